@@ -1,0 +1,50 @@
+# shardmerge: merged language models from mergekit recipes, one shard at a time.
+#
+# Lock, then plan, then run: rules/common.smk decides all jobs from recipes, locks and
+# configuration; the rules below only carry them out.
+
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+
+configfile: "config/config.yaml"
+
+
+report: "report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/lock.smk"
+include: "rules/fetch.smk"
+include: "rules/delta.smk"
+include: "rules/merge.smk"
+include: "rules/package.smk"
+include: "rules/verify.smk"
+include: "rules/benchmark.smk"
+include: "rules/report.smk"
+include: "rules/publish.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        TARGETS.models(),
+        TARGETS.tables(),
+        TARGETS.reports(),
+
+
+rule models:
+    input:
+        TARGETS.models(),
+
+
+rule benchmarks:
+    input:
+        TARGETS.tables(),
+
+
+rule report:
+    input:
+        TARGETS.reports(),

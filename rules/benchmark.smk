@@ -1,0 +1,72 @@
+"""lm-eval over merged models, sources and stages: one job for each model and task.
+
+Needs: whole models, task files; GPUs where `benchmark.device` is cuda.
+Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them. What is measured of a
+source is the same for every build: it lies in results/benchmarks and is copied to each.
+"""
+
+PER_MODEL = BENCHMARK["per"] == "model"
+RUN_BENCHMARK = (
+    "{PYTHON} {SCRIPTS}/benchmark.py --model {params.folder} --name {wildcards.model}"
+    " {params.tasks} --threads {threads} {params.options} > {log} 2>&1"
+)
+
+
+rule run_benchmark:
+    input:
+        lambda w: ancient(measured(w).files),
+    output:
+        results="<results>/benchmarks/{model}/{task}.json",
+        samples="<results>/benchmarks/{model}/{task}.samples.jsonl",
+    log:
+        "<logs>/run_benchmark/{model}/{task}.log",
+    benchmark:
+        "<benchmarks>/run_benchmark/{model}/{task}.tsv"
+    conda:
+        "../envs/benchmark.yaml"
+    threads: RESOURCES["benchmark_threads"]
+    resources:
+        mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
+        runtime=lambda w, attempt: 240 * attempt,
+        gpu=TARGETS.benchmark_gpus,
+    params:
+        identity=lambda w: TARGETS.benchmark_identity(w.model, w.task),
+        folder=lambda w: measured(w).folder,
+        tasks=lambda w, output: f"--task {w.task} --output {output.results}",
+        options=TARGETS.benchmark_options(),
+    shell:
+        RUN_BENCHMARK
+
+
+rule collect_benchmark:
+    localrule: True
+    input:
+        results="<results>/benchmarks/{model}/{task}.json",
+        samples="<results>/benchmarks/{model}/{task}.samples.jsonl",
+    output:
+        results="<results>/{name}/benchmarks/{model}/{task}.json",
+        samples="<results>/{name}/benchmarks/{model}/{task}.samples.jsonl",
+    log:
+        "<logs>/collect_benchmark/{name}/{model}/{task}.log",
+    conda:
+        "../envs/benchmark.yaml"
+    shell:
+        "(cp {input.results} {output.results} && cp {input.samples} {output.samples}) > {log} 2>&1"
+
+
+rule tabulate_benchmarks:
+    input:
+        lambda w: TARGETS.measurements(w.name),
+    output:
+        json="<results>/{name}/benchmarks/table.json",
+        csv="<results>/{name}/benchmarks/table.csv",
+        markdown="<results>/{name}/benchmarks/table.md",
+    log:
+        "<logs>/tabulate_benchmarks/{name}.log",
+    group:
+        "summary"
+    conda:
+        "../envs/benchmark.yaml"
+    shell:
+        "{PYTHON} {SCRIPTS}/benchmark_table.py --results {input} --json {output.json}"
+        " --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"

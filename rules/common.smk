@@ -1,0 +1,125 @@
+"""Configuration and plan: what every rule asks for.
+
+Needs: the configuration, recipes, their locks (made here where they are missing).
+Makes: SETTINGS, PLAN and TARGETS, and the getters that the rules use.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+SCRIPTS = Path(workflow.basedir) / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from shardmerge.errors import UserError
+from shardmerge.planning import load_plan, lock_paths, plan_path
+from shardmerge.settings import load_settings
+from shardmerge.targets import Targets
+
+
+def say(line):
+    """Print one line for the user (to stderr, so that listings stay clean)."""
+    print(f"shardmerge: {line}", file=sys.stderr)
+
+
+def decide():
+    """Return settings, plan and targets; a user's mistake ends the run with its message alone."""
+    try:
+        settings = load_settings(config)
+        head = workflow.is_main_process
+        renew = head and "lock" in sys.argv[1:]
+        plan = load_plan(settings, head=head, renew=renew, say=say)
+        targets = Targets(settings, plan)
+        targets.measured()
+        return settings, plan, targets
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+SETTINGS, PLAN, TARGETS = decide()
+RESOURCES = SETTINGS["resources"]
+BENCHMARK = SETTINGS["benchmark"]
+ON_GPU = SETTINGS["device"] != "cpu"
+# A rule's environment provides `python` where one is deployed; else it is the one that runs this.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+MERGE_OPTIONS = f"--device {SETTINGS['device']} --link {SETTINGS['link']}"
+# Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
+KEPT = (lambda path: path) if SETTINGS["keep_sources"] else temp
+DELTA = temp if SETTINGS["deltas"] == "auto" else (lambda path: path)
+
+
+pathvars:
+    results=SETTINGS["results"],
+
+
+wildcard_constraints:
+    name="|".join(map(re.escape, PLAN.builds)),
+    shard=r"model(-\d{5}-of-\d{5})?",
+    delta=r"delta(-\d{5}-of-\d{5})?",
+    pair="[^/]+",
+    model="[^/]+",
+    task="[^/]+",
+
+
+def build(w):
+    return PLAN.builds[w.name]
+
+
+def shard_job(w):
+    return TARGETS.shard(w.name, w.shard)
+
+
+def delta_job(w):
+    return TARGETS.delta(w.pair, w.delta)
+
+
+def measured(w):
+    return TARGETS.measured()[w.model]
+
+
+def fetch_job(w):
+    return PLAN.fetches[f"resources/models/{w.repo}@{w.commit}/{w.file}"]
+
+
+def fetch_arguments(w):
+    """Return what fetch.py is told of a file: where it is and what it must be."""
+    job = fetch_job(w)
+    content = f"--sha256 {job.sha256}" if job.sha256 else f"--git-oid {job.git_oid}"
+    file = f"--repo {job.repo} --commit {job.commit} --file '{job.file}'"
+    return f"{file} --size {job.size} {content}"
+
+
+def records(w):
+    return TARGETS.per_shard(w.name, "records")
+
+
+def package_files(w):
+    return TARGETS.package_files(w.name)
+
+
+def tables(w):
+    """Return the benchmark table of a build as a list: empty where nothing is measured."""
+    return [t for t in TARGETS.tables() if t.split("/")[-3] == w.name]
+
+
+def megabytes(count, spare=0):
+    """Return bytes as whole megabytes for a resource."""
+    return max(1, -(-count // 1_000_000)) + spare
+
+
+def minutes(count, megabytes_per_second, attempt):
+    """Return the run time to ask for when so many bytes must move; more on every attempt."""
+    return attempt * (5 + int(count / megabytes_per_second / 60e6))
+
+
+def shard_minutes(job, attempt):
+    return minutes(job.bytes_read + job.bytes_written, RESOURCES["disk_mb_per_second"], attempt)
+
+
+def benchmark_megabytes(w):
+    if RESOURCES["benchmark_mem_mb"]:
+        return RESOURCES["benchmark_mem_mb"]
+    return megabytes(2 * measured(w).size, 2000)

@@ -1,0 +1,32 @@
+"""Task vectors that are worth a file: what makes a fine-tuned model differ from its base.
+
+Needs: the fine-tuned model's file and the base model's files that hold the same tensors.
+Makes: results/deltas/FINETUNED-minus-BASE-DTYPE/delta-0000k-of-0000n.safetensors.
+"""
+
+
+rule store_delta:
+    input:
+        sources=lambda w: ancient(delta_job(w).sources),
+    output:
+        shard=DELTA("<results>/deltas/{pair}/{delta}.safetensors"),
+        record="<results>/deltas/{pair}/records/{delta}.json",
+    log:
+        "<logs>/store_delta/{pair}/{delta}.log",
+    benchmark:
+        "<benchmarks>/store_delta/{pair}/{delta}.tsv"
+    retries: 1
+    conda:
+        "../envs/merge.yaml"
+    threads: RESOURCES["merge_threads"]
+    resources:
+        mem_mb=lambda w, attempt: megabytes(delta_job(w).memory) * attempt,
+        disk_mb=lambda w: megabytes(delta_job(w).bytes_written),
+        runtime=lambda w, attempt: shard_minutes(delta_job(w), attempt),
+        gpu=int(ON_GPU),
+    params:
+        spec=lambda w: delta_job(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/merge.py --spec {params.spec} --sources {input.sources}"
+        " --output {output.shard} --record {output.record} --threads {threads}"
+        " {MERGE_OPTIONS} > {log} 2>&1"

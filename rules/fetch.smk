@@ -1,0 +1,33 @@
+"""Source files from the Hugging Face Hub: one job a file, resumable, checked against the lock.
+
+Needs: the network and, for gated models, a token (HF_TOKEN or the login file).
+Makes: resources/models/MODEL@COMMIT/FILE.
+"""
+
+
+rule fetch_file:
+    output:
+        KEPT("<resources>/models/{repo}@{commit}/{file}"),
+    log:
+        "<logs>/fetch_file/{repo}@{commit}/{file}.log",
+    benchmark:
+        "<benchmarks>/fetch_file/{repo}@{commit}/{file}.tsv"
+    wildcard_constraints:
+        repo="[^/@]+",
+        commit="[0-9a-f]{40}",
+        file=".+",
+    retries: 3
+    conda:
+        "../envs/fetch.yaml"
+    threads: 1
+    resources:
+        hub=1,
+        mem_mb=lambda w, attempt: 500 * attempt,
+        disk_mb=lambda w: megabytes(fetch_job(w).size),
+        runtime=lambda w, attempt: minutes(
+            fetch_job(w).size, RESOURCES["network_mb_per_second"], attempt
+        ),
+    params:
+        source=fetch_arguments,
+    shell:
+        "{PYTHON} {SCRIPTS}/fetch.py {params.source} --output {output} > {log} 2>&1"

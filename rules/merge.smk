@@ -1,0 +1,33 @@
+"""Output shards: one job each, its memory independent of tensor, shard and model.
+
+Needs: the source files that hold the shard's tensors, stored task vectors where there are some.
+Makes: results/NAME/model/model-0000k-of-0000n.safetensors and a record of how it went.
+"""
+
+
+rule merge_shard:
+    input:
+        sources=lambda w: ancient(shard_job(w).sources),
+        deltas=lambda w: ancient(shard_job(w).deltas),
+    output:
+        shard="<results>/{name}/model/{shard}.safetensors",
+        record="<results>/{name}/records/{shard}.json",
+    log:
+        "<logs>/merge_shard/{name}/{shard}.log",
+    benchmark:
+        "<benchmarks>/merge_shard/{name}/{shard}.tsv"
+    retries: 1
+    conda:
+        "../envs/merge.yaml"
+    threads: RESOURCES["merge_threads"]
+    resources:
+        mem_mb=lambda w, attempt: megabytes(shard_job(w).memory) * attempt,
+        disk_mb=lambda w: megabytes(shard_job(w).bytes_written),
+        runtime=lambda w, attempt: shard_minutes(shard_job(w), attempt),
+        gpu=int(ON_GPU),
+    params:
+        spec=lambda w: shard_job(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/merge.py --spec {params.spec} --sources {input.sources}"
+        " --deltas {input.deltas} --output {output.shard} --record {output.record}"
+        " --threads {threads} {MERGE_OPTIONS} > {log} 2>&1"

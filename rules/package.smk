@@ -1,0 +1,120 @@
+"""What surrounds the weights: config, index, tokenizer, recipe, card, provenance, checksums.
+
+Needs: the build's description in the plan, small files of the sources, the shards' records.
+Makes: all other files of results/NAME/model.
+"""
+
+
+rule write_config:
+    input:
+        config=lambda w: ancient(build(w).files["config.json"]),
+    output:
+        config="<results>/{name}/model/config.json",
+        recipe="<results>/{name}/model/mergekit_config.yml",
+    log:
+        "<logs>/write_config/{name}.log",
+    group:
+        "package"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/write_config.py --build {params.build} --source {input.config}"
+        " --output {output.config} --recipe {output.recipe} > {log} 2>&1"
+
+
+rule write_index:
+    output:
+        "<results>/{name}/model/model.safetensors.index.json",
+    log:
+        "<logs>/write_index/{name}.log",
+    group:
+        "package"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/write_index.py --build {params.build} --output {output} > {log} 2>&1"
+
+
+rule copy_file:
+    input:
+        lambda w: ancient(build(w).files[w.file]),
+    output:
+        "<results>/{name}/model/{file}",
+    log:
+        "<logs>/copy_file/{name}/{file}.log",
+    group:
+        "package"
+    wildcard_constraints:
+        file="|".join(map(re.escape, TARGETS.copied_files())),
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "(cp {input} {output}.part && mv {output}.part {output}) > {log} 2>&1"
+
+
+rule write_card:
+    input:
+        verified="<results>/{name}/verify.json",
+        table=tables,
+    output:
+        "<results>/{name}/model/README.md",
+    log:
+        "<logs>/write_card/{name}.log",
+    group:
+        "summary"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        card=json.dumps(SETTINGS["card"], sort_keys=True),
+        table=lambda w, input: f"--benchmarks {input.table}" if input.table else "",
+    shell:
+        "{PYTHON} {SCRIPTS}/write_card.py --build {params.build} --card {params.card:q}"
+        " {params.table} --output {output} > {log} 2>&1"
+
+
+rule write_provenance:
+    input:
+        records=records,
+        verified="<results>/{name}/verify.json",
+        files=package_files,
+        card="<results>/{name}/model/README.md",
+    output:
+        "<results>/{name}/model/provenance.json",
+    log:
+        "<logs>/write_provenance/{name}.log",
+    group:
+        "summary"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/write_provenance.py --build {params.build} --records {input.records}"
+        " --verify {input.verified} --files {input.files} {input.card}"
+        " --output {output} > {log} 2>&1"
+
+
+rule write_checksums:
+    input:
+        records=records,
+        files=package_files,
+        card="<results>/{name}/model/README.md",
+        provenance="<results>/{name}/model/provenance.json",
+    output:
+        "<results>/{name}/model/SHA256SUMS",
+    log:
+        "<logs>/write_checksums/{name}.log",
+    group:
+        "summary"
+    conda:
+        "../envs/merge.yaml"
+    shell:
+        "{PYTHON} {SCRIPTS}/write_checksums.py --files {input.files} {input.card}"
+        " {input.provenance} --records {input.records} --output {output} > {log} 2>&1"

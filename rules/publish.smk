@@ -1,0 +1,32 @@
+"""Upload of finished models to the Hub. Nothing else in the workflow sends anything anywhere.
+
+Needs: a verified model, `publish.repository`, a token with the right to write.
+Makes: results/NAME/published.json, a receipt.
+"""
+
+
+rule publish_model:
+    localrule: True
+    input:
+        checksums="<results>/{name}/model/SHA256SUMS",
+        verified="<results>/{name}/verify.json",
+    output:
+        "<results>/{name}/published.json",
+    log:
+        "<logs>/publish_model/{name}.log",
+    conda:
+        "../envs/fetch.yaml"
+    params:
+        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        repository=lambda w: TARGETS.repository(w.name),
+        visibility="" if SETTINGS["publish"]["private"] else "--public",
+    message:
+        "Uploading {params.model} to {params.repository} ({params.visibility})"
+    shell:
+        "{PYTHON} {SCRIPTS}/publish.py --folder {params.model} --verify {input.verified}"
+        " --repo {params.repository} {params.visibility} --output {output} > {log} 2>&1"
+
+
+rule publish:
+    input:
+        TARGETS.receipts(),

@@ -1,0 +1,114 @@
+"""What people look at: coefficients, task-vector norms, benchmarks, times, the plan.
+
+Needs: the plan, the jobs' records, the benchmark table.
+Makes: results/NAME/report, and `snakemake --report report.html` puts all of it in one file.
+"""
+
+
+rule tabulate_plan:
+    output:
+        report(
+            "<results>/{name}/report/plan.html",
+            caption="../report/plan.rst",
+            category="{name}",
+            labels={"what": "plan"},
+        ),
+    log:
+        "<logs>/tabulate_plan/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        plan=plan_path(SETTINGS),
+    shell:
+        "{PYTHON} {SCRIPTS}/tabulate_plan.py --plan {params.plan} --name {wildcards.name}"
+        " --output {output} > {log} 2>&1"
+
+
+rule plot_coefficients:
+    output:
+        report(
+            "<results>/{name}/report/coefficients.svg",
+            caption="../report/coefficients.rst",
+            category="{name}",
+            labels={"what": "coefficients"},
+        ),
+    log:
+        "<logs>/plot_coefficients/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/plot_coefficients.py --build {params.build}"
+        " --output {output} > {log} 2>&1"
+
+
+rule plot_norms:
+    input:
+        records=records,
+        deltas=lambda w: TARGETS.delta_records(w.name),
+    output:
+        plot=report(
+            "<results>/{name}/report/norms.svg",
+            caption="../report/norms.rst",
+            category="{name}",
+            labels={"what": "task vector"},
+        ),
+        table="<results>/{name}/report/norms.tsv",
+    log:
+        "<logs>/plot_norms/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/plot_norms.py --build {params.build}"
+        " --records {input.records} {input.deltas}"
+        " --output {output.plot} --table {output.table} > {log} 2>&1"
+
+
+rule plot_timings:
+    input:
+        records,
+    output:
+        report(
+            "<results>/{name}/report/timings.svg",
+            caption="../report/timings.rst",
+            category="{name}",
+            labels={"what": "time"},
+        ),
+    log:
+        "<logs>/plot_timings/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    shell:
+        "{PYTHON} {SCRIPTS}/plot_timings.py --records {input} --output {output} > {log} 2>&1"
+
+
+rule plot_benchmarks:
+    input:
+        "<results>/{name}/benchmarks/table.json",
+    output:
+        report(
+            "<results>/{name}/report/benchmarks.svg",
+            caption="../report/benchmarks.rst",
+            category="{name}",
+            labels={"what": "benchmarks"},
+        ),
+    log:
+        "<logs>/plot_benchmarks/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    shell:
+        "{PYTHON} {SCRIPTS}/plot_benchmarks.py --table {input} --output {output} > {log} 2>&1"

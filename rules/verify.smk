@@ -1,0 +1,52 @@
+"""The model is whole, finite, and what the plan said.
+
+Needs: the shards, the files that they were made from, the package.
+Makes: results/NAME/checks/SHARD.json (a sample of each tensor, recomputed in float64) and
+results/NAME/verify.json.
+"""
+
+
+rule check_shard:
+    input:
+        shard="<results>/{name}/model/{shard}.safetensors",
+        sources=lambda w: ancient(shard_job(w).sources),
+        deltas=lambda w: ancient(shard_job(w).deltas),
+    output:
+        "<results>/{name}/checks/{shard}.json",
+    log:
+        "<logs>/check_shard/{name}/{shard}.log",
+    conda:
+        "../envs/merge.yaml"
+    resources:
+        mem_mb=lambda w, attempt: megabytes(shard_job(w).memory) * attempt,
+        runtime=10,
+    params:
+        spec=lambda w: shard_job(w).digest,
+    shell:
+        "{PYTHON} {SCRIPTS}/check_shard.py --spec {params.spec} --shard {input.shard}"
+        " --sources {input.sources} --deltas {input.deltas} --output {output} > {log} 2>&1"
+
+
+rule verify_model:
+    input:
+        shards=lambda w: TARGETS.shards(w.name),
+        records=records,
+        checks=lambda w: TARGETS.per_shard(w.name, "checks"),
+        files=package_files,
+    output:
+        "<results>/{name}/verify.json",
+    log:
+        "<logs>/verify_model/{name}.log",
+    conda:
+        "../envs/benchmark.yaml"
+    resources:
+        mem_mb=lambda w: min(
+            megabytes(sum(job.bytes_written for job in build(w).shards), 2000), 12000
+        ),
+        runtime=30,
+    params:
+        build=lambda w: build(w).digest,
+        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+    shell:
+        "{PYTHON} {SCRIPTS}/verify_model.py --build {params.build} --model {params.model}"
+        " --checks {input.checks} --records {input.records} --output {output} > {log} 2>&1"

@@ -1,0 +1,64 @@
+"""Write one shard of a merged model, or of a task vector, from its specification."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from shardmerge.cli import run
+from shardmerge.engine import build_shard
+from shardmerge.files import write_json
+from shardmerge.planning import load_spec
+from shardmerge.stored import stored_deltas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True, help="digest of the specification")
+    parser.add_argument("--sources", nargs="*", default=[], help="files, in its order")
+    parser.add_argument("--deltas", nargs="*", default=[], help="stored task vectors")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--record", required=True, type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
+    args = parser.parse_args()
+
+    spec = load_spec(args.spec)
+    deltas = [Path(path) for path in args.deltas]
+    files = spec.required_files(stored_deltas(spec, deltas))
+    record = build_shard(
+        spec,
+        dict(zip(files, map(Path, args.sources), strict=True)),
+        args.output,
+        deltas=deltas,
+        threads=args.threads,
+        device=args.device,
+        link=args.link,
+        progress=_Progress(args.output.name),
+    )
+    write_json(args.record, {"spec": args.spec, **record.to_json()})
+
+
+class _Progress:
+    """Prints a line every few seconds, and at the end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last < 5:
+            return
+        self._last = now
+        rate = done / max(now - self._start, 1e-9) / 1e6
+        share = 100 * done // max(total, 1)
+        print(f"{self._name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({share} %), "
+              f"{rate:,.0f} MB/s", file=sys.stderr, flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""The one map of data types: safetensors code, recipe name, size in bytes, kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardmerge.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class DType:
+    """A tensor element type.
+
+    Args:
+        code: Name in a safetensors header, such as ``F16``.
+        name: Name in torch and in recipes, such as ``float16``.
+        size: Bytes of one element.
+        floating: Whether it can be merged (the others are only copied).
+        combine: Code of the type that sums of it are computed in.
+    """
+
+    code: str
+    name: str
+    size: int
+    floating: bool = False
+    combine: str | None = None
+
+
+DTYPES = {
+    d.code: d
+    for d in (
+        DType("F64", "float64", 8, True, "F64"),
+        DType("F32", "float32", 4, True, "F32"),
+        DType("F16", "float16", 2, True, "F32"),
+        DType("BF16", "bfloat16", 2, True, "F32"),
+        DType("F8_E4M3", "float8_e4m3fn", 1),
+        DType("F8_E5M2", "float8_e5m2", 1),
+        DType("I64", "int64", 8),
+        DType("I32", "int32", 4),
+        DType("I16", "int16", 2),
+        DType("I8", "int8", 1),
+        DType("U64", "uint64", 8),
+        DType("U32", "uint32", 4),
+        DType("U16", "uint16", 2),
+        DType("U8", "uint8", 1),
+        DType("BOOL", "bool", 1),
+    )
+}
+MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
+
+
+def dtype_code(name: str, where: str | None = None) -> str:
+    """Return the safetensors code of a dtype as recipes write it (``float16``, ``torch.float16``).
+
+    Raises:
+        UserError: If models cannot be merged in that type.
+    """
+    plain = str(name).removeprefix("torch.")
+    if plain not in MERGEABLE:
+        raise UserError(
+            f"dtype {name!r} is not one that models are merged in",
+            where,
+            did_you_mean(plain, MERGEABLE),
+        )
+    return MERGEABLE[plain]
+
+
+def combine_dtype(codes: list[str] | tuple[str, ...]) -> str:
+    """Return the code of the type in which values of these types are combined."""
+    return "F64" if "F64" in codes else "F32"

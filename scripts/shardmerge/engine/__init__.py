@@ -1,0 +1,7 @@
+"""The streaming engine: one safetensors shard from its specification, in flat memory."""
+
+from shardmerge.engine.build import build_shard
+from shardmerge.engine.memory import workspace_bytes
+from shardmerge.engine.record import ShardRecord
+
+__all__ = ["ShardRecord", "build_shard", "workspace_bytes"]

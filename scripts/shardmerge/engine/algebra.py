@@ -1,0 +1,96 @@
+"""What the engine asks of an expression before it computes it. Pure: no torch, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from shardmerge import expression as ex
+from shardmerge.dtypes import combine_dtype
+from shardmerge.registry import kernel_of
+
+#: What is read from a file: a tensor of a source, or a task vector that is stored.
+FileLeaf = ex.Source | ex.Delta
+
+
+def simplify(expression: ex.Expression) -> ex.Expression:
+    """Return the expression without outer steps that change no value (times 1, cast to itself)."""
+    match expression:
+        case ex.Linear(((1.0, operand),)):
+            return simplify(operand)
+        case ex.Cast(operand, dtype):
+            inner = simplify(operand)
+            if isinstance(inner, ex.Source) and inner.dtype == dtype:
+                return inner
+    return expression
+
+
+def combine(expression: ex.Expression) -> str:
+    """Return the code of the type that an expression's sums are computed in, F32 or F64."""
+    named = [
+        part.dtype
+        for part in ex.walk(expression)
+        if isinstance(part, ex.Source | ex.Delta | ex.Cast)
+    ]
+    return combine_dtype(named)
+
+
+def is_whole(expression: ex.Expression, numerics: str) -> bool:
+    """Whether an expression is a call that must see the whole tensor at once."""
+    return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
+
+
+def leaves(
+    expression: ex.Expression, stored: Collection[ex.Delta], numerics: str
+) -> tuple[tuple[FileLeaf, ...], tuple[ex.Call, ...]]:
+    """Return what a blockwise evaluation starts from: tensors in files, results of whole calls.
+
+    Args:
+        expression: What is evaluated; if it is a whole call itself, that is its only leaf.
+        stored: Task vectors that are read and not computed.
+        numerics: Decides which calls are elementwise.
+
+    Returns:
+        Distinct leaves of either kind, in order of first use.
+    """
+    files: dict[FileLeaf, None] = {}
+    calls: dict[ex.Call, None] = {}
+
+    def visit(part: ex.Expression) -> None:
+        if isinstance(part, ex.Source) or (isinstance(part, ex.Delta) and part in stored):
+            files[part] = None
+        elif is_whole(part, numerics):
+            calls[part] = None
+        else:
+            for operand in ex.operands(part):
+                visit(operand)
+
+    visit(expression)
+    return tuple(files), tuple(calls)
+
+
+def file_leaves(
+    expression: ex.Expression, stored: Collection[ex.Delta]
+) -> Iterator[FileLeaf]:
+    """Yield every tensor that is read for an expression, those under whole calls too."""
+    if isinstance(expression, ex.Source) or (
+        isinstance(expression, ex.Delta) and expression in stored
+    ):
+        yield expression
+    else:
+        for operand in ex.operands(expression):
+            yield from file_leaves(operand, stored)
+
+
+def direct_deltas(expression: ex.Expression, numerics: str) -> tuple[ex.Delta, ...]:
+    """Return the distinct task vectors of an expression that are not under a whole call."""
+    found: dict[ex.Delta, None] = {}
+
+    def visit(part: ex.Expression) -> None:
+        if isinstance(part, ex.Delta):
+            found[part] = None
+        if not is_whole(part, numerics):
+            for operand in ex.operands(part):
+                visit(operand)
+
+    visit(expression)
+    return tuple(found)

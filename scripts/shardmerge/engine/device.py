@@ -1,0 +1,133 @@
+"""Where blocks are computed: in the slots' own memory, or on an accelerator beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shardmerge.engine.layout import Window
+from shardmerge.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Buffer:
+    """Page-aligned host memory, as bytes and, where torch is used, as a tensor of uint8."""
+
+    memory: memoryview
+    tensor: torch.Tensor | None = None
+
+
+@dataclass
+class Slot:
+    """The buffers that a window travels in: its output, and what it is computed from."""
+
+    output: Buffer
+    arena: Buffer
+    window: Window = field(init=False)
+
+
+def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> Buffer:
+    """Return a buffer of at least one byte.
+
+    Args:
+        length: Bytes.
+        tensor: Whether torch will compute in it.
+        pinned: Whether an accelerator copies from and to it by itself.
+    """
+    length = max(length, 1)
+    if pinned:
+        import torch
+
+        pages = torch.empty(length, dtype=torch.uint8, pin_memory=True)
+        return Buffer(memoryview(pages.numpy()), pages)
+    pages = mmap.mmap(-1, length)
+    if not tensor:
+        return Buffer(memoryview(pages))
+    import torch
+
+    return Buffer(memoryview(pages), torch.frombuffer(pages, dtype=torch.uint8))
+
+
+def check_device(device: str) -> None:
+    """Show that a device can be used.
+
+    Raises:
+        UserError: If it is unknown or not there.
+    """
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {device!r}", "device", "Known here: cpu, cuda.")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                "torch finds no CUDA device", "device", "Write `device: cpu` in the configuration."
+            )
+
+
+class Host:
+    """Computing in the slots' own memory."""
+
+    name = "cpu"
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this the place where torch computes in the calling thread."""
+        yield
+
+    def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+        """Return a buffer's first bytes where they can be computed with."""
+        return buffer.tensor[:length]
+
+    def outputs(self, buffer: Buffer) -> torch.Tensor:
+        """Return a tensor of a buffer's length in bytes that results are written to."""
+        return buffer.tensor
+
+    def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+        """Bring a range of the results to the buffer."""
+
+    def wait(self) -> None:
+        """Return when all that was asked for is done."""
+
+
+class Cuda:
+    """Computing on a CUDA device, in a stream of its own, beside pinned buffers.
+
+    Lanes with streams of their own overlap one's copies with another's computing.
+    """
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch: Any = torch
+        self._stream = torch.cuda.Stream()
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Make this the place where torch computes in the calling thread."""
+        with self._torch.cuda.stream(self._stream):
+            yield
+
+    def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+        """Return a buffer's first bytes where they can be computed with."""
+        return buffer.tensor[:length].to("cuda", non_blocking=True)
+
+    def outputs(self, buffer: Buffer) -> torch.Tensor:
+        """Return a tensor of a buffer's length in bytes that results are written to."""
+        return self._torch.empty_like(buffer.tensor, device="cuda")
+
+    def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+        """Bring a range of the results to the buffer."""
+        buffer.tensor[begin:end].copy_(results[begin:end], non_blocking=True)
+
+    def wait(self) -> None:
+        """Return when all that was asked for is done."""
+        self._stream.synchronize()

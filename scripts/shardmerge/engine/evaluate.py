@@ -1,0 +1,259 @@
+"""An expression as a chain of torch operations on blocks, over buffers that are made once.
+
+Every product and every sum is rounded once, in the order of the expression, so that the result
+is the same on every processor: fused multiply-add, which torch's ``add(alpha=)`` uses on some,
+is kept out on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from shardmerge import expression as ex
+from shardmerge.dtypes import DTYPES
+from shardmerge.engine.algebra import combine, leaves
+from shardmerge.registry import Group, kernel_of
+
+
+@dataclass(slots=True)
+class Block:
+    """Consecutive elements of a tensor that are evaluated at once.
+
+    Args:
+        views: The elements of each leaf, one-dimensional, in the leaf's own dtype.
+        first, count: Place in the flattened tensor.
+        squares: Filled with (number of a task vector, its sum of squares, its base's).
+    """
+
+    views: Sequence[torch.Tensor]
+    first: int
+    count: int
+    squares: list[tuple[int, torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
+
+
+Operation = Callable[[Block], torch.Tensor]
+
+
+class Registers:
+    """Buffers of one block each, made when first asked for.
+
+    Args:
+        length: Elements of a block at most.
+        device: Where they lie.
+    """
+
+    def __init__(self, length: int, device: torch.device) -> None:
+        self.length = length
+        self.device = device
+        self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+
+    def get(self, dtype: str, index: int) -> torch.Tensor:
+        """Return the buffer of that dtype and number."""
+        if (dtype, index) not in self._buffers:
+            self._buffers[dtype, index] = torch.empty(
+                self.length, dtype=torch_dtype(dtype), device=self.device
+            )
+        return self._buffers[dtype, index]
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """Return torch's dtype of a safetensors code."""
+    return getattr(torch, DTYPES[code].name)
+
+
+def round_into(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Write values to a tensor, rounded once, to nearest, ties to even.
+
+    torch rounds float64 to float32 on the way to 16 bits, so twice. Rounding to odd first makes
+    the second rounding right: Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819.
+    """
+    if value.dtype == torch.float64 and target.element_size() == 2:
+        narrow = value.float()
+        wide = narrow.double()
+        bits = narrow.view(torch.int32)
+        bits -= (wide.abs() > value.abs()).int()
+        bits |= (wide != value).int()
+        value = narrow
+    target.copy_(value)
+
+
+class Evaluator:
+    """An expression, ready to be evaluated block by block.
+
+    The result of a call is a leaf's view, a register, or fresh memory: use it before the next.
+    In float32 numerics it is in the type that sums are computed in (``algebra.combine``) or a
+    leaf's own; in mergekit numerics it is in the dtype that the expression states.
+
+    Args:
+        expression: What is evaluated; its whole calls are leaves.
+        stored: Task vectors that are read and not computed.
+        numerics: One of ``spec.NUMERICS``.
+        registers: Buffers to compute in; evaluators of one thread share them.
+        squares: Numbers of the task vectors whose sums of squares are wanted; taken out as they
+            are found, so that one that stands twice counts once.
+    """
+
+    def __init__(
+        self,
+        expression: ex.Expression,
+        stored: Collection[ex.Delta],
+        numerics: str,
+        registers: Registers,
+        squares: dict[ex.Delta, int] | None = None,
+    ) -> None:
+        self.files, self.calls = leaves(expression, stored, numerics)
+        self._numerics = numerics
+        self._mergekit = numerics != "float32"
+        self._registers = registers
+        self._views = {leaf: i for i, leaf in enumerate((*self.files, *self.calls))}
+        self._squares = {} if squares is None else squares
+        self.run = self._compile(expression, 0)
+
+    def _compile(self, node: ex.Expression, k: int) -> Operation:
+        """Return the operation of a node.
+
+        Its result is in register k of some dtype unless it is a view or fresh, and it may use
+        every register from k on.
+        """
+        if node in self._views:
+            return self._leaf(node, k)
+        match node:
+            case ex.Delta():
+                return self._delta(node, k)
+            case ex.Linear():
+                return self._linear(node, k)
+            case ex.Cast():
+                return self._cast(self._compile(node.operand, k), node.dtype, k)
+            case ex.Call():
+                return self._call(node, k)
+        raise TypeError(f"cannot be evaluated: {node!r}")
+
+    def _buffer(self, dtype: str, k: int) -> Callable[[int], torch.Tensor]:
+        full = self._registers.get(dtype, k)
+        return lambda count: full if count == len(full) else full[:count]
+
+    def _widen(self, operation: Operation, dtype: str, k: int) -> Operation:
+        """Return the operation with its result in a wider dtype, in register k if it was not."""
+        buffer, wanted = self._buffer(dtype, k), torch_dtype(dtype)
+
+        def widen(block: Block) -> torch.Tensor:
+            value = operation(block)
+            return value if value.dtype == wanted else buffer(block.count).copy_(value)
+
+        return widen
+
+    def _cast(self, operation: Operation, dtype: str, k: int) -> Operation:
+        buffer, wanted = self._buffer(dtype, k), torch_dtype(dtype)
+        once = not self._mergekit
+
+        def cast(block: Block) -> torch.Tensor:
+            value = operation(block)
+            if value.dtype == wanted:
+                return value
+            target = buffer(block.count)
+            if once:
+                round_into(target, value)
+            else:
+                target.copy_(value)
+            return target
+
+        return cast
+
+    def _leaf(self, node: ex.Expression, k: int) -> Operation:
+        index = self._views[node]
+
+        def view(block: Block) -> torch.Tensor:
+            return block.views[index]
+
+        number = self._squares.pop(node, None)
+        if number is None:
+            return view
+        wide = self._widen(view, combine(node), k)
+
+        def measured(block: Block) -> torch.Tensor:
+            value = wide(block)
+            block.squares.append((number, torch.dot(value, value), None))
+            return value
+
+        return view if self._mergekit else measured
+
+    def _delta(self, node: ex.Delta, k: int) -> Operation:
+        dtype = combine(node)
+        left = self._widen(self._compile(node.finetuned, k), dtype, k)
+        right = self._widen(self._compile(node.base, k + 1), dtype, k + 1)
+        result, rounded = self._buffer(dtype, k), self._buffer(node.dtype, k)
+        number = self._squares.pop(node, None)
+        exact, stated = node.dtype == dtype, self._mergekit
+
+        def delta(block: Block) -> torch.Tensor:
+            finetuned, base = left(block), right(block)
+            value = torch.sub(finetuned, base, out=result(block.count))
+            if not exact:
+                narrow = rounded(block.count)
+                round_into(narrow, value)
+                value.copy_(narrow)
+            if number is not None:
+                squares = torch.dot(value, value), torch.dot(base, base)
+                block.squares.append((number, *squares))
+            return narrow if stated and not exact else value
+
+        return delta
+
+    def _linear(self, node: ex.Linear, k: int) -> Operation:
+        dtype = combine(node)
+        result = self._buffer(dtype, k)
+        terms = []
+        for number, (coefficient, operand) in enumerate(node.terms):
+            place = k if number == 0 else k + 1
+            terms.append(self._scaled(coefficient, operand, dtype, place))
+        first, *others = terms
+
+        def linear(block: Block) -> torch.Tensor:
+            value = first(block)
+            for term in others:
+                value = torch.add(value, term(block), out=result(block.count))
+            return value
+
+        return linear
+
+    def _scaled(self, coefficient: float, operand: ex.Expression, dtype: str, k: int) -> Operation:
+        operation = self._widen(self._compile(operand, k), dtype, k)
+        buffer = self._buffer(dtype, k)
+        if coefficient == 1.0:
+            return operation
+
+        def scaled(block: Block) -> torch.Tensor:
+            return torch.mul(operation(block), coefficient, out=buffer(block.count))
+
+        return scaled
+
+    def _call(self, node: ex.Call, k: int) -> Operation:
+        kernel, _ = kernel_of(node.method, self._numerics)
+        inputs = [self._compile(operand, k + i) for i, operand in enumerate(node.inputs)]
+        if not self._mergekit:
+            dtype = combine(node)
+            inputs = [self._widen(one, dtype, k + i) for i, one in enumerate(inputs)]
+
+        def call(block: Block) -> torch.Tensor:
+            tensors = [one(block) for one in inputs]
+            result = kernel(group(node, tensors, block.first))
+            passed = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
+            return result.clone() if passed else result  # not in a register that others use
+
+        return call
+
+
+def group(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Group:
+    """Return what a call's kernel is given."""
+    return Group(
+        tensors=tensors,
+        base=call.base,
+        parameters=dict(call.parameters),
+        per_input=dict(call.per_input),
+        name=call.tensor,
+        models=call.models,
+        offset=first,
+    )

@@ -1,0 +1,168 @@
+"""The files that a job reads, checked against its specification before anything is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmerge import expression as ex
+from shardmerge.dtypes import DTYPES
+from shardmerge.engine.algebra import FileLeaf, file_leaves
+from shardmerge.engine.record import Tally
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.headers import Header, TensorEntry, read_header
+from shardmerge.spec import ShardSpec, delta_name
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a tensor's bytes lie: number of the open file, first byte, dtype code."""
+
+    file: int
+    begin: int
+    dtype: str
+
+
+class Inputs(contextlib.AbstractContextManager):
+    """The open source files and stored task vectors of a job.
+
+    Args:
+        spec: The shard that is built.
+        inputs: Local path of each (model, file) of the specification that must be read.
+        deltas: Files of stored task vectors.
+        tally: Where bytes read are counted.
+
+    Raises:
+        UserError: If a file is missing, unreadable, or not what the specification says.
+    """
+
+    def __init__(
+        self,
+        spec: ShardSpec,
+        inputs: Mapping[tuple[str, str], Path],
+        deltas: Sequence[Path],
+        tally: Tally,
+    ) -> None:
+        self._tally = tally
+        self._open = contextlib.ExitStack()
+        self._paths: list[Path] = []
+        self._fds: list[int] = []
+        self._locations: dict[FileLeaf, Location] = {}
+        self.headers: list[Header] = []
+        try:
+            self._find_deltas(spec, deltas)
+            self.stored = frozenset(self._locations)
+            numbers = {key: self._add(key, inputs) for key in spec.required_files(self.stored)}
+            for tensor in spec.tensors:
+                for leaf in file_leaves(tensor.expression, self.stored):
+                    if leaf not in self._locations:
+                        number = numbers[leaf.model, leaf.file]
+                        self._locations[leaf] = self._check(leaf, number)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def locate(self, leaf: FileLeaf) -> Location:
+        """Return where a tensor of the specification lies."""
+        return self._locations[leaf]
+
+    def path(self, file: int) -> Path:
+        """Return an open file's path."""
+        return self._paths[file]
+
+    def size(self, file: int) -> int:
+        """Return an open file's size in bytes."""
+        return os.fstat(self._fds[file]).st_size
+
+    def will_need(self, file: int, offset: int, length: int) -> None:
+        """Tell the kernel that a range will be read soon."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fds[file], offset, length, os.POSIX_FADV_WILLNEED)
+
+    def read(self, file: int, offset: int, into: memoryview) -> None:
+        """Fill a buffer with a file's bytes from an offset on.
+
+        Raises:
+            UserError: If the file cannot be read or has become shorter.
+        """
+        done = 0
+        while done < len(into):
+            try:
+                count = os.preadv(self._fds[file], [into[done:]], offset + done)
+            except OSError as error:
+                where = str(self._paths[file])
+                raise UserError(f"cannot be read ({error.strerror})", where) from None
+            if count == 0:
+                raise UserError(
+                    f"ends before byte {offset + len(into)}: it was cut while it was read",
+                    str(self._paths[file]),
+                )
+            done += count
+        self._tally.add(read=done)
+
+    def _add(self, key: tuple[str, str], inputs: Mapping[tuple[str, str], Path]) -> int:
+        if key not in inputs:
+            raise UserError(f"no local path was given for file {key[1]!r}", f"model {key[0]!r}")
+        return self._add_file(Path(inputs[key]))
+
+    def _add_file(self, path: Path) -> int:
+        self.headers.append(read_header(path))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._open.callback(os.close, fd)
+        self._paths.append(path)
+        self._fds.append(fd)
+        return len(self._fds) - 1
+
+    def _find_deltas(self, spec: ShardSpec, paths: Sequence[Path]) -> None:
+        """Locate the stored task vectors that the specification's expressions are made of."""
+        if not paths:
+            return
+        wanted = {
+            delta_name(delta, spec.files): delta
+            for tensor in spec.tensors
+            for delta in ex.deltas(tensor.expression)
+        }
+        for path in map(Path, paths):
+            number = self._add_file(path)
+            for name, entry in self.headers[number].tensors.items():
+                if delta := wanted.pop(name, None):
+                    where = f"stored task vectors in {path}"
+                    _compare(entry, name, delta.dtype, delta.shape, where)
+                    self._locations[delta] = Location(number, entry.begin, entry.dtype)
+
+    def _check(self, source: ex.Source, number: int) -> Location:
+        where = f"model {source.model!r}, file {source.file!r}"
+        tensors = self.headers[number].tensors
+        if source.tensor not in tensors:
+            raise UserError(
+                f"has no tensor {source.tensor!r} (read from {self._paths[number]})",
+                where,
+                did_you_mean(source.tensor, tensors),
+            )
+        entry = tensors[source.tensor]
+        _compare(entry, source.tensor, source.dtype, source.shape, where)
+        return Location(number, entry.begin, entry.dtype)
+
+
+def _compare(
+    entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], where: str
+) -> None:
+    if (entry.dtype, entry.shape) != (dtype, tuple(shape)):
+        raise UserError(
+            f"tensor {name!r} is {entry.dtype}{list(entry.shape)}, but the plan was made for "
+            f"{dtype}{list(shape)}",
+            where,
+            "The file changed since the lock was made: run `snakemake lock` to renew it.",
+        )
+
+
+def nbytes(leaf: FileLeaf) -> int:
+    """Return the bytes that a tensor takes in its file."""
+    return math.prod(leaf.shape) * DTYPES[leaf.dtype].size

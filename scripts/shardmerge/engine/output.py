@@ -1,0 +1,151 @@
+"""Writing the output past the page cache, and making it from a source file as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import os
+from pathlib import Path
+
+from shardmerge.errors import UserError
+
+#: Offset, length and address of direct writes are multiples of this.
+PAGE = 4096
+_FICLONE = 0x40049409
+_DIRECT = getattr(os, "O_DIRECT", 0)
+_REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class OutputFile(contextlib.AbstractContextManager):
+    """A file that is written in windows, with O_DIRECT where the file system takes it.
+
+    The writer holds a lock on it (flock), by which ``remove_stale`` knows that it lives.
+
+    Args:
+        path: File to make.
+        size: Its bytes when done.
+
+    Raises:
+        UserError: If it exists, or cannot be made.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self.direct = bool(_DIRECT)
+        try:
+            self._fd = self._create()
+        except OSError as error:
+            raise self._error(error) from None
+        try:
+            with contextlib.suppress(OSError):  # where there are no locks, there is no clean-up
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._allocate()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def write(self, buffer: memoryview, length: int, offset: int) -> None:
+        """Write the first bytes of a page-aligned buffer that has room up to a whole page.
+
+        Raises:
+            UserError: If the disk is full or the file cannot be written.
+        """
+        end = length
+        if self.direct:
+            end = -(-length // PAGE) * PAGE
+            buffer[length:end] = bytes(end - length)
+        done = 0
+        while done < end:
+            try:
+                done += os.pwrite(self._fd, buffer[done:end], offset + done)
+            except OSError as error:
+                if not (self.direct and error.errno in _REFUSED):
+                    raise self._error(error) from None
+                self._go_buffered()
+                end = length
+
+    def finish(self) -> None:
+        """Cut the last page's padding."""
+        os.ftruncate(self._fd, self._size)
+
+    def _create(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags | _DIRECT, 0o600)
+        except OSError as error:
+            if not self.direct or error.errno not in _REFUSED:
+                raise
+            self.direct = False
+            return os.open(self._path, flags, 0o600)
+
+    def _allocate(self) -> None:
+        """Reserve the space: a full disk is told at once, and direct writes need not extend.
+
+        The system call itself, since the C library's posix_fallocate writes zeros where a file
+        system cannot.
+        """
+        library = ctypes.CDLL(None, use_errno=True)
+        if not self._size or not hasattr(library, "fallocate"):
+            return
+        size = ctypes.c_longlong(self._size)
+        if library.fallocate(self._fd, 0, ctypes.c_longlong(0), size) != 0:
+            code = ctypes.get_errno()
+            if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise self._error(OSError(code, os.strerror(code)))
+
+    def _go_buffered(self) -> None:
+        self.direct = False
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_DIRECT)
+
+    def _error(self, error: OSError) -> UserError:
+        hint = None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"This shard needs {self._size / 1e9:.2f} GB; free some space and run again."
+        return UserError(f"cannot be written ({error.strerror})", str(self._path), hint)
+
+
+def clone(source: Path, target: Path) -> bool:
+    """Make a new file share a source's blocks (FICLONE); return whether the file system can."""
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            return True
+        except OSError:
+            target.unlink()
+            return False
+
+
+def hard_link(source: Path, target: Path) -> bool:
+    """Give a source file a second name in one step; return whether the file system can.
+
+    The source's mode stays as it is, since it is the same file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        os.link(source.resolve(), part)
+    except OSError:
+        return False
+    os.replace(part, target)
+    part.unlink(missing_ok=True)  # rename does nothing where both are one file already
+    return True
+
+
+def remove_stale(target: Path) -> None:
+    """Remove unfinished files of a target whose writers were killed: no one locks them.
+
+    A lock is seen from other machines that share the file system too, a process number is not.
+    """
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(OSError), open(part, "r+b") as file:
+            if os.fstat(file.fileno()).st_nlink == 1:  # a hard link has no writer
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()

@@ -1,0 +1,117 @@
+"""What a job tells of itself when it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import resource
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+PHASES = ("start", "read", "compute", "write", "hash")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What building one shard took and what it found.
+
+    Args:
+        sha256: Of the output, 64 hexadecimal digits.
+        size: Bytes of the output.
+        bytes_read, bytes_written: That passed through this process.
+        seconds: Busy time of each phase, summed over threads (start, read, compute, write, hash),
+            and the wall time (total).
+        nonfinite: For each tensor that ``allow_nonfinite`` let pass, the number of infinite or
+            NaN elements where no source has one.
+        deltas: For each output tensor that is made of task vectors, a row for each: the models
+            that it is made of (fine-tuned first), its sum of squares, and its base's (None where
+            the task vector was read from a file: it is in the record of the job that wrote it).
+        whole_copy: Whether the output is a source file byte for byte.
+        peak_memory: Largest resident set of the process so far, in bytes.
+    """
+
+    sha256: str
+    size: int
+    bytes_read: int
+    bytes_written: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    deltas: dict[str, list[list[Any]]] = field(default_factory=dict)
+    whole_copy: bool = False
+    peak_memory: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON-able data."""
+        return dataclasses.asdict(self)
+
+
+class Tally:
+    """Counters that the threads of a job share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = time.perf_counter()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._squares: dict[tuple[str, int], list[tuple[float, float | None]]] = defaultdict(list)
+        self.nonfinite: dict[str, int] = {}
+        self.read = 0
+        self.written = 0
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time within as a phase's."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(seconds={phase: time.perf_counter() - began})
+
+    def add(
+        self, *, seconds: dict[str, float] | None = None, read: int = 0, written: int = 0
+    ) -> None:
+        """Add to the counters."""
+        with self._lock:
+            self.read += read
+            self.written += written
+            for phase, value in (seconds or {}).items():
+                self._seconds[phase] += value
+
+    def add_nonfinite(self, tensor: str, count: int) -> None:
+        """Add to a tensor's number of new infinite or NaN elements."""
+        with self._lock:
+            self.nonfinite[tensor] = self.nonfinite.get(tensor, 0) + count
+
+    def add_squares(self, tensor: str, delta: int, own: float, base: float | None) -> None:
+        """Add a block's sums of squares of a tensor's task vector and of its base."""
+        with self._lock:
+            self._squares[tensor, delta].append((own, base))
+
+    def squares(self, tensor: str, delta: int) -> tuple[float, float | None]:
+        """Return the sums over all blocks; exact summation, so that their order is nothing."""
+        rows = self._squares[tensor, delta]
+        own = math.fsum(row[0] for row in rows)
+        if any(base is None for _, base in rows):
+            return own, None
+        return own, math.fsum(base for _, base in rows if base is not None)
+
+    def seconds(self) -> dict[str, float]:
+        """Return each phase's seconds and the total since the start, to the tenth of a ms."""
+        total = time.perf_counter() - self._began
+        return {k: round(v, 4) for k, v in {**self._seconds, "total": total}.items()}
+
+
+def peak_memory() -> int:
+    """Return the largest resident set that this process had so far, in bytes.
+
+    Linux's VmHWM where there is one: ru_maxrss survives ``exec`` and so may be a parent's.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,36 @@
+"""Errors for people: what is wrong, where, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave, told without a traceback.
+
+    Args:
+        message: What is wrong, one sentence.
+        where: File and line, or tensor and model, where it is wrong.
+        hint: What to write instead, if that can be guessed.
+    """
+
+    def __init__(self, message: str, where: str | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.where = where
+        self.hint = hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """Return a sentence that suggests the nearest of the known words, or lists them if few."""
+    known = sorted(set(known))
+    if near := difflib.get_close_matches(str(word), known, n=1, cutoff=0.6):
+        return f"Did you mean {near[0]!r}?"
+    if 0 < len(known) <= 30:
+        return "Known here: " + ", ".join(known) + "."
+    return None

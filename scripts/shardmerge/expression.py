@@ -1,0 +1,206 @@
+"""A recipe is algebra: what an output tensor is, as an expression over source tensors.
+
+Expressions are immutable, hashable and JSON-able. They say what is computed, never where the
+bytes lie or how they are streamed; that is the engine's part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of a source checkpoint, as it is stored.
+
+    Args:
+        model: Key of the source in the lock (the reference as the recipe writes it).
+        file: Name of the safetensors file within the source.
+        tensor: Name in that file.
+        dtype: safetensors code of the stored elements.
+        shape: As in the file's header.
+    """
+
+    model: str
+    file: str
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A task vector, ``finetuned - base``, rounded to ``dtype`` by definition.
+
+    Ilharco et al. 2022, "Editing Models with Task Arithmetic", https://arxiv.org/abs/2212.04089.
+    """
+
+    finetuned: Expression
+    base: Expression
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A sum of coefficient times operand, computed in float32 (float64 if an operand is)."""
+
+    terms: tuple[tuple[float, Expression], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.terms[0][1].shape
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The operand rounded to ``dtype`` (to nearest, ties to even)."""
+
+    operand: Expression
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.operand.shape
+
+
+@dataclass(frozen=True)
+class Call:
+    """A merge method that is not a sum, applied to operands of one shape.
+
+    Args:
+        method: Name in the registry.
+        inputs: Operands in the recipe's order, the base model's among them.
+        base: Index of the base model among the inputs, or None.
+        parameters: Shared parameters, sorted by name.
+        per_input: For each per-model parameter (sorted by name), a value for each input
+            (None where the method takes none for the base).
+        tensor: Name of the output tensor: what a random method's generator is keyed by.
+        models: The inputs' names in the recipe, for the same purpose.
+        output_shape: Shape of the result.
+    """
+
+    method: str
+    inputs: tuple[Expression, ...]
+    base: int | None
+    parameters: tuple[tuple[str, Any], ...] = ()
+    per_input: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    tensor: str = ""
+    models: tuple[str, ...] = ()
+    output_shape: tuple[int, ...] = field(default=())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.output_shape
+
+
+Expression = Union[Source, Delta, Linear, Cast, Call]
+
+
+def operands(expression: Expression) -> tuple[Expression, ...]:
+    """Return the direct operands of an expression, in order."""
+    match expression:
+        case Source():
+            return ()
+        case Delta(finetuned, base, _):
+            return (finetuned, base)
+        case Linear(terms):
+            return tuple(operand for _, operand in terms)
+        case Cast(operand, _):
+            return (operand,)
+        case Call():
+            return expression.inputs
+    raise TypeError(f"not an expression: {expression!r}")
+
+
+def walk(expression: Expression) -> Iterator[Expression]:
+    """Yield the expression and all that it is made of, depth first, in order, with repeats."""
+    yield expression
+    for operand in operands(expression):
+        yield from walk(operand)
+
+
+def sources(expression: Expression) -> tuple[Source, ...]:
+    """Return the distinct source tensors of an expression in order of first use."""
+    return tuple(dict.fromkeys(e for e in walk(expression) if isinstance(e, Source)))
+
+
+def deltas(expression: Expression) -> tuple[Delta, ...]:
+    """Return the distinct task vectors of an expression in order of first use."""
+    return tuple(dict.fromkeys(e for e in walk(expression) if isinstance(e, Delta)))
+
+
+def elements(expression: Expression) -> int:
+    """Return the number of elements of an expression's result."""
+    return math.prod(expression.shape)
+
+
+def to_json(expression: Expression) -> dict[str, Any]:
+    """Return an expression as JSON-able data; ``from_json`` inverts it."""
+    match expression:
+        case Source(model, file, tensor, dtype, shape):
+            return {
+                "op": "source",
+                "model": model,
+                "file": file,
+                "tensor": tensor,
+                "dtype": dtype,
+                "shape": list(shape),
+            }
+        case Delta(finetuned, base, dtype):
+            return {
+                "op": "delta",
+                "finetuned": to_json(finetuned),
+                "base": to_json(base),
+                "dtype": dtype,
+            }
+        case Linear(terms):
+            return {"op": "linear", "terms": [[c, to_json(e)] for c, e in terms]}
+        case Cast(operand, dtype):
+            return {"op": "cast", "operand": to_json(operand), "dtype": dtype}
+        case Call():
+            return {
+                "op": "call",
+                "method": expression.method,
+                "inputs": [to_json(e) for e in expression.inputs],
+                "base": expression.base,
+                "parameters": dict(expression.parameters),
+                "per_input": {k: list(v) for k, v in expression.per_input},
+                "tensor": expression.tensor,
+                "models": list(expression.models),
+                "shape": list(expression.output_shape),
+            }
+    raise TypeError(f"not an expression: {expression!r}")
+
+
+def from_json(data: dict[str, Any]) -> Expression:
+    """Return the expression that ``to_json`` wrote."""
+    match data["op"]:
+        case "source":
+            return Source(
+                data["model"], data["file"], data["tensor"], data["dtype"], tuple(data["shape"])
+            )
+        case "delta":
+            return Delta(from_json(data["finetuned"]), from_json(data["base"]), data["dtype"])
+        case "linear":
+            return Linear(tuple((float(c), from_json(e)) for c, e in data["terms"]))
+        case "cast":
+            return Cast(from_json(data["operand"]), data["dtype"])
+        case "call":
+            return Call(
+                method=data["method"],
+                inputs=tuple(from_json(e) for e in data["inputs"]),
+                base=data["base"],
+                parameters=tuple(sorted(data["parameters"].items())),
+                per_input=tuple(sorted((k, tuple(v)) for k, v in data["per_input"].items())),
+                tensor=data["tensor"],
+                models=tuple(data["models"]),
+                output_shape=tuple(data["shape"]),
+            )
+    raise ValueError(f"unknown operation {data['op']!r}")

@@ -1,0 +1,72 @@
+"""Outputs appear whole or not at all: write beside, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shardmerge.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path beside the target to write to; on success fsync it and rename it over the target.
+
+    On an error what was written is removed and the target stays as it was.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield part
+        publish(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Move a finished file to its name: fsync, mode 0666 less the umask, rename, fsync the folder."""
+    umask = os.umask(0)
+    os.umask(umask)
+    with open(part, "rb") as file:
+        os.fchmod(file.fileno(), 0o666 & ~umask)
+        os.fsync(file.fileno())
+    os.replace(part, target)
+    folder = os.open(Path(target).parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse it
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    with atomic_path(target) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | os.PathLike[str], value: Any) -> None:
+    """Write readable JSON (indented, keys sorted, a final newline) whole or not at all."""
+    write_text(target, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def load_json(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UserError: If it cannot be read or is not an object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON ({error})", str(path)) from None
+    if not isinstance(value, dict):
+        raise UserError("is not a JSON object", str(path))
+    return value

@@ -1,0 +1,23 @@
+"""The Hugging Face Hub below the rules: lock, fetch, publish."""
+
+from __future__ import annotations
+
+import os
+
+# Read when huggingface_hub is imported, hence before it.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "60")
+
+from shardmerge.hub.changes import describe_changes
+from shardmerge.hub.fetching import FetchRecord, fetch
+from shardmerge.hub.locking import latest_commit, lock_source
+from shardmerge.hub.publishing import publish
+
+__all__ = [
+    "FetchRecord",
+    "describe_changes",
+    "fetch",
+    "latest_commit",
+    "lock_source",
+    "publish",
+]

@@ -1,0 +1,137 @@
+"""What a repository holds of a model: which files count, and its table of tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shardmerge.errors import UserError
+from shardmerge.headers import Header, safe_name
+from shardmerge.lock import LockedTensor
+
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+#: Weights in other formats (pickles among them), and what is no part of a model.
+_OTHER_WEIGHTS = tuple(
+    ".bin .pt .pth .ckpt .pkl .pickle .npz .h5 .msgpack .ot .gguf .ggml .onnx .onnx_data .tflite "
+    ".mlmodel .nemo .pb".split()
+)
+_NOT_OF_A_MODEL = tuple(
+    ".png .jpg .jpeg .gif .webp .svg .mp4 .mp3 .wav .pdf .zip .tar .gz .xz .zst .7z .parquet .csv "
+    ".arrow .ipynb .log .lock .part .tmp .incomplete".split()
+)
+_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_TEMPLATES = "additional_chat_templates/"
+
+
+def weight_files(
+    names: Iterable[str], weight_map: Mapping[str, str] | None, where: str
+) -> list[str]:
+    """Return the safetensors files that make up the model, sorted.
+
+    Args:
+        names: All files of the repository.
+        weight_map: File of every tensor, from the index if there is one.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If there are none, or it is not clear which.
+    """
+    names = set(names)
+    if weight_map is not None:
+        found = sorted(set(weight_map.values()))
+        if missing := [name for name in found if name not in names]:
+            raise UserError(f"has an {INDEX} that names {missing[0]!r}, which is not there", where)
+        return found
+    if "model.safetensors" in names:
+        return ["model.safetensors"]
+    shards = {name: match for name in names if (match := _SHARD.fullmatch(name))}
+    if shards and len({match[2] for match in shards.values()}) == 1:
+        count = int(next(iter(shards.values()))[2])
+        if sorted(int(match[1]) for match in shards.values()) == list(range(1, count + 1)):
+            return sorted(shards)
+        raise UserError(f"has {len(shards)} of its {count} weight files", where)
+    raise _no_weights(names, where)
+
+
+def _no_weights(names: set[str], where: str) -> UserError:
+    if "adapter_config.json" in names:
+        return UserError("is an adapter (LoRA), not a model", where, "Write `MODEL+ADAPTER`.")
+    pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth")) and "/" not in n)
+    if pickles:
+        return UserError(
+            f"has its weights only as pickles ({pickles[0]}), which are never loaded here",
+            where,
+            "Use a safetensors conversion of it: another repository, or a revision such as "
+            f"{where}@refs/pr/1 if a conversion waits there as a pull request.",
+        )
+    others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
+    held = f" (it has {others[0]})" if others else ""
+    return UserError(f"has no model.safetensors and no {INDEX}{held}", where)
+
+
+def model_files(names: Iterable[str], weights: Iterable[str]) -> list[str]:
+    """Return the files that are locked, sorted: the weights, and all else of the model.
+
+    Args:
+        names: All files of the repository.
+        weights: Those that ``weight_files`` found.
+    """
+    weights = set(weights)
+    return sorted(name for name in names if name in weights or _is_of_the_model(name))
+
+
+def _is_of_the_model(name: str) -> bool:
+    if name.startswith(".") or name.endswith(".safetensors"):
+        return False
+    if "/" in name and not name.startswith(_TEMPLATES):
+        return False
+    return not name.lower().endswith((*_OTHER_WEIGHTS, *_NOT_OF_A_MODEL))
+
+
+def parse_weight_map(index: Any, where: str) -> dict[str, str]:
+    """Return file by tensor from a parsed ``model.safetensors.index.json``.
+
+    Raises:
+        UserError: If it is not one, or names files outside the model.
+    """
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"has an {INDEX} without a weight_map", where)
+    return {
+        tensor: safe_name(file, None, f"{where}/{INDEX}") for tensor, file in sorted(table.items())
+    }
+
+
+def tensor_table(
+    headers: Mapping[str, Header], weight_map: Mapping[str, str] | None, where: str
+) -> dict[str, LockedTensor]:
+    """Return all tensors by name, sorted; the index decides where there is one.
+
+    Args:
+        headers: By file.
+        weight_map: File of every tensor, or None.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If index and headers disagree, or two files have a tensor of the same name.
+    """
+    if weight_map is None:
+        weight_map = {}
+        for file, header in sorted(headers.items()):
+            for tensor in header.tensors:
+                if tensor in weight_map:
+                    raise UserError(
+                        f"has tensor {tensor!r} both in {weight_map[tensor]} and in {file}", where
+                    )
+                weight_map[tensor] = file
+    table = {}
+    for tensor, file in sorted(weight_map.items()):
+        entry = headers[file].tensors.get(tensor)
+        if entry is None:
+            raise UserError(
+                f"has an {INDEX} that puts {tensor!r} into {file}, which lacks it", where
+            )
+        table[tensor] = LockedTensor(file, entry.dtype, entry.shape, entry.begin, entry.end)
+    return table

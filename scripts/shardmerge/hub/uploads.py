@@ -1,0 +1,90 @@
+"""What of a model folder is uploaded: a list of what may go, not of what may not."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmerge.errors import UserError
+from shardmerge.hub.contents import CONFIG, INDEX, parse_weight_map
+
+_TEMPLATES = "additional_chat_templates"
+_ALLOWED = re.compile(
+    r"[\w][\w.+-]*\.(safetensors|json|md|txt|model|jinja|tiktoken|py|sha256|svg|png)"
+    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY|SHA256SUMS)[\w.+-]*"
+)
+#: Allowed by its suffix, yet never part of a model.
+_REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to upload: its path in the repository, its place here, its bytes."""
+
+    name: str
+    path: Path
+    size: int
+
+
+def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
+    """Return what of a model folder is uploaded, and what is not and why; both sorted by name.
+
+    Args:
+        folder: The model. Files directly in it count, and chat templates in their own folder.
+
+    Raises:
+        UserError: If it is not a whole model, or has a link where a file should be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("is not a folder", str(folder))
+    uploads, left_out = [], []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink() and path.name == _TEMPLATES:
+            entries = sorted(path.iterdir())
+        else:
+            entries = [path]
+        for entry in entries:
+            name = entry.relative_to(folder).as_posix()
+            if why := _objection(entry):
+                left_out.append((name, why))
+            else:
+                uploads.append(Upload(name, entry, entry.stat().st_size))
+    _check_whole(folder, {upload.name for upload in uploads})
+    return uploads, left_out
+
+
+def _objection(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink():
+        raise UserError(
+            "is a link, and what it leads to may lie outside of the model; nothing is published",
+            str(path),
+            "Put the file itself there, or remove the link.",
+        )
+    if path.is_dir():
+        return "a folder"
+    if not path.is_file():
+        return "not a file"
+    if _REFUSED.search(path.name) or not _ALLOWED.fullmatch(path.name):
+        return "not a kind of file that models have"
+    return None
+
+
+def _check_whole(folder: Path, names: set[str]) -> None:
+    if CONFIG not in names:
+        raise UserError(f"has no {CONFIG}", str(folder), "Is this the folder of a model?")
+    needed = {"model.safetensors"}
+    if INDEX in names:
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"is not JSON ({error})", str(folder / INDEX)) from None
+        needed = set(parse_weight_map(index, str(folder)).values())
+    if missing := sorted(needed - names):
+        raise UserError(f"lacks {missing[0]}", str(folder), "The model is not whole.")
+    if more := sorted(n for n in names - needed if n.endswith(".safetensors")):
+        raise UserError(f"has {more[0]}, which its index does not name", str(folder))

@@ -1,0 +1,141 @@
+"""The lock: from what, exactly, a recipe is built. Stable text, made once, read at every parse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardmerge.errors import UserError
+
+LOCK_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """A file of a source.
+
+    Args:
+        size: Bytes.
+        sha256: Of the content, where it is known.
+        git_oid: Git blob id (SHA-1), which the Hub gives for small files instead.
+        sample: For a large local file: digest of size, header and evenly spread blocks.
+    """
+
+    size: int
+    sha256: str | None = None
+    git_oid: str | None = None
+    sample: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What the content is known by: ``sha256:...``, ``git:...`` or ``sample:...``."""
+        if self.sha256:
+            return f"sha256:{self.sha256}"
+        return f"git:{self.git_oid}" if self.git_oid else f"sample:{self.sample}"
+
+
+@dataclass(frozen=True)
+class LockedTensor:
+    """A tensor of a source: file, dtype code, shape, byte range in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class LockedSource:
+    """A source model.
+
+    Args:
+        kind: ``hub`` or ``local``.
+        repo: Repository on the Hub, or None.
+        revision: Revision as asked for (branch, tag or commit), or None.
+        commit: The 40-hex commit that it was at, or None for a folder.
+        config: The model's config.json, parsed.
+        files: By name: weights, config, tokenizer and all else of the model but pickles.
+        tensors: By name, sorted.
+    """
+
+    kind: str
+    repo: str | None
+    revision: str | None
+    commit: str | None
+    config: Mapping[str, Any]
+    files: Mapping[str, LockedFile]
+    tensors: Mapping[str, LockedTensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """All sources of one recipe file, by the reference that the recipe writes."""
+
+    sources: Mapping[str, LockedSource]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-able data; tensors are grouped by file to keep the text short."""
+        return {
+            "version": LOCK_VERSION,
+            "sources": {name: _source_to_json(s) for name, s in sorted(self.sources.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Lock:
+        """Return the lock that ``to_json`` wrote.
+
+        Raises:
+            UserError: If it is of another version or not a lock.
+        """
+        if not isinstance(data, Mapping) or data.get("version") != LOCK_VERSION:
+            raise UserError(
+                f"is not a lock of version {LOCK_VERSION}",
+                where,
+                "Run `snakemake lock` to renew it.",
+            )
+        try:
+            return cls({n: _source_from_json(s) for n, s in data["sources"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"is broken ({type(error).__name__}: {error})",
+                where,
+                "Restore it from version control, or run `snakemake lock` to renew it.",
+            ) from None
+
+
+def _source_to_json(source: LockedSource) -> dict[str, Any]:
+    files: dict[str, Any] = {}
+    for name, file in sorted(source.files.items()):
+        row = {"size": file.size, "sha256": file.sha256}
+        row |= {"git_oid": file.git_oid, "sample": file.sample}
+        files[name] = {key: value for key, value in row.items() if value is not None}
+    for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
+        table = files[t.file].setdefault("tensors", {})
+        table[name] = [t.dtype, list(t.shape), t.begin, t.end]
+    row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
+    row |= {"commit": source.commit}
+    return {k: v for k, v in row.items() if v is not None} | {
+        "config": dict(source.config),
+        "files": files,
+    }
+
+
+def _source_from_json(data: Mapping[str, Any]) -> LockedSource:
+    files, tensors = {}, {}
+    for name, row in data["files"].items():
+        files[name] = LockedFile(
+            row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
+        )
+        for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
+            tensors[tensor] = LockedTensor(name, dtype, tuple(shape), begin, end)
+    return LockedSource(
+        kind=data["kind"],
+        repo=data.get("repo"),
+        revision=data.get("revision"),
+        commit=data.get("commit"),
+        config=data["config"],
+        files=files,
+        tensors=dict(sorted(tensors.items())),
+    )

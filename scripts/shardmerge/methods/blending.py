@@ -1,0 +1,96 @@
+"""The methods that choose or blend element by element: nearswap, Arcee Fusion, geometric."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmerge.registry import (
+    Group,
+    Inputs,
+    Parameter,
+    Workspace,
+    merge_method,
+    mergekit_kernel,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+@merge_method(
+    "nearswap",
+    title="NearSwap",
+    reference="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    parameters=[
+        Parameter("t", float, description="Distance up to which elements are swapped whole."),
+    ],
+    inputs=Inputs(base="required", minimum=2, maximum=2),
+    elementwise=True,
+)
+def nearswap(group: Group) -> torch.Tensor:
+    """Elements of another model where they are near the base model's.
+
+    ``s * x + (1 - s) * base`` with ``s = min(1, t / max(|base - x|, 1e-6))``.
+    """
+    from shardmerge.methods.kernels import blending
+
+    return blending.nearswap(group)
+
+
+@mergekit_kernel("nearswap", elementwise=True, workspace=Workspace(tensors=4.0))
+def _mergekit_nearswap(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_elementwise
+
+    return mergekit_elementwise.nearswap(group)
+
+
+@merge_method(
+    "arcee_fusion",
+    title="Arcee Fusion",
+    reference="https://arcee.ai",
+    inputs=Inputs(base="required", minimum=2, maximum=2),
+)
+def arcee_fusion(group: Group) -> torch.Tensor:
+    """The other model's most important elements, the rest from the base model.
+
+    An element's importance is ``|x - base|`` times the Kullback-Leibler divergence of the
+    softmaxes of its rows; taken are those with at least ``median + 1.5 * (Q3 - Q1)``. The
+    quartiles are exact at any size (mergekit samples a million elements of a larger tensor).
+    """
+    from shardmerge.methods.kernels import blending
+
+    return blending.arcee_fusion(group)
+
+
+@mergekit_kernel("arcee_fusion", promotes=True, workspace=Workspace(tensors=6.0, blocks=48.0))
+def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_whole
+
+    return mergekit_whole.arcee_fusion(group)
+
+
+@merge_method(
+    "geometric_task_arithmetic",
+    title="Geometric task arithmetic",
+    reference="https://arxiv.org/abs/2212.04089",
+    parameters=[
+        Parameter("weight", float, "model", description="Exponent of the model's ratio."),
+        Parameter(
+            "normalize", bool, default=False, description="Divide by the sum of the weights."
+        ),
+        Parameter("lambda", float, default=1.0, description="Factor of all exponents."),
+    ],
+    inputs=Inputs(base="required"),
+    elementwise=True,
+)
+def geometric_task_arithmetic(group: Group) -> torch.Tensor:
+    """Task arithmetic by ratios, for tensors that multiply, such as the scales of norms.
+
+    ``base * product((x_i / base) ** (lambda * w_i))``: two fine-tunes of one base with weight 1
+    give ``x_1 * x_2 / base``. An element whose base is 0, or where a model of weight other than 0
+    has another sign than the base or is 0, has no such ratio and gets task arithmetic's
+    ``base + sum(lambda * w_i * (x_i - base))``. It is task arithmetic on the logarithms.
+    """
+    from shardmerge.methods.kernels import blending
+
+    return blending.geometric_task_arithmetic(group)

@@ -1,0 +1,129 @@
+"""The methods that weigh task vectors by what they change: SCE and Reinforced Agent Merging."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmerge.registry import (
+    Group,
+    Inputs,
+    Parameter,
+    Workspace,
+    merge_method,
+    mergekit_kernel,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_BASE = Inputs(base="required")
+_CHANGE = Parameter(
+    "epsilon",
+    float,
+    default=1e-5,
+    minimum=0.0,
+    description="An element counts as changed above this difference.",
+)
+
+
+@merge_method(
+    "sce",
+    title="SCE",
+    reference="https://arxiv.org/abs/2408.07990",
+    parameters=[
+        Parameter(
+            "select_topk",
+            float,
+            default=1.0,
+            minimum=0.0,
+            maximum=1.0,
+            description="Share of the elements that vary between models that is kept.",
+        ),
+        Parameter(
+            "int8_mask",
+            bool,
+            default=False,
+            description="Type of mergekit's sign masks; changes no result.",
+        ),
+    ],
+    inputs=_BASE,
+    workspace=Workspace(tensors=0.25, blocks=48.0),
+)
+def sce(group: Group) -> torch.Tensor:
+    """Task vectors selected by variance, weighed by energy, without minority signs.
+
+    Of ``v_i = x_i - base`` the elements of largest variance between models stay (Select);
+    ``w_i = mean(v_i ** 2)``, made to sum to 1, or equal where their sum is below 1e-6
+    (Calculate); each element's sign is that of ``sum(v_i)``, and ``base + sum(w_i * v_i) /
+    sum(w_i)`` goes over the models that have it (Erase). Wan et al. 2024, "FuseChat".
+    """
+    from shardmerge.methods.kernels import task_vectors
+
+    return task_vectors.sce(group)
+
+
+@mergekit_kernel("sce", workspace=Workspace(tensors=6.0, per_input=5.0))
+def _mergekit_sce(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors
+
+    return mergekit_task_vectors.sce(group)
+
+
+@merge_method(
+    "ram",
+    title="Reinforced Agent Merging",
+    reference="https://arxiv.org/abs/2601.13572",
+    parameters=[_CHANGE],
+    inputs=_BASE,
+    elementwise=True,
+)
+def ram(group: Group) -> torch.Tensor:
+    """Changes that one model made are kept whole, those that several made are averaged.
+
+    ``base + sum(v_i) / n`` over the ``n`` models where ``|v_i| = |x_i - base| > epsilon``.
+    """
+    from shardmerge.methods.kernels import task_vectors
+
+    return task_vectors.reinforced(group, rescale_unique=False)
+
+
+@mergekit_kernel("ram", elementwise=True, workspace=Workspace(tensors=6.0, per_input=5.0))
+def _mergekit_ram(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors
+
+    return mergekit_task_vectors.reinforced(group, rescale_unique=False)
+
+
+@merge_method(
+    "ramplus_tl",
+    title="Reinforced Agent Merging Plus (tensor-local)",
+    reference="https://arxiv.org/abs/2601.13572",
+    parameters=[
+        Parameter("r", float, default=0.1, description="How much unique changes are amplified."),
+        Parameter(
+            "alpha",
+            float,
+            default=0.2,
+            minimum=0.0,
+            description="Most that the ratio of shared to unique changes counts.",
+        ),
+        _CHANGE,
+    ],
+    inputs=_BASE,
+)
+def ramplus_tl(group: Group) -> torch.Tensor:
+    """As Reinforced Agent Merging, with each model's unique changes amplified.
+
+    By ``1 + r * min(shared_i / unique_i, alpha)``, where ``shared_i`` and ``unique_i`` count the
+    elements of the tensor that model ``i`` changed with others and alone.
+    """
+    from shardmerge.methods.kernels import task_vectors
+
+    return task_vectors.reinforced(group, rescale_unique=True)
+
+
+@mergekit_kernel("ramplus_tl", promotes=True, workspace=Workspace(tensors=6.0, per_input=6.0))
+def _mergekit_ramplus_tl(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors
+
+    return mergekit_task_vectors.reinforced(group, rescale_unique=True)

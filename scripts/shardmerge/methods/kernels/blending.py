@@ -1,0 +1,103 @@
+"""The float32 kernels that choose or blend element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from shardmerge.contract import Group
+from shardmerge.methods.kernels.blocks import row_sums, tiles
+from shardmerge.methods.kernels.selection import key_values, order_statistics, sort_keys
+
+_SMALLEST_DISTANCE = 1e-6
+_SMALLEST_PROBABILITY = 1e-8
+
+
+def nearswap(group: Group) -> torch.Tensor:
+    """Move elements that are near the base's to the other model's."""
+    base, other = group.tensors[group.base], group.tensors[group.others[0]]
+    distance = (base - other).abs_().clamp_(min=_SMALLEST_DISTANCE)
+    share = torch.full_like(distance, group.parameters["t"]).div_(distance).clamp_(0, 1)
+    return (share * other).add_((1 - share).mul_(base))
+
+
+def arcee_fusion(group: Group) -> torch.Tensor:
+    """Take the elements of the other model that matter most, the rest from the base."""
+    base, other = (group.tensors[i].reshape(-1) for i in (group.base, *group.others))
+    if not base.numel():
+        return group.tensors[group.base].clone()
+    columns = group.tensors[0].shape[-1] if group.tensors[0].dim() else 1
+    shape = (base.numel() // columns, columns)
+    divergence = _divergence(other.view(shape), base.view(shape)).to(base)
+
+    def importance() -> Iterator[tuple[slice, torch.Tensor]]:
+        for row, column in tiles(*shape):
+            difference = other.view(shape)[row, column] - base.view(shape)[row, column]
+            block = difference.abs_().mul_(divergence[row, None]).view(-1)
+            start = row.start * columns + column.start
+            yield slice(start, start + block.numel()), block
+
+    last = base.numel() - 1
+    found = order_statistics(
+        lambda: (sort_keys(block) for _, block in importance()),
+        base.dtype,
+        [int(quantile * last) for quantile in (0.25, 0.5, 0.75)],
+    )
+    lower, median, upper = key_values([key for key, _ in found], base.dtype)
+    threshold = median + 1.5 * (upper - lower)
+    out = torch.empty_like(base)
+    for span, block in importance():
+        out[span] = torch.where(block >= threshold, other[span], base[span])
+    return out.view_as(group.tensors[group.base])
+
+
+def _divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence of the rows' softmaxes, float64 [rows]."""
+    greatest = [_row_maxima(matrix) for matrix in (other, base)]
+
+    def exponentials(row: slice, column: slice) -> list[torch.Tensor]:
+        # On the CPU whatever the device, since the exponential's last bit differs.
+        return [
+            matrix[row, column].cpu().double().sub_(peak[row, None]).exp_()
+            for matrix, peak in zip((other, base), greatest, strict=True)
+        ]
+
+    sums = row_sums(exponentials, *base.shape)
+
+    def terms(row: slice, column: slice) -> Iterator[torch.Tensor]:
+        p, q = (
+            part.div_(total[row, None]).add_(_SMALLEST_PROBABILITY)
+            for part, total in zip(exponentials(row, column), sums, strict=True)
+        )
+        yield q.reciprocal_().mul_(p).log_().mul_(p)
+
+    return row_sums(terms, *base.shape)[0].clamp_(min=0)
+
+
+def _row_maxima(matrix: torch.Tensor) -> torch.Tensor:
+    result = torch.full((matrix.shape[0],), -torch.inf, dtype=torch.float64)
+    for row, column in tiles(*matrix.shape):
+        result[row] = result[row].maximum(matrix[row, column].amax(dim=1).cpu().double())
+    return result
+
+
+def geometric_task_arithmetic(group: Group) -> torch.Tensor:
+    """Multiply the base by the models' ratios to it; add where a ratio makes no sense."""
+    base = group.tensors[group.base].cpu().double()
+    weights, indices = group.per_input["weight"], group.others
+    total = sum(weights[i] for i in indices)
+    factor = group.parameters["lambda"]
+    if group.parameters["normalize"]:
+        factor /= total if abs(total) >= 1e-8 else 1.0
+    product, additive, sensible = base.clone(), base.clone(), base != 0
+    for i in indices:
+        exponent = weights[i] * factor
+        if exponent == 0:
+            continue
+        model = group.tensors[i].cpu().double()
+        ratio = model / base
+        sensible &= ratio > 0
+        product *= ratio.pow(exponent)
+        additive += (model - base) * exponent
+    return torch.where(sensible, product, additive).to(group.tensors[group.base])

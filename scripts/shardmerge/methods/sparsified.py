@@ -1,0 +1,288 @@
+"""The methods that sparsify task vectors, or elect signs, before they add them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmerge.errors import UserError
+from shardmerge.registry import (
+    Group,
+    Inputs,
+    Parameter,
+    Request,
+    Workspace,
+    merge_method,
+    mergekit_kernel,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_BASE = Inputs(base="required")
+_GAMMA = Parameter(
+    "gamma",
+    float,
+    "model",
+    default=0.01,
+    minimum=0.0,
+    maximum=1.0,
+    description="Share of the largest magnitudes that is dropped.",
+)
+_EPSILON = Parameter(
+    "epsilon",
+    float,
+    "model",
+    default=0.15,
+    minimum=0.0,
+    maximum=1.0,
+    description="The probability to be kept goes from density - epsilon to density + epsilon.",
+)
+_SEED = Parameter(
+    "seed", int, default=0, description="Of the random choice; mergekit takes none in a recipe."
+)
+#: A mask of one byte an element for each input; one dimension is sorted as one row.
+_MASKS = Workspace(per_input=0.25, blocks=48.0)
+_RANKED = Workspace(per_input=0.25, rows=12.0, blocks=48.0)
+_MERGEKIT = Workspace(tensors=8.0, per_input=2.0)
+
+
+def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parameter]:
+    return [
+        Parameter("weight", float, "model", description="Weight of the model's task vector."),
+        Parameter(
+            "density",
+            float,
+            "model",
+            default=1.0,
+            minimum=0.0,
+            maximum=1.0,
+            description="Share of the task vector that is kept.",
+        ),
+        *more,
+        Parameter(
+            "normalize",
+            bool,
+            default=normalize,
+            description="Divide by the sum of the weights (that agree in sign).",
+        ),
+        Parameter(
+            "rescale",
+            bool,
+            default=rescale,
+            description="Give what is kept the L1 norm of the whole task vector.",
+        ),
+        Parameter("lambda", float, default=1.0, description="Factor of the summed task vectors."),
+        Parameter(
+            "int8_mask",
+            bool,
+            default=False,
+            description="Type of mergekit's sign masks; changes no result.",
+        ),
+    ]
+
+
+def _check_della(request: Request) -> None:
+    pairs = zip(request.per_input["density"], request.per_input["epsilon"], strict=True)
+    for index, (density, epsilon) in enumerate(pairs):
+        if index == request.base or density <= 0 or density >= 1:
+            continue
+        if density - epsilon <= 0 or density + epsilon >= 1:
+            raise UserError(
+                f"density {density:g} and epsilon {epsilon:g} of {request.models[index]} give"
+                " probabilities outside of 0 to 1",
+                hint=f"Choose an epsilon below {min(density, 1 - density):g}.",
+            )
+
+
+@merge_method(
+    "ties",
+    title="TIES",
+    reference="https://arxiv.org/abs/2306.01708",
+    parameters=_parameters(True, False),
+    inputs=_BASE,
+    workspace=_MASKS,
+)
+def ties(group: Group) -> torch.Tensor:
+    """Task vectors trimmed to their largest elements, merged where their signs agree.
+
+    Of each ``v_i = x_i - base`` the ``density`` largest magnitudes stay. Each element's sign is
+    that of ``sum(w_i * v_i)`` (0 counts as plus); ``base + lambda * sum(w_i * v_i) / sum(w_i)``
+    over the models that have it. Yadav et al. 2023, "TIES-Merging".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.magnitude, consensus=True)
+
+
+@mergekit_kernel("ties", workspace=_MERGEKIT)
+def _mergekit_ties(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.magnitude(group), consensus=True)
+
+
+@merge_method(
+    "dare_ties",
+    title="DARE-TIES",
+    reference="https://arxiv.org/abs/2311.03099",
+    parameters=_parameters(False, True, _SEED),
+    inputs=_BASE,
+    workspace=_MASKS,
+    deterministic=False,
+)
+def dare_ties(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random, merged where their signs agree.
+
+    Each element of ``v_i = x_i - base`` stays with probability ``density``, rescaled to the L1
+    norm of the whole; then signs are elected as in TIES. Yu et al. 2023, "Language Models are
+    Super Mario".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.chance, consensus=True)
+
+
+@mergekit_kernel("dare_ties", workspace=_MERGEKIT)
+def _mergekit_dare_ties(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.chance(group), consensus=True)
+
+
+@merge_method(
+    "dare_linear",
+    title="DARE-linear",
+    reference="https://arxiv.org/abs/2311.03099",
+    parameters=_parameters(False, True, _SEED),
+    inputs=_BASE,
+    workspace=_MASKS,
+    deterministic=False,
+)
+def dare_linear(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random, and added.
+
+    Each element of ``v_i = x_i - base`` stays with probability ``density``, rescaled to the L1
+    norm of the whole; ``base + lambda * sum(w_i * v_i)``. Yu et al. 2023, "Language Models are
+    Super Mario".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.chance, consensus=False)
+
+
+@mergekit_kernel("dare_linear", workspace=_MERGEKIT)
+def _mergekit_dare_linear(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.chance(group), consensus=False)
+
+
+@merge_method(
+    "breadcrumbs",
+    title="Model Breadcrumbs",
+    reference="https://arxiv.org/abs/2312.06795",
+    parameters=_parameters(False, False, _GAMMA),
+    inputs=_BASE,
+    workspace=_MASKS,
+)
+def breadcrumbs(group: Group) -> torch.Tensor:
+    """Task vectors without their largest and their smallest elements, added.
+
+    Of each ``v_i = x_i - base`` the share ``gamma`` of largest magnitudes goes, and of the rest
+    the largest stay that make up ``density``; ``base + lambda * sum(w_i * v_i)``. Davari and
+    Belilovsky 2023, "Model Breadcrumbs".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.between, consensus=False)
+
+
+@mergekit_kernel("breadcrumbs", workspace=_MERGEKIT)
+def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.between(group), consensus=False)
+
+
+@merge_method(
+    "breadcrumbs_ties",
+    title="Model Breadcrumbs with TIES",
+    reference="https://arxiv.org/abs/2312.06795",
+    parameters=_parameters(False, False, _GAMMA),
+    inputs=_BASE,
+    workspace=_MASKS,
+)
+def breadcrumbs_ties(group: Group) -> torch.Tensor:
+    """Task vectors without their largest and smallest elements, merged where their signs agree.
+
+    Sparsified as in Model Breadcrumbs, then signs are elected as in TIES. Davari and Belilovsky
+    2023, "Model Breadcrumbs".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.between, consensus=True)
+
+
+@mergekit_kernel("breadcrumbs_ties", workspace=_MERGEKIT)
+def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.between(group), consensus=True)
+
+
+@merge_method(
+    "della",
+    title="DELLA",
+    reference="https://arxiv.org/abs/2406.11617",
+    parameters=_parameters(True, True, _EPSILON, _SEED),
+    inputs=_BASE,
+    workspace=_RANKED,
+    deterministic=False,
+    check=_check_della,
+)
+def della(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random by rank, merged where their signs agree.
+
+    Within each row of ``v_i = x_i - base`` an element of rank ``r`` of ``n`` by magnitude stays
+    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``, rescaled to the L1 norm of
+    the whole; then signs are elected as in TIES. Deep et al. 2024, "DELLA-Merging".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=True)
+
+
+@mergekit_kernel("della", workspace=_MERGEKIT)
+def _mergekit_della(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.ranked_chance(group), consensus=True)
+
+
+@merge_method(
+    "della_linear",
+    title="DELLA-linear",
+    reference="https://arxiv.org/abs/2406.11617",
+    parameters=_parameters(False, True, _EPSILON, _SEED),
+    inputs=_BASE,
+    workspace=_RANKED,
+    deterministic=False,
+    check=_check_della,
+)
+def della_linear(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random by rank, and added.
+
+    Within each row of ``v_i = x_i - base`` an element of rank ``r`` of ``n`` by magnitude stays
+    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``, rescaled to the L1 norm of
+    the whole; ``base + lambda * sum(w_i * v_i)``. Deep et al. 2024, "DELLA-Merging".
+    """
+    from shardmerge.methods.kernels import sparse, task_vectors
+
+    return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=False)
+
+
+@mergekit_kernel("della_linear", workspace=_MERGEKIT)
+def _mergekit_della_linear(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+
+    return kernels.merge_task_vectors(group, kernels.ranked_chance(group), consensus=False)

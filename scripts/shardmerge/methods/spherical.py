@@ -1,0 +1,196 @@
+"""The methods that interpolate on a sphere, and Model Stock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmerge.errors import UserError
+from shardmerge.registry import (
+    Group,
+    Inputs,
+    Parameter,
+    Request,
+    Workspace,
+    merge_method,
+    mergekit_kernel,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+@merge_method(
+    "slerp",
+    title="SLERP",
+    reference="https://en.wikipedia.org/wiki/Slerp",
+    parameters=[
+        Parameter("t", float, description="0 gives the base model, 1 the other."),
+    ],
+    inputs=Inputs(base="required", minimum=2, maximum=2),
+)
+def slerp(group: Group) -> torch.Tensor:
+    """Spherical interpolation from the base model to another.
+
+    ``sin((1 - t) * a) / sin(a) * base + sin(t * a) / sin(a) * x``, where ``a`` is the angle
+    between the flattened tensors; ``(1 - t) * base + t * x`` where ``|cos a| > 0.9995``.
+    Shoemake 1985, "Animating rotation with quaternion curves".
+    """
+    from shardmerge.methods.kernels import spherical
+
+    return spherical.slerp(group)
+
+
+@mergekit_kernel("slerp", workspace=Workspace(tensors=0.0, blocks=80.0))
+def _mergekit_slerp(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_whole
+
+    return mergekit_whole.slerp(group)
+
+
+@merge_method(
+    "nuslerp",
+    title="NuSLERP",
+    reference="https://github.com/arcee-ai/mergekit/blob/main/docs/merge_methods.md#nuslerp",
+    parameters=[
+        Parameter("weight", float, "model", description="Share of the model."),
+        Parameter(
+            "nuslerp_row_wise",
+            bool,
+            default=False,
+            description="The vectors run along the first dimension, not the last.",
+        ),
+        Parameter("nuslerp_flatten", bool, default=True, description="A tensor is one vector."),
+    ],
+    inputs=Inputs(base="optional", minimum_models=2, maximum_models=2),
+)
+def nuslerp(group: Group) -> torch.Tensor:
+    """Spherical interpolation between two models, or between their task vectors.
+
+    With ``t = w_2 / (w_1 + w_2)`` (0.5 where the weights cancel), ``sin((1 - t) * a) / sin(a) *
+    v_1 + sin(t * a) / sin(a) * v_2`` for each vector: the whole tensor, or its rows or columns
+    where ``nuslerp_flatten`` is false. With a base model the vectors are differences from it.
+    """
+    from shardmerge.methods.kernels import spherical
+
+    return spherical.nuslerp(group)
+
+
+@mergekit_kernel("nuslerp", workspace=Workspace(tensors=7.0))
+def _mergekit_nuslerp(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_whole
+
+    return mergekit_whole.nuslerp(group)
+
+
+def _check_multislerp(request: Request) -> None:
+    weights = [w for i, w in enumerate(request.per_input["weight"]) if i != request.base]
+    if request.parameters["normalize_weights"] and len(weights) > 1 and sum(weights) == 0:
+        raise UserError(
+            "the weights sum to 0, so they cannot be normalised",
+            hint="Write `normalize_weights: false`, or weights whose sum is not 0.",
+        )
+
+
+@merge_method(
+    "multislerp",
+    title="Multi-SLERP",
+    reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+    parameters=[
+        Parameter("weight", float, "model", description="Weight of the model."),
+        Parameter(
+            "normalize_weights",
+            bool,
+            default=True,
+            description="Divide the weights by their sum.",
+        ),
+        Parameter("eps", float, default=1e-8, minimum=0.0, description="Added to norms."),
+    ],
+    inputs=Inputs(base="optional", minimum_models=1),
+    check=_check_multislerp,
+)
+def multislerp(group: Group) -> torch.Tensor:
+    """Barycentric interpolation of many models' directions on a sphere.
+
+    ``m / |m| * sum(w_i * |v_i|) * cos(eps)`` with ``m = sum(w_i * v_i / (|v_i| + eps))`` over the
+    flattened tensors, or over the task vectors where there is a base model. The definition maps
+    the directions to the tangent space at their mean, adds them there and maps the sum back; by
+    ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``, that sum is 0.
+    One model is returned as it is.
+    """
+    from shardmerge.methods.kernels import spherical
+
+    return spherical.multislerp(group)
+
+
+@mergekit_kernel("multislerp", workspace=Workspace(tensors=4.0, per_input=4.0))
+def _mergekit_multislerp(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_whole
+
+    return mergekit_whole.multislerp(group)
+
+
+@merge_method(
+    "karcher",
+    title="Karcher mean",
+    reference="https://arxiv.org/abs/2603.04972",
+    parameters=[
+        Parameter("max_iter", int, default=10, minimum=0, description="Most iterations."),
+        Parameter(
+            "tol",
+            float,
+            default=1e-5,
+            minimum=0.0,
+            description="Norms, angles and steps below it count as 0.",
+        ),
+    ],
+)
+def karcher(group: Group) -> torch.Tensor:
+    """Centre of mass of the models' directions on the sphere, with their mean norm.
+
+    From ``m = sum(u_i) / |sum(u_i)|``, iterates ``m <- cos|g| m + sin|g| g / |g|`` with
+    ``g = mean of a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between ``u_i`` and
+    ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
+    """
+    from shardmerge.methods.kernels import spherical
+
+    return spherical.karcher(group)
+
+
+@mergekit_kernel("karcher", workspace=Workspace(tensors=5.0, per_input=1.0))
+def _mergekit_karcher(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_whole
+
+    return mergekit_whole.karcher(group)
+
+
+@merge_method(
+    "model_stock",
+    title="Model Stock",
+    reference="https://arxiv.org/abs/2403.19522",
+    parameters=[
+        Parameter(
+            "filter_wise",
+            bool,
+            default=False,
+            description="Angles between rows instead of whole tensors.",
+        ),
+    ],
+    inputs=Inputs(base="required", minimum=3),
+)
+def model_stock(group: Group) -> torch.Tensor:
+    """The point between the base and the models' mean that their mutual angles call for.
+
+    ``t * mean(x_i) + (1 - t) * base`` with ``t = n * c / (1 + (n - 1) * c)``, where ``c`` is the
+    mean cosine between the task vectors of the ``n`` models. Jang et al. 2024, "Model Stock: All
+    we need is just a few fine-tuned models".
+    """
+    from shardmerge.methods.kernels import spherical
+
+    return spherical.model_stock(group)
+
+
+@mergekit_kernel("model_stock", workspace=Workspace(tensors=4.0, per_input=1.0))
+def _mergekit_model_stock(group: Group) -> torch.Tensor:
+    from shardmerge.methods.kernels import mergekit_whole
+
+    return mergekit_whole.model_stock(group)

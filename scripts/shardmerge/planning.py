@@ -1,0 +1,124 @@
+"""From a configuration to its plan, kept on disk so that the next parse only reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from shardmerge.digest import canonical_json, digest
+from shardmerge.errors import UserError
+from shardmerge.files import load_json, write_text
+from shardmerge.plan import Plan, Planned, make_plan
+from shardmerge.recipe import Recipe, load_recipe
+from shardmerge.settings import Settings
+from shardmerge.sources import Sources, lock_path
+from shardmerge.spec import ShardSpec
+
+#: Folders below the working directory.
+CACHE = Path(".shardmerge")
+MODELS = Path("resources/models")
+
+
+def load_plan(
+    settings: Settings, *, head: bool = True, renew: bool = False, say: Callable[[str], None]
+) -> Plan:
+    """Return the plan of a configuration; lock what has no lock, check what has one.
+
+    Args:
+        settings: The configuration.
+        head: Whether this is the user's own process. A job's trusts what the head checked.
+        renew: Whether to lock all sources anew.
+        say: Takes one line for the user.
+
+    Raises:
+        UserError: For every mistake that shows without reading weights.
+    """
+    texts = {path: _read(path) for path in settings["recipes"]}
+    if not head and (plan := _cached(_key(settings, texts))):
+        return plan
+    sources = Sources(settings["sources"], MODELS, CACHE)
+    recipes: list[Recipe] = [load_recipe(path) for path in texts]
+    locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
+    key = _key(settings, texts)
+    if plan := _cached(key):
+        return plan
+    planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
+    _keep(planned, key)
+    for warning in planned.plan.warnings:
+        say(f"warning: {warning}")
+    return planned.plan
+
+
+def plan_path(settings: Settings) -> str:
+    """Return where the plan of a configuration lies, once ``load_plan`` has made it."""
+    return str(_plan_file(_key(settings, {path: _read(path) for path in settings["recipes"]})))
+
+
+def lock_paths(settings: Settings) -> list[str]:
+    """Return the lock files of a configuration's recipes."""
+    return [str(lock_path(recipe)) for recipe in settings["recipes"]]
+
+
+def spec_path(name: str) -> Path:
+    """Return where the specification of that digest lies."""
+    return CACHE / "specs" / f"{name}.json"
+
+
+def load_spec(name: str) -> ShardSpec:
+    """Return the specification of that digest.
+
+    Raises:
+        UserError: If there is none, which means that the workflow did not plan it.
+    """
+    return ShardSpec.from_json(dict(load_json(spec_path(name))))
+
+
+def description_path(name: str) -> Path:
+    """Return where the description of a build of that digest lies."""
+    return CACHE / "builds" / f"{name}.json"
+
+
+def _key(settings: Settings, texts: dict[str, str]) -> str:
+    locks = []
+    for path in texts:
+        lock = lock_path(path)
+        locks.append(hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None)
+    return digest([_code(), settings.planned(), texts, locks])
+
+
+def _plan_file(key: str) -> Path:
+    return CACHE / "plans" / f"{key}.json"
+
+
+def _cached(key: str) -> Plan | None:
+    path = _plan_file(key)
+    return Plan.from_json(load_json(path)) if path.exists() else None
+
+
+def _keep(planned: Planned, key: str) -> None:
+    """Write the plan last: where it is, all that it names is there too."""
+    for name, spec in planned.specs.items():
+        if not spec_path(name).exists():
+            write_text(spec_path(name), canonical_json(spec.to_json()))
+    for name, description in planned.descriptions.items():
+        write_text(description_path(name), json.dumps(description))
+    write_text(_plan_file(key), canonical_json(planned.plan.to_json()))
+
+
+@cache
+def _code() -> str:
+    """Return a digest of the library, so that a newer one plans anew."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", path) from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", path) from None

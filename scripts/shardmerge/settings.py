@@ -1,0 +1,84 @@
+"""The configuration: checked against its schema, defaults filled in, typos told."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardmerge.dtypes import dtype_code
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.layout import parse_size
+
+SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration with defaults; keys as in config/README.md."""
+
+    values: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    @property
+    def delta_dtype(self) -> str | None:
+        name = self.values["delta_dtype"]
+        return None if name is None else dtype_code(name, "configuration: delta_dtype")
+
+    @property
+    def max_shard_size(self) -> int | None:
+        return parse_size(self.values["max_shard_size"])
+
+    def planned(self) -> dict[str, Any]:
+        """Return the part that the plan depends on."""
+        keys = ("sources", "stages", "numerics", "deltas", "delta_dtype", "max_shard_size")
+        keys += ("allow_nonfinite", "results", "keep_sources")
+        return {key: self.values[key] for key in keys}
+
+
+def load_settings(config: Mapping[str, Any]) -> Settings:
+    """Return the settings that a configuration makes.
+
+    Raises:
+        UserError: Names the key, what is wrong with it, and what was probably meant.
+    """
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    values = copy.deepcopy(dict(config))
+    _fill_defaults(values, schema)
+    errors = sorted(
+        Draft202012Validator(schema).iter_errors(values), key=lambda e: [str(p) for p in e.path]
+    )
+    if errors:
+        raise _explain(errors[0])
+    settings = Settings(values)
+    _ = settings.max_shard_size, settings.delta_dtype  # tells their mistakes now
+    return settings
+
+
+def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    for key, rule in schema.get("properties", {}).items():
+        if key not in values and "default" in rule:
+            values[key] = copy.deepcopy(rule["default"])
+        if isinstance(values.get(key), dict):
+            _fill_defaults(values[key], rule)
+
+
+def _explain(error: Any) -> UserError:
+    key = ".".join(str(part) for part in error.absolute_path)
+    where = f"configuration: {key}" if key else "configuration"
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = next(k for k in error.instance if k not in known)
+        return UserError(f"unknown key {unknown!r}", where, did_you_mean(unknown, known))
+    if error.validator == "enum":
+        return UserError(
+            f"{error.instance!r} is not allowed", where, did_you_mean(error.instance, map(str, error.validator_value))
+        )  # fmt: skip
+    return UserError(error.message, where, error.schema.get("description"))

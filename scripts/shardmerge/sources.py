@@ -1,0 +1,167 @@
+"""Where models come from, and the lock file that pins them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from shardmerge.digest import digest
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.files import load_json, write_text
+from shardmerge.local import Identities, check_folder, lock_folder
+from shardmerge.lock import Lock, LockedSource
+from shardmerge.recipe import Recipe
+from shardmerge.references import Reference
+
+Say = Callable[[str], None]
+
+
+class Sources:
+    """Resolves a recipe's references to local folders or Hub repositories.
+
+    Args:
+        folders: The configuration's ``sources``: reference to local folder.
+        models: Folder that fetched models go to.
+        cache: Folder for what can be computed again (content identities).
+    """
+
+    def __init__(self, folders: Mapping[str, str], models: Path, cache: Path) -> None:
+        self._folders = dict(folders)
+        self._models = models
+        self._identities = Identities(cache / "identities.json")
+
+    def folder(self, reference: Reference) -> Path | None:
+        """Return the local folder of a reference, or None where it is on the Hub.
+
+        Raises:
+            UserError: If it is neither.
+        """
+        for key in (reference.model, reference.path):
+            if key in self._folders:
+                return Path(self._folders[key]).expanduser()
+        path = Path(reference.path).expanduser()
+        if path.is_dir():
+            return path
+        if not reference.is_hub_name:
+            raise UserError(
+                f"model {reference.model!r} is neither a folder, nor a document's name, nor a "
+                "Hub repository (owner/name)",
+                hint=did_you_mean(reference.path, self._folders) if self._folders else None,
+            )
+        return None
+
+    def path(self, key: str, locked: LockedSource, file: str) -> str:
+        """Return the path at which jobs find a source's file."""
+        if locked.kind == "hub":
+            return str(self._models / f"{slug(locked.repo)}@{locked.commit}" / file)
+        from shardmerge.references import parse_reference
+
+        return str(self.folder(parse_reference(key)) / file)
+
+    def lock(self, recipe: Recipe, *, write: bool, renew: bool, say: Say) -> Lock:
+        """Return a recipe's lock: read, and made or completed where it may be.
+
+        Args:
+            recipe: The parsed recipe.
+            write: Whether a missing lock may be made (a job must not).
+            renew: Whether to lock all sources anew.
+            say: Takes one line for the user.
+
+        Raises:
+            UserError: If a source cannot be locked, changed since it was, or may not be locked.
+        """
+        path = lock_path(recipe.path)
+        old = Lock.from_json(load_json(path), str(path)) if path.exists() else Lock({})
+        found: dict[str, LockedSource] = {}
+        new = []
+        for reference in recipe.sources:
+            key = reference.model
+            folder = self.folder(reference)
+            locked = None if renew else old.sources.get(key)
+            if locked and locked.kind != ("local" if folder else "hub"):
+                now = f"the folder {str(folder)!r}" if folder else "the Hub"
+                raise UserError(
+                    f"model {key!r} was locked from {_origin(locked)} but is now {now}",
+                    str(path),
+                    "Run `snakemake lock` to lock it anew.",
+                )
+            if locked is None:
+                if not write:
+                    raise UserError(f"has no lock of model {key!r}", str(path))
+                locked = self._lock_one(reference, folder, say)
+                new.append(key)
+            elif folder:
+                check_folder(folder, locked, key, str(path), self._identities)
+            found[key] = locked
+        lock = Lock(found)
+        if new:
+            self._write(path, lock)
+            say(f"locked {', '.join(new)} in {path}")
+            if renew:
+                for line in changes(old, lock):
+                    say(f"  {line}")
+        return lock
+
+    def _lock_one(self, reference: Reference, folder: Path | None, say: Say) -> LockedSource:
+        if folder is not None:
+            return lock_folder(folder, reference.model, self._identities)
+        from shardmerge import hub
+
+        return hub.lock_source(reference.path, reference.revision, progress=say)
+
+    @staticmethod
+    def _write(path: Path, lock: Lock) -> None:
+        text = json.dumps(lock.to_json(), indent=1, ensure_ascii=False) + "\n"
+        # One tensor a line: a lock of 70B stays readable and diffs stay small.
+        text = re.sub(
+            r"\[\n\s+\"(\w+)\",\n\s+\[([\d,\s]*)\],\n\s+(\d+),\n\s+(\d+)\n\s+\]",
+            lambda m: f'["{m[1]}", [{", ".join(m[2].replace(",", " ").split())}], {m[3]}, {m[4]}]',
+            text,
+        )
+        try:
+            write_text(path, text)
+        except OSError as error:
+            raise UserError(
+                f"the lock cannot be written ({error.strerror})",
+                str(path),
+                "Copy the recipe to a folder that you may write to.",
+            ) from None
+
+
+def lock_path(recipe: str | os.PathLike[str]) -> Path:
+    """Return the path of a recipe's lock: beside it, ``NAME.lock.json``."""
+    return Path(recipe).with_suffix(".lock.json")
+
+
+def slug(reference: str) -> str:
+    """Return a reference as a folder name; different references give different names."""
+    name = reference.strip("./").replace("/", "--")
+    plain = re.sub(r"[^\w.+@-]+", "-", name)
+    return plain if plain == name and "--" not in reference else f"{plain}-{digest(reference)[:6]}"
+
+
+def changes(old: Lock, new: Lock) -> list[str]:
+    """Return what moved between two locks, one line each."""
+    lines = []
+    for name, now in new.sources.items():
+        was = old.sources.get(name)
+        if was is None:
+            lines.append(f"{name}: new")
+            continue
+        if was.commit != now.commit:
+            lines.append(f"{name}: {was.commit or 'a folder'} -> {now.commit or 'a folder'}")
+        for file in sorted({*was.files, *now.files}):
+            a, b = was.files.get(file), now.files.get(file)
+            if a is None or b is None:
+                lines.append(f"{name}: {file} {'added' if a is None else 'removed'}")
+            elif a.identity != b.identity:
+                lines.append(f"{name}: {file} changed")
+    lines += [f"{name}: no longer used" for name in old.sources if name not in new.sources]
+    return lines
+
+
+def _origin(locked: LockedSource) -> str:
+    return f"the Hub ({locked.repo}@{locked.commit})" if locked.kind == "hub" else "a folder"

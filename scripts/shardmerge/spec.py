@@ -1,0 +1,134 @@
+"""What one shard's job is told: pure content, no paths; its digest is the job's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge import expression as ex
+from shardmerge.digest import digest
+
+#: Changes when the engine's bytes change for the same specification (golden tests watch it).
+ENGINE_VERSION = 1
+NUMERICS = ("float32", "mergekit-0.1.5")
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of an output shard: its name, stored type and shape, and what it is."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    expression: ex.Expression
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """All that determines the bytes of one safetensors file that a job writes.
+
+    Args:
+        tensors: In the order of their data in the file.
+        files: For each (model, file) that the expressions name, the content's identity
+            (``sha256:...`` or ``sample:...``), in order of first use.
+        numerics: One of NUMERICS.
+        allow_nonfinite: Whether a merged value may be infinite or NaN where no source is.
+        metadata: The header's ``__metadata__``.
+    """
+
+    tensors: tuple[OutputTensor, ...]
+    files: Mapping[tuple[str, str], str]
+    numerics: str = "float32"
+    allow_nonfinite: bool = False
+    metadata: Mapping[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON-able data; ``from_json`` inverts it."""
+        return {
+            "engine": ENGINE_VERSION,
+            "numerics": self.numerics,
+            "allow_nonfinite": self.allow_nonfinite,
+            "metadata": dict(self.metadata or {"format": "pt"}),
+            "files": [[model, file, identity] for (model, file), identity in self.files.items()],
+            "tensors": [
+                {
+                    "name": t.name,
+                    "dtype": t.dtype,
+                    "shape": list(t.shape),
+                    "expression": ex.to_json(t.expression),
+                }
+                for t in self.tensors
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ShardSpec:
+        """Return the specification that ``to_json`` wrote."""
+        return cls(
+            tensors=tuple(
+                OutputTensor(
+                    t["name"], t["dtype"], tuple(t["shape"]), ex.from_json(t["expression"])
+                )
+                for t in data["tensors"]
+            ),
+            files={(model, file): identity for model, file, identity in data["files"]},
+            numerics=data["numerics"],
+            allow_nonfinite=data["allow_nonfinite"],
+            metadata=data["metadata"],
+        )
+
+    @property
+    def digest(self) -> str:
+        """The job's identity, 64 hexadecimal digits: SHA-256 of what determines the bytes.
+
+        Source tensors count by the identity of the file that holds them, not by the names of
+        model and file, so that a source moved or renamed rebuilds nothing.
+        """
+
+        def anonymous(node: Any) -> Any:
+            if isinstance(node, dict):
+                if node.get("op") == "source":
+                    return [self.files[node["model"], node["file"]], node["tensor"]]
+                return {key: anonymous(value) for key, value in node.items()}
+            return [anonymous(value) for value in node] if isinstance(node, list) else node
+
+        data = self.to_json()
+        del data["files"], data["allow_nonfinite"]
+        return digest(anonymous(data))
+
+    def required_files(self, stored: Collection[ex.Delta] = ()) -> tuple[tuple[str, str], ...]:
+        """Return the (model, file) pairs that must be open, in order of first use.
+
+        Args:
+            stored: Task vectors that lie on disk as delta shards, so that what they are made of
+                is not read again.
+        """
+        needed: dict[tuple[str, str], None] = {}
+
+        def visit(expression: ex.Expression) -> None:
+            if isinstance(expression, ex.Delta) and expression in stored:
+                return
+            if isinstance(expression, ex.Source):
+                needed[expression.model, expression.file] = None
+            for operand in ex.operands(expression):
+                visit(operand)
+
+        for tensor in self.tensors:
+            visit(tensor.expression)
+        return tuple(needed)
+
+
+def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:
+    """Return the name of a stored task vector's tensor: 32 digits of its content's digest.
+
+    It depends on what the delta is and on the identity of the files it is made of, not on
+    the names that a recipe gives the models, so that recipes share stored deltas safely.
+    """
+
+    def content(expression: ex.Expression) -> Any:
+        if isinstance(expression, ex.Source):
+            return [files[expression.model, expression.file], expression.tensor]
+        return [type(expression).__name__, *map(content, ex.operands(expression))]
+
+    return digest([ENGINE_VERSION, content(delta), delta.dtype])[:32]

@@ -1,0 +1,223 @@
+"""What the workflow makes: paths of all results, and what each job needs, from plan and settings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shardmerge.digest import digest
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.plan import Build, Plan, ShardJob
+from shardmerge.settings import Settings
+
+CHECKSUMS = "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that benchmarks run on.
+
+    Args:
+        name: Label, and name of the folder of its results.
+        folder: Where its files are.
+        files: All of them that must be there.
+        identity: Digest of its content.
+        size: Bytes of its weights.
+    """
+
+    name: str
+    folder: str
+    files: tuple[str, ...]
+    identity: str
+    size: int
+
+
+class Targets:
+    """Paths and jobs of a plan under a configuration.
+
+    Args:
+        settings: The configuration.
+        plan: Its plan.
+    """
+
+    def __init__(self, settings: Settings, plan: Plan) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.results = settings["results"]
+        self._shards = {j.output: j for b in plan.builds.values() for j in b.shards}
+        self._deltas = {j.output: j for j in plan.deltas}
+
+    def shard(self, name: str, shard: str) -> ShardJob:
+        """Return the job of an output shard by build and file stem."""
+        return self._shards[f"{self.results}/{name}/model/{shard}.safetensors"]
+
+    def delta(self, pair: str, shard: str) -> ShardJob:
+        """Return the job of a stored task-vector shard by folder and file stem."""
+        return self._deltas[f"{self.results}/deltas/{pair}/{shard}.safetensors"]
+
+    def shards(self, name: str) -> list[str]:
+        """Return the paths of a build's shards."""
+        return [job.output for job in self.plan.builds[name].shards]
+
+    def per_shard(self, name: str, folder: str) -> list[str]:
+        """Return the paths of the shards' JSON records in ``records`` or ``checks``."""
+        stems = [Path(path).stem for path in self.shards(name)]
+        return [f"{self.results}/{name}/{folder}/{stem}.json" for stem in stems]
+
+    def delta_records(self, name: str) -> list[str]:
+        """Return the records of the stored task vectors that a build reads."""
+        used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
+        return [f"{Path(p).parent}/records/{Path(p).stem}.json" for p in used]
+
+    def package_files(self, name: str) -> list[str]:
+        """Return the model's files that are neither weights nor made from the whole model."""
+        build = self.plan.builds[name]
+        names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
+        if len(build.shards) > 1:
+            names["model.safetensors.index.json"] = None
+        return [f"{self.results}/{name}/model/{file}" for file in names]
+
+    def copied_files(self) -> list[str]:
+        """Return the names of files that are copied from sources as they are."""
+        names = {f for build in self.plan.builds.values() for f in build.files}
+        return sorted(names - {"config.json"})
+
+    def models(self) -> list[str]:
+        """Return what shows that every model is built, verified and summed up."""
+        return [
+            f"{self.results}/{name}/{file}"
+            for name in self.plan.builds
+            for file in (f"model/{CHECKSUMS}", "verify.json")
+        ]
+
+    def measured(self) -> Mapping[str, Measured]:
+        """Return the models to benchmark by label, in the order of the configuration.
+
+        Raises:
+            UserError: If the configuration names a model that is none of the plan's.
+        """
+        wanted = self.settings["benchmark"]["models"]
+        builds, sources = self.plan.builds, self.plan.sources
+        found: dict[str, Measured] = {}
+        for name in wanted if self.settings["benchmark"]["tasks"] else ():
+            if name == "merged":
+                chosen = [self._merged(build) for build in builds.values()]
+            elif name == "sources":
+                chosen = [self._source(key) for key in sources]
+            elif name in builds:
+                chosen = [self._merged(builds[name])]
+            elif name in sources:
+                chosen = [self._source(name)]
+            else:
+                raise UserError(
+                    f"there is no model {name!r} to benchmark",
+                    "configuration: benchmark.models",
+                    did_you_mean(name, ["merged", "sources", *builds, *sources]),
+                )
+            found |= {model.name: model for model in chosen}
+        return found
+
+    def tables(self) -> list[str]:
+        """Return the benchmark tables of all builds, none if nothing is measured."""
+        if not self.measured():
+            return []
+        return [f"{self.results}/{name}/benchmarks/table.json" for name in self.plan.builds]
+
+    def measurements(self, name: str) -> list[str]:
+        """Return the benchmark results that a build's table is made of: it and all sources."""
+        chosen = [m for m in self.measured() if m == name or m not in self.plan.builds]
+        tasks = self.settings["benchmark"]["tasks"]
+        return [f"{self.results}/{name}/benchmarks/{m}/{t}.json" for m in chosen for t in tasks]
+
+    def reports(self) -> list[str]:
+        """Return the plots and tables of every build."""
+        names = ["plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
+        names += ["benchmarks.svg"] if self.measured() else []
+        return [f"{self.results}/{n}/report/{f}" for n in self.plan.builds for f in names]
+
+    def receipts(self) -> list[str]:
+        """Return the receipts of all uploads."""
+        return [f"{self.results}/{name}/published.json" for name in self.plan.builds]
+
+    def repository(self, name: str) -> str:
+        """Return the Hub repository that a build is published to.
+
+        Raises:
+            UserError: If none is configured, or several builds would go to one.
+        """
+        pattern = self.settings["publish"]["repository"]
+        where = "configuration: publish.repository"
+        if not pattern:
+            raise UserError("names no repository to publish to", where, "Write `owner/{name}`.")
+        if len(self.plan.builds) > 1 and "{name}" not in pattern:
+            raise UserError(
+                f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
+            )
+        return pattern.replace("{name}", name)
+
+    def benchmark_identity(self, model: str, task: str) -> str:
+        """Return the digest of all that determines a benchmark's result."""
+        options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
+        tasks = _folder_digest(self.settings["benchmark"]["include_path"])
+        return digest([self.measured()[model].identity, task, options, tasks, version("lm_eval")])
+
+    def benchmark_options(self) -> list[str]:
+        """Return the command-line options that all benchmark jobs share."""
+        benchmark = self.settings["benchmark"]
+        options = []
+        for key in _OPTIONS:
+            if benchmark[key] is not None:
+                options += [f"--{key.replace('_', '-')}", str(benchmark[key])]
+        if benchmark["gpus"] > 1:
+            options.append("--parallelize")
+        return options
+
+    @property
+    def benchmark_gpus(self) -> int:
+        """GPUs that a benchmark job asks for."""
+        benchmark = self.settings["benchmark"]
+        return 0 if benchmark["device"] == "cpu" else benchmark["gpus"]
+
+    def label(self, key: str) -> str:
+        """Return a source's short name: its last part where that is its alone."""
+        names = [k.split("@")[0].rstrip("/").rsplit("/", 1)[-1] for k in self.plan.sources]
+        short = key.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
+        unique = names.count(short) == 1 and short not in self.plan.builds
+        return short if unique else f"{short}-{digest(key)[:6]}"
+
+    def _merged(self, build: Build) -> Measured:
+        return Measured(
+            name=build.name,
+            folder=f"{self.results}/{build.name}/model",
+            files=(*self.shards(build.name), *self.package_files(build.name)),
+            identity=digest([build.digest, [job.digest for job in build.shards]]),
+            size=sum(job.bytes_written for job in build.shards),
+        )
+
+    def _source(self, key: str) -> Measured:
+        model = self.plan.sources[key]
+        return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
+
+
+_OPTIONS: tuple[str, ...] = (
+    "limit",
+    "num_fewshot",
+    "batch_size",
+    "device",
+    "dtype",
+    "include_path",
+)
+
+
+def _folder_digest(folder: str | None) -> Any:
+    """Return the digest of a folder's files, so that an edited task runs again."""
+    if folder is None:
+        return None
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p))
+    return digest(
+        [[str(p.relative_to(folder)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
+    )
