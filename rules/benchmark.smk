@@ -39,7 +39,6 @@ rule run_benchmark:
 
 
 rule collect_benchmark:
-    localrule: True
     input:
         results="<results>/benchmarks/{model}/{task}.json",
         samples="<results>/benchmarks/{model}/{task}.samples.jsonl",
@@ -48,6 +47,7 @@ rule collect_benchmark:
         samples="<results>/{name}/benchmarks/{model}/{task}.samples.jsonl",
     log:
         "<logs>/collect_benchmark/{name}/{model}/{task}.log",
+    localrule: True
     conda:
         "../envs/benchmark.yaml"
     shell:

@@ -15,6 +15,7 @@ SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from shardmerge.errors import UserError
+from shardmerge.plan import MODEL_FILES, TOKENIZER_FILES
 from shardmerge.planning import load_plan, lock_paths, plan_path
 from shardmerge.settings import load_settings
 from shardmerge.targets import Targets
@@ -45,6 +46,7 @@ BENCHMARK = SETTINGS["benchmark"]
 ON_GPU = SETTINGS["device"] != "cpu"
 # A rule's environment provides `python` where one is deployed; else it is the one that runs this.
 PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
 MERGE_OPTIONS = f"--device {SETTINGS['device']} --link {SETTINGS['link']}"
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 KEPT = (lambda path: path) if SETTINGS["keep_sources"] else temp

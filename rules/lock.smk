@@ -6,24 +6,24 @@ Makes: text on the terminal. (`snakemake lock` renews the locks while the Snakef
 
 
 rule lock:
-    localrule: True
-    params:
-        locks=lock_paths(SETTINGS),
     log:
         "<logs>/lock.log",
+    localrule: True
     conda:
         "../envs/merge.yaml"
+    params:
+        locks=lock_paths(SETTINGS),
     shell:
         "{PYTHON} {SCRIPTS}/show_locks.py {params.locks} 2> {log}"
 
 
 rule plan:
-    localrule: True
-    params:
-        plan=plan_path(SETTINGS),
     log:
         "<logs>/plan.log",
+    localrule: True
     conda:
         "../envs/merge.yaml"
+    params:
+        plan=plan_path(SETTINGS),
     shell:
         "{PYTHON} {SCRIPTS}/show_plan.py --plan {params.plan} 2> {log}"

@@ -46,10 +46,10 @@ rule copy_file:
         "<results>/{name}/model/{file}",
     log:
         "<logs>/copy_file/{name}/{file}.log",
+    wildcard_constraints:
+        file="|".join(map(re.escape, COPIED_FILES)),
     group:
         "package"
-    wildcard_constraints:
-        file="|".join(map(re.escape, TARGETS.copied_files())),
     conda:
         "../envs/merge.yaml"
     params:

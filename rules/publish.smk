@@ -6,7 +6,6 @@ Makes: results/NAME/published.json, a receipt.
 
 
 rule publish_model:
-    localrule: True
     input:
         checksums="<results>/{name}/model/SHA256SUMS",
         verified="<results>/{name}/verify.json",
@@ -14,6 +13,7 @@ rule publish_model:
         "<results>/{name}/published.json",
     log:
         "<logs>/publish_model/{name}.log",
+    localrule: True
     conda:
         "../envs/fetch.yaml"
     params:

@@ -81,11 +81,6 @@ class Targets:
             names["model.safetensors.index.json"] = None
         return [f"{self.results}/{name}/model/{file}" for file in names]
 
-    def copied_files(self) -> list[str]:
-        """Return the names of files that are copied from sources as they are."""
-        names = {f for build in self.plan.builds.values() for f in build.files}
-        return sorted(names - {"config.json"})
-
     def models(self) -> list[str]:
         """Return what shows that every model is built, verified and summed up."""
         return [

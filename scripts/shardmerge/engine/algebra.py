@@ -68,9 +68,7 @@ def leaves(
     return tuple(files), tuple(calls)
 
 
-def file_leaves(
-    expression: ex.Expression, stored: Collection[ex.Delta]
-) -> Iterator[FileLeaf]:
+def file_leaves(expression: ex.Expression, stored: Collection[ex.Delta]) -> Iterator[FileLeaf]:
     """Yield every tensor that is read for an expression, those under whole calls too."""
     if isinstance(expression, ex.Source) or (
         isinstance(expression, ex.Delta) and expression in stored

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from shardmerge import expression as ex
 from shardmerge.engine.algebra import simplify
-from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.inputs import Inputs
-from shardmerge.engine.layout import Layout, Window, choose_window, lay_out
-from shardmerge.engine.memory import TUNING
+from shardmerge.engine.layout import lay_out
 from shardmerge.engine.output import OutputFile, clone, hard_link, remove_stale
-from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import ShardRecord, Tally, peak_memory
+from shardmerge.engine.stream import Progress, Stream
 from shardmerge.errors import UserError
 from shardmerge.files import atomic_path
 from shardmerge.spec import ShardSpec
-
-Progress = Callable[[int, int], None]
 
 
 def build_shard(
@@ -66,10 +60,7 @@ def build_shard(
             opened = stack.enter_context(Inputs(spec, inputs, deltas, tally))
             _not_an_input(output, opened)
             layout = lay_out(spec, opened)
-            if layout.computes:
-                check_device(device)
-                stack.enter_context(_one_torch_thread())
-        stream = _Stream(spec, opened, layout, tally, threads, device, progress)
+            stream = Stream(spec, opened, layout, tally, threads, device, progress)
         sha256 = _make(stream, output, link)
         return ShardRecord(
             sha256=sha256,
@@ -84,7 +75,7 @@ def build_shard(
         )
 
 
-def _make(stream: _Stream, output: Path, link: str) -> str:
+def _make(stream: Stream, output: Path, link: str) -> str:
     """Make the output in the way that suits it; return its SHA-256."""
     layout, tally = stream.layout, stream.tally
     source = None if layout.twin is None else stream.inputs.path(layout.twin)
@@ -105,50 +96,34 @@ def _make(stream: _Stream, output: Path, link: str) -> str:
     return sha256
 
 
-class _Stream:
-    """One pass over the windows of a layout."""
+def _not_an_input(output: Path, inputs: Inputs) -> None:
+    for file in range(len(inputs.headers)):
+        if inputs.path(file).absolute() == output.absolute():
+            raise UserError("is a source of this build and is not overwritten", str(output))
 
-    def __init__(
-        self,
-        spec: ShardSpec,
-        inputs: Inputs,
-        layout: Layout,
-        tally: Tally,
-        threads: int,
-        device: str,
-        progress: Progress | None,
-    ) -> None:
-        self.spec, self.inputs, self.layout, self.tally = spec, inputs, layout, tally
-        self._device, self._progress = device, progress
-        lanes = max(threads, 2 if device == "cuda" else 1)
-        self._lanes = min(lanes, TUNING.slots - 4)
-        self._hash = hashlib.sha256()
-        self._done = 0
 
-    def run(self, file: OutputFile | None) -> str:
-        """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
-        layout, tally = self.layout, self.tally
-        computes = layout.computes
-        with tally.timed("start"):
-            length, arena = choose_window(layout, TUNING)
-            windows = list(layout.windows(length))
-            pinned = computes and self._device == "cuda"
-            slots = [
-                Slot(*(host_buffer(n, tensor=computes, pinned=pinned) for n in (length, arena)))
-                for _ in range(min(TUNING.slots, len(windows)))
-            ]
-            stop: Callable[[], None] = lambda: None  # noqa: E731
-            compute: list[Callable[[Slot], None]] = [lambda slot: None]
-            if computes:
-                compute, stop = self._make_lanes(windows)
-        self._file = file
-        self._ahead = windows
-        Pipeline(
-            slots,
-            read=self._read,
-            compute=compute,
-            write=self._write if file else None,
-            finish=self._finish,
-            stop=stop,
-        ).run(windows)
-        return self._hash.hexdigest()
+def _refuse_nonfinite(spec: ShardSpec, tally: Tally) -> None:
+    if not tally.nonfinite or spec.allow_nonfinite:
+        return
+    name, count = min(tally.nonfinite.items())
+    more = f" ({len(tally.nonfinite)} tensors have such values)" if len(tally.nonfinite) > 1 else ""
+    raise UserError(
+        f"{count} merged values are infinite or NaN where no source is{more}",
+        f"tensor {name!r}",
+        "The merge overflows the output's dtype, or divides by zero: use another dtype or smaller "
+        "weights, or write `allow_nonfinite: true` to let it pass.",
+    )
+
+
+def _delta_rows(spec: ShardSpec, tally: Tally) -> dict[str, list[list[Any]]]:
+    """Return the record's rows of sums of squares, for the tensors that have task vectors."""
+    table = {}
+    for tensor in spec.tensors:
+        rows = []
+        for number, delta in enumerate(ex.deltas(simplify(tensor.expression))):
+            if (squares := tally.squares(tensor.name, number)) is not None:
+                models = list(dict.fromkeys(source.model for source in ex.sources(delta)))
+                rows.append([models, *squares])
+        if rows:
+            table[tensor.name] = rows
+    return table

@@ -151,9 +151,7 @@ class Inputs(contextlib.AbstractContextManager):
         return Location(number, entry.begin, entry.dtype)
 
 
-def _compare(
-    entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], where: str
-) -> None:
+def _compare(entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], where: str) -> None:
     if (entry.dtype, entry.shape) != (dtype, tuple(shape)):
         raise UserError(
             f"tensor {name!r} is {entry.dtype}{list(entry.shape)}, but the plan was made for "

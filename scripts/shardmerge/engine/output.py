@@ -114,13 +114,13 @@ class OutputFile(contextlib.AbstractContextManager):
 
 def clone(source: Path, target: Path) -> bool:
     """Make a new file share a source's blocks (FICLONE); return whether the file system can."""
-    with open(source, "rb") as reader, open(target, "xb") as writer:
+    with contextlib.suppress(OSError), open(source, "rb") as reader, open(target, "xb") as writer:
         try:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
             return True
         except OSError:
             target.unlink()
-            return False
+    return False
 
 
 def hard_link(source: Path, target: Path) -> bool:

@@ -91,9 +91,14 @@ class Tally:
         with self._lock:
             self._squares[tensor, delta].append((own, base))
 
-    def squares(self, tensor: str, delta: int) -> tuple[float, float | None]:
-        """Return the sums over all blocks; exact summation, so that their order is nothing."""
-        rows = self._squares[tensor, delta]
+    def squares(self, tensor: str, delta: int) -> tuple[float, float | None] | None:
+        """Return the sums over all blocks, or None if there is none.
+
+        Summed exactly, so that the order in which threads brought them changes nothing.
+        """
+        rows = self._squares.get((tensor, delta))
+        if not rows:
+            return None
         own = math.fsum(row[0] for row in rows)
         if any(base is None for _, base in rows):
             return own, None

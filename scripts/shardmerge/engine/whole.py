@@ -80,7 +80,12 @@ class Maker:
     """
 
     def __init__(
-        self, spec: ShardSpec, inputs: Inputs, tally: Tally, place: Host | Cuda, registers: Registers
+        self,
+        spec: ShardSpec,
+        inputs: Inputs,
+        tally: Tally,
+        place: Host | Cuda,
+        registers: Registers,
     ) -> None:
         self._spec, self._inputs, self._tally = spec, inputs, tally
         self._place, self._registers = place, registers
@@ -159,9 +164,7 @@ class Maker:
         return [data[start:end].view(dtype) for start, end, dtype in views]
 
 
-def has_nonfinite_source(
-    expression: ex.Expression, inputs: Inputs, chunk: int = 1 << 22
-) -> bool:
+def has_nonfinite_source(expression: ex.Expression, inputs: Inputs, chunk: int = 1 << 22) -> bool:
     """Whether any element of any tensor that an expression is made from is infinite or NaN."""
     memory = host_buffer(chunk, tensor=True)
     for leaf in dict.fromkeys(file_leaves(expression, inputs.stored)):

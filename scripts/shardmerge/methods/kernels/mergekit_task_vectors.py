@@ -150,10 +150,8 @@ def sce(group: Group) -> torch.Tensor:
     agrees = _sign_agrees(vectors, group.parameters["int8_mask"])
     energies = vectors.square().view(len(vectors), -1).mean(dim=1)
     total = energies.sum().item()
-    if abs(total) < 1e-6:
-        weights = torch.ones_like(energies) / len(energies)
-    else:
-        weights = energies / total
+    alike = torch.ones_like(energies) / len(energies)
+    weights = alike if abs(total) < 1e-6 else energies / total
     weights = weights.view(-1, *(1,) * base.dim()) * agrees
     mixed = (vectors * weights).sum(dim=0)
     return base + mixed / weights.sum(dim=0).clamp(min=1e-6)

@@ -1,0 +1,69 @@
+# make demo   build the demo model, benchmark it, show the table
+# make test   everything that is checked before a change goes in
+VENV := .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+CORES ?= all
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help env env-test demo test test-all lint format demo-models bench docs clean
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+env: $(VENV)/.installed
+env-test: $(VENV)/.installed-test
+
+$(VENV)/.installed: requirements.txt
+	@echo "Installing the environment into $(VENV) (once, a few minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first: an index that has a CPU build is then not asked for another.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+	@echo "Installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+demo: env
+	@echo "Merging the demo models (three tiny Llamas) and benchmarking them ..."
+	@snakemake --cores $(CORES) --quiet rules host progress reason
+	@snakemake --cores 1 --quiet all --report results/report.html
+	@echo
+	@cat results/miquplus-midnight-tiny/benchmarks/table.md
+	@echo
+	@echo "model:  results/miquplus-midnight-tiny/model"
+	@echo "report: results/report.html"
+
+lint: env-test
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+format: env-test
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile rules
+
+test: lint
+	pytest -m "not slow and not slurm and not browser and not gpu" -n 2 --dist worksteal tests
+
+test-all: lint
+	pytest -n 2 --dist worksteal -m "not slurm" tests
+	pytest -m slurm tests
+
+demo-models: env
+	python scripts/train_demo_models.py
+
+docs: env
+	python scripts/generate_docs.py
+
+bench: env-test
+	python scripts/bench.py
+
+clean:
+	rm -rf results logs benchmarks .shardmerge .snakemake

@@ -1,0 +1,94 @@
+"""Run lm-eval tasks on one model; each task's result appears as soon as it is there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+
+from shardmerge import evaluation
+from shardmerge.cli import run
+from shardmerge.errors import UserError
+
+
+def main() -> None:
+    """Read the command line, load what is needed once, run the tasks, tell which failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="FOLDER", help="a transformers model")
+    add("--name", required=True, help="what the model is called in results")
+    add("--task", action="append", required=True, help="task, group or tag; may be repeated")
+    add("--output", action="append", type=Path, required=True, help="one TASK.json for each task")
+    add("--include-path", action="append", type=Path, default=[], help="folder of own task files")
+    add("--limit", type=_limit, help="questions of each task, or their share if below 1")
+    add("--num-fewshot", type=int, help="examples in the prompt, if not each task's own number")
+    add("--batch-size", type=_batch_size, default=16, help="a number, or auto (default 16)")
+    add("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    add("--dtype", default="float32", help="to compute in (default float32); auto: the model's")
+    add("--parallelize", action="store_true", help="spread the model over all visible GPUs")
+    add("--threads", type=int, default=1, help="CPU threads (default 1)")
+    args = parser.parse_args()
+    if len(args.task) != len(args.output):
+        parser.error("give one --output for each --task")
+
+    options = {name: getattr(args, name) for name in evaluation.Settings.__dataclass_fields__}
+    settings = evaluation.Settings(**options | {"include_path": tuple(args.include_path)})
+    evaluation.prepare(args.threads)
+    manager = evaluation.find_tasks(args.task, settings.include_path)
+    failures: dict[str, str] = {}
+    loaded = {}
+    for task in args.task:  # before the model, as that may take an hour to load
+        try:
+            loaded[task] = evaluation.load_task(manager, task, settings.num_fewshot)
+        except Exception as error:
+            failures[task] = _failure(error)
+    with ExitStack() as stack:
+        folder = None
+        if settings.parallelize:
+            parent = args.output[0].parent
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
+        model = evaluation.load_model(args.model, settings, folder) if loaded else None
+        for task, output in zip(args.task, args.output, strict=True):
+            if task in loaded:
+                start = time.monotonic()
+                try:
+                    done = evaluation.evaluate(model, args.name, task, loaded[task], settings)
+                    evaluation.save(done, output)
+                except Exception as error:
+                    failures[task] = _failure(error)
+                else:
+                    seconds = time.monotonic() - start
+                    print(f"{args.name}: {task} done in {seconds:.1f} s", file=sys.stderr)
+    if failures:
+        reasons = "".join(f"\n  {task}: {reason}" for task, reason in failures.items())
+        raise UserError(f"{len(failures)} of {len(args.task)} tasks failed{reasons}", args.name)
+
+
+def _failure(error: Exception) -> str:
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+    return evaluation.explain(error)
+
+
+def _limit(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a number above 0")
+    return int(value) if value >= 1 else value
+
+
+def _batch_size(text: str) -> int | str:
+    if text.startswith("auto"):
+        return text
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("a number above 0, or auto")
+    return value
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""One pass over the output's windows: buffers, threads, hash and progress put together."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
+from shardmerge.engine.inputs import Inputs
+from shardmerge.engine.layout import Layout, Window, choose_window
+from shardmerge.engine.memory import TUNING
+from shardmerge.engine.output import OutputFile
+from shardmerge.engine.pipeline import Pipeline
+from shardmerge.engine.record import Tally
+from shardmerge.spec import ShardSpec
+
+Progress = Callable[[int, int], None]
+#: Windows ahead of the reader that the kernel is told of.
+_AHEAD = 2
+
+
+class Stream:
+    """A shard, ready to be streamed once.
+
+    Args:
+        spec: The shard.
+        inputs: Its open files.
+        layout: Of the output.
+        tally: Where time and bytes are counted.
+        threads: Compute threads that are asked for.
+        device: ``cpu`` or ``cuda``.
+        progress: Called with bytes done and bytes in all.
+
+    Raises:
+        UserError: If the device is not there.
+    """
+
+    def __init__(
+        self,
+        spec: ShardSpec,
+        inputs: Inputs,
+        layout: Layout,
+        tally: Tally,
+        threads: int = 1,
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self.spec, self.inputs, self.layout, self.tally = spec, inputs, layout, tally
+        self._device, self._progress = device, progress
+        # a device needs two lanes to copy and compute at once; reader, writer and hasher need slots
+        self._lanes = min(max(threads, 2 if device == "cuda" else 1), TUNING.slots - 4)
+        self._hash = hashlib.sha256()
+        self._done = 0
+        self._file: OutputFile | None = None
+        self._windows: Sequence[Window] = ()
+        if layout.computes:
+            check_device(device)
+
+    def run(self, file: OutputFile | None) -> str:
+        """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
+        with contextlib.ExitStack() as stack:
+            with self.tally.timed("start"):
+                length, arena = choose_window(self.layout, TUNING)
+                self._windows = list(self.layout.windows(length))
+                slots = self._make_slots(length, arena)
+                compute, stop = [_nothing], _nothing
+                if self.layout.computes:
+                    stack.enter_context(_one_torch_thread())
+                    compute, stop = self._make_lanes()
+            self._file = file
+            Pipeline(
+                slots,
+                read=self._read,
+                compute=compute,
+                write=self._write if file else None,
+                finish=self._finish,
+                stop=stop,
+            ).run(self._windows)
+        return self._hash.hexdigest()
+
+    def _make_slots(self, length: int, arena: int) -> list[Slot]:
+        tensor = self.layout.computes
+        pinned = tensor and self._device == "cuda"
+        return [
+            Slot(*(host_buffer(size, tensor=tensor, pinned=pinned) for size in (length, arena)))
+            for _ in range(min(TUNING.slots, len(self._windows)))
+        ]
+
+    def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
+        """Return a compute function for each thread, and what wakes them after a failure."""
+        from shardmerge.engine.compute import Job, Lane
+        from shardmerge.engine.whole import WholeTensors
+
+        parts = Counter(part.tensor for window in self._windows for part in window.parts)
+        whole = WholeTensors(parts)
+        job = Job(self.spec, self.inputs, self.tally, whole)
+        cuda = self._device == "cuda"
+        block = TUNING.device_block if cuda else TUNING.block
+        lanes = [Lane(job, Cuda() if cuda else Host(), block) for _ in range(self._lanes)]
+        return [lane.compute for lane in lanes], whole.stop
+
+    def _read(self, slot: Slot) -> None:
+        window = slot.window
+        with self.tally.timed("read"):
+            last = window.index + _AHEAD
+            for later in self._windows[last if window.index else 0 : last + 1]:
+                for read in later.reads:
+                    self.inputs.will_need(read.file, read.offset, read.length)
+            slot.output.memory[: len(window.literal)] = window.literal
+            for read in window.reads:
+                buffer = slot.output if read.verbatim else slot.arena
+                into = buffer.memory[read.position : read.position + read.length]
+                self.inputs.read(read.file, read.offset, into)
+
+    def _write(self, slot: Slot) -> None:
+        window = slot.window
+        with self.tally.timed("write"):
+            self._file.write(slot.output.memory, window.length, window.offset)
+        self.tally.add(written=window.length)
+
+    def _finish(self, slot: Slot) -> None:
+        length = slot.window.length
+        with self.tally.timed("hash"):
+            self._hash.update(slot.output.memory[:length])
+        self._done += length
+        if self._progress:
+            self._progress(self._done, self.layout.size)
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch from threads of its own: the lanes are the threads, and sums keep their order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
