@@ -5,12 +5,6 @@ Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them. Wha
 source is the same for every build: it lies in results/benchmarks and is copied to each.
 """
 
-PER_MODEL = BENCHMARK["per"] == "model"
-RUN_BENCHMARK = (
-    "{PYTHON} {SCRIPTS}/benchmark.py --model {params.folder} --name {wildcards.model}"
-    " {params.tasks} --threads {threads} {params.options} > {log} 2>&1"
-)
-
 
 rule run_benchmark:
     input:
@@ -35,7 +29,8 @@ rule run_benchmark:
         tasks=lambda w, output: f"--task {w.task} --output {output.results}",
         options=TARGETS.benchmark_options(),
     shell:
-        RUN_BENCHMARK
+        "python $SCRIPTS/benchmark.py --model {params.folder} --name {wildcards.model}"
+        " {params.tasks} --threads {threads} {params.options} > {log} 2>&1"
 
 
 rule collect_benchmark:
@@ -68,5 +63,5 @@ rule tabulate_benchmarks:
     conda:
         "../envs/benchmark.yaml"
     shell:
-        "{PYTHON} {SCRIPTS}/benchmark_table.py --results {input} --json {output.json}"
+        "python $SCRIPTS/benchmark_table.py --results {input} --json {output.json}"
         " --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"

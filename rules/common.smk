@@ -43,14 +43,21 @@ def decide():
 SETTINGS, PLAN, TARGETS = decide()
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
+DEPLOYED = workflow.deployment_settings.deployment_method
 ON_GPU = SETTINGS["device"] != "cpu"
-# A rule's environment provides `python` where one is deployed; else it is the one that runs this.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
 COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
-MERGE_OPTIONS = f"--device {SETTINGS['device']} --link {SETTINGS['link']}"
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 KEPT = (lambda path: path) if SETTINGS["keep_sources"] else temp
 DELTA = temp if SETTINGS["deltas"] == "auto" else (lambda path: path)
+
+
+# What does not change a result is kept out of params: it goes to the jobs' shell.
+shell.prefix(
+    f"set -euo pipefail; export SCRIPTS='{SCRIPTS}'"
+    f" MERGE_OPTIONS='--device {SETTINGS['device']} --link {SETTINGS['link']}'; "
+    # A deployed environment has its own python; else it is the one that runs Snakemake.
+    + ("" if DEPLOYED else f"export PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
+)
 
 
 pathvars:

@@ -27,6 +27,6 @@ rule store_delta:
     params:
         spec=lambda w: delta_job(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/merge.py --spec {params.spec} --sources {input.sources}"
+        "python $SCRIPTS/merge.py --spec {params.spec} --sources {input.sources}"
         " --output {output.shard} --record {output.record} --threads {threads}"
-        " {MERGE_OPTIONS} > {log} 2>&1"
+        " $MERGE_OPTIONS > {log} 2>&1"

@@ -30,4 +30,4 @@ rule fetch_file:
     params:
         source=fetch_arguments,
     shell:
-        "{PYTHON} {SCRIPTS}/fetch.py {params.source} --output {output} > {log} 2>&1"
+        "python $SCRIPTS/fetch.py {params.source} --output {output} > {log} 2>&1"

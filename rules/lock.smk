@@ -14,7 +14,7 @@ rule lock:
     params:
         locks=lock_paths(SETTINGS),
     shell:
-        "{PYTHON} {SCRIPTS}/show_locks.py {params.locks} 2> {log}"
+        "python $SCRIPTS/show_locks.py {params.locks} 2> {log}"
 
 
 rule plan:
@@ -26,4 +26,4 @@ rule plan:
     params:
         plan=plan_path(SETTINGS),
     shell:
-        "{PYTHON} {SCRIPTS}/show_plan.py --plan {params.plan} 2> {log}"
+        "python $SCRIPTS/show_plan.py --plan {params.plan} 2> {log}"

@@ -28,6 +28,6 @@ rule merge_shard:
     params:
         spec=lambda w: shard_job(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/merge.py --spec {params.spec} --sources {input.sources}"
+        "python $SCRIPTS/merge.py --spec {params.spec} --sources {input.sources}"
         " --deltas {input.deltas} --output {output.shard} --record {output.record}"
-        " --threads {threads} {MERGE_OPTIONS} > {log} 2>&1"
+        " --threads {threads} $MERGE_OPTIONS > {log} 2>&1"

@@ -20,7 +20,7 @@ rule write_config:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/write_config.py --build {params.build} --source {input.config}"
+        "python $SCRIPTS/write_config.py --build {params.build} --source {input.config}"
         " --output {output.config} --recipe {output.recipe} > {log} 2>&1"
 
 
@@ -36,7 +36,7 @@ rule write_index:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/write_index.py --build {params.build} --output {output} > {log} 2>&1"
+        "python $SCRIPTS/write_index.py --build {params.build} --output {output} > {log} 2>&1"
 
 
 rule copy_file:
@@ -75,7 +75,7 @@ rule write_card:
         card=json.dumps(SETTINGS["card"], sort_keys=True),
         table=lambda w, input: f"--benchmarks {input.table}" if input.table else "",
     shell:
-        "{PYTHON} {SCRIPTS}/write_card.py --build {params.build} --card {params.card:q}"
+        "python $SCRIPTS/write_card.py --build {params.build} --card {params.card:q}"
         " {params.table} --output {output} > {log} 2>&1"
 
 
@@ -96,7 +96,7 @@ rule write_provenance:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/write_provenance.py --build {params.build} --records {input.records}"
+        "python $SCRIPTS/write_provenance.py --build {params.build} --records {input.records}"
         " --verify {input.verified} --files {input.files} {input.card}"
         " --output {output} > {log} 2>&1"
 
@@ -116,5 +116,5 @@ rule write_checksums:
     conda:
         "../envs/merge.yaml"
     shell:
-        "{PYTHON} {SCRIPTS}/write_checksums.py --files {input.files} {input.card}"
+        "python $SCRIPTS/write_checksums.py --files {input.files} {input.card}"
         " {input.provenance} --records {input.records} --output {output} > {log} 2>&1"

@@ -23,7 +23,7 @@ rule publish_model:
     message:
         "Uploading {params.model} to {params.repository} ({params.visibility})"
     shell:
-        "{PYTHON} {SCRIPTS}/publish.py --folder {params.model} --verify {input.verified}"
+        "python $SCRIPTS/publish.py --folder {params.model} --verify {input.verified}"
         " --repo {params.repository} {params.visibility} --output {output} > {log} 2>&1"
 
 

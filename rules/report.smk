@@ -23,7 +23,7 @@ rule tabulate_plan:
         build=lambda w: build(w).digest,
         plan=plan_path(SETTINGS),
     shell:
-        "{PYTHON} {SCRIPTS}/tabulate_plan.py --plan {params.plan} --name {wildcards.name}"
+        "python $SCRIPTS/tabulate_plan.py --plan {params.plan} --name {wildcards.name}"
         " --output {output} > {log} 2>&1"
 
 
@@ -44,7 +44,7 @@ rule plot_coefficients:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/plot_coefficients.py --build {params.build}"
+        "python $SCRIPTS/plot_coefficients.py --build {params.build}"
         " --output {output} > {log} 2>&1"
 
 
@@ -69,7 +69,7 @@ rule plot_norms:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/plot_norms.py --build {params.build}"
+        "python $SCRIPTS/plot_norms.py --build {params.build}"
         " --records {input.records} {input.deltas}"
         " --output {output.plot} --table {output.table} > {log} 2>&1"
 
@@ -91,7 +91,7 @@ rule plot_timings:
     conda:
         "../envs/merge.yaml"
     shell:
-        "{PYTHON} {SCRIPTS}/plot_timings.py --records {input} --output {output} > {log} 2>&1"
+        "python $SCRIPTS/plot_timings.py --records {input} --output {output} > {log} 2>&1"
 
 
 rule plot_benchmarks:
@@ -111,4 +111,4 @@ rule plot_benchmarks:
     conda:
         "../envs/merge.yaml"
     shell:
-        "{PYTHON} {SCRIPTS}/plot_benchmarks.py --table {input} --output {output} > {log} 2>&1"
+        "python $SCRIPTS/plot_benchmarks.py --table {input} --output {output} > {log} 2>&1"

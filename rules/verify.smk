@@ -23,7 +23,7 @@ rule check_shard:
     params:
         spec=lambda w: shard_job(w).digest,
     shell:
-        "{PYTHON} {SCRIPTS}/check_shard.py --spec {params.spec} --shard {input.shard}"
+        "python $SCRIPTS/check_shard.py --spec {params.spec} --shard {input.shard}"
         " --sources {input.sources} --deltas {input.deltas} --output {output} > {log} 2>&1"
 
 
@@ -48,5 +48,5 @@ rule verify_model:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
     shell:
-        "{PYTHON} {SCRIPTS}/verify_model.py --build {params.build} --model {params.model}"
+        "python $SCRIPTS/verify_model.py --build {params.build} --model {params.model}"
         " --checks {input.checks} --records {input.records} --output {output} > {log} 2>&1"

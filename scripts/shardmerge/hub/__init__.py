@@ -11,13 +11,16 @@ os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "60")
 from shardmerge.hub.changes import describe_changes
 from shardmerge.hub.fetching import FetchRecord, fetch
 from shardmerge.hub.locking import latest_commit, lock_source
-from shardmerge.hub.publishing import publish
+from shardmerge.hub.publishing import check_verified, publish
+from shardmerge.hub.uploads import list_uploads
 
 __all__ = [
     "FetchRecord",
+    "check_verified",
     "describe_changes",
     "fetch",
     "latest_commit",
+    "list_uploads",
     "lock_source",
     "publish",
 ]

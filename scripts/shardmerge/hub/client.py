@@ -108,8 +108,8 @@ def brief(error: Exception) -> str:
     """Return an error in a few words, without secrets."""
     if isinstance(error, HfHubHTTPError):
         return f"HTTP {error.response.status_code}"
-    lines = mask(str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    text = " ".join(mask(str(error)).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def retrying(

@@ -12,15 +12,10 @@ from shardmerge.lock import LockedTensor
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
-#: Weights in other formats (pickles among them), and what is no part of a model.
-_OTHER_WEIGHTS = tuple(
-    ".bin .pt .pth .ckpt .pkl .pickle .npz .h5 .msgpack .ot .gguf .ggml .onnx .onnx_data .tflite "
-    ".mlmodel .nemo .pb".split()
-)
-_NOT_OF_A_MODEL = tuple(
-    ".png .jpg .jpeg .gif .webp .svg .mp4 .mp3 .wav .pdf .zip .tar .gz .xz .zst .7z .parquet .csv "
-    ".arrow .ipynb .log .lock .part .tmp .incomplete".split()
-)
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
+#: Beside the weights: configuration, tokenizer, templates, licence.
+_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
+_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _TEMPLATES = "additional_chat_templates/"
 
@@ -72,7 +67,9 @@ def _no_weights(names: set[str], where: str) -> UserError:
 
 
 def model_files(names: Iterable[str], weights: Iterable[str]) -> list[str]:
-    """Return the files that are locked, sorted: the weights, and all else of the model.
+    """Return the files that are locked, sorted: the weights, and the texts of the model.
+
+    Weights in other formats, pickles among them, are not; nor is what a model does without.
 
     Args:
         names: All files of the repository.
@@ -83,11 +80,11 @@ def model_files(names: Iterable[str], weights: Iterable[str]) -> list[str]:
 
 
 def _is_of_the_model(name: str) -> bool:
-    if name.startswith(".") or name.endswith(".safetensors"):
+    if name.startswith(".") or ("/" in name and not name.startswith(_TEMPLATES)):
         return False
-    if "/" in name and not name.startswith(_TEMPLATES):
+    if name.endswith(".index.json") and name != INDEX:
         return False
-    return not name.lower().endswith((*_OTHER_WEIGHTS, *_NOT_OF_A_MODEL))
+    return name.endswith(_TEXTS) or name.startswith(_LICENCES)
 
 
 def parse_weight_map(index: Any, where: str) -> dict[str, str]:

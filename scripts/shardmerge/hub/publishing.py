@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
-from huggingface_hub.utils import disable_progress_bars
-from huggingface_hub.utils._runtime import is_xet_available
+from huggingface_hub.utils import disable_progress_bars, get_session
 
 from shardmerge import files
 from shardmerge.errors import UserError
 from shardmerge.hub import client
 from shardmerge.hub.progress import human_bytes, human_time
-from shardmerge.hub.uploads import Upload, list_uploads
+from shardmerge.hub.uploads import CARD, Upload, check_sums, list_uploads
 
 #: Files that go up at the same time over LFS; xet is parallel within a file.
 _AT_ONCE = 4
@@ -81,6 +81,7 @@ def publish(
                 f"Run `hf auth login` or set HF_TOKEN; {client.endpoint()}/settings/tokens.",
             )
         api = client.api()
+        _check_card(folder / CARD)
         if existing is None:
             api.create_repo(repo, private=private)
             _existing(repo, private)
@@ -88,6 +89,7 @@ def publish(
             api.create_branch(repo, branch=revision, exist_ok=True)
         operations = [CommitOperationAdd(u.name, str(u.path)) for u in uploads]
         _upload(api, repo, revision, operations, say)
+        check_sums(folder, {o.path_in_repo: o.upload_info.sha256.hex() for o in operations})
         commit = client.retrying(
             lambda: api.create_commit(
                 repo, operations, commit_message=commit_message, revision=revision
@@ -163,6 +165,25 @@ def _say_plan(
             say(f"  stays there, though this model does not have it: {name}")
 
 
+def _check_card(card: Path) -> None:
+    """Have the Hub read the card's metadata before anything large moves."""
+    if not card.is_file():
+        return
+    response = get_session().post(
+        f"{client.endpoint()}/api/validate-yaml",
+        json={"content": card.read_text(encoding="utf-8"), "repoType": "model"},
+        headers=client.headers(),
+        timeout=client.timeout(),
+    )
+    if response.status_code == 400:
+        found = "; ".join(str(row.get("message")) for row in response.json().get("errors", []))
+        raise UserError(f"has metadata that the Hub does not take: {found}", str(card))
+
+
+def _uses_xet() -> bool:
+    return importlib.util.find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
+
+
 def _upload(
     api: HfApi,
     repo: str,
@@ -174,7 +195,7 @@ def _upload(
     disable_progress_bars()
     began, done = time.monotonic(), 0
     total = sum(operation.upload_info.size for operation in operations)
-    pool = ThreadPoolExecutor(max_workers=1 if is_xet_available() else _AT_ONCE)
+    pool = ThreadPoolExecutor(max_workers=1 if _uses_xet() else _AT_ONCE)
     try:
         waiting = {
             pool.submit(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.errors import UserError
 from shardmerge.hub.contents import CONFIG, INDEX, parse_weight_map
 
+CARD = "README.md"
+_SUMS = "SHA256SUMS"
 _TEMPLATES = "additional_chat_templates"
 _ALLOWED = re.compile(
-    r"[\w][\w.+-]*\.(safetensors|json|md|txt|model|jinja|tiktoken|py|sha256|svg|png)"
-    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY|SHA256SUMS)[\w.+-]*"
+    r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"
+    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
 #: Allowed by its suffix, yet never part of a model.
 _REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")
@@ -88,3 +91,26 @@ def _check_whole(folder: Path, names: set[str]) -> None:
         raise UserError(f"lacks {missing[0]}", str(folder), "The model is not whole.")
     if more := sorted(n for n in names - needed if n.endswith(".safetensors")):
         raise UserError(f"has {more[0]}, which its index does not name", str(folder))
+
+
+def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Make sure that files are still those that the model's SHA256SUMS lists, if it has one.
+
+    Args:
+        folder: The model.
+        digests: SHA-256 in hexadecimal by name, as the files are now.
+
+    Raises:
+        UserError: If one has changed since.
+    """
+    if _SUMS not in digests:
+        return
+    for line in (folder / _SUMS).read_text(encoding="utf-8").splitlines():
+        wanted, _, name = line.partition(" ")
+        name = name.lstrip(" *")
+        if digests.get(name, wanted) != wanted:
+            raise UserError(
+                f"is not the file any more that {_SUMS} lists; nothing is published",
+                str(folder / name),
+                "Build and verify the model again.",
+            )

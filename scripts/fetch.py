@@ -1,0 +1,49 @@
+"""Fetch one file of a pinned commit on the Hub: resumed, checked against the lock, or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from shardmerge import cli, files, hub
+from shardmerge.lock import LockedFile
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repo", required=True, help="repository, OWNER/NAME")
+    parser.add_argument("--commit", required=True, help="40-hex commit")
+    parser.add_argument("--name", "--file", required=True, help="path in the repository")
+    parser.add_argument("--size", type=int, required=True, help="bytes")
+    content = parser.add_mutually_exclusive_group(required=True)
+    content.add_argument("--sha256", help="of the content")
+    content.add_argument("--git-oid", help="git blob id, which the Hub has for small files")
+    parser.add_argument("--output", type=Path, required=True, help="where it goes")
+    parser.add_argument("--record", type=Path, help="write how it came to this JSON file")
+    parser.add_argument("--retries", type=int, default=8, help="failures in a row without a byte")
+    parser.add_argument(
+        "--cache",
+        choices=("link", "copy", "off"),
+        default="link",
+        help="what to do with a file that the Hugging Face cache holds (default: %(default)s)",
+    )
+    args = parser.parse_args()
+    record = hub.fetch(
+        args.repo,
+        args.commit,
+        args.name,
+        LockedFile(args.size, sha256=args.sha256, git_oid=args.git_oid),
+        args.output,
+        retries=args.retries,
+        cache_use=args.cache,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if args.record:
+        files.write_json(args.record, dataclasses.asdict(record))
+
+
+if __name__ == "__main__":
+    cli.run(main)
