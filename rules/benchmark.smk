@@ -6,16 +6,16 @@ source is the same for every build: it lies in results/benchmarks and is copied 
 """
 
 
-rule run_benchmark:
+rule run_task:
     input:
         lambda w: ancient(measured(w).files),
     output:
         results="<results>/benchmarks/{model}/{task}.json",
         samples="<results>/benchmarks/{model}/{task}.samples.jsonl",
     log:
-        "<logs>/run_benchmark/{model}/{task}.log",
+        "<logs>/run_task/{model}/{task}.log",
     benchmark:
-        "<benchmarks>/run_benchmark/{model}/{task}.tsv"
+        "<benchmarks>/run_task/{model}/{task}.tsv"
     conda:
         "../envs/benchmark.yaml"
     threads: RESOURCES["benchmark_threads"]
@@ -31,6 +31,47 @@ rule run_benchmark:
     shell:
         "python $SCRIPTS/benchmark.py --model {params.folder} --name {wildcards.model}"
         " {params.tasks} --threads {threads} {params.options} > {log} 2>&1"
+
+
+rule run_tasks:
+    input:
+        lambda w: ancient(measured(w).files),
+    output:
+        results=expand("<results>/benchmarks/{{model}}/{task}.json", task=BENCHMARK["tasks"]),
+        samples=expand(
+            "<results>/benchmarks/{{model}}/{task}.samples.jsonl", task=BENCHMARK["tasks"]
+        ),
+    log:
+        "<logs>/run_tasks/{model}.log",
+    benchmark:
+        "<benchmarks>/run_tasks/{model}.tsv"
+    conda:
+        "../envs/benchmark.yaml"
+    threads: RESOURCES["benchmark_threads"]
+    resources:
+        mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
+        runtime=lambda w, attempt: 240 * attempt * len(BENCHMARK["tasks"]),
+        gpu=TARGETS.benchmark_gpus,
+    params:
+        identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
+        folder=lambda w: measured(w).folder,
+        tasks=expand("--task {task}", task=BENCHMARK["tasks"]),
+        options=TARGETS.benchmark_options(),
+    shell:
+        "python $SCRIPTS/benchmark.py --model {params.folder} --name {wildcards.model}"
+        " {params.tasks} $(printf -- '--output %s ' {output.results})"
+        " --store .shardmerge/benchmarks $(printf -- '--key %s ' {params.identity})"
+        " --threads {threads} {params.options} > {log} 2>&1"
+
+
+# Where loading the model costs more than a task, one job does them all; else one job each.
+if BENCHMARK["per"] == "model":
+
+    ruleorder: run_tasks > run_task
+
+else:
+
+    ruleorder: run_task > run_tasks
 
 
 rule collect_benchmark:

@@ -31,9 +31,14 @@ def main() -> None:
     add("--dtype", default="float32", help="to compute in (default float32); auto: the model's")
     add("--parallelize", action="store_true", help="spread the model over all visible GPUs")
     add("--threads", type=int, default=1, help="CPU threads (default 1)")
+    add("--store", type=Path, help="folder in which results outlive a job that fails later")
+    add("--key", action="append", default=[], help="what a task's result is stored under")
     args = parser.parse_args()
-    if len(args.task) != len(args.output):
-        parser.error("give one --output for each --task")
+    if len(args.task) != len(args.output) or (args.store and len(args.task) != len(args.key)):
+        parser.error("give one --output, and with --store one --key, for each --task")
+    stored = {}
+    if args.store:
+        stored = {t: args.store / f"{k}.json" for t, k in zip(args.task, args.key, strict=True)}
 
     options = {name: getattr(args, name) for name in evaluation.Settings.__dataclass_fields__}
     settings = evaluation.Settings(**options | {"include_path": tuple(args.include_path)})
@@ -41,7 +46,11 @@ def main() -> None:
     manager = evaluation.find_tasks(args.task, settings.include_path)
     failures: dict[str, str] = {}
     loaded = {}
-    for task in args.task:  # before the model, as that may take an hour to load
+    for task, output in zip(args.task, args.output, strict=True):
+        if task in stored and evaluation.copy(stored[task], output):
+            print(f"{args.name}: {task} was measured before", file=sys.stderr)
+    todo = [t for t in args.task if t not in stored or not stored[t].exists()]
+    for task in todo:  # before the model, as that may take an hour to load
         try:
             loaded[task] = evaluation.load_task(manager, task, settings.num_fewshot)
         except Exception as error:
@@ -59,6 +68,8 @@ def main() -> None:
                 try:
                     done = evaluation.evaluate(model, args.name, task, loaded[task], settings)
                     evaluation.save(done, output)
+                    if task in stored:
+                        evaluation.copy(output, stored[task])
                 except Exception as error:
                     failures[task] = _failure(error)
                 else:
@@ -70,9 +81,10 @@ def main() -> None:
 
 
 def _failure(error: Exception) -> str:
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
-    return evaluation.explain(error)
+    if reason := evaluation.explain(error):
+        return reason
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
 def _limit(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Fetch one file of a pinned commit on the Hub: resumed, checked against the lock, or not at all."""
+"""Fetch one file of a pinned commit on the Hub: resumed, and checked against the lock."""
 
 from __future__ import annotations
 

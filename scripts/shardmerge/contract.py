@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 REQUIRED = object()
-#: Elements that a kernel works on at a time; elementwise kernels in mergekit numerics get the same
-#: bits for a block as for the whole tensor if it begins at a multiple of 128 elements.
+#: Elements that a kernel works on at a time.
 BLOCK = 1 << 17
 
 
@@ -98,6 +97,7 @@ class Group:
         name: The output tensor's name.
         models: The inputs' names in the recipe.
         offset: Index of the block's first element in the flattened tensor.
+        total: Elements of the whole tensor; 0 if this is all of it.
     """
 
     tensors: Sequence[torch.Tensor]
@@ -107,6 +107,7 @@ class Group:
     name: str = ""
     models: tuple[str, ...] = ()
     offset: int = 0
+    total: int = 0
 
     @property
     def others(self) -> list[int]:

@@ -131,10 +131,10 @@ def load_task(manager: TaskManager, name: str, num_fewshot: int | None) -> Mappi
         Exception: Whatever the task's data raises; ``explain`` makes a sentence of it.
     """
     loaded = manager.load([name])
-    for task in loaded["tasks"].values():
+    for label, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(
-                f"task {name!r} runs code that the model writes, which is never done here",
+                f"{label!r} runs code that the model writes, which is never done here",
                 hint="Run it with lm-eval itself, in a sandbox.",
             )
         own = task.get_config("num_fewshot")
@@ -261,25 +261,37 @@ def save(evaluation: Evaluation, output: Path) -> None:
     write_json(output, evaluation.result)
 
 
-def explain(error: Exception) -> str:
-    """Return one sentence on why a task failed, for people who did not write it."""
+def copy(result: Path, target: Path) -> bool:
+    """Copy a result and its samples, the result last; return whether there was one."""
+    if not result.exists():
+        return False
+    for source, name in (
+        (result.with_suffix(".samples.jsonl"), target.with_suffix(".samples.jsonl")),
+        (result, target),
+    ):
+        with atomic_path(name) as part:
+            part.write_bytes(source.read_bytes())
+    return True
+
+
+def explain(error: Exception) -> str | None:
+    """Return one sentence on why a task failed, or None for a failure that is not foreseen."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    if isinstance(error, UserError):
+        return str(error)
     if "GatedRepoError" in kinds:
         return "its data set is gated: accept its terms on the Hub, and give a token in HF_TOKEN"
     if kinds & _NO_NETWORK:
         return (
-            "its data set is not in the local cache, and the network cannot be reached; "
+            "its data set is not in the local cache, and the Hub cannot be reached; "
             "run it once where there is a network, or point HF_HOME to a cache that has it"
         )
-    if isinstance(error, UserError):
-        return str(error)
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return None
 
 
 def _task_hash(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -150,7 +150,8 @@ def mergekit_kernel(
 
     Args:
         name: The method's name.
-        elementwise: A block's bits are the whole tensor's where it begins at a multiple of 128.
+        elementwise: Given any block, with its ``offset`` and the ``total``, it returns the bits
+            that it would for the whole tensor.
         workspace: Memory that the kernel allocates.
         promotes: The result is float32 where the inputs are float16 or bfloat16.
 

@@ -104,6 +104,11 @@ def delay(error: Exception, attempt: int) -> float:
     return min(60.0, 0.5 * 2**attempt) * random.uniform(0.8, 1.2)
 
 
+def pause(seconds: float) -> None:
+    """Wait."""
+    time.sleep(seconds)
+
+
 def brief(error: Exception) -> str:
     """Return an error in a few words, without secrets."""
     if isinstance(error, HfHubHTTPError):
@@ -118,7 +123,6 @@ def retrying(
     *,
     attempts: int = 5,
     progress: Say | None = None,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> T:
     """Return what a call returns, repeated with back-off where that may help.
 
@@ -127,7 +131,6 @@ def retrying(
         what: Its name in progress lines.
         attempts: How often it is tried in all.
         progress: Receives a line before every wait.
-        sleep: Waits so many seconds.
 
     Raises:
         Exception: The last error of the call.
@@ -141,7 +144,7 @@ def retrying(
             wait = delay(error, attempt)
             if progress:
                 progress(f"{what}: {brief(error)}; trying again in {wait:.1f} s")
-            sleep(wait)
+            pause(wait)
     raise AssertionError("unreachable")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +63,6 @@ def fetch(
     retries: int = 8,
     cache_use: cache.CacheUse = "link",
     progress: client.Say | None = None,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> FetchRecord:
     """Bring one file of a commit to its place, whole and with the locked content, or not at all.
 
@@ -79,7 +76,6 @@ def fetch(
         retries: Failures in a row, without a byte gained, after which it gives up.
         cache_use: What to do with a file that the Hugging Face cache holds.
         progress: Receives lines for the log.
-        sleep: Waits so many seconds.
 
     Returns:
         How it came.
@@ -100,7 +96,7 @@ def fetch(
         else:
             how = _from_cache(repo, commit, name, wanted, part, cache_use, meter)
         if how is None:
-            _download(_Download(repo, commit, name, part, meter, retries, sleep))
+            _download(_Download(repo, commit, name, part, meter, retries))
             how = "downloaded"
     said = f"{human_bytes(locked.size)} in {human_time(meter.seconds)}, {locked.identity[:23]}..."
     meter.say(f"{how}, {said}")
@@ -147,7 +143,6 @@ class _Download:
     part: PartFile
     meter: Meter
     retries: int
-    sleep: Callable[[float], None]
 
     @property
     def where(self) -> str:
@@ -188,7 +183,7 @@ def _download(job: _Download) -> None:
                 raise _given_up(job, error) from None
             wait = client.delay(error, max(0, failures - 1))
             job.meter.say(f"{client.brief(error)}; trying again in {wait:.1f} s")
-            job.sleep(wait)
+            client.pause(wait)
         except client.HUB_ERRORS as error:
             raise client.explain(error, job.repo, job.commit, job.name) from None
 

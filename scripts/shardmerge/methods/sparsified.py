@@ -81,7 +81,7 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
     ]
 
 
-def _check_della(request: Request) -> None:
+def _check_della(request: Request | Group) -> None:
     pairs = zip(request.per_input["density"], request.per_input["epsilon"], strict=True)
     for index, (density, epsilon) in enumerate(pairs):
         if index == request.base or density <= 0 or density >= 1:
@@ -249,6 +249,7 @@ def della(group: Group) -> torch.Tensor:
     """
     from shardmerge.methods.kernels import sparse, task_vectors
 
+    _check_della(group)
     return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=True)
 
 
@@ -278,6 +279,7 @@ def della_linear(group: Group) -> torch.Tensor:
     """
     from shardmerge.methods.kernels import sparse, task_vectors
 
+    _check_della(group)
     return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=False)
 
 

@@ -82,7 +82,7 @@ def _mergekit_nuslerp(group: Group) -> torch.Tensor:
     return mergekit_whole.nuslerp(group)
 
 
-def _check_multislerp(request: Request) -> None:
+def _check_multislerp(request: Request | Group) -> None:
     weights = [w for i, w in enumerate(request.per_input["weight"]) if i != request.base]
     if request.parameters["normalize_weights"] and len(weights) > 1 and sum(weights) == 0:
         raise UserError(
@@ -119,6 +119,7 @@ def multislerp(group: Group) -> torch.Tensor:
     """
     from shardmerge.methods.kernels import spherical
 
+    _check_multislerp(group)
     return spherical.multislerp(group)
 
 

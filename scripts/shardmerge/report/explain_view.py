@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from string import ascii_uppercase
 
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.explain import Explanation
@@ -10,71 +12,90 @@ from shardmerge.report.summary import summarize, write_lines
 from shardmerge.report.terminal import Terminal
 from shardmerge.report.words import number, ranges, shortener
 
-_BAR = 10
+_BAR = 12
+_NUMBER = 7
 
-_Values = tuple[tuple[str, Spread], ...]
+_Layers = tuple[tuple["int | None", Mapping[str, Spread]], ...]
 
 
 def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
-    """Return the explanation as text: for each model a summary, then a table for each group of
-    modules that have the same terms.
+    """Return an explanation as text: for each model a summary, then a table of its layers for each
+    group of modules that are made of the same.
     """
     shorten = shortener(explanation.sources)
     lines = textwrap.wrap(explanation.basis, terminal.width)
     for warning in explanation.warnings:
         lines += textwrap.wrap(f"warning: {warning}", terminal.width, subsequent_indent="  ")
     methods = dict(explanation.stages)
+    others = [f"{s} ({m})" for s, m in explanation.stages if s not in explanation.models]
+    through = f", through {', '.join(others)}" if others else ""
     for name, found in explanation.models.items():
-        others = [f"{s} ({m})" for s, m in explanation.stages if s not in explanation.models]
-        through = f", through {', '.join(others)}" if others else ""
         lines += ["", terminal.bold(name) + terminal.dim(f"  {methods[name]}{through}")]
         lines += [f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)]
-        labels = {term: shorten(term) for term in found.terms}
+        letters = dict(zip(found.terms, _letters(len(found.terms)), strict=True))
+        lines += ["", *(f"  {letter} = {shorten(term)}" for term, letter in letters.items())]
         for rows, layers in _groups(found):
-            lines += ["", *textwrap.wrap(
-                " ".join(rows), terminal.width - 2, initial_indent="  ", subsequent_indent="  "
-            )]  # fmt: skip
-            lines += _table(layers, labels, found, terminal)
+            title = textwrap.wrap(" ".join(rows), terminal.width - 2, break_on_hyphens=False)
+            lines += ["", *(f"  {terminal.bold(line)}" for line in title)]
+            lines += _table(layers, letters, found.frame.layers, terminal)
     return "\n".join(lines) + "\n"
 
 
-def _groups(found: Coefficients) -> list[tuple[list[str], dict[int | None, _Values]]]:
+def _letters(count: int) -> list[str]:
+    if count <= len(ascii_uppercase):
+        return list(ascii_uppercase[:count])
+    return [f"T{i + 1}" for i in range(count)]
+
+
+def _groups(found: Coefficients) -> list[tuple[list[str], _Layers]]:
     """Return the rows that have equal terms in all layers, with the terms of every layer."""
-    groups: dict[tuple, list[str]] = {}
-    frame = found.frame
-    for row in frame.modules:
-        layers = tuple(
-            (n, tuple(found.cells[row, n].items()))
-            for n in range(frame.layers)
-            if (row, n) in found.cells
-        )
-        groups.setdefault(layers, []).append(row)
-    for row in frame.outside:
-        key = ((None, tuple(found.cells[row, None].items())),)
-        groups.setdefault(key, []).append(row)
-    return [(rows, dict(layers)) for layers, rows in groups.items()]
+    frame, cells = found.frame, found.cells
+    columns = [(row, n) for row in frame.modules for n in range(frame.layers)]
+    columns += [(row, None) for row in frame.outside]
+    rows: dict[tuple[str, bool], list[tuple[int | None, Mapping[str, Spread]]]] = {}
+    for row, layer in columns:
+        if (row, layer) in cells:
+            rows.setdefault((row, layer is None), []).append((layer, cells[row, layer]))
+    groups: dict[tuple, tuple[list[str], _Layers]] = {}
+    for (row, _), layers in rows.items():
+        key = tuple((layer, tuple(terms.items())) for layer, terms in layers)
+        groups.setdefault(key, ([], tuple(layers)))[0].append(row)
+    return list(groups.values())
 
 
 def _table(
-    layers: dict[int | None, _Values],
-    labels: dict[str, str],
-    found: Coefficients,
-    terminal: Terminal,
+    layers: _Layers, letters: Mapping[str, str], count: int, terminal: Terminal
 ) -> list[str]:
-    """Return lines: runs of layers with equal values, a bar and a number for each term."""
-    runs: dict[_Values, list[int]] = {}
-    spans: list[tuple[list[int | None], _Values]] = []
-    for layer, values in layers.items():
-        if spans and spans[-1][1] == values:
-            spans[-1][0].append(layer)
+    """Return a line for each run of layers with equal values: a number and a bar for each term."""
+    runs: list[tuple[list[int | None], Mapping[str, Spread]]] = []
+    for layer, values in layers:
+        if runs and runs[-1][1] == values:
+            runs[-1][0].append(layer)
         else:
-            spans.append(([layer], values))
-    runs.clear()
-    terms = [t for t in found.terms if any(t in dict(values) for _, values in spans)]
-    top = max((abs(s.high) for _, values in spans for _, s in values), default=1.0) or 1.0
-    widest = max(len(labels[t]) for t in terms)
+            runs.append(([layer], values))
+    used = [term for term in letters if any(term in values for _, values in runs)]
+    largest = max(abs(s.mean) for _, values in runs for s in values.values()) or 1.0
+    first = max(len("layers"), len(f"{count - 1}-{count - 1}"))
+    bar = min(_BAR, (terminal.width - 6 - first) // len(used) - _NUMBER - 4)
     lines = []
-    if None not in layers:
-        for term in terms:
-            lines.append(f"    {labels[term].ljust(widest)}"[: terminal.width])
-    return lines + [str(top)]
+    if layers[0][0] is not None:
+        cells = "".join(letters[t].ljust(_NUMBER + max(bar, 0) + 4) for t in used)
+        lines.append(terminal.dim(f"    {'layers'.ljust(first)}  {cells}".rstrip()))
+    for numbers, values in runs:
+        where = "" if numbers[0] is None else ranges(n for n in numbers if n is not None)
+        text = f"    {where.ljust(first)}  "
+        for term in used:
+            spread = values.get(term)
+            length = max(bar, 0)
+            drawn = terminal.bar(abs(spread.mean) / largest, length) if spread else " " * length
+            text += f"{_value(spread).ljust(_NUMBER)} {drawn}   "
+        lines.append(text.rstrip())
+    return lines
+
+
+def _value(spread: Spread | None) -> str:
+    if spread is None:
+        return "."
+    if spread.varies:
+        return f"{number(spread.low)}..{number(spread.high)}"
+    return number(spread.mean)

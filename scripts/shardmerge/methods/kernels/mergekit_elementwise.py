@@ -11,7 +11,7 @@ def linear(group: Group) -> torch.Tensor:
     """Add weighted inputs in float32 (or float64), divide once, round once."""
     first = group.tensors[0]
     wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-    weights = torch.tensor([group.per_input["weight"]], dtype=wide)
+    weights = torch.tensor([group.per_input["weight"]], dtype=wide, device=first.device)
     ones = (1,) * first.dim()
     mixed = torch.zeros_like(first, dtype=wide)
     for index, tensor in enumerate(group.tensors):

@@ -17,7 +17,8 @@ from shardmerge.methods.kernels.sparse import kept_between, kept_magnitudes, str
 #: Returns a task vector with what is not kept set to 0: (vector, input's index) -> vector.
 Sparsify = Callable[[torch.Tensor, int], torch.Tensor]
 
-_VECTOR = 128
+#: A multiple of the elements that torch adds up at a time.
+_ALIGNED = 128
 
 
 def generator(group: Group) -> torch.Generator:
@@ -45,7 +46,7 @@ def merge_task_vectors(group: Group, sparsify: Sparsify | None, consensus: bool)
     for position, index in enumerate(indices):
         vector = group.tensors[index] - base
         vectors[position] = sparsify(vector, index) if sparsify else vector
-    weights = torch.tensor([group.per_input["weight"][i] for i in indices], dtype=base.dtype)
+    weights = base.new_tensor([group.per_input["weight"][i] for i in indices])
     weights = weights.view(-1, *(1,) * base.dim())
     vectors *= weights
     if consensus:
@@ -53,7 +54,7 @@ def merge_task_vectors(group: Group, sparsify: Sparsify | None, consensus: bool)
         mixed, divisor = (vectors * agrees).sum(dim=0), (weights * agrees).sum(dim=0)
         divisor[divisor == 0] = 1
     else:
-        mixed, divisor = sum_models(vectors, group.offset), weights.sum(dim=0)
+        mixed, divisor = sum_models(vectors, group), weights.sum(dim=0)
         divisor[divisor.abs() < 1e-8] = 1
     if group.parameters["normalize"]:
         mixed /= divisor
@@ -62,16 +63,24 @@ def merge_task_vectors(group: Group, sparsify: Sparsify | None, consensus: bool)
     return base + mixed
 
 
-def sum_models(stack: torch.Tensor, offset: int) -> torch.Tensor:
-    """Return the sum over the first dimension, with the bits that the whole tensor's would have.
+def sum_models(stack: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return the sum over the first dimension, with the bits that the whole tensor's has.
 
-    torch adds up the last few elements of a tensor, which fill no vector register, in another
-    order than the rest; those of a block count as such only if there are full registers before.
+    From five terms on torch adds the last elements of a tensor, which fill no vector register,
+    in another order than the rest. So a block is given what lies around it, as zeros.
+
+    Args:
+        stack: [models, ...]
+        group: Says where in the tensor the block lies.
     """
-    if offset and stack[0].numel() < _VECTOR:
-        padded = torch.nn.functional.pad(stack.reshape(len(stack), -1), (_VECTOR, 0))
-        return padded.sum(dim=0)[_VECTOR:].view(stack.shape[1:])
-    return stack.sum(dim=0)
+    count = stack[0].numel()
+    rest = group.total - group.offset - count
+    if len(stack) < 5 or (group.offset == 0 and rest <= 0):
+        return stack.sum(dim=0)
+    before = group.offset if group.offset < 2 * _ALIGNED else _ALIGNED + group.offset % _ALIGNED
+    after = rest if rest < _ALIGNED else _ALIGNED + -(before + count) % _ALIGNED
+    padded = torch.nn.functional.pad(stack.reshape(len(stack), -1), (before, after))
+    return padded.sum(dim=0)[before : before + count].view(stack.shape[1:])
 
 
 def magnitude(group: Group) -> Sparsify:
@@ -173,7 +182,7 @@ def reinforced(group: Group, rescale_unique: bool) -> torch.Tensor:
         factor = 1 + group.parameters["r"] * ratio.clamp(min=0, max=group.parameters["alpha"])
         alone = alone * factor.unsqueeze(-1)
     mixed = alone + kept * shared / count.clamp(min=1)
-    return base + sum_models(mixed, group.offset).view_as(base)
+    return base + sum_models(mixed, group).view_as(base)
 
 
 def _sign_agrees(vectors: torch.Tensor, int8_mask: bool) -> torch.Tensor:

@@ -52,13 +52,17 @@ def nuslerp(group: Group) -> torch.Tensor:
     if not pair[0].numel():
         return group.tensors[left].clone()
     origin = None if group.base is None else _rows(group.tensors[group.base], axis)
-    dots = _gram(pair, origin)
-    norms = [dots[i, i].sqrt().clamp_(min=_NUSLERP_SMALLEST_NORM) for i in range(2)]
-    cosine = (dots[0, 1] / norms[0] / norms[1]).clamp_(-1, 1)
-    parallel = 1 - cosine.square() <= _NUSLERP_PARALLEL
-    angle = torch.acos(torch.where(parallel, 0, cosine))
-    arcs = [torch.where(parallel, w, torch.sin(w * angle) / torch.sin(angle)) for w in (1 - t, t)]
-    return _combined(pair, arcs, group, axis, origin)
+
+    def arcs(dots: torch.Tensor) -> list[Coefficient]:
+        norms = [dots[i, i].sqrt().clamp_(min=_NUSLERP_SMALLEST_NORM) for i in range(2)]
+        cosine = (dots[0, 1] / norms[0] / norms[1]).clamp_(-1, 1)
+        parallel = 1 - cosine.square() <= _NUSLERP_PARALLEL
+        angle = torch.acos(torch.where(parallel, 0, cosine))
+        return [
+            torch.where(parallel, w, torch.sin(w * angle) / torch.sin(angle)) for w in (1 - t, t)
+        ]
+
+    return _combined_rows(pair, arcs, group, axis, origin)
 
 
 def multislerp(group: Group) -> torch.Tensor:
@@ -169,18 +173,21 @@ def model_stock(group: Group) -> torch.Tensor:
     if not base.numel():
         return group.tensors[group.base].clone()
     count = len(models)
-    dots = _gram(models, base)
-    norms = [dots[i, i].sqrt() for i in range(count)]
-    cosines = [
-        (dots[i, j] / (norms[i] * norms[j]).clamp_(min=_STOCK_SMALLEST)).clamp_(-1, 1)
-        for i in range(count)
-        for j in range(i + 1, count)
-    ]
-    cosine = sum(cosines) / len(cosines)
-    divisor = 1 + (count - 1) * cosine
-    singular = divisor.abs() < _STOCK_SMALLEST
-    t = torch.where(singular, 0, count * cosine / torch.where(singular, 1, divisor))
-    return _combined([base, *models], [1 - t] + [t / count] * count, group, axis)
+
+    def shares(dots: torch.Tensor) -> list[Coefficient]:
+        norms = [dots[i, i].sqrt() for i in range(count)]
+        cosines = [
+            (dots[i, j] / (norms[i] * norms[j]).clamp_(min=_STOCK_SMALLEST)).clamp_(-1, 1)
+            for i in range(count)
+            for j in range(i + 1, count)
+        ]
+        cosine = sum(cosines) / len(cosines)
+        divisor = 1 + (count - 1) * cosine
+        singular = divisor.abs() < _STOCK_SMALLEST
+        t = torch.where(singular, 0, count * cosine / torch.where(singular, 1, divisor))
+        return [t / count] * count + [1 - t]
+
+    return _combined_rows(models, shares, group, axis, base, add_origin=False)
 
 
 def _norm(square: float) -> float:
