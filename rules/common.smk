@@ -109,11 +109,6 @@ def package_files(w):
     return TARGETS.package_files(w.name)
 
 
-def tables(w):
-    """Return the benchmark table of a build as a list: empty where nothing is measured."""
-    return [t for t in TARGETS.tables() if t.split("/")[-3] == w.name]
-
-
 def megabytes(count, spare=0):
     """Return bytes as whole megabytes for a resource."""
     return max(1, -(-count // 1_000_000)) + spare

@@ -61,7 +61,7 @@ rule copy_file:
 rule write_card:
     input:
         verified="<results>/{name}/verify.json",
-        table=tables,
+        results=lambda w: TARGETS.measurements(w.name),
     output:
         "<results>/{name}/model/README.md",
     log:
@@ -73,10 +73,9 @@ rule write_card:
     params:
         build=lambda w: build(w).digest,
         card=json.dumps(SETTINGS["card"], sort_keys=True),
-        table=lambda w, input: f"--benchmarks {input.table}" if input.table else "",
     shell:
         "python $SCRIPTS/write_card.py --build {params.build} --card {params.card:q}"
-        " {params.table} --output {output} > {log} 2>&1"
+        " --benchmarks {input.results} --output {output} > {log} 2>&1"
 
 
 rule write_provenance:

@@ -133,7 +133,7 @@ class Workspace:
     tensors: float = 0.0
     per_input: float = 0.0
     rows: float = 0.0
-    blocks: float = 16.0
+    blocks: float = 32.0
 
     def elements(self, shape: Sequence[int], inputs: int) -> int:
         """Return the number of elements for inputs of a shape."""

@@ -29,7 +29,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Move a finished file to its name: fsync, mode 0666 less the umask, rename, fsync the folder."""
+    """Move a finished file to its name: mode 0666 less the umask, fsync, rename."""
     umask = os.umask(0)
     os.umask(umask)
     with open(part, "rb") as file:

@@ -190,5 +190,5 @@ def safe_name(name: str, folder: str | os.PathLike[str] | None, where: str) -> s
 
 
 def _hub_cache_blob(root: Path, target: Path) -> bool:
-    """Whether the target is a blob of the Hugging Face cache entry that the root is a snapshot of."""
+    """Whether the target is a blob of the Hugging Face cache that the root is a snapshot in."""
     return root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"

@@ -78,7 +78,8 @@ def _explain(error: Any) -> UserError:
         unknown = next(k for k in error.instance if k not in known)
         return UserError(f"unknown key {unknown!r}", where, did_you_mean(unknown, known))
     if error.validator == "enum":
+        allowed = [str(value) for value in error.validator_value]
         return UserError(
-            f"{error.instance!r} is not allowed", where, did_you_mean(error.instance, map(str, error.validator_value))
-        )  # fmt: skip
+            f"{error.instance!r} is not allowed", where, did_you_mean(error.instance, allowed)
+        )
     return UserError(error.message, where, error.schema.get("description"))

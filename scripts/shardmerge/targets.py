@@ -212,7 +212,9 @@ def _folder_digest(folder: str | None) -> Any:
     """Return the digest of a folder's files, so that an edited task runs again."""
     if folder is None:
         return None
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p))
+    files = sorted(
+        p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p)
+    )
     return digest(
         [[str(p.relative_to(folder)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import kernel_cases as cases
 import pytest
 import torch
@@ -19,7 +17,6 @@ from shardmerge.registry import (
     method,
     methods,
     result_dtype,
-    workspace_elements,
 )
 
 mergekit = pytest.importorskip("mergekit.merge_methods")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2),
     elementwise=True,
+    workspace=Workspace(tensors=3.0),
 )
 def nearswap(group: Group) -> torch.Tensor:
     """Elements of another model where they are near the base model's.
@@ -49,6 +50,7 @@ def _mergekit_nearswap(group: Group) -> torch.Tensor:
     title="Arcee Fusion",
     reference="https://arcee.ai",
     inputs=Inputs(base="required", minimum=2, maximum=2),
+    workspace=Workspace(tensors=0.5),
 )
 def arcee_fusion(group: Group) -> torch.Tensor:
     """The other model's most important elements, the rest from the base model.
@@ -62,7 +64,7 @@ def arcee_fusion(group: Group) -> torch.Tensor:
     return blending.arcee_fusion(group)
 
 
-@mergekit_kernel("arcee_fusion", promotes=True, workspace=Workspace(tensors=6.0, blocks=48.0))
+@mergekit_kernel("arcee_fusion", promotes=True, workspace=Workspace(tensors=5.0, blocks=32.0))
 def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_whole
 
@@ -82,6 +84,7 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     ],
     inputs=Inputs(base="required"),
     elementwise=True,
+    workspace=Workspace(tensors=14.0),
 )
 def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     """Task arithmetic by ratios, for tensors that multiply, such as the scales of norms.

@@ -47,7 +47,7 @@ _CHANGE = Parameter(
         ),
     ],
     inputs=_BASE,
-    workspace=Workspace(tensors=0.25, blocks=48.0),
+    workspace=Workspace(tensors=0.25, blocks=64.0),
 )
 def sce(group: Group) -> torch.Tensor:
     """Task vectors selected by variance, weighed by energy, without minority signs.
@@ -62,7 +62,7 @@ def sce(group: Group) -> torch.Tensor:
     return task_vectors.sce(group)
 
 
-@mergekit_kernel("sce", workspace=Workspace(tensors=6.0, per_input=5.0))
+@mergekit_kernel("sce", workspace=Workspace(tensors=1.0, per_input=3.5))
 def _mergekit_sce(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors
 
@@ -87,7 +87,7 @@ def ram(group: Group) -> torch.Tensor:
     return task_vectors.reinforced(group, rescale_unique=False)
 
 
-@mergekit_kernel("ram", elementwise=True, workspace=Workspace(tensors=6.0, per_input=5.0))
+@mergekit_kernel("ram", elementwise=True, workspace=Workspace(tensors=2.0, per_input=5.5))
 def _mergekit_ram(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors
 
@@ -122,7 +122,7 @@ def ramplus_tl(group: Group) -> torch.Tensor:
     return task_vectors.reinforced(group, rescale_unique=True)
 
 
-@mergekit_kernel("ramplus_tl", promotes=True, workspace=Workspace(tensors=6.0, per_input=6.0))
+@mergekit_kernel("ramplus_tl", promotes=True, workspace=Workspace(tensors=2.0, per_input=5.5))
 def _mergekit_ramplus_tl(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors
 

@@ -99,7 +99,7 @@ def passthrough(request: Request) -> LinearForm:
     return LinearForm(direct={0: 1.0 if scale is None else scale})
 
 
-@mergekit_kernel("linear", elementwise=True, workspace=Workspace(tensors=2.0))
+@mergekit_kernel("linear", elementwise=True, workspace=Workspace(tensors=1.0))
 def _mergekit_linear(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_elementwise
 

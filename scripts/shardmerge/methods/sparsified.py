@@ -43,7 +43,8 @@ _SEED = Parameter(
 #: A mask of one byte an element for each input; one dimension is sorted as one row.
 _MASKS = Workspace(per_input=0.25, blocks=48.0)
 _RANKED = Workspace(per_input=0.25, rows=12.0, blocks=48.0)
-_MERGEKIT = Workspace(tensors=8.0, per_input=2.0)
+_MERGEKIT_SUM = Workspace(tensors=8.0, per_input=1.0)
+_MERGEKIT_VOTE = Workspace(tensors=3.0, per_input=3.0)
 
 
 def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parameter]:
@@ -114,7 +115,7 @@ def ties(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.magnitude, consensus=True)
 
 
-@mergekit_kernel("ties", workspace=_MERGEKIT)
+@mergekit_kernel("ties", workspace=_MERGEKIT_VOTE)
 def _mergekit_ties(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 
@@ -142,7 +143,7 @@ def dare_ties(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.chance, consensus=True)
 
 
-@mergekit_kernel("dare_ties", workspace=_MERGEKIT)
+@mergekit_kernel("dare_ties", workspace=_MERGEKIT_VOTE)
 def _mergekit_dare_ties(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 
@@ -170,7 +171,7 @@ def dare_linear(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.chance, consensus=False)
 
 
-@mergekit_kernel("dare_linear", workspace=_MERGEKIT)
+@mergekit_kernel("dare_linear", workspace=_MERGEKIT_SUM)
 def _mergekit_dare_linear(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 
@@ -197,7 +198,7 @@ def breadcrumbs(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.between, consensus=False)
 
 
-@mergekit_kernel("breadcrumbs", workspace=_MERGEKIT)
+@mergekit_kernel("breadcrumbs", workspace=_MERGEKIT_SUM)
 def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 
@@ -223,7 +224,7 @@ def breadcrumbs_ties(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.between, consensus=True)
 
 
-@mergekit_kernel("breadcrumbs_ties", workspace=_MERGEKIT)
+@mergekit_kernel("breadcrumbs_ties", workspace=_MERGEKIT_VOTE)
 def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 
@@ -253,7 +254,7 @@ def della(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=True)
 
 
-@mergekit_kernel("della", workspace=_MERGEKIT)
+@mergekit_kernel("della", workspace=_MERGEKIT_VOTE)
 def _mergekit_della(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 
@@ -283,7 +284,7 @@ def della_linear(group: Group) -> torch.Tensor:
     return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=False)
 
 
-@mergekit_kernel("della_linear", workspace=_MERGEKIT)
+@mergekit_kernel("della_linear", workspace=_MERGEKIT_SUM)
 def _mergekit_della_linear(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_task_vectors as kernels
 

@@ -40,7 +40,7 @@ def slerp(group: Group) -> torch.Tensor:
     return spherical.slerp(group)
 
 
-@mergekit_kernel("slerp", workspace=Workspace(tensors=0.0, blocks=80.0))
+@mergekit_kernel("slerp", workspace=Workspace(blocks=40.0))
 def _mergekit_slerp(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_whole
 
@@ -123,7 +123,7 @@ def multislerp(group: Group) -> torch.Tensor:
     return spherical.multislerp(group)
 
 
-@mergekit_kernel("multislerp", workspace=Workspace(tensors=4.0, per_input=4.0))
+@mergekit_kernel("multislerp", workspace=Workspace(tensors=3.0, per_input=3.5))
 def _mergekit_multislerp(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_whole
 
@@ -190,7 +190,7 @@ def model_stock(group: Group) -> torch.Tensor:
     return spherical.model_stock(group)
 
 
-@mergekit_kernel("model_stock", workspace=Workspace(tensors=4.0, per_input=1.0))
+@mergekit_kernel("model_stock", workspace=Workspace(tensors=2.0, per_input=1.0))
 def _mergekit_model_stock(group: Group) -> torch.Tensor:
     from shardmerge.methods.kernels import mergekit_whole
 

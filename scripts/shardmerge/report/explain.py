@@ -59,7 +59,9 @@ def explain(path: str, folders: Mapping[str, str], layers: int | None = None) ->
     for key in folders:
         if key not in references:
             raise UserError(
-                f"the recipe reads no model {key!r}", path, "It reads " + ", ".join(references) + "."
+                f"the recipe reads no model {key!r}",
+                path,
+                "It reads " + ", ".join(references) + ".",
             )
     lock, basis, assumed = _lock(recipe, references, folders, layers)
     composer = Composer(recipe, lock, "float32")
@@ -102,7 +104,7 @@ def _lock(
     if missing:
         like = next(key for key in references if key in known)
         basis += f" {', '.join(missing)}: assumed to have those of {like}."
-        known |= {key: known[like] for key in missing}
+        known |= dict.fromkeys(missing, known[like])
     return Lock({key: known[key] for key in references}), basis, bool(missing)
 
 

@@ -23,7 +23,7 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
     group of modules that are made of the same.
     """
     shorten = shortener(explanation.sources)
-    lines = textwrap.wrap(explanation.basis, terminal.width)
+    lines = textwrap.wrap(explanation.basis, terminal.width, break_on_hyphens=False)
     for warning in explanation.warnings:
         lines += textwrap.wrap(f"warning: {warning}", terminal.width, subsequent_indent="  ")
     methods = dict(explanation.stages)
@@ -31,7 +31,9 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
     through = f", through {', '.join(others)}" if others else ""
     for name, found in explanation.models.items():
         lines += ["", terminal.bold(name) + terminal.dim(f"  {methods[name]}{through}")]
-        lines += [f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)]
+        lines += [
+            f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)
+        ]
         letters = dict(zip(found.terms, _letters(len(found.terms)), strict=True))
         lines += ["", *(f"  {letter} = {shorten(term)}" for term, letter in letters.items())]
         for rows, layers in _groups(found):
@@ -78,11 +80,10 @@ def _table(
     first = max(len("layers"), len(f"{count - 1}-{count - 1}"))
     bar = min(_BAR, (terminal.width - 6 - first) // len(used) - _NUMBER - 4)
     lines = []
-    if layers[0][0] is not None:
-        cells = "".join(letters[t].ljust(_NUMBER + max(bar, 0) + 4) for t in used)
-        lines.append(terminal.dim(f"    {'layers'.ljust(first)}  {cells}".rstrip()))
+    cells = "".join(letters[t].ljust(_NUMBER + max(bar, 0) + 4) for t in used)
+    lines.append(terminal.dim(f"    {'layers'.ljust(first)}  {cells}".rstrip()))
     for numbers, values in runs:
-        where = "" if numbers[0] is None else ranges(n for n in numbers if n is not None)
+        where = "-" if numbers[0] is None else ranges(n for n in numbers if n is not None)
         text = f"    {where.ljust(first)}  "
         for term in used:
             spread = values.get(term)

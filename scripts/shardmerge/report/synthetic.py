@@ -43,9 +43,7 @@ _EMBEDDING, _TAIL = _weights("model.embed_tokens"), _weights("model.norm", "lm_h
 
 #: The first that has what a recipe's filters name is taken.
 FAMILIES = (
-    Family(
-        "Llama", _EMBEDDING, "model.layers.", _weights(*_ATTENTION, *_MLP, *_NORMS), _TAIL
-    ),
+    Family("Llama", _EMBEDDING, "model.layers.", _weights(*_ATTENTION, *_MLP, *_NORMS), _TAIL),
     Family(
         "Qwen2",
         _EMBEDDING,
@@ -58,8 +56,13 @@ FAMILIES = (
         _EMBEDDING,
         "model.layers.",
         _weights(
-            *_ATTENTION, "self_attn.q_norm", "self_attn.k_norm", *_MLP, *_NORMS,
-            "pre_feedforward_layernorm", "post_feedforward_layernorm",
+            *_ATTENTION,
+            "self_attn.q_norm",
+            "self_attn.k_norm",
+            *_MLP,
+            *_NORMS,
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
         ),
         _TAIL,
     ),  # fmt: skip
@@ -84,8 +87,11 @@ FAMILIES = (
         _weights("gpt_neox.embed_in"),
         "gpt_neox.layers.",
         _weights(
-            "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h",
-            "mlp.dense_4h_to_h", *_NORMS,
+            "attention.query_key_value",
+            "attention.dense",
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+            *_NORMS,
         ),
         _weights("gpt_neox.final_layer_norm", "embed_out"),
     ),  # fmt: skip

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from shardmerge.contract import Group
-from shardmerge.methods.kernels.blocks import row_sums, tiles
+from shardmerge.contract import BLOCK, Group
+from shardmerge.methods.kernels.blocks import row_sums, spans, tiles
 from shardmerge.methods.kernels.selection import key_values, order_statistics, sort_keys
 
 _SMALLEST_DISTANCE = 1e-6
@@ -29,7 +29,7 @@ def arcee_fusion(group: Group) -> torch.Tensor:
         return group.tensors[group.base].clone()
     columns = group.tensors[0].shape[-1] if group.tensors[0].dim() else 1
     shape = (base.numel() // columns, columns)
-    divergence = _divergence(other.view(shape), base.view(shape)).to(base)
+    divergence = _divergence(other.view(shape), base.view(shape))
 
     def importance() -> Iterator[tuple[slice, torch.Tensor]]:
         for row, column in tiles(*shape):
@@ -53,7 +53,15 @@ def arcee_fusion(group: Group) -> torch.Tensor:
 
 
 def _divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Return the Kullback-Leibler divergence of the rows' softmaxes, float64 [rows]."""
+    """Return the Kullback-Leibler divergences of the rows' softmaxes, [rows] in their dtype."""
+    rows, columns = base.shape
+    result = torch.empty(rows, dtype=base.dtype)
+    for row in spans(rows, max(1, BLOCK // columns)):
+        result[row] = _row_divergence(other[row], base[row])
+    return result.to(base.device)
+
+
+def _row_divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     greatest = [_row_maxima(matrix) for matrix in (other, base)]
 
     def exponentials(row: slice, column: slice) -> list[torch.Tensor]:
@@ -70,16 +78,14 @@ def _divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
             part.div_(total[row, None]).add_(_SMALLEST_PROBABILITY)
             for part, total in zip(exponentials(row, column), sums, strict=True)
         )
-        yield q.reciprocal_().mul_(p).log_().mul_(p)
+        yield q.copy_(p / q).log_().mul_(p)
 
     return row_sums(terms, *base.shape)[0].clamp_(min=0)
 
 
 def _row_maxima(matrix: torch.Tensor) -> torch.Tensor:
-    result = torch.full((matrix.shape[0],), -torch.inf, dtype=torch.float64)
-    for row, column in tiles(*matrix.shape):
-        result[row] = result[row].maximum(matrix[row, column].amax(dim=1).cpu().double())
-    return result
+    parts = [matrix[:, column].amax(dim=1) for column in spans(matrix.shape[1])]
+    return torch.stack(parts).amax(dim=0).cpu().double()
 
 
 def geometric_task_arithmetic(group: Group) -> torch.Tensor:

@@ -7,13 +7,20 @@ the tensors) and then combines the inputs themselves in a second pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from shardmerge.contract import Group
+from shardmerge.contract import BLOCK, Group
 from shardmerge.errors import UserError
-from shardmerge.methods.kernels.blocks import Tiles, combine, gram, totals
+from shardmerge.methods.kernels.blocks import (
+    Coefficient,
+    Tiles,
+    combine,
+    gram,
+    spans,
+    totals,
+)
 
 _SMALLEST_NORM = 1e-8
 #: Cosine from which slerp interpolates linearly.
@@ -90,7 +97,7 @@ def multislerp(group: Group) -> torch.Tensor:
     length = _norm(totals(mean, vectors[0].numel())[0])
     if length < eps:
         if len(indices) == 2:
-            return _combined(vectors, weights, group, "all", origin)
+            return _combined(vectors, weights, group, origin)
         if any(norms):
             raise UserError(
                 "the weighted directions of the models cancel out, so they have no mean",
@@ -99,7 +106,7 @@ def multislerp(group: Group) -> torch.Tensor:
             )
         length = 1.0
     radius = sum(w * n for w, n in zip(weights, norms, strict=True)) * math.cos(eps)
-    return _combined(vectors, [u / length * radius for u in units], group, "all", origin)
+    return _combined(vectors, [u / length * radius for u in units], group, origin)
 
 
 def karcher(group: Group) -> torch.Tensor:
@@ -185,9 +192,9 @@ def model_stock(group: Group) -> torch.Tensor:
         divisor = 1 + (count - 1) * cosine
         singular = divisor.abs() < _STOCK_SMALLEST
         t = torch.where(singular, 0, count * cosine / torch.where(singular, 1, divisor))
-        return [t / count] * count + [1 - t]
+        return [t / count] * count
 
-    return _combined_rows(models, shares, group, axis, base, add_origin=False)
+    return _combined_rows(models, shares, group, axis, base)
 
 
 def _norm(square: float) -> float:
@@ -217,11 +224,28 @@ def _gram(matrices: list[torch.Tensor], origin: torch.Tensor | None = None) -> t
 
 def _combined(
     matrices: list[torch.Tensor],
-    coefficients: list,
+    coefficients: list[Coefficient],
     group: Group,
-    axis: str = "all",
     origin: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    out = torch.empty_like(group.tensors[0], memory_format=torch.contiguous_format)
-    combine(matrices, coefficients, _rows(out, axis), origin)
-    return out
+    """Return the linear combination of matrices of one row."""
+    result = torch.empty_like(group.tensors[0], memory_format=torch.contiguous_format)
+    combine(matrices, coefficients, _rows(result, "all"), origin)
+    return result
+
+
+def _combined_rows(
+    matrices: list[torch.Tensor],
+    coefficients: Callable[[torch.Tensor], list[Coefficient]],
+    group: Group,
+    axis: str,
+    origin: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the combination whose coefficients depend on each row's dot products."""
+    result = torch.empty_like(group.tensors[0], memory_format=torch.contiguous_format)
+    out = _rows(result, axis)
+    for row in spans(out.shape[0], max(1, BLOCK // out.shape[1])):
+        parts = [matrix[row] for matrix in matrices]
+        start = None if origin is None else origin[row]
+        combine(parts, coefficients(_gram(parts, start)), out[row], start)
+    return result
