@@ -38,6 +38,7 @@ __all__ = [
     "Parameter",
     "Request",
     "Workspace",
+    "in_mergekit",
     "kernel_of",
     "merge_method",
     "mergekit_kernel",
@@ -205,6 +206,12 @@ def kernel_of(name: str, numerics: str) -> tuple[Kernel, bool]:
     return declared.kernel, declared.elementwise
 
 
+def in_mergekit(name: str) -> bool:
+    """Whether mergekit 0.1.5 has the method, so that it has a kernel in its numerics."""
+    method(name)
+    return name in _MERGEKIT_KERNELS
+
+
 def workspace_elements(name: str, numerics: str, shape: Sequence[int], inputs: int) -> int:
     """Return how many elements a kernel allocates beside its inputs and its result.
 
@@ -234,7 +241,6 @@ def result_dtype(name: str, numerics: str, dtype: str) -> str:
 
 
 def _mergekit(name: str) -> MergekitKernel:
-    method(name)
-    if name not in _MERGEKIT_KERNELS:
+    if not in_mergekit(name):
         raise UserError(f"merge_method {name!r} is not one of mergekit 0.1.5's")
     return _MERGEKIT_KERNELS[name]

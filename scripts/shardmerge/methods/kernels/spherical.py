@@ -244,7 +244,8 @@ def _combined_rows(
     """Return the combination whose coefficients depend on each row's dot products."""
     result = torch.empty_like(group.tensors[0], memory_format=torch.contiguous_format)
     out = _rows(result, axis)
-    for row in spans(out.shape[0], max(1, BLOCK // out.shape[1])):
+    rows = max(1, BLOCK // max(out.shape[1], len(matrices) ** 2))
+    for row in spans(out.shape[0], rows):
         parts = [matrix[row] for matrix in matrices]
         start = None if origin is None else origin[row]
         combine(parts, coefficients(_gram(parts, start)), out[row], start)

@@ -1,0 +1,109 @@
+"""A plan in numbers: what is read, fetched and written, what is copied, what nobody needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.files import load_json
+from shardmerge.plan import Build, Plan, ShardJob
+from shardmerge.planning import description_path, spec_path
+
+Exists = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number of files and their bytes."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a whole plan moves.
+
+    Args:
+        read: Bytes that the jobs read from sources and stored task vectors.
+        fetch: Files of the Hub that are not here yet.
+        present: Files of the Hub that are.
+        deltas, models: Task vectors and shards to write.
+        done: Of both, what is on disk already.
+        disk: Bytes of disk that are needed at most beyond what is used now.
+        weights: Weight files of all sources.
+        unread: Those of them that no job reads.
+    """
+
+    read: int
+    fetch: Amount
+    present: Amount
+    deltas: Amount
+    models: Amount
+    done: Amount
+    disk: int
+    weights: int
+    unread: Amount
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of a build: number (from 1), job, and the source file that it copies whole, if any."""
+
+    number: int
+    job: ShardJob
+    tensors: int
+    copied: str | None
+
+
+def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
+    """Return what a plan moves; files on disk are taken to be what they should be."""
+    models = [job for build in plan.builds.values() for job in build.shards]
+    written = {job.output: job.bytes_written for job in (*plan.deltas, *models)}
+    fetched = {path: job.size for path, job in plan.fetches.items()}
+    missing = {p: size for p, size in (fetched | written).items() if not exists(p)}
+    sources = {path for job in (*plan.deltas, *models) for path in job.sources}
+    return Totals(
+        read=sum(job.bytes_read for job in (*plan.deltas, *models)),
+        fetch=_amount(size for path, size in fetched.items() if path in missing),
+        present=_amount(size for path, size in fetched.items() if path not in missing),
+        deltas=_amount(job.bytes_written for job in plan.deltas),
+        models=_amount(job.bytes_written for job in models),
+        done=_amount(size for path, size in written.items() if path not in missing),
+        disk=sum(missing.values()),
+        weights=len(sources | set(plan.unread)),
+        unread=_amount(plan.unread.values()),
+    )
+
+
+def shards(build: Build) -> list[Shard]:
+    """Return a build's shards with what its jobs' specifications tell."""
+    return [_shard(number, job) for number, job in enumerate(build.shards, 1)]
+
+
+def description(digest: str) -> Mapping[str, Any]:
+    """Return the description of a build.
+
+    Raises:
+        UserError: If there is none, which means that the workflow did not plan it.
+    """
+    return load_json(description_path(digest))
+
+
+def _shard(number: int, job: ShardJob) -> Shard:
+    # The raw JSON, since a mixture of experts has many thousand tensors.
+    tensors = load_json(spec_path(job.digest))["tensors"]
+    verbatim = len(job.sources) == 1 and not job.deltas and all(map(_is_copy, tensors))
+    return Shard(number, job, len(tensors), job.sources[0] if verbatim else None)
+
+
+def _is_copy(tensor: Mapping[str, Any]) -> bool:
+    expression = tensor["expression"]
+    return expression["op"] == "source" and expression["dtype"] == tensor["dtype"]
+
+
+def _amount(sizes: Iterable[int]) -> Amount:
+    sizes = list(sizes)
+    return Amount(len(sizes), sum(sizes))

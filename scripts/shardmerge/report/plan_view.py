@@ -1,0 +1,101 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+
+from shardmerge.plan import Plan
+from shardmerge.report import plan_facts
+from shardmerge.report.coefficients import coefficients
+from shardmerge.report.plan_facts import Amount, Totals
+from shardmerge.report.summary import summarize, write_lines
+from shardmerge.report.terminal import Terminal
+from shardmerge.report.words import human_bytes, plural, ranges, shortener
+
+
+def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:
+    """Return a plan as text: each model, then what all of them take.
+
+    Args:
+        plan: Its builds' descriptions and specifications lie where ``planning`` keeps them.
+        terminal: What the text is for.
+        stages: Whether to print the recipe's documents as well.
+    """
+    lines: list[str] = []
+    for name in plan.builds:
+        lines += [*_build(plan, name, terminal, stages), ""]
+    lines.append(terminal.bold("in all"))
+    lines += _rows(_totals(plan_facts.totals(plan)), terminal)
+    for warning in plan.warnings:
+        lines += textwrap.wrap(
+            f"warning: {warning}", terminal.width, subsequent_indent="  ", break_on_hyphens=False
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]:
+    build = plan.builds[name]
+    found = plan_facts.description(build.digest)
+    shards = plan_facts.shards(build)
+    size = human_bytes(sum(shard.job.bytes_written for shard in shards))
+    tensors = sum(shard.tensors for shard in shards)
+    rows = [
+        ("shards", f"{len(shards)} ({size}, {plural(tensors, 'tensor')}, {found['dtype'] or 'types as in the sources'})")
+    ]  # fmt: skip
+    copies = [shard.number for shard in shards if shard.copied]
+    if copies:
+        which = "all" if len(copies) == len(shards) else f"{len(copies)} (shards {ranges(copies)})"
+        rows.append(("copies", f"{which}: a source file's tensors without a change"))
+    vectors = dict.fromkeys(path for shard in shards for path in shard.job.deltas)
+    if vectors:
+        rows.append(("reads", f"{plural(len(vectors), 'stored task-vector shard')}"))
+    if found["numerics"] != "float32":
+        rows.append(("numerics", found["numerics"]))
+    shorten = shortener(list(found["sources"]))
+    summary = summarize(coefficients(found["coefficients"]), shorten)
+    lines = [terminal.bold(name), *_rows(rows, terminal)]
+    lines += [f"  {line}" for line in write_lines(summary, terminal.width - 2)]
+    for stage in found["stages"] if stages else ():
+        role = "built here" if stage["name"] == name else "folded into it, not written"
+        if stage["name"] != name and stage["name"] in plan.builds:
+            role = "a model of its own too"
+        heading = f"  document {stage['name']} ({stage['method']}; {role})"
+        lines += ["", terminal.dim(heading), *(f"    {x}" for x in stage["text"].strip().split("\n"))]
+    return lines
+
+
+def _totals(totals: Totals) -> list[tuple[str, str]]:
+    rows = [("to read", human_bytes(totals.read))]
+    if totals.fetch.files or totals.present.files:
+        here = f"; {_count(totals.present)} already here" if totals.present.files else ""
+        rows.append(("to fetch", f"{_count(totals.fetch)} from the Hub{here}"))
+    if totals.deltas.files:
+        rows.append(("to write", f"{_count(totals.deltas)} of task vectors"))
+    rows.append(("" if totals.deltas.files else "to write", f"{_count(totals.models)} of models"))
+    if totals.done.files:
+        rows.append(("on disk", f"{_count(totals.done)} of that (`snakemake -n` lists what is stale)"))
+    free = shutil.disk_usage(".").free
+    short = "" if totals.disk <= free else ": NOT ENOUGH"
+    rows.append(
+        ("peak disk", f"at most {human_bytes(totals.disk)} more ({human_bytes(free)} free{short})")
+    )
+    if totals.unread.files:
+        what = f"{totals.unread.files} of {plural(totals.weights, 'source file')}"
+        rows.append(("not needed", f"{what} ({human_bytes(totals.unread.bytes)})"))
+    return rows
+
+
+def _count(amount: Amount) -> str:
+    return f"{human_bytes(amount.bytes)} in {plural(amount.files, 'file')}"
+
+
+def _rows(rows: list[tuple[str, str]], terminal: Terminal) -> list[str]:
+    width = 12
+    lines = []
+    for key, value in rows:
+        wrapped = textwrap.wrap(value, terminal.width - width) or [""]
+        for i, line in enumerate(wrapped):
+            head = (f"  {key}" if i == 0 else "").ljust(width)
+            lines.append(terminal.dim(head) + line)
+    return lines

@@ -1,0 +1,25 @@
+"""Print what would be built: shards, coefficients, bytes to read, fetch and write."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from shardmerge.cli import run
+from shardmerge.files import load_json
+from shardmerge.plan import Plan
+from shardmerge.report.plan_view import plan_text
+from shardmerge.report.terminal import Terminal
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", required=True, help="the plan's JSON file")
+    parser.add_argument("--stages", action="store_true", help="print the recipe's documents too")
+    args = parser.parse_args()
+    plan = Plan.from_json(load_json(args.plan))
+    sys.stdout.write(plan_text(plan, Terminal.of(sys.stdout), stages=args.stages))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""mergekit 0.1.5 as an oracle: run on the same recipe and checkpoints, compared as integers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from shardmerge.engine import build_shard
+from shardmerge.planning import load_plan, load_spec
+from shardmerge.settings import load_settings
+
+
+def run_mergekit(recipe: Path, out: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Merge all documents of a recipe with mergekit; return the tensors of each by name."""
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.multimerge import load_config, make_tasks
+
+    options = MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False)
+    text = recipe.read_text()
+    configs, dependencies = load_config(text, str(out))
+    tasks = make_tasks(configs, dependencies, options, str(out), None, False)
+
+    def execute(task) -> None:
+        for needed in task.arguments().values():
+            execute(needed)
+        if not (out / task.name).exists():
+            task.execute()
+
+    for task in tasks:
+        execute(task)
+    names = [d["name"] for d in yaml.safe_load_all(text)]
+    return {name: load_folder(out / name) for name in names}
+
+
+def run_shardmerge(recipe: Path, work: Path, **config) -> dict[str, dict[str, torch.Tensor]]:
+    """Build the recipe's final models in-process; return their tensors by name."""
+    old = Path.cwd()
+    os.chdir(work)
+    try:
+        settings = load_settings({"recipes": [str(recipe)], **config})
+        plan = load_plan(settings, say=lambda line: None)
+        for job in [*plan.deltas, *(j for b in plan.builds.values() for j in b.shards)]:
+            from shardmerge.stored import stored_deltas
+
+            spec = load_spec(job.digest)
+            deltas = [Path(p) for p in job.deltas]
+            files = spec.required_files(stored_deltas(spec, deltas))
+            inputs = dict(zip(files, map(Path, job.sources), strict=True))
+            Path(job.output).parent.mkdir(parents=True, exist_ok=True)
+            build_shard(spec, inputs, Path(job.output), deltas=deltas)
+        return {name: load_folder(Path(b.shards[0].output).parent) for name, b in
+                plan.builds.items()}  # fmt: skip
+    finally:
+        os.chdir(old)
+
+
+def load_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint folder."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def differing_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Return for each tensor that is not the same, the number of elements that differ in bits."""
+    assert sorted(a) == sorted(b)
+    found = {}
+    for name in a:
+        assert a[name].dtype == b[name].dtype, (name, a[name].dtype, b[name].dtype)
+        assert a[name].shape == b[name].shape, name
+        size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a[name].element_size()]
+        count = int((a[name].view(size) != b[name].view(size)).sum())
+        if count:
+            found[name] = count
+    return found

@@ -1,0 +1,279 @@
+"""scripts/benchmark.py on the demo models, as the workflow calls it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "resources" / "demo" / "midnight-tiny"
+TASKS = ROOT / "config" / "tasks"
+QUESTIONS = 40
+LOCAL = f"""\
+include: {TASKS}/demo/_demo.yaml
+dataset_kwargs: {{file: demo_B.jsonl}}
+tag: []
+"""
+OWN_TASKS = {
+    "runs_code": LOCAL + "task: runs_code\nunsafe_code: true\n",
+    "writes": LOCAL
+    + """\
+task: writes
+output_type: generate_until
+doc_to_target: "{{answer}}"
+doc_to_choice: null
+generation_kwargs: {until: ["."], do_sample: false, max_gen_toks: 5}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    "breaks": LOCAL + 'task: breaks\ndoc_to_text: "{{ no_such_column.x }}"\n',
+    "far_away": """\
+task: far_away
+dataset_path: nobody/nothing-of-this-name
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{x}}"
+doc_to_target: 0
+doc_to_choice: [a, b]
+""",
+    "pair": """\
+group: pair
+task: [demo_B, demo_C]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+""",
+}
+
+
+def benchmark(folder, *tasks, model=MODEL, options=(), **environment):
+    """Run a job; return the finished process and the folder of its outputs."""
+    command = [sys.executable, ROOT / "scripts" / "benchmark.py"]
+    command += ["--model", model, "--name", "midnight", "--limit", str(QUESTIONS)]
+    command += ["--include-path", TASKS, "--batch-size", "40", *options]
+    for task in tasks:
+        command += ["--task", task, "--output", folder / f"{task}.json"]
+    done = subprocess.run(
+        list(map(str, command)),
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    return done, folder
+
+
+@pytest.fixture(scope="module")
+def own_tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, text in OWN_TASKS.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, own_tasks):
+    """One job of six tasks, three of which cannot be run."""
+    tasks = ("demo_B", "runs_code", "far_away", "breaks", "writes", "demo_C")
+    folder = tmp_path_factory.mktemp("results")
+    return benchmark(folder, *tasks, options=("--include-path", own_tasks))
+
+
+def load(folder, task):
+    return json.loads((folder / f"{task}.json").read_text())
+
+
+class TestJob:
+    def test_a_failed_task_leaves_the_others(self, job):
+        done, folder = job
+        assert {path.name for path in folder.iterdir()} == {
+            f"{task}.{kind}"
+            for task in ("demo_B", "writes", "demo_C")
+            for kind in ("json", "samples.jsonl")
+        }
+        assert done.returncode == 1
+
+    def test_each_failure_is_a_sentence(self, job):
+        told = job[0].stderr[job[0].stderr.index("error: midnight: ") :]
+        assert told.startswith("error: midnight: 3 of 6 tasks failed\n")
+        assert "runs_code: 'runs_code' runs code that the model writes" in told
+        assert "far_away: its data set is not in the local cache, and the Hub cannot be" in told
+        assert "breaks: UndefinedError: 'no_such_column' is undefined" in told
+        assert "Traceback" not in told
+
+    def test_only_what_was_not_foreseen_has_a_traceback(self, job):
+        assert job[0].stderr.count("Traceback (most recent call last)") == 1
+
+    def test_the_result_says_what_it_is_of(self, job):
+        result = load(job[1], "demo_B")
+        assert (result["model_name"], result["requested_task"]) == ("midnight", "demo_B")
+        assert result["results"]["demo_B"]["acc,none"] > 0.95
+        assert result["n-samples"]["demo_B"] == {"original": 200, "effective": QUESTIONS}
+        assert result["config"]["limit"] == QUESTIONS
+        assert result["config"]["fewshot_seed"] == 1234
+        assert result["lm_eval_version"] and result["torch_version"]
+        assert len(result["task_hashes"]["demo_B"]) == 64
+
+    def test_accuracy_is_that_of_the_samples(self, job):
+        lines = (job[1] / "demo_C.samples.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [row["doc_id"] for row in rows] == list(range(QUESTIONS))
+        right = sum(
+            max(range(4), key=lambda i: row["filtered_resps"][i][0]) == row["doc"]["label"]
+            for row in rows
+        )
+        result = load(job[1], "demo_C")["results"]["demo_C"]
+        share = right / QUESTIONS
+        assert result["acc,none"] == pytest.approx(share)
+        error = math.sqrt(share * (1 - share) / (QUESTIONS - 1))
+        assert result["acc_stderr,none"] == pytest.approx(error)
+
+    def test_generated_answers_are_kept(self, job):
+        row = json.loads((job[1] / "writes.samples.jsonl").read_text().splitlines()[0])
+        assert row["filtered_resps"] == [row["doc"]["answer"]]
+        assert load(job[1], "writes")["results"]["writes"]["exact_match,none"] > 0.95
+
+    def test_no_folder_of_this_machine_is_told(self, job, own_tasks):
+        for path in job[1].glob("*.json"):
+            text = path.read_text()
+            for folder in (ROOT, own_tasks, job[1], Path.home(), sys.prefix, os.uname().nodename):
+                assert str(folder) not in text, path.name
+
+    def test_others_may_read_it(self, job):
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in job[1].iterdir():
+            assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+class TestRefusals:
+    def test_a_model_with_code_of_its_own_is_refused_and_not_run(self, tmp_path):
+        model = tmp_path / "model"
+        shutil.copytree(MODEL, model)
+        config = json.loads((model / "config.json").read_text())
+        config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}
+        (model / "config.json").write_text(json.dumps(config))
+        (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+        done, folder = benchmark(tmp_path / "results", "demo_B", model=model)
+        assert done.returncode == 1
+        assert "needs code of its own, which is never run here" in done.stderr
+        assert not (tmp_path / "ran").exists()
+        assert not folder.exists()
+
+    @pytest.mark.slow
+    def test_pickled_weights_are_refused(self, tmp_path):
+        import torch
+
+        model = tmp_path / "model"
+        shutil.copytree(MODEL, model, ignore=shutil.ignore_patterns("*.safetensors*"))
+        torch.save({}, model / "pytorch_model.bin")
+        done, _ = benchmark(tmp_path / "results", "demo_B", model=model)
+        assert done.returncode == 1
+        assert "cannot be loaded: " in done.stderr
+
+    @pytest.mark.slow
+    def test_a_name_that_is_no_folder_is_not_looked_for_on_the_hub(self, tmp_path):
+        done, _ = benchmark(
+            tmp_path, "demo_B", model="meta-llama/Llama-2-70b-hf", HF_HUB_OFFLINE="0"
+        )
+        assert done.returncode == 1
+        assert "error: meta-llama/Llama-2-70b-hf: is not a model's folder" in done.stderr
+
+    @pytest.mark.slow
+    def test_an_unknown_task_is_told_before_anything_runs(self, tmp_path):
+        done, folder = benchmark(tmp_path / "results", "demo_B", "demo_BB")
+        assert done.returncode == 1
+        assert "there is no task 'demo_BB', neither here nor in lm-eval" in done.stderr
+        assert "Did you mean 'demo_B'?" in done.stderr
+        assert not folder.exists()
+
+    @pytest.mark.slow
+    def test_a_task_of_lm_evals_own_without_a_network_is_one_sentence(self, tmp_path):
+        done, _ = benchmark(tmp_path, "hellaswag", HF_HOME=str(tmp_path / "empty"))
+        assert done.returncode == 1
+        assert "hellaswag: its data set is not in the local cache" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.slow
+    def test_a_device_that_is_not_there(self, tmp_path):
+        done, _ = benchmark(
+            tmp_path, "demo_B", options=("--device", "cuda"), CUDA_VISIBLE_DEVICES=""
+        )
+        assert done.returncode == 1
+        assert "torch sees no GPU" in done.stderr
+
+
+@pytest.mark.slow
+class TestSameness:
+    def test_a_repeated_run_gives_the_same_bytes_from_anywhere(self, job, own_tasks, tmp_path):
+        options = ("--include-path", own_tasks)
+        tasks = ("demo_C", "writes")
+        _, again = benchmark(tmp_path, *tasks, options=options, PYTHONHASHSEED="7")
+        for task in tasks:
+            for kind in ("json", "samples.jsonl"):
+                name = f"{task}.{kind}"
+                assert (again / name).read_bytes() == (job[1] / name).read_bytes(), name
+
+    def test_local_tasks_ask_the_network_for_nothing(self, tmp_path):
+        guard = tmp_path / "sitecustomize.py"
+        guard.write_text(
+            "import sys\n"
+            "def refuse(event, arguments):\n"
+            "    if event in ('socket.connect', 'socket.getaddrinfo'):\n"
+            "        print('NETWORK', event, arguments, file=sys.stderr, flush=True)\n"
+            "sys.addaudithook(refuse)\n"
+        )
+        done, folder = benchmark(
+            tmp_path / "results", "demo_B", HF_HUB_OFFLINE="0", PYTHONPATH=str(tmp_path)
+        )
+        assert done.returncode == 0, done.stderr
+        assert "NETWORK" not in done.stderr
+        assert load(folder, "demo_B")
+
+    def test_a_group_has_its_parts_and_their_mean(self, job, own_tasks, tmp_path):
+        done, folder = benchmark(tmp_path, "pair", options=("--include-path", own_tasks))
+        assert done.returncode == 0, done.stderr
+        results = load(folder, "pair")["results"]
+        alone = [load(job[1], task)["results"][task]["acc,none"] for task in ("demo_B", "demo_C")]
+        assert [results[task]["acc,none"] for task in ("demo_B", "demo_C")] == alone
+        assert results["pair"]["acc,none"] == pytest.approx(sum(alone) / 2)
+
+    def test_values_are_those_of_simple_evaluate(self, job):
+        code = (
+            "import json, sys\n"
+            "from lm_eval import simple_evaluate\n"
+            "from lm_eval.tasks import TaskManager\n"
+            f"manager = TaskManager(include_path={str(TASKS)!r}, include_defaults=False)\n"
+            f"arguments = dict(pretrained={str(MODEL)!r}, dtype='float32')\n"
+            "result = simple_evaluate(model='hf', model_args=arguments, tasks=['demo_C'],\n"
+            f"    task_manager=manager, batch_size=40, device='cpu', limit={QUESTIONS})\n"
+            "kept = ('results', 'versions', 'n-shot', 'n-samples', 'higher_is_better')\n"
+            "json.dump({key: result[key] for key in kept}, sys.stdout)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        theirs = json.loads(done.stdout[done.stdout.index('{"results"') :])
+        ours = load(job[1], "demo_C")
+        assert {key: ours[key] for key in theirs} == theirs
+
+
+class TestTable:
+    def test_the_command_line_writes_all_three_and_prints_one(self, job, tmp_path):
+        files = [job[1] / f"{task}.json" for task in ("demo_B", "demo_C")]
+        command = [sys.executable, ROOT / "scripts" / "benchmark_table.py", "--results", *files]
+        for kind in ("csv", "markdown", "json"):
+            command += [f"--{kind}", tmp_path / f"table.{kind}"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        assert "demo_B/acc ↑" in done.stdout
+        assert (tmp_path / "table.csv").read_text().startswith("model,demo_B/acc,demo_B/acc_stderr")
+        assert "| midnight | " in (tmp_path / "table.markdown").read_text()
+        cells = json.loads((tmp_path / "table.json").read_text())["cells"]
+        assert [cell["task"] for cell in cells] == ["demo_B", "demo_C"]

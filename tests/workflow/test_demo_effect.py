@@ -1,0 +1,153 @@
+"""What the demo claims: the recipe brings one skill over and not another.
+
+The merge here is the flagship's formula in plain torch, independent of the library's engine.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "resources" / "demo"
+LAYERS = 12
+
+
+def weights(name):
+    from safetensors.torch import load_file
+
+    files = sorted((MODELS / name).glob("*.safetensors"))
+    return {key: tensor.float() for file in files for key, tensor in load_file(file).items()}
+
+
+def donor_share(key, filters):
+    """Return the donor's weight for a tensor, from the recipe's filters and gradients."""
+    value = next(f["value"] for f in filters if f.get("filter", "") in key)
+    if not isinstance(value, list):
+        return value
+    layer = int(key.split(".")[2]) if ".layers." in key else 0
+    scaled = layer / (LAYERS - 1) * (len(value) - 1)
+    low = int(scaled)
+    high = min(low + 1, len(value) - 1)
+    return (1 - (scaled - low)) * value[low] + (scaled - low) * value[high]
+
+
+@cache
+def model(name):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    return AutoModelForCausalLM.from_pretrained(MODELS / name, dtype=torch.float32).eval()
+
+
+@cache
+def merged(finetune, whole=False):
+    """Return the recipient plus the flagship's share of a fine-tune's task vector, or all of it."""
+    recipe = ROOT / "config" / "recipes" / "miquplus-midnight-tiny.yaml"
+    _, final = yaml.safe_load_all(recipe.read_text())
+    filters = final["models"][1]["parameters"]["weight"]
+    base, tuned, recipient = weights("llama2-tiny"), weights(finetune), weights("miqu-tiny")
+    made = {}
+    for key, tensor in recipient.items():
+        share = 1 if whole else donor_share(key, filters)
+        made[key] = (tensor + share * (tuned[key] - base[key])).half().float()
+    result = type(model("miqu-tiny"))(model("miqu-tiny").config).float().eval()
+    result.load_state_dict(made)
+    return result
+
+
+def accuracy(of, task):
+    from shardmerge.demo.skills import questions
+    from shardmerge.demo.training import choice_accuracy
+
+    return choice_accuracy(of, questions(task))
+
+
+class TestEffect:
+    def test_the_recipient_has_c_and_the_fine_tune_has_b(self):
+        assert accuracy(model("miqu-tiny"), "B") <= 0.6
+        assert accuracy(model("miqu-tiny"), "C") >= 0.95
+        assert accuracy(model("midnight-tiny"), "B") >= 0.95
+        assert accuracy(model("midnight-tiny"), "C") <= 0.6
+        assert accuracy(model("llama2-tiny"), "B") <= 0.6
+        assert accuracy(model("llama2-tiny"), "C") <= 0.6
+
+    def test_the_merged_model_has_both(self):
+        model = merged("midnight-tiny")
+        assert accuracy(model, "B") >= 0.7
+        assert accuracy(model, "C") >= 0.95
+
+    @pytest.mark.parametrize("task", "KRN")
+    def test_the_merged_model_keeps_the_plain_tasks(self, task):
+        assert accuracy(merged("midnight-tiny"), task) >= 0.95
+
+
+class TestNegativeControl:
+    def test_the_stranger_has_a_skill_that_no_other_has(self):
+        assert accuracy(model("stranger-tiny"), "D") >= 0.95
+        for name in ("llama2-tiny", "midnight-tiny", "miqu-tiny"):
+            assert accuracy(model(name), "D") <= 0.3
+
+    def test_the_recipe_does_not_bring_it_over(self):
+        assert accuracy(merged("stranger-tiny"), "D") <= 0.4
+        assert accuracy(merged("stranger-tiny"), "C") >= 0.95
+
+    def test_the_whole_task_vector_does_and_harms_the_recipient(self):
+        whole = merged("stranger-tiny", whole=True)
+        assert accuracy(whole, "D") >= 0.95
+        assert accuracy(whole, "C") <= 0.7
+
+
+class TestModels:
+    @pytest.mark.parametrize("name", ["llama2-tiny", "midnight-tiny", "miqu-tiny", "stranger-tiny"])
+    def test_transformers_loads_them_and_they_generate(self, name):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
+        prompt = tokenizer("Rabc=", return_tensors="pt")
+        tokens = model(name).generate(**prompt, max_new_tokens=4)
+        assert tokenizer.decode(tokens[0], skip_special_tokens=True) == "Rabc=cba."
+        assert tokenizer.model_max_length == model(name).config.max_position_embeddings
+
+    def test_the_trainers_tokens_are_the_tokenizers(self):
+        from transformers import AutoTokenizer
+
+        from shardmerge.demo.training import encode
+
+        tokenizer = AutoTokenizer.from_pretrained(MODELS / "miqu-tiny")
+        assert tokenizer("Kabc=abc.Dlkj=")["input_ids"] == encode("Kabc=abc.Dlkj=")
+
+
+@pytest.mark.slow
+class TestTraining:
+    def test_a_short_training_is_reproducible_and_whole_on_disk(self, tmp_path, monkeypatch):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from shardmerge.demo import checkpoint, training
+        from shardmerge.errors import UserError
+
+        short = {
+            name: training.Member(m.task, training.Course(3, 1e-3), m.seed_offset, 90_000, m.config)
+            for name, m in training.FAMILY.items()
+        }
+        for module in (training, checkpoint):
+            monkeypatch.setattr(module, "FAMILY", short)
+        torch.set_num_threads(1)
+        folders = [tmp_path / "one", tmp_path / "two"]
+        for folder in folders:
+            folder.mkdir()
+            made = training.train_family(3, ["miqu-tiny"], lambda text: None)
+            assert set(made) == {"llama2-tiny", "miqu-tiny"}
+            checkpoint.save_model("miqu-tiny", made["miqu-tiny"], folder / "m")
+        one, two = ({f.name: f.read_bytes() for f in (d / "m").iterdir()} for d in folders)
+        assert one == two
+        assert len([name for name in one if name.endswith(".safetensors")]) > 10
+        assert AutoModelForCausalLM.from_pretrained(folders[0] / "m").config.vocab_size == 23
+        with pytest.raises(UserError, match="exists already"):
+            checkpoint.save_model("miqu-tiny", made["miqu-tiny"], folders[0] / "m")
+        assert [path.name for path in folders[0].iterdir()] == ["m"]
