@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
@@ -11,7 +13,6 @@ from shardmerge.registry import REQUIRED, Group, MergeMethod, method
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHAPES = ((1,), (7,), (130,), (1, 1), (3, 5), (17, 33), (40, 64), (6, 5, 3, 2), (2, 3, 1, 4))
-#: Methods that need a second element in each row where they sparsify.
 WEIGHTS = (0.5, 1.0, 0.3, -0.7, 0.0, 2.0, 1e-3)
 
 
@@ -70,16 +71,22 @@ def _value(draw: st.DrawFn, name: str) -> object:
 
 
 @st.composite
-def groups(draw: st.DrawFn, name: str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Group:
+def groups(
+    draw: st.DrawFn,
+    name: str,
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    kinds: tuple[str, ...] = KINDS,
+    models: int = 6,
+) -> Group:
     """Draw what a kernel may be given for a method."""
     declared = method(name)
-    count, has_base = count_inputs(declared, draw(st.integers(1, 6)))
+    count, has_base = count_inputs(declared, draw(st.integers(1, models)))
     if declared.inputs.base == "optional" and draw(st.booleans()):
         count, has_base = count + 1, True
     made = tensors(
         count,
         draw(st.sampled_from(SHAPES)),
-        draw(st.sampled_from(KINDS)),
+        draw(st.sampled_from(kinds)),
         draw(st.integers(0, 2**32)),
         draw(st.sampled_from(dtypes)),
     )
@@ -115,6 +122,52 @@ def groups(draw: st.DrawFn, name: str, dtypes: tuple[torch.dtype, ...] = DTYPES)
         name="model.layers.0.mlp.up_proj.weight",
         models=tuple(f"model-{i}" for i in range(count)),
     )
+
+
+def ordinary(
+    name: str,
+    shape: tuple[int, ...],
+    models: int = 2,
+    dtype: torch.dtype = torch.float32,
+    **values: object,
+) -> Group:
+    """Return a group of fine-tunes of one base, with ordinary values for what is not given."""
+    declared = method(name)
+    count, has_base = count_inputs(declared, models)
+    ordinary_values = {"density": 0.5, "weight": 0.5, "t": 0.3, "select_topk": 0.5} | values
+    shared, per_input = {}, {}
+    for parameter in declared.parameters:
+        value = ordinary_values.get(parameter.name, parameter.default)
+        if parameter.scope == "shared":
+            shared[parameter.name] = value
+            continue
+        each = list(value) if isinstance(value, tuple) else [value] * count
+        if has_base and parameter.scope == "model":
+            each = [None, *each[-(count - 1) :]] if count > 1 else [None]
+        per_input[parameter.name] = tuple(each)
+    return Group(
+        tensors=tensors(count, shape, "tuned", 7, dtype),
+        base=0 if has_base else None,
+        parameters=shared,
+        per_input=per_input,
+        name="model.layers.1.self_attn.v_proj.weight",
+        models=tuple(f"model-{i}" for i in range(count)),
+    )
+
+
+def blocks(group: Group, edges: list[int]) -> list[Group]:
+    """Return the group's flattened tensors cut at the given elements."""
+    total = group.tensors[0].numel()
+    cuts = sorted({0, total, *(edge % (total + 1) for edge in edges)})
+    return [
+        replace(
+            group,
+            tensors=[t.reshape(-1)[a:b].clone() for t in group.tensors],
+            offset=a,
+            total=total,
+        )
+        for a, b in itertools.pairwise(cuts)
+    ]
 
 
 def differing(a: torch.Tensor, b: torch.Tensor) -> int:

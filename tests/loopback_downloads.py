@@ -117,8 +117,8 @@ class DownloadHandlers:
         if self.command == "HEAD":
             return
         for chunk in self._chunks(entry.file, first, last + 1, fault):
+            self.request_row.sent += len(chunk)  # before the client can have it
             self.wfile.write(chunk)
-            self.request_row.sent += len(chunk)
         if kind == "drop":
             self.close_connection = True
             self.connection.shutdown(2)

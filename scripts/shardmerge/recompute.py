@@ -1,249 +1,251 @@
-"""A sample of a written shard, computed again in float64, on a path of its own.
+"""What elements of a merged tensor must be, by another way than the engine's: float64, with bounds.
 
-Only the registry's kernels and the specification are shared with the engine: reading,
-evaluation and rounding are other code.
+In float32 numerics every value comes with a bound on how far the engine, which rounds every
+product and sum to float32 (float64 where a source is), may be from it. With u = 2**-24 a sum of
+n terms errs by at most ``g * sum(|c_i * x_i|)``, ``g = n*u / (1 - n*u)`` (Higham 2002, "Accuracy
+and Stability of Numerical Algorithms", section 3.1: one rounding for the product, n - 1 for the
+sums). A task vector is rounded to its type by definition, so it is known exactly. For merge
+methods that are no sums there is no such formula: their kernel is run in float64 and in float32,
+and the difference is the bound. In mergekit numerics the value is what the kernels make of the
+dtypes that the expression states.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from shardmerge import expression as ex
-from shardmerge.dtypes import DTYPES
-from shardmerge.errors import UserError
-from shardmerge.headers import Header, read_header
+from shardmerge.dtypes import DTYPES, combine_dtype
 from shardmerge.registry import Group, kernel_of
-from shardmerge.spec import ShardSpec, delta_name
-from shardmerge.stored import stored_deltas
+from shardmerge.roundoff import FORMATS, decode, half_ulp, round_to
+from shardmerge.samples import Runs, positions
 
-#: Elements of each tensor that are checked: evenly spread, the first and the last among them.
-SAMPLE = 256
-#: A method that needs a whole tensor is checked on tensors of at most so many elements.
+if TYPE_CHECKING:
+    import torch
+
+#: Elements of the largest tensor that is recomputed whole, where a method needs all of it.
 WHOLE = 1 << 22
-#: Half a unit in the last place, relative, and the smallest subnormal: what rounding may change.
-_ROUNDING = {
-    "F16": (2.0**-11, 2.0**-25),
-    "BF16": (2.0**-8, 2.0**-134),
-    "F32": (2.0**-24, 2.0**-150),
-    "F64": (2.0**-53, 0.0),
-}
+#: Allowance for a method's inputs that are sums themselves, relative to the largest of them.
+_NESTED = 2.0**-18
+
+#: Returns elements of a source tensor or stored task vector as they lie in the file.
+Read = Callable[["ex.Source | ex.Delta", Runs], np.ndarray]
 
 
-def check_shard(
-    spec: ShardSpec, shard: Path, sources: list[Path], deltas: list[Path]
-) -> dict[str, Any]:
-    """Compare a written shard with its specification, and a sample with its sources.
+class TooLargeError(Exception):
+    """A method must see a whole tensor that has more than WHOLE elements."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What elements must be.
 
     Args:
-        spec: The shard's specification.
-        shard: The written file.
-        sources: Source files, in the order of ``spec.required_files``.
-        deltas: Stored task vectors.
-
-    Returns:
-        Counts of tensors and elements, the largest error as a share of the tolerance, and the
-        tensors that could not be sampled.
-
-    Raises:
-        UserError: Names the tensor, the element, and what was expected and found.
+        value: float64 [elements].
+        error: Bound on the distance of what the engine computes before it rounds to the output's
+            type; 0 where it must have this very value.
+        decides: Whether a method chooses among inputs that are sums themselves, so that at a near
+            tie rounding may make it choose differently.
     """
-    header = read_header(shard)
-    _check_header(spec, header, shard)
-    reader = _Reader(spec, sources, deltas)
-    elements, worst, skipped = 0, 0.0, []
-    for tensor in spec.tensors:
-        count = math.prod(tensor.shape)
-        positions = _positions(count)
-        written = _read(shard, header, tensor.name, positions)
-        whole = not _elementwise(tensor.expression, spec.numerics)
-        if whole and count > WHOLE:
-            skipped.append(tensor.name)
-            continue
-        if isinstance(tensor.expression, ex.Source) and tensor.expression.dtype == tensor.dtype:
-            same = reader.raw(tensor.expression, positions)
-            if not torch.equal(_bits(same), _bits(written)):
-                raise UserError(f"tensor {tensor.name!r} is not its source's copy", str(shard))
-        elif count:
-            worst = max(worst, _compare(tensor, spec, reader, positions, written, whole, shard))
-        elements += len(positions)
-    return {
-        "tensors": len(spec.tensors),
-        "elements": elements,
-        "largest_error": worst,
-        "not_sampled": skipped,
-        "passed": True,
-    }
+
+    value: np.ndarray
+    error: np.ndarray
+    decides: bool = False
 
 
-def _compare(
-    tensor: Any,
-    spec: ShardSpec,
-    reader: _Reader,
-    positions: list[int],
-    written: torch.Tensor,
-    whole: bool,
-    shard: Path,
-) -> float:
-    at = list(range(math.prod(tensor.shape))) if whole else positions
-    exact = spec.numerics != "float32"
-    value, size = reader.evaluate(tensor.expression, at, tensor.shape if whole else None)
-    if whole:
-        value, size = value.flatten()[positions], size.flatten()[positions]
-    if exact:
-        value = value.to(written.dtype).double()
-    found = written.double()
-    relative, smallest = _ROUNDING[tensor.dtype]
-    terms = sum(1 for _ in ex.walk(tensor.expression))
-    # Rounding of the output, and of each float32 operation, each relative to what is summed.
-    tolerance = relative * value.abs() + smallest + 2 * terms * 2.0**-24 * size
-    tolerance = torch.zeros_like(value) if exact else tolerance
-    limit = torch.finfo(getattr(torch, DTYPES[tensor.dtype].name)).max
-    both = torch.isfinite(value) & torch.isfinite(found) & (value.abs() <= limit)
-    same = ~both & ((value == found) | (value.isnan() & found.isnan()) | (value.abs() > limit))
-    error = torch.where(both, (value - found).abs(), torch.zeros_like(value))
-    bad = (error > tolerance) | (~both & ~same)
-    if bad.any():
-        i = int(bad.nonzero()[0])
-        raise UserError(
-            f"tensor {tensor.name!r}, element {positions[i]}: expected {value[i].item():.9g}, "
-            f"found {found[i].item():.9g}",
-            str(shard),
-            "Delete the shard and run again; if it comes back, the disk or memory may be bad.",
-        )
-    return float((error / tolerance.clamp(min=1e-300)).max()) if not exact else 0.0
+class Recomputer:
+    """Evaluates expressions at sampled elements.
 
+    Args:
+        numerics: One of ``spec.NUMERICS``.
+        stored: Task vectors that are read from files.
+        read: Reads elements of a source tensor or a stored task vector.
+    """
 
-class _Reader:
-    def __init__(self, spec: ShardSpec, sources: list[Path], deltas: list[Path]) -> None:
-        self.spec = spec
-        self.stored = stored_deltas(spec, deltas)
-        files = spec.required_files(self.stored)
-        self.paths = dict(zip(files, sources, strict=True))
-        self.headers: dict[Path, Header] = {}
+    def __init__(self, numerics: str, stored: Collection[ex.Delta], read: Read) -> None:
+        self._numerics = numerics
+        self._stored = stored
+        self._read = read
 
-    def raw(self, source: ex.Source, positions: list[int]) -> torch.Tensor:
-        """Return elements of a source tensor as they are stored."""
-        return self._elements(self.paths[source.model, source.file], source.tensor, positions)
+    def estimate(self, expression: ex.Expression, runs: Runs, dtype: str) -> Estimate:
+        """Return what elements of an expression must be before they are rounded to an output type.
 
-    def evaluate(
-        self, expression: ex.Expression, at: list[int], shape: tuple[int, ...] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return values in float64, and the sum of the absolute values that they are made of."""
-        match expression:
-            case ex.Source():
-                value = self.raw(expression, at).double()
-                value = value.reshape(shape) if shape else value
-                return value, value.abs()
+        Args:
+            expression: What is evaluated.
+            runs: Which elements, each run beginning at a multiple of ``samples.RUN``.
+            dtype: safetensors code of the output.
+
+        Raises:
+            TooLargeError: If that needs a whole tensor of more than WHOLE elements.
+        """
+        with np.errstate(all="ignore"):
+            if self._numerics == "float32":
+                return self._float32(expression, runs)
+            value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
+            whole = any(self._is_whole(part) for part in ex.walk(expression))
+            # sums over a whole tensor may differ in the last places from one processor to another
+            slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
+            return Estimate(value, slack, decides=whole)
+
+    def _is_whole(self, part: ex.Expression) -> bool:
+        return isinstance(part, ex.Call) and not kernel_of(part.method, self._numerics)[1]
+
+    def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
+        if isinstance(node, ex.Source) or node in self._stored:
+            value = decode(self._read(node, runs), node.dtype)
+            return Estimate(value, np.zeros_like(value))
+        match node:
             case ex.Delta(finetuned, base, dtype):
-                if path := self.stored.get(expression):
-                    name = delta_name(expression, self.spec.files)
-                    value = self._elements(path, name, at).double()
-                    value = value.reshape(shape) if shape else value
-                    return value, value.abs()
-                (a, _), (b, _) = self.evaluate(finetuned, at, shape), self.evaluate(base, at, shape)
-                value = (a - b).to(getattr(torch, DTYPES[dtype].name)).double()
-                # Rounding twice (float32, then dtype) may differ from once by a unit.
-                return value, value.abs() * (1 + 2.0**24 * _ROUNDING[dtype][0])
+                parts = self._float32(finetuned, runs), self._float32(base, runs)
+                return _round(_sum([(1.0, parts[0]), (-1.0, parts[1])], _combine(node)), dtype)
             case ex.Linear(terms):
-                value = size = 0.0
-                for coefficient, operand in terms:
-                    v, s = self.evaluate(operand, at, shape)
-                    value, size = value + coefficient * v, size + abs(coefficient) * s
-                return value, size
+                parts = [(c, self._float32(operand, runs)) for c, operand in terms]
+                return _sum(parts, _combine(node))
             case ex.Cast(operand, dtype):
-                value, size = self.evaluate(operand, at, shape)
-                return value.to(getattr(torch, DTYPES[dtype].name)).double(), size
+                return _round(self._float32(operand, runs), dtype)
             case ex.Call():
-                return self._call(expression, at, shape)
-        raise TypeError(f"not an expression: {expression!r}")
+                return self._call(node, runs)
+        raise TypeError(f"not an expression: {node!r}")
 
-    def _call(
-        self, call: ex.Call, at: list[int], shape: tuple[int, ...] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        kernel, _ = kernel_of(call.method, self.spec.numerics)
-        pairs = [self.evaluate(operand, at, shape) for operand in call.inputs]
-        tensors = [value for value, _ in pairs]
-        if self.spec.numerics != "float32":
-            tensors = [
-                value.to(getattr(torch, DTYPES[_dtype(operand)].name))
-                for value, operand in zip(tensors, call.inputs, strict=True)
-            ]
-        group = Group(
-            tensors=tensors,
-            base=call.base,
-            parameters=dict(call.parameters),
-            per_input=dict(call.per_input),
-            name=call.tensor,
-            models=call.models,
-        )
-        value = kernel(group).double()
-        size = torch.stack([s for _, s in pairs]).sum(0)
-        # A method may amplify rounding errors of its inputs; a wide margin still finds damage.
-        return value, (value.abs() + size) * 64
+    def _call(self, call: ex.Call, runs: Runs) -> Estimate:
+        whole = self._is_whole(call)
+        inside = self._whole_runs(call) if whole else runs
+        inputs = [self._float32(operand, inside) for operand in call.inputs]
+        values = [one.value for one in inputs]
+        exact = self._kernel(call, values, inside, whole, "F64")
+        error = np.zeros_like(exact)
+        if (code := _combine(call)) != "F64":
+            error = np.abs(self._kernel(call, values, inside, whole, code) - exact)
+            error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
+        nested = any(one.error.any() for one in inputs)
+        if nested:
+            error += _NESTED * max(np.abs(value).max(initial=0.0) for value in values)
+        chosen = positions(runs) if whole else slice(None)
+        decides = nested or any(one.decides for one in inputs)
+        return Estimate(exact[chosen], error[chosen], decides)
 
-    def _elements(self, path: Path, tensor: str, positions: list[int]) -> torch.Tensor:
-        if path not in self.headers:
-            self.headers[path] = read_header(path)
-        return _read(path, self.headers[path], tensor, positions)
+    def _kernel(
+        self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str
+    ) -> np.ndarray:
+        """Return a kernel's result for values in a dtype, as float64 [elements]."""
+        import torch
 
+        dtype = getattr(torch, DTYPES[code].name)
+        tensors = [torch.from_numpy(value).to(dtype, copy=True) for value in values]
+        return self._run(call, tensors, runs, whole).double().numpy()
 
-def _dtype(expression: ex.Expression) -> str:
-    match expression:
-        case ex.Source(dtype=dtype) | ex.Cast(dtype=dtype) | ex.Delta(dtype=dtype):
-            return dtype
-        case ex.Call(inputs=inputs):
-            return _dtype(inputs[0])
-    return "F32"
+    def _run(
+        self, call: ex.Call, tensors: list[torch.Tensor], runs: Runs, whole: bool
+    ) -> torch.Tensor:
+        """Return a kernel's result, flat: run by run, or once for whole tensors."""
+        import torch
 
+        kernel, _ = kernel_of(call.method, self._numerics)
+        if whole:
+            shaped = [t.reshape(i.shape) for t, i in zip(tensors, call.inputs, strict=True)]
+            return kernel(_group(call, shaped, 0)).reshape(-1)
+        results, place = [], 0
+        for first, count in runs:
+            blocks = [tensor[place : place + count] for tensor in tensors]
+            results.append(kernel(_group(call, blocks, first)).clone())
+            place += count
+        return torch.cat(results) if results else tensors[0]
 
-def _elementwise(expression: ex.Expression, numerics: str) -> bool:
-    return all(
-        kernel_of(e.method, numerics)[1] for e in ex.walk(expression) if isinstance(e, ex.Call)
-    ) and not any(isinstance(e, ex.Call) and _keyed(e) for e in ex.walk(expression))
+    def _whole_runs(self, call: ex.Call) -> Runs:
+        counts = {ex.elements(operand) for operand in call.inputs}
+        if max(*counts, ex.elements(call)) > WHOLE:
+            raise TooLargeError
+        # inputs of different sizes are cut to what they have when they are read
+        return ((0, max(counts)),)
 
+    def _stated(self, node: ex.Expression, runs: Runs) -> torch.Tensor:
+        """Return elements in the dtype that an expression of mergekit numerics states."""
+        if isinstance(node, ex.Source) or node in self._stored:
+            return _from_stored(self._read(node, runs), node.dtype)
+        match node:
+            case ex.Cast(operand, dtype):
+                import torch
 
-def _keyed(call: ex.Call) -> bool:
-    """Whether a kernel's result depends on the element's place, as a random method's does."""
-    from shardmerge.registry import method
-
-    return not method(call.method).deterministic
-
-
-def _positions(count: int) -> list[int]:
-    if count <= SAMPLE:
-        return list(range(count))
-    return [(count - 1) * i // (SAMPLE - 1) for i in range(SAMPLE)]
-
-
-def _read(path: Path, header: Header, tensor: str, positions: list[int]) -> torch.Tensor:
-    entry = header.tensors[tensor]
-    dtype = DTYPES[entry.dtype]
-    if positions == list(range(len(positions))):
-        spans = [(entry.begin, len(positions) * dtype.size)]
-    else:
-        spans = [(entry.begin + p * dtype.size, dtype.size) for p in positions]
-    with open(path, "rb", buffering=0) as file:
-        data = b"".join(os.pread(file.fileno(), size, offset) for offset, size in spans if size)
-    if not data:
-        return torch.empty(0, dtype=getattr(torch, dtype.name))
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype.name))
+                return self._stated(operand, runs).to(getattr(torch, DTYPES[dtype].name))
+            case ex.Call():
+                whole = self._is_whole(node)
+                inside = self._whole_runs(node) if whole else runs
+                tensors = [self._stated(operand, inside).clone() for operand in node.inputs]
+                result = self._run(node, tensors, inside, whole)
+                return result[positions(runs)] if whole else result
+        raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)
+def _combine(node: ex.Expression) -> str:
+    typed = (ex.Source, ex.Delta, ex.Cast)
+    return combine_dtype([part.dtype for part in ex.walk(node) if isinstance(part, typed)])
 
 
-def _check_header(spec: ShardSpec, header: Header, shard: Path) -> None:
-    wanted = [(t.name, t.dtype, t.shape) for t in spec.tensors]
-    found = [(name, e.dtype, e.shape) for name, e in header.tensors.items()]
-    # Tensors without elements share an offset: their order is of no consequence.
-    if sorted(wanted) != sorted(found):
-        odd = next(iter({n for n, *_ in wanted} ^ {n for n, *_ in found}), None) or next(
-            a[0] for a, b in zip(sorted(wanted), sorted(found), strict=True) if a != b
-        )
-        raise UserError(f"tensor {odd!r} is not as it was planned", str(shard))
+def _sum(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
+    """Return a sum computed in float32 or float64 with the bound of the module's docstring."""
+    value = np.zeros_like(terms[0][1].value)
+    size, carried = np.zeros_like(value), np.zeros_like(value)
+    for coefficient, part in terms:
+        # not added to +0, which would lose the sign of -0
+        product = part.value if coefficient == 1 else coefficient * part.value
+        value = product if part is terms[0][1] else value + product
+        size += np.abs(product)
+        carried += abs(coefficient) * part.error
+    scaled = any(abs(c) != 1 for c, _ in terms)
+    roundings = len(terms) - 1 + scaled + any(round_to(code, np.float64(c)) != c for c, _ in terms)
+    decides = any(part.decides for _, part in terms)
+    if not roundings:
+        return Estimate(value, carried, decides)
+    if len(terms) == 2 and not scaled and not carried.any():
+        # one operation on exact numbers: float64 then float32 rounds as float32 alone does
+        # (Figueroa 1995, https://doi.org/10.1145/221332.221334)
+        return Estimate(round_to(code, value), carried, decides)
+    units = roundings * (FORMATS[code].unit + FORMATS["F64"].unit)
+    error = carried + units / (1 - units) * (size + carried)
+    error += len(terms) * half_ulp(code, np.float64(0)) * scaled
+    # what overflows in between may be infinite or NaN in the end
+    error = np.where(size + carried >= FORMATS[code].overflow, np.inf, error)
+    return Estimate(value, error, decides)
+
+
+def _round(part: Estimate, dtype: str) -> Estimate:
+    exact = part.error == 0
+    error = part.error + half_ulp(dtype, np.abs(part.value) + part.error)
+    return Estimate(
+        np.where(exact, round_to(dtype, part.value), part.value),
+        np.where(exact, 0.0, error),
+        part.decides,
+    )
+
+
+def _group(call: ex.Call, tensors: list[torch.Tensor], first: int) -> Group:
+    return Group(
+        tensors=tensors,
+        base=call.base,
+        parameters=dict(call.parameters),
+        per_input=dict(call.per_input),
+        name=call.tensor,
+        models=call.models,
+        offset=first,
+    )
+
+
+def _from_stored(stored: np.ndarray, code: str) -> torch.Tensor:
+    import torch
+
+    if code == "BF16":
+        return torch.from_numpy(stored.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(stored.copy())
+
+
+def _to_stored(tensor: torch.Tensor, code: str) -> np.ndarray:
+    import torch
+
+    tensor = tensor.to(getattr(torch, DTYPES[code].name)).contiguous()
+    if code == "BF16":
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()

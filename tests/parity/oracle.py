@@ -12,13 +12,16 @@ from safetensors.torch import load_file
 from shardmerge.engine import build_shard
 from shardmerge.planning import load_plan, load_spec
 from shardmerge.settings import load_settings
+from shardmerge.stored import stored_deltas
 
 
 def run_mergekit(recipe: Path, out: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Merge all documents of a recipe with mergekit; return the tensors of each by name."""
+    from mergekit.io.tasks import LoaderCache
     from mergekit.options import MergeOptions
     from mergekit.scripts.multimerge import load_config, make_tasks
 
+    LoaderCache().loaders.clear()  # it keeps models of earlier runs, by path
     options = MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False)
     text = recipe.read_text()
     configs, dependencies = load_config(text, str(out))
@@ -44,16 +47,14 @@ def run_shardmerge(recipe: Path, work: Path, **config) -> dict[str, dict[str, to
         settings = load_settings({"recipes": [str(recipe)], **config})
         plan = load_plan(settings, say=lambda line: None)
         for job in [*plan.deltas, *(j for b in plan.builds.values() for j in b.shards)]:
-            from shardmerge.stored import stored_deltas
-
             spec = load_spec(job.digest)
             deltas = [Path(p) for p in job.deltas]
             files = spec.required_files(stored_deltas(spec, deltas))
             inputs = dict(zip(files, map(Path, job.sources), strict=True))
             Path(job.output).parent.mkdir(parents=True, exist_ok=True)
             build_shard(spec, inputs, Path(job.output), deltas=deltas)
-        return {name: load_folder(Path(b.shards[0].output).parent) for name, b in
-                plan.builds.items()}  # fmt: skip
+        builds = plan.builds.items()
+        return {name: load_folder(Path(b.shards[0].output).parent) for name, b in builds}
     finally:
         os.chdir(old)
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import llama
 
-from oracle import differing_bits, run_mergekit, run_shardmerge
+from oracle import differing_bits, load_folder, run_mergekit, run_shardmerge
 
 REPO = Path(__file__).parents[2]
 MODES = {"mergekit": "mergekit-0.1.5"}
@@ -40,8 +40,6 @@ class TestFlagship:
     def test_error(self, recipe, oracle, deltas):
         ours = run_shardmerge(recipe, recipe.parent, deltas=deltas, results=deltas)
         ours = ours["miquplus-midnight-tiny"]
-        from oracle import load_folder
-
         demo = REPO / "resources/demo"
         q, m, b = (load_folder(demo / f"{n}-tiny") for n in ("miqu", "midnight", "llama2"))
         gradient = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]

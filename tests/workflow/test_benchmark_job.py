@@ -50,7 +50,7 @@ aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 }
 
 
-def benchmark(folder, *tasks, model=MODEL, options=(), **environment):
+def benchmark(folder, *tasks, model=MODEL, options=(), cwd=None, **environment):
     """Run a job; return the finished process and the folder of its outputs."""
     command = [sys.executable, ROOT / "scripts" / "benchmark.py"]
     command += ["--model", model, "--name", "midnight", "--limit", str(QUESTIONS)]
@@ -60,6 +60,7 @@ def benchmark(folder, *tasks, model=MODEL, options=(), **environment):
     done = subprocess.run(
         list(map(str, command)),
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+        cwd=cwd,
         capture_output=True,
         text=True,
     )
@@ -211,7 +212,7 @@ class TestSameness:
     def test_a_repeated_run_gives_the_same_bytes_from_anywhere(self, job, own_tasks, tmp_path):
         options = ("--include-path", own_tasks)
         tasks = ("demo_C", "writes")
-        _, again = benchmark(tmp_path, *tasks, options=options, PYTHONHASHSEED="7")
+        _, again = benchmark(tmp_path, *tasks, options=options, cwd=tmp_path, PYTHONHASHSEED="7")
         for task in tasks:
             for kind in ("json", "samples.jsonl"):
                 name = f"{task}.{kind}"

@@ -28,8 +28,9 @@ class Totals:
 
     Args:
         read: Bytes that the jobs read from sources and stored task vectors.
-        fetch: Files of the Hub that are not here yet.
-        present: Files of the Hub that are.
+        fetch: Files of the Hub that the models are made from and that are not here yet.
+        present: Those that are.
+        whole: Further files, fetched only where sources are benchmarked whole.
         deltas, models: Task vectors and shards to write.
         done: Of both, what is on disk already.
         disk: Bytes of disk that are needed at most beyond what is used now.
@@ -40,6 +41,7 @@ class Totals:
     read: int
     fetch: Amount
     present: Amount
+    whole: Amount
     deltas: Amount
     models: Amount
     done: Amount
@@ -61,19 +63,23 @@ class Shard:
 def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
     """Return what a plan moves; files on disk are taken to be what they should be."""
     models = [job for build in plan.builds.values() for job in build.shards]
-    written = {job.output: job.bytes_written for job in (*plan.deltas, *models)}
+    jobs = [*plan.deltas, *models]
+    read = {path for job in jobs for path in job.sources}
+    small = {path for build in plan.builds.values() for path in build.files.values()}
     fetched = {path: job.size for path, job in plan.fetches.items()}
-    missing = {p: size for p, size in (fetched | written).items() if not exists(p)}
-    sources = {path for job in (*plan.deltas, *models) for path in job.sources}
+    needed = {path: size for path, size in fetched.items() if path in read or path in small}
+    written = {job.output: job.bytes_written for job in jobs}
+    missing = {p: size for p, size in (needed | written).items() if not exists(p)}
     return Totals(
-        read=sum(job.bytes_read for job in (*plan.deltas, *models)),
-        fetch=_amount(size for path, size in fetched.items() if path in missing),
-        present=_amount(size for path, size in fetched.items() if path not in missing),
+        read=sum(job.bytes_read for job in jobs),
+        fetch=_amount(size for path, size in needed.items() if path in missing),
+        present=_amount(size for path, size in needed.items() if path not in missing),
+        whole=_amount(size for p, size in fetched.items() if p not in needed and not exists(p)),
         deltas=_amount(job.bytes_written for job in plan.deltas),
         models=_amount(job.bytes_written for job in models),
         done=_amount(size for path, size in written.items() if path not in missing),
         disk=sum(missing.values()),
-        weights=len(sources | set(plan.unread)),
+        weights=len(read | set(plan.unread)),
         unread=_amount(plan.unread.values()),
     )
 

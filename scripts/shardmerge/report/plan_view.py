@@ -40,9 +40,8 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
     shards = plan_facts.shards(build)
     size = human_bytes(sum(shard.job.bytes_written for shard in shards))
     tensors = sum(shard.tensors for shard in shards)
-    rows = [
-        ("shards", f"{len(shards)} ({size}, {plural(tensors, 'tensor')}, {found['dtype'] or 'types as in the sources'})")
-    ]  # fmt: skip
+    dtype = found["dtype"] or "types as in the sources"
+    rows = [("shards", f"{len(shards)} ({size}, {plural(tensors, 'tensor')}, {dtype})")]
     copies = [shard.number for shard in shards if shard.copied]
     if copies:
         which = "all" if len(copies) == len(shards) else f"{len(copies)} (shards {ranges(copies)})"
@@ -70,15 +69,17 @@ def _totals(totals: Totals) -> list[tuple[str, str]]:
     if totals.fetch.files or totals.present.files:
         here = f"; {_count(totals.present)} already here" if totals.present.files else ""
         rows.append(("to fetch", f"{_count(totals.fetch)} from the Hub{here}"))
+    if totals.whole.files:
+        rows.append(("", f"{_count(totals.whole)} more if sources are benchmarked"))
     if totals.deltas.files:
         rows.append(("to write", f"{_count(totals.deltas)} of task vectors"))
     rows.append(("" if totals.deltas.files else "to write", f"{_count(totals.models)} of models"))
     if totals.done.files:
         rows.append(("on disk", f"{_count(totals.done)} of that (`snakemake -n` lists what is stale)"))
     free = shutil.disk_usage(".").free
-    short = "" if totals.disk <= free else ": NOT ENOUGH"
+    short = "" if totals.disk <= free else ", too little"
     rows.append(
-        ("peak disk", f"at most {human_bytes(totals.disk)} more ({human_bytes(free)} free{short})")
+        ("peak disk", f"at most {human_bytes(totals.disk)} more ({human_bytes(free)} free here{short})")
     )
     if totals.unread.files:
         what = f"{totals.unread.files} of {plural(totals.weights, 'source file')}"
@@ -91,7 +92,7 @@ def _count(amount: Amount) -> str:
 
 
 def _rows(rows: list[tuple[str, str]], terminal: Terminal) -> list[str]:
-    width = 12
+    width = 14
     lines = []
     for key, value in rows:
         wrapped = textwrap.wrap(value, terminal.width - width) or [""]

@@ -67,7 +67,7 @@ def _row_divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     def exponentials(row: slice, column: slice) -> list[torch.Tensor]:
         # On the CPU whatever the device, since the exponential's last bit differs.
         return [
-            matrix[row, column].cpu().double().sub_(peak[row, None]).exp_()
+            matrix[row, column].cpu().double().sub(peak[row, None]).exp_()
             for matrix, peak in zip((other, base), greatest, strict=True)
         ]
 
