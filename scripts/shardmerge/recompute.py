@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,14 +115,14 @@ class Recomputer:
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
         whole = self._is_whole(call)
-        inside = self._whole_runs(call) if whole else runs
-        inputs = [self._float32(operand, inside) for operand in call.inputs]
+        inputs = [self._float32(i, self._inside(i, call, runs, whole)) for i in call.inputs]
         values = [one.value for one in inputs]
-        exact = self._kernel(call, values, inside, whole, "F64")
+        exact = self._kernel(call, values, runs, whole, "F64")
         error = np.zeros_like(exact)
         if (code := _combine(call)) != "F64":
-            error = np.abs(self._kernel(call, values, inside, whole, code) - exact)
+            error = np.abs(self._kernel(call, values, runs, whole, code) - exact)
             error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
+        error += half_ulp(code, np.float64(0))  # so that zeros may differ in sign
         nested = any(one.error.any() for one in inputs)
         if nested:
             error += _NESTED * max(np.abs(value).max(initial=0.0) for value in values)
@@ -132,18 +134,14 @@ class Recomputer:
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str
     ) -> np.ndarray:
         """Return a kernel's result for values in a dtype, as float64 [elements]."""
-        import torch
-
-        dtype = getattr(torch, DTYPES[code].name)
-        tensors = [torch.from_numpy(value).to(dtype, copy=True) for value in values]
+        dtype = getattr(_torch(), DTYPES[code].name)
+        tensors = [_torch().from_numpy(value).to(dtype, copy=True) for value in values]
         return self._run(call, tensors, runs, whole).double().numpy()
 
     def _run(
         self, call: ex.Call, tensors: list[torch.Tensor], runs: Runs, whole: bool
     ) -> torch.Tensor:
         """Return a kernel's result, flat: run by run, or once for whole tensors."""
-        import torch
-
         kernel, _ = kernel_of(call.method, self._numerics)
         if whole:
             shaped = [t.reshape(i.shape) for t, i in zip(tensors, call.inputs, strict=True)]
@@ -153,14 +151,16 @@ class Recomputer:
             blocks = [tensor[place : place + count] for tensor in tensors]
             results.append(kernel(_group(call, blocks, first)).clone())
             place += count
-        return torch.cat(results) if results else tensors[0]
+        return _torch().cat(results) if results else tensors[0]
 
-    def _whole_runs(self, call: ex.Call) -> Runs:
-        counts = {ex.elements(operand) for operand in call.inputs}
-        if max(*counts, ex.elements(call)) > WHOLE:
+    @staticmethod
+    def _inside(operand: ex.Expression, call: ex.Call, runs: Runs, whole: bool) -> Runs:
+        """Return which elements of an operand a call needs."""
+        if not whole:
+            return runs
+        if max(ex.elements(operand), ex.elements(call)) > WHOLE:
             raise TooLargeError
-        # inputs of different sizes are cut to what they have when they are read
-        return ((0, max(counts)),)
+        return ((0, ex.elements(operand)),)
 
     def _stated(self, node: ex.Expression, runs: Runs) -> torch.Tensor:
         """Return elements in the dtype that an expression of mergekit numerics states."""
@@ -168,14 +168,14 @@ class Recomputer:
             return _from_stored(self._read(node, runs), node.dtype)
         match node:
             case ex.Cast(operand, dtype):
-                import torch
-
-                return self._stated(operand, runs).to(getattr(torch, DTYPES[dtype].name))
+                return self._stated(operand, runs).to(getattr(_torch(), DTYPES[dtype].name))
             case ex.Call():
                 whole = self._is_whole(node)
-                inside = self._whole_runs(node) if whole else runs
-                tensors = [self._stated(operand, inside).clone() for operand in node.inputs]
-                result = self._run(node, tensors, inside, whole)
+                tensors = [
+                    self._stated(i, self._inside(i, node, runs, whole)).clone()
+                    for i in node.inputs
+                ]
+                result = self._run(node, tensors, runs, whole)
                 return result[positions(runs)] if whole else result
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
@@ -189,10 +189,9 @@ def _sum(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
     """Return a sum computed in float32 or float64 with the bound of the module's docstring."""
     value = np.zeros_like(terms[0][1].value)
     size, carried = np.zeros_like(value), np.zeros_like(value)
-    for coefficient, part in terms:
-        # not added to +0, which would lose the sign of -0
-        product = part.value if coefficient == 1 else coefficient * part.value
-        value = product if part is terms[0][1] else value + product
+    for index, (coefficient, part) in enumerate(terms):
+        product = coefficient * part.value
+        value = value + product if index else product  # 0 + -0 would be +0
         size += np.abs(product)
         carried += abs(coefficient) * part.error
     scaled = any(abs(c) != 1 for c, _ in terms)
@@ -207,8 +206,10 @@ def _sum(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
     units = roundings * (FORMATS[code].unit + FORMATS["F64"].unit)
     error = carried + units / (1 - units) * (size + carried)
     error += len(terms) * half_ulp(code, np.float64(0)) * scaled
-    # what overflows in between may be infinite or NaN in the end
+    # What overflows in between may be infinite or NaN in the end; what comes from a source is.
     error = np.where(size + carried >= FORMATS[code].overflow, np.inf, error)
+    given = np.any([~np.isfinite(part.value) for _, part in terms], axis=0)
+    error = np.where(given, 0.0, error)
     return Estimate(value, error, decides)
 
 
@@ -234,18 +235,23 @@ def _group(call: ex.Call, tensors: list[torch.Tensor], first: int) -> Group:
     )
 
 
-def _from_stored(stored: np.ndarray, code: str) -> torch.Tensor:
+@cache
+def _torch() -> ModuleType:
+    """Return torch, on one thread: the engine's kernels run on one, and sums keep their order."""
     import torch
 
+    torch.set_num_threads(1)
+    return torch
+
+
+def _from_stored(stored: np.ndarray, code: str) -> torch.Tensor:
     if code == "BF16":
-        return torch.from_numpy(stored.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(stored.copy())
+        return _torch().from_numpy(stored.view(np.int16).copy()).view(_torch().bfloat16)
+    return _torch().from_numpy(stored.copy())
 
 
 def _to_stored(tensor: torch.Tensor, code: str) -> np.ndarray:
-    import torch
-
-    tensor = tensor.to(getattr(torch, DTYPES[code].name)).contiguous()
+    tensor = tensor.to(getattr(_torch(), DTYPES[code].name)).contiguous()
     if code == "BF16":
-        return tensor.view(torch.int16).numpy().view(np.uint16)
+        return tensor.view(_torch().int16).numpy().view(np.uint16)
     return tensor.numpy()

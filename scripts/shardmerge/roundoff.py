@@ -76,7 +76,7 @@ def half_ulp(code: str, magnitude: np.ndarray) -> np.ndarray:
     exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, form.maximum))[1] - 1
     exponent = np.where(magnitude == 0, form.smallest, exponent)
     exponent = np.clip(exponent, form.smallest, form.largest)
-    return np.ldexp(1.0, exponent - form.precision)
+    return np.maximum(np.ldexp(1.0, exponent - form.precision), 5e-324)
 
 
 def round_to(code: str, values: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from shardmerge.errors import UserError, did_you_mean
 
 #: Aliases can blow a small file up; no real recipe comes near this.
 MAX_NODES = 200_000
+_PYTHON = "tag:yaml.org,2002:python"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def _convert(node: yaml.Node, loader: yaml.SafeLoader, file: str, budget: list[i
     line = node.start_mark.line + 1
     if budget[0] < 0:
         raise UserError(f"holds more than {MAX_NODES} values", f"{file}:{line}")
+    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith(_PYTHON):
+        raise UserError(f"the tag {node.tag!r} is not known here", f"{file}:{line}")
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
         table: dict[str, Node] = {}

@@ -95,8 +95,8 @@ class TestKilled:
     MOMENTS = {
         "while-the-first-shard-is-written": lambda p: lambda: bool(parts_of(p)()),
         "after-the-first-shard": lambda p: lambda: len(shards_of(p)()) >= 1,
-        "while-a-later-shard-is-written": lambda p: lambda: (
-            len(shards_of(p)()) >= 2 and bool(parts_of(p)())
+        "while-a-later-shard-is-written": lambda p: (
+            lambda: len(shards_of(p)()) >= 2 and bool(parts_of(p)())
         ),
     }
 

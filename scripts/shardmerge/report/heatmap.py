@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Inches.
-_ROW, _TITLE, _TOP, _BOTTOM, _GAP = 0.172, 0.26, 0.62, 0.62, 0.1
-_LEFT, _RIGHT, _SIDE, _BAR = 1.75, 1.5, 0.62, 0.12
+#: Inches: rows, and what surrounds the panels.
+_ROW, _PANEL_TITLE, _GAP = 0.172, 0.24, 0.14
+_TOP, _BOTTOM, _LEFT, _RIGHT = 0.66, 0.5, 1.75, 1.55
+_SPACE, _BAR = 0.3, 1.9
+#: Up to so many layers each gets its borders.
+_FEW = 40
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,116 @@ def draw_heatmap(
         panels: Title to value of cells; cells that are not there stay white.
         scale: Shared by all panels.
     """
-    rows = max(len(frame.modules), len(frame.outside))
-    body = rows * _ROW
-    height = _TOP + len(panels) * (_TITLE + body + _GAP) + _BOTTOM
+    body = max(len(frame.modules), len(frame.outside)) * _ROW
+    height = _TOP + len(panels) * (_PANEL_TITLE + body + _GAP) + _BOTTOM
     with figure(output, height) as drawing:
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
-        image = None
+        colours = _Colours(scale)
+        colours.draw_bar(drawing, height)
+        top = height - _TOP
         for i, (name, cells) in enumerate(panels.items()):
-            top = 1 - (_TOP + _TITLE + i * (_TITLE + body + _GAP)) / height
-            last = i == len(panels) - 1
-            image = _panel(drawing, frame, name, cells, scale, top, height, last) or image
-        _colour_bar(drawing, image, scale, height)
+            top -= _PANEL_TITLE
+            drawing.text(_LEFT / WIDTH, (top + 0.06) / height, name, weight="bold")
+            layers = _axes(drawing, _LEFT, top, _grid_width(frame), len(frame.modules), height)
+            _draw_layers(layers, frame, cells, colours, last=i == len(panels) - 1)
+            if frame.outside:
+                left = WIDTH - _RIGHT
+                side = _axes(drawing, left, top, _ROW, len(frame.outside), height)
+                _draw_outside(side, frame, cells, colours)
+            top -= body + _GAP
+
+
+class _Colours:
+    def __init__(self, scale: Scale) -> None:
+        from matplotlib import colormaps
+        from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+        self.scale = scale
+        colours = colormaps[scale.colours]
+        if scale.colours == "RdBu":
+            # Blue adds, red subtracts, white is nothing, on every figure.
+            reach = max(abs(scale.low), abs(scale.high))
+            ends = (0.5 + 0.5 * scale.low / reach, 0.5 + 0.5 * scale.high / reach)
+            steps = [ends[0] + (ends[1] - ends[0]) * i / 255 for i in range(256)]
+            colours = LinearSegmentedColormap.from_list("part", colours(steps))
+        self.map = colours.with_extremes(bad="white")
+        self.norm = Normalize(scale.low, scale.high)
+
+    def draw_bar(self, drawing: Figure, height: float) -> None:
+        from matplotlib.cm import ScalarMappable
+
+        left = WIDTH - _BAR - 0.15
+        axes = drawing.add_axes((left / WIDTH, 1 - 0.36 / height, _BAR / WIDTH, 0.1 / height))
+        bar = drawing.colorbar(ScalarMappable(self.norm, self.map), axes, orientation="horizontal")
+        bar.set_label(self.scale.label, size=8, labelpad=-25)
+        bar.outline.set_linewidth(0.5)
+        bar.ax.tick_params(length=2, pad=1, labelsize=7.5)
+
+
+def _grid_width(frame: Frame) -> float:
+    full = WIDTH - _LEFT - (_RIGHT + _SPACE if frame.outside else 0.2)
+    # A short model's cells stay cells and do not become stripes.
+    return min(full, frame.layers * 0.5)
+
+
+def _axes(
+    drawing: Figure, left: float, top: float, width: float, rows: int, height: float
+) -> Axes:
+    size = rows * _ROW
+    return drawing.add_axes((left / WIDTH, (top - size) / height, width / WIDTH, size / height))
+
+
+def _draw_layers(
+    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours, *, last: bool
+) -> None:
+    grid = [[_mean(cells.get((row, n))) for n in range(frame.layers)] for row in frame.modules]
+    if not grid:
+        axes.set_axis_off()
+        return
+    axes.imshow(grid, cmap=colours.map, norm=colours.norm, aspect="auto", interpolation="none")
+    for i in range(1, len(frame.modules)):
+        axes.axhline(i - 0.5, color="white", linewidth=0.8)
+    if frame.layers <= _FEW:
+        for n in range(1, frame.layers):
+            axes.axvline(n - 0.5, color="white", linewidth=0.8)
+    numbers = {row: i for i, row in enumerate(frame.modules)}
+    dots = [
+        (layer, numbers[row])
+        for (row, layer), spread in cells.items()
+        if layer is not None and spread.varies
+    ]
+    if dots:
+        axes.scatter(*zip(*dots, strict=True), s=1.5, c=INK, linewidths=0)
+    axes.set_yticks(range(len(frame.modules)), frame.modules)
+    axes.tick_params(left=False)
+    step = 1 if frame.layers <= 20 else 5 if frame.layers <= 60 else 10
+    ticks = list(range(0, frame.layers, step))
+    axes.set_xticks(ticks, [str(n) for n in ticks] if last else [])
+    axes.tick_params(axis="x", length=2.5)
+    if last:
+        axes.set_xlabel("layer")
+    axes.spines[:].set_visible(True)
+
+
+def _draw_outside(
+    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours
+) -> None:
+    values = [cells.get((row, None)) for row in frame.outside]
+    grid = [[_mean(value)] for value in values]
+    axes.imshow(grid, cmap=colours.map, norm=colours.norm, aspect="auto", interpolation="none")
+    for i in range(1, len(values)):
+        axes.axhline(i - 0.5, color="white", linewidth=0.8)
+    labels = [
+        f"{row}  {number(value.mean) if value else '-'}"
+        for row, value in zip(frame.outside, values, strict=True)
+    ]
+    axes.set_yticks(range(len(values)), labels)
+    axes.yaxis.tick_right()
+    axes.tick_params(right=False)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(True)
+
+
+def _mean(spread: Spread | None) -> float:
+    return float("nan") if spread is None else spread.mean

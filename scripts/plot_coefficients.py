@@ -1,0 +1,24 @@
+"""Plot a model's effective coefficients: layers, modules, sources."""
+
+from __future__ import annotations
+
+import argparse
+
+from shardmerge.cli import run
+from shardmerge.report.coefficients import coefficients
+from shardmerge.report.plan_facts import description
+from shardmerge.report.plots import draw_coefficients
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", required=True, help="digest of the build's description")
+    parser.add_argument("--output", required=True, help="SVG file")
+    args = parser.parse_args()
+    build = description(args.build)
+    found = coefficients(build["coefficients"])
+    draw_coefficients(build["name"], found, list(build["sources"]), args.output)
+
+
+if __name__ == "__main__":
+    run(main)

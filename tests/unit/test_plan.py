@@ -1,0 +1,241 @@
+"""Algebra, plan and lock on small real checkpoints, without torch in the planner."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import llama, llama_shapes, random_tensors, save_model
+
+from shardmerge import expression as ex
+from shardmerge.errors import UserError
+from shardmerge.planning import description_path, load_plan, load_spec
+from shardmerge.settings import load_settings
+
+REPO = Path(__file__).parents[2]
+FLAGSHIP = (REPO / "config/recipes/miquplus-midnight-70b.yaml").read_text()
+NAMES = {
+    "meta-llama/Llama-2-70b-hf": "l",
+    "152334H/miqu-1-70b-sf": "q",
+    "sophosympatheia/Midnight-Rose-70B-v2.0.3": "m",
+}
+LINEAR = """\
+name: out
+merge_method: linear
+models:
+  - model: q
+    parameters: {weight: W1}
+  - model: m
+    parameters: {weight: W2}
+dtype: float16
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate("lqm"):
+        llama(Path(name), seed=i, layers=11, files=3 + i)
+    return tmp_path
+
+
+def plan(text: str, **config):
+    Path("recipe.yaml").write_text(text)
+    config.setdefault("sources", NAMES)
+    settings = load_settings({"recipes": ["recipe.yaml"], **config})
+    return load_plan(settings, say=lambda line: None)
+
+
+def coefficients(build):
+    text = Path(description_path(build.digest)).read_text()
+    return json.loads(text)["coefficients"]
+
+
+class TestFlagship:
+    def test_folds_to_one_row(self, work):
+        (build,) = plan(FLAGSHIP).builds.values()
+        table = coefficients(build)
+        q, m, base = "152334H/miqu-1-70b-sf", "sophosympatheia/Midnight-Rose-70B-v2.0.3", None
+        base = "meta-llama/Llama-2-70b-hf"
+        gradient = [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+        for name, terms in table.items():
+            parts = name.split(".")
+            merged = parts[-2] in ("v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
+            g = gradient[int(parts[2])] if merged else 0
+            assert terms == ([[q, 1.0], [f"{m} - {base}", 1.0]] if g else [[q, 1.0]]), name
+
+    def test_needless_files_are_not_read(self, work):
+        found = plan(FLAGSHIP)
+        assert {Path(p).name for p in found.unread} == {
+            "model-00001-of-00005.safetensors",
+            "model-00005-of-00005.safetensors",
+        }
+
+    def test_modes_of_deltas_have_one_identity(self, work):
+        digests = {
+            mode: [j.digest for b in plan(FLAGSHIP, deltas=mode).builds.values() for j in b.shards]
+            for mode in ("fuse", "store", "auto")
+        }
+        assert digests["fuse"] == digests["store"] == digests["auto"]
+        assert not plan(FLAGSHIP, deltas="auto").deltas
+        assert len(plan(FLAGSHIP, deltas="store").deltas) == 3
+
+    def test_auto_stores_what_two_builds_read(self, work):
+        name = "_miquplus-midnight-70b"
+        assert plan(FLAGSHIP, stages=["final", name]).deltas
+
+    def test_planning_imports_no_torch(self, work):
+        Path("recipe.yaml").write_text(FLAGSHIP)
+        code = (
+            "import sys, json; from shardmerge.planning import load_plan\n"
+            "from shardmerge.settings import load_settings\n"
+            f"s = load_settings({{'recipes': ['recipe.yaml'], 'sources': {NAMES!r}}})\n"
+            "load_plan(s, say=print)\n"
+            "bad = {'torch', 'transformers', 'datasets', 'lm_eval', 'numpy'} & set(sys.modules)\n"
+            "assert not bad, bad"
+        )
+        env = {"PYTHONPATH": str(REPO / "scripts"), "PATH": "/usr/bin:/bin"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+class TestFolding:
+    def expressions(self, text: str):
+        (build,) = plan(text).builds.values()
+        return {t.name: t.expression for j in build.shards for t in load_spec(j.digest).tensors}
+
+    def test_zero_weight_is_a_copy(self, work):
+        found = self.expressions(LINEAR.replace("W1", "1").replace("W2", "0"))
+        assert all(isinstance(e, ex.Source) and e.model == "q" for e in found.values())
+
+    def test_normalised_weights(self, work):
+        found = self.expressions(LINEAR.replace("W1", "1").replace("W2", "3"))
+        (a, _), (b, _) = found["model.norm.weight"].terms
+        assert (a, b) == (0.25, 0.75)
+
+    def test_task_vector_of_weight_one_is_the_model(self, work):
+        text = LINEAR.replace("linear", "task_arithmetic").replace("W1", "1").replace("W2", "0")
+        found = self.expressions(text.replace("dtype", "base_model: l\ndtype"))
+        assert all(isinstance(e, ex.Source) and e.model == "q" for e in found.values())
+
+    def test_task_vector_of_other_weight_stays(self, work):
+        text = LINEAR.replace("linear", "task_arithmetic").replace("W1", "0.5").replace("W2", "0")
+        found = self.expressions(text.replace("dtype", "base_model: l\ndtype"))
+        (one, base), (half, delta) = found["lm_head.weight"].terms
+        assert (one, half) == (1, 0.5)
+        assert isinstance(delta, ex.Delta) and delta.base == base and delta.dtype == "F16"
+
+    def test_all_weights_zero_is_refused(self, work):
+        text = LINEAR.replace("W1", "0").replace("W2", "0")
+        with pytest.raises(UserError, match="sum to 0"):
+            plan(text)
+
+
+class TestChecks:
+    text = LINEAR.replace("W1", "1").replace("W2", "1")
+
+    def test_shapes_differ(self, work):
+        llama(Path("odd"), seed=9, layers=11, inter=32)
+        with pytest.raises(UserError) as caught:
+            plan(self.text.replace("model: m", "model: odd"))
+        assert "'q'" in str(caught.value) and "'odd'" in str(caught.value)
+        assert "layers.0.mlp" in str(caught.value)
+
+    def test_tied_and_untied(self, work):
+        shapes = llama_shapes(11)
+        del shapes["lm_head.weight"]
+        save_model(Path("tied"), random_tensors(shapes, 3))
+        with pytest.raises(UserError, match="tied"):
+            plan(self.text.replace("model: m", "model: tied"))
+
+    def test_missing_tensor(self, work):
+        shapes = llama_shapes(11)
+        del shapes["model.layers.4.mlp.up_proj.weight"]
+        save_model(Path("holey"), random_tensors(shapes, 3))
+        with pytest.raises(UserError, match=r"layers\.4\.mlp\.up_proj.*'q'.*'holey'"):
+            plan(self.text.replace("model: m", "model: holey"))
+
+    def test_filter_without_tensor(self, work):
+        text = self.text.replace(
+            "{weight: 1}", "{weight: [{filter: v_porj, value: 1}, {value: 1}]}", 1
+        )
+        with pytest.raises(UserError, match="v_proj"):
+            plan(text)
+
+    def test_missing_weight(self, work):
+        text = self.text.replace("{weight: 1}", "{weight: [{filter: v_proj, value: 1}]}", 1)
+        with pytest.raises(UserError, match="no `weight` of model 'q'"):
+            plan(text)
+
+    def test_unknown_model(self, work):
+        with pytest.raises(UserError, match="neither a folder"):
+            plan(self.text.replace("model: m", "model: nowhere"))
+
+    def test_integers_are_copied(self, work):
+        shapes = {"model.norm.weight": (4,)}
+        for i, name in enumerate("ab"):
+            tensors = random_tensors(shapes, i) | {"steps": torch.tensor([7, 8])}
+            save_model(Path(name), tensors)
+        (build,) = plan(self.text.replace("q\n", "a\n").replace("m\n", "b\n")).builds.values()
+        spec = load_spec(build.shards[0].digest)
+        (steps,) = [t for t in spec.tensors if t.name == "steps"]
+        assert isinstance(steps.expression, ex.Source) and steps.dtype == "I64"
+
+
+class TestLock:
+    text = LINEAR.replace("W1", "1").replace("W2", "1")
+
+    def test_is_stable_and_has_no_path(self, work):
+        plan(self.text)
+        first = Path("recipe.lock.json").read_text()
+        Path("recipe.lock.json").unlink()
+        plan(self.text)
+        assert Path("recipe.lock.json").read_text() == first
+        assert str(work) not in first
+
+    def test_changed_source(self, work):
+        plan(self.text)
+        path = Path("q/model-00002-of-00004.safetensors")
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="another content"):
+            plan(self.text)
+
+    def test_touched_source(self, work):
+        before = plan(self.text)
+        Path("q/model-00002-of-00004.safetensors").touch()
+        assert plan(self.text) == before
+
+    def test_new_source_leaves_the_others(self, work):
+        plan(self.text)
+        old = json.loads(Path("recipe.lock.json").read_text())["sources"]["q"]
+        plan(self.text.replace("model: m", "model: l"))
+        new = json.loads(Path("recipe.lock.json").read_text())["sources"]
+        assert new["q"] == old and sorted(new) == ["l", "q"]
+
+    @pytest.mark.parametrize("name", ["../q/x.safetensors", "/etc/passwd", "a\\b", "./x", ""])
+    def test_hostile_index(self, work, name):
+        index = Path("q/model.safetensors.index.json")
+        table = json.loads(index.read_text())
+        table["weight_map"]["lm_head.weight"] = name
+        index.write_text(json.dumps(table))
+        with pytest.raises(UserError, match="not a plain path"):
+            plan(self.text)
+
+    def test_link_out_of_the_folder(self, work):
+        path = Path("q/model-00001-of-00004.safetensors")
+        path.rename(work / "elsewhere.safetensors")
+        path.symlink_to(work / "elsewhere.safetensors")
+        with pytest.raises(UserError, match="link out"):
+            plan(self.text)
+
+    def test_pickles_only(self, work):
+        Path("p").mkdir()
+        Path("p/config.json").write_text("{}")
+        Path("p/pytorch_model.bin").write_bytes(b"x")
+        with pytest.raises(UserError, match="pickled"):
+            plan(self.text.replace("model: m", "model: p"))
