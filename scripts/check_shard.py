@@ -1,4 +1,4 @@
-"""Recompute a sample of a written shard from its sources."""
+"""Check a written shard against the sources that it was made from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,35 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import run
+from shardmerge.errors import UserError
 from shardmerge.files import write_json
 from shardmerge.planning import load_spec
-from shardmerge.recompute import check_shard
+from shardmerge.shardcheck import check_shard
+from shardmerge.stored import stored_deltas
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
     parser.add_argument("--shard", required=True, type=Path)
-    parser.add_argument("--sources", nargs="*", default=[], type=Path, help="in its order")
-    parser.add_argument("--deltas", nargs="*", default=[], type=Path)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--sources", nargs="*", default=[], type=Path, help="files, in its order")
+    parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
+    parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parser.parse_args()
-    result = check_shard(load_spec(args.spec), args.shard, args.sources, args.deltas)
-    write_json(args.output, result)
+
+    spec = load_spec(args.spec)
+    files = spec.required_files(stored_deltas(spec, args.deltas))
+    if len(files) != len(args.sources):
+        raise UserError(f"needs {len(files)} files, {len(args.sources)} are given", "--sources")
+    sources = dict(zip(files, args.sources, strict=True))
+    record = check_shard(spec, args.shard, sources, args.deltas)
+    write_json(args.output, record)
+    print(
+        f"{args.shard.name}: {record['elements']:,} elements of {record['tensors']} tensors are "
+        f"right; largest error {record['largest_error']:.3f} of what rounding allows"
+    )
+    for name in record["not_sampled"]:
+        print(f"{name}: not recomputed, its merge method needs the whole of a large tensor")
 
 
 if __name__ == "__main__":

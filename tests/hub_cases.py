@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,14 +10,19 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 from loopback_store import Entry
 
+from shardmerge import hub
 from shardmerge.dtypes import DTYPES
+from shardmerge.errors import UserError
 from shardmerge.headers import write_header
+from shardmerge.hub import client
 from shardmerge.lock import LockedFile
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -25,7 +31,11 @@ WRITER = "hf_writerWRITERwriterWRITER"
 #: What a test may wait for a process to get somewhere.
 PATIENCE = 30.0
 
+WEIGHTS = "model.safetensors"
 Tensors = Sequence[tuple[str, str, tuple[int, ...]]]
+
+#: A weight file of 300 x 1024 x 2 bytes and a header.
+ONE_FILE: Mapping[str, Tensors] = {WEIGHTS: [("lm_head.weight", "F16", (300, 1024))]}
 
 
 def write_weights(path: Path, tensors: Tensors, seed: int = 0) -> None:
@@ -135,3 +145,57 @@ def files_with(text: str, *folders: Path) -> list[Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and wanted in path.read_bytes()
     ]
+
+
+class FetchCase:
+    """A served file of 615 kB, a place for it, and what to look at after a fetch."""
+
+    def __init__(self, server: LoopbackHub, tmp_path: Path, waits: list[float]) -> None:
+        self.server, self.waits, self.lines = server, waits, []
+        self.folder = add_model(server.store.root, "o/m", ONE_FILE)
+        self.target = tmp_path / "models" / "o--m" / WEIGHTS
+        self.commit, self.entry, self.locked = locked(server, "o/m", WEIGHTS)
+        self.part = self.target.with_name(f"{WEIGHTS}.{self.entry.sha256[:16]}.part")
+        self.content = self.entry.file.read_bytes()
+
+    def fetch(self, **more: object) -> hub.FetchRecord:
+        """Fetch the file."""
+        more = {"progress": self.lines.append} | more
+        return hub.fetch("o/m", self.commit, WEIGHTS, self.locked, self.target, **more)
+
+    def told(self, **more: object) -> str:
+        """Return the message of a fetch that fails."""
+        with pytest.raises(UserError) as caught:
+            self.fetch(**more)
+        return str(caught.value)
+
+    def ranges(self) -> list[str | None]:
+        """Return the Range of every request to storage."""
+        return [request.range for request in self.server.requests("/_cdn/")]
+
+    def sent(self) -> int:
+        """Return the bytes that storage has sent."""
+        return sum(request.sent for request in self.server.requests("/_cdn/"))
+
+    def arrived(self) -> bool:
+        """Whether the file is there, whole, and nothing beside it."""
+        folder = sorted(path.name for path in self.target.parent.iterdir())
+        return folder == [WEIGHTS] and self.target.read_bytes() == self.content
+
+    def keep(self, count: int) -> None:
+        """Make the part file that an earlier run left."""
+        self.part.parent.mkdir(parents=True)
+        self.part.write_bytes(self.content[:count])
+
+
+@contextlib.contextmanager
+def fetch_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FetchCase]:
+    """Give a served file, no token, an empty cache, and waits that take no time."""
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    waits: list[float] = []
+    monkeypatch.setattr(client, "pause", waits.append)
+    with LoopbackHub(tmp_path / "hub") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield FetchCase(server, tmp_path, waits)

@@ -209,9 +209,10 @@ def _verbatim(expression: ex.Expression, dtype: str) -> ex.Source | None:
     match expression:
         case ex.Source():
             return expression if expression.dtype == dtype else None
-        case ex.Linear(((1.0, operand),)) | ex.Cast(ex.Source() as operand, _):
-            source = _verbatim(operand, dtype)
-            return source if getattr(expression, "dtype", dtype) == dtype else None
+        case ex.Linear(((1.0, operand),)):
+            return _verbatim(operand, dtype)
+        case ex.Cast(operand, stated) if stated == dtype:
+            return _verbatim(operand, dtype)
     return None
 
 

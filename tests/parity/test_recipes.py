@@ -11,7 +11,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import llama
-
 from oracle import differing_bits, load_folder, run_mergekit, run_shardmerge
 
 REPO = Path(__file__).parents[2]

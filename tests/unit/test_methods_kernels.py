@@ -140,9 +140,9 @@ class TestSparsified:
 
 @pytest.mark.parametrize("name", RANDOM)
 class TestChance:
-    def kept(self, group: Group, name: str, **changes: object) -> torch.Tensor:
+    def kept(self, group: Group, method_name: str, **changes: object) -> torch.Tensor:
         changed = replace(group, **changes)
-        return merged(changed, name) != changed.tensors[0]
+        return merged(changed, method_name) != changed.tensors[0]
 
     def group(self, name: str) -> Group:
         return cases.ordinary(name, (40, 50), models=1, density=0.5, rescale=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,7 @@ KEY = (0x243F6A8885A308D3, 0x13198A2E03707344)
 
 class TestWords:
     def test_known_answer(self) -> None:
-        """Of the generator's authors, for a counter and key of digits of pi."""
-        words = rng.words_torch(KEY, 0, 1)
-        numpy = np.random.Philox(key=np.array(KEY, np.uint64), counter=(1 << 256) - 1)
-        assert words.numpy().view(np.uint64).tolist() == numpy.random_raw(4).tolist()
+        """Of the generator's authors, for a counter and a key of zeros."""
         zeros = rng.words_torch((0, 0), 0, 1).numpy().view(np.uint64)
         assert [hex(word) for word in zeros] == [
             "0x16554d9eca36314c",
@@ -33,7 +32,7 @@ class TestWords:
         first=st.integers(0, 2**60),
         blocks=st.integers(1, 9),
     )
-    def test_arithmetic_is_numpys(self, key: rng.Key, first: int, blocks: int) -> None:
+    def test_arithmetic_is_that_of_numpy(self, key: rng.Key, first: int, blocks: int) -> None:
         assert torch.equal(
             rng.words_torch(key, first, blocks), rng._words_numpy(key, first, blocks)
         )
@@ -49,13 +48,13 @@ class TestUniform:
     @given(start=st.integers(0, 10_000), cuts=st.lists(st.integers(0, 300), max_size=4))
     def test_blocks_join(self, start: int, cuts: list[int]) -> None:
         edges = sorted({0, 300, *cuts})
-        parts = [rng.uniform(KEY, start + a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [rng.uniform(KEY, start + a, b - a) for a, b in itertools.pairwise(edges)]
         assert torch.equal(torch.cat(parts), rng.uniform(KEY, start, 300))
 
     def test_is_uniform(self) -> None:
         draws = rng.uniform(KEY, 0, 400_000)
         assert draws.dtype == torch.float64
-        assert 0 <= draws.min() and draws.max() < 1
+        assert draws.min() >= 0 and draws.max() < 1
         counts = torch.histc(draws, bins=100, min=0, max=1)
         chi_square = ((counts - 4000) ** 2 / 4000).sum()
         assert 50 < chi_square < 170  # 99 degrees of freedom

@@ -104,6 +104,7 @@ class TestPublish:
         assert not case.receipt.exists()
         assert {request.method for request in case.server.log} == {"GET"}
 
+    @pytest.mark.slow
     def test_what_went_up_comes_back_the_same(self, case, tmp_path):
         assert run([*case.command, "--public"], case.env).returncode == 0
         name = "model-00002-of-00003.safetensors"
@@ -114,6 +115,7 @@ class TestPublish:
 
 
 class TestLoopbackHub:
+    @pytest.mark.slow
     def test_by_hand(self, tmp_path):
         add_model(tmp_path, "o/m")
         process = subprocess.Popen(

@@ -166,7 +166,7 @@ class TestToken:
         (case.folder / ".hub.json").write_text(json.dumps(settings))
 
     @pytest.mark.parametrize("place", ["environment", "login file"])
-    @pytest.mark.parametrize("debug", [False, True])
+    @pytest.mark.parametrize("debug", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_is_in_no_file_and_no_command_line(self, case, place, debug):
         self.hold_back(case)
         if place == "environment":

@@ -11,8 +11,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shardmerge.planning import load_plan
-from shardmerge.settings import load_settings
 from workflow_helpers import (
     BASE,
     FILES,
@@ -26,6 +24,9 @@ from workflow_helpers import (
     sha256,
     shards_that_move,
 )
+
+from shardmerge.planning import load_plan
+from shardmerge.settings import load_settings
 
 ALL = {f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)}
 #: The flagship's own values: the recipient's, the donor's.

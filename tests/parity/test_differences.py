@@ -1,0 +1,250 @@
+"""Where shardmerge differs from mergekit 0.1.5 on purpose; docs/numerics.md names each test.
+
+Every test shows both sides: what mergekit does, and what is done here instead.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from models import llama_shapes, random_tensors, save_model
+from oracle import differing_bits, run_mergekit, run_shardmerge
+from safetensors.torch import load_file
+
+from shardmerge.compose import Composer
+from shardmerge.errors import UserError
+from shardmerge.lock import Lock
+from shardmerge.recipe import load_recipe
+
+MERGEKIT = "mergekit-0.1.5"
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+
+
+def _models(folder: Path, **edits) -> dict[str, dict[str, torch.Tensor]]:
+    """Write models a and b; an edit changes some elements of TENSOR in one of them."""
+    made = {}
+    for seed, name in enumerate("ab"):
+        tensors = random_tensors(llama_shapes(2), seed)
+        for index, value in edits.get(name, {}).items():
+            tensors[TENSOR].view(-1)[index] = value
+        save_model(folder / name, tensors)
+        made[name] = tensors
+    return made
+
+
+def _recipe(folder: Path, weights: tuple, parameters: dict | None = None, **document) -> Path:
+    """Write a linear merge of a and b with a weight for each."""
+    document = {
+        "name": "merged",
+        "merge_method": "linear",
+        "models": [
+            {"model": str(folder / name), "parameters": {"weight": weight}}
+            for name, weight in zip("ab", weights, strict=True)
+        ],
+        "parameters": {"normalize": False} | (parameters or {}),
+        "dtype": "float16",
+    } | document
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
+
+
+class TestNegativeZero:
+    """A tensor that is taken whole keeps its bits, -0.0 among them."""
+
+    @pytest.fixture
+    def case(self, tmp_path):
+        made = _models(tmp_path, a={0: -0.0, 5: -0.0})
+        return tmp_path, _recipe(tmp_path, (1, 0)), made["a"]
+
+    def test_mergekit_loses_the_sign(self, case):
+        folder, recipe, a = case
+        theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
+        assert differing_bits(theirs, a) == {TENSOR: 2}
+        assert torch.equal(theirs[TENSOR], a[TENSOR])  # equal as numbers
+
+    def test_float32_keeps_it(self, case):
+        folder, recipe, a = case
+        ours = run_shardmerge(recipe, folder)["merged"]
+        assert differing_bits(ours, a) == {}
+
+    def test_mergekit_numerics_loses_it_too(self, case):
+        folder, recipe, _ = case
+        theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
+        ours = run_shardmerge(recipe, folder, numerics=MERGEKIT)["merged"]
+        assert differing_bits(ours, theirs) == {}
+
+
+class TestZeroTimesInfinity:
+    """A tensor of weight 0 is not read, so what is in it does not matter."""
+
+    @pytest.fixture
+    def case(self, tmp_path):
+        made = _models(tmp_path, b={3: float("inf"), 4: float("nan")})
+        return tmp_path, _recipe(tmp_path, (1, 0)), made["a"]
+
+    def test_mergekit_makes_nan(self, case):
+        folder, recipe, _ = case
+        theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
+        assert theirs[TENSOR].view(-1).isnan().nonzero().view(-1).tolist() == [3, 4]
+
+    @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
+    def test_it_is_left_out(self, case, numerics):
+        folder, recipe, a = case
+        ours = run_shardmerge(recipe, folder, numerics=numerics)["merged"]
+        assert torch.equal(ours[TENSOR], a[TENSOR])
+
+
+class TestOverflow:
+    """A result that is infinite where no source was fails the job, unless it is allowed."""
+
+    @pytest.fixture
+    def case(self, tmp_path):
+        _models(tmp_path, a={7: 60000.0}, b={7: 60000.0})
+        return tmp_path, _recipe(tmp_path, (1, 1))
+
+    def test_mergekit_writes_infinity(self, case):
+        folder, recipe = case
+        theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
+        assert theirs[TENSOR].view(-1)[7] == float("inf")
+
+    @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
+    def test_it_is_refused(self, case, numerics):
+        folder, recipe = case
+        with pytest.raises(UserError, match="up_proj"):
+            run_shardmerge(recipe, folder, numerics=numerics)
+
+    def test_it_is_written_if_allowed(self, case):
+        folder, recipe = case
+        ours = run_shardmerge(recipe, folder, allow_nonfinite=True)["merged"]
+        assert ours[TENSOR].view(-1)[7] == float("inf")
+
+
+class TestIntermediateRounding:
+    """In float32 numerics a stage that is only read by another is never rounded."""
+
+    def test_error_is_smaller(self, tmp_path):
+        made = _models(tmp_path)
+        first = yaml.safe_load(_recipe(tmp_path, (0.3, 0.9)).read_text()) | {"name": "first"}
+        second = first | {
+            "name": "second",
+            "models": [
+                {"model": "first", "parameters": {"weight": 7.0}},
+                {"model": str(tmp_path / "a"), "parameters": {"weight": -2.0}},
+            ],
+        }
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump_all([first, second], sort_keys=False))
+        theirs = run_mergekit(recipe, tmp_path / "mergekit")["second"]
+        same = run_shardmerge(recipe, tmp_path, numerics=MERGEKIT, results="same")["second"]
+        ours = run_shardmerge(recipe, tmp_path, results="ours")["second"]
+        assert differing_bits(same, theirs) == {}
+        for name in ours:
+            a, b = made["a"][name].double(), made["b"][name].double()
+            exact = 7.0 * (0.3 * a + 0.9 * b) - 2.0 * a
+            mine, other = (float((t[name].double() - exact).norm()) for t in (ours, theirs))
+            assert mine < other, name
+
+
+class TestConfigOfWhichModel:
+    """Without `base_model`, the first model of the document gives config.json and the layout."""
+
+    NAMES = ("one/alpha", "two/beta", "three/gamma")
+
+    def _mergekit_choice(self, seed: int) -> str:
+        code = (
+            "from mergekit.config import MergeConfiguration\n"
+            "c = MergeConfiguration.model_validate({'merge_method': 'linear', 'models': ["
+            f"{{'model': n}} for n in {self.NAMES}]}})\n"
+            "print(c.referenced_models()[0].model.path)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return result.stdout.strip()
+
+    @pytest.mark.slow
+    def test_mergekit_takes_any(self):
+        assert len({self._mergekit_choice(seed) for seed in range(4)}) > 1
+
+    def test_the_first_is_taken(self, tmp_path):
+        for order in (self.NAMES, self.NAMES[::-1]):
+            document = {
+                "merge_method": "linear",
+                "models": [{"model": n, "parameters": {"weight": 1}} for n in order],
+            }
+            path = tmp_path / "recipe.yaml"
+            path.write_text(yaml.safe_dump(document))
+            composer = Composer(load_recipe(path), Lock({}), "float32")
+            assert composer.reference_source("recipe") == order[0]
+
+    def test_base_model_is_taken(self, tmp_path):
+        _models(tmp_path)
+        recipe = _recipe(tmp_path, (1, 1), base_model=str(tmp_path / "b"))
+        composer = Composer(load_recipe(recipe), Lock({}), "float32")
+        assert composer.reference_source("merged") == str(tmp_path / "b")
+
+
+class TestMistakes:
+    """What mergekit passes over in silence, and what is refused here before anything is read."""
+
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"normalise": False}, "unknown parameter 'normalise'"),
+            ({"scale": [{"filter": "up_porj", "value": 2}]}, None),
+        ],
+    )
+    def test_parameter_that_does_nothing(self, tmp_path, parameters, message):
+        _models(tmp_path)
+        recipe = _recipe(tmp_path, (1, 1), parameters)
+        assert run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        if message:
+            with pytest.raises(UserError, match=message):
+                run_shardmerge(recipe, tmp_path)
+        else:
+            assert "'scale'" in load_recipe(recipe).warnings[0]
+
+    def test_filter_that_matches_nothing(self, tmp_path):
+        _models(tmp_path)
+        rules = [{"filter": "up_porj", "value": 0}, {"value": 1}]
+        recipe = _recipe(tmp_path, (rules, 1))
+        assert run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        with pytest.raises(UserError, match="'up_porj' matches no tensor") as caught:
+            run_shardmerge(recipe, tmp_path)
+        assert "up_proj" in str(caught.value)
+
+    def test_weights_that_sum_to_zero(self, tmp_path):
+        _models(tmp_path)
+        recipe = _recipe(tmp_path, (1, -1), {"normalize": True})
+        theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        assert not theirs[TENSOR].isfinite().any()
+        with pytest.raises(UserError, match="sum to 0"):
+            run_shardmerge(recipe, tmp_path)
+
+
+class TestLayout:
+    """Output shards follow the files of the model that the config is taken from."""
+
+    def test_files(self, tmp_path):
+        for seed, (name, files) in enumerate({"a": 3, "b": 2}.items()):
+            save_model(tmp_path / name, random_tensors(llama_shapes(2), seed), files)
+        recipe = _recipe(tmp_path, (1, 1))
+        run_mergekit(recipe, tmp_path / "mergekit")
+        assert len(list((tmp_path / "mergekit" / "merged").glob("*.safetensors"))) == 1
+        run_shardmerge(recipe, tmp_path)
+
+        def layout(folder: Path) -> dict[str, list[str]]:
+            return {p.name: sorted(load_file(p)) for p in sorted(folder.glob("*.safetensors"))}
+
+        assert layout(tmp_path / "results" / "merged" / "model") == layout(tmp_path / "a")
