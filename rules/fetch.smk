@@ -16,7 +16,7 @@ rule fetch_file:
         repo="[^/@]+",
         commit="[0-9a-f]{40}",
         file=".+",
-    retries: 3
+    retries: 1
     conda:
         "../envs/fetch.yaml"
     threads: 1

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import run
+from shardmerge.config_doc import with_config_keys
 from shardmerge.files import write_text
 from shardmerge.methods_doc import methods_markdown
 
@@ -13,8 +14,13 @@ from shardmerge.methods_doc import methods_markdown
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("docs"), help="where to write")
-    folder = parser.parse_args().folder
-    write_text(folder / "methods.md", methods_markdown())
+    parser.add_argument(
+        "--config", type=Path, default=Path("config/README.md"), help="whose table to renew"
+    )
+    args = parser.parse_args()
+    write_text(args.folder / "methods.md", methods_markdown())
+    manual = args.config.read_text(encoding="utf-8")
+    write_text(args.config, with_config_keys(manual))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a merged model's card."""
+"""Write a model's card."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import argparse
 import json
 from pathlib import Path
 
-from shardmerge.card import model_card
+from shardmerge.card import load_table, make_card
 from shardmerge.cli import run
-from shardmerge.files import load_json, write_text
-from shardmerge.planning import description_path
-from shardmerge.scores import combine, load
+from shardmerge.errors import UserError
+from shardmerge.files import write_text
+from shardmerge.package import load_description
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
-    parser.add_argument("--card", required=True, type=json.loads, help="the configuration's card")
-    parser.add_argument("--benchmarks", nargs="*", default=[], help="benchmark results")
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--card", default="{}", help="JSON: license, description, prompt_format, tags")
+    parser.add_argument("--benchmarks", type=Path, help="table of benchmark_table.py, as JSON")
+    parser.add_argument("--output", required=True, type=Path, help="README.md to write")
     args = parser.parse_args()
-    table = combine(load(args.benchmarks)) if args.benchmarks else None
-    write_text(args.output, model_card(load_json(description_path(args.build)), args.card, table))
+
+    try:
+        settings = json.loads(args.card)
+    except ValueError as error:
+        raise UserError(f"is not JSON ({error})", "--card") from None
+    scores = load_table(args.benchmarks) if args.benchmarks else None
+    write_text(args.output, make_card(load_description(args.build), settings, scores))
 
 
 if __name__ == "__main__":

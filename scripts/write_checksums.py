@@ -1,4 +1,4 @@
-"""Write a merged model's SHA256SUMS."""
+"""Write SHA256SUMS of a model's folder; what the merge jobs hashed is not read again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 from shardmerge.cli import run
 from shardmerge.files import write_text
-from shardmerge.package import checksums
+from shardmerge.package import checksums, load_records
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", nargs="+", required=True, type=Path)
-    parser.add_argument("--records", nargs="+", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--files", nargs="+", required=True, type=Path, help="files to hash")
+    parser.add_argument("--records", nargs="+", required=True, type=Path, help="the shards' records")
+    parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
     args = parser.parse_args()
-    write_text(args.output, checksums(args.files, args.records))
+
+    write_text(args.output, checksums(args.output.parent, args.files, load_records(args.records)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write a merged model's config.json and the recipe beside it."""
+"""Write a model's config.json and the recipe that it was built from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import run
-from shardmerge.files import load_json, write_text
-from shardmerge.package import output_config
-from shardmerge.planning import description_path
+from shardmerge.errors import UserError
+from shardmerge.files import write_text
+from shardmerge.package import load_description, set_dtype
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
-    parser.add_argument("--source", required=True, type=Path, help="the reference's config.json")
-    parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--recipe", required=True, type=Path)
+    parser.add_argument("--source", required=True, type=Path, help="config.json of the source")
+    parser.add_argument("--output", required=True, type=Path, help="config.json to write")
+    parser.add_argument("--recipe", required=True, type=Path, help="mergekit_config.yml to write")
     args = parser.parse_args()
-    description = load_json(description_path(args.build))
-    text = args.source.read_text(encoding="utf-8")
-    write_text(args.output, output_config(text, description["dtype"], str(args.source)))
+
+    description = load_description(args.build)
+    try:
+        config = args.source.read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(args.source)) from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", str(args.source)) from None
+    write_text(args.output, set_dtype(config, description["dtype"], str(args.source)))
     write_text(args.recipe, description["recipe"]["text"])
 
 

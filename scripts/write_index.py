@@ -1,4 +1,4 @@
-"""Write a merged model's model.safetensors.index.json."""
+"""Write the index that tells which shard holds which tensor."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import run
-from shardmerge.files import load_json, write_text
-from shardmerge.package import index
-from shardmerge.planning import description_path
+from shardmerge.files import write_text
+from shardmerge.package import index_text, load_description, make_index
 
 
 def main() -> None:
@@ -16,7 +15,8 @@ def main() -> None:
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
-    write_text(args.output, index(load_json(description_path(args.build))))
+
+    write_text(args.output, index_text(make_index(load_description(args.build))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write what a merged model was made from and with."""
+"""Write what a model was made from and with."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from pathlib import Path
 
 from shardmerge.cli import run
 from shardmerge.files import load_json, write_json
-from shardmerge.package import provenance
-from shardmerge.planning import description_path
+from shardmerge.package import load_description, load_records
+from shardmerge.provenance import make_provenance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
-    parser.add_argument("--records", nargs="+", required=True, type=Path)
-    parser.add_argument("--verify", required=True, type=Path)
-    parser.add_argument("--files", nargs="+", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--records", nargs="+", required=True, type=Path, help="the shards' records")
+    parser.add_argument("--verify", required=True, type=Path, help="what verify_model.py wrote")
+    parser.add_argument("--files", nargs="*", default=[], type=Path, help="all other files")
+    parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
     args = parser.parse_args()
-    description = load_json(description_path(args.build))
+
     write_json(
         args.output,
-        provenance(description, args.build, args.records, args.verify, args.files),
+        make_provenance(
+            args.build,
+            load_description(args.build),
+            load_records(args.records),
+            load_json(args.verify),
+            args.output.parent,
+            args.files,
+        ),
     )
 
 

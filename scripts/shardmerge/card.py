@@ -1,125 +1,150 @@
-"""The model card: what was merged, how, from what, and how good it is."""
+"""The model card: front matter that the Hub reads, and how the model was built."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from shardmerge.names import layer_of, module_of
-from shardmerge.registry import method
+from shardmerge import __version__
+from shardmerge.card_coefficients import describe_coefficients
+from shardmerge.errors import UserError
+from shardmerge.files import load_json
+from shardmerge.markdown import block, code, link, table
+from shardmerge.provenance import public_names
+from shardmerge.references import parse_reference
+from shardmerge.report.words import plural
+from shardmerge.score_text import to_markdown
+from shardmerge.scores import Cell, Column, Table, card_results
 
-_TAGS = ["mergekit", "merge", "shardmerge"]
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+HUB = "https://huggingface.co"
+TAGS = ("mergekit", "merge", "shardmerge")
+_NUMERICS = {
+    "float32": "Tensors are combined in float32 (float64 where a source is) and rounded once",
+    "mergekit-0.1.5": "Every rounding of mergekit 0.1.5 is reproduced, and the result is rounded",
+}
 
 
-def model_card(
-    description: Mapping[str, Any],
-    card: Mapping[str, Any],
-    table: Any = None,
+def make_card(
+    description: Mapping[str, Any], settings: Mapping[str, Any], scores: Table | None = None
 ) -> str:
     """Return the text of a model's README.md.
 
     Args:
-        description: The build's description in the plan.
-        card: The configuration's ``card``.
-        table: Benchmark table (``scores.Table``), or None.
-    """
-    from huggingface_hub import ModelCardData
+        description: Of the build.
+        settings: The configuration's ``card``: license, description, prompt_format, tags.
+        scores: Benchmark results, if there are any.
 
-    from shardmerge.score_text import to_markdown
-    from shardmerge.scores import card_results
+    Raises:
+        UserError: If the front matter is not what was put into it.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
 
     name = description["name"]
-    reference = description["reference"]
-    sources = description["sources"]
-    models = [reference, *(key for key in sources if key != reference)]
-    results = card_results(table, name) if table is not None else []
+    measured = scores is not None and name in scores.models
+    results: list[EvalResult] | None = card_results(scores, name) if measured else None
     data = ModelCardData(
-        model_name=name if results else None,
-        base_model=[sources[key].get("repo", key) for key in models],
+        base_model=base_models(description) or None,
         library_name="transformers",
-        tags=[*_TAGS, *card["tags"]],
-        license=card["license"],
-        eval_results=results or None,
+        tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
+        license=settings.get("license") or "other",
         base_model_relation="merge",
+        model_name=name if results else None,
+        eval_results=results or None,
     )
-    parts = [f"---\n{data.to_yaml()}\n---\n", f"# {_plain(name)}\n"]
-    if card["description"]:
-        parts.append(card["description"].strip() + "\n")
-    parts.append("## How it was made\n")
-    parts.append(_stages(description))
-    parts.append("### Sources\n\n" + _sources(description) + "\n")
-    parts.append("### Coefficients\n\n" + _coefficients(description) + "\n")
-    if table is not None:
-        parts.append("## Benchmarks\n\n" + to_markdown(table).strip() + "\n")
-    if card["prompt_format"]:
-        parts.append("## Prompt format\n\n" + card["prompt_format"].strip() + "\n")
-    return "\n".join(parts)
+    body = "\n".join(_sections(description, settings, scores))
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
+    if ModelCard(text).data.to_dict() != data.to_dict():
+        raise UserError("the model card's front matter cannot be written", f"model {name!r}")
+    return text
 
 
-def _stages(description: Mapping[str, Any]) -> str:
-    count = len(description["stages"])
-    kinds = ", then ".join(
-        f"[{method(s['method']).title}]({method(s['method']).reference})"
-        for s in description["stages"]
+def base_models(description: Mapping[str, Any]) -> list[str]:
+    """Return the Hub names of a build's sources, that of its reference model first."""
+    reference = description["reference"]
+    ordered = [reference, *(key for key in description["sources"] if key != reference)]
+    names: dict[str, None] = {}
+    for key in ordered:
+        parsed, source = parse_reference(key), description["sources"].get(key, {})
+        if source.get("repo"):
+            names[source["repo"]] = None
+        elif parsed.is_hub_name and not re.search(r"--|\.\.", parsed.path):
+            names[parsed.path] = None
+    return list(names)
+
+
+def load_table(path: Path) -> Table:
+    """Return the benchmark table that ``scores.to_json`` wrote.
+
+    Raises:
+        UserError: If it is not one.
+    """
+    data = load_json(path)
+    cells = {}
+    try:
+        for row in data["cells"]:
+            column = Column(**{key: row[key] for key in Column.__dataclass_fields__})
+            cell = {key: row[key] for key in Cell.__dataclass_fields__}
+            cells[row["model"], column] = Cell(**cell | {"notes": tuple(row["notes"])})
+        columns = tuple(dict.fromkeys(column for _, column in cells))
+        return Table(tuple(data["models"]), columns, cells, tuple(data["footnotes"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"is not a benchmark table ({error!r})", str(path)) from None
+
+
+def _sections(
+    description: Mapping[str, Any], settings: Mapping[str, Any], scores: Table | None
+) -> list[str]:
+    parts = [f"# {description['name']}\n"]
+    if settings.get("description"):
+        parts.append(settings["description"].strip() + "\n")
+    if settings.get("prompt_format"):
+        parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
+    parts += ["## How it was built\n", _how(description), describe_coefficients(description)]
+    parts += ["## Sources\n", _sources(description)]
+    if scores is not None:
+        parts += ["## Benchmarks\n", to_markdown(scores)]
+    parts += ["## Recipe\n", _recipe(description)]
+    return parts
+
+
+def _how(description: Mapping[str, Any]) -> str:
+    stages = description["stages"]
+    steps = ", then ".join(f"{code(s['method'])} ({code(s['name'])})" for s in stages)
+    dtype = description["dtype"] or "each tensor's own type"
+    return (
+        f"Merged by shardmerge {__version__} from "
+        f"{plural(len(description['sources']), 'model')} in {plural(len(stages), 'stage')}: "
+        f"{steps}. {_NUMERICS[description['numerics']]} to {dtype}. The file "
+        "`provenance.json` tells the content of every file that went in and came out.\n"
     )
-    lines = [f"Merged in {count} {'stage' if count == 1 else 'stages'}: {kinds}.\n"]
-    for stage in description["stages"]:
-        # A fence longer than any in the recipe, so that no recipe can end it.
-        longest = max((len(run) for run in re.findall("`{3,}", stage["text"])), default=2)
-        fence = "`" * (longest + 1)
-        lines.append(f"{fence}yaml\n{stage['text'].rstrip()}\n{fence}\n")
-    return "\n".join(lines)
 
 
 def _sources(description: Mapping[str, Any]) -> str:
-    lines = ["| model | at |", "|---|---|"]
+    names = public_names(description["sources"])
+    uses = {"config, layout": description["reference"], "tokenizer": description["tokenizer"]}
+    rows = []
     for key, source in description["sources"].items():
+        used = ", ".join(use for use, model in uses.items() if model == key)
         if source["kind"] == "hub":
-            link = f"[{_plain(source['repo'])}](https://huggingface.co/{source['repo']})"
-            lines.append(f"| {link} | `{source['commit']}` |")
+            commit = source["commit"]
+            model = link(code(source["repo"]), f"{HUB}/{source['repo']}")
+            place = link(code(commit[:12]), f"{HUB}/{source['repo']}/tree/{commit}")
+            revision = code(source["revision"]) if source.get("revision") else "main"
         else:
-            lines.append(f"| {_plain(key)} | a local folder |")
-    return "\n".join(lines)
+            model, revision, place = code(names[key]), "", "local folder"
+        rows.append([model, revision, place, used])
+    return table(["model", "revision", "commit", "also gave"], rows)
 
 
-def _coefficients(description: Mapping[str, Any]) -> str:
-    """Return a table: layers with equal coefficients in one row, their modules together."""
-    rows: dict[tuple[str, str], dict[str, list[int]]] = {}
-    for tensor, terms in description["coefficients"].items():
-        text = " + ".join(_term(what, c) for what, c in terms)
-        found = layer_of(tensor)
-        stack, layer = found if found else ("", -1)
-        rows.setdefault((stack, text), {}).setdefault(module_of(tensor), []).append(layer)
-    lines = ["| layers | modules | value |", "|---|---|---|"]
-    for (stack, text), modules in rows.items():
-        same: dict[str, list[str]] = {}
-        for module, layers in modules.items():
-            same.setdefault("" if not stack else ranges(layers), []).append(module)
-        for span, names in same.items():
-            shown = ", ".join(f"`{_plain(n)}`" for n in names)
-            lines.append(f"| {span or '-'} | {shown} | {text} |")
-    return "\n".join(lines)
-
-
-def ranges(numbers: list[int]) -> str:
-    """Return sorted numbers as ranges: ``0-3, 7``."""
-    runs: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-
-
-def _term(what: str, coefficient: float) -> str:
-    shown = _plain(what)
-    if coefficient == 1:
-        return f"({shown})" if " - " in what else shown
-    return f"{coefficient:.4g} x ({shown})"
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(text.split()))
+def _recipe(description: Mapping[str, Any]) -> str:
+    stages = description["stages"]
+    text = "\n---\n".join(stage["text"].strip("\n") for stage in stages)
+    note = "The configuration, as it was written:\n"
+    if len(stages) > 1:
+        note = f"The {len(stages)} documents of the configuration, as they were written:\n"
+    return f"{note}\n{block(text, 'yaml')}"

@@ -30,10 +30,8 @@ SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed
 #: Samples of a bootstrapped standard error; accuracies have a closed form and need none.
 BOOTSTRAP_ITERATIONS = 1000
 
-_KEPT = (
-    *("results", "groups", "group_subtasks", "configs", "versions"),
-    *("n-shot", "higher_is_better", "n-samples"),
-)
+_KEPT = ("results", "groups", "group_subtasks", "configs", "versions")
+_KEPT += ("n-shot", "higher_is_better", "n-samples")
 #: Errors, of several libraries, that say that a server was not reached.
 _NO_NETWORK = {
     *("ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled"),
@@ -169,9 +167,8 @@ def load_model(folder: Path, settings: Settings, offload: Path | None = None) ->
             hint="Set `benchmark.device` to cpu, or send the job where a GPU is.",
         )
     index = torch.device(settings.device).index
-    if index is not None and index >= torch.cuda.device_count():
-        raise UserError(f"torch sees {torch.cuda.device_count()} GPUs, none is {settings.device!r}")
-    # lm-eval takes a name that is no folder for a repository of the Hub
+    if index is not None and index >= (seen := torch.cuda.device_count()):
+        raise UserError(f"torch sees {seen} GPUs, none is {settings.device!r}")
     arguments = {"offload_folder": str(offload)} if offload else {}
     try:
         return HFLM(

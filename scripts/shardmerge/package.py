@@ -1,123 +1,185 @@
-"""What surrounds the weights in a model's folder: config, index, provenance, checksums."""
+"""The small files of a model's folder that follow from its plan: config, index, checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import platform
+import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import shardmerge
 from shardmerge.dtypes import DTYPES
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
+from shardmerge.planning import description_path
 
-_TOOLS = (
-    "torch",
-    "safetensors",
-    "numpy",
-    "snakemake",
-    "huggingface_hub",
-    "transformers",
-    "lm_eval",
-)
+INDEX = "model.safetensors.index.json"
+#: What transformers calls a model's dtype, newest name first.
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def output_config(source: str, dtype: str | None, where: str) -> str:
-    """Return the text of a config.json with its dtype set and nothing else changed.
+def load_description(name: str) -> Mapping[str, Any]:
+    """Return the description of a build, which the plan made.
 
     Args:
-        source: Text of the reference model's config.json.
-        dtype: Name of the output's type, or None to leave it.
-        where: The file, for messages.
+        name: The build's digest.
 
     Raises:
-        UserError: If the text is not a JSON object.
+        UserError: If there is none.
     """
-    try:
-        config = json.loads(source)
-    except ValueError as error:
-        raise UserError(f"is not JSON ({error})", where) from None
-    if not isinstance(config, dict):
-        raise UserError("is not a JSON object", where)
-    if dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return load_json(description_path(name))
 
 
-def index(description: Mapping[str, Any]) -> str:
-    """Return the text of a build's model.safetensors.index.json."""
-    total, weight_map = 0, {}
-    for shard in description["shards"]:
-        for name, (dtype, shape) in shard["tensors"].items():
-            total += math.prod(shape) * DTYPES[dtype].size
-            weight_map[name] = shard["file"]
-    table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return json.dumps(table, indent=2) + "\n"
-
-
-def provenance(
-    description: Mapping[str, Any],
-    digest: str,
-    records: Iterable[Path],
-    verified: Path,
-    files: Iterable[Path],
-) -> dict[str, Any]:
-    """Return what a model was made from and with: no host, user, path or time in it.
+def set_dtype(config: str, dtype: str | None, where: str) -> str:
+    """Return the text of a config.json with the model's dtype set and not a byte else changed.
 
     Args:
-        description: The build's description in the plan.
-        digest: Its digest.
-        records: The shards' merge records, ``SHARD.json``.
-        verified: The record of the verification.
-        files: The other files of the model.
+        config: The text.
+        dtype: Name such as ``float16``, or None to leave the text as it is.
+        where: What to say in errors.
 
-    Returns:
-        JSON-able data; the same for the same build, whenever and wherever it was made.
+    Raises:
+        UserError: If it is not a JSON object.
     """
-    outputs = {path.name: _content(path) for path in files}
-    for path in records:
-        record = load_json(path)
-        row = {"sha256": record["sha256"], "size": record["size"], "spec": record["spec"]}
-        row["copied_whole"] = record["whole_copy"]
-        if record["nonfinite"]:
-            row["nonfinite"] = record["nonfinite"]
-        outputs[f"{path.stem}.safetensors"] = row
-    text = description["recipe"]["text"]
+    spans = _members(config, where)
+    if dtype is None:
+        return config
+    value = json.dumps(dtype)
+    found = [span for key, *span in spans if key in _DTYPE_KEYS]
+    if not found:
+        return _insert(config, spans, f'"{_DTYPE_KEYS[0]}": {value}')
+    for begin, end in reversed(found):
+        config = config[:begin] + value + config[end:]
+    return config
+
+
+def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
+    """Return the bytes of a tensor, given as a description writes it."""
+    return math.prod(shape) * DTYPES[dtype].size
+
+
+def make_index(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the index of a build's shards: bytes of all tensors, and each tensor's file."""
+    tensors = {
+        name: (shard["file"], tensor_bytes(*row))
+        for shard in description["shards"]
+        for name, row in shard["tensors"].items()
+    }
     return {
-        "name": description["name"],
-        "build": digest,
-        "recipe": {"sha256": hashlib.sha256(text.encode()).hexdigest()},
-        "numerics": description["numerics"],
-        "sources": description["sources"],
-        "tools": {"shardmerge": shardmerge.__version__, "python": platform.python_version()}
-        | {name: found for name in _TOOLS if (found := _version(name))},
-        "verified": {k: v for k, v in load_json(verified).items() if k != "seconds"},
-        "files": dict(sorted(outputs.items())),
+        "metadata": {"total_size": sum(size for _, size in tensors.values())},
+        "weight_map": {name: tensors[name][0] for name in sorted(tensors)},
     }
 
 
-def checksums(files: Iterable[Path], records: Iterable[Path]) -> str:
-    """Return the text of SHA256SUMS; the shards' sums are those of the jobs that wrote them."""
-    sums = {path.name: _content(path)["sha256"] for path in files}
-    sums |= {f"{path.stem}.safetensors": load_json(path)["sha256"] for path in records}
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+def index_text(index: Mapping[str, Any]) -> str:
+    """Return an index as transformers writes it."""
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def _content(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            "size": path.stat().st_size,
-        }
+def load_records(paths: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
+    """Return the merge jobs' records by the name of the shard that they are about.
+
+    Args:
+        paths: ``SHARD.json`` each, where ``SHARD.safetensors`` is the shard.
+
+    Raises:
+        UserError: If a file is not such a record.
+    """
+    records = {}
+    for path in map(Path, paths):
+        record = load_json(path)
+        sha256, size = record.get("sha256"), record.get("size")
+        if not isinstance(size, int) or not re.fullmatch("[0-9a-f]{64}", str(sha256)):
+            raise UserError("is not the record of a merge job", str(path))
+        records[f"{path.stem}.safetensors"] = record
+    return records
 
 
-def _version(package: str) -> str | None:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+
+
+def checksums(
+    folder: Path, files: Iterable[Path], records: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Return the text of SHA256SUMS, as ``sha256sum --check`` reads it.
+
+    Args:
+        folder: The model's, which the names are relative to.
+        files: Files in it, hashed here unless a record tells their hash.
+        records: The shards' records, by name.
+
+    Raises:
+        UserError: If a file lies elsewhere or cannot be read.
+    """
+    sums = {name: record["sha256"] for name, record in records.items()}
+    for path in map(Path, files):
+        name = name_within(path, folder)
+        if name not in sums:
+            sums[name] = sha256_of(path)
+    return "".join(_checksum_line(name, sums[name]) for name in sorted(sums))
+
+
+def name_within(path: Path, folder: Path) -> str:
+    """Return a file's name relative to a folder, with forward slashes.
+
+    Raises:
+        UserError: If it lies elsewhere.
+    """
+    try:
+        return path.absolute().relative_to(folder.absolute()).as_posix()
+    except ValueError:
+        raise UserError(f"does not lie in the model's folder {str(folder)!r}", str(path)) from None
+
+
+def _checksum_line(name: str, sha256: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
+
+
+def _members(text: str, where: str) -> list[tuple[str, int, int]]:
+    """Return key, and begin and end of the value, of every member of a JSON object's text."""
+    try:
+        if not isinstance(json.loads(text), dict):
+            raise UserError("is not a JSON object", where)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON ({error})", where) from None
+    decode = json.JSONDecoder().raw_decode
+    spans = []
+    place = _skip(text, text.index("{") + 1)
+    while text[place] != "}":
+        key, place = decode(text, place)
+        begin = _skip(text, _skip(text, place) + 1)
+        end = decode(text, begin)[1]
+        spans.append((key, begin, end))
+        place = _skip(text, end)
+        if text[place] == ",":
+            place = _skip(text, place + 1)
+    return spans
+
+
+def _insert(text: str, spans: list[tuple[str, int, int]], member: str) -> str:
+    """Return the text of a JSON object with a member more, set as the last one is."""
+    if not spans:
+        brace = text.index("{") + 1
+        return f"{text[:brace]}{member}{text[brace:]}"
+    end = spans[-1][2]
+    brace = text.index("{") + 1
+    indentation = text[brace : _skip(text, brace)]
+    return f"{text[:end]},{indentation}{member}{text[end:]}"
+
+
+def _skip(text: str, place: int) -> int:
+    return _SPACE.match(text, place).end()

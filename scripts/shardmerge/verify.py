@@ -1,8 +1,7 @@
-"""The model as a whole: complete, as planned, and something that transformers can run."""
+"""A finished model's folder against what the plan said of it; no shard is read whole."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,98 +9,151 @@ from typing import Any
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
 from shardmerge.headers import read_header
+from shardmerge.package import INDEX, load_records, make_index
+
+_AGAIN = "Delete the file and run the workflow again."
 
 
-def check_files(
-    description: Mapping[str, Any], model: Path, records: Iterable[Path], checks: Iterable[Path]
+def verify_model(
+    build: str,
+    description: Mapping[str, Any],
+    folder: Path,
+    checks: Iterable[Path],
+    records: Iterable[Path],
 ) -> dict[str, Any]:
-    """Check that a model's folder holds what was planned, nothing less and no other weights.
+    """Check a model's files against its description and the jobs' records.
+
+    Args:
+        build: The build's digest.
+        description: Its description.
+        folder: The model's.
+        checks: What ``check_shard`` found, a JSON file for each shard.
+        records: What the merge jobs recorded, a JSON file for each shard.
 
     Returns:
-        Counts for the record of the verification.
+        What was found, as JSON-able data.
 
     Raises:
-        UserError: Names the first file or tensor that is not as it should be.
+        UserError: If anything is not as it must be.
     """
-    shards = {shard["file"]: shard["tensors"] for shard in description["shards"]}
-    found = {path.name for path in model.glob("*.safetensors")}
-    for name in sorted(found ^ set(shards)):
-        what = "was not planned" if name in found else "is missing"
-        raise UserError(f"the file {name!r} {what}", str(model))
-    sizes = {f"{path.stem}.safetensors": load_json(path)["size"] for path in records}
-    tensors = 0
-    for name, wanted in shards.items():
-        path = model / name
-        if path.stat().st_size != sizes[name]:
-            raise UserError(f"has not the {sizes[name]} bytes that were written", str(path))
-        header = read_header(path)
-        have = {n: [e.dtype, list(e.shape)] for n, e in header.tensors.items()}
-        if have != dict(wanted):
-            odd = next(n for n in sorted({*have, *wanted}) if have.get(n) != wanted.get(n))
-            raise UserError(f"tensor {odd!r} is not as it was planned", str(path))
-        tensors += len(have)
-    index = model / "model.safetensors.index.json"
-    if len(shards) > 1:
-        weight_map = {t: name for name, table in shards.items() for t in table}
-        if load_json(index).get("weight_map") != weight_map:
-            raise UserError("does not name the tensors of the shards", str(index))
-    samples = [load_json(path) for path in checks]
+    folder = Path(folder)
+    _check_shards(description, folder, load_records(records))
+    _check_index(description, folder)
+    _check_stray(description, folder)
+    _check_files(description, folder)
+    found = _check_checks(description, checks)
     return {
-        "shards": len(shards),
-        "tensors": tensors,
-        "sampled_elements": sum(sample["elements"] for sample in samples),
-        "largest_error": max((sample["largest_error"] for sample in samples), default=0.0),
-        "not_sampled": sorted(t for sample in samples for t in sample["not_sampled"]),
+        "passed": True,
+        "name": description["name"],
+        "build": build,
+        "shards": len(description["shards"]),
+        "tensors": sum(len(shard["tensors"]) for shard in description["shards"]),
+        "bytes": make_index(description)["metadata"]["total_size"],
+        **found,
     }
 
 
-def check_loading(model: Path, description: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    """Load a model with transformers, offline and without remote code, and let it generate.
+def _check_shards(
+    description: Mapping[str, Any], folder: Path, records: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for shard in description["shards"]:
+        path = folder / shard["file"]
+        record = records.get(shard["file"])
+        if record is None:
+            raise UserError("has no record of the job that made it", str(path))
+        if record.get("spec", shard["digest"]) != shard["digest"]:
+            raise UserError("was made for another plan", str(path), _AGAIN)
+        header = read_header(path)
+        size = path.stat().st_size
+        if size != record["size"]:
+            raise UserError(
+                f"has {size} bytes, but {record['size']} were written", str(path), _AGAIN
+            )
+        wanted = {name: (row[0], tuple(row[1])) for name, row in shard["tensors"].items()}
+        found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
+        for name in [*wanted, *found]:
+            if wanted.get(name) != found.get(name):
+                raise UserError(
+                    f"tensor {name!r} is {_row(found.get(name))}, but must be "
+                    f"{_row(wanted.get(name))}",
+                    str(path),
+                    _AGAIN,
+                )
 
-    Args:
-        model: The folder.
-        description: The build's description.
-        limit: Bytes of weights above which only names and shapes are compared.
 
-    Raises:
-        UserError: If transformers cannot load it, or misses weights.
-    """
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    tensors = {t: row for shard in description["shards"] for t, row in shard["tensors"].items()}
-    size = sum((model / shard["file"]).stat().st_size for shard in description["shards"])
-    try:
-        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
-        auto = transformers.AutoModelForCausalLM
-        if size > limit:
-            with torch.device("meta"):
-                skeleton = auto.from_config(config, trust_remote_code=False)
-            shapes = {n: list(p.shape) for n, p in skeleton.named_parameters()}
-            for name, shape in shapes.items():
-                if name in tensors and tensors[name][1] != shape:
-                    raise UserError(f"tensor {name!r} has not the shape that its config makes")
-            return {"loaded": False, "reason": f"larger than {limit} bytes"}
-        loaded, info = auto.from_pretrained(
-            model, trust_remote_code=False, dtype="auto", output_loading_info=True
-        )
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise UserError(f"transformers misses tensor {missing[0]!r}", str(model))
-        prompt = torch.tensor([[config.bos_token_id or 0]])
-        made = loaded.generate(prompt, max_new_tokens=4, do_sample=False)
-        result = {"loaded": True, "generated_tokens": int(made.shape[1]) - 1}
-        if (model / "tokenizer_config.json").exists():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            result["tokenizer_size"] = len(tokenizer)
-        return result
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises anything
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+def _check_index(description: Mapping[str, Any], folder: Path) -> None:
+    path = folder / INDEX
+    if not path.exists():
+        if len(description["shards"]) > 1:
+            raise UserError("is missing", str(path))
+        return
+    wanted, found = make_index(description), load_json(path)
+    total = found.get("metadata", {}).get("total_size")
+    if total != wanted["metadata"]["total_size"]:
         raise UserError(
-            f"transformers cannot load it ({type(error).__name__}: {first})", str(model)
-        ) from None
+            f"has total_size {total}, but the tensors have {wanted['metadata']['total_size']} bytes",
+            str(path),
+            _AGAIN,
+        )
+    places = found.get("weight_map", {})
+    for name in [*wanted["weight_map"], *places]:
+        if places.get(name) != wanted["weight_map"].get(name):
+            raise UserError(
+                f"puts tensor {name!r} in {places.get(name)!r}, but it is in "
+                f"{wanted['weight_map'].get(name)!r}",
+                str(path),
+                _AGAIN,
+            )
+
+
+def _check_stray(description: Mapping[str, Any], folder: Path) -> None:
+    """Refuse weights that are not of the model: loaders take whatever matches a name."""
+    known = {shard["file"] for shard in description["shards"]} | {INDEX}
+    for path in sorted(folder.rglob("*.safetensors*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in known and not path.name.startswith("."):
+            raise UserError(
+                "is not part of this model", str(path), "Move it elsewhere, or delete it."
+            )
+
+
+def _check_files(description: Mapping[str, Any], folder: Path) -> None:
+    for name in description["files"]:
+        if not (folder / name).is_file():
+            raise UserError("is missing", str(folder / name))
+    config = load_json(folder / "config.json")
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    if description["dtype"] and dtype != description["dtype"]:
+        raise UserError(
+            f"has dtype {dtype!r}, but the model is in {description['dtype']!r}",
+            str(folder / "config.json"),
+            _AGAIN,
+        )
+
+
+def _check_checks(description: Mapping[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the sum of the shards' checks, one of each."""
+    checks = {}
+    for path in paths:
+        check = load_json(path)
+        if check.get("passed") is not True:
+            raise UserError("is not the record of a check that passed", str(path))
+        checks[check.get("shard")] = check
+    rows = []
+    for shard in description["shards"]:
+        check = checks.get(shard["file"])
+        if check is None or check.get("spec") != shard["digest"]:
+            state = "was not checked" if check is None else "was checked for another plan"
+            raise UserError(state, shard["file"])
+        rows.append(check)
+    return {
+        "elements": sum(row["elements"] for row in rows),
+        "largest_error": max((row["largest_error"] for row in rows), default=0.0),
+        "undecided": sum(row["undecided"] for row in rows),
+        "nonfinite": sum(row["nonfinite"] for row in rows),
+        "not_sampled": [name for row in rows for name in row["not_sampled"]],
+    }
+
+
+def _row(row: tuple[str, tuple[int, ...]] | None) -> str:
+    return "missing" if row is None else f"{row[0]}{list(row[1])}"

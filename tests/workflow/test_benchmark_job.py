@@ -173,7 +173,7 @@ class TestRefusals:
         torch.save({}, model / "pytorch_model.bin")
         done, _ = benchmark(tmp_path / "results", "demo_B", model=model)
         assert done.returncode == 1
-        assert "cannot be loaded: " in done.stderr
+        assert "cannot be loaded: Error no file named model.safetensors" in done.stderr
 
     @pytest.mark.slow
     def test_a_name_that_is_no_folder_is_not_looked_for_on_the_hub(self, tmp_path):
@@ -264,6 +264,28 @@ class TestSameness:
         theirs = json.loads(done.stdout[done.stdout.index('{"results"') :])
         ours = load(job[1], "demo_C")
         assert {key: ours[key] for key in theirs} == theirs
+
+
+@pytest.mark.slow
+class TestStore:
+    def test_what_was_measured_outlives_a_job_that_failed(self, own_tasks, tmp_path):
+        options = ("--include-path", own_tasks, "--store", tmp_path / "store")
+        tasks, keys = ("demo_B", "breaks"), ("--key", "0b", "--key", "0f")
+        done, first = benchmark(tmp_path / "first", *tasks, options=(*options, *keys))
+        assert done.returncode == 1
+        stored = {path.name for path in (tmp_path / "store").iterdir()}
+        assert stored == {"0b.json", "0b.samples.jsonl"}
+        # the model is gone, so that only a result that is not measured again can come
+        done, second = benchmark(
+            tmp_path / "second",
+            "demo_B",
+            model=tmp_path / "gone",
+            options=(*options, "--key", "0b"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "demo_B was measured before" in done.stderr
+        for name in ("demo_B.json", "demo_B.samples.jsonl"):
+            assert (second / name).read_bytes() == (first / name).read_bytes()
 
 
 class TestTable:

@@ -26,6 +26,7 @@ def hub(local, tmp_path):
     for name in FILES:
         shutil.copytree(local.folder / "models" / name, root / name)
     with LoopbackHub(root) as server:
+        server.writers.add(WRITER)
         yield server
 
 

@@ -247,7 +247,7 @@ class Evaluator:
 
 
 def group(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Group:
-    """Return what a call's kernel is given."""
+    """Return what a call's kernel is given: whole tensors, or the blocks from an element on."""
     return Group(
         tensors=tensors,
         base=call.base,
@@ -256,4 +256,5 @@ def group(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Gro
         name=call.tensor,
         models=call.models,
         offset=first,
+        total=ex.elements(call),
     )

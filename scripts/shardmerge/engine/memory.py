@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine.algebra import combine, is_whole, leaves
-from shardmerge.registry import method
+from shardmerge.registry import result_dtype, workspace_elements
 from shardmerge.spec import ShardSpec
 
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 #: Resident memory of any job that holds no whole tensor: torch is two thirds of it.
 STREAMING_BYTES = 400_000_000
 #: What a CUDA context and its libraries add on the host.
@@ -26,13 +26,15 @@ class Tuning:
         device_block: The same on an accelerator.
         slots: Windows in flight between reader, compute threads, writer and hasher.
         buffers: Bytes that all slots may take together.
+        lane: Bytes that an elementwise kernel may take for one block.
         windows: Bytes of output that a window may have, the largest that fits is taken.
     """
 
     block: int = 1 << 17
     device_block: int = 1 << 21
     slots: int = 10
-    buffers: int = 80 * MIB
+    buffers: int = 48 * MIB
+    lane: int = 12 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
 
@@ -43,7 +45,7 @@ def workspace_bytes(spec: ShardSpec, device: str = "cpu") -> int:
     """Return the peak resident memory that a job is given, in bytes.
 
     It is one constant for what streams. A merge method that must see whole tensors adds the
-    largest tensor's inputs, result and workspace (``registry.merge_method``).
+    largest tensor's inputs, result and workspace (``registry.workspace_elements``).
 
     Args:
         spec: The shard.
@@ -53,8 +55,29 @@ def workspace_bytes(spec: ShardSpec, device: str = "cpu") -> int:
     return STREAMING_BYTES + whole + (CUDA_BYTES if device == "cuda" else 0)
 
 
-def _size(expression: ex.Expression) -> int:
-    return ex.elements(expression) * DTYPES[combine(expression)].size
+def block_length(spec: ShardSpec, tuning: Tuning = TUNING) -> int:
+    """Return the elements of a block, so few that elementwise kernels stay in a lane's share."""
+    shapes = {
+        (part.method, len(part.inputs), DTYPES[combine(part)].size)
+        for tensor in spec.tensors
+        for part in ex.walk(tensor.expression)
+        if isinstance(part, ex.Call) and not is_whole(part, spec.numerics)
+    }
+
+    def need(length: int) -> int:
+        return max(
+            (
+                (workspace_elements(name, spec.numerics, (length,), count) + (count + 2) * length)
+                * size
+                for name, count, size in shapes
+            ),
+            default=0,
+        )
+
+    length = tuning.block
+    while length > 4096 and need(length) > tuning.lane:
+        length //= 2
+    return length
 
 
 def _tensor_peak(expression: ex.Expression, numerics: str) -> int:
@@ -62,7 +85,7 @@ def _tensor_peak(expression: ex.Expression, numerics: str) -> int:
     held = peak = 0
     for call in leaves(expression, (), numerics)[1]:
         peak = max(peak, held + _call_peak(call, numerics))
-        held += _size(call)
+        held += _size(call, numerics)
     return peak
 
 
@@ -70,8 +93,26 @@ def _call_peak(call: ex.Call, numerics: str) -> int:
     """Peak while a whole call is made: inputs one after the other, then the kernel."""
     held = peak = 0
     for operand in call.inputs:
-        own = 0 if is_whole(operand, numerics) else _size(operand)
+        own = 0 if is_whole(operand, numerics) else _size(operand, numerics, call)
         peak = max(peak, held + _tensor_peak(operand, numerics) + own)
-        held += _size(operand)
-    kernel = int(method(call.method).workspace * 4 * max(map(ex.elements, call.inputs)))
-    return max(peak, held + kernel + _size(call))
+        held += _size(operand, numerics, call)
+    shape = call.inputs[0].shape
+    kernel = workspace_elements(call.method, numerics, shape, len(call.inputs))
+    wide = max(4, DTYPES[_dtype(call.inputs[0], numerics, call)].size)
+    return max(peak, held + kernel * wide + _size(call, numerics))
+
+
+def _size(expression: ex.Expression, numerics: str, call: ex.Call | None = None) -> int:
+    return ex.elements(expression) * DTYPES[_dtype(expression, numerics, call)].size
+
+
+def _dtype(expression: ex.Expression, numerics: str, call: ex.Call | None = None) -> str:
+    """Return the dtype that an expression is held in, as an input of a call if one is given."""
+    if numerics == "float32":
+        return combine(call or expression)
+    match expression:
+        case ex.Linear():
+            return combine(expression)
+        case ex.Call():
+            return result_dtype(expression.method, numerics, _dtype(expression.inputs[0], numerics))
+    return expression.dtype

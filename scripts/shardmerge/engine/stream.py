@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Layout, Window, choose_window
-from shardmerge.engine.memory import TUNING
+from shardmerge.engine.memory import TUNING, block_length
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
@@ -97,7 +97,7 @@ class Stream:
         whole = WholeTensors(parts)
         job = Job(self.spec, self.inputs, self.tally, whole)
         cuda = self._device == "cuda"
-        block = TUNING.device_block if cuda else TUNING.block
+        block = TUNING.device_block if cuda else block_length(self.spec, TUNING)
         lanes = [Lane(job, Cuda() if cuda else Host(), block) for _ in range(self._lanes)]
         return [lane.compute for lane in lanes], whole.stop
 

@@ -12,8 +12,8 @@ from shardmerge.report.summary import summarize, write_lines
 from shardmerge.report.terminal import Terminal
 from shardmerge.report.words import number, ranges, shortener
 
-_BAR = 12
-_NUMBER = 7
+#: Columns of a bar, and the least that says something.
+_BAR, _SHORT = 12, 4
 
 _Layers = tuple[tuple["int | None", Mapping[str, Spread]], ...]
 
@@ -78,18 +78,19 @@ def _table(
     used = [term for term in letters if any(term in values for _, values in runs)]
     largest = max(abs(s.mean) for _, values in runs for s in values.values()) or 1.0
     first = max(len("layers"), len(f"{count - 1}-{count - 1}"))
-    bar = min(_BAR, (terminal.width - 6 - first) // len(used) - _NUMBER - 4)
+    digits = max(len(_value(s)) for _, values in runs for s in values.values())
+    bar = min(_BAR, (terminal.width - 6 - first) // len(used) - digits - 4)
+    bar = bar if bar >= _SHORT else 0
     lines = []
-    cells = "".join(letters[t].ljust(_NUMBER + max(bar, 0) + 4) for t in used)
+    cells = "".join(letters[t].ljust(digits + bar + 4) for t in used)
     lines.append(terminal.dim(f"    {'layers'.ljust(first)}  {cells}".rstrip()))
     for numbers, values in runs:
         where = "-" if numbers[0] is None else ranges(n for n in numbers if n is not None)
         text = f"    {where.ljust(first)}  "
         for term in used:
             spread = values.get(term)
-            length = max(bar, 0)
-            drawn = terminal.bar(abs(spread.mean) / largest, length) if spread else " " * length
-            text += f"{_value(spread).ljust(_NUMBER)} {drawn}   "
+            drawn = terminal.bar(abs(spread.mean) / largest, bar) if spread else " " * bar
+            text += f"{_value(spread).ljust(digits)} {drawn}   "
         lines.append(text.rstrip())
     return lines
 

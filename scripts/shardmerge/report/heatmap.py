@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 #: Inches: rows, and what surrounds the panels.
 _ROW, _PANEL_TITLE, _GAP = 0.172, 0.24, 0.14
-_TOP, _BOTTOM, _LEFT, _RIGHT = 0.66, 0.5, 1.75, 1.55
-_SPACE, _BAR = 0.3, 1.9
+_TOP, _BOTTOM, _LEFT, _BAR = 0.6, 0.5, 1.75, 1.9
+#: Inches: from the grid to what is outside layers, its values, its names.
+_SPACE, _VALUES, _NAMES = 0.15, 0.45, 0.95
 #: Up to so many layers each gets its borders.
 _FEW = 40
 
@@ -59,24 +61,37 @@ def draw_heatmap(
         panels: Title to value of cells; cells that are not there stay white.
         scale: Shared by all panels.
     """
+    # A report shows pictures that are higher than the window badly.
+    columns = 1 if len(panels) <= 3 else 2 if len(panels) <= 8 else 3
     body = max(len(frame.modules), len(frame.outside)) * _ROW
-    height = _TOP + len(panels) * (_PANEL_TITLE + body + _GAP) + _BOTTOM
+    step = _PANEL_TITLE + body + _GAP
+    height = _TOP + math.ceil(len(panels) / columns) * step + _BOTTOM
+    side = _SPACE + _ROW + _VALUES if frame.outside else _SPACE
+    room = WIDTH - _LEFT - columns * side - (_NAMES if frame.outside else 0)
+    # A short model's cells stay cells and do not become stripes.
+    width = min(room / columns, frame.layers * 0.5)
     with figure(output, height) as drawing:
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
         colours = _Colours(scale)
         colours.draw_bar(drawing, height)
-        top = height - _TOP
         for i, (name, cells) in enumerate(panels.items()):
-            top -= _PANEL_TITLE
-            drawing.text(_LEFT / WIDTH, (top + 0.06) / height, name, weight="bold")
-            layers = _axes(drawing, _LEFT, top, _grid_width(frame), len(frame.modules), height)
-            _draw_layers(layers, frame, cells, colours, last=i == len(panels) - 1)
+            row, column = divmod(i, columns)
+            top = height - _TOP - row * step - _PANEL_TITLE
+            left = _LEFT + column * (width + side)
+            drawing.text(left / WIDTH, (top + 0.06) / height, name, weight="bold", size=10 - columns)
+            axes = _axes(drawing, left, top, width, len(frame.modules), height)
+            _draw_layers(axes, frame, cells, colours)
+            if column:
+                axes.set_yticks([])
+            if i < len(panels) - columns:
+                axes.set_xticklabels([])
+                axes.set_xlabel("")
             if frame.outside:
-                left = WIDTH - _RIGHT
-                side = _axes(drawing, left, top, _ROW, len(frame.outside), height)
-                _draw_outside(side, frame, cells, colours)
-            top -= body + _GAP
+                left += width + _SPACE
+                axes = _axes(drawing, left, top, _ROW, len(frame.outside), height)
+                ends = column == columns - 1 or i == len(panels) - 1
+                _draw_outside(axes, frame, cells, colours, names=ends)
 
 
 class _Colours:
@@ -87,9 +102,9 @@ class _Colours:
         self.scale = scale
         colours = colormaps[scale.colours]
         if scale.colours == "RdBu":
-            # Blue adds, red subtracts, white is nothing, on every figure.
+            # Blue adds, red subtracts, on every figure; the smallest part differs from nothing.
             reach = max(abs(scale.low), abs(scale.high))
-            ends = (0.5 + 0.5 * scale.low / reach, 0.5 + 0.5 * scale.high / reach)
+            ends = (0.5 + 0.43 * scale.low / reach if scale.low else 0.54, 0.5 + 0.43 * scale.high / reach)
             steps = [ends[0] + (ends[1] - ends[0]) * i / 255 for i in range(256)]
             colours = LinearSegmentedColormap.from_list("part", colours(steps))
         self.map = colours.with_extremes(bad="white")
@@ -106,12 +121,6 @@ class _Colours:
         bar.ax.tick_params(length=2, pad=1, labelsize=7.5)
 
 
-def _grid_width(frame: Frame) -> float:
-    full = WIDTH - _LEFT - (_RIGHT + _SPACE if frame.outside else 0.2)
-    # A short model's cells stay cells and do not become stripes.
-    return min(full, frame.layers * 0.5)
-
-
 def _axes(
     drawing: Figure, left: float, top: float, width: float, rows: int, height: float
 ) -> Axes:
@@ -120,7 +129,7 @@ def _axes(
 
 
 def _draw_layers(
-    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours, *, last: bool
+    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours
 ) -> None:
     grid = [[_mean(cells.get((row, n))) for n in range(frame.layers)] for row in frame.modules]
     if not grid:
@@ -142,28 +151,26 @@ def _draw_layers(
         axes.scatter(*zip(*dots, strict=True), s=1.5, c=INK, linewidths=0)
     axes.set_yticks(range(len(frame.modules)), frame.modules)
     axes.tick_params(left=False)
-    step = 1 if frame.layers <= 20 else 5 if frame.layers <= 60 else 10
-    ticks = list(range(0, frame.layers, step))
-    axes.set_xticks(ticks, [str(n) for n in ticks] if last else [])
+    width = axes.get_position().width * WIDTH / frame.layers
+    step = next(n for n in (1, 2, 5, 10, 20, 50, 1000) if n * width > 0.3)
+    axes.set_xticks(range(0, frame.layers, step))
     axes.tick_params(axis="x", length=2.5)
-    if last:
-        axes.set_xlabel("layer")
+    axes.set_xlabel("layer")
     axes.spines[:].set_visible(True)
 
 
 def _draw_outside(
-    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours
+    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours, *, names: bool
 ) -> None:
     values = [cells.get((row, None)) for row in frame.outside]
     grid = [[_mean(value)] for value in values]
     axes.imshow(grid, cmap=colours.map, norm=colours.norm, aspect="auto", interpolation="none")
     for i in range(1, len(values)):
         axes.axhline(i - 0.5, color="white", linewidth=0.8)
-    labels = [
-        f"{row}  {number(value.mean) if value else '-'}"
-        for row, value in zip(frame.outside, values, strict=True)
-    ]
-    axes.set_yticks(range(len(values)), labels)
+    texts = [number(value.mean) if value and value.mean else "-" for value in values]
+    if names:
+        texts = [f"{row}  {text}" for row, text in zip(frame.outside, texts, strict=True)]
+    axes.set_yticks(range(len(values)), texts)
     axes.yaxis.tick_right()
     axes.tick_params(right=False)
     axes.set_xticks([])
@@ -171,4 +178,4 @@ def _draw_outside(
 
 
 def _mean(spread: Spread | None) -> float:
-    return float("nan") if spread is None else spread.mean
+    return spread.mean if spread and spread.mean else float("nan")

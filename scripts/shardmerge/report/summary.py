@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from shardmerge.report.words import number, ranges
 
 #: Names of coefficients that vary over a line's layers.
 _FACTORS = "ghkmnpqrs"
+_HARD_SPACE = "\u00a0"
+_TOGETHER = re.compile(r"(\S+ \* )?\([^()]* - [^()]*\)|\S+ (?:\*|in) \S+")
 _Terms = tuple[tuple[str, Spread], ...]
 
 
@@ -67,16 +70,18 @@ def write_lines(lines: list[Line], width: int) -> list[str]:
             layers = "layer" if line.layers.isdigit() else "layers"
             where = f"{layers} {line.layers}: " if line.layers else ""
             where += " ".join(line.modules)
-        text = f"{where} = {line.formula}"
+        # No line ends within a product, a difference of two models, or a coefficient's range.
+        formula = _TOGETHER.sub(lambda m: m[0].replace(" ", _HARD_SPACE), line.formula)
+        text = f"{where} = {formula}"
         if len(text) <= width:
             written.append(text)
             continue
         written += textwrap.wrap(where, width, subsequent_indent="  ", break_long_words=False)
         written += textwrap.wrap(
-            f"= {line.formula}", width, initial_indent="  ", subsequent_indent="    ",
+            f"= {formula}", width, initial_indent="  ", subsequent_indent="    ",
             break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
-    return written
+    return [line.replace(_HARD_SPACE, " ") for line in written]
 
 
 def _runs(coefficients: Coefficients) -> list[tuple[str, tuple[int, ...], tuple[_Terms, ...]]]:

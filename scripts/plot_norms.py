@@ -1,0 +1,37 @@
+"""Plot the relative norms of a model's task vectors, and write them as a table."""
+
+from __future__ import annotations
+
+import argparse
+
+from shardmerge.cli import run
+from shardmerge.files import load_json, write_text
+from shardmerge.planning import load_spec
+from shardmerge.report.frame import frame_of
+from shardmerge.report.norms import measured, norm_cells, norm_table
+from shardmerge.report.plan_facts import description
+from shardmerge.report.plots import draw_norms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", required=True, help="digest of the build's description")
+    parser.add_argument("--records", nargs="*", default=[], help="of merge and delta jobs")
+    parser.add_argument("--output", required=True, help="SVG file")
+    parser.add_argument("--table", required=True, help="TSV file")
+    args = parser.parse_args()
+
+    build = description(args.build)
+    specs = (load_spec(shard["digest"]) for shard in build["shards"])
+    norms = measured(specs, map(load_json, args.records))
+    frame = frame_of(build["coefficients"])
+    nothing = "This model has no task vector: no difference of two sources is added to anything."
+    if build["numerics"] != "float32":
+        nothing = f"Not measured: numerics {build['numerics']} knows no task vectors of their own."
+    write_text(args.table, norm_table(norms, build["coefficients"]))
+    cells = norm_cells(norms, frame)
+    draw_norms(build["name"], frame, cells, list(build["sources"]), args.output, nothing)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""What a merged model is made of, in the words and tables of its card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shardmerge.markdown import code, table
+from shardmerge.provenance import public_names
+from shardmerge.report.coefficients import Coefficients, Spread, coefficients
+from shardmerge.report.summary import summarize
+from shardmerge.report.words import number, plural, ranges, short_names
+
+#: Modules that a column of the table names before it only counts the rest.
+_NAMED = 8
+
+
+def describe_coefficients(description: Mapping[str, Any]) -> str:
+    """Return Markdown that tells what the tensors of a build are made of.
+
+    Args:
+        description: Of the build.
+    """
+    tensors = description["coefficients"]
+    found, shorten = coefficients(tensors), _shortener(description["sources"])
+    reference = description["reference"]
+    copied = sum(terms == [[reference, 1.0]] for terms in tensors.values())
+    parts = [_sentence(copied, len(tensors), shorten(reference))]
+    lines = [
+        f"- {'everything else' if len(parts) and line.rest else _where(line.layers, line.modules)}: "
+        f"{code(line.formula)}"
+        for line in summarize(found, shorten)
+    ]
+    parts.append("\n".join(lines) + "\n")
+    for term in found.terms:
+        parts.append(_term(found, term, code(shorten(term))))
+    return "\n".join(parts)
+
+
+def _sentence(copied: int, total: int, reference: str) -> str:
+    if copied == total:
+        return f"Every tensor is that of {code(reference)}.\n"
+    if not copied:
+        return f"All {plural(total, 'tensor')} are computed:\n"
+    return (
+        f"{copied:,} of {plural(total, 'tensor')} are those of {code(reference)}; "
+        f"the other {total - copied:,} are computed:\n"
+    )
+
+
+def _where(layers: str, modules: tuple[str, ...]) -> str:
+    names = _names(modules)
+    if not layers:
+        return names
+    return f"{'layer' if layers.isdigit() else 'layers'} {layers}, {names}"
+
+
+def _names(modules: tuple[str, ...] | list[str]) -> str:
+    shown = ", ".join(code(module) for module in modules[:_NAMED])
+    more = len(modules) - _NAMED
+    return shown if more <= 0 else f"{shown} and {more} more"
+
+
+def _term(found: Coefficients, term: str, name: str) -> str:
+    """Return a source's or task vector's coefficient in every layer and module."""
+    values = {cell: _value(spread) for cell, spread in found.of(term).items()}
+    if len(set(values.values())) == 1:
+        return f"Coefficient of {name}: {next(iter(values.values()))} in every tensor.\n"
+    frame = found.frame
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for module in frame.modules:
+        column = tuple(values.get((module, layer), "") for layer in range(frame.layers))
+        columns.setdefault(column, []).append(module)
+    shown = {column: names for column, names in columns.items() if set(column) - {"0", ""}}
+    outside = [(row, values[row, None]) for row in frame.outside]
+    parts = [f"Coefficient of {name} (0 where none is given):\n"]
+    if shown:
+        rows: list[tuple[list[int], tuple[str, ...]]] = []
+        for layer, row in enumerate(zip(*shown, strict=True)):
+            if rows and rows[-1][1] == row:
+                rows[-1][0].append(layer)
+            else:
+                rows.append(([layer], row))
+        header = ["layers", *map(_names, shown.values())]
+        parts.append(table(header, [[ranges(n), *row] for n, row in rows], numbers=True))
+    given = [f"{code(row)} {value}" for row, value in outside if value != "0"]
+    if given:
+        parts.append(f"Outside the layers: {', '.join(given)}.\n")
+    return "\n".join(parts)
+
+
+def _value(spread: Spread) -> str:
+    if spread.varies:
+        return f"{number(spread.low)} to {number(spread.high)}"
+    return number(spread.mean)
+
+
+def _shortener(references: Mapping[str, Any]) -> Callable[[str], str]:
+    """Return a function that writes the references within a label by short, public names."""
+    public = public_names(references)
+    short = short_names(list(public.values()))
+    names = {reference: short[name] for reference, name in public.items()}
+    longest_first = sorted(names, key=lambda r: (-len(r), r))
+    pattern = re.compile(rf"(?<![^\s(])(?:{'|'.join(map(re.escape, longest_first))})(?![^\s,)])")
+    return lambda label: pattern.sub(lambda match: names[match[0]], label)

@@ -1,0 +1,151 @@
+"""A user's mistakes, at the command line: one message, exit status 1, nothing written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from models import llama_shapes, random_tensors, save_model
+from workflow_helpers import BASE, FINETUNED, LAYERS, RECIPIENT, Project, set_weight
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that nothing ran in yet."""
+    return Project.create(tmp_path_factory.mktemp("errors") / "fresh")
+
+
+@pytest.fixture
+def project(fresh: Project, tmp_path: Path) -> Project:
+    """A copy of it for one test to spoil."""
+    return fresh.copy(tmp_path / "project")
+
+
+def replace(project: Project, old: str, new: str) -> int:
+    """Replace the first occurrence in the recipe; return the number of its line."""
+    text = project.recipe.read_text(encoding="utf-8")
+    assert old in text
+    project.recipe.write_text(text.replace(old, new, 1), encoding="utf-8")
+    return text[: text.index(old)].count("\n") + 1
+
+
+def refused(project: Project, *needles: str) -> subprocess.CompletedProcess[str]:
+    """Run the workflow; it must fail with these words, and leave all as it was."""
+    before = project.snapshot()
+    done = project.run("--until", "merge_shard")
+    assert done.returncode == 1, done.stdout
+    for needle in needles:
+        assert needle in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.stdout.count("Error in ") <= 1, "one mistake, one message"
+    # A lock of sound sources may have been made; nothing else is new, changed or gone.
+    after = {k: v for k, v in project.snapshot().items() if k != "recipe.lock.json"}
+    assert after == before
+    return done
+
+
+class TestConfiguration:
+    def test_unknown_key_with_suggestion(self, project: Project) -> None:
+        project.configure(deltaz="auto")
+        refused(project, "configuration: unknown key 'deltaz'", "Did you mean 'deltas'?")
+
+    def test_unknown_key_below_another(self, project: Project) -> None:
+        project.configure(benchmark={"task": ["demo_B"]})
+        refused(project, "configuration: benchmark: unknown key 'task'", "Did you mean 'tasks'?")
+
+    def test_value_that_is_not_allowed(self, project: Project) -> None:
+        project.configure(deltas="stored")
+        refused(project, "configuration: deltas: 'stored' is not allowed", "Did you mean 'store'?")
+
+    def test_missing_recipe(self, project: Project) -> None:
+        project.configure(recipes=["recipes/nowhere.yaml"])
+        refused(project, "recipes/nowhere.yaml: cannot be read (No such file or directory)")
+
+    def test_unknown_model_to_benchmark(self, project: Project) -> None:
+        project.configure(benchmark={"tasks": ["demo_B"], "models": ["mergd"]})
+        refused(project, "configuration: benchmark.models", "Did you mean 'merged'?")
+
+
+class TestRecipe:
+    def test_unknown_key(self, project: Project) -> None:
+        line = replace(project, "base_model: meta", "base_modle: meta")
+        refused(project, f"recipe.yaml:{line}: ", "'base_modle'", "Did you mean 'base_model'?")
+
+    def test_unknown_method(self, project: Project) -> None:
+        line = replace(project, "merge_method: linear", "merge_method: lineer")
+        refused(project, f"recipe.yaml:{line}: unknown merge_method 'lineer'", "'linear'?")
+
+    def test_filter_that_matches_nothing(self, project: Project) -> None:
+        line = replace(project, "filter: v_proj", "filter: v_prj")
+        refused(project, f"recipe.yaml:{line}: ", "'v_prj'", "Did you mean 'v_proj'?")
+
+    def test_value_that_is_no_number(self, project: Project) -> None:
+        documents = set_weight(project.documents(), 0, "v_proj", [1, "much"])
+        project.write_documents(documents)
+        refused(project, "recipe.yaml:", "'much'")
+
+    def test_broken_yaml(self, project: Project) -> None:
+        replace(project, "models:", "models: [")
+        refused(project, "recipe.yaml:")
+
+    def test_unknown_model(self, project: Project) -> None:
+        replace(project, f"- model: {BASE}", "- model: Llama-2-70b")
+        refused(project, "model 'Llama-2-70b' is neither a folder")
+
+
+class TestSources:
+    def test_shapes_that_differ(self, project: Project) -> None:
+        shapes = llama_shapes(LAYERS) | {"model.layers.4.mlp.up_proj.weight": (20, 16)}
+        folder = project.folder / "models" / FINETUNED
+        for path in folder.iterdir():
+            path.unlink()
+        save_model(folder, random_tensors(shapes, 1))
+        refused(project, "model.layers.4.mlp.up_proj.weight", "20", "24", FINETUNED)
+
+    def test_pickles_only(self, project: Project) -> None:
+        folder = project.folder / "models" / FINETUNED
+        for path in folder.glob("model*"):
+            path.unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"never opened")
+        refused(project, FINETUNED, "has no safetensors files", "convert them to safetensors")
+
+    def test_folder_that_is_not_there(self, project: Project) -> None:
+        project.configure(sources={BASE: "models/nowhere"})
+        refused(project, BASE, "there is no folder 'models/nowhere'")
+
+    def test_file_of_the_index_missing(self, project: Project) -> None:
+        path = sorted((project.folder / "models" / RECIPIENT).glob("*.safetensors"))[1]
+        path.unlink()
+        refused(project, repr(path.name), "is missing", "model.safetensors.index.json")
+
+    def test_truncated_file(self, project: Project) -> None:
+        path = sorted((project.folder / "models" / RECIPIENT).glob("*.safetensors"))[1]
+        path.write_bytes(path.read_bytes()[:-3])
+        refused(project, path.name)
+
+    def test_lock_that_is_not_json(self, project: Project) -> None:
+        (project.folder / "recipe.lock.json").write_text("{")
+        done = project.run("--until", "merge_shard")
+        assert done.returncode == 1
+        assert "recipe.lock.json: is not JSON" in done.stdout
+        assert "Traceback" not in done.stdout
+        assert (project.folder / "recipe.lock.json").read_text() == "{"
+
+    def test_two_recipes_that_build_one_name(self, project: Project) -> None:
+        other = project.folder / "other.yaml"
+        other.write_text(project.recipe.read_text())
+        project.configure(recipes=["recipe.yaml", "other.yaml"])
+        done = project.run("-n", "--until", "merge_shard")
+        assert done.returncode == 1
+        assert "miquplus-midnight-70b" in done.stdout
+        assert "Traceback" not in done.stdout
+        assert not (project.folder / "results").exists()
+
+
+def test_the_project_is_sound_before_it_is_spoiled(fresh: Project, tmp_path: Path) -> None:
+    """Else every refusal above might be for another reason."""
+    project = fresh.copy(tmp_path / "project")
+    assert len(project.pending_shards()) == 5
+    assert json.loads((project.folder / "recipe.lock.json").read_text())

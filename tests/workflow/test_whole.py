@@ -1,0 +1,159 @@
+"""The demo as shipped, from recipes to benchmark tables, and its negative control."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from workflow_helpers import REPOSITORY, Project, sha256
+
+pytestmark = pytest.mark.slow
+
+NAME = "miquplus-midnight-tiny"
+DONOR = "miquplus-midnight-tiny-donor"
+ABLATIONS = ("miquplus-midnight-tiny-all-layers", "miquplus-midnight-tiny-no-filters")
+DEMO = "resources/demo"
+EVERYTHING = ("models", "benchmarks")
+
+
+def demo(folder: Path, recipe: str = f"{NAME}.yaml", **changes: Any) -> Project:
+    """Return a project of the shipped demo: its models, tasks and configuration, and a recipe."""
+    (folder / "resources").mkdir(parents=True)
+    (folder / DEMO).symlink_to(REPOSITORY / DEMO)
+    (folder / "config" / "recipes").mkdir(parents=True)
+    (folder / "config" / "tasks").symlink_to(REPOSITORY / "config" / "tasks")
+    shipped = REPOSITORY / "config" / "recipes" / recipe
+    path = folder / "config" / "recipes" / recipe
+    path.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    project = Project(folder)
+    project.recipe = path
+    values = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
+    values |= {"recipes": [f"config/recipes/{recipe}"]} | changes
+    (folder / "cfg.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return project
+
+
+def scores(project: Project, name: str = NAME) -> dict[tuple[str, str], float]:
+    """Return the accuracies of a build's table by model and task."""
+    table = project.folder / "results" / name / "benchmarks" / "table.json"
+    cells = json.loads(table.read_text(encoding="utf-8"))["cells"]
+    return {(c["model"], c["task"]): c["value"] for c in cells if c["metric"] == "acc"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The demo, built and measured."""
+    project = demo(tmp_path_factory.mktemp("whole") / "demo")
+    project.build(*EVERYTHING)
+    return project
+
+
+class TestDemo:
+    def test_merge_has_both_skills(self, built: Project) -> None:
+        found = scores(built)
+        assert found[NAME, "demo_B"] >= 0.7
+        assert found["miqu-tiny", "demo_B"] <= 0.6
+        assert found[NAME, "demo_C"] >= 0.95
+        assert found[NAME, "demo_copy"] >= 0.95
+
+    def test_checksums_verify(self, built: Project) -> None:
+        folder = built.folder / "results" / NAME / "model"
+        done = subprocess.run(
+            ["sha256sum", "--check", "--strict", "SHA256SUMS"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").open()}
+        present = {p.name for p in folder.iterdir()} - {"SHA256SUMS"}
+        assert {name.strip() for name in listed} == present
+
+    def test_second_run_does_nothing(self, built: Project) -> None:
+        assert built.pending(*EVERYTHING) == []
+        before = built.snapshot()
+        built.build(*EVERYTHING)
+        assert built.snapshot() == before
+
+    def test_nothing_unfinished_is_left(self, built: Project) -> None:
+        assert built.parts() == []
+
+    def test_no_donor_was_written(self, built: Project) -> None:
+        folders = {p.name for p in (built.folder / "results").iterdir()}
+        assert folders == {NAME, "benchmarks"}
+
+    def test_sources_are_untouched(self, built: Project) -> None:
+        """Their lock, made before the build, still holds when every file is read again."""
+        lock = json.loads((built.recipe.with_suffix(".lock.json")).read_text(encoding="utf-8"))
+        for name, source in lock["sources"].items():
+            for file, locked in source["files"].items():
+                assert locked["sha256"] == sha256(built.folder / name / file), file
+
+
+class TestNegativeControl:
+    def test_a_skill_that_the_base_never_saw_does_not_come_over(self, tmp_path: Path) -> None:
+        benchmark = {
+            "models": ["merged", f"{DEMO}/stranger-tiny"],
+            "tasks": ["demo_D", "demo_C"],
+            "include_path": "config/tasks/demo",
+            "batch_size": 64,
+            "per": "model",
+        }
+        project = demo(tmp_path / "control", benchmark=benchmark)
+        text = project.recipe.read_text(encoding="utf-8")
+        assert "midnight-tiny\n" in text
+        donor = f"{DEMO}/midnight-tiny\n"
+        project.recipe.write_text(text.replace(donor, f"{DEMO}/stranger-tiny\n"))
+        project.build("benchmarks")
+        found = scores(project)
+        assert found["stranger-tiny", "demo_D"] >= 0.95
+        assert found[NAME, "demo_D"] <= 0.4
+        assert found[NAME, "demo_C"] >= 0.95
+
+
+class TestAblations:
+    @pytest.fixture(scope="class")
+    def projects(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
+        """The ablations and their donor with every way to treat task vectors."""
+        made = {}
+        for deltas in ("fuse", "store", "auto"):
+            project = demo(
+                tmp_path_factory.mktemp("ablations") / deltas,
+                f"{NAME}-ablations.yaml",
+                stages=["final", DONOR],
+                deltas=deltas,
+                benchmark={"tasks": []},
+                resources={"merge_threads": 1},
+            )
+            project.build("--until", "merge_shard")
+            made[deltas] = project
+        return made
+
+    def test_all_stages_have_the_same_bytes(self, projects: dict[str, Project]) -> None:
+        for name in (DONOR, *ABLATIONS):
+            expected = projects["fuse"].shards(name)
+            assert len(expected) > 1
+            assert projects["store"].shards(name) == expected
+            assert projects["auto"].shards(name) == expected
+
+    def test_shared_task_vectors_are_stored_unless_fused(
+        self, projects: dict[str, Project]
+    ) -> None:
+        records = {
+            deltas: len(list((p.folder / "results").glob("deltas/*/records/*.json")))
+            for deltas, p in projects.items()
+        }
+        assert records["fuse"] == 0
+        assert records["store"] > 0 and records["auto"] > 0
+
+    def test_only_what_store_made_is_kept(self, projects: dict[str, Project]) -> None:
+        kept = {
+            deltas: len(list((p.folder / "results").glob("deltas/*/*.safetensors")))
+            for deltas, p in projects.items()
+        }
+        assert kept["store"] > 0
+        assert kept["fuse"] == 0
