@@ -57,7 +57,7 @@ test-all: lint
 	pytest -m slurm tests
 
 demo-models: env
-	python scripts/train_demo_models.py
+	python scripts/train_demo_models.py --output $(or $(OUTPUT),demo-models)
 
 docs: env
 	python scripts/generate_docs.py

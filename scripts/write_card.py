@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from shardmerge.card import load_table, make_card
+from shardmerge import scores
+from shardmerge.card import make_card
 from shardmerge.cli import run
 from shardmerge.errors import UserError
 from shardmerge.files import write_text
@@ -16,8 +17,8 @@ from shardmerge.package import load_description
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
-    parser.add_argument("--card", default="{}", help="JSON: license, description, prompt_format, tags")
-    parser.add_argument("--benchmarks", type=Path, help="table of benchmark_table.py, as JSON")
+    parser.add_argument("--card", default="{}", help="the configuration's `card`, as JSON")
+    parser.add_argument("--benchmarks", nargs="*", default=[], help="files of benchmark.py")
     parser.add_argument("--output", required=True, type=Path, help="README.md to write")
     args = parser.parse_args()
 
@@ -25,8 +26,8 @@ def main() -> None:
         settings = json.loads(args.card)
     except ValueError as error:
         raise UserError(f"is not JSON ({error})", "--card") from None
-    scores = load_table(args.benchmarks) if args.benchmarks else None
-    write_text(args.output, make_card(load_description(args.build), settings, scores))
+    table = scores.combine(scores.load(args.benchmarks)) if args.benchmarks else None
+    write_text(args.output, make_card(load_description(args.build), settings, table))
 
 
 if __name__ == "__main__":

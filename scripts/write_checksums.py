@@ -13,7 +13,7 @@ from shardmerge.package import checksums, load_records
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", nargs="+", required=True, type=Path, help="files to hash")
-    parser.add_argument("--records", nargs="+", required=True, type=Path, help="the shards' records")
+    parser.add_argument("--records", nargs="+", required=True, type=Path, help="of the shards")
     parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
     args = parser.parse_args()
 

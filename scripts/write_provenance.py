@@ -14,7 +14,7 @@ from shardmerge.provenance import make_provenance
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
-    parser.add_argument("--records", nargs="+", required=True, type=Path, help="the shards' records")
+    parser.add_argument("--records", nargs="+", required=True, type=Path, help="of the shards")
     parser.add_argument("--verify", required=True, type=Path, help="what verify_model.py wrote")
     parser.add_argument("--files", nargs="*", default=[], type=Path, help="all other files")
     parser.add_argument("--output", required=True, type=Path, help="in the model's folder")

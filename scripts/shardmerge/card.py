@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge import __version__
 from shardmerge.card_coefficients import describe_coefficients
 from shardmerge.errors import UserError
-from shardmerge.files import load_json
 from shardmerge.markdown import block, code, link, table
 from shardmerge.provenance import public_names
 from shardmerge.references import parse_reference
 from shardmerge.report.words import plural
 from shardmerge.score_text import to_markdown
-from shardmerge.scores import Cell, Column, Table, card_results
+from shardmerge.scores import Table, card_results
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -75,25 +73,6 @@ def base_models(description: Mapping[str, Any]) -> list[str]:
         elif parsed.is_hub_name and not re.search(r"--|\.\.", parsed.path):
             names[parsed.path] = None
     return list(names)
-
-
-def load_table(path: Path) -> Table:
-    """Return the benchmark table that ``scores.to_json`` wrote.
-
-    Raises:
-        UserError: If it is not one.
-    """
-    data = load_json(path)
-    cells = {}
-    try:
-        for row in data["cells"]:
-            column = Column(**{key: row[key] for key in Column.__dataclass_fields__})
-            cell = {key: row[key] for key in Cell.__dataclass_fields__}
-            cells[row["model"], column] = Cell(**cell | {"notes": tuple(row["notes"])})
-        columns = tuple(dict.fromkeys(column for _, column in cells))
-        return Table(tuple(data["models"]), columns, cells, tuple(data["footnotes"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"is not a benchmark table ({error!r})", str(path)) from None
 
 
 def _sections(

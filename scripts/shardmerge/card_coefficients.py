@@ -9,7 +9,7 @@ from typing import Any
 from shardmerge.markdown import code, table
 from shardmerge.provenance import public_names
 from shardmerge.report.coefficients import Coefficients, Spread, coefficients
-from shardmerge.report.summary import summarize
+from shardmerge.report.summary import Line, summarize
 from shardmerge.report.words import number, plural, ranges, short_names
 
 #: Modules that a column of the table names before it only counts the rest.
@@ -26,13 +26,13 @@ def describe_coefficients(description: Mapping[str, Any]) -> str:
     found, shorten = coefficients(tensors), _shortener(description["sources"])
     reference = description["reference"]
     copied = sum(terms == [[reference, 1.0]] for terms in tensors.values())
-    parts = [_sentence(copied, len(tensors), shorten(reference))]
     lines = [
-        f"- {'everything else' if len(parts) and line.rest else _where(line.layers, line.modules)}: "
-        f"{code(line.formula)}"
-        for line in summarize(found, shorten)
+        f"- {_where(line)}: {code(line.formula)}"
+        for line in sorted(summarize(found, shorten), key=lambda line: line.rest)
     ]
-    parts.append("\n".join(lines) + "\n")
+    parts = [_sentence(copied, len(tensors), shorten(reference))]
+    if copied < len(tensors):
+        parts.append("\n".join(lines) + "\n")
     for term in found.terms:
         parts.append(_term(found, term, code(shorten(term))))
     return "\n".join(parts)
@@ -49,11 +49,13 @@ def _sentence(copied: int, total: int, reference: str) -> str:
     )
 
 
-def _where(layers: str, modules: tuple[str, ...]) -> str:
-    names = _names(modules)
-    if not layers:
+def _where(line: Line) -> str:
+    if line.rest:
+        return "everything else"
+    names = _names(line.modules)
+    if not line.layers:
         return names
-    return f"{'layer' if layers.isdigit() else 'layers'} {layers}, {names}"
+    return f"{'layer' if line.layers.isdigit() else 'layers'} {line.layers}, {names}"
 
 
 def _names(modules: tuple[str, ...] | list[str]) -> str:

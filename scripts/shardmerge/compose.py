@@ -187,6 +187,9 @@ class _StageModel(_Model):
 
     def _call(self, tensor: str, inputs: tuple[ex.Expression, ...]) -> ex.Call:
         shared, per_input = self._parameters(tensor)
+        if not self.method.deterministic:
+            # Two stages of one random method must not draw the same numbers.
+            shared = shared | {"stage": self.stage.name}
         return ex.Call(
             method=self.method.name,
             inputs=inputs,
@@ -211,13 +214,19 @@ class _StageModel(_Model):
             weights = dict(call.per_input)["weight"]
             keep = [i for i, w in enumerate(weights) if w != 0] or [0]
             call = _select(call, keep)
-        return _cast(call, dtype, self.table[tensor].dtype)
+        made = registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        return _cast(call, made, self.table[tensor].dtype)
 
     def _dtype(self, tensor: str) -> str:
         entry = self.composer.model(self.stage.reference_model).table[tensor]
         if not DTYPES[entry.dtype].floating:
             return entry.dtype
-        return self.stage.out_dtype or self.stage.dtype or self._promoted(tensor)
+        if self.stage.out_dtype:
+            return self.stage.out_dtype
+        dtype = self.stage.dtype or self._promoted(tensor)
+        if self.composer.numerics == MERGEKIT:
+            return registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        return dtype
 
     def _promoted(self, tensor: str) -> str:
         codes = dict.fromkeys(model.table[tensor].dtype for model in self.inputs)
@@ -257,6 +266,15 @@ class _StageModel(_Model):
                 )
                 for i, item in enumerate(self.slice.inputs)
             )
+        models = tuple(model.name for model in self.inputs)
+        if self.method.check is None:
+            return shared, per_input
+        try:
+            self.method.check(registry.Request(models, self.base, shared, per_input))
+        except UserError as error:
+            raise UserError(
+                f"{error.message} (tensor {tensor!r})", error.where or where, error.hint
+            ) from None
         return shared, per_input
 
     @cached_property

@@ -111,9 +111,7 @@ def sha256_of(path: Path) -> str:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
 
 
-def checksums(
-    folder: Path, files: Iterable[Path], records: Mapping[str, Mapping[str, Any]]
-) -> str:
+def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the text of SHA256SUMS, as ``sha256sum --check`` reads it.
 
     Args:

@@ -172,8 +172,7 @@ class Recomputer:
             case ex.Call():
                 whole = self._is_whole(node)
                 tensors = [
-                    self._stated(i, self._inside(i, node, runs, whole)).clone()
-                    for i in node.inputs
+                    self._stated(i, self._inside(i, node, runs, whole)).clone() for i in node.inputs
                 ]
                 result = self._run(node, tensors, runs, whole)
                 return result[positions(runs)] if whole else result

@@ -62,7 +62,8 @@ def decode(stored: np.ndarray, code: str) -> np.ndarray:
     """
     if code == "BF16":
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of signalling NaNs
+        return stored.astype(np.float64)
 
 
 def half_ulp(code: str, magnitude: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Elements of tensors in safetensors files, read run by run: the reader of checks, not of merges."""
+"""Elements of tensors in safetensors files, read run by run: how checks read, not merges."""
 
 from __future__ import annotations
 

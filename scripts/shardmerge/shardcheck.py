@@ -183,9 +183,7 @@ def _check_tensor(
         findings.largest, findings.largest_at = largest, tensor.name
 
 
-def _compare(
-    found: np.ndarray, estimate: Estimate, dtype: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Return which elements are wrong, and every element's error in units of its tolerance."""
     value, error = estimate.value, estimate.error
     largest = np.abs(value) + error
@@ -228,8 +226,7 @@ def _fail(
     element = int(positions(runs)[index])
     place = [int(i) for i in np.unravel_index(element, tensor.shape)]
     raise UserError(
-        f"element {place} is {found[index].item()!r}, but must be "
-        f"{wanted[index].item()!r}{within}",
+        f"element {place} is {found[index].item()!r}, but must be {wanted[index].item()!r}{within}",
         where,
         _HINT,
     )

@@ -88,10 +88,10 @@ def _check_index(description: Mapping[str, Any], folder: Path) -> None:
             raise UserError("is missing", str(path))
         return
     wanted, found = make_index(description), load_json(path)
-    total = found.get("metadata", {}).get("total_size")
-    if total != wanted["metadata"]["total_size"]:
+    total, size = found.get("metadata", {}).get("total_size"), wanted["metadata"]["total_size"]
+    if total != size:
         raise UserError(
-            f"has total_size {total}, but the tensors have {wanted['metadata']['total_size']} bytes",
+            f"has total_size {total}, but the tensors have {size} bytes",
             str(path),
             _AGAIN,
         )

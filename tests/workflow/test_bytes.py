@@ -78,34 +78,34 @@ def whole(large: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return project.shards()
 
 
-def shards_of(project: Project) -> Callable[[], list[Path]]:
-    folder = project.folder / "results" / NAME / "model"
-    return lambda: list(folder.glob("model-*.safetensors"))
+def shards_of(project: Project) -> list[Path]:
+    """Return the shards that have their names."""
+    return list((project.folder / "results" / NAME / "model").glob("model-*.safetensors"))
 
 
-def parts_of(project: Project) -> Callable[[], list[Path]]:
-    folder = project.folder / "results" / NAME / "model"
-    return lambda: list(folder.glob(".*.part"))
+def parts_of(project: Project) -> list[Path]:
+    """Return the shards that are being written."""
+    return list((project.folder / "results" / NAME / "model").glob(".*.part"))
+
+
+#: When a run is killed: what holds of a project at that moment.
+MOMENTS: dict[str, Callable[[Project], bool]] = {
+    "while-the-first-shard-is-written": lambda p: bool(parts_of(p)),
+    "after-the-first-shard": lambda p: len(shards_of(p)) >= 1,
+    "while-a-later-shard-is-written": lambda p: len(shards_of(p)) >= 2 and bool(parts_of(p)),
+}
 
 
 @pytest.mark.slow
 class TestKilled:
     """SIGKILL to the whole process group, then the same command again."""
 
-    MOMENTS = {
-        "while-the-first-shard-is-written": lambda p: lambda: bool(parts_of(p)()),
-        "after-the-first-shard": lambda p: lambda: len(shards_of(p)()) >= 1,
-        "while-a-later-shard-is-written": lambda p: (
-            lambda: len(shards_of(p)()) >= 2 and bool(parts_of(p)())
-        ),
-    }
-
     @pytest.mark.parametrize("moment", MOMENTS)
     def test_and_resumed(
         self, large: Project, whole: dict[str, str], tmp_path: Path, moment: str
     ) -> None:
         project = large.copy(tmp_path / "project")
-        assert project.kill_when(self.MOMENTS[moment](project), "--until", "merge_shard")
+        assert project.kill_when(lambda: MOMENTS[moment](project), "--until", "merge_shard")
         finished = project.shards()
         assert finished.items() <= whole.items(), "a shard is whole as soon as it has its name"
         assert len(finished) < len(whole)
@@ -124,13 +124,13 @@ class TestKilled:
     ) -> None:
         project = large.copy(tmp_path / "project")
         # Snakemake notes a job's end after its files have their names: wait for two.
-        assert project.kill_when(lambda: len(shards_of(project)()) >= 2, "--until", "merge_shard")
-        before = {p.name: p.stat().st_mtime_ns for p in shards_of(project)()}
+        assert project.kill_when(lambda: len(shards_of(project)) >= 2, "--until", "merge_shard")
+        before = {p.name: p.stat().st_mtime_ns for p in shards_of(project)}
         project.build("--unlock")
         pending = project.pending_shards()
         assert len(pending) < len(whole)
         project.build()
-        after = {p.name: p.stat().st_mtime_ns for p in shards_of(project)()}
+        after = {p.name: p.stat().st_mtime_ns for p in shards_of(project)}
         kept = set(before) - pending
         assert kept and {n: after[n] for n in kept} == {n: before[n] for n in kept}
         assert project.shards() == whole

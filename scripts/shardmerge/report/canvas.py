@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Inches; 960 pixels in a browser, which fits beside the navigation of Snakemake's report.
 WIDTH = 10.0
+#: Inches; that report cuts off the top of a picture that is higher than its window.
+HEIGHT = 6.8
 #: Okabe and Ito's palette, distinct under every colour blindness; https://jfly.uni-koeln.de/color.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#8A8F98"

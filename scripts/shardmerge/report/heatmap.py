@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardmerge.report.canvas import FAINT, INK, WIDTH, figure
+from shardmerge.report.canvas import FAINT, HEIGHT, INK, WIDTH, figure
 from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell, Frame
 from shardmerge.report.words import number
@@ -61,11 +61,12 @@ def draw_heatmap(
         panels: Title to value of cells; cells that are not there stay white.
         scale: Shared by all panels.
     """
-    # A report shows pictures that are higher than the window badly.
-    columns = 1 if len(panels) <= 3 else 2 if len(panels) <= 8 else 3
     body = max(len(frame.modules), len(frame.outside)) * _ROW
     step = _PANEL_TITLE + body + _GAP
-    height = _TOP + math.ceil(len(panels) / columns) * step + _BOTTOM
+    heights = {n: _TOP + math.ceil(len(panels) / n) * step + _BOTTOM for n in (1, 2, 3)}
+    columns = next((n for n, height in heights.items() if height <= HEIGHT), 3)
+    columns = min(columns, len(panels))
+    height = heights[columns]
     side = _SPACE + _ROW + _VALUES if frame.outside else _SPACE
     room = WIDTH - _LEFT - columns * side - (_NAMES if frame.outside else 0)
     # A short model's cells stay cells and do not become stripes.
@@ -79,7 +80,9 @@ def draw_heatmap(
             row, column = divmod(i, columns)
             top = height - _TOP - row * step - _PANEL_TITLE
             left = _LEFT + column * (width + side)
-            drawing.text(left / WIDTH, (top + 0.06) / height, name, weight="bold", size=10 - columns)
+            drawing.text(
+                left / WIDTH, (top + 0.06) / height, name, weight="bold", size=10 - columns
+            )
             axes = _axes(drawing, left, top, width, len(frame.modules), height)
             _draw_layers(axes, frame, cells, colours)
             if column:
@@ -104,7 +107,10 @@ class _Colours:
         if scale.colours == "RdBu":
             # Blue adds, red subtracts, on every figure; the smallest part differs from nothing.
             reach = max(abs(scale.low), abs(scale.high))
-            ends = (0.5 + 0.43 * scale.low / reach if scale.low else 0.54, 0.5 + 0.43 * scale.high / reach)
+            ends = (
+                0.5 + 0.43 * scale.low / reach if scale.low else 0.54,
+                0.5 + 0.43 * scale.high / reach,
+            )
             steps = [ends[0] + (ends[1] - ends[0]) * i / 255 for i in range(256)]
             colours = LinearSegmentedColormap.from_list("part", colours(steps))
         self.map = colours.with_extremes(bad="white")
@@ -121,16 +127,12 @@ class _Colours:
         bar.ax.tick_params(length=2, pad=1, labelsize=7.5)
 
 
-def _axes(
-    drawing: Figure, left: float, top: float, width: float, rows: int, height: float
-) -> Axes:
+def _axes(drawing: Figure, left: float, top: float, width: float, rows: int, height: float) -> Axes:
     size = rows * _ROW
     return drawing.add_axes((left / WIDTH, (top - size) / height, width / WIDTH, size / height))
 
 
-def _draw_layers(
-    axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours
-) -> None:
+def _draw_layers(axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours) -> None:
     grid = [[_mean(cells.get((row, n))) for n in range(frame.layers)] for row in frame.modules]
     if not grid:
         axes.set_axis_off()

@@ -60,7 +60,11 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
         if stage["name"] != name and stage["name"] in plan.builds:
             role = "a model of its own too"
         heading = f"  document {stage['name']} ({stage['method']}; {role})"
-        lines += ["", terminal.dim(heading), *(f"    {x}" for x in stage["text"].strip().split("\n"))]
+        lines += [
+            "",
+            terminal.dim(heading),
+            *(f"    {x}" for x in stage["text"].strip().split("\n")),
+        ]
     return lines
 
 
@@ -75,11 +79,16 @@ def _totals(totals: Totals) -> list[tuple[str, str]]:
         rows.append(("to write", f"{_count(totals.deltas)} of task vectors"))
     rows.append(("" if totals.deltas.files else "to write", f"{_count(totals.models)} of models"))
     if totals.done.files:
-        rows.append(("on disk", f"{_count(totals.done)} of that (`snakemake -n` lists what is stale)"))
+        rows.append(
+            ("on disk", f"{_count(totals.done)} of that (`snakemake -n` lists what is stale)")
+        )
     free = shutil.disk_usage(".").free
     short = "" if totals.disk <= free else ", too little"
     rows.append(
-        ("peak disk", f"at most {human_bytes(totals.disk)} more ({human_bytes(free)} free here{short})")
+        (
+            "peak disk",
+            f"at most {human_bytes(totals.disk)} more ({human_bytes(free)} free here{short})",
+        )
     )
     if totals.unread.files:
         what = f"{totals.unread.files} of {plural(totals.weights, 'source file')}"

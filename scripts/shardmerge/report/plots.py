@@ -66,4 +66,6 @@ def draw_norms(
 
 
 def _experts(frame: Frame) -> str:
-    return f"Dots: the {plural(frame.experts, 'expert')} of a layer differ; the colour is their mean."
+    return (
+        f"Dots: the {plural(frame.experts, 'expert')} of a layer differ; the colour is their mean."
+    )

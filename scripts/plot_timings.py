@@ -1,0 +1,24 @@
+"""Plot where the time of merge jobs goes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmerge.cli import run
+from shardmerge.files import load_json
+from shardmerge.report.timings import draw_timings, timing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--records", nargs="*", default=[], help="JSON records, named as the shards"
+    )
+    parser.add_argument("--output", required=True, help="SVG file")
+    args = parser.parse_args()
+    draw_timings([timing(Path(path).stem, load_json(path)) for path in args.records], args.output)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,28 @@
+"""Write how a model is made, shard by shard, as an HTML page."""
+
+from __future__ import annotations
+
+import argparse
+
+from shardmerge.cli import run
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.files import load_json, write_text
+from shardmerge.plan import Plan
+from shardmerge.report.plan_table import plan_page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", required=True, help="the plan's JSON file")
+    parser.add_argument("--name", required=True, help="the build's name")
+    parser.add_argument("--output", required=True, help="HTML file")
+    args = parser.parse_args()
+    plan = Plan.from_json(load_json(args.plan))
+    if args.name not in plan.builds:
+        hint = did_you_mean(args.name, plan.builds)
+        raise UserError(f"the plan builds no model {args.name!r}", args.plan, hint)
+    write_text(args.output, plan_page(plan, args.name))
+
+
+if __name__ == "__main__":
+    run(main)
