@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from shardmerge.cli import run
+from shardmerge.package import load_description
 from shardmerge.report.coefficients import coefficients
-from shardmerge.report.plan_facts import description
 from shardmerge.report.plots import draw_coefficients
 
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--build", required=True, help="digest of the build's description")
     parser.add_argument("--output", required=True, help="SVG file")
     args = parser.parse_args()
-    build = description(args.build)
+    build = load_description(args.build)
     found = coefficients(build["coefficients"])
     draw_coefficients(build["name"], found, list(build["sources"]), args.output)
 

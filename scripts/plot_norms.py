@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 from shardmerge.cli import run
+from shardmerge.expression import deltas
 from shardmerge.files import load_json, write_text
+from shardmerge.package import load_description
 from shardmerge.planning import load_spec
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import measured, norm_cells, norm_table
-from shardmerge.report.plan_facts import description
 from shardmerge.report.plots import draw_norms
 
 
@@ -21,13 +22,18 @@ def main() -> None:
     parser.add_argument("--table", required=True, help="TSV file")
     args = parser.parse_args()
 
-    build = description(args.build)
-    specs = (load_spec(shard["digest"]) for shard in build["shards"])
+    build = load_description(args.build)
+    specs = [load_spec(shard["digest"]) for shard in build["shards"]]
     norms = measured(specs, map(load_json, args.records))
     frame = frame_of(build["coefficients"])
-    nothing = "This model has no task vector: no difference of two sources is added to anything."
-    if build["numerics"] != "float32":
-        nothing = f"Not measured: numerics {build['numerics']} knows no task vectors of their own."
+    if any(deltas(tensor.expression) for spec in specs for tensor in spec.tensors):
+        nothing = "The records of this model's jobs tell no norms of its task vectors."
+    elif build["numerics"] != "float32":
+        nothing = f"Not measured: numerics {build['numerics']} computes no task vectors apart."
+    else:
+        nothing = (
+            "This model has no task vector: no difference of two sources is added to anything."
+        )
     write_text(args.table, norm_table(norms, build["coefficients"]))
     cells = norm_cells(norms, frame)
     draw_norms(build["name"], frame, cells, list(build["sources"]), args.output, nothing)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
+
+from models import llama_shapes
 
 from shardmerge.files import write_json
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
@@ -21,12 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def llama_70b(layers: int = 80) -> Shapes:
     """Return the tensors of a Llama-2-70B of some number of layers, with their shapes."""
-    wide = {"self_attn.q_proj": (8192, 8192), "self_attn.k_proj": (1024, 8192)}
-    wide |= {"self_attn.v_proj": (1024, 8192), "self_attn.o_proj": (8192, 8192)}
-    wide |= {"mlp.gate_proj": (28672, 8192), "mlp.up_proj": (28672, 8192)}
-    wide |= {"mlp.down_proj": (8192, 28672), "input_layernorm": (8192,)}
-    wide |= {"post_attention_layernorm": (8192,)}
-    return _model(layers, wide, 32000, 8192)
+    return llama_shapes(layers, hidden=8192, inter=28672, vocab=32000, kv=1024)
 
 
 def mixtral(layers: int = 32, experts: int = 8) -> Shapes:
@@ -39,15 +35,10 @@ def mixtral(layers: int = 32, experts: int = 8) -> Shapes:
         wide |= {f"{name}.w1": (14336, 4096), f"{name}.w2": (4096, 14336)}
         wide |= {f"{name}.w3": (14336, 4096)}
     wide |= {"input_layernorm": (4096,), "post_attention_layernorm": (4096,)}
-    return _model(layers, wide, 32000, 4096)
-
-
-def _model(layers: int, wide: Shapes, vocabulary: int, hidden: int) -> Shapes:
-    shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    shapes: Shapes = {"model.embed_tokens.weight": (32000, 4096)}
     for layer in range(layers):
         shapes |= {f"model.layers.{layer}.{n}.weight": s for n, s in wide.items()}
-    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
-    return shapes
+    return shapes | {"model.norm.weight": (4096,), "lm_head.weight": (32000, 4096)}
 
 
 def hub_source(repo: str, shapes: Shapes, files: int) -> LockedSource:
@@ -82,4 +73,4 @@ def large_plan(
     lock = Lock({r: hub_source(r, shapes, files + i) for i, r in enumerate(references)})
     write_json(lock_path(path), lock.to_json())
     loaded = load_settings({"recipes": [str(path)], **settings})
-    return load_plan(loaded, say=lambda line: print(json.dumps(line)))
+    return load_plan(loaded, say=lambda line: None)

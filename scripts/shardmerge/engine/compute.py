@@ -69,7 +69,7 @@ class Lane:
             arena[position : position + part.count * dtype.itemsize].view(dtype)
             for position, dtype in ((p, torch_dtype(code)) for p, code in part.leaves)
         ]
-        if not self._evaluator.calls:
+        if not part.whole:
             self._fill(part, leaves, output)
             return
         for whole in self._job.whole.acquire(part.tensor, self._make_whole):
@@ -145,7 +145,7 @@ class Lane:
         bad = ~out.isfinite()
         if not bad.any():
             return
-        if not self._evaluator.calls:
+        if not part.whole:
             for view in views:
                 bad &= view.isfinite()
         elif self._source_is_nonfinite(part.tensor):

@@ -29,6 +29,7 @@ class Piece:
         tensor: Index of the output tensor that is computed, or None.
         itemsize: Bytes of one of its elements.
         leaves: Where the tensors that it is computed from lie.
+        whole: Whether a method must see whole tensors for it.
     """
 
     begin: int
@@ -37,6 +38,7 @@ class Piece:
     tensor: int | None = None
     itemsize: int = 1
     leaves: tuple[Location, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Part:
         skip: Bytes of the first element that lie before the window.
         begin, end: Range in the window, in bytes.
         leaves: (position in the input buffer, dtype code) of each leaf's elements.
+        whole: Whether a method must see whole tensors for it.
     """
 
     tensor: int
@@ -69,6 +72,7 @@ class Part:
     begin: int
     end: int
     leaves: tuple[tuple[int, str], ...]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,7 @@ def _piece(
     for part in (*files, *calls):
         _same_count(tensor, part, count)
     locations = tuple(inputs.locate(leaf) for leaf in files)
-    return Piece(begin, end, None, index, DTYPES[tensor.dtype].size, locations)
+    return Piece(begin, end, None, index, DTYPES[tensor.dtype].size, locations, bool(calls))
 
 
 def _mergeable(tensor: OutputTensor, inputs: Inputs) -> None:
@@ -235,7 +239,7 @@ def _part(
         positions.append((arena, leaf.dtype))
         arena += -(-length // _ALIGN) * _ALIGN
     skip = low - piece.begin - first * piece.itemsize
-    part = Part(
-        piece.tensor, first, last - first, skip, low - window, high - window, tuple(positions)
-    )
+    begin, end = low - window, high - window
+    places = tuple(positions)
+    part = Part(piece.tensor, first, last - first, skip, begin, end, places, piece.whole)
     return part, arena

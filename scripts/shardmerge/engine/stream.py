@@ -93,8 +93,8 @@ class Stream:
         from shardmerge.engine.compute import Job, Lane
         from shardmerge.engine.whole import WholeTensors
 
-        parts = Counter(part.tensor for window in self._windows for part in window.parts)
-        whole = WholeTensors(parts)
+        parts = (part for window in self._windows for part in window.parts)
+        whole = WholeTensors(Counter(part.tensor for part in parts if part.whole))
         job = Job(self.spec, self.inputs, self.tally, whole)
         cuda = self._device == "cuda"
         block = TUNING.device_block if cuda else block_length(self.spec, TUNING)

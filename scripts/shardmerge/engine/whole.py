@@ -24,18 +24,18 @@ from shardmerge.spec import ShardSpec
 class WholeTensors:
     """The results of one output tensor's whole calls, held while its windows are filled.
 
-    Windows are computed in order, so a lane that waits here for the tensor before waits only for
-    lanes that do not wait.
+    Tensors have their turn in the order of the output, as windows have, so a lane that waits here
+    waits only for lanes with earlier windows.
 
     Args:
-        parts: For each output tensor, in how many windows it lies.
+        parts: For each output tensor with whole calls, in how many windows it lies.
     """
 
     def __init__(self, parts: Counter[int]) -> None:
         self._left = parts
+        self._turns = sorted(parts, reverse=True)
         self._changed = threading.Condition()
-        self._held: int | None = None
-        self._results: list[torch.Tensor] = []
+        self._results: list[torch.Tensor] | None = None
         self._stopped = False
 
     def acquire(self, tensor: int, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
@@ -45,12 +45,11 @@ class WholeTensors:
             Stopped: If another thread of the job failed.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._held in (None, tensor))
+            self._changed.wait_for(lambda: self._stopped or self._turns[-1] == tensor)
             if self._stopped:
                 raise Stopped
-            if self._held is None:
+            if self._results is None:
                 self._results = make()
-                self._held = tensor
             return self._results
 
     def release(self, tensor: int) -> None:
@@ -58,7 +57,8 @@ class WholeTensors:
         with self._changed:
             self._left[tensor] -= 1
             if not self._left[tensor]:
-                self._held, self._results = None, []
+                self._results = None
+                self._turns.pop()
                 self._changed.notify_all()
 
     def stop(self) -> None:

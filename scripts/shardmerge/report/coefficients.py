@@ -74,8 +74,8 @@ def coefficients(tensors: Mapping[str, Terms]) -> Coefficients:
 def terms_of(expression: ex.Expression) -> list[list[Any]]:
     """Return an expression's terms as [label, coefficient] rows.
 
-    A method that is not a sum gives a row for each model with the weight that the recipe gives
-    it (slerp: ``1 - t`` and ``t``), or one row if it has no weights.
+    A method that is not a sum gives a row ``method(model)`` for each model with the weight that
+    the recipe gives it (slerp: ``1 - t`` and ``t``), or one row if it has no weights.
     """
     return [[label, value] for label, value in _terms(expression, 1.0).items()]
 
@@ -114,21 +114,23 @@ def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
 def _weights(call: ex.Call) -> list[tuple[str, float]]:
     """Return the share that a method's own parameters give each input."""
     per_input, shared = dict(call.per_input), dict(call.parameters)
-    values: list[float | None] = []
+    values: list[float | None] = [None] * len(call.inputs)
     if "weight" in per_input:
         values = list(per_input["weight"])
-    elif len(call.inputs) == 2 and isinstance(t := shared.get("t"), (int, float)):
-        values = [t, t]
-        values[call.base or 0] = 1 - t
+    elif call.method == "slerp" and call.base is not None:
+        values = [shared["t"]] * len(call.inputs)
+        values[call.base] = 1 - shared["t"]
     names = [
-        label_of(operand) if isinstance(operand, ex.Source | ex.Delta) else model
-        for operand, model in zip(call.inputs, call.models or [""] * len(call.inputs), strict=True)
+        model if isinstance(operand, ex.Linear | ex.Call) and model else label_of(operand)
+        for operand, model in zip(call.inputs, call.models or ("",) * len(call.inputs), strict=True)
     ]
     found = [
-        (f"{call.method} of {name}", float(value))
-        for name, value in zip(names, values, strict=False)
+        (f"{call.method}({name})", float(value))
+        for name, value in zip(names, values, strict=True)
         if value is not None
     ]
+    if found and call.base is not None and values[call.base] is None:
+        found.insert(0, (names[call.base], 1.0))  # what is weighed is added to the base
     return found or [(label_of(call), 1.0)]
 
 

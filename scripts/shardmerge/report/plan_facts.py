@@ -9,7 +9,7 @@ from typing import Any
 
 from shardmerge.files import load_json
 from shardmerge.plan import Build, Plan, ShardJob
-from shardmerge.planning import description_path, spec_path
+from shardmerge.planning import spec_path
 
 Exists = Callable[[str], bool]
 
@@ -52,7 +52,14 @@ class Totals:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of a build: number (from 1), job, and the source file that it copies whole, if any."""
+    """A shard of a build.
+
+    Args:
+        number: From 1.
+        job: That writes it.
+        tensors: How many it has.
+        copied: Path of the one source file that its tensors come from unchanged, or None.
+    """
 
     number: int
     job: ShardJob
@@ -87,15 +94,6 @@ def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
 def shards(build: Build) -> list[Shard]:
     """Return a build's shards with what its jobs' specifications tell."""
     return [_shard(number, job) for number, job in enumerate(build.shards, 1)]
-
-
-def description(digest: str) -> Mapping[str, Any]:
-    """Return the description of a build.
-
-    Raises:
-        UserError: If there is none, which means that the workflow did not plan it.
-    """
-    return load_json(description_path(digest))
 
 
 def _shard(number: int, job: ShardJob) -> Shard:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from shardmerge.package import load_description
 from shardmerge.plan import Plan
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
@@ -33,7 +34,7 @@ def plan_page(plan: Plan, name: str) -> str:
         name: Of the build.
     """
     build = plan.builds[name]
-    found = plan_facts.description(build.digest)
+    found = load_description(build.digest)
     shards = plan_facts.shards(build)
     shorten = shortener(list(found["sources"]))
     parts = [

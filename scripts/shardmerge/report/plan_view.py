@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 
+from shardmerge.package import load_description
 from shardmerge.plan import Plan
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
@@ -36,7 +37,7 @@ def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:
 
 def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]:
     build = plan.builds[name]
-    found = plan_facts.description(build.digest)
+    found = load_description(build.digest)
     shards = plan_facts.shards(build)
     size = human_bytes(sum(shard.job.bytes_written for shard in shards))
     tensors = sum(shard.tensors for shard in shards)

@@ -65,7 +65,7 @@ FAMILIES = (
             "post_feedforward_layernorm",
         ),
         _TAIL,
-    ),  # fmt: skip
+    ),
     Family(
         "Mixtral",
         _EMBEDDING,
@@ -94,7 +94,7 @@ FAMILIES = (
             *_NORMS,
         ),
         _weights("gpt_neox.final_layer_norm", "embed_out"),
-    ),  # fmt: skip
+    ),
     Family(
         "GPT-2",
         _weights("wte", "wpe"),

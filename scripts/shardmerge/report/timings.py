@@ -85,7 +85,7 @@ def draw_timings(timings: Sequence[Timing], output: str | os.PathLike[str]) -> N
     height = _TOP + len(shown) * _ROW + _BOTTOM
     with figure(output, height) as drawing:
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
-        note = f"{what}: {_total(timings)}. A bar is busy time, summed over threads; a line is wall time."
+        note = f"{what}: {_total(timings)}. Bars: busy time, summed over threads. Lines: wall time."
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
         _write_phases(drawing, timings, 1 - 0.7 / height)
         axes = drawing.add_axes(
