@@ -50,11 +50,10 @@ format: env-test
 	snakefmt Snakefile rules
 
 test: lint
-	pytest -m "not slow and not slurm and not browser and not gpu" -n 2 --dist worksteal tests
+	pytest -m "not slow and not browser and not gpu" -n 2 --dist worksteal tests
 
 test-all: lint
-	pytest -n 2 --dist worksteal -m "not slurm" tests
-	pytest -m slurm tests
+	pytest -m "not gpu" -n 2 --dist worksteal tests
 
 demo-models: env
 	python scripts/train_demo_models.py --output $(or $(OUTPUT),demo-models)

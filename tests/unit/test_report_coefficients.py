@@ -140,8 +140,12 @@ class TestSummary:
 
     def test_the_flagship_is_two_lines(self):
         shorten = shortener(
-            ["152334H/miqu-1-70b-sf", "meta-llama/Llama-2-70b-hf", "sophosympatheia/Midnight-Rose-70B-v2.0.3"]
-        )  # fmt: skip
+            [
+                "152334H/miqu-1-70b-sf",
+                "meta-llama/Llama-2-70b-hf",
+                "sophosympatheia/Midnight-Rose-70B-v2.0.3",
+            ]
+        )
         first, rest = summarize(self.flagship(), shorten)
         assert first == Line(
             "8-71",
