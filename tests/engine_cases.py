@@ -33,7 +33,6 @@ def write_file(
 ) -> Path:
     """Write a safetensors file, tensors in the order given."""
     rows = [(name, CODES[t.dtype], tuple(t.shape)) for name, t in tensors.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = write_header(rows, {"format": "pt"} if metadata is None else metadata)
     path.write_bytes(header + b"".join(map(raw, tensors.values())))
     return path
@@ -70,6 +69,7 @@ class Models:
     ) -> None:
         self.folder = folder
         self.tensors = tensors
+        folder.mkdir(parents=True, exist_ok=True)
         self.paths = {(model, FILE): folder / f"{model}.safetensors" for model in tensors}
         for model, table in tensors.items():
             (write_odd_file if odd else write_file)(self.paths[model, FILE], table)

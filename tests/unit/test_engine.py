@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmerge import expression as ex
+from shardmerge.engine import stream
+from shardmerge.engine.device import Buffer, Host
 from shardmerge.errors import UserError
 from shardmerge.registry import in_mergekit, kernel_of, methods
 from shardmerge.spec import ENGINE_VERSION, ShardSpec, delta_name
@@ -58,11 +63,11 @@ class TestGoldenBytes:
     """A change here changes what users have built: it needs a new ENGINE_VERSION in spec.py."""
 
     GOLDEN = {  # noqa: RUF012
-        "flagship F16": "",
-        "sum BF16": "",
-        "F64 to F16": "",
-        "delta F32": "",
-        "verbatim I64": "",
+        "flagship F16": "eb40bae7431c4e1bb60721e05b1f36a4903a1aa36b0885b984b31917b22d68d3",
+        "sum BF16": "d0d95aba2754346e248c67efa967421b1a8cc87222428092a06e32639e82afe3",
+        "F64 to F16": "b3e8079e932138ff52465e85a16fc8008b1fa35e44448916c8a93f721a2b9140",
+        "delta F32": "ecfeb386ee9f50cc6de965f850987938f6c154bb40278ca4b8c7e503d7065f30",
+        "verbatim I64": "083ad330e13d96703e027abb22409c3141eab7a609acc6a9b2a4c8eb65a49a87",
     }
 
     @staticmethod
@@ -102,6 +107,21 @@ class TestGoldenBytes:
         written = (tmp_path / "out.safetensors").read_bytes()
         assert record.sha256 == hashlib.sha256(written).hexdigest()
         assert (ENGINE_VERSION, record.sha256) == (1, self.GOLDEN[name])
+
+    def test_bytes_without_vector_instructions(self, tmp_path: Path) -> None:
+        """torch's plainest code, which has no fused multiply-add, makes the same bytes."""
+        script = (
+            "import sys, pathlib, torch\n"
+            "from test_engine import TestGoldenBytes as T\n"
+            "assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'\n"
+            "models = T.models(pathlib.Path(sys.argv[1]))\n"
+            "for name, spec in T.specs(models).items():\n"
+            "    assert models.build(spec).sha256 == T.GOLDEN[name], name\n"
+        )
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        subprocess.run(command, env=environment, check=True, cwd=Path(__file__).parent)
 
 
 class TestExpressions:
@@ -308,6 +328,33 @@ class TestCuts:
         assert base == pytest.approx(
             float(trio.tensors["base"]["w"].double().square().sum()), rel=1e-6
         )
+
+    def test_computing_beside_the_slots(
+        self, trio: Models, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on an accelerator: what is computed lies elsewhere and is brought back."""
+        spec = trio.spec({
+            "q": ("F16", trio.source("q")),
+            "byte": ("F32", trio.source("base")),
+            "w": ("F16", flagship(trio)),
+            "last": ("F16", trio.source("tuned")),
+        })  # fmt: skip
+        first = trio.build(spec)
+
+        class Beside(Host):
+            def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+                return buffer.tensor[:length].clone()
+
+            def outputs(self, buffer: Buffer) -> torch.Tensor:
+                return torch.full_like(buffer.tensor, 0xAA)
+
+            def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+                buffer.tensor[begin:end] = results[begin:end]
+
+        monkeypatch.setattr(stream, "Host", Beside)
+        for cut in CUTS:
+            with cases.tuned(**cut):
+                assert trio.build(spec, threads=2).sha256 == first.sha256
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_progress_counts_every_byte_once(self, trio: Models, threads: int) -> None:

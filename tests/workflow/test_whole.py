@@ -17,7 +17,7 @@ NAME = "miquplus-midnight-tiny"
 DONOR = "miquplus-midnight-tiny-donor"
 ABLATIONS = ("miquplus-midnight-tiny-all-layers", "miquplus-midnight-tiny-no-filters")
 DEMO = "resources/demo"
-EVERYTHING = ("models", "benchmarks")
+EVERYTHING = ("all",)
 
 
 def demo(folder: Path, recipe: str = f"{NAME}.yaml", **changes: Any) -> Project:

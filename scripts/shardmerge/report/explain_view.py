@@ -23,24 +23,29 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
     group of modules that are made of the same.
     """
     shorten = shortener(explanation.sources)
-    lines = textwrap.wrap(explanation.basis, terminal.width, break_on_hyphens=False)
+    lines = _wrap(explanation.basis, terminal.width)
     for warning in explanation.warnings:
-        lines += textwrap.wrap(f"warning: {warning}", terminal.width, subsequent_indent="  ")
+        lines += _wrap(f"warning: {warning}", terminal.width)
     methods = dict(explanation.stages)
     others = [f"{s} ({m})" for s, m in explanation.stages if s not in explanation.models]
     through = f", through {', '.join(others)}" if others else ""
     for name, found in explanation.models.items():
-        lines += ["", terminal.bold(name) + terminal.dim(f"  {methods[name]}{through}")]
+        how = _wrap(methods[name] + through, terminal.width - 2)
+        lines += ["", terminal.bold(name), *(f"  {terminal.dim(line)}" for line in how)]
         lines += [
             f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)
         ]
         letters = dict(zip(found.terms, _letters(len(found.terms)), strict=True))
         lines += ["", *(f"  {letter} = {shorten(term)}" for term, letter in letters.items())]
         for rows, layers in _groups(found):
-            title = textwrap.wrap(" ".join(rows), terminal.width - 2, break_on_hyphens=False)
+            title = _wrap(" ".join(rows), terminal.width - 2)
             lines += ["", *(f"  {terminal.bold(line)}" for line in title)]
             lines += _table(layers, letters, found.frame.layers, terminal)
     return "\n".join(lines) + "\n"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def _letters(count: int) -> list[str]:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 #: Inches: rows, and what surrounds the panels.
 _ROW, _PANEL_TITLE, _GAP = 0.172, 0.24, 0.14
-_TOP, _BOTTOM, _LEFT, _BAR = 0.6, 0.5, 1.75, 1.9
-#: Inches: from the grid to what is outside layers, its values, its names.
-_SPACE, _VALUES, _NAMES = 0.15, 0.45, 0.95
-#: Up to so many layers each gets its borders.
-_FEW = 40
+_TOP, _BOTTOM, _BAR = 0.6, 0.5, 1.9
+#: Inches: from the grid to what is outside layers, and its values.
+_SPACE, _VALUES = 0.15, 0.5
+#: Inches of a label's character.
+_LETTER = 0.069
+#: Inches from which on a cell gets borders to its sides.
+_WIDE = 0.12
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def draw_heatmap(
     columns = min(columns, len(panels))
     height = heights[columns]
     side = _SPACE + _ROW + _VALUES if frame.outside else _SPACE
-    room = WIDTH - _LEFT - columns * side - (_NAMES if frame.outside else 0)
+    start = 0.25 + _LETTER * max(map(len, frame.modules), default=0)
+    names = _LETTER * max(map(len, frame.outside), default=0)
+    room = WIDTH - start - columns * side - names
     # A short model's cells stay cells and do not become stripes.
     width = min(room / columns, frame.layers * 0.5)
     with figure(output, height) as drawing:
@@ -79,7 +83,7 @@ def draw_heatmap(
         for i, (name, cells) in enumerate(panels.items()):
             row, column = divmod(i, columns)
             top = height - _TOP - row * step - _PANEL_TITLE
-            left = _LEFT + column * (width + side)
+            left = start + column * (width + side)
             drawing.text(
                 left / WIDTH, (top + 0.06) / height, name, weight="bold", size=10 - columns
             )
@@ -118,11 +122,13 @@ class _Colours:
 
     def draw_bar(self, drawing: Figure, height: float) -> None:
         from matplotlib.cm import ScalarMappable
+        from matplotlib.ticker import MaxNLocator
 
         left = WIDTH - _BAR - 0.15
         axes = drawing.add_axes((left / WIDTH, 1 - 0.36 / height, _BAR / WIDTH, 0.1 / height))
         bar = drawing.colorbar(ScalarMappable(self.norm, self.map), axes, orientation="horizontal")
         bar.set_label(self.scale.label, size=8, labelpad=-25)
+        bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         bar.outline.set_linewidth(0.5)
         bar.ax.tick_params(length=2, pad=1, labelsize=7.5)
 
@@ -140,7 +146,8 @@ def _draw_layers(axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours
     axes.imshow(grid, cmap=colours.map, norm=colours.norm, aspect="auto", interpolation="none")
     for i in range(1, len(frame.modules)):
         axes.axhline(i - 0.5, color="white", linewidth=0.8)
-    if frame.layers <= _FEW:
+    width = axes.get_position().width * WIDTH / frame.layers
+    if width >= _WIDE:
         for n in range(1, frame.layers):
             axes.axvline(n - 0.5, color="white", linewidth=0.8)
     numbers = {row: i for i, row in enumerate(frame.modules)}
@@ -153,7 +160,6 @@ def _draw_layers(axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours
         axes.scatter(*zip(*dots, strict=True), s=1.5, c=INK, linewidths=0)
     axes.set_yticks(range(len(frame.modules)), frame.modules)
     axes.tick_params(left=False)
-    width = axes.get_position().width * WIDTH / frame.layers
     step = next(n for n in (1, 2, 5, 10, 20, 50, 1000) if n * width > 0.3)
     axes.set_xticks(range(0, frame.layers, step))
     axes.tick_params(axis="x", length=2.5)

@@ -117,7 +117,7 @@ def _write_phases(drawing: Any, timings: Sequence[Timing], y: float) -> None:
     sums = {phase: sum(t.seconds[phase] for t in timings) for phase in PHASES}
     busy = sum(sums.values()) or 1.0
     for i, (phase, seconds) in enumerate(sums.items()):
-        x = (_LEFT + i * 1.5) / WIDTH
+        x = 0.012 + i * 0.197
         drawing.text(x, y, "■", color=PHASES[phase], size=10, va="center")
         text = f"{phase} {human_seconds(seconds)} ({100 * seconds / busy:.0f} %)"
         drawing.text(x + 0.016, y, text, size=8.5, va="center")
