@@ -76,7 +76,8 @@ rule plot_norms:
 
 rule plot_timings:
     input:
-        records,
+        records=records,
+        deltas=lambda w: TARGETS.delta_records(w.name),
     output:
         report(
             "<results>/{name}/report/timings.svg",
@@ -91,7 +92,8 @@ rule plot_timings:
     conda:
         "../envs/merge.yaml"
     shell:
-        "python $SCRIPTS/plot_timings.py --records {input} --output {output} > {log} 2>&1"
+        "python $SCRIPTS/plot_timings.py --records {input.records} {input.deltas}"
+        " --output {output} > {log} 2>&1"
 
 
 rule plot_benchmarks:
@@ -111,4 +113,5 @@ rule plot_benchmarks:
     conda:
         "../envs/merge.yaml"
     shell:
-        "python $SCRIPTS/plot_benchmarks.py --table {input} --output {output} > {log} 2>&1"
+        "python $SCRIPTS/plot_benchmarks.py --table {input} --merged {wildcards.name}"
+        " --output {output} > {log} 2>&1"
