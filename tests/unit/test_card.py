@@ -73,7 +73,7 @@ class TestFrontMatter:
     def test_only_names_of_the_hub_are_base_models(self, description):
         sources = {
             "lab/long": {"kind": "local", "files": {}},
-            "/home/a/model": {"kind": "local", "files": {}},
+            "/srv/a/model": {"kind": "local", "files": {}},
             "some/longer/folder": {"kind": "local", "files": {}},
             "lab/fast@v1": {"kind": "hub", "repo": "lab/fast", "commit": "0" * 40, "files": {}},
         }
@@ -131,7 +131,7 @@ class TestBody:
         assert "local folder" in text
 
     def test_folders_of_this_machine_are_not_told(self, description):
-        changed = json.loads(json.dumps(description).replace("lab/long", "/home/someone/long"))
+        changed = json.loads(json.dumps(description).replace("lab/long", "/srv/someone/long"))
         for stage in changed["stages"]:
             stage["text"] = "as: written"
         text = make_card(changed, {})
