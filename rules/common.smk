@@ -34,13 +34,14 @@ def decide():
         renew = head and "lock" in sys.argv[1:]
         plan = load_plan(settings, head=head, renew=renew, say=say)
         targets = Targets(settings, plan)
-        targets.measured()
+        targets.measured  # tells a model that there is not
         return settings, plan, targets
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
 
 SETTINGS, PLAN, TARGETS = decide()
+PLAN_FILE = plan_path(SETTINGS)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 DEPLOYED = workflow.deployment_settings.deployment_method
@@ -86,7 +87,7 @@ def delta_job(w):
 
 
 def measured(w):
-    return TARGETS.measured()[w.model]
+    return TARGETS.measured[w.model]
 
 
 def fetch_job(w):

@@ -24,6 +24,6 @@ rule plan:
     conda:
         "../envs/merge.yaml"
     params:
-        plan=plan_path(SETTINGS),
+        plan=PLAN_FILE,
     shell:
         "python $SCRIPTS/show_plan.py --plan {params.plan} 2> {log}"

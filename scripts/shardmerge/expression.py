@@ -141,6 +141,20 @@ def elements(expression: Expression) -> int:
     return math.prod(expression.shape)
 
 
+def label(expression: Expression) -> str:
+    """Return a name for an expression: a model, a difference of models, a method's call."""
+    match expression:
+        case Source(model):
+            return model
+        case Delta(finetuned, base, _):
+            return f"{label(finetuned)} - {label(base)}"
+        case Cast(operand, _):
+            return label(operand)
+        case Call(method=method, models=models):
+            return f"{method}({', '.join(models)})"
+    return "sum"
+
+
 def to_json(expression: Expression) -> dict[str, Any]:
     """Return an expression as JSON-able data; ``from_json`` inverts it."""
     match expression:

@@ -340,9 +340,14 @@ class _Planner:
         for key, wanted in ((source, MODEL_FILES), (tokenizer, TOKENIZER_FILES)):
             keys |= {file: (key, file) for file in self.locked[key].files if file in wanted}
         # What the result is made of reads best as sums, whichever way it is computed.
-        algebra = Composer(recipe, composer.lock, "float32", composer.delta_dtype).model(
-            Reference(name)
-        )
+        numerics = self.settings["numerics"]
+        algebra = Composer(recipe, composer.lock, "float32", composer.delta_dtype)
+
+        def as_sum(t: OutputTensor) -> ex.Expression:
+            if numerics == "float32":
+                return t.expression
+            return algebra.model(Reference(name)).expression(t.name)
+
         needed = _needed_stages(recipe, name)
         used = dict.fromkeys(
             r.model for s in needed for r in recipe.stages[s].references
@@ -371,9 +376,7 @@ class _Planner:
                 }
                 for job, tensors in zip(jobs, groups, strict=True)
             ],
-            "coefficients": {
-                t.name: terms_of(algebra.expression(t.name)) for tensors in groups for t in tensors
-            },
+            "coefficients": {t.name: terms_of(as_sum(t)) for tensors in groups for t in tensors},
         }
         key = digest(description)
         self.planned.descriptions[key] = description
@@ -411,19 +414,8 @@ def terms_of(expression: ex.Expression) -> list[list[Any]]:
     """Return an expression's terms as [what, coefficient] for people: tables, cards, plots."""
     match expression:
         case ex.Linear(terms):
-            return [[_label(e), c] for c, e in terms]
-    return [[_label(expression), 1.0]]
-
-
-def _label(expression: ex.Expression) -> str:
-    match expression:
-        case ex.Source(model):
-            return model
-        case ex.Delta(finetuned, base, _):
-            return f"{_label(finetuned)} - {_label(base)}"
-        case ex.Call(method=name, models=models):
-            return f"{name}({', '.join(models)})"
-    return "sum"
+            return [[ex.label(e), c] for c, e in terms]
+    return [[ex.label(expression), 1.0]]
 
 
 def _read_leaves(tensor: OutputTensor, stored: Mapping[ex.Delta, str]) -> list[ex.Expression]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES, combine_dtype
-from shardmerge.registry import Group, kernel_of
+from shardmerge.registry import group_of, kernel_of
 from shardmerge.roundoff import FORMATS, decode, half_ulp, round_to
 from shardmerge.samples import Runs, positions
 
@@ -145,11 +145,11 @@ class Recomputer:
         kernel, _ = kernel_of(call.method, self._numerics)
         if whole:
             shaped = [t.reshape(i.shape) for t, i in zip(tensors, call.inputs, strict=True)]
-            return kernel(_group(call, shaped, 0)).reshape(-1)
+            return kernel(group_of(call, shaped)).reshape(-1)
         results, place = [], 0
         for first, count in runs:
             blocks = [tensor[place : place + count] for tensor in tensors]
-            results.append(kernel(_group(call, blocks, first)).clone())
+            results.append(kernel(group_of(call, blocks, first)).clone())
             place += count
         return _torch().cat(results) if results else tensors[0]
 
@@ -236,18 +236,6 @@ def _round(part: Estimate, dtype: str) -> Estimate:
         np.where(exact, round_to(dtype, part.value), part.value),
         np.where(exact, 0.0, error),
         part.decides,
-    )
-
-
-def _group(call: ex.Call, tensors: list[torch.Tensor], first: int) -> Group:
-    return Group(
-        tensors=tensors,
-        base=call.base,
-        parameters=dict(call.parameters),
-        per_input=dict(call.per_input),
-        name=call.tensor,
-        models=call.models,
-        offset=first,
     )
 
 

@@ -14,7 +14,7 @@ from shardmerge.files import load_json, write_text
 from shardmerge.local import Identities, check_folder, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.recipe import Recipe
-from shardmerge.references import Reference
+from shardmerge.references import Reference, parse_reference
 
 Say = Callable[[str], None]
 
@@ -57,8 +57,6 @@ class Sources:
         """Return the path at which jobs find a source's file."""
         if locked.kind == "hub":
             return str(self._models / f"{slug(locked.repo)}@{locked.commit}" / file)
-        from shardmerge.references import parse_reference
-
         return str(self.folder(parse_reference(key)) / file)
 
     def lock(self, recipe: Recipe, *, write: bool, renew: bool, say: Say) -> Lock:

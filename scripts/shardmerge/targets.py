@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
@@ -89,6 +89,7 @@ class Targets:
             for file in (f"model/{CHECKSUMS}", "verify.json")
         ]
 
+    @cached_property
     def measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration.
 
@@ -118,20 +119,20 @@ class Targets:
 
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
-        if not self.measured():
+        if not self.measured:
             return []
         return [f"{self.results}/{name}/benchmarks/table.json" for name in self.plan.builds]
 
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results that a build's table is made of: it and all sources."""
-        chosen = [m for m in self.measured() if m == name or m not in self.plan.builds]
+        chosen = [m for m in self.measured if m == name or m not in self.plan.builds]
         tasks = self.settings["benchmark"]["tasks"]
         return [f"{self.results}/{name}/benchmarks/{m}/{t}.json" for m in chosen for t in tasks]
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build."""
         names = ["plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
-        names += ["benchmarks.svg"] if self.measured() else []
+        names += ["benchmarks.svg"] if self.measured else []
         return [f"{self.results}/{n}/report/{f}" for n in self.plan.builds for f in names]
 
     def receipts(self) -> list[str]:
@@ -157,8 +158,13 @@ class Targets:
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
         options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
-        tasks = _folder_digest(self.settings["benchmark"]["include_path"])
-        return digest([self.measured()[model].identity, task, options, tasks, version("lm_eval")])
+        parts = [self.measured[model].identity, task, options, self._tasks, version("lm_eval")]
+        return digest(parts)
+
+    @cached_property
+    def _tasks(self) -> str | None:
+        """Digest of the user's task files, so that an edited one runs again."""
+        return _folder_digest(self.settings["benchmark"]["include_path"])
 
     def benchmark_options(self) -> list[str]:
         """Return the command-line options that all benchmark jobs share."""
@@ -208,8 +214,8 @@ _OPTIONS: tuple[str, ...] = (
 )
 
 
-def _folder_digest(folder: str | None) -> Any:
-    """Return the digest of a folder's files, so that an edited task runs again."""
+def _folder_digest(folder: str | None) -> str | None:
+    """Return the digest of a folder's files, or None without a folder."""
     if folder is None:
         return None
     files = sorted(

@@ -15,7 +15,7 @@ import torch
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine.algebra import combine, leaves
-from shardmerge.registry import Group, kernel_of
+from shardmerge.registry import group_of, kernel_of
 
 
 @dataclass(slots=True)
@@ -239,22 +239,8 @@ class Evaluator:
 
         def call(block: Block) -> torch.Tensor:
             tensors = [one(block) for one in inputs]
-            result = kernel(group(node, tensors, block.first))
+            result = kernel(group_of(node, tensors, block.first))
             passed = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
             return result.clone() if passed else result  # not in a register that others use
 
         return call
-
-
-def group(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Group:
-    """Return what a call's kernel is given: whole tensors, or the blocks from an element on."""
-    return Group(
-        tensors=tensors,
-        base=call.base,
-        parameters=dict(call.parameters),
-        per_input=dict(call.per_input),
-        name=call.tensor,
-        models=call.models,
-        offset=first,
-        total=ex.elements(call),
-    )

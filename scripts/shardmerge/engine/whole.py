@@ -12,12 +12,12 @@ import torch
 from shardmerge import expression as ex
 from shardmerge.engine.algebra import FileLeaf, combine, file_leaves
 from shardmerge.engine.device import Buffer, Cuda, Host, host_buffer
-from shardmerge.engine.evaluate import Block, Evaluator, Registers, group, torch_dtype
+from shardmerge.engine.evaluate import Block, Evaluator, Registers, torch_dtype
 from shardmerge.engine.inputs import Inputs, nbytes
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
 from shardmerge.errors import UserError
-from shardmerge.registry import kernel_of
+from shardmerge.registry import group_of, kernel_of
 from shardmerge.spec import ShardSpec
 
 
@@ -112,7 +112,7 @@ class Maker:
         dtype = torch_dtype(combine(call)) if self._spec.numerics == "float32" else None
         tensors = [self._value(one, dtype).reshape(one.shape) for one in call.inputs]
         with torch.no_grad():
-            result = kernel(group(call, tensors))
+            result = kernel(group_of(call, tensors))
         if result.numel() != ex.elements(call):
             raise UserError(
                 f"merge_method {call.method!r} made shape {list(result.shape)} instead of "

@@ -17,8 +17,8 @@ WIDTH = 10.0
 #: Inches; that report cuts off the top of a picture that is higher than its window.
 HEIGHT = 6.8
 #: Okabe and Ito's palette, distinct under every colour blindness; https://jfly.uni-koeln.de/color.
-BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PURPLE, GREY = "#56B4E9", "#CC79A7", "#8A8F98"
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+SKY, GREY = "#56B4E9", "#8A8F98"
 INK, FAINT = "#24292F", "#6E7781"
 
 _STYLE = {

@@ -80,20 +80,6 @@ def terms_of(expression: ex.Expression) -> list[list[Any]]:
     return [[label, value] for label, value in _terms(expression, 1.0).items()]
 
 
-def label_of(expression: ex.Expression) -> str:
-    """Return a name for an expression: a model, a difference of models, a method's call."""
-    match expression:
-        case ex.Source(model):
-            return model
-        case ex.Delta(finetuned, base, _):
-            return f"{label_of(finetuned)} - {label_of(base)}"
-        case ex.Cast(operand, _):
-            return label_of(operand)
-        case ex.Call(method=method, models=models):
-            return f"{method}({', '.join(models)})"
-    return "sum"
-
-
 def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
     match expression:
         case ex.Cast(operand, _):
@@ -103,7 +89,7 @@ def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
         case ex.Call():
             parts = [{label: factor * value} for label, value in _weights(expression)]
         case _:
-            parts = [{label_of(expression): factor}]
+            parts = [{ex.label(expression): factor}]
     total: dict[str, float] = {}
     for part in parts:
         for label, value in part.items():
@@ -121,7 +107,7 @@ def _weights(call: ex.Call) -> list[tuple[str, float]]:
         values = [shared["t"]] * len(call.inputs)
         values[call.base] = 1 - shared["t"]
     names = [
-        model if isinstance(operand, ex.Linear | ex.Call) and model else label_of(operand)
+        model if isinstance(operand, ex.Linear | ex.Call) and model else ex.label(operand)
         for operand, model in zip(call.inputs, call.models or ("",) * len(call.inputs), strict=True)
     ]
     found = [
@@ -131,7 +117,7 @@ def _weights(call: ex.Call) -> list[tuple[str, float]]:
     ]
     if found and call.base is not None and values[call.base] is None:
         found.insert(0, (names[call.base], 1.0))  # what is weighed is added to the base
-    return found or [(label_of(call), 1.0)]
+    return found or [(ex.label(call), 1.0)]
 
 
 def _spread(values: list[float]) -> Spread:

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardmerge import expression as ex
 from shardmerge.names import layer_of, module_of
-from shardmerge.report.coefficients import Spread, label_of
+from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell, Frame
 from shardmerge.spec import ShardSpec, delta_name
 
@@ -54,7 +54,7 @@ def measured(specs: Iterable[ShardSpec], records: Iterable[Mapping[str, Any]]) -
                 )
                 if row:
                     own, base = map(math.sqrt, row)
-                    found.append(Norm(tensor.name, label_of(delta), own, base))
+                    found.append(Norm(tensor.name, ex.label(delta), own, base))
     return found
 
 
