@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -44,10 +46,27 @@ def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> Non
         os.close(folder)
 
 
+def remove_stale(target: str | os.PathLike[str]) -> None:
+    """Remove unfinished files of a target whose writers were killed: no one locks them.
+
+    A lock is seen from other machines that share the file system too, a process number is not.
+    """
+    target = Path(target)
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with contextlib.suppress(OSError), open(part, "r+b") as file:
+            if os.fstat(file.fileno()).st_nlink == 1:  # a hard link has no writer
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
 def write_text(target: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
-    with atomic_path(target) as part:
-        part.write_text(text, encoding="utf-8")
+    """Write a UTF-8 text file whole or not at all; unfinished ones of killed writers go."""
+    remove_stale(target)
+    with atomic_path(target) as part, open(part, "x", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):  # where there are no locks, there is no clean-up
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(text)
+        file.flush()
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:

@@ -22,8 +22,8 @@ import torch
 from engine_cases import FILE, Models, assert_same, normal
 
 from shardmerge import expression as ex
-from shardmerge.engine import output as output_module
 from shardmerge.errors import UserError
+from shardmerge.files import remove_stale
 from shardmerge.spec import ShardSpec, delta_name
 
 SHAPE = (41, 333)
@@ -376,7 +376,7 @@ class TestWholeOrNothing:
         seen = []
 
         def progress(done: int, total: int) -> None:
-            output_module.remove_stale(pair.folder / "out.safetensors")
+            remove_stale(pair.folder / "out.safetensors")
             seen.append(len(list(pair.folder.glob(".out.safetensors.*.part"))))
 
         pair.build(half_sum(pair), progress=progress)

@@ -11,11 +11,11 @@ from shardmerge import expression as ex
 from shardmerge.engine.algebra import simplify
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import lay_out
-from shardmerge.engine.output import OutputFile, clone, hard_link, remove_stale
+from shardmerge.engine.output import OutputFile, clone, hard_link
 from shardmerge.engine.record import ShardRecord, Tally, peak_memory
 from shardmerge.engine.stream import Progress, Stream
 from shardmerge.errors import UserError
-from shardmerge.files import atomic_path
+from shardmerge.files import atomic_path, remove_stale
 from shardmerge.spec import ShardSpec
 
 

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import glob
 import os
 from pathlib import Path
 
@@ -137,15 +136,3 @@ def hard_link(source: Path, target: Path) -> bool:
     os.replace(part, target)
     part.unlink(missing_ok=True)  # rename does nothing where both are one file already
     return True
-
-
-def remove_stale(target: Path) -> None:
-    """Remove unfinished files of a target whose writers were killed: no one locks them.
-
-    A lock is seen from other machines that share the file system too, a process number is not.
-    """
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        with contextlib.suppress(OSError), open(part, "r+b") as file:
-            if os.fstat(file.fileno()).st_nlink == 1:  # a hard link has no writer
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
