@@ -14,8 +14,8 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from shardmerge.describe import MODEL_FILES, TOKENIZER_FILES
 from shardmerge.errors import UserError
-from shardmerge.plan import MODEL_FILES, TOKENIZER_FILES
 from shardmerge.planning import load_plan, lock_paths, plan_path
 from shardmerge.settings import load_settings
 from shardmerge.targets import Targets

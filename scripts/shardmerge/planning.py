@@ -11,7 +11,8 @@ from pathlib import Path
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, write_text
-from shardmerge.plan import Plan, Planned, make_plan
+from shardmerge.plan import Plan, Planned
+from shardmerge.planner import make_plan
 from shardmerge.recipe import Recipe, load_recipe
 from shardmerge.settings import Settings
 from shardmerge.sources import Sources, lock_path

@@ -10,9 +10,10 @@ import pytest
 from flagship_70b import MODELS, flagship_lock
 
 from shardmerge.config_doc import config_keys, config_markdown, with_config_keys
+from shardmerge.document import DOCUMENT_KEYS
 from shardmerge.methods_doc import methods_markdown
-from shardmerge.plan import make_plan
-from shardmerge.recipe import DOCUMENT_KEYS, load_recipe
+from shardmerge.planner import make_plan
+from shardmerge.recipe import load_recipe
 from shardmerge.report.plan_facts import totals
 from shardmerge.settings import SCHEMA, load_settings
 

@@ -1,0 +1,97 @@
+"""One document of a recipe, read into a stage, every mistake with its line."""
+
+from __future__ import annotations
+
+import re
+
+from shardmerge import registry
+from shardmerge.dtypes import dtype_code
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.parameters import parse_settings
+from shardmerge.slices import check_inputs, parse_model, parse_slices
+from shardmerge.stage import Stage
+from shardmerge.yamlfile import Node
+
+DOCUMENT_KEYS = (
+    "name",
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "modules",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+)
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+
+
+def parse_stage(node: Node, text: str, default_name: str, warnings: list[str]) -> Stage:
+    table = node.mapping("a recipe document", DOCUMENT_KEYS)
+    table = {key: value for key, value in table.items() if value.value is not None}
+    name = table["name"].text("name") if "name" in table else default_name
+    if not _SAFE_NAME.fullmatch(name):
+        raise (table.get("name") or node).error(
+            f"the name {name!r} cannot be a folder's name",
+            "Use letters, digits, and `_ . + -`, the first a letter, digit or `_`.",
+        )
+    if "merge_method" not in table:
+        raise node.error("the document has no `merge_method`")
+    method_node = table["merge_method"]
+    method = registry.method(method_node.text("merge_method"), method_node.where)
+    base = parse_model(table["base_model"]) if "base_model" in table else None
+    forms = [key for key in ("models", "slices", "modules") if key in table]
+    if len(forms) != 1:
+        found = " and ".join(f"`{form}`" for form in forms) or "none of them"
+        raise node.error(f"give exactly one of `models`, `slices`, `modules`; there is {found}")
+    stage = Stage(
+        name=name,
+        method=method.name,
+        base_model=base,
+        slices=parse_slices(table[forms[0]], forms[0], base),
+        parameters=parse_settings(table["parameters"]) if "parameters" in table else {},
+        dtype=_dtype(table.get("dtype")),
+        out_dtype=_dtype(table.get("out_dtype")),
+        tokenizer_source=_tokenizer_source(table.get("tokenizer_source")),
+        text=text,
+        where=node.where,
+    )
+    for key in ("tokenizer", "chat_template"):
+        if key in table:
+            raise table[key].error(f"`{key}` is not supported yet", "Use `tokenizer_source`.")
+    for piece in stage.slices:
+        check_inputs(piece, method, piece.base_model or base)
+    _check_names(stage, method, warnings)
+    return stage
+
+
+def _dtype(node: Node | None) -> str | None:
+    return None if node is None else dtype_code(node.text("dtype"), node.where)
+
+
+def _tokenizer_source(node: Node | None) -> str | None:
+    if node is None:
+        return None
+    text = node.text("tokenizer_source")
+    if text == "union":
+        raise node.error("`tokenizer_source: union` is not supported yet", "Use `base`.")
+    return text if text == "base" else str(parse_model(node))
+
+
+def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[str]) -> None:
+    known = {p.name for m in registry.methods() for p in m.parameters}
+    own = {p.name for p in method.parameters}
+    for settings in stage.levels:
+        for name, setting in settings.items():
+            if name not in known:
+                raise UserError(
+                    f"unknown parameter {name!r}", setting.where, did_you_mean(name, own or known)
+                )
+            if name not in own:
+                warnings.append(
+                    f"{setting.where}: merge_method {method.name!r} has no parameter {name!r}; "
+                    "it is ignored, as mergekit does"
+                )

@@ -1,0 +1,233 @@
+"""From recipes and locks to the plan.
+
+A pure function of recipes, locks and configuration. ``planning.load_plan`` keeps it on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from shardmerge import expression as ex
+from shardmerge.compose import Composer
+from shardmerge.describe import FileKey, describe, package_files
+from shardmerge.digest import digest
+from shardmerge.dtypes import DTYPES
+from shardmerge.engine.memory import workspace_bytes
+from shardmerge.errors import UserError, did_you_mean
+from shardmerge.layout import group, shard_names, tensor_bytes
+from shardmerge.lock import Lock, LockedSource
+from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
+from shardmerge.recipe import Recipe
+from shardmerge.settings import Settings
+from shardmerge.sources import slug
+from shardmerge.spec import OutputTensor, ShardSpec, delta_name
+
+PathOf = Callable[[str, LockedSource, str], str]
+
+
+def make_plan(recipes: list[tuple[Recipe, Lock]], settings: Settings, path_of: PathOf) -> Planned:
+    """Return the plan of recipes with their locks.
+
+    Args:
+        recipes: Each with its lock.
+        settings: The configuration.
+        path_of: Gives the path at which jobs find a source's file.
+
+    Raises:
+        UserError: For every mistake that shows without reading weights.
+    """
+    return _Planner(recipes, settings, path_of).plan()
+
+
+class _Planner:
+    def __init__(
+        self, recipes: list[tuple[Recipe, Lock]], settings: Settings, path_of: PathOf
+    ) -> None:
+        self.recipes = recipes
+        self.settings = settings
+        self.path_of = path_of
+        self.planned = Planned(Plan({}, (), {}, {}, {}, ()))
+        self.locked: dict[str, LockedSource] = {}
+        self.identities: dict[FileKey, str] = {}
+        self.fetches: dict[str, FetchJob] = {}
+        self.read: set[FileKey] = set()
+
+    def plan(self) -> Planned:
+        for _, lock in self.recipes:
+            for key, source in lock.sources.items():
+                if self.locked.setdefault(key, source) != source:
+                    raise UserError(
+                        f"two recipes lock model {key!r} at different contents",
+                        hint="Run `snakemake lock` to lock all recipes anew.",
+                    )
+                for name, file in source.files.items():
+                    self.identities[key, name] = file.identity
+        targets = self._targets()
+        stored = self._stored({name: outputs for name, (_, outputs) in targets.items()})
+        delta_jobs, delta_path = self._delta_jobs(stored)
+        builds = {
+            name: self._build(name, composer, outputs, delta_path)
+            for name, (composer, outputs) in targets.items()
+        }
+        weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
+        unread = {
+            self.path_of(key, source, name): file.size
+            for key, source in self.locked.items()
+            for name, file in source.files.items()
+            if name in weights and (key, name) not in self.read
+        }
+        self.planned.plan = Plan(
+            builds=builds,
+            deltas=tuple(delta_jobs),
+            fetches=self.fetches,
+            sources={key: self._model(key) for key in self.locked},
+            unread=unread,
+            warnings=tuple(w for recipe, _ in self.recipes for w in recipe.warnings),
+        )
+        return self.planned
+
+    def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
+        targets: dict[str, tuple[Composer, list[OutputTensor]]] = {}
+        wanted = self.settings["stages"]
+        wanted = ["final"] if wanted == "final" else wanted
+        known = {name for recipe, _ in self.recipes for name in recipe.stages}
+        for name in wanted:
+            if name != "final" and name not in known:
+                raise UserError(
+                    f"no recipe has a document named {name!r}",
+                    "configuration: stages",
+                    did_you_mean(name, known | {"final"}),
+                )
+        for recipe, lock in self.recipes:
+            composer = Composer(recipe, lock, self.settings["numerics"], self.settings.delta_dtype)
+            final = recipe.final if "final" in wanted else ()
+            for name in recipe.stages:
+                if name not in final and name not in wanted:
+                    continue
+                if other := targets.get(name):
+                    raise UserError(
+                        f"a document named {name!r} is also in {other[0].recipe.path}",
+                        recipe.stages[name].where,
+                        "Both would be built in one folder: rename one.",
+                    )
+                targets[name] = (composer, composer.outputs(name))
+        return targets
+
+    def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
+        """Return the task vectors that are worth a file, in order of first use."""
+        users: dict[ex.Delta, int] = {}
+        for outputs in targets.values():
+            for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
+                users[delta] = users.get(delta, 0) + 1
+        least = {"fuse": len(targets) + 1, "store": 1, "auto": 2}[self.settings["deltas"]]
+        return [delta for delta, count in users.items() if count >= least]
+
+    def _delta_jobs(self, stored: list[ex.Delta]) -> tuple[list[ShardJob], dict[ex.Delta, str]]:
+        """Group task vectors by the fine-tuned model's files: each is then read by one job."""
+        groups: dict[tuple[str, str, str], dict[str, list[ex.Delta]]] = {}
+        for delta in stored:
+            pair = (delta.finetuned.model, delta.base.model, delta.dtype)
+            groups.setdefault(pair, {}).setdefault(delta.finetuned.file, []).append(delta)
+        jobs, paths = [], {}
+        for (finetuned, base, dtype), files in groups.items():
+            folder = f"{slug(finetuned)}-minus-{slug(base)}-{DTYPES[dtype].name}"
+            names = sorted({t.file for t in self.locked[finetuned].tensors.values()})
+            shards = dict(zip(names, shard_names(len(names), "delta"), strict=True))
+            for file, deltas in sorted(files.items()):
+                deltas.sort(key=lambda d: self.locked[finetuned].tensors[d.finetuned.tensor].begin)
+                tensors = tuple(
+                    OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
+                    for d in deltas
+                )
+                output = f"{self.settings['results']}/deltas/{folder}/{shards[file]}"
+                jobs.append(self._job(output, tensors, {}))
+                paths |= dict.fromkeys(deltas, output)
+        return jobs, paths
+
+    def _build(
+        self,
+        name: str,
+        composer: Composer,
+        outputs: list[OutputTensor],
+        delta_path: Mapping[ex.Delta, str],
+    ) -> Build:
+        source = composer.reference_source(name)
+        layout = self.locked[source].tensors
+        groups = group(outputs, layout, self.settings.max_shard_size)
+        folder = f"{self.settings['results']}/{name}/model"
+        jobs = tuple(
+            self._job(f"{folder}/{file}", tuple(tensors), delta_path)
+            for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
+        )
+        files = package_files(composer, name)
+        identities = {file: self.identities[key] for file, key in files.items()}
+        description = describe(composer, name, identities, groups, jobs)
+        key = digest(description)
+        self.planned.descriptions[key] = description
+        return Build(name, key, jobs, {file: self._path(key) for file, key in files.items()})
+
+    def _job(
+        self, output: str, tensors: tuple[OutputTensor, ...], delta_path: Mapping[ex.Delta, str]
+    ) -> ShardJob:
+        used = {(s.model, s.file): None for t in tensors for s in ex.sources(t.expression)}
+        spec = ShardSpec(
+            tensors=tensors,
+            files={key: self.identities[key] for key in used},
+            numerics=self.settings["numerics"],
+            allow_nonfinite=self.settings["allow_nonfinite"],
+        )
+        name = spec.digest
+        self.planned.specs[name] = spec
+        files = spec.required_files(delta_path)
+        self.read |= set(files)
+        leaves = dict.fromkeys(leaf for t in tensors for leaf in _read_leaves(t, delta_path))
+        return ShardJob(
+            output=output,
+            digest=name,
+            sources=tuple(self._path(key) for key in files),
+            deltas=tuple(
+                dict.fromkeys(
+                    delta_path[d]
+                    for t in tensors
+                    for d in ex.deltas(t.expression)
+                    if d in delta_path
+                )
+            ),
+            bytes_read=sum(ex.elements(leaf) * DTYPES[leaf.dtype].size for leaf in leaves),
+            bytes_written=sum(map(tensor_bytes, tensors)),
+            memory=workspace_bytes(spec),
+        )
+
+    def _path(self, key: FileKey) -> str:
+        """Return a source file's path; one of the Hub gets a job that fetches it."""
+        model, name = key
+        source = self.locked[model]
+        path = self.path_of(model, source, name)
+        if source.kind == "hub":
+            file = source.files[name]
+            self.fetches[path] = FetchJob(
+                path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid
+            )
+        return path
+
+    def _model(self, key: str) -> Model:
+        source = self.locked[key]
+        paths = tuple(self._path((key, name)) for name in source.files)
+        folder = paths[0].rsplit("/", 1)[0]
+        identity = digest({name: file.identity for name, file in source.files.items()})
+        size = sum(t.end - t.begin for t in source.tensors.values())
+        return Model(folder, paths, identity, size)
+
+
+def _read_leaves(tensor: OutputTensor, stored: Mapping[ex.Delta, str]) -> list[ex.Expression]:
+    found: list[ex.Expression] = []
+
+    def visit(expression: ex.Expression) -> None:
+        if isinstance(expression, ex.Source) or expression in stored:
+            found.append(expression)
+            return
+        for operand in ex.operands(expression):
+            visit(operand)
+
+    visit(tensor.expression)
+    return found

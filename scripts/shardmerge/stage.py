@@ -1,0 +1,91 @@
+"""What a recipe's document says, typed: a stage, its slices, their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from shardmerge.parameters import Setting
+from shardmerge.references import Reference, parse_reference
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model that a stage reads.
+
+    Args:
+        model: The reference.
+        parameters: Settings by parameter name.
+        layers: Half-open range of the model's layers, or None for all.
+        where: File and line.
+    """
+
+    model: Reference
+    parameters: Mapping[str, Setting]
+    layers: tuple[int, int] | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of output layers and the inputs that it is made from."""
+
+    inputs: tuple[Input, ...]
+    parameters: Mapping[str, Setting]
+    base_model: Reference | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One document of a recipe.
+
+    Args:
+        name: Its ``name``, or the recipe file's stem.
+        method: Name of the merge method.
+        base_model: The document's base model, or None.
+        slices: The output's runs of layers; ``models:`` makes one of all layers.
+        parameters: Settings at the top level.
+        dtype, out_dtype: safetensors codes, or None.
+        tokenizer_source: ``base``, ``union``, a reference, or None.
+        text: The document as written.
+        where: File and line.
+    """
+
+    name: str
+    method: str
+    base_model: Reference | None
+    slices: tuple[Slice, ...]
+    parameters: Mapping[str, Setting]
+    dtype: str | None
+    out_dtype: str | None
+    tokenizer_source: str | None
+    text: str
+    where: str
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return tuple(i for s in self.slices for i in s.inputs)
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """All models that the stage names, in order: the base model first, then the inputs."""
+        bases = [self.base_model, *(s.base_model for s in self.slices)]
+        named = [b for b in bases if b is not None] + [i.model for i in self.inputs]
+        if self.tokenizer_source not in (None, "base", "union"):
+            named.append(parse_reference(self.tokenizer_source))
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def reference_model(self) -> Reference:
+        """The model whose config, layout and tokenizer the result takes."""
+        return self.base_model or self.inputs[0].model
+
+    @property
+    def levels(self) -> Iterator[Mapping[str, Setting]]:
+        """All settings of the stage, wherever they stand."""
+        yield self.parameters
+        for piece in self.slices:
+            yield piece.parameters
+            for item in piece.inputs:
+                yield item.parameters
