@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import run
+from shardmerge.config_text import output_config
 from shardmerge.errors import UserError
 from shardmerge.files import write_text
-from shardmerge.package import load_description, set_dtype
+from shardmerge.package import load_description
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
         raise UserError(f"cannot be read ({error.strerror})", str(args.source)) from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", str(args.source)) from None
-    write_text(args.output, set_dtype(config, description["dtype"], str(args.source)))
+    write_text(args.output, output_config(config, description, str(args.source)))
     write_text(args.recipe, description["recipe"]["text"])
 
 

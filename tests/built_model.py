@@ -9,9 +9,10 @@ from typing import Any
 
 from models import llama
 
+from shardmerge.config_text import output_config
 from shardmerge.engine import build_shard
 from shardmerge.files import write_json, write_text
-from shardmerge.package import index_text, load_description, make_index, set_dtype
+from shardmerge.package import index_text, load_description, make_index
 from shardmerge.plan import Build, ShardJob
 from shardmerge.planning import load_plan, load_spec
 from shardmerge.settings import load_settings
@@ -127,7 +128,7 @@ def build_model(recipe: str = RECIPE, models: dict[str, Any] | None = None, **co
     for name, source in build.files.items():
         shutil.copy(source, built.folder / name)
     config_file = built.folder / "config.json"
-    config_file.write_text(set_dtype(config_file.read_text(), built.description["dtype"], ""))
+    config_file.write_text(output_config(config_file.read_text(), built.description, ""))
     index = index_text(make_index(built.description))
     write_text(built.folder / "model.safetensors.index.json", index)
     return built

@@ -87,6 +87,7 @@ def describe(
         ],
         "numerics": composer.numerics,
         "dtype": DTYPES[dtype].name if dtype else None,
+        "config": {},
         "reference": composer.reference_source(name),
         "tokenizer": tokenizer_model(composer, name),
         "files": {name: files[name] for name in sorted(files)},

@@ -16,9 +16,6 @@ from shardmerge.files import load_json
 from shardmerge.planning import description_path
 
 INDEX = "model.safetensors.index.json"
-#: What transformers calls a model's dtype, newest name first.
-_DTYPE_KEYS = ("dtype", "torch_dtype")
-_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def load_description(name: str) -> Mapping[str, Any]:
@@ -31,29 +28,6 @@ def load_description(name: str) -> Mapping[str, Any]:
         UserError: If there is none.
     """
     return load_json(description_path(name))
-
-
-def set_dtype(config: str, dtype: str | None, where: str) -> str:
-    """Return the text of a config.json with the model's dtype set and not a byte else changed.
-
-    Args:
-        config: The text.
-        dtype: Name such as ``float16``, or None to leave the text as it is.
-        where: What to say in errors.
-
-    Raises:
-        UserError: If it is not a JSON object.
-    """
-    spans = _members(config, where)
-    if dtype is None:
-        return config
-    value = json.dumps(dtype)
-    found = [span for key, *span in spans if key in _DTYPE_KEYS]
-    if not found:
-        return _insert(config, spans, f'"{_DTYPE_KEYS[0]}": {value}')
-    for begin, end in reversed(found):
-        config = config[:begin] + value + config[end:]
-    return config
 
 
 def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
@@ -145,39 +119,3 @@ def name_within(path: Path, folder: Path) -> str:
 def _checksum_line(name: str, sha256: str) -> str:
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
-
-
-def _members(text: str, where: str) -> list[tuple[str, int, int]]:
-    """Return key, and begin and end of the value, of every member of a JSON object's text."""
-    try:
-        if not isinstance(json.loads(text), dict):
-            raise UserError("is not a JSON object", where)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})", where) from None
-    decode = json.JSONDecoder().raw_decode
-    spans = []
-    place = _skip(text, text.index("{") + 1)
-    while text[place] != "}":
-        key, place = decode(text, place)
-        begin = _skip(text, _skip(text, place) + 1)
-        end = decode(text, begin)[1]
-        spans.append((key, begin, end))
-        place = _skip(text, end)
-        if text[place] == ",":
-            place = _skip(text, place + 1)
-    return spans
-
-
-def _insert(text: str, spans: list[tuple[str, int, int]], member: str) -> str:
-    """Return the text of a JSON object with a member more, set as the last one is."""
-    if not spans:
-        brace = text.index("{") + 1
-        return f"{text[:brace]}{member}{text[brace:]}"
-    end = spans[-1][2]
-    brace = text.index("{") + 1
-    indentation = text[brace : _skip(text, brace)]
-    return f"{text[:end]},{indentation}{member}{text[end:]}"
-
-
-def _skip(text: str, place: int) -> int:
-    return _SPACE.match(text, place).end()

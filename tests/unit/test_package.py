@@ -13,8 +13,9 @@ from built_model import RECIPE, build_model
 import write_checksums
 import write_config
 import write_index
+from shardmerge.config_text import set_dtype, set_values
 from shardmerge.errors import UserError
-from shardmerge.package import checksums, load_records, make_index, set_dtype
+from shardmerge.package import checksums, load_records, make_index
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,22 @@ class TestDtype:
     def test_not_an_object(self, text):
         with pytest.raises(UserError, match=r"config\.json: is not"):
             set_dtype(text, "float16", "config.json")
+
+    def test_values_at_their_places(self):
+        before = (
+            '{\n  "a": [\n    1,\n    2\n  ],\n  "text_config": {"n": 1, "x": 0},\n  "n": 3\n}\n'
+        )
+        after = set_values(
+            before, {"a": [3, 4, 5], "text_config.n": 2, "text_config.m": "w", "n": 4}, "c"
+        )
+        assert after == (
+            '{\n  "a": [\n    3,\n    4,\n    5\n  ],\n'
+            '  "text_config": {"n": 2, "x": 0,"m": "w"},\n  "n": 4\n}\n'
+        )
+
+    def test_value_of_an_object_that_is_not_there(self):
+        with pytest.raises(UserError, match="no object 'text_config'"):
+            set_values('{"text_config": 1}', {"text_config.n": 2}, "c")
 
     def test_command(self, built, tmp_path, monkeypatch):
         source = tmp_path / "source.json"
