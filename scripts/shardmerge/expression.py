@@ -48,6 +48,37 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What a LoRA adapter adds to a matrix: ``scale * b @ a``, or its transpose.
+
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
+    https://arxiv.org/abs/2106.09685.
+
+    Args:
+        b: Tensor of the adapter, [rows, rank].
+        a: Tensor of the adapter, [rank, columns].
+        scale: The adapter's own factor, such as alpha / rank.
+        transposed: Whether the result is [columns, rows].
+        dtype: Code of the type that it is computed in, F32 or F64.
+    """
+
+    b: Source
+    a: Source
+    scale: float
+    transposed: bool
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, columns = self.b.shape[0], self.a.shape[1]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
 class Linear:
     """A sum of coefficient times operand, computed in float32 (float64 if an operand is)."""
 
@@ -100,7 +131,7 @@ class Call:
         return self.output_shape
 
 
-Expression = Union[Source, Delta, Linear, Cast, Call]
+Expression = Union[Source, Delta, LowRank, Linear, Cast, Call]
 
 
 def operands(expression: Expression) -> tuple[Expression, ...]:
@@ -110,6 +141,8 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
             return ()
         case Delta(finetuned, base, _):
             return (finetuned, base)
+        case LowRank():
+            return (expression.b, expression.a)
         case Linear(terms):
             return tuple(operand for _, operand in terms)
         case Cast(operand, _):
@@ -148,6 +181,8 @@ def label(expression: Expression) -> str:
             return model
         case Delta(finetuned, base, _):
             return f"{label(finetuned)} - {label(base)}"
+        case LowRank():
+            return expression.a.model
         case Cast(operand, _):
             return label(operand)
         case Call(method=method, models=models):
@@ -172,6 +207,15 @@ def to_json(expression: Expression) -> dict[str, Any]:
                 "op": "delta",
                 "finetuned": to_json(finetuned),
                 "base": to_json(base),
+                "dtype": dtype,
+            }
+        case LowRank(b, a, scale, transposed, dtype):
+            return {
+                "op": "low_rank",
+                "b": to_json(b),
+                "a": to_json(a),
+                "scale": scale,
+                "transposed": transposed,
                 "dtype": dtype,
             }
         case Linear(terms):
@@ -202,6 +246,9 @@ def from_json(data: dict[str, Any]) -> Expression:
             )
         case "delta":
             return Delta(from_json(data["finetuned"]), from_json(data["base"]), data["dtype"])
+        case "low_rank":
+            b, a = from_json(data["b"]), from_json(data["a"])
+            return LowRank(b, a, float(data["scale"]), data["transposed"], data["dtype"])
         case "linear":
             return Linear(tuple((float(c), from_json(e)) for c, e in data["terms"]))
         case "cast":

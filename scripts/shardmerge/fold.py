@@ -1,6 +1,7 @@
 """Linear stages compose: rows of coefficients over leaves, folded, pruned, simplified.
 
-A *leaf* is a source tensor, a task vector, or the result of a method that is not linear.
+A *leaf* is a source tensor, a task vector, what an adapter adds, or the result of a method that is
+not linear.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ def apply_form(form: LinearForm, rows: list[Row], base: int | None, delta_dtype:
 def to_expression(row: Row) -> ex.Expression | None:
     """Return a row as an expression, coefficients rounded to the type it is combined in.
 
-    Plain tensors come first, then task vectors, each in order of first use; of them, one of
-    coefficient 1 starts the sum. None if nothing is left.
+    Plain tensors come first, then task vectors and what adapters add, each in order of first use;
+    of them, one of coefficient 1 starts the sum. None if nothing is left.
     """
     wide = any(s.dtype == "F64" for e in row for s in ex.sources(e))
     rounded = [(_round(c, wide), e) for e, (c, _) in row.items()]
     terms = [(c, e) for c, e in rounded if c != 0]
-    terms.sort(key=lambda term: (isinstance(term[1], ex.Delta), term[0] != 1))
+    terms.sort(key=lambda term: (isinstance(term[1], ex.Delta | ex.LowRank), term[0] != 1))
     if not terms:
         return None
     if len(terms) == 1 and terms[0][0] == 1:

@@ -88,10 +88,13 @@ class Recomputer:
             if self._numerics == "float32":
                 return self._float32(expression, runs)
             value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
-            whole = any(self._is_whole(part) for part in ex.walk(expression))
-            # sums over a whole tensor may differ in the last places from one processor to another
+            whole = any(self._adds_up(part) for part in ex.walk(expression))
+            # long sums of torch's may differ in the last places from one processor to another
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
             return Estimate(value, slack, decides=whole)
+
+    def _adds_up(self, part: ex.Expression) -> bool:
+        return self._is_whole(part) or isinstance(part, ex.LowRank)
 
     def _is_whole(self, part: ex.Expression) -> bool:
         return isinstance(part, ex.Call) and not kernel_of(part.method, self._numerics)[1]
@@ -104,6 +107,8 @@ class Recomputer:
             case ex.Delta(finetuned, base, dtype):
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
                 return _round(_difference(*parts, _combine(node)), dtype)
+            case ex.LowRank():
+                return _product(node, self._factor(node.b), self._factor(node.a), runs)
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
                 return _sum(parts, _combine(node))
@@ -112,6 +117,11 @@ class Recomputer:
             case ex.Call():
                 return self._call(node, runs)
         raise TypeError(f"not an expression: {node!r}")
+
+    def _factor(self, factor: ex.Source) -> np.ndarray:
+        """Return a whole factor, float64 of its shape."""
+        stored = self._read(factor, ((0, ex.elements(factor)),))
+        return decode(stored, factor.dtype).reshape(factor.shape)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
         whole = self._is_whole(call)
@@ -169,6 +179,11 @@ class Recomputer:
         match node:
             case ex.Cast(operand, dtype):
                 return self._stated(operand, runs).to(getattr(_torch(), DTYPES[dtype].name))
+            case ex.LowRank():
+                return self._stated_product(node, runs)
+            case ex.Linear(terms):
+                wide = getattr(_torch(), DTYPES[_combine(node)].name)
+                return sum(c * self._stated(operand, runs).to(wide) for c, operand in terms)
             case ex.Call():
                 whole = self._is_whole(node)
                 tensors = [
@@ -178,9 +193,35 @@ class Recomputer:
                 return result[positions(runs)] if whole else result
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
+    def _stated_product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
+        from shardmerge.engine.lowrank import Product
+
+        dtype = getattr(_torch(), DTYPES[node.dtype].name)
+        factors = (_torch().from_numpy(self._factor(f)).to(dtype) for f in (node.b, node.a))
+        product = Product(node, *factors, ordered=False)
+        return _torch().cat([product.block(first, count, None) for first, count in runs])
+
+
+def _product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, runs: Runs) -> Estimate:
+    """Return elements of a low-rank product with the bound of the errors of a sum in any order.
+
+    Higham 2002, section 3.1: a sum of n products is within ``n * u`` of the sum of their sizes.
+    """
+    left, right = (a.T, b.T) if node.transposed else (b, a)
+    rows, columns = np.divmod(positions(runs), right.shape[1])
+    value = error = np.zeros(len(rows))
+    for k in range(node.rank):
+        part = node.scale * left[rows, k] * right[k, columns]
+        value, error = value + part, error + np.abs(part)
+    form = FORMATS[node.dtype]
+    bound = (node.rank + 3) * (form.unit + FORMATS["F64"].unit) * error
+    bound += (node.rank + 1) * (1 + abs(node.scale)) * half_ulp(node.dtype, np.float64(0))
+    bound = np.where(error >= form.overflow, np.inf, bound)
+    return Estimate(value, np.where(np.isfinite(value), bound, 0.0))
+
 
 def _combine(node: ex.Expression) -> str:
-    typed = (ex.Source, ex.Delta, ex.Cast)
+    typed = (ex.Source, ex.Delta, ex.LowRank, ex.Cast)
     return combine_dtype([part.dtype for part in ex.walk(node) if isinstance(part, typed)])
 
 

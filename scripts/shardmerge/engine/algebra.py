@@ -29,7 +29,7 @@ def combine(expression: ex.Expression) -> str:
     named = [
         part.dtype
         for part in ex.walk(expression)
-        if isinstance(part, ex.Source | ex.Delta | ex.Cast)
+        if isinstance(part, ex.Source | ex.Delta | ex.LowRank | ex.Cast)
     ]
     return combine_dtype(named)
 
@@ -45,7 +45,8 @@ def leaves(
     """Return what a blockwise evaluation starts from: tensors in files, results of whole calls.
 
     Args:
-        expression: What is evaluated; if it is a whole call itself, that is its only leaf.
+        expression: What is evaluated; if it is a whole call itself, that is its only leaf. Products
+            of small factors (``low_ranks``) are computed from factors that are held, so no leaves.
         stored: Task vectors that are read and not computed.
         numerics: Decides which calls are elementwise.
 
@@ -60,12 +61,18 @@ def leaves(
             files[part] = None
         elif is_whole(part, numerics):
             calls[part] = None
-        else:
+        elif not isinstance(part, ex.LowRank):
             for operand in ex.operands(part):
                 visit(operand)
 
     visit(expression)
     return tuple(files), tuple(calls)
+
+
+def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
+    """Return the distinct products of small factors in an expression, in order of first use."""
+    found = (part for part in ex.walk(expression) if isinstance(part, ex.LowRank))
+    return tuple(dict.fromkeys(found))
 
 
 def file_leaves(expression: ex.Expression, stored: Collection[ex.Delta]) -> Iterator[FileLeaf]:

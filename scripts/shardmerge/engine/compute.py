@@ -15,6 +15,7 @@ from shardmerge.engine.device import Cuda, Host, Slot
 from shardmerge.engine.evaluate import Block, Evaluator, Registers, round_into, torch_dtype
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Part
+from shardmerge.engine.lowrank import Products, factor_loader
 from shardmerge.engine.record import Tally
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source
 from shardmerge.spec import ShardSpec
@@ -22,12 +23,13 @@ from shardmerge.spec import ShardSpec
 
 @dataclass
 class Job:
-    """What the compute threads of a job share."""
+    """What the compute threads of a job share; ``products`` only where they share memory too."""
 
     spec: ShardSpec
     inputs: Inputs
     tally: Tally
     whole: WholeTensors
+    products: Products | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     nonfinite_sources: dict[int, bool] = field(default_factory=dict)
 
@@ -45,7 +47,10 @@ class Lane:
         self._job = job
         self._place = place
         self._registers = Registers(block, torch.device(place.name))
-        self._maker = Maker(job.spec, job.inputs, job.tally, place, self._registers)
+        self._products = job.products or Products(
+            factor_loader(job.inputs, place), job.spec.numerics
+        )
+        self._maker = Maker(job.spec, job.inputs, job.tally, place, self._registers, self._products)
         self._spare = torch.empty(0, dtype=torch.uint8, device=place.name)
         self._tensor: int | None = None
 
@@ -87,9 +92,11 @@ class Lane:
         squares = {delta: numbers.pop(delta) for delta in direct}
         self._indirect = numbers
         self._expression = expression
+        self._evaluator = None  # lets the last tensor's factors go before others are read
         self._evaluator = Evaluator(
-            expression, self._job.inputs.stored, spec.numerics, self._registers, squares
-        )
+            expression, self._job.inputs.stored, spec.numerics, self._registers, squares,
+            self._products,
+        )  # fmt: skip
         self._tensor = tensor
 
     def _make_whole(self) -> list[torch.Tensor]:
@@ -145,7 +152,9 @@ class Lane:
         bad = ~out.isfinite()
         if not bad.any():
             return
-        if not part.whole:
+        if not all(product.finite for product in self._evaluator.held):
+            bad[:] = False
+        elif not part.whole:
             for view in views:
                 bad &= view.isfinite()
         elif self._source_is_nonfinite(part.tensor):

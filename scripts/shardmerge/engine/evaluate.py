@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +17,9 @@ from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine.algebra import combine, leaves
 from shardmerge.registry import group_of, kernel_of
+
+if TYPE_CHECKING:
+    from shardmerge.engine.lowrank import Product, Products
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class Registers:
         self.length = length
         self.device = device
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+        self._scratch: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
 
     def get(self, dtype: str, index: int) -> torch.Tensor:
         """Return the buffer of that dtype and number."""
@@ -57,6 +62,17 @@ class Registers:
                 self.length, dtype=torch_dtype(dtype), device=self.device
             )
         return self._buffers[dtype, index]
+
+    def scratch(self, dtype: str, index: int) -> Callable[[int, int], torch.Tensor]:
+        """Return what gives further buffers of that dtype, by number, as long as is asked for."""
+        buffers: dict[int, torch.Tensor] = self._scratch.setdefault((dtype, index), {})
+
+        def get(number: int, length: int) -> torch.Tensor:
+            if number not in buffers or len(buffers[number]) < length:
+                buffers[number] = torch.empty(length, dtype=torch_dtype(dtype), device=self.device)
+            return buffers[number]
+
+        return get
 
 
 def torch_dtype(code: str) -> torch.dtype:
@@ -94,6 +110,7 @@ class Evaluator:
         registers: Buffers to compute in; evaluators of one thread share them.
         squares: Numbers of the task vectors whose sums of squares are wanted; taken out as they
             are found, so that one that stands twice counts once.
+        products: Holds the factors of low-rank products; needed where the expression has some.
     """
 
     def __init__(
@@ -103,6 +120,7 @@ class Evaluator:
         numerics: str,
         registers: Registers,
         squares: dict[ex.Delta, int] | None = None,
+        products: Products | None = None,
     ) -> None:
         self.files, self.calls = leaves(expression, stored, numerics)
         self._numerics = numerics
@@ -110,6 +128,8 @@ class Evaluator:
         self._registers = registers
         self._views = {leaf: i for i, leaf in enumerate((*self.files, *self.calls))}
         self._squares = {} if squares is None else squares
+        self._products = products
+        self.held: list[Product] = []
         self.run = self._compile(expression, 0)
 
     def _compile(self, node: ex.Expression, k: int) -> Operation:
@@ -123,6 +143,8 @@ class Evaluator:
         match node:
             case ex.Delta():
                 return self._delta(node, k)
+            case ex.LowRank():
+                return self._low_rank(node, k)
             case ex.Linear():
                 return self._linear(node, k)
             case ex.Cast():
@@ -201,6 +223,16 @@ class Evaluator:
             return narrow if stated and not exact else value
 
         return delta
+
+    def _low_rank(self, node: ex.LowRank, k: int) -> Operation:
+        product = self._products.get(node)
+        scratch = self._registers.scratch(node.dtype, k)
+        self.held.append(product)
+
+        def low_rank(block: Block) -> torch.Tensor:
+            return product.block(block.first, block.count, scratch)
+
+        return low_rank
 
     def _linear(self, node: ex.Linear, k: int) -> Operation:
         dtype = combine(node)

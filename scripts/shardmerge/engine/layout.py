@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import file_leaves, leaves, simplify
+from shardmerge.engine.algebra import file_leaves, leaves, low_ranks, simplify
 from shardmerge.engine.inputs import Inputs, Location
 from shardmerge.engine.memory import Tuning
 from shardmerge.errors import UserError
@@ -177,7 +177,8 @@ def _piece(
     if count:
         _mergeable(tensor, inputs)
     files, calls = leaves(expression, inputs.stored, numerics)
-    for part in (*files, *calls):
+    outside = () if calls else low_ranks(expression)  # a call's own inputs may have other shapes
+    for part in (*files, *calls, *outside):
         _same_count(tensor, part, count)
     locations = tuple(inputs.locate(leaf) for leaf in files)
     return Piece(begin, end, None, index, DTYPES[tensor.dtype].size, locations, bool(calls))

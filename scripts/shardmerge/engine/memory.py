@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import combine, is_whole, leaves
+from shardmerge.engine.algebra import combine, is_whole, leaves, low_ranks
 from shardmerge.registry import result_dtype, workspace_elements
 from shardmerge.spec import ShardSpec
 
@@ -37,6 +37,11 @@ class Tuning:
     lane: int = 12 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
+    @property
+    def lanes(self) -> int:
+        """Compute threads at most: reader, writer and hasher need slots too."""
+        return self.slots - 4
+
 
 TUNING = Tuning()
 
@@ -45,14 +50,17 @@ def workspace_bytes(spec: ShardSpec, device: str = "cpu") -> int:
     """Return the peak resident memory that a job is given, in bytes.
 
     It is one constant for what streams. A merge method that must see whole tensors adds the
-    largest tensor's inputs, result and workspace (``registry.workspace_elements``).
+    largest tensor's inputs, result and workspace (``registry.workspace_elements``); adapters add
+    the factors of one tensor for each thread.
 
     Args:
         spec: The shard.
         device: ``cpu`` or ``cuda``; on the latter whole tensors lie in the device's memory too.
     """
     whole = max((_tensor_peak(t.expression, spec.numerics) for t in spec.tensors), default=0)
-    return STREAMING_BYTES + whole + (CUDA_BYTES if device == "cuda" else 0)
+    factors = max((_factors(t.expression) for t in spec.tensors), default=0)
+    held = TUNING.lanes * factors + whole
+    return STREAMING_BYTES + held + (CUDA_BYTES if device == "cuda" else 0)
 
 
 def block_length(spec: ShardSpec, tuning: Tuning = TUNING) -> int:
@@ -78,6 +86,15 @@ def block_length(spec: ShardSpec, tuning: Tuning = TUNING) -> int:
     while length > 4096 and need(length) > tuning.lane:
         length //= 2
     return length
+
+
+def _factors(expression: ex.Expression) -> int:
+    """Bytes of the factors that are held while an expression is evaluated, as read and as used."""
+    return sum(
+        ex.elements(factor) * (DTYPES[product.dtype].size + DTYPES[factor.dtype].size)
+        for product in low_ranks(expression)
+        for factor in (product.b, product.a)
+    )
 
 
 def _tensor_peak(expression: ex.Expression, numerics: str) -> int:

@@ -49,8 +49,8 @@ class Stream:
     ) -> None:
         self.spec, self.inputs, self.layout, self.tally = spec, inputs, layout, tally
         self._device, self._progress = device, progress
-        # a device needs two lanes to copy and compute at once; reader, writer and hasher need slots
-        self._lanes = min(max(threads, 2 if device == "cuda" else 1), TUNING.slots - 4)
+        # a device needs two lanes to copy and compute at once
+        self._lanes = min(max(threads, 2 if device == "cuda" else 1), TUNING.lanes)
         self._hash = hashlib.sha256()
         self._done = 0
         self._file: OutputFile | None = None
@@ -91,12 +91,14 @@ class Stream:
     def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
         from shardmerge.engine.compute import Job, Lane
+        from shardmerge.engine.lowrank import Products, factor_loader
         from shardmerge.engine.whole import WholeTensors
 
         parts = (part for window in self._windows for part in window.parts)
         whole = WholeTensors(Counter(part.tensor for part in parts if part.whole))
-        job = Job(self.spec, self.inputs, self.tally, whole)
         cuda = self._device == "cuda"
+        products = Products(factor_loader(self.inputs, Host()), self.spec.numerics)
+        job = Job(self.spec, self.inputs, self.tally, whole, None if cuda else products)
         block = TUNING.device_block if cuda else block_length(self.spec, TUNING)
         lanes = [Lane(job, Cuda() if cuda else Host(), block) for _ in range(self._lanes)]
         return [lane.compute for lane in lanes], whole.stop

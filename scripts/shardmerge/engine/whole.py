@@ -14,6 +14,7 @@ from shardmerge.engine.algebra import FileLeaf, combine, file_leaves
 from shardmerge.engine.device import Buffer, Cuda, Host, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator, Registers, torch_dtype
 from shardmerge.engine.inputs import Inputs, nbytes
+from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
 from shardmerge.errors import UserError
@@ -77,6 +78,7 @@ class Maker:
         tally: Where sums of squares go.
         place: Where the results will lie.
         registers: Buffers that blocks are evaluated in.
+        products: Holds the factors of low-rank products.
     """
 
     def __init__(
@@ -86,9 +88,10 @@ class Maker:
         tally: Tally,
         place: Host | Cuda,
         registers: Registers,
+        products: Products,
     ) -> None:
         self._spec, self._inputs, self._tally = spec, inputs, tally
-        self._place, self._registers = place, registers
+        self._place, self._registers, self._products = place, registers, products
         self._buffer: Buffer | None = None
 
     def make(
@@ -124,7 +127,9 @@ class Maker:
     def _value(self, expression: ex.Expression, dtype: torch.dtype | None) -> torch.Tensor:
         """Return a call's input whole, in a dtype or (None) in the one that it states."""
         spec, stored = self._spec, self._inputs.stored
-        evaluator = Evaluator(expression, stored, spec.numerics, self._registers, self._squares)
+        evaluator = Evaluator(
+            expression, stored, spec.numerics, self._registers, self._squares, self._products
+        )
         results = [self._call(call) for call in evaluator.calls]
         if expression in evaluator.calls:
             return results[0].to(dtype or results[0].dtype)
