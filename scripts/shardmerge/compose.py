@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from shardmerge.errors import UserError
 from shardmerge.lock import Lock
 from shardmerge.models import Model, SourceModel
@@ -19,15 +21,22 @@ class Composer:
         lock: Its sources.
         numerics: One of ``spec.NUMERICS``.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
+        geometric: Names of the stages whose norms are merged by ratios.
     """
 
     def __init__(
-        self, recipe: Recipe, lock: Lock, numerics: str, delta_dtype: str | None = None
+        self,
+        recipe: Recipe,
+        lock: Lock,
+        numerics: str,
+        delta_dtype: str | None = None,
+        geometric: Collection[str] = (),
     ) -> None:
         self.recipe = recipe
         self.lock = lock
         self.numerics = numerics
         self.delta_dtype = delta_dtype
+        self.geometric = geometric
         self._models: dict[str, Model] = {}
 
     def outputs(self, stage: str) -> list[OutputTensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from shardmerge import expression as ex
+from shardmerge import norms
 from shardmerge.compose import Composer
 from shardmerge.describe import FileKey, describe, package_files
 from shardmerge.digest import digest
@@ -98,8 +99,15 @@ class _Planner:
                     "configuration: stages",
                     did_you_mean(name, known | {"final"}),
                 )
+        norms.check_names([recipe for recipe, _ in self.recipes], self.settings["norm_merge"])
         for recipe, lock in self.recipes:
-            composer = Composer(recipe, lock, self.settings["numerics"], self.settings.delta_dtype)
+            composer = Composer(
+                recipe,
+                lock,
+                self.settings["numerics"],
+                self.settings.delta_dtype,
+                norms.geometric_stages(recipe, self.settings["norm_merge"]),
+            )
             final = recipe.final if "final" in wanted else ()
             for name in recipe.stages:
                 if name not in final and name not in wanted:

@@ -37,7 +37,7 @@ class Settings:
     def planned(self) -> dict[str, Any]:
         """Return the part that the plan depends on."""
         keys = ("sources", "stages", "numerics", "deltas", "delta_dtype", "max_shard_size")
-        keys += ("allow_nonfinite", "results", "keep_sources")
+        keys += ("allow_nonfinite", "results", "keep_sources", "norm_merge")
         return {key: self.values[key] for key in keys}
 
 
@@ -59,6 +59,14 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
         raise _explain(errors[0])
     settings = Settings(values)
     _ = settings.max_shard_size, settings.delta_dtype  # tells their mistakes now
+    norms = settings["norm_merge"]
+    words = {norms} if isinstance(norms, str) else set(norms.values())
+    if settings["numerics"] != "float32" and "geometric" in words:
+        raise UserError(
+            f"`geometric` does not go with `numerics: {settings['numerics']}`, which only adds",
+            "configuration: norm_merge",
+            "Leave one of the two out.",
+        )
     return settings
 
 
@@ -82,4 +90,9 @@ def _explain(error: Any) -> UserError:
         return UserError(
             f"{error.instance!r} is not allowed", where, did_you_mean(error.instance, allowed)
         )
+    if error.validator == "anyOf":
+        # Of the forms that the key may have, the one that fits furthest tells what is wrong.
+        best = max(error.context, key=lambda e: (len(e.path), e.validator not in ("type", "const")))
+        if best.validator != "type":
+            return _explain(best)
     return UserError(error.message, where, error.schema.get("description"))

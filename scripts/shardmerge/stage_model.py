@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from shardmerge import expression as ex
-from shardmerge import fold, registry
+from shardmerge import fold, norms, registry
 from shardmerge.agreement import common_tensors
 from shardmerge.dtypes import DTYPES
 from shardmerge.errors import UserError, did_you_mean
@@ -82,12 +82,22 @@ class StageModel(Model):
                 inputs.append(operand)
             return fold.leaf(self._call(tensor, tuple(inputs)))
         rows = [model.row(tensor) for model in self.inputs]
+        form = self._linear_form(tensor)
+        if self.name in self.composer.geometric and norms.is_scale(tensor):
+            return self._ratio_row(tensor, form, rows)
         delta_dtype = self.composer.delta_dtype or self.stage.dtype
-        return fold.apply_form(
-            self._linear_form(tensor),
-            rows,
+        return fold.apply_form(form, rows, self.base, delta_dtype or self._promoted(tensor))
+
+    def _ratio_row(self, tensor: str, form: registry.LinearForm, rows: list[fold.Row]) -> fold.Row:
+        source = self.composer.reference_source(self.name)
+        return norms.ratio_row(
+            form,
             self.base,
-            delta_dtype or self._promoted(tensor),
+            rows,
+            [model.name for model in self.inputs],
+            tensor,
+            self.table[tensor].shape,
+            norms.offset(self.composer.lock.sources[source].config, tensor),
         )
 
     def _linear_form(self, tensor: str) -> registry.LinearForm:

@@ -81,6 +81,13 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
             "normalize", bool, default=False, description="Divide by the sum of the weights."
         ),
         Parameter("lambda", float, default=1.0, description="Factor of all exponents."),
+        Parameter(
+            "offset",
+            float,
+            default=0.0,
+            description="Added to every tensor for the ratios and taken off again: 1 for the norms "
+            "of Gemma, which scale by `1 + w`.",
+        ),
     ],
     inputs=Inputs(base="required"),
     elementwise=True,
@@ -91,8 +98,9 @@ def geometric_task_arithmetic(group: Group) -> torch.Tensor:
 
     ``base * product((x_i / base) ** (lambda * w_i))``: two fine-tunes of one base with weight 1
     give ``x_1 * x_2 / base``. An element whose base is 0, or where a model of weight other than 0
-    has another sign than the base or is 0, has no such ratio and gets task arithmetic's
-    ``base + sum(lambda * w_i * (x_i - base))``. It is task arithmetic on the logarithms.
+    has another sign than the base, is 0, or is infinite or NaN, has no such ratio and gets task
+    arithmetic's ``base + sum(lambda * w_i * (x_i - base))``. It is task arithmetic on the
+    logarithms.
     """
     from shardmerge.methods.kernels import blending
 

@@ -90,7 +90,8 @@ def _row_maxima(matrix: torch.Tensor) -> torch.Tensor:
 
 def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     """Multiply the base by the models' ratios to it; add where a ratio makes no sense."""
-    base = group.tensors[group.base].cpu().double()
+    offset = group.parameters["offset"]
+    base = group.tensors[group.base].cpu().double() + offset
     weights, indices = group.per_input["weight"], group.others
     total = sum(weights[i] for i in indices)
     factor = group.parameters["lambda"]
@@ -101,9 +102,9 @@ def geometric_task_arithmetic(group: Group) -> torch.Tensor:
         exponent = weights[i] * factor
         if exponent == 0:
             continue
-        model = group.tensors[i].cpu().double()
+        model = group.tensors[i].cpu().double() + offset
         ratio = model / base
-        sensible &= ratio > 0
+        sensible &= (ratio > 0) & ratio.isfinite()
         product *= ratio.pow(exponent)
         additive += (model - base) * exponent
-    return torch.where(sensible, product, additive).to(group.tensors[group.base])
+    return torch.where(sensible, product, additive).sub_(offset).to(group.tensors[group.base])
