@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import run
-from shardmerge.config_doc import with_config_keys
+from shardmerge.config_doc import with_tables
 from shardmerge.files import write_text
 from shardmerge.methods_doc import methods_markdown
 
@@ -20,7 +20,7 @@ def main() -> None:
     args = parser.parse_args()
     write_text(args.folder / "methods.md", methods_markdown())
     manual = args.config.read_text(encoding="utf-8")
-    write_text(args.config, with_config_keys(manual))
+    write_text(args.config, with_tables(manual))
 
 
 if __name__ == "__main__":

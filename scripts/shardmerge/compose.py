@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+from shardmerge import expression as ex
 from shardmerge.errors import UserError
 from shardmerge.lock import Lock
 from shardmerge.models import Model, SourceModel
@@ -50,6 +51,14 @@ class Composer:
             OutputTensor(name, entry.dtype, entry.shape, model.expression(name))
             for name, entry in model.table.items()
         ]
+
+    def sums(self, stage: str, outputs: Sequence[OutputTensor]) -> dict[str, ex.Expression]:
+        """Return a stage's tensors as sums, which read best, whichever way it is computed."""
+        if self.numerics == "float32":
+            return {t.name: t.expression for t in outputs}
+        algebra = Composer(self.recipe, self.lock, "float32", self.delta_dtype)
+        model = algebra.model(Reference(stage))
+        return {t.name: model.expression(t.name) for t in outputs}
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a stage's result or a source."""

@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shardmerge.findings import CHECKS
 from shardmerge.settings import SCHEMA
 
-BEGIN = "<!-- keys: begin (written by scripts/generate_docs.py from the schema) -->"
-END = "<!-- keys: end -->"
+_MARKERS = {
+    name: (f"<!-- {name}: begin (written by scripts/generate_docs.py) -->", f"<!-- {name}: end -->")
+    for name in ("keys", "checks")
+}
 
 
 def config_keys() -> list[tuple[str, Mapping[str, Any]]]:
@@ -27,17 +30,26 @@ def config_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_config_keys(text: str) -> str:
-    """Return a text with the table between its markers made anew.
+def checks_markdown() -> str:
+    """Return the table of all recipe checks."""
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in CHECKS.items()]
+    return "\n".join(["| Check | What it tells |", "| --- | --- |", *rows]) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """Return a text with the tables between their markers made anew.
 
     Raises:
         ValueError: If a marker is missing.
     """
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise ValueError("a marker of the generated table is missing")
-    return f"{before}{BEGIN}\n\n{config_markdown()}\n{END}{after}"
+    for name, table in (("keys", config_markdown()), ("checks", checks_markdown())):
+        begin, end = _MARKERS[name]
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"a marker of the generated table of {name} is missing")
+        text = f"{before}{begin}\n\n{table}\n{end}{after}"
+    return text
 
 
 def _keys(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -27,6 +27,7 @@ class Parameter:
         default: Value where a recipe gives none; REQUIRED where it must; None means unset.
         minimum, maximum: Closed bounds of a number, if any.
         choices: The words that a ``str`` parameter may be, if few.
+        unused: Whether the method accepts it without using it.
         description: One line for the documentation.
     """
 
@@ -37,6 +38,7 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] | None = None
+    unused: bool = False
     description: str = ""
 
 

@@ -10,9 +10,8 @@ from shardmerge.compose import Composer
 from shardmerge.dtypes import DTYPES
 from shardmerge.lock import LockedSource
 from shardmerge.plan import ShardJob
-from shardmerge.recipe import Recipe
-from shardmerge.references import Reference
 from shardmerge.spec import OutputTensor
+from shardmerge.terms import terms_of
 
 #: (model, file) of a source
 FileKey = tuple[str, str]
@@ -56,6 +55,7 @@ def describe(
     files: Mapping[str, str],
     groups: list[list[OutputTensor]],
     jobs: tuple[ShardJob, ...],
+    sums: Mapping[str, ex.Expression],
 ) -> dict[str, Any]:
     """Return the description of a build.
 
@@ -65,16 +65,12 @@ def describe(
         files: Small files of the package by name, with the identity of their content.
         groups: Tensors of every shard.
         jobs: The shards' jobs, in the same order.
+        sums: What each tensor is (``Composer.sums``).
     """
     recipe, lock = composer.recipe, composer.lock
     stage = recipe.stages[name]
     dtype = stage.out_dtype or stage.dtype
-    # What the result is made of reads best as sums, whichever way it is computed.
-    algebra = composer
-    if composer.numerics != "float32":
-        algebra = Composer(recipe, lock, "float32", composer.delta_dtype)
-    sums = algebra.model(Reference(name))
-    needed = _needed_stages(recipe, name)
+    needed = recipe.needed(name)
     used = dict.fromkeys(
         r.model for s in needed for r in recipe.stages[s].references if r.model not in recipe.stages
     )
@@ -100,26 +96,8 @@ def describe(
             }
             for job, tensors in zip(jobs, groups, strict=True)
         ],
-        "coefficients": {
-            t.name: terms_of(sums.expression(t.name)) for tensors in groups for t in tensors
-        },
+        "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
     }
-
-
-def terms_of(expression: ex.Expression) -> list[list[Any]]:
-    """Return an expression's terms as [what, coefficient] for people: tables, cards, plots."""
-    match expression:
-        case ex.Linear(terms):
-            return [[ex.label(e), c] for c, e in terms]
-    return [[ex.label(expression), 1.0]]
-
-
-def _needed_stages(recipe: Recipe, name: str) -> list[str]:
-    needed: set[str] = {name}
-    for stage in reversed(recipe.stages.values()):
-        if stage.name in needed:
-            needed |= {r.model for r in stage.references if r.model in recipe.stages}
-    return [s for s in recipe.stages if s in needed]
 
 
 def _origin(source: LockedSource) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 from shardmerge import registry
 from shardmerge.dtypes import dtype_code
 from shardmerge.errors import UserError, did_you_mean
+from shardmerge.findings import Finding
 from shardmerge.parameters import parse_settings
 from shardmerge.slices import check_inputs, parse_model, parse_slices
 from shardmerge.stage import Stage
@@ -29,7 +30,7 @@ DOCUMENT_KEYS = (
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
 
-def parse_stage(node: Node, text: str, default_name: str, warnings: list[str]) -> Stage:
+def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding]) -> Stage:
     table = node.mapping("a recipe document", DOCUMENT_KEYS)
     table = {key: value for key, value in table.items() if value.value is not None}
     name = table["name"].text("name") if "name" in table else default_name
@@ -81,7 +82,7 @@ def _tokenizer_source(node: Node | None) -> str | None:
     return text if text == "base" else str(parse_model(node))
 
 
-def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[str]) -> None:
+def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[Finding]) -> None:
     known = {p.name for m in registry.methods() for p in m.parameters}
     own = {p.name for p in method.parameters}
     for settings in stage.levels:
@@ -90,8 +91,11 @@ def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[str]
                 raise UserError(
                     f"unknown parameter {name!r}", setting.where, did_you_mean(name, own or known)
                 )
-            if name not in own:
-                warnings.append(
-                    f"{setting.where}: merge_method {method.name!r} has no parameter {name!r}; "
-                    "it is ignored, as mergekit does"
+            declared = method.parameter(name)
+            if declared is None or declared.unused:
+                what = "has no" if declared is None else "does not use its"
+                message = (
+                    f"merge_method {method.name!r} {what} parameter {name!r}; it is ignored, as "
+                    "mergekit does"
                 )
+                warnings.append(Finding("ignored-parameter", message, setting.where))

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 
 from shardmerge import expression as ex
 from shardmerge import norms
+from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
 from shardmerge.describe import FileKey, describe, package_files
 from shardmerge.digest import digest
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.errors import UserError, did_you_mean
+from shardmerge.findings import audible
 from shardmerge.layout import group, shard_names, tensor_bytes
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
@@ -52,6 +54,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
+        self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
         for _, lock in self.recipes:
@@ -83,7 +86,7 @@ class _Planner:
             fetches=self.fetches,
             sources={key: self._model(key) for key in self.locked},
             unread=unread,
-            warnings=tuple(w for recipe, _ in self.recipes for w in recipe.warnings),
+            warnings=audible(self.findings, self.settings["silence"]),
         )
         return self.planned
 
@@ -101,6 +104,7 @@ class _Planner:
                 )
         norms.check_names([recipe for recipe, _ in self.recipes], self.settings["norm_merge"])
         for recipe, lock in self.recipes:
+            self.findings += check_norm_merge(recipe, self.settings["norm_merge"])
             composer = Composer(
                 recipe,
                 lock,
@@ -169,7 +173,9 @@ class _Planner:
         )
         files = package_files(composer, name)
         identities = {file: self.identities[key] for file, key in files.items()}
-        description = describe(composer, name, identities, groups, jobs)
+        sums = composer.sums(name, outputs)
+        self.findings += check_build(composer, name, outputs, sums)
+        description = describe(composer, name, identities, groups, jobs, sums)
         key = digest(description)
         self.planned.descriptions[key] = description
         return Build(name, key, jobs, {file: self._path(key) for file, key in files.items()})

@@ -44,13 +44,14 @@ def load_plan(
     recipes: list[Recipe] = [load_recipe(path) for path in texts]
     locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
     key = _key(settings, texts)
-    if plan := _cached(key):
-        return plan
-    planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
-    _keep(planned, key)
-    for warning in planned.plan.warnings:
+    plan = _cached(key)
+    if plan is None:
+        planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
+        _keep(planned, key)
+        plan = planned.plan
+    for warning in plan.warnings if head else ():
         say(f"warning: {warning}")
-    return planned.plan
+    return plan
 
 
 def plan_path(settings: Settings) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shardmerge.document import parse_stage
 from shardmerge.errors import UserError
+from shardmerge.findings import Finding
 from shardmerge.references import Reference
 from shardmerge.stage import Stage
 from shardmerge.yamlfile import load_documents
@@ -22,14 +23,14 @@ class Recipe:
         stages: By name, every stage after those that it reads.
         final: Names of the stages that no other reads, in the order of the file.
         text: The file as written.
-        warnings: What is odd but allowed, one sentence each.
+        warnings: What is odd but allowed and shows without the models.
     """
 
     path: str
     stages: Mapping[str, Stage]
     final: tuple[str, ...]
     text: str
-    warnings: tuple[str, ...]
+    warnings: tuple[Finding, ...]
 
     @property
     def sources(self) -> tuple[Reference, ...]:
@@ -38,6 +39,14 @@ class Recipe:
         return tuple(
             dict.fromkeys(replace(r, lora=None) for r in named if r.model not in self.stages)
         )
+
+    def needed(self, name: str) -> list[str]:
+        """Return the stages that go into a stage, in the order of their work, itself the last."""
+        found: set[str] = {name}
+        for stage in reversed(self.stages.values()):
+            if stage.name in found:
+                found |= {r.model for r in stage.references if r.model in self.stages}
+        return [s for s in self.stages if s in found]
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -58,7 +67,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def parse_recipe(text: str, path: str) -> Recipe:
     """Return the recipe that a YAML text writes; ``path`` is for messages and the default name."""
     stages: dict[str, Stage] = {}
-    warnings: list[str] = []
+    warnings: list[Finding] = []
     for node, source in load_documents(text, path):
         stage = parse_stage(node, source, Path(path).stem, warnings)
         if other := stages.get(stage.name):

@@ -213,7 +213,7 @@ class TestMistakes:
             with pytest.raises(UserError, match=message):
                 run_shardmerge(recipe, tmp_path)
         else:
-            assert "'scale'" in load_recipe(recipe).warnings[0]
+            assert "'scale'" in load_recipe(recipe).warnings[0].message
 
     def test_filter_that_matches_nothing(self, tmp_path):
         _models(tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from flagship_70b import MODELS, flagship_lock
 
-from shardmerge.config_doc import config_keys, config_markdown, with_config_keys
+from shardmerge.config_doc import config_keys, config_markdown, with_tables
 from shardmerge.document import DOCUMENT_KEYS
 from shardmerge.methods_doc import methods_markdown
 from shardmerge.planner import make_plan
@@ -59,7 +59,7 @@ class TestSchema:
 
 class TestGenerated:
     def test_config_manual(self):
-        assert with_config_keys(MANUAL) == MANUAL, "run `make docs`"
+        assert with_tables(MANUAL) == MANUAL, "run `make docs`"
 
     def test_methods(self):
         text = (REPO / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ class TestGenerated:
 
     def test_missing_marker(self):
         with pytest.raises(ValueError, match="marker"):
-            with_config_keys("no table here")
+            with_tables("no table here")
 
 
 class TestNames:

@@ -60,7 +60,13 @@ class TestReading:
     def test_parameter_of_another_method_is_a_warning(self):
         text = GOOD.replace("{weight: 0.5}", "{weight: 0.5, t: 0.3}")
         (warning,) = parse_recipe(text, "r.yaml").warnings
-        assert warning.startswith("r.yaml:6") and "'t'" in warning
+        assert warning.check == "ignored-parameter"
+        assert warning.where == "r.yaml:6" and "has no parameter 't'" in warning.message
+
+    def test_parameter_that_is_accepted_and_not_used_is_a_warning(self):
+        text = GOOD.replace("{weight: 0.5}", "{weight: 0.5, density: 0.3}")
+        (warning,) = parse_recipe(text, "r.yaml").warnings
+        assert "does not use its parameter 'density'" in warning.message
 
 
 class TestMistakes:

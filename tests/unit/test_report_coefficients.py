@@ -6,11 +6,12 @@ import pytest
 from large_models import llama_70b, mixtral
 
 from shardmerge import expression as ex
-from shardmerge.report.coefficients import Spread, coefficients, terms_of
+from shardmerge.report.coefficients import Spread, coefficients
 from shardmerge.report.explain import explain
 from shardmerge.report.frame import frame_of
 from shardmerge.report.summary import Line, summarize, write_lines
 from shardmerge.report.words import shortener
+from shardmerge.terms import terms_of
 
 
 def source(model: str) -> ex.Source:

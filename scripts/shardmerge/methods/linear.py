@@ -60,8 +60,8 @@ def linear(request: Request) -> LinearForm:
             "normalize", bool, default=False, description="Divide by the sum of the weights."
         ),
         Parameter("lambda", float, default=1.0, description="Factor of the summed task vectors."),
-        Parameter("density", float, "model", default=1.0, description=_UNUSED),
-        Parameter("rescale", bool, default=False, description=_UNUSED),
+        Parameter("density", float, "model", default=1.0, unused=True, description=_UNUSED),
+        Parameter("rescale", bool, default=False, unused=True, description=_UNUSED),
         Parameter("int8_mask", bool, default=False, description=_UNUSED),
     ],
     inputs=Inputs(base="required"),

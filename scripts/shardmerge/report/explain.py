@@ -16,9 +16,10 @@ from shardmerge.files import load_json
 from shardmerge.local import lock_folder
 from shardmerge.lock import Lock, LockedFile, LockedSource
 from shardmerge.recipe import Recipe, load_recipe
-from shardmerge.report.coefficients import Coefficients, coefficients, terms_of
+from shardmerge.report.coefficients import Coefficients, coefficients
 from shardmerge.report.synthetic import family_for, source_of
 from shardmerge.sources import lock_path
+from shardmerge.terms import terms_of
 
 #: Layers where nothing tells their number: those of a Llama of 70B.
 LAYERS = 80
@@ -80,7 +81,7 @@ def explain(path: str, folders: Mapping[str, str], layers: int | None = None) ->
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
         sources=tuple(references),
         basis=basis,
-        warnings=recipe.warnings,
+        warnings=tuple(map(str, recipe.warnings)),
     )
 
 

@@ -1,0 +1,57 @@
+"""What is odd in a recipe but allowed: told with its reason, and silenced by the check's name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+#: Name of each check, and what it looks for.
+CHECKS = {
+    "rope-blend": (
+        "Query or key projections blended across models whose rotary position embeddings differ "
+        "in base frequency or scaling: rotations by different frequencies do not add, so that "
+        "distances in the text are wrong for all of them."
+    ),
+    "norms-summed": (
+        "Scales of norms to which differences of models are added: a scale multiplies, so changes "
+        "of several models would multiply too (`norm_merge: geometric`)."
+    ),
+    "tokenizer-blend": (
+        "Input or output embeddings blended across models whose tokenizer files differ: one row "
+        "may stand for different tokens."
+    ),
+    "fp16-range": (
+        "Sources of a wider range saved as float16: what exceeds 65504 fails the job, what is "
+        "below 6e-8 becomes 0."
+    ),
+    "weights-sum": (
+        "Coefficients of a sum of models that do not sum to 1: the result is scaled. Not told "
+        "where a `passthrough` scales on purpose."
+    ),
+    "unused-model": "A listed model that adds nothing to the result: its weights are 0 or cancel.",
+    "ignored-parameter": "A parameter that the merge method does not use.",
+    "norm-merge-unused": "`norm_merge: geometric` where no document is a `task_arithmetic`.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found.
+
+    Args:
+        check: Key of CHECKS.
+        message: A sentence with the reason.
+        where: File and line.
+    """
+
+    check: str
+    message: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message} [{self.check}]"
+
+
+def audible(findings: Iterable[Finding], silence: Collection[str]) -> tuple[str, ...]:
+    """Return findings as text, each once, without those of the checks that are silenced."""
+    return tuple(dict.fromkeys(str(f) for f in findings if f.check not in silence))

@@ -1,0 +1,285 @@
+"""Recipe checks: each tells what it is for, and nothing of a recipe that is sound."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flagship_70b import MODELS, flagship_lock
+from models import LLAMA, llama_shapes, random_tensors, save_model
+
+from shardmerge.errors import UserError
+from shardmerge.findings import CHECKS
+from shardmerge.lock import Lock
+from shardmerge.planner import make_plan
+from shardmerge.planning import load_plan
+from shardmerge.recipe import load_recipe
+from shardmerge.rope import is_rotated, rope_of
+from shardmerge.settings import SCHEMA, load_settings
+
+REPO = Path(__file__).parents[2]
+FLAGSHIP = REPO / "config" / "recipes" / "miquplus-midnight-70b.yaml"
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        model(name)
+
+
+def model(name: str, dtype: torch.dtype = torch.float16, tokens: str = "{}", **config) -> None:
+    """Write a tiny Llama with these changes to its config and its tokenizer."""
+    values = LLAMA | {"num_hidden_layers": 3} | config
+    folder = save_model(Path(name), random_tensors(llama_shapes(3), ord(name[0]), dtype), 1, values)
+    (folder / "tokenizer.json").write_text(tokens)
+
+
+def recipe(method: str, *models: object, name: str = "out", **document: object) -> str:
+    """Return a document of models, each a name or (name, parameters)."""
+    rows = [m if isinstance(m, tuple) else (m, {"weight": 1}) for m in models]
+    entries = [{"model": name, "parameters": parameters} for name, parameters in rows]
+    values = {"name": name, "merge_method": method, "models": entries, "dtype": "float16"}
+    return json.dumps(values | document)
+
+
+def warnings(text: str, **config) -> list[str]:
+    """Return what the checks say of a recipe."""
+    Path("r.yaml").write_text(text)
+    settings = load_settings({"recipes": ["r.yaml"], **config})
+    return list(load_plan(settings, say=lambda line: None).warnings)
+
+
+def checks(text: str, **config) -> list[str]:
+    """Return the names of the checks that find something."""
+    return [re.search(r"\[([\w-]+)\]$", w)[1] for w in warnings(text, **config)]
+
+
+def donor(*weights: float, **document: object) -> str:
+    models = [(n, {"weight": w}) for n, w in zip("bc", weights or (1, 1), strict=True)]
+    return recipe("task_arithmetic", *models, base_model="a", **document)
+
+
+KEEP_QK = [{"filter": "q_proj", "value": 0}, {"filter": "k_proj", "value": 0}, {"value": 0.5}]
+
+
+class TestRope:
+    def test_blended_bases(self):
+        model("b", rope_theta=1e6)
+        (told,) = warnings(recipe("linear", "a", "b"))
+        assert told.startswith("r.yaml:1: out: k_proj, q_proj of layers 0-2 blend models")
+        assert "a (base 10000) and b (base 1e+06)" in told
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+            {"text_config": {"rope_theta": 5e5}},
+        ],
+    )
+    def test_every_way_of_writing_it(self, config):
+        model("b", **config)
+        assert checks(recipe("linear", "a", "b")) == ["rope-blend"]
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"rope_scaling": None},
+            {"rope_scaling": {"rope_type": "default"}},
+            {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+            {"rope_theta": 10000},
+        ],
+    )
+    def test_equal_embeddings_written_otherwise(self, config):
+        model("b", **config)
+        assert checks(recipe("linear", "a", "b")) == []
+
+    def test_projections_left_alone(self):
+        model("b", rope_theta=1e6)
+        other = [{"filter": r["filter"], "value": 1} for r in KEEP_QK[:2]] + [{"value": 0.5}]
+        text = recipe("linear", ("a", {"weight": KEEP_QK}), ("b", {"weight": other}))
+        assert checks(text) == []
+
+    def test_a_task_vector_of_other_bases(self):
+        """As in the flagship's donor: what is added rotates otherwise than what it is added to."""
+        model("b", rope_theta=1e6)
+        assert checks(donor(), silence=["norms-summed"]) == ["rope-blend"]
+
+    def test_a_method_that_is_no_sum(self):
+        model("b", rope_theta=1e6)
+        text = recipe("slerp", ("b", {}), base_model="a", parameters={"t": 0.5})
+        assert checks(text) == ["rope-blend"]
+
+    def test_rotated_modules(self):
+        for name in ("self_attn.q_proj.weight", "self_attn.q_proj.bias", "attn.Wqkv.weight"):
+            assert is_rotated(f"model.layers.0.{name}")
+        for name in ("self_attn.v_proj.weight", "mlp.up_proj.weight", "self_attn.q_norm.weight"):
+            assert not is_rotated(f"model.layers.0.{name}")
+        assert not is_rotated("vision_tower.encoder.layers.0.self_attn.q_proj.weight")
+
+    def test_rope_per_kind_of_layer(self):
+        kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+        words = rope_of({"rope_parameters": kinds})
+        assert words == "full_attention: base 1e+06, sliding_attention: base 10000"
+
+
+class TestNorms:
+    def test_summed(self):
+        (told,) = warnings(donor())
+        assert "input_layernorm, norm, post_attention_layernorm of layers 0-2 add" in told
+        assert told.endswith("[norms-summed]")
+
+    def test_also_as_a_linear_sum(self):
+        weights = zip("bca", (1, 1, -1), strict=True)
+        models = [(name, {"weight": weight}) for name, weight in weights]
+        assert checks(recipe("linear", *models, parameters={"normalize": False})) == [
+            "norms-summed"
+        ]
+
+    def test_a_mean_is_none(self):
+        assert checks(recipe("linear", "a", "b")) == []
+        assert checks(donor(0.5, 0.5)) == []
+
+    def test_merged_by_ratios(self):
+        assert checks(donor(), norm_merge="geometric") == []
+
+
+class TestTokenizers:
+    def test_other_tokens(self):
+        model("b", tokens='{"model": 1}')
+        (told,) = warnings(recipe("linear", "a", "b"))
+        assert "embed_tokens, lm_head blend models whose tokenizer files differ: a, b" in told
+
+    def test_embeddings_of_one_model(self):
+        model("b", tokens='{"model": 1}')
+        rows = [("embed_tokens", 1, 0), ("lm_head", 1, 0), (None, 1, 1)]
+        text = recipe(
+            "linear",
+            *(
+                (n, {"weight": [{"filter": r[0], "value": r[i]} for r in rows]})
+                for i, n in enumerate("ab", 1)
+            ),
+        )
+        assert checks(text) == []
+
+    def test_the_vocabulary_file_counts_before_the_settings(self):
+        model("b", tokens='{"post_processor": 1}')
+        for name in "ab":
+            (Path(name) / "tokenizer.model").write_bytes(b"pieces")
+        assert checks(recipe("linear", "a", "b")) == []
+
+
+class TestRange:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_wide_sources(self, dtype):
+        model("a", dtype)
+        assert checks(recipe("linear", "a", "b", dtype="float32", out_dtype="float16")) == [
+            "fp16-range"
+        ]
+        assert checks(recipe("linear", "a", "b", dtype="bfloat16")) == []
+
+
+class TestWeights:
+    def test_sum(self):
+        text = recipe("linear", "a", "b", parameters={"normalize": False})
+        (told,) = warnings(text)
+        assert "sum to 2, not to 1" in told and told.endswith("[weights-sum]")
+
+    def test_sums_that_vary(self):
+        gradient = ("b", {"weight": [0, 1]})
+        (told,) = warnings(recipe("linear", "a", gradient, parameters={"normalize": False}))
+        assert "of layers 1-2 sum to 1.5 to 2, not to 1" in told
+
+    def test_a_scaled_passthrough_is_meant(self):
+        text = recipe("passthrough", ("a", {"scale": 0.5}))
+        assert checks(text) == []
+
+    def test_a_difference_within_a_recipe(self):
+        """A stage may be a task vector, if the model that it goes into sums to 1."""
+        first = recipe(
+            "linear", "b", ("a", {"weight": -1}), name="diff", parameters={"normalize": False}
+        )
+        second = recipe("linear", "a", ("diff", {"weight": 0.5}), parameters={"normalize": False})
+        assert checks(f"{first}\n---\n{second}") == []
+
+
+class TestUnused:
+    def test_model_of_weight_zero(self):
+        (told,) = warnings(recipe("linear", "a", ("b", {"weight": 0})))
+        assert "takes nothing of b" in told and told.endswith("[unused-model]")
+
+    def test_a_base_gives_its_config(self):
+        assert checks(recipe("linear", "b", ("a", {"weight": 0}), base_model="a")) == []
+        assert checks(donor(1, 0), silence=[]) == ["unused-model"]
+
+    def test_a_gradient_that_is_somewhere_not_zero(self):
+        assert checks(recipe("linear", "a", ("b", {"weight": [0, 0, 1]}))) == []
+
+    def test_parameters(self):
+        text = donor(0.5, 0.5, parameters={"t": 1, "density": 0.5})
+        assert checks(text) == ["ignored-parameter"] * 2
+
+    def test_norm_merge_without_task_arithmetic(self):
+        text = recipe("linear", "a", "b")
+        assert checks(text, norm_merge="geometric") == ["norm-merge-unused"]
+
+
+class TestSilence:
+    def test_every_check_can_be_silenced(self):
+        model("b", torch.bfloat16, '{"model": 1}', rope_theta=1e6)
+        text = donor(1, 0, parameters={"t": 1})
+        models = [("a", {"weight": 1}), ("b", {"weight": -1.5}), ("out", {"weight": 1})]
+        text += "\n---\n" + recipe(
+            "linear", *models, ("c", {"weight": 0}), name="two", parameters={"normalize": False}
+        )
+        told = set(checks(text)) | {"norm-merge-unused"}
+        assert told == set(CHECKS)
+        assert checks(text, silence=list(CHECKS)) == []
+        for name in told:
+            assert name not in checks(text, silence=[name])
+
+    def test_unknown_name(self):
+        with pytest.raises(UserError, match="'rope-blnd' is not allowed") as caught:
+            load_settings({"silence": ["rope-blnd"]})
+        assert "Did you mean 'rope-blend'?" in str(caught.value)
+
+    def test_the_schema_names_all(self):
+        schema = json.loads(SCHEMA.read_text())["properties"]["silence"]
+        assert schema["items"]["enum"] == list(CHECKS)
+
+
+class TestTelling:
+    def test_the_head_tells_at_every_start_and_jobs_do_not(self):
+        Path("r.yaml").write_text(donor())
+        settings = load_settings({"recipes": ["r.yaml"]})
+        for head, count in ((True, 1), (True, 1), (False, 0)):
+            said: list[str] = []
+            load_plan(settings, head=head, say=said.append)
+            assert sum(line.startswith("warning: ") for line in said) == count
+
+
+class TestFlagship:
+    @pytest.fixture(scope="class")
+    def lock(self):
+        """Of the flagship, with the base frequencies that its models' config.json have."""
+        bases = {name: 1e6 if "miqu" in name else 1e4 for name in MODELS}
+        sources = flagship_lock().sources
+        return Lock({n: replace(s, config={"rope_theta": bases[n]}) for n, s in sources.items()})
+
+    def plan(self, lock, **config):
+        settings = load_settings({"recipes": [str(FLAGSHIP)], **config})
+        return make_plan([(load_recipe(FLAGSHIP), lock)], settings, lambda k, _, f: f"{k}/{f}").plan
+
+    def test_it_is_silent(self, lock):
+        assert self.plan(lock).warnings == ()
+
+    def test_its_donor_is_not(self, lock):
+        told = self.plan(lock, stages=["_miquplus-midnight-70b"]).warnings
+        assert [re.search(r"\[(.*)\]$", w)[1] for w in told] == ["rope-blend", "norms-summed"]
+        assert "152334H/miqu-1-70b-sf (base 1e+06)" in told[0]
+        assert "k_proj, q_proj of layers 0-79" in told[0]
