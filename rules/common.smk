@@ -17,7 +17,7 @@ sys.path.insert(0, str(SCRIPTS))
 from shardmerge.describe import MODEL_FILES, TOKENIZER_FILES
 from shardmerge.errors import UserError
 from shardmerge.planning import load_plan, lock_paths, plan_path
-from shardmerge.settings import load_settings
+from shardmerge.settings import explain_options, load_settings
 from shardmerge.targets import Targets
 
 

@@ -1,4 +1,4 @@
-"""Lock and plan for people: what is pinned, what would be built.
+"""Lock, plan and explanation for people: what is pinned, what would be built, of what.
 
 Needs: nothing but the plan, which exists by the time a rule runs.
 Makes: text on the terminal. (`snakemake lock` renews the locks while the Snakefile is parsed.)
@@ -27,3 +27,15 @@ rule plan:
         plan=PLAN_FILE,
     shell:
         "python $SCRIPTS/show_plan.py --plan {params.plan} 2> {log}"
+
+
+rule explain:
+    log:
+        "<logs>/explain.log",
+    localrule: True
+    conda:
+        "../envs/merge.yaml"
+    params:
+        options=explain_options(SETTINGS),
+    shell:
+        "python $SCRIPTS/explain.py {params.options:q} 2> {log}"

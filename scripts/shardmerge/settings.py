@@ -70,6 +70,18 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def explain_options(settings: Settings) -> list[str]:
+    """Return the command line of ``explain.py`` for all recipes of a configuration."""
+    stages, norms = settings["stages"], settings["norm_merge"]
+    pairs = [norms] if isinstance(norms, str) else [f"{k}={v}" for k, v in norms.items()]
+    options = {
+        "--stages": [stages] if isinstance(stages, str) else stages,
+        "--norm-merge": pairs,
+        "--silence": settings["silence"],
+    }
+    return [*settings["recipes"], *(w for key, values in options.items() for w in (key, *values))]
+
+
 def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
     for key, rule in schema.get("properties", {}).items():
         if key not in values and "default" in rule:

@@ -6,15 +6,18 @@ there is neither, from a well-known architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
+from shardmerge.findings import audible
 from shardmerge.local import lock_folder
 from shardmerge.lock import Lock, LockedFile, LockedSource
+from shardmerge.norms import geometric_stages
 from shardmerge.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
 from shardmerge.report.synthetic import family_for, source_of
@@ -30,7 +33,7 @@ class Explanation:
     """What a recipe makes.
 
     Args:
-        models: Coefficients of each final document, by name.
+        models: Coefficients of each document that is explained, by name.
         stages: (name, merge method) of all documents, each after those that it reads.
         sources: The models that the recipe reads.
         basis: A sentence on where the tensors' names come from.
@@ -44,13 +47,22 @@ class Explanation:
     warnings: tuple[str, ...]
 
 
-def explain(path: str, folders: Mapping[str, str], layers: int | None = None) -> Explanation:
+def explain(
+    path: str,
+    folders: Mapping[str, str],
+    layers: int | None = None,
+    stages: Sequence[str] = ("final",),
+    norm_merge: str | Mapping[str, str] = "arithmetic",
+    silence: Collection[str] = (),
+) -> Explanation:
     """Return what a recipe makes.
 
     Args:
         path: The recipe file.
         folders: Local folders of models, by the reference that the recipe writes.
         layers: Number of layers to assume whatever is known of the models, or None.
+        stages: Documents to explain; ``final`` stands for those that no other reads.
+        norm_merge, silence: As in the configuration.
 
     Raises:
         UserError: For a mistake in the recipe, or a model that does not fit it.
@@ -65,12 +77,15 @@ def explain(path: str, folders: Mapping[str, str], layers: int | None = None) ->
                 "It reads " + ", ".join(references) + ".",
             )
     lock, basis, assumed = _lock(recipe, references, folders, layers)
-    composer = Composer(recipe, lock, "float32")
+    composer = Composer(recipe, lock, "float32", None, geometric_stages(recipe, norm_merge))
+    wanted = [n for n in recipe.stages if n in stages or ("final" in stages and n in recipe.final)]
+    models, findings = {}, [*recipe.warnings, *check_norm_merge(recipe, norm_merge)]
     try:
-        models = {
-            name: coefficients({t.name: terms_of(t.expression) for t in composer.outputs(name)})
-            for name in recipe.final
-        }
+        for name in wanted:
+            outputs = composer.outputs(name)
+            sums = composer.sums(name, outputs)
+            models[name] = coefficients({tensor: terms_of(e) for tensor, e in sums.items()})
+            findings += check_build(composer, name, outputs, sums)
     except UserError as error:
         if not assumed:
             raise
@@ -81,7 +96,7 @@ def explain(path: str, folders: Mapping[str, str], layers: int | None = None) ->
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
         sources=tuple(references),
         basis=basis,
-        warnings=tuple(map(str, recipe.warnings)),
+        warnings=audible(findings, silence),
     )
 
 
