@@ -30,7 +30,8 @@ rule run_task:
         options=TARGETS.benchmark_options(),
     shell:
         "python $SCRIPTS/benchmark.py --model {params.folder} --name {wildcards.model}"
-        " {params.tasks} --threads {threads} {params.options} > {log} 2>&1"
+        " {params.tasks} --store .shardmerge/benchmarks --key {params.identity}"
+        " --threads {threads} {params.options} > {log} 2>&1"
 
 
 rule run_tasks:
@@ -87,7 +88,7 @@ rule collect_benchmark:
     conda:
         "../envs/benchmark.yaml"
     shell:
-        "(cp {input.results} {output.results} && cp {input.samples} {output.samples}) > {log} 2>&1"
+        "python $SCRIPTS/copy_file.py --source {input} --output {output} > {log} 2>&1"
 
 
 rule tabulate_benchmarks:

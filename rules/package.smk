@@ -55,7 +55,7 @@ rule copy_file:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "(cp {input} {output}.part && mv {output}.part {output}) > {log} 2>&1"
+        "python $SCRIPTS/copy_file.py --source {input} --output {output} > {log} 2>&1"
 
 
 rule write_card:

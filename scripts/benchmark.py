@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from shardmerge import evaluation
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.errors import UserError
 
 
@@ -44,6 +44,7 @@ def main() -> None:
     settings = evaluation.Settings(**options | {"include_path": tuple(args.include_path)})
     evaluation.prepare(args.threads)
     manager = evaluation.find_tasks(args.task, settings.include_path)
+    claim(*args.output)
     failures: dict[str, str] = {}
     loaded = {}
     for task, output in zip(args.task, args.output, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shardmerge import score_text, scores
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import write_json, write_text
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--markdown", help="where to write the tasks that were asked for")
     parser.add_argument("--json", help="where to write all that is known of every value")
     args = parser.parse_args()
+    claim(*filter(None, (args.json, args.csv, args.markdown)))
 
     table = scores.combine(scores.load(args.results))
     if args.csv:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.errors import UserError
 from shardmerge.files import write_json
 from shardmerge.planning import load_spec
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parser.parse_args()
+    claim(args.output)
 
     spec = load_spec(args.spec)
     files = spec.required_files(stored_deltas(spec, args.deltas))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 from shardmerge import cli, files, hub
@@ -39,7 +38,7 @@ def main() -> None:
         args.output,
         retries=args.retries,
         cache_use=args.cache,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=cli.say,
     )
     if args.record:
         files.write_json(args.record, dataclasses.asdict(record))

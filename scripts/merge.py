@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run, say
 from shardmerge.engine import build_shard
 from shardmerge.files import write_json
 from shardmerge.planning import load_spec
+from shardmerge.runs import is_made
 from shardmerge.stored import stored_deltas
 
 
@@ -26,6 +26,10 @@ def main() -> None:
     parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
     args = parser.parse_args()
 
+    waited = claim(args.output, args.record)
+    if waited and is_made(args.output, args.record, args.spec):
+        say(f"{args.output.name}: another job has made it; nothing is left to do")
+        return
     spec = load_spec(args.spec)
     deltas = [Path(path) for path in args.deltas]
     files = spec.required_files(stored_deltas(spec, deltas))
@@ -56,8 +60,10 @@ class _Progress:
         self._last = now
         rate = done / max(now - self._start, 1e-9) / 1e6
         share = 100 * done // max(total, 1)
-        print(f"{self._name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({share} %), "
-              f"{rate:,.0f} MB/s", file=sys.stderr, flush=True)  # fmt: skip
+        say(
+            f"{self._name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({share} %), "
+            f"{rate:,.0f} MB/s"
+        )
 
 
 if __name__ == "__main__":

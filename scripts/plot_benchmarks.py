@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import load_json
 from shardmerge.report.benchmarks import draw_benchmarks
 
@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="SVG file")
     parser.add_argument("--merged", help="the model whose bars stand out")
     args = parser.parse_args()
+    claim(args.output)
     draw_benchmarks(load_json(args.table), args.output, args.merged)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.package import load_description
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plots import draw_coefficients
@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--build", required=True, help="digest of the build's description")
     parser.add_argument("--output", required=True, help="SVG file")
     args = parser.parse_args()
+    claim(args.output)
     build = load_description(args.build)
     found = coefficients(build["coefficients"])
     draw_coefficients(build["name"], found, list(build["sources"]), args.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.expression import deltas
 from shardmerge.files import load_json, write_text
 from shardmerge.package import load_description
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="SVG file")
     parser.add_argument("--table", required=True, help="TSV file")
     args = parser.parse_args()
+    claim(args.output, args.table)
 
     build = load_description(args.build)
     specs = [load_spec(shard["digest"]) for shard in build["shards"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import load_json
 from shardmerge.report.timings import draw_timings, timing
 
@@ -17,6 +17,7 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, help="SVG file")
     args = parser.parse_args()
+    claim(args.output)
     draw_timings([timing(Path(path).stem, load_json(path)) for path in args.records], args.output)
 
 

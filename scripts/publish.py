@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from shardmerge import cli, files, hub
@@ -21,6 +20,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--output", type=Path, required=True, help="receipt, JSON")
     args = parser.parse_args()
+    cli.claim(args.output)
     hub.check_verified(args.verify)
     url = hub.publish(
         args.folder,
@@ -29,7 +29,7 @@ def main() -> None:
         revision=args.revision,
         commit_message=args.message,
         dry_run=args.dry_run,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=cli.say,
     )
     print(url)
     if not args.dry_run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import load_json, write_text
 from shardmerge.plan import Plan
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="the build's name")
     parser.add_argument("--output", required=True, help="HTML file")
     args = parser.parse_args()
+    claim(args.output)
     plan = Plan.from_json(load_json(args.plan))
     if args.name not in plan.builds:
         hint = did_you_mean(args.name, plan.builds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import write_json
 from shardmerge.loading import load_model, load_tokenizer, stay_offline
 from shardmerge.package import load_description, load_records
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--load-limit-gb", type=float, default=8.0, metavar="GB",
                         help="of larger models only the architecture is loaded")  # fmt: skip
     args = parser.parse_args()
+    claim(args.output)
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
     description = load_description(args.build)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardmerge import scores
 from shardmerge.card import make_card
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.errors import UserError
 from shardmerge.files import write_text
 from shardmerge.package import load_description
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--benchmarks", nargs="*", default=[], help="files of benchmark.py")
     parser.add_argument("--output", required=True, type=Path, help="README.md to write")
     args = parser.parse_args()
+    claim(args.output)
 
     try:
         settings = json.loads(args.card)

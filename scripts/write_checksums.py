@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import write_text
 from shardmerge.package import checksums, load_records
 
@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="of the shards")
     parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
     args = parser.parse_args()
+    claim(args.output)
 
     write_text(args.output, checksums(args.output.parent, args.files, load_records(args.records)))
 

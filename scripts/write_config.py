@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.config_text import output_config
 from shardmerge.errors import UserError
 from shardmerge.files import write_text
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="config.json to write")
     parser.add_argument("--recipe", required=True, type=Path, help="mergekit_config.yml to write")
     args = parser.parse_args()
+    claim(args.output, args.recipe)
 
     description = load_description(args.build)
     try:

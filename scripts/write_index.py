@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import write_text
 from shardmerge.package import index_text, load_description, make_index
 
@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
+    claim(args.output)
 
     write_text(args.output, index_text(make_index(load_description(args.build))))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import claim, run
 from shardmerge.files import load_json, write_json
 from shardmerge.package import load_description, load_records
 from shardmerge.provenance import make_provenance
@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="*", default=[], type=Path, help="all other files")
     parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
     args = parser.parse_args()
+    claim(args.output)
 
     write_json(
         args.output,

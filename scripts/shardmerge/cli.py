@@ -1,19 +1,53 @@
-"""What every command line shares: errors as sentences, a thread limit."""
+"""What every command line shares: errors as sentences, claims, an orderly end."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
+from shardmerge import claims
 from shardmerge.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command line; a UserError becomes one message on stderr and exit status 1."""
+    """Run a command line; a UserError becomes one message on stderr and exit status 1.
+
+    SIGTERM ends it as it would by itself, but only after unfinished files and claims are gone.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
+    except _Terminated:
+        claims.release_all()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def claim(*outputs: str | os.PathLike[str]) -> bool:
+    """Hold the claims on a job's outputs until it ends, telling the log of a wait.
+
+    Returns:
+        Whether another process held one of them before.
+    """
+    return claims.hold(*outputs, say=say)
+
+
+def say(line: str) -> None:
+    """Print a line for the job's log at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise _Terminated

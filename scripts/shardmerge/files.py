@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shardmerge import claims
 from shardmerge.errors import UserError
+
+#: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
+_STALE = 3600
 
 
 @contextlib.contextmanager
@@ -22,7 +24,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = claims.part_path(target)
     try:
         yield part
         publish(part, target)
@@ -31,12 +33,17 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Move a finished file to its name: mode 0666 less the umask, fsync, rename."""
+    """Move a finished file to its name: mode 0666 less the umask, fsync, rename.
+
+    Raises:
+        UserError: If this process held the target's claim and lost it.
+    """
     umask = os.umask(0)
     os.umask(umask)
     with open(part, "rb") as file:
         os.fchmod(file.fileno(), 0o666 & ~umask)
         os.fsync(file.fileno())
+    claims.confirm(target)
     os.replace(part, target)
     folder = os.open(Path(target).parent, os.O_RDONLY)
     try:
@@ -46,25 +53,10 @@ def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> Non
         os.close(folder)
 
 
-def remove_stale(target: str | os.PathLike[str]) -> None:
-    """Remove unfinished files of a target whose writers were killed: no one locks them.
-
-    A lock is seen from other machines that share the file system too, a process number is not.
-    """
-    target = Path(target)
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        with contextlib.suppress(OSError), open(part, "r+b") as file:
-            if os.fstat(file.fileno()).st_nlink == 1:  # a hard link has no writer
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
-
-
 def write_text(target: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file whole or not at all; unfinished ones of killed writers go."""
-    remove_stale(target)
+    claims.remove_parts(target, older_than=_STALE)
     with atomic_path(target) as part, open(part, "x", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):  # where there are no locks, there is no clean-up
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.write(text)
         file.flush()
 

@@ -21,9 +21,9 @@ import pytest
 import torch
 from engine_cases import FILE, Models, assert_same, normal
 
+from shardmerge import claims
 from shardmerge import expression as ex
 from shardmerge.errors import UserError
-from shardmerge.files import remove_stale
 from shardmerge.spec import ShardSpec, delta_name
 
 SHAPE = (41, 333)
@@ -363,25 +363,16 @@ class TestWholeOrNothing:
         models.build(same(models), "out.safetensors")
         assert not left.exists()
 
-    def test_an_unfinished_file_of_a_living_writer_stays(self, pair: Models) -> None:
-        part = pair.folder / ".out.safetensors.1.part"
-        with part.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            pair.build(half_sum(pair))
-            assert part.exists()
-        pair.build(half_sum(pair))
-        assert not part.exists()
-
-    def test_while_it_is_written_it_is_locked(self, pair: Models) -> None:
+    def test_while_it_is_written_it_is_claimed(self, pair: Models) -> None:
         seen = []
 
         def progress(done: int, total: int) -> None:
-            remove_stale(pair.folder / "out.safetensors")
-            seen.append(len(list(pair.folder.glob(".out.safetensors.*.part"))))
+            seen.append(claims.holder(pair.folder / "out.safetensors"))
 
         pair.build(half_sum(pair), progress=progress)
         assert seen
-        assert set(seen) == {1}
+        assert {owner.pid for owner in seen} == {os.getpid()}
+        assert claims.holder(pair.folder / "out.safetensors") is None
 
     @pytest.mark.parametrize("link", ["clone", "copy"])
     def test_a_leftover_hard_link_is_not_written_through(self, pair: Models, link: str) -> None:

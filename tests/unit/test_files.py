@@ -1,8 +1,7 @@
-"""Files appear whole or not at all, and what a killed writer left goes."""
+"""Files appear whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ class TestWrite:
     def test_json_comes_back(self, tmp_path: Path) -> None:
         write_json(tmp_path / "new" / "a.json", {"b": 1, "ä": [2]})
         assert load_json(tmp_path / "new" / "a.json") == {"b": 1, "ä": [2]}
-
-    def test_what_a_killed_writer_left_goes(self, tmp_path: Path) -> None:
-        (tmp_path / ".a.json.1.part").write_text("{")
-        write_text(tmp_path / "a.json", "{}")
-        assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-    def test_what_another_writer_is_at_stays(self, tmp_path: Path) -> None:
-        other = tmp_path / ".a.json.1.part"
-        with other.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            write_text(tmp_path / "a.json", "{}")
-            assert other.exists()
 
     def test_an_error_leaves_what_was_there(self, tmp_path: Path) -> None:
         write_text(tmp_path / "a.txt", "old")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 
 import pytest
@@ -167,41 +166,3 @@ class TestDiskFull:
         case.fetch()
         assert case.arrived()
         assert case.ranges()[-1] == "bytes=200000-"
-
-
-class TestFileSystemsWithoutLocks:
-    @pytest.fixture
-    def unlocked(self, case, monkeypatch):
-        def refused(*_):
-            raise OSError(errno.ENOLCK, "No locks available")
-
-        monkeypatch.setattr(fcntl, "flock", refused)
-        return case
-
-    def test_fetches(self, unlocked):
-        unlocked.fetch()
-        assert unlocked.arrived()
-
-    def test_resumes_after_a_drop(self, unlocked):
-        unlocked.server.fault("/_cdn/", "drop", after=100_000)
-        unlocked.fetch()
-        assert unlocked.arrived()
-
-    def test_starts_over_without_harm_to_another_writer(self, unlocked):
-        unlocked.keep(1000)
-        with open(unlocked.part, "rb") as other:
-            unlocked.server.fault("/_cdn/", "norange")
-            unlocked.fetch()
-            assert len(other.read()) == 1000
-        assert unlocked.arrived()
-
-    def test_a_second_writer_was_faster(self, unlocked, monkeypatch):
-        publish = partfile.files.publish
-
-        def twice(part, target):
-            publish(part, target)
-            publish(part, target)
-
-        monkeypatch.setattr(partfile.files, "publish", twice)
-        unlocked.fetch()
-        assert unlocked.arrived()

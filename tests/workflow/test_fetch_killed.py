@@ -102,7 +102,7 @@ class TestTwoAtOnce:
     def start_second(self, case):
         second = case.start("second.txt")
         log = case.results / "second.txt"
-        wait_until(lambda: "another process is fetching it" in log.read_text(), second)
+        wait_until(lambda: "is being written by" in log.read_text(), second)
         return second
 
     def test_the_second_waits_and_finds_the_file(self, case):

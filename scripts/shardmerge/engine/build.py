@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardmerge import expression as ex
+from shardmerge.claims import claimed
 from shardmerge.engine.algebra import simplify
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import lay_out
@@ -15,7 +16,7 @@ from shardmerge.engine.output import OutputFile, clone, hard_link
 from shardmerge.engine.record import ShardRecord, Tally, peak_memory
 from shardmerge.engine.stream import Progress, Stream
 from shardmerge.errors import UserError
-from shardmerge.files import atomic_path, remove_stale
+from shardmerge.files import atomic_path
 from shardmerge.spec import ShardSpec
 
 
@@ -56,9 +57,9 @@ def build_shard(
     tally = Tally()
     with contextlib.ExitStack() as stack:
         with tally.timed("start"):
-            remove_stale(output)
             opened = stack.enter_context(Inputs(spec, inputs, deltas, tally))
             _not_an_input(output, opened)
+            stack.enter_context(claimed(output))
             layout = lay_out(spec, opened)
             stream = Stream(spec, opened, layout, tally, threads, device, progress)
         sha256 = _make(stream, output, link)

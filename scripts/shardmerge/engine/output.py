@@ -9,6 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from shardmerge.claims import confirm, part_path
 from shardmerge.errors import UserError
 
 #: Offset, length and address of direct writes are multiples of this.
@@ -20,8 +21,6 @@ _REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 class OutputFile(contextlib.AbstractContextManager):
     """A file that is written in windows, with O_DIRECT where the file system takes it.
-
-    The writer holds a lock on it (flock), by which ``remove_stale`` knows that it lives.
 
     Args:
         path: File to make.
@@ -40,8 +39,6 @@ class OutputFile(contextlib.AbstractContextManager):
         except OSError as error:
             raise self._error(error) from None
         try:
-            with contextlib.suppress(OSError):  # where there are no locks, there is no clean-up
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._allocate()
         except BaseException:
             os.close(self._fd)
@@ -128,11 +125,12 @@ def hard_link(source: Path, target: Path) -> bool:
     The source's mode stays as it is, since it is the same file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = part_path(target)
     try:
         os.link(source.resolve(), part)
     except OSError:
         return False
+    confirm(target)
     os.replace(part, target)
     part.unlink(missing_ok=True)  # rename does nothing where both are one file already
     return True

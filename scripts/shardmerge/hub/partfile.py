@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from shardmerge import files
+from shardmerge import claims, files
 from shardmerge.errors import UserError
 from shardmerge.hub.content import BLOCK, has_content, new_hasher, wanted_digest
 from shardmerge.hub.progress import human_bytes
@@ -26,10 +25,8 @@ _FULL = {
 class PartFile:
     """A file beside its target, named by the hash that it shall have.
 
-    The name makes a part of one content never grow with bytes of another. An advisory lock on
-    the part itself keeps a second process out until the first is done. Where the file system
-    has no such locks, two writers are harmless still: each writes the same bytes at the same
-    offsets, and ``finish`` reads them back before it gives the file its name.
+    The name makes a part of one content never grow with bytes of another. The claim on the
+    target keeps a second process out until the first is done.
 
     Args:
         target: Where the finished file goes.
@@ -44,18 +41,17 @@ class PartFile:
         self.size = 0
         self._hasher = new_hasher(locked)
         self._fd = -1
-        self._alone = False
+        self._claim = contextlib.ExitStack()
 
     def __enter__(self) -> PartFile:
-        with self._telling_full_disk():
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            while True:
+        self._claim.enter_context(claims.claimed(self.target, self._say))
+        try:
+            with self._telling_full_disk():
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-                self._alone = self._wait_for_lock()
-                if self._is_current():
-                    break
-                os.close(self._fd)  # another process finished it while we waited
-            self._resume()
+                self._resume()
+        except BaseException:
+            self._claim.close()
+            raise
         return self
 
     def __exit__(
@@ -64,9 +60,10 @@ class PartFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._alone and os.fstat(self._fd).st_size == 0:
-            self.discard()
-        os.close(self._fd)
+        with self._claim:
+            if os.fstat(self._fd).st_size == 0:
+                self.discard()
+            os.close(self._fd)
 
     @property
     def fd(self) -> int:
@@ -89,12 +86,7 @@ class PartFile:
 
     def restart(self) -> None:
         """Forget what has come."""
-        if self._alone:
-            os.ftruncate(self._fd, 0)
-        else:  # another writer may be at it: leave it that file
-            self.path.unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        os.ftruncate(self._fd, 0)
         self._resume()
 
     def reread(self) -> None:
@@ -119,11 +111,9 @@ class PartFile:
         if self.is_done():
             self.discard()
             return True
-        if not self._alone and not has_content(self.path, self.locked):
-            return False
-        with self._telling_full_disk(), contextlib.suppress(FileNotFoundError):
+        with self._telling_full_disk():
             files.publish(self.path, self.target)
-        return self._alone or self.target.exists()
+        return True
 
     def discard(self) -> None:
         """Remove the part file: the target came by another way."""
@@ -145,17 +135,6 @@ class PartFile:
             str(self.target),
             "It is left as it is. Move it away to have the file fetched.",
         )
-
-    def _wait_for_lock(self) -> bool:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            self._say("another process is fetching it; waiting for that one")
-        except OSError:
-            return False
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        return True
 
     def _is_current(self) -> bool:
         with contextlib.suppress(FileNotFoundError):

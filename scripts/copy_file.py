@@ -1,0 +1,25 @@
+"""Copy files, each whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from shardmerge.cli import claim, run
+from shardmerge.files import atomic_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", nargs="+", required=True, type=Path, help="files to copy")
+    parser.add_argument("--output", nargs="+", required=True, type=Path, help="as many names")
+    args = parser.parse_args()
+    claim(*args.output)
+    for source, output in zip(args.source, args.output, strict=True):
+        with atomic_path(output) as part:
+            shutil.copyfile(source, part)
+
+
+if __name__ == "__main__":
+    run(main)

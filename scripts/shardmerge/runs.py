@@ -1,0 +1,89 @@
+"""Runs on one results folder: one at a time, and jobs know whose they are.
+
+A run whose head process is killed leaves jobs that still run or wait in a cluster's queue. The next
+run submits jobs for the same outputs. Claims keep the two from writing at once; what is here keeps
+either from throwing away what the other has finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from shardmerge import claims
+from shardmerge.errors import UserError
+from shardmerge.files import load_json, write_text
+
+#: Tells a job which run it belongs to; the cluster passes it on from the head.
+VARIABLE = "SHARDMERGE_RUN"
+_RUN = Path(".shardmerge/run")
+
+
+def begin(results: str | os.PathLike[str]) -> None:
+    """Make this process the one run on a results folder, until it ends.
+
+    Args:
+        results: The folder.
+
+    Raises:
+        UserError: If another run is at it: who, where, since when.
+    """
+    target = Path(results) / "run"
+    try:
+        claims.hold(target, wait=False)
+    except claims.HeldError as held:
+        raise UserError(
+            f"{held.owner} is running shardmerge on this folder",
+            str(results),
+            "Wait for that run, or give this one a folder of its own with the key `results`. "
+            f"A run that was killed elsewhere is forgotten {claims.minutes_to_stale()} minutes "
+            "after its last sign of life.",
+        ) from None
+    os.environ[VARIABLE] = name = secrets.token_hex(6)
+    write_text(_RUN, name + "\n")
+
+
+def is_replaced() -> bool:
+    """Return whether this job's run was replaced by a later one, which makes its outputs anew."""
+    mine = os.environ.get(VARIABLE)
+    with contextlib.suppress(OSError):
+        return mine is not None and _RUN.read_text(encoding="utf-8").strip() != mine
+    return False
+
+
+def made_meanwhile(
+    output: str | os.PathLike[str], is_right: Callable[[], bool], say: claims.Say
+) -> bool:
+    """Return whether another job has made this job's output since its run began.
+
+    Waits while another process is writing it. Snakemake deletes a job's output before it runs the
+    job's command, so this must be asked earlier.
+
+    Args:
+        output: The file.
+        is_right: Whether what is there is what this job would make.
+        say: Takes a line when it waits.
+    """
+    output = Path(output)
+    claims.wait_for(output, say)
+    with contextlib.suppress(OSError):
+        return output.stat().st_mtime > _RUN.stat().st_mtime and is_right()
+    return False
+
+
+def is_made(output: str | os.PathLike[str], record: str | os.PathLike[str], spec: str) -> bool:
+    """Return whether a shard is there, made from that specification as its record says.
+
+    Args:
+        output: The shard.
+        record: What the job that made it wrote.
+        spec: Digest of the specification.
+    """
+    try:
+        told = load_json(record)
+        return told.get("spec") == spec and Path(output).stat().st_size == told["size"]
+    except (UserError, OSError, KeyError):
+        return False
