@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Union
 
+from shardmerge import rows
 
 @dataclass(frozen=True)
 class Source:
@@ -131,7 +132,59 @@ class Call:
         return self.output_shape
 
 
-Expression = Union[Source, Delta, LowRank, Linear, Cast, Call]
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the operand, gathered: how a model's embeddings follow another tokenizer.
+
+    Args:
+        operand: What must be seen whole for them, or a source's tensor: with all else rows
+            commute (``take_rows``).
+        table: Which of its rows, as ``shardmerge.rows`` writes them.
+    """
+
+    operand: Expression
+    table: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (rows.row_count(self.table), *self.operand.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        return self.operand.dtype
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Row by row one of the operands, the mean of several, or zeros.
+
+    A mean starts at 0, adds in the operands' order and divides by their number.
+
+    Args:
+        operands: Of one shape; in mergekit numerics of one dtype too.
+        table: Which operands make each row, as ``shardmerge.rows`` writes them.
+    """
+
+    operands: tuple[Expression, ...]
+    table: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.operands[0].shape
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the operand's rows, as one row."""
+
+    operand: Expression
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, *self.operand.shape[1:])
+
+
+Expression = Union[Source, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean]
 
 
 def operands(expression: Expression) -> tuple[Expression, ...]:
@@ -149,6 +202,10 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
             return (operand,)
         case Call():
             return expression.inputs
+        case Rows(operand) | Mean(operand):
+            return (operand,)
+        case Choice(found):
+            return found
     raise TypeError(f"not an expression: {expression!r}")
 
 
@@ -157,6 +214,28 @@ def walk(expression: Expression) -> Iterator[Expression]:
     yield expression
     for operand in operands(expression):
         yield from walk(operand)
+
+
+def take_rows(expression: Expression, table: str) -> Expression:
+    """Return the rows of an expression that a table names.
+
+    All that is computed element by element commutes with it, so rows are taken from what is read.
+    """
+    if table == rows.all_rows(expression.shape[0]):
+        return expression
+    match expression:
+        case Delta(finetuned, base, dtype):
+            return Delta(take_rows(finetuned, table), take_rows(base, table), dtype)
+        case Linear(terms):
+            return Linear(tuple((c, take_rows(operand, table)) for c, operand in terms))
+        case Cast(operand, dtype):
+            return Cast(take_rows(operand, table), dtype)
+        case Rows(operand, inner):
+            return take_rows(operand, rows.take(inner, table))
+        case Choice(found, inner):
+            chosen = tuple(take_rows(operand, table) for operand in found)
+            return Choice(chosen, rows.take_choice(inner, table))
+    return Rows(expression, table)
 
 
 def sources(expression: Expression) -> tuple[Source, ...]:
@@ -179,6 +258,10 @@ def label(expression: Expression) -> str:
     match expression:
         case Source(model):
             return model
+        case Rows(operand) | Mean(operand):
+            return label(operand)
+        case Choice(found):
+            return label(found[0])
         case Delta(finetuned, base, _):
             return f"{label(finetuned)} - {label(base)}"
         case LowRank():
@@ -234,6 +317,12 @@ def to_json(expression: Expression) -> dict[str, Any]:
                 "models": list(expression.models),
                 "shape": list(expression.output_shape),
             }
+        case Rows(operand, table):
+            return {"op": "rows", "operand": to_json(operand), "table": table}
+        case Choice(found, table):
+            return {"op": "choice", "operands": [to_json(e) for e in found], "table": table}
+        case Mean(operand):
+            return {"op": "mean", "operand": to_json(operand)}
     raise TypeError(f"not an expression: {expression!r}")
 
 
@@ -264,4 +353,10 @@ def from_json(data: dict[str, Any]) -> Expression:
                 models=tuple(data["models"]),
                 output_shape=tuple(data["shape"]),
             )
+        case "rows":
+            return Rows(from_json(data["operand"]), data["table"])
+        case "choice":
+            return Choice(tuple(from_json(e) for e in data["operands"]), data["table"])
+        case "mean":
+            return Mean(from_json(data["operand"]))
     raise ValueError(f"unknown operation {data['op']!r}")
