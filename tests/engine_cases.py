@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from shardmerge import expression as ex
+from shardmerge import rows
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine import ShardRecord, build_shard, stream
 from shardmerge.headers import read_header, write_header
@@ -168,6 +169,24 @@ def reference(
             for product in products[1:]:
                 total = total + product
             return total
+        case ex.Rows(operand, table):
+            value = again(operand)
+            zero = torch.zeros(value.shape[1:], dtype=value.dtype)
+            taken = [zero if row == rows.ZERO else value[row] for row in rows.expand_rows(table)]
+            return torch.stack(taken)
+        case ex.Choice(operands, table):
+            values = [again(operand).to(wide) for operand in operands]
+            made = []
+            for row, members in enumerate(rows.expand_choice(table)):
+                total = torch.zeros(values[0].shape[1:], dtype=wide)
+                for member in members:
+                    total = total + values[member][row]
+                made.append(total / max(len(members), 1))
+                if len(members) == 1:  # a row as it is keeps its negative zeros
+                    made[-1] = values[members[0]][row]
+            return torch.stack(made)
+        case ex.Mean(operand):
+            return again(operand).double().mean(dim=0, keepdim=True).to(wide)
     raise TypeError(expression)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Union
 
 from shardmerge import rows
 
+
 @dataclass(frozen=True)
 class Source:
     """A tensor of a source checkpoint, as it is stored.

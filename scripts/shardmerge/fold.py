@@ -77,10 +77,10 @@ def to_expression(row: Row) -> ex.Expression | None:
     return ex.Linear(tuple(terms))
 
 
-def _plain(row: Row) -> ex.Source | None:
+def _plain(row: Row) -> ex.Source | ex.Rows | ex.Choice | None:
     if len(row) == 1:
         ((key, (coefficient, _)),) = row.items()
-        if coefficient == 1 and isinstance(key, ex.Source):
+        if coefficient == 1 and isinstance(key, ex.Source | ex.Rows | ex.Choice):
             return key
     return None
 

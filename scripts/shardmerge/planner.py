@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from shardmerge import expression as ex
-from shardmerge import norms
+from shardmerge import norms, rows
 from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
 from shardmerge.describe import FileKey, describe, package_files
@@ -130,7 +130,9 @@ class _Planner:
         users: dict[ex.Delta, int] = {}
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
-                users[delta] = users.get(delta, 0) + 1
+                # one of rows follows a recipe's tokenizer, so that few builds would share it
+                if isinstance(delta.finetuned, ex.Source) and isinstance(delta.base, ex.Source):
+                    users[delta] = users.get(delta, 0) + 1
         least = {"fuse": len(targets) + 1, "store": 1, "auto": 2}[self.settings["deltas"]]
         return [delta for delta, count in users.items() if count >= least]
 
@@ -207,7 +209,7 @@ class _Planner:
                     if d in delta_path
                 )
             ),
-            bytes_read=sum(ex.elements(leaf) * DTYPES[leaf.dtype].size for leaf in leaves),
+            bytes_read=sum(map(_bytes_read, leaves)),
             bytes_written=sum(map(tensor_bytes, tensors)),
             memory=workspace_bytes(spec),
         )
@@ -237,7 +239,8 @@ def _read_leaves(tensor: OutputTensor, stored: Mapping[ex.Delta, str]) -> list[e
     found: list[ex.Expression] = []
 
     def visit(expression: ex.Expression) -> None:
-        if isinstance(expression, ex.Source) or expression in stored:
+        rows_of = expression.operand if isinstance(expression, ex.Rows) else expression
+        if isinstance(rows_of, ex.Source) or expression in stored:
             found.append(expression)
             return
         for operand in ex.operands(expression):
@@ -245,3 +248,10 @@ def _read_leaves(tensor: OutputTensor, stored: Mapping[ex.Delta, str]) -> list[e
 
     visit(tensor.expression)
     return found
+
+
+def _bytes_read(leaf: ex.Expression) -> int:
+    count = ex.elements(leaf)
+    if isinstance(leaf, ex.Rows):
+        count = count // max(leaf.shape[0], 1) * rows.taken(leaf.table)
+    return count * DTYPES[leaf.dtype].size

@@ -13,7 +13,6 @@ dtypes that the expression states.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -22,8 +21,11 @@ import numpy as np
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES, combine_dtype
+from shardmerge.engine.algebra import stated_dtype
+from shardmerge.estimates import Estimate, difference, product, round_estimate, rounded_error, total
+from shardmerge.recompute_rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.registry import group_of, kernel_of
-from shardmerge.roundoff import FORMATS, decode, half_ulp, round_to
+from shardmerge.roundoff import decode, half_ulp
 from shardmerge.samples import Runs, positions
 
 if TYPE_CHECKING:
@@ -40,23 +42,6 @@ Read = Callable[["ex.Source | ex.Delta", Runs], np.ndarray]
 
 class TooLargeError(Exception):
     """A method must see a whole tensor that has more than WHOLE elements."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What elements must be.
-
-    Args:
-        value: float64 [elements].
-        error: Bound on the distance of what the engine computes before it rounds to the output's
-            type; 0 where it must have this very value.
-        decides: Whether a method chooses among inputs that are sums themselves, so that at a near
-            tie rounding may make it choose differently.
-    """
-
-    value: np.ndarray
-    error: np.ndarray
-    decides: bool = False
 
 
 class Recomputer:
@@ -106,22 +91,66 @@ class Recomputer:
         match node:
             case ex.Delta(finetuned, base, dtype):
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
-                return _round(_difference(*parts, _combine(node)), dtype)
+                return round_estimate(difference(*parts, _combine(node)), dtype)
             case ex.LowRank():
-                return _product(node, self._factor(node.b), self._factor(node.a), runs)
+                factors = self._factor(node.b), self._factor(node.a)
+                return product(node, *factors, positions(runs))
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
-                return _sum(parts, _combine(node))
+                return total(parts, _combine(node))
             case ex.Cast(operand, dtype):
-                return _round(self._float32(operand, runs), dtype)
+                return round_estimate(self._float32(operand, runs), dtype)
             case ex.Call():
                 return self._call(node, runs)
+            case ex.Rows():
+                return self._rows(node, runs)
+            case ex.Choice():
+                return self._choice(node, runs)
+            case ex.Mean():
+                return self._mean(node, runs)
         raise TypeError(f"not an expression: {node!r}")
 
     def _factor(self, factor: ex.Source) -> np.ndarray:
         """Return a whole factor, float64 of its shape."""
         stored = self._read(factor, ((0, ex.elements(factor)),))
         return decode(stored, factor.dtype).reshape(factor.shape)
+
+    def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
+        value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
+        found = gathered(node, runs)
+        if not found.runs:
+            return Estimate(value, error)
+        part = self._float32(node.operand, found.runs)
+        value[found.places] = part.value[found.chosen]
+        error[found.places] = part.error[found.chosen]
+        return Estimate(value, error, part.decides)
+
+    def _choice(self, node: ex.Choice, runs: Runs) -> Estimate:
+        parts = [self._float32(operand, runs) for operand in node.operands]
+        code = _combine(node)
+        value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
+        for place, members in chosen_parts(node, runs):
+            if not members:
+                continue
+            terms = [(1.0, Estimate(parts[m].value[place], parts[m].error[place])) for m in members]
+            found = total(terms, code)
+            value[place], error[place] = found.value, found.error
+            if len(members) > 1:
+                value[place] /= len(members)
+                error[place] = rounded_error(value[place], error[place] / len(members), code)
+        return Estimate(value, error, any(part.decides for part in parts))
+
+    def _mean(self, node: ex.Mean, runs: Runs) -> Estimate:
+        decides = []
+
+        def values(some: Runs) -> tuple[np.ndarray, np.ndarray]:
+            part = self._float32(node.operand, some)
+            decides.append(part.decides)
+            return part.value, part.error
+
+        value, error = mean_of_rows(node.operand.shape, values)
+        value, error = value[positions(runs)], error[positions(runs)]
+        return Estimate(value, rounded_error(value, error, _combine(node)), any(decides))
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
         whole = self._is_whole(call)
@@ -191,6 +220,15 @@ class Recomputer:
                 ]
                 result = self._run(node, tensors, runs, whole)
                 return result[positions(runs)] if whole else result
+            case ex.Rows():
+                return self._stated_rows(node, runs)
+            case ex.Choice():
+                return self._stated_choice(node, runs)
+            case ex.Mean(operand):
+                if ex.elements(operand) > WHOLE:
+                    raise TooLargeError
+                whole = self._stated(operand, ((0, ex.elements(operand)),))
+                return whole.view(operand.shape[0], -1).mean(dim=0)[positions(runs)]
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
     def _stated_product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
@@ -198,86 +236,38 @@ class Recomputer:
 
         dtype = getattr(_torch(), DTYPES[node.dtype].name)
         factors = (_torch().from_numpy(self._factor(f)).to(dtype) for f in (node.b, node.a))
-        product = Product(node, *factors, ordered=False)
-        return _torch().cat([product.block(first, count, None) for first, count in runs])
+        made = Product(node, *factors, ordered=False)
+        return _torch().cat([made.block(first, count, None) for first, count in runs])
+
+    def _stated_rows(self, node: ex.Rows, runs: Runs) -> torch.Tensor:
+        dtype = getattr(_torch(), DTYPES[stated_dtype(node)].name)
+        result = _torch().zeros(_count(runs), dtype=dtype)
+        found = gathered(node, runs)
+        if found.runs:
+            part = self._stated(node.operand, found.runs)
+            result[found.places] = part[found.chosen]
+        return result
+
+    def _stated_choice(self, node: ex.Choice, runs: Runs) -> torch.Tensor:
+        parts = [self._stated(operand, runs) for operand in node.operands]
+        result = _torch().zeros_like(parts[0])
+        for place, members in chosen_parts(node, runs):
+            if len(members) == 1:
+                result[place] = parts[members[0]][place]
+            elif members:
+                for member in members:
+                    result[place] += parts[member][place]
+                result[place] /= len(members)
+        return result
 
 
-def _product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, runs: Runs) -> Estimate:
-    """Return elements of a low-rank product with the bound of the errors of a sum in any order.
-
-    Higham 2002, section 3.1: a sum of n products is within ``n * u`` of the sum of their sizes.
-    """
-    left, right = (a.T, b.T) if node.transposed else (b, a)
-    rows, columns = np.divmod(positions(runs), right.shape[1])
-    value = error = np.zeros(len(rows))
-    for k in range(node.rank):
-        part = node.scale * left[rows, k] * right[k, columns]
-        value, error = value + part, error + np.abs(part)
-    form = FORMATS[node.dtype]
-    bound = (node.rank + 3) * (form.unit + FORMATS["F64"].unit) * error
-    bound += (node.rank + 1) * (1 + abs(node.scale)) * half_ulp(node.dtype, np.float64(0))
-    bound = np.where(error >= form.overflow, np.inf, bound)
-    return Estimate(value, np.where(np.isfinite(value), bound, 0.0))
+def _count(runs: Runs) -> int:
+    return sum(count for _, count in runs)
 
 
 def _combine(node: ex.Expression) -> str:
     typed = (ex.Source, ex.Delta, ex.LowRank, ex.Cast)
     return combine_dtype([part.dtype for part in ex.walk(node) if isinstance(part, typed)])
-
-
-def _difference(left: Estimate, right: Estimate, code: str) -> Estimate:
-    """Return a difference rounded to float32 or float64: of exact values this very value.
-
-    Float64 arithmetic rounded to float32 is float32 arithmetic: Figueroa 1995, "When is double
-    rounding innocuous?", https://doi.org/10.1145/221332.221334.
-    """
-    found = _sum([(1.0, left), (-1.0, right)], code)
-    exact = (left.error == 0) & (right.error == 0)
-    value = np.where(exact, round_to(code, found.value), found.value)
-    return Estimate(value, np.where(exact, 0.0, found.error), found.decides)
-
-
-def _sum(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
-    """Return a sum in the order of its terms with the running bound of its rounding errors."""
-    value = error = None
-    for coefficient, part in terms:
-        product, carried = coefficient * part.value, abs(coefficient) * part.error
-        if abs(coefficient) != 1:
-            coefficient_error = abs(float(round_to(code, np.array(coefficient))) - coefficient)
-            carried = carried + coefficient_error * np.abs(part.value)
-            carried = _rounded(product, carried, code)
-        if value is None:
-            value, error = product, carried
-        else:
-            value = value + product
-            error = _rounded(value, error + carried, code)
-    # What comes from an infinite source must be infinite or NaN itself.
-    given = np.any([~np.isfinite(part.value) for _, part in terms], axis=0)
-    decides = any(part.decides for _, part in terms)
-    return Estimate(value, np.where(given, 0.0, error), decides)
-
-
-def _rounded(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray:
-    """Return the error bound of an operation's result after the operation has rounded it.
-
-    It grows by nothing where the result is exact, and is infinite where it may have overflowed.
-    """
-    form = FORMATS[code]
-    size = np.abs(value) + error
-    unit = form.unit + FORMATS["F64"].unit  # the engine's rounding, and the one made here
-    grown = error + unit * size + half_ulp(code, np.float64(0))
-    exact = (error == 0) & (round_to(code, value) == value) & (code != "F64")
-    return np.where(size >= form.overflow, np.inf, np.where(exact, 0.0, grown))
-
-
-def _round(part: Estimate, dtype: str) -> Estimate:
-    exact = part.error == 0
-    error = part.error + half_ulp(dtype, np.abs(part.value) + part.error)
-    return Estimate(
-        np.where(exact, round_to(dtype, part.value), part.value),
-        np.where(exact, 0.0, error),
-        part.decides,
-    )
 
 
 @cache

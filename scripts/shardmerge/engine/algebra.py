@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterator
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import combine_dtype
-from shardmerge.registry import kernel_of
+from shardmerge.registry import kernel_of, result_dtype
 
-#: What is read from a file: a tensor of a source, or a task vector that is stored.
-FileLeaf = ex.Source | ex.Delta
+#: What is read from a file: a tensor of a source, rows of one, or a task vector that is stored.
+FileLeaf = ex.Source | ex.Rows | ex.Delta
+#: What is held whole while it is used: a method's result, a mean of rows, rows of either.
+HeldLeaf = ex.Call | ex.Mean | ex.Rows
 
 
 def simplify(expression: ex.Expression) -> ex.Expression:
@@ -34,6 +36,20 @@ def combine(expression: ex.Expression) -> str:
     return combine_dtype(named)
 
 
+def stated_dtype(expression: ex.Expression) -> str:
+    """Return the code of the dtype that mergekit numerics computes an expression in."""
+    match expression:
+        case ex.Linear():
+            return combine(expression)
+        case ex.Call(method=method, inputs=inputs):
+            return result_dtype(method, "mergekit-0.1.5", stated_dtype(inputs[0]))
+        case ex.Rows(operand) | ex.Mean(operand):
+            return stated_dtype(operand)
+        case ex.Choice(operands):
+            return stated_dtype(operands[0])
+    return expression.dtype
+
+
 def is_whole(expression: ex.Expression, numerics: str) -> bool:
     """Whether an expression is a call that must see the whole tensor at once."""
     return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
@@ -41,8 +57,8 @@ def is_whole(expression: ex.Expression, numerics: str) -> bool:
 
 def leaves(
     expression: ex.Expression, stored: Collection[ex.Delta], numerics: str
-) -> tuple[tuple[FileLeaf, ...], tuple[ex.Call, ...]]:
-    """Return what a blockwise evaluation starts from: tensors in files, results of whole calls.
+) -> tuple[tuple[FileLeaf, ...], tuple[HeldLeaf, ...]]:
+    """Return what a blockwise evaluation starts from: what lies in files, what is held whole.
 
     Args:
         expression: What is evaluated; if it is a whole call itself, that is its only leaf. Products
@@ -54,19 +70,25 @@ def leaves(
         Distinct leaves of either kind, in order of first use.
     """
     files: dict[FileLeaf, None] = {}
-    calls: dict[ex.Call, None] = {}
+    held: dict[HeldLeaf, None] = {}
 
     def visit(part: ex.Expression) -> None:
-        if isinstance(part, ex.Source) or (isinstance(part, ex.Delta) and part in stored):
+        if _in_file(part, stored):
             files[part] = None
-        elif is_whole(part, numerics):
-            calls[part] = None
+        elif isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics):
+            held[part] = None
         elif not isinstance(part, ex.LowRank):
             for operand in ex.operands(part):
                 visit(operand)
 
     visit(expression)
-    return tuple(files), tuple(calls)
+    return tuple(files), tuple(held)
+
+
+def _in_file(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
+    if isinstance(part, ex.Rows):
+        part = part.operand
+    return isinstance(part, ex.Source) or (isinstance(part, ex.Delta) and part in stored)
 
 
 def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
@@ -76,10 +98,8 @@ def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
 
 
 def file_leaves(expression: ex.Expression, stored: Collection[ex.Delta]) -> Iterator[FileLeaf]:
-    """Yield every tensor that is read for an expression, those under whole calls too."""
-    if isinstance(expression, ex.Source) or (
-        isinstance(expression, ex.Delta) and expression in stored
-    ):
+    """Yield all that is read for an expression, what lies under whole calls too."""
+    if _in_file(expression, stored):
         yield expression
     else:
         for operand in ex.operands(expression):
@@ -93,7 +113,7 @@ def direct_deltas(expression: ex.Expression, numerics: str) -> tuple[ex.Delta, .
     def visit(part: ex.Expression) -> None:
         if isinstance(part, ex.Delta):
             found[part] = None
-        if not is_whole(part, numerics):
+        if not (isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics)):
             for operand in ex.operands(part):
                 visit(operand)
 

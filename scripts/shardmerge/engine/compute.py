@@ -17,7 +17,7 @@ from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Part
 from shardmerge.engine.lowrank import Products, factor_loader
 from shardmerge.engine.record import Tally
-from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source
+from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
 from shardmerge.spec import ShardSpec
 
 
@@ -77,8 +77,8 @@ class Lane:
         if not part.whole:
             self._fill(part, leaves, output)
             return
-        for whole in self._job.whole.acquire(part.tensor, self._make_whole):
-            leaves.append(whole[part.first : part.first + part.count])
+        whole = self._job.whole.acquire(part.tensor, self._make_whole)
+        leaves += held_views(self._evaluator.wholes, whole, part.first, part.count)
         self._fill(part, leaves, output)
         self._place.wait()
         self._job.whole.release(part.tensor)

@@ -7,6 +7,7 @@ is kept out on purpose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ import torch
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import combine, leaves
+from shardmerge.engine.algebra import combine, leaves, stated_dtype
 from shardmerge.registry import group_of, kernel_of
+from shardmerge.rows import choice_ranges
 
 if TYPE_CHECKING:
     from shardmerge.engine.lowrank import Product, Products
@@ -104,7 +106,7 @@ class Evaluator:
     leaf's own; in mergekit numerics it is in the dtype that the expression states.
 
     Args:
-        expression: What is evaluated; its whole calls are leaves.
+        expression: What is evaluated; what must be held whole is a leaf.
         stored: Task vectors that are read and not computed.
         numerics: One of ``spec.NUMERICS``.
         registers: Buffers to compute in; evaluators of one thread share them.
@@ -122,11 +124,11 @@ class Evaluator:
         squares: dict[ex.Delta, int] | None = None,
         products: Products | None = None,
     ) -> None:
-        self.files, self.calls = leaves(expression, stored, numerics)
+        self.files, self.wholes = leaves(expression, stored, numerics)
         self._numerics = numerics
         self._mergekit = numerics != "float32"
         self._registers = registers
-        self._views = {leaf: i for i, leaf in enumerate((*self.files, *self.calls))}
+        self._views = {leaf: i for i, leaf in enumerate((*self.files, *self.wholes))}
         self._squares = {} if squares is None else squares
         self._products = products
         self.held: list[Product] = []
@@ -151,6 +153,8 @@ class Evaluator:
                 return self._cast(self._compile(node.operand, k), node.dtype, k)
             case ex.Call():
                 return self._call(node, k)
+            case ex.Choice():
+                return self._choice(node, k)
         raise TypeError(f"cannot be evaluated: {node!r}")
 
     def _buffer(self, dtype: str, k: int) -> Callable[[int], torch.Tensor]:
@@ -261,6 +265,31 @@ class Evaluator:
             return torch.mul(operation(block), coefficient, out=buffer(block.count))
 
         return scaled
+
+    def _choice(self, node: ex.Choice, k: int) -> Operation:
+        dtype = stated_dtype(node) if self._mergekit else combine(node)
+        result, width = self._buffer(dtype, k), math.prod(node.shape[1:])
+        inputs = [
+            self._widen(self._compile(one, k + 1 + i), dtype, k + 1 + i)
+            for i, one in enumerate(node.operands)
+        ]
+
+        def choice(block: Block) -> torch.Tensor:
+            values = [one(block) for one in inputs]
+            chosen = result(block.count)
+            for first, count, members in choice_ranges(node.table, width, block.first, block.count):
+                target = chosen[first : first + count]
+                if len(members) == 1:
+                    target.copy_(values[members[0]][first : first + count])
+                    continue
+                target.zero_()
+                for member in members:
+                    target.add_(values[member][first : first + count])
+                if members:
+                    target.div_(len(members))
+            return chosen
+
+        return choice
 
     def _call(self, node: ex.Call, k: int) -> Operation:
         kernel, _ = kernel_of(node.method, self._numerics)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardmerge import expression as ex
@@ -15,16 +15,36 @@ from shardmerge.engine.algebra import FileLeaf, file_leaves
 from shardmerge.engine.record import Tally
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.headers import Header, TensorEntry, read_header
+from shardmerge.rows import row_ranges
 from shardmerge.spec import ShardSpec, delta_name
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a tensor's bytes lie: number of the open file, first byte, dtype code."""
+    """Where a leaf's bytes lie.
+
+    Args:
+        file: Number of the open file.
+        begin: First byte of the tensor.
+        dtype: Its code.
+        table, width: Which of its rows the leaf has, and their elements; None for all in order.
+    """
 
     file: int
     begin: int
     dtype: str
+    table: str | None = None
+    width: int = 0
+
+    def ranges(self, first: int, count: int) -> Iterator[tuple[int, int, int | None]]:
+        """Yield (position, length, offset in the file or None for zeros) of elements, in bytes."""
+        size = DTYPES[self.dtype].size
+        if self.table is None:
+            yield 0, count * size, self.begin + first * size
+            return
+        for position, length, source in row_ranges(self.table, self.width, first, count):
+            offset = None if source is None else self.begin + source * size
+            yield position * size, length * size, offset
 
 
 class Inputs(contextlib.AbstractContextManager):
@@ -60,8 +80,7 @@ class Inputs(contextlib.AbstractContextManager):
             for tensor in spec.tensors:
                 for leaf in file_leaves(tensor.expression, self.stored):
                     if leaf not in self._locations:
-                        number = numbers[leaf.model, leaf.file]
-                        self._locations[leaf] = self._check(leaf, number)
+                        self._locations[leaf] = self._find(leaf, numbers)
         except BaseException:
             self._open.close()
             raise
@@ -137,6 +156,13 @@ class Inputs(contextlib.AbstractContextManager):
                     _compare(entry, name, delta.dtype, delta.shape, where)
                     self._locations[delta] = Location(number, entry.begin, entry.dtype)
 
+    def _find(self, leaf: FileLeaf, numbers: Mapping[tuple[str, str], int]) -> Location:
+        source = leaf.operand if isinstance(leaf, ex.Rows) else leaf
+        found = self._check(source, numbers[source.model, source.file])
+        if isinstance(leaf, ex.Rows):
+            found = replace(found, table=leaf.table, width=math.prod(source.shape[1:]))
+        return found
+
     def _check(self, source: ex.Source, number: int) -> Location:
         where = f"model {source.model!r}, file {source.file!r}"
         tensors = self.headers[number].tensors
@@ -162,5 +188,5 @@ def _compare(entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], 
 
 
 def nbytes(leaf: FileLeaf) -> int:
-    """Return the bytes that a tensor takes in its file."""
+    """Return the bytes of a leaf."""
     return math.prod(leaf.shape) * DTYPES[leaf.dtype].size

@@ -43,10 +43,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Read:
-    """A range of an open file, and where in a slot's output or input buffer it goes."""
+    """A range of an open file, and where in a slot's output or input buffer it goes.
+
+    Without an offset it is zeros.
+    """
 
     file: int
-    offset: int
+    offset: int | None
     length: int
     position: int
     verbatim: bool
@@ -236,7 +239,8 @@ def _part(
     for leaf in piece.leaves:
         size = DTYPES[leaf.dtype].size
         length = (last - first) * size
-        reads.append(Read(leaf.file, leaf.begin + first * size, length, arena, False))
+        for position, part, offset in leaf.ranges(first, last - first):
+            reads.append(Read(leaf.file, offset, part, arena + position, False))
         positions.append((arena, leaf.dtype))
         arena += -(-length // _ALIGN) * _ALIGN
     skip = low - piece.begin - first * piece.itemsize

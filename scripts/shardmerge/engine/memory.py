@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import combine, is_whole, leaves, low_ranks
-from shardmerge.registry import result_dtype, workspace_elements
+from shardmerge.engine.algebra import (
+    combine,
+    is_whole,
+    leaves,
+    low_ranks,
+    stated_dtype,
+)
+from shardmerge.registry import workspace_elements
 from shardmerge.spec import ShardSpec
 
 MIB = 1 << 20
@@ -100,10 +106,21 @@ def _factors(expression: ex.Expression) -> int:
 def _tensor_peak(expression: ex.Expression, numerics: str) -> int:
     """Peak of the whole tensors held while an expression is evaluated block by block."""
     held = peak = 0
-    for call in leaves(expression, (), numerics)[1]:
-        peak = max(peak, held + _call_peak(call, numerics))
-        held += _size(call, numerics)
+    for leaf in leaves(expression, (), numerics)[1]:
+        whole = leaf.operand if isinstance(leaf, ex.Rows) else leaf
+        peak = max(peak, held + _held_peak(whole, numerics))
+        held += _size(whole, numerics)
     return peak
+
+
+def _held_peak(whole: ex.Expression, numerics: str) -> int:
+    if isinstance(whole, ex.Call):
+        return _call_peak(whole, numerics)
+    if not isinstance(whole, ex.Mean):
+        return _tensor_peak(whole, numerics) + _size(whole, numerics)
+    # a mean of rows streams, but mergekit's rounding needs all of them
+    rows = 0 if numerics == "float32" else _size(whole.operand, numerics)
+    return _tensor_peak(whole.operand, numerics) + rows
 
 
 def _call_peak(call: ex.Call, numerics: str) -> int:
@@ -127,9 +144,4 @@ def _dtype(expression: ex.Expression, numerics: str, call: ex.Call | None = None
     """Return the dtype that an expression is held in, as an input of a call if one is given."""
     if numerics == "float32":
         return combine(call or expression)
-    match expression:
-        case ex.Linear():
-            return combine(expression)
-        case ex.Call():
-            return result_dtype(expression.method, numerics, _dtype(expression.inputs[0], numerics))
-    return expression.dtype
+    return stated_dtype(expression)

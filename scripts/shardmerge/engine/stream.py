@@ -109,12 +109,16 @@ class Stream:
             last = window.index + _AHEAD
             for later in self._windows[last if window.index else 0 : last + 1]:
                 for read in later.reads:
-                    self.inputs.will_need(read.file, read.offset, read.length)
+                    if read.offset is not None:
+                        self.inputs.will_need(read.file, read.offset, read.length)
             slot.output.memory[: len(window.literal)] = window.literal
             for read in window.reads:
                 buffer = slot.output if read.verbatim else slot.arena
                 into = buffer.memory[read.position : read.position + read.length]
-                self.inputs.read(read.file, read.offset, into)
+                if read.offset is None:
+                    into[:] = bytes(read.length)
+                else:
+                    self.inputs.read(read.file, read.offset, into)
 
     def _write(self, slot: Slot) -> None:
         window = slot.window

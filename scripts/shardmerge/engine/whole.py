@@ -1,16 +1,17 @@
-"""Merge methods that must see whole tensors: one tensor at a time is held for them."""
+"""What must be seen or held whole: inputs of some merge methods, tensors whose rows are taken."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from shardmerge import expression as ex
-from shardmerge.engine.algebra import FileLeaf, combine, file_leaves
+from shardmerge.engine.algebra import FileLeaf, HeldLeaf, combine, file_leaves, is_whole
 from shardmerge.engine.device import Buffer, Cuda, Host, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator, Registers, torch_dtype
 from shardmerge.engine.inputs import Inputs, nbytes
@@ -19,6 +20,7 @@ from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
 from shardmerge.errors import UserError
 from shardmerge.registry import group_of, kernel_of
+from shardmerge.rows import row_ranges
 from shardmerge.spec import ShardSpec
 
 
@@ -97,18 +99,52 @@ class Maker:
     def make(
         self, evaluator: Evaluator, tensor: int, squares: dict[ex.Delta, int]
     ) -> list[torch.Tensor]:
-        """Return the flattened results of the whole calls that an evaluator starts from.
+        """Return, flattened, what an evaluator needs held whole.
 
         Args:
             evaluator: Of the output tensor.
             tensor: Its index.
-            squares: Numbers of the task vectors under the calls.
+            squares: Numbers of the task vectors under it.
         """
         self._name = self._spec.tensors[tensor].name
         self._squares = squares
-        results = [self._call(call) for call in evaluator.calls]
+        results = self._held(evaluator)
         self._place.wait()
         return results
+
+    def _held(self, evaluator: Evaluator) -> list[torch.Tensor]:
+        made: dict[ex.Expression, torch.Tensor] = {}
+        for leaf in evaluator.wholes:
+            whole = _whole(leaf)
+            if whole not in made:
+                made[whole] = self._make(whole)
+        return [made[_whole(leaf)] for leaf in evaluator.wholes]
+
+    def _make(self, whole: ex.Expression) -> torch.Tensor:
+        match whole:
+            case ex.Call():
+                return self._call(whole)
+            case ex.Mean():
+                return self._mean(whole)
+        single = self._spec.numerics == "float32"
+        return self._value(whole, torch_dtype(combine(whole)) if single else None)
+
+    def _mean(self, mean: ex.Mean) -> torch.Tensor:
+        """Return the mean of an expression's rows."""
+        count, *row = mean.operand.shape
+        if self._spec.numerics != "float32":
+            return self._value(mean.operand, None).view(count, -1).mean(dim=0)
+        width = math.prod(row)
+        total = torch.zeros(width, dtype=torch.float64, device=self._registers.device)
+        # row after row, so that the sum's order does not depend on the size of a block
+        for first, values in self._blocks(mean.operand):
+            place = 0
+            while place < len(values):
+                column = (first + place) % width
+                part = values[place : place + width - column]
+                total[column : column + len(part)] += part
+                place += len(part)
+        return (total / count).to(torch_dtype(combine(mean)))
 
     def _call(self, call: ex.Call) -> torch.Tensor:
         kernel, _ = kernel_of(call.method, self._spec.numerics)
@@ -125,30 +161,36 @@ class Maker:
         return result.contiguous().view(-1)
 
     def _value(self, expression: ex.Expression, dtype: torch.dtype | None) -> torch.Tensor:
-        """Return a call's input whole, in a dtype or (None) in the one that it states."""
+        """Return an expression whole, in a dtype or (None) in the one that it states."""
+        if is_whole(expression, self._spec.numerics):
+            result = self._call(expression)
+            return result.to(dtype or result.dtype)
+        count = ex.elements(expression)
+        target = torch.empty(count if dtype else 0, dtype=dtype, device=self._registers.device)
+        for first, value in self._blocks(expression):
+            if not len(target):
+                target = torch.empty(count, dtype=value.dtype, device=value.device)
+            target[first : first + len(value)].copy_(value)
+        return target
+
+    def _blocks(self, expression: ex.Expression) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (first element, values) of an expression, block by block."""
         spec, stored = self._spec, self._inputs.stored
         evaluator = Evaluator(
             expression, stored, spec.numerics, self._registers, self._squares, self._products
         )
-        results = [self._call(call) for call in evaluator.calls]
-        if expression in evaluator.calls:
-            return results[0].to(dtype or results[0].dtype)
+        held = self._held(evaluator)
         count, length = ex.elements(expression), self._registers.length
-        target = torch.empty(count if dtype else 0, dtype=dtype, device=self._registers.device)
         for first in range(0, count, length):
             size = min(length, count - first)
             views = self._read(evaluator.files, first, size)
-            views += [result[first : first + size] for result in results]
+            views += held_views(evaluator.wholes, held, first, size)
             block = Block(views, first, size)
-            value = evaluator.run(block)
-            if not len(target):
-                target = torch.empty(count, dtype=value.dtype, device=value.device)
-            target[first : first + size].copy_(value)
+            yield first, evaluator.run(block)
             for number, own, base in block.squares:
                 row = float(own), None if base is None else float(base)
                 self._tally.add_squares(self._name, number, *row)
             self._place.wait()
-        return target
 
     def _read(self, files: tuple[FileLeaf, ...], first: int, count: int) -> list[torch.Tensor]:
         """Return some elements of each file leaf, where they can be computed with."""
@@ -161,19 +203,46 @@ class Maker:
             self._buffer = host_buffer(starts[-1], tensor=True, pinned=pinned)
         views = []
         for location, dtype, start in zip(locations, dtypes, starts, strict=False):
-            end = start + count * dtype.itemsize
-            offset = location.begin + first * dtype.itemsize
-            self._inputs.read(location.file, offset, self._buffer.memory[start:end])
-            views.append((start, end, dtype))
+            for position, size, offset in location.ranges(first, count):
+                into = self._buffer.memory[start + position : start + position + size]
+                if offset is None:
+                    into[:] = bytes(size)
+                else:
+                    self._inputs.read(location.file, offset, into)
+            views.append((start, start + count * dtype.itemsize, dtype))
         data = self._place.inputs(self._buffer, starts[-1])
         return [data[start:end].view(dtype) for start, end, dtype in views]
+
+
+def held_views(
+    leaves: Sequence[HeldLeaf], held: Sequence[torch.Tensor], first: int, count: int
+) -> list[torch.Tensor]:
+    """Return elements of each leaf that is held whole, or whose rows are taken of what is."""
+    views = []
+    for leaf, whole in zip(leaves, held, strict=True):
+        if not isinstance(leaf, ex.Rows):
+            views.append(whole[first : first + count])
+            continue
+        view = torch.zeros(count, dtype=whole.dtype, device=whole.device)
+        for place, length, source in row_ranges(
+            leaf.table, math.prod(leaf.shape[1:]), first, count
+        ):
+            if source is not None:
+                view[place : place + length] = whole[source : source + length]
+        views.append(view)
+    return views
+
+
+def _whole(leaf: HeldLeaf) -> ex.Expression:
+    return leaf.operand if isinstance(leaf, ex.Rows) else leaf
 
 
 def has_nonfinite_source(expression: ex.Expression, inputs: Inputs, chunk: int = 1 << 22) -> bool:
     """Whether any element of any tensor that an expression is made from is infinite or NaN."""
     memory = host_buffer(chunk, tensor=True)
     for leaf in dict.fromkeys(file_leaves(expression, inputs.stored)):
-        location, total = inputs.locate(leaf), nbytes(leaf)
+        location = inputs.locate(leaf)
+        total = nbytes(leaf.operand if isinstance(leaf, ex.Rows) else leaf)
         for start in range(0, total, chunk):
             size = min(chunk, total - start)
             inputs.read(location.file, location.begin + start, memory.memory[:size])
