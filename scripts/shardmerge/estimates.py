@@ -87,7 +87,7 @@ def round_estimate(part: Estimate, dtype: str) -> Estimate:
 
 
 def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) -> Estimate:
-    """Return the elements at places of a low-rank product with the bound of the errors of a sum in any order.
+    """Return elements of a low-rank product with the bound of the errors of a sum in any order.
 
     Higham 2002, section 3.1: a sum of n products is within ``n * u`` of the sum of their sizes.
     """

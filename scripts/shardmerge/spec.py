@@ -8,6 +8,7 @@ from typing import Any
 
 from shardmerge import expression as ex
 from shardmerge.digest import digest
+from shardmerge.expression_json import from_json, to_json
 
 #: Changes when the engine's bytes change for the same specification (golden tests watch it).
 ENGINE_VERSION = 1
@@ -56,7 +57,7 @@ class ShardSpec:
                     "name": t.name,
                     "dtype": t.dtype,
                     "shape": list(t.shape),
-                    "expression": ex.to_json(t.expression),
+                    "expression": to_json(t.expression),
                 }
                 for t in self.tensors
             ],
@@ -67,9 +68,7 @@ class ShardSpec:
         """Return the specification that ``to_json`` wrote."""
         return cls(
             tensors=tuple(
-                OutputTensor(
-                    t["name"], t["dtype"], tuple(t["shape"]), ex.from_json(t["expression"])
-                )
+                OutputTensor(t["name"], t["dtype"], tuple(t["shape"]), from_json(t["expression"]))
                 for t in data["tensors"]
             ),
             files={(model, file): identity for model, file, identity in data["files"]},

@@ -15,6 +15,7 @@ from shardmerge import expression as ex
 from shardmerge import rows
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.errors import UserError
+from shardmerge.expression_json import from_json, to_json
 from shardmerge.shardcheck import check_shard
 
 ROWS = st.lists(st.one_of(st.just(rows.ZERO), st.integers(0, 9)), max_size=30)
@@ -100,7 +101,7 @@ class TestAlgebra:
 
     def test_json(self):
         whole = ex.Choice((ex.Rows(self.A, "1,0"), ex.Rows(ex.Mean(self.B), "0,0")), "0*1,0/1*1")
-        assert ex.from_json(ex.to_json(whole)) == whole
+        assert from_json(to_json(whole)) == whole
         assert ex.label(whole) == "a"
         assert ex.sources(whole) == (self.A, self.B)
 

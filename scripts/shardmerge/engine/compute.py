@@ -12,11 +12,12 @@ import torch
 from shardmerge import expression as ex
 from shardmerge.engine.algebra import direct_deltas, simplify
 from shardmerge.engine.device import Cuda, Host, Slot
-from shardmerge.engine.evaluate import Block, Evaluator, Registers, round_into, torch_dtype
+from shardmerge.engine.evaluate import Block, Evaluator, round_into
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Part
 from shardmerge.engine.lowrank import Products, factor_loader
 from shardmerge.engine.record import Tally
+from shardmerge.engine.registers import Registers, torch_dtype
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
 from shardmerge.spec import ShardSpec
 

@@ -13,11 +13,12 @@ import torch
 from shardmerge import expression as ex
 from shardmerge.engine.algebra import FileLeaf, HeldLeaf, combine, file_leaves, is_whole
 from shardmerge.engine.device import Buffer, Cuda, Host, host_buffer
-from shardmerge.engine.evaluate import Block, Evaluator, Registers, torch_dtype
+from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.inputs import Inputs, nbytes
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
+from shardmerge.engine.registers import Registers, torch_dtype
 from shardmerge.errors import UserError
 from shardmerge.registry import group_of, kernel_of
 from shardmerge.rows import row_ranges
