@@ -7,9 +7,8 @@ Makes: SETTINGS, PLAN and TARGETS, and the getters that the rules use.
 import json
 import re
 import sys
+from functools import wraps
 from pathlib import Path
-
-from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -17,7 +16,7 @@ sys.path.insert(0, str(SCRIPTS))
 from shardmerge.describe import MODEL_FILES, TOKENIZER_FILES
 from shardmerge.errors import UserError
 from shardmerge.planning import load_plan, lock_paths, plan_path
-from shardmerge.settings import explain_options, load_settings
+from shardmerge.settings import explain_options, load_settings, own_config
 from shardmerge.targets import Targets
 
 
@@ -26,18 +25,33 @@ def say(line):
     print(f"shardmerge: {line}", file=sys.stderr)
 
 
+def plainly(function):
+    """Return the function, made to end the run with a user's mistake and nothing around it.
+
+    Snakemake would put its own words, a file of ours and a line of it before the message.
+    """
+
+    @wraps(function)
+    def call(*args):
+        try:
+            return function(*args)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+
+    return call
+
+
+@plainly
 def decide():
-    """Return settings, plan and targets; a user's mistake ends the run with its message alone."""
-    try:
-        settings = load_settings(config)
-        head = workflow.is_main_process
-        renew = head and "lock" in sys.argv[1:]
-        plan = load_plan(settings, head=head, renew=renew, say=say)
-        targets = Targets(settings, plan)
-        targets.measured  # tells a model that there is not
-        return settings, plan, targets
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
+    """Return settings, plan and targets."""
+    given = workflow.config_settings.overwrite_config
+    settings = load_settings(own_config(config, given, Path("config/config.yaml")))
+    head = workflow.is_main_process
+    renew = head and "lock" in sys.argv[1:]
+    plan = load_plan(settings, head=head, renew=renew, say=say)
+    targets = Targets(settings, plan)
+    targets.measured  # tells a model that there is not
+    return settings, plan, targets
 
 
 SETTINGS, PLAN, TARGETS = decide()

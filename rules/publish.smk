@@ -18,7 +18,7 @@ rule publish_model:
         "../envs/fetch.yaml"
     params:
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
-        repository=lambda w: TARGETS.repository(w.name),
+        repository=plainly(lambda w: TARGETS.repository(w.name)),
         visibility="" if SETTINGS["publish"]["private"] else "--public",
     message:
         "Uploading {params.model} to {params.repository} ({params.visibility})"

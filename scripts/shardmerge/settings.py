@@ -70,6 +70,26 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def own_config(
+    config: Mapping[str, Any], given: Mapping[str, Any], file: Path
+) -> Mapping[str, Any]:
+    """Return the configuration without the demo's settings where other recipes are asked for.
+
+    Args:
+        config: ``given`` laid over what the file holds.
+        given: What the command line gave, in files and single keys.
+        file: The workflow's own configuration, which as shipped describes the demo. Where it
+            names other recipes it is a user's, and stays in force.
+    """
+    if "recipes" not in given or not file.is_file():
+        return config
+    import yaml
+
+    own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    demo = json.loads(SCHEMA.read_text(encoding="utf-8"))["properties"]["recipes"]["default"]
+    return given if own.get("recipes") == demo != given["recipes"] else config
+
+
 def explain_options(settings: Settings) -> list[str]:
     """Return the command line of ``explain.py`` for all recipes of a configuration."""
     stages, norms = settings["stages"], settings["norm_merge"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from shardmerge.errors import UserError
 from shardmerge.layout import parse_size
-from shardmerge.settings import SCHEMA, load_settings
+from shardmerge.settings import SCHEMA, load_settings, own_config
 
 ONE = {"recipes": ["r.yaml"]}
+DEMO = {
+    "recipes": ["config/recipes/miquplus-midnight-tiny.yaml"],
+    "benchmark": {"tasks": ["demo_B"]},
+}
 
 
 class TestSettings:
@@ -42,6 +47,27 @@ class TestSettings:
     def test_mistakes(self, config, says):
         with pytest.raises(UserError, match=says):
             load_settings(config)
+
+    @pytest.mark.parametrize(
+        ("file", "given", "tasks"),
+        [
+            (DEMO, {}, ["demo_B"]),
+            (DEMO, {"device": "cuda"}, ["demo_B"]),
+            (DEMO, ONE, []),
+            (DEMO, ONE | {"benchmark": {"tasks": ["mmlu"]}}, ["mmlu"]),
+            (DEMO, {"recipes": DEMO["recipes"]}, ["demo_B"]),
+            (DEMO | {"recipes": ["mine.yaml"]}, ONE, ["demo_B"]),
+            (None, ONE, []),
+        ],
+    )
+    def test_the_demos_settings_are_for_the_demo(self, tmp_path, file, given, tasks):
+        """Recipes of one's own do not take them; a file that was edited stays in force."""
+        path = tmp_path / "config.yaml"
+        if file:
+            path.write_text(yaml.safe_dump(file))
+        merged = (file or {}) | given
+        merged["benchmark"] = (file or {}).get("benchmark", {}) | given.get("benchmark", {})
+        assert load_settings(own_config(merged, given, path))["benchmark"]["tasks"] == tasks
 
     @pytest.mark.parametrize(
         ("text", "size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -38,8 +39,10 @@ def refused(project: Project, *needles: str) -> subprocess.CompletedProcess[str]
     assert done.returncode == 1, done.stdout
     for needle in needles:
         assert needle in done.stdout, done.stdout
-    assert "Traceback" not in done.stdout
-    assert done.stdout.count("Error in ") <= 1, "one mistake, one message"
+    # The message stands alone: no trace, no class of an exception, no file of the workflow's own.
+    for word in ("Traceback", "Error", ".smk", "Exception"):
+        assert word not in done.stdout, done.stdout
+    assert len(re.findall(r"^error: ", done.stdout, re.MULTILINE)) == 1, "one mistake, one message"
     # A lock of sound sources may have been made; nothing else is new, changed or gone.
     after = {k: v for k, v in project.snapshot().items() if k != "recipe.lock.json"}
     assert after == before
@@ -66,6 +69,13 @@ class TestConfiguration:
     def test_unknown_model_to_benchmark(self, project: Project) -> None:
         project.configure(benchmark={"tasks": ["demo_B"], "models": ["mergd"]})
         refused(project, "configuration: benchmark.models", "Did you mean 'merged'?")
+
+    def test_nothing_to_publish_to(self, project: Project) -> None:
+        """Told when the jobs are made, not when the Snakefile is read."""
+        done = project.run("-n", "publish")
+        assert done.returncode == 1
+        assert "error: configuration: publish.repository: names no repository" in done.stdout
+        assert "Exception" not in done.stdout and ".smk" not in done.stdout
 
 
 class TestRecipe:
