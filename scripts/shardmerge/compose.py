@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from shardmerge import expression as ex
-from shardmerge.errors import UserError
 from shardmerge.lock import Lock
+from shardmerge.lora_model import LoraModel
 from shardmerge.models import Model, SourceModel
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference
@@ -61,16 +61,14 @@ class Composer:
         return {t.name: model.expression(t.name) for t in outputs}
 
     def model(self, reference: Reference) -> Model:
-        """Return the model that a reference names: a stage's result or a source."""
-        key = reference.model
-        if reference.lora:
-            raise UserError(
-                f"model {str(reference)!r} has a LoRA adapter, which is not supported yet",
-                self.recipe.path,
-                "Merge the adapter into its model first, and name the result.",
-            )
+        """Return the model that a reference names: a source or a stage, with or without adapter."""
+        key = str(reference)
         if key not in self._models:
-            if key in self.recipe.stages:
+            if reference.lora:
+                base, adapter = self.model(Reference(reference.model)), reference.lora
+                locked = self.lock.sources[adapter]
+                self._models[key] = LoraModel(key, base, adapter, locked, self.numerics)
+            elif key in self.recipe.stages:
                 self._models[key] = StageModel(self, self.recipe.stages[key])
             else:
                 self._models[key] = SourceModel(key, self.lock)

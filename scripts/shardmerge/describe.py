@@ -71,9 +71,9 @@ def describe(
     stage = recipe.stages[name]
     dtype = stage.out_dtype or stage.dtype
     needed = recipe.needed(name)
-    used = dict.fromkeys(
-        r.model for s in needed for r in recipe.stages[s].references if r.model not in recipe.stages
-    )
+    references = [r for s in needed for r in recipe.stages[s].references]
+    used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
+    used |= dict.fromkeys(r.lora for r in references if r.lora)
     return {
         "name": name,
         "recipe": {"file": recipe.path, "text": recipe.text},
@@ -104,4 +104,5 @@ def _origin(source: LockedSource) -> dict[str, Any]:
     files = {name: file.identity for name, file in source.files.items()}
     origin = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     origin |= {"commit": source.commit}
+    origin |= {"role": None if source.role == "model" else source.role}
     return {k: v for k, v in origin.items() if v is not None} | {"files": files}

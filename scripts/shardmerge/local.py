@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from shardmerge import adapter_config
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, write_json
 from shardmerge.headers import MAX_HEADER_BYTES, Header, read_header, safe_name
@@ -79,7 +80,12 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
     if not folder.is_dir():
         raise UserError(f"model {reference!r}: there is no folder {str(folder)!r}")
     if not (folder / "config.json").is_file():
-        raise UserError(f"model {reference!r}: the folder {str(folder)!r} has no config.json")
+        raise UserError(
+            f"model {reference!r}: the folder {str(folder)!r} has no config.json",
+            hint="It is a LoRA adapter: write `MODEL+ADAPTER`."
+            if (folder / adapter_config.CONFIG).is_file()
+            else None,
+        )
     weights = _weight_files(folder, reference)
     tensors: dict[str, LockedTensor] = {}
     for name, wanted in weights.items():
@@ -103,6 +109,47 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
         config=load_json(folder / "config.json"),
         files=files,
         tensors=dict(sorted(tensors.items())),
+    )
+
+
+def lock_adapter(folder: Path, reference: str, identities: Identities) -> LockedSource:
+    """Return the lock of a LoRA adapter in a local folder.
+
+    Args:
+        folder: It holds adapter_config.json and adapter_model.safetensors.
+        reference: The adapter as the recipe names it, for messages.
+        identities: Cache of content identities.
+
+    Raises:
+        UserError: If a file is missing or broken, or it has only a pickle.
+    """
+    if not folder.is_dir():
+        raise UserError(f"adapter {reference!r}: there is no folder {str(folder)!r}")
+    files: dict[str, LockedFile] = {}
+    for name in (adapter_config.CONFIG, adapter_config.WEIGHTS):
+        if not (folder / name).is_file():
+            pickled = (folder / adapter_config.PICKLE).is_file()
+            raise UserError(
+                f"adapter {reference!r}: the folder {str(folder)!r} has no {name}",
+                hint=f"It has a pickle only ({adapter_config.PICKLE}), which is never loaded; "
+                "convert it to safetensors first."
+                if pickled and name == adapter_config.WEIGHTS
+                else None,
+            )
+        files[name] = identities.of(folder / name)
+    tensors: dict[str, LockedTensor] = {}
+    header = read_header(folder / adapter_config.WEIGHTS)
+    _add_tensors(tensors, adapter_config.WEIGHTS, header, None, str(folder))
+    identities.save()
+    return LockedSource(
+        kind="local",
+        repo=None,
+        revision=None,
+        commit=None,
+        config=load_json(folder / adapter_config.CONFIG),
+        files=files,
+        tensors=dict(sorted(tensors.items())),
+        role="adapter",
     )
 
 

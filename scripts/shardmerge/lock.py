@@ -58,6 +58,7 @@ class LockedSource:
         config: The model's config.json, parsed.
         files: By name: weights, config, tokenizer and all else of the model but pickles.
         tensors: By name, sorted.
+        role: ``model``, or ``adapter`` (then config is its adapter_config.json).
     """
 
     kind: str
@@ -67,6 +68,7 @@ class LockedSource:
     config: Mapping[str, Any]
     files: Mapping[str, LockedFile]
     tensors: Mapping[str, LockedTensor] = field(default_factory=dict)
+    role: str = "model"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         table = files[t.file].setdefault("tensors", {})
         table[name] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
-    row |= {"commit": source.commit}
+    row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
@@ -138,4 +140,5 @@ def _source_from_json(data: Mapping[str, Any]) -> LockedSource:
         config=data["config"],
         files=files,
         tensors=dict(sorted(tensors.items())),
+        role=data.get("role", "model"),
     )

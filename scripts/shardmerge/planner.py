@@ -84,7 +84,7 @@ class _Planner:
             builds=builds,
             deltas=tuple(delta_jobs),
             fetches=self.fetches,
-            sources={key: self._model(key) for key in self.locked},
+            sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             warnings=audible(self.findings, self.settings["silence"]),
         )

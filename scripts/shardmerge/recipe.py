@@ -9,7 +9,7 @@ from pathlib import Path
 from shardmerge.document import parse_stage
 from shardmerge.errors import UserError
 from shardmerge.findings import Finding
-from shardmerge.references import Reference
+from shardmerge.references import Reference, parse_reference
 from shardmerge.stage import Stage
 from shardmerge.yamlfile import load_documents
 
@@ -47,6 +47,12 @@ class Recipe:
             if stage.name in found:
                 found |= {r.model for r in stage.references if r.model in self.stages}
         return [s for s in self.stages if s in found]
+
+    @property
+    def adapters(self) -> tuple[Reference, ...]:
+        """The LoRA adapters that models are read with, in order of first use."""
+        named = (r for s in self.stages.values() for r in s.references)
+        return tuple(dict.fromkeys(parse_reference(r.lora) for r in named if r.lora))
 
 
 def load_recipe(path: str | Path) -> Recipe:

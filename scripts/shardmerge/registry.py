@@ -50,6 +50,7 @@ __all__ = [
     "method",
     "methods",
     "result_dtype",
+    "step_kernel",
     "workspace_elements",
 ]
 
@@ -86,8 +87,17 @@ class MergeMethod:
         return next((p for p in self.parameters if p.name == name), None)
 
 
+@dataclass(frozen=True)
+class StepKernel:
+    """A kernel that the plan calls by itself; see ``step_kernel``."""
+
+    kernel: Kernel
+    workspace: Workspace
+
+
 _METHODS: dict[str, MergeMethod] = {}
 _MERGEKIT_KERNELS: dict[str, MergekitKernel] = {}
+_STEPS: dict[tuple[str, str], StepKernel] = {}
 
 
 def merge_method(
@@ -174,6 +184,29 @@ def mergekit_kernel(
     return register
 
 
+def step_kernel(
+    name: str, numerics: str, *, workspace: Workspace = Workspace()
+) -> Callable[[Kernel], Kernel]:
+    """Register the decorated kernel as a step that no recipe names; it gets whole tensors.
+
+    Args:
+        name: Of the step, in a ``Call``; no merge method's.
+        numerics: One of ``spec.NUMERICS``.
+        workspace: Memory that the kernel allocates.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(function: Kernel) -> Kernel:
+        if (name, numerics) in _STEPS or name in _METHODS:
+            raise ValueError(f"step {name!r} is registered twice")
+        _STEPS[name, numerics] = StepKernel(function, workspace)
+        return function
+
+    return register
+
+
 def _load() -> None:
     import shardmerge.methods  # noqa: F401  (its modules register themselves)
 
@@ -202,6 +235,9 @@ def kernel_of(name: str, numerics: str) -> tuple[Kernel, bool]:
     Raises:
         UserError: If the method has no kernel in that mode.
     """
+    _load()
+    if step := _STEPS.get((name, numerics)):
+        return step.kernel, False
     if numerics == "mergekit-0.1.5":
         found = _mergekit(name)
         return found.kernel, found.elementwise
@@ -230,6 +266,9 @@ def workspace_elements(name: str, numerics: str, shape: Sequence[int], inputs: i
         Elements of the type that the inputs have when the kernel gets them, but of at least
         4 bytes each.
     """
+    _load()
+    if step := _STEPS.get((name, numerics)):
+        return step.workspace.elements(shape, inputs)
     found = _mergekit(name) if numerics == "mergekit-0.1.5" else method(name)
     return found.workspace.elements(shape, inputs)
 
@@ -240,6 +279,8 @@ def result_dtype(name: str, numerics: str, dtype: str) -> str:
     In mergekit numerics some methods return float32 for 16-bit inputs, which is what mergekit
     then saves where a recipe has no ``out_dtype``.
     """
+    if (name, numerics) in _STEPS:
+        return dtype
     if numerics == "mergekit-0.1.5" and _mergekit(name).promotes and dtype in ("F16", "BF16"):
         return "F32"
     return dtype

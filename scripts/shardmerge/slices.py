@@ -41,13 +41,19 @@ def parse_model(node: Node) -> Reference:
         table = node.mapping("a model reference", ("model", "lora", "override_architecture"))
         model, lora = table.get("model"), table.get("lora")
         if model is not None:
-            path = model.value
-            if isinstance(path, dict):
-                parts = model.mapping("a model path", ("path", "revision"))
-                path = "@".join(parts[k].text(k) for k in ("path", "revision") if k in parts)
-            lora_text = f"+{lora.text('lora')}" if lora is not None and lora.value else ""
-            return parse_reference(f"{path}{lora_text}", node.where)
+            has_lora = lora is not None and lora.value is not None
+            adapter = f"+{_path(lora, 'lora')}" if has_lora else ""
+            return parse_reference(_path(model, "model") + adapter, node.where)
     return parse_reference(node.text("a model"), node.where)
+
+
+def _path(node: Node, what: str) -> str:
+    """Return ``path@revision`` of a path, written as text or as a mapping."""
+    if not isinstance(node.value, dict):
+        return node.text(what)
+    parts = node.mapping(f"the path of a {what}", ("path", "revision"))
+    given = (parts[key] for key in ("path", "revision") if key in parts)
+    return "@".join(part.text(what) for part in given if part.value is not None)
 
 
 def check_inputs(piece: Slice, method: registry.MergeMethod, base: Reference | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import load_json, write_text
-from shardmerge.local import Identities, check_folder, lock_folder
+from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference, parse_reference
@@ -75,10 +75,16 @@ class Sources:
         old = Lock.from_json(load_json(path), str(path)) if path.exists() else Lock({})
         found: dict[str, LockedSource] = {}
         new = []
-        for reference in recipe.sources:
+        wanted = [(r, "model") for r in recipe.sources] + [(r, "adapter") for r in recipe.adapters]
+        for reference, role in wanted:
             key = reference.model
+            if key in recipe.stages or key in found:
+                other = "a document" if key in recipe.stages else "a model"
+                raise UserError(f"names {key!r} both as an adapter and as {other}", recipe.path)
             folder = self.folder(reference)
             locked = None if renew else old.sources.get(key)
+            if locked and locked.role != role:
+                locked = None
             if locked and locked.kind != ("local" if folder else "hub"):
                 now = f"the folder {str(folder)!r}" if folder else "the Hub"
                 raise UserError(
@@ -89,7 +95,7 @@ class Sources:
             if locked is None:
                 if not write:
                     raise UserError(f"has no lock of model {key!r}", str(path))
-                locked = self._lock_one(reference, folder, say)
+                locked = self._lock_one(reference, role, folder, say)
                 new.append(key)
             elif folder:
                 check_folder(folder, locked, key, str(path), self._identities)
@@ -103,12 +109,15 @@ class Sources:
                     say(f"  {line}")
         return lock
 
-    def _lock_one(self, reference: Reference, folder: Path | None, say: Say) -> LockedSource:
+    def _lock_one(
+        self, reference: Reference, role: str, folder: Path | None, say: Say
+    ) -> LockedSource:
         if folder is not None:
-            return lock_folder(folder, reference.model, self._identities)
+            lock = lock_adapter if role == "adapter" else lock_folder
+            return lock(folder, reference.model, self._identities)
         from shardmerge import hub
 
-        return hub.lock_source(reference.path, reference.revision, progress=say)
+        return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
 
     @staticmethod
     def _write(path: Path, lock: Lock) -> None:

@@ -12,7 +12,8 @@ from shardmerge.expression_json import from_json, to_json
 
 #: Changes when the engine's bytes change for the same specification (golden tests watch it).
 ENGINE_VERSION = 1
-NUMERICS = ("float32", "mergekit-0.1.5")
+MERGEKIT = "mergekit-0.1.5"
+NUMERICS = ("float32", MERGEKIT)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from shardmerge.errors import UserError, did_you_mean
 from shardmerge.models import Entry, Model
 from shardmerge.names import layer_counts, layer_fraction, module_of
 from shardmerge.parameters import Rule, resolve
+from shardmerge.spec import MERGEKIT
 from shardmerge.stage import Stage
 
 if TYPE_CHECKING:
     from shardmerge.compose import Composer
-
-MERGEKIT = "mergekit-0.1.5"
 
 
 class StageModel(Model):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shardmerge import adapter_config
 from shardmerge.errors import UserError
 from shardmerge.headers import Header, safe_name
 from shardmerge.lock import LockedTensor
@@ -64,6 +65,32 @@ def _no_weights(names: set[str], where: str) -> UserError:
     others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
     held = f" (it has {others[0]})" if others else ""
     return UserError(f"has no model.safetensors and no {INDEX}{held}", where)
+
+
+def adapter_files(names: Iterable[str], where: str) -> list[str]:
+    """Return the files that make up a LoRA adapter: its configuration, then its weights.
+
+    Args:
+        names: All files of the repository.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    names = set(names)
+    wanted = [adapter_config.CONFIG, adapter_config.WEIGHTS]
+    for name in wanted:
+        if name in names:
+            continue
+        if name == adapter_config.WEIGHTS and adapter_config.PICKLE in names:
+            raise UserError(
+                f"has its adapter only as a pickle ({adapter_config.PICKLE}), which is never "
+                "loaded here",
+                where,
+                "Use a safetensors conversion of it.",
+            )
+        raise UserError(f"is no LoRA adapter: it has no {name}", where)
+    return wanted
 
 
 def model_files(names: Iterable[str], weights: Iterable[str]) -> list[str]:

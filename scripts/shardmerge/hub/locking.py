@@ -20,6 +20,7 @@ from shardmerge.hub.content import new_hasher, wanted_digest
 from shardmerge.hub.contents import (
     CONFIG,
     INDEX,
+    adapter_files,
     model_files,
     parse_weight_map,
     tensor_table,
@@ -43,21 +44,27 @@ def latest_commit(repo: str, revision: str | None) -> str:
 
 
 def lock_source(
-    repo: str, revision: str | None, *, progress: client.Say | None = None
+    repo: str,
+    revision: str | None,
+    *,
+    role: str = "model",
+    progress: client.Say | None = None,
 ) -> LockedSource:
-    """Return a model on the Hub as it is now: commit, files, configuration, tensors.
+    """Return a model or adapter on the Hub as it is now: commit, files, configuration, tensors.
 
     Args:
         repo: ``owner/name``.
         revision: Branch, tag or commit; None for the default branch.
+        role: ``model`` or ``adapter``.
         progress: Receives a line now and then.
 
     Raises:
-        UserError: If it cannot be had or is not a safetensors model; nothing was downloaded then
-            but headers and small texts.
+        UserError: If it cannot be had or is not such a thing in safetensors files; nothing was
+            downloaded then but headers and small texts.
     """
     info = _model_info(repo, revision, files=True, progress=progress)
-    return _Reader(repo, revision, info, progress).lock()
+    reader = _Reader(repo, revision, info, progress)
+    return reader.lock_adapter() if role == "adapter" else reader.lock()
 
 
 def _model_info(
@@ -106,13 +113,26 @@ class _Reader:
                 self._where,
                 f"See {client.endpoint()}/{self._repo}/tree/main.",
             )
-        config = self._read_json(CONFIG)
+        names = model_files(self._siblings, weights)
+        return self._source("model", CONFIG, names, weights, weight_map)
+
+    def lock_adapter(self) -> LockedSource:
+        """Return the lock of the LoRA adapter in this commit."""
+        names = adapter_files(self._siblings, self._where)
+        return self._source("adapter", names[0], names, names[1:], None)
+
+    def _source(
+        self,
+        role: str,
+        config_name: str,
+        names: list[str],
+        weights: list[str],
+        weight_map: Mapping[str, str] | None,
+    ) -> LockedSource:
+        config = self._read_json(config_name)
         if not isinstance(config, dict):
-            raise UserError(f"has a {CONFIG} that is not a JSON object", self._where)
-        files = {
-            safe_name(name, None, self._where): self._locked(name)
-            for name in model_files(self._siblings, weights)
-        }
+            raise UserError(f"has a {config_name} that is not a JSON object", self._where)
+        files = {safe_name(name, None, self._where): self._locked(name) for name in names}
         headers = self._read_headers(weights)
         return LockedSource(
             kind="hub",
@@ -122,6 +142,7 @@ class _Reader:
             config=config,
             files=files,
             tensors=tensor_table(headers, weight_map, self._where),
+            role=role,
         )
 
     def _locked(self, name: str) -> LockedFile:

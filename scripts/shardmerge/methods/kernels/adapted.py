@@ -1,0 +1,35 @@
+"""Weight-decomposed adapters (DoRA): Liu et al. 2024, https://arxiv.org/abs/2402.09353.
+
+The group has the adapted matrix and the norms, one for each of the layer's outputs; ``transposed``
+says that the matrix is [inputs, outputs].
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shardmerge.contract import Group
+from shardmerge.methods.kernels.blocks import row_sums
+
+
+def dora(group: Group) -> torch.Tensor:
+    """Bring what belongs to each output of a matrix to its learnt norm."""
+    matrix, norms = group.tensors
+    transposed = group.parameters["transposed"]
+    by_output = matrix.t() if transposed else matrix
+    if not matrix.numel():
+        return matrix.clone()
+    squares = row_sums(
+        lambda row, column: [by_output[row, column].double().square_()], *by_output.shape
+    )
+    factor = (norms.reshape(-1).double().cpu() / squares[0].sqrt()).to(matrix.device, matrix.dtype)
+    return matrix * (factor if transposed else factor[:, None])
+
+
+def peft_dora(group: Group) -> torch.Tensor:
+    """Do the same with the operations and roundings of peft's ``merge_and_unload`` on a CPU."""
+    matrix, norms = group.tensors
+    transposed = group.parameters["transposed"]
+    lengths = torch.linalg.norm(matrix.t() if transposed else matrix, dim=1)
+    factor = norms.reshape(-1).to(matrix.dtype) / lengths
+    return (factor if transposed else factor[:, None]) * matrix
