@@ -31,6 +31,9 @@ FILTERS = ("v_proj", "o_proj", "up_proj", "gate_proj", "down_proj")
 #: The stages of the flagship's second document that its gradients weigh.
 MERGED_INPUTS = (RECIPIENT, "_" + NAME)
 LAYERS = 11
+DEMO_NAME = "miquplus-midnight-tiny"
+#: Folder of the demo's models.
+DEMO = "resources/demo"
 
 
 class Project:
@@ -232,3 +235,27 @@ def _announced(text: str) -> int:
         return 0
     total = re.search(r"^total +(\d+)$", text, re.MULTILINE)
     return int(total[1]) if total else 0
+
+
+def demo(folder: Path, recipe: str = f"{DEMO_NAME}.yaml", **changes: Any) -> Project:
+    """Return a project of the shipped demo: its models, tasks and configuration, and a recipe."""
+    (folder / "resources").mkdir(parents=True)
+    (folder / DEMO).symlink_to(REPOSITORY / DEMO)
+    (folder / "config" / "recipes").mkdir(parents=True)
+    (folder / "config" / "tasks").symlink_to(REPOSITORY / "config" / "tasks")
+    shipped = REPOSITORY / "config" / "recipes" / recipe
+    path = folder / "config" / "recipes" / recipe
+    path.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    project = Project(folder)
+    project.recipe = path
+    values = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
+    values |= {"recipes": [f"config/recipes/{recipe}"]} | changes
+    (folder / "cfg.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return project
+
+
+def scores(project: Project, name: str = DEMO_NAME) -> dict[tuple[str, str], float]:
+    """Return the accuracies of a build's table by model and task."""
+    table = project.folder / "results" / name / "benchmarks" / "table.json"
+    cells = json.loads(table.read_text(encoding="utf-8"))["cells"]
+    return {(c["model"], c["task"]): c["value"] for c in cells if c["metric"] == "acc"}

@@ -56,8 +56,8 @@ def blend_of(expression: ex.Expression) -> Blend:
             case ex.Linear(terms):
                 for c, operand in terms:
                     visit(operand, None if factor is None else factor * c)
-            case ex.Cast(operand, _):
-                visit(operand, factor)
+            case ex.Cast() | ex.Rows():
+                visit(node.operand, factor)
             case ex.Call():
                 weights = dict(node.per_input).get("weight", (None,) * len(node.inputs))
                 for i, operand in enumerate(node.inputs):

@@ -5,43 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from workflow_helpers import REPOSITORY, Project, sha256
+from workflow_helpers import DEMO, DEMO_NAME, Project, demo, scores, sha256
 
 pytestmark = pytest.mark.slow
 
-NAME = "miquplus-midnight-tiny"
+NAME = DEMO_NAME
 DONOR = "miquplus-midnight-tiny-donor"
 ABLATIONS = ("miquplus-midnight-tiny-all-layers", "miquplus-midnight-tiny-no-filters")
-DEMO = "resources/demo"
 EVERYTHING = ("all",)
-
-
-def demo(folder: Path, recipe: str = f"{NAME}.yaml", **changes: Any) -> Project:
-    """Return a project of the shipped demo: its models, tasks and configuration, and a recipe."""
-    (folder / "resources").mkdir(parents=True)
-    (folder / DEMO).symlink_to(REPOSITORY / DEMO)
-    (folder / "config" / "recipes").mkdir(parents=True)
-    (folder / "config" / "tasks").symlink_to(REPOSITORY / "config" / "tasks")
-    shipped = REPOSITORY / "config" / "recipes" / recipe
-    path = folder / "config" / "recipes" / recipe
-    path.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
-    project = Project(folder)
-    project.recipe = path
-    values = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
-    values |= {"recipes": [f"config/recipes/{recipe}"]} | changes
-    (folder / "cfg.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    return project
-
-
-def scores(project: Project, name: str = NAME) -> dict[tuple[str, str], float]:
-    """Return the accuracies of a build's table by model and task."""
-    table = project.folder / "results" / name / "benchmarks" / "table.json"
-    cells = json.loads(table.read_text(encoding="utf-8"))["cells"]
-    return {(c["model"], c["task"]): c["value"] for c in cells if c["metric"] == "acc"}
 
 
 @pytest.fixture(scope="module")
