@@ -74,6 +74,15 @@ class Composer:
                 self._models[key] = SourceModel(key, self.lock)
         return self._models[key]
 
+    def is_untied(self, stage: str) -> bool:
+        """Whether a stage's model has an output embedding that its source's config denies it."""
+        key = stage
+        while key in self.recipe.stages:
+            if self.model(Reference(key)).assembly.untied:
+                return True
+            key = self.recipe.stages[key].reference_model.model
+        return False
+
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""
         key = stage

@@ -87,7 +87,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 
 def _members(text: str, begin: int) -> list[tuple[str, int, int]]:
-    """Return key, and begin and end of the value, of each member of the object that begins there."""
+    """Return key, and begin and end of the value, of each member of the object beginning there."""
     decode = json.JSONDecoder().raw_decode
     spans = []
     place = _skip(text, text.index("{", begin) + 1)

@@ -9,6 +9,7 @@ from shardmerge import expression as ex
 from shardmerge.compose import Composer
 from shardmerge.dtypes import DTYPES
 from shardmerge.lock import LockedSource
+from shardmerge.output_config import config_changes
 from shardmerge.plan import ShardJob
 from shardmerge.spec import OutputTensor
 from shardmerge.terms import terms_of
@@ -83,7 +84,7 @@ def describe(
         ],
         "numerics": composer.numerics,
         "dtype": DTYPES[dtype].name if dtype else None,
-        "config": {},
+        "config": config_changes(composer, name),
         "reference": composer.reference_source(name),
         "tokenizer": tokenizer_model(composer, name),
         "files": {name: files[name] for name in sorted(files)},

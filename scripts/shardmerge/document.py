@@ -9,7 +9,7 @@ from shardmerge.dtypes import dtype_code
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.findings import Finding
 from shardmerge.parameters import parse_settings
-from shardmerge.slices import check_inputs, parse_model, parse_slices
+from shardmerge.slices import check_inputs, parse_model, parse_modules
 from shardmerge.stage import Stage
 from shardmerge.yamlfile import Node
 
@@ -44,15 +44,11 @@ def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding
     method_node = table["merge_method"]
     method = registry.method(method_node.text("merge_method"), method_node.where)
     base = parse_model(table["base_model"]) if "base_model" in table else None
-    forms = [key for key in ("models", "slices", "modules") if key in table]
-    if len(forms) != 1:
-        found = " and ".join(f"`{form}`" for form in forms) or "none of them"
-        raise node.error(f"give exactly one of `models`, `slices`, `modules`; there is {found}")
     stage = Stage(
         name=name,
         method=method.name,
         base_model=base,
-        slices=parse_slices(table[forms[0]], forms[0], base),
+        modules=parse_modules(table, node, base),
         parameters=parse_settings(table["parameters"]) if "parameters" in table else {},
         dtype=_dtype(table.get("dtype")),
         out_dtype=_dtype(table.get("out_dtype")),
@@ -64,7 +60,7 @@ def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding
         if key in table:
             raise table[key].error(f"`{key}` is not supported yet", "Use `tokenizer_source`.")
     for piece in stage.slices:
-        check_inputs(piece, method, piece.base_model or base)
+        check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
     _check_names(stage, method, warnings)
     return stage
 

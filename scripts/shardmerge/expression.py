@@ -185,13 +185,24 @@ class Mean:
         return (1, *self.operand.shape[1:])
 
 
-Expression = Union[Source, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean]
+@dataclass(frozen=True)
+class Zero:
+    """A tensor of zeros: what is left where every coefficient is 0."""
+
+    output_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.output_shape
+
+
+Expression = Union[Source, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero]
 
 
 def operands(expression: Expression) -> tuple[Expression, ...]:
     """Return the direct operands of an expression, in order."""
     match expression:
-        case Source():
+        case Source() | Zero():
             return ()
         case Delta(finetuned, base, _):
             return (finetuned, base)
@@ -236,6 +247,8 @@ def take_rows(expression: Expression, table: str) -> Expression:
         case Choice(found, inner):
             chosen = tuple(take_rows(operand, table) for operand in found)
             return Choice(chosen, rows.take_choice(inner, table))
+        case Zero(shape):
+            return Zero((rows.row_count(table), *shape[1:]))
     return Rows(expression, table)
 
 
@@ -271,4 +284,6 @@ def label(expression: Expression) -> str:
             return label(operand)
         case Call(method=method, models=models):
             return f"{method}({', '.join(models)})"
+        case Zero():
+            return "0"
     return "sum"

@@ -51,6 +51,8 @@ def to_json(expression: ex.Expression) -> dict[str, Any]:
                 "models": list(expression.models),
                 "shape": list(expression.output_shape),
             }
+        case ex.Zero(shape):
+            return {"op": "zero", "shape": list(shape)}
         case ex.Rows(operand, table):
             return {"op": "rows", "operand": to_json(operand), "table": table}
         case ex.Choice(found, table):
@@ -69,6 +71,8 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
             )
         case "delta":
             return ex.Delta(from_json(data["finetuned"]), from_json(data["base"]), data["dtype"])
+        case "zero":
+            return ex.Zero(tuple(data["shape"]))
         case "low_rank":
             b, a = from_json(data["b"]), from_json(data["a"])
             return ex.LowRank(b, a, float(data["scale"]), data["transposed"], data["dtype"])

@@ -60,18 +60,22 @@ def apply_form(form: LinearForm, rows: list[Row], base: int | None, delta_dtype:
     return _cancel_bases(combine(parts))
 
 
-def to_expression(row: Row) -> ex.Expression | None:
+def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
     """Return a row as an expression, coefficients rounded to the type it is combined in.
 
     Plain tensors come first, then task vectors and what adapters add, each in order of first use;
-    of them, one of coefficient 1 starts the sum. None if nothing is left.
+    of them, one of coefficient 1 starts the sum.
+
+    Args:
+        row: The row.
+        shape: Of the tensor: where nothing is left it is zero everywhere.
     """
     wide = any(s.dtype == "F64" for e in row for s in ex.sources(e))
     rounded = [(_round(c, wide), e) for e, (c, _) in row.items()]
     terms = [(c, e) for c, e in rounded if c != 0]
     terms.sort(key=lambda term: (isinstance(term[1], ex.Delta | ex.LowRank), term[0] != 1))
     if not terms:
-        return None
+        return ex.Zero(shape)
     if len(terms) == 1 and terms[0][0] == 1:
         return terms[0][1]
     return ex.Linear(tuple(terms))

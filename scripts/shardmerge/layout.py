@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from shardmerge.dtypes import DTYPES
 from shardmerge.errors import UserError
-from shardmerge.lock import LockedTensor
+from shardmerge.models import Place
 from shardmerge.spec import OutputTensor
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -21,29 +22,42 @@ def tensor_bytes(tensor: OutputTensor) -> int:
 
 def group(
     tensors: list[OutputTensor],
-    reference: Mapping[str, LockedTensor],
+    places: Mapping[str, Place],
     max_shard_size: int | None,
+    usual: int,
 ) -> list[list[OutputTensor]]:
     """Return the tensors of every shard, in the order of the shards and of their data.
 
     Args:
         tensors: All tensors of the model.
-        reference: Tensor table of the source whose layout is followed.
+        places: Where each stands among the files whose layout is followed.
         max_shard_size: Bytes of data that a shard may have (a larger tensor gets one of its own),
-            or None to put tensors together as the reference's files do.
+            or None to put tensors together as those files do.
+        usual: Bytes that a shard may have which holds parts of files of several slices.
     """
-    ordered = sorted(tensors, key=lambda t: _place(t.name, reference))
+    ordered = sorted(tensors, key=lambda t: (*places[t.name], t.name))
+    if max_shard_size is not None:
+        return _pack([[t] for t in ordered], lambda a, b: True, max_shard_size)
+    runs = itertools.groupby(ordered, key=lambda t: places[t.name][0])
+    files = [list(run) for _, run in runs]
+    # Files of one slice stay as they are; what slices take of files is little at times.
+    return _pack(files, lambda a, b: places[a.name][0][:1] != places[b.name][0][:1], usual)
+
+
+def _pack(
+    runs: list[list[OutputTensor]],
+    may_join: Callable[[OutputTensor, OutputTensor], bool],
+    limit: int,
+) -> list[list[OutputTensor]]:
     shards: list[list[OutputTensor]] = []
-    last, size = None, 0
-    for tensor in ordered:
-        file = reference[tensor.name].file if tensor.name in reference else ""
-        bytes_ = tensor_bytes(tensor)
-        fits = file == last if max_shard_size is None else size + bytes_ <= max_shard_size
-        if not shards or not fits:
+    size = 0
+    for run in runs:
+        bytes_ = sum(map(tensor_bytes, run))
+        if not shards or not may_join(shards[-1][-1], run[0]) or size + bytes_ > limit:
             shards.append([])
             size = 0
-        shards[-1].append(tensor)
-        last, size = file, size + bytes_
+        shards[-1] += run
+        size += bytes_
     return shards
 
 
@@ -71,8 +85,3 @@ def parse_size(value: str | int | None) -> int | None:
     if not match or (unit not in _UNITS and unit != "B"):
         raise UserError(f"{value!r} is not a size", hint="Write for example `5GB` or `500MiB`.")
     return int(float(match[1]) * _UNITS.get(unit, 1))
-
-
-def _place(name: str, reference: Mapping[str, LockedTensor]) -> tuple[str, int, str]:
-    found = reference.get(name)
-    return (found.file, found.begin, name) if found else ("", 0, name)

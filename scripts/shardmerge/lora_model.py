@@ -7,9 +7,8 @@ from functools import cached_property
 from shardmerge import expression as ex
 from shardmerge import fold
 from shardmerge.adapters import Update, adapter_updates
-from shardmerge.errors import UserError
 from shardmerge.lock import LockedSource
-from shardmerge.models import Model
+from shardmerge.models import Model, Place
 from shardmerge.spec import MERGEKIT
 
 
@@ -61,11 +60,14 @@ class LoraModel(Model):
             return self._mergekit_expression(tensor, update)
         return self._single(tensor, self.row(tensor))
 
+    def place(self, tensor: str) -> Place:
+        return self._base.place(tensor)
+
+    def layer(self, stack: str, number: int) -> tuple[str, str, int]:
+        return self._base.layer(stack, number)
+
     def _single(self, tensor: str, row: fold.Row) -> ex.Expression:
-        found = fold.to_expression(row)
-        if found is None:
-            raise UserError(f"tensor {tensor!r} of {self.name!r} is 0 everywhere")
-        return found
+        return fold.to_expression(row, self.table[tensor].shape)
 
     def _dora(self, tensor: str, adapted: ex.Expression, update: Update) -> ex.Call:
         return ex.Call(

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+#: A stack of another name: a number and below it a module, not just a parameter.
+_NUMBER = re.compile(r"\.(\d+)\.(?=[^.]+\.)")
 #: Buffers that older checkpoints carry and that newer ones compute; nobody misses them.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$")
 _EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "word_embeddings", "embeddings", "embedding")
 _HEADS = ("lm_head", "embed_out", "output")
+_BEFORE = re.compile(
+    r"embed|embd|(?:^|\.)(?:wte|wpe|shared|conv1|conv2|patch_conv|ln_pre|layernorm_pre|relative_pe"
+    r"|rotary_pos_emb)(?:\.|$)"
+)
 
 
+@cache
 def layer_of(tensor: str) -> tuple[str, int] | None:
     """Return (prefix of the stack of layers, layer number), or None outside layers."""
-    match = _LAYER.search(tensor)
+    match = _layer(tensor)
     return (tensor[: match.start(1)], int(match[1])) if match else None
 
 
@@ -41,9 +49,13 @@ def module_of(tensor: str) -> str:
 
     ``model.layers.3.mlp.up_proj.weight`` is of ``mlp.up_proj``, ``lm_head.weight`` of ``lm_head``.
     """
-    match = _LAYER.search(tensor)
+    match = _layer(tensor)
     rest = tensor[match.end() :] if match else tensor.removeprefix("model.")
     return rest.removesuffix(".weight")
+
+
+def _layer(tensor: str) -> re.Match[str] | None:
+    return _LAYER.search(tensor) or _NUMBER.search(tensor)
 
 
 def is_derived(tensor: str) -> bool:
@@ -59,3 +71,13 @@ def is_head(tensor: str) -> bool:
 def is_embedding(tensor: str) -> bool:
     """Whether a tensor is the input embedding."""
     return tensor.split(".")[-2:-1] in [[e] for e in _EMBEDDINGS] and layer_of(tensor) is None
+
+
+def is_before(tensor: str) -> bool:
+    """Whether a tensor outside layers is read before the layers: embeddings and what is at them."""
+    return not is_head(tensor) and _BEFORE.search(tensor) is not None
+
+
+def is_optional(tensor: str) -> bool:
+    """Whether a model may lack a tensor that another of its architecture has: a bias."""
+    return tensor.endswith("bias")

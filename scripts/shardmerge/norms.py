@@ -120,9 +120,9 @@ def ratio_row(
     if list(exponents.values()) == [1.0]:
         return rows[next(iter(exponents))]
     kept = sorted({base, *exponents})
-    operands = [fold.to_expression(rows[i]) for i in kept]
-    if None in operands:
-        raise UserError(f"tensor {tensor!r} of {models[kept[operands.index(None)]]!r} is 0")
+    operands = [fold.to_expression(rows[i], shape) for i in kept]
+    if (nothing := ex.Zero(shape)) in operands:
+        raise UserError(f"tensor {tensor!r} of {models[kept[operands.index(nothing)]]!r} is 0")
     return fold.leaf(
         ex.Call(
             method=METHOD,

@@ -21,6 +21,7 @@ from shardmerge.layout import group, shard_names, tensor_bytes
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.recipe import Recipe
+from shardmerge.references import Reference
 from shardmerge.settings import Settings
 from shardmerge.sources import slug
 from shardmerge.spec import OutputTensor, ShardSpec, delta_name
@@ -165,9 +166,10 @@ class _Planner:
         outputs: list[OutputTensor],
         delta_path: Mapping[ex.Delta, str],
     ) -> Build:
-        source = composer.reference_source(name)
-        layout = self.locked[source].tensors
-        groups = group(outputs, layout, self.settings.max_shard_size)
+        model = composer.model(Reference(name))
+        places = {t.name: model.place(t.name) for t in outputs}
+        usual = _largest_file(self.locked[composer.reference_source(name)])
+        groups = group(outputs, places, self.settings.max_shard_size, usual)
         folder = f"{self.settings['results']}/{name}/model"
         jobs = tuple(
             self._job(f"{folder}/{file}", tuple(tensors), delta_path)
@@ -233,6 +235,13 @@ class _Planner:
         identity = digest({name: file.identity for name, file in source.files.items()})
         size = sum(t.end - t.begin for t in source.tensors.values())
         return Model(folder, paths, identity, size)
+
+
+def _largest_file(source: LockedSource) -> int:
+    sizes: dict[str, int] = {}
+    for tensor in source.tensors.values():
+        sizes[tensor.file] = sizes.get(tensor.file, 0) + tensor.end - tensor.begin
+    return max(sizes.values(), default=0)
 
 
 def _read_leaves(tensor: OutputTensor, stored: Mapping[ex.Delta, str]) -> list[ex.Expression]:

@@ -92,6 +92,8 @@ class Recomputer:
             case ex.Delta(finetuned, base, dtype):
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
                 return round_estimate(difference(*parts, _combine(node)), dtype)
+            case ex.Zero():
+                return Estimate(np.zeros(_count(runs)), np.zeros(_count(runs)))
             case ex.LowRank():
                 factors = self._factor(node.b), self._factor(node.a)
                 return product(node, *factors, positions(runs))

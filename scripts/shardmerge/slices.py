@@ -2,41 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from shardmerge import registry
 from shardmerge.errors import UserError
-from shardmerge.parameters import parse_settings
+from shardmerge.parameters import Setting, parse_settings
 from shardmerge.references import Reference, parse_reference
-from shardmerge.stage import Input, Slice
+from shardmerge.stage import Input, Module, Slice
 from shardmerge.yamlfile import Node
 
+#: The keys of a document of which exactly one says what the output is made from.
+FORMS = ("models", "slices", "modules")
 
-def parse_slices(node: Node, form: str, base: Reference | None) -> tuple[Slice, ...]:
-    if form == "modules":
-        raise node.error("`modules` is not supported yet", "Use `models`.")
+
+def parse_modules(
+    table: Mapping[str, Node], where: Node, base: Reference | None
+) -> tuple[Module, ...]:
+    """Return the parts of the output that a document's ``models``, ``slices`` or ``modules`` tells.
+
+    Args:
+        table: The document.
+        where: Its place.
+        base: Its base model, or None.
+
+    Raises:
+        UserError: For any mistake in them.
+    """
+    form = _form(table, FORMS, where)
+    if form != "modules":
+        return (Module(None, _slices(table[form], form, base), {}, where.where),)
+    modules = []
+    for name, node in table[form].mapping("`modules`").items():
+        rows = _filled(node, f"module {name!r}", ("models", "slices", "parameters"))
+        inner = _form(rows, FORMS[:2], node)
+        modules.append(
+            Module(name, _slices(rows[inner], inner, base), _parameters(rows), node.where)
+        )
+    if not modules:
+        raise table[form].error("`modules` is empty")
+    return tuple(modules)
+
+
+def _form(table: Mapping[str, Node], forms: tuple[str, ...], where: Node) -> str:
+    given = [key for key in forms if key in table]
+    if len(given) != 1:
+        found = " and ".join(f"`{form}`" for form in given) or "none of them"
+        wanted = ", ".join(f"`{form}`" for form in forms)
+        raise where.error(f"give exactly one of {wanted}; there is {found}")
+    return given[0]
+
+
+def _slices(node: Node, form: str, base: Reference | None) -> tuple[Slice, ...]:
+    rows = node.sequence(f"`{form}`")
+    if not rows:
+        raise node.error(f"`{form}` is empty")
     if form == "slices":
-        raise node.error("`slices` is not supported yet", "Use `models`.")
-    inputs = [_input(item) for item in node.sequence("models")]
-    if not inputs:
-        raise node.error("`models` is empty")
+        return tuple(_slice(row) for row in rows)
+    inputs = [_input(row, "an entry of `models`") for row in rows]
     # As mergekit has it: a base model that is not listed is an input all the same.
     if base and base not in [item.model for item in inputs]:
         inputs.append(Input(base, {}, None, node.where))
     return (Slice(tuple(inputs), {}, None, node.where),)
 
 
-def _input(node: Node) -> Input:
-    table = node.mapping("an entry of `models`", ("model", "parameters"))
-    if "model" not in table:
-        raise node.error("an entry of `models` has no `model`")
-    parameters = table.get("parameters")
-    has_parameters = parameters is not None and parameters.value is not None
-    return Input(
-        parse_model(table["model"]), parse_settings(parameters) if has_parameters else {}, None,
-        node.where,
-    )  # fmt: skip
+def _slice(node: Node) -> Slice:
+    known = ("sources", "base_model", "parameters", "residual_weight")
+    table = _filled(node, "an entry of `slices`", known)
+    if "residual_weight" in table:
+        raise table["residual_weight"].error(
+            "`residual_weight` has no meaning",
+            "mergekit 0.1.5 reads it and does nothing with it: take it out.",
+        )
+    if "sources" not in table:
+        raise node.error("an entry of `slices` has no `sources`")
+    rows = table["sources"].sequence("`sources`")
+    if not rows:
+        raise table["sources"].error("`sources` is empty")
+    inputs = tuple(_input(row, "an entry of `sources`", layers=True) for row in rows)
+    lengths = [end - begin for begin, end in (i.layers for i in inputs)]
+    for item, length in zip(inputs, lengths, strict=True):
+        if length != lengths[0]:
+            raise UserError(
+                f"the slice takes {lengths[0]} layers of {str(inputs[0].model)!r} but {length} of "
+                f"{str(item.model)!r}",
+                item.where,
+                "All sources of a slice must give the same number of layers.",
+            )
+    base = parse_model(table["base_model"]) if "base_model" in table else None
+    return Slice(inputs, _parameters(table), base, node.where)
+
+
+def _input(node: Node, what: str, *, layers: bool = False) -> Input:
+    known = ("model", "layer_range", "parameters") if layers else ("model", "parameters")
+    table = _filled(node, what, known)
+    for key in known[:-1]:
+        if key not in table:
+            raise node.error(f"{what} has no `{key}`")
+    model = parse_model(table["model"])
+    chosen = _layer_range(table["layer_range"]) if layers else None
+    return Input(model, _parameters(table), chosen, node.where)
+
+
+def _layer_range(node: Node) -> tuple[int, int]:
+    numbers = [n.value for n in node.value] if isinstance(node.value, list) else []
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    if len(numbers) != 2 or not whole or not 0 <= numbers[0] <= numbers[1]:
+        raise node.error(
+            "`layer_range` must be two whole numbers, the first not larger",
+            "Write `[0, 8]` for the layers 0 to 7.",
+        )
+    return numbers[0], numbers[1]
+
+
+def _filled(node: Node, what: str, known: tuple[str, ...]) -> dict[str, Node]:
+    """Return a mapping without the keys that have no value."""
+    return {key: n for key, n in node.mapping(what, known).items() if n.value is not None}
+
+
+def _parameters(table: Mapping[str, Node]) -> dict[str, Setting]:
+    return parse_settings(table["parameters"]) if "parameters" in table else {}
 
 
 def parse_model(node: Node) -> Reference:
+    """Return a reference that is written as a text or as mergekit's mapping.
+
+    Raises:
+        UserError: If it is neither.
+    """
     if isinstance(node.value, dict):
         table = node.mapping("a model reference", ("model", "lora", "override_architecture"))
         model, lora = table.get("model"), table.get("lora")
@@ -56,21 +148,40 @@ def _path(node: Node, what: str) -> str:
     return "@".join(part.text(what) for part in given if part.value is not None)
 
 
-def check_inputs(piece: Slice, method: registry.MergeMethod, base: Reference | None) -> None:
-    models = [item.model for item in piece.inputs]
-    for item in piece.inputs:
+def check_inputs(
+    inputs: tuple[Input, ...], method: registry.MergeMethod, base: Reference | None, where: str
+) -> None:
+    """Check that a slice has the inputs that a method needs.
+
+    Args:
+        inputs: Of the slice.
+        method: The stage's.
+        base: The slice's base model or else the stage's, or None.
+        where: Place of the slice.
+
+    Raises:
+        UserError: If it has not.
+    """
+    models = [item.model for item in inputs]
+    for item in inputs:
         if models.count(item.model) > 1:
             raise UserError(f"model {str(item.model)!r} is listed twice", item.where)
     needs = method.inputs
     has_base = base in models
+    if base and not has_base and needs.base != "ignored":
+        raise UserError(
+            f"the slice does not list its base model {str(base)!r}",
+            where,
+            "Add it to the slice's `sources`, with a `layer_range`.",
+        )
     if needs.base == "required" and not has_base:
         raise UserError(
             f"merge_method {method.name!r} needs a `base_model`",
-            piece.where,
+            where,
             "Give `base_model:` with the model that the others were fine-tuned from.",
         )
     if needs.base == "forbidden" and has_base:
-        raise UserError(f"merge_method {method.name!r} takes no `base_model`", piece.where)
+        raise UserError(f"merge_method {method.name!r} takes no `base_model`", where)
     others = len(models) - (has_base and needs.base != "ignored")
     for count, low, high, what in (
         (len(models), needs.minimum, needs.maximum, "models (the base model counts)"),
@@ -81,5 +192,5 @@ def check_inputs(piece: Slice, method: registry.MergeMethod, base: Reference | N
             wanted = f"at most {high}" if high is not None and count > high != low else wanted
             raise UserError(
                 f"merge_method {method.name!r} takes {wanted} {what}; here are {count}",
-                piece.where,
+                where,
             )

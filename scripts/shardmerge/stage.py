@@ -28,11 +28,40 @@ class Input:
 
 @dataclass(frozen=True)
 class Slice:
-    """A run of output layers and the inputs that it is made from."""
+    """A run of output layers and the inputs that it is made from.
+
+    Args:
+        inputs: All with a range of layers of one length, or all without.
+        parameters: Settings of the slice.
+        base_model: Its own base model, or None for the document's.
+        where: File and line.
+    """
 
     inputs: tuple[Input, ...]
     parameters: Mapping[str, Setting]
     base_model: Reference | None
+    where: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is made from all layers of its inputs, as ``models`` writes it."""
+        return self.inputs[0].layers is None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A part of the output model: one stack of layers and what belongs to it.
+
+    Args:
+        name: Key under ``modules``, or None for the whole model.
+        slices: Its runs of layers in order; ``models`` makes one of all layers.
+        parameters: Settings of the module.
+        where: File and line.
+    """
+
+    name: str | None
+    slices: tuple[Slice, ...]
+    parameters: Mapping[str, Setting]
     where: str
 
 
@@ -44,7 +73,7 @@ class Stage:
         name: Its ``name``, or the recipe file's stem.
         method: Name of the merge method.
         base_model: The document's base model, or None.
-        slices: The output's runs of layers; ``models:`` makes one of all layers.
+        modules: The output's parts; ``models`` and ``slices`` make one of the whole model.
         parameters: Settings at the top level.
         dtype, out_dtype: safetensors codes, or None.
         tokenizer_source: ``base``, ``union``, a reference, or None.
@@ -55,13 +84,17 @@ class Stage:
     name: str
     method: str
     base_model: Reference | None
-    slices: tuple[Slice, ...]
+    modules: tuple[Module, ...]
     parameters: Mapping[str, Setting]
     dtype: str | None
     out_dtype: str | None
     tokenizer_source: str | None
     text: str
     where: str
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        return tuple(s for m in self.modules for s in m.slices)
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -85,6 +118,8 @@ class Stage:
     def levels(self) -> Iterator[Mapping[str, Setting]]:
         """All settings of the stage, wherever they stand."""
         yield self.parameters
+        for module in self.modules:
+            yield module.parameters
         for piece in self.slices:
             yield piece.parameters
             for item in piece.inputs:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from shardmerge import expression as ex
 from shardmerge import fold, norms, registry
-from shardmerge.agreement import common_tensors
+from shardmerge.assembly import Part, assemble
 from shardmerge.dtypes import DTYPES
-from shardmerge.errors import UserError, did_you_mean
-from shardmerge.models import Entry, Model
-from shardmerge.names import layer_counts, layer_fraction, module_of
-from shardmerge.parameters import Rule, resolve
+from shardmerge.errors import UserError
+from shardmerge.models import Entry, Model, Place
+from shardmerge.resolution import Resolver
+from shardmerge.slices import check_inputs
 from shardmerge.spec import MERGEKIT
 from shardmerge.stage import Stage
 
@@ -29,109 +29,109 @@ class StageModel(Model):
         self.stage = stage
         self.method = registry.method(stage.method, stage.where)
         self.composer = composer
-        (self.slice,) = stage.slices
-        self.inputs = [composer.model(i.model) for i in self.slice.inputs]
-        base = self.slice.base_model or stage.base_model
-        models = [i.model for i in self.slice.inputs]
-        self.base = models.index(base) if base in models else None
-        self._shared_levels = [self.slice.parameters, stage.parameters]
+        self.assembly = assemble(stage, composer.model)
+        self.parts = self.assembly.parts
+        self.settings = Resolver(stage, self.method, self.parts)
         self._rows: dict[str, fold.Row] = {}
-        self._values: dict[tuple, tuple] = {}
-        self._check_filters()
+        for tensor, part in self.parts.items():
+            if len(part.used) < len(part.names):
+                self._check_used(tensor, part)
 
     @cached_property
     def table(self) -> Mapping[str, Entry]:
-        reference = self.composer.model(self.stage.reference_model)
-        names = common_tensors(reference, self.inputs, self.stage)
-        return {name: Entry(self._dtype(name), reference.table[name].shape) for name in names}
-
-    @cached_property
-    def counts(self) -> dict[str, int]:
-        return layer_counts(self.table)
+        return {name: self._entry(part) for name, part in self.parts.items()}
 
     def expression(self, tensor: str) -> ex.Expression:
-        if not self._mergeable(tensor):
-            return self.composer.model(self.stage.reference_model).expression(tensor)
+        part = self.parts[tensor]
+        if not self._mergeable(part):
+            model, name = part.lead
+            return model.expression(name)
         if self.composer.numerics == MERGEKIT:
-            return self._mergekit_expression(tensor)
-        found = fold.to_expression(self.row(tensor))
-        if found is None:
-            raise UserError(
-                f"every weight is 0 for tensor {tensor!r}, so nothing is left of it",
-                self.stage.where,
-                "Give one of the models a weight that is not 0 there.",
-            )
-        return found
+            return self._mergekit_expression(tensor, part)
+        return fold.to_expression(self.row(tensor), self.table[tensor].shape)
 
     def row(self, tensor: str) -> fold.Row:
         if tensor not in self._rows:
-            self._rows[tensor] = self._row(tensor)
+            self._rows[tensor] = self._row(tensor, self.parts[tensor])
         return self._rows[tensor]
 
-    def _row(self, tensor: str) -> fold.Row:
-        if not self._mergeable(tensor):
-            return self.composer.model(self.stage.reference_model).row(tensor)
+    def place(self, tensor: str) -> Place:
+        part = self.parts[tensor]
+        model, name = part.lead
+        files, begin = model.place(name)
+        return ((part.piece.number, ""), *files), begin
+
+    def layer(self, stack: str, number: int) -> tuple[str, str, int]:
+        if stack not in self.assembly.layers:
+            return self.composer.model(self.stage.reference_model).layer(stack, number)
+        model, own, index = self.assembly.layers[stack][number]
+        return model.layer(own, index)
+
+    def _row(self, tensor: str, part: Part) -> fold.Row:
+        if not self._mergeable(part):
+            model, name = part.lead
+            return model.row(name)
+        rows = [model.row(name) for model, name in part.inputs]
+        if self._copies(part):
+            return rows[0]
         if self.method.linear is None:
-            inputs = []
-            for model in self.inputs:
-                if (operand := fold.to_expression(model.row(tensor))) is None:
-                    raise UserError(
-                        f"tensor {tensor!r} of {model.name!r} is 0 everywhere", self.stage.where
-                    )
-                inputs.append(operand)
-            return fold.leaf(self._call(tensor, tuple(inputs)))
-        rows = [model.row(tensor) for model in self.inputs]
+            shape = self.table[tensor].shape
+            operands = tuple(fold.to_expression(row, shape) for row in rows)
+            return fold.leaf(self._call(tensor, part, operands))
         form = self._linear_form(tensor)
         if self.name in self.composer.geometric and norms.is_scale(tensor):
-            return self._ratio_row(tensor, form, rows)
+            return self._ratio_row(tensor, part, form, rows)
         delta_dtype = self.composer.delta_dtype or self.stage.dtype
-        return fold.apply_form(form, rows, self.base, delta_dtype or self._promoted(tensor))
+        return fold.apply_form(form, rows, part.base, delta_dtype or _promoted(part))
 
-    def _ratio_row(self, tensor: str, form: registry.LinearForm, rows: list[fold.Row]) -> fold.Row:
+    def _ratio_row(
+        self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
+    ) -> fold.Row:
         source = self.composer.reference_source(self.name)
         return norms.ratio_row(
             form,
-            self.base,
+            part.base,
             rows,
-            [model.name for model in self.inputs],
+            [model.name for model, _ in part.inputs],
             tensor,
             self.table[tensor].shape,
             norms.offset(self.composer.lock.sources[source].config, tensor),
         )
 
     def _linear_form(self, tensor: str) -> registry.LinearForm:
-        shared, per_input = self._parameters(tensor)
-        models = tuple(model.name for model in self.inputs)
         try:
-            return self.method.linear(registry.Request(models, self.base, shared, per_input))
+            return self.method.linear(self.settings.request(tensor))
         except UserError as error:
             raise UserError(
-                f"{error.message} (tensor {tensor!r})", self.stage.where, error.hint
+                f"{error.message} (tensor {tensor!r})", self.parts[tensor].piece.where, error.hint
             ) from None
 
-    def _call(self, tensor: str, inputs: tuple[ex.Expression, ...]) -> ex.Call:
-        shared, per_input = self._parameters(tensor)
+    def _call(self, tensor: str, part: Part, inputs: tuple[ex.Expression, ...]) -> ex.Call:
+        request = self.settings.request(tensor)
+        shared = request.parameters
         if not self.method.deterministic:
             # Two stages of one random method must not draw the same numbers.
             shared = shared | {"stage": self.stage.name}
         return ex.Call(
             method=self.method.name,
             inputs=inputs,
-            base=self.base,
+            base=request.base,
             parameters=tuple(sorted(shared.items())),
-            per_input=tuple(sorted(per_input.items())),
+            per_input=tuple(sorted(request.per_input.items())),
             tensor=tensor,
-            models=tuple(model.name for model in self.inputs),
+            models=request.models,
             output_shape=self.table[tensor].shape,
         )
 
-    def _mergekit_expression(self, tensor: str) -> ex.Expression:
-        dtype = self.stage.dtype or self._promoted(tensor)
+    def _mergekit_expression(self, tensor: str, part: Part) -> ex.Expression:
+        dtype = self.stage.dtype or _promoted(part)
         inputs = tuple(
-            _cast(model.expression(tensor), model.table[tensor].dtype, dtype)
-            for model in self.inputs
+            _cast(model.expression(name), model.table[name].dtype, dtype)
+            for model, name in part.inputs
         )
-        call = self._call(tensor, inputs)
+        if self._copies(part):
+            return _cast(inputs[0], dtype, self.table[tensor].dtype)
+        call = self._call(tensor, part, inputs)
         if self.method.name == "linear":
             # A term of weight 0 adds +0, which changes no finite value: it need not be read.
             self._linear_form(tensor)
@@ -141,87 +141,51 @@ class StageModel(Model):
         made = registry.result_dtype(self.method.name, MERGEKIT, dtype)
         return _cast(call, made, self.table[tensor].dtype)
 
-    def _dtype(self, tensor: str) -> str:
-        entry = self.composer.model(self.stage.reference_model).table[tensor]
+    def _entry(self, part: Part) -> Entry:
+        model, name = part.lead
+        entry = model.table[name]
         if not DTYPES[entry.dtype].floating:
-            return entry.dtype
-        if self.stage.out_dtype:
-            return self.stage.out_dtype
-        dtype = self.stage.dtype or self._promoted(tensor)
-        if self.composer.numerics == MERGEKIT:
-            return registry.result_dtype(self.method.name, MERGEKIT, dtype)
-        return dtype
+            return entry
+        dtype = self.stage.dtype or _promoted(part)
+        if self.composer.numerics == MERGEKIT and not self._copies(part):
+            dtype = registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        return Entry(self.stage.out_dtype or dtype, entry.shape)
 
-    def _promoted(self, tensor: str) -> str:
-        codes = dict.fromkeys(model.table[tensor].dtype for model in self.inputs)
-        if len(codes) == 1:
-            return next(iter(codes))
-        return "F64" if "F64" in codes else "F32"
+    def _mergeable(self, part: Part) -> bool:
+        return all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs)
 
-    def _mergeable(self, tensor: str) -> bool:
-        return all(DTYPES[model.table[tensor].dtype].floating for model in self.inputs)
+    def _copies(self, part: Part) -> bool:
+        """Whether a tensor that one input alone has is taken as it is."""
+        return len(part.used) == 1 < len(part.names) and self.method.inputs.alone != "merged"
 
-    def _parameters(self, tensor: str) -> tuple[dict, dict]:
-        # Values depend on the tensor through the rules that match and through t alone.
-        t = layer_fraction(tensor, self.counts)
-        matches = tuple(rule.matches(tensor) for rule in self._filtered_rules)
-        if (t, matches) not in self._values:
-            self._values[t, matches] = self._resolve(tensor, t)
-        return self._values[t, matches]
-
-    def _resolve(self, tensor: str, t: float) -> tuple[dict, dict]:
-        where = self.stage.where
-        shared, per_input = {}, {}
-        for parameter in self.method.parameters:
-            if parameter.scope == "shared":
-                value = resolve(parameter, self._shared_levels, tensor, t, where)
-                shared[parameter.name] = value
-                continue
-            per_input[parameter.name] = tuple(
-                None
-                if parameter.scope == "model" and i == self.base
-                else resolve(
-                    parameter,
-                    [item.parameters, *self._shared_levels],
-                    tensor,
-                    t,
-                    item.where,
-                    str(item.model),
-                )
-                for i, item in enumerate(self.slice.inputs)
-            )
-        models = tuple(model.name for model in self.inputs)
-        if self.method.check is None:
-            return shared, per_input
+    def _check_used(self, tensor: str, part: Part) -> None:
+        """Refuse a tensor that too few inputs have, or not the base."""
+        piece = part.piece
+        lacking = [piece.models[i].name for i in range(len(part.names)) if i not in part.used]
+        alone = self.method.inputs.alone
+        if self._copies(part) and (alone == "copied" or part.base is not None):
+            return
+        error = UserError(
+            f"tensor {tensor!r} is not in {lacking[0]!r}, and merge_method {self.method.name!r} "
+            "cannot do without it",
+            piece.where,
+            "Take the model out, or merge models that all have the tensor.",
+        )
+        if piece.base is not None and part.base is None and self.method.inputs.base != "ignored":
+            raise error
+        chosen = tuple(piece.inputs[i] for i in part.used)
+        base = None if part.base is None else chosen[part.base].model
         try:
-            self.method.check(registry.Request(models, self.base, shared, per_input))
-        except UserError as error:
-            raise UserError(
-                f"{error.message} (tensor {tensor!r})", error.where or where, error.hint
-            ) from None
-        return shared, per_input
+            check_inputs(chosen, self.method, base, piece.where)
+        except UserError:
+            raise error from None
 
-    @cached_property
-    def _filtered_rules(self) -> list[Rule]:
-        names = {p.name for p in self.method.parameters}
-        return [
-            rule
-            for settings in self.stage.levels
-            for name, setting in settings.items()
-            if name in names
-            for rule in setting.rules
-            if rule.filter not in (None, "*")
-        ]
 
-    def _check_filters(self) -> None:
-        for rule in self._filtered_rules:
-            if not any(rule.matches(name) for name in self.table):
-                words = {w for name in self.table for w in [module_of(name), *name.split(".")]}
-                raise UserError(
-                    f"the filter {rule.filter!r} matches no tensor of the model",
-                    rule.where,
-                    did_you_mean(rule.filter, {w for w in words if not w.isdigit()}),
-                )
+def _promoted(part: Part) -> str:
+    codes = dict.fromkeys(model.table[name].dtype for model, name in part.inputs)
+    if len(codes) == 1:
+        return next(iter(codes))
+    return "F64" if "F64" in codes else "F32"
 
 
 def _cast(operand: ex.Expression, have: str, want: str) -> ex.Expression:

@@ -144,12 +144,16 @@ class TestChecks:
         assert "'q'" in str(caught.value) and "'odd'" in str(caught.value)
         assert "layers.0.mlp" in str(caught.value)
 
-    def test_tied_and_untied(self, work):
-        shapes = llama_shapes(11)
-        del shapes["lm_head.weight"]
-        save_model(Path("tied"), random_tensors(shapes, 3))
-        with pytest.raises(UserError, match="tied"):
-            plan(self.text.replace("model: m", "model: tied"))
+    def test_missing_tensor_of_another_name(self, work):
+        shapes = {f"llm.{name}": shape for name, shape in llama_shapes(11).items()}
+        save_model(Path("nested"), random_tensors(shapes, 3))
+        with pytest.raises(UserError, match="under another name"):
+            plan(self.text.replace("model: m", "model: nested"))
+
+    def test_other_number_of_layers(self, work):
+        llama(Path("short"), seed=9, layers=7)
+        with pytest.raises(UserError, match=r"They have 11 and 7 layers.*`slices`"):
+            plan(self.text.replace("model: m", "model: short"))
 
     def test_missing_tensor(self, work):
         shapes = llama_shapes(11)

@@ -110,6 +110,9 @@ class Evaluator:
                 return self._low_rank(node, k)
             case ex.Linear():
                 return self._linear(node, k)
+            case ex.Zero():
+                buffer = self._buffer("F32", k)
+                return lambda block: buffer(block.count).zero_()
             case ex.Cast():
                 return self._cast(self._compile(node.operand, k), node.dtype, k)
             case ex.Call():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     parameters=[
         Parameter("t", float, description="0 gives the base model, 1 the other."),
     ],
-    inputs=Inputs(base="required", minimum=2, maximum=2),
+    inputs=Inputs(base="required", minimum=2, maximum=2, alone="copied"),
 )
 def slerp(group: Group) -> torch.Tensor:
     """Spherical interpolation from the base model to another.
@@ -61,7 +61,7 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
         ),
         Parameter("nuslerp_flatten", bool, default=True, description="A tensor is one vector."),
     ],
-    inputs=Inputs(base="optional", minimum_models=2, maximum_models=2),
+    inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, alone="copied"),
 )
 def nuslerp(group: Group) -> torch.Tensor:
     """Spherical interpolation between two models, or between their task vectors.
@@ -176,7 +176,7 @@ def _mergekit_karcher(group: Group) -> torch.Tensor:
             description="Angles between rows instead of whole tensors.",
         ),
     ],
-    inputs=Inputs(base="required", minimum=3),
+    inputs=Inputs(base="required", minimum=3, alone="base"),
 )
 def model_stock(group: Group) -> torch.Tensor:
     """The point between the base and the models' mean that their mutual angles call for.
