@@ -6,7 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from shardmerge.errors import UserError
 from shardmerge.models import Model
-from shardmerge.names import is_derived, is_embedding, is_head, is_optional, layer_counts
+from shardmerge.names import (
+    is_derived,
+    is_embedding,
+    is_head,
+    is_optional,
+    is_vocabulary,
+    layer_counts,
+)
 
 #: What checkpoints of a model without its head lack in front of every name.
 _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
@@ -46,6 +53,7 @@ def complete(
     models: Sequence[Model],
     columns: Sequence[Mapping[str, str]],
     where: str,
+    follows: bool = False,
 ) -> tuple[str | None, ...] | None:
     """Return the tensor of each model that an output tensor is made from.
 
@@ -58,6 +66,8 @@ def complete(
         models: The models.
         columns: All tensors of each, outside layers at least, as the first model spells them.
         where: Place of the slice.
+        follows: Whether rows for tokens are brought to one tokenizer, so that they may be more or
+            fewer.
 
     Returns:
         The tensors, or None for a buffer that nobody misses.
@@ -80,13 +90,22 @@ def complete(
         for model, name in zip(models, names, strict=True)
         if name is not None
     ]
+    tokens = is_vocabulary(label)
+    first = 1 if tokens and follows else 0
     for model, shape in shapes:
-        if shape != shapes[0][1]:
+        if shape[first:] != shapes[0][1][first:]:
+            hint = "Only models of one architecture and size can be merged."
+            if tokens and shape[1:] == shapes[0][1][1:]:
+                hint = (
+                    "Their vocabularies have different sizes. Write `tokenizer_source: base` (the "
+                    "base model's tokens), `tokenizer_source: union` (those of all models) or "
+                    "`tokenizer_source: MODEL`: embeddings are then matched token by token."
+                )
             raise UserError(
                 f"tensor {label!r} has shape {list(shapes[0][1])} in {shapes[0][0].name!r} but "
                 f"{list(shape)} in {model.name!r}",
                 where,
-                "Only models of one architecture and size can be merged.",
+                hint,
             )
     return tuple(names)
 

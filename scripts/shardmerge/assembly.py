@@ -14,7 +14,14 @@ from shardmerge.agreement import complete, spell
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.models import Model
 from shardmerge.modules import assign, main_stack, modules_of
-from shardmerge.names import is_before, is_head, layer_counts, layer_fraction, layer_of
+from shardmerge.names import (
+    is_before,
+    is_head,
+    is_vocabulary,
+    layer_counts,
+    layer_fraction,
+    layer_of,
+)
 from shardmerge.parameters import Setting
 from shardmerge.references import Reference
 from shardmerge.stage import Input, Module, Slice, Stage
@@ -99,23 +106,29 @@ class Assembly:
     untied: bool = False
 
 
-def assemble(stage: Stage, model_of: Callable[[Reference], Model]) -> Assembly:
+#: Brings the models of a piece to a stage's tokens, for tensors that have a row for each.
+Align = Callable[[Stage, Piece, tuple[str | None, ...]], Piece]
+
+
+def assemble(stage: Stage, model_of: Callable[[Reference], Model], align: Align) -> Assembly:
     """Return the tensors of a stage's model.
 
     Args:
         stage: The stage.
         model_of: Gives the model that a reference names.
+        align: Given a piece and each input's tensor, returns the piece with models that agree.
 
     Raises:
         UserError: If models do not fit together, layers or modules are not there.
     """
-    return _Assembler(stage, model_of).run()
+    return _Assembler(stage, model_of, align).run()
 
 
 class _Assembler:
-    def __init__(self, stage: Stage, model_of: Callable[[Reference], Model]) -> None:
+    def __init__(self, stage: Stage, model_of: Callable[[Reference], Model], align: Align) -> None:
         self.stage = stage
         self.model_of = model_of
+        self.align = align
         self.result = Assembly()
         self.pieces = 0
         self.keys = [m.name for m in stage.modules if m.name is not None]
@@ -200,8 +213,10 @@ class _Assembler:
         t: float,
     ) -> None:
         before = tuple(names)
-        after = complete(name, before, piece.models, columns, piece.where)
+        follows = self.stage.tokenizer is not None
+        after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
+            piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece
             self.result.untied |= after != before
             self.result.parts[name] = Part(piece, after, labels, t)
 

@@ -136,7 +136,7 @@ def _norms_summed(case: _Case) -> Iterator[Finding]:
 
 
 def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
-    if any(stage.tokenizer_source == "union" for stage in case.stages):
+    if any(stage.tokenizer for stage in case.stages):
         return
     found: dict[tuple[str, ...], list[str]] = {}
     for tensor, blend in case.blends.items():

@@ -12,6 +12,7 @@ from shardmerge.recipe import Recipe
 from shardmerge.references import Reference
 from shardmerge.spec import OutputTensor
 from shardmerge.stage_model import StageModel
+from shardmerge.tokenizer.stages import StageTokenizers
 
 
 class Composer:
@@ -38,6 +39,7 @@ class Composer:
         self.numerics = numerics
         self.delta_dtype = delta_dtype
         self.geometric = geometric
+        self.tokenizers = StageTokenizers(self)
         self._models: dict[str, Model] = {}
 
     def outputs(self, stage: str) -> list[OutputTensor]:

@@ -46,8 +46,7 @@ def package_files(composer: Composer, stage: str) -> dict[str, FileKey]:
 
 def tokenizer_model(composer: Composer, stage: str) -> str:
     """Return the source whose tokenizer a stage's model gets."""
-    named = composer.recipe.stages[stage].tokenizer_source
-    return composer.reference_source(stage if named in (None, "base") else named)
+    return composer.tokenizers.source_of(stage)
 
 
 def describe(

@@ -11,6 +11,7 @@ from shardmerge.findings import Finding
 from shardmerge.parameters import parse_settings
 from shardmerge.slices import check_inputs, parse_model, parse_modules
 from shardmerge.stage import Stage
+from shardmerge.tokenizer.parsing import parse_chat_template, parse_tokenizer
 from shardmerge.yamlfile import Node
 
 DOCUMENT_KEYS = (
@@ -52,13 +53,11 @@ def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding
         parameters=parse_settings(table["parameters"]) if "parameters" in table else {},
         dtype=_dtype(table.get("dtype")),
         out_dtype=_dtype(table.get("out_dtype")),
-        tokenizer_source=_tokenizer_source(table.get("tokenizer_source")),
+        tokenizer=parse_tokenizer(table.get("tokenizer_source"), table.get("tokenizer")),
+        chat_template=parse_chat_template(table.get("chat_template")),
         text=text,
         where=node.where,
     )
-    for key in ("tokenizer", "chat_template"):
-        if key in table:
-            raise table[key].error(f"`{key}` is not supported yet", "Use `tokenizer_source`.")
     for piece in stage.slices:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
     _check_names(stage, method, warnings)
@@ -67,15 +66,6 @@ def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding
 
 def _dtype(node: Node | None) -> str | None:
     return None if node is None else dtype_code(node.text("dtype"), node.where)
-
-
-def _tokenizer_source(node: Node | None) -> str | None:
-    if node is None:
-        return None
-    text = node.text("tokenizer_source")
-    if text == "union":
-        raise node.error("`tokenizer_source: union` is not supported yet", "Use `base`.")
-    return text if text == "base" else str(parse_model(node))
 
 
 def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[Finding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardmerge.errors import UserError, did_you_mean
@@ -47,6 +48,14 @@ DTYPES = {
     )
 }
 MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
+
+
+def promoted(codes: Iterable[str]) -> str:
+    """Return the code of the type that holds the values of all of these floating types."""
+    distinct = dict.fromkeys(codes)
+    if len(distinct) == 1:
+        return next(iter(distinct))
+    return "F64" if "F64" in distinct else "F32"
 
 
 def dtype_code(name: str, where: str | None = None) -> str:

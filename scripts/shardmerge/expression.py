@@ -244,6 +244,8 @@ def take_rows(expression: Expression, table: str) -> Expression:
             return Cast(take_rows(operand, table), dtype)
         case Rows(operand, inner):
             return take_rows(operand, rows.take(inner, table))
+        case Zero(shape):
+            return Zero((rows.row_count(table), *shape[1:]))
         case Choice(found, inner):
             chosen = tuple(take_rows(operand, table) for operand in found)
             return Choice(chosen, rows.take_choice(inner, table))

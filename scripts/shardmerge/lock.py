@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardmerge.errors import UserError
+from shardmerge.tokenizer.vocabulary import Vocabulary
 
 LOCK_VERSION = 1
 
@@ -59,6 +60,8 @@ class LockedSource:
         files: By name: weights, config, tokenizer and all else of the model but pickles.
         tensors: By name, sorted.
         role: ``model``, or ``adapter`` (then config is its adapter_config.json).
+        vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
+            tokenizer); None where none did.
     """
 
     kind: str
@@ -69,6 +72,7 @@ class LockedSource:
     files: Mapping[str, LockedFile]
     tensors: Mapping[str, LockedTensor] = field(default_factory=dict)
     role: str = "model"
+    vocabulary: Vocabulary | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,13 @@ class Lock:
     sources: Mapping[str, LockedSource]
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-able data; tensors are grouped by file to keep the text short."""
+        """Return JSON-able data, short: tensors by file, a vocabulary once for all that have it."""
+        found = [s.vocabulary for s in self.sources.values() if s.vocabulary]
+        vocabularies = {v.digest: v.text for v in sorted(found, key=lambda v: v.digest)}
         return {
             "version": LOCK_VERSION,
             "sources": {name: _source_to_json(s) for name, s in sorted(self.sources.items())},
-        }
+        } | ({"vocabularies": vocabularies} if vocabularies else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> Lock:
@@ -98,7 +104,8 @@ class Lock:
                 "Run `snakemake lock` to renew it.",
             )
         try:
-            return cls({n: _source_from_json(s) for n, s in data["sources"].items()})
+            texts = data.get("vocabularies", {})
+            return cls({n: _source_from_json(s, texts) for n, s in data["sources"].items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"is broken ({type(error).__name__}: {error})",
@@ -118,13 +125,14 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         table[name] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
+    row |= {"vocabulary": source.vocabulary.digest if source.vocabulary else None}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
     }
 
 
-def _source_from_json(data: Mapping[str, Any]) -> LockedSource:
+def _source_from_json(data: Mapping[str, Any], vocabularies: Mapping[str, str]) -> LockedSource:
     files, tensors = {}, {}
     for name, row in data["files"].items():
         files[name] = LockedFile(
@@ -141,4 +149,5 @@ def _source_from_json(data: Mapping[str, Any]) -> LockedSource:
         files=files,
         tensors=dict(sorted(tensors.items())),
         role=data.get("role", "model"),
+        vocabulary=Vocabulary(vocabularies[data["vocabulary"]]) if "vocabulary" in data else None,
     )

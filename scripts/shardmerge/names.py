@@ -11,8 +11,17 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _NUMBER = re.compile(r"\.(\d+)\.(?=[^.]+\.)")
 #: Buffers that older checkpoints carry and that newer ones compute; nobody misses them.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$")
-_EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "word_embeddings", "embeddings", "embedding")
-_HEADS = ("lm_head", "embed_out", "output")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "embed_in",
+    "wte",
+    "word_embeddings",
+    "embeddings",
+    "embedding",
+    "tok_embeddings",
+    "shared",
+)
+_HEADS = ("lm_head", "embed_out", "output", "output_layer")
 _BEFORE = re.compile(
     r"embed|embd|(?:^|\.)(?:wte|wpe|shared|conv1|conv2|patch_conv|ln_pre|layernorm_pre|relative_pe"
     r"|rotary_pos_emb)(?:\.|$)"
@@ -71,6 +80,11 @@ def is_head(tensor: str) -> bool:
 def is_embedding(tensor: str) -> bool:
     """Whether a tensor is the input embedding."""
     return tensor.split(".")[-2:-1] in [[e] for e in _EMBEDDINGS] and layer_of(tensor) is None
+
+
+def is_vocabulary(tensor: str) -> bool:
+    """Whether a tensor has a row for every token."""
+    return is_embedding(tensor) or is_head(tensor)
 
 
 def is_before(tensor: str) -> bool:

@@ -40,6 +40,11 @@ class Recipe:
             dict.fromkeys(replace(r, lora=None) for r in named if r.model not in self.stages)
         )
 
+    @property
+    def needs_vocabularies(self) -> bool:
+        """Whether a stage says what its tokenizer is, so that the models' tokens must be known."""
+        return any(stage.tokenizer for stage in self.stages.values())
+
     def needed(self, name: str) -> list[str]:
         """Return the stages that go into a stage, in the order of their work, itself the last."""
         found: set[str] = {name}

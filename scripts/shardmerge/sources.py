@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from shardmerge.digest import digest
@@ -15,6 +16,8 @@ from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference, parse_reference
+from shardmerge.tokenizer.files import read_vocabulary
+from shardmerge.tokenizer.vocabulary import Vocabulary
 
 Say = Callable[[str], None]
 
@@ -72,6 +75,7 @@ class Sources:
             UserError: If a source cannot be locked, changed since it was, or may not be locked.
         """
         path = lock_path(recipe.path)
+        tokens = recipe.needs_vocabularies
         old = Lock.from_json(load_json(path), str(path)) if path.exists() else Lock({})
         found: dict[str, LockedSource] = {}
         new = []
@@ -99,6 +103,11 @@ class Sources:
                 new.append(key)
             elif folder:
                 check_folder(folder, locked, key, str(path), self._identities)
+            if tokens and role == "model" and locked.vocabulary is None:
+                if not write:
+                    raise UserError(f"has no vocabulary of model {key!r}", str(path))
+                locked = replace(locked, vocabulary=self._vocabulary(key, locked, folder, say))
+                new = list(dict.fromkeys([*new, key]))
             found[key] = locked
         lock = Lock(found)
         if new:
@@ -118,6 +127,19 @@ class Sources:
         from shardmerge import hub
 
         return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
+
+    def _vocabulary(
+        self, key: str, locked: LockedSource, folder: Path | None, say: Say
+    ) -> Vocabulary:
+        """Return the tokens of a model that is locked, from the files that the lock names."""
+        where = f"model {key!r}"
+        if folder is not None:
+            return read_vocabulary(locked.files, lambda name: (folder / name).read_bytes(), where)
+        from shardmerge import hub
+
+        return read_vocabulary(
+            locked.files, lambda name: hub.read_file(locked, name, progress=say), where
+        )
 
     @staticmethod
     def _write(path: Path, lock: Lock) -> None:

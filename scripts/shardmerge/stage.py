@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from shardmerge.parameters import Setting
-from shardmerge.references import Reference, parse_reference
+from shardmerge.references import Reference
+from shardmerge.tokenizer.settings import TokenizerSettings
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Stage:
         modules: The output's parts; ``models`` and ``slices`` make one of the whole model.
         parameters: Settings at the top level.
         dtype, out_dtype: safetensors codes, or None.
-        tokenizer_source: ``base``, ``union``, a reference, or None.
+        tokenizer: What its tokenizer is, or None for that of its reference model.
+        chat_template: ``auto``, a known name, a Jinja template, or None.
         text: The document as written.
         where: File and line.
     """
@@ -88,7 +90,8 @@ class Stage:
     parameters: Mapping[str, Setting]
     dtype: str | None
     out_dtype: str | None
-    tokenizer_source: str | None
+    tokenizer: TokenizerSettings | None
+    chat_template: str | None
     text: str
     where: str
 
@@ -105,8 +108,8 @@ class Stage:
         """All models that the stage names, in order: the base model first, then the inputs."""
         bases = [self.base_model, *(s.base_model for s in self.slices)]
         named = [b for b in bases if b is not None] + [i.model for i in self.inputs]
-        if self.tokenizer_source not in (None, "base", "union"):
-            named.append(parse_reference(self.tokenizer_source))
+        if self.tokenizer and self.tokenizer.model:
+            named.append(self.tokenizer.model)
         return tuple(dict.fromkeys(named))
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardmerge import expression as ex
 from shardmerge import fold, norms, registry
 from shardmerge.assembly import Part, assemble
-from shardmerge.dtypes import DTYPES
+from shardmerge.dtypes import DTYPES, promoted
 from shardmerge.errors import UserError
 from shardmerge.models import Entry, Model, Place
 from shardmerge.resolution import Resolver
@@ -29,7 +29,7 @@ class StageModel(Model):
         self.stage = stage
         self.method = registry.method(stage.method, stage.where)
         self.composer = composer
-        self.assembly = assemble(stage, composer.model)
+        self.assembly = assemble(stage, composer.model, composer.tokenizers.align)
         self.parts = self.assembly.parts
         self.settings = Resolver(stage, self.method, self.parts)
         self._rows: dict[str, fold.Row] = {}
@@ -182,10 +182,7 @@ class StageModel(Model):
 
 
 def _promoted(part: Part) -> str:
-    codes = dict.fromkeys(model.table[name].dtype for model, name in part.inputs)
-    if len(codes) == 1:
-        return next(iter(codes))
-    return "F64" if "F64" in codes else "F32"
+    return promoted(model.table[name].dtype for model, name in part.inputs)
 
 
 def _cast(operand: ex.Expression, have: str, want: str) -> ex.Expression:

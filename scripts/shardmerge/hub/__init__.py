@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "60")
 
 from shardmerge.hub.changes import describe_changes
 from shardmerge.hub.fetching import FetchRecord, fetch
-from shardmerge.hub.locking import latest_commit, lock_source
+from shardmerge.hub.locking import latest_commit, lock_source, read_file
 from shardmerge.hub.publishing import check_verified, publish
 from shardmerge.hub.uploads import list_uploads
 
@@ -23,4 +23,5 @@ __all__ = [
     "list_uploads",
     "lock_source",
     "publish",
+    "read_file",
 ]

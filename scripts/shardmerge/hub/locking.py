@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 from huggingface_hub import hf_hub_url
-from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from shardmerge.errors import UserError
@@ -63,8 +63,23 @@ def lock_source(
             downloaded then but headers and small texts.
     """
     info = _model_info(repo, revision, files=True, progress=progress)
-    reader = _Reader(repo, revision, info, progress)
+    reader = _Reader(repo, revision, info.sha, progress, info.siblings or ())
     return reader.lock_adapter() if role == "adapter" else reader.lock()
+
+
+def read_file(source: LockedSource, name: str, *, progress: client.Say | None = None) -> bytes:
+    """Return a small file of a model on the Hub, as it is locked.
+
+    Args:
+        source: The model's lock.
+        name: One of its files.
+        progress: Receives a line now and then.
+
+    Raises:
+        UserError: If it cannot be had, or has another content now.
+    """
+    reader = _Reader(source.repo, source.revision, source.commit, progress)
+    return reader.content(name, source.files[name])
 
 
 def _model_info(
@@ -94,12 +109,17 @@ class _Reader:
     """Reads what a lock needs of one commit."""
 
     def __init__(
-        self, repo: str, revision: str | None, info: ModelInfo, progress: client.Say | None
+        self,
+        repo: str,
+        revision: str | None,
+        commit: str,
+        progress: client.Say | None,
+        siblings: Iterable[RepoSibling] = (),
     ) -> None:
-        self._repo, self._revision, self._commit = repo, revision, info.sha
+        self._repo, self._revision, self._commit = repo, revision, commit
         self._where = f"{repo}@{revision}" if revision else repo
         self._progress = progress
-        self._siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        self._siblings = {sibling.rfilename: sibling for sibling in siblings}
 
     def lock(self) -> LockedSource:
         """Return the lock of this commit."""
@@ -153,8 +173,8 @@ class _Reader:
             raise UserError(f"has a file {name!r} of unknown size or hash", self._where)
         return LockedFile(sibling.size, git_oid=sibling.blob_id)
 
-    def _read_json(self, name: str) -> Any:
-        locked = self._locked(name)
+    def content(self, name: str, locked: LockedFile) -> bytes:
+        """Return a small file, whole and with the content that was locked."""
         where = f"{self._where}/{name}"
         if locked.size > _LONGEST_TEXT:
             raise UserError(f"has {locked.size} bytes, more than any real one", where)
@@ -163,10 +183,13 @@ class _Reader:
         hasher.update(data)
         if hasher.hexdigest() != wanted_digest(locked, where):
             raise UserError("came from the Hub with another content than its hash says", where)
+        return data
+
+    def _read_json(self, name: str) -> Any:
         try:
-            return json.loads(data)
+            return json.loads(self.content(name, self._locked(name)))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"is not JSON ({error})", where) from None
+            raise UserError(f"is not JSON ({error})", f"{self._where}/{name}") from None
 
     def _read_headers(self, names: list[str]) -> Mapping[str, Header]:
         done, counting = 0, threading.Lock()

@@ -1,0 +1,105 @@
+"""What a recipe says of tokenizers: `tokenizer_source`, the `tokenizer` block, `chat_template`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shardmerge.errors import did_you_mean
+from shardmerge.references import Reference
+from shardmerge.slices import parse_model
+from shardmerge.tokenizer.chat import TEMPLATES
+from shardmerge.tokenizer.settings import TokenizerSettings, TokenRule
+from shardmerge.yamlfile import Node
+
+
+def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSettings | None:
+    """Return what a document's `tokenizer_source` and `tokenizer` say, None if it has neither."""
+    if source is not None and block is not None:
+        raise block.error("give `tokenizer_source` or `tokenizer`, not both")
+    if source is not None:
+        return TokenizerSettings(_source(source, "tokenizer_source"), (), None, source.where)
+    if block is None:
+        return None
+    table = block.mapping("`tokenizer`", ("source", "tokens", "pad_to_multiple_of"))
+    table = {key: node for key, node in table.items() if node.value is not None}
+    rules = []
+    if "tokens" in table:
+        rules = [_rule(token, node) for token, node in _members(table["tokens"])]
+    multiple = table.get("pad_to_multiple_of")
+    if multiple is not None and (type(multiple.value) is not int or multiple.value < 1):
+        raise multiple.error("`pad_to_multiple_of` must be a whole number above 0")
+    return TokenizerSettings(
+        _source(table["source"], "source") if "source" in table else "union",
+        tuple(rules),
+        multiple.value if multiple else None,
+        block.where,
+    )
+
+
+def parse_chat_template(node: Node | None) -> str | None:
+    """Return a document's chat template: ``auto``, a known name, or a Jinja template.
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    if node is None:
+        return None
+    text = node.text("chat_template")
+    if text == "auto" or text in TEMPLATES:
+        return text
+    if len(text) < 20 or "{" not in text:
+        raise node.error(
+            f"the chat template {text!r} is neither a known name nor a Jinja template",
+            did_you_mean(text, ["auto", *TEMPLATES]),
+        )
+    return text
+
+
+def _source(node: Node, name: str) -> Literal["union", "base"] | Reference:
+    if node.value in ("union", "base"):
+        return node.value
+    if isinstance(node.value, str | dict):
+        return parse_model(node)
+    raise node.error(f"`{name}` must be `union`, `base` or a model")
+
+
+def _members(node: Node) -> list[tuple[str, Node]]:
+    if not isinstance(node.value, dict):
+        raise node.error("`tokens` must map tokens to where their embeddings come from")
+    members = node.mapping("`tokens`", tuple(node.value))
+    return [(str(token), member) for token, member in members.items()]
+
+
+def _rule(token: str, node: Node) -> TokenRule:
+    table = {}
+    if node.value is not None:
+        table = node.mapping(f"token {token!r}", ("source", "force"))
+    force = table.get("force")
+    if force is not None and not isinstance(force.value, bool):
+        raise force.error("`force` must be true or false")
+    forced = bool(force and force.value)
+    source = table.get("source")
+    if source is None or source.value is None:
+        return TokenRule(token, None, None, None, forced, node.where)
+    if not (isinstance(source.value, dict) and "kind" in source.value):
+        return TokenRule(token, "model", parse_model(source), None, forced, node.where)
+    return _kind(token, source, forced)
+
+
+def _kind(token: str, node: Node, force: bool) -> TokenRule:
+    parts = node.mapping(f"the source of token {token!r}", ("kind", "model", "token", "token_id"))
+    kind = parts["kind"].text("kind")
+    if kind == "zero":
+        return TokenRule(token, "zero", None, None, force, node.where)
+    if kind != "model_token":
+        hint = did_you_mean(kind, ["zero", "model_token"])
+        raise parts["kind"].error(f"`kind` must be `zero` or `model_token`, not {kind!r}", hint)
+    given = [parts[k] for k in ("token", "token_id") if k in parts and parts[k].value is not None]
+    if "model" not in parts or len(given) != 1:
+        raise node.error("`kind: model_token` needs `model` and either `token` or `token_id`")
+    other = given[0].value
+    if given[0] is parts.get("token_id") and (type(other) is not int or other < 0):
+        raise given[0].error("`token_id` must be a whole number, 0 or above")
+    if given[0] is parts.get("token"):
+        other = given[0].text("token")
+    return TokenRule(token, "token", parse_model(parts["model"]), other, force, node.where)
