@@ -109,9 +109,13 @@ def build_model(recipe: str = RECIPE, models: dict[str, Any] | None = None, **co
         if not Path("models", name).exists():
             sizes = {"layers": 3, "files": 2 + seed} | (models or {})
             llama(Path("models", name), seed, **sizes)
+    return merge(recipe, sources={name: f"models/{name}" for name in SOURCES}, **config)
+
+
+def merge(recipe: str, **config: Any) -> Built:
+    """Merge a recipe in the working directory; configuration as in ``build_model``, and sources."""
     write_text("recipe.yaml", recipe)
-    sources = {name: f"models/{name}" for name in SOURCES}
-    settings = load_settings({"recipes": ["recipe.yaml"], "sources": sources, **config})
+    settings = load_settings({"recipes": ["recipe.yaml"], **config})
     plan = load_plan(settings, say=lambda line: None)
     for job in [*plan.deltas, *(j for b in plan.builds.values() for j in b.shards)]:
         spec = load_spec(job.digest)

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge import registry
-from shardmerge.assembly import Part
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.names import module_of
 from shardmerge.parameters import Rule, Setting, resolve
+from shardmerge.parts import Part
 from shardmerge.stage import Stage
 
 #: Values of shared parameters, and of the others for each input that has the tensor.

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from shardmerge import expression as ex
 from shardmerge import fold, norms, registry
-from shardmerge.assembly import Part, assemble
+from shardmerge.assembly import assemble
 from shardmerge.dtypes import DTYPES, promoted
 from shardmerge.errors import UserError
 from shardmerge.models import Entry, Model, Place
+from shardmerge.parts import Part
 from shardmerge.resolution import Resolver
 from shardmerge.slices import check_inputs
 from shardmerge.spec import MERGEKIT

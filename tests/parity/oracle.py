@@ -74,7 +74,9 @@ def differing_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> di
     for name in a:
         assert a[name].dtype == b[name].dtype, (name, a[name].dtype, b[name].dtype)
         assert a[name].shape == b[name].shape, name
-        size = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a[name].element_size()]
+        size = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[
+            a[name].element_size()
+        ]
         count = int((a[name].view(size) != b[name].view(size)).sum())
         if count:
             found[name] = count

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmerge.aligned import AlignedModel, vocabulary_rows
-from shardmerge.assembly import Piece
 from shardmerge.errors import UserError
+from shardmerge.parts import Piece
 from shardmerge.references import Reference
 from shardmerge.stage import Stage
 from shardmerge.tokenizer.align import Alignment, Member
