@@ -13,11 +13,12 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmerge.describe import MODEL_FILES, TOKENIZER_FILES
+from shardmerge.describe import MODEL_FILES
 from shardmerge.errors import UserError
 from shardmerge.planning import load_plan, lock_paths, plan_path
 from shardmerge.settings import explain_options, load_settings, own_config
 from shardmerge.targets import Targets
+from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
 
 def say(line):

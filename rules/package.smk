@@ -39,6 +39,24 @@ rule write_index:
         "python $SCRIPTS/write_index.py --build {params.build} --output {output} > {log} 2>&1"
 
 
+rule write_tokenizer:
+    input:
+        lambda w: ancient(build(w).tokenizer),
+    output:
+        temp("<results>/{name}/tokenizer/{file}"),
+    log:
+        "<logs>/write_tokenizer/{name}/{file}.log",
+    group:
+        "package"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        "python $SCRIPTS/write_tokenizer.py --build {params.build} --sources {input}"
+        " --output {output} > {log} 2>&1"
+
+
 rule copy_file:
     input:
         lambda w: ancient(build(w).files[w.file]),

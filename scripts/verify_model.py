@@ -33,7 +33,7 @@ def main() -> None:
         stay_offline()
         allowed = any(record.get("nonfinite") for record in load_records(args.records).values())
         weights = found["bytes"] <= args.load_limit_gb * 1e9
-        found |= load_tokenizer(args.model)
+        found |= load_tokenizer(args.model, description["tokens"])
         found |= load_model(args.model, weights=weights, allow_nonfinite=allowed)
     write_json(args.output, found)
     print(

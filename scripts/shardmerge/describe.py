@@ -13,46 +13,27 @@ from shardmerge.output_config import config_changes
 from shardmerge.plan import ShardJob
 from shardmerge.spec import OutputTensor
 from shardmerge.terms import terms_of
+from shardmerge.tokenizer.packing import config_values, generation_source
 
 #: (model, file) of a source
 FileKey = tuple[str, str]
-#: Files that the package takes from the final stage's base model.
+#: Files that the package takes from the final stage's base model, where its tokenizer is too.
 MODEL_FILES = ("generation_config.json",)
-#: Files that make a tokenizer, taken from ``tokenizer_source``.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
-def package_files(composer: Composer, stage: str) -> dict[str, FileKey]:
-    """Return the small source files that a build's package copies or reads, by their name there."""
-    source, tokenizer = composer.reference_source(stage), tokenizer_model(composer, stage)
-    files = {"config.json": (source, "config.json")}
-    for key, wanted in ((source, MODEL_FILES), (tokenizer, TOKENIZER_FILES)):
-        files |= {name: (key, name) for name in composer.lock.sources[key].files if name in wanted}
-    return files
-
-
-def tokenizer_model(composer: Composer, stage: str) -> str:
-    """Return the source whose tokenizer a stage's model gets."""
-    return composer.tokenizers.source_of(stage)
+def model_files(composer: Composer, stage: str) -> dict[str, FileKey]:
+    """Return the small source files of a build's package that are no tokenizer's, by name there."""
+    files = {"config.json": (composer.reference_source(stage), "config.json")}
+    key = generation_source(composer, stage)
+    held = composer.lock.sources[key].files
+    return files | {name: (key, name) for name in MODEL_FILES if name in held}
 
 
 def describe(
     composer: Composer,
     name: str,
     files: Mapping[str, str],
+    tokenizer: Mapping[str, Any],
     groups: list[list[OutputTensor]],
     jobs: tuple[ShardJob, ...],
     sums: Mapping[str, ex.Expression],
@@ -63,6 +44,7 @@ def describe(
         composer: Of the recipe.
         name: The stage that is built.
         files: Small files of the package by name, with the identity of their content.
+        tokenizer: What the tokenizer's files hold: ``tokenizer.packing.TokenizerFiles``.
         groups: Tensors of every shard.
         jobs: The shards' jobs, in the same order.
         sums: What each tensor is (``Composer.sums``).
@@ -83,9 +65,10 @@ def describe(
         ],
         "numerics": composer.numerics,
         "dtype": DTYPES[dtype].name if dtype else None,
-        "config": config_changes(composer, name),
+        "config": config_changes(composer, name) | config_values(composer, name),
         "reference": composer.reference_source(name),
-        "tokenizer": tokenizer_model(composer, name),
+        "tokenizer": tokenizer["source"],
+        "tokens": tokenizer,
         "files": {name: files[name] for name in sorted(files)},
         "sources": {key: _origin(lock.sources[key]) for key in used},
         "shards": [

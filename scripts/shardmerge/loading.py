@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shardmerge.digest import digest
 from shardmerge.errors import UserError
 
 #: Files of which any one makes transformers find a tokenizer.
@@ -23,14 +24,18 @@ def stay_offline() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load_tokenizer(folder: Path) -> dict[str, Any]:
+def load_tokenizer(folder: Path, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Load a model's tokenizer, if it has one, and encode a text with it.
+
+    Args:
+        folder: The model's.
+        tokens: What the plan says of it: ``tokenizer.packing.TokenizerFiles``.
 
     Returns:
         ``{"tokenizer": ...}``: the number of its tokens, or why it was not loaded.
 
     Raises:
-        UserError: If transformers cannot load it.
+        UserError: If transformers cannot load it, or finds other tokens than were planned.
     """
     if not any((folder / name).exists() for name in _TOKENIZERS):
         return {"tokenizer": "none"}
@@ -41,13 +46,21 @@ def load_tokenizer(folder: Path) -> dict[str, Any]:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(folder.resolve()), local_files_only=True, trust_remote_code=False
             )
-            tokenizer("Hello")
+            tokenizer.decode(tokenizer("Hello")["input_ids"])
         except ImportError as error:  # nothing is wrong with the model
             return {"tokenizer": f"not loaded: {_first_line(error)}"}
         except Exception as error:
             raise UserError(
                 f"transformers cannot load the tokenizer: {_reason(error)}", str(folder)
             ) from error
+        found = tokenizer.get_vocab()
+        if tokens and tokens.get("vocabulary") not in (None, digest(dict(found))):
+            raise UserError(
+                f"transformers finds {len(found)} tokens in the tokenizer, not the "
+                f"{tokens['tokens']} that the embeddings were merged for",
+                str(folder),
+                "The tokenizer's class may add tokens of its own when it loads.",
+            )
         return {"tokenizer": len(tokenizer)}
 
 

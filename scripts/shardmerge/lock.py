@@ -62,6 +62,7 @@ class LockedSource:
         role: ``model``, or ``adapter`` (then config is its adapter_config.json).
         vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
             tokenizer); None where none did.
+        chat_template: Its chat template ("" if it has none), likewise.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class LockedSource:
     tensors: Mapping[str, LockedTensor] = field(default_factory=dict)
     role: str = "model"
     vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     row |= {"vocabulary": source.vocabulary.digest if source.vocabulary else None}
+    row |= {"chat_template": source.chat_template}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
@@ -150,4 +153,5 @@ def _source_from_json(data: Mapping[str, Any], vocabularies: Mapping[str, str]) 
         tensors=dict(sorted(tensors.items())),
         role=data.get("role", "model"),
         vocabulary=Vocabulary(vocabularies[data["vocabulary"]]) if "vocabulary" in data else None,
+        chat_template=data.get("chat_template"),
     )

@@ -52,13 +52,16 @@ class Build:
         name: Of the stage, and of the folder below the results.
         digest: Of all that the package is made from; names the build's description.
         shards: In the order of their names.
-        files: Small source files that the package copies or reads: name in the package to path.
+        files: Small files that the package copies or reads: name in the package to path, of a
+            source or of what is written for the tokenizer.
+        tokenizer: Paths of the source files that the tokenizer's are written from.
     """
 
     name: str
     digest: str
     shards: tuple[ShardJob, ...]
     files: Mapping[str, str]
+    tokenizer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Plan:
         """Return the plan that ``to_json`` wrote."""
         return cls(
             builds={
-                name: Build(b["name"], b["digest"], _jobs(b["shards"]), b["files"])
+                name: Build(**{**b, "shards": _jobs(b["shards"]), "tokenizer": (*b["tokenizer"],)})
                 for name, b in data["builds"].items()
             },
             deltas=_jobs(data["deltas"]),

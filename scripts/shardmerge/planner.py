@@ -11,7 +11,7 @@ from shardmerge import expression as ex
 from shardmerge import norms, rows
 from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
-from shardmerge.describe import FileKey, describe, package_files
+from shardmerge.describe import FileKey, describe, model_files
 from shardmerge.digest import digest
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine.memory import workspace_bytes
@@ -25,6 +25,7 @@ from shardmerge.references import Reference
 from shardmerge.settings import Settings
 from shardmerge.sources import slug
 from shardmerge.spec import OutputTensor, ShardSpec, delta_name
+from shardmerge.tokenizer.packing import tokenizer_files
 
 PathOf = Callable[[str, LockedSource, str], str]
 
@@ -175,14 +176,25 @@ class _Planner:
             self._job(f"{folder}/{file}", tuple(tensors), delta_path)
             for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
         )
-        files = package_files(composer, name)
+        tokenizer = tokenizer_files(composer, name)
+        files = model_files(composer, name) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
+        read = [[*key, self.identities[key]] for key in tokenizer.read]
+        tokens = tokenizer.description | {"made": list(tokenizer.made), "read": read}
         sums = composer.sums(name, outputs)
         self.findings += check_build(composer, name, outputs, sums)
-        description = describe(composer, name, identities, groups, jobs, sums)
+        description = describe(composer, name, identities, tokens, groups, jobs, sums)
         key = digest(description)
         self.planned.descriptions[key] = description
-        return Build(name, key, jobs, {file: self._path(key) for file, key in files.items()})
+        paths = {file: self._path(key) for file, key in files.items()}
+        made = f"{self.settings['results']}/{name}/tokenizer"
+        return Build(
+            name=name,
+            digest=key,
+            shards=jobs,
+            files=paths | {file: f"{made}/{file}" for file in tokenizer.made},
+            tokenizer=tuple(self._path(key) for key in tokenizer.read),
+        )
 
     def _job(
         self, output: str, tensors: tuple[OutputTensor, ...], delta_path: Mapping[ex.Delta, str]

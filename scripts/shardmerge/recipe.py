@@ -45,6 +45,11 @@ class Recipe:
         """Whether a stage says what its tokenizer is, so that the models' tokens must be known."""
         return any(stage.tokenizer for stage in self.stages.values())
 
+    @property
+    def needs_templates(self) -> bool:
+        """Whether a stage takes the chat template that most models have."""
+        return any(stage.chat_template == "auto" for stage in self.stages.values())
+
     def needed(self, name: str) -> list[str]:
         """Return the stages that go into a stage, in the order of their work, itself the last."""
         found: set[str] = {name}

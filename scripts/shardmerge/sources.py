@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from shardmerge.digest import digest
@@ -16,8 +15,7 @@ from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference, parse_reference
-from shardmerge.tokenizer.files import read_vocabulary
-from shardmerge.tokenizer.vocabulary import Vocabulary
+from shardmerge.tokenizer.locking import complete, lacking
 
 Say = Callable[[str], None]
 
@@ -75,7 +73,6 @@ class Sources:
             UserError: If a source cannot be locked, changed since it was, or may not be locked.
         """
         path = lock_path(recipe.path)
-        tokens = recipe.needs_vocabularies
         old = Lock.from_json(load_json(path), str(path)) if path.exists() else Lock({})
         found: dict[str, LockedSource] = {}
         new = []
@@ -103,10 +100,11 @@ class Sources:
                 new.append(key)
             elif folder:
                 check_folder(folder, locked, key, str(path), self._identities)
-            if tokens and role == "model" and locked.vocabulary is None:
+            if role == "model" and (more := lacking(recipe, locked)):
                 if not write:
-                    raise UserError(f"has no vocabulary of model {key!r}", str(path))
-                locked = replace(locked, vocabulary=self._vocabulary(key, locked, folder, say))
+                    raise UserError(f"has no {more[0]} of model {key!r}", str(path))
+                reader = self._reader(locked, folder, say)
+                locked = complete(locked, more, reader, f"model {key!r}")
                 new = list(dict.fromkeys([*new, key]))
             found[key] = locked
         lock = Lock(found)
@@ -128,18 +126,14 @@ class Sources:
 
         return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
 
-    def _vocabulary(
-        self, key: str, locked: LockedSource, folder: Path | None, say: Say
-    ) -> Vocabulary:
-        """Return the tokens of a model that is locked, from the files that the lock names."""
-        where = f"model {key!r}"
+    @staticmethod
+    def _reader(locked: LockedSource, folder: Path | None, say: Say) -> Callable[[str], bytes]:
+        """Return what reads a small file of a source that is locked."""
         if folder is not None:
-            return read_vocabulary(locked.files, lambda name: (folder / name).read_bytes(), where)
+            return lambda name: (folder / name).read_bytes()
         from shardmerge import hub
 
-        return read_vocabulary(
-            locked.files, lambda name: hub.read_file(locked, name, progress=say), where
-        )
+        return lambda name: hub.read_file(locked, name, progress=say)
 
     @staticmethod
     def _write(path: Path, lock: Lock) -> None:

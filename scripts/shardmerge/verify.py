@@ -118,7 +118,7 @@ def _check_stray(description: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_files(description: Mapping[str, Any], folder: Path) -> None:
-    for name in description["files"]:
+    for name in (*description["files"], *description["tokens"]["made"]):
         if not (folder / name).is_file():
             raise UserError("is missing", str(folder / name))
     config = load_json(folder / "config.json")

@@ -14,7 +14,8 @@ TABLES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 #: Files that add tokens to it, or name some.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OTHERS = ("tekken.json", "tokenizer.tiktoken", "qwen.tiktoken", "spiece.model", "vocab.bpe")
-_NAMED = (
+#: Keys of tokenizer_config.json that name a token.
+NAMED_TOKENS = (
     "bos_token",
     "eos_token",
     "unk_token",
@@ -122,7 +123,7 @@ def _named_tokens(texts: Mapping[str, Any], in_table: bool) -> Iterator[str]:
         if not in_table:
             added = texts.get("added_tokens.json", {})
             yield from sorted(added, key=added.get)
-    for name in _NAMED:
+    for name in NAMED_TOKENS:
         if config.get(name):
             yield _content(config[name])
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()

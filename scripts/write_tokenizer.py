@@ -1,0 +1,39 @@
+"""Write a file of a merged model's tokenizer from its sources' files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmerge.cli import claim, run
+from shardmerge.errors import UserError
+from shardmerge.files import write_text
+from shardmerge.package import load_description
+from shardmerge.tokenizer.writing import tokenizer_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", required=True, help="digest of the build")
+    parser.add_argument(
+        "--sources", nargs="+", required=True, type=Path, help="files, in its order"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="file to write")
+    args = parser.parse_args()
+    claim(args.output)
+
+    tokens = load_description(args.build)["tokens"]
+    texts = {}
+    for (model, file, _), path in zip(tokens["read"], args.sources, strict=True):
+        try:
+            texts[model, file] = path.read_bytes().decode()
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+        except UnicodeDecodeError:
+            raise UserError("is not UTF-8 text", str(path)) from None
+    text = tokenizer_text(args.output.name, tokens, texts)
+    write_text(args.output, text)
+
+
+if __name__ == "__main__":
+    run(main)
