@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge import expression as ex
@@ -80,7 +80,20 @@ def describe(
             for job, tensors in zip(jobs, groups, strict=True)
         ],
         "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
-    }
+    } | _seeds(sums.values())
+
+
+def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, Any]:
+    """Return the seeds of each stage that chooses at random, nothing if none does."""
+    found: dict[str, set[int]] = {}
+    for expression in expressions:
+        if isinstance(expression, ex.Source):
+            continue
+        for node in ex.walk(expression):
+            values = dict(node.parameters) if isinstance(node, ex.Call) else {}
+            if "seed" in values:
+                found.setdefault(values["stage"], set()).add(values["seed"])
+    return {"seeds": {stage: sorted(found[stage]) for stage in sorted(found)}} if found else {}
 
 
 def _origin(source: LockedSource) -> dict[str, Any]:

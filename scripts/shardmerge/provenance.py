@@ -89,6 +89,7 @@ def make_provenance(
             ],
         },
         "numerics": description["numerics"],
+        **({"seeds": description["seeds"]} if "seeds" in description else {}),
         "dtype": description["dtype"],
         "reference": names.get(description["reference"], description["reference"]),
         "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),

@@ -10,6 +10,7 @@ import pytest
 
 from shardmerge.errors import UserError
 from shardmerge.methods_doc import methods_markdown
+from shardmerge.parameters import convert
 from shardmerge.registry import (
     REQUIRED,
     Request,
@@ -124,6 +125,49 @@ class TestChecks:
             check(request_for("multislerp", weight=(1.0, -1.0)))
         check(request_for("multislerp", weight=(1.0, -1.0), normalize_weights=False))
         check(request_for("multislerp", weight=(1.0, -0.5)))
+
+
+ALL_PARAMETERS = [(m, p) for m in methods() for p in m.parameters]
+
+
+class TestValues:
+    """What a recipe writes is of the declared type and within the bounds, else a sentence says so."""
+
+    def refused(self, declared, parameter, value: object) -> str:
+        with pytest.raises(UserError) as caught:
+            convert(value, parameter, "r.yaml:7")
+        text = str(caught.value)
+        assert text.startswith("r.yaml:7: ") and repr(parameter.name) in text
+        return text
+
+    @pytest.mark.parametrize(
+        ("declared", "parameter"), ALL_PARAMETERS, ids=lambda v: getattr(v, "name", None)
+    )
+    def test_wrong_types_and_bounds(self, declared, parameter) -> None:
+        wrong: list[object] = ["much"] if parameter.type is not str else [1]
+        if parameter.type in (int, float):
+            wrong += [float("nan"), float("inf")]
+        if parameter.type is int:
+            wrong.append(1.5)
+        if parameter.type is bool:
+            wrong.append(2)
+        for value in wrong:
+            self.refused(declared, parameter, value)
+        if parameter.minimum is not None:
+            told = self.refused(declared, parameter, parameter.minimum - 1)
+            assert f"{parameter.minimum}" in told
+            assert convert(parameter.minimum, parameter, "") == parameter.minimum
+        if parameter.maximum is not None:
+            assert f"{parameter.maximum}" in self.refused(
+                declared, parameter, parameter.maximum + 1
+            )
+            assert convert(parameter.maximum, parameter, "") == parameter.maximum
+
+    def test_shares_have_bounds(self) -> None:
+        """What is a share of something lies between 0 and 1."""
+        for declared, parameter in ALL_PARAMETERS:
+            if parameter.name in ("density", "gamma", "select_topk") and not parameter.unused:
+                assert (parameter.minimum, parameter.maximum) == (0, 1), declared.name
 
 
 class TestDocumentation:

@@ -243,3 +243,23 @@ class TestLock:
         Path("p/pytorch_model.bin").write_bytes(b"x")
         with pytest.raises(UserError, match="pickled"):
             plan(self.text.replace("model: m", "model: p"))
+
+
+class TestSeed:
+    TEXT = (
+        "name: out\nmerge_method: dare_linear\nbase_model: l\n"
+        "models:\n  - model: q\n    parameters: {weight: 1, density: 0.5}\nSEED"
+    )
+
+    def made(self, seed: str):
+        (build,) = plan(self.TEXT.replace("SEED", seed)).builds.values()
+        text = json.loads(Path(description_path(build.digest)).read_text())
+        return {job.digest for job in build.shards}, text["seeds"]
+
+    def test_it_is_in_the_digest_and_the_description(self, work):
+        plain, seeds = self.made("")
+        assert seeds == {"out": [0]}
+        assert self.made("parameters: {seed: 0}")[0] == plain
+        other, seeds = self.made("parameters: {seed: 7}")
+        assert seeds == {"out": [7]}
+        assert not plain & other

@@ -50,6 +50,10 @@ class TestProvenance:
             assert outputs[name]["sha256"] == line.split()[0]
             assert outputs[name]["size"] == path.stat().st_size
 
+    def test_seeds_where_a_method_chooses_at_random(self, built):
+        assert "seeds" not in provenance(built)
+        assert provenance(built, seeds={"stage": [3]})["seeds"] == {"stage": [3]}
+
     def test_what_went_in(self, built):
         found = provenance(built)
         assert found["build"] == built.build.digest
