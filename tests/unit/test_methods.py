@@ -131,7 +131,7 @@ ALL_PARAMETERS = [(m, p) for m in methods() for p in m.parameters]
 
 
 class TestValues:
-    """What a recipe writes is of the declared type and within the bounds, else a sentence says so."""
+    """A value of another type or out of bounds is told in a sentence with file and line."""
 
     def refused(self, declared, parameter, value: object) -> str:
         with pytest.raises(UserError) as caught:
