@@ -15,23 +15,35 @@ from shardmerge.settings import load_settings
 from shardmerge.stored import stored_deltas
 
 
-def run_mergekit(recipe: Path, out: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """Merge all documents of a recipe with mergekit; return the tensors of each by name."""
+def run_mergekit(
+    recipe: Path, out: Path, *, lazy: bool = False, **options: object
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Merge all documents of a recipe with mergekit; return the tensors of each by name.
+
+    Args:
+        recipe: The recipe file.
+        out: Folder for the models' folders.
+        lazy: As ``mergekit-multi --lazy``, which is its default.
+        options: More of mergekit's MergeOptions.
+    """
     from mergekit.io.tasks import LoaderCache
     from mergekit.options import MergeOptions
     from mergekit.scripts.multimerge import load_config, make_tasks
 
     LoaderCache().loaders.clear()  # it keeps models of earlier runs, by path
-    options = MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False)
+    values = {"quiet": True, "copy_tokenizer": False, "write_model_card": False} | options
     text = recipe.read_text()
     configs, dependencies = load_config(text, str(out))
-    tasks = make_tasks(configs, dependencies, options, str(out), None, False)
+    tasks = make_tasks(configs, dependencies, MergeOptions(**values), str(out), None, lazy)
+    done = set()
 
     def execute(task) -> None:
+        if task.name in done:
+            return
+        done.add(task.name)
         for needed in task.arguments().values():
             execute(needed)
-        if not (out / task.name).exists():
-            task.execute()
+        task.execute()
 
     for task in tasks:
         execute(task)

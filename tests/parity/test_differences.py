@@ -5,6 +5,7 @@ Every test shows both sides: what mergekit does, and what is done here instead.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from safetensors.torch import load_file
 from shardmerge.compose import Composer
 from shardmerge.errors import UserError
 from shardmerge.lock import Lock
+from shardmerge.planning import load_plan
 from shardmerge.recipe import load_recipe
+from shardmerge.settings import load_settings
+from shardmerge.verify import _check_stray
 
 MERGEKIT = "mergekit-0.1.5"
 TENSOR = "model.layers.1.mlp.up_proj.weight"
@@ -248,3 +252,99 @@ class TestLayout:
             return {p.name: sorted(load_file(p)) for p in sorted(folder.glob("*.safetensors"))}
 
         assert layout(tmp_path / "results" / "merged" / "model") == layout(tmp_path / "a")
+
+
+class TestEditedRecipe:
+    """An edit of the recipe builds what it changes; mergekit-multi keeps what it finds."""
+
+    def test_mergekit_keeps_the_old_result(self, tmp_path):
+        _models(tmp_path)
+        out = tmp_path / "mergekit"
+        before = run_mergekit(_recipe(tmp_path, (0.5, 0.5)), out, lazy=True)["merged"]
+        after = run_mergekit(_recipe(tmp_path, (0.9, 0.1)), out, lazy=True)["merged"]
+        assert differing_bits(after, before) == {}
+
+    def test_an_edit_gives_other_jobs_and_other_bytes(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        _models(tmp_path)
+        found = []
+        for weights in ((0.5, 0.5), (0.9, 0.1), (0.5, 0.5)):
+            recipe = _recipe(tmp_path, weights)
+            settings = load_settings({"recipes": [str(recipe)]})
+            plan = load_plan(settings, say=lambda line: None)
+            jobs = [job.digest for job in plan.builds["merged"].shards]
+            found.append((jobs, run_shardmerge(recipe, tmp_path)["merged"]))
+        (first, a), (second, b), (third, c) = found
+        assert not set(first) & set(second) and first == third
+        assert differing_bits(a, b)
+        assert differing_bits(a, c) == {}
+
+
+class TestOldShards:
+    """A model's folder holds the model's shards; what lies there besides is told."""
+
+    def test_mergekit_leaves_the_old_ones(self, tmp_path):
+        _models(tmp_path)
+        recipe, out = _recipe(tmp_path, (0.5, 0.5)), tmp_path / "mergekit"
+        run_mergekit(recipe, out, out_shard_size=4000)
+        small = {path.name for path in (out / "merged").glob("*.safetensors")}
+        run_mergekit(recipe, out)
+        both = {path.name for path in (out / "merged").glob("*.safetensors")}
+        assert len(small) > 1 and both == small | {"model.safetensors"}
+        # The index still names the old ones.
+        index = json.loads((out / "merged" / "model.safetensors.index.json").read_text())
+        assert set(index["weight_map"].values()) == small
+
+    def test_they_are_refused(self, tmp_path):
+        """Nothing of a user's is deleted, so a model with strange weights does not pass."""
+        _models(tmp_path)
+        recipe = _recipe(tmp_path, (0.5, 0.5))
+        run_shardmerge(recipe, tmp_path)
+        folder = tmp_path / "results" / "merged" / "model"
+        stray = folder / "model-00001-of-00003.safetensors"
+        stray.write_bytes((folder / "model.safetensors").read_bytes())
+        description = {"shards": [{"file": "model.safetensors"}]}
+        with pytest.raises(UserError, match="is not part of this model") as caught:
+            _check_stray(description, folder)
+        assert stray.name in str(caught.value)
+
+
+class TestFloat32Leak:
+    """The result has the stage's dtype, whatever a method computes in."""
+
+    METHODS = ("arcee_fusion", "ramplus_tl")
+
+    def _recipe(self, folder: Path, method: str) -> Path:
+        document = {
+            "name": "merged",
+            "merge_method": method,
+            "base_model": str(folder / "a"),
+            "models": [{"model": str(folder / "b")}],
+            "dtype": "float16",
+        }
+        path = folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_mergekit_saves_float32(self, tmp_path, method):
+        _models(tmp_path)
+        recipe = self._recipe(tmp_path, method)
+        theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        assert {t.dtype for t in theirs.values()} == {torch.float32}
+        config = json.loads((tmp_path / "mergekit" / "merged" / "config.json").read_text())
+        assert config.get("dtype", config.get("torch_dtype")) == "float16"
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_float32_numerics_save_what_the_recipe_says(self, tmp_path, method):
+        _models(tmp_path)
+        ours = run_shardmerge(self._recipe(tmp_path, method), tmp_path)["merged"]
+        assert {t.dtype for t in ours.values()} == {torch.float16}
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_mergekit_numerics_have_its_types_too(self, tmp_path, method):
+        _models(tmp_path)
+        recipe = self._recipe(tmp_path, method)
+        theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        ours = run_shardmerge(recipe, tmp_path, numerics=MERGEKIT)["merged"]
+        assert differing_bits(ours, theirs) == {}
