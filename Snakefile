@@ -17,6 +17,7 @@ report: "report/workflow.rst"
 
 include: "rules/common.smk"
 include: "rules/lock.smk"
+include: "rules/convert.smk"
 include: "rules/fetch.smk"
 include: "rules/delta.smk"
 include: "rules/merge.smk"

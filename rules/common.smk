@@ -15,7 +15,9 @@ sys.path.insert(0, str(SCRIPTS))
 
 from shardmerge.describe import MODEL_FILES
 from shardmerge.errors import UserError
-from shardmerge.planning import load_plan, lock_paths, plan_path
+from shardmerge.pickles import RECORD
+from shardmerge.plan import NO_PLAN
+from shardmerge.planning import load_conversions, load_plan, lock_paths, plan_path
 from shardmerge.settings import explain_options, load_settings, own_config
 from shardmerge.targets import Targets
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
@@ -49,13 +51,16 @@ def decide():
     settings = load_settings(own_config(config, given, Path("config/config.yaml")))
     head = workflow.is_main_process
     renew = head and "lock" in sys.argv[1:]
+    conversions = load_conversions(settings, alone=not head or "convert" in sys.argv[1:])
+    if not all(conversion.done for conversion in conversions.values()):
+        return settings, NO_PLAN, Targets(settings, NO_PLAN), conversions
     plan = load_plan(settings, head=head, renew=renew, say=say)
     targets = Targets(settings, plan)
     targets.measured  # tells a model that there is not
-    return settings, plan, targets
+    return settings, plan, targets, conversions
 
 
-SETTINGS, PLAN, TARGETS = decide()
+SETTINGS, PLAN, TARGETS, CONVERSIONS = decide()
 PLAN_FILE = plan_path(SETTINGS)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]

@@ -109,6 +109,8 @@ def _sources(description: Mapping[str, Any]) -> str:
     rows = []
     for key, source in description["sources"].items():
         used = ", ".join(use for use, model in uses.items() if model == key)
+        if source.get("role") == "adapter":
+            used = "a LoRA adapter"
         if source["kind"] == "hub":
             commit = source["commit"]
             model = link(code(source["repo"]), f"{HUB}/{source['repo']}")

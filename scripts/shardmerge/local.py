@@ -18,6 +18,11 @@ from shardmerge.lock import LockedFile, LockedSource, LockedTensor
 FULL_HASH_BYTES = 64 << 20
 _SAMPLE_BLOCKS = 64
 _SAMPLE_BYTES = 64 << 10
+#: What to do about weights that are pickled.
+CONVERT = (
+    "Its weights are pickled. Write `allow_pickle: true` into the configuration and run "
+    "`snakemake convert`, which writes them as safetensors without running code that is in them."
+)
 _AUXILIARY = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
 _INDEX = "model.safetensors.index.json"
 
@@ -98,7 +103,7 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
             )
         header = read_header(path)
         _add_tensors(tensors, name, header, wanted, str(folder / _INDEX))
-    names = [*weights, *_auxiliary_files(folder, weights)]
+    names = [*weights, *auxiliary_files(folder, weights)]
     files = {name: identities.of(folder / name) for name in sorted(names)}
     identities.save()
     return LockedSource(
@@ -131,10 +136,7 @@ def lock_adapter(folder: Path, reference: str, identities: Identities) -> Locked
             pickled = (folder / adapter_config.PICKLE).is_file()
             raise UserError(
                 f"adapter {reference!r}: the folder {str(folder)!r} has no {name}",
-                hint=f"It has a pickle only ({adapter_config.PICKLE}), which is never loaded; "
-                "convert it to safetensors first."
-                if pickled and name == adapter_config.WEIGHTS
-                else None,
+                hint=CONVERT if pickled and name == adapter_config.WEIGHTS else None,
             )
         files[name] = identities.of(folder / name)
     tensors: dict[str, LockedTensor] = {}
@@ -196,9 +198,7 @@ def _weight_files(folder: Path, reference: str) -> Mapping[str, set[str] | None]
         pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise UserError(
             f"model {reference!r}: the folder {str(folder)!r} has no safetensors files",
-            hint="It has pickled weights only; convert them to safetensors first."
-            if pickles
-            else None,
+            hint=CONVERT if pickles else None,
         )
     return {safe_name(p.name, folder, str(folder)): None for p in found}
 
@@ -220,7 +220,8 @@ def _add_tensors(
         tensors[tensor] = LockedTensor(name, entry.dtype, entry.shape, entry.begin, entry.end)
 
 
-def _auxiliary_files(folder: Path, weights: Mapping[str, object]) -> list[str]:
+def auxiliary_files(folder: Path, weights: Mapping[str, object]) -> list[str]:
+    """Return the small files of a model: configuration, tokenizer, licence; not these weights."""
     return sorted(
         p.name
         for p in folder.iterdir()

@@ -117,6 +117,10 @@ class Plan:
         )
 
 
+#: What there is to do before there can be a plan: nothing.
+NO_PLAN = Plan({}, (), {}, {}, {}, ())
+
+
 @dataclass
 class Planned:
     """A plan and what its jobs read: specifications and descriptions of builds, by digest."""

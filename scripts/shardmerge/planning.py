@@ -11,6 +11,7 @@ from pathlib import Path
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, write_text
+from shardmerge.pickles import Conversion
 from shardmerge.plan import Plan, Planned
 from shardmerge.planner import make_plan
 from shardmerge.recipe import Recipe, load_recipe
@@ -21,6 +22,7 @@ from shardmerge.spec import ShardSpec
 #: Folders below the working directory.
 CACHE = Path(".shardmerge")
 MODELS = Path("resources/models")
+CONVERTED = Path("resources/converted")
 
 
 def load_plan(
@@ -40,8 +42,10 @@ def load_plan(
     texts = {path: _read(path) for path in settings["recipes"]}
     if not head and (plan := _cached(_key(settings, texts))):
         return plan
-    sources = Sources(settings["sources"], MODELS, CACHE)
+    sources = _sources(settings)
     recipes: list[Recipe] = [load_recipe(path) for path in texts]
+    for recipe in recipes:
+        sources.conversions(recipe)
     locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
     key = _key(settings, texts)
     plan = _cached(key)
@@ -54,6 +58,30 @@ def load_plan(
     return plan
 
 
+def load_conversions(settings: Settings, *, alone: bool) -> dict[str, Conversion]:
+    """Return the conversions of pickled weights that a configuration needs, by folder name.
+
+    Args:
+        settings: The configuration.
+        alone: Whether nothing but conversions is asked for, so that they need not be done.
+
+    Raises:
+        UserError: If a plan is asked for, and pickled weights are not converted yet.
+    """
+    if not settings["allow_pickle"]:
+        return {}
+    sources = _sources(settings)
+    found = [c for path in settings["recipes"] for c in sources.conversions(load_recipe(path))]
+    for conversion in found:
+        if not (alone or conversion.done):
+            raise UserError(
+                f"{conversion.reference!r} has pickled weights, which are not converted yet",
+                str(conversion.folder),
+                "Run `snakemake convert` with the same configuration first.",
+            )
+    return {conversion.name: conversion for conversion in found}
+
+
 def plan_path(settings: Settings) -> str:
     """Return where the plan of a configuration lies, once ``load_plan`` has made it."""
     return str(_plan_file(_key(settings, {path: _read(path) for path in settings["recipes"]})))
@@ -62,6 +90,11 @@ def plan_path(settings: Settings) -> str:
 def lock_paths(settings: Settings) -> list[str]:
     """Return the lock files of a configuration's recipes."""
     return [str(lock_path(recipe)) for recipe in settings["recipes"]]
+
+
+def _sources(settings: Settings) -> Sources:
+    converted = CONVERTED if settings["allow_pickle"] else None
+    return Sources(settings["sources"], MODELS, CACHE, converted)
 
 
 def spec_path(name: str) -> Path:

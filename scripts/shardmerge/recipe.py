@@ -64,6 +64,12 @@ class Recipe:
         named = (r for s in self.stages.values() for r in s.references)
         return tuple(dict.fromkeys(parse_reference(r.lora) for r in named if r.lora))
 
+    @property
+    def named(self) -> tuple[tuple[Reference, str], ...]:
+        """All that a lock must hold, each with its role: ``model`` or ``adapter``."""
+        models = ((reference, "model") for reference in self.sources)
+        return (*models, *((reference, "adapter") for reference in self.adapters))
+
 
 def load_recipe(path: str | Path) -> Recipe:
     """Return the recipe in a YAML file.

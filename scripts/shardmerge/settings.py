@@ -37,7 +37,14 @@ class Settings:
     def planned(self) -> dict[str, Any]:
         """Return the part that the plan depends on."""
         keys = ("sources", "stages", "numerics", "deltas", "delta_dtype", "max_shard_size")
-        keys += ("allow_nonfinite", "results", "keep_sources", "norm_merge", "silence")
+        keys += (
+            "allow_nonfinite",
+            "allow_pickle",
+            "results",
+            "keep_sources",
+            "norm_merge",
+            "silence",
+        )
         return {key: self.values[key] for key in keys}
 
 

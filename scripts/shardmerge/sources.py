@@ -13,6 +13,7 @@ from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import load_json, write_text
 from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
+from shardmerge.pickles import Conversion, find_conversion
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference, parse_reference
 from shardmerge.tokenizer.locking import complete, lacking
@@ -27,11 +28,20 @@ class Sources:
         folders: The configuration's ``sources``: reference to local folder.
         models: Folder that fetched models go to.
         cache: Folder for what can be computed again (content identities).
+        converted: Folder of conversions of pickled weights, or None where these are not allowed.
     """
 
-    def __init__(self, folders: Mapping[str, str], models: Path, cache: Path) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, str],
+        models: Path,
+        cache: Path,
+        converted: Path | None = None,
+    ) -> None:
         self._folders = dict(folders)
         self._models = models
+        self._converted = converted
+        self._conversions: dict[str, Conversion] = {}
         self._identities = Identities(cache / "identities.json")
 
     def folder(self, reference: Reference) -> Path | None:
@@ -40,6 +50,11 @@ class Sources:
         Raises:
             UserError: If it is neither.
         """
+        if conversion := self._conversions.get(reference.model):
+            return conversion.output
+        return self._given_folder(reference)
+
+    def _given_folder(self, reference: Reference) -> Path | None:
         for key in (reference.model, reference.path):
             if key in self._folders:
                 return Path(self._folders[key]).expanduser()
@@ -60,6 +75,23 @@ class Sources:
             return str(self._models / f"{slug(locked.repo)}@{locked.commit}" / file)
         return str(self.folder(parse_reference(key)) / file)
 
+    def conversions(self, recipe: Recipe) -> list[Conversion]:
+        """Return the conversions that a recipe's sources need, done or not.
+
+        From then on such a source is where its conversion is.
+        """
+        found = {}
+        for reference, role in recipe.named if self._converted else ():
+            key = reference.model
+            folder = self._given_folder(reference)
+            if folder is None or not folder.is_dir():
+                continue
+            output = self._converted / slug(key)
+            if one := find_conversion(folder, key, role, output, self._identities):
+                found[key] = one
+        self._conversions |= found
+        return list(found.values())
+
     def lock(self, recipe: Recipe, *, write: bool, renew: bool, say: Say) -> Lock:
         """Return a recipe's lock: read, and made or completed where it may be.
 
@@ -76,8 +108,7 @@ class Sources:
         old = Lock.from_json(load_json(path), str(path)) if path.exists() else Lock({})
         found: dict[str, LockedSource] = {}
         new = []
-        wanted = [(r, "model") for r in recipe.sources] + [(r, "adapter") for r in recipe.adapters]
-        for reference, role in wanted:
+        for reference, role in recipe.named:
             key = reference.model
             if key in recipe.stages or key in found:
                 other = "a document" if key in recipe.stages else "a model"

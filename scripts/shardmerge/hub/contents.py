@@ -12,6 +12,11 @@ from shardmerge.headers import Header, safe_name
 from shardmerge.lock import LockedTensor
 
 INDEX = "model.safetensors.index.json"
+#: What to do about a repository that has pickles only.
+DOWNLOAD = (
+    "Or fetch it yourself (`hf download REPOSITORY --local-dir FOLDER`), name FOLDER under "
+    "`sources`, write `allow_pickle: true` and run `snakemake convert`."
+)
 CONFIG = "config.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 #: Beside the weights: configuration, tokenizer, templates, licence.
@@ -60,7 +65,7 @@ def _no_weights(names: set[str], where: str) -> UserError:
             f"has its weights only as pickles ({pickles[0]}), which are never loaded here",
             where,
             "Use a safetensors conversion of it: another repository, or a revision such as "
-            f"{where}@refs/pr/1 if a conversion waits there as a pull request.",
+            f"{where}@refs/pr/1 if a conversion waits there as a pull request. {DOWNLOAD}",
         )
     others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
     held = f" (it has {others[0]})" if others else ""
@@ -85,9 +90,9 @@ def adapter_files(names: Iterable[str], where: str) -> list[str]:
         if name == adapter_config.WEIGHTS and adapter_config.PICKLE in names:
             raise UserError(
                 f"has its adapter only as a pickle ({adapter_config.PICKLE}), which is never "
-                "loaded here",
+                "loaded from there",
                 where,
-                "Use a safetensors conversion of it.",
+                DOWNLOAD,
             )
         raise UserError(f"is no LoRA adapter: it has no {name}", where)
     return wanted

@@ -1,0 +1,54 @@
+"""Pickled weights of local models, written once as safetensors; the target `convert`.
+
+Needs: `allow_pickle: true`, folders that have pickles only. No plan: a plan needs what is made here.
+Makes: resources/converted/MODEL/, a model folder that all other rules take instead.
+"""
+
+
+rule convert:
+    input:
+        [str(c.output / RECORD) for c in CONVERSIONS.values()],
+
+
+rule convert_pickle:
+    input:
+        lambda w: ancient(CONVERSIONS[w.source].pickle(w.file)),
+    output:
+        "<resources>/converted/{source}/{file}.safetensors",
+    log:
+        "<logs>/convert_pickle/{source}/{file}.log",
+    conda:
+        "../envs/merge.yaml"
+    threads: 1
+    resources:
+        # a file of torch before 1.6 is read whole
+        mem_mb=lambda w, attempt: attempt * megabytes(CONVERSIONS[w.source].size(w.file), 1000),
+        disk_mb=lambda w: megabytes(CONVERSIONS[w.source].size(w.file)),
+        runtime=lambda w, attempt: minutes(
+            2 * CONVERSIONS[w.source].size(w.file), RESOURCES["disk_mb_per_second"], attempt
+        ),
+    params:
+        identity=lambda w: CONVERSIONS[w.source].identity,
+        folder=lambda w: str(CONVERSIONS[w.source].folder),
+    shell:
+        "python $SCRIPTS/convert.py --pickle {input:q} --model {params.folder:q}"
+        " --output {output} > {log} 2>&1"
+
+
+rule finish_conversion:
+    input:
+        lambda w: CONVERSIONS[w.source].outputs,
+    output:
+        f"<resources>/converted/{{source}}/{RECORD}",
+    log:
+        "<logs>/finish_conversion/{source}.log",
+    localrule: True
+    conda:
+        "../envs/merge.yaml"
+    params:
+        folder=lambda w: str(CONVERSIONS[w.source].folder),
+        files=lambda w: list(CONVERSIONS[w.source].small),
+        record=lambda w: json.dumps(CONVERSIONS[w.source].record, sort_keys=True),
+    shell:
+        "python $SCRIPTS/finish_conversion.py --model {params.folder:q} --weights {input}"
+        " --files {params.files:q} --record {params.record:q} > {log} 2>&1"

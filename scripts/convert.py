@@ -1,0 +1,30 @@
+"""Write a pickle of model weights as a safetensors file, without running what is in it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmerge.cli import claim, run, say
+from shardmerge.files import load_json
+from shardmerge.unpickle import convert
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pickle", required=True, type=Path, help="what torch.save wrote")
+    parser.add_argument("--model", required=True, type=Path, help="folder with its config.json")
+    parser.add_argument("--output", required=True, type=Path)
+    args = parser.parse_args()
+
+    claim(args.output)
+    config = args.model / "config.json"
+    # models tie their embeddings unless their configuration says that they do not
+    tied = config.is_file() and load_json(config).get("tie_word_embeddings", True) is not False
+    for name, kept in convert(args.pickle, args.output, tied=tied).items():
+        say(f"{name} is {kept}, and the model ties them: left out")
+    say(f"{args.output.name}: {args.output.stat().st_size / 1e6:,.0f} MB")
+
+
+if __name__ == "__main__":
+    run(main)

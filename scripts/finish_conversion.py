@@ -1,0 +1,26 @@
+"""Put beside converted weights what makes them a model: configuration, tokenizer, index, record."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from shardmerge.cli import run
+from shardmerge.pickles import assemble
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, type=Path, help="folder of the pickles")
+    parser.add_argument("--weights", required=True, nargs="+", type=Path, help="what was made")
+    parser.add_argument("--files", nargs="*", default=[], help="names of files to copy")
+    parser.add_argument("--record", required=True, help="JSON: what was converted")
+    args = parser.parse_args()
+
+    weights = [path.name for path in args.weights]
+    assemble(args.weights[0].parent, args.model, args.files, weights, json.loads(args.record))
+
+
+if __name__ == "__main__":
+    run(main)
