@@ -30,7 +30,7 @@ def pickled_model(folder: Path, files: int = 2, seed: int = 0) -> dict[str, torc
     folder.mkdir(parents=True)
     tensors = random_tensors(llama_shapes(2), seed)
     (folder / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 2}))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "generation_config.json").write_text("{}")
     torch.save({"state": 1}, folder / "training_args.bin")
     names = list(tensors)
     step = -(-len(names) // files)

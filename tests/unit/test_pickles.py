@@ -155,7 +155,7 @@ class TestFolders:
         conversion = find_conversion(*args)
         assert not conversion.done
         assert len(conversion.weights) == files
-        assert conversion.small == ("config.json", "tokenizer.json")
+        assert conversion.small == ("config.json", "generation_config.json")
         for name, pickled in conversion.weights.items():
             convert(conversion.folder / pickled, conversion.output / name, tied=False)
         assert not conversion.done
