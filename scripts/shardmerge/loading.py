@@ -35,7 +35,7 @@ def load_tokenizer(folder: Path, tokens: Mapping[str, Any] | None = None) -> dic
         ``{"tokenizer": ...}``: the number of its tokens, or why it was not loaded.
 
     Raises:
-        UserError: If transformers cannot load it, or finds other tokens than were planned.
+        UserError: If transformers cannot load it, or finds other tokens in it than were written.
     """
     if not any((folder / name).exists() for name in _TOKENIZERS):
         return {"tokenizer": "none"}
@@ -54,7 +54,8 @@ def load_tokenizer(folder: Path, tokens: Mapping[str, Any] | None = None) -> dic
                 f"transformers cannot load the tokenizer: {_reason(error)}", str(folder)
             ) from error
         found = tokenizer.get_vocab()
-        if tokens and tokens.get("vocabulary") not in (None, digest(dict(found))):
+        written = tokens is not None and "added" in tokens
+        if written and tokens["vocabulary"] != digest(dict(found)):
             raise UserError(
                 f"transformers finds {len(found)} tokens in the tokenizer, not the "
                 f"{tokens['tokens']} that the embeddings were merged for",

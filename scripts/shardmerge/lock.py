@@ -85,7 +85,7 @@ class Lock:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data, short: tensors by file, a vocabulary once for all that have it."""
-        found = [s.vocabulary for s in self.sources.values() if s.vocabulary]
+        found = [s.vocabulary for s in self.sources.values() if s.vocabulary is not None]
         vocabularies = {v.digest: v.text for v in sorted(found, key=lambda v: v.digest)}
         return {
             "version": LOCK_VERSION,
@@ -127,7 +127,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         table[name] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
-    row |= {"vocabulary": source.vocabulary.digest if source.vocabulary else None}
+    row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
     row |= {"chat_template": source.chat_template}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
