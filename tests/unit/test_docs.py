@@ -130,6 +130,15 @@ class TestNames:
             body = source.partition(f"class {group}:")[2].partition("\nclass ")[0]
             assert f"def {name or 'test_'}" in body, group
 
+    def test_tests_of_mergekits_features_exist(self):
+        text = (REPO / "docs" / "mergekit.md").read_text()
+        folder = REPO / "tests" / "parity"
+        for name in set(re.findall(r"`(?:tests/parity/)?(test_\w+\.py)`", text)):
+            assert (folder / name).is_file(), name
+        found = "".join(p.read_text() for p in folder.glob("test_*.py"))
+        for name in re.findall(r"`(Test\w+)`", text):
+            assert f"class {name}:" in found, name
+
 
 class TestLinks:
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
