@@ -161,11 +161,14 @@ def _differ(sources: Collection[LockedSource]) -> bool:
 
 
 def _fp16_range(case: _Case) -> Iterator[Finding]:
+    locked = case.composer.lock.sources
+    suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
     wide: dict[str, None] = {}
     for output in case.outputs:
-        if output.dtype == "F16":
+        if output.dtype == "F16" and suspects.intersection(case.blends[output.name].models):
             leaves = ex.sources(case.expressions[output.name])
             wide |= dict.fromkeys(s.model for s in leaves if s.dtype in _WIDE)
+            suspects.difference_update(wide)
     if wide:
         yield case.finding(
             "fp16-range",
