@@ -12,6 +12,8 @@ from shardmerge.errors import UserError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
+#: How the name of a bias ends that an adapter adds to the model's.
+ADDED_BIAS = ".lora_B.bias"
 #: Settings that make an adapter something else than two factors a matrix, and what they are.
 _OTHER_KINDS = {
     "target_parameters": "factors of single parameters, such as those of experts",

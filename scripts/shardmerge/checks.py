@@ -165,9 +165,11 @@ def _fp16_range(case: _Case) -> Iterator[Finding]:
     suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
     wide: dict[str, None] = {}
     for output in case.outputs:
-        if output.dtype == "F16" and suspects.intersection(case.blends[output.name].models):
+        models = suspects.intersection(case.blends[output.name].models)
+        if output.dtype == "F16" and models:  # factors of adapters are not saved
             leaves = ex.sources(case.expressions[output.name])
-            wide |= dict.fromkeys(s.model for s in leaves if s.dtype in _WIDE)
+            found = (s.model for s in leaves if s.dtype in _WIDE and s.model in models)
+            wide |= dict.fromkeys(found)
             suspects.difference_update(wide)
     if wide:
         yield case.finding(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge import expression as ex
+from shardmerge.adapter_config import ADDED_BIAS
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def blend_of(expression: ex.Expression) -> Blend:
 
     def visit(node: ex.Expression, factor: float | None) -> None:
         match node:
+            case ex.Source(tensor=tensor) if tensor.endswith(ADDED_BIAS):
+                pass
             case ex.Source(model):
                 if factor is None:
                     through[model] = None

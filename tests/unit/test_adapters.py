@@ -11,7 +11,7 @@ import torch
 from adapter_cases import PREFIX, factors, write_adapter
 from hub_cases import ONE_FILE, add_model
 from loopback_hub import LoopbackHub
-from models import llama
+from models import llama, llama_shapes, random_tensors, save_model
 
 from shardmerge import expression as ex
 from shardmerge import hub
@@ -23,6 +23,7 @@ from shardmerge.lock import Lock, LockedSource, LockedTensor
 from shardmerge.models import Entry
 from shardmerge.recipe import parse_recipe
 from shardmerge.references import parse_reference
+from shardmerge.report.explain import explain
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 TABLE = {
@@ -269,6 +270,38 @@ class TestAlgebra:
     def test_no_adapter_among_documents(self, recipes) -> None:
         assert str(parse_reference("a+b@c")) == "a+b@c"
         assert parse_reference("a@d+b@c").lora == "b@c"
+
+
+class TestExplained:
+    def test_with_and_without_the_adapters(self, tmp_path: Path) -> None:
+        recipes = Recipes(tmp_path)
+        path = tmp_path / "r.yaml"
+        path.write_text(TASK)
+        assumed = explain(str(path), {})
+        assert "one: assumed to change every matrix" in assumed.basis
+        assert assumed.models["r"].terms == ("base", "one", "two")
+        (tmp_path / "r.lock.json").write_text(json.dumps(recipes.lock.to_json()))
+        for folders in ({}, {key: str(tmp_path / key) for key in ("base", "one", "two")}):
+            found = explain(str(path), folders)
+            values = {c: s.mean for c, s in found.models["r"].of("one").items() if s.mean}
+            assert values == {("q_proj", 0): 0.5, ("up_proj", 1): 0.5}
+            assert "assumed" not in found.basis
+            assert found.warnings == ()
+
+
+class TestChecks:
+    def test_biases_and_wide_factors_are_no_reason_to_warn(self, tmp_path: Path) -> None:
+        base = tmp_path / "base"
+        tensors = random_tensors(llama_shapes(2), 1)
+        tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(16).half()
+        save_model(base, tensors)
+        module = "model.layers.0.self_attn.q_proj"
+        more = {f"{PREFIX}{module}.lora_B.bias": torch.ones(16)}
+        write_adapter(tmp_path / "one", factors({module: (16, 16)}) | more)
+        path = tmp_path / "r.yaml"
+        path.write_text("merge_method: passthrough\nmodels: [{model: base+one}]\ndtype: float16\n")
+        found = explain(str(path), {"base": str(base), "one": str(tmp_path / "one")})
+        assert found.warnings == ()
 
 
 class TestHub:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class TestGoldenBytes:
         "flagship F16": "eb40bae7431c4e1bb60721e05b1f36a4903a1aa36b0885b984b31917b22d68d3",
         "sum BF16": "d0d95aba2754346e248c67efa967421b1a8cc87222428092a06e32639e82afe3",
         "F64 to F16": "b3e8079e932138ff52465e85a16fc8008b1fa35e44448916c8a93f721a2b9140",
+        "adapter F16": "037ac83ad3e8e3020450985dae42888104cb2f7ada0733dd8e60d03890464ede",
         "delta F32": "ecfeb386ee9f50cc6de965f850987938f6c154bb40278ca4b8c7e503d7065f30",
         "verbatim I64": "083ad330e13d96703e027abb22409c3141eab7a609acc6a9b2a4c8eb65a49a87",
     }
@@ -74,6 +76,8 @@ class TestGoldenBytes:
     def specs(models: Models) -> dict[str, ShardSpec]:
         s = models.source
         delta = ex.Delta(s("a", "h"), s("b", "h"), "F16")
+        adapter = ex.LowRank(s("l", "b"), s("l", "a"), 0.75, False, "F32")
+        turned = ex.LowRank(s("l", "c"), s("l", "d"), -1.5, True, "F32")
         sums = ex.Linear(((0.3, s("a", "h")), (0.7, s("b", "bf")), (-1.1, s("a", "f"))))
         return {
             "flagship F16": models.spec(
@@ -82,6 +86,12 @@ class TestGoldenBytes:
             "sum BF16": models.spec({"w": ("BF16", sums)}),
             "F64 to F16": models.spec(
                 {"w": ("F16", ex.Linear(((1 / 3, s("a", "d")), (1.0, s("b", "h")))))}
+            ),
+            "adapter F16": models.spec(
+                {
+                    name: ("F16", ex.Linear(((1.0, s("b", "h")), (0.9, update))))
+                    for name, update in (("w", adapter), ("v", turned))
+                }
             ),
             "delta F32": models.spec({"w": ("F32", ex.Delta(s("a", "f"), s("b", "bf"), "F32"))}),
             "verbatim I64": models.spec({"i": ("I64", s("a", "i")), "w": ("F16", s("b", "h"))}),
@@ -92,13 +102,16 @@ class TestGoldenBytes:
         """Numbers by integer arithmetic, so that they are the same with every torch."""
         steps = torch.arange(3000, dtype=torch.int64)
 
-        def made(factor: int, dtype: torch.dtype) -> torch.Tensor:
-            return ((steps * factor % 8191 - 4095).double() / 30011).to(dtype).reshape(30, 100)
+        def made(factor: int, dtype: torch.dtype, shape=(30, 100)) -> torch.Tensor:
+            values = (steps * factor % 8191 - 4095).double() / 30011
+            return values[: math.prod(shape)].to(dtype).reshape(shape)
 
         a = {"h": made(911, torch.float16), "f": made(613, torch.float32)}
         a |= {"d": made(577, torch.float64), "i": (steps * 31).reshape(30, 100)}
         b = {"h": made(353, torch.float16), "bf": made(127, torch.bfloat16)}
-        return Models(folder, {"a": a, "b": b})
+        adapter = {"b": made(211, torch.float32, (30, 7)), "a": made(97, torch.float32, (7, 100))}
+        adapter |= {"c": made(83, torch.bfloat16, (100, 5)), "d": made(59, torch.float16, (5, 30))}
+        return Models(folder, {"a": a, "b": b, "l": adapter})
 
     @pytest.mark.parametrize("name", list(GOLDEN))
     def test_bytes(self, tmp_path: Path, name: str) -> None:

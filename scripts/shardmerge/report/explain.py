@@ -15,12 +15,12 @@ from shardmerge.compose import Composer
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
 from shardmerge.findings import audible
-from shardmerge.local import lock_folder
+from shardmerge.local import lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedFile, LockedSource
 from shardmerge.norms import geometric_stages
 from shardmerge.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
-from shardmerge.report.synthetic import family_for, source_of
+from shardmerge.report.synthetic import adapter_of, family_for, source_of
 from shardmerge.sources import lock_path
 from shardmerge.terms import terms_of
 
@@ -69,14 +69,18 @@ def explain(
     """
     recipe = load_recipe(path)
     references = [reference.model for reference in recipe.sources]
+    adapters = [reference.model for reference in recipe.adapters]
     for key in folders:
-        if key not in references:
+        if key not in (*references, *adapters):
             raise UserError(
                 f"the recipe reads no model {key!r}",
                 path,
-                "It reads " + ", ".join(references) + ".",
+                "It reads " + ", ".join([*references, *adapters]) + ".",
             )
-    lock, basis, assumed = _lock(recipe, references, folders, layers)
+    of_models = {key: folder for key, folder in folders.items() if key in references}
+    lock, basis, assumed = _lock(recipe, references, of_models, layers)
+    if adapters:
+        lock, basis = _with_adapters(recipe, adapters, lock, folders, basis)
     composer = Composer(recipe, lock, "float32", None, geometric_stages(recipe, norm_merge))
     wanted = [n for n in recipe.stages if n in stages or ("final" in stages and n in recipe.final)]
     models, findings = {}, [*recipe.warnings, *check_norm_merge(recipe, norm_merge)]
@@ -94,7 +98,7 @@ def explain(
     return Explanation(
         models=models,
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
-        sources=tuple(references),
+        sources=(*references, *adapters),
         basis=basis,
         warnings=audible(findings, silence),
     )
@@ -122,6 +126,24 @@ def _lock(
         basis += f" {', '.join(missing)}: assumed to have those of {like}."
         known |= dict.fromkeys(missing, known[like])
     return Lock({key: known[key] for key in references}), basis, bool(missing)
+
+
+def _with_adapters(
+    recipe: Recipe, adapters: list[str], lock: Lock, folders: Mapping[str, str], basis: str
+) -> tuple[Lock, str]:
+    """Return a lock of models with their adapters, and where it comes from."""
+    path = lock_path(recipe.path)
+    locked = Lock.from_json(load_json(path), str(path)).sources if path.exists() else {}
+    found: dict[str, LockedSource] = {}
+    for key in adapters:
+        if key in folders:
+            found[key] = lock_adapter(Path(folders[key]).expanduser(), key, _Sizes())
+        elif key in locked and basis.endswith(f"{path}."):
+            found[key] = locked[key]
+        else:
+            found[key] = adapter_of(next(iter(lock.sources.values())))
+            basis += f" {key}: assumed to change every matrix in the layers."
+    return Lock({**lock.sources, **found}), basis
 
 
 def _assumed(

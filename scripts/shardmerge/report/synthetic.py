@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardmerge.lock import LockedSource, LockedTensor
+from shardmerge.names import layer_of
+from shardmerge.norms import is_scale
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,22 @@ def family_for(filters: Sequence[str]) -> Family:
 
 
 def source_of(tensors: Sequence[str]) -> LockedSource:
-    """Return a source that has those tensors in name only: scalars of no file."""
+    """Return a source that has those tensors in name only: of no file and hardly a shape."""
     table: Mapping[str, LockedTensor] = {
-        name: LockedTensor("", "F16", (), i, i + 1) for i, name in enumerate(tensors)
+        name: LockedTensor("", "F16", () if is_scale(name) else (1, 1), i, i + 1)
+        for i, name in enumerate(tensors)
     }
     return LockedSource("local", None, None, None, {}, {}, table)
+
+
+def adapter_of(model: LockedSource) -> LockedSource:
+    """Return a LoRA adapter that changes every matrix in the layers of a model."""
+    table = {}
+    for name, tensor in model.tensors.items():
+        if len(tensor.shape) == 2 and name.endswith(".weight") and layer_of(name):
+            rows, columns = tensor.shape
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            for part, shape in (("A", (1, columns)), ("B", (rows, 1))):
+                table[f"{stem}.lora_{part}.weight"] = LockedTensor("", "F32", shape, 0, 0)
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1}
+    return LockedSource("local", None, None, None, config, {}, table, "adapter")
