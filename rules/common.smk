@@ -13,6 +13,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from shardmerge.built import Built
 from shardmerge.describe import MODEL_FILES
 from shardmerge.errors import UserError
 from shardmerge.pickles import RECORD
@@ -70,6 +71,13 @@ COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 KEPT = (lambda path: path) if SETTINGS["keep_sources"] else temp
 DELTA = temp if SETTINGS["deltas"] == "auto" else (lambda path: path)
+BUILT = Built(
+    PLAN,
+    keep_sources=SETTINGS["keep_sources"],
+    keep_deltas=SETTINGS["deltas"] != "auto",
+    gated=lambda: is_whole_run(),
+    forced=lambda: is_forced(),
+)
 
 
 # What does not change a result is kept out of params: it goes to the jobs' shell.
@@ -92,6 +100,19 @@ wildcard_constraints:
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
+
+
+# Both are asked when the graph is made: what the user typed is not known while this is read.
+def is_whole_run():
+    """Return whether this process runs checks too, so that a download can wait for them."""
+    asked = workflow.dag_settings
+    return workflow.is_main_process and not (asked.until or asked.omit_from)
+
+
+def is_forced():
+    """Return whether jobs run that need not (a job of a cluster does, in its own process)."""
+    asked = workflow.dag_settings
+    return bool(asked.forceall or asked.forcetargets or asked.forcerun)
 
 
 def build(w):

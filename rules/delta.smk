@@ -1,13 +1,14 @@
 """Task vectors that are worth a file: what makes a fine-tuned model differ from its base.
 
 Needs: the fine-tuned model's file and the base model's files that hold the same tensors.
-Makes: results/deltas/FINETUNED-minus-BASE-DTYPE/delta-0000k-of-0000n.safetensors.
+Makes: results/deltas/FINETUNED-minus-BASE-DTYPE/delta-0000k-of-0000n.safetensors, and beside them
+records/ and checks/ as of output shards.
 """
 
 
 rule store_delta:
     input:
-        sources=lambda w: ancient(delta_job(w).sources),
+        sources=lambda w: ancient(BUILT.to_make(delta_job(w)).sources),
     output:
         shard=DELTA("<results>/deltas/{pair}/{delta}.safetensors"),
         record="<results>/deltas/{pair}/records/{delta}.json",
@@ -30,3 +31,24 @@ rule store_delta:
         "python $SCRIPTS/merge.py --spec {params.spec} --sources {input.sources}"
         " --output {output.shard} --record {output.record} --threads {threads}"
         " $MERGE_OPTIONS > {log} 2>&1"
+
+
+rule check_delta:
+    input:
+        shard=lambda w: BUILT.to_check(delta_job(w)).output or [],
+        sources=lambda w: ancient(BUILT.to_check(delta_job(w)).sources),
+    output:
+        "<results>/deltas/{pair}/checks/{delta}.json",
+    log:
+        "<logs>/check_delta/{pair}/{delta}.log",
+    retries: 1
+    conda:
+        "../envs/merge.yaml"
+    resources:
+        mem_mb=lambda w, attempt: megabytes(delta_job(w).check_memory) * attempt,
+        runtime=10,
+    params:
+        spec=lambda w: delta_job(w).digest,
+    shell:
+        "python $SCRIPTS/check_shard.py --spec {params.spec} --shard {input.shard}"
+        " --sources {input.sources} --output {output} > {log} 2>&1"

@@ -1,11 +1,14 @@
 """Source files from the Hugging Face Hub: one job a file, resumable, checked against the lock.
 
-Needs: the network and, for gated models, a token (HF_TOKEN or the login file).
+Needs: the network and, for gated models, a token (HF_TOKEN or the login file). Where fetched files
+are deleted once they are used, it waits until there is room.
 Makes: resources/models/MODEL@COMMIT/FILE.
 """
 
 
 rule fetch_file:
+    input:
+        room=lambda w: ancient(BUILT.gate(fetch_job(w).output)),
     output:
         KEPT("<resources>/models/{repo}@{commit}/{file}"),
     log:

@@ -7,8 +7,8 @@ Makes: results/NAME/model/model-0000k-of-0000n.safetensors and a record of how i
 
 rule merge_shard:
     input:
-        sources=lambda w: ancient(shard_job(w).sources),
-        deltas=lambda w: ancient(shard_job(w).deltas),
+        sources=lambda w: ancient(BUILT.to_make(shard_job(w)).sources),
+        deltas=lambda w: ancient(BUILT.to_make(shard_job(w)).deltas),
     output:
         shard="<results>/{name}/model/{shard}.safetensors",
         record="<results>/{name}/records/{shard}.json",

@@ -9,16 +9,17 @@ results/NAME/verify.json.
 rule check_shard:
     input:
         shard="<results>/{name}/model/{shard}.safetensors",
-        sources=lambda w: ancient(shard_job(w).sources),
-        deltas=lambda w: ancient(shard_job(w).deltas),
+        sources=lambda w: ancient(BUILT.to_check(shard_job(w)).sources),
+        deltas=lambda w: ancient(BUILT.to_check(shard_job(w)).deltas),
     output:
         "<results>/{name}/checks/{shard}.json",
     log:
         "<logs>/check_shard/{name}/{shard}.log",
+    retries: 1
     conda:
         "../envs/merge.yaml"
     resources:
-        mem_mb=lambda w, attempt: megabytes(shard_job(w).memory) * attempt,
+        mem_mb=lambda w, attempt: megabytes(shard_job(w).check_memory) * attempt,
         runtime=10,
     params:
         spec=lambda w: shard_job(w).digest,
@@ -32,6 +33,7 @@ rule verify_model:
         shards=lambda w: TARGETS.shards(w.name),
         records=records,
         checks=lambda w: TARGETS.per_shard(w.name, "checks"),
+        deltas=lambda w: TARGETS.per_delta(w.name, "checks"),
         files=package_files,
     output:
         "<results>/{name}/verify.json",
@@ -49,4 +51,5 @@ rule verify_model:
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
     shell:
         "python $SCRIPTS/verify_model.py --build {params.build} --model {params.model}"
-        " --checks {input.checks} --records {input.records} --output {output} > {log} 2>&1"
+        " --checks {input.checks} --deltas {input.deltas}"
+        " --records {input.records} --output {output} > {log} 2>&1"

@@ -17,6 +17,8 @@ def main() -> None:
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--model", required=True, type=Path, help="the model's folder")
     parser.add_argument("--checks", nargs="+", required=True, type=Path, help="from check_shard.py")
+    parser.add_argument("--deltas", nargs="*", default=[], type=Path,
+                        help="the same of stored task vectors")  # fmt: skip
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="from merge.py")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     parser.add_argument("--load", action=argparse.BooleanOptionalAction, default=True,
@@ -28,7 +30,9 @@ def main() -> None:
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
     description = load_description(args.build)
-    found = verify_model(args.build, description, args.model, args.checks, args.records)
+    found = verify_model(
+        args.build, description, args.model, args.checks, args.records, args.deltas
+    )
     if args.load:
         stay_offline()
         allowed = any(record.get("nonfinite") for record in load_records(args.records).values())

@@ -12,7 +12,8 @@ from shardmerge.errors import UserError
 from shardmerge.models import Place
 from shardmerge.spec import OutputTensor
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_UNITS = {"": 1} | {f"{u}B": 1000**k for k, u in enumerate("KMGT", 1)}
+_UNITS |= {f"{u}IB": 1024**k for k, u in enumerate("KMGT", 1)}
 
 
 def tensor_bytes(tensor: OutputTensor) -> int:
@@ -76,7 +77,7 @@ def parse_size(value: str | int | None) -> int | None:
     """
     if value is None or isinstance(value, int):
         return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?i?B?)", value.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", value.strip(), re.IGNORECASE)
     unit = (
         (match[2].upper() if match[2].upper().endswith("B") else match[2].upper() + "B")
         if (match and match[2])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from shardmerge.schedule import Schedule
 from shardmerge.spec import ShardSpec
 
 
@@ -20,6 +21,7 @@ class ShardJob:
         deltas: Paths of the stored task vectors that it reads.
         bytes_read, bytes_written: What it must move.
         memory: Bytes that it needs at most.
+        check_memory: Bytes that the check of the file needs at most.
     """
 
     output: str
@@ -29,6 +31,7 @@ class ShardJob:
     bytes_read: int
     bytes_written: int
     memory: int
+    check_memory: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Plan:
         fetches: By path.
         sources: The recipes' source models, by reference.
         unread: Weight files that no job reads: path to bytes.
+        schedule: In which order shards are made, and the disk that this takes.
+        lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         warnings: One sentence each.
     """
 
@@ -93,6 +98,8 @@ class Plan:
     sources: Mapping[str, Model]
     unread: Mapping[str, int]
     warnings: tuple[str, ...]
+    schedule: Schedule = Schedule((), 0, ())
+    lean: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
@@ -114,6 +121,8 @@ class Plan:
             },
             unread=data["unread"],
             warnings=tuple(data["warnings"]),
+            schedule=Schedule.from_json(data["schedule"]),
+            lean=data["lean"],
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from shardmerge import expression as ex
 from shardmerge import norms, rows
+from shardmerge.checkmemory import check_bytes
 from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
 from shardmerge.describe import FileKey, describe, model_files
@@ -22,6 +23,7 @@ from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference
+from shardmerge.schedule import with_schedule
 from shardmerge.settings import Settings
 from shardmerge.sources import slug
 from shardmerge.spec import OutputTensor, ShardSpec, delta_name
@@ -82,7 +84,7 @@ class _Planner:
             for name, file in source.files.items()
             if name in weights and (key, name) not in self.read
         }
-        self.planned.plan = Plan(
+        plan = Plan(
             builds=builds,
             deltas=tuple(delta_jobs),
             fetches=self.fetches,
@@ -90,6 +92,7 @@ class _Planner:
             unread=unread,
             warnings=audible(self.findings, self.settings["silence"]),
         )
+        self.planned.plan = with_schedule(plan, self.settings)
         return self.planned
 
     def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
@@ -226,6 +229,7 @@ class _Planner:
             bytes_read=sum(map(_bytes_read, leaves)),
             bytes_written=sum(map(tensor_bytes, tensors)),
             memory=workspace_bytes(spec),
+            check_memory=check_bytes(spec),
         )
 
     def _path(self, key: FileKey) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardmerge import expression as ex
+from shardmerge.checkmemory import WHOLE
 from shardmerge.dtypes import DTYPES, combine_dtype
 from shardmerge.engine.algebra import stated_dtype
 from shardmerge.estimates import Estimate, difference, product, round_estimate, rounded_error, total
@@ -31,8 +32,6 @@ from shardmerge.samples import Runs, positions
 if TYPE_CHECKING:
     import torch
 
-#: Elements of the largest tensor that is recomputed whole, where a method needs all of it.
-WHOLE = 1 << 22
 #: Allowance for a method's inputs that are sums themselves, relative to the largest of them.
 _NESTED = 2.0**-18
 

@@ -34,6 +34,16 @@ class Settings:
     def max_shard_size(self) -> int | None:
         return parse_size(self.values["max_shard_size"])
 
+    @property
+    def disk_budget(self) -> int | None:
+        return parse_size(self.values["disk_budget"])
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What benchmarks run on, as the configuration names it; nothing without tasks."""
+        benchmark = self.values["benchmark"]
+        return tuple(benchmark["models"]) if benchmark["tasks"] else ()
+
     def planned(self) -> dict[str, Any]:
         """Return the part that the plan depends on."""
         keys = ("sources", "stages", "numerics", "deltas", "delta_dtype", "max_shard_size")
@@ -42,10 +52,11 @@ class Settings:
             "allow_pickle",
             "results",
             "keep_sources",
+            "disk_budget",
             "norm_merge",
             "silence",
         )
-        return {key: self.values[key] for key in keys}
+        return {key: self.values[key] for key in keys} | {"measured": self.measured}
 
 
 def load_settings(config: Mapping[str, Any]) -> Settings:
@@ -65,7 +76,11 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     if errors:
         raise _explain(errors[0])
     settings = Settings(values)
-    _ = settings.max_shard_size, settings.delta_dtype  # tells their mistakes now
+    _ = (
+        settings.max_shard_size,
+        settings.disk_budget,
+        settings.delta_dtype,
+    )  # tells their mistakes now
     norms = settings["norm_merge"]
     words = {norms} if isinstance(norms, str) else set(norms.values())
     if settings["numerics"] != "float32" and "geometric" in words:

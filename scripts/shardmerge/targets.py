@@ -68,10 +68,10 @@ class Targets:
         stems = [Path(path).stem for path in self.shards(name)]
         return [f"{self.results}/{name}/{folder}/{stem}.json" for stem in stems]
 
-    def delta_records(self, name: str) -> list[str]:
-        """Return the records of the stored task vectors that a build reads."""
+    def per_delta(self, name: str, folder: str) -> list[str]:
+        """Return the same of the stored task vectors that a build reads."""
         used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
-        return [f"{Path(p).parent}/records/{Path(p).stem}.json" for p in used]
+        return [f"{Path(p).parent}/{folder}/{Path(p).stem}.json" for p in used]
 
     def package_files(self, name: str) -> list[str]:
         """Return the model's files that are neither weights nor made from the whole model."""

@@ -20,6 +20,7 @@ def verify_model(
     folder: Path,
     checks: Iterable[Path],
     records: Iterable[Path],
+    deltas: Iterable[Path] = (),
 ) -> dict[str, Any]:
     """Check a model's files against its description and the jobs' records.
 
@@ -29,6 +30,7 @@ def verify_model(
         folder: The model's.
         checks: What ``check_shard`` found, a JSON file for each shard.
         records: What the merge jobs recorded, a JSON file for each shard.
+        deltas: What ``check_shard`` found of the stored task vectors that were read.
 
     Returns:
         What was found, as JSON-able data.
@@ -41,6 +43,7 @@ def verify_model(
     _check_index(description, folder)
     _check_stray(description, folder)
     _check_files(description, folder)
+    vectors = [_passed(path) for path in deltas]
     found = _check_checks(description, checks)
     return {
         "passed": True,
@@ -50,6 +53,8 @@ def verify_model(
         "tensors": sum(len(shard["tensors"]) for shard in description["shards"]),
         "bytes": make_index(description)["metadata"]["total_size"],
         **found,
+        "task_vectors": len(vectors),
+        "task_vector_elements": sum(row["elements"] for row in vectors),
     }
 
 
@@ -135,9 +140,7 @@ def _check_checks(description: Mapping[str, Any], paths: Iterable[Path]) -> dict
     """Return the sum of the shards' checks, one of each."""
     checks = {}
     for path in paths:
-        check = load_json(path)
-        if check.get("passed") is not True:
-            raise UserError("is not the record of a check that passed", str(path))
+        check = _passed(path)
         checks[check.get("shard")] = check
     rows = []
     for shard in description["shards"]:
@@ -153,6 +156,13 @@ def _check_checks(description: Mapping[str, Any], paths: Iterable[Path]) -> dict
         "nonfinite": sum(row["nonfinite"] for row in rows),
         "not_sampled": [name for row in rows for name in row["not_sampled"]],
     }
+
+
+def _passed(path: Path) -> Mapping[str, Any]:
+    check = load_json(path)
+    if check.get("passed") is not True:
+        raise UserError("is not the record of a check that passed", str(path))
+    return check
 
 
 def _row(row: tuple[str, tuple[int, ...]] | None) -> str:

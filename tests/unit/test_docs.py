@@ -184,6 +184,7 @@ class TestFigures:
             "To read": gigabytes(found.read),
             "To write": gigabytes(found.models.bytes),
             "Disk with all sources kept": gigabytes(fetch + found.models.bytes),
+            "Disk with `keep_sources: false`": gigabytes(found.lean),
             "Memory that a merge job asks for": f"{max(job.memory for job in jobs) // 10**6} MB",
         }
 

@@ -129,4 +129,4 @@ class TestAblations:
             for deltas, p in projects.items()
         }
         assert kept["store"] > 0
-        assert kept["fuse"] == 0
+        assert kept["fuse"] == kept["auto"] == 0

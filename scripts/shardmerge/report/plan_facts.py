@@ -34,6 +34,8 @@ class Totals:
         deltas, models: Task vectors and shards to write.
         done: Of both, what is on disk already.
         disk: Bytes of disk that are needed at most beyond what is used now.
+        kept: The same from the start, with nothing there.
+        lean: The same if fetched files were deleted as soon as they are used.
         weights: Weight files of all sources.
         unread: Those of them that no job reads.
     """
@@ -46,6 +48,8 @@ class Totals:
     models: Amount
     done: Amount
     disk: int
+    kept: int
+    lean: int
     weights: int
     unread: Amount
 
@@ -85,7 +89,9 @@ def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
         deltas=_amount(job.bytes_written for job in plan.deltas),
         models=_amount(job.bytes_written for job in models),
         done=_amount(size for path, size in written.items() if path not in missing),
-        disk=sum(missing.values()),
+        disk=plan.schedule.peak(exists),
+        kept=plan.schedule.peak(),
+        lean=plan.lean,
         weights=len(read | set(plan.unread)),
         unread=_amount(plan.unread.values()),
     )

@@ -91,6 +91,8 @@ def _totals(totals: Totals) -> list[tuple[str, str]]:
             f"at most {human_bytes(totals.disk)} more ({human_bytes(free)} free here{short})",
         )
     )
+    if totals.lean < totals.kept:
+        rows.append(("", f"{human_bytes(totals.lean)} with `keep_sources: false`"))
     if totals.unread.files:
         what = f"{totals.unread.files} of {plural(totals.weights, 'source file')}"
         rows.append(("not needed", f"{what} ({human_bytes(totals.unread.bytes)})"))
