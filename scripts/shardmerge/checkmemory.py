@@ -12,6 +12,8 @@ from shardmerge.spec import ShardSpec
 WHOLE = 1 << 22
 #: An estimate is a value and its error in float64; what is read has its stored form besides.
 _ESTIMATE, _READ = 16, 24
+#: The mean of a tensor's rows is summed over pieces of so many elements' worth of arrays.
+_MEAN = (1 << 22) * (2 * _ESTIMATE + _READ)
 
 
 def check_bytes(spec: ShardSpec) -> int:
@@ -36,6 +38,8 @@ def _peak(node: ex.Expression, numerics: str, *, whole: bool) -> int:
         return 0  # not recomputed
     whole = whole or own
     inner = max((_peak(operand, numerics, whole=whole) for operand in operands), default=0)
+    if isinstance(node, ex.Mean):
+        inner += _MEAN
     if not whole:
         return inner
     if not operands:
