@@ -21,6 +21,11 @@ class UserError(Exception):
         self.hint = hint
         super().__init__(str(self))
 
+    def at(self, where: str) -> UserError:
+        """Return the same error as one of a place that led to it, such as a recipe's line."""
+        message = f"{self.where}: {self.message}" if self.where else self.message
+        return UserError(message, where, self.hint)
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text}\n  {self.hint}" if self.hint else text

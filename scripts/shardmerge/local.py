@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from shardmerge import adapter_config
+from shardmerge.contents import (
+    CONFIG,
+    INDEX,
+    TEMPLATES,
+    adapter_files,
+    model_files,
+    parse_weight_map,
+    tensor_table,
+    weight_files,
+)
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, write_json
-from shardmerge.headers import MAX_HEADER_BYTES, Header, read_header, safe_name
-from shardmerge.lock import LockedFile, LockedSource, LockedTensor
+from shardmerge.headers import MAX_HEADER_BYTES, read_header, safe_name
+from shardmerge.lock import LockedFile, LockedSource
 
 #: Up to this size a file is identified by its SHA-256, above by a sample of it.
 FULL_HASH_BYTES = 64 << 20
@@ -23,8 +32,6 @@ CONVERT = (
     "Its weights are pickled. Write `allow_pickle: true` into the configuration and run "
     "`snakemake convert`, which writes them as safetensors without running code that is in them."
 )
-_AUXILIARY = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
-_INDEX = "model.safetensors.index.json"
 
 
 class Identities:
@@ -82,39 +89,13 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
     Raises:
         UserError: If it is not a model, has only pickles, or its index and files disagree.
     """
-    if not folder.is_dir():
-        raise UserError(f"model {reference!r}: there is no folder {str(folder)!r}")
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"model {reference!r}: the folder {str(folder)!r} has no config.json",
-            hint="It is a LoRA adapter: write `MODEL+ADAPTER`."
-            if (folder / adapter_config.CONFIG).is_file()
-            else None,
-        )
-    weights = _weight_files(folder, reference)
-    tensors: dict[str, LockedTensor] = {}
-    for name, wanted in weights.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(
-                f"model {reference!r}: the file {name!r} is missing",
-                str(folder / _INDEX),
-                "The model was not copied or downloaded whole.",
-            )
-        header = read_header(path)
-        _add_tensors(tensors, name, header, wanted, str(folder / _INDEX))
-    names = [*weights, *auxiliary_files(folder, weights)]
-    files = {name: identities.of(folder / name) for name in sorted(names)}
-    identities.save()
-    return LockedSource(
-        kind="local",
-        repo=None,
-        revision=None,
-        commit=None,
-        config=load_json(folder / "config.json"),
-        files=files,
-        tensors=dict(sorted(tensors.items())),
-    )
+    where, names = _look(folder, reference)
+    weight_map = parse_weight_map(load_json(folder / INDEX), where) if INDEX in names else None
+    weights = weight_files(names, weight_map, where, CONVERT)
+    if CONFIG not in names:
+        raise UserError(f"has no {CONFIG}, so what kind of model it is cannot be told", where)
+    chosen = model_files(names, weights)
+    return _source("model", folder, where, CONFIG, chosen, weights, weight_map, identities)
 
 
 def lock_adapter(folder: Path, reference: str, identities: Identities) -> LockedSource:
@@ -128,31 +109,9 @@ def lock_adapter(folder: Path, reference: str, identities: Identities) -> Locked
     Raises:
         UserError: If a file is missing or broken, or it has only a pickle.
     """
-    if not folder.is_dir():
-        raise UserError(f"adapter {reference!r}: there is no folder {str(folder)!r}")
-    files: dict[str, LockedFile] = {}
-    for name in (adapter_config.CONFIG, adapter_config.WEIGHTS):
-        if not (folder / name).is_file():
-            pickled = (folder / adapter_config.PICKLE).is_file()
-            raise UserError(
-                f"adapter {reference!r}: the folder {str(folder)!r} has no {name}",
-                hint=CONVERT if pickled and name == adapter_config.WEIGHTS else None,
-            )
-        files[name] = identities.of(folder / name)
-    tensors: dict[str, LockedTensor] = {}
-    header = read_header(folder / adapter_config.WEIGHTS)
-    _add_tensors(tensors, adapter_config.WEIGHTS, header, None, str(folder))
-    identities.save()
-    return LockedSource(
-        kind="local",
-        repo=None,
-        revision=None,
-        commit=None,
-        config=load_json(folder / adapter_config.CONFIG),
-        files=files,
-        tensors=dict(sorted(tensors.items())),
-        role="adapter",
-    )
+    where, names = _look(folder, reference)
+    chosen = adapter_files(names, where, CONVERT)
+    return _source("adapter", folder, where, chosen[0], chosen, chosen[1:], None, identities)
 
 
 def check_folder(
@@ -181,54 +140,43 @@ def check_folder(
     identities.save()
 
 
-def _weight_files(folder: Path, reference: str) -> Mapping[str, set[str] | None]:
-    """Return the safetensors files of a model, each with the tensors that its index expects."""
-    index = folder / _INDEX
-    if index.is_file():
-        table = load_json(index).get("weight_map")
-        if not isinstance(table, dict) or not table:
-            raise UserError("has no weight_map", str(index))
-        files: dict[str, set[str] | None] = {}
-        for tensor, name in table.items():
-            files.setdefault(safe_name(name, folder, str(index)), set()).add(tensor)
-        return dict(sorted(files.items()))
-    single = folder / "model.safetensors"
-    found = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    if not found:
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        raise UserError(
-            f"model {reference!r}: the folder {str(folder)!r} has no safetensors files",
-            hint=CONVERT if pickles else None,
-        )
-    return {safe_name(p.name, folder, str(folder)): None for p in found}
-
-
-def _add_tensors(
-    tensors: dict[str, LockedTensor],
-    name: str,
-    header: Header,
-    wanted: set[str] | None,
-    index: str,
-) -> None:
-    for missing in sorted((wanted or set()) - set(header.tensors)):
-        raise UserError(f"tensor {missing!r} is not in {name!r} as the index says", index)
-    for tensor, entry in header.tensors.items():
-        if wanted is not None and tensor not in wanted:
-            continue
-        if tensor in tensors:
-            raise UserError(f"tensor {tensor!r} is in {tensors[tensor].file!r} and in {name!r}")
-        tensors[tensor] = LockedTensor(name, entry.dtype, entry.shape, entry.begin, entry.end)
-
-
-def auxiliary_files(folder: Path, weights: Mapping[str, object]) -> list[str]:
+def auxiliary_files(folder: Path, weights: Iterable[str]) -> list[str]:
     """Return the small files of a model: configuration, tokenizer, licence; not these weights."""
-    return sorted(
-        p.name
-        for p in folder.iterdir()
-        if p.is_file()
-        and not p.name.startswith(".")
-        and (p.suffix in _AUXILIARY or p.name.startswith(("LICENSE", "NOTICE")))
-        and p.name not in weights
+    return [name for name in model_files(_look(folder, str(folder))[1], ()) if name not in weights]
+
+
+def _look(folder: Path, reference: str) -> tuple[str, list[str]]:
+    """Return what to say in errors, and a folder's files as a repository would name them."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {str(folder)!r}", reference)
+    where = str(folder) if reference == str(folder) else f"{reference} in {str(folder)!r}"
+    paths = [*folder.iterdir(), *folder.glob(f"{TEMPLATES}*")]
+    return where, sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())
+
+
+def _source(
+    role: str,
+    folder: Path,
+    where: str,
+    config: str,
+    names: list[str],
+    weights: list[str],
+    weight_map: Mapping[str, str] | None,
+    identities: Identities,
+) -> LockedSource:
+    headers = {name: read_header(folder / safe_name(name, folder, where)) for name in weights}
+    tensors = tensor_table(headers, weight_map, where)
+    files = {name: identities.of(folder / name) for name in names}
+    identities.save()
+    return LockedSource(
+        kind="local",
+        repo=None,
+        revision=None,
+        commit=None,
+        config=load_json(folder / config),
+        files=files,
+        tensors=tensors,
+        role=role,
     )
 
 

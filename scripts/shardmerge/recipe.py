@@ -50,6 +50,16 @@ class Recipe:
         """Whether a stage takes the chat template that most models have."""
         return any(stage.chat_template == "auto" for stage in self.stages.values())
 
+    def where(self, model: str) -> str:
+        """Return file and line of the first place that names a model or adapter."""
+        for stage in self.stages.values():
+            for item in stage.inputs:
+                if model in (item.model.model, item.model.lora):
+                    return item.where
+            if any(model in (r.model, r.lora) for r in stage.references):
+                return stage.where
+        return self.path
+
     def needed(self, name: str) -> list[str]:
         """Return the stages that go into a stage, in the order of their work, itself the last."""
         found: set[str] = {name}

@@ -7,7 +7,9 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
+from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import load_json, write_text
@@ -19,6 +21,7 @@ from shardmerge.references import Reference, parse_reference
 from shardmerge.tokenizer.locking import complete, lacking
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Sources:
@@ -110,10 +113,11 @@ class Sources:
         new = []
         for reference, role in recipe.named:
             key = reference.model
+            where = recipe.where(key)
             if key in recipe.stages or key in found:
                 other = "a document" if key in recipe.stages else "a model"
-                raise UserError(f"names {key!r} both as an adapter and as {other}", recipe.path)
-            folder = self.folder(reference)
+                raise UserError(f"names {key!r} both as an adapter and as {other}", where)
+            folder = self._told_at(where, self.folder, reference)
             locked = None if renew else old.sources.get(key)
             if locked and locked.role != role:
                 locked = None
@@ -127,7 +131,7 @@ class Sources:
             if locked is None:
                 if not write:
                     raise UserError(f"has no lock of model {key!r}", str(path))
-                locked = self._lock_one(reference, role, folder, say)
+                locked = self._told_at(where, self._lock_one, reference, role, folder, say)
                 new.append(key)
             elif folder:
                 check_folder(folder, locked, key, str(path), self._identities)
@@ -143,9 +147,16 @@ class Sources:
             self._write(path, lock)
             say(f"locked {', '.join(new)} in {path}")
             if renew:
-                for line in changes(old, lock):
+                for line in describe_changes(old, lock):
                     say(f"  {line}")
         return lock
+
+    @staticmethod
+    def _told_at(where: str, call: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return call(*arguments)
+        except UserError as error:
+            raise error.at(where) from None
 
     def _lock_one(
         self, reference: Reference, role: str, folder: Path | None, say: Say
@@ -195,26 +206,6 @@ def slug(reference: str) -> str:
     name = reference.strip("./").replace("/", "--")
     plain = re.sub(r"[^\w.+@-]+", "-", name)
     return plain if plain == name and "--" not in reference else f"{plain}-{digest(reference)[:6]}"
-
-
-def changes(old: Lock, new: Lock) -> list[str]:
-    """Return what moved between two locks, one line each."""
-    lines = []
-    for name, now in new.sources.items():
-        was = old.sources.get(name)
-        if was is None:
-            lines.append(f"{name}: new")
-            continue
-        if was.commit != now.commit:
-            lines.append(f"{name}: {was.commit or 'a folder'} -> {now.commit or 'a folder'}")
-        for file in sorted({*was.files, *now.files}):
-            a, b = was.files.get(file), now.files.get(file)
-            if a is None or b is None:
-                lines.append(f"{name}: {file} {'added' if a is None else 'removed'}")
-            elif a.identity != b.identity:
-                lines.append(f"{name}: {file} changed")
-    lines += [f"{name}: no longer used" for name in old.sources if name not in new.sources]
-    return lines
 
 
 def _origin(locked: LockedSource) -> str:

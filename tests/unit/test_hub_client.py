@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from shardmerge.hub import client
-from shardmerge.hub.progress import Meter, human_bytes, human_time
+from shardmerge.hub.progress import Meter, human_time
+from shardmerge.report.words import human_bytes
 
 TOKEN = "hf_abcdefghijABCDEFGHIJ"
 

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
 from shardmerge import hub
+from shardmerge.changes import describe_changes
 from shardmerge.errors import UserError
 from shardmerge.headers import read_header
 from shardmerge.hub import client
@@ -111,9 +112,9 @@ class TestLockSource:
         assert hub.lock_source("o/m", first.commit).files == first.files
         moved = hub.lock_source("o/m", None)
         assert hub.latest_commit("o/m", None) == moved.commit != first.commit
-        lines = hub.describe_changes(first, moved)
-        assert lines[0].startswith(f"the default branch moved from {first.commit[:12]}")
-        assert any(line.startswith("model.safetensors has another content") for line in lines)
+        lines = describe_changes(Lock({"m": first}), Lock({"m": moved}))
+        assert lines[0].startswith(f"m: the default branch moved from {first.commit[:12]}")
+        assert any(line.startswith("m: model.safetensors has another content") for line in lines)
 
     def test_is_the_same_twice(self, served):
         add_model(served.store.root, "o/m", SHARDS)

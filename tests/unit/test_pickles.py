@@ -15,9 +15,9 @@ from engine_cases import assert_same, load
 from models import llama, llama_shapes, random_tensors
 from pickle_cases import Trap, pickled_model, saved
 
+from shardmerge.contents import adapter_files, weight_files
 from shardmerge.errors import UserError
 from shardmerge.headers import read_header
-from shardmerge.hub.contents import adapter_files, weight_files
 from shardmerge.local import Identities, lock_adapter, lock_folder
 from shardmerge.pickles import RECORD, assemble, find_conversion, pickled_weights
 from shardmerge.planning import load_conversions

@@ -101,8 +101,8 @@ class TestRecipe:
         refused(project, "recipe.yaml:")
 
     def test_unknown_model(self, project: Project) -> None:
-        replace(project, f"- model: {BASE}", "- model: Llama-2-70b")
-        refused(project, "model 'Llama-2-70b' is neither a folder")
+        line = replace(project, f"- model: {BASE}", "- model: Llama-2-70b")
+        refused(project, f"recipe.yaml:{line}: model 'Llama-2-70b' is neither a folder")
 
 
 class TestSources:
@@ -119,7 +119,7 @@ class TestSources:
         for path in folder.glob("model*"):
             path.unlink()
         (folder / "pytorch_model.bin").write_bytes(b"never opened")
-        refused(project, FINETUNED, "has no safetensors files", "convert them to safetensors")
+        refused(project, "recipe.yaml:", FINETUNED, "only as pickles", "a safetensors conversion")
 
     def test_folder_that_is_not_there(self, project: Project) -> None:
         project.configure(sources={BASE: "models/nowhere"})
@@ -128,7 +128,7 @@ class TestSources:
     def test_file_of_the_index_missing(self, project: Project) -> None:
         path = sorted((project.folder / "models" / RECIPIENT).glob("*.safetensors"))[1]
         path.unlink()
-        refused(project, repr(path.name), "is missing", "model.safetensors.index.json")
+        refused(project, repr(path.name), "which is not there", "model.safetensors.index.json")
 
     def test_truncated_file(self, project: Project) -> None:
         path = sorted((project.folder / "models" / RECIPIENT).glob("*.safetensors"))[1]

@@ -77,7 +77,9 @@ class TestFromTheHub:
         project.recipe.write_text(text)
         done = project.run("-n", env=environment(hub, tmp_path / "home"))
         assert done.returncode != 0
-        assert "152334H/mique" in done.stdout and "Traceback" not in done.stdout
+        line = text.split("152334H/mique")[0].count("\n") + 1
+        assert f"recipe.yaml:{line}: 152334H/mique" in done.stdout
+        assert "Traceback" not in done.stdout
 
     def test_no_token_anywhere(self, hub, project, tmp_path):
         project.build(env=environment(hub, tmp_path / "home", READER))

@@ -309,7 +309,7 @@ class TestChangedSource:
         path.write_bytes(content)
         done = project.run("lock")
         assert done.returncode == 0, done.stdout
-        assert f"{path.name} changed" in done.stdout
+        assert f"{path.name} has another content" in done.stdout
         assert project.pending_shards() == {path.name}
 
     def test_missing_file_is_named(self, project: Project) -> None:

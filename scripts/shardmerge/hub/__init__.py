@@ -8,7 +8,6 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "60")
 
-from shardmerge.hub.changes import describe_changes
 from shardmerge.hub.fetching import FetchRecord, fetch
 from shardmerge.hub.locking import latest_commit, lock_source, read_file
 from shardmerge.hub.publishing import check_verified, publish
@@ -17,7 +16,6 @@ from shardmerge.hub.uploads import list_uploads
 __all__ = [
     "FetchRecord",
     "check_verified",
-    "describe_changes",
     "fetch",
     "latest_commit",
     "list_uploads",

@@ -15,8 +15,9 @@ from shardmerge.errors import UserError
 from shardmerge.hub import cache, client
 from shardmerge.hub.content import wanted_digest
 from shardmerge.hub.partfile import PartFile
-from shardmerge.hub.progress import Meter, human_bytes, human_time
+from shardmerge.hub.progress import Meter, human_time
 from shardmerge.lock import LockedFile
+from shardmerge.report.words import human_bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -13,11 +13,7 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
-from shardmerge.errors import UserError
-from shardmerge.headers import Header, header_length, parse_header, safe_name
-from shardmerge.hub import client
-from shardmerge.hub.content import new_hasher, wanted_digest
-from shardmerge.hub.contents import (
+from shardmerge.contents import (
     CONFIG,
     INDEX,
     adapter_files,
@@ -26,6 +22,10 @@ from shardmerge.hub.contents import (
     tensor_table,
     weight_files,
 )
+from shardmerge.errors import UserError
+from shardmerge.headers import Header, header_length, parse_header, safe_name
+from shardmerge.hub import client
+from shardmerge.hub.content import new_hasher, wanted_digest
 from shardmerge.lock import LockedFile, LockedSource
 
 #: Most headers are shorter, so that one request is enough.

@@ -12,8 +12,8 @@ from types import TracebackType
 from shardmerge import claims, files
 from shardmerge.errors import UserError
 from shardmerge.hub.content import BLOCK, has_content, new_hasher, wanted_digest
-from shardmerge.hub.progress import human_bytes
 from shardmerge.lock import LockedFile
+from shardmerge.report.words import human_bytes
 
 _FULL = {
     errno.ENOSPC: "the disk is full",

@@ -5,16 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes in decimal units, three digits: ``4.93 GB``."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 999.5 and len(units) > 1:
-        count /= 1000
-        units.pop(0)
-    if units[0] == "B":
-        return f"{count:.0f} B"
-    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {units[0]}"
+from shardmerge.report.words import human_bytes
 
 
 def human_time(seconds: float) -> str:

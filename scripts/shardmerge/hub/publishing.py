@@ -16,8 +16,9 @@ from huggingface_hub.utils import disable_progress_bars, get_session
 from shardmerge import files
 from shardmerge.errors import UserError
 from shardmerge.hub import client
-from shardmerge.hub.progress import human_bytes, human_time
+from shardmerge.hub.progress import human_time
 from shardmerge.hub.uploads import CARD, Upload, check_sums, list_uploads
+from shardmerge.report.words import human_bytes
 
 #: Files that go up at the same time over LFS; xet is parallel within a file.
 _AT_ONCE = 4

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.contents import CONFIG, INDEX, TEMPLATES, parse_weight_map
 from shardmerge.errors import UserError
-from shardmerge.hub.contents import CONFIG, INDEX, parse_weight_map
 
 CARD = "README.md"
 _SUMS = "SHA256SUMS"
-_TEMPLATES = "additional_chat_templates"
 _ALLOWED = re.compile(
     r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
@@ -45,7 +44,7 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
         raise UserError("is not a folder", str(folder))
     uploads, left_out = [], []
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and path.name == _TEMPLATES:
+        if path.is_dir() and not path.is_symlink() and f"{path.name}/" == TEMPLATES:
             entries = sorted(path.iterdir())
         else:
             entries = [path]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from shardmerge.contents import model_files, parse_weight_map, tensor_table, weight_files
 from shardmerge.errors import UserError
 from shardmerge.headers import parse_header, write_header
-from shardmerge.hub.contents import model_files, parse_weight_map, tensor_table, weight_files
 
 INDEX = "model.safetensors.index.json"
 

@@ -1,4 +1,4 @@
-"""What a repository holds of a model: which files count, and its table of tensors."""
+"""What a folder or repository holds of a model: which files count, and its table of tensors."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ DOWNLOAD = (
     "Or fetch it yourself (`hf download REPOSITORY --local-dir FOLDER`), name FOLDER under "
     "`sources`, write `allow_pickle: true` and run `snakemake convert`."
 )
+FIND = (
+    "Use a safetensors conversion of it: another repository, or a revision such as `@refs/pr/1` if "
+    f"a conversion waits there as a pull request. {DOWNLOAD}"
+)
 CONFIG = "config.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 #: Beside the weights: configuration, tokenizer, templates, licence.
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-_TEMPLATES = "additional_chat_templates/"
+TEMPLATES = "additional_chat_templates/"
 
 
 def weight_files(
-    names: Iterable[str], weight_map: Mapping[str, str] | None, where: str
+    names: Iterable[str],
+    weight_map: Mapping[str, str] | None,
+    where: str,
+    pickled: str = FIND,
 ) -> list[str]:
     """Return the safetensors files that make up the model, sorted.
 
@@ -35,6 +42,7 @@ def weight_files(
         names: All files of the repository.
         weight_map: File of every tensor, from the index if there is one.
         where: What to say in errors.
+        pickled: What to do if there are pickles only.
 
     Raises:
         UserError: If there are none, or it is not clear which.
@@ -43,7 +51,8 @@ def weight_files(
     if weight_map is not None:
         found = sorted(set(weight_map.values()))
         if missing := [name for name in found if name not in names]:
-            raise UserError(f"has an {INDEX} that names {missing[0]!r}, which is not there", where)
+            raise UserError(f"has an {INDEX} that names {missing[0]!r}, which is not there", where,
+                            "The model is not whole.")  # fmt: skip
         return found
     if "model.safetensors" in names:
         return ["model.safetensors"]
@@ -52,11 +61,12 @@ def weight_files(
         count = int(next(iter(shards.values()))[2])
         if sorted(int(match[1]) for match in shards.values()) == list(range(1, count + 1)):
             return sorted(shards)
-        raise UserError(f"has {len(shards)} of its {count} weight files", where)
-    raise _no_weights(names, where)
+        raise UserError(f"has {len(shards)} of its {count} weight files", where,
+                        "The model is not whole.")  # fmt: skip
+    raise _no_weights(names, where, pickled)
 
 
-def _no_weights(names: set[str], where: str) -> UserError:
+def _no_weights(names: set[str], where: str, pickled: str) -> UserError:
     if "adapter_config.json" in names:
         return UserError("is an adapter (LoRA), not a model", where, "Write `MODEL+ADAPTER`.")
     pickles = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth")) and "/" not in n)
@@ -64,20 +74,20 @@ def _no_weights(names: set[str], where: str) -> UserError:
         return UserError(
             f"has its weights only as pickles ({pickles[0]}), which are never loaded here",
             where,
-            "Use a safetensors conversion of it: another repository, or a revision such as "
-            f"{where}@refs/pr/1 if a conversion waits there as a pull request. {DOWNLOAD}",
+            pickled,
         )
     others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
     held = f" (it has {others[0]})" if others else ""
     return UserError(f"has no model.safetensors and no {INDEX}{held}", where)
 
 
-def adapter_files(names: Iterable[str], where: str) -> list[str]:
+def adapter_files(names: Iterable[str], where: str, pickled: str = DOWNLOAD) -> list[str]:
     """Return the files that make up a LoRA adapter: its configuration, then its weights.
 
     Args:
         names: All files of the repository.
         where: What to say in errors.
+        pickled: What to do if there is a pickle only.
 
     Raises:
         UserError: If one is not there.
@@ -92,7 +102,7 @@ def adapter_files(names: Iterable[str], where: str) -> list[str]:
                 f"has its adapter only as a pickle ({adapter_config.PICKLE}), which is never "
                 "loaded from there",
                 where,
-                DOWNLOAD,
+                pickled,
             )
         raise UserError(f"is no LoRA adapter: it has no {name}", where)
     return wanted
@@ -112,7 +122,7 @@ def model_files(names: Iterable[str], weights: Iterable[str]) -> list[str]:
 
 
 def _is_of_the_model(name: str) -> bool:
-    if name.startswith(".") or ("/" in name and not name.startswith(_TEMPLATES)):
+    if name.startswith(".") or ("/" in name and not name.startswith(TEMPLATES)):
         return False
     if name.endswith(".index.json") and name != INDEX:
         return False

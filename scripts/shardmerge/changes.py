@@ -1,29 +1,37 @@
-"""What moved between two locks of a source, for the user who renews one."""
+"""What moved between two locks, for the user who renews one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shardmerge.hub.progress import human_bytes
-from shardmerge.lock import LockedFile, LockedSource, LockedTensor
+from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
+from shardmerge.report.words import human_bytes
 
 _SHOWN = 5
 
 
-def describe_changes(old: LockedSource, new: LockedSource) -> list[str]:
-    """Return one line per change, none if both locks pin the same content.
+def describe_changes(old: Lock, new: Lock) -> list[str]:
+    """Return one line per change, none if both locks pin the same contents.
 
     Args:
-        old: The source as it was locked.
-        new: As it is now.
+        old: The sources as they were locked.
+        new: As they are now.
     """
     lines = []
-    if old.commit != new.commit:
-        lines.append(
-            f"{new.revision or 'the default branch'} moved from {_short(old.commit)} "
-            f"to {_short(new.commit)}"
+    for name, now in new.sources.items():
+        was = old.sources.get(name)
+        lines += (
+            [f"{name}: {line}" for line in _source_changes(was, now)] if was else [f"{name}: new"]
         )
+    return lines + [f"{name}: no longer used" for name in old.sources if name not in new.sources]
+
+
+def _source_changes(old: LockedSource, new: LockedSource) -> list[str]:
+    lines = []
+    if old.commit != new.commit:
+        what = new.revision or ("the default branch" if new.commit and old.commit else "it")
+        lines.append(f"{what} moved from {_short(old.commit)} to {_short(new.commit)}")
     lines += _config_changes(old.config, new.config)
     lines += _file_changes(old.files, new.files)
     lines += _tensor_changes(old.tensors, new.tensors)
