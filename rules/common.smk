@@ -69,7 +69,8 @@ DEPLOYED = workflow.deployment_settings.deployment_method
 ON_GPU = SETTINGS["device"] != "cpu"
 COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
-KEPT = (lambda path: path) if SETTINGS["keep_sources"] else temp
+# `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
+KEPT = update if SETTINGS["keep_sources"] else temp
 DELTA = temp if SETTINGS["deltas"] == "auto" else (lambda path: path)
 BUILT = Built(
     PLAN,

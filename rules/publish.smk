@@ -19,9 +19,10 @@ rule publish_model:
     params:
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
         repository=plainly(lambda w: TARGETS.repository(w.name)),
+        kind="private" if SETTINGS["publish"]["private"] else "PUBLIC",
         visibility="" if SETTINGS["publish"]["private"] else "--public",
     message:
-        "Uploading {params.model} to {params.repository} ({params.visibility})"
+        "Uploading {params.model} to the {params.kind} repository {params.repository}"
     shell:
         "python $SCRIPTS/publish.py --folder {params.model} --verify {input.verified}"
         " --repo {params.repository} {params.visibility} --output {output} > {log} 2>&1"

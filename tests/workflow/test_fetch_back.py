@@ -18,9 +18,11 @@ from hub_cases import (
     files_with,
     run,
     wait_until,
+    write_weights,
 )
 from loopback_hub import LoopbackHub
 from loopback_store import Store
+from loopback_uploads import PART_BYTES
 
 SHARDS = {
     f"model-0000{n}-of-00003.safetensors": [(f"layer.{n}", "F16", (400, 1024))] for n in (1, 2, 3)
@@ -88,6 +90,30 @@ class TestPublish:
         assert receipt["files"] == {p.name: p.stat().st_size for p in case.model.iterdir()}
         (case.results / "second.txt").write_text(result.stdout + result.stderr)
         assert files_with(WRITER, case.results) == []
+
+    def test_killed_within_a_file_sends_that_file_alone_again(self, case):
+        """A file of several parts: LFS knows whole files only, so its parts go up again."""
+        name, other = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
+        write_weights(case.model / name, [("layer.1", "F16", (2 * PART_BYTES // 1024, 1024))])
+        shas = {e.path: e.sha256 for e in Store(case.results).entries(case.model)}
+        case.server.fault(f"/_lfs/{shas[name]}/2", "pause", method="PUT", after=300_000)
+        with open(case.results / "log.txt", "wb") as log:
+            process = subprocess.Popen(case.command, env=case.env, stdout=log, stderr=log)
+        wait_until(
+            lambda: (
+                f"{shas[other]}" in "".join(r.path for r in case.puts() if r.status == 200)
+                and any(r.path.endswith("/2") and r.sent >= 300_000 for r in case.puts())
+                and len([r for r in case.puts() if r.status == 200]) >= 3
+            ),
+            process,
+        )
+        process.kill()
+        process.wait()
+        case.server.log.clear()
+        assert run(case.command, case.env).returncode == 0
+        assert {r.path.split("/")[2] for r in case.puts()} == {shas[name]}
+        assert sum(r.sent for r in case.puts()) == (case.model / name).stat().st_size
+        assert (case.there / name).read_bytes() == (case.model / name).read_bytes()
 
     def test_refuses_what_is_not_verified(self, case):
         case.verify.write_text('{"passed": false, "problems": ["a NaN"]}')

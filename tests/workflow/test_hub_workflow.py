@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from hub_cases import READER, WRITER, environment
+from hub_cases import READER, WRITER, environment, files_with, wait_until
 from loopback_hub import LoopbackHub
 from models import llama
 from workflow_helpers import FILES, FINETUNED, NAME, Project
+from workflow_helpers import environment as run_environment
 
 
 @pytest.fixture
@@ -82,9 +87,77 @@ class TestFromTheHub:
         assert "Traceback" not in done.stdout
 
     def test_no_token_anywhere(self, hub, project, tmp_path):
-        project.build(env=environment(hub, tmp_path / "home", READER))
-        for path in project.folder.rglob("*"):
-            assert not path.is_file() or READER.encode() not in path.read_bytes(), path
+        gated = {"gated": True, "readers": [READER]}
+        (hub.store.root / FINETUNED / ".hub.json").write_text(json.dumps(gated))
+        refused = project.run("-n", env=environment(hub, tmp_path / "home"))
+        assert f"Visit {hub.url}/{FINETUNED}, accept its terms" in refused.stdout
+        with CommandLines() as seen:
+            done = project.run(
+                "--until", "merge_shard", env=environment(hub, tmp_path / "home", READER)
+            )
+        assert done.returncode == 0, done.stdout
+        assert any("fetch.py" in line for line in seen.lines)
+        assert READER not in done.stdout + "".join(seen.lines)
+        assert files_with(READER, project.folder, tmp_path / "home") == []
+
+
+class CommandLines(threading.Thread):
+    """Collects the command lines of all processes while it runs."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.lines, self._over = set(), threading.Event()
+
+    def run(self):
+        while not self._over.wait(0.01):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    self.lines.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self.join()
+
+
+@pytest.mark.slow
+class TestTwoWorkflows:
+    def test_on_one_folder_of_models_fetch_every_file_once(self, hub, project, tmp_path):
+        """The second is slower, so that it comes to files that the first has brought meanwhile."""
+        project.configure(sources={})
+        other = project.copy(tmp_path / "other")
+        env = environment(hub, tmp_path / "home")
+        for one in (project, other):
+            assert one.run("lock", env=env).returncode == 0
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        for one in (project, other):
+            (one.folder / "resources").mkdir(exist_ok=True)
+            (one.folder / "resources" / "models").symlink_to(shared)
+        hub.log.clear()
+        hub.fault("/_cdn/.*-of-00005.safetensors", "pause", after=100)
+        running = []
+        for one, cores in ((other, 1), (project, 4)):
+            running.append(
+                subprocess.Popen(
+                    one.command("--until", "merge_shard", cores=cores),
+                    cwd=one.folder,
+                    env=run_environment(env),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            wait_until(lambda: len(hub.requests("/_cdn/")) > 0, running[-1])
+        # The first waits for the file that is held; the second brings what it can meanwhile.
+        wait_until(lambda: len(list(shared.rglob("model-*.safetensors"))) >= 3)
+        hub.release()
+        assert [process.wait() for process in running] == [0, 0]
+        assert project.shards() == other.shards() != {}
+        sent = Counter(r.path for r in hub.requests(r"/_cdn/.*safetensors$"))
+        assert set(sent.values()) == {1}, sent
 
 
 @pytest.mark.slow
@@ -92,7 +165,17 @@ class TestPublish:
     def test_whole_way(self, hub, project, tmp_path):
         env = environment(hub, tmp_path / "home", WRITER)
         project.configure(sources={}, publish={"repository": "writer/{name}"})
-        project.build("publish", env=env)
+        dry = project.run("-n", "publish", env=env)
+        assert f"results/{NAME}/model to the private repository writer/{NAME}" in dry.stdout
+        assert hub.requests("", "POST") == []
+        with CommandLines() as seen:
+            project.build("publish", env=env)
+        assert any("publish.py" in line for line in seen.lines)
+        assert WRITER not in "".join(seen.lines)
+        assert files_with(WRITER, project.folder, tmp_path / "home") == []
+        assert json.loads((hub.store.root / "writer" / NAME / ".hub.json").read_text()) == {
+            "private": True
+        }
         receipt = json.loads((project.folder / f"results/{NAME}/published.json").read_text())
         assert receipt
         uploaded = {p.name for p in (Path(hub.store.root) / "writer" / NAME).rglob("*")}
