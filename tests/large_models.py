@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 
 from models import llama_shapes
@@ -14,6 +15,7 @@ from shardmerge.planning import load_plan
 from shardmerge.recipe import load_recipe
 from shardmerge.settings import load_settings
 from shardmerge.sources import lock_path
+from shardmerge.tokenizer.vocabulary import Vocabulary
 
 RECIPE = Path(__file__).parents[1] / "config" / "recipes" / "miquplus-midnight-70b.yaml"
 
@@ -59,8 +61,14 @@ def hub_source(repo: str, shapes: Shapes, files: int) -> LockedSource:
     locked |= {name: LockedFile(600, git_oid=mark.ljust(40, "0")[:40]) for name in
                ("config.json", "tokenizer.json", "tokenizer_config.json")}  # fmt: skip
     return LockedSource(
-        "hub", repo, None, mark.ljust(40, "0")[:40], {"model_type": "llama"}, locked, tensors
-    )
+        "hub", repo, None, mark.ljust(40, "0")[:40], {"model_type": "llama"}, locked, tensors,
+        vocabulary=_vocabulary(),
+    )  # fmt: skip
+
+
+@cache
+def _vocabulary() -> Vocabulary:
+    return Vocabulary.of({f"token{i}": i for i in range(32000)})
 
 
 def large_plan(
