@@ -119,7 +119,7 @@ class TestSources:
         for path in folder.glob("model*"):
             path.unlink()
         (folder / "pytorch_model.bin").write_bytes(b"never opened")
-        refused(project, "recipe.yaml:", FINETUNED, "only as pickles", "a safetensors conversion")
+        refused(project, "recipe.yaml:", FINETUNED, "only as pickles", "`snakemake convert`")
 
     def test_folder_that_is_not_there(self, project: Project) -> None:
         project.configure(sources={BASE: "models/nowhere"})
