@@ -13,7 +13,7 @@ from shardmerge.config_doc import config_keys, config_markdown, with_tables
 from shardmerge.document import DOCUMENT_KEYS
 from shardmerge.methods_doc import methods_markdown
 from shardmerge.planner import make_plan
-from shardmerge.recipe import load_recipe
+from shardmerge.recipe import load_recipe, parse_recipe
 from shardmerge.report.plan_facts import totals
 from shardmerge.settings import SCHEMA, load_settings
 
@@ -102,10 +102,13 @@ class TestNames:
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
     def test_yaml_keys_exist(self, page):
-        """The configurations that the pages show pass the schema."""
+        """The configurations that the pages show pass the schema, parts of recipes the reader."""
         import yaml
 
         for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.S | re.M):
+            if set(yaml.safe_load(block)) <= {*DOCUMENT_KEYS} - {"merge_method", "models"}:
+                parse_recipe(f"merge_method: linear\nmodels: [{{model: o/a}}]\n{block}", page.name)
+                continue
             if not set(shown := yaml.safe_load(block)) <= KEYS and set(shown) <= PROFILE_KEYS:
                 continue
             settings = load_settings(shown)

@@ -96,48 +96,70 @@ class Alignment:
         return [self._member_tables(index) for index in range(len(self.members))]
 
     def _member_tables(self, index: int) -> tuple[dict[int, str], str | None]:
-        rows_by_id: list[Row] = [()] * self.size
-        for token, number in self._ids.items():
-            own = self._row(index, token)
-            rule = self._rules.get(token)
-            if own is not None and not (rule and rule.force):
-                rows_by_id[number] = ((index, own),)
-            else:
-                rows_by_id[number] = self._default(token)
-        used = [index, *sorted({i for row in rows_by_id for i, _ in row} - {index})]
+        own = self._own_rows[index]
+        given: dict[int, Row] = {}  # of the tokens whose own row is not used
+        for number, row in enumerate(own):
+            if row == rows.ZERO or number in self._forced:
+                given[number] = self._default(number)
+        used = [index, *sorted({i for row in given.values() for i, _ in row} - {index})]
         tables = {}
         for i in used:
-            at = (dict(row).get(i, rows.ZERO) for row in rows_by_id)
-            tables[i] = rows.format_rows(at)
-        places = {i: place for place, i in enumerate(used)}
+            taken = list(own) if i == index else [rows.ZERO] * self.size
+            for number, row in given.items():
+                taken[number] = next((at for j, at in row if j == i), rows.ZERO)
+            tables[i] = rows.format_rows(taken)
         if used == [index]:
             return tables, None
-        choice = (tuple(places[i] for i, _ in row) for row in rows_by_id)
+        places = {i: place for place, i in enumerate(used)}
+        choice = [(0,)] * self.size
+        for number, row in given.items():
+            choice[number] = tuple(places[i] for i, _ in row)
         return tables, rows.format_choice(choice)
+
+    @cached_property
+    def _own_rows(self) -> list[list[int]]:
+        """For each input, the row of every id of the result, ZERO where it has none."""
+        found = []
+        for member in self.members:
+            own = [rows.ZERO] * self.size
+            for token, number in self._ids.items():
+                row = member.ids.get(token, rows.ZERO)
+                if row < member.rows:
+                    own[number] = row
+            found.append(own)
+        return found
+
+    @cached_property
+    def _forced(self) -> dict[int, None]:
+        """The ids of the tokens whose own rows are not used."""
+        return {self._ids[rule.token]: None for rule in self._rules.values() if rule.force}
+
+    @cached_property
+    def _rule_of(self) -> dict[int, TokenRule]:
+        return {self._ids[rule.token]: rule for rule in self._rules.values()}
+
+    def _default(self, number: int) -> Row:
+        """Return what an id is made from in a model that lacks it, or must not use its own."""
+        if number not in self._defaults:
+            rule = self._rule_of.get(number)
+            self._defaults[number] = self._ruled(rule) if rule else self._usual(number)
+        return self._defaults[number]
+
+    @cached_property
+    def _defaults(self) -> dict[int, Row]:
+        return {}
+
+    def _usual(self, number: int) -> Row:
+        found = ((i, own[number]) for i, own in enumerate(self._own_rows))
+        having = {i: row for i, row in found if row != rows.ZERO}
+        if len(having) > 1 and self.base in having:
+            return ((self.base, having[self.base]),)
+        return tuple(having.items())
 
     def _row(self, index: int, token: str) -> int | None:
         member = self.members[index]
         found = member.ids.get(token)
         return found if found is not None and found < member.rows else None
-
-    def _default(self, token: str) -> Row:
-        """Return what a token is made from in a model that lacks it, or must not use its own."""
-        if token not in self._defaults:
-            rule = self._rules.get(token)
-            self._defaults[token] = self._ruled(rule) if rule else self._usual(token)
-        return self._defaults[token]
-
-    @cached_property
-    def _defaults(self) -> dict[str, Row]:
-        return {}
-
-    def _usual(self, token: str) -> Row:
-        having = [
-            (i, row) for i in range(len(self.members)) if (row := self._row(i, token)) is not None
-        ]
-        if len(having) > 1 and self.base in dict(having):
-            return ((self.base, dict(having)[self.base]),)
-        return tuple(having)
 
     def _ruled(self, rule: TokenRule) -> Row:
         if rule.kind is None:

@@ -39,6 +39,11 @@ class Tokenizer:
         return max(self.ids.values(), default=-1) + 1
 
     @property
+    def in_order(self) -> list[str]:
+        """The tokens in the order of their ids."""
+        return sorted(self.ids, key=self.ids.__getitem__)
+
+    @property
     def is_original(self) -> bool:
         """Whether it is its source's, so that the source's files can be copied."""
         same = dict.fromkeys(self.original.added, self.source) == dict(self.added)
@@ -76,7 +81,7 @@ def union(base: Tokenizer, others: Sequence[Tokenizer]) -> Tokenizer:
     plain: dict[str, None] = {}
     added: dict[str, str | None] = {}
     for one in (base, *others):
-        for token in sorted(one.ids, key=one.ids.get):
+        for token in one.in_order:
             if token in one.added:
                 added.setdefault(token, one.added[token])
             else:

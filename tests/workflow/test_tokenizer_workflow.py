@@ -91,7 +91,7 @@ def project(tmp_path_factory) -> Project:
         },
     }
     (project.folder / "cfg.yaml").write_text(yaml.safe_dump(config))
-    project.build("benchmarks")
+    project.build("models", "benchmarks")
     return project
 
 
@@ -142,4 +142,4 @@ class TestUnion:
             assert abs(union["union", task] - plain["plain", task]) <= 0.2, (union, plain)
 
     def test_nothing_is_left_to_do(self, project):
-        assert project.pending("benchmarks") == []
+        assert project.pending("models", "benchmarks") == []
