@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shardmerge import expression as ex
 from shardmerge.markdown import code, table
 from shardmerge.provenance import public_names
 from shardmerge.report.coefficients import Coefficients, Spread, coefficients
@@ -24,29 +25,40 @@ def describe_coefficients(description: Mapping[str, Any]) -> str:
     """
     tensors = description["coefficients"]
     found, shorten = coefficients(tensors), _shortener(description["sources"])
-    reference = description["reference"]
-    copied = sum(terms == [[reference, 1.0]] for terms in tensors.values())
+    copied = _copied(tensors, [description["reference"], *description["sources"]])
     lines = [
         f"- {_where(line)}: {code(line.formula)}"
         for line in sorted(summarize(found, shorten), key=lambda line: line.rest)
     ]
-    parts = [_sentence(copied, len(tensors), shorten(reference))]
-    if copied < len(tensors):
+    parts = [_sentence(copied, len(tensors), shorten)]
+    if len(copied) > 1 or sum(copied.values()) < len(tensors):
         parts.append("\n".join(lines) + "\n")
     for term in found.terms:
+        if term == ex.label(ex.Zero(())):
+            continue
         parts.append(_term(found, term, code(shorten(term))))
     return "\n".join(parts)
 
 
-def _sentence(copied: int, total: int, reference: str) -> str:
-    if copied == total:
-        return f"Every tensor is that of {code(reference)}.\n"
+def _copied(tensors: Mapping[str, Any], models: list[str]) -> dict[str, int]:
+    """Return how many tensors are those of each model, for the models that have some."""
+    counts = dict.fromkeys(models, 0)
+    for terms in tensors.values():
+        if len(terms) == 1 and terms[0][1] == 1.0 and terms[0][0] in counts:
+            counts[terms[0][0]] += 1
+    return {model: count for model, count in counts.items() if count}
+
+
+def _sentence(copied: Mapping[str, int], total: int, shorten: Callable[[str], str]) -> str:
+    rest = total - sum(copied.values())
     if not copied:
         return f"All {plural(total, 'tensor')} are computed:\n"
-    return (
-        f"{copied:,} of {plural(total, 'tensor')} are those of {code(reference)}; "
-        f"the other {total - copied:,} are computed:\n"
-    )
+    if len(copied) == 1 and not rest:
+        return f"Every tensor is that of {code(shorten(next(iter(copied))))}.\n"
+    counts = [f"{count:,} those of {code(shorten(model))}" for model, count in copied.items()]
+    counts[0] = counts[0].replace(" those", f" of {plural(total, 'tensor')} are those", 1)
+    end = f"; the other {rest:,} are computed:\n" if rest else ":\n"
+    return ", ".join(counts) + end
 
 
 def _where(line: Line) -> str:

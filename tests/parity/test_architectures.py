@@ -91,7 +91,7 @@ def build(document: dict, root: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-class TestBits:
+class TestArchitectures:
     @pytest.mark.parametrize(
         ("family", "document"),
         [(f, blend) for f in FAMILIES if f not in (*REFUSED, "llava")]
@@ -102,6 +102,14 @@ class TestBits:
             self.add_buffers(root / family)
         oracle, ours = both(place(document(family), root), tmp_path / "case")
         assert differing_bits(as_mergekit_writes(ours), oracle) == {}
+
+    def test_integers_are_copied(self, root, tmp_path):
+        self.add_buffers(root / "gpt_neox")
+        document = blend("gpt_neox") | {"dtype": "float16"}
+        oracle, ours = both(place(document, root), tmp_path / "case")
+        name = "gpt_neox.layers.2.attention.bias"
+        assert oracle[name].dtype == torch.float16
+        assert torch.equal(ours[name], torch.ones(1, 1, 8, 8, dtype=torch.bool).tril())
 
     def add_buffers(self, folder: Path) -> None:
         """Add what older checkpoints hold and mergekit asks for."""
@@ -206,7 +214,7 @@ class TestLoading:
         assert (model.config.num_layers, model.config.num_decoder_layers) == (4, 4)
 
 
-class TestNames:
+class TestNamesAlone:
     """What names alone tell is what mergekit's tables of architectures say."""
 
     def architectures():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import llama
-from oracle import differing_bits, run_mergekit, run_shardmerge
+from models import LLAMA, llama, llama_shapes, random_tensors, save_model
+from oracle import differing_bits, load_folder, run_mergekit, run_shardmerge
+from safetensors.torch import load_file, save_file
 
+#: An architecture whose biases mergekit knows to be optional.
+GRANITE = LLAMA | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
+GRANITE |= {"num_hidden_layers": 3}
+BIAS = "model.layers.{}.self_attn.q_proj.bias"
 LAYERS = {"a": 4, "b": 5, "c": 3}
 #: Methods that both compute without randomness, with what their entries and slices may set.
 METHODS = {
@@ -151,3 +157,74 @@ class TestGenerated:
             print(yaml.safe_dump(document, sort_keys=False))
             raise
         assert differing_bits(ours, oracle) == {}, yaml.safe_dump(document, sort_keys=False)
+
+
+def linear(root: Path, *models: str) -> dict:
+    entries = [{"model": str(root / m), "parameters": {"weight": i + 1}} for i, m in
+               enumerate(models)]  # fmt: skip
+    return {"name": "out", "merge_method": "linear", "models": entries, "dtype": "float16"}
+
+
+class TestMissing:
+    """Tensors that some models lack."""
+
+    @pytest.fixture(scope="class")
+    def mixed(self, tmp_path_factory) -> Path:
+        root = tmp_path_factory.mktemp("mixed")
+        for i, name in enumerate(("untied", "tied")):
+            llama(root / name, seed=i)
+        path = root / "tied" / "model.safetensors"
+        tensors = load_file(path)
+        del tensors["lm_head.weight"]
+        save_file(tensors, path, {"format": "pt"})
+        config = json.loads((root / "tied/config.json").read_text())
+        (root / "tied/config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+        for i, name in enumerate("abc"):
+            biases = {} if name == "a" else {BIAS.format(i): (16,) for i in range(3)}
+            tensors = random_tensors(llama_shapes(3) | biases, i)
+            save_model(root / name, tensors, config=GRANITE)
+        return root
+
+    @pytest.mark.parametrize("models", [("untied", "tied"), ("tied", "untied")])
+    def test_tied_embeddings(self, models, mixed, tmp_path):
+        document = linear(mixed, *models) | {"base_model": str(mixed / models[0])}
+        oracle, ours = both(document, tmp_path / "case")
+        assert differing_bits(ours, oracle) == {}
+        assert "lm_head.weight" in ours
+        config = json.loads((tmp_path / "case/mergekit/out/config.json").read_text())
+        assert config["tie_word_embeddings"] is (models[0] == "tied")
+
+    def test_biases(self, mixed, tmp_path):
+        oracle, ours = both(linear(mixed, "a", "b", "c"), tmp_path / "case")
+        assert differing_bits(ours, oracle) == {}
+        assert BIAS.format(1) in ours
+
+    @pytest.mark.parametrize("method", ["slerp", "nuslerp", "arcee_fusion", "task_arithmetic"])
+    def test_a_bias_that_one_has(self, method, mixed, tmp_path):
+        document = linear(mixed, "b", "a") | {"merge_method": method}
+        if method != "nuslerp":
+            document["base_model"] = str(mixed / "b")
+        if method == "slerp":
+            document["parameters"] = {"t": 0.25}
+        oracle, ours = both(document, tmp_path / "case")
+        assert differing_bits(ours, oracle) == {}
+
+    def test_more_sources_at_the_end_than_at_the_start(self, checkpoints, tmp_path):
+        """mergekit drops the third for what follows the layers; here it is merged like the rest."""
+        sources = [[{"model": str(checkpoints / m), "layer_range": [0, 2]} for m in models]
+                   for models in ("ab", "abc")]  # fmt: skip
+        document = {
+            "name": "out",
+            "merge_method": "linear",
+            "slices": [{"sources": s} for s in sources],
+            "parameters": {"weight": 1},
+            "dtype": "float32",
+        }
+        oracle, ours = both(document, tmp_path / "case")
+        outside = ["lm_head.weight", "model.norm.weight"]
+        assert sorted(differing_bits(ours, oracle)) == outside
+        sources = {m: load_folder(checkpoints / m) for m in "abc"}
+        for name in outside:
+            for found, models in ((oracle, "ab"), (ours, "abc")):
+                mean = sum(sources[m][name].double() for m in models) / len(models)
+                assert (found[name].double() - mean).abs().max() < 1e-6
