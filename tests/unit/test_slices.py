@@ -10,6 +10,7 @@ import yaml
 from models import LLAMA, llama, llama_shapes, random_tensors, save_model
 
 from shardmerge import expression as ex
+from shardmerge.card_coefficients import describe_coefficients
 from shardmerge.errors import UserError
 from shardmerge.planning import description_path, load_plan, load_spec
 from shardmerge.recipe import parse_recipe
@@ -327,3 +328,106 @@ class TestSpelling:
         found = tensors(plan({"merge_method": "passthrough", "slices": slices}))
         name = "layers.2.mlp.up_proj.weight"
         assert sources_of(found["model.layers.3.mlp.up_proj.weight"]) == [("bare", name)]
+
+    def test_layer_norms_of_the_first_implementations(self, work):
+        shapes = llama_shapes(6)
+        old = {f"bert.embeddings.LayerNorm.{kind}": (16,) for kind in ("gamma", "beta")}
+        new = {f"bert.embeddings.LayerNorm.{kind}": (16,) for kind in ("weight", "bias")}
+        for folder, more in (("new", new), ("old", old)):
+            save_model(Path(folder), random_tensors(shapes | more, 3))
+        models = [{"model": m, "parameters": {"weight": 1}} for m in ("new", "old")]
+        found = tensors(plan(HALVES | {"models": models}))
+        assert sources_of(found["bert.embeddings.LayerNorm.weight"]) == [
+            ("new", "bert.embeddings.LayerNorm.weight"),
+            ("old", "bert.embeddings.LayerNorm.gamma"),
+        ]
+
+
+class TestModules:
+    vision = "vision_tower.encoder.layers.{}.mlp.fc1.weight"
+    projector = "multi_modal_projector.linear_1.weight"
+
+    @pytest.fixture(autouse=True)
+    def models(self, work):
+        shapes = {f"language_model.{name}": shape for name, shape in llama_shapes(4).items()}
+        shapes |= {self.vision.format(i): (16, 16) for i in range(3)} | {self.projector: (16, 16)}
+        config = {"model_type": "llava", "text_config": {"num_hidden_layers": 4}}
+        config |= {"vision_config": {"num_hidden_layers": 3}}
+        for i, name in enumerate(("v", "w")):
+            save_model(Path(name), random_tensors(shapes, i), files=2, config=config)
+
+    def recipe(self, **modules) -> dict:
+        return {"name": "out", "merge_method": "passthrough", "modules": modules}
+
+    @property
+    def stacked(self) -> dict:
+        pieces = (("v", [0, 3]), ("w", [1, 4]))
+        return {
+            "slices": [{"sources": [{"model": m, "layer_range": layers}]} for m, layers in pieces]
+        }
+
+    @property
+    def whole(self) -> dict:
+        return {"models": [{"model": "w"}]}
+
+    def test_each_has_its_own_layers(self):
+        found = plan(
+            self.recipe(
+                text_decoder=self.stacked, vision_tower=self.whole, multi_modal_projector=self.whole
+            )
+        )
+        made = tensors(found)
+        name = "language_model.model.layers.{}.mlp.up_proj.weight"
+        assert sources_of(made[name.format(5)]) == [("w", name.format(3))]
+        assert sources_of(made[self.vision.format(2)]) == [("w", self.vision.format(2))]
+        assert self.vision.format(3) not in made
+        assert described(found)["config"] == {"text_config.num_hidden_layers": 6}
+
+    def test_by_the_stacks_prefixes(self):
+        text, vision = "language_model.model.layers", "vision_tower.encoder.layers"
+        slices = [{"sources": [{"model": "w", "layer_range": [0, 2]}]}]
+        found = plan(
+            self.recipe(**{text: self.whole, vision: {"slices": slices}, "default": self.whole})
+        )
+        assert described(found)["config"] == {"vision_config.num_hidden_layers": 2}
+        assert len(tensors(found)) == len(llama_shapes(4)) + 2 + 1
+
+    def test_all_must_be_mentioned(self):
+        with pytest.raises(UserError, match=r"(?s)leaves out 4 tensors.*vision_tower"):
+            plan(self.recipe(text_decoder=self.stacked))
+
+    def test_unknown(self):
+        with pytest.raises(UserError, match=r"(?s)no module 'text_decoders'.*'text_decoder'"):
+            plan(self.recipe(text_decoders=self.stacked))
+
+    def test_slices_without_modules(self):
+        with pytest.raises(UserError, match="several modules: text_decoder, multi_modal_projector"):
+            plan({"name": "out", "merge_method": "passthrough"} | self.stacked)
+
+    def test_a_model_of_one_module(self):
+        slices = {"slices": [{"sources": [{"model": "a", "layer_range": [0, 2]}]}]}
+        assert tensors(plan(self.recipe(default=slices)))
+        with pytest.raises(UserError, match=r"(?s)no module 'text_decoder'.*default"):
+            plan(self.recipe(text_decoder=slices))
+
+    def test_parameters_of_a_module(self):
+        sources = [{"model": m, "layer_range": [0, 3]} for m in ("v", "w")]
+        weights = {"parameters": {"weight": 0.25, "normalize": False}}
+        document = self.recipe(
+            text_decoder={"slices": [{"sources": sources}]} | weights,
+            vision_tower={"models": [{"model": "v"}, {"model": "w", "parameters": {"weight": 2}}]},
+            multi_modal_projector={"models": [{"model": "v"}, {"model": "w"}]},
+        )
+        document |= {"merge_method": "linear", "parameters": {"weight": 1}}
+        made = tensors(plan(document))
+        text = made["language_model.model.layers.1.mlp.up_proj.weight"]
+        assert [c for c, _ in text.terms] == [0.25, 0.25]
+        assert [c for c, _ in made[self.projector].terms] == [0.5, 0.5]
+        assert [c for c, _ in made[self.vision.format(0)].terms] == pytest.approx([1 / 3, 2 / 3])
+
+
+class TestCard:
+    def test_tells_of_whom_the_tensors_are(self, work):
+        text = describe_coefficients(described(plan(STACK)))
+        assert "37 of 75 tensors are those of `a`, 34 those of `b`; the other 4 are" in text
+        assert "Coefficient of `0`" not in text
