@@ -190,6 +190,32 @@ class TestEngine:
         found = check_shard(spec, tmp_path / "out.safetensors", sources, [])
         assert found["passed"] and not found["not_sampled"]
 
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_rows_of_what_an_adapter_adds(self, tmp_path, numerics):
+        factors = {"b": normal((50, 3), 4, "F32"), "a": normal((3, 37), 5, "F32")}
+        models = Models(tmp_path, {"m": {"w": normal((50, 37), 1)}, "l": factors})
+        update = ex.LowRank(models.source("l", "b"), models.source("l", "a"), 0.5, False, "F32")
+        merged = ex.Linear(((1.0, models.source("m")), (1.0, update)))
+        models.build(models.spec({"one": ("F32", merged)}, numerics=numerics), "plain.safetensors")
+        whole = models.load("plain.safetensors")["one"]
+        spec = models.spec({"one": ("F32", ex.take_rows(merged, "49,0+20,-1"))}, numerics=numerics)
+        with tuned(**SMALL):
+            models.build(spec)
+        expected = torch.cat([whole[49:], whole[:20], torch.zeros(1, 37)])
+        assert_same(models.load()["one"], expected)
+        sources = {key: models.paths[key] for key in spec.required_files()}
+        assert check_shard(spec, tmp_path / "out.safetensors", sources, [])["passed"]
+
+    def test_rows_of_one_dimension(self, tmp_path):
+        models = Models(tmp_path, {"a": {"w": normal((50,), 1)}})
+        bias = models.source("a")
+        padded = ex.Choice(
+            (ex.take_rows(bias, "0+50,-2"), ex.take_rows(ex.Mean(bias), "-50,0,0")), "0*50,1*2"
+        )
+        models.build(models.spec({"one": ("F16", padded)}))
+        mean = models.tensors["a"]["w"].double().mean().half()
+        assert_same(models.load()["one"], torch.cat([models.tensors["a"]["w"], mean.repeat(2)]))
+
     def test_mergekit_rounds_every_step(self, tmp_path):
         models = _models(tmp_path)
         a, c = models.source("a"), models.source("c")
