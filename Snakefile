@@ -32,6 +32,7 @@ rule all:
     default_target: True
     input:
         TARGETS.models(),
+        TARGETS.loaded(),
         TARGETS.tables(),
         TARGETS.reports(),
 

@@ -5,6 +5,7 @@ Makes: SETTINGS, PLAN and TARGETS, and the getters that the rules use.
 """
 
 import json
+import os
 import re
 import sys
 from functools import wraps
@@ -81,10 +82,15 @@ BUILT = Built(
 )
 
 
+# Merge jobs on this machine share one process that has torch loaded (shardmerge/worker.py).
+ALONE = DEPLOYED or ON_GPU or not workflow.is_main_process or workflow.non_local_exec
+WORKER = "" if ALONE else f"export SHARDMERGE_WORKER={os.getpid()}; "
+
+
 # What does not change a result is kept out of params: it goes to the jobs' shell.
 shell.prefix(
     f"set -euo pipefail; export SCRIPTS='{SCRIPTS}'"
-    f" MERGE_OPTIONS='--device {SETTINGS['device']} --link {SETTINGS['link']}'; "
+    f" MERGE_OPTIONS='--device {SETTINGS['device']} --link {SETTINGS['link']}'; {WORKER}"
     # A deployed environment has its own python; else it is the one that runs Snakemake.
     + ("" if DEPLOYED else f"export PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
 )

@@ -78,7 +78,6 @@ rule copy_file:
 
 rule write_card:
     input:
-        verified="<results>/{name}/verify.json",
         results=lambda w: TARGETS.measurements(w.name),
     output:
         "<results>/{name}/model/README.md",

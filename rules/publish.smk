@@ -9,6 +9,7 @@ rule publish_model:
     input:
         checksums="<results>/{name}/model/SHA256SUMS",
         verified="<results>/{name}/verify.json",
+        loaded="<results>/{name}/loaded.json",
     output:
         "<results>/{name}/published.json",
     log:

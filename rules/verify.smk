@@ -1,8 +1,8 @@
-"""The model is whole, finite, and what the plan said.
+"""The model is whole, finite, and what the plan said; transformers loads it.
 
 Needs: the shards, the files that they were made from, the package.
-Makes: results/NAME/checks/SHARD.json (a sample of each tensor, recomputed in float64) and
-results/NAME/verify.json.
+Makes: results/NAME/checks/SHARD.json (a sample of each tensor, recomputed in float64),
+results/NAME/verify.json and results/NAME/loaded.json.
 """
 
 
@@ -40,6 +40,29 @@ rule verify_model:
     log:
         "<logs>/verify_model/{name}.log",
     conda:
+        "../envs/merge.yaml"
+    resources:
+        runtime=10,
+    params:
+        build=lambda w: build(w).digest,
+        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+    shell:
+        "python $SCRIPTS/verify_model.py --build {params.build} --model {params.model}"
+        " --checks {input.checks} --deltas {input.deltas}"
+        " --records {input.records} --output {output} > {log} 2>&1"
+
+
+rule load_model:
+    input:
+        verified="<results>/{name}/verify.json",
+        shards=lambda w: TARGETS.shards(w.name),
+        records=records,
+        files=package_files,
+    output:
+        "<results>/{name}/loaded.json",
+    log:
+        "<logs>/load_model/{name}.log",
+    conda:
         "../envs/benchmark.yaml"
     resources:
         mem_mb=lambda w: min(
@@ -50,6 +73,5 @@ rule verify_model:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
     shell:
-        "python $SCRIPTS/verify_model.py --build {params.build} --model {params.model}"
-        " --checks {input.checks} --deltas {input.deltas}"
+        "python $SCRIPTS/load_model.py --build {params.build} --model {params.model}"
         " --records {input.records} --output {output} > {log} 2>&1"

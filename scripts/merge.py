@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 
 from shardmerge.cli import claim, run, say
-from shardmerge.engine import build_shard
-from shardmerge.files import write_json
-from shardmerge.planning import load_spec
-from shardmerge.runs import is_made
-from shardmerge.stored import stored_deltas
+from shardmerge.worker import delegate, process_began
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.engine import build_shard
+    from shardmerge.files import write_json
+    from shardmerge.planning import load_spec
+    from shardmerge.runs import is_made
+    from shardmerge.stored import stored_deltas
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
     parser.add_argument("--sources", nargs="*", default=[], help="files, in its order")
@@ -42,6 +45,7 @@ def main() -> None:
         device=args.device,
         link=args.link,
         progress=_Progress(args.output.name),
+        began=process_began(),
     )
     write_json(args.record, {"spec": args.spec, **record.to_json()})
 
@@ -67,4 +71,5 @@ class _Progress:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

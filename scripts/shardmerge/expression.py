@@ -204,28 +204,29 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
     match expression:
         case Source() | Zero():
             return ()
-        case Delta(finetuned, base, _):
-            return (finetuned, base)
+        case Delta():
+            return (expression.finetuned, expression.base)
         case LowRank():
             return (expression.b, expression.a)
-        case Linear(terms):
-            return tuple(operand for _, operand in terms)
-        case Cast(operand, _):
-            return (operand,)
+        case Linear():
+            return tuple([operand for _, operand in expression.terms])
+        case Cast() | Rows() | Mean():
+            return (expression.operand,)
         case Call():
             return expression.inputs
-        case Rows(operand) | Mean(operand):
-            return (operand,)
-        case Choice(found):
-            return found
+        case Choice():
+            return expression.operands
     raise TypeError(f"not an expression: {expression!r}")
 
 
 def walk(expression: Expression) -> Iterator[Expression]:
     """Yield the expression and all that it is made of, depth first, in order, with repeats."""
-    yield expression
-    for operand in operands(expression):
-        yield from walk(operand)
+    left = [expression]
+    while left:
+        node = left.pop()
+        yield node
+        if not isinstance(node, Source):
+            left.extend(reversed(operands(node)))
 
 
 def take_rows(expression: Expression, table: str) -> Expression:

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from shardmerge import expression as ex
 
 
-def to_json(expression: ex.Expression) -> dict[str, Any]:
-    """Return an expression as JSON-able data; ``from_json`` inverts it."""
+def source_to_json(source: ex.Source) -> dict[str, Any]:
+    """Return a source tensor as JSON-able data."""
+    return {
+        "op": "source",
+        "model": source.model,
+        "file": source.file,
+        "tensor": source.tensor,
+        "dtype": source.dtype,
+        "shape": list(source.shape),
+    }
+
+
+def to_json(
+    expression: ex.Expression, source: Callable[[ex.Source], Any] = source_to_json
+) -> dict[str, Any]:
+    """Return an expression as JSON-able data; ``from_json`` inverts it.
+
+    Args:
+        expression: What is written.
+        source: Writes a source tensor.
+    """
+
+    def inner(operand: ex.Expression) -> Any:
+        return to_json(operand, source)
+
     match expression:
-        case ex.Source(model, file, tensor, dtype, shape):
-            return {
-                "op": "source",
-                "model": model,
-                "file": file,
-                "tensor": tensor,
-                "dtype": dtype,
-                "shape": list(shape),
-            }
+        case ex.Source():
+            return source(expression)
         case ex.Delta(finetuned, base, dtype):
             return {
                 "op": "delta",
-                "finetuned": to_json(finetuned),
-                "base": to_json(base),
+                "finetuned": inner(finetuned),
+                "base": inner(base),
                 "dtype": dtype,
             }
         case ex.LowRank(b, a, scale, transposed, dtype):
             return {
                 "op": "low_rank",
-                "b": to_json(b),
-                "a": to_json(a),
+                "b": inner(b),
+                "a": inner(a),
                 "scale": scale,
                 "transposed": transposed,
                 "dtype": dtype,
             }
         case ex.Linear(terms):
-            return {"op": "linear", "terms": [[c, to_json(e)] for c, e in terms]}
+            return {"op": "linear", "terms": [[c, inner(e)] for c, e in terms]}
         case ex.Cast(operand, dtype):
-            return {"op": "cast", "operand": to_json(operand), "dtype": dtype}
+            return {"op": "cast", "operand": inner(operand), "dtype": dtype}
         case ex.Call():
             return {
                 "op": "call",
                 "method": expression.method,
-                "inputs": [to_json(e) for e in expression.inputs],
+                "inputs": [inner(e) for e in expression.inputs],
                 "base": expression.base,
                 "parameters": dict(expression.parameters),
                 "per_input": {k: list(v) for k, v in expression.per_input},
@@ -54,11 +71,11 @@ def to_json(expression: ex.Expression) -> dict[str, Any]:
         case ex.Zero(shape):
             return {"op": "zero", "shape": list(shape)}
         case ex.Rows(operand, table):
-            return {"op": "rows", "operand": to_json(operand), "table": table}
+            return {"op": "rows", "operand": inner(operand), "table": table}
         case ex.Choice(found, table):
-            return {"op": "choice", "operands": [to_json(e) for e in found], "table": table}
+            return {"op": "choice", "operands": [inner(e) for e in found], "table": table}
         case ex.Mean(operand):
-            return {"op": "mean", "operand": to_json(operand)}
+            return {"op": "mean", "operand": inner(operand)}
     raise TypeError(f"not an expression: {expression!r}")
 
 

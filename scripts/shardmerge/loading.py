@@ -122,7 +122,7 @@ def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
         raise UserError(
             f"transformers cannot load it: {_reason(error)}",
             str(folder),
-            "If the architecture is one that transformers does not have, verify with --no-load.",
+            "The model is built and verified all the same: the target `models` does without this.",
         ) from error
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +41,11 @@ def load_plan(
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
+    with _uncollected():
+        return _load_plan(settings, head, renew, say)
+
+
+def _load_plan(settings: Settings, head: bool, renew: bool, say: Callable[[str], None]) -> Plan:
     texts = {path: _read(path) for path in settings["recipes"]}
     if not head and (plan := _cached(_key(settings, texts))):
         return plan
@@ -141,6 +148,18 @@ def _keep(planned: Planned, key: str) -> None:
     for name, description in planned.descriptions.items():
         write_text(description_path(name), json.dumps(description))
     write_text(_plan_file(key), canonical_json(planned.plan.to_json()))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of cycles away: a plan is a million objects and none is garbage yet."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @cache

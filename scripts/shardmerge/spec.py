@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardmerge import expression as ex
 from shardmerge.digest import digest
-from shardmerge.expression_json import from_json, to_json
+from shardmerge.expression_json import from_json, source_to_json, to_json
 
 #: Changes when the engine's bytes change for the same specification (golden tests watch it).
 ENGINE_VERSION = 1
@@ -47,6 +47,9 @@ class ShardSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON-able data; ``from_json`` inverts it."""
+        return self._to_json(source_to_json)
+
+    def _to_json(self, source: Callable[[ex.Source], Any]) -> dict[str, Any]:
         return {
             "engine": ENGINE_VERSION,
             "numerics": self.numerics,
@@ -58,7 +61,7 @@ class ShardSpec:
                     "name": t.name,
                     "dtype": t.dtype,
                     "shape": list(t.shape),
-                    "expression": to_json(t.expression),
+                    "expression": to_json(t.expression, source),
                 }
                 for t in self.tensors
             ],
@@ -86,16 +89,12 @@ class ShardSpec:
         model and file, so that a source moved or renamed rebuilds nothing.
         """
 
-        def anonymous(node: Any) -> Any:
-            if isinstance(node, dict):
-                if node.get("op") == "source":
-                    return [self.files[node["model"], node["file"]], node["tensor"]]
-                return {key: anonymous(value) for key, value in node.items()}
-            return [anonymous(value) for value in node] if isinstance(node, list) else node
+        def anonymous(source: ex.Source) -> list[str]:
+            return [self.files[source.model, source.file], source.tensor]
 
-        data = self.to_json()
+        data = self._to_json(anonymous)
         del data["files"], data["allow_nonfinite"]
-        return digest(anonymous(data))
+        return digest(data)
 
     def required_files(self, stored: Collection[ex.Delta] = ()) -> tuple[tuple[str, str], ...]:
         """Return the (model, file) pairs that must be open, in order of first use.

@@ -89,6 +89,10 @@ class Targets:
             for file in (f"model/{CHECKSUMS}", "verify.json")
         ]
 
+    def loaded(self) -> list[str]:
+        """Return what shows that transformers loads every model."""
+        return [f"{self.results}/{name}/loaded.json" for name in self.plan.builds]
+
     @cached_property
     def measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration.

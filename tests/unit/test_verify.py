@@ -216,30 +216,39 @@ class TestLoading:
         assert load_tokenizer(folder) == {"tokenizer": 2}
 
 
-class TestCommand:
-    def run(self, built, *options):
-        command = [sys.executable, SCRIPTS / "verify_model.py", "--build", built.build.digest]
-        command += ["--model", built.folder, "--checks", *built.records("checks")]
-        command += ["--records", *built.records(), "--output", "verify.json", *options]
+class TestCommands:
+    def run(self, script, built, *options):
+        command = [sys.executable, SCRIPTS / script, "--model", built.folder]
+        command += ["--build", built.build.digest, "--records", *built.records()]
+        command += ["--output", "found.json", *options]
         return subprocess.run(command, capture_output=True, text=True)
 
-    def test_loads(self, built):
-        done = self.run(built)
+    def verify(self, built):
+        return self.run("verify_model.py", built, "--checks", *built.records("checks"))
+
+    def test_verifies(self, built):
+        done = self.verify(built)
         assert done.returncode == 0, done.stderr
-        found = json.loads(Path("verify.json").read_text())
+        assert json.loads(Path("found.json").read_text())["passed"] is True
+
+    def test_loads(self, built):
+        done = self.run("load_model.py", built)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(Path("found.json").read_text())
         assert found["passed"] is True
         assert len(found["generated"]) == 4
 
     @pytest.mark.slow
     def test_large_model(self, built):
-        assert self.run(built, "--load-limit-gb", "0").returncode == 0
-        assert json.loads(Path("verify.json").read_text())["loaded"] == "architecture"
+        assert self.run("load_model.py", built, "--limit-gb", "0").returncode == 0
+        assert json.loads(Path("found.json").read_text())["loaded"] == "architecture"
 
-    def test_failure_leaves_no_pass(self, built):
-        assert self.run(built, "--no-load").returncode == 0
+    @pytest.mark.parametrize("script", ["verify", "load"])
+    def test_failure_leaves_no_pass(self, built, script):
+        Path("found.json").write_text('{"passed": true}')
         Path(built.build.shards[0].output).unlink()
-        done = self.run(built, "--no-load")
+        done = self.verify(built) if script == "verify" else self.run("load_model.py", built)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")
         assert "Traceback" not in done.stderr
-        assert not Path("verify.json").exists()
+        assert not Path("found.json").exists()

@@ -30,6 +30,7 @@ def build_shard(
     device: str = "cpu",
     link: Literal["clone", "copy", "hard"] = "clone",
     progress: Progress | None = None,
+    began: float | None = None,
 ) -> ShardRecord:
     """Build one safetensors file from its specification, whole or not at all.
 
@@ -45,6 +46,8 @@ def build_shard(
         link: How a shard that equals a source file is made: sharing its blocks where the file
             system can (``clone``, else a copy), by ``copy``, or as a second name (``hard``).
         progress: Called with bytes done and bytes in all, from this thread.
+        began: When the job began (``time.perf_counter``), if earlier than now: what its process
+            took to start is then part of the record.
 
     Returns:
         What it took and what was found on the way.
@@ -54,7 +57,7 @@ def build_shard(
             NaN where no source is and the specification does not allow it, or the disk is full.
     """
     output = Path(output)
-    tally = Tally()
+    tally = Tally(began)
     with contextlib.ExitStack() as stack:
         with tally.timed("start"):
             opened = stack.enter_context(Inputs(spec, inputs, deltas, tally))

@@ -51,12 +51,17 @@ class ShardRecord:
 
 
 class Tally:
-    """Counters that the threads of a job share."""
+    """Counters that the threads of a job share.
 
-    def __init__(self) -> None:
+    Args:
+        began: When the job began, in seconds of ``time.perf_counter``; by default now.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        now = time.perf_counter()
         self._lock = threading.Lock()
-        self._began = time.perf_counter()
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._began = now if began is None else began
+        self._seconds = dict.fromkeys(PHASES, 0.0) | {"start": now - self._began}
         self._squares: dict[tuple[str, int], list[tuple[float, float | None]]] = defaultdict(list)
         self.nonfinite: dict[str, int] = {}
         self.read = 0

@@ -1,0 +1,39 @@
+"""Load a finished model with transformers and let it generate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmerge.cli import claim, run
+from shardmerge.files import write_json
+from shardmerge.loading import load_model, load_tokenizer, stay_offline
+from shardmerge.package import load_description, load_records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", required=True, help="digest of the build")
+    parser.add_argument("--model", required=True, type=Path, help="the model's folder")
+    parser.add_argument("--records", nargs="+", required=True, type=Path, help="from merge.py")
+    parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
+    parser.add_argument("--limit-gb", type=float, default=8.0, metavar="GB",
+                        help="of larger models only the architecture is loaded")  # fmt: skip
+    args = parser.parse_args()
+    claim(args.output)
+
+    args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
+    tokens = load_description(args.build)["tokens"]
+    records = load_records(args.records).values()
+    stay_offline()
+    found = load_tokenizer(args.model, tokens) | load_model(
+        args.model,
+        weights=sum(record["size"] for record in records) <= args.limit_gb * 1e9,
+        allow_nonfinite=any(record.get("nonfinite") for record in records),
+    )
+    write_json(args.output, {"passed": True, **found})
+    print(f"loaded as {found['architecture']}, {found['loaded']}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,244 @@
+"""A run's jobs share one import of torch: they are forked from a process that has it.
+
+The first job that asks starts that process; it ends when it has had nothing to do for some seconds.
+A job that cannot have it, for whatever reason, runs by itself. Linux only: the process listens at
+an abstract address, which leaves nothing behind, and takes jobs of its own user alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+#: Names the run whose jobs share a process; without it every job runs by itself.
+VARIABLE = "SHARDMERGE_WORKER"
+#: Seconds without a job after which the process ends.
+IDLE = 5.0
+#: Imported before the first job: all that merging a shard needs.
+_PRELOADED = ("shardmerge.engine.compute", "shardmerge.methods", "shardmerge.planning")
+_MOST = 1 << 20  # bytes of a request: a command line and an environment
+_began: float | None = None
+
+
+def process_began() -> float:
+    """Return when this job's first process began, in seconds of ``time.perf_counter``."""
+    if _began is not None:
+        return _began
+    now = time.perf_counter()
+    with contextlib.suppress(OSError, AttributeError), open("/proc/self/stat") as file:
+        ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+        return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return now
+
+
+def delegate() -> None:
+    """Run this process's script in a fork of the shared process, and exit as it does.
+
+    Returns where there is none to be had; the script then runs here.
+    """
+    name = os.environ.pop(VARIABLE, None)
+    if not name or sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError), _connect(name) as connection:
+        request = [sys.argv, os.getcwd(), dict(os.environ), process_began()]
+        with _stopping(connection) as stopped:
+            socket.send_fds(connection, [_packed(request)], [0, 1, 2])
+            status = connection.recv(16)
+        if status or stopped:
+            os._exit(int(status or 128 + stopped[0]))
+
+
+def _connect(name: str) -> socket.socket:
+    """Return a connection to a run's process, started if need be.
+
+    Raises:
+        OSError: If there is none.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        for pause in (0.0, *[0.02] * 100):
+            time.sleep(pause)
+            with contextlib.suppress(ConnectionRefusedError):
+                connection.connect(_address(name))
+                break
+            if not pause:
+                _start(name)
+        if _peer(connection) != os.getuid():
+            raise PermissionError
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _start(name: str) -> None:
+    scripts = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = f"import sys; sys.path[0] = {scripts!r}; from {__name__} import serve; serve({name!r})"
+    subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the jobs, which pass it on
+        cwd="/",
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a fork takes no threads along
+    )
+
+
+@contextlib.contextmanager
+def _stopping(connection: socket.socket) -> Iterator[list[int]]:
+    """On SIGTERM or SIGINT tell the fork to end, and go on waiting: it leaves things in order.
+
+    Yields the signals that came.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        connection.shutdown(socket.SHUT_WR)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Fork:
+    pid: int
+    watched: int
+    connection: socket.socket
+
+
+class _Server:
+    """Forks a process for each request, passes its status on, ends it where its client is gone."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._forks: list[_Fork] = []
+
+    def run(self, idle: float) -> None:
+        while events := self._selector.select(None if self._forks else idle):
+            for key, _ in events:
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj == key.data.watched:
+                    self._ended(key.data)
+                elif key.data in self._forks:  # the client is gone, or was told to stop
+                    self._selector.unregister(key.data.connection)
+                    signal.pidfd_send_signal(key.data.watched, signal.SIGTERM)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        message, descriptors, _, _ = socket.recv_fds(connection, _MOST, 3)
+        if _peer(connection) != os.getuid() or len(descriptors) != 3:
+            connection.close()
+            return
+        pid = os.fork()
+        if not pid:
+            connection.close()
+            self._selector.close()
+            self._listener.close()
+            _run_here(json.loads(message), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        fork = _Fork(pid, os.pidfd_open(pid), connection)
+        self._selector.register(fork.watched, selectors.EVENT_READ, fork)
+        self._selector.register(connection, selectors.EVENT_READ, fork)
+        self._forks.append(fork)
+
+    def _ended(self, fork: _Fork) -> None:
+        _, status = os.waitpid(fork.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(OSError):  # the client may be gone
+            fork.connection.send(b"%d" % (code if code >= 0 else 128 - code))
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fork.connection)
+        self._selector.unregister(fork.watched)
+        os.close(fork.watched)
+        fork.connection.close()
+        self._forks.remove(fork)
+
+
+def _run_here(request: list, descriptors: list[int]) -> None:
+    """Be the client's process: its files, folder, environment and script; never returns."""
+    global _began
+    status = 1
+    try:
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        sys.argv, folder, environment, _began = request
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        gc.enable()
+        status = _status_of(sys.argv[0])
+    finally:
+        os._exit(status)
+
+
+def _status_of(script: str) -> int:
+    import atexit
+    import traceback
+
+    try:
+        runpy.run_path(script, run_name="__main__")
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        atexit._run_exitfuncs()  # what an interpreter does at its end; os._exit does not
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _packed(request: list) -> bytes:
+    packed = json.dumps(request).encode()
+    if len(packed) > _MOST:
+        raise OSError("too long")
+    return packed
+
+
+def _address(name: str) -> str:
+    return f"\0shardmerge-{os.getuid()}-{name}"
+
+
+def _peer(connection: socket.socket) -> int:
+    """Return the user id at the other end."""
+    row = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return struct.unpack("3i", row)[1]
+
+
+def serve(name: str, idle: float = IDLE) -> None:
+    """Be the process that a run's jobs are forked from, until none came for some seconds."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        try:
+            listener.bind(_address(name))
+        except OSError:  # another job has started one
+            return
+        listener.listen(64)
+        gc.disable()  # a fifth of what importing torch takes
+        for module in _PRELOADED:
+            __import__(module)
+        gc.freeze()  # so that forks share what they do not change
+        _Server(listener).run(idle)

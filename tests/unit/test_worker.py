@@ -1,0 +1,157 @@
+"""Jobs that share a process with torch loaded behave as if they ran by themselves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shardmerge import worker
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPT = f"""
+import atexit, os, signal, sys, time
+sys.path.insert(0, {str(SCRIPTS)!r})
+from shardmerge.worker import delegate, process_began
+
+def main(what, file):
+    with open(file, "w") as out:
+        print(os.getpid(), os.getcwd(), os.environ["MARK"], "torch" in sys.modules, file=out)
+    print("to stdout"); print("to stderr", file=sys.stderr)
+    assert 0 < time.perf_counter() - process_began() < 60
+    atexit.register(lambda: open(file + ".end", "w").close())
+    if what == "fail":
+        sys.exit(7)
+    if what == "raise":
+        raise ValueError("seen")
+    if what == "wait":
+        def end(*_):
+            open(file + ".term", "w").close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, end)
+        open(file + ".ready", "w").close()
+        time.sleep(60)
+
+if __name__ == "__main__":
+    delegate()
+    main(*sys.argv[1:])
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+
+
+def until(condition, seconds=60):
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A shared process that lives as long as the tests do."""
+    name = f"test-{os.getpid()}"
+    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
+    process = subprocess.Popen([sys.executable, "-c", code + f"worker.serve({name!r}, 600)"])
+    yield name, process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def start(tmp_path, served):
+    """Start a job in a folder of its own; return its process."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def start(what, name=served[0]):
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "script.py", what, "found"],
+            env=os.environ | {worker.VARIABLE: name, "MARK": "mine"},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+class TestDelegate:
+    def test_runs_in_a_fork_that_has_torch(self, start, tmp_path, served):
+        job = start("work")
+        assert [part.strip() for part in job.communicate()] == ["to stdout", "to stderr"]
+        assert job.returncode == 0
+        pid, folder, mark, torch = (tmp_path / "found").read_text().split()
+        assert int(pid) not in (job.pid, served[1].pid)
+        assert (folder, mark, torch) == (str(tmp_path), "mine", "True")
+        assert (tmp_path / "found.end").exists()
+
+    @pytest.mark.parametrize(("what", "status"), [("fail", 7), ("raise", 1)])
+    def test_status_is_passed_on(self, start, what, status):
+        job = start(what)
+        assert ("seen" in job.communicate()[1]) == (what == "raise")
+        assert job.returncode == status
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_end_of_the_job_is_orderly(self, start, tmp_path, number):
+        job = start("wait")
+        until((tmp_path / "found.ready").exists)
+        job.send_signal(number)
+        job.communicate()
+        assert job.returncode == 128 + signal.SIGTERM
+        assert (tmp_path / "found.term").exists()
+
+    def test_killed_job_takes_its_fork_along(self, start, tmp_path):
+        job = start("wait")
+        until((tmp_path / "found.ready").exists)
+        pid = int((tmp_path / "found").read_text().split()[0])
+        job.kill()
+        job.communicate()
+        until((tmp_path / "found.term").exists)
+        until(lambda: not Path(f"/proc/{pid}").exists())
+
+    def test_jobs_at_the_same_time(self, start):
+        jobs = [start("work") for _ in range(4)]
+        assert [(job.communicate(), job.returncode)[1] for job in jobs] == [0] * 4
+
+    def test_a_name_that_cannot_be_an_address(self, start, tmp_path):
+        job = start("work", "n" * 200)
+        job.communicate()
+        assert job.returncode == 0
+        pid, _, _, torch = (tmp_path / "found").read_text().split()
+        assert (int(pid), torch) == (job.pid, "False")
+
+    def test_killed_server(self, start, tmp_path):
+        """Whoever waits for it runs by itself; the next job starts another."""
+        name = f"killed-{os.getpid()}"
+        code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
+        server = subprocess.Popen([sys.executable, "-c", code + f"worker.serve({name!r}, 600)"])
+        until(lambda: name in Path("/proc/net/unix").read_text())
+        server.send_signal(signal.SIGSTOP)
+        job = start("work", name)
+        until(lambda: Path("/proc/net/unix").read_text().count(name) > 1)
+        server.kill()
+        server.wait()
+        job.communicate()
+        assert job.returncode == 0
+        assert int((tmp_path / "found").read_text().split()[0]) == job.pid
+
+
+class TestServe:
+    def test_ends_when_idle(self):
+        code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
+        code += f"worker._PRELOADED = (); worker.serve('idle-{os.getpid()}', 0.1)"
+        assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+    def test_one_for_a_run(self, served):
+        code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
+        until(lambda: served[0] in Path("/proc/net/unix").read_text())
+        code += f"worker.serve({served[0]!r}, 600)"
+        assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
