@@ -70,6 +70,10 @@ def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
         row: The row.
         shape: Of the tensor: where nothing is left it is zero everywhere.
     """
+    if len(row) == 1:
+        ((only, (coefficient, _)),) = row.items()
+        if coefficient == 1:
+            return only
     wide = any(s.dtype == "F64" for e in row for s in ex.sources(e))
     rounded = [(_round(c, wide), e) for e, (c, _) in row.items()]
     terms = [(c, e) for c, e in rounded if c != 0]

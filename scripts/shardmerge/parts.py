@@ -57,17 +57,17 @@ class Part:
         """Indices of the inputs that have the tensor."""
         return tuple(i for i, name in enumerate(self.names) if name is not None)
 
-    @property
+    @cached_property
     def base(self) -> int | None:
         """Index of the base model among the inputs that have the tensor."""
         return self.used.index(self.piece.base) if self.piece.base in self.used else None
 
-    @property
+    @cached_property
     def inputs(self) -> list[tuple[Model, str]]:
         """The models that have the tensor, each with its name there."""
         return [(self.piece.models[i], self.names[i]) for i in self.used]
 
-    @property
+    @cached_property
     def lead(self) -> tuple[Model, str]:
         """The model that the tensor's place and shape come from, and its tensor there."""
         i = self.piece.lead if self.names[self.piece.lead] is not None else self.used[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,20 @@ class TestArchitectures:
             self.add_buffers(root / family)
         oracle, ours = both(place(document(family), root), tmp_path / "case")
         assert differing_bits(as_mergekit_writes(ours), oracle) == {}
+
+    def test_a_model_without_its_head_s_prefix(self, root, tmp_path):
+        """A GPT-2 as it is on the Hub lacks ``transformer.`` in front of every name."""
+        for model, bare in (("b", True), ("c", False)):
+            tensors = load_file(root / "gpt2" / model / "model.safetensors")
+            if bare:
+                tensors = {n.removeprefix("transformer."): t for n, t in tensors.items()}
+            shutil.copytree(root / "gpt2" / model, tmp_path / model)
+            save_file(tensors, tmp_path / model / "model.safetensors", {"format": "pt"})
+        document = blend("gpt2") | {"base_model": str(root / "gpt2/a")}
+        for entry, model in zip(document["models"], "bc", strict=True):
+            entry["model"] = str(tmp_path / model)
+        oracle, ours = both(document, tmp_path / "case")
+        assert differing_bits(ours, oracle) == {}
 
     def test_integers_are_copied(self, root, tmp_path):
         self.add_buffers(root / "gpt_neox")

@@ -159,6 +159,45 @@ class TestGenerated:
         assert differing_bits(ours, oracle) == {}, yaml.safe_dump(document, sort_keys=False)
 
 
+class TestStages:
+    """A document of slices that another one reads, and whose layers it takes apart again."""
+
+    @pytest.mark.parametrize("outer", ["slices", "models"])
+    def test_bits(self, outer, checkpoints, tmp_path):
+        inner = {
+            "name": "inner",
+            "merge_method": "task_arithmetic",
+            "base_model": "a",
+            "slices": [
+                {
+                    "sources": [
+                        {"model": m, "layer_range": [i, i + 2], "parameters": {"weight": [0.3, 1]}}
+                        for m in ("a", "b")
+                    ]
+                }
+                for i in (0, 2, 1)
+            ],
+            "dtype": "bfloat16",
+        }
+        last = {"name": "out", "merge_method": "passthrough", "dtype": "float16"}
+        last["models"] = [{"model": "inner", "parameters": {"scale": [0.5, 1.0, 2.0]}}]
+        if outer == "slices":
+            sources = [("inner", [3, 6]), ("c", [0, 2]), ("inner", [1, 4])]
+            del last["models"]
+            last["slices"] = [{"sources": [{"model": m, "layer_range": r}]} for m, r in sources]
+        folder = tmp_path / "case"
+        folder.mkdir()
+        recipe = folder / "recipe.yaml"
+        documents = [place(inner, checkpoints), place(last, checkpoints)]
+        text = yaml.safe_dump_all(documents, sort_keys=False)
+        recipe.write_text(text.replace(str(checkpoints / "inner"), "inner"))
+        oracle = run_mergekit(recipe, folder / "mergekit")
+        config = {"numerics": "mergekit-0.1.5", "stages": ["inner", "out"]}
+        ours = run_shardmerge(recipe, folder, **config)
+        for name in ("inner", "out"):
+            assert differing_bits(ours[name], oracle[name]) == {}, name
+
+
 def linear(root: Path, *models: str) -> dict:
     entries = [{"model": str(root / m), "parameters": {"weight": i + 1}} for i, m in
                enumerate(models)]  # fmt: skip

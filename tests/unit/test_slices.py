@@ -189,6 +189,28 @@ class TestLayers:
         assert described(found)["config"] == {"num_hidden_layers": 3}
 
 
+class TestDeltas:
+    def test_stored_or_not_is_one_identity(self, work):
+        pieces = [
+            {
+                "sources": [
+                    {"model": m, "layer_range": [i, i + 3], "parameters": {"weight": 0.5}}
+                    for m in ("a", "b")
+                ]
+            }
+            for i in (0, 2)
+        ]
+        document = {"name": "out", "merge_method": "task_arithmetic", "base_model": "a"}
+        document |= {"slices": pieces, "dtype": "float16"}
+        stored, fused = plan(document, deltas="store"), plan(document, deltas="fuse")
+        jobs = [[j.digest for j in p.builds["out"].shards] for p in (stored, fused)]
+        assert jobs[0] == jobs[1] and stored.deltas and not fused.deltas
+        # layer 2 is in both slices and stored once
+        names = [t.expression.finetuned.tensor for j in stored.deltas
+                 for t in load_spec(j.digest).tensors]  # fmt: skip
+        assert len(names) == len(set(names)) == 5 * 9 + 3
+
+
 class TestShards:
     def test_follow_the_files_of_the_slices(self, work):
         shards = described(plan(STACK))["shards"]
