@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from shardmerge.engine import workspace_bytes
 from shardmerge.engine.memory import STREAMING_BYTES, TUNING, block_length
 from shardmerge.headers import write_header
 from shardmerge.registry import method
+from shardmerge.rows import ZERO, format_choice, format_rows
 from shardmerge.spec import OutputTensor, ShardSpec
 
 LIMIT = 400_000_000
@@ -95,6 +97,18 @@ class TestStreaming:
         s = sparse(tmp_path, "abcdefgh", "F64", (1_000, 2_000))  # 16 MB each
         spec = spec_of("F32", ex.Linear(tuple((0.1, source) for source in s.values())))
         assert measured(tmp_path, spec, threads=16) <= LIMIT
+
+    def test_rows_in_another_order(self, tmp_path: Path) -> None:
+        s = sparse(tmp_path, "ab", "F16", (60_000, 1_000))  # 120 MB each
+        order = list(range(60_000))
+        random.Random(1).shuffle(order)
+        taken = [ex.take_rows(s[model], format_rows(order)) for model in "ab"]
+        choice = ex.Choice(tuple(taken), format_choice([(0,), (0, 1)] * 30_000))
+        padding = format_rows([ZERO] * 59_999 + [0])
+        padded = ex.Choice((choice, ex.take_rows(ex.Mean(choice), padding)), "0*59999,1*1")
+        spec = spec_of("F16", padded)
+        assert workspace_bytes(spec) == STREAMING_BYTES
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
     def test_an_elementwise_method(self, tmp_path: Path, numerics: str) -> None:

@@ -105,6 +105,15 @@ class Inputs(contextlib.AbstractContextManager):
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._fds[file], offset, length, os.POSIX_FADV_WILLNEED)
 
+    def read_elements(self, leaf: Location, first: int, count: int, into: memoryview) -> None:
+        """Fill a buffer with elements of a leaf, as ``read`` does with bytes."""
+        for position, length, offset in leaf.ranges(first, count):
+            part = into[position : position + length]
+            if offset is None:
+                part[:] = bytes(length)
+            else:
+                self.read(leaf.file, offset, part)
+
     def read(self, file: int, offset: int, into: memoryview) -> None:
         """Fill a buffer with a file's bytes from an offset on.
 

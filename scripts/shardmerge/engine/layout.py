@@ -43,16 +43,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class Read:
-    """A range of an open file, and where in a slot's output or input buffer it goes.
-
-    Without an offset it is zeros.
-    """
+    """A range of an open file, and where in a slot's output or input buffer it goes."""
 
     file: int
-    offset: int | None
+    offset: int
     length: int
     position: int
     verbatim: bool
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Elements of a leaf whose rows lie apart, and where in a slot's input buffer they go."""
+
+    leaf: Location
+    first: int
+    count: int
+    position: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Window:
     length: int
     literal: bytes
     reads: tuple[Read, ...]
+    gathers: tuple[Gather, ...]
     parts: tuple[Part, ...]
     arena: int
 
@@ -123,6 +131,7 @@ class Layout:
 
     def _window(self, index: int, begin: int, end: int, first: int) -> Window:
         reads: list[Read] = []
+        gathers: list[Gather] = []
         parts: list[Part] = []
         arena = 0
         for piece in self.pieces[first:]:
@@ -133,10 +142,12 @@ class Layout:
                 file, offset = piece.copy
                 reads.append(Read(file, offset + low - piece.begin, high - low, low - begin, True))
             else:
-                part, arena = _part(piece, low, high, begin, arena, reads)
+                part, arena = _part(piece, low, high, begin, arena, reads, gathers)
                 parts.append(part)
         literal = self.header[begin:end]
-        return Window(index, begin, end - begin, literal, tuple(reads), tuple(parts), arena)
+        return Window(
+            index, begin, end - begin, literal, tuple(reads), tuple(gathers), tuple(parts), arena
+        )
 
 
 def lay_out(spec: ShardSpec, inputs: Inputs) -> Layout:
@@ -230,7 +241,13 @@ def _twin(header: bytes, size: int, pieces: list[Piece], inputs: Inputs) -> int 
 
 
 def _part(
-    piece: Piece, low: int, high: int, window: int, arena: int, reads: list[Read]
+    piece: Piece,
+    low: int,
+    high: int,
+    window: int,
+    arena: int,
+    reads: list[Read],
+    gathers: list[Gather],
 ) -> tuple[Part, int]:
     """Return a window's part of a computed piece, and the input buffer's new fill."""
     first = (low - piece.begin) // piece.itemsize
@@ -239,8 +256,10 @@ def _part(
     for leaf in piece.leaves:
         size = DTYPES[leaf.dtype].size
         length = (last - first) * size
-        for position, part, offset in leaf.ranges(first, last - first):
-            reads.append(Read(leaf.file, offset, part, arena + position, False))
+        if leaf.table is None:
+            reads.append(Read(leaf.file, leaf.begin + first * size, length, arena, False))
+        else:
+            gathers.append(Gather(leaf, first, last - first, arena))
         positions.append((arena, leaf.dtype))
         arena += -(-length // _ALIGN) * _ALIGN
     skip = low - piece.begin - first * piece.itemsize

@@ -109,16 +109,19 @@ class Stream:
             last = window.index + _AHEAD
             for later in self._windows[last if window.index else 0 : last + 1]:
                 for read in later.reads:
-                    if read.offset is not None:
-                        self.inputs.will_need(read.file, read.offset, read.length)
+                    self.inputs.will_need(read.file, read.offset, read.length)
+                for gather in later.gathers:
+                    for _, length, offset in gather.leaf.ranges(gather.first, gather.count):
+                        if offset is not None:
+                            self.inputs.will_need(gather.leaf.file, offset, length)
             slot.output.memory[: len(window.literal)] = window.literal
             for read in window.reads:
                 buffer = slot.output if read.verbatim else slot.arena
                 into = buffer.memory[read.position : read.position + read.length]
-                if read.offset is None:
-                    into[:] = bytes(read.length)
-                else:
-                    self.inputs.read(read.file, read.offset, into)
+                self.inputs.read(read.file, read.offset, into)
+            for gather in window.gathers:
+                into = slot.arena.memory[gather.position :]
+                self.inputs.read_elements(gather.leaf, gather.first, gather.count, into)
 
     def _write(self, slot: Slot) -> None:
         window = slot.window

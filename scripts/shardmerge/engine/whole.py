@@ -204,12 +204,7 @@ class Maker:
             self._buffer = host_buffer(starts[-1], tensor=True, pinned=pinned)
         views = []
         for location, dtype, start in zip(locations, dtypes, starts, strict=False):
-            for position, size, offset in location.ranges(first, count):
-                into = self._buffer.memory[start + position : start + position + size]
-                if offset is None:
-                    into[:] = bytes(size)
-                else:
-                    self._inputs.read(location.file, offset, into)
+            self._inputs.read_elements(location, first, count, self._buffer.memory[start:])
             views.append((start, start + count * dtype.itemsize, dtype))
         data = self._place.inputs(self._buffer, starts[-1])
         return [data[start:end].view(dtype) for start, end, dtype in views]
