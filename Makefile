@@ -1,5 +1,6 @@
 # make demo   build the demo model, benchmark it, show the table
 # make test   everything that is checked before a change goes in
+# make bench  measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
 VENV := .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin

@@ -8,6 +8,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import kernel_cases
@@ -26,7 +28,9 @@ from shardmerge.spec import OutputTensor, ShardSpec
 LIMIT = 400_000_000
 
 
-def sparse(folder: Path, models: str, code: str, shape: tuple[int, ...]) -> dict[str, ex.Source]:
+def sparse(
+    folder: Path, models: Iterable[str], code: str, shape: tuple[int, ...]
+) -> dict[str, ex.Source]:
     """Write models of one tensor of zeros each, which take no disk; return the tensors."""
     header = write_header([("w", code, shape)], {"format": "pt"})
     size = math.prod(shape) * DTYPES[code].size
@@ -117,6 +121,28 @@ class TestStreaming:
         assert workspace_bytes(spec) == STREAMING_BYTES
         assert block_length(spec) < TUNING.block
         assert measured(tmp_path, spec, threads=6) <= LIMIT
+
+    @pytest.mark.slow
+    def test_is_flat(self, tmp_path: Path) -> None:
+        """Half a gigabyte or five, in tensors of 50 MB or in one of 1 GB."""
+        peaks = []
+        for tensors, rows in ((10, 25_000), (100, 25_000), (1, 500_000)):
+            specs = [_one_of_many(tmp_path, f"{rows}-{i}", rows) for i in range(tensors)]
+            files = {key: name for spec in specs for key, name in spec.files.items()}
+            parts = tuple(tensor for spec in specs for tensor in spec.tensors)
+            peaks.append(measured(tmp_path, ShardSpec(parts, files), threads=1))
+            for path in tmp_path.glob("*.safetensors"):
+                path.unlink()
+        assert max(peaks) <= LIMIT
+        assert max(peaks) < 1.1 * min(peaks)
+
+
+def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
+    """Return the shard of one tensor of 2 kB rows, ``q + 0.4 (a - b)``, of models of its own."""
+    models = [f"{letter}-{name}" for letter in "qab"]
+    q, a, b = sparse(folder, models, "F16", (rows, 1_000)).values()
+    spec = spec_of("F16", ex.Linear(((1.0, q), (0.4, ex.Delta(a, b, "F16")))))
+    return replace(spec, tensors=(replace(spec.tensors[0], name=name),))
 
 
 class TestWhole:
