@@ -13,6 +13,7 @@ from engine_cases import Models, assert_same, normal, tuned
 from test_engine_memory import measured, sparse, spec_of
 
 from shardmerge import expression as ex
+from shardmerge import rows
 from shardmerge.engine import workspace_bytes
 from shardmerge.engine.lowrank import ROWS, Product
 from shardmerge.engine.memory import STREAMING_BYTES, TUNING
@@ -113,6 +114,16 @@ class TestFloat32:
             "slerp", (case.merged, other), 1, (("t", 1.0),), (), "w", ("a", "m"), (37, 29)
         )
         assert_same(case.build(call), case.expected("F16"))
+
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_rows_of_an_adapted_embedding(self, tmp_path: Path, transposed: bool) -> None:
+        case = Case(tmp_path, 83, 79, transposed)
+        chosen = [5, 0, 82, 5, 40]
+        gathered = ex.take_rows(case.merged, rows.format_rows(chosen))
+        expected = case.expected("F16")[chosen]
+        for threads in (1, 3):
+            with tuned(block=64, windows=(4096,)):
+                assert_same(case.build(gathered, threads=threads), expected)
 
     def test_elements_are_those_of_exact_arithmetic(self) -> None:
         b, a = normal((4, 6), 5, "F32", 1.0), normal((6, 3), 6, "F32", 1.0)
