@@ -47,7 +47,7 @@ class TestLora:
         project.recipe.write_text(RECIPE)
         project.configure(sources={})
         env = environment(hub, tmp_path / "home", READER)
-        project.build("models", "report", env=env | {"PYTHONHASHSEED": "7"})
+        project.build("models", env=env | {"PYTHONHASHSEED": "7"})
         self._right(hub, project)
 
         lock = json.loads((project.folder / "recipe.lock.json").read_text())["sources"]
