@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shardmerge import expression as ex
 from shardmerge.markdown import code, table
 from shardmerge.provenance import public_names
 from shardmerge.report.coefficients import Coefficients, Spread, coefficients
@@ -33,9 +32,7 @@ def describe_coefficients(description: Mapping[str, Any]) -> str:
     parts = [_sentence(copied, len(tensors), shorten)]
     if len(copied) > 1 or sum(copied.values()) < len(tensors):
         parts.append("\n".join(lines) + "\n")
-    for term in found.terms:
-        if term == ex.label(ex.Zero(())):
-            continue
+    for term in found.parts:
         parts.append(_term(found, term, code(shorten(term))))
     return "\n".join(parts)
 

@@ -9,6 +9,9 @@ from typing import Any
 from shardmerge import expression as ex
 from shardmerge.adapter_config import ADDED_BIAS
 
+#: Label of a tensor that is zero everywhere.
+NOTHING = ex.label(ex.Zero(()))
+
 
 @dataclass(frozen=True)
 class Blend:

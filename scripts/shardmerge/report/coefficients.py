@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.report.frame import Cell, Frame, frame_of
+from shardmerge.terms import NOTHING
 
 #: Rows of [label, coefficient], as the description of a build has them for each tensor.
 Terms = Iterable[Iterable[Any]]
@@ -38,6 +39,11 @@ class Coefficients:
     frame: Frame
     terms: tuple[str, ...]
     cells: Mapping[Cell, Mapping[str, Spread]]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The terms that are something: a tensor may be zero, and what it is made of is no term."""
+        return tuple(term for term in self.terms if term != NOTHING) or self.terms
 
     def of(self, term: str) -> dict[Cell, Spread]:
         """Return a term's value in every cell, 0 where a cell does not have it."""

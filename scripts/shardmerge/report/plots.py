@@ -24,7 +24,7 @@ def draw_coefficients(
         output: The file to write.
     """
     shorten = shortener(sources)
-    panels = {shorten(term): found.of(term) for term in found.terms}
+    panels = {shorten(term): found.of(term) for term in found.parts}
     means = [spread.mean for cells in panels.values() for spread in cells.values()]
     scale = Scale("RdBu", "coefficient", min(0.0, *means), max(1.0, *means))
     note = "White: not used."
