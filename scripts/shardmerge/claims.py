@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.claimfile import Seen, age, create, read
 from shardmerge.errors import UserError
 from shardmerge.owner import Owner, is_dead, this_process
+from shardmerge.unfinished import remove_parts
 
 Say = Callable[[str], None]
 
@@ -79,7 +81,7 @@ class Claim:
         Raises:
             UserError: If another process took it over, for want of a sign of life.
         """
-        seen = _read(self._path)
+        seen = read(self._path)
         if seen and seen.owner.token == self.token:
             return
         taker = f" by {seen.owner}" if seen else ""
@@ -97,7 +99,7 @@ class Claim:
         """Give the claim up."""
         self._done.set()
         with contextlib.suppress(OSError):
-            seen = _read(self._path)
+            seen = read(self._path)
             if seen and seen.owner.token == self.token:
                 self._path.unlink()
 
@@ -189,44 +191,17 @@ def wait_for(target: str | os.PathLike[str], say: Say, patience: Patience = _PAT
 def holder(target: str | os.PathLike[str], patience: Patience = _PATIENCE) -> Owner | None:
     """Return the living owner of an output's claim, or None."""
     path = _claim_path(_absolute(target))
-    seen = _read(path)
+    seen = read(path)
     if seen is None:
         return None
     with contextlib.suppress(OSError):  # in a folder that cannot be written to nobody claims
-        return None if is_dead(seen.owner, _age(path, seen), patience) else seen.owner
+        return None if is_dead(seen.owner, age(path, seen), patience) else seen.owner
     return None
-
-
-def part_path(target: str | os.PathLike[str]) -> Path:
-    """Return a new path beside an output to write it to, before it gets its name."""
-    target = Path(target)
-    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
-
-
-def remove_parts(target: str | os.PathLike[str], older_than: float = 0) -> None:
-    """Remove unfinished files of an output, which are nobody's once it is claimed.
-
-    Args:
-        target: The output.
-        older_than: Seconds since a part was last written to, for who does not hold the claim.
-    """
-    target = _absolute(target)
-    now = time.time()
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            if not older_than or now - part.stat().st_mtime > older_than:
-                part.unlink()
 
 
 def minutes_to_stale() -> int:
     """Return minutes without a sign of life after which any owner counts as dead."""
     return round(_PATIENCE.stale / 60)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    owner: Owner
-    touched: float
 
 
 def _wait_for(target: Path, say: Say, patience: Patience, wait: bool) -> Claim:
@@ -254,80 +229,28 @@ def _wait_for(target: Path, say: Say, patience: Patience, wait: bool) -> Claim:
     return Claim(target, token, waits_for is not None)
 
 
-def _take(path: Path, token: str, patience: Patience, watched: float) -> _Seen | None:
+def _take(path: Path, token: str, patience: Patience, watched: float) -> Seen | None:
     """Make a claim (or ticket); return None, or who has it and lives.
 
     A ticket is a claim on the removal of one dead claim. Who holds it makes sure that the dead
     claim is still there; it can go in no other way.
     """
     text = json.dumps(this_process(token).to_json())
-    while not _create(path, text):
-        if (seen := _read(path)) is None:
+    while not create(path, text):
+        if (seen := read(path)) is None:
             continue
-        if not is_dead(seen.owner, _age(path, seen), patience, watched):
+        if not is_dead(seen.owner, age(path, seen), patience, watched):
             return seen
         ticket = path.with_name(f"{path.name}.{seen.owner.token}")
         if _take(ticket, token, patience, watched) is not None:
             return seen
         try:
-            now = _read(path)
+            now = read(path)
             if now and now.owner.token == seen.owner.token:
                 path.unlink(missing_ok=True)
         finally:
             ticket.unlink(missing_ok=True)
     return None
-
-
-def _create(path: Path, text: str) -> bool:
-    """Make a file whole that must not exist yet; return whether it was made."""
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        try:
-            os.link(fresh, path)
-            return True
-        except FileExistsError:
-            # On NFS the answer to a link that was made can be lost, and the second says so.
-            with contextlib.suppress(FileNotFoundError):
-                return fresh.stat().st_nlink == 2
-            return False
-        except FileNotFoundError:  # a new owner removed the fresh file
-            return False
-        except OSError:
-            pass  # a file system without hard links
-        with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-            return True
-        return False
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> _Seen | None:
-    """Return a claim's owner and its last sign of life, or None if there is no claim."""
-    try:
-        with open(path, encoding="utf-8") as file:  # opening makes NFS ask the server
-            status, text = os.fstat(file.fileno()), file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except PermissionError:
-        try:
-            status, text = path.stat(), ""
-        except FileNotFoundError:
-            return None
-    return _Seen(Owner.from_text(text, status), status.st_mtime)
-
-
-def _age(path: Path, seen: _Seen) -> float:
-    """Return seconds since the last sign of life, both times by the file system's own clock."""
-    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-    try:
-        probe.touch()
-        return probe.stat().st_mtime - seen.touched
-    except FileNotFoundError:
-        return 0
-    finally:
-        probe.unlink(missing_ok=True)
 
 
 def _claim_path(target: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from shardmerge import claims
 from shardmerge.errors import UserError
+from shardmerge.unfinished import part_path, remove_parts
 
 #: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
 _STALE = 3600
@@ -24,7 +25,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = claims.part_path(target)
+    part = part_path(target)
     try:
         yield part
         publish(part, target)
@@ -55,7 +56,7 @@ def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> Non
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file whole or not at all; unfinished ones of killed writers go."""
-    claims.remove_parts(target, older_than=_STALE)
+    remove_parts(target, older_than=_STALE)
     with atomic_path(target) as part, open(part, "x", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -9,8 +9,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from shardmerge.claims import confirm, part_path
+from shardmerge.claims import confirm
 from shardmerge.errors import UserError
+from shardmerge.unfinished import part_path
 
 #: Offset, length and address of direct writes are multiples of this.
 PAGE = 4096
