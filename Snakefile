@@ -16,6 +16,7 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/runs.smk"
 include: "rules/lock.smk"
 include: "rules/convert.smk"
 include: "rules/fetch.smk"

@@ -19,7 +19,7 @@ from shardmerge.describe import MODEL_FILES
 from shardmerge.errors import UserError
 from shardmerge.pickles import RECORD
 from shardmerge.plan import NO_PLAN
-from shardmerge.planning import load_conversions, load_plan, lock_paths, plan_path
+from shardmerge.planning import MODELS, load_conversions, load_plan, lock_paths, plan_path
 from shardmerge.settings import explain_options, load_settings, own_config
 from shardmerge.targets import Targets
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
@@ -139,7 +139,7 @@ def measured(w):
 
 
 def fetch_job(w):
-    return PLAN.fetches[f"resources/models/{w.repo}@{w.commit}/{w.file}"]
+    return PLAN.fetches[f"{MODELS}/{w.repo}@{w.commit}/{w.file}"]
 
 
 def fetch_arguments(w):

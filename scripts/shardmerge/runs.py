@@ -22,6 +22,11 @@ VARIABLE = "SHARDMERGE_RUN"
 _RUN = Path(".shardmerge/run")
 
 
+def claim_path(results: str | os.PathLike[str]) -> Path:
+    """Return what a run claims of a results folder."""
+    return Path(results) / "run"
+
+
 def begin(results: str | os.PathLike[str]) -> None:
     """Make this process the one run on a results folder, until it ends.
 
@@ -31,9 +36,8 @@ def begin(results: str | os.PathLike[str]) -> None:
     Raises:
         UserError: If another run is at it: who, where, since when.
     """
-    target = Path(results) / "run"
     try:
-        claims.hold(target, wait=False)
+        claims.hold(claim_path(results), wait=False)
     except claims.HeldError as held:
         raise UserError(
             f"{held.owner} is running shardmerge on this folder",

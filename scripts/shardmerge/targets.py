@@ -73,6 +73,12 @@ class Targets:
         used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
         return [f"{Path(p).parent}/{folder}/{Path(p).stem}.json" for p in used]
 
+    def record(self, output: str) -> str:
+        """Return the path of the record of the job that writes a shard or task-vector shard."""
+        folder = Path(output).parent
+        folder = folder.parent if folder.name == "model" else folder
+        return f"{folder}/records/{Path(output).stem}.json"
+
     def package_files(self, name: str) -> list[str]:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
