@@ -51,10 +51,11 @@ format: env-test
 	snakefmt Snakefile rules
 
 test: lint
-	pytest -m "not slow and not browser and not gpu" -n 2 --dist worksteal tests
+	pytest -m "not slow and not browser and not gpu and not slurm" -n 2 --dist worksteal tests
 
 test-all: lint
-	pytest -m "not gpu" -n 2 --dist worksteal tests
+	pytest -m "not gpu and not slurm" -n 2 --dist worksteal tests
+	pytest -m slurm tests
 
 demo-models: env
 	python scripts/train_demo_models.py --output $(or $(OUTPUT),demo-models)

@@ -16,7 +16,6 @@ rule store_delta:
         "<logs>/store_delta/{pair}/{delta}.log",
     benchmark:
         "<benchmarks>/store_delta/{pair}/{delta}.tsv"
-    retries: 1
     conda:
         "../envs/merge.yaml"
     threads: RESOURCES["merge_threads"]
@@ -46,7 +45,7 @@ rule check_delta:
         "../envs/merge.yaml"
     resources:
         mem_mb=lambda w, attempt: megabytes(delta_job(w).check_memory) * attempt,
-        runtime=10,
+        runtime=lambda w, attempt: shard_minutes(delta_job(w), attempt),
     params:
         spec=lambda w: delta_job(w).digest,
     shell:

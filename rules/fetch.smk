@@ -20,6 +20,7 @@ rule fetch_file:
         commit="[0-9a-f]{40}",
         file=".+",
     retries: 1
+    localrule: RESOURCES["fetch_on"] == "head"
     conda:
         "../envs/fetch.yaml"
     threads: 1

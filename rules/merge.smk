@@ -16,7 +16,6 @@ rule merge_shard:
         "<logs>/merge_shard/{name}/{shard}.log",
     benchmark:
         "<benchmarks>/merge_shard/{name}/{shard}.tsv"
-    retries: 1
     conda:
         "../envs/merge.yaml"
     threads: RESOURCES["merge_threads"]

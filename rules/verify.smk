@@ -20,7 +20,7 @@ rule check_shard:
         "../envs/merge.yaml"
     resources:
         mem_mb=lambda w, attempt: megabytes(shard_job(w).check_memory) * attempt,
-        runtime=10,
+        runtime=lambda w, attempt: shard_minutes(shard_job(w), attempt),
     params:
         spec=lambda w: shard_job(w).digest,
     shell:
@@ -65,10 +65,11 @@ rule load_model:
     conda:
         "../envs/benchmark.yaml"
     resources:
-        mem_mb=lambda w: min(
+        mem_mb=lambda w, attempt: min(
             megabytes(sum(job.bytes_written for job in build(w).shards), 2000), 12000
-        ),
-        runtime=30,
+        )
+        * attempt,
+        runtime=lambda w, attempt: 30 * attempt,
     params:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
