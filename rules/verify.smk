@@ -42,7 +42,7 @@ rule verify_model:
     conda:
         "../envs/merge.yaml"
     resources:
-        runtime=10,
+        runtime=lambda w, attempt: 10 * attempt,
     params:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",

@@ -1,15 +1,25 @@
 """The three models of the flagship recipe as a lock: real shapes, files of at most 10 GB each.
 
-The README's figures on 70 billion parameters come from the planner run over it.
+The README's figures on 70 billion parameters come from the planner run over it. As a program it
+prints the plan as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import sys
+from pathlib import Path
 
 from models import llama_shapes
 
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
+from shardmerge.plan import Plan
+from shardmerge.planning import make_plan
+from shardmerge.recipe import load_recipe
+from shardmerge.settings import load_settings
+
+_RECIPES = Path(__file__).parents[1] / "config" / "recipes"
 
 MODELS = (
     "meta-llama/Llama-2-70b-hf",
@@ -27,6 +37,14 @@ def llama_70b() -> dict[str, tuple[int, ...]]:
 def flagship_lock() -> Lock:
     """Return the lock that the flagship's models would have, were each laid out alike."""
     return Lock({name: _source(name) for name in MODELS})
+
+
+def flagship_plan() -> Plan:
+    """Return the flagship's plan over that lock, without benchmarks."""
+    path = _RECIPES / "miquplus-midnight-70b.yaml"
+    settings = load_settings({"recipes": [str(path)], "benchmark": {"tasks": []}})
+    documents = [(load_recipe(path), flagship_lock())]
+    return make_plan(documents, settings, lambda key, _, file: f"{key}/{file}").plan
 
 
 def _source(repo: str) -> LockedSource:
@@ -49,3 +67,7 @@ def _source(repo: str) -> LockedSource:
         files[file] = LockedFile(begin, sha256=f"{number:064x}")
     files["config.json"] = LockedFile(600, sha256="f" * 64)
     return LockedSource("hub", repo, None, "0" * 40, {}, files, tensors)
+
+
+if __name__ == "__main__":
+    json.dump(flagship_plan().to_json(), sys.stdout)

@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from flagship_70b import MODELS, flagship_lock
+from flagship_70b import MODELS, flagship_plan
 
 from shardmerge.config_doc import config_keys, config_markdown, with_tables
 from shardmerge.document import DOCUMENT_KEYS
 from shardmerge.methods_doc import methods_markdown
-from shardmerge.planner import make_plan
-from shardmerge.recipe import load_recipe, parse_recipe
+from shardmerge.recipe import parse_recipe
 from shardmerge.report.plan_facts import totals
 from shardmerge.settings import SCHEMA, load_settings
 
@@ -161,12 +160,7 @@ class TestFigures:
 
     @pytest.fixture(scope="class")
     def plan(self):
-        path = REPO / "config" / "recipes" / "miquplus-midnight-70b.yaml"
-        settings = load_settings({"recipes": [str(path)], "benchmark": {"tasks": []}})
-        planned = make_plan(
-            [(load_recipe(path), flagship_lock())], settings, lambda key, _, file: f"{key}/{file}"
-        )
-        return planned.plan
+        return flagship_plan()
 
     def test_table(self, plan):
         rows = dict(re.findall(r"^\| (.+?) \| ([\d.]+ [GM]B) \|$", README, re.MULTILINE))
