@@ -33,7 +33,7 @@ class Site:
     places: int = 1
     node_rate: float = 500e6
     shared_rate: float = float("inf")
-    start: float = 8
+    start: float = 10
     short: float = 5
     queue: float = 0
     poll: float = 60
