@@ -39,7 +39,7 @@ def main() -> None:
             write_json(args.results, results)
         for case in args.plan:
             results["plans"][case] = plans.compare(Path(name) / "plans" / case, case, say)
-    write_json(args.results, results)
+            write_json(args.results, results)
     text = args.page.read_text(encoding="utf-8")
     write_text(args.page, page.with_figures(text, results))
     page.draw(results, args.page.with_suffix(".svg"))

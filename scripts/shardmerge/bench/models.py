@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -114,7 +115,7 @@ def _source(repo: str, shapes: Shapes, files: int) -> LockedSource:
         tensors[name] = LockedTensor(file, "F16", shape, sizes[file], sizes[file] + size)
         sizes[file] += size
         before += size
-    mark = repo.encode().hex().ljust(64, "0")
+    mark = hashlib.sha256(repo.encode()).hexdigest()
     locked = {n: LockedFile(s, sha256=f"{i:04d}{mark}"[:64]) for i, (n, s) in
               enumerate(sizes.items())}  # fmt: skip
     small = ("config.json", "tokenizer.json", "tokenizer_config.json")
