@@ -160,14 +160,15 @@ def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]
 def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _reason(error: Exception) -> str:
