@@ -51,7 +51,7 @@ def merge_task_vectors(group: Group, sparsify: Sparsify | None, consensus: bool)
     vectors *= weights
     if consensus:
         agrees = _sign_agrees(vectors, group.parameters["int8_mask"])
-        mixed, divisor = (vectors * agrees).sum(dim=0), (weights * agrees).sum(dim=0)
+        mixed, divisor = _sum(vectors * agrees), (weights * agrees).sum(dim=0)
         divisor[divisor == 0] = 1
     else:
         mixed, divisor = sum_models(vectors, group), weights.sum(dim=0)
@@ -76,11 +76,25 @@ def sum_models(stack: torch.Tensor, group: Group) -> torch.Tensor:
     count = stack[0].numel()
     rest = group.total - group.offset - count
     if len(stack) < 5 or (group.offset == 0 and rest <= 0):
-        return stack.sum(dim=0)
+        return _sum(stack)
     before = group.offset if group.offset < 2 * _ALIGNED else _ALIGNED + group.offset % _ALIGNED
     after = rest if rest < _ALIGNED else _ALIGNED + -(before + count) % _ALIGNED
     padded = torch.nn.functional.pad(stack.reshape(len(stack), -1), (before, after))
     return padded.sum(dim=0)[before : before + count].view(stack.shape[1:])
+
+
+def _sum(stack: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the first dimension.
+
+    Of a few 16-bit terms torch makes the same sum, in float32, in this order, rounded once from
+    +0, but six times as slowly.
+    """
+    if stack.element_size() != 2 or len(stack) > 4:
+        return stack.sum(dim=0)
+    total = stack[0].float() + 0.0
+    for term in stack[1:]:
+        total += term.float()
+    return total.to(stack.dtype)
 
 
 def magnitude(group: Group) -> Sparsify:
@@ -187,7 +201,7 @@ def reinforced(group: Group, rescale_unique: bool) -> torch.Tensor:
 
 def _sign_agrees(vectors: torch.Tensor, int8_mask: bool) -> torch.Tensor:
     dtype = torch.int8 if int8_mask else vectors.dtype
-    elected = (vectors.sum(dim=0) >= 0).to(dtype) * 2 - 1
+    elected = (_sum(vectors) >= 0).to(dtype) * 2 - 1
     return vectors.sign().to(dtype) == elected
 
 
