@@ -82,7 +82,7 @@ BUILT = Built(
 )
 
 
-# Merge jobs on this machine share one process that has torch loaded (shardmerge/worker.py).
+# Merges and checks on this machine share one process that has torch loaded (shardmerge/worker.py).
 ALONE = DEPLOYED or ON_GPU or not workflow.is_main_process or workflow.non_local_exec
 WORKER = "" if ALONE else f"export SHARDMERGE_WORKER={os.getpid()}; "
 

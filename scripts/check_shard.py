@@ -6,14 +6,17 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import claim, run
-from shardmerge.errors import UserError
-from shardmerge.files import write_json
-from shardmerge.planning import load_spec
-from shardmerge.shardcheck import check_shard
-from shardmerge.stored import stored_deltas
+from shardmerge.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.errors import UserError
+    from shardmerge.files import write_json
+    from shardmerge.planning import load_spec
+    from shardmerge.shardcheck import check_shard
+    from shardmerge.stored import stored_deltas
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
     parser.add_argument("--shard", required=True, type=Path)
@@ -39,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

@@ -26,8 +26,13 @@ from dataclasses import dataclass
 VARIABLE = "SHARDMERGE_WORKER"
 #: Seconds without a job after which the process ends.
 IDLE = 5.0
-#: Imported before the first job: all that merging a shard needs.
-_PRELOADED = ("shardmerge.engine.compute", "shardmerge.methods", "shardmerge.planning")
+#: Imported before the first job: all that merging and checking a shard needs.
+_PRELOADED = (
+    "shardmerge.engine.compute",
+    "shardmerge.methods",
+    "shardmerge.planning",
+    "shardmerge.shardcheck",
+)
 _MOST = 1 << 20  # bytes of a request: a command line and an environment
 _began: float | None = None
 
