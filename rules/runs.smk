@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
 from shardmerge import claims, runs
+from shardmerge.built import record_path
 
 
 def asked_for():
@@ -30,7 +31,7 @@ def is_made_meanwhile(name, w):
         )
     if name in ("merge_shard", "store_delta"):
         job = shard_job(w) if name == "merge_shard" else delta_job(w)
-        record = TARGETS.record(job.output)
+        record = record_path(job)
         return runs.made_meanwhile(
             job.output, lambda: runs.is_made(job.output, record, job.digest), say
         )

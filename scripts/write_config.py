@@ -7,8 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.config_text import output_config
-from shardmerge.errors import UserError
-from shardmerge.files import write_text
+from shardmerge.files import read_text, write_text
 from shardmerge.package import load_description
 
 
@@ -22,12 +21,7 @@ def main() -> None:
     claim(args.output, args.recipe)
 
     description = load_description(args.build)
-    try:
-        config = args.source.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", str(args.source)) from None
-    except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", str(args.source)) from None
+    config = read_text(args.source, exact=True)
     write_text(args.output, output_config(config, description, str(args.source)))
     write_text(args.recipe, description["recipe"]["text"])
 

@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import claim, run
-from shardmerge.errors import UserError
-from shardmerge.files import write_text
+from shardmerge.files import read_text, write_text
 from shardmerge.package import load_description
 from shardmerge.tokenizer.writing import tokenizer_text
 
@@ -23,14 +22,10 @@ def main() -> None:
     claim(args.output)
 
     tokens = load_description(args.build)["tokens"]
-    texts = {}
-    for (model, file, _), path in zip(tokens["read"], args.sources, strict=True):
-        try:
-            texts[model, file] = path.read_bytes().decode()
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
-        except UnicodeDecodeError:
-            raise UserError("is not UTF-8 text", str(path)) from None
+    texts = {
+        (model, file): read_text(path, exact=True)
+        for (model, file, _), path in zip(tokens["read"], args.sources, strict=True)
+    }
     text = tokenizer_text(args.output.name, tokens, texts)
     write_text(args.output, text)
 

@@ -12,9 +12,8 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
-from shardmerge.plan import Plan, ShardJob
+from shardmerge.plan import Plan, ShardJob, beside
 
 
 class Built:
@@ -111,15 +110,9 @@ class Built:
 
 def record_path(job: ShardJob) -> str:
     """Return where the record of a shard's job lies."""
-    return _beside(job, "records")
+    return beside(job.output, "records")
 
 
 def check_path(job: ShardJob) -> str:
     """Return where the record of a shard's check lies."""
-    return _beside(job, "checks")
-
-
-def _beside(job: ShardJob, folder: str) -> str:
-    shard = Path(job.output)
-    parent = shard.parent.parent if shard.parent.name == "model" else shard.parent
-    return f"{parent}/{folder}/{shard.stem}.json"
+    return beside(job.output, "checks")

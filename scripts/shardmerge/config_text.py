@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmerge.errors import UserError
+from shardmerge.files import parse_object
 
 #: What transformers calls a model's dtype, newest name first.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -25,7 +26,7 @@ def set_dtype(config: str, dtype: str | None, where: str) -> str:
     Raises:
         UserError: If it is not a JSON object.
     """
-    table = _parse(config, where)
+    table = parse_object(config, where)
     if dtype is None:
         return config
     keys = [key for key in _DTYPE_KEYS if key in table] or [_DTYPE_KEYS[0]]
@@ -59,7 +60,7 @@ def set_values(config: str, values: Mapping[str, Any], where: str) -> str:
     Raises:
         UserError: If it is not a JSON object, or a key's object is not there.
     """
-    _parse(config, where)
+    parse_object(config, where)
     for path, value in values.items():
         begin = 0
         *parents, key = path.split(".")
@@ -74,16 +75,6 @@ def set_values(config: str, values: Mapping[str, Any], where: str) -> str:
         for low, high in reversed(found):
             config = config[:low] + _set_as(config[low:high], value) + config[high:]
     return config
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})", where) from None
-    if not isinstance(table, dict):
-        raise UserError("is not a JSON object", where)
-    return table
 
 
 def _members(text: str, begin: int) -> list[tuple[str, int, int]]:

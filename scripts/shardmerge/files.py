@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
     remove_parts(target, older_than=_STALE)
     with atomic_path(target) as part, open(part, "x", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
 
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
@@ -67,18 +66,54 @@ def write_json(target: str | os.PathLike[str], value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def load_json(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+def read_text(path: str | os.PathLike[str], *, exact: bool = False) -> str:
+    """Return a UTF-8 text.
+
+    Args:
+        path: The file.
+        exact: Whether line ends stay as they are; else each is a line feed.
+
+    Raises:
+        UserError: If it cannot be read or is not UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="" if exact else None) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+    except UnicodeDecodeError:
+        raise UserError("is not UTF-8 text", str(path)) from None
+
+
+def load_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
         UserError: If it cannot be read or is not an object.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
-    except (ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"is not JSON ({error})", str(path)) from None
+    return parse_object(text, str(path))
+
+
+def parse_object(data: str | bytes, where: str) -> dict[str, Any]:
+    """Return the object that a JSON text is.
+
+    Args:
+        data: The text.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If it is not JSON, or not an object.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON ({error})", where) from None
     if not isinstance(value, dict):
-        raise UserError("is not a JSON object", str(path))
+        raise UserError("is not a JSON object", where)
     return value

@@ -92,7 +92,7 @@ def this_process(token: str) -> Owner:
         boot=_boot(),
         namespace=_namespace(),
         pid=os.getpid(),
-        started=_started(os.getpid()),
+        started=started(os.getpid()),
         cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
         job=os.environ.get("SLURM_JOB_ID", ""),
     )
@@ -109,7 +109,7 @@ def is_dead(owner: Owner, age: float, times: Times, watched: float = float("inf"
             that hung lets claims look old although their owners live.
     """
     if owner.boot and (owner.boot, owner.namespace) == (_boot(), _namespace()):
-        return _started(owner.pid) != owner.started
+        return started(owner.pid) != owner.started
     if age > times.late and owner.job and _left_slurm(owner):
         return True
     return age > times.stale and watched > times.late
@@ -139,7 +139,7 @@ def _asked(job: str, _now: int) -> bool:
     return False
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """Return a process's start in clock ticks since boot, or nothing if there is none.
 
     The 22nd field of /proc/PID/stat, counted behind the command's closing parenthesis (proc(5)).

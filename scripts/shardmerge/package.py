@@ -15,8 +15,6 @@ from shardmerge.errors import UserError
 from shardmerge.files import load_json
 from shardmerge.planning import description_path
 
-INDEX = "model.safetensors.index.json"
-
 
 def load_description(name: str) -> Mapping[str, Any]:
     """Return the description of a build, which the plan made.

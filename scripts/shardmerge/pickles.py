@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge import adapter_config
+from shardmerge.contents import INDEX
 from shardmerge.digest import digest
 from shardmerge.errors import UserError
 from shardmerge.files import atomic_path, load_json, write_json
@@ -169,5 +170,5 @@ def assemble(
             shutil.copyfile(source / name, part)
     if len(set(table.values())) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))}
-        write_json(conversion_folder / "model.safetensors.index.json", index)
+        write_json(conversion_folder / INDEX, index)
     write_json(conversion_folder / RECORD, record)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
-from shardmerge.files import load_json, write_text
+from shardmerge.files import load_json, read_text, write_text
 from shardmerge.pickles import Conversion
 from shardmerge.plan import Plan, Planned
 from shardmerge.planner import make_plan
@@ -46,7 +46,7 @@ def load_plan(
 
 
 def _load_plan(settings: Settings, head: bool, renew: bool, say: Callable[[str], None]) -> Plan:
-    texts = {path: _read(path) for path in settings["recipes"]}
+    texts = {path: read_text(path) for path in settings["recipes"]}
     if not head and (plan := _cached(_key(settings, texts))):
         return plan
     sources = _sources(settings)
@@ -91,7 +91,7 @@ def load_conversions(settings: Settings, *, alone: bool) -> dict[str, Conversion
 
 def plan_path(settings: Settings) -> str:
     """Return where the plan of a configuration lies, once ``load_plan`` has made it."""
-    return str(_plan_file(_key(settings, {path: _read(path) for path in settings["recipes"]})))
+    return str(_plan_file(_key(settings, {path: read_text(path) for path in settings["recipes"]})))
 
 
 def lock_paths(settings: Settings) -> list[str]:
@@ -167,12 +167,3 @@ def _code() -> str:
     """Return a digest of the library, so that a newer one plans anew."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", path) from None
-    except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", path) from None

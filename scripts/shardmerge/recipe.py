@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shardmerge.document import parse_stage
 from shardmerge.errors import UserError
+from shardmerge.files import read_text
 from shardmerge.findings import Finding
 from shardmerge.references import Reference, parse_reference
 from shardmerge.stage import Stage
@@ -87,13 +88,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         UserError: With file and line, for any mistake that shows without the models.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
-    except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", str(path)) from None
-    return parse_recipe(text, str(path))
+    return parse_recipe(read_text(path), str(path))
 
 
 def parse_recipe(text: str, path: str) -> Recipe:

@@ -9,9 +9,10 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+from shardmerge.contents import INDEX
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
-from shardmerge.plan import Build, Plan, ShardJob
+from shardmerge.plan import Build, Plan, ShardJob, beside
 from shardmerge.settings import Settings
 
 CHECKSUMS = "SHA256SUMS"
@@ -65,26 +66,19 @@ class Targets:
 
     def per_shard(self, name: str, folder: str) -> list[str]:
         """Return the paths of the shards' JSON records in ``records`` or ``checks``."""
-        stems = [Path(path).stem for path in self.shards(name)]
-        return [f"{self.results}/{name}/{folder}/{stem}.json" for stem in stems]
+        return [beside(path, folder) for path in self.shards(name)]
 
     def per_delta(self, name: str, folder: str) -> list[str]:
         """Return the same of the stored task vectors that a build reads."""
         used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
-        return [f"{Path(p).parent}/{folder}/{Path(p).stem}.json" for p in used]
-
-    def record(self, output: str) -> str:
-        """Return the path of the record of the job that writes a shard or task-vector shard."""
-        folder = Path(output).parent
-        folder = folder.parent if folder.name == "model" else folder
-        return f"{folder}/records/{Path(output).stem}.json"
+        return [beside(path, folder) for path in used]
 
     def package_files(self, name: str) -> list[str]:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
         if len(build.shards) > 1:
-            names["model.safetensors.index.json"] = None
+            names[INDEX] = None
         return [f"{self.results}/{name}/model/{file}" for file in names]
 
     def models(self) -> list[str]:

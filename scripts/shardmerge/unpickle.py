@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from shardmerge.claims import claimed
 from shardmerge.dtypes import DTYPES
 from shardmerge.errors import UserError
 from shardmerge.files import atomic_path
@@ -52,7 +51,7 @@ def convert(pickled: Path, output: Path, *, tied: bool) -> dict[str, str]:
     dropped = _aliases(tensors) if tied else {}
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     rows = [(name, _CODES[t.dtype], tuple(t.shape)) for name, t in kept.items()]
-    with claimed(output), atomic_path(output) as part, open(part, "xb") as file:
+    with atomic_path(output) as part, open(part, "xb") as file:
         file.write(write_header(rows, {"format": "pt"} | dropped))
         for tensor in kept.values():
             flat = tensor.detach().contiguous().reshape(-1)

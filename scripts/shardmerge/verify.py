@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shardmerge.contents import INDEX
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
 from shardmerge.headers import read_header
-from shardmerge.package import INDEX, load_records, make_index
+from shardmerge.package import load_records, make_index
 
 _AGAIN = "Delete the file and run the workflow again."
 

@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from shardmerge.owner import started
+
 #: Names the run whose jobs share a process; without it every job runs by itself.
 VARIABLE = "SHARDMERGE_WORKER"
 #: Seconds without a job after which the process ends.
@@ -42,8 +44,8 @@ def process_began() -> float:
     if _began is not None:
         return _began
     now = time.perf_counter()
-    with contextlib.suppress(OSError, AttributeError), open("/proc/self/stat") as file:
-        ticks = int(file.read().rsplit(")", 1)[1].split()[19])
+    with contextlib.suppress(AttributeError, ValueError):  # no clock of that name, no /proc
+        ticks = int(started(os.getpid()))
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     return now
 

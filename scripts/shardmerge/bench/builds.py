@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.bench.models import SIZES, make_model
+from shardmerge.contents import INDEX
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "config/recipes/miquplus-midnight-tiny.yaml"
@@ -46,7 +47,7 @@ def prepare(folder: Path, size: str) -> dict[str, Contestant]:
     """Write three models, if they are not there yet, and return what is compared on them."""
     config = json.loads((ROOT / "resources/demo/miqu-tiny/config.json").read_text())
     for seed, model in enumerate(MODELS):
-        if not (folder / model / "model.safetensors.index.json").exists():
+        if not (folder / model / INDEX).exists():
             make_model(folder / model, SIZES[size], config, seed)
     shutil.copy(RECIPE, folder / "recipe.yaml")
     # These models have no tokenizer, which mergekit would load for `tokenizer_source`.
@@ -76,8 +77,9 @@ def compare(
 ) -> dict[str, list[Figures]]:
     """Run all contestants in turn, so many times; return each one's figures."""
     rows: dict[str, list[Figures]] = {}
+    contestants = prepare(folder, size)
     for turn in range(pairs):
-        for name, contestant in prepare(folder, size).items():
+        for name, contestant in contestants.items():
             figures = measure(folder, contestant)
             rows.setdefault(name, []).append(figures)
             say(f"{size} {turn + 1}/{pairs} {name}: "

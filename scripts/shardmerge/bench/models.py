@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.contents import INDEX
 from shardmerge.headers import write_header
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
 from shardmerge.tokenizer.vocabulary import Vocabulary
@@ -96,7 +97,7 @@ def make_model(folder: Path, size: Size, config: Mapping[str, object], seed: int
                     left -= block.size
         weight_map |= dict.fromkeys(chosen, file)
     index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index))
 
 
 def lock_of(references: list[str], shapes: Shapes, files: int) -> Lock:

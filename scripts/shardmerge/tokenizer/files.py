@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from shardmerge.errors import UserError
+from shardmerge.files import parse_object
 from shardmerge.tokenizer.vocabulary import NO_TOKENS, Vocabulary
 
 #: Files that hold a vocabulary; the first that a model has counts.
@@ -57,7 +58,7 @@ def read_vocabulary(names: Collection[str], read: Read, where: str) -> Vocabular
             )
         return NO_TOKENS
     table, *settings = wanted
-    texts = {name: _object(read(name), f"{where}, {name}") for name in settings}
+    texts = {name: parse_object(read(name), f"{where}, {name}") for name in settings}
     try:
         ids, added = _table(table, read(table))
         for token in _named_tokens(texts, table == "tokenizer.json"):
@@ -117,7 +118,7 @@ def _named_tokens(texts: Mapping[str, Any], in_table: bool) -> Iterator[str]:
     decoder = config.get("added_tokens_decoder")
     if decoder is not None:
         for _, row in sorted(decoder.items(), key=lambda item: int(item[0])):
-            yield _content(row)
+            yield token_content(row)
     else:
         config = config | texts.get("special_tokens_map.json", {})
         if not in_table:
@@ -125,23 +126,14 @@ def _named_tokens(texts: Mapping[str, Any], in_table: bool) -> Iterator[str]:
             yield from sorted(added, key=added.get)
     for name in NAMED_TOKENS:
         if config.get(name):
-            yield _content(config[name])
+            yield token_content(config[name])
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    yield from map(_content, extra.values() if isinstance(extra, dict) else extra)
+    yield from map(token_content, extra.values() if isinstance(extra, dict) else extra)
 
 
-def _content(token: Any) -> str:
+def token_content(token: Any) -> str:
+    """Return the text of a token, which files give alone or with how it is matched."""
     return token["content"] if isinstance(token, dict) else str(token)
-
-
-def _object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})", where) from None
-    if not isinstance(found, dict):
-        raise UserError("is not a JSON object", where)
-    return found
 
 
 def _pieces(data: bytes) -> Iterator[str]:

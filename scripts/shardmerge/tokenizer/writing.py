@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmerge.errors import UserError
 from shardmerge.tokenizer.chat import TEMPLATE_FILE
-from shardmerge.tokenizer.files import NAMED_TOKENS, added_tokens
+from shardmerge.tokenizer.files import NAMED_TOKENS, added_tokens, token_content
 from shardmerge.tokenizer.packing import CONFIG, TABLE
 
 #: How tokens are matched that no model has as an added token.
@@ -91,14 +91,10 @@ def _config(
     known = {token for token, *_ in description["added"]}
     for name in NAMED_TOKENS:
         if config.get(name):
-            config[name] = _content(config[name])
+            config[name] = token_content(config[name])
             if config[name] not in known:
                 del config[name]
     for name in _LISTS:
         if isinstance(config.get(name), list):
-            config[name] = [t for t in map(_content, config[name]) if t in known]
+            config[name] = [t for t in map(token_content, config[name]) if t in known]
     return config
-
-
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else str(token)
