@@ -179,7 +179,9 @@ class TestConfigOfWhichModel:
 
     @pytest.mark.slow
     def test_mergekit_takes_any(self):
-        assert len({self._mergekit_choice(seed) for seed in range(4)}) > 1
+        # Hashes of None differ from process to process too, so no one seed tells: until two differ.
+        first = self._mergekit_choice(0)
+        assert any(self._mergekit_choice(seed) != first for seed in range(1, 30))
 
     def test_the_first_is_taken(self, tmp_path):
         for order in (self.NAMES, self.NAMES[::-1]):
