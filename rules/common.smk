@@ -8,62 +8,33 @@ import json
 import os
 import re
 import sys
-from functools import wraps
 from pathlib import Path
 
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from shardmerge.built import Built
+from shardmerge.cli import plainly, tell
 from shardmerge.describe import MODEL_FILES
-from shardmerge.errors import UserError
 from shardmerge.pickles import RECORD
-from shardmerge.plan import NO_PLAN
-from shardmerge.planning import MODELS, load_conversions, load_plan, lock_paths, plan_path
+from shardmerge.planning import MODELS, decide, lock_paths
+from shardmerge.resources import megabytes, minutes
 from shardmerge.settings import explain_options, load_settings, own_config
-from shardmerge.targets import Targets
+from shardmerge.targets import Targets, fetch_options
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
-
-def say(line):
-    """Print one line for the user (to stderr, so that listings stay clean)."""
-    print(f"shardmerge: {line}", file=sys.stderr)
-
-
-def plainly(function):
-    """Return the function, made to end the run with a user's mistake and nothing around it.
-
-    Snakemake would put its own words, a file of ours and a line of it before the message.
-    """
-
-    @wraps(function)
-    def call(*args):
-        try:
-            return function(*args)
-        except UserError as error:
-            sys.exit(f"error: {error}")
-
-    return call
-
-
-@plainly
-def decide():
-    """Return settings, plan and targets."""
-    given = workflow.config_settings.overwrite_config
-    settings = load_settings(own_config(config, given, Path("config/config.yaml")))
-    head = workflow.is_main_process
-    renew = head and "lock" in sys.argv[1:]
-    conversions = load_conversions(settings, alone=not head or "convert" in sys.argv[1:])
-    if not all(conversion.done for conversion in conversions.values()):
-        return settings, NO_PLAN, Targets(settings, NO_PLAN), conversions
-    plan = load_plan(settings, head=head, renew=renew, say=say)
-    targets = Targets(settings, plan)
-    targets.measured  # tells a model that there is not
-    return settings, plan, targets, conversions
-
-
-SETTINGS, PLAN, TARGETS, CONVERSIONS = decide()
-PLAN_FILE = plan_path(SETTINGS)
+SETTINGS = plainly(load_settings)(
+    own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
+)
+DECISION = plainly(decide)(
+    SETTINGS,
+    head=workflow.is_main_process,
+    renew=workflow.is_main_process and "lock" in sys.argv[1:],
+    convert="convert" in sys.argv[1:],
+    say=tell,
+)
+PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
+TARGETS = plainly(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 DEPLOYED = workflow.deployment_settings.deployment_method
@@ -142,14 +113,6 @@ def fetch_job(w):
     return PLAN.fetches[f"{MODELS}/{w.repo}@{w.commit}/{w.file}"]
 
 
-def fetch_arguments(w):
-    """Return what fetch.py is told of a file: where it is and what it must be."""
-    job = fetch_job(w)
-    content = f"--sha256 {job.sha256}" if job.sha256 else f"--git-oid {job.git_oid}"
-    file = f"--repo {job.repo} --commit {job.commit} --file '{job.file}'"
-    return f"{file} --size {job.size} {content}"
-
-
 def records(w):
     return TARGETS.per_shard(w.name, "records")
 
@@ -158,21 +121,9 @@ def package_files(w):
     return TARGETS.package_files(w.name)
 
 
-def megabytes(count, spare=0):
-    """Return bytes as whole megabytes for a resource."""
-    return max(1, -(-count // 1_000_000)) + spare
-
-
-def minutes(count, megabytes_per_second, attempt):
-    """Return the run time to ask for when so many bytes must move; more on every attempt."""
-    return attempt * (5 + int(count / megabytes_per_second / 60e6))
-
-
 def shard_minutes(job, attempt):
     return minutes(job.bytes_read + job.bytes_written, RESOURCES["disk_mb_per_second"], attempt)
 
 
 def benchmark_megabytes(w):
-    if RESOURCES["benchmark_mem_mb"]:
-        return RESOURCES["benchmark_mem_mb"]
-    return megabytes(2 * measured(w).size, 2000)
+    return RESOURCES["benchmark_mem_mb"] or megabytes(2 * measured(w).size, 2000)

@@ -32,6 +32,6 @@ rule fetch_file:
             fetch_job(w).size, RESOURCES["network_mb_per_second"], attempt
         ),
     params:
-        source=fetch_arguments,
+        source=lambda w: fetch_options(fetch_job(w)),
     shell:
         "python $SCRIPTS/fetch.py {params.source} --output {output} > {log} 2>&1"

@@ -24,7 +24,7 @@ rule plan:
     conda:
         "../envs/merge.yaml"
     params:
-        plan=PLAN_FILE,
+        plan=DECISION.path,
     shell:
         "python $SCRIPTS/show_plan.py --plan {params.plan} 2> {log}"
 

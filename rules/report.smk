@@ -21,7 +21,7 @@ rule tabulate_plan:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
-        plan=PLAN_FILE,
+        plan=DECISION.path,
     shell:
         "python $SCRIPTS/tabulate_plan.py --plan {params.plan} --name {wildcards.name}"
         " --output {output} > {log} 2>&1"

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
 from shardmerge import claims, runs
-from shardmerge.built import record_path
 
 
 def asked_for():
@@ -24,23 +23,13 @@ def asked_for():
 
 def is_made_meanwhile(name, w):
     """Return whether another job, of a run that was killed, has made what this one is to make."""
-    if name == "fetch_file":
-        job = fetch_job(w)
-        return runs.made_meanwhile(
-            job.output, lambda: Path(job.output).stat().st_size == job.size, say
-        )
-    if name in ("merge_shard", "store_delta"):
-        job = shard_job(w) if name == "merge_shard" else delta_job(w)
-        record = record_path(job)
-        return runs.made_meanwhile(
-            job.output, lambda: runs.is_made(job.output, record, job.digest), say
-        )
-    return False
+    jobs = {"fetch_file": fetch_job, "merge_shard": shard_job, "store_delta": delta_job}
+    return name in jobs and runs.made_meanwhile(jobs[name](w), tell)
 
 
 def leave_if_replaced():
     if runs.is_replaced():
-        say("this job belongs to a run that was killed; a later run does its work")
+        tell("this job belongs to a run that was killed; a later run does its work")
         sys.exit(1)
 
 
@@ -49,23 +38,16 @@ def leave_if_not_needed():
     leave_if_replaced()
     jobs = asked_for()
     if jobs and all(is_made_meanwhile(name, w) for name, w in jobs):
-        say("another job has made this meanwhile; nothing is left to do")
+        tell("another job has made this meanwhile; nothing is left to do")
         sys.exit(0)
     leave_if_replaced()
-
-
-def begin_run():
-    try:
-        runs.begin(SETTINGS["results"])
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
 
 
 if not workflow.is_main_process:
     leave_if_not_needed()
 elif other := claims.holder(runs.claim_path(SETTINGS["results"])):
-    say(f"{SETTINGS['results']} is in use: {other}")
+    tell(f"{SETTINGS['results']} is in use: {other}")
 
 
 onstart:
-    begin_run()
+    plainly(runs.begin)(SETTINGS["results"])

@@ -6,9 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from shardmerge import claims
 from shardmerge.errors import UserError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -42,6 +47,27 @@ def claim(*outputs: str | os.PathLike[str]) -> bool:
 def say(line: str) -> None:
     """Print a line for the job's log at once."""
     print(line, file=sys.stderr, flush=True)
+
+
+def tell(line: str) -> None:
+    """Print a line for the user of the whole workflow (to stderr, so that listings stay clean)."""
+    print(f"shardmerge: {line}", file=sys.stderr)
+
+
+def plainly(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Return the function, made to end the process with a user's mistake and nothing around it.
+
+    Snakemake would put its own words, a file of ours and a line of it before the message.
+    """
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+
+    return call
 
 
 class _Terminated(BaseException):

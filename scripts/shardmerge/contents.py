@@ -49,11 +49,7 @@ def weight_files(
     """
     names = set(names)
     if weight_map is not None:
-        found = sorted(set(weight_map.values()))
-        if missing := [name for name in found if name not in names]:
-            raise UserError(f"has an {INDEX} that names {missing[0]!r}, which is not there", where,
-                            "The model is not whole.")  # fmt: skip
-        return found
+        return indexed_files(weight_map, names, where)
     if "model.safetensors" in names:
         return ["model.safetensors"]
     shards = {name: match for name in names if (match := _SHARD.fullmatch(name))}
@@ -64,6 +60,28 @@ def weight_files(
         raise UserError(f"has {len(shards)} of its {count} weight files", where,
                         "The model is not whole.")  # fmt: skip
     raise _no_weights(names, where, pickled)
+
+
+def indexed_files(
+    weight_map: Mapping[str, str], names: Iterable[str], where: str, index: str = INDEX
+) -> list[str]:
+    """Return the files that an index names, sorted.
+
+    Args:
+        weight_map: File of every tensor, from the index.
+        names: The files that are there.
+        where: What to say in errors.
+        index: Name of the index.
+
+    Raises:
+        UserError: If one is not there.
+    """
+    found = sorted(set(weight_map.values()))
+    there = set(names)
+    if missing := [name for name in found if name not in there]:
+        raise UserError(f"has an {index} that names {missing[0]!r}, which is not there", where,
+                        "The model is not whole.")  # fmt: skip
+    return found
 
 
 def _no_weights(names: set[str], where: str, pickled: str) -> UserError:
@@ -129,17 +147,22 @@ def _is_of_the_model(name: str) -> bool:
     return name.endswith(_TEXTS) or name.startswith(_LICENCES)
 
 
-def parse_weight_map(index: Any, where: str) -> dict[str, str]:
-    """Return file by tensor from a parsed ``model.safetensors.index.json``.
+def parse_weight_map(index: Any, where: str, name: str = INDEX) -> dict[str, str]:
+    """Return file by tensor from a parsed index of weight files.
+
+    Args:
+        index: What the JSON file holds.
+        where: What to say in errors.
+        name: The file's name.
 
     Raises:
-        UserError: If it is not one, or names files outside the model.
+        UserError: If it is no index, or names files outside the model.
     """
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table:
-        raise UserError(f"has an {INDEX} without a weight_map", where)
+        raise UserError(f"has an {name} without a weight_map", where)
     return {
-        tensor: safe_name(file, None, f"{where}/{INDEX}") for tensor, file in sorted(table.items())
+        tensor: safe_name(file, None, f"{where}/{name}") for tensor, file in sorted(table.items())
     }
 
 

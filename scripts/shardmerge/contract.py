@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from shardmerge import expression as ex
+
 if TYPE_CHECKING:
     import torch
 
@@ -118,6 +120,20 @@ class Group:
     def others(self) -> list[int]:
         """Indices of the inputs that are not the base."""
         return [i for i in range(len(self.tensors)) if i != self.base]
+
+
+def group_of(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Group:
+    """Return what a call's kernel is given: whole tensors, or the blocks from an element on."""
+    return Group(
+        tensors=tensors,
+        base=call.base,
+        parameters=dict(call.parameters),
+        per_input=dict(call.per_input),
+        name=call.tensor,
+        models=call.models,
+        offset=first,
+        total=ex.elements(call),
+    )
 
 
 Kernel = Callable[[Group], "torch.Tensor"]

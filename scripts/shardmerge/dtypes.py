@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ DTYPES = {
     )
 }
 MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
+
+
+def tensor_bytes(code: str, shape: Iterable[int]) -> int:
+    """Return the bytes that a tensor of that type and shape takes in its file."""
+    return math.prod(shape) * DTYPES[code].size
 
 
 def promoted(codes: Iterable[str]) -> str:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.dtypes import DTYPES
+from shardmerge.dtypes import DTYPES, tensor_bytes
 from shardmerge.errors import UserError
 
 #: The safetensors library's own limit.
@@ -131,7 +130,7 @@ def write_header(
     table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in tensors:
-        end = position + math.prod(shape) * DTYPES[dtype].size
+        end = position + tensor_bytes(dtype, shape)
         table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
@@ -156,10 +155,10 @@ def _entry(name: str, row: object, data_start: int, where: str) -> TensorEntry:
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
         raise UserError(f"tensor {name!r} has a shape or range that is not whole numbers", where)
-    if end - begin != math.prod(shape) * DTYPES[code].size:
+    if end - begin != tensor_bytes(code, shape):
         raise UserError(
             f"tensor {name!r} has {end - begin} bytes, but {code}{shape} needs "
-            f"{math.prod(shape) * DTYPES[code].size}",
+            f"{tensor_bytes(code, shape)}",
             where,
         )
     return TensorEntry(code, tuple(shape), data_start + begin, data_start + end)

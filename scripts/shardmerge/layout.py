@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Mapping
 
-from shardmerge.dtypes import DTYPES
+from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.models import Place
 from shardmerge.spec import OutputTensor
 
 _UNITS = {"": 1} | {f"{u}B": 1000**k for k, u in enumerate("KMGT", 1)}
 _UNITS |= {f"{u}IB": 1024**k for k, u in enumerate("KMGT", 1)}
-
-
-def tensor_bytes(tensor: OutputTensor) -> int:
-    """Return the bytes that a tensor takes in its file."""
-    return math.prod(tensor.shape) * DTYPES[tensor.dtype].size
 
 
 def group(
@@ -53,7 +47,7 @@ def _pack(
     shards: list[list[OutputTensor]] = []
     size = 0
     for run in runs:
-        bytes_ = sum(map(tensor_bytes, run))
+        bytes_ = sum(tensor_bytes(t.dtype, t.shape) for t in run)
         if not shards or not may_join(shards[-1][-1], run[0]) or size + bytes_ > limit:
             shards.append([])
             size = 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shardmerge.dtypes import DTYPES
+from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
 from shardmerge.planning import description_path
@@ -26,11 +25,6 @@ def load_description(name: str) -> Mapping[str, Any]:
         UserError: If there is none.
     """
     return load_json(description_path(name))
-
-
-def tensor_bytes(dtype: str, shape: Iterable[int]) -> int:
-    """Return the bytes of a tensor, given as a description writes it."""
-    return math.prod(shape) * DTYPES[dtype].size
 
 
 def make_index(description: Mapping[str, Any]) -> dict[str, Any]:

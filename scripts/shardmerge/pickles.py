@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge import adapter_config
-from shardmerge.contents import INDEX
+from shardmerge.contents import INDEX, indexed_files, parse_weight_map, tensor_table
 from shardmerge.digest import digest
-from shardmerge.errors import UserError
 from shardmerge.files import atomic_path, load_json, write_json
 from shardmerge.headers import read_header, safe_name
 from shardmerge.local import Identities, auxiliary_files
@@ -83,23 +82,28 @@ def pickled_weights(folder: Path, role: str) -> dict[str, str]:
     (of optimisers, of training arguments) are not looked at.
 
     Raises:
-        UserError: If an index names files that are not there, or lead out of the folder.
+        UserError: If an index is none, or names files that are not there or lead out of the folder.
     """
-    if role == "adapter":
-        whole = (folder / adapter_config.WEIGHTS).exists()
-        found = (folder / adapter_config.PICKLE).is_file() and not whole
-        return {adapter_config.WEIGHTS: adapter_config.PICKLE} if found else {}
+    found = _adapter_pickle(folder) if role == "adapter" else _model_pickles(folder)
+    for name in found.values():
+        safe_name(name, folder, str(folder))
+    return found
+
+
+def _adapter_pickle(folder: Path) -> dict[str, str]:
+    whole = (folder / adapter_config.WEIGHTS).exists()
+    found = (folder / adapter_config.PICKLE).is_file() and not whole
+    return {adapter_config.WEIGHTS: adapter_config.PICKLE} if found else {}
+
+
+def _model_pickles(folder: Path) -> dict[str, str]:
     if any(folder.glob("*.safetensors")):
         return {}
     names = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
     if (folder / _INDEX).is_file():
-        table = load_json(folder / _INDEX).get("weight_map")
-        if not isinstance(table, dict) or not table:
-            raise UserError("has no weight_map", str(folder / _INDEX))
-        names = sorted({safe_name(n, folder, str(folder / _INDEX)) for n in table.values()})
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"names a file {name!r} that is not there", str(folder / _INDEX))
+        weight_map = parse_weight_map(load_json(folder / _INDEX), str(folder), _INDEX)
+        there = [n for n in set(weight_map.values()) if (folder / n).is_file()]
+        names = indexed_files(weight_map, there, str(folder), _INDEX)
     matches = {name: _WEIGHTS.fullmatch(name) for name in names}
     return {f"{match[1]}.safetensors": name for name, match in matches.items() if match}
 
@@ -155,20 +159,14 @@ def assemble(
     Raises:
         UserError: If two files hold a tensor of the same name.
     """
-    table: dict[str, str] = {}
-    size = 0
-    for name in sorted(weights):
-        for tensor, entry in read_header(conversion_folder / name).tensors.items():
-            if tensor in table:
-                raise UserError(
-                    f"tensor {tensor!r} is in {table[tensor]!r} and in {name!r}", str(source)
-                )
-            table[tensor] = name
-            size += entry.end - entry.begin
+    headers = {name: read_header(conversion_folder / name) for name in weights}
+    table = tensor_table(headers, None, str(source))
     for name in small:
         with atomic_path(conversion_folder / name) as part:
             shutil.copyfile(source / name, part)
-    if len(set(table.values())) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(table.items()))}
+    if len({tensor.file for tensor in table.values()}) > 1:
+        size = sum(tensor.end - tensor.begin for tensor in table.values())
+        weight_map = {name: tensor.file for name, tensor in table.items()}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(conversion_folder / INDEX, index)
     write_json(conversion_folder / RECORD, record)

@@ -14,11 +14,11 @@ from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
 from shardmerge.describe import FileKey, describe, model_files
 from shardmerge.digest import digest
-from shardmerge.dtypes import DTYPES
+from shardmerge.dtypes import DTYPES, tensor_bytes
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.findings import audible
-from shardmerge.layout import group, shard_names, tensor_bytes
+from shardmerge.layout import group, shard_names
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.recipe import Recipe
@@ -227,7 +227,7 @@ class _Planner:
                 )
             ),
             bytes_read=sum(map(_bytes_read, leaves)),
-            bytes_written=sum(map(tensor_bytes, tensors)),
+            bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
             memory=workspace_bytes(spec),
             check_memory=check_bytes(spec),
         )

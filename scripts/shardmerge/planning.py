@@ -6,7 +6,8 @@ import contextlib
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, read_text, write_text
 from shardmerge.pickles import Conversion
-from shardmerge.plan import Plan, Planned
+from shardmerge.plan import NO_PLAN, Plan, Planned
 from shardmerge.planner import make_plan
-from shardmerge.recipe import Recipe, load_recipe
+from shardmerge.recipe import parse_recipe
 from shardmerge.settings import Settings
 from shardmerge.sources import Sources, lock_path
 from shardmerge.spec import ShardSpec
@@ -27,81 +28,89 @@ MODELS = Path("resources/models")
 CONVERTED = Path("resources/converted")
 
 
-def load_plan(
-    settings: Settings, *, head: bool = True, renew: bool = False, say: Callable[[str], None]
-) -> Plan:
-    """Return the plan of a configuration; lock what has no lock, check what has one.
+@dataclass(frozen=True)
+class Decision:
+    """What a configuration comes to.
+
+    Args:
+        plan: The plan; NO_PLAN where weights must be converted first.
+        path: Where the plan lies, or None.
+        conversions: Of pickled weights, done or not, by folder name.
+    """
+
+    plan: Plan
+    path: str | None
+    conversions: Mapping[str, Conversion]
+
+
+def decide(
+    settings: Settings,
+    *,
+    head: bool = True,
+    renew: bool = False,
+    convert: bool = False,
+    say: Callable[[str], None],
+) -> Decision:
+    """Return what a configuration comes to; lock what has no lock, check what has one.
 
     Args:
         settings: The configuration.
         head: Whether this is the user's own process. A job's trusts what the head checked.
         renew: Whether to lock all sources anew.
+        convert: Whether conversions are asked for, so that they need not be done.
         say: Takes one line for the user.
 
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
     with _uncollected():
-        return _load_plan(settings, head, renew, say)
+        return _decide(settings, head, renew, convert or not head, say)
 
 
-def _load_plan(settings: Settings, head: bool, renew: bool, say: Callable[[str], None]) -> Plan:
+def load_plan(settings: Settings, *, head: bool = True, say: Callable[[str], None]) -> Plan:
+    """Return the plan of a configuration alone; the rest as ``decide``."""
+    return decide(settings, head=head, say=say).plan
+
+
+def _decide(
+    settings: Settings, head: bool, renew: bool, convert: bool, say: Callable[[str], None]
+) -> Decision:
     texts = {path: read_text(path) for path in settings["recipes"]}
-    if not head and (plan := _cached(_key(settings, texts))):
-        return plan
-    sources = _sources(settings)
-    recipes: list[Recipe] = [load_recipe(path) for path in texts]
-    for recipe in recipes:
-        sources.conversions(recipe)
-    locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
-    key = _key(settings, texts)
-    plan = _cached(key)
+    # A job writes no lock, so that the key stays; a head's plan is of the locks that it leaves.
+    key = None if head else _key(settings, texts)
+    plan = _cached(key) if key else None
+    if plan and not settings["allow_pickle"]:
+        return Decision(plan, str(_plan_file(key)), {})
+    recipes = [parse_recipe(text, path) for path, text in texts.items()]
+    sources = Sources(
+        settings["sources"], MODELS, CACHE, CONVERTED if settings["allow_pickle"] else None
+    )
+    conversions = {c.name: c for recipe in recipes for c in sources.conversions(recipe)}
+    for conversion in conversions.values():
+        if not conversion.done:
+            if convert:
+                return Decision(NO_PLAN, None, conversions)
+            raise UserError(
+                f"{conversion.reference!r} has pickled weights, which are not converted yet",
+                str(conversion.folder),
+                "Run `snakemake convert` with the same configuration first.",
+            )
+    if plan is None:
+        locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
+        key = key or _key(settings, texts)
+        plan = _cached(key)
     if plan is None:
         planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
         _keep(planned, key)
         plan = planned.plan
     for warning in plan.warnings if head else ():
         say(f"warning: {warning}")
-    return plan
-
-
-def load_conversions(settings: Settings, *, alone: bool) -> dict[str, Conversion]:
-    """Return the conversions of pickled weights that a configuration needs, by folder name.
-
-    Args:
-        settings: The configuration.
-        alone: Whether nothing but conversions is asked for, so that they need not be done.
-
-    Raises:
-        UserError: If a plan is asked for, and pickled weights are not converted yet.
-    """
-    if not settings["allow_pickle"]:
-        return {}
-    sources = _sources(settings)
-    found = [c for path in settings["recipes"] for c in sources.conversions(load_recipe(path))]
-    for conversion in found:
-        if not (alone or conversion.done):
-            raise UserError(
-                f"{conversion.reference!r} has pickled weights, which are not converted yet",
-                str(conversion.folder),
-                "Run `snakemake convert` with the same configuration first.",
-            )
-    return {conversion.name: conversion for conversion in found}
-
-
-def plan_path(settings: Settings) -> str:
-    """Return where the plan of a configuration lies, once ``load_plan`` has made it."""
-    return str(_plan_file(_key(settings, {path: read_text(path) for path in settings["recipes"]})))
+    return Decision(plan, str(_plan_file(key)), conversions)
 
 
 def lock_paths(settings: Settings) -> list[str]:
     """Return the lock files of a configuration's recipes."""
     return [str(lock_path(recipe)) for recipe in settings["recipes"]]
-
-
-def _sources(settings: Settings) -> Sources:
-    converted = CONVERTED if settings["allow_pickle"] else None
-    return Sources(settings["sources"], MODELS, CACHE, converted)
 
 
 def spec_path(name: str) -> Path:

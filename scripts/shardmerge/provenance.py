@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shardmerge import __version__
+from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
-from shardmerge.package import name_within, sha256_of, tensor_bytes
+from shardmerge.package import name_within, sha256_of
 
 PROVENANCE_VERSION = 1
 #: Distributions whose versions decide or show what was made.

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from shardmerge import expression as ex
 from shardmerge.contract import (
     REQUIRED,
     Group,
@@ -27,11 +25,9 @@ from shardmerge.contract import (
     Parameter,
     Request,
     Workspace,
+    group_of,
 )
 from shardmerge.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "REQUIRED",
@@ -43,6 +39,7 @@ __all__ = [
     "Parameter",
     "Request",
     "Workspace",
+    "group_of",
     "in_mergekit",
     "kernel_of",
     "merge_method",
@@ -290,17 +287,3 @@ def _mergekit(name: str) -> MergekitKernel:
     if not in_mergekit(name):
         raise UserError(f"merge_method {name!r} is not one of mergekit 0.1.5's")
     return _MERGEKIT_KERNELS[name]
-
-
-def group_of(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Group:
-    """Return what a call's kernel is given: whole tensors, or the blocks from an element on."""
-    return Group(
-        tensors=tensors,
-        base=call.base,
-        parameters=dict(call.parameters),
-        per_input=dict(call.per_input),
-        name=call.tensor,
-        models=call.models,
-        offset=first,
-        total=ex.elements(call),
-    )

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
 from pathlib import Path
 
 from shardmerge import claims
+from shardmerge.built import record_path
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, write_text
+from shardmerge.plan import FetchJob, ShardJob
 
 #: Tells a job which run it belongs to; the cluster passes it on from the head.
 VARIABLE = "SHARDMERGE_RUN"
@@ -58,23 +59,24 @@ def is_replaced() -> bool:
     return False
 
 
-def made_meanwhile(
-    output: str | os.PathLike[str], is_right: Callable[[], bool], say: claims.Say
-) -> bool:
+def made_meanwhile(job: FetchJob | ShardJob, say: claims.Say) -> bool:
     """Return whether another job has made this job's output since its run began.
 
     Waits while another process is writing it. Snakemake deletes a job's output before it runs the
     job's command, so this must be asked earlier.
 
     Args:
-        output: The file.
-        is_right: Whether what is there is what this job would make.
+        job: Of a fetched file, an output shard or a shard of task vectors.
         say: Takes a line when it waits.
     """
-    output = Path(output)
+    output = Path(job.output)
     claims.wait_for(output, say)
     with contextlib.suppress(OSError):
-        return output.stat().st_mtime > _RUN.stat().st_mtime and is_right()
+        if output.stat().st_mtime <= _RUN.stat().st_mtime:
+            return False
+        if isinstance(job, FetchJob):
+            return output.stat().st_size == job.size
+        return is_made(output, record_path(job), job.digest)
     return False
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from shardmerge.contents import INDEX
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
-from shardmerge.plan import Build, Plan, ShardJob, beside
+from shardmerge.plan import Build, FetchJob, Plan, ShardJob, beside
 from shardmerge.settings import Settings
 
 CHECKSUMS = "SHA256SUMS"
@@ -43,6 +43,9 @@ class Targets:
     Args:
         settings: The configuration.
         plan: Its plan.
+
+    Raises:
+        UserError: If the configuration names a model to benchmark that is none of the plan's.
     """
 
     def __init__(self, settings: Settings, plan: Plan) -> None:
@@ -51,6 +54,7 @@ class Targets:
         self.results = settings["results"]
         self._shards = {j.output: j for b in plan.builds.values() for j in b.shards}
         self._deltas = {j.output: j for j in plan.deltas}
+        self.measured = self._measured()
 
     def shard(self, name: str, shard: str) -> ShardJob:
         """Return the job of an output shard by build and file stem."""
@@ -93,17 +97,13 @@ class Targets:
         """Return what shows that transformers loads every model."""
         return [f"{self.results}/{name}/loaded.json" for name in self.plan.builds]
 
-    @cached_property
-    def measured(self) -> Mapping[str, Measured]:
-        """Return the models to benchmark by label, in the order of the configuration.
-
-        Raises:
-            UserError: If the configuration names a model that is none of the plan's.
-        """
+    def _measured(self) -> Mapping[str, Measured]:
+        """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
         builds, sources = self.plan.builds, self.plan.sources
         found: dict[str, Measured] = {}
-        for name in wanted if self.settings["benchmark"]["tasks"] else ():
+        # without builds there is no plan yet, and nothing to compare names with
+        for name in wanted if self.settings["benchmark"]["tasks"] and builds else ():
             if name == "merged":
                 chosen = [self._merged(build) for build in builds.values()]
             elif name == "sources":
@@ -206,6 +206,13 @@ class Targets:
     def _source(self, key: str) -> Measured:
         model = self.plan.sources[key]
         return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
+
+
+def fetch_options(job: FetchJob) -> str:
+    """Return what fetch.py is told of a file: where it is and what it must be."""
+    content = f"--sha256 {job.sha256}" if job.sha256 else f"--git-oid {job.git_oid}"
+    file = f"--repo {job.repo} --commit {job.commit} --file '{job.file}'"
+    return f"{file} --size {job.size} {content}"
 
 
 _OPTIONS: tuple[str, ...] = (

@@ -20,7 +20,8 @@ from shardmerge.errors import UserError
 from shardmerge.headers import read_header
 from shardmerge.local import Identities, lock_adapter, lock_folder
 from shardmerge.pickles import RECORD, assemble, find_conversion, pickled_weights
-from shardmerge.planning import load_conversions
+from shardmerge.plan import NO_PLAN
+from shardmerge.planning import decide
 from shardmerge.settings import load_settings
 from shardmerge.unpickle import convert
 
@@ -191,12 +192,33 @@ class TestFolders:
         with pytest.raises(UserError, match="not a plain path"):
             pickled_weights(tmp_path / "m", "model")
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({}, "without a weight_map"),
+            ({"weight_map": {"w": "pytorch_model-2.bin"}}, r"'pytorch_model-2\.bin', which is not"),
+        ],
+    )
+    def test_a_broken_index(self, tmp_path: Path, content: dict, message: str) -> None:
+        pickled_model(tmp_path / "m")
+        (tmp_path / "m" / "pytorch_model.bin.index.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message) as caught:
+            pickled_weights(tmp_path / "m", "model")
+        assert "pytorch_model.bin.index.json" in str(caught.value)
+
+    def test_a_link_out_of_the_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_bytes(b"x")
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "pytorch_model.bin").symlink_to(tmp_path / "secret")
+        with pytest.raises(UserError, match="a link out of the model's folder"):
+            pickled_weights(tmp_path / "m", "model")
+
     def test_the_same_tensor_twice(self, tmp_path: Path) -> None:
         for name in "ab":
             convert(
                 saved(tmp_path, {"w": torch.ones(1)}), tmp_path / f"{name}.safetensors", tied=False
             )
-        with pytest.raises(UserError, match=r"'w' is in 'a\.safetensors' and in 'b\."):
+        with pytest.raises(UserError, match=r"tensor 'w' both in a\.safetensors and in b\."):
             assemble(tmp_path, tmp_path, [], ["a.safetensors", "b.safetensors"], {})
         assert not (tmp_path / RECORD).exists()
 
@@ -230,11 +252,12 @@ class TestRefusals:
         pickled_model(tmp_path / "m")
         (tmp_path / "r.yaml").write_text("merge_method: passthrough\nmodels: [{model: ./m}]\n")
         settings = load_settings({"recipes": ["r.yaml"], "allow_pickle": True})
-        assert len(load_conversions(settings, alone=True)) == 1
+        for asked in ({"convert": True}, {"head": False}):
+            found = decide(settings, say=print, **asked)
+            assert len(found.conversions) == 1
+            assert (found.plan, found.path) == (NO_PLAN, None)
         with pytest.raises(UserError, match="snakemake convert"):
-            load_conversions(settings, alone=False)
-        settings = load_settings({"recipes": ["r.yaml"]})
-        assert load_conversions(settings, alone=False) == {}
+            decide(settings, say=print)
 
     def test_finding_them_needs_no_torch(self, tmp_path: Path) -> None:
         code = (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from shardmerge import runs
 from shardmerge.files import write_json
+from shardmerge.plan import FetchJob, ShardJob
 
 
 @pytest.fixture(autouse=True)
@@ -40,32 +42,46 @@ class TestReplaced:
         assert not runs.is_replaced()
 
 
+def shard_job() -> ShardJob:
+    return ShardJob("model/shard.safetensors", "digest", (), (), 0, 3, 0, 0)
+
+
+def fetch_job() -> FetchJob:
+    return FetchJob("model/shard.safetensors", "o/m", "0" * 40, "f", 3, None, "0" * 40)
+
+
+def output(at: float = 1001, data: bytes = b"abc") -> Path:
+    path = Path("model/shard.safetensors")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (at, at))
+    return path
+
+
 class TestMadeMeanwhile:
+    @pytest.mark.parametrize("make", [fetch_job, shard_job])
     @pytest.mark.parametrize(
-        ("at", "right", "made"), [(1001, True, True), (1001, False, False), (999, True, False)]
+        ("at", "data", "made"), [(1001, b"abc", True), (1001, b"ab", False), (999, b"abc", False)]
     )
     def test_only_what_is_right_and_newer_than_the_run(
-        self, at: float, right: bool, made: bool
+        self, make: Callable, at: float, data: bytes, made: bool
     ) -> None:
         """An older one was there when the run began, and Snakemake wants it made anew."""
         began("run")
-        Path("out").touch()
-        os.utime("out", (at, at))
-        assert runs.made_meanwhile("out", lambda: right, print) == made
+        output(at, data)
+        write_json("records/shard.json", {"spec": "digest", "size": 3})
+        assert runs.made_meanwhile(make(), print) == made
 
-    def test_not_what_is_missing(self) -> None:
+    @pytest.mark.parametrize("record", [None, {}, {"spec": "another", "size": 3}])
+    def test_no_shard_of_another_specification(self, record: dict | None) -> None:
         began("run")
-        assert not runs.made_meanwhile("out", lambda: True, print)
+        output()
+        if record is not None:
+            write_json("records/shard.json", record)
+        assert not runs.made_meanwhile(shard_job(), print)
 
-
-class TestIsMade:
-    def test_a_shard_and_its_record(self) -> None:
-        Path("out").write_bytes(b"abc")
-        assert not runs.is_made("out", "record.json", "digest")
-        write_json("record.json", {"spec": "digest", "size": 3})
-        assert runs.is_made("out", "record.json", "digest")
-        assert not runs.is_made("out", "record.json", "another")
-        Path("out").write_bytes(b"ab")
-        assert not runs.is_made("out", "record.json", "digest")
-        Path("out").unlink()
-        assert not runs.is_made("out", "record.json", "digest")
+    @pytest.mark.parametrize("make", [fetch_job, shard_job])
+    def test_not_what_is_missing(self, make: Callable) -> None:
+        began("run")
+        write_json("records/shard.json", {"spec": "digest", "size": 3})
+        assert not runs.made_meanwhile(make(), print)

@@ -37,7 +37,7 @@ class TestTwoRuns:
             who = f"{getpass.getuser()} on {socket.gethostname()} (process {process.pid}) since 20"
             assert f"is in use: {who}" in done.stdout  # already while the Snakefile is read
             (line,) = [x for x in done.stdout.splitlines() if "is running shardmerge" in x]
-            assert line.startswith(f"{first.folder / 'results'}: {who}")
+            assert line.startswith(f"error: {first.folder / 'results'}: {who}")
             assert "Traceback" not in done.stdout
             assert held.reached()
         output, _ = process.communicate(timeout=120)

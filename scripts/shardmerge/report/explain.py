@@ -77,11 +77,8 @@ def explain(
                 path,
                 "It reads " + ", ".join([*references, *adapters]) + ".",
             )
-    of_models = {key: folder for key, folder in folders.items() if key in references}
-    lock, basis, assumed = _lock(recipe, references, of_models, layers)
-    if adapters:
-        lock, basis = _with_adapters(recipe, adapters, lock, folders, basis)
-    composer = Composer(recipe, lock, "float32", None, geometric_stages(recipe, norm_merge))
+    tensors = _tensors(recipe, folders, layers)
+    composer = Composer(recipe, tensors.lock, "float32", None, geometric_stages(recipe, norm_merge))
     wanted = [n for n in recipe.stages if n in stages or ("final" in stages and n in recipe.final)]
     models, findings = {}, [*recipe.warnings, *check_norm_merge(recipe, norm_merge)]
     try:
@@ -91,64 +88,74 @@ def explain(
             models[name] = coefficients({tensor: terms_of(e) for tensor, e in sums.items()})
             findings += check_build(composer, name, outputs, sums)
     except UserError as error:
-        if not assumed:
+        if not tensors.assumed:
             raise
-        hint = f"{basis} Name the models' folders with --sources, or lock the recipe."
+        hint = f"{tensors.basis} Name the models' folders with --sources, or lock the recipe."
         raise UserError(error.message, error.where, hint) from None
     return Explanation(
         models=models,
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
         sources=(*references, *adapters),
-        basis=basis,
+        basis=tensors.basis,
         warnings=audible(findings, silence),
     )
 
 
-def _lock(
-    recipe: Recipe, references: list[str], folders: Mapping[str, str], layers: int | None
-) -> tuple[Lock, str, bool]:
-    """Return a lock of all sources, where it comes from, and whether it is only assumed."""
-    if layers is not None:
-        return _assumed(recipe, references, layers, "as --layers asks")
-    known = {key: lock_folder(Path(f).expanduser(), key, _Sizes()) for key, f in folders.items()}
-    origin = "the models' folders" if known else ""
-    path = lock_path(recipe.path)
-    if path.exists() and len(known) < len(references):
-        locked = Lock.from_json(load_json(path), str(path)).sources
-        known = {key: locked[key] for key in references if key in locked} | known
-        origin = " and ".join(filter(None, [origin, str(path)]))
-    if not known:
-        return _assumed(recipe, references, None, f"there is no {path} and no --sources")
-    basis = f"Tensors as in {origin}."
-    missing = [key for key in references if key not in known]
-    if missing:
-        like = next(key for key in references if key in known)
-        basis += f" {', '.join(missing)}: assumed to have those of {like}."
-        known |= dict.fromkeys(missing, known[like])
-    return Lock({key: known[key] for key in references}), basis, bool(missing)
+@dataclass(frozen=True)
+class _Tensors:
+    """What a recipe is explained on.
+
+    Args:
+        lock: Of all models and adapters.
+        basis: A sentence on where it comes from.
+        assumed: Whether the tensors of a model are only assumed.
+    """
+
+    lock: Lock
+    basis: str
+    assumed: bool
 
 
-def _with_adapters(
-    recipe: Recipe, adapters: list[str], lock: Lock, folders: Mapping[str, str], basis: str
-) -> tuple[Lock, str]:
-    """Return a lock of models with their adapters, and where it comes from."""
+def _tensors(recipe: Recipe, folders: Mapping[str, str], layers: int | None) -> _Tensors:
+    models = [reference.model for reference in recipe.sources]
+    adapters = [reference.model for reference in recipe.adapters]
     path = lock_path(recipe.path)
-    locked = Lock.from_json(load_json(path), str(path)).sources if path.exists() else {}
-    found: dict[str, LockedSource] = {}
+    given, locked = {}, {}
+    if layers is None:
+        given = {
+            key: (lock_adapter if key in adapters else lock_folder)(
+                Path(folder).expanduser(), key, _Sizes()
+            )
+            for key, folder in folders.items()
+        }
+        if path.exists() and len(given) < len(models) + len(adapters):
+            sources = Lock.from_json(load_json(path), str(path)).sources
+            wanted = (key for key in (*models, *adapters) if key not in given)
+            locked = {key: sources[key] for key in wanted if key in sources}
+    known = {**locked, **given}
+    missing = [key for key in models if key not in known]
+    if len(missing) < len(models):
+        origins = ["the models' folders"] if given else []
+        origins += [str(path)] if locked else []
+        basis = f"Tensors as in {' and '.join(origins)}."
+        if missing:
+            like = next(key for key in models if key in known)
+            basis += f" {', '.join(missing)}: assumed to have those of {like}."
+            known |= dict.fromkeys(missing, known[like])
+    else:
+        asked = f"there is no {path} and no --sources" if layers is None else "as --layers asks"
+        source, what = _assumed(recipe, layers)
+        known, basis = dict.fromkeys(models, source), f"{what}: {asked}."
     for key in adapters:
-        if key in folders:
-            found[key] = lock_adapter(Path(folders[key]).expanduser(), key, _Sizes())
-        elif key in locked and basis.endswith(f"{path}."):
-            found[key] = locked[key]
-        else:
-            found[key] = adapter_of(next(iter(lock.sources.values())))
+        if key not in known:
+            known[key] = adapter_of(known[models[0]])
             basis += f" {key}: assumed to change every matrix in the layers."
-    return Lock({**lock.sources, **found}), basis
+    lock = Lock({key: known[key] for key in (*models, *adapters)})
+    return _Tensors(lock, basis, assumed=bool(missing))
 
 
-def _assumed(
-    recipe: Recipe, references: list[str], layers: int | None, why: str
-) -> tuple[Lock, str, bool]:
+def _assumed(recipe: Recipe, layers: int | None) -> tuple[LockedSource, str]:
+    """Return a source as its filters suggest, and what it is."""
     filters = {
         rule.filter: None
         for stage in recipe.stages.values()
@@ -160,9 +167,8 @@ def _assumed(
     family = family_for(list(filters))
     ends = [i.layers[1] for s in recipe.stages.values() for i in s.inputs if i.layers]
     count = layers or max(ends, default=LAYERS)
-    source: LockedSource = source_of(family.tensors(count))
-    basis = f"Tensors assumed as in a {family.title}-like model of {count} layers: {why}."
-    return Lock(dict.fromkeys(references, source)), basis, True
+    what = f"Tensors assumed as in a {family.title}-like model of {count} layers"
+    return source_of(family.tensors(count)), what
 
 
 class _Sizes:
