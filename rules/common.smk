@@ -13,6 +13,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from shardmerge import worker
 from shardmerge.built import Built
 from shardmerge.cli import plainly, tell
 from shardmerge.describe import MODEL_FILES
@@ -26,6 +27,14 @@ from shardmerge.tokenizer.packing import TOKENIZER_FILES
 SETTINGS = plainly(load_settings)(
     own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
 )
+DEPLOYED = workflow.deployment_settings.deployment_method
+ON_GPU = SETTINGS["device"] != "cpu"
+# Merges and checks on this machine share a process that imports torch while jobs are decided on.
+# (Only runs on clusters have a number of nodes, `--jobs`.)
+SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
+LOCAL = workflow.resource_settings.nodes is None
+WORKER = worker.Worker(os.getpid() if SHARED else None, sys.argv if LOCAL else None)
+WORKER.expect(lock_paths(SETTINGS))
 DECISION = plainly(decide)(
     SETTINGS,
     head=workflow.is_main_process,
@@ -34,11 +43,10 @@ DECISION = plainly(decide)(
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
+WORKER.expect(job.output for job in PLAN.shards)
 TARGETS = plainly(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
-DEPLOYED = workflow.deployment_settings.deployment_method
-ON_GPU = SETTINGS["device"] != "cpu"
 COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 # `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
@@ -53,15 +61,10 @@ BUILT = Built(
 )
 
 
-# Merges and checks on this machine share one process that has torch loaded (shardmerge/worker.py).
-ALONE = DEPLOYED or ON_GPU or not workflow.is_main_process or workflow.non_local_exec
-WORKER = "" if ALONE else f"export SHARDMERGE_WORKER={os.getpid()}; "
-
-
 # What does not change a result is kept out of params: it goes to the jobs' shell.
 shell.prefix(
     f"set -euo pipefail; export SCRIPTS='{SCRIPTS}'"
-    f" MERGE_OPTIONS='--device {SETTINGS['device']} --link {SETTINGS['link']}'; {WORKER}"
+    f" MERGE_OPTIONS='--device {SETTINGS['device']} --link {SETTINGS['link']}'; {WORKER.prefix}"
     # A deployed environment has its own python; else it is the one that runs Snakemake.
     + ("" if DEPLOYED else f"export PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
 )

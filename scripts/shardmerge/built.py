@@ -37,8 +37,7 @@ class Built:
         forced: Callable[[], bool] = bool,
     ) -> None:
         self._plan = plan
-        shards = [job for build in plan.builds.values() for job in build.shards]
-        self._jobs = {job.output: job for job in (*plan.deltas, *shards)}
+        self._jobs = {job.output: job for job in (*plan.deltas, *plan.shards)}
         self._deltas = {job.output for job in plan.deltas}
         self._keeps = (keep_sources or not plan.fetches, keep_deltas or not plan.deltas)
         self._gated, self._forced = gated, forced

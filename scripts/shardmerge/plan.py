@@ -102,6 +102,11 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
 
+    @property
+    def shards(self) -> tuple[ShardJob, ...]:
+        """The shards of all models."""
+        return tuple(job for build in self.builds.values() for job in build.shards)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
         return asdict(self)

@@ -126,7 +126,7 @@ def with_schedule(plan: Plan, settings: Settings) -> Plan:
     Raises:
         UserError: If ``disk_budget`` is too small.
     """
-    shards = [job for build in plan.builds.values() for job in build.shards]
+    shards = plan.shards
     weights = {path for job in (*plan.deltas, *shards) for path in job.sources}
     texts = {path for build in plan.builds.values() for path in build.files.values()}
     measured = settings.measured

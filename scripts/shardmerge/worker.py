@@ -1,6 +1,7 @@
 """A run's jobs share one import of torch: they are forked from a process that has it.
 
-The first job that asks starts that process; it ends when it has had nothing to do for some seconds.
+It is started while the plan is made, or by the first job that asks, and ends when it has had
+nothing to do for some seconds.
 A job that cannot have it, for whatever reason, runs by itself. Linux only: the process listens at
 an abstract address, which leaves nothing behind, and takes jobs of its own user alone.
 """
@@ -11,6 +12,7 @@ import contextlib
 import gc
 import json
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -19,7 +21,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.owner import started
@@ -36,7 +38,33 @@ _PRELOADED = (
     "shardmerge.shardcheck",
 )
 _MOST = 1 << 20  # bytes of a request: a command line and an environment
+#: A dry run, for all that a command line shows before Snakemake has read it.
+_DRY_RUN = re.compile(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*")
 _began: float | None = None
+
+
+class Worker:
+    """The process that a run's jobs are forked from, as the run itself sees it.
+
+    Args:
+        name: Names the run; None for one whose jobs each run by themselves.
+        command: Its command line; None for one whose jobs may run elsewhere.
+    """
+
+    def __init__(self, name: int | None, command: Sequence[str] | None) -> None:
+        self._name = None if name is None else str(name)
+        self._idle = None in (name, command) or any(map(_DRY_RUN.fullmatch, command))
+
+    @property
+    def prefix(self) -> str:
+        """What tells jobs of it, for their shell."""
+        return f"export {VARIABLE}={self._name}; " if self._name else ""
+
+    def expect(self, files: Iterable[str]) -> None:
+        """Start the process if one of these files is missing, so that there will be jobs."""
+        if not (self._idle or all(map(os.path.exists, files))):
+            self._idle = True
+            _start(self._name)
 
 
 def process_began() -> float:

@@ -83,6 +83,41 @@ def start(tmp_path, served):
     return start
 
 
+class TestExpect:
+    """The process is started before there are jobs, where it can be foreseen that there will be."""
+
+    @pytest.fixture
+    def started(self, monkeypatch):
+        names = []
+        monkeypatch.setattr(worker, "_start", names.append)
+        return names
+
+    @pytest.mark.parametrize("command", ["snakemake --cores 2", "snakemake -c2 --keep-going all"])
+    def test_a_missing_file_starts_it_once(self, started, tmp_path, command):
+        run = worker.Worker(12, command.split())
+        run.expect([__file__])
+        assert started == []
+        run.expect([__file__, str(tmp_path / "missing")])
+        run.expect([str(tmp_path / "missing")])
+        assert started == ["12"]
+
+    @pytest.mark.parametrize(
+        ("name", "command"),
+        [
+            (None, ["snakemake", "--cores", "2"]),
+            (12, None),
+            *[(12, ["snakemake", word]) for word in ("-n", "-np", "--dry-run", "--dryrun")],
+        ],
+    )
+    def test_no_jobs_are_foreseen(self, started, tmp_path, name, command):
+        worker.Worker(name, command).expect([str(tmp_path / "missing")])
+        assert started == []
+
+    def test_jobs_are_told_its_name(self):
+        assert worker.Worker(12, None).prefix == f"export {worker.VARIABLE}=12; "
+        assert worker.Worker(None, []).prefix == ""
+
+
 class TestDelegate:
     def test_runs_in_a_fork_that_has_torch(self, start, tmp_path, served):
         job = start("work")

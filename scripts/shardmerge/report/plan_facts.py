@@ -73,7 +73,7 @@ class Shard:
 
 def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
     """Return what a plan moves; files on disk are taken to be what they should be."""
-    models = [job for build in plan.builds.values() for job in build.shards]
+    models = plan.shards
     jobs = [*plan.deltas, *models]
     read = {path for job in jobs for path in job.sources}
     small = {path for build in plan.builds.values() for path in build.files.values()}
