@@ -42,7 +42,12 @@ rule verify_model:
     conda:
         "../envs/merge.yaml"
     resources:
-        runtime=lambda w, attempt: 10 * attempt,
+        # shards that an earlier plan left are read before they go
+        runtime=lambda w, attempt: minutes(
+            sum(job.bytes_written for job in build(w).shards),
+            RESOURCES["disk_mb_per_second"],
+            attempt,
+        ),
     params:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",

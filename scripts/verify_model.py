@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
+from shardmerge.cli import claim, run, say
 from shardmerge.files import write_json
 from shardmerge.package import load_description
 from shardmerge.verify import verify_model
@@ -26,7 +26,7 @@ def main() -> None:
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
     description = load_description(args.build)
     found = verify_model(
-        args.build, description, args.model, args.checks, args.records, args.deltas
+        args.build, description, args.model, args.checks, args.records, args.deltas, say
     )
     write_json(args.output, found)
     print(

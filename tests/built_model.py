@@ -133,6 +133,7 @@ def merge(recipe: str, **config: Any) -> Built:
         shutil.copy(source, built.folder / name)
     config_file = built.folder / "config.json"
     config_file.write_text(output_config(config_file.read_text(), built.description, ""))
-    index = index_text(make_index(built.description))
-    write_text(built.folder / "model.safetensors.index.json", index)
+    if len(build.shards) > 1:
+        index = index_text(make_index(built.description))
+        write_text(built.folder / "model.safetensors.index.json", index)
     return built

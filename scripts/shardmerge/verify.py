@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from shardmerge.errors import UserError
 from shardmerge.files import load_json
 from shardmerge.headers import read_header
 from shardmerge.package import load_records, make_index
+from shardmerge.superseded import remove_superseded, stray_weights
 
 _AGAIN = "Delete the file and run the workflow again."
 
@@ -22,8 +24,11 @@ def verify_model(
     checks: Iterable[Path],
     records: Iterable[Path],
     deltas: Iterable[Path] = (),
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Check a model's files against its description and the jobs' records.
+
+    What an earlier plan of the model left in its folder is removed, once the shards are right.
 
     Args:
         build: The build's digest.
@@ -32,6 +37,7 @@ def verify_model(
         checks: What ``check_shard`` found, a JSON file for each shard.
         records: What the merge jobs recorded, a JSON file for each shard.
         deltas: What ``check_shard`` found of the stored task vectors that were read.
+        say: Takes a line for each file that is removed.
 
     Returns:
         What was found, as JSON-able data.
@@ -41,11 +47,12 @@ def verify_model(
     """
     folder = Path(folder)
     _check_shards(description, folder, load_records(records))
-    _check_index(description, folder)
-    _check_stray(description, folder)
-    _check_files(description, folder)
-    vectors = [_passed(path) for path in deltas]
     found = _check_checks(description, checks)
+    vectors = [_passed(path) for path in deltas]
+    remove_superseded(description, folder, say)
+    _check_stray(description, folder)
+    _check_index(description, folder)
+    _check_files(description, folder)
     return {
         "passed": True,
         "name": description["name"],
@@ -89,10 +96,10 @@ def _check_shards(
 
 def _check_index(description: Mapping[str, Any], folder: Path) -> None:
     path = folder / INDEX
+    if len(description["shards"]) == 1:
+        return  # an index would be a stray file
     if not path.exists():
-        if len(description["shards"]) > 1:
-            raise UserError("is missing", str(path))
-        return
+        raise UserError("is missing", str(path))
     wanted, found = make_index(description), load_json(path)
     total, size = found.get("metadata", {}).get("total_size"), wanted["metadata"]["total_size"]
     if total != size:
@@ -114,13 +121,12 @@ def _check_index(description: Mapping[str, Any], folder: Path) -> None:
 
 def _check_stray(description: Mapping[str, Any], folder: Path) -> None:
     """Refuse weights that are not of the model: loaders take whatever matches a name."""
-    known = {shard["file"] for shard in description["shards"]} | {INDEX}
-    for path in sorted(folder.rglob("*.safetensors*")):
-        name = path.relative_to(folder).as_posix()
-        if name not in known and not path.name.startswith("."):
-            raise UserError(
-                "is not part of this model", str(path), "Move it elsewhere, or delete it."
-            )
+    for path in stray_weights(description, folder):
+        raise UserError(
+            "is not part of this model, and not as this workflow writes files",
+            str(path),
+            f"Move it elsewhere, or delete it: `rm {shlex.quote(str(path))}`",
+        )
 
 
 def _check_files(description: Mapping[str, Any], folder: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from built_model import build_model
+from built_model import SOURCES, build_model, merge
 from models import LLAMA, llama_shapes, random_tensors, save_model
 
 from shardmerge.errors import UserError
 from shardmerge.loading import load_model, load_tokenizer
+from shardmerge.package import index_text, make_index
 from shardmerge.verify import verify_model
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -45,6 +46,13 @@ def verify(built, checks=None, records=None):
         built.records("checks") if checks is None else checks,
         built.records() if records is None else records,
     )
+
+
+def merge_anew(built, max_shard_size):
+    """Return the model merged again in the same folder, in shards of another size."""
+    text = Path("recipe.yaml").read_text()
+    sources = {name: f"models/{name}" for name in SOURCES}
+    return merge(text, sources=sources, max_shard_size=max_shard_size)
 
 
 def edit(path: Path, **changes) -> None:
@@ -96,6 +104,13 @@ class TestFiles:
         with pytest.raises(UserError, match="not part of this model"):
             verify(built)
 
+    def test_a_stray_index(self, built):
+        """A folder with one shard has none, and loaders would follow it."""
+        single = merge_anew(built, "1GB")
+        (single.folder / INDEX).write_text("{}")
+        with pytest.raises(UserError, match=rf"{INDEX}: is not part of this model"):
+            verify(single)
+
     def test_index_missing(self, built):
         (built.folder / INDEX).unlink()
         with pytest.raises(UserError, match="is missing"):
@@ -112,6 +127,76 @@ class TestFiles:
         edit(built.folder / INDEX, metadata={"total_size": 1})
         with pytest.raises(UserError, match="total_size 1"):
             verify(built)
+
+    @pytest.mark.parametrize(("size", "count"), [("1GB", 1), ("6KB", 3)])
+    def test_shards_of_an_earlier_plan_go(self, built, size, count):
+        new = merge_anew(built, size)
+        assert len(new.build.shards) == count
+        if count == 1:  # as it was: the workflow writes none for one shard
+            (new.folder / INDEX).write_text(index_text(make_index(built.description)))
+        verify(new)
+        left = {p.name for p in built.results.rglob("*") if "model" in p.name}
+        stems = {Path(job.output).stem for job in new.build.shards}
+        assert {name.split(".")[0] for name in left if name != INDEX} == {*stems, "model"}
+        assert (new.folder / INDEX).exists() == (count > 1)
+        verify(new)
+
+    def test_not_before_the_new_ones_are_right(self, built):
+        new = merge_anew(built, "6KB")
+        edit(new.records("checks")[-1], passed=False)
+        with pytest.raises(UserError, match="check that passed"):
+            verify(new)
+        assert all(Path(job.output).exists() for job in built.build.shards)
+        assert all(path.exists() for path in built.records())  # so that one can go back
+
+    def test_a_killed_removal_is_finished_by_the_next(self, built, monkeypatch):
+        new = merge_anew(built, "6KB")
+        unlink, gone = Path.unlink, []
+
+        def killed(path, missing_ok=False):
+            if path.suffix == ".safetensors" or path.parent.name == "records":
+                if len(gone) == 3:
+                    raise KeyboardInterrupt
+                gone.append(path.name)
+            unlink(path, missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                verify(new)
+        assert verify(new)["passed"]
+        assert len(list(new.folder.glob("*.safetensors"))) == 3
+
+    @pytest.mark.parametrize("change", ["bytes", "record", "link", "folder"])
+    def test_what_is_not_as_we_wrote_it_stays(self, built, change):
+        old = Path(built.build.shards[1].output)
+        new = merge_anew(built, "6KB")
+        if change == "bytes":
+            with open(old, "r+b") as file:
+                file.seek(-1, 2)
+                file.write(b"\x01")
+        elif change == "record":
+            built.records()[1].unlink()
+        elif change == "link":
+            (old.parent / "elsewhere").write_bytes(old.read_bytes())
+            old.unlink()
+            old.symlink_to("elsewhere")
+        else:
+            (old.parent / "x").mkdir()
+            old = old.rename(old.parent / "x" / old.name)
+        with pytest.raises(UserError, match="not as this workflow writes files") as caught:
+            verify(new)
+        assert old.exists()
+        assert caught.value.hint.endswith(f"`rm {old}`")
+
+    def test_an_index_of_ones_own_stays(self, built):
+        new = merge_anew(built, "1GB")
+        index = make_index(built.description)
+        index["weight_map"]["mine"] = "mine.safetensors"
+        (new.folder / INDEX).write_text(index_text(index))
+        with pytest.raises(UserError, match="not as this workflow writes files"):
+            verify(new)
+        assert (new.folder / INDEX).exists()
 
     def test_config_of_another_dtype(self, built):
         edit(built.folder / "config.json", torch_dtype="bfloat16")

@@ -330,3 +330,20 @@ class TestConfiguration:
         """Which numerics made a file is part of its identity."""
         project.configure(numerics="mergekit-0.1.5")
         assert project.pending_shards() == ALL
+
+
+class TestOtherShards:
+    @pytest.mark.slow
+    def test_the_old_ones_stay_until_the_new_ones_are_verified(self, project: Project) -> None:
+        project.configure(max_shard_size="20KB")
+        project.build()  # merged only, like a run that was killed before the end
+        new = set(project.shards()) - ALL
+        assert len(new) > 1 and set(project.shards()) == new | ALL
+        project.configure()
+        assert project.pending() == []  # one can go back
+        project.configure(max_shard_size="20KB")
+        project.build("models")
+        assert set(project.shards()) == new
+        records = project.folder / "results" / NAME / "records"
+        assert {path.stem for path in records.iterdir()} == {Path(name).stem for name in new}
+        assert project.pending("models") == []
