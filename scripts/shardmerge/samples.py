@@ -80,10 +80,12 @@ class TensorFile(contextlib.AbstractContextManager):
         """
         entry = self.header.tensors[tensor]
         dtype = stored_dtype(entry.dtype)
-        parts = [
-            self._bytes(entry.begin + first * dtype.itemsize, count * dtype.itemsize)
-            for first, count in runs
-        ]
+        size = dtype.itemsize
+        ranges = [(entry.begin + first * size, count * size) for first, count in runs]
+        if hasattr(os, "posix_fadvise"):  # a disk brings many at once faster than one by one
+            for offset, length in ranges:
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+        parts = [self._bytes(offset, length) for offset, length in ranges]
         return np.frombuffer(b"".join(parts), dtype=dtype)
 
     def _bytes(self, offset: int, length: int) -> bytes:

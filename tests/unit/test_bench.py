@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.bench import builds, page
+from shardmerge.bench import builds, page, plans
 
 PAGE = """# P
 
@@ -30,7 +30,8 @@ RESULTS = {
         }
     },
     "plans": {
-        "70B": {"tensors": 723, "files": 15, "plan": 1, "again": 0.5, "job": 0.1, "dry run": 3}
+        "70B": {"tensors": 723, "files": 15, "plan": 1, "again": 0.5, "job": 0.1}
+        | {"dry run": 3, "no-op": 2}
     },
 }
 
@@ -42,7 +43,7 @@ class TestPage:
         assert "| fused | 5.0 | 4.0 - 10.0 | 8.0 | 250 |" in text
         # 10/2, 30/2.5, 90/5: the start does not count; then 4/2, 5/2.5, 6/5
         assert "| fused | 2.5 | 12.0 | 2.0 |" in text
-        assert "| 70B | 723 | 15 | 1.00 | 0.50 | 0.10 | 3.00 |" in text
+        assert "| 70B | 723 | 15 | 1.00 | 0.50 | 0.10 | 3.00 | 2.00 |" in text
 
     def test_the_rest_stays(self):
         text = page.with_figures(PAGE, RESULTS)
@@ -85,3 +86,14 @@ class TestMeasure:
     def test_a_failure_is_told(self, tmp_path):
         with pytest.raises(SystemExit, match="failed"):
             self.run(tmp_path, "raise SystemExit(3)", "out")
+
+
+class TestPlans:
+    @pytest.mark.slow
+    def test_the_model_that_nothing_is_to_be_done_for_looks_finished(self, tmp_path):
+        """Else ``compare`` ends with an error, or Snakemake fails to fetch what is on no Hub."""
+        seconds = plans.compare(tmp_path, "70B", print)
+        assert seconds["files"] == 15
+        assert min(seconds.values()) > 0
+        used = sum(p.lstat().st_blocks * 512 for p in tmp_path.rglob("*") if p.is_file())
+        assert used < 20e6 < 400e9 < sum(p.stat().st_size for p in tmp_path.rglob("*"))

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ OURS = {
     "stored": {"deltas": "store"},
     "numerics mergekit-0.1.5": {"deltas": "fuse", "numerics": "mergekit-0.1.5"},
 }
+#: A copy that is on the disk when it is done, as shardmerge's shards are.
+SYNCED = "cp -r, sync"
 Figures = dict[str, float]
 
 
@@ -34,12 +36,12 @@ class Contestant:
 
     Args:
         command: Run in the folder of the models.
-        output: Folder of which the newest file is the end of the work.
+        output: Folder of which the newest file is the end of the work; None for the command's end.
         leaves: What is removed after each run.
     """
 
     command: list[str]
-    output: str
+    output: str | None
     leaves: tuple[str, ...]
 
 
@@ -63,12 +65,14 @@ def prepare(folder: Path, size: str) -> dict[str, Contestant]:
         left = ("results", ".snakemake", "logs", "benchmarks", ".shardmerge", "recipe.lock.json")
         found[name] = Contestant([*snakemake, f"{number}.json"], "results", left)
     found["cp -r"] = Contestant(["cp", "-r", "miqu-tiny", "copy"], "copy", ("copy",))
+    synced = ["sh", "-c", "cp -r miqu-tiny copy && sync copy/*"]
+    found[SYNCED] = Contestant(synced, None, ("copy",))
     tool = Path(sys.executable).with_name("mergekit-multi")
     if tool.exists():
         command = [str(tool), "mergekit.yaml", "-I", str(folder / "merged"), "--quiet"]
         command += ["--no-copy-tokenizer"]
         found["mergekit-multi"] = Contestant(command, "merged", ("merged",))
-        found["mergekit-multi --help"] = Contestant([str(tool), "--help"], ".", ())
+        found["mergekit-multi --help"] = Contestant([str(tool), "--help"], None, ())
     return found
 
 
@@ -80,6 +84,7 @@ def compare(
     contestants = prepare(folder, size)
     for turn in range(pairs):
         for name, contestant in contestants.items():
+            _warm(folder / model for model in MODELS)
             figures = measure(folder, contestant)
             rows.setdefault(name, []).append(figures)
             say(f"{size} {turn + 1}/{pairs} {name}: "
@@ -107,16 +112,26 @@ def measure(folder: Path, contestant: Contestant) -> Figures:
     if done.returncode:
         raise SystemExit(f"{contestant.command[0]} failed:\n{done.stdout}\n{done.stderr}")
     peak = int(re.findall(r"peak (\d+)", done.stderr)[-1]) / 1024
-    files = [p for p in (folder / contestant.output).rglob("*") if p.is_file()]
-    last = max((path.stat().st_mtime for path in files), default=end)
-    if not start <= last <= end:
-        last = end
+    last = end
+    if contestant.output:
+        files = [p for p in (folder / contestant.output).rglob("*") if p.is_file()]
+        last = max(path.stat().st_mtime for path in files)
+        last = last if start <= last <= end else end  # a copy may keep its source's time
     figures = {"seconds": last - start, "exit": end - start, "peak_mb": peak}
     if contestant.output == "results":
         figures |= _merge_figures(folder)
     for path in contestant.leaves:
         shutil.rmtree(folder / path, ignore_errors=True)
     return figures
+
+
+def _warm(models: Iterable[Path]) -> None:
+    """Read all weights, so that they are in the page cache as far as it is large enough."""
+    buffer = bytearray(1 << 23)
+    for path in (path for model in models for path in sorted(model.glob("*.safetensors"))):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 _TIMED = (

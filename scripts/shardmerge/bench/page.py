@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardmerge.bench.builds import SYNCED
 from shardmerge.markdown import table
 from shardmerge.report.canvas import BLUE, FAINT, GREY, ORANGE, figure
 
@@ -15,6 +16,7 @@ _BEGIN = "<!-- figures: begin (written by scripts/bench.py) -->"
 _END = "<!-- figures: end -->"
 _OTHER = "mergekit-multi"
 _START = "mergekit-multi --help"
+_COPIES = ("cp -r", SYNCED)
 _PHASES = ("start", "read", "compute", "write", "hash")
 
 
@@ -53,7 +55,7 @@ def draw(results: Mapping[str, Any], output: str | os.PathLike[str]) -> None:
             names = [name for name in runs if name != _START][::-1]
             for place, name in enumerate(names):
                 values = [row["seconds"] for row in runs[name]]
-                colour = ORANGE if name == _OTHER else GREY if name == "cp -r" else BLUE
+                colour = ORANGE if name == _OTHER else GREY if name in _COPIES else BLUE
                 median = statistics.median(values)
                 axes.barh(place, median, color=colour, height=0.62)
                 axes.scatter(values, [place] * len(values), s=9, color=FAINT, zorder=3)
@@ -72,7 +74,7 @@ def _build(size: str, runs: Runs) -> list[str]:
             continue
         faster = ratio(seconds[_OTHER], values) if _OTHER in seconds else float("nan")
         peak = max(row.get("job_peak_mb", row["peak_mb"]) for row in runs[name])
-        label = f"`{name}`" if name == "cp -r" else name
+        label = f"`{name}`" if name in _COPIES else name
         spread = f"{min(values):.1f} - {max(values):.1f}"
         median = f"{statistics.median(values):.1f}"
         rows.append([label, median, spread, f"{faster:.1f}", f"{peak:,.0f}"])
@@ -88,12 +90,13 @@ def _build(size: str, runs: Runs) -> list[str]:
         if _OTHER in seconds:
             work = [t - s for t, s in zip(seconds[_OTHER], seconds[_START], strict=True)]
             row.append(f"{ratio(work, merges):.1f}")
-        row.append(f"{ratio(seconds['cp -r'], merges):.1f}")
+        row += [f"{ratio(seconds[name], merges):.1f}" for name in _COPIES if name in seconds]
         row += [f"{statistics.median(r[phase] for r in measured):.1f}" for phase in _PHASES]
         rows.append(row)
     head = ["Merge jobs alone", "Median, s"]
     head += [f"Times as fast as {_OTHER} less its start"] if _OTHER in seconds else []
-    head += ["Times as fast as `cp -r`", *(f"{phase}, s" for phase in _PHASES)]
+    head += [f"As `{name}`" for name in _COPIES if name in seconds]
+    head += [f"{phase}, s" for phase in _PHASES]
     return [*parts, table(head, rows)]
 
 
@@ -102,9 +105,9 @@ def _plans(plans: Mapping[str, Mapping[str, float]]) -> list[str]:
         return []
     rows = [
         [name, f"{row['tensors']:,.0f}", f"{row['files']:.0f}"]
-        + [f"{row[what]:.2f}" for what in ("plan", "again", "job", "dry run")]
+        + [f"{row[what]:.2f}" for what in ("plan", "again", "job", "dry run", "no-op")]
         for name, row in plans.items()
     ]
     head = ["Model", "Tensors of a source", "Files", "Plan, s", "Planned before, s"]
-    head += ["A cluster job's own, s", "`snakemake -n` in all, s"]
+    head += ["A cluster job's own, s", "`snakemake -n` in all, s", "`snakemake` when done, s"]
     return ["### Plans", table(head, rows)]
