@@ -1,4 +1,4 @@
-"""Models of the Hub, merged with a configuration of one's own."""
+"""Models of the Hub, merged and measured with a configuration of one's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_cases import environment
 from loopback_hub import LoopbackHub
-from workflow_helpers import REPOSITORY, Project
+from workflow_helpers import REPOSITORY, Project, scores
 
 pytestmark = pytest.mark.slow
 
@@ -30,13 +30,13 @@ def hub(tmp_path: Path):
         yield server
 
 
-def project(folder: Path) -> Project:
+def project(folder: Path, **config: object) -> Project:
     """Return a project beside a copy of the demo's configuration, as in a clone of the workflow."""
     made = Project(folder)
     (folder / "config").mkdir(parents=True)
     shutil.copy(REPOSITORY / "config" / "config.yaml", folder / "config" / "config.yaml")
     made.recipe.write_text(RECIPE)
-    made.configure(sources={})
+    made.configure(sources={}, **config)
     return made
 
 
@@ -46,3 +46,19 @@ class TestOwnConfiguration:
         jobs = own.run("-n", env=environment(hub, tmp_path / "home")).stdout
         assert "merge_shard" in jobs
         assert "run_task" not in jobs and "demo_B" not in jobs
+
+    def test_a_source_of_the_hub_is_measured(self, hub, tmp_path) -> None:
+        tasks = REPOSITORY / "config" / "tasks" / "demo"
+        benchmark = {
+            "models": ["merged", "lab/midnight-tiny"],
+            "tasks": ["demo_B"],
+            "include_path": str(tasks),
+            "batch_size": 64,
+        }
+        own = project(tmp_path / "own", benchmark=benchmark, keep_sources=False)
+        own.build("benchmarks", env=environment(hub, tmp_path / "home"))
+        found = scores(own, "mean")
+        assert set(found) == {("mean", "demo_B"), ("midnight-tiny", "demo_B")}
+        assert found["midnight-tiny", "demo_B"] == 1.0
+        # What was fetched goes when it has been merged and measured.
+        assert list((own.folder / "resources").rglob("*.safetensors")) == []
