@@ -29,7 +29,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 READER = "hf_readerREADERreaderREADER"
 WRITER = "hf_writerWRITERwriterWRITER"
 #: What a test may wait for a process to get somewhere.
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 WEIGHTS = "model.safetensors"
 Tensors = Sequence[tuple[str, str, tuple[int, ...]]]
@@ -119,7 +119,7 @@ def fetch_command(
 
 def run(command: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen | None = None) -> None:

@@ -34,6 +34,8 @@ LAYERS = 11
 DEMO_NAME = "miquplus-midnight-tiny"
 #: Folder of the demo's models.
 DEMO = "resources/demo"
+#: Gives a folder by name, made by a function if no worker has made it yet (`conftest.once`).
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 class Project:

@@ -32,6 +32,17 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
 
 def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding]) -> Stage:
+    """Return the stage that a document describes.
+
+    Args:
+        node: The document.
+        text: Its source text.
+        default_name: What it is called if it does not say.
+        warnings: Takes what is odd but allowed.
+
+    Raises:
+        UserError: With file and line, for any mistake that shows without the models.
+    """
     table = node.mapping("a recipe document", DOCUMENT_KEYS)
     table = {key: value for key, value in table.items() if value.value is not None}
     name = table["name"].text("name") if "name" in table else default_name

@@ -77,6 +77,7 @@ def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray
 
 
 def round_estimate(part: Estimate, dtype: str) -> Estimate:
+    """Return an estimate of the same values rounded to a type of that code."""
     exact = part.error == 0
     error = part.error + half_ulp(dtype, np.abs(part.value) + part.error)
     return Estimate(

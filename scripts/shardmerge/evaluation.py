@@ -161,14 +161,12 @@ def load_model(folder: Path, settings: Settings, offload: Path | None = None) ->
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if settings.device.startswith("cuda") and (torch.device(settings.device).index or 0) >= seen:
         raise UserError(
-            f"the device {settings.device!r} is not there: torch sees no GPU",
-            hint="Set `benchmark.device` to cpu, or send the job where a GPU is.",
+            f"the device {settings.device!r} is not there: torch sees {seen or 'no'} GPU",
+            hint="Set `benchmark.device` to cpu, or send the job where such a GPU is.",
         )
-    index = torch.device(settings.device).index
-    if index is not None and index >= (seen := torch.cuda.device_count()):
-        raise UserError(f"torch sees {seen} GPUs, none is {settings.device!r}")
     arguments = {"offload_folder": str(offload)} if offload else {}
     try:
         return HFLM(

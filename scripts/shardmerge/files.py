@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -85,19 +86,26 @@ def read_text(path: str | os.PathLike[str], *, exact: bool = False) -> str:
         raise UserError("is not UTF-8 text", str(path)) from None
 
 
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+
+
 def load_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
         UserError: If it cannot be read or is not an object.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"is not JSON ({error})", str(path)) from None
-    return parse_object(text, str(path))
+    return parse_object(read_text(path), str(path))
 
 
 def parse_object(data: str | bytes, where: str) -> dict[str, Any]:

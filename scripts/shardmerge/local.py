@@ -19,7 +19,7 @@ from shardmerge.contents import (
     weight_files,
 )
 from shardmerge.errors import UserError
-from shardmerge.files import load_json, write_json
+from shardmerge.files import load_json, sha256_of, write_json
 from shardmerge.headers import MAX_HEADER_BYTES, read_header, safe_name
 from shardmerge.lock import LockedFile, LockedSource
 
@@ -64,7 +64,7 @@ class Identities:
         if (known := self._known.get(key)) and known[:3] == stamp:
             return LockedFile(stat.st_size, sha256=known[3], sample=known[4])
         if stat.st_size <= FULL_HASH_BYTES:
-            file = LockedFile(stat.st_size, sha256=_sha256(path))
+            file = LockedFile(stat.st_size, sha256=sha256_of(path))
         else:
             file = LockedFile(stat.st_size, sample=_sample(path, stat.st_size))
         self._known[key] = [*stamp, file.sha256, file.sample]
@@ -178,11 +178,6 @@ def _source(
         tensors=tensors,
         role=role,
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sample(path: Path, size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
-from shardmerge.files import load_json
+from shardmerge.files import load_json, sha256_of
 from shardmerge.planning import description_path
 
 
@@ -62,19 +61,6 @@ def load_records(paths: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
             raise UserError("is not the record of a merge job", str(path))
         records[f"{path.stem}.safetensors"] = record
     return records
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
 
 
 def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping[str, Any]]) -> str:

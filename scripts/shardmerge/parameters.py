@@ -28,6 +28,7 @@ class Rule:
     where: str
 
     def matches(self, tensor: str) -> bool:
+        """Return whether the rule is about a tensor."""
         return self.filter in (None, "*") or self.filter in tensor
 
 

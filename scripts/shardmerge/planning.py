@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
-from shardmerge.files import load_json, read_text, write_text
+from shardmerge.files import load_json, read_text, sha256_of, write_text
 from shardmerge.pickles import Conversion
 from shardmerge.plan import NO_PLAN, Plan, Planned
 from shardmerge.planner import make_plan
@@ -136,7 +135,7 @@ def _key(settings: Settings, texts: dict[str, str]) -> str:
     locks = []
     for path in texts:
         lock = lock_path(path)
-        locks.append(hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None)
+        locks.append(sha256_of(lock) if lock.exists() else None)
     return digest([_code(), settings.planned(), texts, locks])
 
 
@@ -175,4 +174,4 @@ def _uncollected() -> Iterator[None]:
 def _code() -> str:
     """Return a digest of the library, so that a newer one plans anew."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
-    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    return digest([sha256_of(path) for path in files])

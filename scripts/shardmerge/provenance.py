@@ -13,7 +13,8 @@ from typing import Any
 from shardmerge import __version__
 from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
-from shardmerge.package import name_within, sha256_of
+from shardmerge.files import sha256_of
+from shardmerge.package import name_within
 
 PROVENANCE_VERSION = 1
 #: Distributions whose versions decide or show what was made.

@@ -92,7 +92,11 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def parse_recipe(text: str, path: str) -> Recipe:
-    """Return the recipe that a YAML text writes; ``path`` is for messages and the default name."""
+    """Return the recipe that a YAML text writes; ``path`` is for messages and the default name.
+
+    Raises:
+        UserError: As ``load_recipe``.
+    """
     stages: dict[str, Stage] = {}
     warnings: list[Finding] = []
     for node, source in load_documents(text, path):

@@ -14,8 +14,8 @@ from typing import Any
 from shardmerge import claims
 from shardmerge.contents import INDEX
 from shardmerge.errors import UserError
-from shardmerge.files import load_json
-from shardmerge.package import index_text, make_index, sha256_of
+from shardmerge.files import load_json, sha256_of
+from shardmerge.package import index_text, make_index
 from shardmerge.plan import beside
 from shardmerge.planning import description_path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 from shardmerge.contents import INDEX
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
+from shardmerge.files import sha256_of
 from shardmerge.plan import Build, FetchJob, Plan, ShardJob, beside
 from shardmerge.settings import Settings
 
@@ -232,6 +232,4 @@ def _folder_digest(folder: str | None) -> str | None:
     files = sorted(
         p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p)
     )
-    return digest(
-        [[str(p.relative_to(folder)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files]
-    )
+    return digest([[str(p.relative_to(folder)), sha256_of(p)] for p in files])

@@ -39,12 +39,15 @@ return [box.top, box.width, box.height, picture.naturalWidth / picture.naturalHe
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(once):
     """A built project with its report."""
-    project = Project.create(tmp_path_factory.mktemp("report") / "project")
-    project.build("report")
-    project.build("--report", "report.html")
-    return project
+
+    def make(folder):
+        project = Project.create(folder)
+        project.build("report")
+        project.build("--report", "report.html")
+
+    return Project(once("report", make))
 
 
 @pytest.fixture(scope="module")

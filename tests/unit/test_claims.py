@@ -25,6 +25,9 @@ from shardmerge.files import atomic_path, write_text
 QUICK = Patience(beat=0.02, late=0.2, stale=0.4, poll=0.01)
 SCRIPTS = Path(claims.__file__).parents[1]
 
+#: As quick, for an owner who lives: who touches may come late on a loaded machine.
+LENIENT = Patience(beat=0.02, late=1.0, stale=1.5, poll=0.01)
+
 #: Holds the claim on argv[1] and says so; waits for its stdin to close.
 HOLDER = (
     "import sys\n"
@@ -195,10 +198,10 @@ class TestOtherMachines:
         elsewhere(target)
         stop = threading.Event()
         thread = keep_touching(target, stop)
-        held, end = [], time.monotonic() + 3 * QUICK.stale
+        held, end = [], time.monotonic() + 1.5 * LENIENT.stale
 
         def wait() -> None:
-            with claimed(target, held.append, QUICK):
+            with claimed(target, held.append, LENIENT):
                 held.append("mine")
 
         waiter = threading.Thread(target=wait)

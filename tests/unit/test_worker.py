@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def until(condition, seconds=60):
 @pytest.fixture(scope="module")
 def served():
     """A shared process that lives as long as the tests do."""
-    name = f"test-{os.getpid()}"
+    name = f"test-{secrets.token_hex(4)}"
     code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
     process = subprocess.Popen([sys.executable, "-c", code + f"worker.serve({name!r}, 600)"])
     yield name, process
@@ -165,7 +166,7 @@ class TestDelegate:
 
     def test_killed_server(self, start, tmp_path):
         """Whoever waits for it runs by itself; the next job starts another."""
-        name = f"killed-{os.getpid()}"
+        name = f"killed-{secrets.token_hex(4)}"
         code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
         server = subprocess.Popen([sys.executable, "-c", code + f"worker.serve({name!r}, 600)"])
         until(lambda: name in Path("/proc/net/unix").read_text())

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,19 +69,27 @@ def benchmark(folder, *tasks, model=MODEL, options=(), cwd=None, **environment):
 
 
 @pytest.fixture(scope="module")
-def own_tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-    for name, text in OWN_TASKS.items():
-        (folder / f"{name}.yaml").write_text(text)
-    return folder
+def own_tasks(once):
+    def make(folder):
+        folder.mkdir()
+        for name, text in OWN_TASKS.items():
+            (folder / f"{name}.yaml").write_text(text)
+
+    return once("own-tasks", make)
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory, own_tasks):
+def job(once, own_tasks):
     """One job of six tasks, three of which cannot be run."""
     tasks = ("demo_B", "runs_code", "far_away", "breaks", "writes", "demo_C")
-    folder = tmp_path_factory.mktemp("results")
-    return benchmark(folder, *tasks, options=("--include-path", own_tasks))
+
+    def make(folder):
+        done, _ = benchmark(folder / "results", *tasks, options=("--include-path", own_tasks))
+        told = {"returncode": done.returncode, "stderr": done.stderr}
+        (folder / "done.json").write_text(json.dumps(told))
+
+    folder = once("benchmark-job", make)
+    return SimpleNamespace(**json.loads((folder / "done.json").read_text())), folder / "results"
 
 
 def load(folder, task):
@@ -210,13 +219,21 @@ class TestRefusals:
 @pytest.mark.slow
 class TestSameness:
     def test_a_repeated_run_gives_the_same_bytes_from_anywhere(self, job, own_tasks, tmp_path):
+        """And a group that is measured beside has its parts and their mean."""
         options = ("--include-path", own_tasks)
         tasks = ("demo_C", "writes")
-        _, again = benchmark(tmp_path, *tasks, options=options, cwd=tmp_path, PYTHONHASHSEED="7")
+        done, again = benchmark(
+            tmp_path, *tasks, "pair", options=options, cwd=tmp_path, PYTHONHASHSEED="7"
+        )
+        assert done.returncode == 0, done.stderr
         for task in tasks:
             for kind in ("json", "samples.jsonl"):
                 name = f"{task}.{kind}"
                 assert (again / name).read_bytes() == (job[1] / name).read_bytes(), name
+        results = load(again, "pair")["results"]
+        alone = [load(job[1], task)["results"][task]["acc,none"] for task in ("demo_B", "demo_C")]
+        assert [results[task]["acc,none"] for task in ("demo_B", "demo_C")] == alone
+        assert results["pair"]["acc,none"] == pytest.approx(sum(alone) / 2)
 
     def test_local_tasks_ask_the_network_for_nothing(self, tmp_path):
         guard = tmp_path / "sitecustomize.py"
@@ -233,14 +250,6 @@ class TestSameness:
         assert done.returncode == 0, done.stderr
         assert "NETWORK" not in done.stderr
         assert load(folder, "demo_B")
-
-    def test_a_group_has_its_parts_and_their_mean(self, job, own_tasks, tmp_path):
-        done, folder = benchmark(tmp_path, "pair", options=("--include-path", own_tasks))
-        assert done.returncode == 0, done.stderr
-        results = load(folder, "pair")["results"]
-        alone = [load(job[1], task)["results"][task]["acc,none"] for task in ("demo_B", "demo_C")]
-        assert [results[task]["acc,none"] for task in ("demo_B", "demo_C")] == alone
-        assert results["pair"]["acc,none"] == pytest.approx(sum(alone) / 2)
 
     def test_values_are_those_of_simple_evaluate(self, job):
         code = (

@@ -6,19 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow_helpers import NAME, Project
+from workflow_helpers import NAME, Once, Project
 
 #: Large enough that a job can be caught while it writes.
 LARGE = {"hidden": 256, "inter": 1536, "vocab": 4096, "kv": 128}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """SHA-256 of the flagship's shards over tiny sources, from one plain run."""
-    project = Project.create(tmp_path_factory.mktemp("bytes") / "reference")
-    project.build()
-    assert len(project.shards()) == 5
-    return project.shards()
 
 
 class TestSameBytes:
@@ -33,12 +24,12 @@ class TestSameBytes:
         ],
     )
     def test_however_it_ran(
-        self, reference: dict[str, str], tmp_path: Path, cores: int, deltas: str, seed: str
+        self, flagship: Project, tmp_path: Path, cores: int, deltas: str, seed: str
     ) -> None:
         project = Project.create(tmp_path / "project")
         project.configure(deltas=deltas, resources={"merge_threads": cores})
         project.build(cores=cores, env={"PYTHONHASHSEED": seed})
-        assert project.shards() == reference
+        assert project.shards() == flagship.shards()
         stored = list((project.folder / "results" / "deltas").rglob("*.safetensors"))
         assert bool(stored) == (deltas == "store")
         assert project.parts() == []
@@ -65,17 +56,15 @@ class TestSameBytes:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def large(once: Once) -> Project:
     """A project with larger sources; its shards are built in `whole` below."""
-    return Project.create(tmp_path_factory.mktemp("kill") / "large", **LARGE)
+    return Project(once("large", lambda folder: Project.create(folder, **LARGE)))
 
 
 @pytest.fixture(scope="module")
-def whole(large: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def whole(large: Project, once: Once) -> dict[str, str]:
     """SHA-256 of the shards of a run that nobody disturbed."""
-    project = large.copy(tmp_path_factory.mktemp("kill") / "whole")
-    project.build()
-    return project.shards()
+    return Project(once("large-built", lambda folder: large.copy(folder).build())).shards()
 
 
 def shards_of(project: Project) -> list[Path]:

@@ -19,36 +19,40 @@ from workflow_helpers import environment as run_environment
 
 
 @pytest.fixture
-def local(tmp_path) -> Project:
-    project = Project.create(tmp_path / "local")
-    project.build()
-    return project
-
-
-@pytest.fixture
-def hub(local, tmp_path):
+def hub(flagship, tmp_path):
     root = tmp_path / "hub"
     for name in FILES:
-        shutil.copytree(local.folder / "models" / name, root / name)
+        shutil.copytree(flagship.folder / "models" / name, root / name)
     with LoopbackHub(root) as server:
         server.writers.add(WRITER)
         yield server
 
 
 @pytest.fixture
-def project(local, tmp_path) -> Project:
+def project(flagship, tmp_path) -> Project:
     project = Project(tmp_path / "remote")
     project.folder.mkdir()
-    project.recipe.write_text(local.recipe.read_text())
+    project.recipe.write_text(flagship.recipe.read_text())
     project.configure(sources={}, keep_sources=False)
     return project
 
 
 class TestFromTheHub:
-    def test_lock_fetch_merge(self, local, hub, project, tmp_path):
-        env = environment(hub, tmp_path / "home", READER)
-        project.build(env=env)
-        assert project.shards() == local.shards()
+    def test_lock_fetch_merge(self, flagship, hub, project, tmp_path):
+        """One of the three is gated; its token is seen nowhere."""
+        gated = {"gated": True, "readers": [READER]}
+        (hub.store.root / FINETUNED / ".hub.json").write_text(json.dumps(gated))
+        refused = project.run("-n", env=environment(hub, tmp_path / "home"))
+        assert f"Visit {hub.url}/{FINETUNED}, accept its terms" in refused.stdout
+        with CommandLines() as seen:
+            done = project.run(
+                "--until", "merge_shard", env=environment(hub, tmp_path / "home", READER)
+            )
+        assert done.returncode == 0, done.stdout
+        assert project.shards() == flagship.shards()
+        assert any("fetch.py" in line for line in seen.lines)
+        assert READER not in done.stdout + "".join(seen.lines)
+        assert files_with(READER, project.folder, tmp_path / "home") == []
 
         fetched = {r.path.rsplit("/", 1)[-1] for r in hub.requests(r"/resolve/.*safetensors$")}
         assert fetched  # header requests and downloads go through the same address
@@ -59,8 +63,7 @@ class TestFromTheHub:
         left = list((project.folder / "resources").rglob("*.safetensors"))
         assert left == []  # keep_sources: false
 
-    def test_locked_needs_no_network(self, hub, project, tmp_path):
-        project.build(env=environment(hub, tmp_path / "home"))
+        # locked, it needs no network
         dead = environment(hub, tmp_path / "home") | {"HF_ENDPOINT": "http://127.0.0.1:9"}
         done = project.run("-n", "--until", "merge_shard", env=dead)
         assert done.returncode == 0, done.stdout
@@ -85,20 +88,6 @@ class TestFromTheHub:
         line = text.split("152334H/mique")[0].count("\n") + 1
         assert f"recipe.yaml:{line}: 152334H/mique" in done.stdout
         assert "Traceback" not in done.stdout
-
-    def test_no_token_anywhere(self, hub, project, tmp_path):
-        gated = {"gated": True, "readers": [READER]}
-        (hub.store.root / FINETUNED / ".hub.json").write_text(json.dumps(gated))
-        refused = project.run("-n", env=environment(hub, tmp_path / "home"))
-        assert f"Visit {hub.url}/{FINETUNED}, accept its terms" in refused.stdout
-        with CommandLines() as seen:
-            done = project.run(
-                "--until", "merge_shard", env=environment(hub, tmp_path / "home", READER)
-            )
-        assert done.returncode == 0, done.stdout
-        assert any("fetch.py" in line for line in seen.lines)
-        assert READER not in done.stdout + "".join(seen.lines)
-        assert files_with(READER, project.folder, tmp_path / "home") == []
 
 
 class CommandLines(threading.Thread):

@@ -39,20 +39,10 @@ def replaced(values: list[float], position: int, value: float) -> list[float]:
     return [*values[:position], value, *values[position + 1 :]]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The flagship's shards over tiny sources, built once."""
-    project = Project.create(tmp_path_factory.mktemp("identity") / "built")
-    assert project.pending_shards() == ALL
-    project.build()
-    assert set(project.shards()) == ALL
-    return project
-
-
 @pytest.fixture
-def project(built: Project, tmp_path: Path) -> Project:
+def project(flagship: Project, tmp_path: Path) -> Project:
     """A copy of the built project at another path, for one test to change."""
-    return built.copy(tmp_path / "project")
+    return flagship.copy(tmp_path / "project")
 
 
 def touch(folder: Path) -> int:
@@ -243,7 +233,7 @@ class TestPlannedIdentity:
     )
     def test_moves_with_the_coefficients_and_only_then(
         self,
-        built: Project,
+        flagship: Project,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         model: int,
@@ -251,17 +241,17 @@ class TestPlannedIdentity:
         values: object,
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        edited = Project(built.folder)
+        edited = Project(flagship.folder)
         edited.recipe = tmp_path / "edited.yaml"
-        shutil.copyfile(built.folder / "recipe.lock.json", tmp_path / "edited.lock.json")
-        before = built.documents()
+        shutil.copyfile(flagship.folder / "recipe.lock.json", tmp_path / "edited.lock.json")
+        before = flagship.documents()
         edited.write_documents(before)
         old = self._digests(edited)
         after = set_weight(copy.deepcopy(before), model, filter_, values)
         edited.write_documents(after)
         new = self._digests(edited)
         moved = {name for name in old if old[name] != new[name]}
-        assert moved == shards_that_move(built, before, after)
+        assert moved == shards_that_move(flagship, before, after)
 
     @staticmethod
     def _digests(project: Project) -> dict[str, str]:

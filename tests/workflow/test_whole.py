@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from workflow_helpers import DEMO, DEMO_NAME, Project, demo, scores, sha256
+from workflow_helpers import DEMO, DEMO_NAME, Once, Project, demo, scores, sha256
 
 pytestmark = pytest.mark.slow
 
@@ -18,10 +18,11 @@ EVERYTHING = ("all",)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def built(once: Once) -> Project:
     """The demo, built and measured."""
-    project = demo(tmp_path_factory.mktemp("whole") / "demo")
-    project.build(*EVERYTHING)
+    folder = once("demo", lambda folder: demo(folder).build(*EVERYTHING))
+    project = Project(folder)
+    project.recipe = folder / "config" / "recipes" / f"{NAME}.yaml"
     return project
 
 
@@ -90,21 +91,20 @@ class TestNegativeControl:
 
 class TestAblations:
     @pytest.fixture(scope="class")
-    def projects(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
+    def projects(self, once: Once) -> dict[str, Project]:
         """The ablations and their donor with every way to treat task vectors."""
-        made = {}
-        for deltas in ("fuse", "store", "auto"):
-            project = demo(
-                tmp_path_factory.mktemp("ablations") / deltas,
+
+        def make(folder: Path) -> None:
+            demo(
+                folder,
                 f"{NAME}-ablations.yaml",
                 stages=["final", DONOR],
-                deltas=deltas,
+                deltas=folder.name,
                 benchmark={"tasks": []},
                 resources={"merge_threads": 1},
-            )
-            project.build("--until", "merge_shard")
-            made[deltas] = project
-        return made
+            ).build()
+
+        return {deltas: Project(once(deltas, make)) for deltas in ("fuse", "store", "auto")}
 
     def test_all_stages_have_the_same_bytes(self, projects: dict[str, Project]) -> None:
         for name in (DONOR, *ABLATIONS):

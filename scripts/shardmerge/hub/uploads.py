@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from shardmerge.contents import CONFIG, INDEX, TEMPLATES, parse_weight_map
 from shardmerge.errors import UserError
+from shardmerge.files import load_json, read_text
 
 CARD = "README.md"
 _SUMS = "SHA256SUMS"
@@ -81,11 +81,7 @@ def _check_whole(folder: Path, names: set[str]) -> None:
         raise UserError(f"has no {CONFIG}", str(folder), "Is this the folder of a model?")
     needed = {"model.safetensors"}
     if INDEX in names:
-        try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"is not JSON ({error})", str(folder / INDEX)) from None
-        needed = set(parse_weight_map(index, str(folder)).values())
+        needed = set(parse_weight_map(load_json(folder / INDEX), str(folder)).values())
     if missing := sorted(needed - names):
         raise UserError(f"lacks {missing[0]}", str(folder), "The model is not whole.")
     if more := sorted(n for n in names - needed if n.endswith(".safetensors")):
@@ -104,7 +100,7 @@ def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
     """
     if _SUMS not in digests:
         return
-    for line in (folder / _SUMS).read_text(encoding="utf-8").splitlines():
+    for line in read_text(folder / _SUMS).splitlines():
         wanted, _, name = line.partition(" ")
         name = name.lstrip(" *")
         if digests.get(name, wanted) != wanted:

@@ -13,7 +13,11 @@ from shardmerge.yamlfile import Node
 
 
 def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSettings | None:
-    """Return what a document's `tokenizer_source` and `tokenizer` say, None if it has neither."""
+    """Return what a document's `tokenizer_source` and `tokenizer` say, None if it has neither.
+
+    Raises:
+        UserError: If it has both, or one that is not understood.
+    """
     if source is not None and block is not None:
         raise block.error("give `tokenizer_source` or `tokenizer`, not both")
     if source is not None:
