@@ -93,6 +93,7 @@ def check_build(
         _fp16_range,
         _weights_sum,
         _unused_models,
+        _unmatched_filters,
     )
     return [finding for check in checks for finding in check(case)]
 
@@ -214,6 +215,13 @@ def _unused_models(case: _Case) -> Iterator[Finding]:
                 used.add(key)
                 message = f"{case.name}: takes nothing of {key}: its weights are 0 or cancel"
                 yield Finding("unused-model", message, item.where)
+
+
+def _unmatched_filters(case: _Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        for rule in case.composer.unmatched(stage.name):
+            message = f"{stage.name}: the filter {rule.filter!r} matches no tensor of the model"
+            yield Finding("unmatched-filter", message, rule.where)
 
 
 def _places(tensors: Sequence[str]) -> str:

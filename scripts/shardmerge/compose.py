@@ -8,6 +8,7 @@ from shardmerge import expression as ex
 from shardmerge.lock import Lock
 from shardmerge.lora_model import LoraModel
 from shardmerge.models import Model, SourceModel
+from shardmerge.parameters import Rule
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference
 from shardmerge.spec import OutputTensor
@@ -46,7 +47,7 @@ class Composer:
         """Return the tensors of a stage built as a model, in the order of its reference model.
 
         Raises:
-            UserError: For shapes that differ, missing tensors, filters that match nothing.
+            UserError: For shapes that differ, missing tensors, filters that are misspelt.
         """
         model = self.model(Reference(stage))
         return [
@@ -84,6 +85,10 @@ class Composer:
                 return True
             key = self.recipe.stages[key].reference_model.model
         return False
+
+    def unmatched(self, stage: str) -> Sequence[Rule]:
+        """Return the rules of a stage's parameters whose filter matches no tensor."""
+        return self.model(Reference(stage)).settings.unmatched
 
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 
 from shardmerge import registry
 from shardmerge.dtypes import dtype_code
-from shardmerge.errors import UserError, did_you_mean
+from shardmerge.errors import UserError, misspelt
 from shardmerge.findings import Finding
 from shardmerge.parameters import parse_settings
-from shardmerge.slices import check_inputs, parse_model, parse_modules
+from shardmerge.slices import check_inputs, misplaced, parse_model, parse_modules
 from shardmerge.stage import Stage
 from shardmerge.tokenizer.parsing import parse_chat_template, parse_tokenizer
 from shardmerge.yamlfile import Node
@@ -28,31 +28,41 @@ DOCUMENT_KEYS = (
     "tokenizer",
     "chat_template",
 )
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+#: Keys of other tools' recipes: the tool, what it does, and what to do.
+_FOREIGN = {
+    "experts": (
+        "mergekit-moe",
+        "assembles a mixture of experts",
+        "Here models of one shape are merged into one of that shape; use mergekit-moe.",
+    ),
+    "genome": (
+        "mergekit-evolve",
+        "searches for a recipe",
+        "Search with mergekit-evolve, and give the recipe that it writes (`best_config.yaml`).",
+    ),
+}
 
 
-def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding]) -> Stage:
-    """Return the stage that a document describes.
+def parse_stage(node: Node, text: str, default_name: str) -> Stage:
+    """Return the stage that a document describes; what is odd is noted on the node.
 
     Args:
         node: The document.
         text: Its source text.
         default_name: What it is called if it does not say.
-        warnings: Takes what is odd but allowed.
 
     Raises:
         UserError: With file and line, for any mistake that shows without the models.
     """
-    table = node.mapping("a recipe document", DOCUMENT_KEYS)
+    for key, (tool, purpose, advice) in _FOREIGN.items():
+        if key in node.mapping("a recipe document"):
+            raise node.error(f"this is a recipe for `{tool}`, which {purpose}", advice)
+    table = node.mapping("a recipe document", DOCUMENT_KEYS, misplaced())
     table = {key: value for key, value in table.items() if value.value is not None}
     name = table["name"].text("name") if "name" in table else default_name
-    if not _SAFE_NAME.fullmatch(name):
-        raise (table.get("name") or node).error(
-            f"the name {name!r} cannot be a folder's name",
-            "Use letters, digits, and `_ . + -`, the first a letter, digit or `_`.",
-        )
     if "merge_method" not in table:
-        raise node.error("the document has no `merge_method`")
+        hint = "Write `merge_method: linear`, or another that docs/methods.md lists."
+        raise node.error("the document has no `merge_method`", hint)
     method_node = table["merge_method"]
     method = registry.method(method_node.text("merge_method"), method_node.where)
     base = parse_model(table["base_model"]) if "base_model" in table else None
@@ -71,7 +81,7 @@ def parse_stage(node: Node, text: str, default_name: str, warnings: list[Finding
     )
     for piece in stage.slices:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
-    _check_names(stage, method, warnings)
+    node.warnings.extend(_check_names(stage, method))
     return stage
 
 
@@ -79,14 +89,16 @@ def _dtype(node: Node | None) -> str | None:
     return None if node is None else dtype_code(node.text("dtype"), node.where)
 
 
-def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[Finding]) -> None:
-    known = {p.name for m in registry.methods() for p in m.parameters}
-    own = {p.name for p in method.parameters}
+def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding]:
+    known = registry.parameter_names()
     for settings in stage.levels:
         for name, setting in settings.items():
-            if name not in known:
+            if name not in known and (near := misspelt(name, known)):
                 raise UserError(
-                    f"unknown parameter {name!r}", setting.where, did_you_mean(name, own or known)
+                    f"unknown parameter {name!r}",
+                    setting.where,
+                    f"Did you mean {near!r}? mergekit passes over unknown parameters: without "
+                    "the line the model is the same.",
                 )
             declared = method.parameter(name)
             if declared is None or declared.unused:
@@ -95,4 +107,4 @@ def _check_names(stage: Stage, method: registry.MergeMethod, warnings: list[Find
                     f"merge_method {method.name!r} {what} parameter {name!r}; it is ignored, as "
                     "mergekit does"
                 )
-                warnings.append(Finding("ignored-parameter", message, setting.where))
+                yield Finding("ignored-parameter", message, setting.where)

@@ -31,6 +31,12 @@ class UserError(Exception):
         return f"{text}\n  {self.hint}" if self.hint else text
 
 
+def misspelt(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that another is surely a misspelling of, or None."""
+    near = difflib.get_close_matches(str(word), sorted(set(known)), n=1, cutoff=0.8)
+    return near[0] if near else None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return a sentence that suggests the nearest of the known words, or lists them if few."""
     known = sorted(set(known))

@@ -29,7 +29,13 @@ CHECKS = {
         "where a `passthrough` scales on purpose."
     ),
     "unused-model": "A listed model that adds nothing to the result: its weights are 0 or cancel.",
+    "ignored-key": (
+        "A key that the recipe's language does not have at that place; mergekit passes over it too."
+    ),
     "ignored-parameter": "A parameter that the merge method does not use.",
+    "unmatched-filter": "A filter that matches no tensor, so that its value is not used.",
+    "empty-slice": "A slice of no layers: the second number of a `layer_range` is not counted.",
+    "renamed": "A name that cannot be a folder's, and what the model is called instead.",
     "norm-merge-unused": "`norm_merge: geometric` where no document is a `task_arithmetic`.",
 }
 

@@ -10,9 +10,10 @@ from shardmerge.document import parse_stage
 from shardmerge.errors import UserError
 from shardmerge.files import read_text
 from shardmerge.findings import Finding
+from shardmerge.naming import folder_name, renamed
 from shardmerge.references import Reference, parse_reference
 from shardmerge.stage import Stage
-from shardmerge.yamlfile import load_documents
+from shardmerge.yamlfile import Node, load_documents
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,38 @@ def parse_recipe(text: str, path: str) -> Recipe:
     Raises:
         UserError: As ``load_recipe``.
     """
-    stages: dict[str, Stage] = {}
-    warnings: list[Finding] = []
+    documents: list[tuple[Node, Stage]] = []
     for node, source in load_documents(text, path):
-        stage = parse_stage(node, source, Path(path).stem, warnings)
-        if other := stages.get(stage.name):
-            raise node.error(
-                f"a second document is named {stage.name!r} (the first: {other.where})",
-                "Give every document a `name` of its own.",
-            )
-        stages[stage.name] = stage
-    if not stages:
+        documents.append((node, parse_stage(node, source, folder_name(Path(path).stem))))
+    if not documents:
         raise UserError("holds no document", path, "Write a mergekit recipe into it.")
+    stages = _by_name(documents)
+    warnings: dict[tuple[str, str], Finding] = {}
+    for found in documents[0][0].warnings:  # what is odd in many places is told of the first
+        warnings.setdefault((found.check, found.message), found)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
-    return Recipe(path, _in_order(stages), final, text, tuple(warnings))
+    return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
+
+
+def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
+    """Return stages under names that folders can have."""
+    names = {stage.name: folder_name(stage.name) for _, stage in documents}
+    stages: dict[str, Stage] = {}
+    for node, stage in documents:
+        name = names[stage.name]
+        given = node.value.get("name")
+        if other := stages.get(name):
+            what = f"is named {name!r}" if given else "has no `name`"
+            raise node.error(
+                f"a second document {what} (the first: {other.where})",
+                "Give every document a `name` of its own; by it others read what it makes.",
+            )
+        if name != stage.name:
+            message = f"the model is called {name!r}: {stage.name!r} cannot be a folder's name"
+            given.warn("renamed", message)
+        stages[name] = renamed(stage, names)
+    return stages
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:

@@ -47,7 +47,13 @@ def parse_reference(text: str, where: str | None = None) -> Reference:
     """
     model, *adapters = text.split("+")
     path, *revisions = model.split("@")
-    if len(adapters) > 1 or len(revisions) > 1 or not all([path, *adapters, *revisions]):
+    if len(adapters) > 1:
+        raise UserError(
+            f"{text!r} names {len(adapters)} adapters",
+            where,
+            "A model takes one: merge `model+lora` and `model+lora` as two models.",
+        )
+    if len(revisions) > 1 or not all([path, *adapters, *revisions]):
         raise UserError(
             f"{text!r} is not a model reference",
             where,

@@ -46,6 +46,7 @@ __all__ = [
     "mergekit_kernel",
     "method",
     "methods",
+    "parameter_names",
     "result_dtype",
     "step_kernel",
     "workspace_elements",
@@ -224,6 +225,11 @@ def methods() -> list[MergeMethod]:
     """Return all methods, by name."""
     _load()
     return [_METHODS[name] for name in sorted(_METHODS)]
+
+
+def parameter_names() -> tuple[str, ...]:
+    """Return the names of all methods' parameters, sorted."""
+    return tuple(sorted({p.name for m in methods() for p in m.parameters}))
 
 
 def kernel_of(name: str, numerics: str) -> tuple[Kernel, bool]:

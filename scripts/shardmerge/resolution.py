@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge import registry
-from shardmerge.errors import UserError, did_you_mean
+from shardmerge.errors import UserError, misspelt
 from shardmerge.names import module_of
 from shardmerge.parameters import Rule, Setting, resolve
 from shardmerge.parts import Part
@@ -24,8 +24,11 @@ class Resolver:
         method: Its method.
         parts: What its tensors are made from.
 
+    Attributes:
+        unmatched: Rules whose filter matches no tensor.
+
     Raises:
-        UserError: If a filter matches no tensor.
+        UserError: If such a filter is surely misspelt.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Resolver:
         self.parts = parts
         self._rules = list(self._filtered(stage.levels))
         self._known: dict[tuple, Values] = {}
-        self._check_filters()
+        self.unmatched = list(self._unmatched())
 
     def values(self, tensor: str) -> Values:
         """Return a tensor's values.
@@ -100,7 +103,7 @@ class Resolver:
                 if name in names:
                     yield from (r for r in setting.rules if r.filter not in (None, "*"))
 
-    def _check_filters(self) -> None:
+    def _unmatched(self) -> Iterable[Rule]:
         if not self._rules:
             return
         names = dict.fromkeys(self.parts)
@@ -108,10 +111,14 @@ class Resolver:
             for model in piece.models:
                 names |= dict.fromkeys(model.table)
         for rule in self._rules:
-            if not any(rule.matches(name) for name in names):
-                words = {w for name in names for w in [module_of(name), *name.split(".")]}
+            if any(rule.matches(name) for name in names):
+                continue
+            words = {w for name in names for w in [module_of(name), *name.split(".")]}
+            near = misspelt(rule.filter, {w for w in words if not w.isdigit()})
+            if near and near not in rule.filter:  # else it asks for more, such as another layer
                 raise UserError(
                     f"the filter {rule.filter!r} matches no tensor of the model",
                     rule.where,
-                    did_you_mean(rule.filter, {w for w in words if not w.isdigit()}),
+                    f"Did you mean {near!r}?",
                 )
+            yield rule

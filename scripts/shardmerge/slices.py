@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from shardmerge import registry
 from shardmerge.errors import UserError
@@ -13,6 +14,24 @@ from shardmerge.yamlfile import Node
 
 #: The keys of a document of which exactly one says what the output is made from.
 FORMS = ("models", "slices", "modules")
+#: Keys that recipes write where they mean nothing, and where they would, or that they never do.
+_ELSEWHERE = {
+    "base_model": "only the document and a slice have one",
+    "chat_template": "only the document has one",
+    "dtype": "only the document has one",
+    "layer_range": "only an entry of `sources` has one",
+    "merge_method": "only the document has one",
+    "out_path": "a document that others read needs a `name`",
+    "pad_to_multiple_of": "it belongs under `tokenizer`",
+    "residual_weight": "it does nothing in mergekit either",
+    "revision": "write `model: NAME@REVISION`",
+}
+
+
+@cache
+def misplaced() -> Mapping[str, str]:
+    """Return keys that mean something at another place of a recipe, and where that is."""
+    return dict.fromkeys(registry.parameter_names(), "it belongs under `parameters`") | _ELSEWHERE
 
 
 def parse_modules(
@@ -66,13 +85,7 @@ def _slices(node: Node, form: str, base: Reference | None) -> tuple[Slice, ...]:
 
 
 def _slice(node: Node) -> Slice:
-    known = ("sources", "base_model", "parameters", "residual_weight")
-    table = _filled(node, "an entry of `slices`", known)
-    if "residual_weight" in table:
-        raise table["residual_weight"].error(
-            "`residual_weight` has no meaning",
-            "mergekit 0.1.5 reads it and does nothing with it: take it out.",
-        )
+    table = _filled(node, "an entry of `slices`", ("sources", "base_model", "parameters"))
     if "sources" not in table:
         raise node.error("an entry of `slices` has no `sources`")
     rows = table["sources"].sequence("`sources`")
@@ -88,35 +101,56 @@ def _slice(node: Node) -> Slice:
                 item.where,
                 "All sources of a slice must give the same number of layers.",
             )
+    if not lengths[0]:
+        node.warn(
+            "empty-slice",
+            "the slice takes no layers: the second number of `layer_range` is not counted, "
+            "`[0, 1]` is layer 0 alone",
+        )
     base = parse_model(table["base_model"]) if "base_model" in table else None
     return Slice(inputs, _parameters(table), base, node.where)
 
 
 def _input(node: Node, what: str, *, layers: bool = False) -> Input:
+    if isinstance(node.value, str):
+        raise node.error(f"{what} is only a name", f"Write `- model: {node.value}`.")
     known = ("model", "layer_range", "parameters") if layers else ("model", "parameters")
     table = _filled(node, what, known)
-    for key in known[:-1]:
-        if key not in table:
-            raise node.error(f"{what} has no `{key}`")
+    if "model" not in table:
+        raise node.error(f"{what} has no `model`")
+    if layers and "layer_range" not in table:
+        raise node.error(
+            f"{what} has no `layer_range`",
+            "Write `layer_range: [0, 32]` for all of 32 layers, or list whole models as `models`.",
+        )
     model = parse_model(table["model"])
     chosen = _layer_range(table["layer_range"]) if layers else None
     return Input(model, _parameters(table), chosen, node.where)
 
 
 def _layer_range(node: Node) -> tuple[int, int]:
-    numbers = [n.value for n in node.value] if isinstance(node.value, list) else []
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
-    if len(numbers) != 2 or not whole or not 0 <= numbers[0] <= numbers[1]:
+    numbers = [_whole(n.value) for n in node.value] if isinstance(node.value, list) else []
+    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1]:
         raise node.error(
-            "`layer_range` must be two whole numbers, the first not larger",
-            "Write `[0, 8]` for the layers 0 to 7.",
+            "`layer_range` must be two whole numbers from 0 on, the first not larger",
+            "Write `[0, 8]` for the layers 0 to 7; none is counted from the end.",
         )
     return numbers[0], numbers[1]
 
 
+def _whole(value: object) -> int:
+    """Return a whole number, which may be written as ``"8"`` or ``8.0``; -1 if it is none."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        return -1
+    return int(value)
+
+
 def _filled(node: Node, what: str, known: tuple[str, ...]) -> dict[str, Node]:
     """Return a mapping without the keys that have no value."""
-    return {key: n for key, n in node.mapping(what, known).items() if n.value is not None}
+    table = node.mapping(what, known, misplaced())
+    return {key: n for key, n in table.items() if n.value is not None}
 
 
 def _parameters(table: Mapping[str, Node]) -> dict[str, Setting]:
@@ -165,7 +199,11 @@ def check_inputs(
     models = [item.model for item in inputs]
     for item in inputs:
         if models.count(item.model) > 1:
-            raise UserError(f"model {str(item.model)!r} is listed twice", item.where)
+            raise UserError(
+                f"model {str(item.model)!r} is listed twice",
+                item.where,
+                "Take one of the two out, and raise the other's weight if that is meant.",
+            )
     needs = method.inputs
     has_base = base in models
     if base and not has_base and needs.base != "ignored":

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
-from shardmerge.errors import UserError, did_you_mean
+from shardmerge.errors import UserError, misspelt
 from shardmerge.files import load_json, write_text
 from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
@@ -68,7 +68,10 @@ class Sources:
             raise UserError(
                 f"model {reference.model!r} is neither a folder, nor a document's name, nor a "
                 "Hub repository (owner/name)",
-                hint=did_you_mean(reference.path, self._folders) if self._folders else None,
+                hint=f"Did you mean {near!r}?"
+                if (near := misspelt(reference.path, self._folders))
+                else "Give its folder under `sources` in the configuration, or write the Hub's "
+                "`owner/name`.",
             )
         return None
 

@@ -100,8 +100,9 @@ class StageModel(Model):
         )
 
     def _linear_form(self, tensor: str) -> registry.LinearForm:
+        request = self.settings.request(tensor)
         try:
-            return self.method.linear(self.settings.request(tensor))
+            return self.method.linear(request)
         except UserError as error:
             raise UserError(
                 f"{error.message} (tensor {tensor!r})", self.parts[tensor].piece.where, error.hint

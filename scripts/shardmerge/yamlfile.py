@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from shardmerge.errors import UserError, did_you_mean
+from shardmerge.errors import UserError, misspelt
+from shardmerge.findings import Finding
 
 #: Aliases can blow a small file up; no real recipe comes near this.
 MAX_NODES = 200_000
 _PYTHON = "tag:yaml.org,2002:python"
+_MERGE = "tag:yaml.org,2002:merge"
+#: What a text that is not YAML shows, and what to do about it; the first that is found counts.
+_ADVICE = (
+    (re.compile(r"^\s*```"), "Take out the marks of the code block (```)."),
+    (re.compile(r"^ *\t"), "Indent with spaces: YAML takes no tabs there."),
+    (re.compile(r"^\s+---\s*$"), "`---` between documents must be at the start of its line."),
+)
+_INDENTATION = "Check the indentation of this line and of those before it."
 
 
 @dataclass(frozen=True)
@@ -24,11 +34,13 @@ class Node:
         value: ``dict`` of str to Node, ``list`` of Node, or a scalar.
         file: Name for messages.
         line: Counted from 1.
+        warnings: What is odd but allowed; all nodes of a file share one list.
     """
 
     value: Any
     file: str
     line: int
+    warnings: list[Finding] = field(compare=False, repr=False)
 
     @property
     def where(self) -> str:
@@ -38,14 +50,45 @@ class Node:
         """Return an error at this place (to raise)."""
         return UserError(message, self.where, hint)
 
-    def mapping(self, what: str, known: tuple[str, ...] | None = None) -> dict[str, Node]:
-        """Return the value as a mapping; with ``known``, refuse other keys and suggest one."""
+    def warn(self, check: str, message: str) -> None:
+        """Note what is odd but allowed at this place; ``check`` is a key of ``CHECKS``."""
+        self.warnings.append(Finding(check, message, self.where))
+
+    def mapping(
+        self,
+        what: str,
+        known: tuple[str, ...] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
+    ) -> dict[str, Node]:
+        """Return the value as a mapping of the known keys.
+
+        Another key is passed over with a warning, as mergekit does, unless it is surely a
+        misspelling of a known one.
+
+        Args:
+            what: It is, for messages.
+            known: Keys that it may have, or None for any.
+            elsewhere: Of keys that mean something at another place, where that is.
+
+        Raises:
+            UserError: If it is no mapping, or a key is misspelt.
+        """
         if not isinstance(self.value, dict):
             raise self.error(f"{what} must be a mapping of keys to values, not {self.kind}")
+        if known is None:
+            return self.value
         for key, node in self.value.items():
-            if known is not None and key not in known:
-                raise node.error(f"unknown key {key!r} in {what}", did_you_mean(key, known))
-        return self.value
+            if key in known:
+                continue
+            if near := misspelt(key, known):
+                raise node.error(
+                    f"unknown key {key!r} in {what}",
+                    f"Did you mean {near!r}? mergekit passes over unknown keys: without the line "
+                    "the model is the same.",
+                )
+            place = f": {elsewhere[key]}" if elsewhere and key in elsewhere else ""
+            node.warn("ignored-key", f"{key!r} in {what} is ignored, as mergekit does{place}")
+        return {key: node for key, node in self.value.items() if key in known}
 
     def sequence(self, what: str) -> list[Node]:
         """Return the value as a list of nodes."""
@@ -77,53 +120,82 @@ def load_documents(text: str, file: str) -> Iterator[tuple[Node, str]]:
     Raises:
         UserError: If the text is not YAML, has a duplicate key or a Python tag.
     """
-    loader = yaml.SafeLoader(text)
-    loader.name = file
-    budget = [MAX_NODES]
+    reader = _Reader(text, file)
     lines = text.splitlines(keepends=True)
     try:
-        while loader.check_node():
-            node = loader.get_node()
+        while reader.loader.check_node():
+            node = reader.loader.get_node()
             if isinstance(node, yaml.ScalarNode) and not node.value:
                 continue
             source = "".join(lines[node.start_mark.line : node.end_mark.line + 1])
-            yield _convert(node, loader, file, budget), source.split("\n---")[0].rstrip() + "\n"
+            yield reader.convert(node), source.split("\n---")[0].rstrip() + "\n"
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
         problem = getattr(error, "problem", None) or "is not YAML"
         context = getattr(error, "context", None)
-        raise UserError(f"{problem} ({context})" if context else problem, where) from None
+        near = lines[max(0, mark.line - 1) : mark.line + 1] if mark else []
+        found = (advice for sign, advice in _ADVICE if any(sign.match(line) for line in near))
+        raise UserError(
+            f"{problem} ({context})" if context else problem, where, next(found, _INDENTATION)
+        ) from None
     except RecursionError:
         raise UserError("is nested too deeply", file) from None
 
 
-def _convert(node: yaml.Node, loader: yaml.SafeLoader, file: str, budget: list[int]) -> Node:
-    budget[0] -= 1
-    line = node.start_mark.line + 1
-    if budget[0] < 0:
-        raise UserError(f"holds more than {MAX_NODES} values", f"{file}:{line}")
-    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith(_PYTHON):
-        raise UserError(f"the tag {node.tag!r} is not known here", f"{file}:{line}")
-    if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
+class _Reader:
+    """Makes nodes of what YAML's parser finds in one file."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.loader = yaml.SafeLoader(text)
+        self.loader.name = file
+        self._file = file
+        self._budget = MAX_NODES
+        self._warnings: list[Finding] = []
+        #: Of mappings, by identity: how many of their first pairs are from ``<<``.
+        self._merged: dict[int, int] = {}
+
+    def convert(self, node: yaml.Node) -> Node:
+        self._budget -= 1
+        line = node.start_mark.line + 1
+        if self._budget < 0:
+            raise UserError(f"holds more than {MAX_NODES} values", f"{self._file}:{line}")
+        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith(_PYTHON):
+            raise UserError(f"the tag {node.tag!r} is not known here", f"{self._file}:{line}")
+        if isinstance(node, yaml.MappingNode):
+            return self._node(self._table(node), line)
+        if isinstance(node, yaml.SequenceNode):
+            return self._node([self.convert(n) for n in node.value], line)
+        value = self.loader.construct_object(node)
+        if value is not None and not isinstance(value, (str, bool, int, float)):
+            value = node.value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{node.value!r} is not a finite number", f"{self._file}:{line}")
+        return self._node(value, line)
+
+    def _table(self, node: yaml.MappingNode) -> dict[str, Node]:
+        if id(node) not in self._merged:  # an alias comes here again, already flattened
+            own = sum(key.tag != _MERGE for key, _ in node.value)
+            self.loader.flatten_mapping(node)
+            self._merged[id(node)] = len(node.value) - own
         table: dict[str, Node] = {}
-        for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
-            place = f"{file}:{key_node.start_mark.line + 1}"
+        given: dict[str, int] = {}
+        for number, (key_node, value_node) in enumerate(node.value):
+            key = self.loader.construct_object(key_node)
+            line = key_node.start_mark.line + 1
             if not isinstance(key, str):
-                raise UserError(f"the key {key!r} must be a text", place)
-            if key in table:
-                raise UserError(f"the key {key!r} stands twice", place)
-            value = _convert(value_node, loader, file, budget)
+                raise UserError(f"the key {key!r} must be a text", f"{self._file}:{line}")
+            if key in given:
+                raise UserError(
+                    f"the key {key!r} stands twice, first in line {given[key]}",
+                    f"{self._file}:{line}",
+                    "Take one of the two out; mergekit would take this one.",
+                )
+            if number >= self._merged[id(node)]:
+                given[key] = line
             # A nested block starts a line later; errors about a key point at the key.
-            table[key] = Node(value.value, file, key_node.start_mark.line + 1)
-        return Node(table, file, line)
-    if isinstance(node, yaml.SequenceNode):
-        return Node([_convert(n, loader, file, budget) for n in node.value], file, line)
-    value = loader.construct_object(node)
-    if value is not None and not isinstance(value, (str, bool, int, float)):
-        value = node.value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{node.value!r} is not a finite number", f"{file}:{line}")
-    return Node(value, file, line)
+            table[key] = self._node(self.convert(value_node).value, line)
+        return table
+
+    def _node(self, value: Any, line: int) -> Node:
+        return Node(value, self._file, line, self._warnings)

@@ -9,9 +9,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from shardmerge.compose import Composer
 from shardmerge.engine import build_shard
+from shardmerge.files import load_json
+from shardmerge.lock import Lock
+from shardmerge.names import is_vocabulary
 from shardmerge.planning import load_plan, load_spec
+from shardmerge.recipe import load_recipe
+from shardmerge.references import Reference
 from shardmerge.settings import load_settings
+from shardmerge.sources import lock_path
+from shardmerge.spec import MERGEKIT
 from shardmerge.stored import stored_deltas
 
 
@@ -20,21 +28,32 @@ def run_mergekit(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Merge all documents of a recipe with mergekit; return the tensors of each by name.
 
+    One document is merged as ``mergekit-yaml`` does it, several as ``mergekit-multi``.
+
     Args:
-        recipe: The recipe file.
+        recipe: The recipe file; what a document without a name makes has that of the file.
         out: Folder for the models' folders.
         lazy: As ``mergekit-multi --lazy``, which is its default.
         options: More of mergekit's MergeOptions.
     """
+    from mergekit.config import MergeConfiguration
     from mergekit.io.tasks import LoaderCache
+    from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
     from mergekit.scripts.multimerge import load_config, make_tasks
 
     LoaderCache().loaders.clear()  # it keeps models of earlier runs, by path
     values = {"quiet": True, "copy_tokenizer": False, "write_model_card": False} | options
     text = recipe.read_text()
+    documents = list(yaml.safe_load_all(text))
+    names = [document.get("name", recipe.stem) for document in documents]
+    if len(documents) == 1 and not lazy:
+        config = MergeConfiguration.model_validate(documents[0])
+        run_merge(config, str(out / names[0]), MergeOptions(**values))
+        return {names[0]: load_folder(out / names[0])}
     configs, dependencies = load_config(text, str(out))
-    tasks = make_tasks(configs, dependencies, MergeOptions(**values), str(out), None, lazy)
+    unnamed = str(out / recipe.stem)
+    tasks = make_tasks(configs, dependencies, MergeOptions(**values), str(out), unnamed, lazy)
     done = set()
 
     def execute(task) -> None:
@@ -47,7 +66,6 @@ def run_mergekit(
 
     for task in tasks:
         execute(task)
-    names = [d["name"] for d in yaml.safe_load_all(text)]
     return {name: load_folder(out / name) for name in names}
 
 
@@ -77,6 +95,19 @@ def load_folder(folder: Path) -> dict[str, torch.Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
     return tensors
+
+
+def planned_ids(recipe: Path, name: str) -> dict[str, int]:
+    """Return the ids that the plan gives to a stage's tokens; the recipe must be locked."""
+    lock = Lock.from_json(load_json(lock_path(recipe)), "lock")
+    composer = Composer(load_recipe(recipe), lock, MERGEKIT)
+    return dict(composer.tokenizers.of(Reference(name)).ids)
+
+
+def rows_by_token(tensors: dict[str, torch.Tensor], ids: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Return tensors whose embeddings have a row for every token, in the tokens' order."""
+    rows = [ids[token] for token in sorted(ids)]
+    return {n: t[rows] if is_vocabulary(n) else t for n, t in tensors.items()}
 
 
 def differing_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, int]:

@@ -211,6 +211,7 @@ class TestMistakes:
         ("parameters", "message"),
         [
             ({"normalise": False}, "unknown parameter 'normalise'"),
+            ({"smooth": True}, None),
             ({"scale": [{"filter": "up_porj", "value": 2}]}, None),
         ],
     )
@@ -222,16 +223,35 @@ class TestMistakes:
             with pytest.raises(UserError, match=message):
                 run_shardmerge(recipe, tmp_path)
         else:
-            assert "'scale'" in load_recipe(recipe).warnings[0].message
+            (warning,) = load_recipe(recipe).warnings
+            assert f"no parameter {next(iter(parameters))!r}" in warning.message
 
-    def test_filter_that_matches_nothing(self, tmp_path):
+    @pytest.mark.parametrize(("word", "near"), [("up_porj", "up_proj"), ("modelnorm", None)])
+    def test_filter_that_matches_nothing(self, tmp_path, word, near):
         _models(tmp_path)
-        rules = [{"filter": "up_porj", "value": 0}, {"value": 1}]
+        rules = [{"filter": word, "value": 0}, {"value": 1}]
         recipe = _recipe(tmp_path, (rules, 1))
-        assert run_mergekit(recipe, tmp_path / "mergekit")["merged"]
-        with pytest.raises(UserError, match="'up_porj' matches no tensor") as caught:
+        theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        if near is None:
+            ours = run_shardmerge(recipe, tmp_path, numerics="mergekit-0.1.5")
+            assert differing_bits(ours["merged"], theirs) == {}
+            return
+        with pytest.raises(UserError, match=f"'{word}' matches no tensor") as caught:
             run_shardmerge(recipe, tmp_path)
-        assert "up_proj" in str(caught.value)
+        assert near in str(caught.value)
+
+    @pytest.mark.parametrize(("key", "near"), [("dype", "dtype"), ("random_seed", None)])
+    def test_key_that_does_nothing(self, tmp_path, key, near):
+        _models(tmp_path)
+        recipe = _recipe(tmp_path, (1, 1), **{key: "float16"})
+        theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
+        if near is None:
+            ours = run_shardmerge(recipe, tmp_path, numerics="mergekit-0.1.5")
+            assert differing_bits(ours["merged"], theirs) == {}
+            return
+        with pytest.raises(UserError, match=f"unknown key '{key}'") as caught:
+            run_shardmerge(recipe, tmp_path)
+        assert near in str(caught.value)
 
     def test_weights_that_sum_to_zero(self, tmp_path):
         _models(tmp_path)

@@ -14,17 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from oracle import differing_bits, run_mergekit, run_shardmerge
+from oracle import differing_bits, planned_ids, rows_by_token, run_mergekit, run_shardmerge
 from tiny_tokenizers import tokenized
 from transformers import AutoTokenizer
 
-from shardmerge.compose import Composer
-from shardmerge.files import load_json
-from shardmerge.lock import Lock
 from shardmerge.names import is_vocabulary
 from shardmerge.planning import load_plan, load_spec
-from shardmerge.recipe import load_recipe
-from shardmerge.references import Reference
 from shardmerge.settings import load_settings
 from shardmerge.shardcheck import check_shard
 
@@ -70,13 +65,6 @@ def write_recipe(folder: Path, *documents: dict) -> Path:
     return path
 
 
-def planned_ids(recipe: Path, name: str = "merged") -> dict[str, int]:
-    """Return the ids that the plan gives to a stage's tokens."""
-    lock = Lock.from_json(load_json(recipe.with_suffix(".lock.json")), "lock")
-    composer = Composer(load_recipe(recipe), lock, MERGEKIT)
-    return dict(composer.tokenizers.of(Reference(name)).ids)
-
-
 def compare(recipe: Path, folder: Path, name: str = "merged", padded: int = 0) -> None:
     """Show that both make the same of a recipe; the last ``padded`` rows within rounding."""
     theirs = run_mergekit(recipe, folder / "mergekit")[name]
@@ -84,7 +72,6 @@ def compare(recipe: Path, folder: Path, name: str = "merged", padded: int = 0) -
     their_ids = AutoTokenizer.from_pretrained(folder / "mergekit" / name).get_vocab()
     ids = planned_ids(recipe, name)
     assert set(ids) == set(their_ids)
-    tokens = sorted(ids)
     for tensor in theirs:
         if not is_vocabulary(tensor):
             continue
@@ -92,9 +79,7 @@ def compare(recipe: Path, folder: Path, name: str = "merged", padded: int = 0) -
         if padded:  # sums of rows in another order
             near = ours[tensor][-padded:].double() - theirs[tensor][-padded:].double()
             assert near.abs().max() < 1e-3
-        ours[tensor] = ours[tensor][[ids[t] for t in tokens]]
-        theirs[tensor] = theirs[tensor][[their_ids[t] for t in tokens]]
-    assert differing_bits(ours, theirs) == {}
+    assert differing_bits(rows_by_token(ours, ids), rows_by_token(theirs, their_ids)) == {}
 
 
 def slerp(models: Path) -> dict:
@@ -116,7 +101,7 @@ class TestSources:
         )
         compare(recipe, tmp_path)
         theirs = AutoTokenizer.from_pretrained(tmp_path / "mergekit" / "merged").get_vocab()
-        assert planned_ids(recipe) == theirs
+        assert planned_ids(recipe, "merged") == theirs
 
     def test_same_tokenizers_change_nothing(self, models, tmp_path):
         keys = {"base_model": str(models / "a"), "tokenizer_source": "union"}
@@ -204,7 +189,7 @@ class TestBlock:
             run_mergekit(recipe, tmp_path / "mergekit")
         ours = run_shardmerge(recipe, tmp_path, numerics=MERGEKIT)["merged"]
         assert ours["lm_head.weight"].shape == (23, 16)
-        assert planned_ids(recipe)["<zero>"] == 22
+        assert planned_ids(recipe, "merged")["<zero>"] == 22
         assert not ours["lm_head.weight"][22].any()
 
     @pytest.mark.parametrize("multiple", [1, 16, 64])
@@ -245,8 +230,9 @@ class TestIds:
         run_shardmerge(recipe, tmp_path)
         code = (
             "import sys; sys.path[:0] = sys.argv[1:3]\n"
-            "from pathlib import Path; from test_tokenizers import planned_ids\n"
-            "print(sorted(planned_ids(Path(sys.argv[3])).items(), key=lambda i: i[1]))"
+            "from pathlib import Path; from oracle import planned_ids\n"
+            "ids = planned_ids(Path(sys.argv[3]), 'merged')\n"
+            "print(sorted(ids.items(), key=lambda i: i[1]))"
         )
         here = Path(__file__).parent
         paths = [str(here), str(here.parent)]
@@ -261,7 +247,7 @@ class TestIds:
             for seed in ("0", "1")
         }
         assert len(found) == 1
-        new = list(planned_ids(recipe))[22:]
+        new = list(planned_ids(recipe, "merged"))[22:]
         assert new == ["do", "dog", "ra", "ran", "bi", "big", "<|x|>", "<y>"]
 
 

@@ -59,7 +59,7 @@ def checks(text: str, **config) -> list[str]:
     return [re.search(r"\[([\w-]+)\]$", w)[1] for w in warnings(text, **config)]
 
 
-def donor(*weights: float, **document: object) -> str:
+def donor(*weights: object, **document: object) -> str:
     models = [(n, {"weight": w}) for n, w in zip("bc", weights or (1, 1), strict=True)]
     return recipe("task_arithmetic", *models, base_model="a", **document)
 
@@ -232,7 +232,11 @@ class TestUnused:
 class TestSilence:
     def test_every_check_can_be_silenced(self):
         model("b", torch.bfloat16, '{"model": 1}', rope_theta=1e6)
-        text = donor(1, 0, parameters={"t": 1})
+        weights = [{"filter": "nowhere", "value": 1}, {"value": 1}]
+        text = donor(weights, 0, parameters={"t": 1}, random_seed=0)
+        sources = [{"model": "a", "layer_range": [1, 1]}]
+        stack = {"slices": [{"sources": sources}], "merge_method": "passthrough", "name": "a/b"}
+        text += "\n---\n" + json.dumps(stack)
         models = [("a", {"weight": 1}), ("b", {"weight": -1.5}), ("out", {"weight": 1})]
         text += "\n---\n" + recipe(
             "linear", *models, ("c", {"weight": 0}), name="two", parameters={"normalize": False}

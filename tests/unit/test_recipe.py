@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardmerge.errors import UserError
-from shardmerge.recipe import parse_recipe
+from shardmerge.recipe import load_recipe, parse_recipe
 from shardmerge.registry import Parameter
 
 GOOD = """\
@@ -69,6 +69,115 @@ class TestReading:
         assert "does not use its parameter 'density'" in warning.message
 
 
+class TestIgnored:
+    """What mergekit passes over is passed over here too, and told."""
+
+    @pytest.mark.parametrize(
+        ("old", "new", "line", "says"),
+        [
+            ("dtype: float16", "random_seed: 7", 7, "'random_seed' in a recipe document is ign"),
+            ("dtype: float16", "density: 0.5", 7, "it belongs under `parameters`"),
+            ("dtype: float16", "pad_to_multiple_of: 8", 7, "it belongs under `tokenizer`"),
+            ("- model: org/tuned", "- revision: v2\n    model: org/tuned", 5, "NAME@REVISION"),
+            ("- filter: v_proj", "- name: x\n          filter: v_proj", 14, "'name' in an entry"),
+        ],
+    )
+    def test_key(self, old, new, line, says):
+        (warning,) = parse_recipe(GOOD.replace(old, new, 1), "r.yaml").warnings
+        assert (warning.check, warning.where) == ("ignored-key", f"r.yaml:{line}")
+        assert says in warning.message
+
+    def test_parameter_of_no_method(self):
+        text = GOOD.replace("{weight: 0.5}", "{weight: 0.5, smooth: false}")
+        (warning,) = parse_recipe(text, "r.yaml").warnings
+        assert (warning.check, warning.where) == ("ignored-parameter", "r.yaml:6")
+
+    def test_in_many_places_is_told_of_the_first(self):
+        text = GOOD.replace("  - model:", "  - trust: true\n    model:")
+        (warning,) = parse_recipe(text, "r.yaml").warnings
+        assert warning.where == "r.yaml:5"
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("written", "name"),
+        [
+            ("Lab Model (v2)", "Lab-Model-v2"),
+            ("lab/Model", "lab-Model"),
+            ("../../etc", "etc"),
+            (".hidden", "hidden"),
+            ("模型", "model-模型"),
+            ("/", "model"),
+        ],
+    )
+    def test_a_name_that_no_folder_can_have(self, written, name):
+        text = GOOD.replace("name: donor", f'name: "{written}"').replace(
+            "model: donor", f'model: "{written}"'
+        )
+        recipe = parse_recipe(text, "r.yaml")
+        assert list(recipe.stages) == [name, "r"]
+        assert str(recipe.stages["r"].inputs[1].model) == name
+        (warning,) = recipe.warnings
+        assert (warning.check, warning.where) == ("renamed", "r.yaml:1")
+
+    def test_every_reference_follows(self):
+        text = GOOD.replace("name: donor", "name: a/b").replace(
+            "model: donor", "model: a/b+lab/lora"
+        )
+        text += "base_model: a/b\ntokenizer: {source: a/b, tokens: {x: {source: a/b}}}\n"
+        stage = parse_recipe(text, "r.yaml").stages["r"]
+        assert str(stage.base_model) == "a-b"
+        assert [str(i.model) for i in stage.inputs] == ["org/base", "a-b+lab/lora", "a-b"]
+        assert str(stage.tokenizer.source) == str(stage.tokenizer.rules[0].model) == "a-b"
+
+    def test_names_that_become_one(self):
+        text = GOOD.replace("merge_method: linear", "name: don/or\nmerge_method: linear")
+        error = fails(text.replace("donor", "don or"))
+        assert error.where == "r.yaml:9" and "a second document is named 'don-or'" in str(error)
+
+    def test_the_file_s_own(self):
+        recipe = parse_recipe(GOOD, "downloads/merge config (1).yaml")
+        assert recipe.final == ("merge-config-1",) and not recipe.warnings
+
+    def test_two_without(self):
+        error = fails(GOOD.replace("name: donor\n", ""))
+        assert "a second document has no `name` (the first: r.yaml:1)" in error.message
+
+
+class TestYaml:
+    @pytest.mark.parametrize("start", ["", "\ufeff", "---\n", "# a comment\n\n"])
+    @pytest.mark.parametrize("end", ["", "\n", "---\n", "...\n"])
+    @pytest.mark.parametrize("line", ["\n", "\r\n"])
+    def test_starts_and_ends(self, start, end, line, tmp_path):
+        path = tmp_path / "r.yaml"
+        path.write_bytes((start + GOOD + end).replace("\n", line).encode())
+        recipe = load_recipe(path)
+        assert [s.method for s in recipe.stages.values()] == ["task_arithmetic", "linear"]
+        assert "\r" not in recipe.text
+
+    def test_merged_keys_are_overridden_and_aliased(self):
+        text = """\
+merge_method: ties
+base_model: a
+models:
+  - model: b
+    parameters: &p
+      <<: {weight: 0.5, density: 0.75}
+      weight: 0.25
+  - model: c
+    parameters: *p
+"""
+        first, last, _ = parse_recipe(text, "r.yaml").stages["r"].inputs
+        assert first.parameters == last.parameters
+        values = {name: s.rules[0].value for name, s in first.parameters.items()}
+        assert values == {"weight": 0.25, "density": 0.75}
+
+    def test_a_key_twice(self):
+        error = fails(GOOD.replace("{weight: 0.5}", "\n      weight: 0.5\n      weight: 0.7"))
+        assert error.where == "r.yaml:8" and "first in line 7" in error.message
+        assert "mergekit would take this one" in error.hint
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("old", "new", "line", "says"),
@@ -77,7 +186,7 @@ class TestMistakes:
             ("merge_method: linear", "merge_method: linaer", 9, "'linear'"),
             ("{weight: 0.5}", "{wieght: 0.5}", 6, "'weight'"),
             ("dtype: float16", "dtype: float8", 7, "'float64'"),
-            ("name: donor", "name: a/b", 1, "cannot be a folder's name"),
+            ("{weight: 0.5}", "{weights: 0.5}", 6, "'weight'"),
             ("{weight: 0.5}", "[1, 2]", 6, "must be a mapping"),
             ("  - model: org/tuned", "  - modle: org/tuned", 5, "'model'"),
             ("model: org/tuned", "model: a@b@c", 5, "not a model reference"),

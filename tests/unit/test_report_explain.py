@@ -61,11 +61,17 @@ class TestBasis:
         found = explain(write(tmp_path, filter_), {}, 4)
         assert f"a {family}-like model of 4 layers" in found.basis
 
-    def test_a_filter_that_no_architecture_has_is_told_with_what_was_assumed(self, tmp_path):
-        with pytest.raises(UserError, match="'nowhere' matches no tensor") as caught:
-            explain(write(tmp_path, "nowhere"), {})
+    def test_a_misspelt_filter_is_told_with_what_was_assumed(self, tmp_path):
+        with pytest.raises(UserError, match="'up_porj' matches no tensor") as caught:
+            explain(write(tmp_path, "up_porj"), {})
         assert "assumed as in a Llama-like model" in caught.value.hint
         assert "--sources" in caught.value.hint
+
+    def test_a_filter_that_no_architecture_has_is_a_warning(self, tmp_path):
+        text = MIX.replace("- value: 0.5", "- {filter: q_norm, value: 1}\n        - value: 0.5")
+        found = explain(write(tmp_path, "nowhere", text), {})
+        assert found.basis.startswith("Tensors assumed as in a Gemma 3-like model")
+        assert any("'nowhere' matches no tensor" in warning for warning in found.warnings)
 
     def test_a_lock_gives_the_tensors(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -81,10 +81,11 @@ class TestLanguage:
         [
             ("layer_range: [0, 4]", "layer_range: [4, 0]", 6, "two whole numbers"),
             ("layer_range: [0, 4]", "layer_range: 4", 6, "two whole numbers"),
+            ("layer_range: [0, 4]", "layer_range: [0, -1]", 6, "none is counted from the end"),
+            ("layer_range: [0, 4]", "layer_range: [a, 4]", 6, "two whole numbers"),
             ("layer_range: [0, 4]", "layer_range: [0, 1.5]", 6, "two whole numbers"),
             ("layer_range: [0, 4]", "layer_rang: [0, 4]", 6, "'layer_range'"),
             ("        layer_range: [0, 4]\n", "", 5, "has no `layer_range`"),
-            ("- sources:", "- residual_weight: 0.5\n    sources:", 4, "does nothing with it"),
             ("- sources:", "- source:", 4, "'sources'"),
             ("slices:", "models: []\nslices:", 1, "exactly one of"),
             ("passthrough", "slerp\nbase_model: c", 5, "does not list its base model 'c'"),

@@ -43,7 +43,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 _EXPERTS = tuple(f"block_sparse_moe.experts.{i}.w{k}" for i in range(8) for k in (1, 2, 3))
 _EMBEDDING, _TAIL = _weights("model.embed_tokens"), _weights("model.norm", "lm_head")
 
-#: The first that has what a recipe's filters name is taken.
+#: Of those that have most of what a recipe's filters name, the first is taken.
 FAMILIES = (
     Family("Llama", _EMBEDDING, "model.layers.", _weights(*_ATTENTION, *_MLP, *_NORMS), _TAIL),
     Family(
@@ -108,12 +108,8 @@ FAMILIES = (
 
 
 def family_for(filters: Sequence[str]) -> Family:
-    """Return the first architecture in which each of a recipe's filters names a tensor."""
-    for family in FAMILIES:
-        names = family.tensors(1)
-        if all(any(word in name for name in names) for word in filters):
-            return family
-    return FAMILIES[0]
+    """Return the first architecture in which most of a recipe's filters name a tensor."""
+    return max(FAMILIES, key=lambda f: sum(any(w in n for n in f.tensors(1)) for w in filters))
 
 
 def source_of(tensors: Sequence[str]) -> LockedSource:

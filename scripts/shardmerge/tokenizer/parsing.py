@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from shardmerge.errors import did_you_mean
-from shardmerge.references import Reference
+from shardmerge.references import Reference, parse_reference
 from shardmerge.slices import parse_model
 from shardmerge.tokenizer.chat import TEMPLATES
 from shardmerge.tokenizer.settings import TokenizerSettings, TokenRule
 from shardmerge.yamlfile import Node
+
+#: Older recipes write it in front of a model that is the source.
+_MODEL = "model:"
 
 
 def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSettings | None:
@@ -62,6 +65,8 @@ def parse_chat_template(node: Node | None) -> str | None:
 def _source(node: Node, name: str) -> Literal["union", "base"] | Reference:
     if node.value in ("union", "base"):
         return node.value
+    if isinstance(node.value, str) and node.value.startswith(_MODEL):
+        return parse_reference(node.value.removeprefix(_MODEL), node.where)
     if isinstance(node.value, str | dict):
         return parse_model(node)
     raise node.error(f"`{name}` must be `union`, `base` or a model")
