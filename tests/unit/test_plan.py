@@ -12,6 +12,7 @@ import torch
 from models import llama, llama_shapes, random_tensors, save_model
 
 from shardmerge import expression as ex
+from shardmerge import planning
 from shardmerge.errors import UserError
 from shardmerge.planning import description_path, load_plan, load_spec
 from shardmerge.settings import load_settings
@@ -187,6 +188,32 @@ class TestChecks:
         spec = load_spec(build.shards[0].digest)
         (steps,) = [t for t in spec.tensors if t.name == "steps"]
         assert isinstance(steps.expression, ex.Source) and steps.dtype == "I64"
+
+
+class TestDecision:
+    @pytest.mark.parametrize("allow_pickle", [False, True])
+    @pytest.mark.parametrize("head", [True, False])
+    def test_everything_is_read_once(self, work, monkeypatch, allow_pickle, head):
+        Path("recipe.yaml").write_text(FLAGSHIP)
+        values = {"recipes": ["recipe.yaml"], "sources": NAMES, "allow_pickle": allow_pickle}
+        settings = load_settings(values)
+        before = planning.decide(settings, say=lambda line: None)
+        calls = []
+        for name in ("read_text", "parse_recipe", "sha256_of", "make_plan"):
+            real = getattr(planning, name)
+
+            def counted(*arguments, name=name, real=real):
+                calls.append((name, str(arguments[-1])))
+                return real(*arguments)
+
+            monkeypatch.setattr(planning, name, counted)
+        planning._code()  # it is digested once a process
+        calls.clear()
+        assert planning.decide(settings, head=head, say=lambda line: None) == before
+        expected = [("read_text", "recipe.yaml"), ("sha256_of", "recipe.lock.json")]
+        expected += [("parse_recipe", "recipe.yaml")] if head or allow_pickle else []
+        assert sorted(calls) == sorted(expected)
+        assert Path(before.path).is_file()
 
 
 class TestLock:
