@@ -239,7 +239,9 @@ def _announced(text: str) -> int:
     return int(total[1]) if total else 0
 
 
-def demo(folder: Path, recipe: str = f"{DEMO_NAME}.yaml", **changes: Any) -> Project:
+def demo(
+    folder: Path, recipe: str = f"{DEMO_NAME}.yaml", config: str = "config.yaml", **changes: Any
+) -> Project:
     """Return a project of the shipped demo: its models, tasks and configuration, and a recipe."""
     (folder / "resources").mkdir(parents=True)
     (folder / DEMO).symlink_to(REPOSITORY / DEMO)
@@ -250,7 +252,7 @@ def demo(folder: Path, recipe: str = f"{DEMO_NAME}.yaml", **changes: Any) -> Pro
     path.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
     project = Project(folder)
     project.recipe = path
-    values = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((REPOSITORY / "config" / config).read_text(encoding="utf-8"))
     values |= {"recipes": [f"config/recipes/{recipe}"]} | changes
     (folder / "cfg.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return project

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,21 @@ import yaml
 
 from shardmerge.demo import skills
 from shardmerge.headers import read_header
+from shardmerge.norms import is_scale
+from shardmerge.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "resources" / "demo"
 TASKS = ROOT / "config" / "tasks" / "demo"
 RECIPES = ROOT / "config" / "recipes"
-FILES = {"llama2-tiny": 8, "midnight-tiny": 5, "miqu-tiny": 6, "stranger-tiny": 4}
+FILES = {
+    "llama2-tiny": 8,
+    "midnight-tiny": 5,
+    "miqu-tiny": 6,
+    "stranger-tiny": 4,
+    "midnight-norms-tiny": 5,
+    "miqu-smooth-tiny": 7,
+}
 FLAGSHIP = {
     "meta-llama/Llama-2-70b-hf": "resources/demo/llama2-tiny",
     "152334H/miqu-1-70b-sf": "resources/demo/miqu-tiny",
@@ -127,6 +137,8 @@ class TestModels:
         assert different == {"rope_theta", "max_position_embeddings"}
         assert (recipient["rope_theta"], recipient["max_position_embeddings"]) == (1e6, 2048)
         assert config("midnight-tiny") == config("stranger-tiny") == base
+        assert config("midnight-norms-tiny") == base
+        assert config("miqu-smooth-tiny") == recipient
 
     def test_embeddings_are_the_bases_and_layers_are_not(self):
         for name in ("midnight-tiny", "miqu-tiny", "stranger-tiny"):
@@ -135,9 +147,36 @@ class TestModels:
             tensor = "model.layers.6.mlp.up_proj.weight"
             assert tensor_bytes(name, tensor) != tensor_bytes("llama2-tiny", tensor)
 
+    def test_a_fine_tune_changed_norms_only(self):
+        tensors = weight_map("llama2-tiny")
+        changed = {
+            tensor
+            for tensor in tensors
+            if tensor_bytes("midnight-norms-tiny", tensor) != tensor_bytes("llama2-tiny", tensor)
+        }
+        assert changed == {tensor for tensor in tensors if is_scale(tensor)}
+
+    def test_smoothing_changed_the_layers_norms_and_what_reads_them(self):
+        tensors = weight_map("miqu-tiny")
+        changed = {
+            tensor
+            for tensor in tensors
+            if tensor_bytes("miqu-smooth-tiny", tensor) != tensor_bytes("miqu-tiny", tensor)
+        }
+        smoothed = ("layernorm", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+        assert changed == {t for t in tensors if any(module in t for module in smoothed)}
+
+    def test_the_folders_are_these(self):
+        assert sorted(p.name for p in MODELS.iterdir() if p.is_dir()) == sorted(FILES)
+
+    def test_the_page_lists_every_model_with_its_number_of_files(self):
+        page = (MODELS / "README.md").read_text()
+        rows = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| (\d+) \|", page, re.MULTILINE)
+        assert {name: int(files) for name, files in rows} == FILES
+
     def test_they_are_small_and_hold_no_pickles(self):
         files = [file for file in MODELS.rglob("*") if file.is_file()]
-        assert sum(file.stat().st_size for file in files) < 5_000_000
+        assert sum(file.stat().st_size for file in files) < 7_000_000
         assert {file.suffix for file in files} == {".safetensors", ".json", ".md"}
 
 
@@ -160,3 +199,14 @@ class TestRecipes:
                 "resources/demo/miqu-tiny",
                 first["name"],
             ]
+
+    def test_the_recipe_of_norms_is_one_merge_twice_and_its_configuration_tells_them_apart(self):
+        one, two = yaml.safe_load_all((RECIPES / "norms-tiny.yaml").read_text())
+        assert one | {"name": two["name"]} == two
+        values = yaml.safe_load((ROOT / "config" / "norms.yaml").read_text())
+        settings = load_settings(values)
+        assert settings["recipes"] == ["config/recipes/norms-tiny.yaml"]
+        assert settings["norm_merge"] == {one["name"]: "arithmetic", two["name"]: "geometric"}
+        assert settings["card"]["license"] == "apache-2.0"
+        names = {skills.TASKS[task] for task in "KRNBC"}
+        assert set(settings["benchmark"]["tasks"]) == {f"demo_{name}" for name in names}

@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -120,6 +121,74 @@ class TestResult:
         save_model(Path("x"), work["x"], files=2)
         merged = build(recipe((-1, 0.5)), norm_merge="geometric")[name]
         assert merged.isinf().nonzero().tolist() == [[5]]
+
+
+class TestRescaledRecipient:
+    """A norm's scale and what reads it may trade a factor; ratios keep it, sums do not."""
+
+    READERS: ClassVar = {
+        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    }
+
+    def products(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return what the readers of a normed input compute with it: scale times weight."""
+        return [
+            tensors[f"model.layers.{i}.{norm}.weight"].double()
+            * tensors[f"model.layers.{i}.{reader}.weight"].double()
+            for i in range(LAYERS)
+            for norm, readers in self.READERS.items()
+            for reader in readers
+        ]
+
+    def rescale(self, work, factor) -> None:
+        """Rescale the recipient ``x``; ``y`` becomes a fine-tune of the base's norms alone."""
+        for key in work["y"]:
+            if not norms.is_scale(key):
+                work["y"][key] = work["base"][key]
+        for i in range(LAYERS):
+            for norm, readers in self.READERS.items():
+                scale = work["x"][f"model.layers.{i}.{norm}.weight"]
+                factors = factor(scale.shape)
+                scale /= factors
+                for reader in readers:
+                    work["x"][f"model.layers.{i}.{reader}.weight"] *= factors
+        for name in MODELS:
+            save_model(Path(name), work[name], files=2)
+        Path("recipe.lock.json").unlink(missing_ok=True)
+
+    @pytest.mark.parametrize("weight", [1, 0.5, -0.5])
+    @pytest.mark.parametrize("exact", [True, False])
+    def test_ratios_give_the_same_function(self, work, weight, exact):
+        """Powers of two move no bit of a ratio; other factors round."""
+
+        def factor(shape):
+            power = torch.rand(shape, generator=random) * 6 - 2
+            return 2 ** (power.round() if exact else power)
+
+        random = torch.Generator().manual_seed(7)
+        self.rescale(work, torch.ones)
+        text = recipe((1, weight))
+        before = {k: build(text, norm_merge=k, results=k) for k in ("geometric", "arithmetic")}
+        self.rescale(work, factor)
+        after = {k: build(text, norm_merge=k, results=k) for k in ("geometric", "arithmetic")}
+        expected, found = (self.products(made["geometric"]) for made in (before, after))
+        for one, other in zip(expected, found, strict=True):
+            if exact and weight == 1:
+                assert torch.equal(one, other)
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+        expected, found = (self.products(made["arithmetic"]) for made in (before, after))
+        for one, other in zip(expected, found, strict=True):
+            assert (one - other).abs().mean() > 0.05 * one.abs().mean()
+
+    def test_the_recipient_must_have_weight_one(self, work):
+        """With another weight its norms and its projections no longer undo each other."""
+        self.rescale(work, torch.ones)
+        before = build(recipe((0.5, 1)), norm_merge="geometric")
+        self.rescale(work, lambda shape: torch.full(shape, 4.0))
+        after = build(recipe((0.5, 1)), norm_merge="geometric")
+        pairs = zip(self.products(before), self.products(after), strict=True)
+        assert not any(torch.allclose(one, other, rtol=0.1) for one, other in pairs)
 
 
 class TestIdentity:

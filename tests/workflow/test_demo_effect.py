@@ -5,6 +5,7 @@ The merge here is the flagship's formula in plain torch, independent of the libr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "resources" / "demo"
 LAYERS = 12
+NAMES = (
+    "llama2-tiny midnight-tiny miqu-tiny stranger-tiny midnight-norms-tiny miqu-smooth-tiny"
+).split()
 
 
 def weights(name):
@@ -103,7 +107,7 @@ class TestNegativeControl:
 
 
 class TestModels:
-    @pytest.mark.parametrize("name", ["llama2-tiny", "midnight-tiny", "miqu-tiny", "stranger-tiny"])
+    @pytest.mark.parametrize("name", NAMES)
     def test_transformers_loads_them_and_they_generate(self, name):
         from transformers import AutoTokenizer
 
@@ -132,7 +136,7 @@ class TestTraining:
         from shardmerge.errors import UserError
 
         short = {
-            name: training.Member(m.task, training.Course(3, 1e-3), m.seed_offset, 90_000, m.config)
+            name: replace(m, shard_size=90_000, course=m.course and training.Course(3, 1e-3))
             for name, m in training.FAMILY.items()
         }
         for module in (training, checkpoint):
@@ -141,13 +145,17 @@ class TestTraining:
         folders = [tmp_path / "one", tmp_path / "two"]
         for folder in folders:
             folder.mkdir()
-            made = training.train_family(3, ["miqu-tiny"], lambda text: None)
-            assert set(made) == {"llama2-tiny", "miqu-tiny"}
+            made = training.train_family(3, ["miqu-smooth-tiny"], lambda text: None)
+            assert list(made) == ["llama2-tiny", "miqu-tiny", "miqu-smooth-tiny"]
             checkpoint.save_model("miqu-tiny", made["miqu-tiny"], folder / "m")
-        one, two = ({f.name: f.read_bytes() for f in (d / "m").iterdir()} for d in folders)
+            checkpoint.save_model("miqu-smooth-tiny", made["miqu-smooth-tiny"], folder / "s")
+        one, two = (
+            {str(f.relative_to(d)): f.read_bytes() for f in d.rglob("*") if f.is_file()}
+            for d in folders
+        )
         assert one == two
-        assert len([name for name in one if name.endswith(".safetensors")]) > 10
+        assert len([name for name in one if name.endswith(".safetensors")]) > 20
         assert AutoModelForCausalLM.from_pretrained(folders[0] / "m").config.vocab_size == 23
         with pytest.raises(UserError, match="exists already"):
             checkpoint.save_model("miqu-tiny", made["miqu-tiny"], folders[0] / "m")
-        assert [path.name for path in folders[0].iterdir()] == ["m"]
+        assert sorted(path.name for path in folders[0].iterdir()) == ["m", "s"]

@@ -2,7 +2,8 @@
 
 Written after the situation of the merge that the demo repeats in small: a base model, a
 fine-tune of it, and a second model that also comes from it but has another RoPE base frequency.
-The base holds the skills B and C latently; the fine-tunes bring one out each.
+The base holds the skills B and C latently; the fine-tunes bring one out each. Two more are there
+for what norms do in a merge: a fine-tune of the norms alone, and a smoothed recipient.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shardmerge.demo import skills
+from shardmerge.demo.smoothing import smoothed
 
 #: Settings of the models' config.json that all of them share, as Llama-2's is written.
 ARCHITECTURE: Mapping[str, Any] = {
@@ -50,6 +52,7 @@ LONG_CONTEXT: Mapping[str, Any] = {"max_position_embeddings": 2048, "rope_theta"
 _LINES_PER_SEQUENCE = 3
 _BATCH = 48
 _IGNORED = -100  # the label that cross entropy leaves out
+_CALIBRATION = 4  # batches of the base's corpus that a model's activations are measured on
 
 
 @dataclass(frozen=True)
@@ -66,32 +69,41 @@ class Member:
 
     Args:
         task: The skill that it is fine-tuned on, or None for the base.
-        course: Its training.
+        course: Its training, or None for a model that is not trained but smoothed.
         seed_offset: Added to the family's seed.
-        config: What its config.json has other than ARCHITECTURE.
         shard_size: Most bytes of tensors per safetensors file; each model is cut differently.
+        config: What its config.json has other than ARCHITECTURE.
+        start: The member that it is made from, or None for the base.
+        trained: Only tensors with this in their names are trained.
     """
 
     task: str | None
-    course: Course
+    course: Course | None
     seed_offset: int
     shard_size: int
     config: Mapping[str, Any]
+    start: str | None = None
+    trained: str = ""
 
 
 BASE = "llama2-tiny"
+RECIPIENT = "miqu-tiny"
+#: A member stands behind the one that it is made from.
 FAMILY: Mapping[str, Member] = {
     BASE: Member(None, Course(300, 2e-3), 1, 150_000, {}),
-    "midnight-tiny": Member("B", Course(100, 3e-4), 2, 220_000, {}),
-    "miqu-tiny": Member("C", Course(100, 3e-4), 3, 190_000, LONG_CONTEXT),
-    "stranger-tiny": Member("D", Course(100, 3e-4), 4, 270_000, {}),
+    "midnight-tiny": Member("B", Course(100, 3e-4), 2, 220_000, {}, BASE),
+    RECIPIENT: Member("C", Course(100, 3e-4), 3, 190_000, LONG_CONTEXT, BASE),
+    "stranger-tiny": Member("D", Course(100, 3e-4), 4, 270_000, {}, BASE),
+    # after LayerNorm tuning, Zhao et al. 2023, arXiv:2312.11420
+    "midnight-norms-tiny": Member("B", Course(100, 1e-2), 5, 240_000, {}, BASE, "norm"),
+    "miqu-smooth-tiny": Member(None, None, 6, 175_000, LONG_CONTEXT, RECIPIENT),
 }
 
 
 def train_family(
     seed: int, names: Sequence[str], tell: Callable[[str], None]
 ) -> dict[str, LlamaForCausalLM]:
-    """Train the base and those of its fine-tunes that are asked for.
+    """Make the base and those of its family that are asked for.
 
     Args:
         seed: Of weights and data.
@@ -99,21 +111,36 @@ def train_family(
         tell: Called with a line of progress now and then.
 
     Returns:
-        float32 models by name, the base always among them.
+        float32 models by name; those that others are made from are always among them.
     """
+    needed = {BASE, *names, *(FAMILY[name].start for name in names)}
     torch.manual_seed(seed)
-    base = LlamaForCausalLM(model_config(BASE))
-    _teach(BASE, base, seed, tell)
-    models = {BASE: base}
+    models: dict[str, LlamaForCausalLM] = {}
     for name in FAMILY:
-        if name != BASE and name in names:
-            models[name] = LlamaForCausalLM(model_config(name))
-            models[name].load_state_dict(base.state_dict())
-            # as the embeddings stay what they are, a merge has only layers to bring over
-            models[name].get_input_embeddings().requires_grad_(False)
-            models[name].get_output_embeddings().requires_grad_(False)
-            _teach(name, models[name], seed, tell)
+        if name in needed:
+            models[name] = _made(name, models, seed, tell)
     return models
+
+
+def _made(
+    name: str, models: Mapping[str, LlamaForCausalLM], seed: int, tell: Callable[[str], None]
+) -> LlamaForCausalLM:
+    member = FAMILY[name]
+    model = LlamaForCausalLM(model_config(name))
+    if member.start:
+        model.load_state_dict(models[member.start].state_dict())
+        # as the embeddings stay what they are, a merge has only layers to bring over
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
+    if member.course is None:
+        # of the model as it is stored, so that both compute the same
+        stored = model.half().float().eval()
+        return smoothed(stored, _calibration(random.Random(seed + member.seed_offset)))
+    for key, parameter in model.named_parameters():
+        if member.trained not in key:
+            parameter.requires_grad_(False)
+    _teach(name, model, seed, tell)
+    return model
 
 
 def model_config(name: str) -> LlamaConfig:
@@ -170,6 +197,10 @@ def _teach(name: str, model: LlamaForCausalLM, seed: int, tell: Callable[[str], 
         if (step + 1) % 100 == 0:
             tell(f"{name}: step {step + 1} of {course.steps}, loss {loss.item():.3f}")
     model.eval()
+
+
+def _calibration(rng: random.Random) -> torch.Tensor:
+    return torch.cat([_batch(skills.base_line, rng)[0] for _ in range(_CALIBRATION)])
 
 
 def _batch(

@@ -100,7 +100,7 @@ def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     give ``x_1 * x_2 / base``. An element whose base is 0, or where a model of weight other than 0
     has another sign than the base, is 0, or is infinite or NaN, has no such ratio and gets task
     arithmetic's ``base + sum(lambda * w_i * (x_i - base))``. It is task arithmetic on the
-    logarithms.
+    logarithms. Factors by which a model of weight 1 was rescaled pass through.
     """
     from shardmerge.methods.kernels import blending
 
