@@ -104,6 +104,8 @@ rule tabulate_benchmarks:
         "summary"
     conda:
         "../envs/benchmark.yaml"
+    params:
+        measured=lambda w: TARGETS.measurements(w.name),
     shell:
         "python $SCRIPTS/benchmark_table.py --results {input} --json {output.json}"
         " --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"

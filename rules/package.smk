@@ -93,6 +93,7 @@ rule write_card:
     params:
         build=lambda w: build(w).digest,
         card=json.dumps(SETTINGS["card"], sort_keys=True),
+        measured=lambda w: TARGETS.measurements(w.name),
     shell:
         "python $SCRIPTS/write_card.py --build {params.build} --card {params.card:q}"
         " --benchmarks {input.results} --output {output} > {log} 2>&1"

@@ -128,8 +128,9 @@ class Targets:
         return [f"{self.results}/{name}/benchmarks/table.json" for name in self.plan.builds]
 
     def measurements(self, name: str) -> list[str]:
-        """Return the benchmark results that a build's table is made of: it and all sources."""
-        chosen = [m for m in self.measured if m == name or m not in self.plan.builds]
+        """Return the benchmark results of a build's table: its own, sources', named builds'."""
+        own = {name, *self.settings["benchmark"]["models"]}
+        chosen = [m for m in self.measured if m in own or m not in self.plan.builds]
         tasks = self.settings["benchmark"]["tasks"]
         return [f"{self.results}/{name}/benchmarks/{m}/{t}.json" for m in chosen for t in tasks]
 
