@@ -6,7 +6,7 @@ document that no model is built from, or a tensor that folds to one model, gives
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,17 +22,11 @@ from shardmerge.rope import is_rotated, rope_of
 from shardmerge.spec import OutputTensor
 from shardmerge.stage import Stage
 from shardmerge.terms import Blend, blend_of
+from shardmerge.tokenizer.comparing import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
 _TOLERANCE = 1e-4
 _WIDE = ("BF16", "F32", "F64")
-#: Files that tell whether tokenizers are the same: the first row that all models have counts.
-_TOKENIZERS = (
-    ("tokenizer.model",),
-    ("tokenizer.json",),
-    ("vocab.json", "merges.txt"),
-    ("vocab.txt",),
-)
 #: Modules that a message names.
 _NAMED = 6
 
@@ -139,26 +133,26 @@ def _norms_summed(case: _Case) -> Iterator[Finding]:
 def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
     if any(stage.tokenizer for stage in case.stages):
         return
-    found: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[Tokens, tuple[str, ...]], list[str]] = {}
+    known: dict[tuple[str, ...], Tokens] = {}
     for tensor, blend in case.blends.items():
         if len(blend.models) > 1 and (is_embedding(tensor) or is_head(tensor)):
             sources = case.sources(blend)
-            if _differ(sources.values()):
-                found.setdefault(tuple(sources), []).append(tensor)
-    for models, tensors in found.items():
+            models = tuple(sources)
+            if models not in known:
+                known[models] = compare(sources.values())
+            if known[models] is not Tokens.SAME:
+                found.setdefault((known[models], models), []).append(tensor)
+    for (tokens, models), tensors in found.items():
+        what = "tokenizers differ"
+        if tokens is Tokens.UNKNOWN:
+            what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
         yield case.finding(
             "tokenizer-blend",
-            f"{_places(tensors)} blend models whose tokenizer files differ: {', '.join(models)}. "
+            f"{_places(tensors)} blend models whose {what}: {', '.join(models)}. "
             "One row may stand for different tokens; take embeddings from one model, or write "
             "`tokenizer_source: union`",
         )
-
-
-def _differ(sources: Collection[LockedSource]) -> bool:
-    for names in _TOKENIZERS:
-        if all(name in source.files for source in sources for name in names):
-            return any(len({s.files[name].identity for s in sources}) > 1 for name in names)
-    return False
 
 
 def _fp16_range(case: _Case) -> Iterator[Finding]:

@@ -17,8 +17,9 @@ CHECKS = {
         "of several models would multiply too (`norm_merge: geometric`)."
     ),
     "tokenizer-blend": (
-        "Input or output embeddings blended across models whose tokenizer files differ: one row "
-        "may stand for different tokens."
+        "Input or output embeddings blended across models whose tokenizers differ: one row may "
+        "stand for different tokens. Tokens are compared where all models are in folders; of "
+        "models on the Hub only whether the tokenizer's files differ is known beforehand."
     ),
     "fp16-range": (
         "Sources of a wider range saved as float16: what exceeds 65504 fails the job, what is "

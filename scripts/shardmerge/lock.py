@@ -63,6 +63,7 @@ class LockedSource:
         vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
             tokenizer); None where none did.
         chat_template: Its chat template ("" if it has none), likewise.
+        tokens: Digest of its tokens by id, where it was needed to compare models.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class LockedSource:
     role: str = "model"
     vocabulary: Vocabulary | None = None
     chat_template: str | None = None
+    tokens: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
-    row |= {"chat_template": source.chat_template}
+    row |= {"chat_template": source.chat_template, "tokens": source.tokens}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
@@ -154,4 +156,5 @@ def _source_from_json(data: Mapping[str, Any], vocabularies: Mapping[str, str]) 
         role=data.get("role", "model"),
         vocabulary=Vocabulary(vocabularies[data["vocabulary"]]) if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
+        tokens=data.get("tokens"),
     )

@@ -18,6 +18,7 @@ from shardmerge.lock import Lock, LockedSource
 from shardmerge.pickles import Conversion, find_conversion
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference, parse_reference
+from shardmerge.tokenizer.comparing import with_tokens
 from shardmerge.tokenizer.locking import complete, lacking
 
 Say = Callable[[str], None]
@@ -145,6 +146,12 @@ class Sources:
                 locked = complete(locked, more, reader, f"model {key!r}")
                 new = list(dict.fromkeys([*new, key]))
             found[key] = locked
+        if new:
+
+            def reader(key: str) -> Callable[[str], bytes]:
+                return self._reader(found[key], self.folder(parse_reference(key)), say)
+
+            found = with_tokens(found, reader)
         lock = Lock(found)
         if new:
             self._write(path, lock)

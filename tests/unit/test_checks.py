@@ -149,14 +149,75 @@ class TestNorms:
         assert checks(donor(), norm_merge="geometric") == []
 
 
+def tokens(*names: str, **more: object) -> str:
+    """Return a tokenizer.json."""
+    vocab = {name: i for i, name in enumerate(names)}
+    return json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": []}, **more})
+
+
 class TestTokenizers:
+    TEXT = recipe("linear", "a", "b")
+
     def test_other_tokens(self):
-        model("b", tokens='{"model": 1}')
-        (told,) = warnings(recipe("linear", "a", "b"))
-        assert "embed_tokens, lm_head blend models whose tokenizer files differ: a, b" in told
+        model("a", tokens=tokens("x", "y"))
+        model("b", tokens=tokens("y", "x"))
+        (told,) = warnings(self.TEXT)
+        assert "embed_tokens, lm_head blend models whose tokenizers differ: a, b" in told
+
+    def test_equal_tokens_in_other_files(self):
+        model("a", tokens=tokens("x", "y"))
+        model("b", tokens=tokens("x", "y", post_processor={"type": "Sequence"}))
+        assert checks(self.TEXT) == []
+
+    def test_equal_tokens_of_another_kind_of_file(self):
+        model("a", tokens=tokens("x", "y"))
+        (Path("b") / "tokenizer.json").unlink()
+        (Path("b") / "vocab.txt").write_text("x\ny\n")
+        assert checks(self.TEXT) == []
+        (Path("b") / "vocab.txt").write_text("x\nz\n")
+        Path("r.lock.json").unlink()
+        assert checks(self.TEXT) == ["tokenizer-blend"]
+
+    def test_tokens_of_tokenizer_config_count(self):
+        row = {"content": "<pad>", "special": True}
+        settings = json.dumps({"added_tokens_decoder": {"2": row}})
+        model("a", tokens=tokens("x", "y", added_tokens=[{"id": 2, "content": "<pad>"}]))
+        model("b", tokens=tokens("x", "y"))
+        (Path("b") / "tokenizer_config.json").write_text(settings)
+        assert checks(self.TEXT) == []
+        (Path("b") / "tokenizer_config.json").write_text(settings.replace("pad", "eot"))
+        Path("r.lock.json").unlink()
+        assert checks(self.TEXT) == ["tokenizer-blend"]
+
+    def test_a_model_without_a_tokenizer(self):
+        (Path("b") / "tokenizer.json").unlink()
+        assert checks(self.TEXT) == []
+
+    def test_what_the_lock_does_not_tell(self):
+        """Models on the Hub, and locks that are older: files that differ are told as such."""
+        model("b", tokens=tokens("x", "y", post_processor={}))
+        model("a", tokens=tokens("x", "y"))
+        assert checks(self.TEXT) == []
+        lock = json.loads(Path("r.lock.json").read_text())
+        del lock["sources"]["a"]["tokens"]
+        Path("r.lock.json").write_text(json.dumps(lock))
+        (told,) = warnings(self.TEXT)
+        assert "files differ (whether their tokens do, the lock does not tell): a, b" in told
+
+    def test_a_file_that_cannot_be_read(self):
+        model("a", tokens=tokens("x", "y"))
+        model("b", tokens="[]")
+        (told,) = warnings(self.TEXT)
+        assert "the lock does not tell" in told
+
+    def test_a_lock_of_equal_files_holds_no_tokens(self):
+        model("a", tokens=tokens("x", "y"))
+        model("b", tokens=tokens("x", "y"))
+        assert checks(self.TEXT) == []
+        assert "tokens" not in json.loads(Path("r.lock.json").read_text())["sources"]["a"]
 
     def test_embeddings_of_one_model(self):
-        model("b", tokens='{"model": 1}')
+        model("b", tokens=tokens("x"))
         rows = [("embed_tokens", 1, 0), ("lm_head", 1, 0), (None, 1, 1)]
         text = recipe(
             "linear",
@@ -168,7 +229,7 @@ class TestTokenizers:
         assert checks(text) == []
 
     def test_the_vocabulary_file_counts_before_the_settings(self):
-        model("b", tokens='{"post_processor": 1}')
+        model("b", tokens=tokens("x", post_processor={}))
         for name in "ab":
             (Path(name) / "tokenizer.model").write_bytes(b"pieces")
         assert checks(recipe("linear", "a", "b")) == []
