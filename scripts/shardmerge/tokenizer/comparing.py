@@ -9,8 +9,8 @@ from enum import Enum
 from shardmerge.digest import digest
 from shardmerge.errors import UserError
 from shardmerge.lock import LockedSource
-from shardmerge.tokenizer.files import Read, read_vocabulary, vocabulary_files
-from shardmerge.tokenizer.vocabulary import Vocabulary
+from shardmerge.tokenizer.files import Read, read_ids, vocabulary_files
+from shardmerge.tokenizer.vocabulary import tokens_by_id
 
 #: Files that hold a tokenizer: the first row that all models have is compared.
 _TABLES = (
@@ -58,10 +58,10 @@ def with_tokens(
     for key, source in models.items():
         if source.kind == "local" and _tokens(source) is None and vocabulary_files(source.files):
             try:
-                made = read_vocabulary(source.files, reader(key), f"model {key!r}")
+                ids, _ = read_ids(source.files, reader(key), f"model {key!r}")
             except UserError:
                 continue
-            found[key] = replace(source, tokens=_digest(made))
+            found[key] = replace(source, tokens=digest(tokens_by_id(ids)))
     return found
 
 
@@ -76,9 +76,5 @@ def _same_files(sources: Collection[LockedSource]) -> bool:
 
 def _tokens(source: LockedSource) -> str | None:
     if source.tokens is None and source.vocabulary is not None:
-        return _digest(source.vocabulary)
+        return digest(source.vocabulary.tokens)
     return source.tokens
-
-
-def _digest(vocabulary: Vocabulary) -> str:
-    return digest(vocabulary.tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmerge.errors import UserError
 from shardmerge.files import parse_object
-from shardmerge.tokenizer.vocabulary import NO_TOKENS, Vocabulary
+from shardmerge.tokenizer.vocabulary import Vocabulary
 
 #: Files that hold a vocabulary; the first that a model has counts.
 TABLES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -46,6 +46,13 @@ def read_vocabulary(names: Collection[str], read: Read, where: str) -> Vocabular
     Raises:
         UserError: If a file is broken, or the tokenizer is of a kind that cannot be read.
     """
+    return Vocabulary.of(*read_ids(names, read, where))
+
+
+def read_ids(
+    names: Collection[str], read: Read, where: str
+) -> tuple[dict[str, int], dict[str, None]]:
+    """Return ids by token, and the added tokens, as ``read_vocabulary`` does."""
     wanted = vocabulary_files(names)
     if not wanted:
         if other := next((name for name in _OTHERS if name in names), None):
@@ -56,20 +63,21 @@ def read_vocabulary(names: Collection[str], read: Read, where: str) -> Vocabular
                 "the model's other files in a folder of yours, and map the model to that folder "
                 "with `sources` in the configuration: the folder then has a tokenizer.json.",
             )
-        return NO_TOKENS
+        return {}, {}
     table, *settings = wanted
     texts = {name: parse_object(read(name), f"{where}, {name}") for name in settings}
     try:
         ids, added = _table(table, read(table))
         for token in _named_tokens(texts, table == "tokenizer.json"):
-            ids.setdefault(token, max(ids.values(), default=-1) + 1)
+            if token not in ids:
+                ids[token] = max(ids.values(), default=-1) + 1
             added.setdefault(token)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
             f"is not a tokenizer that can be read ({type(error).__name__}: {error})",
             f"{where}, {table}",
         ) from None
-    return Vocabulary.of(ids, added)
+    return ids, added
 
 
 def added_tokens(texts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -32,10 +32,7 @@ class Vocabulary:
             added: The tokens that a tokenizer looks for before it splits a text, special ones
                 among them.
         """
-        tokens: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
-        for token, number in ids.items():
-            tokens[number] = token
-        found = [tokens, sorted(ids[token] for token in added)]
+        found = [tokens_by_id(ids), sorted(ids[token] for token in added)]
         data = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
         return cls(base64.b64encode(zlib.compress(data, 9)).decode())
 
@@ -67,6 +64,14 @@ class Vocabulary:
     def __len__(self) -> int:
         """Number of ids, those without a token among them."""
         return len(self.tokens)
+
+
+def tokens_by_id(ids: Mapping[str, int]) -> list[str | None]:
+    """Return the token of every id, None where there is none."""
+    tokens: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
+    for token, number in ids.items():
+        tokens[number] = token
+    return tokens
 
 
 #: Of a model that has no tokenizer.
