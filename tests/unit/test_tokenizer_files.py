@@ -14,7 +14,7 @@ from shardmerge.errors import UserError
 from shardmerge.tokenizer.combine import Tokenizer as Tokens
 from shardmerge.tokenizer.combine import union
 from shardmerge.tokenizer.files import read_vocabulary
-from shardmerge.tokenizer.vocabulary import NO_TOKENS, Vocabulary
+from shardmerge.tokenizer.vocabulary import Vocabulary
 from shardmerge.tokenizer.writing import tokenizer_text
 
 ADDED = {"<s>": True, "</s>": True, "<y>": False}
@@ -46,7 +46,8 @@ class TestVocabulary:
         assert Vocabulary(found.text) == found
 
     def test_none(self):
-        assert len(NO_TOKENS) == 0 and not NO_TOKENS.ids
+        none = Vocabulary.of({})
+        assert len(none) == 0 and not none.ids
 
 
 class TestReading:
@@ -104,7 +105,7 @@ class TestReading:
 
     def test_without_a_tokenizer(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")
-        assert read(tmp_path) == NO_TOKENS
+        assert read(tmp_path) == Vocabulary.of({})
 
     @pytest.mark.parametrize(
         ("name", "data", "match"),

@@ -72,7 +72,3 @@ def tokens_by_id(ids: Mapping[str, int]) -> list[str | None]:
     for token, number in ids.items():
         tokens[number] = token
     return tokens
-
-
-#: Of a model that has no tokenizer.
-NO_TOKENS = Vocabulary.of({})
