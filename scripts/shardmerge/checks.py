@@ -16,6 +16,7 @@ from shardmerge.findings import Finding
 from shardmerge.lock import LockedSource
 from shardmerge.names import is_embedding, is_head, layer_of, module_of
 from shardmerge.norms import ARITHMETIC, is_scale
+from shardmerge.output_config import untold_periods
 from shardmerge.recipe import Recipe
 from shardmerge.report.words import ranges
 from shardmerge.rope import is_rotated, rope_of
@@ -86,6 +87,7 @@ def check_build(
         _tokenizer_blend,
         _fp16_range,
         _weights_sum,
+        _layer_period,
         _unused_models,
         _unmatched_filters,
     )
@@ -193,6 +195,16 @@ def _weights_sum(case: _Case) -> Iterator[Finding]:
             "weights-sum",
             f"the coefficients of {_places(list(odd))} sum to {values}, not to 1, which scales "
             "the result. Write weights that sum to 1, or `normalize: true`",
+        )
+
+
+def _layer_period(case: _Case) -> Iterator[Finding]:
+    for key, value in untold_periods(case.composer, case.name).items():
+        yield case.finding(
+            "layer-period",
+            f"its layers are no longer where `{key}: {value}` of config.json has them, so that "
+            "some are taken for another kind; take runs of layers that keep each at its place in "
+            "the period",
         )
 
 

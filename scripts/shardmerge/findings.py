@@ -29,6 +29,11 @@ CHECKS = {
         "Coefficients of a sum of models that do not sum to 1: the result is scaled. Not told "
         "where a `passthrough` scales on purpose."
     ),
+    "layer-period": (
+        "Slices after which every so many layers no longer come the kind that config.json, or the "
+        "architecture, says by a period and cannot say by a list (`attn_layer_period` and the "
+        "like): layers are then taken for what they are not."
+    ),
     "unused-model": "A listed model that adds nothing to the result: its weights are 0 or cancel.",
     "ignored-key": (
         "A key that the recipe's language does not have at that place; mergekit passes over it too."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.errors import UserError
+from shardmerge.layer_periods import implied, untold
 from shardmerge.modules import modules_of
 from shardmerge.names import layer_counts, layer_of
 from shardmerge.references import Reference
@@ -38,6 +39,7 @@ _PER_LAYER = (
     "num_query_heads",
     "num_kv_heads",
     "ffn_multipliers",
+    "moe_layer_freq",
 )
 #: Lists of numbers of layers.
 _NUMBERS = (
@@ -67,13 +69,36 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
     Raises:
         UserError: If the configuration cannot say what the layers are.
     """
+    changes: dict[str, Any] = {}
+    for section, layers in _moved(composer, stage):
+        changes |= section.changes(layers)
+    if composer.is_untied(stage):
+        changes["tie_word_embeddings"] = False
+    return changes
+
+
+def untold_periods(composer: Composer, stage: str) -> dict[str, Any]:
+    """Return what config.json still says of layers by their numbers, but is no longer true.
+
+    Args:
+        composer: Of the recipe.
+        stage: That is built.
+    """
+    found = {}
+    for section, layers in _moved(composer, stage):
+        for key in untold(section.values, [number for _, _, number in layers]):
+            found[f"{section.prefix}{key}"] = section.values[key]
+    return found
+
+
+def _moved(composer: Composer, stage: str) -> Iterator[tuple[_Section, _Layers]]:
+    """Yield the parts of the configuration whose stacks have other layers than in the source."""
     source = composer.reference_source(stage)
     config = composer.lock.sources[source].config
     model = composer.model(Reference(stage))
     before, after = composer.model(Reference(source)), model
     old, new = layer_counts(before.table), layer_counts(after.table)
     owners = modules_of(before.table)
-    changes: dict[str, Any] = {}
     for stack, count in new.items():
         if stack not in old:
             continue
@@ -81,10 +106,7 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
         if [number for _, _, number in layers] == list(range(old[stack])):
             continue
         module = next(m for name, m in owners.items() if (layer_of(name) or ("",))[0] == stack)
-        changes |= _Section(composer, config, module, source, old[stack]).changes(layers)
-    if composer.is_untied(stage):
-        changes["tie_word_embeddings"] = False
-    return changes
+        yield _Section(composer, config, module, source, old[stack]), layers
 
 
 class _Section:
@@ -104,6 +126,7 @@ class _Section:
         sections = [s for s in _SECTIONS.get(module, ("",)) if not s or s in config]
         self.key = sections[0]
         self.values = config[self.key] if self.key else config
+        self.prefix = f"{self.key}." if self.key else ""
         self.counts = _COUNTS.get(module, _COUNT)
 
     def changes(self, layers: _Layers) -> dict[str, Any]:
@@ -119,15 +142,18 @@ class _Section:
         for key in _PER_LAYER:
             if len(_sized(self.values.get(key))) == self.count:
                 found[key] = self._per_layer(key, layers)
+        if made := implied(self.values, len(layers)):
+            key, values = made
+            if (picked := self._per_layer(key, layers)) != values:
+                found[key] = picked
         for key in _NUMBERS:
             if isinstance(value := self.values.get(key), list):
                 found[key] = [i for i, (_, _, n) in enumerate(layers) if n in value]
         for key in _FIRST:
             if isinstance(value := self.values.get(key), int):
                 found[key] = self._first(key, value, layers)
-        prefix = f"{self.key}." if self.key else ""
         return {
-            prefix + key: value
+            self.prefix + key: value
             for key, value in found.items()
             if value != self.values.get(key, _MISSING)
         }
@@ -137,15 +163,15 @@ class _Section:
         picked = []
         for source, _, number in layers:
             config = self.composer.lock.sources[source].config
-            own = _sized((config.get(self.key, {}) if self.key else config).get(key))
-            values = own if number < len(own) else _sized(self.values[key])
+            own = _listed(config.get(self.key, {}) if self.key else config, key, number)
+            values = own if number < len(own) else _listed(self.values, key, number)
             if number >= len(values):
                 raise UserError(
                     f"`{key}` has {len(values)} entries, too few for layer {number}",
                     f"config.json of {source!r}",
                 )
             picked.append(values[number])
-        return "".join(picked) if isinstance(self.values[key], str) else picked
+        return "".join(picked) if isinstance(self.values.get(key), str) else picked
 
     def _first(self, key: str, value: int, layers: _Layers) -> int:
         """Return of how many first layers something is true; they must still be the first."""
@@ -160,6 +186,12 @@ class _Section:
                 "Keep those layers in front, and together.",
             )
         return sum(special)
+
+
+def _listed(config: Mapping[str, Any], key: str, number: int) -> Sequence[Any]:
+    """Return what a configuration says of each layer, up to one at least if it follows a rule."""
+    made = implied(config, number + 1)
+    return made[1] if made and made[0] == key else _sized(config.get(key))
 
 
 def _sized(value: Any) -> Sequence[Any]:
