@@ -127,7 +127,9 @@ class TestSlices:
 
     def test_a_period_without_a_list_is_told(self):
         for name in "ab":
-            change_config(name, model_type="jamba", attn_layer_period=4)
+            change_config(
+                name, model_type="jamba", attn_layer_period=4, sliding_window_pattern=None
+            )
         found, warnings = described(slices(("a", 0, 3), ("b", 2, 6)))
         assert found["config"] == {"num_hidden_layers": 7}
         (told,) = warnings
