@@ -18,6 +18,7 @@ from shardmerge.names import is_embedding, is_head, layer_of, module_of
 from shardmerge.norms import ARITHMETIC, is_scale
 from shardmerge.output_config import untold_periods
 from shardmerge.recipe import Recipe
+from shardmerge.references import Reference
 from shardmerge.report.words import ranges
 from shardmerge.rope import is_rotated, rope_of
 from shardmerge.spec import OutputTensor
@@ -88,6 +89,7 @@ def check_build(
         _fp16_range,
         _weights_sum,
         _layer_period,
+        _missing_tensor,
         _unused_models,
         _unmatched_filters,
     )
@@ -205,6 +207,39 @@ def _layer_period(case: _Case) -> Iterator[Finding]:
             f"its layers are no longer where `{key}: {value}` of config.json has them, so that "
             "some are taken for another kind; take runs of layers that keep each at its place in "
             "the period",
+        )
+
+
+def _missing_tensor(case: _Case) -> Iterator[Finding]:
+    tied: dict[tuple[str, ...], list[str]] = {}
+    for tensor, blend in case.blends.items():
+        if is_head(tensor) and len(blend.models) > 1:
+            leaves = ex.sources(case.expressions[tensor])
+            giving = dict.fromkeys(s.model for s in leaves if is_embedding(s.tensor))
+            if giving and any(is_head(s.tensor) for s in leaves):
+                tied.setdefault(tuple(giving), []).append(tensor)
+    for models, tensors in tied.items():
+        yield case.finding(
+            "missing-tensor",
+            f"{_places(tensors)} blend the input embeddings of {', '.join(models)}, whose own are "
+            "tied, with the output embeddings of other models. The result is untied; take it from "
+            "one model if that is not meant",
+        )
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for stage in case.stages:
+        for tensor, part in case.composer.model(Reference(stage.name)).parts.items():
+            if None in part.names and tensor in case.blends:
+                models = list(zip(part.piece.inputs, part.names, strict=True))
+                having = dict.fromkeys(str(i.model) for i, name in models if name)
+                others = dict.fromkeys(str(i.model) for i, name in models if not name)
+                key = (", ".join(having), ", ".join(others))
+                lacking.setdefault(key, []).append(tensor.removesuffix(".bias"))
+    for (having, others), modules in lacking.items():
+        yield case.finding(
+            "missing-tensor",
+            f"{_places([f'{module}.weight' for module in modules])} have a bias in {having} but "
+            f"not in {others}. It is merged from the former alone, although to lack a bias is to "
+            "have one of 0; and config.json must say that there is one",
         )
 
 

@@ -34,6 +34,10 @@ CHECKS = {
         "architecture, says by a period and cannot say by a list (`attn_layer_period` and the "
         "like): layers are then taken for what they are not."
     ),
+    "missing-tensor": (
+        "Tensors that only some of the blended models have: a bias is merged from those alone; for "
+        "an output embedding a tied model gives its input embedding, and the result is untied."
+    ),
     "unused-model": "A listed model that adds nothing to the result: its weights are 0 or cancel.",
     "ignored-key": (
         "A key that the recipe's language does not have at that place; mergekit passes over it too."

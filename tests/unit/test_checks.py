@@ -269,6 +269,61 @@ class TestWeights:
         assert checks(f"{first}\n---\n{second}") == []
 
 
+def biased(name: str) -> None:
+    """Write a model with a bias that the others lack."""
+    shapes = llama_shapes(3) | {"model.layers.1.self_attn.q_proj.bias": (16,)}
+    values = LLAMA | {"num_hidden_layers": 3}
+    save_model(Path(name), random_tensors(shapes, 5), 1, values)
+
+
+def tied(name: str) -> None:
+    """Write a model whose embeddings are tied."""
+    shapes = llama_shapes(3)
+    del shapes["lm_head.weight"]
+    values = LLAMA | {"num_hidden_layers": 3, "tie_word_embeddings": True}
+    save_model(Path(name), random_tensors(shapes, 6), 1, values)
+
+
+class TestMissing:
+    @pytest.mark.parametrize("models", ["ab", "ba"])
+    def test_a_bias_that_one_model_has(self, models):
+        biased("b")
+        (told,) = warnings(recipe("linear", *models))
+        assert "q_proj of layer 1 have a bias in b but not in a." in told
+        assert told.endswith("[missing-tensor]")
+
+    def test_a_bias_that_all_have(self):
+        for name in "ab":
+            biased(name)
+        assert checks(recipe("linear", "a", "b")) == []
+
+    def test_a_stage_that_is_not_built(self):
+        biased("b")
+        first = recipe("linear", "a", "b", name="inner")
+        second = recipe("linear", "inner", "c", name="outer")
+        told = warnings(f"{first}\n---\n{second}")
+        assert len([w for w in told if "have a bias in b but not in a." in w]) == 1
+        assert len([w for w in told if "have a bias in inner but not in c." in w]) == 1
+
+    @pytest.mark.parametrize("models", ["ab", "ba"])
+    def test_one_model_is_tied(self, models):
+        tied("b")
+        (told,) = warnings(recipe("linear", *models))
+        assert "lm_head blend the input embeddings of b, whose own are tied, with" in told
+        assert told.endswith("[missing-tensor]")
+
+    def test_all_are_tied(self):
+        for name in "ab":
+            tied(name)
+        assert checks(recipe("linear", "a", "b")) == []
+
+    def test_the_head_of_one_model(self):
+        tied("b")
+        whole = ("a", {"weight": 1})
+        without = ("b", {"weight": [{"filter": "lm_head", "value": 0}, {"value": 1}]})
+        assert checks(recipe("linear", whole, without)) == []
+
+
 class TestUnused:
     def test_model_of_weight_zero(self):
         (told,) = warnings(recipe("linear", "a", ("b", {"weight": 0})))
@@ -302,11 +357,18 @@ class TestSilence:
         text += "\n---\n" + recipe(
             "linear", *models, ("c", {"weight": 0}), name="two", parameters={"normalize": False}
         )
-        told = set(checks(text)) | {"norm-merge-unused"}
-        assert told == set(CHECKS)
-        assert checks(text, silence=list(CHECKS)) == []
-        for name in told:
-            assert name not in checks(text, silence=[name])
+        rows = [{"sources": [{"model": "d", "layer_range": [i, i + 1]}]} for i in (1, 0)]
+        stacked = {"merge_method": "passthrough", "slices": rows, "dtype": "float16"}
+        model("d", attn_layer_period=2)
+        biased("e")
+        found = set()
+        for one in (text, json.dumps(stacked), recipe("linear", "a", "e")):
+            told = set(checks(one))
+            assert checks(one, silence=list(CHECKS)) == []
+            for name in told:
+                assert set(checks(one, silence=[name])) == told - {name}
+            found |= told
+        assert found | {"norm-merge-unused"} == set(CHECKS)
 
     def test_unknown_name(self):
         with pytest.raises(UserError, match="'rope-blnd' is not allowed") as caught:
