@@ -52,12 +52,12 @@ def _train(output: Path, seed: int, names: list[str] | None) -> None:
         print(f"{time.monotonic() - start:4.0f} s  {text}", file=sys.stderr, flush=True)
 
     questions = {task: skills.questions(task) for task in skills.TASKS}
-    print(f"{'accuracy':14}", *(f"{name:>8}" for name in skills.TASKS.values()))
+    print(f"{'accuracy':20}", *(f"{name:>8}" for name in skills.TASKS.values()))
     for name, model in train_family(seed, names, tell).items():
         if name in names:
             half = save_model(name, model, output / name)
             scores = (choice_accuracy(half.float(), rows) for rows in questions.values())
-            print(f"{name:14}", *(f"{score:8.3f}" for score in scores), flush=True)
+            print(f"{name:20}", *(f"{score:8.3f}" for score in scores), flush=True)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,39 @@ class TestModels:
         assert tokenizer("Kabc=abc.Dlkj=")["input_ids"] == encode("Kabc=abc.Dlkj=")
 
 
+class TestSmoothing:
+    @pytest.mark.parametrize("strength", [0.5, 0.75])
+    def test_factors_are_the_papers_and_the_function_stays(self, strength):
+        import torch
+
+        from shardmerge.demo.smoothing import smoothed
+        from shardmerge.demo.training import encode
+
+        plain = model("miqu-tiny")
+        tokens = torch.tensor([encode("Kabc=abc.Cfgh="), encode("Rlkj=jkl.Nabc=")])
+        before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+        seen = {}
+        mlp = plain.model.layers[7].mlp
+        hook = mlp.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
+        with torch.inference_mode():
+            logits = plain(input_ids=tokens).logits
+            hook.remove()
+            made = smoothed(plain, tokens, strength)
+            assert torch.allclose(made(input_ids=tokens).logits, logits, atol=1e-4)
+        assert all(torch.equal(before[k], tensor) for k, tensor in plain.state_dict().items())
+        gate, up = mlp.gate_proj.weight.abs(), mlp.up_proj.weight.abs()
+        activations = seen["x"].abs().flatten(0, 1).max(0).values
+        weights = torch.maximum(gate.max(0).values, up.max(0).values)
+        factor = activations**strength / weights ** (1 - strength)
+        layer, smooth = plain.model.layers[7], made.model.layers[7]
+        norms = [x.post_attention_layernorm.weight for x in (layer, smooth)]
+        assert torch.allclose(norms[0] / norms[1], factor, rtol=1e-5)
+        for name in ("gate_proj", "up_proj"):
+            readers = [getattr(x.mlp, name).weight for x in (layer, smooth)]
+            assert torch.allclose(readers[0] * factor, readers[1], rtol=1e-5)
+        assert torch.equal(made.model.norm.weight, plain.model.norm.weight)
+
+
 @pytest.mark.slow
 class TestTraining:
     def test_a_short_training_is_reproducible_and_whole_on_disk(self, tmp_path, monkeypatch):
