@@ -140,7 +140,7 @@ class TestSmoothing:
         seen = {}
         mlp = plain.model.layers[7].mlp
         hook = mlp.register_forward_pre_hook(lambda _, inputs: seen.update(x=inputs[0]))
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = plain(input_ids=tokens).logits
             hook.remove()
             made = smoothed(plain, tokens, strength)

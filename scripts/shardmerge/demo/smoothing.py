@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 _LEAST = 1e-5  # so that a channel that nothing passes or reads divides by no 0
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def smoothed(
     model: LlamaForCausalLM, tokens: torch.Tensor, strength: float = 0.5
 ) -> LlamaForCausalLM:
