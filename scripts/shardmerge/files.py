@@ -83,7 +83,7 @@ def read_text(path: str | os.PathLike[str], *, exact: bool = False) -> str:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
     except UnicodeDecodeError:
-        raise UserError("is not UTF-8 text", str(path)) from None
+        raise UserError("is not UTF-8 text", str(path), "Save it as UTF-8.") from None
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -16,12 +16,12 @@ from shardmerge.describe import FileKey, describe, model_files
 from shardmerge.digest import digest
 from shardmerge.dtypes import DTYPES, tensor_bytes
 from shardmerge.engine.memory import workspace_bytes
-from shardmerge.errors import UserError, did_you_mean
+from shardmerge.errors import UserError
 from shardmerge.findings import audible
 from shardmerge.layout import group, shard_names
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
-from shardmerge.recipe import Recipe
+from shardmerge.recipe import Recipe, chosen
 from shardmerge.references import Reference
 from shardmerge.schedule import with_schedule
 from shardmerge.settings import Settings
@@ -97,17 +97,9 @@ class _Planner:
 
     def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
         targets: dict[str, tuple[Composer, list[OutputTensor]]] = {}
-        wanted = self.settings["stages"]
-        wanted = ["final"] if wanted == "final" else wanted
-        known = {name for recipe, _ in self.recipes for name in recipe.stages}
-        for name in wanted:
-            if name != "final" and name not in known:
-                raise UserError(
-                    f"no recipe has a document named {name!r}",
-                    "configuration: stages",
-                    did_you_mean(name, known | {"final"}),
-                )
-        norms.check_names([recipe for recipe, _ in self.recipes], self.settings["norm_merge"])
+        recipes = [recipe for recipe, _ in self.recipes]
+        wanted = chosen(recipes, self.settings["stages"])
+        norms.check_names(recipes, self.settings["norm_merge"])
         for recipe, lock in self.recipes:
             self.findings += check_norm_merge(recipe, self.settings["norm_merge"])
             composer = Composer(
@@ -117,17 +109,9 @@ class _Planner:
                 self.settings.delta_dtype,
                 norms.geometric_stages(recipe, self.settings["norm_merge"]),
             )
-            final = recipe.final if "final" in wanted else ()
-            for name in recipe.stages:
-                if name not in final and name not in wanted:
-                    continue
-                if other := targets.get(name):
-                    raise UserError(
-                        f"a document named {name!r} is also in {other[0].recipe.path}",
-                        recipe.stages[name].where,
-                        "Both would be built in one folder: rename one.",
-                    )
-                targets[name] = (composer, composer.outputs(name))
+            for name, of in wanted.items():
+                if of is recipe:
+                    targets[name] = (composer, composer.outputs(name))
         return targets
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,11 @@ from pathlib import Path
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, read_text, sha256_of, write_text
+from shardmerge.findings import audible
 from shardmerge.pickles import Conversion
 from shardmerge.plan import NO_PLAN, Plan, Planned
 from shardmerge.planner import make_plan
-from shardmerge.recipe import parse_recipe
+from shardmerge.recipe import Recipe, chosen, parse_recipe
 from shardmerge.settings import Settings
 from shardmerge.sources import Sources, lock_path
 from shardmerge.spec import ShardSpec
@@ -95,16 +96,31 @@ def _decide(
                 "Run `snakemake convert` with the same configuration first.",
             )
     if plan is None:
-        locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
-        key = key or _key(settings, texts)
-        plan = _cached(key)
-    if plan is None:
-        planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
-        _keep(planned, key)
-        plan = planned.plan
+        chosen(recipes, settings["stages"])  # its mistakes need no lock
+        with _warned(recipes, settings, say):
+            locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
+            key = key or _key(settings, texts)
+            plan = _cached(key)
+            if plan is None:
+                planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
+                _keep(planned, key)
+                plan = planned.plan
     for warning in plan.warnings if head else ():
         say(f"warning: {warning}")
     return Decision(plan, str(_plan_file(key)), conversions)
+
+
+@contextlib.contextmanager
+def _warned(
+    recipes: Sequence[Recipe], settings: Settings, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Tell before a mistake what is odd about the recipes, which may be why."""
+    try:
+        yield
+    except UserError:
+        for warning in audible((w for r in recipes for w in r.warnings), settings["silence"]):
+            say(f"warning: {warning}")
+        raise
 
 
 def lock_paths(settings: Settings) -> list[str]:

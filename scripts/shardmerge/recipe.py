@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardmerge.document import parse_stage
-from shardmerge.errors import UserError
+from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import read_text
 from shardmerge.findings import Finding
 from shardmerge.naming import folder_name, renamed
@@ -110,6 +110,40 @@ def parse_recipe(text: str, path: str) -> Recipe:
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
     return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
+
+
+def chosen(recipes: Sequence[Recipe], stages: str | Sequence[str]) -> dict[str, Recipe]:
+    """Return the documents that are built as models, each with its recipe.
+
+    Args:
+        recipes: All of a configuration.
+        stages: Its ``stages``.
+
+    Raises:
+        UserError: If there is no document of a name that is asked for, or there are two.
+    """
+    wanted = ["final"] if stages == "final" else stages
+    known = {name for recipe in recipes for name in recipe.stages}
+    for name in wanted:
+        if name != "final" and name not in known:
+            raise UserError(
+                f"no recipe has a document named {name!r}",
+                "configuration: stages",
+                did_you_mean(name, known | {"final"}),
+            )
+    found: dict[str, Recipe] = {}
+    for recipe in recipes:
+        for name, stage in recipe.stages.items():
+            if name not in wanted and not ("final" in wanted and name in recipe.final):
+                continue
+            if other := found.get(name):
+                raise UserError(
+                    f"a document named {name!r} is also in {other.path}",
+                    stage.where,
+                    "Both would be built in one folder: rename one, or give it a `name`.",
+                )
+            found[name] = recipe
+    return found
 
 
 def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:

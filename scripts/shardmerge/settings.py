@@ -144,6 +144,8 @@ def _explain(error: Any) -> UserError:
         return UserError(
             f"{error.instance!r} is not allowed", where, did_you_mean(error.instance, allowed)
         )
+    if error.validator_value == "array" and isinstance(error.instance, str):
+        return UserError(f"{error.instance!r} is no list", where, f"Write `[{error.instance}]`.")
     if error.validator == "anyOf":
         # Of the forms that the key may have, the one that fits furthest tells what is wrong.
         best = max(error.context, key=lambda e: (len(e.path), e.validator not in ("type", "const")))

@@ -21,6 +21,8 @@ from shardmerge.references import Reference, parse_reference
 from shardmerge.tokenizer.comparing import with_tokens
 from shardmerge.tokenizer.locking import complete, lacking
 
+#: What to do about a model that the Hub does not give.
+_HAVE = "A folder that has the model already is named under `sources` in the configuration."
 Say = Callable[[str], None]
 T = TypeVar("T")
 
@@ -176,7 +178,11 @@ class Sources:
             return lock(folder, reference.model, self._identities)
         from shardmerge import hub
 
-        return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
+        try:
+            return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
+        except UserError as error:
+            hint = " ".join(filter(None, [error.hint, _HAVE]))
+            raise UserError(error.message, error.where, hint) from None
 
     @staticmethod
     def _reader(locked: LockedSource, folder: Path | None, say: Say) -> Callable[[str], bytes]:

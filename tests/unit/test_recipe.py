@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardmerge.errors import UserError
-from shardmerge.recipe import load_recipe, parse_recipe
+from shardmerge.recipe import chosen, load_recipe, parse_recipe
 from shardmerge.registry import Parameter
 
 GOOD = """\
@@ -142,6 +142,29 @@ class TestNames:
     def test_two_without(self):
         error = fails(GOOD.replace("name: donor\n", ""))
         assert "a second document has no `name` (the first: r.yaml:1)" in error.message
+
+
+class TestChosen:
+    def recipes(self, *paths: str):
+        return [parse_recipe(GOOD.replace("name: donor", f"name: {p[0]}donor").replace(
+            "model: donor", f"model: {p[0]}donor"), p) for p in paths]  # fmt: skip
+
+    def test_final_or_by_name(self):
+        a, b = recipes = self.recipes("a/x.yaml", "b/y.yaml")
+        assert chosen(recipes, "final") == {"x": a, "y": b}
+        assert chosen(recipes, ["bdonor", "final"]) == {"x": a, "bdonor": b, "y": b}
+
+    def test_two_of_one_name(self):
+        recipes = self.recipes("a/merge.yaml", "b/merge.yaml")
+        with pytest.raises(UserError, match=r"'merge' is also in a/merge\.yaml") as caught:
+            chosen(recipes, "final")
+        assert caught.value.where == "b/merge.yaml:9" and "give it a `name`" in caught.value.hint
+        assert list(chosen(recipes, ["adonor", "bdonor"])) == ["adonor", "bdonor"]
+
+    def test_unknown(self):
+        with pytest.raises(UserError, match="no recipe has a document named 'adoner'") as caught:
+            chosen(self.recipes("a/x.yaml"), ["adoner"])
+        assert caught.value.hint == "Did you mean 'adonor'?"
 
 
 class TestYaml:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from models import llama_shapes, random_tensors, save_model
-from workflow_helpers import BASE, FINETUNED, LAYERS, RECIPIENT, Project, set_weight
+from workflow_helpers import BASE, FINETUNED, LAYERS, NAME, RECIPIENT, Project, set_weight
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,10 @@ class TestConfiguration:
         project.configure(deltas="stored")
         refused(project, "configuration: deltas: 'stored' is not allowed", "Did you mean 'store'?")
 
+    def test_recipes_that_are_no_list(self, project: Project) -> None:
+        project.configure(recipes="recipe.yaml")
+        refused(project, "recipes: 'recipe.yaml' is no list", "Write `[recipe.yaml]`.")
+
     def test_missing_recipe(self, project: Project) -> None:
         project.configure(recipes=["recipes/nowhere.yaml"])
         refused(project, "recipes/nowhere.yaml: cannot be read (No such file or directory)")
@@ -100,9 +104,44 @@ class TestRecipe:
         replace(project, "models:", "models: [")
         refused(project, "recipe.yaml:")
 
+    def test_two_recipes_of_one_name(self, project: Project) -> None:
+        """Told before anything is locked, which may take long."""
+        (project.folder / "other").mkdir()
+        text = project.recipe.read_text(encoding="utf-8").replace(f"name: {NAME}\n", "")
+        for path in ("recipe.yaml", "other/recipe.yaml"):
+            (project.folder / path).write_text(text, encoding="utf-8")
+        project.configure(recipes=["recipe.yaml", "other/recipe.yaml"])
+        refused(project, "a document named 'recipe' is also in recipe.yaml", "give it a `name`")
+        assert not project.recipe.with_suffix(".lock.json").exists()
+
+    def test_what_is_odd_is_told_before_a_mistake(self, project: Project) -> None:
+        documents = project.documents()
+        model = documents[1]["models"][0]
+        model["weight"] = model.pop("parameters")["weight"]
+        project.write_documents(documents)
+        done = refused(project, "no `weight` of model")
+        odd = done.stdout.index("'weight' in an entry of `models` is ignored")
+        assert odd < done.stdout.index("error: ")
+
     def test_unknown_model(self, project: Project) -> None:
         line = replace(project, f"- model: {BASE}", "- model: Llama-2-70b")
         refused(project, f"recipe.yaml:{line}: model 'Llama-2-70b' is neither a folder")
+
+
+class TestPublished:
+    def test_a_downloaded_recipe_runs_as_it_is(self, project: Project) -> None:
+        """With Windows line ends, a mark of its encoding, odd keys, and another folder's name."""
+        text = project.recipe.read_text(encoding="utf-8").replace(f"name: {NAME}\n", "")
+        text = "\ufeff" + text.rstrip() + "\nrandom_seed: 0\n"
+        recipe = project.folder / "my downloads" / "merge config (1).yml"
+        recipe.parent.mkdir()
+        recipe.write_bytes(text.replace("\n", "\r\n").encode())
+        project.configure(recipes=["my downloads/merge config (1).yml"])
+        done = project.run("-n", "--until", "merge_shard")
+        assert done.returncode == 0, done.stdout
+        assert "results/merge-config-1/model/" in done.stdout
+        assert "'random_seed' in a recipe document is ignored" in done.stdout
+        assert recipe.with_suffix(".lock.json").exists()
 
 
 class TestSources:
