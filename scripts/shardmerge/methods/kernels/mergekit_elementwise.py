@@ -10,6 +10,8 @@ from shardmerge.contract import Group
 def linear(group: Group) -> torch.Tensor:
     """Add weighted inputs in float32 (or float64), divide once, round once."""
     first = group.tensors[0]
+    if group.per_input["weight"] == (1.0,):
+        return first + 0.0  # the same, in one step: it makes -0.0 positive and no more
     wide = torch.float64 if first.dtype == torch.float64 else torch.float32
     weights = torch.tensor([group.per_input["weight"]], dtype=wide, device=first.device)
     ones = (1,) * first.dim()

@@ -42,22 +42,28 @@ def merge_task_vectors(group: Group, sparsify: Sparsify | None, consensus: bool)
     base, indices = group.tensors[group.base], group.others
     if not indices:
         return base.clone()
+    given = [group.per_input["weight"][i] for i in indices]
+    weights = base.new_tensor(given).view(-1, *(1,) * base.dim())
     vectors = base.new_empty((len(indices), *base.shape))
     for position, index in enumerate(indices):
-        vector = group.tensors[index] - base
-        vectors[position] = sparsify(vector, index) if sparsify else vector
-    weights = base.new_tensor([group.per_input["weight"][i] for i in indices])
-    weights = weights.view(-1, *(1,) * base.dim())
-    vectors *= weights
+        vector = torch.sub(group.tensors[index], base, out=vectors[position])
+        if sparsify:
+            vector.copy_(sparsify(vector, index))
+    if set(given) != {1.0}:
+        vectors *= weights
     if consensus:
         agrees = _sign_agrees(vectors, group.parameters["int8_mask"])
-        mixed, divisor = _sum(vectors * agrees), (weights * agrees).sum(dim=0)
-        divisor[divisor == 0] = 1
+        mixed = _sum(vectors * agrees)
+        if group.parameters["normalize"]:
+            divisor = (weights * agrees).sum(dim=0)
+            divisor[divisor == 0] = 1
+            mixed /= divisor
     else:
-        mixed, divisor = sum_models(vectors, group), weights.sum(dim=0)
-        divisor[divisor.abs() < 1e-8] = 1
-    if group.parameters["normalize"]:
-        mixed /= divisor
+        mixed = sum_models(vectors, group)
+        if group.parameters["normalize"]:
+            divisor = weights.sum(dim=0)
+            divisor[divisor.abs() < 1e-8] = 1
+            mixed /= divisor
     if group.parameters["lambda"] != 1:
         mixed *= group.parameters["lambda"]
     return base + mixed
@@ -91,9 +97,9 @@ def _sum(stack: torch.Tensor) -> torch.Tensor:
     """
     if stack.element_size() != 2 or len(stack) > 4:
         return stack.sum(dim=0)
-    total = stack[0].float() + 0.0
+    total = stack[0].float().add_(0.0)
     for term in stack[1:]:
-        total += term.float()
+        total += term
     return total.to(stack.dtype)
 
 
