@@ -84,7 +84,8 @@ def compare(
     contestants = prepare(folder, size)
     for turn in range(pairs):
         for name, contestant in contestants.items():
-            _warm(folder / model for model in MODELS)
+            if contestant.output:
+                _warm(folder / model for model in MODELS)
             figures = measure(folder, contestant)
             rows.setdefault(name, []).append(figures)
             say(f"{size} {turn + 1}/{pairs} {name}: "
