@@ -361,7 +361,8 @@ class TestCommandLines:
         "    with atomic_path(sys.argv[1]) as part:\n"
         "        part.touch()\n"
         "        print('writing', flush=True)\n"
-        "        time.sleep(60)\n"
+        "        for _ in range(600):  # a signal just before a sleep waits for its end\n"
+        "            time.sleep(0.1)\n"
         "run(main)\n"
     )
 

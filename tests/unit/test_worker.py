@@ -37,7 +37,8 @@ def main(what, file):
             os.kill(os.getpid(), signal.SIGTERM)
         signal.signal(signal.SIGTERM, end)
         open(file + ".ready", "w").close()
-        time.sleep(60)
+        for _ in range(600):  # a signal just before a sleep waits for its end
+            time.sleep(0.1)
 
 if __name__ == "__main__":
     delegate()
