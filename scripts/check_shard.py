@@ -13,7 +13,7 @@ def main() -> None:
     # not before a job is known to run here
     from shardmerge.errors import UserError
     from shardmerge.files import write_json
-    from shardmerge.planning import load_spec
+    from shardmerge.planfiles import load_spec
     from shardmerge.shardcheck import check_shard
     from shardmerge.stored import stored_deltas
 

@@ -14,7 +14,7 @@ def main() -> None:
     # not before a job is known to run here
     from shardmerge.engine import build_shard
     from shardmerge.files import write_json
-    from shardmerge.planning import load_spec
+    from shardmerge.planfiles import load_spec
     from shardmerge.runs import is_made
     from shardmerge.stored import stored_deltas
 

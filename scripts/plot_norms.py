@@ -8,7 +8,7 @@ from shardmerge.cli import claim, run
 from shardmerge.expression import deltas
 from shardmerge.files import load_json, write_text
 from shardmerge.package import load_description
-from shardmerge.planning import load_spec
+from shardmerge.planfiles import load_spec
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import measured, norm_cells, norm_table
 from shardmerge.report.plots import draw_norms

@@ -14,7 +14,8 @@ from shardmerge.engine import build_shard
 from shardmerge.files import write_json, write_text
 from shardmerge.package import index_text, load_description, make_index
 from shardmerge.plan import Build, ShardJob
-from shardmerge.planning import load_plan, load_spec
+from shardmerge.planfiles import load_spec
+from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
 from shardmerge.shardcheck import check_shard
 from shardmerge.spec import ShardSpec

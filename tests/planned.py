@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shardmerge.planning import description_path, load_plan
+from shardmerge.planfiles import description_path
+from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
 
 

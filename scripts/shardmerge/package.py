@@ -11,7 +11,7 @@ from typing import Any
 from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, sha256_of
-from shardmerge.planning import description_path
+from shardmerge.planfiles import description_path
 
 
 def load_description(name: str) -> Mapping[str, Any]:

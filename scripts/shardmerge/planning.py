@@ -16,14 +16,13 @@ from shardmerge.files import load_json, read_text, sha256_of, write_text
 from shardmerge.findings import audible
 from shardmerge.pickles import Conversion
 from shardmerge.plan import NO_PLAN, Plan, Planned
+from shardmerge.planfiles import CACHE, description_path, plan_path, spec_path
 from shardmerge.planner import make_plan
 from shardmerge.recipe import Recipe, chosen, parse_recipe
 from shardmerge.settings import Settings
 from shardmerge.sources import Sources, lock_path
-from shardmerge.spec import ShardSpec
 
 #: Folders below the working directory.
-CACHE = Path(".shardmerge")
 MODELS = Path("resources/models")
 CONVERTED = Path("resources/converted")
 
@@ -80,7 +79,7 @@ def _decide(
     key = None if head else _key(settings, texts)
     plan = _cached(key) if key else None
     if plan and not settings["allow_pickle"]:
-        return Decision(plan, str(_plan_file(key)), {})
+        return Decision(plan, str(plan_path(key)), {})
     recipes = [parse_recipe(text, path) for path, text in texts.items()]
     sources = Sources(
         settings["sources"], MODELS, CACHE, CONVERTED if settings["allow_pickle"] else None
@@ -107,7 +106,7 @@ def _decide(
                 plan = planned.plan
     for warning in plan.warnings if head else ():
         say(f"warning: {warning}")
-    return Decision(plan, str(_plan_file(key)), conversions)
+    return Decision(plan, str(plan_path(key)), conversions)
 
 
 @contextlib.contextmanager
@@ -128,25 +127,6 @@ def lock_paths(settings: Settings) -> list[str]:
     return [str(lock_path(recipe)) for recipe in settings["recipes"]]
 
 
-def spec_path(name: str) -> Path:
-    """Return where the specification of that digest lies."""
-    return CACHE / "specs" / f"{name}.json"
-
-
-def load_spec(name: str) -> ShardSpec:
-    """Return the specification of that digest.
-
-    Raises:
-        UserError: If there is none, which means that the workflow did not plan it.
-    """
-    return ShardSpec.from_json(dict(load_json(spec_path(name))))
-
-
-def description_path(name: str) -> Path:
-    """Return where the description of a build of that digest lies."""
-    return CACHE / "builds" / f"{name}.json"
-
-
 def _key(settings: Settings, texts: dict[str, str]) -> str:
     locks = []
     for path in texts:
@@ -155,12 +135,8 @@ def _key(settings: Settings, texts: dict[str, str]) -> str:
     return digest([_code(), settings.planned(), texts, locks])
 
 
-def _plan_file(key: str) -> Path:
-    return CACHE / "plans" / f"{key}.json"
-
-
 def _cached(key: str) -> Plan | None:
-    path = _plan_file(key)
+    path = plan_path(key)
     return Plan.from_json(load_json(path)) if path.exists() else None
 
 
@@ -171,7 +147,7 @@ def _keep(planned: Planned, key: str) -> None:
             write_text(spec_path(name), canonical_json(spec.to_json()))
     for name, description in planned.descriptions.items():
         write_text(description_path(name), json.dumps(description))
-    write_text(_plan_file(key), canonical_json(planned.plan.to_json()))
+    write_text(plan_path(key), canonical_json(planned.plan.to_json()))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from shardmerge.errors import UserError
 from shardmerge.files import load_json, sha256_of
 from shardmerge.package import index_text, make_index
 from shardmerge.plan import beside
-from shardmerge.planning import description_path
+from shardmerge.planfiles import description_path
 
 
 def stray_weights(description: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ IDLE = 5.0
 _PRELOADED = (
     "shardmerge.engine.compute",
     "shardmerge.methods",
-    "shardmerge.planning",
+    "shardmerge.planfiles",
     "shardmerge.shardcheck",
 )
 _MOST = 1 << 20  # bytes of a request: a command line and an environment

@@ -14,7 +14,8 @@ from shardmerge.engine import build_shard
 from shardmerge.files import load_json
 from shardmerge.lock import Lock
 from shardmerge.names import is_vocabulary
-from shardmerge.planning import load_plan, load_spec
+from shardmerge.planfiles import load_spec
+from shardmerge.planning import load_plan
 from shardmerge.recipe import load_recipe
 from shardmerge.references import Reference
 from shardmerge.settings import load_settings

@@ -19,7 +19,8 @@ from tiny_tokenizers import tokenized
 from transformers import AutoTokenizer
 
 from shardmerge.names import is_vocabulary
-from shardmerge.planning import load_plan, load_spec
+from shardmerge.planfiles import load_spec
+from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
 from shardmerge.shardcheck import check_shard
 

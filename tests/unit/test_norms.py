@@ -17,7 +17,8 @@ from shardmerge import expression as ex
 from shardmerge import norms
 from shardmerge.engine import build_shard
 from shardmerge.errors import UserError
-from shardmerge.planning import load_plan, load_spec
+from shardmerge.planfiles import load_spec
+from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
 
 MODELS = ("base", "x", "y")

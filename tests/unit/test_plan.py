@@ -14,7 +14,8 @@ from models import llama, llama_shapes, random_tensors, save_model
 from shardmerge import expression as ex
 from shardmerge import planning
 from shardmerge.errors import UserError
-from shardmerge.planning import description_path, load_plan, load_spec
+from shardmerge.planfiles import description_path, load_spec
+from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
 
 REPO = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ import pytest
 from shardmerge.bench import plans
 from shardmerge.bench.models import lock_of
 from shardmerge.files import write_json
-from shardmerge.planning import load_plan, load_spec
+from shardmerge.planfiles import load_spec
+from shardmerge.planning import load_plan
 from shardmerge.recipe import load_recipe
 from shardmerge.settings import load_settings
 from shardmerge.sources import lock_path

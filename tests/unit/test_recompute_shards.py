@@ -19,7 +19,7 @@ import check_shard as command
 from shardmerge import recompute
 from shardmerge.errors import UserError
 from shardmerge.headers import read_header
-from shardmerge.planning import load_spec
+from shardmerge.planfiles import load_spec
 from shardmerge.shardcheck import check_shard
 
 MERGED = "model.layers.1.self_attn.v_proj.weight"

@@ -18,7 +18,8 @@ from test_report_plots import SCRIPTS, texts
 from shardmerge.engine import build_shard
 from shardmerge.files import write_json, write_text
 from shardmerge.package import load_description
-from shardmerge.planning import load_plan, load_spec
+from shardmerge.planfiles import load_spec
+from shardmerge.planning import load_plan
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import Norm, measured, norm_cells, norm_table
 from shardmerge.settings import load_settings

@@ -11,7 +11,7 @@ from large_models import large_plan, llama_70b, mixtral
 
 from shardmerge.expression import deltas
 from shardmerge.package import load_description
-from shardmerge.planning import load_spec
+from shardmerge.planfiles import load_spec
 from shardmerge.report import plan_facts
 from shardmerge.report.plan_table import plan_page
 from shardmerge.report.plan_view import plan_text

@@ -12,7 +12,8 @@ from models import LLAMA, llama, llama_shapes, random_tensors, save_model
 from shardmerge import expression as ex
 from shardmerge.card_coefficients import describe_coefficients
 from shardmerge.errors import UserError
-from shardmerge.planning import description_path, load_plan, load_spec
+from shardmerge.planfiles import description_path, load_spec
+from shardmerge.planning import load_plan
 from shardmerge.recipe import parse_recipe
 from shardmerge.settings import load_settings
 

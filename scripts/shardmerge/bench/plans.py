@@ -13,7 +13,7 @@ from pathlib import Path
 from shardmerge.bench.models import LARGE, Shapes, experts, lock_of
 from shardmerge.files import load_json, write_json
 from shardmerge.plan import Plan
-from shardmerge.planning import CACHE
+from shardmerge.planfiles import CACHE
 from shardmerge.recipe import load_recipe
 from shardmerge.sources import lock_path
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardmerge.files import load_json
 from shardmerge.plan import Build, Plan, ShardJob
-from shardmerge.planning import spec_path
+from shardmerge.planfiles import spec_path
 
 Exists = Callable[[str], bool]
 
