@@ -147,7 +147,8 @@ def _keep(planned: Planned, key: str) -> None:
             write_text(spec_path(name), canonical_json(spec.to_json()))
     for name, description in planned.descriptions.items():
         write_text(description_path(name), json.dumps(description))
-    write_text(plan_path(key), canonical_json(planned.plan.to_json()))
+    # in its own order, so that a plan that is read lists sources and models as a new one does
+    write_text(plan_path(key), json.dumps(planned.plan.to_json()))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,13 @@ class TestFlagship:
     def test_auto_stores_what_two_builds_read(self, work):
         name = "_miquplus-midnight-70b"
         assert plan(FLAGSHIP, stages=["final", name]).deltas
+
+    def test_it_is_the_same_new_and_read_and_with_a_new_lock(self, work):
+        """To the order of its models, which Snakemake sees."""
+        with_new_lock = repr(plan(FLAGSHIP))
+        assert repr(plan(FLAGSHIP)) == with_new_lock
+        shutil.rmtree(".shardmerge")
+        assert repr(plan(FLAGSHIP)) == with_new_lock
 
     def test_planning_imports_no_torch(self, work):
         Path("recipe.yaml").write_text(FLAGSHIP)
