@@ -44,9 +44,7 @@ rule verify_model:
     resources:
         # shards that an earlier plan left are read before they go
         runtime=lambda w, attempt: minutes(
-            sum(job.bytes_written for job in build(w).shards),
-            RESOURCES["disk_mb_per_second"],
-            attempt,
+            build(w).bytes_written, RESOURCES["disk_mb_per_second"], attempt
         ),
     params:
         build=lambda w: build(w).digest,
@@ -70,10 +68,7 @@ rule load_model:
     conda:
         "../envs/benchmark.yaml"
     resources:
-        mem_mb=lambda w, attempt: min(
-            megabytes(sum(job.bytes_written for job in build(w).shards), 2000), 12000
-        )
-        * attempt,
+        mem_mb=lambda w, attempt: min(megabytes(build(w).bytes_written, 2000), 12000) * attempt,
         runtime=lambda w, attempt: 30 * attempt,
     params:
         build=lambda w: build(w).digest,

@@ -137,17 +137,14 @@ def _norms_summed(case: _Case) -> Iterator[Finding]:
 def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
     if any(stage.tokenizer for stage in case.stages):
         return
-    found: dict[tuple[Tokens, tuple[str, ...]], list[str]] = {}
-    known: dict[tuple[str, ...], Tokens] = {}
+    found: dict[tuple[str, ...], list[str]] = {}
     for tensor, blend in case.blends.items():
         if len(blend.models) > 1 and (is_embedding(tensor) or is_head(tensor)):
-            sources = case.sources(blend)
-            models = tuple(sources)
-            if models not in known:
-                known[models] = compare(sources.values())
-            if known[models] is not Tokens.SAME:
-                found.setdefault((known[models], models), []).append(tensor)
-    for (tokens, models), tensors in found.items():
+            found.setdefault(tuple(case.sources(blend)), []).append(tensor)
+    for models, tensors in found.items():
+        tokens = compare([case.composer.lock.sources[model] for model in models])
+        if tokens is Tokens.SAME:
+            continue
         what = "tokenizers differ"
         if tokens is Tokens.UNKNOWN:
             what = "tokenizer files differ (whether their tokens do, the lock does not tell)"

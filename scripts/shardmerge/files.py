@@ -86,6 +86,12 @@ def read_text(path: str | os.PathLike[str], *, exact: bool = False) -> str:
         raise UserError("is not UTF-8 text", str(path), "Save it as UTF-8.") from None
 
 
+def will_need(fd: int, offset: int, length: int) -> None:
+    """Tell the kernel, where it takes such advice, that a range of a file will be read soon."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits.
 

@@ -67,6 +67,11 @@ class Build:
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
 
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all its shards."""
+        return sum(job.bytes_written for job in self.shards)
+
 
 @dataclass(frozen=True)
 class Model:

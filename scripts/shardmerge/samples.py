@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shardmerge.errors import UserError
+from shardmerge.files import will_need
 from shardmerge.headers import Header, read_header
 from shardmerge.roundoff import stored_dtype
 
@@ -82,9 +83,8 @@ class TensorFile(contextlib.AbstractContextManager):
         dtype = stored_dtype(entry.dtype)
         size = dtype.itemsize
         ranges = [(entry.begin + first * size, count * size) for first, count in runs]
-        if hasattr(os, "posix_fadvise"):  # a disk brings many at once faster than one by one
-            for offset, length in ranges:
-                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+        for offset, length in ranges:  # a disk brings many at once faster than one by one
+            will_need(self._fd, offset, length)
         parts = [self._bytes(offset, length) for offset, length in ranges]
         return np.frombuffer(b"".join(parts), dtype=dtype)
 

@@ -52,7 +52,7 @@ class Targets:
         self.settings = settings
         self.plan = plan
         self.results = settings["results"]
-        self._shards = {j.output: j for b in plan.builds.values() for j in b.shards}
+        self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
 
@@ -201,7 +201,7 @@ class Targets:
             folder=f"{self.results}/{build.name}/model",
             files=(*self.shards(build.name), *self.package_files(build.name)),
             identity=digest([build.digest, [job.digest for job in build.shards]]),
-            size=sum(job.bytes_written for job in build.shards),
+            size=build.bytes_written,
         )
 
     def _source(self, key: str) -> Measured:

@@ -54,6 +54,11 @@ def tensor_bytes(name, tensor):
     return file.read_bytes()[entry.begin : entry.end]
 
 
+def changed(name, origin):
+    """Return the tensors of a model that are not as in another."""
+    return {t for t in weight_map(origin) if tensor_bytes(name, t) != tensor_bytes(origin, t)}
+
+
 class TestSkills:
     def test_plain_tasks(self):
         assert skills.answer("K", "abl") == "abl"
@@ -148,23 +153,13 @@ class TestModels:
             assert tensor_bytes(name, tensor) != tensor_bytes("llama2-tiny", tensor)
 
     def test_a_fine_tune_changed_norms_only(self):
-        tensors = weight_map("llama2-tiny")
-        changed = {
-            tensor
-            for tensor in tensors
-            if tensor_bytes("midnight-norms-tiny", tensor) != tensor_bytes("llama2-tiny", tensor)
-        }
-        assert changed == {tensor for tensor in tensors if is_scale(tensor)}
+        scales = {tensor for tensor in weight_map("llama2-tiny") if is_scale(tensor)}
+        assert changed("midnight-norms-tiny", "llama2-tiny") == scales
 
     def test_smoothing_changed_the_layers_norms_and_what_reads_them(self):
-        tensors = weight_map("miqu-tiny")
-        changed = {
-            tensor
-            for tensor in tensors
-            if tensor_bytes("miqu-smooth-tiny", tensor) != tensor_bytes("miqu-tiny", tensor)
-        }
-        smoothed = ("layernorm", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-        assert changed == {t for t in tensors if any(module in t for module in smoothed)}
+        modules = ("layernorm", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+        smoothed = {t for t in weight_map("miqu-tiny") if any(module in t for module in modules)}
+        assert changed("miqu-smooth-tiny", "miqu-tiny") == smoothed
 
     def test_the_folders_are_these(self):
         assert sorted(p.name for p in MODELS.iterdir() if p.is_dir()) == sorted(FILES)

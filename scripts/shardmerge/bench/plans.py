@@ -86,10 +86,12 @@ def _pretend(snakemake: list[str], folder: Path) -> None:
     sizes = {job.output: job.bytes_written for job in plan.shards}
     sizes |= {path: job.size for path, job in plan.fetches.items()}
     for line in _run([*snakemake, "--summary"], folder).stdout.splitlines()[1:]:
-        path = folder / line.split("\t")[0]
+        name = line.split("\t")[0]
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-        os.truncate(path, sizes.get(line.split("\t")[0], 2))
+        if name in sizes:
+            os.truncate(path, sizes[name])
     _run([*snakemake, "--touch", "--forceall"], folder)
     if "Nothing to be done" not in _run([*snakemake, "-n", "--quiet", "host"], folder).stdout:
         raise SystemExit(f"the model in {folder} does not look finished")

@@ -14,6 +14,7 @@ from shardmerge.dtypes import DTYPES
 from shardmerge.engine.algebra import FileLeaf, file_leaves
 from shardmerge.engine.record import Tally
 from shardmerge.errors import UserError, did_you_mean
+from shardmerge.files import will_need
 from shardmerge.headers import Header, TensorEntry, read_header
 from shardmerge.rows import row_ranges
 from shardmerge.spec import ShardSpec, delta_name
@@ -102,8 +103,7 @@ class Inputs(contextlib.AbstractContextManager):
 
     def will_need(self, file: int, offset: int, length: int) -> None:
         """Tell the kernel that a range will be read soon."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fds[file], offset, length, os.POSIX_FADV_WILLNEED)
+        will_need(self._fds[file], offset, length)
 
     def read_elements(self, leaf: Location, first: int, count: int, into: memoryview) -> None:
         """Fill a buffer with elements of a leaf, as ``read`` does with bytes."""
