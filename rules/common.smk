@@ -21,6 +21,7 @@ from shardmerge.pickles import RECORD
 from shardmerge.planning import MODELS, decide, lock_paths
 from shardmerge.resources import megabytes, minutes
 from shardmerge.settings import explain_options, load_settings, own_config
+from shardmerge.spec import MERGEKIT
 from shardmerge.targets import Targets, fetch_options
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
@@ -29,12 +30,11 @@ SETTINGS = plainly(load_settings)(
 )
 DEPLOYED = workflow.deployment_settings.deployment_method
 ON_GPU = SETTINGS["device"] != "cpu"
-# Merges and checks on this machine share a process that imports torch while jobs are decided on.
+# Merges and checks on this machine share a process that has all modules loaded.
 # (Only runs on clusters have a number of nodes, `--jobs`.)
 SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
 LOCAL = workflow.resource_settings.nodes is None
 WORKER = worker.Worker(os.getpid() if SHARED else None, sys.argv if LOCAL else None)
-WORKER.expect(lock_paths(SETTINGS))
 DECISION = plainly(decide)(
     SETTINGS,
     head=workflow.is_main_process,
@@ -43,7 +43,7 @@ DECISION = plainly(decide)(
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
-WORKER.expect(job.output for job in PLAN.shards)
+WORKER.expect((job.output for job in PLAN.shards), PLAN.torch or SETTINGS["numerics"] == MERGEKIT)
 TARGETS = plainly(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]

@@ -16,7 +16,7 @@ rule merge_shard:
         "<logs>/merge_shard/{name}/{shard}.log",
     benchmark:
         "<benchmarks>/merge_shard/{name}/{shard}.tsv"
-    priority: 1  # before checks, which are read from what merges leave behind
+    priority: 2  # first, since the disk is what takes longest; checks come last
     conda:
         "../envs/merge.yaml"
     threads: RESOURCES["merge_threads"]

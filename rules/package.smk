@@ -13,7 +13,7 @@ rule write_config:
         recipe="<results>/{name}/model/mergekit_config.yml",
     log:
         "<logs>/write_config/{name}.log",
-    priority: 2  # first, while a core waits for torch to be imported on the other
+    priority: 1  # while the last merges write
     group:
         "package"
     conda:
@@ -30,7 +30,7 @@ rule write_index:
         "<results>/{name}/model/model.safetensors.index.json",
     log:
         "<logs>/write_index/{name}.log",
-    priority: 2
+    priority: 1
     group:
         "package"
     conda:
@@ -85,7 +85,7 @@ rule write_card:
         "<results>/{name}/model/README.md",
     log:
         "<logs>/write_card/{name}.log",
-    priority: 2
+    priority: 1
     group:
         "summary"
     conda:

@@ -6,15 +6,17 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import claim, run
-from shardmerge.worker import delegate
+from shardmerge.worker import TORCH, delegate
 
 
 def main() -> None:
     # not before a job is known to run here
+    from shardmerge.engine.steps import needs_torch
     from shardmerge.errors import UserError
     from shardmerge.files import write_json
     from shardmerge.planfiles import load_spec
     from shardmerge.shardcheck import check_shard
+    from shardmerge.spec import MERGEKIT
     from shardmerge.stored import stored_deltas
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -24,10 +26,13 @@ def main() -> None:
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parser.parse_args()
+    spec = load_spec(args.spec)
+    stored = stored_deltas(spec, args.deltas)
+    if spec.numerics == MERGEKIT or needs_torch(spec, stored):
+        delegate(TORCH)
     claim(args.output)
 
-    spec = load_spec(args.spec)
-    files = spec.required_files(stored_deltas(spec, args.deltas))
+    files = spec.required_files(stored)
     if len(files) != len(args.sources):
         raise UserError(f"needs {len(files)} files, {len(args.sources)} are given", "--sources")
     sources = dict(zip(files, args.sources, strict=True))

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 from shardmerge.cli import claim, run, say
-from shardmerge.worker import delegate, process_began
+from shardmerge.worker import TORCH, delegate, process_began
 
 
 def main() -> None:
     # not before a job is known to run here
     from shardmerge.engine import build_shard
+    from shardmerge.engine.steps import needs_torch
     from shardmerge.files import write_json
     from shardmerge.planfiles import load_spec
     from shardmerge.runs import is_made
@@ -29,13 +30,16 @@ def main() -> None:
     parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
     args = parser.parse_args()
 
+    spec = load_spec(args.spec)
+    deltas = [Path(path) for path in args.deltas]
+    stored = stored_deltas(spec, deltas)
+    if args.device == "cpu" and needs_torch(spec, stored):
+        delegate(TORCH)
     waited = claim(args.output, args.record)
     if waited and is_made(args.output, args.record, args.spec):
         say(f"{args.output.name}: another job has made it; nothing is left to do")
         return
-    spec = load_spec(args.spec)
-    deltas = [Path(path) for path in args.deltas]
-    files = spec.required_files(stored_deltas(spec, deltas))
+    files = spec.required_files(stored)
     record = build_shard(
         spec,
         dict(zip(files, map(Path, args.sources), strict=True)),

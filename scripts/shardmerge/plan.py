@@ -23,6 +23,7 @@ class ShardJob:
         bytes_read, bytes_written: What it must move.
         memory: Bytes that it needs at most.
         check_memory: Bytes that the check of the file needs at most.
+        torch: Whether something is computed that native code cannot.
     """
 
     output: str
@@ -33,6 +34,7 @@ class ShardJob:
     bytes_written: int
     memory: int
     check_memory: int
+    torch: bool
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Plan:
     def shards(self) -> tuple[ShardJob, ...]:
         """The shards of all models."""
         return tuple(job for build in self.builds.values() for job in build.shards)
+
+    @property
+    def torch(self) -> bool:
+        """Whether a job needs torch."""
+        return any(job.torch for job in (*self.shards, *self.deltas))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""

@@ -16,6 +16,7 @@ from shardmerge.describe import FileKey, describe, model_files
 from shardmerge.digest import digest
 from shardmerge.dtypes import DTYPES, tensor_bytes
 from shardmerge.engine.memory import workspace_bytes
+from shardmerge.engine.steps import needs_torch
 from shardmerge.errors import UserError
 from shardmerge.findings import audible
 from shardmerge.layout import group, shard_names
@@ -214,6 +215,7 @@ class _Planner:
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
             memory=workspace_bytes(spec),
             check_memory=check_bytes(spec),
+            torch=needs_torch(spec, delta_path),
         )
 
     def _path(self, key: FileKey) -> str:

@@ -1,7 +1,8 @@
-"""A run's jobs share one import of torch: they are forked from a process that has it.
+"""A run's jobs share their imports: they are forked from a process that has all modules loaded.
 
-It is started while the plan is made, or by the first job that asks, and ends when it has had
-nothing to do for some seconds.
+There is one for all jobs, and one that has torch besides, which is slow to import: to it a job goes
+once it knows that it computes what needs torch. Each is started while Snakemake decides on jobs, or
+by the first job that asks, and ends with the run.
 A job that cannot have it, for whatever reason, runs by itself. Linux only: the process listens at
 an abstract address, which leaves nothing behind, and takes jobs of its own user alone.
 """
@@ -28,43 +29,53 @@ from shardmerge.owner import started
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
 VARIABLE = "SHARDMERGE_WORKER"
-#: Seconds without a job after which the process ends.
-IDLE = 5.0
+#: Kinds of process: with what every job needs, and with torch too.
+PLAIN, TORCH = "plain", "torch"
 #: Imported before the first job: all that merging and checking a shard needs.
-_PRELOADED = (
-    "shardmerge.engine.compute",
+_PLAIN = (
+    "shardmerge.engine.lane",
     "shardmerge.methods",
     "shardmerge.planfiles",
     "shardmerge.shardcheck",
 )
+_PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.compute")}
 _MOST = 1 << 20  # bytes of a request: a command line and an environment
 #: A dry run, for all that a command line shows before Snakemake has read it.
 _DRY_RUN = re.compile(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*")
 _began: float | None = None
+#: Of a forked job: the run, and the kind of process that it was forked from.
+_run: str | None = None
+_kind: str | None = None
 
 
 class Worker:
-    """The process that a run's jobs are forked from, as the run itself sees it.
+    """The processes that a run's jobs are forked from, as the run itself sees them.
 
     Args:
-        name: Names the run; None for one whose jobs each run by themselves.
+        process: Id of the run's process; None for one whose jobs each run by themselves.
         command: Its command line; None for one whose jobs may run elsewhere.
     """
 
-    def __init__(self, name: int | None, command: Sequence[str] | None) -> None:
-        self._name = None if name is None else str(name)
-        self._idle = None in (name, command) or any(map(_DRY_RUN.fullmatch, command))
+    def __init__(self, process: int | None, command: Sequence[str] | None) -> None:
+        self._name = None if process is None else str(process)
+        self._idle = None in (process, command) or any(map(_DRY_RUN.fullmatch, command))
 
     @property
     def prefix(self) -> str:
         """What tells jobs of it, for their shell."""
         return f"export {VARIABLE}={self._name}; " if self._name else ""
 
-    def expect(self, files: Iterable[str]) -> None:
-        """Start the process if one of these files is missing, so that there will be jobs."""
+    def expect(self, files: Iterable[str], torch: bool) -> None:
+        """Start the processes if one of these files is missing, so that there will be jobs.
+
+        Args:
+            files: Outputs.
+            torch: Whether some of the jobs need torch.
+        """
         if not (self._idle or all(map(os.path.exists, files))):
             self._idle = True
-            _start(self._name)
+            for kind in (PLAIN, TORCH) if torch else (PLAIN,):
+                _start(self._name, kind)
 
 
 def process_began() -> float:
@@ -78,15 +89,19 @@ def process_began() -> float:
     return now
 
 
-def delegate() -> None:
-    """Run this process's script in a fork of the shared process, and exit as it does.
+def delegate(kind: str = PLAIN) -> None:
+    """Run this process's script in a fork of a shared process, and exit as it does.
 
-    Returns where there is none to be had; the script then runs here.
+    Returns where there is none to be had, or where this is such a fork; the script then runs here.
+
+    Args:
+        kind: PLAIN, or TORCH as soon as it is known that torch is needed and before anything else.
     """
-    name = os.environ.pop(VARIABLE, None)
-    if not name or sys.platform != "linux":
+    global _run
+    _run = os.environ.pop(VARIABLE, None) or _run
+    if not _run or kind == _kind or _kind == TORCH or sys.platform != "linux":
         return
-    with contextlib.suppress(OSError), _connect(name) as connection:
+    with contextlib.suppress(OSError), _connect(_run, kind) as connection:
         request = [sys.argv, os.getcwd(), dict(os.environ), process_began()]
         with _stopping(connection) as stopped:
             socket.send_fds(connection, [_packed(request)], [0, 1, 2])
@@ -95,8 +110,8 @@ def delegate() -> None:
             os._exit(int(status or 128 + stopped[0]))
 
 
-def _connect(name: str) -> socket.socket:
-    """Return a connection to a run's process, started if need be.
+def _connect(name: str, kind: str) -> socket.socket:
+    """Return a connection to a run's process of a kind, started if need be.
 
     Raises:
         OSError: If there is none.
@@ -106,10 +121,10 @@ def _connect(name: str) -> socket.socket:
         for pause in (0.0, *[0.02] * 100):
             time.sleep(pause)
             with contextlib.suppress(ConnectionRefusedError):
-                connection.connect(_address(name))
+                connection.connect(_address(name, kind))
                 break
             if not pause:
-                _start(name)
+                _start(name, kind)
         if _peer(connection) != os.getuid():
             raise PermissionError
     except BaseException:
@@ -118,11 +133,11 @@ def _connect(name: str) -> socket.socket:
     return connection
 
 
-def _start(name: str) -> None:
+def _start(name: str, kind: str) -> None:
     scripts = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = f"import sys; sys.path[0] = {scripts!r}; from {__name__} import serve; serve({name!r})"
+    code = f"import sys; sys.path[0] = {scripts!r}; from {__name__} import serve; "
     subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code + f"serve({name!r}, {kind!r})"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -162,17 +177,24 @@ class _Fork:
 class _Server:
     """Forks a process for each request, passes its status on, ends it where its client is gone."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, run: int) -> None:
         self._listener = listener
+        self._run = run
+        self._over = False
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(run, selectors.EVENT_READ)
         self._forks: list[_Fork] = []
 
-    def run(self, idle: float) -> None:
-        while events := self._selector.select(None if self._forks else idle):
-            for key, _ in events:
+    def serve(self) -> None:
+        """Take jobs until the run is over and all are done."""
+        while self._forks or not self._over:
+            for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
                     self._accept()
+                elif key.fileobj == self._run:
+                    self._over = True
+                    self._selector.unregister(self._run)
                 elif key.fileobj == key.data.watched:
                     self._ended(key.data)
                 elif key.data in self._forks:  # the client is gone, or was told to stop
@@ -190,6 +212,7 @@ class _Server:
             connection.close()
             self._selector.close()
             self._listener.close()
+            os.close(self._run)
             _run_here(json.loads(message), descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -254,8 +277,8 @@ def _packed(request: list) -> bytes:
     return packed
 
 
-def _address(name: str) -> str:
-    return f"\0shardmerge-{os.getuid()}-{name}"
+def _address(name: str, kind: str) -> str:
+    return f"\0shardmerge-{os.getuid()}-{name}-{kind}"
 
 
 def _peer(connection: socket.socket) -> int:
@@ -264,16 +287,24 @@ def _peer(connection: socket.socket) -> int:
     return struct.unpack("3i", row)[1]
 
 
-def serve(name: str, idle: float = IDLE) -> None:
-    """Be the process that a run's jobs are forked from, until none came for some seconds."""
+def serve(name: str, kind: str) -> None:
+    """Be the process that a run's jobs are forked from, until the run is over.
+
+    Args:
+        name: Names the run: the id of its process, and what else it likes after a hyphen.
+        kind: PLAIN or TORCH.
+    """
+    global _run, _kind
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:
-            listener.bind(_address(name))
-        except OSError:  # another job has started one
+            run = os.pidfd_open(int(name.partition("-")[0]))
+            listener.bind(_address(name, kind))
+        except OSError:  # the run is over, or another job has started one
             return
         listener.listen(64)
+        _run, _kind = name, kind
         gc.disable()  # a fifth of what importing torch takes
-        for module in _PRELOADED:
+        for module in _PRELOADED[kind]:
             __import__(module)
         gc.freeze()  # so that forks share what they do not change
-        _Server(listener).run(idle)
+        _Server(listener, run).serve()

@@ -420,7 +420,7 @@ class TestWholeOrNothing:
     def test_an_error_in_any_thread_ends_the_job(
         self, pair: Models, monkeypatch: pytest.MonkeyPatch, stage: str
     ) -> None:
-        from shardmerge.engine.compute import Lane
+        from shardmerge.engine.lane import Lane
         from shardmerge.engine.stream import Stream
 
         def broken(self: object, slot: object) -> None:

@@ -43,7 +43,7 @@ class TestReplaced:
 
 
 def shard_job() -> ShardJob:
-    return ShardJob("model/shard.safetensors", "digest", (), (), 0, 3, 0, 0)
+    return ShardJob("model/shard.safetensors", "digest", (), (), 0, 3, 0, 0, False)
 
 
 def fetch_job() -> FetchJob:

@@ -1,4 +1,4 @@
-"""Jobs that share a process with torch loaded behave as if they ran by themselves."""
+"""Jobs that share a process with modules loaded behave as if they ran by themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SCRIPT = f"""
 import atexit, os, signal, sys, time
 sys.path.insert(0, {str(SCRIPTS)!r})
-from shardmerge.worker import delegate, process_began
+from shardmerge.worker import TORCH, delegate, process_began
 
 def main(what, file):
     with open(file, "w") as out:
@@ -30,7 +30,7 @@ def main(what, file):
         sys.exit(7)
     if what == "raise":
         raise ValueError("seen")
-    if what == "wait":
+    if "wait" in what:
         def end(*_):
             open(file + ".term", "w").close()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -42,6 +42,8 @@ def main(what, file):
 
 if __name__ == "__main__":
     delegate()
+    if "torch" in sys.argv[1]:
+        delegate(TORCH)
     main(*sys.argv[1:])
 """
 
@@ -56,15 +58,27 @@ def until(condition, seconds=60):
         time.sleep(0.02)
 
 
+def run_name():
+    """Return a name for a run of this process."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def serve(name, kind=worker.PLAIN):
+    """Start a shared process."""
+    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
+    code += f"worker.serve({name!r}, {kind!r})"
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
 @pytest.fixture(scope="module")
 def served():
-    """A shared process that lives as long as the tests do."""
-    name = f"test-{secrets.token_hex(4)}"
-    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
-    process = subprocess.Popen([sys.executable, "-c", code + f"worker.serve({name!r}, 600)"])
-    yield name, process
-    process.kill()
-    process.wait()
+    """Shared processes of both kinds that live as long as the tests do: (name, plain, torch)."""
+    name = run_name()
+    processes = [serve(name, kind) for kind in (worker.PLAIN, worker.TORCH)]
+    yield name, *processes
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
@@ -91,17 +105,21 @@ class TestExpect:
     @pytest.fixture
     def started(self, monkeypatch):
         names = []
-        monkeypatch.setattr(worker, "_start", names.append)
+        monkeypatch.setattr(worker, "_start", lambda *one: names.append(one))
         return names
 
     @pytest.mark.parametrize("command", ["snakemake --cores 2", "snakemake -c2 --keep-going all"])
     def test_a_missing_file_starts_it_once(self, started, tmp_path, command):
         run = worker.Worker(12, command.split())
-        run.expect([__file__])
+        run.expect([__file__], torch=True)
         assert started == []
-        run.expect([__file__, str(tmp_path / "missing")])
-        run.expect([str(tmp_path / "missing")])
-        assert started == ["12"]
+        run.expect([__file__, str(tmp_path / "missing")], torch=False)
+        run.expect([str(tmp_path / "missing")], torch=False)
+        assert started == [("12", "plain")]
+
+    def test_torch_where_jobs_need_it(self, started, tmp_path):
+        worker.Worker(12, []).expect([str(tmp_path / "missing")], torch=True)
+        assert started == [("12", "plain"), ("12", "torch")]
 
     @pytest.mark.parametrize(
         ("name", "command"),
@@ -112,7 +130,7 @@ class TestExpect:
         ],
     )
     def test_no_jobs_are_foreseen(self, started, tmp_path, name, command):
-        worker.Worker(name, command).expect([str(tmp_path / "missing")])
+        worker.Worker(name, command).expect([str(tmp_path / "missing")], torch=True)
         assert started == []
 
     def test_jobs_are_told_its_name(self):
@@ -121,13 +139,14 @@ class TestExpect:
 
 
 class TestDelegate:
-    def test_runs_in_a_fork_that_has_torch(self, start, tmp_path, served):
-        job = start("work")
+    @pytest.mark.parametrize(("what", "loaded"), [("work", "False"), ("torch", "True")])
+    def test_runs_in_a_fork(self, start, tmp_path, served, what, loaded):
+        job = start(what)
         assert [part.strip() for part in job.communicate()] == ["to stdout", "to stderr"]
         assert job.returncode == 0
         pid, folder, mark, torch = (tmp_path / "found").read_text().split()
-        assert int(pid) not in (job.pid, served[1].pid)
-        assert (folder, mark, torch) == (str(tmp_path), "mine", "True")
+        assert int(pid) not in (job.pid, served[1].pid, served[2].pid)
+        assert (folder, mark, torch) == (str(tmp_path), "mine", loaded)
         assert (tmp_path / "found.end").exists()
 
     @pytest.mark.parametrize(("what", "status"), [("fail", 7), ("raise", 1)])
@@ -165,11 +184,19 @@ class TestDelegate:
         pid, _, _, torch = (tmp_path / "found").read_text().split()
         assert (int(pid), torch) == (job.pid, "False")
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_end_of_a_job_that_went_on_to_torch(self, start, tmp_path, number):
+        job = start("wait torch")
+        until((tmp_path / "found.ready").exists)
+        job.send_signal(number)
+        job.communicate()
+        assert job.returncode == (-9 if number == signal.SIGKILL else 128 + signal.SIGTERM)
+        until((tmp_path / "found.term").exists)
+
     def test_killed_server(self, start, tmp_path):
         """Whoever waits for it runs by itself; the next job starts another."""
-        name = f"killed-{secrets.token_hex(4)}"
-        code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
-        server = subprocess.Popen([sys.executable, "-c", code + f"worker.serve({name!r}, 600)"])
+        name = run_name()
+        server = serve(name)
         until(lambda: name in Path("/proc/net/unix").read_text())
         server.send_signal(signal.SIGSTOP)
         job = start("work", name)
@@ -182,13 +209,26 @@ class TestDelegate:
 
 
 class TestServe:
-    def test_ends_when_idle(self):
-        code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
-        code += f"worker._PRELOADED = (); worker.serve('idle-{os.getpid()}', 0.1)"
-        assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    def test_ends_with_the_run(self, start, tmp_path):
+        with subprocess.Popen(["sleep", "600"]) as run:
+            name = f"{run.pid}-{secrets.token_hex(4)}"
+            server = serve(name)
+            until(lambda: name in Path("/proc/net/unix").read_text())
+            job = start("wait", name)
+            until((tmp_path / "found.ready").exists)
+            run.kill()
+            run.wait()
+            time.sleep(0.2)
+            assert server.poll() is None  # its last job is not done
+            job.terminate()
+            job.communicate()
+            assert server.wait(60) == 0
+
+    def test_of_a_run_that_is_over(self):
+        with subprocess.Popen(["true"]) as run:
+            run.wait()
+        assert serve(f"{run.pid}-{secrets.token_hex(4)}").wait(60) == 0
 
     def test_one_for_a_run(self, served):
-        code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge import worker; "
         until(lambda: served[0] in Path("/proc/net/unix").read_text())
-        code += f"worker.serve({served[0]!r}, 600)"
-        assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+        assert serve(served[0]).wait(60) == 0

@@ -1,4 +1,4 @@
-"""A compute thread: the computed parts of windows, checked and measured as they are made."""
+"""What torch computes: parts of windows, checked and measured as they are made."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from shardmerge.engine.evaluate import Block, Evaluator, round_into
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Part
 from shardmerge.engine.lowrank import Products, factor_loader
+from shardmerge.engine.nonfinite import mend
 from shardmerge.engine.record import Tally
 from shardmerge.engine.registers import Registers, torch_dtype
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
@@ -35,7 +36,7 @@ class Job:
     nonfinite_sources: dict[int, bool] = field(default_factory=dict)
 
 
-class Lane:
+class TorchLane:
     """A compute thread's evaluators and buffers.
 
     Args:
@@ -55,15 +56,12 @@ class Lane:
         self._spare = torch.empty(0, dtype=torch.uint8, device=place.name)
         self._tensor: int | None = None
 
-    def compute(self, slot: Slot) -> None:
-        """Compute the parts of the slot's window from its input buffer into its output buffer."""
-        window = slot.window
-        if not window.parts:
-            return
-        with self._job.tally.timed("compute"), self._place.active():
-            arena = self._place.inputs(slot.arena, window.arena)
+    def compute(self, slot: Slot, parts: Sequence[Part]) -> None:
+        """Compute parts of the slot's window from its input buffer into its output buffer."""
+        with self._place.active():
+            arena = self._place.inputs(slot.arena, slot.window.arena)
             output = self._place.outputs(slot.output)
-            for part in window.parts:
+            for part in parts:
                 self._part(part, arena, output)
                 self._place.deliver(output, slot.output, part.begin, part.end)
             self._place.wait()
@@ -150,20 +148,10 @@ class Lane:
         self, part: Part, out: torch.Tensor, views: Sequence[torch.Tensor], name: str
     ) -> None:
         """Count a block's infinite and NaN elements that no source has; make NaNs all one."""
-        bad = ~out.isfinite()
-        if not bad.any():
-            return
-        if not all(product.finite for product in self._evaluator.held):
-            bad[:] = False
-        elif not part.whole:
-            for view in views:
-                bad &= view.isfinite()
-        elif self._source_is_nonfinite(part.tensor):
-            bad[:] = False
-        if count := int(bad.sum()):
+        whole = part.whole and not out.isfinite().all() and self._source_is_nonfinite(part.tensor)
+        given = whole or not all(product.finite for product in self._evaluator.held)
+        if (count := mend(out, () if part.whole else views)) and not given:
             self._job.tally.add_nonfinite(name, count)
-        # processors differ in the bits of a NaN that they make
-        out.masked_fill_(out.isnan(), math.nan)
 
     def _source_is_nonfinite(self, tensor: int) -> bool:
         with self._job.lock:

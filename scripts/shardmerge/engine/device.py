@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Buffer:
     """Page-aligned host memory, as bytes and, where torch is used, as a tensor of uint8."""
 
     memory: memoryview
+    address: int
     tensor: torch.Tensor | None = None
 
 
@@ -45,13 +47,17 @@ def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> Buffer:
         import torch
 
         pages = torch.empty(length, dtype=torch.uint8, pin_memory=True)
-        return Buffer(memoryview(pages.numpy()), pages)
-    pages = mmap.mmap(-1, length)
+        return Buffer(memoryview(pages.numpy()), pages.data_ptr(), pages)
+    pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     if not tensor:
-        return Buffer(memoryview(pages))
+        return Buffer(memoryview(pages), address)
     import torch
 
-    return Buffer(memoryview(pages), torch.frombuffer(pages, dtype=torch.uint8))
+    return Buffer(memoryview(pages), address, torch.frombuffer(pages, dtype=torch.uint8))
 
 
 def check_device(device: str) -> None:

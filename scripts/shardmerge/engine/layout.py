@@ -116,9 +116,9 @@ class Layout:
     twin: int | None
 
     @property
-    def computes(self) -> bool:
-        """Whether anything is computed, so that torch is needed."""
-        return any(piece.tensor is not None for piece in self.pieces)
+    def computed(self) -> tuple[int, ...]:
+        """Indices of the output tensors that are computed."""
+        return tuple(piece.tensor for piece in self.pieces if piece.tensor is not None)
 
     def windows(self, length: int) -> Iterator[Window]:
         """Yield the windows of a length in bytes, in order."""

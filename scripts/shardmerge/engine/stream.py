@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.inputs import Inputs
@@ -14,7 +15,11 @@ from shardmerge.engine.memory import TUNING, block_length
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
+from shardmerge.engine.steps import native_steps
 from shardmerge.spec import ShardSpec
+
+if TYPE_CHECKING:
+    from shardmerge.engine.compute import TorchLane
 
 Progress = Callable[[int, int], None]
 #: Windows ahead of the reader that the kernel is told of.
@@ -55,8 +60,10 @@ class Stream:
         self._done = 0
         self._file: OutputFile | None = None
         self._windows: Sequence[Window] = ()
-        if layout.computes:
+        if layout.computed:
             check_device(device)
+        self._steps = native_steps(spec, layout.computed, inputs.stored) if device == "cpu" else {}
+        self._torch = any(tensor not in self._steps for tensor in layout.computed)
 
     def run(self, file: OutputFile | None) -> str:
         """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
@@ -66,8 +73,9 @@ class Stream:
                 self._windows = list(self.layout.windows(length))
                 slots = self._make_slots(length, arena)
                 compute, stop = [_nothing], _nothing
-                if self.layout.computes:
+                if self._torch:
                     stack.enter_context(_one_torch_thread())
+                if self.layout.computed:
                     compute, stop = self._make_lanes()
             self._file = file
             Pipeline(
@@ -81,8 +89,7 @@ class Stream:
         return self._hash.hexdigest()
 
     def _make_slots(self, length: int, arena: int) -> list[Slot]:
-        tensor = self.layout.computes
-        pinned = tensor and self._device == "cuda"
+        tensor, pinned = self._torch, self._torch and self._device == "cuda"
         return [
             Slot(*(host_buffer(size, tensor=tensor, pinned=pinned) for size in (length, arena)))
             for _ in range(min(TUNING.slots, len(self._windows)))
@@ -90,7 +97,14 @@ class Stream:
 
     def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
-        from shardmerge.engine.compute import Job, Lane
+        from shardmerge.engine.lane import Lane
+
+        make, stop = self._torch_lanes() if self._torch else (_nothing, _nothing)
+        lanes = [Lane(self.spec, self.tally, self._steps, make) for _ in range(self._lanes)]
+        return [lane.compute for lane in lanes], stop
+
+    def _torch_lanes(self) -> tuple[Callable[[], TorchLane], Callable[[], None]]:
+        from shardmerge.engine.compute import Job, TorchLane
         from shardmerge.engine.lowrank import Products, factor_loader
         from shardmerge.engine.whole import WholeTensors
 
@@ -100,8 +114,7 @@ class Stream:
         products = Products(factor_loader(self.inputs, Host()), self.spec.numerics)
         job = Job(self.spec, self.inputs, self.tally, whole, None if cuda else products)
         block = TUNING.device_block if cuda else block_length(self.spec, TUNING)
-        lanes = [Lane(job, Cuda() if cuda else Host(), block) for _ in range(self._lanes)]
-        return [lane.compute for lane in lanes], whole.stop
+        return lambda: TorchLane(job, Cuda() if cuda else Host(), block), whole.stop
 
     def _read(self, slot: Slot) -> None:
         window = slot.window

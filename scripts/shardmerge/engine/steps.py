@@ -1,0 +1,125 @@
+"""An output tensor's expression as steps, where it is elementwise and made of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from shardmerge import expression as ex
+from shardmerge.engine.algebra import direct_deltas, leaves, simplify
+from shardmerge.methods import stepwise
+from shardmerge.program import TYPES, Program, Steps, Unsupported, Writer
+from shardmerge.registry import group_of
+from shardmerge.spec import MERGEKIT, OutputTensor, ShardSpec
+
+
+def native_steps(
+    spec: ShardSpec, tensors: Iterable[int], stored: Collection[ex.Delta]
+) -> dict[int, Steps]:
+    """Return the steps of those tensors that native code can compute on this processor.
+
+    Args:
+        spec: The shard.
+        tensors: Indices of output tensors.
+        stored: Task vectors that are read and not computed.
+    """
+    found = {i: steps_for(spec.tensors[i], stored, spec.numerics) for i in tensors}
+    found = {i: steps for i, steps in found.items() if steps}
+    if found:
+        from shardmerge.engine.native import is_usable
+
+        if not is_usable():
+            return {}
+    return found
+
+
+def needs_torch(spec: ShardSpec, stored: Collection[ex.Delta]) -> bool:
+    """Whether something of a shard is neither a copy nor what native code computes."""
+    return any(
+        steps_for(tensor, stored, spec.numerics) is None
+        for tensor in spec.tensors
+        if not isinstance(tensor.expression, ex.Source)
+    )
+
+
+def steps_for(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: str) -> Steps | None:
+    """Return an output tensor's steps, or None if torch must compute it.
+
+    Args:
+        tensor: The tensor.
+        stored: Task vectors that are read and not computed.
+        numerics: One of ``spec.NUMERICS``.
+    """
+    expression = simplify(tensor.expression)
+    files, held = leaves(expression, stored, numerics)
+    dtypes = [leaf.dtype for leaf in files]
+    if held or not {tensor.dtype, *dtypes} <= set(TYPES):
+        return None
+    numbers = {delta: number for number, delta in enumerate(ex.deltas(expression))}
+    compiler = _Compiler(
+        Writer(list(dtypes)),
+        {leaf: value for value, leaf in enumerate(files)},
+        {delta: numbers[delta] for delta in direct_deltas(expression, numerics)},
+        numerics == MERGEKIT,
+    )
+    try:
+        result = compiler.value(expression)
+    except Unsupported:
+        return None
+    writer = compiler.writer
+    program = Program(
+        tuple(dtypes), tuple(writer.steps), result, tensor.dtype, tuple(compiler.measured)
+    )
+    return Steps(program, tuple(writer.constants), tuple(compiler.squares))
+
+
+@dataclass
+class _Compiler:
+    writer: Writer
+    values: dict[ex.Expression, int]
+    numbers: dict[ex.Delta, int]
+    mergekit: bool
+    measured: list[int] = field(default_factory=list)
+    squares: list[tuple[int, int, int | None]] = field(default_factory=list)
+
+    def value(self, node: ex.Expression) -> int:
+        """Return the value of an expression; equal parts are computed once."""
+        if node in self.values:
+            if node in self.numbers and not self.mergekit:  # a task vector that is read
+                self._measure(self.numbers.pop(node), self.values[node])
+            return self.values[node]
+        self.values[node] = value = self._compute(node)
+        return value
+
+    def _compute(self, node: ex.Expression) -> int:
+        writer = self.writer
+        match node:
+            case ex.Delta(finetuned, base, dtype):
+                left, right = self.value(finetuned), self.value(base)
+                value = writer.round(writer.step("sub", left, right), dtype)
+                self._measure(self.numbers.pop(node), value, right)
+                return value
+            case ex.Linear(terms):
+                first, *others = (self._scaled(*term) for term in terms)
+                for other in others:
+                    first = writer.step("add", first, other)
+                return first
+            case ex.Cast(operand, dtype):
+                return writer.round(self.value(operand), dtype)
+            case ex.Zero():
+                return writer.step("zero")
+            case ex.Call(method=method, inputs=inputs) if self.mergekit:
+                if steps := stepwise.MERGEKIT.get(method):
+                    return steps(group_of(node, [self.value(one) for one in inputs]), writer)
+        raise Unsupported
+
+    def _scaled(self, coefficient: float, operand: ex.Expression) -> int:
+        value = self.value(operand)
+        if coefficient == 1.0:
+            return value
+        return self.writer.step("mul", value, self.writer.constant(coefficient))
+
+    def _measure(self, number: int, *values: int) -> None:
+        first = len(self.measured)
+        self.measured += values
+        self.squares.append((number, first, first + 1 if len(values) > 1 else None))

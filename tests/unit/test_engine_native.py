@@ -1,0 +1,220 @@
+"""Native code makes the bits that torch makes, on any processor, and needs no torch to do so."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import engine_cases as cases
+import kernel_cases
+import pytest
+import torch
+from engine_cases import Models, assert_same, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine import MERGEKIT, TestGoldenBytes, call_of
+
+from shardmerge import expression as ex
+from shardmerge.engine import native
+from shardmerge.engine.steps import needs_torch, steps_for
+from shardmerge.methods import stepwise
+from shardmerge.registry import kernel_of
+from shardmerge.spec import OutputTensor
+
+SIXTEEN = (torch.float16, torch.bfloat16)
+
+
+def evaluated(tensor: OutputTensor, inputs: list[torch.Tensor], numerics: str) -> torch.Tensor:
+    """Return an output tensor, made by native code alone."""
+    steps = steps_for(tensor, (), numerics)
+    out = torch.empty(inputs[0].shape, dtype=getattr(torch, cases.DTYPES[tensor.dtype].name))
+    constants = (native.ctypes.c_float * len(steps.constants))(*steps.constants)
+    code = native.native(steps.program)
+    code.run(out.data_ptr(), [t.data_ptr() for t in inputs], out.numel(), constants)
+    return out
+
+
+def same_numbers(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Show that two tensors have the same bits, but for those of a NaN."""
+    assert_same(got.isnan(), expected.isnan())
+    assert_same(got.nan_to_num(0, 1, -1), expected.nan_to_num(0, 1, -1))
+    assert_same(got.isinf(), expected.isinf())
+
+
+def source(code: str, shape: tuple[int, ...], model: str = "a") -> ex.Source:
+    return ex.Source(model, cases.FILE, "w", code, shape)
+
+
+class TestConversions:
+    """Every number of 16 bits, and float32 near every tie between two of them."""
+
+    @pytest.mark.parametrize("dtype", SIXTEEN)
+    @pytest.mark.parametrize("code", ["F16", "BF16", "F32"])
+    def test_every_number_of_16_bits(self, dtype: torch.dtype, code: str) -> None:
+        every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+        given = source(cases.CODES[dtype], tuple(every.shape))
+        expression = ex.Linear(((1.0, given), (0.0, given)))
+        got = evaluated(OutputTensor("w", code, given.shape, expression), [every], "float32")
+        wide = every.float()
+        same_numbers(got, (wide + wide * 0.0).to(got.dtype))
+
+    @pytest.mark.parametrize("code", ["F16", "BF16"])
+    def test_ties_go_to_even(self, code: str) -> None:
+        dtype = getattr(torch, cases.DTYPES[code].name)
+        every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+        wide = every[every.isfinite()].double()
+        middle = ((wide[1:] + wide[:-1]) / 2).float()
+        near = [middle, middle.nextafter(torch.tensor(9e9)), middle.nextafter(-torch.tensor(9e9))]
+        values = torch.cat(near)
+        tensor = OutputTensor("w", code, tuple(values.shape), source("F32", tuple(values.shape)))
+        same_numbers(evaluated(tensor, [values], "float32"), values.to(dtype))
+
+    @pytest.mark.parametrize("count", [1, 31, 32, 33, 16384 * 2 - 1, 16384 * 2 + 33])
+    def test_any_number_of_elements(self, count: int) -> None:
+        values = normal((count + 2,), 1, "F32")
+        given = source("F32", (count,))
+        tensor = OutputTensor("w", "F32", (count,), ex.Linear(((3.0, given),)))
+        steps = steps_for(tensor, (), "float32")
+        out = torch.full((count + 2,), 7.0)
+        place, constants = out.data_ptr() + 4, (native.ctypes.c_float * 1)(3.0)
+        native.native(steps.program).run(place, [values.data_ptr() + 4], count, constants)
+        assert_same(out[1:-1], values[1:-1] * 3.0)
+        assert out[0] == out[-1] == 7.0  # nothing beside them is written
+
+
+class TestMergekitNumerics:
+    """Steps make what the kernel makes, which is what mergekit makes."""
+
+    @pytest.mark.parametrize("name", sorted(stepwise.MERGEKIT))
+    @settings(max_examples=150, deadline=None)
+    @given(st.data())
+    def test_equal_the_kernel(self, name: str, data: st.DataObject) -> None:
+        dtypes = (*SIXTEEN, torch.float32)
+        group = data.draw(kernel_cases.groups(name, dtypes=dtypes, models=4))
+        code, shape = cases.CODES[group.tensors[0].dtype], tuple(group.tensors[0].shape)
+        inputs = [source(code, shape, f"m{i}") for i in range(len(group.tensors))]
+        tensor = OutputTensor("w", code, shape, call_of(name, group, inputs))
+        if steps_for(tensor, (), MERGEKIT) is None:
+            assert len(group.tensors) > 4  # torch adds more than four terms in another order
+            return
+        expected = kernel_of(name, MERGEKIT)[0](group)
+        same_numbers(evaluated(tensor, list(group.tensors), MERGEKIT), expected)
+
+
+class TestProcessors:
+    @pytest.mark.parametrize("cpu", ["x86-64-v3", "x86-64-v4", "sandybridge", "znver4"])
+    @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="x86-64 only")
+    def test_same_bytes_on_older_ones(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu: str
+    ) -> None:
+        """Code for a processor with other vectors, as far as this one runs it."""
+        features = native.binding.get_host_cpu_features()
+        needs = {"x86-64-v3": "avx2", "x86-64-v4": "avx512bw", "znver4": "avx512_bf16"}
+        if not features.get(needs.get(cpu, "f16c").replace("_bf16", "bf16")):
+            pytest.skip(f"this processor is no {cpu}")
+        monkeypatch.setattr(native, "_processor", lambda: (cpu, "+f16c"))
+        native.native.cache_clear()
+        models = TestGoldenBytes.models(tmp_path)
+        for name, spec in TestGoldenBytes.specs(models).items():
+            assert models.build(spec).sha256 == TestGoldenBytes.GOLDEN[name]
+        native.native.cache_clear()
+
+    def test_without_conversions_of_its_own_torch_computes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(native.binding, "get_host_cpu_features", dict)
+        monkeypatch.setattr(native.platform, "machine", lambda: "x86_64")
+        native.is_usable.cache_clear()
+        assert not native.is_usable()
+        models = TestGoldenBytes.models(tmp_path)
+        record = models.build(TestGoldenBytes.specs(models)["flagship F16"])
+        native.is_usable.cache_clear()
+        assert record.sha256 == TestGoldenBytes.GOLDEN["flagship F16"]
+
+
+class TestWhatNeedsTorch:
+    SHAPE = (4, 6)
+
+    def of(self, expression: ex.Expression, numerics: str = "float32", code: str = "F16") -> bool:
+        spec = cases.ShardSpec(
+            (OutputTensor("w", code, self.SHAPE, expression),), {}, numerics=numerics
+        )
+        return needs_torch(spec, ())
+
+    def test_sums_do_not(self) -> None:
+        a, b = (source("F16", self.SHAPE, m) for m in "ab")
+        assert not self.of(a)
+        assert not self.of(ex.Cast(a, "BF16"), code="BF16")
+        assert not self.of(ex.Linear(((0.5, a), (0.5, ex.Delta(a, b, "F16")))))
+        assert not self.of(ex.Zero(self.SHAPE))
+
+    def test_float64_and_products_do(self) -> None:
+        a, wide = source("F16", self.SHAPE), source("F64", self.SHAPE)
+        low = ex.LowRank(source("F16", (4, 2)), source("F16", (2, 6)), 1.0, False, "F32")
+        assert self.of(ex.Linear(((0.5, a), (0.5, wide))))
+        assert self.of(ex.Cast(a, "F64"))
+        assert self.of(ex.Linear(((1.0, a), (1.0, low))))
+
+    def test_methods_that_are_no_sums_do(self) -> None:
+        group = kernel_cases.ordinary("slerp", self.SHAPE)
+        inputs = [source("F16", self.SHAPE, m) for m in "ab"]
+        assert self.of(call_of("slerp", group, inputs))
+        assert self.of(call_of("slerp", group, inputs), MERGEKIT)
+
+    @pytest.mark.parametrize(("models", "expected"), [(4, False), (5, True)])
+    def test_mergekit_sums_of_more_than_four_do(self, models: int, expected: bool) -> None:
+        group = kernel_cases.ordinary("task_arithmetic", self.SHAPE, models=models)
+        inputs = [source("F16", self.SHAPE, f"m{i}") for i in range(len(group.tensors))]
+        assert self.of(call_of("task_arithmetic", group, inputs), MERGEKIT) == expected
+
+    def test_one_shard_of_both_kinds(self, tmp_path: Path) -> None:
+        shape = (37, 211)
+        models = Models(tmp_path, {m: {"w": normal(shape, i)} for i, m in enumerate("ab")})
+        a, b = models.source("a"), models.source("b")
+        group = kernel_cases.ordinary("slerp", shape)
+        rows = {
+            f"t{i}": ("F16", one)
+            for i, one in enumerate(
+                [
+                    ex.Linear(((0.3, a), (0.7, b))),
+                    call_of("slerp", group, [a, b]),
+                    a,
+                    ex.Linear(((0.5, a), (1.0, ex.Cast(b, "F64")))),
+                    ex.Delta(a, b, "F16"),
+                ]
+            )
+        }
+        made = []
+        for threads in (1, 3):
+            with cases.tuned(**cases.SMALL):
+                made.append(models.build(models.spec(rows), threads=threads).sha256)
+        assert made[0] == made[1]
+        assert_same(models.load()["t4"], models.tensors["a"]["w"] - models.tensors["b"]["w"])
+
+    def test_a_sum_is_built_without_it(self, tmp_path: Path) -> None:
+        models = Models(tmp_path, {m: {"w": normal((40, 50), i)} for i, m in enumerate("ab")})
+        total = ex.Linear(((0.3, models.source("a")), (0.7, models.source("b"))))
+        script = (
+            "import json, pathlib, sys\n"
+            "from shardmerge.engine import build_shard\n"
+            "from shardmerge.spec import ShardSpec\n"
+            "spec, folder = ShardSpec.from_json(json.load(sys.stdin)), pathlib.Path(sys.argv[1])\n"
+            "paths = {key: folder / f'{key[0]}.safetensors' for key in spec.files}\n"
+            "build_shard(spec, paths, folder / 'out.safetensors')\n"
+            "assert 'torch' not in sys.modules\n"
+        )
+        scripts = Path(native.__file__).parents[2]
+        spec = models.spec({"w": ("F16", total)})
+        subprocess.run(
+            [sys.executable, "-c", script, tmp_path],
+            env={"PYTHONPATH": str(scripts)}, input=json.dumps(spec.to_json()), text=True,
+            check=True,
+        )  # fmt: skip
+        assert_same(
+            models.load()["w"],
+            (
+                models.tensors["a"]["w"].float() * 0.3 + models.tensors["b"]["w"].float() * 0.7
+            ).half(),
+        )
