@@ -21,7 +21,6 @@ from shardmerge.pickles import RECORD
 from shardmerge.planning import MODELS, decide, lock_paths
 from shardmerge.resources import megabytes, minutes
 from shardmerge.settings import explain_options, load_settings, own_config
-from shardmerge.spec import MERGEKIT
 from shardmerge.targets import Targets, fetch_options
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
@@ -43,7 +42,7 @@ DECISION = plainly(decide)(
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
-WORKER.expect((job.output for job in PLAN.shards), PLAN.torch or SETTINGS["numerics"] == MERGEKIT)
+WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = plainly(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]

@@ -16,7 +16,6 @@ def main() -> None:
     from shardmerge.files import write_json
     from shardmerge.planfiles import load_spec
     from shardmerge.shardcheck import check_shard
-    from shardmerge.spec import MERGEKIT
     from shardmerge.stored import stored_deltas
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -28,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     spec = load_spec(args.spec)
     stored = stored_deltas(spec, args.deltas)
-    if spec.numerics == MERGEKIT or needs_torch(spec, stored):
+    if needs_torch(spec, stored):
         delegate(TORCH)
     claim(args.output)
 

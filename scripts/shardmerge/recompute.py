@@ -6,8 +6,8 @@ the sum: an operation whose result r is exact adds nothing, any other at most ``
 u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.3). A task
 vector is rounded to its type by definition, so it is known exactly. For merge
 methods that are no sums there is no such formula: their kernel is run in float64 and in float32,
-and the difference is the bound. In mergekit numerics the value is what the kernels make of the
-dtypes that the expression states.
+and the difference is the bound. In mergekit numerics the value is what a sum's steps make in numpy,
+else what the kernels make of the dtypes that the expression states.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shardmerge.dtypes import DTYPES, combine_dtype
 from shardmerge.engine.algebra import stated_dtype
 from shardmerge.estimates import Estimate, difference, product, round_estimate, rounded_error, total
 from shardmerge.recompute_rows import chosen_parts, gathered, mean_of_rows
+from shardmerge.recompute_steps import value_by_steps
 from shardmerge.registry import group_of, kernel_of
 from shardmerge.roundoff import decode, half_ulp
 from shardmerge.samples import Runs, positions
@@ -71,6 +72,11 @@ class Recomputer:
         with np.errstate(all="ignore"):
             if self._numerics == "float32":
                 return self._float32(expression, runs)
+            value = value_by_steps(
+                expression, dtype, self._stored, self._numerics, self._read, runs
+            )
+            if value is not None:
+                return Estimate(value, np.zeros_like(value))
             value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another

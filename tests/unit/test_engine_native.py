@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import engine_cases as cases
 import kernel_cases
+import numpy as np
 import pytest
 import torch
 from engine_cases import Models, assert_same, normal
@@ -20,7 +24,9 @@ from shardmerge import expression as ex
 from shardmerge.engine import native
 from shardmerge.engine.steps import needs_torch, steps_for
 from shardmerge.methods import stepwise
+from shardmerge.recompute_steps import multiplied_and_added, value_by_steps
 from shardmerge.registry import kernel_of
+from shardmerge.samples import Runs, positions
 from shardmerge.spec import OutputTensor
 
 SIXTEEN = (torch.float16, torch.bfloat16)
@@ -28,12 +34,25 @@ SIXTEEN = (torch.float16, torch.bfloat16)
 
 def evaluated(tensor: OutputTensor, inputs: list[torch.Tensor], numerics: str) -> torch.Tensor:
     """Return an output tensor, made by native code alone."""
-    steps = steps_for(tensor, (), numerics)
+    steps = steps_for(tensor.expression, tensor.dtype, (), numerics)
     out = torch.empty(inputs[0].shape, dtype=getattr(torch, cases.DTYPES[tensor.dtype].name))
     constants = (native.ctypes.c_float * len(steps.constants))(*steps.constants)
     code = native.native(steps.program)
     code.run(out.data_ptr(), [t.data_ptr() for t in inputs], out.numel(), constants)
     return out
+
+
+def recomputed(tensor: OutputTensor, inputs: list[torch.Tensor]) -> np.ndarray:
+    """Return what a check holds an output tensor for, before it is rounded."""
+
+    def read(leaf: ex.Source, runs: Runs) -> np.ndarray:
+        flat = inputs[int(leaf.model[1:])].reshape(-1)
+        bits = flat.view(torch.int16) if flat.dtype == torch.bfloat16 else flat
+        return bits.numpy()[positions(runs)]
+
+    runs = ((0, math.prod(tensor.shape)),)
+    with np.errstate(all="ignore"):
+        return value_by_steps(tensor.expression, tensor.dtype, (), MERGEKIT, read, runs)
 
 
 def same_numbers(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -76,7 +95,7 @@ class TestConversions:
         values = normal((count + 2,), 1, "F32")
         given = source("F32", (count,))
         tensor = OutputTensor("w", "F32", (count,), ex.Linear(((3.0, given),)))
-        steps = steps_for(tensor, (), "float32")
+        steps = steps_for(tensor.expression, tensor.dtype, (), "float32")
         out = torch.full((count + 2,), 7.0)
         place, constants = out.data_ptr() + 4, (native.ctypes.c_float * 1)(3.0)
         native.native(steps.program).run(place, [values.data_ptr() + 4], count, constants)
@@ -88,7 +107,7 @@ class TestMergekitNumerics:
     """Steps make what the kernel makes, which is what mergekit makes."""
 
     @pytest.mark.parametrize("name", sorted(stepwise.MERGEKIT))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(st.data())
     def test_equal_the_kernel(self, name: str, data: st.DataObject) -> None:
         dtypes = (*SIXTEEN, torch.float32)
@@ -96,11 +115,52 @@ class TestMergekitNumerics:
         code, shape = cases.CODES[group.tensors[0].dtype], tuple(group.tensors[0].shape)
         inputs = [source(code, shape, f"m{i}") for i in range(len(group.tensors))]
         tensor = OutputTensor("w", code, shape, call_of(name, group, inputs))
-        if steps_for(tensor, (), MERGEKIT) is None:
+        if steps_for(tensor.expression, tensor.dtype, (), MERGEKIT) is None:
             assert len(group.tensors) > 4  # torch adds more than four terms in another order
             return
         expected = kernel_of(name, MERGEKIT)[0](group)
         same_numbers(evaluated(tensor, list(group.tensors), MERGEKIT), expected)
+        checked = recomputed(tensor, list(group.tensors))
+        same_numbers(torch.from_numpy(checked).to(expected.dtype).view(shape), expected)
+
+
+class TestFusedMultiplyAdd:
+    """A check's own, in float64, is rounded once."""
+
+    SINGLES = st.floats(width=32, min_value=-(2.0**50), max_value=2.0**50)
+
+    @staticmethod
+    def nearest(value: Fraction) -> float:
+        """Return the float32 nearest to an exact number, of two the even one."""
+        (near,) = struct.unpack("<f", struct.pack("<f", float(value)))
+        around = [np.nextafter(np.float32(near), np.float32(way)) for way in (-1e38, 1e38)]
+        candidates = [float(np.float32(near)), *map(float, around)]
+        return min(
+            candidates,
+            key=lambda c: (abs(Fraction(c) - value), np.float32(c).view(np.int32) & 1),
+        )
+
+    @settings(max_examples=500, deadline=None)
+    @given(SINGLES, SINGLES, SINGLES)
+    def test_any_numbers(self, x: float, y: float, z: float) -> None:
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        got = multiplied_and_added(np.array([x], np.float32), np.float32(y), np.array([z], "<f4"))
+        assert float(got[0]) == self.nearest(exact)
+
+    def test_just_beside_a_tie(self) -> None:
+        """Where two roundings give another number than one."""
+        z = np.array([1.0 + 2.0**-23, 1.0], np.float32)
+        x = np.array([2.0**-24 * (1 + 2.0**-23)] * 2, np.float32)
+        x[1] = -(2.0**-25) * (1 + 2.0**-23)
+        y = np.float32(1 - 2.0**-23)  # their product is just below half a unit
+        twice = (x.astype(np.float64) * np.float64(y) + z).astype(np.float32)
+        got = multiplied_and_added(x, y, z)
+        exact = [
+            Fraction(float(a)) * Fraction(float(y)) + Fraction(float(c))
+            for a, c in zip(x, z, strict=True)
+        ]
+        assert [float(one) for one in got] == [self.nearest(one) for one in exact]
+        assert (twice != got).any()
 
 
 class TestProcessors:

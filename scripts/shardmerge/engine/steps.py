@@ -10,7 +10,7 @@ from shardmerge.engine.algebra import direct_deltas, leaves, simplify
 from shardmerge.methods import stepwise
 from shardmerge.program import TYPES, Program, Steps, Unsupported, Writer
 from shardmerge.registry import group_of
-from shardmerge.spec import MERGEKIT, OutputTensor, ShardSpec
+from shardmerge.spec import MERGEKIT, ShardSpec
 
 
 def native_steps(
@@ -23,8 +23,11 @@ def native_steps(
         tensors: Indices of output tensors.
         stored: Task vectors that are read and not computed.
     """
-    found = {i: steps_for(spec.tensors[i], stored, spec.numerics) for i in tensors}
-    found = {i: steps for i, steps in found.items() if steps}
+    found = {}
+    for i in tensors:
+        tensor = spec.tensors[i]
+        if steps := steps_for(tensor.expression, tensor.dtype, stored, spec.numerics):
+            found[i] = steps
     if found:
         from shardmerge.engine.native import is_usable
 
@@ -36,24 +39,27 @@ def native_steps(
 def needs_torch(spec: ShardSpec, stored: Collection[ex.Delta]) -> bool:
     """Whether something of a shard is neither a copy nor what native code computes."""
     return any(
-        steps_for(tensor, stored, spec.numerics) is None
+        steps_for(tensor.expression, tensor.dtype, stored, spec.numerics) is None
         for tensor in spec.tensors
         if not isinstance(tensor.expression, ex.Source)
     )
 
 
-def steps_for(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: str) -> Steps | None:
-    """Return an output tensor's steps, or None if torch must compute it.
+def steps_for(
+    expression: ex.Expression, dtype: str, stored: Collection[ex.Delta], numerics: str
+) -> Steps | None:
+    """Return the steps of an expression, or None if torch must compute it.
 
     Args:
-        tensor: The tensor.
+        expression: What an output tensor is.
+        dtype: Code of the type that it is written in.
         stored: Task vectors that are read and not computed.
         numerics: One of ``spec.NUMERICS``.
     """
-    expression = simplify(tensor.expression)
+    expression = simplify(expression)
     files, held = leaves(expression, stored, numerics)
     dtypes = [leaf.dtype for leaf in files]
-    if held or not {tensor.dtype, *dtypes} <= set(TYPES):
+    if held or not {dtype, *dtypes} <= set(TYPES):
         return None
     numbers = {delta: number for number, delta in enumerate(ex.deltas(expression))}
     compiler = _Compiler(
@@ -67,9 +73,7 @@ def steps_for(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: str)
     except Unsupported:
         return None
     writer = compiler.writer
-    program = Program(
-        tuple(dtypes), tuple(writer.steps), result, tensor.dtype, tuple(compiler.measured)
-    )
+    program = Program(tuple(dtypes), tuple(writer.steps), result, dtype, tuple(compiler.measured))
     return Steps(program, tuple(writer.constants), tuple(compiler.squares))
 
 

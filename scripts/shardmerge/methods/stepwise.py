@@ -59,7 +59,9 @@ def task_arithmetic(group: Group, writer: Writer) -> int:
     mixed = writer.round(in_order(writer, vectors), dtype)
     if group.parameters["normalize"]:
         total = rounded(sum_of(weights), dtype)
-        mixed = step("div", mixed, writer.constant(total if abs(total) >= 1e-8 else 1.0))
+        if abs(total) < rounded(1e-8, dtype):  # in float16 that is 0, and 0 divides
+            total = 1.0
+        mixed = step("div", mixed, writer.constant(total))
     if group.parameters["lambda"] != 1:
         mixed = step("mul", mixed, writer.constant(group.parameters["lambda"]))
     return step("add", base, mixed)
