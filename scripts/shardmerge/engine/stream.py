@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 #: Windows ahead of the reader that the kernel is told of.
-_AHEAD = 2
+_AHEAD = 4
 
 
 class Stream:
