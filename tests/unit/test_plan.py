@@ -105,11 +105,30 @@ class TestFlagship:
             "from shardmerge.settings import load_settings\n"
             f"s = load_settings({{'recipes': ['recipe.yaml'], 'sources': {NAMES!r}}})\n"
             "load_plan(s, say=print)\n"
-            "bad = {'torch', 'transformers', 'datasets', 'lm_eval', 'numpy'} & set(sys.modules)\n"
-            "assert not bad, bad"
+            "bad = {'torch', 'transformers', 'datasets', 'lm_eval', 'numpy', 'llvmlite'}\n"
+            "assert not bad & set(sys.modules), bad & set(sys.modules)"
         )
         env = {"PYTHONPATH": str(REPO / "scripts"), "PATH": "/usr/bin:/bin"}
         subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+class TestTorch:
+    """The plan says which jobs need torch, so that it is imported before the first of them."""
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("deltas", ["fuse", "store"])
+    def test_sums_do_not(self, work, numerics, deltas):
+        found = plan(FLAGSHIP, numerics=numerics, deltas=deltas)
+        assert found.shards
+        assert not found.torch
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_other_methods_do(self, work, numerics):
+        text = LINEAR.replace("merge_method: linear", "merge_method: ties\nbase_model: l")
+        text = text.replace("W1", "0.5, density: 0.5").replace("W2", "0.5, density: 0.5")
+        found = plan(text, numerics=numerics, sources={})
+        assert found.torch
+        assert found == type(found).from_json(found.to_json())
 
 
 class TestFolding:
