@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -54,6 +55,15 @@ MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
 def tensor_bytes(code: str, shape: Iterable[int]) -> int:
     """Return the bytes that a tensor of that type and shape takes in its file."""
     return math.prod(shape) * DTYPES[code].size
+
+
+def single(value: float) -> float:
+    """Return a number rounded to float32.
+
+    Raises:
+        OverflowError: If it is finite and beyond float32's largest number.
+    """
+    return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
 def promoted(codes: Iterable[str]) -> str:

@@ -6,10 +6,10 @@ not linear.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 
 from shardmerge import expression as ex
+from shardmerge.dtypes import single
 from shardmerge.registry import LinearForm
 
 #: A coefficient this small beside the terms that were summed to it is a rounding error of theirs.
@@ -116,6 +116,4 @@ def _cancel_bases(row: Row) -> Row:
 
 
 def _round(coefficient: float, wide: bool) -> float:
-    if wide:
-        return coefficient
-    return struct.unpack("<f", struct.pack("<f", coefficient))[0]
+    return coefficient if wide else single(coefficient)

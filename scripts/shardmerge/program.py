@@ -12,8 +12,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from shardmerge import expression as ex
+from shardmerge.dtypes import single
+
 #: Codes of the types that float32 holds.
 TYPES = ("F16", "BF16", "F32")
+#: Steps whose second operand is a constant.
+WITH_CONSTANT = ("mul", "div", "plus", "fma")
 
 
 class Unsupported(Exception):
@@ -47,12 +52,14 @@ class Steps:
 
     Args:
         program: Its steps.
+        leaves: What they start from.
         constants: That they name, of float32's values.
         squares: For each task vector that is measured: its number, where in ``program.measured``
             it stands, and where its base does (None if it is read from a file).
     """
 
     program: Program
+    leaves: tuple[ex.Source | ex.Rows | ex.Delta, ...]
     constants: tuple[float, ...]
     squares: tuple[tuple[int, int, int | None], ...]
 
@@ -98,16 +105,16 @@ def rounded(value: float, dtype: str) -> float:
         Unsupported: If it overflows.
     """
     try:
-        (single,) = struct.unpack("<f", struct.pack("<f", value))
+        value = single(value)
         if dtype == "F16":
-            (single,) = struct.unpack("<e", struct.pack("<e", single))
+            (value,) = struct.unpack("<e", struct.pack("<e", value))
     except OverflowError:
         raise Unsupported from None
-    if dtype == "BF16" and math.isfinite(single):
-        (bits,) = struct.unpack("<I", struct.pack("<f", single))
+    if dtype == "BF16" and math.isfinite(value):
+        (bits,) = struct.unpack("<I", struct.pack("<f", value))
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-        (single,) = struct.unpack("<f", struct.pack("<I", bits))
-    return single
+        (value,) = struct.unpack("<f", struct.pack("<I", bits))
+    return value
 
 
 def in_order(writer: Writer, values: Sequence[int]) -> int:

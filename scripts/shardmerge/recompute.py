@@ -23,6 +23,7 @@ from shardmerge import expression as ex
 from shardmerge.checkmemory import WHOLE
 from shardmerge.dtypes import DTYPES, combine_dtype
 from shardmerge.engine.algebra import stated_dtype
+from shardmerge.engine.steps import steps_for
 from shardmerge.estimates import Estimate, difference, product, round_estimate, rounded_error, total
 from shardmerge.recompute_rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.recompute_steps import value_by_steps
@@ -72,10 +73,9 @@ class Recomputer:
         with np.errstate(all="ignore"):
             if self._numerics == "float32":
                 return self._float32(expression, runs)
-            value = value_by_steps(
-                expression, dtype, self._stored, self._numerics, self._read, runs
-            )
-            if value is not None:
+            if steps := steps_for(expression, dtype, self._stored, self._numerics):
+                leaves = [self._float32(leaf, runs).value for leaf in steps.leaves]
+                value = value_by_steps(steps, leaves, _count(runs))
                 return Estimate(value, np.zeros_like(value))
             value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))

@@ -58,9 +58,14 @@ def until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def run_name():
-    """Return a name for a run of this process."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+def run_name(pid=None):
+    """Return a new name for a run of a process, by default of this one."""
+    return f"{pid or os.getpid()}-{secrets.token_hex(4)}"
+
+
+def until_reachable(name):
+    """Wait until a shared process of that name is reachable."""
+    until(lambda: name in Path("/proc/net/unix").read_text())
 
 
 def serve(name, kind=worker.PLAIN):
@@ -155,21 +160,24 @@ class TestDelegate:
         assert ("seen" in job.communicate()[1]) == (what == "raise")
         assert job.returncode == status
 
+    @pytest.mark.parametrize("what", ["wait", "wait torch"])
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_end_of_the_job_is_orderly(self, start, tmp_path, number):
-        job = start("wait")
+    def test_end_of_the_job_is_orderly(self, start, tmp_path, what, number):
+        job = start(what)
         until((tmp_path / "found.ready").exists)
         job.send_signal(number)
         job.communicate()
         assert job.returncode == 128 + signal.SIGTERM
         assert (tmp_path / "found.term").exists()
 
-    def test_killed_job_takes_its_fork_along(self, start, tmp_path):
-        job = start("wait")
+    @pytest.mark.parametrize("what", ["wait", "wait torch"])
+    def test_killed_job_takes_its_fork_along(self, start, tmp_path, what):
+        job = start(what)
         until((tmp_path / "found.ready").exists)
         pid = int((tmp_path / "found").read_text().split()[0])
         job.kill()
         job.communicate()
+        assert job.returncode == -signal.SIGKILL
         until((tmp_path / "found.term").exists)
         until(lambda: not Path(f"/proc/{pid}").exists())
 
@@ -184,20 +192,11 @@ class TestDelegate:
         pid, _, _, torch = (tmp_path / "found").read_text().split()
         assert (int(pid), torch) == (job.pid, "False")
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    def test_end_of_a_job_that_went_on_to_torch(self, start, tmp_path, number):
-        job = start("wait torch")
-        until((tmp_path / "found.ready").exists)
-        job.send_signal(number)
-        job.communicate()
-        assert job.returncode == (-9 if number == signal.SIGKILL else 128 + signal.SIGTERM)
-        until((tmp_path / "found.term").exists)
-
     def test_killed_server(self, start, tmp_path):
         """Whoever waits for it runs by itself; the next job starts another."""
         name = run_name()
         server = serve(name)
-        until(lambda: name in Path("/proc/net/unix").read_text())
+        until_reachable(name)
         server.send_signal(signal.SIGSTOP)
         job = start("work", name)
         until(lambda: Path("/proc/net/unix").read_text().count(name) > 1)
@@ -211,9 +210,9 @@ class TestDelegate:
 class TestServe:
     def test_ends_with_the_run(self, start, tmp_path):
         with subprocess.Popen(["sleep", "600"]) as run:
-            name = f"{run.pid}-{secrets.token_hex(4)}"
+            name = run_name(run.pid)
             server = serve(name)
-            until(lambda: name in Path("/proc/net/unix").read_text())
+            until_reachable(name)
             job = start("wait", name)
             until((tmp_path / "found.ready").exists)
             run.kill()
@@ -227,8 +226,8 @@ class TestServe:
     def test_of_a_run_that_is_over(self):
         with subprocess.Popen(["true"]) as run:
             run.wait()
-        assert serve(f"{run.pid}-{secrets.token_hex(4)}").wait(60) == 0
+        assert serve(run_name(run.pid)).wait(60) == 0
 
     def test_one_for_a_run(self, served):
-        until(lambda: served[0] in Path("/proc/net/unix").read_text())
+        until_reachable(served[0])
         assert serve(served[0]).wait(60) == 0

@@ -97,6 +97,15 @@ def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta]) -> bool:
+    """Whether a simplified expression, written in a dtype, is a tensor of a file as it lies there.
+
+    Rows of one are gathered, which is not a copy.
+    """
+    plain = isinstance(expression, ex.Source) or expression in stored
+    return plain and expression.dtype == dtype
+
+
 def file_leaves(expression: ex.Expression, stored: Collection[ex.Delta]) -> Iterator[FileLeaf]:
     """Yield all that is read for an expression, what lies under whole calls too."""
     if _in_file(expression, stored):

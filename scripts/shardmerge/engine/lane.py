@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine.device import Slot
@@ -14,12 +14,8 @@ from shardmerge.engine.record import Tally
 from shardmerge.program import Steps
 from shardmerge.spec import ShardSpec
 
-
-class Other(Protocol):
-    """What computes the parts that native code cannot."""
-
-    def compute(self, slot: Slot, parts: Sequence[Part]) -> None:
-        """Compute parts of the slot's window."""
+if TYPE_CHECKING:
+    from shardmerge.engine.compute import TorchLane
 
 
 class Lane:
@@ -29,7 +25,7 @@ class Lane:
         spec: The shard.
         tally: Where time, sums of squares and new infinite values are counted.
         steps: Of each output tensor that native code computes, by its index.
-        other: Makes what computes all others, when there is one.
+        other: Computes all others; None where there are none.
     """
 
     def __init__(
@@ -37,10 +33,9 @@ class Lane:
         spec: ShardSpec,
         tally: Tally,
         steps: Mapping[int, Steps],
-        other: Callable[[], Other],
+        other: TorchLane | None,
     ) -> None:
-        self._spec, self._tally, self._steps = spec, tally, steps
-        self._make_other, self._other = other, None
+        self._spec, self._tally, self._steps, self._other = spec, tally, steps, other
         self._spare = ctypes.create_string_buffer(0)
 
     def compute(self, slot: Slot) -> None:
@@ -54,7 +49,6 @@ class Lane:
                     self._fill(part, self._steps[part.tensor], slot)
             rest = [part for part in parts if part.tensor not in self._steps]
             if rest:
-                self._other = self._other or self._make_other()
                 self._other.compute(slot, rest)
 
     def _fill(self, part: Part, steps: Steps, slot: Slot) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import file_leaves, leaves, low_ranks, simplify
+from shardmerge.engine.algebra import file_leaves, is_copied, leaves, low_ranks, simplify
 from shardmerge.engine.inputs import Inputs, Location
 from shardmerge.engine.memory import Tuning
 from shardmerge.errors import UserError
@@ -183,11 +183,10 @@ def _piece(
 ) -> Piece:
     expression = simplify(tensor.expression)
     count = math.prod(tensor.shape)
-    if isinstance(expression, ex.Source) or expression in inputs.stored:
+    if is_copied(expression, tensor.dtype, inputs.stored):
+        _same_count(tensor, expression, count)
         location = inputs.locate(expression)
-        if location.dtype == tensor.dtype:
-            _same_count(tensor, expression, count)
-            return Piece(begin, end, copy=(location.file, location.begin))
+        return Piece(begin, end, copy=(location.file, location.begin))
     if count:
         _mergeable(tensor, inputs)
     files, calls = leaves(expression, inputs.stored, numerics)

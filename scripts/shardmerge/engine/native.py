@@ -12,23 +12,23 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from llvmlite import binding
 
 from shardmerge.dtypes import DTYPES
-from shardmerge.program import Program
+from shardmerge.program import WITH_CONSTANT, Program
 
 #: Elements of a vector of the generated code: registers of any processor are a fraction of it.
 WIDTH = 32
 #: Elements after which sums of squares go from float32 to float64.
 _CHUNK = 1 << 14
-_FLOAT = f"<{WIDTH} x float>"
+#: What an element is in memory, by type code.
+_ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float"}
+_STORED = {code: f"<{WIDTH} x {element}>" for code, element in _ELEMENT.items()}
+_HALF, _BITS, _FLOAT = _STORED.values()
 _DOUBLE = f"<{WIDTH} x double>"
 _INT = f"<{WIDTH} x i32>"
-_BITS = f"<{WIDTH} x i16>"
-_HALF = f"<{WIDTH} x half>"
-#: What lies in memory, by type code.
-_STORED = {"F16": _HALF, "BF16": _BITS, "F32": _FLOAT}
 
 
 @cache
@@ -63,29 +63,22 @@ class Native:
         Args:
             output: Address of the first element's place.
             leaves: Address of the first element of each leaf.
-            count: Elements.
+            count: Elements, at least one.
             constants: That the program names, float32.
 
         Returns:
             Whether all results are finite, and the sum of squares of each measured value.
         """
-        sums = (ctypes.c_double * (WIDTH * (1 + len(self.program.measured))))()
         whole = count // WIDTH * WIDTH
-        if whole:
-            self._call(output, leaves, whole, constants, sums)
-        parts = list(sums)
+        calls = [self._call(output, leaves, whole, constants)] if whole else []
         if rest := count - whole:
-            parts += self._rest(output, leaves, whole, rest, constants)
-        rows = [parts[i : i + WIDTH] for i in range(0, len(parts), WIDTH)]
-        kinds = 1 + len(self.program.measured)
-        finite, *squares = (
-            math.fsum(x for row in rows[k::kinds] for x in row) for k in range(kinds)
-        )
+            calls.append(self._rest(output, leaves, whole, rest, constants))
+        finite, *squares = (math.fsum(chain(*rows)) for rows in zip(*calls, strict=True))
         return finite == 0, squares
 
     def _rest(
         self, output: int, leaves: Sequence[int], done: int, count: int, constants: ctypes.Array
-    ) -> list[float]:
+    ) -> list[list[float]]:
         """Compute the last elements, which fill no vector, in buffers of one."""
         sizes = [DTYPES[code].size for code in self.program.leaves]
         size = DTYPES[self.program.output].size
@@ -93,22 +86,19 @@ class Native:
         for buffer, leaf, one in zip(buffers, leaves, sizes, strict=True):
             ctypes.memmove(buffer, leaf + done * one, count * one)
         result = (ctypes.c_uint8 * (WIDTH * size))()
-        sums = (ctypes.c_double * (WIDTH * (1 + len(self.program.measured))))()
         addresses = [ctypes.addressof(buffer) for buffer in buffers]
-        self._call(ctypes.addressof(result), addresses, WIDTH, constants, sums)
+        sums = self._call(ctypes.addressof(result), addresses, WIDTH, constants)
         ctypes.memmove(output + done * size, result, count * size)
-        return list(sums)
+        return sums
 
     def _call(
-        self,
-        output: int,
-        leaves: Sequence[int],
-        count: int,
-        constants: ctypes.Array,
-        sums: ctypes.Array,
-    ) -> None:
+        self, output: int, leaves: Sequence[int], count: int, constants: ctypes.Array
+    ) -> list[list[float]]:
+        """Compute whole vectors; return for each sum what it has in every place of a vector."""
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
+        sums = ((ctypes.c_double * WIDTH) * (1 + len(self.program.measured)))()
         self.function(output, addresses, count, constants, sums)
+        return [list(row) for row in sums]
 
 
 @cache
@@ -192,7 +182,7 @@ class _Assembly:
                 f"  %leaf{k}.at = getelementptr ptr, ptr %leaves, i64 {k}",
                 f"  %leaf{k} = load ptr, ptr %leaf{k}.at",
             ]
-        used = {step[1][1] for step in self._program.steps if step[0] in _WITH_CONSTANT}
+        used = {step[1][1] for step in self._program.steps if step[0] in WITH_CONSTANT}
         for k in sorted(used):
             lines += [
                 f"  %c{k}.at = getelementptr float, ptr %constants, i64 {k}",
@@ -231,8 +221,7 @@ class _Assembly:
         return name
 
     def _place(self, base: str, code: str) -> str:
-        element = _STORED[code].split(" x ")[1][:-1]
-        return self._new(f"getelementptr {element}, ptr {base}, i64 %i")
+        return self._new(f"getelementptr {_ELEMENT[code]}, ptr {base}, i64 %i")
 
     def _widen(self, stored: str, code: str, name: str | None = None) -> str:
         """Return float32 of what lies in memory."""
@@ -281,13 +270,12 @@ class _Assembly:
                 value,
             )
         else:
-            prefix = "%c" if kind in _WITH_CONSTANT else "%v"
+            prefix = "%c" if kind in WITH_CONSTANT else "%v"
             left, right = operands
             self._new(f"{_OPERATIONS[kind]} {_FLOAT} %v{left}, {prefix}{right}", value)
 
 
 _OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus": "fadd"}
-_WITH_CONSTANT = ("mul", "div", "plus", "fma")
 
 
 def _splat(value: int) -> str:

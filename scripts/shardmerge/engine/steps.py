@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from shardmerge import expression as ex
-from shardmerge.engine.algebra import direct_deltas, leaves, simplify
+from shardmerge.engine.algebra import direct_deltas, is_copied, leaves, simplify
 from shardmerge.methods import stepwise
 from shardmerge.program import TYPES, Program, Steps, Unsupported, Writer
 from shardmerge.registry import group_of
@@ -41,7 +41,7 @@ def needs_torch(spec: ShardSpec, stored: Collection[ex.Delta]) -> bool:
     return any(
         steps_for(tensor.expression, tensor.dtype, stored, spec.numerics) is None
         for tensor in spec.tensors
-        if not isinstance(tensor.expression, ex.Source)
+        if not is_copied(simplify(tensor.expression), tensor.dtype, stored)
     )
 
 
@@ -74,7 +74,7 @@ def steps_for(
         return None
     writer = compiler.writer
     program = Program(tuple(dtypes), tuple(writer.steps), result, dtype, tuple(compiler.measured))
-    return Steps(program, tuple(writer.constants), tuple(compiler.squares))
+    return Steps(program, files, tuple(writer.constants), tuple(compiler.squares))
 
 
 @dataclass

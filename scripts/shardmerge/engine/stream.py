@@ -99,11 +99,13 @@ class Stream:
         """Return a compute function for each thread, and what wakes them after a failure."""
         from shardmerge.engine.lane import Lane
 
-        make, stop = self._torch_lanes() if self._torch else (_nothing, _nothing)
-        lanes = [Lane(self.spec, self.tally, self._steps, make) for _ in range(self._lanes)]
+        others, stop = [None] * self._lanes, _nothing
+        if self._torch:
+            others, stop = self._make_torch_lanes()
+        lanes = [Lane(self.spec, self.tally, self._steps, other) for other in others]
         return [lane.compute for lane in lanes], stop
 
-    def _torch_lanes(self) -> tuple[Callable[[], TorchLane], Callable[[], None]]:
+    def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:
         from shardmerge.engine.compute import Job, TorchLane
         from shardmerge.engine.lowrank import Products, factor_loader
         from shardmerge.engine.whole import WholeTensors
@@ -114,7 +116,8 @@ class Stream:
         products = Products(factor_loader(self.inputs, Host()), self.spec.numerics)
         job = Job(self.spec, self.inputs, self.tally, whole, None if cuda else products)
         block = TUNING.device_block if cuda else block_length(self.spec, TUNING)
-        return lambda: TorchLane(job, Cuda() if cuda else Host(), block), whole.stop
+        lanes = [TorchLane(job, Cuda() if cuda else Host(), block) for _ in range(self._lanes)]
+        return lanes, whole.stop
 
     def _read(self, slot: Slot) -> None:
         window = slot.window
