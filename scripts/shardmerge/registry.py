@@ -49,6 +49,7 @@ __all__ = [
     "parameter_names",
     "result_dtype",
     "step_kernel",
+    "version_of",
     "workspace_elements",
 ]
 
@@ -79,6 +80,7 @@ class MergeMethod:
     workspace: Workspace = Workspace()
     deterministic: bool = True
     check: Callable[[Request], None] | None = None
+    version: int = 1
 
     def parameter(self, name: str) -> Parameter | None:
         """Return the parameter of that name, or None."""
@@ -110,6 +112,7 @@ def merge_method(
     workspace: Workspace = Workspace(),
     deterministic: bool = True,
     check: Callable[[Request], None] | None = None,
+    version: int = 1,
 ) -> Callable[[Callable], Callable]:
     """Register the decorated function as a merge method.
 
@@ -126,6 +129,8 @@ def merge_method(
             result and this (``workspace_elements``).
         deterministic: False where a random generator decides (then it is keyed by content).
         check: Raises UserError where values that are each in bounds do not go together.
+        version: Grows when the method's bytes in float32 numerics change: what was built with it
+            is then built anew, and nothing else is (golden tests watch it).
 
     Raises:
         ValueError: If the name is taken.
@@ -147,6 +152,7 @@ def merge_method(
             workspace=workspace,
             deterministic=deterministic,
             check=check,
+            version=version,
         )
         return function
 
@@ -248,6 +254,12 @@ def kernel_of(name: str, numerics: str) -> tuple[Kernel, bool]:
     if declared.kernel is None:
         raise UserError(f"merge_method {name!r} is linear and has no kernel in {numerics!r}")
     return declared.kernel, declared.elementwise
+
+
+def version_of(name: str, numerics: str) -> int:
+    """Return the version of a method's bytes; what mergekit makes of it does not change."""
+    _load()
+    return _METHODS[name].version if numerics == "float32" and name in _METHODS else 1
 
 
 def in_mergekit(name: str) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 from shardmerge import expression as ex
 from shardmerge.digest import digest
 from shardmerge.expression_json import from_json, source_to_json, to_json
+from shardmerge.registry import version_of
 
-#: Changes when the engine's bytes change for the same specification (golden tests watch it).
+#: Changes when the engine's bytes change for the same specification (golden tests watch it); where
+#: those of one method change, its own version does.
 ENGINE_VERSION = 1
 MERGEKIT = "mergekit-0.1.5"
 NUMERICS = ("float32", MERGEKIT)
@@ -52,6 +54,7 @@ class ShardSpec:
     def _to_json(self, source: Callable[[ex.Source], Any]) -> dict[str, Any]:
         return {
             "engine": ENGINE_VERSION,
+            **self._versions(),
             "numerics": self.numerics,
             "allow_nonfinite": self.allow_nonfinite,
             "metadata": dict(self.metadata or {"format": "pt"}),
@@ -66,6 +69,14 @@ class ShardSpec:
                 for t in self.tensors
             ],
         }
+
+    def _versions(self) -> dict[str, dict[str, int]]:
+        """Return the versions of the methods that are called, where one is not the first."""
+        calls = (p for t in self.tensors for p in ex.walk(t.expression) if isinstance(p, ex.Call))
+        names = sorted({call.method for call in calls})
+        versions = {name: version_of(name, self.numerics) for name in names}
+        later = {name: version for name, version in versions.items() if version != 1}
+        return {"versions": later} if later else {}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardSpec:

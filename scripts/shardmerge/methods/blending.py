@@ -51,6 +51,7 @@ def _mergekit_nearswap(group: Group) -> torch.Tensor:
     reference="https://arcee.ai",
     inputs=Inputs(base="required", minimum=2, maximum=2, alone="copied"),
     workspace=Workspace(tensors=0.5),
+    version=2,
 )
 def arcee_fusion(group: Group) -> torch.Tensor:
     """The other model's most important elements, the rest from the base model.
@@ -92,6 +93,7 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     inputs=Inputs(base="required"),
     elementwise=True,
     workspace=Workspace(tensors=14.0),
+    version=2,
 )
 def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     """Task arithmetic by ratios, for tensors that multiply, such as the scales of norms.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Parameter("t", float, description="0 gives the base model, 1 the other."),
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2, alone="copied"),
+    version=2,
 )
 def slerp(group: Group) -> torch.Tensor:
     """Spherical interpolation from the base model to another.
@@ -62,6 +63,7 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
         Parameter("nuslerp_flatten", bool, default=True, description="A tensor is one vector."),
     ],
     inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, alone="copied"),
+    version=2,
 )
 def nuslerp(group: Group) -> torch.Tensor:
     """Spherical interpolation between two models, or between their task vectors.
@@ -107,6 +109,7 @@ def _check_multislerp(request: Request | Group) -> None:
     ],
     inputs=Inputs(base="optional", minimum_models=1),
     check=_check_multislerp,
+    version=2,
 )
 def multislerp(group: Group) -> torch.Tensor:
     """Barycentric interpolation of many models' directions on a sphere.
@@ -144,6 +147,7 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
             description="Norms, angles and steps below it count as 0.",
         ),
     ],
+    version=2,
 )
 def karcher(group: Group) -> torch.Tensor:
     """Centre of mass of the models' directions on the sphere, with their mean norm.

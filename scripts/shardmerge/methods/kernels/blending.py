@@ -8,10 +8,13 @@ import torch
 
 from shardmerge.contract import BLOCK, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans, tiles
+from shardmerge.methods.kernels.functions import exp_, log_
 from shardmerge.methods.kernels.selection import key_values, order_statistics, sort_keys
 
 _SMALLEST_DISTANCE = 1e-6
 _SMALLEST_PROBABILITY = 1e-8
+#: The smallest normal number of float64.
+_SMALLEST_RATIO = 2.0**-1022
 
 
 def nearswap(group: Group) -> torch.Tensor:
@@ -64,21 +67,26 @@ def _divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 def _row_divergence(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     greatest = [_row_maxima(matrix) for matrix in (other, base)]
 
-    def exponentials(row: slice, column: slice) -> list[torch.Tensor]:
-        # On the CPU whatever the device, since the exponential's last bit differs.
+    def made(row: slice, column: slice) -> list[torch.Tensor]:
         return [
-            matrix[row, column].cpu().double().sub(peak[row, None]).exp_()
+            exp_(matrix[row, column].cpu().double().sub(peak[row, None]))
             for matrix, peak in zip((other, base), greatest, strict=True)
         ]
 
-    sums = row_sums(exponentials, *base.shape)
+    whole = slice(None), slice(None)
+    kept = made(*whole) if base.numel() <= BLOCK else None  # else one row, in several tiles
+
+    def copies(row: slice, column: slice) -> list[torch.Tensor]:
+        return [part.clone() for part in kept] if kept else made(row, column)
+
+    sums = row_sums(copies, *base.shape)
 
     def terms(row: slice, column: slice) -> Iterator[torch.Tensor]:
         p, q = (
             part.div_(total[row, None]).add_(_SMALLEST_PROBABILITY)
-            for part, total in zip(exponentials(row, column), sums, strict=True)
+            for part, total in zip(kept or made(row, column), sums, strict=True)
         )
-        yield q.copy_(p / q).log_().mul_(p)
+        yield log_(torch.div(p, q, out=q)).mul_(p)
 
     return row_sums(terms, *base.shape)[0].clamp_(min=0)
 
@@ -91,20 +99,29 @@ def _row_maxima(matrix: torch.Tensor) -> torch.Tensor:
 def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     """Multiply the base by the models' ratios to it; add where a ratio makes no sense."""
     offset = group.parameters["offset"]
-    base = group.tensors[group.base].cpu().double() + offset
+    flat = [tensor.reshape(-1) for tensor in group.tensors]
+    base = flat[group.base].cpu().double() + offset
     weights, indices = group.per_input["weight"], group.others
     total = sum(weights[i] for i in indices)
     factor = group.parameters["lambda"]
     if group.parameters["normalize"]:
         factor /= total if abs(total) >= 1e-8 else 1.0
     product, additive, sensible = base.clone(), base.clone(), base != 0
+    logarithm = None
     for i in indices:
         exponent = weights[i] * factor
         if exponent == 0:
             continue
-        model = group.tensors[i].cpu().double() + offset
+        model = flat[i].cpu().double() + offset
         ratio = model / base
-        sensible &= (ratio > 0) & ratio.isfinite()
-        product *= ratio.pow(exponent)
-        additive += (model - base) * exponent
-    return torch.where(sensible, product, additive).sub_(offset).to(group.tensors[group.base])
+        sensible &= (ratio >= _SMALLEST_RATIO) & ratio.isfinite()
+        additive += model.sub_(base).mul_(exponent)
+        if exponent == 1:
+            product *= ratio
+            continue
+        term = log_(ratio).mul_(exponent)
+        logarithm = term if logarithm is None else logarithm.add_(term)
+    if logarithm is not None:
+        product *= exp_(logarithm)
+    result = torch.where(sensible, product, additive).sub_(offset)
+    return result.to(flat[group.base]).view_as(group.tensors[group.base])

@@ -2,8 +2,8 @@
 
 A float32 kernel must give the same bits on any device and for any number of threads. So it uses
 only operations that IEEE 754 rounds correctly (no fused multiply-add, whose use differs), sums in
-a fixed order by halves, in float64, and leaves transcendental functions to float64 on the CPU.
-It keeps memory small by passing over the inputs in tiles.
+a fixed order by halves, in float64, and takes transcendental functions from ``functions``. It keeps
+memory small by passing over the inputs in tiles.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from shardmerge.methods.kernels.blocks import (
     spans,
     totals,
 )
+from shardmerge.methods.kernels.functions import acos, at, cos, sin
 
 _SMALLEST_NORM = 1e-8
 #: Cosine from which slerp interpolates linearly.
@@ -42,8 +43,8 @@ def slerp(group: Group) -> torch.Tensor:
     t = group.parameters["t"]
     weights = [1 - t, t]
     if abs(cosine) <= _PARALLEL:
-        angle = math.acos(cosine)
-        weights = [math.sin(w * angle) / math.sin(angle) for w in weights]
+        angle = at(acos, cosine)
+        weights = [at(sin, w * angle) / at(sin, angle) for w in weights]
     return _combined(pair, weights, group)
 
 
@@ -64,9 +65,11 @@ def nuslerp(group: Group) -> torch.Tensor:
         norms = [dots[i, i].sqrt().clamp_(min=_NUSLERP_SMALLEST_NORM) for i in range(2)]
         cosine = (dots[0, 1] / norms[0] / norms[1]).clamp_(-1, 1)
         parallel = 1 - cosine.square() <= _NUSLERP_PARALLEL
-        angle = torch.acos(torch.where(parallel, 0, cosine))
+        angle = acos(torch.where(parallel, 0, cosine))
+        *parts, whole = sin(torch.stack([(1 - t) * angle, t * angle, angle]))
         return [
-            torch.where(parallel, w, torch.sin(w * angle) / torch.sin(angle)) for w in (1 - t, t)
+            torch.where(parallel, w, part / whole)
+            for w, part in zip((1 - t, t), parts, strict=True)
         ]
 
     return _combined_rows(pair, arcs, group, axis, origin)
@@ -105,7 +108,7 @@ def multislerp(group: Group) -> torch.Tensor:
                 "Give the models other weights, or merge this tensor with another method.",
             )
         length = 1.0
-    radius = sum(w * n for w, n in zip(weights, norms, strict=True)) * math.cos(eps)
+    radius = sum(w * n for w, n in zip(weights, norms, strict=True)) * at(cos, eps)
     return _combined(vectors, [u / length * radius for u in units], group, origin)
 
 
@@ -149,23 +152,22 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
     mean = [1.0] + [0.0] * (count - 1) if length < tolerance else [c / length for c in mean]
     for _ in range(steps):
         tangent = [0.0] * count
-        for i in range(count):
-            cosine = math.fsum(c * cosines[i][j] for j, c in enumerate(mean))
-            cosine = min(1.0, max(-1.0, cosine))
-            angle = math.acos(cosine)
+        inner = [math.fsum(c * row[j] for j, c in enumerate(mean)) for row in cosines]
+        inner = [min(1.0, max(-1.0, cosine)) for cosine in inner]
+        angles = acos(torch.tensor(inner, dtype=torch.float64))
+        sines = sin(angles).tolist()
+        for i, (cosine, angle) in enumerate(zip(inner, angles.tolist(), strict=True)):
             # To where the mean is, or to its antipode, no one direction leads.
             if min(angle, math.pi - angle) < tolerance:
                 continue
-            scale = angle / math.sin(angle) / count
+            scale = angle / sines[i] / count
             tangent = [g - scale * cosine * c for g, c in zip(tangent, mean, strict=True)]
             tangent[i] += scale
         step = _norm(dot(tangent, tangent))
         if step < tolerance:
             break
-        mean = [
-            math.cos(step) * c + math.sin(step) * g / step
-            for c, g in zip(mean, tangent, strict=True)
-        ]
+        along, across = at(cos, step), at(sin, step)
+        mean = [along * c + across * g / step for c, g in zip(mean, tangent, strict=True)]
         length = _norm(dot(mean, mean))
         if length > tolerance:
             mean = [c / length for c in mean]
