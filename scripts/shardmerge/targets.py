@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -177,9 +177,23 @@ class Targets:
         options = []
         for key in _OPTIONS:
             if benchmark[key] is not None:
-                options += [f"--{key.replace('_', '-')}", str(benchmark[key])]
+                options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
         if benchmark["gpus"] > 1:
             options.append("--parallelize")
+        return options
+
+    def task_options(self, model: str, tasks: Iterable[str], outputs: Iterable[str]) -> list[str]:
+        """Return the options that each task of a benchmark job has of its own.
+
+        Args:
+            model: Label of what is measured.
+            tasks: What the job measures.
+            outputs: A file for each of them.
+        """
+        options = []
+        for task, output in zip(tasks, outputs, strict=True):
+            key = self.benchmark_identity(model, task)
+            options += [f"--task={task}", f"--output={output}", f"--key={key}"]
         return options
 
     @property
@@ -209,11 +223,11 @@ class Targets:
         return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
 
 
-def fetch_options(job: FetchJob) -> str:
+def fetch_options(job: FetchJob) -> list[str]:
     """Return what fetch.py is told of a file: where it is and what it must be."""
-    content = f"--sha256 {job.sha256}" if job.sha256 else f"--git-oid {job.git_oid}"
-    file = f"--repo {job.repo} --commit {job.commit} --file '{job.file}'"
-    return f"{file} --size {job.size} {content}"
+    content = f"--sha256={job.sha256}" if job.sha256 else f"--git-oid={job.git_oid}"
+    file = [f"--repo={job.repo}", f"--commit={job.commit}", f"--name={job.file}"]
+    return [*file, f"--size={job.size}", content]
 
 
 _OPTIONS: tuple[str, ...] = (
