@@ -13,7 +13,9 @@ from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import sha256_of
 from shardmerge.plan import Build, FetchJob, Plan, ShardJob, beside
+from shardmerge.references import Reference
 from shardmerge.settings import Settings
+from shardmerge.sources import slug
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -158,7 +160,10 @@ class Targets:
             raise UserError(
                 f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
             )
-        return pattern.replace("{name}", name)
+        repository = pattern.replace("{name}", name)
+        if not Reference(repository).is_hub_name:
+            raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
+        return repository
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
@@ -207,7 +212,7 @@ class Targets:
         names = [k.split("@")[0].rstrip("/").rsplit("/", 1)[-1] for k in self.plan.sources]
         short = key.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
         unique = names.count(short) == 1 and short not in self.plan.builds
-        return short if unique else f"{short}-{digest(key)[:6]}"
+        return slug(short if unique else f"{short}-{digest(key)[:6]}")
 
     def _merged(self, build: Build) -> Measured:
         return Measured(
