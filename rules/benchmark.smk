@@ -26,12 +26,12 @@ rule run_task:
     params:
         identity=lambda w: TARGETS.benchmark_identity(w.model, w.task),
         folder=lambda w: measured(w).folder,
-        tasks=lambda w, output: f"--task {w.task} --output {output.results}",
-        options=TARGETS.benchmark_options(),
+        tasks=lambda w, output: TARGETS.task_options(w.model, [w.task], [output.results]),
+        options=lambda w: TARGETS.benchmark_options(),
     shell:
-        "python $SCRIPTS/benchmark.py --model {params.folder} --name {wildcards.model}"
-        " {params.tasks} --store .shardmerge/benchmarks --key {params.identity}"
-        " --threads {threads} {params.options} > {log} 2>&1"
+        'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
+        " {params.tasks:q} --store=.shardmerge/benchmarks --threads={threads}"
+        " {params.options:q} > {log:q} 2>&1"
 
 
 rule run_tasks:
@@ -56,13 +56,12 @@ rule run_tasks:
     params:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
         folder=lambda w: measured(w).folder,
-        tasks=expand("--task {task}", task=BENCHMARK["tasks"]),
-        options=TARGETS.benchmark_options(),
+        tasks=lambda w, output: TARGETS.task_options(w.model, BENCHMARK["tasks"], output.results),
+        options=lambda w: TARGETS.benchmark_options(),
     shell:
-        "python $SCRIPTS/benchmark.py --model {params.folder} --name {wildcards.model}"
-        " {params.tasks} $(printf -- '--output %s ' {output.results})"
-        " --store .shardmerge/benchmarks $(printf -- '--key %s ' {params.identity})"
-        " --threads {threads} {params.options} > {log} 2>&1"
+        'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
+        " {params.tasks:q} --store=.shardmerge/benchmarks --threads={threads}"
+        " {params.options:q} > {log:q} 2>&1"
 
 
 # Where loading the model costs more than a task, one job does them all; else one job each.
@@ -87,8 +86,10 @@ rule collect_benchmark:
     localrule: True
     conda:
         "../envs/benchmark.yaml"
+    params:
+        inputs=lambda w, input, output: listed(source=input, output=output),
     shell:
-        "python $SCRIPTS/copy_file.py --source {input} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/copy_file.py --inputs={params.inputs:q} > {log:q} 2>&1'
 
 
 rule tabulate_benchmarks:
@@ -106,6 +107,7 @@ rule tabulate_benchmarks:
         "../envs/benchmark.yaml"
     params:
         measured=lambda w: TARGETS.measurements(w.name),
+        inputs=lambda w, input: listed(results=input),
     shell:
-        "python $SCRIPTS/benchmark_table.py --results {input} --json {output.json}"
-        " --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"
+        'python "$SCRIPTS"/benchmark_table.py --inputs={params.inputs:q} --json={output.json:q}'
+        " --csv={output.csv:q} --markdown={output.markdown:q} > {log:q} 2>&1"

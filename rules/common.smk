@@ -17,10 +17,12 @@ from shardmerge import worker
 from shardmerge.built import Built
 from shardmerge.cli import plainly, tell
 from shardmerge.describe import MODEL_FILES
+from shardmerge.inputlists import keep_lists, list_path
 from shardmerge.pickles import RECORD
 from shardmerge.planning import MODELS, decide, lock_paths
 from shardmerge.resources import megabytes, minutes
 from shardmerge.settings import explain_options, load_settings, own_config
+from shardmerge.shellwords import shell_prefix
 from shardmerge.targets import Targets, fetch_options
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
@@ -60,12 +62,11 @@ BUILT = Built(
 )
 
 
-# What does not change a result is kept out of params: it goes to the jobs' shell.
+# What does not change a result is kept out of params: commands name it as it stands here.
+MERGE_OPTIONS = [f"--device={SETTINGS['device']}", f"--link={SETTINGS['link']}"]
 shell.prefix(
-    f"set -euo pipefail; export SCRIPTS='{SCRIPTS}'"
-    f" MERGE_OPTIONS='--device {SETTINGS['device']} --link {SETTINGS['link']}'; {WORKER.prefix}"
     # A deployed environment has its own python; else it is the one that runs Snakemake.
-    + ("" if DEPLOYED else f"export PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
+    shell_prefix(SCRIPTS, None if DEPLOYED else Path(sys.executable).parent, WORKER.prefix)
 )
 
 
@@ -121,6 +122,15 @@ def records(w):
 
 def package_files(w):
     return TARGETS.package_files(w.name)
+
+
+def listed(**lists):
+    """Return the file that tells a job its lists of files, written unless this is a dry run.
+
+    A param that is made of the job's input makes nothing run again.
+    """
+    lists = {k: [files] if isinstance(files, str) else files for k, files in lists.items()}
+    return str(list_path(lists)) if workflow.dryrun else keep_lists(lists)
 
 
 def shard_minutes(job, attempt):

@@ -31,8 +31,8 @@ rule convert_pickle:
         identity=lambda w: CONVERSIONS[w.source].identity,
         folder=lambda w: str(CONVERSIONS[w.source].folder),
     shell:
-        "python $SCRIPTS/convert.py --pickle {input:q} --model {params.folder:q}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/convert.py --pickle={input:q} --model={params.folder:q}'
+        " --output={output:q} > {log:q} 2>&1"
 
 
 rule finish_conversion:
@@ -49,6 +49,11 @@ rule finish_conversion:
         folder=lambda w: str(CONVERSIONS[w.source].folder),
         files=lambda w: list(CONVERSIONS[w.source].small),
         record=lambda w: json.dumps(CONVERSIONS[w.source].record, sort_keys=True),
+        inputs=lambda w, input, output: listed(
+            weights=input,
+            files=CONVERSIONS[w.source].small,
+            record=[json.dumps(CONVERSIONS[w.source].record, sort_keys=True)],
+        ),
     shell:
-        "python $SCRIPTS/finish_conversion.py --model {params.folder:q} --weights {input}"
-        " --files {params.files:q} --record {params.record:q} > {log} 2>&1"
+        'python "$SCRIPTS"/finish_conversion.py --model={params.folder:q}'
+        " --inputs={params.inputs:q} > {log:q} 2>&1"

@@ -26,10 +26,11 @@ rule store_delta:
         gpu=int(ON_GPU),
     params:
         spec=lambda w: delta_job(w).digest,
+        inputs=lambda w, input: listed(sources=input.sources),
     shell:
-        "python $SCRIPTS/merge.py --spec {params.spec} --sources {input.sources}"
-        " --output {output.shard} --record {output.record} --threads {threads}"
-        " $MERGE_OPTIONS > {log} 2>&1"
+        'python "$SCRIPTS"/merge.py --spec={params.spec:q} --inputs={params.inputs:q}'
+        " --output={output.shard:q} --record={output.record:q} --threads={threads}"
+        " {MERGE_OPTIONS:q} > {log:q} 2>&1"
 
 
 rule check_delta:
@@ -48,6 +49,7 @@ rule check_delta:
         runtime=lambda w, attempt: shard_minutes(delta_job(w), attempt),
     params:
         spec=lambda w: delta_job(w).digest,
+        inputs=lambda w, input: listed(sources=input.sources),
     shell:
-        "python $SCRIPTS/check_shard.py --spec {params.spec} --shard {input.shard}"
-        " --sources {input.sources} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/check_shard.py --spec={params.spec:q} --shard={input.shard:q}'
+        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"

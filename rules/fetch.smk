@@ -34,4 +34,4 @@ rule fetch_file:
     params:
         source=lambda w: fetch_options(fetch_job(w)),
     shell:
-        "python $SCRIPTS/fetch.py {params.source} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/fetch.py {params.source:q} --output={output:q} > {log:q} 2>&1'

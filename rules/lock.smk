@@ -12,9 +12,9 @@ rule lock:
     conda:
         "../envs/merge.yaml"
     params:
-        locks=lock_paths(SETTINGS),
+        locks=lambda w: lock_paths(SETTINGS),
     shell:
-        "python $SCRIPTS/show_locks.py {params.locks} 2> {log}"
+        'python "$SCRIPTS"/show_locks.py -- {params.locks:q} 2> {log:q}'
 
 
 rule plan:
@@ -26,7 +26,7 @@ rule plan:
     params:
         plan=DECISION.path,
     shell:
-        "python $SCRIPTS/show_plan.py --plan {params.plan} 2> {log}"
+        'python "$SCRIPTS"/show_plan.py --plan={params.plan:q} 2> {log:q}'
 
 
 rule explain:
@@ -36,6 +36,6 @@ rule explain:
     conda:
         "../envs/merge.yaml"
     params:
-        options=explain_options(SETTINGS),
+        options=lambda w: explain_options(SETTINGS),
     shell:
-        "python $SCRIPTS/explain.py {params.options:q} 2> {log}"
+        'python "$SCRIPTS"/explain.py {params.options:q} 2> {log:q}'

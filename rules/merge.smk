@@ -27,7 +27,8 @@ rule merge_shard:
         gpu=int(ON_GPU),
     params:
         spec=lambda w: shard_job(w).digest,
+        inputs=lambda w, input: listed(sources=input.sources, deltas=input.deltas),
     shell:
-        "python $SCRIPTS/merge.py --spec {params.spec} --sources {input.sources}"
-        " --deltas {input.deltas} --output {output.shard} --record {output.record}"
-        " --threads {threads} $MERGE_OPTIONS > {log} 2>&1"
+        'python "$SCRIPTS"/merge.py --spec={params.spec:q} --inputs={params.inputs:q}'
+        " --output={output.shard:q} --record={output.record:q} --threads={threads}"
+        " {MERGE_OPTIONS:q} > {log:q} 2>&1"

@@ -21,8 +21,8 @@ rule write_config:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "python $SCRIPTS/write_config.py --build {params.build} --source {input.config}"
-        " --output {output.config} --recipe {output.recipe} > {log} 2>&1"
+        'python "$SCRIPTS"/write_config.py --build={params.build:q} --source={input.config:q}'
+        " --output={output.config:q} --recipe={output.recipe:q} > {log:q} 2>&1"
 
 
 rule write_index:
@@ -38,7 +38,8 @@ rule write_index:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "python $SCRIPTS/write_index.py --build {params.build} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/write_index.py --build={params.build:q} --output={output:q}'
+        " > {log:q} 2>&1"
 
 
 rule write_tokenizer:
@@ -54,9 +55,10 @@ rule write_tokenizer:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
+        inputs=lambda w, input: listed(sources=input),
     shell:
-        "python $SCRIPTS/write_tokenizer.py --build {params.build} --sources {input}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/write_tokenizer.py --build={params.build:q} --inputs={params.inputs:q}'
+        " --output={output:q} > {log:q} 2>&1"
 
 
 rule copy_file:
@@ -75,7 +77,7 @@ rule copy_file:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "python $SCRIPTS/copy_file.py --source {input} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/copy_file.py --source={input:q} --output={output:q} > {log:q} 2>&1'
 
 
 rule write_card:
@@ -92,11 +94,12 @@ rule write_card:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
-        card=json.dumps(SETTINGS["card"], sort_keys=True),
+        card=lambda w: json.dumps(SETTINGS["card"], sort_keys=True),
         measured=lambda w: TARGETS.measurements(w.name),
+        inputs=lambda w, input: listed(benchmarks=input.results),
     shell:
-        "python $SCRIPTS/write_card.py --build {params.build} --card {params.card:q}"
-        " --benchmarks {input.results} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/write_card.py --build={params.build:q} --card={params.card:q}'
+        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule write_provenance:
@@ -115,10 +118,11 @@ rule write_provenance:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
+        inputs=lambda w, input: listed(records=input.records, files=[*input.files, input.card]),
     shell:
-        "python $SCRIPTS/write_provenance.py --build {params.build} --records {input.records}"
-        " --verify {input.verified} --files {input.files} {input.card}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/write_provenance.py --build={params.build:q}'
+        " --inputs={params.inputs:q} --verify={input.verified:q} --output={output:q}"
+        " > {log:q} 2>&1"
 
 
 rule write_checksums:
@@ -135,6 +139,10 @@ rule write_checksums:
         "summary"
     conda:
         "../envs/merge.yaml"
+    params:
+        inputs=lambda w, input: listed(
+            records=input.records, files=[*input.files, input.card, input.provenance]
+        ),
     shell:
-        "python $SCRIPTS/write_checksums.py --files {input.files} {input.card}"
-        " {input.provenance} --records {input.records} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/write_checksums.py --inputs={params.inputs:q} --output={output:q}'
+        " > {log:q} 2>&1"

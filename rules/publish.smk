@@ -25,8 +25,8 @@ rule publish_model:
     message:
         "Uploading {params.model} to the {params.kind} repository {params.repository}"
     shell:
-        "python $SCRIPTS/publish.py --folder {params.model} --verify {input.verified}"
-        " --repo {params.repository} {params.visibility} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/publish.py --folder={params.model:q} --verify={input.verified:q}'
+        " --repo={params.repository:q} {params.visibility:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule publish:

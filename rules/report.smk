@@ -23,8 +23,8 @@ rule tabulate_plan:
         build=lambda w: build(w).digest,
         plan=DECISION.path,
     shell:
-        "python $SCRIPTS/tabulate_plan.py --plan {params.plan} --name {wildcards.name}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/tabulate_plan.py --plan={params.plan:q} --name={wildcards.name:q}'
+        " --output={output:q} > {log:q} 2>&1"
 
 
 rule plot_coefficients:
@@ -44,8 +44,8 @@ rule plot_coefficients:
     params:
         build=lambda w: build(w).digest,
     shell:
-        "python $SCRIPTS/plot_coefficients.py --build {params.build}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/plot_coefficients.py --build={params.build:q} --output={output:q}'
+        " > {log:q} 2>&1"
 
 
 rule plot_norms:
@@ -68,10 +68,10 @@ rule plot_norms:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
+        inputs=lambda w, input: listed(records=[*input.records, *input.deltas]),
     shell:
-        "python $SCRIPTS/plot_norms.py --build {params.build}"
-        " --records {input.records} {input.deltas}"
-        " --output {output.plot} --table {output.table} > {log} 2>&1"
+        'python "$SCRIPTS"/plot_norms.py --build={params.build:q} --inputs={params.inputs:q}'
+        " --output={output.plot:q} --table={output.table:q} > {log:q} 2>&1"
 
 
 rule plot_timings:
@@ -91,9 +91,11 @@ rule plot_timings:
         "report"
     conda:
         "../envs/merge.yaml"
+    params:
+        inputs=lambda w, input: listed(records=[*input.records, *input.deltas]),
     shell:
-        "python $SCRIPTS/plot_timings.py --records {input.records} {input.deltas}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/plot_timings.py --inputs={params.inputs:q} --output={output:q}'
+        " > {log:q} 2>&1"
 
 
 rule plot_benchmarks:
@@ -113,5 +115,5 @@ rule plot_benchmarks:
     conda:
         "../envs/merge.yaml"
     shell:
-        "python $SCRIPTS/plot_benchmarks.py --table {input} --merged {wildcards.name}"
-        " --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/plot_benchmarks.py --table={input:q} --merged={wildcards.name:q}'
+        " --output={output:q} > {log:q} 2>&1"

@@ -1,4 +1,4 @@
-"""One run at a time on a results folder, and jobs that leave when they are not needed.
+"""One run at a time on a results folder, jobs that leave when they are not needed, names they get.
 
 Needs: nothing.
 Makes: the claim on the results folder while a run lasts, and .shardmerge/run, which says which one.
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
 from shardmerge import claims, runs
+from shardmerge.pathnames import check_fetched_on_nodes, check_passed
 
 
 def asked_for():
@@ -43,10 +44,29 @@ def leave_if_not_needed():
     leave_if_replaced()
 
 
+def check_what_jobs_are_told():
+    """Refuse names that a cluster's jobs would be told through a shell of the executor's."""
+    files = {f"configuration file {path}": str(path) for path in workflow.overwrite_configfiles}
+    check_passed(
+        {
+            "the workflow's folder": workflow.basedir,
+            "the working folder": os.getcwd(),
+            "the path of python": sys.executable,
+            "configuration: results": SETTINGS["results"],
+        }
+        | files
+    )
+    if RESOURCES["fetch_on"] == "nodes":
+        check_fetched_on_nodes({path: job.file for path, job in PLAN.fetches.items()})
+
+
 if not workflow.is_main_process:
     leave_if_not_needed()
 elif other := claims.holder(runs.claim_path(SETTINGS["results"])):
     tell(f"{SETTINGS['results']} is in use: {other}")
+
+if workflow.is_main_process and not LOCAL:
+    plainly(check_what_jobs_are_told)()
 
 
 onstart:

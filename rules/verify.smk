@@ -23,9 +23,10 @@ rule check_shard:
         runtime=lambda w, attempt: shard_minutes(shard_job(w), attempt),
     params:
         spec=lambda w: shard_job(w).digest,
+        inputs=lambda w, input: listed(sources=input.sources, deltas=input.deltas),
     shell:
-        "python $SCRIPTS/check_shard.py --spec {params.spec} --shard {input.shard}"
-        " --sources {input.sources} --deltas {input.deltas} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/check_shard.py --spec={params.spec:q} --shard={input.shard:q}'
+        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule verify_model:
@@ -49,10 +50,12 @@ rule verify_model:
     params:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        inputs=lambda w, input: listed(
+            checks=input.checks, deltas=input.deltas, records=input.records
+        ),
     shell:
-        "python $SCRIPTS/verify_model.py --build {params.build} --model {params.model}"
-        " --checks {input.checks} --deltas {input.deltas}"
-        " --records {input.records} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/verify_model.py --build={params.build:q} --model={params.model:q}'
+        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule load_model:
@@ -73,6 +76,7 @@ rule load_model:
     params:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        inputs=lambda w, input: listed(records=input.records),
     shell:
-        "python $SCRIPTS/load_model.py --build {params.build} --model {params.model}"
-        " --records {input.records} --output {output} > {log} 2>&1"
+        'python "$SCRIPTS"/load_model.py --build={params.build:q} --model={params.model:q}'
+        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"

@@ -7,6 +7,7 @@ import argparse
 from shardmerge import score_text, scores
 from shardmerge.cli import claim, run
 from shardmerge.files import write_json, write_text
+from shardmerge.inputlists import parse_args
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("--csv", help="where to write every column, numbers in full")
     parser.add_argument("--markdown", help="where to write the tasks that were asked for")
     parser.add_argument("--json", help="where to write all that is known of every value")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(*filter(None, (args.json, args.csv, args.markdown)))
 
     table = scores.combine(scores.load(args.results))

@@ -14,6 +14,7 @@ def main() -> None:
     from shardmerge.engine.steps import needs_torch
     from shardmerge.errors import UserError
     from shardmerge.files import write_json
+    from shardmerge.inputlists import parse_args
     from shardmerge.planfiles import load_spec
     from shardmerge.shardcheck import check_shard
     from shardmerge.stored import stored_deltas
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="*", default=[], type=Path, help="files, in its order")
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
-    args = parser.parse_args()
+    args = parse_args(parser)
     spec = load_spec(args.spec)
     stored = stored_deltas(spec, args.deltas)
     if needs_torch(spec, stored):

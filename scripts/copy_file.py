@@ -8,13 +8,14 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.files import atomic_path
+from shardmerge.inputlists import parse_args
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", nargs="+", required=True, type=Path, help="files to copy")
     parser.add_argument("--output", nargs="+", required=True, type=Path, help="as many names")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(*args.output)
     for source, output in zip(args.source, args.output, strict=True):
         with atomic_path(output) as part:

@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repo", required=True, help="repository, OWNER/NAME")
     parser.add_argument("--commit", required=True, help="40-hex commit")
-    parser.add_argument("--name", "--file", required=True, help="path in the repository")
+    parser.add_argument("--name", required=True, help="path in the repository")
     parser.add_argument("--size", type=int, required=True, help="bytes")
     content = parser.add_mutually_exclusive_group(required=True)
     content.add_argument("--sha256", help="of the content")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from shardmerge.cli import run
+from shardmerge.inputlists import parse_args
 from shardmerge.pickles import assemble
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, nargs="+", type=Path, help="what was made")
     parser.add_argument("--files", nargs="*", default=[], help="names of files to copy")
     parser.add_argument("--record", required=True, help="JSON: what was converted")
-    args = parser.parse_args()
+    args = parse_args(parser)
 
     weights = [path.name for path in args.weights]
     assemble(args.weights[0].parent, args.model, args.files, weights, json.loads(args.record))

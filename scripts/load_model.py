@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.files import write_json
+from shardmerge.inputlists import parse_args
 from shardmerge.loading import load_model, load_tokenizer, stay_offline
 from shardmerge.package import load_description, load_records
 
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     parser.add_argument("--limit-gb", type=float, default=8.0, metavar="GB",
                         help="of larger models only the architecture is loaded")  # fmt: skip
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure

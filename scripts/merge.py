@@ -15,6 +15,7 @@ def main() -> None:
     from shardmerge.engine import build_shard
     from shardmerge.engine.steps import needs_torch
     from shardmerge.files import write_json
+    from shardmerge.inputlists import parse_args
     from shardmerge.planfiles import load_spec
     from shardmerge.runs import is_made
     from shardmerge.stored import stored_deltas
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
-    args = parser.parse_args()
+    args = parse_args(parser)
 
     spec = load_spec(args.spec)
     deltas = [Path(path) for path in args.deltas]

@@ -7,6 +7,7 @@ import argparse
 from shardmerge.cli import claim, run
 from shardmerge.expression import deltas
 from shardmerge.files import load_json, write_text
+from shardmerge.inputlists import parse_args
 from shardmerge.package import load_description
 from shardmerge.planfiles import load_spec
 from shardmerge.report.frame import frame_of
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--records", nargs="*", default=[], help="of merge and delta jobs")
     parser.add_argument("--output", required=True, help="SVG file")
     parser.add_argument("--table", required=True, help="TSV file")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output, args.table)
 
     build = load_description(args.build)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.files import load_json
+from shardmerge.inputlists import parse_args
 from shardmerge.report.timings import draw_timings, timing
 
 
@@ -16,7 +17,7 @@ def main() -> None:
         "--records", nargs="*", default=[], help="JSON records, named as the shards"
     )
     parser.add_argument("--output", required=True, help="SVG file")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
     draw_timings([timing(Path(path).stem, load_json(path)) for path in args.records], args.output)
 

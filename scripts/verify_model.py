@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run, say
 from shardmerge.files import write_json
+from shardmerge.inputlists import parse_args
 from shardmerge.package import load_description
 from shardmerge.verify import verify_model
 
@@ -20,7 +21,7 @@ def main() -> None:
                         help="the same of stored task vectors")  # fmt: skip
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="from merge.py")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure

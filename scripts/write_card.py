@@ -11,6 +11,7 @@ from shardmerge.card import make_card
 from shardmerge.cli import claim, run
 from shardmerge.errors import UserError
 from shardmerge.files import write_text
+from shardmerge.inputlists import parse_args
 from shardmerge.package import load_description
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--card", default="{}", help="the configuration's `card`, as JSON")
     parser.add_argument("--benchmarks", nargs="*", default=[], help="files of benchmark.py")
     parser.add_argument("--output", required=True, type=Path, help="README.md to write")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
 
     try:

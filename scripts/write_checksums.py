@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.files import write_text
+from shardmerge.inputlists import parse_args
 from shardmerge.package import checksums, load_records
 
 
@@ -15,7 +16,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="+", required=True, type=Path, help="files to hash")
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="of the shards")
     parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
 
     write_text(args.output, checksums(args.output.parent, args.files, load_records(args.records)))

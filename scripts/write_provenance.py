@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.files import load_json, write_json
+from shardmerge.inputlists import parse_args
 from shardmerge.package import load_description, load_records
 from shardmerge.provenance import make_provenance
 
@@ -18,7 +19,7 @@ def main() -> None:
     parser.add_argument("--verify", required=True, type=Path, help="what verify_model.py wrote")
     parser.add_argument("--files", nargs="*", default=[], type=Path, help="all other files")
     parser.add_argument("--output", required=True, type=Path, help="in the model's folder")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
 
     write_json(

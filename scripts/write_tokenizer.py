@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.files import read_text, write_text
+from shardmerge.inputlists import parse_args
 from shardmerge.package import load_description
 from shardmerge.tokenizer.writing import tokenizer_text
 
@@ -18,7 +19,7 @@ def main() -> None:
         "--sources", nargs="+", required=True, type=Path, help="files, in its order"
     )
     parser.add_argument("--output", required=True, type=Path, help="file to write")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
 
     tokens = load_description(args.build)["tokens"]

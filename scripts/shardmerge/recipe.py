@@ -11,6 +11,7 @@ from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import read_text
 from shardmerge.findings import Finding
 from shardmerge.naming import folder_name, renamed
+from shardmerge.pathnames import too_long
 from shardmerge.references import Reference, parse_reference
 from shardmerge.stage import Stage
 from shardmerge.yamlfile import Node, load_documents
@@ -153,6 +154,10 @@ def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
     for node, stage in documents:
         name = names[stage.name]
         given = node.value.get("name")
+        if reason := too_long(name):
+            raise (given or node).error(
+                f"the document's name, {name[:40]!r}..., {reason}", "Give it a shorter `name`."
+            )
         if other := stages.get(name):
             what = f"is named {name!r}" if given else "has no `name`"
             raise node.error(

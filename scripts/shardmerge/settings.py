@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from shardmerge.dtypes import dtype_code
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.layout import parse_size
+from shardmerge.pathnames import check_path, check_text, check_word
 
 SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
 
@@ -76,6 +77,7 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     if errors:
         raise _explain(errors[0])
     settings = Settings(values)
+    _check_names(settings)
     _ = (
         settings.max_shard_size,
         settings.disk_budget,
@@ -122,6 +124,40 @@ def explain_options(settings: Settings) -> list[str]:
         "--silence": settings["silence"],
     }
     return [*settings["recipes"], *(w for key, values in options.items() for w in (key, *values))]
+
+
+def _check_names(settings: Settings) -> None:
+    """Refuse texts that cannot be the names that they stand for."""
+    for key, text in _texts(settings.values):
+        if not key.startswith("card."):  # its texts have lines
+            check_text(text, f"configuration: {key}")
+    benchmark, stages, norms = (settings[key] for key in ("benchmark", "stages", "norm_merge"))
+    paths = {
+        "results": [settings["results"]],
+        "recipes": settings["recipes"],
+        **{f"sources.{key}": [folder] for key, folder in settings["sources"].items()},
+        "benchmark.include_path": [benchmark["include_path"]] if benchmark["include_path"] else [],
+        "stages": [stages] if isinstance(stages, str) else stages,
+        "norm_merge": [] if isinstance(norms, str) else norms,
+    }
+    for key, texts in paths.items():
+        for text in texts:
+            check_path(text, f"configuration: {key}")
+    for task in benchmark["tasks"]:
+        check_word(task, "configuration: benchmark.tasks")
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all texts of a configuration, keys of tables too, each with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield key or str(name), str(name)
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key)
 
 
 def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:

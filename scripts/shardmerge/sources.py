@@ -15,6 +15,7 @@ from shardmerge.errors import UserError, misspelt
 from shardmerge.files import load_json, write_text
 from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
+from shardmerge.pathnames import MOST_NAME_BYTES, check_path, too_long
 from shardmerge.pickles import Conversion, find_conversion
 from shardmerge.recipe import Recipe
 from shardmerge.references import Reference, parse_reference
@@ -66,6 +67,7 @@ class Sources:
                 return Path(self._folders[key]).expanduser()
         path = Path(reference.path).expanduser()
         if path.is_dir():
+            check_path(reference.path, f"model {reference.model!r}")
             return path
         if not reference.is_hub_name:
             raise UserError(
@@ -221,7 +223,12 @@ def slug(reference: str) -> str:
     """Return a reference as a folder name; different references give different names."""
     name = reference.strip("./").replace("/", "--")
     plain = re.sub(r"[^\w.+@-]+", "-", name)
-    return plain if plain == name and "--" not in reference else f"{plain}-{digest(reference)[:6]}"
+    long = too_long(plain)
+    if plain == name and "--" not in reference and not long:
+        return plain
+    if long:
+        plain = plain.encode()[: MOST_NAME_BYTES - 20].decode(errors="ignore")
+    return f"{plain}-{digest(reference)[:6]}"
 
 
 def _origin(locked: LockedSource) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -13,7 +13,9 @@ from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import sha256_of
 from shardmerge.plan import Build, FetchJob, Plan, ShardJob, beside
+from shardmerge.references import Reference
 from shardmerge.settings import Settings
+from shardmerge.sources import slug
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -158,7 +160,10 @@ class Targets:
             raise UserError(
                 f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
             )
-        return pattern.replace("{name}", name)
+        repository = pattern.replace("{name}", name)
+        if not Reference(repository).is_hub_name:
+            raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
+        return repository
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
@@ -177,9 +182,23 @@ class Targets:
         options = []
         for key in _OPTIONS:
             if benchmark[key] is not None:
-                options += [f"--{key.replace('_', '-')}", str(benchmark[key])]
+                options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
         if benchmark["gpus"] > 1:
             options.append("--parallelize")
+        return options
+
+    def task_options(self, model: str, tasks: Iterable[str], outputs: Iterable[str]) -> list[str]:
+        """Return the options that each task of a benchmark job has of its own.
+
+        Args:
+            model: Label of what is measured.
+            tasks: What the job measures.
+            outputs: A file for each of them.
+        """
+        options = []
+        for task, output in zip(tasks, outputs, strict=True):
+            key = self.benchmark_identity(model, task)
+            options += [f"--task={task}", f"--output={output}", f"--key={key}"]
         return options
 
     @property
@@ -193,7 +212,7 @@ class Targets:
         names = [k.split("@")[0].rstrip("/").rsplit("/", 1)[-1] for k in self.plan.sources]
         short = key.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
         unique = names.count(short) == 1 and short not in self.plan.builds
-        return short if unique else f"{short}-{digest(key)[:6]}"
+        return slug(short if unique else f"{short}-{digest(key)[:6]}")
 
     def _merged(self, build: Build) -> Measured:
         return Measured(
@@ -209,11 +228,11 @@ class Targets:
         return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
 
 
-def fetch_options(job: FetchJob) -> str:
+def fetch_options(job: FetchJob) -> list[str]:
     """Return what fetch.py is told of a file: where it is and what it must be."""
-    content = f"--sha256 {job.sha256}" if job.sha256 else f"--git-oid {job.git_oid}"
-    file = f"--repo {job.repo} --commit {job.commit} --file '{job.file}'"
-    return f"{file} --size {job.size} {content}"
+    content = f"--sha256={job.sha256}" if job.sha256 else f"--git-oid={job.git_oid}"
+    file = [f"--repo={job.repo}", f"--commit={job.commit}", f"--name={job.file}"]
+    return [*file, f"--size={job.size}", content]
 
 
 _OPTIONS: tuple[str, ...] = (
