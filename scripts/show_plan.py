@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from shardmerge.cli import run
+from shardmerge.cli import run, show
 from shardmerge.plan import read_plan
 from shardmerge.planfiles import use_plan
 from shardmerge.report.plan_view import plan_text
-from shardmerge.report.terminal import Terminal
 
 
 def main() -> None:
@@ -20,7 +18,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = read_plan(args.plan)
     use_plan(Path(args.plan).stem)
-    sys.stdout.write(plan_text(plan, Terminal.of(sys.stdout), stages=args.stages))
+    show(lambda terminal: plan_text(plan, terminal, stages=args.stages))
 
 
 if __name__ == "__main__":
