@@ -7,15 +7,13 @@ architecture where there is neither.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from shardmerge.cli import run
+from shardmerge.cli import run, show
 from shardmerge.errors import UserError
 from shardmerge.findings import CHECKS
 from shardmerge.report.explain import Explanation, explain
 from shardmerge.report.explain_view import explanation_text
-from shardmerge.report.terminal import Terminal
 
 
 def main() -> None:
@@ -60,8 +58,7 @@ def main() -> None:
         )
         for path in args.recipes
     ]
-    texts = [explanation_text(one, Terminal.of(sys.stdout)) for one in found]
-    sys.stdout.write("\n".join(texts))
+    show(lambda terminal: "\n".join(explanation_text(one, terminal) for one in found))
     if args.plot:
         _plot(found, args.plot)
 

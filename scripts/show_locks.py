@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import run
-from shardmerge.files import load_json
-from shardmerge.lock import Lock
+from shardmerge.cli import run, show
+from shardmerge.lock import read_lock
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("locks", nargs="+", help="lock files")
     for path in parser.parse_args().locks:
-        print(path)
-        for name, source in Lock.from_json(load_json(path), path).sources.items():
+        show(f"{path}\n")
+        for name, source in read_lock(path).sources.items():
             size = sum(file.size for file in source.files.values())
             origin = f"{source.repo}@{source.commit}" if source.kind == "hub" else "local folder"
-            print(
+            show(
                 f"  {name}: {origin}, {len(source.tensors)} tensors in "
-                f"{len({t.file for t in source.tensors.values()})} files, {size / 1e9:.3g} GB"
+                f"{len({t.file for t in source.tensors.values()})} files, {size / 1e9:.3g} GB\n"
             )
 
 

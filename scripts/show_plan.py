@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from pathlib import Path
 
-from shardmerge.cli import run
-from shardmerge.files import load_json
-from shardmerge.plan import Plan
+from shardmerge.cli import run, show
+from shardmerge.plan import read_plan
+from shardmerge.planfiles import use_plan
 from shardmerge.report.plan_view import plan_text
-from shardmerge.report.terminal import Terminal
 
 
 def main() -> None:
@@ -17,8 +16,9 @@ def main() -> None:
     parser.add_argument("--plan", required=True, help="the plan's JSON file")
     parser.add_argument("--stages", action="store_true", help="print the recipe's documents too")
     args = parser.parse_args()
-    plan = Plan.from_json(load_json(args.plan))
-    sys.stdout.write(plan_text(plan, Terminal.of(sys.stdout), stages=args.stages))
+    plan = read_plan(args.plan)
+    use_plan(Path(args.plan).stem)
+    show(lambda terminal: plan_text(plan, terminal, stages=args.stages))
 
 
 if __name__ == "__main__":

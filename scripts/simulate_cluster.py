@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from shardmerge.cli import run
-from shardmerge.files import load_json
 from shardmerge.markdown import table
-from shardmerge.plan import Plan
+from shardmerge.plan import read_plan
 from shardmerge.simulation import Grouping, Site, simulate, submissions
 
 GROUPINGS = {
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--queue", type=float, default=0, help="seconds that a submission waits")
     args = parser.parse_args()
 
-    plan = Plan.from_json(load_json(args.plan))
+    plan = read_plan(args.plan)
     rows = []
     for nodes in args.nodes:
         site = Site(

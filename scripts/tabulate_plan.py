@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from shardmerge.cli import claim, run
 from shardmerge.errors import UserError, did_you_mean
-from shardmerge.files import load_json, write_text
-from shardmerge.plan import Plan
+from shardmerge.files import write_text
+from shardmerge.plan import read_plan
+from shardmerge.planfiles import use_plan
 from shardmerge.report.plan_table import plan_page
 
 
@@ -18,7 +20,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="HTML file")
     args = parser.parse_args()
     claim(args.output)
-    plan = Plan.from_json(load_json(args.plan))
+    plan = read_plan(args.plan)
+    use_plan(Path(args.plan).stem)
     if args.name not in plan.builds:
         hint = did_you_mean(args.name, plan.builds)
         raise UserError(f"the plan builds no model {args.name!r}", args.plan, hint)

@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
+from io import TextIOWrapper
 from typing import ParamSpec, TypeVar
 
 from shardmerge import claims
 from shardmerge.errors import UserError
+from shardmerge.printable import printable, printable_lines
+from shardmerge.report.terminal import Terminal
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -22,6 +26,8 @@ def run(main: Callable[[], None]) -> None:
     SIGTERM ends it as it would by itself, but only after unfinished files and claims are gone.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except _Terminated:
@@ -46,12 +52,28 @@ def claim(*outputs: str | os.PathLike[str]) -> bool:
 
 def say(line: str) -> None:
     """Print a line for the job's log at once."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
     """Print a line for the user of the whole workflow (to stderr, so that listings stay clean)."""
-    print(f"shardmerge: {line}", file=sys.stderr)
+    print(f"shardmerge: {printable(line)}", file=sys.stderr)
+
+
+def show(text: str | Callable[[Terminal], str]) -> None:
+    """Write text of several lines to stdout.
+
+    Args:
+        text: It, or what makes it for a terminal. Colours are left out where the text itself has
+            characters that a terminal would act upon.
+    """
+    if isinstance(text, str):
+        sys.stdout.write(printable_lines(text))
+        return
+    terminal = Terminal.of(sys.stdout)
+    plain = text(replace(terminal, colour=False))
+    safe = printable_lines(plain)
+    sys.stdout.write(text(terminal) if terminal.colour and safe == plain else safe)
 
 
 def plainly(function: Callable[_P, _T]) -> Callable[_P, _T]:

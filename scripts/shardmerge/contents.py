@@ -8,7 +8,8 @@ from typing import Any
 
 from shardmerge import adapter_config
 from shardmerge.errors import UserError
-from shardmerge.headers import Header, safe_name
+from shardmerge.filenames import safe_name, safe_tensor
+from shardmerge.headers import Header
 from shardmerge.lock import LockedTensor
 
 INDEX = "model.safetensors.index.json"
@@ -162,7 +163,8 @@ def parse_weight_map(index: Any, where: str, name: str = INDEX) -> dict[str, str
     if not isinstance(table, dict) or not table:
         raise UserError(f"has an {name} without a weight_map", where)
     return {
-        tensor: safe_name(file, None, f"{where}/{name}") for tensor, file in sorted(table.items())
+        safe_tensor(tensor, f"{where}/{name}"): safe_name(file, None, f"{where}/{name}")
+        for tensor, file in sorted(table.items())
     }
 
 
@@ -183,6 +185,7 @@ def tensor_table(
         weight_map = {}
         for file, header in sorted(headers.items()):
             for tensor in header.tensors:
+                safe_tensor(tensor, f"{where}/{file}")
                 if tensor in weight_map:
                     raise UserError(
                         f"has tensor {tensor!r} both in {weight_map[tensor]} and in {file}", where

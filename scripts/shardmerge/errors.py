@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from shardmerge.printable import printable
+
 
 class UserError(Exception):
     """A mistake in what the user gave, told without a traceback.
+
+    Each of its texts may hold text of strangers: what a terminal would act upon is shown instead.
 
     Args:
         message: What is wrong, one sentence.
@@ -28,7 +32,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}\n  {self.hint}" if self.hint else text
+        return f"{printable(text)}\n  {printable(self.hint)}" if self.hint else printable(text)
 
 
 def misspelt(word: str, known: Iterable[str]) -> str | None:

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from shardmerge.dtypes import DTYPES, tensor_bytes
 from shardmerge.errors import UserError
@@ -162,32 +161,3 @@ def _entry(name: str, row: object, data_start: int, where: str) -> TensorEntry:
             where,
         )
     return TensorEntry(code, tuple(shape), data_start + begin, data_start + end)
-
-
-def safe_name(name: str, folder: str | os.PathLike[str] | None, where: str) -> str:
-    """Return a file name that an index gives, shown to stay within its folder.
-
-    Args:
-        name: Relative path with forward slashes.
-        folder: Local folder that the file must lie in after links are followed, or None.
-        where: What to say in errors.
-
-    Raises:
-        UserError: If it is absolute, has ``..``, a backslash or a control character, or leads out.
-    """
-    parts = name.split("/") if isinstance(name, str) else []
-    bad = not parts or any(part in ("", ".", "..") for part in parts)
-    if bad or "\\" in name or ":" in parts[0] or any(ord(c) < 32 for c in name):
-        raise UserError(f"names a file {name!r} that is not a plain path within the model", where)
-    if folder is not None:
-        root, target = Path(folder).resolve(), (Path(folder) / name).resolve()
-        if not target.is_relative_to(root) and not _hub_cache_blob(root, target):
-            raise UserError(
-                f"names a file {name!r} that is a link out of the model's folder", where
-            )
-    return name
-
-
-def _hub_cache_blob(root: Path, target: Path) -> bool:
-    """Whether the target is a blob of the Hugging Face cache that the root is a snapshot in."""
-    return root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"

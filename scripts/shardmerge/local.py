@@ -19,8 +19,9 @@ from shardmerge.contents import (
     weight_files,
 )
 from shardmerge.errors import UserError
+from shardmerge.filenames import safe_name
 from shardmerge.files import load_json, sha256_of, write_json
-from shardmerge.headers import MAX_HEADER_BYTES, read_header, safe_name
+from shardmerge.headers import MAX_HEADER_BYTES, read_header
 from shardmerge.lock import LockedFile, LockedSource
 
 #: Up to this size a file is identified by its SHA-256, above by a sample of it.
@@ -166,7 +167,7 @@ def _source(
 ) -> LockedSource:
     headers = {name: read_header(folder / safe_name(name, folder, where)) for name in weights}
     tensors = tensor_table(headers, weight_map, where)
-    files = {name: identities.of(folder / name) for name in names}
+    files = {safe_name(name, None, where): identities.of(folder / name) for name in names}
     identities.save()
     return LockedSource(
         kind="local",

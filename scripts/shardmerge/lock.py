@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shardmerge.errors import UserError
+from shardmerge.files import parse_object, read_text
+from shardmerge.lockschema import LockError, check_lock, line_of, told
 from shardmerge.tokenizer.vocabulary import Vocabulary
 
 LOCK_VERSION = 1
+_RESTORE = "Restore it from version control, or run `snakemake lock` to renew it."
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,16 @@ class Lock:
         } | ({"vocabularies": vocabularies} if vocabularies else {})
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> Lock:
+    def from_json(cls, data: Mapping[str, Any], where: str, text: str = "") -> Lock:
         """Return the lock that ``to_json`` wrote.
 
+        Args:
+            data: What was written.
+            where: What to say in errors.
+            text: The file's text, so that errors can tell the line.
+
         Raises:
-            UserError: If it is of another version or not a lock.
+            UserError: If it is of another version, or has anything that a lock cannot have.
         """
         if not isinstance(data, Mapping) or data.get("version") != LOCK_VERSION:
             raise UserError(
@@ -108,14 +117,29 @@ class Lock:
                 "Run `snakemake lock` to renew it.",
             )
         try:
-            texts = data.get("vocabularies", {})
-            return cls({n: _source_from_json(s, texts) for n, s in data["sources"].items()})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            check_lock(data)
+        except LockError as error:
+            line = line_of(text, error.path)
             raise UserError(
-                f"is broken ({type(error).__name__}: {error})",
-                where,
-                "Restore it from version control, or run `snakemake lock` to renew it.",
+                f"{told(error.path)}: {error.message}" if error.path else error.message,
+                f"{where}:{line}" if line else where,
+                " ".join(filter(None, [error.hint, _RESTORE])),
             ) from None
+        texts = {
+            name: Vocabulary(text, name, f"{where}: vocabulary {name}")
+            for name, text in data.get("vocabularies", {}).items()
+        }
+        return cls({n: _source_from_json(s, texts) for n, s in data["sources"].items()})
+
+
+def read_lock(path: str | os.PathLike[str]) -> Lock:
+    """Return the lock in a file.
+
+    Raises:
+        UserError: If it cannot be read, or as ``Lock.from_json``; tells the line where it can.
+    """
+    text = read_text(path)
+    return Lock.from_json(parse_object(text, str(path)), str(path), text)
 
 
 def _source_to_json(source: LockedSource) -> dict[str, Any]:
@@ -137,7 +161,9 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     }
 
 
-def _source_from_json(data: Mapping[str, Any], vocabularies: Mapping[str, str]) -> LockedSource:
+def _source_from_json(
+    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
+) -> LockedSource:
     files, tensors = {}, {}
     for name, row in data["files"].items():
         files[name] = LockedFile(
@@ -154,7 +180,7 @@ def _source_from_json(data: Mapping[str, Any], vocabularies: Mapping[str, str]) 
         files=files,
         tensors=dict(sorted(tensors.items())),
         role=data.get("role", "model"),
-        vocabulary=Vocabulary(vocabularies[data["vocabulary"]]) if "vocabulary" in data else None,
+        vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
         tokens=data.get("tokens"),
     )

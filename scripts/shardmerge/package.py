@@ -11,19 +11,7 @@ from typing import Any
 from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, sha256_of
-from shardmerge.planfiles import description_path
-
-
-def load_description(name: str) -> Mapping[str, Any]:
-    """Return the description of a build, which the plan made.
-
-    Args:
-        name: The build's digest.
-
-    Raises:
-        UserError: If there is none.
-    """
-    return load_json(description_path(name))
+from shardmerge.planfiles import load_description as load_description
 
 
 def make_index(description: Mapping[str, Any]) -> dict[str, Any]:

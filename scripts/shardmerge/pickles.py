@@ -11,8 +11,9 @@ from pathlib import Path
 from shardmerge import adapter_config
 from shardmerge.contents import INDEX, indexed_files, parse_weight_map, tensor_table
 from shardmerge.digest import digest
+from shardmerge.filenames import safe_name
 from shardmerge.files import atomic_path, load_json, write_json
-from shardmerge.headers import read_header, safe_name
+from shardmerge.headers import read_header
 from shardmerge.local import Identities, auxiliary_files
 
 #: Goes up when the same pickle is converted to other bytes.

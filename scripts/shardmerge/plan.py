@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shardmerge.errors import UserError
+from shardmerge.files import read_text
 from shardmerge.schedule import Schedule
+from shardmerge.sealed import AGAIN, unseal
 from shardmerge.spec import ShardSpec
 
 
@@ -155,6 +159,19 @@ class Planned:
     plan: Plan
     specs: dict[str, ShardSpec] = field(default_factory=dict)
     descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        UserError: If it is not there or damaged.
+    """
+    path = Path(path)
+    try:
+        return Plan.from_json(unseal(read_text(path), path.stem, str(path)))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError("is damaged", str(path), AGAIN) from None
 
 
 def _jobs(rows: list[Mapping[str, Any]]) -> tuple[ShardJob, ...]:

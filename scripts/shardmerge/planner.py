@@ -172,6 +172,8 @@ class _Planner:
         sums = composer.sums(name, outputs)
         self.findings += check_build(composer, name, outputs, sums)
         description = describe(composer, name, identities, tokens, groups, jobs, sums)
+        if self.settings["allow_nonfinite"]:  # what shards may hold: verified anew if it changes
+            description["allow_nonfinite"] = True
         key = digest(description)
         self.planned.descriptions[key] = description
         paths = {file: self._path(key) for file, key in files.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,24 @@ from pathlib import Path
 
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
-from shardmerge.files import load_json, read_text, sha256_of, write_text
+from shardmerge.files import read_text, sha256_of, write_text
 from shardmerge.findings import audible
 from shardmerge.pickles import Conversion
-from shardmerge.plan import NO_PLAN, Plan, Planned
-from shardmerge.planfiles import CACHE, description_path, plan_path, spec_path
+from shardmerge.plan import NO_PLAN, Plan, Planned, read_plan
+from shardmerge.planfiles import (
+    CACHE,
+    check_spec,
+    description_path,
+    list_path,
+    load_description,
+    load_list,
+    plan_path,
+    spec_path,
+    use_plan,
+)
 from shardmerge.planner import make_plan
 from shardmerge.recipe import Recipe, chosen, parse_recipe
+from shardmerge.sealed import seal
 from shardmerge.settings import Settings
 from shardmerge.sources import Sources, lock_path
 
@@ -79,7 +91,7 @@ def _decide(
     key = None if head else _key(settings, texts)
     plan = _cached(key) if key else None
     if plan and not settings["allow_pickle"]:
-        return Decision(plan, str(plan_path(key)), {})
+        return _decided(plan, key, {})
     recipes = [parse_recipe(text, path) for path, text in texts.items()]
     sources = Sources(
         settings["sources"], MODELS, CACHE, CONVERTED if settings["allow_pickle"] else None
@@ -101,11 +113,18 @@ def _decide(
             key = key or _key(settings, texts)
             plan = _cached(key)
             if plan is None:
-                planned = make_plan(list(zip(recipes, locks, strict=True)), settings, sources.path)
+                # with the settings that the key covers and no others
+                pairs = list(zip(recipes, locks, strict=True))
+                planned = make_plan(pairs, settings.planned(), sources.path)
                 _keep(planned, key)
                 plan = planned.plan
     for warning in plan.warnings if head else ():
         say(f"warning: {warning}")
+    return _decided(plan, key, conversions)
+
+
+def _decided(plan: Plan, key: str, conversions: Mapping[str, Conversion]) -> Decision:
+    use_plan(key)
     return Decision(plan, str(plan_path(key)), conversions)
 
 
@@ -132,23 +151,47 @@ def _key(settings: Settings, texts: dict[str, str]) -> str:
     for path in texts:
         lock = lock_path(path)
         locks.append(sha256_of(lock) if lock.exists() else None)
-    return digest([_code(), settings.planned(), texts, locks])
+    return digest([_code(), settings.planned().values, texts, locks])
 
 
 def _cached(key: str) -> Plan | None:
-    path = plan_path(key)
-    return Plan.from_json(load_json(path)) if path.exists() else None
+    """Return a plan that is there whole, with all that its jobs read of it."""
+    if not plan_path(key).exists():
+        return None
+    with contextlib.suppress(UserError):
+        plan, files = read_plan(plan_path(key)), load_list(key)
+        for sha256 in files.specs.values():
+            check_spec(sha256)
+        for name in files.builds:
+            load_description(name)
+        return plan
+    return None
 
 
 def _keep(planned: Planned, key: str) -> None:
-    """Write the plan last: where it is, all that it names is there too."""
-    for name, spec in planned.specs.items():
-        if not spec_path(name).exists():
-            write_text(spec_path(name), canonical_json(spec.to_json()))
-    for name, description in planned.descriptions.items():
-        write_text(description_path(name), json.dumps(description))
-    # in its own order, so that a plan that is read lists sources and models as a new one does
-    write_text(plan_path(key), json.dumps(planned.plan.to_json()))
+    """Write a plan and all that it names, the plan last; what is there and whole stays."""
+    specs = {}
+    try:
+        for name, spec in planned.specs.items():
+            text = canonical_json(spec.to_json())
+            specs[name] = sha256 = hashlib.sha256(text.encode()).hexdigest()
+            _write_anew(spec_path(sha256), text)
+        for name, description in planned.descriptions.items():
+            _write_anew(description_path(name), json.dumps(description))
+        files = {"specs": specs, "builds": list(planned.descriptions)}
+        _write_anew(list_path(key), seal(files, key))
+        # in its own order, so that a plan that is read lists sources and models as a new one does
+        _write_anew(plan_path(key), seal(planned.plan.to_json(), key))
+    except OSError as error:
+        where = str(error.filename2 or error.filename or CACHE)
+        raise UserError(f"cannot be written ({error.strerror})", where) from None
+
+
+def _write_anew(path: Path, text: str) -> None:
+    with contextlib.suppress(UserError):
+        if read_text(path, exact=True) == text:
+            return
+    write_text(path, text)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from shardmerge.errors import UserError
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from shardmerge.filenames import is_repo
+from shardmerge.printable import is_printable
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Reference:
     @property
     def is_hub_name(self) -> bool:
         """Whether the path has the form ``owner/name`` of a Hub repository."""
-        return _HUB_NAME.fullmatch(self.path) is not None
+        return is_repo(self.path)
 
 
 def parse_reference(text: str, where: str | None = None) -> Reference:
@@ -45,6 +44,8 @@ def parse_reference(text: str, where: str | None = None) -> Reference:
     Raises:
         UserError: If it has two revisions or adapters, or an empty part.
     """
+    if not is_printable(text):
+        raise UserError(f"{text!r} has characters that do not show", where)
     model, *adapters = text.split("+")
     path, *revisions = model.split("@")
     if len(adapters) > 1:

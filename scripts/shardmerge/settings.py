@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,15 @@ class Settings:
         benchmark = self.values["benchmark"]
         return tuple(benchmark["models"]) if benchmark["tasks"] else ()
 
-    def planned(self) -> dict[str, Any]:
-        """Return the part that the plan depends on."""
-        keys = ("sources", "stages", "numerics", "deltas", "delta_dtype", "max_shard_size")
-        keys += (
-            "allow_nonfinite",
-            "allow_pickle",
-            "results",
-            "keep_sources",
-            "disk_budget",
-            "norm_merge",
-            "silence",
-        )
-        return {key: self.values[key] for key in keys} | {"measured": self.measured}
+    def planned(self) -> Settings:
+        """Return the settings that a plan is made with: all but what the schema excepts.
+
+        Of ``benchmark`` they have the models that are measured, since these must be whole.
+        """
+        rules = _schema()["properties"]
+        values = {key: value for key, value in self.values.items() if _is_planned(rules[key])}
+        measured = list(self.measured)
+        return Settings(values | {"benchmark": {"models": measured, "tasks": measured}})
 
 
 def load_settings(config: Mapping[str, Any]) -> Settings:
@@ -68,7 +65,7 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     """
     from jsonschema import Draft202012Validator
 
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    schema = _schema()
     values = copy.deepcopy(dict(config))
     _fill_defaults(values, schema)
     errors = sorted(
@@ -110,7 +107,7 @@ def own_config(
     import yaml
 
     own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    demo = json.loads(SCHEMA.read_text(encoding="utf-8"))["properties"]["recipes"]["default"]
+    demo = _schema()["properties"]["recipes"]["default"]
     return given if own.get("recipes") == demo != given["recipes"] else config
 
 
@@ -158,6 +155,16 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner, key)
+
+
+@cache
+def _schema() -> Mapping[str, Any]:
+    return json.loads(SCHEMA.read_text(encoding="utf-8"))
+
+
+def _is_planned(rule: Mapping[str, Any]) -> bool:
+    """Whether a plan depends on a key; one that says nothing else counts as such."""
+    return rule.get("planned", True)
 
 
 def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
-from shardmerge.files import load_json, write_text
+from shardmerge.files import write_text
 from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
-from shardmerge.lock import Lock, LockedSource
+from shardmerge.lock import Lock, LockedSource, read_lock
 from shardmerge.pathnames import MOST_NAME_BYTES, check_path, too_long
 from shardmerge.pickles import Conversion, find_conversion
 from shardmerge.recipe import Recipe
@@ -116,7 +116,7 @@ class Sources:
             UserError: If a source cannot be locked, changed since it was, or may not be locked.
         """
         path = lock_path(recipe.path)
-        old = Lock.from_json(load_json(path), str(path)) if path.exists() else Lock({})
+        old = read_lock(path) if path.exists() else Lock({})
         found: dict[str, LockedSource] = {}
         new = []
         for reference, role in recipe.named:
@@ -197,7 +197,9 @@ class Sources:
 
     @staticmethod
     def _write(path: Path, lock: Lock) -> None:
-        text = json.dumps(lock.to_json(), indent=1, ensure_ascii=False) + "\n"
+        data = lock.to_json()
+        Lock.from_json(data, f"the lock of {path.name} that would be written")
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
         # One tensor a line: a lock of 70B stays readable and diffs stay small.
         text = re.sub(
             r"\[\n\s+\"(\w+)\",\n\s+\[([\d,\s]*)\],\n\s+(\d+),\n\s+(\d+)\n\s+\]",

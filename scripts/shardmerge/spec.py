@@ -37,7 +37,8 @@ class ShardSpec:
         files: For each (model, file) that the expressions name, the content's identity
             (``sha256:...`` or ``sample:...``), in order of first use.
         numerics: One of NUMERICS.
-        allow_nonfinite: Whether a merged value may be infinite or NaN where no source is.
+        allow_nonfinite: Whether a merged value may be infinite or NaN where no source is. It
+            decides whether there are bytes, not which, so that it is no part of the digest.
         metadata: The header's ``__metadata__``.
     """
 

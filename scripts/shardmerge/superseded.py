@@ -17,7 +17,7 @@ from shardmerge.errors import UserError
 from shardmerge.files import load_json, sha256_of
 from shardmerge.package import index_text, make_index
 from shardmerge.plan import beside
-from shardmerge.planfiles import description_path
+from shardmerge.planfiles import description_path, load_description
 
 
 def stray_weights(description: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -84,7 +84,10 @@ def _is_earlier_index(path: Path, name: str) -> bool:
     """Return whether an index is that of a plan that is still known here."""
     content = path.read_bytes()
     for earlier in sorted(description_path(name).parent.glob("*.json")):
-        description = load_json(earlier)
+        try:
+            description = load_description(earlier.stem)
+        except UserError:  # damaged, so that it tells nothing
+            continue
         if description["name"] == name and index_text(make_index(description)).encode() == content:
             return True
     return False

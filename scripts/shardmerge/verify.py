@@ -46,7 +46,12 @@ def verify_model(
         UserError: If anything is not as it must be.
     """
     folder = Path(folder)
-    _check_shards(description, folder, load_records(records))
+    deltas, recorded = list(map(Path, deltas)), load_records(records)
+    _check_shards(description, folder, recorded)
+    if not description.get("allow_nonfinite"):
+        _refuse_nonfinite(recorded)
+        for path in deltas:
+            _refuse_nonfinite(load_records([path.parents[1] / "records" / path.name]))
     found = _check_checks(description, checks)
     vectors = [_passed(path) for path in deltas]
     remove_superseded(description, folder, say)
@@ -92,6 +97,18 @@ def _check_shards(
                     str(path),
                     _AGAIN,
                 )
+
+
+def _refuse_nonfinite(records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse what was made while ``allow_nonfinite`` was true and is not what false lets pass."""
+    for file, record in records.items():
+        for tensor, count in sorted((record.get("nonfinite") or {}).items()):
+            raise UserError(
+                f"{count} merged values are infinite or NaN where no source is",
+                f"{file}, tensor {tensor!r}",
+                "They were made with `allow_nonfinite: true`. Write that again, or use another "
+                "dtype or smaller weights.",
+            )
 
 
 def _check_index(description: Mapping[str, Any], folder: Path) -> None:

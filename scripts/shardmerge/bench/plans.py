@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shardmerge.bench.models import LARGE, Shapes, experts, lock_of
-from shardmerge.files import load_json, write_json
-from shardmerge.plan import Plan
+from shardmerge.files import write_json
+from shardmerge.plan import read_plan
 from shardmerge.planfiles import CACHE
 from shardmerge.recipe import load_recipe
 from shardmerge.sources import lock_path
@@ -82,7 +82,7 @@ def _pretend(snakemake: list[str], folder: Path) -> None:
 
     The large ones are sparse and take no disk.
     """
-    plan = Plan.from_json(load_json(next((folder / CACHE / "plans").glob("*.json"))))
+    plan = read_plan(next((folder / CACHE / "plans").glob("*.json")))
     sizes = {job.output: job.bytes_written for job in plan.shards}
     sizes |= {path: job.size for path, job in plan.fetches.items()}
     for line in _run([*snakemake, "--summary"], folder).stdout.splitlines()[1:]:

@@ -23,7 +23,8 @@ from shardmerge.contents import (
     weight_files,
 )
 from shardmerge.errors import UserError
-from shardmerge.headers import Header, header_length, parse_header, safe_name
+from shardmerge.filenames import is_commit, safe_name
+from shardmerge.headers import Header, header_length, parse_header
 from shardmerge.hub import client
 from shardmerge.hub.content import new_hasher, wanted_digest
 from shardmerge.lock import LockedFile, LockedSource
@@ -100,7 +101,7 @@ def _model_info(
             repo,
             "Does a proxy or a login page stand between?",
         ) from None
-    if not isinstance(info.sha, str) or len(info.sha) != 40:
+    if not is_commit(info.sha):
         raise UserError("has no commit that the Hub would tell", repo)
     return info
 

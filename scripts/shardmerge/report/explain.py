@@ -13,10 +13,9 @@ from pathlib import Path
 from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
 from shardmerge.errors import UserError
-from shardmerge.files import load_json
 from shardmerge.findings import audible
 from shardmerge.local import lock_adapter, lock_folder
-from shardmerge.lock import Lock, LockedFile, LockedSource
+from shardmerge.lock import Lock, LockedFile, LockedSource, read_lock
 from shardmerge.norms import geometric_stages
 from shardmerge.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
@@ -129,7 +128,7 @@ def _tensors(recipe: Recipe, folders: Mapping[str, str], layers: int | None) -> 
             for key, folder in folders.items()
         }
         if path.exists() and len(given) < len(models) + len(adapters):
-            sources = Lock.from_json(load_json(path), str(path)).sources
+            sources = read_lock(path).sources
             wanted = (key for key in (*models, *adapters) if key not in given)
             locked = {key: sources[key] for key in wanted if key in sources}
     known = {**locked, **given}

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardmerge.files import load_json
 from shardmerge.plan import Build, Plan, ShardJob
-from shardmerge.planfiles import spec_path
+from shardmerge.planfiles import load_spec_json
 
 Exists = Callable[[str], bool]
 
@@ -104,7 +103,7 @@ def shards(build: Build) -> list[Shard]:
 
 def _shard(number: int, job: ShardJob) -> Shard:
     # The raw JSON, since a mixture of experts has many thousand tensors.
-    tensors = load_json(spec_path(job.digest))["tensors"]
+    tensors = load_spec_json(job.digest)["tensors"]
     verbatim = len(job.sources) == 1 and not job.deltas and all(map(_is_copy, tensors))
     return Shard(number, job, len(tensors), job.sources[0] if verbatim else None)
 
