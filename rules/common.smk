@@ -19,9 +19,10 @@ from shardmerge.cli import plainly, tell
 from shardmerge.describe import MODEL_FILES
 from shardmerge.pickles import RECORD
 from shardmerge.planning import MODELS, decide, lock_paths
+from shardmerge.records import record_of
 from shardmerge.resources import megabytes, minutes
 from shardmerge.settings import explain_options, load_settings, own_config
-from shardmerge.targets import Targets, fetch_options
+from shardmerge.targets import HASHES, Targets, fetch_options
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
 SETTINGS = plainly(load_settings)(
@@ -75,6 +76,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
+    source="[0-9a-f]+",
     shard=r"model(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
@@ -117,6 +119,10 @@ def fetch_job(w):
 
 def records(w):
     return TARGETS.per_shard(w.name, "records")
+
+
+def delta_records(job):
+    return [str(record_of(delta)) for delta in job.deltas]
 
 
 def package_files(w):

@@ -35,6 +35,7 @@ rule store_delta:
 rule check_delta:
     input:
         shard=lambda w: BUILT.to_check(delta_job(w)).output or [],
+        record="<results>/deltas/{pair}/records/{delta}.json",
         sources=lambda w: ancient(BUILT.to_check(delta_job(w)).sources),
     output:
         "<results>/deltas/{pair}/checks/{delta}.json",
@@ -50,4 +51,5 @@ rule check_delta:
         spec=lambda w: delta_job(w).digest,
     shell:
         "python $SCRIPTS/check_shard.py --spec {params.spec} --shard {input.shard}"
+        " --record {input.record:q}"
         " --sources {input.sources} --output {output} > {log} 2>&1"

@@ -2,13 +2,15 @@
 
 Needs: the shards, the files that they were made from, the package.
 Makes: results/NAME/checks/SHARD.json (a sample of each tensor, recomputed in float64),
-results/NAME/verify.json and results/NAME/loaded.json.
+results/NAME/verify.json and results/NAME/loaded.json. With `sources_check: full` also
+.shardmerge/sources/KEY.json, what a job found of a large file of a local model.
 """
 
 
 rule check_shard:
     input:
         shard="<results>/{name}/model/{shard}.safetensors",
+        record="<results>/{name}/records/{shard}.json",
         sources=lambda w: ancient(BUILT.to_check(shard_job(w)).sources),
         deltas=lambda w: ancient(BUILT.to_check(shard_job(w)).deltas),
     output:
@@ -25,7 +27,30 @@ rule check_shard:
         spec=lambda w: shard_job(w).digest,
     shell:
         "python $SCRIPTS/check_shard.py --spec {params.spec} --shard {input.shard}"
+        " --record {input.record:q}"
         " --sources {input.sources} --deltas {input.deltas} --output {output} > {log} 2>&1"
+
+
+rule hash_source:
+    input:
+        lambda w: ancient(TARGETS.large[w.source][0]),
+    output:
+        f"{HASHES}/{{source}}.json",
+    log:
+        "<logs>/hash_source/{source}.log",
+    conda:
+        "../envs/merge.yaml"
+    resources:
+        runtime=lambda w, input, attempt: minutes(
+            input.size, RESOURCES["disk_mb_per_second"], attempt
+        ),
+    params:
+        identity=lambda w: TARGETS.large[w.source][1],
+        # an edited file is hashed again, even if its time of change was set back
+        stamp=lambda w: TARGETS.stamp(w.source),
+    shell:
+        "python $SCRIPTS/hash_source.py --source {input:q} --identity {params.identity:q}"
+        " --output {output:q} > {log:q} 2>&1"
 
 
 rule verify_model:
@@ -34,6 +59,7 @@ rule verify_model:
         records=records,
         checks=lambda w: TARGETS.per_shard(w.name, "checks"),
         deltas=lambda w: TARGETS.per_delta(w.name, "checks"),
+        hashes=lambda w: TARGETS.hashes(w.name),
         files=package_files,
     output:
         "<results>/{name}/verify.json",
@@ -51,7 +77,7 @@ rule verify_model:
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
     shell:
         "python $SCRIPTS/verify_model.py --build {params.build} --model {params.model}"
-        " --checks {input.checks} --deltas {input.deltas}"
+        " --checks {input.checks} --deltas {input.deltas} --hashes {input.hashes:q}"
         " --records {input.records} --output {output} > {log} 2>&1"
 
 

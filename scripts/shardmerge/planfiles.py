@@ -9,6 +9,8 @@ from shardmerge.spec import ShardSpec
 
 #: Folder below the working directory.
 CACHE = Path(".shardmerge")
+#: What is known of local files, by the workflow's first process and by jobs that hash them.
+IDENTITIES = CACHE / "identities.json"
 
 
 def plan_path(key: str) -> Path:

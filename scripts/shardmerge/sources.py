@@ -13,7 +13,8 @@ from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
 from shardmerge.files import load_json, write_text
-from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
+from shardmerge.identities import Identities
+from shardmerge.local import check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.pickles import Conversion, find_conversion
 from shardmerge.recipe import Recipe
