@@ -20,10 +20,11 @@ from shardmerge.describe import MODEL_FILES
 from shardmerge.inputlists import keep_lists, list_path
 from shardmerge.pickles import RECORD
 from shardmerge.planning import MODELS, decide, lock_paths
+from shardmerge.records import record_of
 from shardmerge.resources import megabytes, minutes
 from shardmerge.settings import explain_options, load_settings, own_config
 from shardmerge.shellwords import shell_prefix
-from shardmerge.targets import Targets, fetch_options
+from shardmerge.targets import HASHES, Targets, fetch_options
 from shardmerge.tokenizer.packing import TOKENIZER_FILES
 
 SETTINGS = plainly(load_settings)(
@@ -76,6 +77,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
+    source="[0-9a-f]+",
     shard=r"model(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
@@ -118,6 +120,10 @@ def fetch_job(w):
 
 def records(w):
     return TARGETS.per_shard(w.name, "records")
+
+
+def delta_records(job):
+    return [str(record_of(delta)) for delta in job.deltas]
 
 
 def package_files(w):

@@ -36,6 +36,7 @@ rule store_delta:
 rule check_delta:
     input:
         shard=lambda w: BUILT.to_check(delta_job(w)).output or [],
+        record="<results>/deltas/{pair}/records/{delta}.json",
         sources=lambda w: ancient(BUILT.to_check(delta_job(w)).sources),
     output:
         "<results>/deltas/{pair}/checks/{delta}.json",
@@ -52,4 +53,4 @@ rule check_delta:
         inputs=lambda w, input: listed(sources=input.sources),
     shell:
         'python "$SCRIPTS"/check_shard.py --spec={params.spec:q} --shard={input.shard:q}'
-        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
+        " --record={input.record:q} --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"

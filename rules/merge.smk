@@ -9,6 +9,7 @@ rule merge_shard:
     input:
         sources=lambda w: ancient(BUILT.to_make(shard_job(w)).sources),
         deltas=lambda w: ancient(BUILT.to_make(shard_job(w)).deltas),
+        delta_records=lambda w: ancient(delta_records(BUILT.to_make(shard_job(w)))),
     output:
         shard="<results>/{name}/model/{shard}.safetensors",
         record="<results>/{name}/records/{shard}.json",

@@ -2,13 +2,15 @@
 
 Needs: the shards, the files that they were made from, the package.
 Makes: results/NAME/checks/SHARD.json (a sample of each tensor, recomputed in float64),
-results/NAME/verify.json and results/NAME/loaded.json.
+results/NAME/verify.json and results/NAME/loaded.json. With `sources_check: full` also
+.shardmerge/sources/KEY.json, what a job found of a large file of a local model.
 """
 
 
 rule check_shard:
     input:
         shard="<results>/{name}/model/{shard}.safetensors",
+        record="<results>/{name}/records/{shard}.json",
         sources=lambda w: ancient(BUILT.to_check(shard_job(w)).sources),
         deltas=lambda w: ancient(BUILT.to_check(shard_job(w)).deltas),
     output:
@@ -26,7 +28,29 @@ rule check_shard:
         inputs=lambda w, input: listed(sources=input.sources, deltas=input.deltas),
     shell:
         'python "$SCRIPTS"/check_shard.py --spec={params.spec:q} --shard={input.shard:q}'
-        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
+        " --record={input.record:q} --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
+
+
+rule hash_source:
+    input:
+        lambda w: ancient(TARGETS.large[w.source][0]),
+    output:
+        f"{HASHES}/{{source}}.json",
+    log:
+        "<logs>/hash_source/{source}.log",
+    conda:
+        "../envs/merge.yaml"
+    resources:
+        runtime=lambda w, input, attempt: minutes(
+            input.size, RESOURCES["disk_mb_per_second"], attempt
+        ),
+    params:
+        identity=lambda w: TARGETS.large[w.source][1],
+        # an edited file is hashed again, even if its time of change was set back
+        stamp=lambda w: TARGETS.stamp(w.source),
+    shell:
+        'python "$SCRIPTS"/hash_source.py --source={input:q} --identity={params.identity:q}'
+        " --output={output:q} > {log:q} 2>&1"
 
 
 rule verify_model:
@@ -35,6 +59,7 @@ rule verify_model:
         records=records,
         checks=lambda w: TARGETS.per_shard(w.name, "checks"),
         deltas=lambda w: TARGETS.per_delta(w.name, "checks"),
+        hashes=lambda w: TARGETS.hashes(w.name),
         files=package_files,
     output:
         "<results>/{name}/verify.json",
@@ -51,7 +76,10 @@ rule verify_model:
         build=lambda w: build(w).digest,
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
         inputs=lambda w, input: listed(
-            checks=input.checks, deltas=input.deltas, records=input.records
+            checks=input.checks,
+            deltas=input.deltas,
+            records=input.records,
+            hashes=input.hashes,
         ),
     shell:
         'python "$SCRIPTS"/verify_model.py --build={params.build:q} --model={params.model:q}'

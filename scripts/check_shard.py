@@ -14,14 +14,18 @@ def main() -> None:
     from shardmerge.engine.steps import needs_torch
     from shardmerge.errors import UserError
     from shardmerge.files import write_json
+    from shardmerge.identities import Identities
     from shardmerge.inputlists import parse_args
-    from shardmerge.planfiles import load_spec
+    from shardmerge.planfiles import IDENTITIES, load_spec
+    from shardmerge.records import load_record
     from shardmerge.shardcheck import check_shard
     from shardmerge.stored import stored_deltas
+    from shardmerge.watch import Watch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
     parser.add_argument("--shard", required=True, type=Path)
+    parser.add_argument("--record", required=True, type=Path, help="of the job that wrote it")
     parser.add_argument("--sources", nargs="*", default=[], type=Path, help="files, in its order")
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
@@ -36,13 +40,22 @@ def main() -> None:
     if len(files) != len(args.sources):
         raise UserError(f"needs {len(files)} files, {len(args.sources)} are given", "--sources")
     sources = dict(zip(files, args.sources, strict=True))
-    record = check_shard(spec, args.shard, sources, args.deltas)
-    write_json(args.output, record)
+    recorded = load_record(args.record)
+    if recorded.get("spec", args.spec) != args.spec:
+        raise UserError(
+            "is of a shard that was made for another plan",
+            str(args.record),
+            f"Delete {str(args.shard)!r} and run the workflow again, which makes both anew.",
+        )
+    watch = Watch(Identities(IDENTITIES))
+    found = check_shard(spec, args.shard, sources, args.deltas, recorded["sha256"], watch)
+    write_json(args.output, found)
     print(
-        f"{args.shard.name}: {record['elements']:,} elements of {record['tensors']} tensors are "
-        f"right; largest error {record['largest_error']:.3f} of what rounding allows"
+        f"{args.shard.name}: all bytes are as they were written; {found['elements']:,} elements of "
+        f"{found['tensors']} tensors are right; largest error "
+        f"{found['largest_error_in_bounds']:.3f} of what rounding allows"
     )
-    for name in record["not_sampled"]:
+    for name in found["not_sampled"]:
         print(f"{name}: not recomputed, its merge method needs the whole of a large tensor")
 
 

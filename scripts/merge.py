@@ -15,10 +15,13 @@ def main() -> None:
     from shardmerge.engine import build_shard
     from shardmerge.engine.steps import needs_torch
     from shardmerge.files import write_json
+    from shardmerge.identities import Identities
     from shardmerge.inputlists import parse_args
-    from shardmerge.planfiles import load_spec
+    from shardmerge.planfiles import IDENTITIES, load_spec
+    from shardmerge.records import recorded_tensors
     from shardmerge.runs import is_made
     from shardmerge.stored import stored_deltas
+    from shardmerge.watch import Watch
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
@@ -41,6 +44,7 @@ def main() -> None:
         say(f"{args.output.name}: another job has made it; nothing is left to do")
         return
     files = spec.required_files(stored)
+    sums = {path: recorded_tensors(path) for path in dict.fromkeys(stored.values())}
     record = build_shard(
         spec,
         dict(zip(files, map(Path, args.sources), strict=True)),
@@ -51,6 +55,8 @@ def main() -> None:
         link=args.link,
         progress=_Progress(args.output.name),
         began=process_began(),
+        sums=sums,
+        watch=Watch(Identities(IDENTITIES)),
     )
     write_json(args.record, {"spec": args.spec, **record.to_json()})
 

@@ -6,10 +6,11 @@ import argparse
 
 from shardmerge.cli import claim, run
 from shardmerge.expression import deltas
-from shardmerge.files import load_json, write_text
+from shardmerge.files import write_text
 from shardmerge.inputlists import parse_args
 from shardmerge.package import load_description
 from shardmerge.planfiles import load_spec
+from shardmerge.records import load_record
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import measured, norm_cells, norm_table
 from shardmerge.report.plots import draw_norms
@@ -26,7 +27,7 @@ def main() -> None:
 
     build = load_description(args.build)
     specs = [load_spec(shard["digest"]) for shard in build["shards"]]
-    norms = measured(specs, map(load_json, args.records))
+    norms = measured(specs, map(load_record, args.records))
     frame = frame_of(build["coefficients"])
     if any(deltas(tensor.expression) for spec in specs for tensor in spec.tensors):
         nothing = "The records of this model's jobs tell no norms of its task vectors."

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from shardmerge.cli import claim, run
-from shardmerge.files import load_json
 from shardmerge.inputlists import parse_args
+from shardmerge.records import load_record
 from shardmerge.report.timings import draw_timings, timing
 
 
@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="SVG file")
     args = parse_args(parser)
     claim(args.output)
-    draw_timings([timing(Path(path).stem, load_json(path)) for path in args.records], args.output)
+    rows = [timing(Path(path).stem, load_record(path)) for path in args.records]
+    draw_timings(rows, args.output)
 
 
 if __name__ == "__main__":

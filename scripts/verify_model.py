@@ -19,6 +19,8 @@ def main() -> None:
     parser.add_argument("--checks", nargs="+", required=True, type=Path, help="from check_shard.py")
     parser.add_argument("--deltas", nargs="*", default=[], type=Path,
                         help="the same of stored task vectors")  # fmt: skip
+    parser.add_argument("--hashes", nargs="*", default=[], type=Path,
+                        help="from hash_source.py")  # fmt: skip
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="from merge.py")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parse_args(parser)
@@ -27,12 +29,21 @@ def main() -> None:
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
     description = load_description(args.build)
     found = verify_model(
-        args.build, description, args.model, args.checks, args.records, args.deltas, say
+        args.build,
+        description,
+        args.model,
+        args.checks,
+        args.records,
+        args.deltas,
+        args.hashes,
+        say,
     )
     write_json(args.output, found)
     print(
         f"{description['name']}: {found['tensors']:,} tensors in {found['shards']} shards are as "
-        f"planned, {found['elements']:,} elements recomputed"
+        f"planned, all bytes are as they were written, {found['elements']:,} elements recomputed; "
+        f"of the source files {found['sources']['hashed']} are known by all their bytes, "
+        f"{found['sources']['sampled']} by a sample"
     )
 
 

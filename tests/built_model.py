@@ -9,6 +9,7 @@ from typing import Any
 
 from models import llama
 
+from shardmerge.built import check_path
 from shardmerge.config_text import output_config
 from shardmerge.engine import build_shard
 from shardmerge.files import write_json, write_text
@@ -16,6 +17,7 @@ from shardmerge.package import index_text, load_description, make_index
 from shardmerge.plan import Build, ShardJob
 from shardmerge.planfiles import load_spec
 from shardmerge.planning import load_plan
+from shardmerge.records import load_record, record_of, recorded_tensors
 from shardmerge.settings import load_settings
 from shardmerge.shardcheck import check_shard
 from shardmerge.spec import ShardSpec
@@ -95,7 +97,8 @@ def check(job: ShardJob, shard: Path | None = None) -> dict[str, Any]:
     """Return what ``check_shard`` finds of a job's output, or of another file in its place."""
     spec = load_spec(job.digest)
     sources, deltas = inputs_of(job, spec)
-    return check_shard(spec, shard or Path(job.output), sources, deltas)
+    sha256 = load_record(record_of(job.output))["sha256"]
+    return check_shard(spec, shard or Path(job.output), sources, deltas, sha256)
 
 
 def build_model(recipe: str = RECIPE, models: dict[str, Any] | None = None, **config: Any) -> Built:
@@ -123,11 +126,10 @@ def merge(recipe: str, **config: Any) -> Built:
         sources, deltas = inputs_of(job, spec)
         output = Path(job.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        record = build_shard(spec, sources, output, deltas=deltas).to_json()
-        if output.parent.name == "model":
-            places = [output.parents[1] / k / f"{output.stem}.json" for k in ("records", "checks")]
-            write_json(places[0], {"spec": job.digest, **record})
-            write_json(places[1], check(job))
+        sums = {path: recorded_tensors(path) for path in deltas}
+        record = build_shard(spec, sources, output, deltas=deltas, sums=sums).to_json()
+        write_json(record_of(output), {"spec": job.digest, **record})
+        write_json(check_path(job), check(job))
     build = list(plan.builds.values())[-1]
     built = Built(build, dict(load_description(build.digest)))
     for name, source in build.files.items():

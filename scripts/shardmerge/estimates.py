@@ -6,7 +6,8 @@ The bound runs along: an operation whose result r is exact adds nothing, any oth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,11 +25,19 @@ class Estimate:
             type; 0 where it must have this very value.
         decides: Whether a method chooses among inputs that are sums themselves, so that at a near
             tie rounding may make it choose differently.
+        independent: Whether it was found without the code that the engine computes with.
     """
 
     value: np.ndarray
     error: np.ndarray
     decides: bool = False
+    independent: bool = True
+
+
+def joined(value: np.ndarray, error: np.ndarray, parts: Sequence[Estimate]) -> Estimate:
+    """Return an estimate that was made of others."""
+    decides = any(part.decides for part in parts)
+    return Estimate(value, error, decides, all(part.independent for part in parts))
 
 
 def difference(left: Estimate, right: Estimate, code: str) -> Estimate:
@@ -40,7 +49,7 @@ def difference(left: Estimate, right: Estimate, code: str) -> Estimate:
     found = total([(1.0, left), (-1.0, right)], code)
     exact = (left.error == 0) & (right.error == 0)
     value = np.where(exact, round_to(code, found.value), found.value)
-    return Estimate(value, np.where(exact, 0.0, found.error), found.decides)
+    return replace(found, value=value, error=np.where(exact, 0.0, found.error))
 
 
 def total(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
@@ -59,8 +68,7 @@ def total(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
             error = rounded_error(value, error + carried, code)
     # What comes from an infinite source must be infinite or NaN itself.
     given = np.any([~np.isfinite(part.value) for _, part in terms], axis=0)
-    decides = any(part.decides for _, part in terms)
-    return Estimate(value, np.where(given, 0.0, error), decides)
+    return joined(value, np.where(given, 0.0, error), [part for _, part in terms])
 
 
 def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray:
@@ -80,11 +88,8 @@ def round_estimate(part: Estimate, dtype: str) -> Estimate:
     """Return an estimate of the same values rounded to a type of that code."""
     exact = part.error == 0
     error = part.error + half_ulp(dtype, np.abs(part.value) + part.error)
-    return Estimate(
-        np.where(exact, round_to(dtype, part.value), part.value),
-        np.where(exact, 0.0, error),
-        part.decides,
-    )
+    value = np.where(exact, round_to(dtype, part.value), part.value)
+    return replace(part, value=value, error=np.where(exact, 0.0, error))
 
 
 def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) -> Estimate:

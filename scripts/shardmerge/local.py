@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,63 +17,16 @@ from shardmerge.contents import (
 )
 from shardmerge.errors import UserError
 from shardmerge.filenames import safe_name
-from shardmerge.files import load_json, sha256_of, write_json
-from shardmerge.headers import MAX_HEADER_BYTES, read_header
-from shardmerge.lock import LockedFile, LockedSource
+from shardmerge.files import load_json
+from shardmerge.headers import read_header
+from shardmerge.identities import Identities
+from shardmerge.lock import LockedSource
 
-#: Up to this size a file is identified by its SHA-256, above by a sample of it.
-FULL_HASH_BYTES = 64 << 20
-_SAMPLE_BLOCKS = 64
-_SAMPLE_BYTES = 64 << 10
 #: What to do about weights that are pickled.
 CONVERT = (
     "Its weights are pickled. Write `allow_pickle: true` into the configuration and run "
     "`snakemake convert`, which writes them as safetensors without running code that is in them."
 )
-
-
-class Identities:
-    """Content identities of local files, remembered by path, size and times.
-
-    A file that was only touched is read again and found unchanged.
-
-    Args:
-        cache: JSON file that holds what earlier runs found; may be absent.
-    """
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-        self._known: dict[str, list] = {}
-        self._changed = False
-        if cache.exists():
-            try:
-                self._known = dict(load_json(cache))
-            except UserError:
-                self._known = {}
-
-    def of(self, path: Path) -> LockedFile:
-        """Return size and identity of a file: its SHA-256, or the sample of a large one.
-
-        The sample is the SHA-256 of the size, the first blocks (for safetensors, the whole
-        header) and 64 evenly spread blocks of 64 KiB.
-        """
-        stat = path.stat()
-        key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        if (known := self._known.get(key)) and known[:3] == stamp:
-            return LockedFile(stat.st_size, sha256=known[3], sample=known[4])
-        if stat.st_size <= FULL_HASH_BYTES:
-            file = LockedFile(stat.st_size, sha256=sha256_of(path))
-        else:
-            file = LockedFile(stat.st_size, sample=_sample(path, stat.st_size))
-        self._known[key] = [*stamp, file.sha256, file.sample]
-        self._changed = True
-        return file
-
-    def save(self) -> None:
-        """Write what was learnt to the cache."""
-        if self._changed:
-            write_json(self._cache, self._known)
-            self._changed = False
 
 
 def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedSource:
@@ -130,7 +80,7 @@ def check_folder(
             what = "is gone"
         elif path.stat().st_size != file.size:
             what = f"has {path.stat().st_size} bytes where the lock has {file.size}"
-        elif identities.of(path).identity != file.identity:
+        elif not identities.of(path).is_like(file):
             what = "has another content than when it was locked"
         if what:
             raise UserError(
@@ -179,16 +129,3 @@ def _source(
         tensors=tensors,
         role=role,
     )
-
-
-def _sample(path: Path, size: int) -> str:
-    digest = hashlib.sha256(json.dumps([size, _SAMPLE_BLOCKS, _SAMPLE_BYTES]).encode())
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        head = length if path.suffix == ".safetensors" and length <= MAX_HEADER_BYTES else 0
-        digest.update(prefix + file.read(max(head, _SAMPLE_BYTES)))
-        for i in range(_SAMPLE_BLOCKS):
-            offset = (size - _SAMPLE_BYTES) * i // (_SAMPLE_BLOCKS - 1)
-            digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, offset))
-    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.files import load_json, sha256_of
 from shardmerge.planfiles import load_description as load_description
+from shardmerge.records import load_record
 
 
 def make_index(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,11 +43,7 @@ def load_records(paths: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
     """
     records = {}
     for path in map(Path, paths):
-        record = load_json(path)
-        sha256, size = record.get("sha256"), record.get("size")
-        if not isinstance(size, int) or not re.fullmatch("[0-9a-f]{64}", str(sha256)):
-            raise UserError("is not the record of a merge job", str(path))
-        records[f"{path.stem}.safetensors"] = record
+        records[f"{path.stem}.safetensors"] = load_record(path)
     return records
 
 

@@ -14,7 +14,8 @@ from shardmerge.digest import digest
 from shardmerge.filenames import safe_name
 from shardmerge.files import atomic_path, load_json, write_json
 from shardmerge.headers import read_header
-from shardmerge.local import Identities, auxiliary_files
+from shardmerge.identities import Identities
+from shardmerge.local import auxiliary_files
 
 #: Goes up when the same pickle is converted to other bytes.
 CONVERTER_VERSION = 1

@@ -100,6 +100,8 @@ class Plan:
         sources: The recipes' source models, by reference.
         unread: Weight files that no job reads: path to bytes.
         schedule: In which order shards are made, and the disk that this takes.
+        hashes: Large files of local models that jobs read, and what each is known by: path to
+            identity.
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         warnings: One sentence each.
     """
@@ -112,6 +114,7 @@ class Plan:
     warnings: tuple[str, ...]
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shards(self) -> tuple[ShardJob, ...]:
@@ -145,6 +148,7 @@ class Plan:
             warnings=tuple(data["warnings"]),
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
+            hashes=data["hashes"],
         )
 
 

@@ -22,6 +22,8 @@ from shardmerge.spec import ShardSpec
 
 #: Folder below the working directory.
 CACHE = Path(".shardmerge")
+#: What is known of local files, by the workflow's first process and by jobs that hash them.
+IDENTITIES = CACHE / "identities.json"
 #: Tells jobs which plan they belong to. It is no parameter of theirs: it decides no bytes.
 VARIABLE = "SHARDMERGE_PLAN"
 

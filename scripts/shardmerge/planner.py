@@ -19,6 +19,7 @@ from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.steps import needs_torch
 from shardmerge.errors import UserError
 from shardmerge.findings import audible
+from shardmerge.identities import FULL_HASH_BYTES
 from shardmerge.layout import group, shard_names
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
@@ -91,10 +92,20 @@ class _Planner:
             fetches=self.fetches,
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
+            hashes=self._large_files(),
             warnings=audible(self.findings, self.settings["silence"]),
         )
         self.planned.plan = with_schedule(plan, self.settings)
         return self.planned
+
+    def _large_files(self) -> dict[str, str]:
+        """Return the files of local models that jobs read and the head does not hash itself."""
+        found = {}
+        for model, name in sorted(self.read):
+            source = self.locked[model]
+            if source.kind == "local" and source.files[name].size > FULL_HASH_BYTES:
+                found[self.path_of(model, source, name)] = source.files[name].identity
+        return found
 
     def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
         targets: dict[str, tuple[Composer, list[OutputTensor]]] = {}

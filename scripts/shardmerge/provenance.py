@@ -14,6 +14,7 @@ from shardmerge import __version__
 from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.files import sha256_of
+from shardmerge.known import with_states
 from shardmerge.package import name_within
 
 PROVENANCE_VERSION = 1
@@ -22,7 +23,18 @@ _TOOLS = ("torch", "numpy", "safetensors", "transformers", "huggingface_hub", "l
 #: What the record of a merge job says that another run of the same job would say too.
 _RECORDED = ("sha256", "size", "whole_copy", "nonfinite")
 #: The same of a model's verification.
-_VERIFIED = ("passed", "elements", "largest_error", "undecided", "not_sampled", "nonfinite")
+_VERIFIED = (
+    "passed",
+    "hashed",
+    "copies",
+    "recomputed_independently",
+    "recomputed_by_engine_steps",
+    "not_sampled",
+    "elements",
+    "largest_error_in_bounds",
+    "undecided",
+    "nonfinite",
+)
 _MACHINE_PATH = re.compile(r"^(/|~|\\|[A-Za-z]:[\\/]|\.\.?(/|\\|$))")
 
 
@@ -95,7 +107,10 @@ def make_provenance(
         "dtype": description["dtype"],
         "reference": names.get(description["reference"], description["reference"]),
         "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),
-        "sources": {names[key]: source for key, source in description["sources"].items()},
+        "sources": {
+            names[key]: with_states(source, verified.get("source_sha256", {}))
+            for key, source in description["sources"].items()
+        },
         "copied": dict(description["files"]),
         "tools": tool_versions(),
         "verified": {key: verified[key] for key in _VERIFIED if key in verified},

@@ -6,13 +6,15 @@ the sum: an operation whose result r is exact adds nothing, any other at most ``
 u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.3). A task
 vector is rounded to its type by definition, so it is known exactly. For merge
 methods that are no sums there is no such formula: their kernel is run in float64 and in float32,
-and the difference is the bound. In mergekit numerics the value is what a sum's steps make in numpy,
-else what the kernels make of the dtypes that the expression states.
+and the difference is the bound. In mergekit numerics ``recompute_mergekit`` makes sums by another
+way; all else is what the engine's own kernels make of the dtypes that the expression states.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -23,10 +25,17 @@ from shardmerge import expression as ex
 from shardmerge.checkmemory import WHOLE
 from shardmerge.dtypes import DTYPES, combine_dtype
 from shardmerge.engine.algebra import stated_dtype
-from shardmerge.engine.steps import steps_for
-from shardmerge.estimates import Estimate, difference, product, round_estimate, rounded_error, total
+from shardmerge.estimates import (
+    Estimate,
+    difference,
+    joined,
+    product,
+    round_estimate,
+    rounded_error,
+    total,
+)
+from shardmerge.recompute_mergekit import Formulas, NotASumError
 from shardmerge.recompute_rows import chosen_parts, gathered, mean_of_rows
-from shardmerge.recompute_steps import value_by_steps
 from shardmerge.registry import group_of, kernel_of
 from shardmerge.roundoff import decode, half_ulp
 from shardmerge.samples import Runs, positions
@@ -73,15 +82,13 @@ class Recomputer:
         with np.errstate(all="ignore"):
             if self._numerics == "float32":
                 return self._float32(expression, runs)
-            if steps := steps_for(expression, dtype, self._stored, self._numerics):
-                leaves = [self._float32(leaf, runs).value for leaf in steps.leaves]
-                value = value_by_steps(steps, leaves, _count(runs))
-                return Estimate(value, np.zeros_like(value))
+            with contextlib.suppress(NotASumError):
+                return Formulas(self._stored, self._read).estimate(expression, runs)
             value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
-            return Estimate(value, slack, decides=whole)
+            return Estimate(value, slack, whole, independent=False)
 
     def _adds_up(self, part: ex.Expression) -> bool:
         return self._is_whole(part) or isinstance(part, ex.LowRank)
@@ -130,7 +137,7 @@ class Recomputer:
         part = self._float32(node.operand, found.runs)
         value[found.places] = part.value[found.chosen]
         error[found.places] = part.error[found.chosen]
-        return Estimate(value, error, part.decides)
+        return replace(part, value=value, error=error)
 
     def _choice(self, node: ex.Choice, runs: Runs) -> Estimate:
         parts = [self._float32(operand, runs) for operand in node.operands]
@@ -145,19 +152,19 @@ class Recomputer:
             if len(members) > 1:
                 value[place] /= len(members)
                 error[place] = rounded_error(value[place], error[place] / len(members), code)
-        return Estimate(value, error, any(part.decides for part in parts))
+        return joined(value, error, parts)
 
     def _mean(self, node: ex.Mean, runs: Runs) -> Estimate:
-        decides = []
+        parts = []
 
         def values(some: Runs) -> tuple[np.ndarray, np.ndarray]:
             part = self._float32(node.operand, some)
-            decides.append(part.decides)
+            parts.append(part)
             return part.value, part.error
 
         value, error = mean_of_rows(node.operand.shape, values)
         value, error = value[positions(runs)], error[positions(runs)]
-        return Estimate(value, rounded_error(value, error, _combine(node)), any(decides))
+        return joined(value, rounded_error(value, error, _combine(node)), parts)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
         whole = self._is_whole(call)
@@ -174,7 +181,7 @@ class Recomputer:
             error += _NESTED * max(np.abs(value).max(initial=0.0) for value in values)
         chosen = positions(runs) if whole else slice(None)
         decides = nested or any(one.decides for one in inputs)
-        return Estimate(exact[chosen], error[chosen], decides)
+        return Estimate(exact[chosen], error[chosen], decides, independent=False)
 
     def _kernel(
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str

@@ -90,3 +90,19 @@ def round_to(code: str, values: np.ndarray) -> np.ndarray:
     rounded = np.rint(np.where(finite, values, 0.0) / quantum) * quantum
     rounded = np.where(np.abs(rounded) > form.maximum, np.copysign(np.inf, rounded), rounded)
     return np.where(finite, rounded, values)
+
+
+def multiplied_and_added(x: np.ndarray, y: np.float32, z: np.ndarray) -> np.ndarray:
+    """Return ``x * y + z`` of float32 numbers, rounded once.
+
+    Float64 has the product exactly. The sum is rounded to odd, so that the second rounding is
+    right: Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819.
+    """
+    product, other = x.astype(np.float64) * np.float64(y), z.astype(np.float64)
+    total = product + other
+    part = total - product
+    rest = (product - (total - part)) + (other - part)  # Knuth's exact error of the sum
+    bits = total.view(np.int64)
+    inexact = np.isfinite(total) & (rest != 0) & (bits & 1 == 0)
+    towards = np.where((rest > 0) == (total > 0), 1, -1)
+    return np.where(inexact, bits + towards, bits).view(np.float64).astype(np.float32)

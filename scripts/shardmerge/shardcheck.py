@@ -1,4 +1,7 @@
-"""A written shard, read again: its header, and a sample of every tensor against the sources."""
+"""A written shard, read again: all its bytes against the record of the job that wrote them.
+
+And its header against the plan, and a sample of every tensor against the sources.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ import numpy as np
 
 from shardmerge import expression as ex
 from shardmerge.errors import UserError
+from shardmerge.hashing import FileHash
 from shardmerge.headers import TensorEntry
+from shardmerge.identities import stamp_of
 from shardmerge.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.roundoff import FORMATS, decode, half_ulp, round_to
 from shardmerge.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.spec import OutputTensor, ShardSpec, delta_name
 from shardmerge.stored import stored_deltas
+from shardmerge.watch import Watch
 
 #: Share of a tensor's elements for which a method may have chosen otherwise at a near tie.
 _UNDECIDED = 1e-3
@@ -28,7 +34,8 @@ _HINT = "The shard is damaged or was not made from these sources: delete it and 
 class _Findings:
     elements: int = 0
     verbatim: int = 0
-    merged: int = 0
+    independent: int = 0
+    by_engine: int = 0
     nonfinite: int = 0
     undecided: int = 0
     largest: float = 0.0
@@ -37,7 +44,12 @@ class _Findings:
 
 
 def check_shard(
-    spec: ShardSpec, shard: Path, sources: Mapping[tuple[str, str], Path], deltas: Iterable[Path]
+    spec: ShardSpec,
+    shard: Path,
+    sources: Mapping[tuple[str, str], Path],
+    deltas: Iterable[Path],
+    sha256: str | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Check a shard that was written; return what was found, as JSON-able data.
 
@@ -49,12 +61,20 @@ def check_shard(
         shard: The file.
         sources: Local path of each (model, file) that ``spec.required_files`` names.
         deltas: Files of stored task vectors.
+        sha256: Of the shard, as the job that wrote it recorded it; None to hash nothing.
+        watch: Compares the sources with what the workflow's first process found; without one they
+            are only kept from changing while they are read.
 
     Raises:
         UserError: If anything is not as it must be; names tensor, position, expected and found.
     """
-    deltas = list(deltas)
+    deltas, watch, stamp = list(deltas), watch or Watch(), stamp_of(shard)
+    for path in (shard, *deltas):
+        watch.begin(path)
+    for key, path in sources.items():
+        watch.begin(path, spec.files.get(key))
     with contextlib.ExitStack() as stack:
+        whole = stack.enter_context(FileHash(shard)) if sha256 else None
         output = stack.enter_context(TensorFile(shard))
         _check_header(spec, output)
         leaves = _Leaves(spec, sources, deltas, stack)
@@ -62,20 +82,40 @@ def check_shard(
         findings = _Findings()
         for tensor in spec.tensors:
             _check_tensor(tensor, output, leaves, recomputer, spec.allow_nonfinite, findings)
+        if whole:
+            check_hash(shard, whole.result(), sha256)
+        watch.confirm()
     return {
         "shard": Path(shard).name,
         "spec": spec.digest,
         "passed": True,
         "tensors": len(spec.tensors),
         "elements": findings.elements,
-        "verbatim_tensors": findings.verbatim,
-        "merged_tensors": findings.merged,
-        "largest_error": findings.largest,
+        "sha256": sha256,
+        "stamp": list(stamp),
+        "copies": findings.verbatim,
+        "recomputed_independently": findings.independent,
+        "recomputed_by_engine_steps": findings.by_engine,
+        "largest_error_in_bounds": findings.largest,
         "largest_error_at": findings.largest_at,
         "undecided": findings.undecided,
         "nonfinite": findings.nonfinite,
         "not_sampled": findings.not_sampled,
     }
+
+
+def check_hash(path: Path, found: str, recorded: str) -> None:
+    """Refuse a shard whose SHA-256 is not the one in its record.
+
+    Raises:
+        UserError: If it is another.
+    """
+    if found != recorded:
+        raise UserError(
+            f"is damaged: its SHA-256 is {found}, but {recorded} was recorded when it was written",
+            str(path),
+            f"Delete {str(path)!r} and run the workflow again, which makes it anew.",
+        )
 
 
 class _Leaves:
@@ -176,7 +216,8 @@ def _check_tensor(
         bound = float(estimate.error[index])
         within = f", give or take {bound:.3g} and rounding" if bound else ", rounded"
         _fail(where, tensor, runs, index, found, estimate.value, within)
-    findings.merged += 1
+    findings.independent += estimate.independent
+    findings.by_engine += not estimate.independent
     findings.elements += len(stored)
     largest = float(np.max(ratio[~bad], initial=0.0))
     if largest > findings.largest:

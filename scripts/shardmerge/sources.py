@@ -13,7 +13,8 @@ from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
 from shardmerge.files import write_text
-from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
+from shardmerge.identities import Identities
+from shardmerge.local import check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource, read_lock
 from shardmerge.pathnames import MOST_NAME_BYTES, check_path, too_long
 from shardmerge.pickles import Conversion, find_conversion

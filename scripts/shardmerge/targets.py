@@ -12,12 +12,16 @@ from shardmerge.contents import INDEX
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.files import sha256_of
+from shardmerge.identities import stamp_of
 from shardmerge.plan import Build, FetchJob, Plan, ShardJob, beside
+from shardmerge.planfiles import CACHE
 from shardmerge.references import Reference
 from shardmerge.settings import Settings
 from shardmerge.sources import slug
 
 CHECKSUMS = "SHA256SUMS"
+#: Folder of what jobs found of large local files.
+HASHES = CACHE / "sources"
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,27 @@ class Targets:
         """Return the same of the stored task vectors that a build reads."""
         used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
         return [beside(path, folder) for path in used]
+
+    def hashes(self, name: str) -> list[str]:
+        """Return what jobs find of a build's large local files, if these are to be hashed."""
+        if self.settings["sources_check"] != "full":
+            return []
+        jobs = self.plan.builds[name].shards
+        jobs += tuple(j for j in self.plan.deltas if any(j.output in job.deltas for job in jobs))
+        read = dict.fromkeys(path for job in jobs for path in job.sources)
+        return [f"{HASHES}/{key}.json" for key, (path, _) in self.large.items() if path in read]
+
+    @cached_property
+    def large(self) -> Mapping[str, tuple[str, str]]:
+        """The large local files that jobs read: path and identity, by a key for file names."""
+        return {digest([*pair])[:32]: pair for pair in self.plan.hashes.items()}
+
+    def stamp(self, source: str) -> list[int] | None:
+        """Return what tells that a large local file may have changed; None if it is not there."""
+        try:
+            return list(stamp_of(self.large[source][0]))[:-1]
+        except UserError:
+            return None
 
     def package_files(self, name: str) -> list[str]:
         """Return the model's files that are neither weights nor made from the whole model."""

@@ -1,4 +1,7 @@
-"""A finished model's folder against what the plan said of it; no shard is read whole."""
+"""A finished model's folder against what the plan, the jobs' records and their checks say of it.
+
+The checks have read every shard whole; one that was touched since is hashed here again.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,27 @@ from typing import Any
 from shardmerge.contents import INDEX
 from shardmerge.errors import UserError
 from shardmerge.files import load_json
+from shardmerge.hashing import sha256_streamed
 from shardmerge.headers import read_header
+from shardmerge.identities import is_digest, stamp_of
+from shardmerge.known import known_hashes, source_states
 from shardmerge.package import load_records, make_index
+from shardmerge.records import load_record
+from shardmerge.shardcheck import check_hash
 from shardmerge.superseded import remove_superseded, stray_weights
 
 _AGAIN = "Delete the file and run the workflow again."
+#: What a check's record must hold, and of which type.
+_FOUND = {
+    "elements": int,
+    "copies": int,
+    "recomputed_independently": int,
+    "recomputed_by_engine_steps": int,
+    "largest_error_in_bounds": float,
+    "undecided": int,
+    "nonfinite": int,
+    "not_sampled": list,
+}
 
 
 def verify_model(
@@ -24,6 +43,7 @@ def verify_model(
     checks: Iterable[Path],
     records: Iterable[Path],
     deltas: Iterable[Path] = (),
+    hashes: Iterable[Path] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Check a model's files against its description and the jobs' records.
@@ -37,6 +57,7 @@ def verify_model(
         checks: What ``check_shard`` found, a JSON file for each shard.
         records: What the merge jobs recorded, a JSON file for each shard.
         deltas: What ``check_shard`` found of the stored task vectors that were read.
+        hashes: What ``hash_source`` found of local files.
         say: Takes a line for each file that is removed.
 
     Returns:
@@ -46,14 +67,18 @@ def verify_model(
         UserError: If anything is not as it must be.
     """
     folder = Path(folder)
-    deltas, recorded = list(map(Path, deltas)), load_records(records)
-    _check_shards(description, folder, recorded)
+    made = load_records(records)
+    _check_shards(description, folder, made)
+    rows = _check_checks(description, folder, checks, made)
+    stored = [(_passed(path), load_record(_record_of_check(path))) for path in deltas]
+    for check, record in stored:
+        _compare_hashes(check, record, f"task vectors {check.get('shard')}")
     if not description.get("allow_nonfinite"):
-        _refuse_nonfinite(recorded)
-        for path in deltas:
-            _refuse_nonfinite(load_records([path.parents[1] / "records" / path.name]))
-    found = _check_checks(description, checks)
-    vectors = [_passed(path) for path in deltas]
+        _refuse_nonfinite(made)
+        _refuse_nonfinite({str(check.get("shard")): record for check, record in stored})
+    vectors = [check for check, _ in stored]
+    tables = [record.get("hashed", {}) for record in (*made.values(), *(r for _, r in stored))]
+    known = known_hashes([*tables, *(_source_hash(path) for path in hashes)])
     remove_superseded(description, folder, say)
     _check_stray(description, folder)
     _check_index(description, folder)
@@ -65,9 +90,11 @@ def verify_model(
         "shards": len(description["shards"]),
         "tensors": sum(len(shard["tensors"]) for shard in description["shards"]),
         "bytes": make_index(description)["metadata"]["total_size"],
-        **found,
+        **_summed(rows),
         "task_vectors": len(vectors),
         "task_vector_elements": sum(row["elements"] for row in vectors),
+        "sources": source_states(description, known),
+        "source_sha256": known,
     }
 
 
@@ -160,8 +187,13 @@ def _check_files(description: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _check_checks(description: Mapping[str, Any], paths: Iterable[Path]) -> dict[str, Any]:
-    """Return the sum of the shards' checks, one of each."""
+def _check_checks(
+    description: Mapping[str, Any],
+    folder: Path,
+    paths: Iterable[Path],
+    records: Mapping[str, Mapping[str, Any]],
+) -> list[Mapping[str, Any]]:
+    """Return the shards' checks, one of each, each of the file that is there."""
     checks = {}
     for path in paths:
         check = _passed(path)
@@ -172,10 +204,41 @@ def _check_checks(description: Mapping[str, Any], paths: Iterable[Path]) -> dict
         if check is None or check.get("spec") != shard["digest"]:
             state = "was not checked" if check is None else "was checked for another plan"
             raise UserError(state, shard["file"])
+        path, record = folder / shard["file"], records[shard["file"]]
+        _compare_hashes(check, record, str(path))
+        if not _is_untouched(check, path):
+            check_hash(path, sha256_streamed(path), record["sha256"])
         rows.append(check)
+    return rows
+
+
+def _compare_hashes(check: Mapping[str, Any], record: Mapping[str, Any], where: str) -> None:
+    if check.get("sha256") != record["sha256"]:
+        raise UserError(
+            "was checked before it was made anew",
+            where,
+            "Delete the folder `checks` beside the records, and run the workflow again.",
+        )
+
+
+def _is_untouched(check: Mapping[str, Any], shard: Path) -> bool:
+    """Whether a shard has the stamp that it was checked with, but for its device's number."""
+    stamp = check.get("stamp")
+    return isinstance(stamp, list) and stamp[:-1] == list(stamp_of(shard))[:-1]
+
+
+def _record_of_check(check: Path) -> Path:
+    return check.parent.parent / "records" / check.name
+
+
+def _summed(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the checks of all shards come to: how much was checked, and by which way."""
+    ways = ("copies", "recomputed_independently", "recomputed_by_engine_steps")
     return {
+        "hashed": len(rows),
+        **{way: sum(row[way] for row in rows) for way in ways},
         "elements": sum(row["elements"] for row in rows),
-        "largest_error": max((row["largest_error"] for row in rows), default=0.0),
+        "largest_error_in_bounds": max((r["largest_error_in_bounds"] for r in rows), default=0.0),
         "undecided": sum(row["undecided"] for row in rows),
         "nonfinite": sum(row["nonfinite"] for row in rows),
         "not_sampled": [name for row in rows for name in row["not_sampled"]],
@@ -184,9 +247,27 @@ def _check_checks(description: Mapping[str, Any], paths: Iterable[Path]) -> dict
 
 def _passed(path: Path) -> Mapping[str, Any]:
     check = load_json(path)
-    if check.get("passed") is not True:
-        raise UserError("is not the record of a check that passed", str(path))
+    if check.get("passed") is not True or not all(
+        isinstance(check.get(key), kind) for key, kind in _FOUND.items()
+    ):
+        raise UserError(
+            "is not the record of a check that passed",
+            str(path),
+            "Delete it and run the workflow again, which checks anew.",
+        )
     return check
+
+
+def _source_hash(path: Path) -> dict[str, str]:
+    check = load_json(path)
+    identity, sha256 = check.get("identity"), check.get("sha256")
+    if check.get("passed") is not True or not (isinstance(identity, str) and is_digest(sha256)):
+        raise UserError(
+            "is not what a job found of a source",
+            str(path),
+            "Delete it and run the workflow again, which hashes the file anew.",
+        )
+    return {identity: sha256}
 
 
 def _row(row: tuple[str, tuple[int, ...]] | None) -> str:

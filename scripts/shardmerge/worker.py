@@ -36,6 +36,7 @@ _PLAIN = (
     "shardmerge.engine.lane",
     "shardmerge.methods",
     "shardmerge.planfiles",
+    "shardmerge.records",
     "shardmerge.shardcheck",
 )
 _PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.compute")}

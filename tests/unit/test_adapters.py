@@ -18,7 +18,8 @@ from shardmerge import hub
 from shardmerge.adapters import Update, adapter_updates
 from shardmerge.compose import Composer
 from shardmerge.errors import UserError
-from shardmerge.local import Identities, lock_adapter, lock_folder
+from shardmerge.identities import Identities
+from shardmerge.local import lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource, LockedTensor
 from shardmerge.models import Entry
 from shardmerge.recipe import parse_recipe

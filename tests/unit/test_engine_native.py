@@ -27,8 +27,8 @@ from shardmerge.engine import native
 from shardmerge.engine.steps import needs_torch, steps_for
 from shardmerge.methods import stepwise
 from shardmerge.recompute import Recomputer
-from shardmerge.recompute_steps import multiplied_and_added
 from shardmerge.registry import kernel_of
+from shardmerge.roundoff import multiplied_and_added
 from shardmerge.samples import Runs, positions
 from shardmerge.spec import OutputTensor, ShardSpec
 

@@ -18,7 +18,8 @@ from pickle_cases import Trap, pickled_model, saved
 from shardmerge.contents import adapter_files, weight_files
 from shardmerge.errors import UserError
 from shardmerge.headers import read_header
-from shardmerge.local import Identities, lock_adapter, lock_folder
+from shardmerge.identities import Identities
+from shardmerge.local import lock_adapter, lock_folder
 from shardmerge.pickles import RECORD, assemble, find_conversion, pickled_weights
 from shardmerge.plan import NO_PLAN
 from shardmerge.planning import decide

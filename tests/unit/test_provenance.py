@@ -33,7 +33,7 @@ def provenance(built, records=None, **changes):
         built.build.digest,
         built.description | changes,
         load_records(built.records()) if records is None else records,
-        {"passed": True, "elements": 3, "generated": [1], "largest_error": 0.5},
+        {"passed": True, "elements": 3, "generated": [1], "largest_error_in_bounds": 0.5},
         built.folder,
         files,
     )
@@ -68,7 +68,7 @@ class TestProvenance:
             "linear",
         ]
         assert found["tools"].keys() >= {"python", "shardmerge", "torch", "safetensors"}
-        assert found["verified"] == {"passed": True, "elements": 3, "largest_error": 0.5}
+        assert found["verified"] == {"passed": True, "elements": 3, "largest_error_in_bounds": 0.5}
 
     def test_timings_change_nothing(self, built):
         records = load_records(built.records())
@@ -84,7 +84,10 @@ class TestProvenance:
 
     def test_says_nothing_of_the_machine(self, built):
         folder = "/srv/someone/models/tuned"
-        sources = {folder: {"kind": "local", "files": {}}, "lab/long": {"kind": "local"}}
+        sources = {
+            folder: {"kind": "local", "files": {}},
+            "lab/long": {"kind": "local", "files": {}},
+        }
         recipe = built.description["recipe"] | {"file": "/srv/someone/recipes/r.yaml"}
         found = provenance(built, sources=sources, recipe=recipe, reference=folder)
         text = json.dumps(found)

@@ -18,6 +18,7 @@ from shardmerge.engine.stream import Progress, Stream
 from shardmerge.errors import UserError
 from shardmerge.files import atomic_path
 from shardmerge.spec import ShardSpec
+from shardmerge.watch import Watch
 
 
 def build_shard(
@@ -31,6 +32,8 @@ def build_shard(
     link: Literal["clone", "copy", "hard"] = "clone",
     progress: Progress | None = None,
     began: float | None = None,
+    sums: Mapping[Path, Mapping[str, str]] | None = None,
+    watch: Watch | None = None,
 ) -> ShardRecord:
     """Build one safetensors file from its specification, whole or not at all.
 
@@ -48,24 +51,28 @@ def build_shard(
         progress: Called with bytes done and bytes in all, from this thread.
         began: When the job began (``time.perf_counter``), if earlier than now: what its process
             took to start is then part of the record.
+        sums: For files of stored task vectors, the SHA-256 of each tensor as its record has it.
+        watch: Compares the sources with what the workflow's first process found; without one they
+            are only kept from changing while they are read.
 
     Returns:
         What it took and what was found on the way.
 
     Raises:
-        UserError: If a file is not what the specification says, a merged value is infinite or
-            NaN where no source is and the specification does not allow it, or the disk is full.
+        UserError: If a file is not what the specification says or changes meanwhile, a merged
+            value is infinite or NaN where no source is and the specification does not allow it,
+            or the disk is full.
     """
     output = Path(output)
     tally = Tally(began)
     with contextlib.ExitStack() as stack:
         with tally.timed("start"):
-            opened = stack.enter_context(Inputs(spec, inputs, deltas, tally))
+            opened = stack.enter_context(Inputs(spec, inputs, deltas, tally, sums, watch))
             _not_an_input(output, opened)
             stack.enter_context(claimed(output))
             layout = lay_out(spec, opened)
             stream = Stream(spec, opened, layout, tally, threads, device, progress)
-        sha256 = _make(stream, output, link)
+        sha256, hashed = _make(stream, output, link)
         return ShardRecord(
             sha256=sha256,
             size=layout.size,
@@ -75,16 +82,22 @@ def build_shard(
             nonfinite=dict(sorted(tally.nonfinite.items())),
             deltas=_delta_rows(spec, tally),
             whole_copy=layout.twin is not None,
+            hashed=hashed,
+            tensors=stream.tensor_hashes(),
             peak_memory=peak_memory(),
         )
 
 
-def _make(stream: Stream, output: Path, link: str) -> str:
-    """Make the output in the way that suits it; return its SHA-256."""
+def _make(stream: Stream, output: Path, link: str) -> tuple[str, dict[str, str]]:
+    """Make the output in the way that suits it; return its SHA-256, and what it tells of sources.
+
+    What a source's file turned out to be is its identity and its SHA-256.
+    """
     layout, tally = stream.layout, stream.tally
     source = None if layout.twin is None else stream.inputs.path(layout.twin)
     if source and link == "hard" and hard_link(source, output):
-        return stream.run(None)
+        sha256 = stream.run(None)
+        return sha256, stream.inputs.confirm(layout.twin, sha256)
     finish = contextlib.ExitStack()
     with finish:
         part = finish.enter_context(atomic_path(output))
@@ -95,9 +108,10 @@ def _make(stream: Stream, output: Path, link: str) -> str:
                 sha256 = stream.run(file)
                 file.finish()
         _refuse_nonfinite(stream.spec, tally)
+        hashed = stream.inputs.confirm(layout.twin, sha256)
         with tally.timed("write"):
             finish.close()
-    return sha256
+    return sha256, hashed
 
 
 def _not_an_input(output: Path, inputs: Inputs) -> None:

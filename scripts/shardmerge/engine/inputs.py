@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from shardmerge import expression as ex
@@ -18,6 +19,8 @@ from shardmerge.files import will_need
 from shardmerge.headers import Header, TensorEntry, read_header
 from shardmerge.rows import row_ranges
 from shardmerge.spec import ShardSpec, delta_name
+from shardmerge.watch import Watch
+from shardmerge.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Inputs(contextlib.AbstractContextManager):
         inputs: Local path of each (model, file) of the specification that must be read.
         deltas: Files of stored task vectors.
         tally: Where bytes read are counted.
+        sums: For files of stored task vectors, the SHA-256 of each tensor as the job that wrote it
+            recorded it: what is read is compared with that.
+        watch: Knows what the files must be.
 
     Raises:
         UserError: If a file is missing, unreadable, or not what the specification says.
@@ -67,8 +73,14 @@ class Inputs(contextlib.AbstractContextManager):
         inputs: Mapping[tuple[str, str], Path],
         deltas: Sequence[Path],
         tally: Tally,
+        sums: Mapping[Path, Mapping[str, str]] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._tally = tally
+        self._sums = sums or {}
+        self._watch = watch or Watch()
+        self._witnesses: dict[int, Witness] = {}
+        self._identities: dict[int, str] = {}
         self._open = contextlib.ExitStack()
         self._paths: list[Path] = []
         self._fds: list[int] = []
@@ -77,7 +89,10 @@ class Inputs(contextlib.AbstractContextManager):
         try:
             self._find_deltas(spec, deltas)
             self.stored = frozenset(self._locations)
-            numbers = {key: self._add(key, inputs) for key in spec.required_files(self.stored)}
+            numbers = {
+                key: self._add(key, inputs, spec.files.get(key))
+                for key in spec.required_files(self.stored)
+            }
             for tensor in spec.tensors:
                 for leaf in file_leaves(tensor.expression, self.stored):
                     if leaf not in self._locations:
@@ -133,14 +148,42 @@ class Inputs(contextlib.AbstractContextManager):
                     str(self._paths[file]),
                 )
             done += count
+        if witness := self._witnesses.get(file):
+            witness.saw(offset, into)
         self._tally.add(read=done)
 
-    def _add(self, key: tuple[str, str], inputs: Mapping[tuple[str, str], Path]) -> int:
+    def confirm(self, twin: int | None, sha256: str) -> dict[str, str]:
+        """Make sure that what was read is what the plan and the records say.
+
+        Args:
+            twin: Number of the file that the output equals byte for byte, or None.
+            sha256: The output's.
+
+        Returns:
+            The SHA-256 of each source file that is known by a sample and was read whole.
+
+        Raises:
+            UserError: If a stored task vector is damaged, or a file changed meanwhile.
+        """
+        for number, witness in self._witnesses.items():
+            found = witness.finish(partial(self.read, number))
+            _compare_sums(found, self._sums[self._paths[number]], self._paths[number])
+        hashed = {} if twin is None else {twin: sha256}
+        self._watch.confirm({self._paths[number]: one for number, one in hashed.items()})
+        known = {self._identities.get(number): one for number, one in hashed.items()}
+        return {name: one for name, one in known.items() if name and name.startswith("sample:")}
+
+    def _add(
+        self, key: tuple[str, str], inputs: Mapping[tuple[str, str], Path], identity: str | None
+    ) -> int:
         if key not in inputs:
             raise UserError(f"no local path was given for file {key[1]!r}", f"model {key[0]!r}")
-        return self._add_file(Path(inputs[key]))
+        return self._add_file(Path(inputs[key]), identity)
 
-    def _add_file(self, path: Path) -> int:
+    def _add_file(self, path: Path, identity: str | None = None) -> int:
+        self._watch.begin(path, identity)
+        if identity:
+            self._identities[len(self._fds)] = identity
         self.headers.append(read_header(path))
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._open.callback(os.close, fd)
@@ -158,12 +201,15 @@ class Inputs(contextlib.AbstractContextManager):
             for delta in ex.deltas(tensor.expression)
         }
         for path in map(Path, paths):
-            number = self._add_file(path)
+            number, parts = self._add_file(path), {}
             for name, entry in self.headers[number].tensors.items():
                 if delta := wanted.pop(name, None):
                     where = f"stored task vectors in {path}"
                     _compare(entry, name, delta.dtype, delta.shape, where)
                     self._locations[delta] = Location(number, entry.begin, entry.dtype)
+                    parts[name] = (entry.begin, entry.end)
+            if path in self._sums:
+                self._witnesses[number] = Witness(parts)
 
     def _find(self, leaf: FileLeaf, numbers: Mapping[tuple[str, str], int]) -> Location:
         source = leaf.operand if isinstance(leaf, ex.Rows) else leaf
@@ -194,6 +240,16 @@ def _compare(entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], 
             where,
             "The file changed since the lock was made: run `snakemake lock` to renew it.",
         )
+
+
+def _compare_sums(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
+    for name, sha256 in found.items():
+        if wanted.get(name) != sha256:
+            raise UserError(
+                "is damaged: its SHA-256 is not the one that was recorded when it was written",
+                f"stored task vectors in {path}, tensor {name!r}",
+                f"Delete {str(path)!r} and run the workflow again, which makes it anew.",
+            )
 
 
 def nbytes(leaf: FileLeaf) -> int:

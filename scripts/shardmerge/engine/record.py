@@ -32,6 +32,10 @@ class ShardRecord:
             that it is made of (fine-tuned first), its sum of squares, and its base's (None where
             the task vector was read from a file: it is in the record of the job that wrote it).
         whole_copy: Whether the output is a source file byte for byte.
+        hashed: For each source file that is known by a sample and was read whole, its identity
+            and the SHA-256 that it has.
+        tensors: For a shard of task vectors, the SHA-256 of each tensor's bytes, so that who
+            reads one knows that it is as it was written.
         peak_memory: Largest resident set of the process so far, in bytes.
     """
 
@@ -43,6 +47,8 @@ class ShardRecord:
     nonfinite: dict[str, int] = field(default_factory=dict)
     deltas: dict[str, list[list[Any]]] = field(default_factory=dict)
     whole_copy: bool = False
+    hashed: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
     peak_memory: int = 0
 
     def to_json(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from shardmerge import expression as ex
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Layout, Window, choose_window
@@ -16,7 +17,9 @@ from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
 from shardmerge.engine.steps import native_steps
+from shardmerge.headers import parse_header
 from shardmerge.spec import ShardSpec
+from shardmerge.witness import Witness
 
 if TYPE_CHECKING:
     from shardmerge.engine.compute import TorchLane
@@ -57,6 +60,7 @@ class Stream:
         # a device needs two lanes to copy and compute at once
         self._lanes = min(max(threads, 2 if device == "cuda" else 1), TUNING.lanes)
         self._hash = hashlib.sha256()
+        self._tensors = Witness(_task_vectors(spec, layout))
         self._done = 0
         self._file: OutputFile | None = None
         self._windows: Sequence[Window] = ()
@@ -87,6 +91,10 @@ class Stream:
                 stop=stop,
             ).run(self._windows)
         return self._hash.hexdigest()
+
+    def tensor_hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each tensor of a shard of task vectors; of no other shard's."""
+        return self._tensors.finish(_nothing)
 
     def _make_slots(self, length: int, arena: int) -> list[Slot]:
         tensor, pinned = self._torch, self._torch and self._device == "cuda"
@@ -149,6 +157,7 @@ class Stream:
         length = slot.window.length
         with self.tally.timed("hash"):
             self._hash.update(slot.output.memory[:length])
+            self._tensors.saw(slot.window.offset, slot.output.memory[:length])
         self._done += length
         if self._progress:
             self._progress(self._done, self.layout.size)
@@ -156,6 +165,14 @@ class Stream:
 
 def _nothing(*_: object) -> None:
     pass
+
+
+def _task_vectors(spec: ShardSpec, layout: Layout) -> dict[str, tuple[int, int]]:
+    """Return where the tensors of a shard of task vectors lie; nothing for any other shard."""
+    if not all(isinstance(tensor.expression, ex.Delta) for tensor in spec.tensors):
+        return {}
+    tensors = parse_header(layout.header, layout.size, "the output").tensors
+    return {name: (entry.begin, entry.end) for name, entry in tensors.items()}
 
 
 @contextlib.contextmanager
