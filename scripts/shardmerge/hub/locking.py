@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from shardmerge.errors import UserError
 from shardmerge.headers import Header, header_length, parse_header, safe_name
 from shardmerge.hub import client
 from shardmerge.hub.content import new_hasher, wanted_digest
+from shardmerge.jsontext import parse_json
 from shardmerge.lock import LockedFile, LockedSource
 
 #: Most headers are shorter, so that one request is enough.
@@ -186,10 +186,7 @@ class _Reader:
         return data
 
     def _read_json(self, name: str) -> Any:
-        try:
-            return json.loads(self.content(name, self._locked(name)))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"is not JSON ({error})", f"{self._where}/{name}") from None
+        return parse_json(self.content(name, self._locked(name)), f"{self._where}/{name}")
 
     def _read_headers(self, names: list[str]) -> Mapping[str, Header]:
         done, counting = 0, threading.Lock()

@@ -169,6 +169,13 @@ def _template(composer: Composer, name: str) -> str | None:
 
 def _own_template(composer: Composer, name: str) -> str | None:
     """Return the chat template that a source or a stage's result has, or None."""
+    known = composer.tokenizers.templates
+    if name not in known:
+        known[name] = _found_template(composer, name)
+    return known[name]
+
+
+def _found_template(composer: Composer, name: str) -> str | None:
     stage = composer.recipe.stages.get(name)
     if stage is None:
         return composer.lock.sources[name].chat_template or None

@@ -10,6 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from shardmerge.digest import digest
+from shardmerge.errors import UserError, shortened
+from shardmerge.jsontext import MAX_BYTES, parse_json
+
+#: Ids of a vocabulary; the largest ones have a quarter of a million.
+MAX_IDS = 1 << 22
+_RENEW = "Run `snakemake lock` to renew it."
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,18 @@ class Vocabulary:
 
     @cached_property
     def _data(self) -> tuple[list[str | None], list[int]]:
-        tokens, added = json.loads(zlib.decompress(base64.b64decode(self.text)))
-        return tokens, added
+        broken = UserError("is no vocabulary", "a vocabulary of the lock", _RENEW)
+        unpacker = zlib.decompressobj()
+        try:
+            data = unpacker.decompress(base64.b64decode(self.text, validate=True), MAX_BYTES)
+        except (ValueError, TypeError, zlib.error):
+            raise broken from None
+        if not unpacker.eof:
+            raise broken
+        found = parse_json(data, "a vocabulary of the lock")
+        if not _is_vocabulary(found):
+            raise broken
+        return found[0], found[1]
 
     @property
     def tokens(self) -> list[str | None]:
@@ -66,8 +82,47 @@ class Vocabulary:
         return len(self.tokens)
 
 
+def _is_vocabulary(found: object) -> bool:
+    """Whether a value is what ``Vocabulary.of`` writes."""
+    if not (isinstance(found, list) and len(found) == 2 and all(type(f) is list for f in found)):
+        return False
+    tokens, added = found
+    texts = [token for token in tokens if token is not None]
+    return (
+        len(tokens) <= MAX_IDS
+        and all(type(token) is str for token in texts)
+        and len(set(texts)) == len(texts)
+        and all(type(i) is int and 0 <= i < len(tokens) for i in added)
+        and all(tokens[i] is not None for i in added)
+    )
+
+
+def check_ids(ids: Mapping[str, int], where: str) -> None:
+    """Check that a tokenizer's file gives every token an id of its own that tokenizers have.
+
+    Raises:
+        UserError: If it does not; names the first token.
+    """
+    taken: dict[int, str] = {}
+    for token, number in ids.items():
+        if not isinstance(token, str):
+            raise UserError(f"has a token {shortened(token)} that is not a text", where)
+        if type(number) is not int or not 0 <= number < MAX_IDS:
+            raise UserError(
+                f"gives the token {shortened(token)} the id {shortened(number)}, which is not a "
+                f"whole number from 0 to {MAX_IDS - 1}",
+                where,
+            )
+        if (other := taken.setdefault(number, token)) is not token:
+            raise UserError(
+                f"gives the tokens {shortened(other)} and {shortened(token)} one id, {number}",
+                where,
+                "An embedding stands for one token: take one of the two out.",
+            )
+
+
 def tokens_by_id(ids: Mapping[str, int]) -> list[str | None]:
-    """Return the token of every id, None where there is none."""
+    """Return the token of every id, None where there is none; the ids are ``check_ids``'s."""
     tokens: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
     for token, number in ids.items():
         tokens[number] = token
