@@ -35,6 +35,12 @@ def config_value(
     return value
 
 
+def family(config: Mapping[str, Any]) -> str:
+    """Return what family of architectures a configuration says that it is of, "" if it does not."""
+    kind = config.get("model_type")
+    return kind if isinstance(kind, str) else ""
+
+
 def _is(value: Any, kind: Kind) -> bool:
     if kind == "number":
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

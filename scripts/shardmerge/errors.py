@@ -31,7 +31,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}\n  {self.hint}" if self.hint else text
+        text = f"{text}\n  {self.hint}" if self.hint else text
+        # halves of characters, in names of files for example, cannot be printed as they are
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(value: object, most: int = 200) -> str:

@@ -42,6 +42,7 @@ class Source(_Node):
     dtype: str
     shape: tuple[int, ...]
 
+
 @dataclass(frozen=True)
 class Delta(_Node):
     """A task vector, ``finetuned - base``, rounded to ``dtype`` by definition.

@@ -25,7 +25,9 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(r"[0-9]{%d}" % (MAX_DIGITS + 1))
 
 
-def parse_json(data: str | bytes, where: str, what: str = "is not JSON", unique: bool = False) -> Any:
+def parse_json(
+    data: str | bytes, where: str, what: str = "is not JSON", unique: bool = False
+) -> Any:
     """Return the value of a JSON text; infinite numbers and NaN may be among it.
 
     Args:

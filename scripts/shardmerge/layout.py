@@ -82,7 +82,9 @@ def parse_size(value: str | float | None) -> int | None:
         else ""
     )
     if not match or (unit not in _UNITS and unit != "B"):
-        raise UserError(f"{shortened(value)} is not a size", hint="Write for example `5GB` or `500MiB`.")
+        raise UserError(
+            f"{shortened(value)} is not a size", hint="Write for example `5GB` or `500MiB`."
+        )
     return _bounded(float(match[1]) * _UNITS.get(unit, 1), value)
 
 

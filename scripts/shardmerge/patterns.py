@@ -103,9 +103,7 @@ class _Automaton:
             if place == len(name):
                 break
             here = name[place]
-            states = [
-                self._next[s][0] for s in found if (test := self._tests[s]) and test(here)
-            ]
+            states = [self._next[s][0] for s in found if (test := self._tests[s]) and test(here)]
             if not states:
                 break
         return False, steps
@@ -131,9 +129,7 @@ class _Automaton:
             return place == 0
         return place == len(name) or (kind == "end" and name[place:] == "\n")
 
-    def _state(
-        self, *following: int, test: Test | None = None, place: str | None = None
-    ) -> int:
+    def _state(self, *following: int, test: Test | None = None, place: str | None = None) -> int:
         if len(self._tests) >= _MAX_STATES:
             raise ValueError("it is too long with its repetitions written out")
         self._tests.append(test)

@@ -19,6 +19,7 @@ MAX_NODES = 200_000
 MAX_LENGTH = 1_000_000
 #: Characters of a number or another value that is not a text.
 _MAX_SCALAR = 100
+_TAGS = "tag:yaml.org,2002:"
 _PYTHON = "tag:yaml.org,2002:python"
 _MERGE = "tag:yaml.org,2002:merge"
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -175,8 +176,7 @@ class _Reader:
         line = node.start_mark.line + 1
         if self._budget < 0:
             raise UserError(f"holds more than {MAX_NODES} values", f"{self._file}:{line}")
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith(_PYTHON):
-            raise UserError(f"the tag {node.tag!r} is not known here", f"{self._file}:{line}")
+        self._check_tag(node)
         if isinstance(node, yaml.MappingNode):
             return self._node(self._table(node), line)
         if isinstance(node, yaml.SequenceNode):
@@ -188,11 +188,19 @@ class _Reader:
             raise UserError(f"{node.value!r} is not a finite number", f"{self._file}:{line}")
         return self._node(value, line)
 
+    def _check_tag(self, node: yaml.Node) -> None:
+        if not node.tag.startswith(_TAGS) or node.tag.startswith(_PYTHON):
+            raise UserError(
+                f"the tag {shortened(node.tag)} is not known here",
+                f"{self._file}:{node.start_mark.line + 1}",
+            )
+
     def _scalar(self, node: yaml.Node) -> Any:
         """Return what PyYAML makes of a scalar, such as a number of ``1_000``."""
+        self._check_tag(node)
         where = f"{self._file}:{node.start_mark.line + 1}"
         broken = UserError(
-            f"{shortened(node.value)} cannot be read as YAML's `{node.tag.rsplit(':', 1)[1]}`",
+            f"{shortened(node.value)} cannot be read as YAML's `{node.tag.removeprefix(_TAGS)}`",
             where,
             "Put it in quotes if it is a text.",
         )
@@ -233,9 +241,7 @@ class _Reader:
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
                 what = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node.id
-                raise UserError(
-                    f"the key {shortened(what)} must be a text", f"{self._file}:{line}"
-                )
+                raise UserError(f"the key {shortened(what)} must be a text", f"{self._file}:{line}")
             if key in given:
                 raise UserError(
                     f"the key {key!r} stands twice, first in line {given[key]}",

@@ -23,7 +23,15 @@ ODD: tuple[Any, ...] = (
     *([], {}, [[]], [None], {"": None}, {"a": {}}, [0] * 40, ["a", 1, None], [2**63 - 1] * 50),
 )
 _YAML = (
-    *("2001-99-99", "2001-01-01", "!!int ''", "!!bool x", "!!timestamp x", "!!float ''", "!!null x"),
+    *(
+        "2001-99-99",
+        "2001-01-01",
+        "!!int ''",
+        "!!bool x",
+        "!!timestamp x",
+        "!!float ''",
+        "!!null x",
+    ),
     *("!!binary '*'", "!!set {a}", "!!omap [a]", "!!python/name:os.system", "!x y", "&a [*a]"),
     *("&a {<<: *a}", "{<<: [*a, *a]}", "<<: 1", "{? [a] : b}", "9" * 5000, "0x" + "f" * 400),
     *("1.0e+308", "-1.0e+308", ".inf", ".nan", "1:60:60", "0o7", "07", "1_000", "~", "=", "yes"),
@@ -44,7 +52,7 @@ def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
             case 0 if place < len(changed):
                 changed[place] ^= 1 << rng.randrange(8)
             case 1 if place < len(changed):
-                changed[place] = rng.choice(b"\x00\x01\x7f\x80\xff{}[]\",:0189-eE.\\ \n")
+                changed[place] = rng.choice(b'\x00\x01\x7f\x80\xff{}[]",:0189-eE.\\ \n')
             case 2:
                 del changed[place : place + length]
             case 3:
@@ -122,7 +130,9 @@ def _change(rng: random.Random, root: list[Any]) -> None:
             holder += copy.deepcopy(holder[:3])
         case 4:
             other = rng.choice(holders)
-            holder[key] = copy.deepcopy(rng.choice([*other.values()] if isinstance(other, dict) else other))
+            holder[key] = copy.deepcopy(
+                rng.choice([*other.values()] if isinstance(other, dict) else other)
+            )
         case 5:
             for _ in range(rng.choice((1, 3, 150, 400))):
                 holder[key] = [holder[key]] if rng.random() < 0.5 else {"a": holder[key]}

@@ -73,7 +73,9 @@ def attempt(target: Target, data: bytes) -> tuple[str, str] | None:
         try:
             str(error).encode()
         except UnicodeEncodeError:
-            return "a message that cannot be printed", str(error).encode("utf-8", "replace").decode()
+            return "a message that cannot be printed", str(error).encode(
+                "utf-8", "replace"
+            ).decode()
         if len(str(error)) > 20_000:
             return f"a message of {len(str(error))} characters", str(error)[:500]
     except (Exception, _TooLong) as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import yaml
 
@@ -27,10 +30,10 @@ from shardmerge.models import Entry
 from shardmerge.package import make_index
 from shardmerge.plan import Plan
 from shardmerge.planner import make_plan
-from shardmerge.recipe import parse_recipe
+from shardmerge.recipe import Recipe, parse_recipe
 from shardmerge.references import parse_reference
 from shardmerge.rope import rope_of
-from shardmerge.settings import explain_options, load_settings
+from shardmerge.settings import Settings, explain_options, load_settings
 from shardmerge.spec import ShardSpec
 from shardmerge.tokenizer.chat import TEMPLATE_FILES, own_template
 from shardmerge.tokenizer.files import read_ids
@@ -68,7 +71,10 @@ def _target(name: str, mutate: Mutate, seeds: Callable[[], list[bytes]]) -> Call
 
 
 def _headers() -> list[bytes]:
-    rows = [("model.embed_tokens.weight", "F16", (32, 16)), ("model.layers.0.a.weight", "BF16", (4,))]
+    rows = [
+        ("model.embed_tokens.weight", "F16", (32, 16)),
+        ("model.layers.0.a.weight", "BF16", (4,)),
+    ]
     small = write_header(rows, {"format": "pt"}), write_header(rows[1:] * 1, {})
     real = [path.read_bytes() for path in sorted(DEMO.glob("stranger-tiny/*.safetensors"))]
     real = [data[: 8 + int.from_bytes(data[:8], "little")] for data in real]
@@ -82,7 +88,9 @@ def _header(data: bytes) -> None:
     parse_header(raw[: 8 + header_length(raw[:8], size, "x")], size, "x")
 
 
-@_target("header-bytes", mutate_bytes, lambda: [len(h).to_bytes(8, "little") + h for h in _headers()])
+@_target(
+    "header-bytes", mutate_bytes, lambda: [len(h).to_bytes(8, "little") + h for h in _headers()]
+)
 def _header_bytes(data: bytes) -> None:
     parse_header(data[: 8 + header_length(data[:8], len(data), "x")], len(data) + 3000, "x")
 
@@ -218,7 +226,9 @@ def _tokenizer_config(data: bytes) -> None:
         _read_tokenizer(files | {"special_tokens_map.json": data, "added_tokens.json": data})
 
 
-@_target("vocab.json", mutate_json, lambda: [b'{"a": 0, "b": 1, "c": 2}', b'{"\\u0120a": 5, "": 3}'])
+@_target(
+    "vocab.json", mutate_json, lambda: [b'{"a": 0, "b": 1, "c": 2}', b'{"\\u0120a": 5, "": 3}']
+)
 def _vocab_json(data: bytes) -> None:
     _read_tokenizer({"vocab.json": data})
     _read_tokenizer({"vocab.json": b'{"a": 0}', "added_tokens.json": data})
@@ -283,7 +293,11 @@ def _adapter(data: bytes) -> None:
         one = _entry_of(name, rows[name])
         if one is None:
             return
-    tensors = {name: _entry_of(name, row) for name, row in rows.items() if isinstance(row, list) and len(row) == 2}
+    tensors = {
+        name: _entry_of(name, row)
+        for name, row in rows.items()
+        if isinstance(row, list) and len(row) == 2
+    }
     locked = LockedSource("local", None, None, None, config, _FILES, tensors, "adapter")
     updates = adapter_updates("ad", locked, {n: Entry(*e) for n, e in _SHAPES.items()}, "m")
     for update in updates.values():
@@ -340,7 +354,9 @@ def _adapter_source() -> LockedSource:
     p = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     rows = {f"{p}A.weight": ("F32", (2, 4)), f"{p}B.weight": ("F32", (4, 2))}
     made = _model({"peft_type": "LORA", "r": 2, "lora_alpha": 4}, rows, 7)
-    return LockedSource(*("local", None, None, None, made.config, made.files), tensors=made.tensors, role="adapter")
+    return LockedSource(
+        *("local", None, None, None, made.config, made.files), tensors=made.tensors, role="adapter"
+    )
 
 
 _SLERP = """\
@@ -366,8 +382,18 @@ def _known() -> tuple[dict[str, LockedSource], LockedSource]:
     return found, _adapter_source()
 
 
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Recipe:
+    return parse_recipe(text, "r.yaml")
+
+
+@cache
+def _settings(**config: Any) -> Settings:
+    return load_settings({"recipes": ["r.yaml"], **config})
+
+
 def _plan(text: str, sources: Mapping[str, LockedSource] | None = None, **config: Any) -> None:
-    recipe = parse_recipe(text, "r.yaml")
+    recipe = _parsed(text)
     known, adapter = _known()
     locked: dict[str, LockedSource] = {}
     for reference, role in recipe.named:
@@ -379,7 +405,7 @@ def _plan(text: str, sources: Mapping[str, LockedSource] | None = None, **config
         locked[key] = given.get(key) or known[("a", "b", "c")[len(locked) % 3]]
     if any(locked[r.model].role != role for r, role in recipe.named):
         return
-    settings = load_settings({"recipes": ["r.yaml"], **config})
+    settings = _settings(**config)
     planned = make_plan([(recipe, Lock(locked))], settings, lambda key, _, file: f"{key}/{file}")
     json.dumps(planned.plan.to_json(), allow_nan=False).encode()
     for spec in planned.specs.values():
@@ -420,7 +446,9 @@ out_dtype: bfloat16
 """
 
 
-@_target("plan", mutate_yaml, lambda: [s.encode() for s in (_SLERP, _STACK, _DOCUMENTS)])
+@_target(
+    "plan", mutate_yaml, lambda: [*(s.encode() for s in (_SLERP, _STACK, _DOCUMENTS)), *_recipes()]
+)
 def _plan_of_recipe(data: bytes) -> None:
     try:
         text = data.decode()
@@ -428,6 +456,59 @@ def _plan_of_recipe(data: bytes) -> None:
         return
     _plan(text)
     _plan(text, numerics="mergekit-0.1.5")
+
+
+# --- the Hub ------------------------------------------------------------------------------------
+
+
+def _answers() -> list[bytes]:
+    files = [
+        *(
+            {"rfilename": name, "size": len(data), "blobId": _git(data)}
+            for name, data in _hub_files()
+        ),
+        {"rfilename": "LICENSE", "size": 3, "blobId": "0" * 40, "lfs": None},
+    ]
+    large = {"size": 2000, "sha256": "0" * 64, "pointerSize": 100}
+    files.append({"rfilename": "tokenizer.model", "size": 2000, "blobId": "0" * 40, "lfs": large})
+    return [json.dumps({"id": "o/m", "sha": "0" * 40, "siblings": files}).encode()]
+
+
+@cache
+def _hub_files() -> list[tuple[str, bytes]]:
+    rows = [(name, dtype, shape) for name, (dtype, shape) in _SHAPES.items()]
+    weights = write_header(rows, {"format": "pt"}) + bytes(1000)
+    return [("config.json", b'{"model_type": "llama"}'), ("model.safetensors", weights)]
+
+
+def _git(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@_target("hub", mutate_json, _answers)
+def _hub(data: bytes) -> None:
+    from huggingface_hub.hf_api import ModelInfo
+
+    from shardmerge.hub import client, locking
+
+    try:
+        answer = json.loads(data)  # as the Hub's client reads it
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(answer, dict):
+        return
+    kept = dict(_hub_files())
+
+    def read(self: Any, name: str, begin: int, end: int) -> bytes:
+        return kept.get(name, b"\0" * 4000)[begin:end]
+
+    api = SimpleNamespace(model_info=lambda *_, **__: ModelInfo(**answer))
+    with (
+        mock.patch.object(client, "api", lambda: api),
+        mock.patch.object(locking._Reader, "_read", read),
+    ):
+        lock = Lock({"o/m": locking.lock_source("o/m", None)})
+    json.dumps(lock.to_json(), ensure_ascii=False).encode()
 
 
 # --- the user's configuration --------------------------------------------------------------------

@@ -40,7 +40,8 @@ def own_template(texts: Mapping[str, str], where: str) -> str | None:
         if not found and name in texts:
             found = parse_object(texts[name], f"{where}, {name}").get("chat_template")
     if isinstance(found, list):  # several templates, each with a name
-        found = {str(row["name"]): row["template"] for row in found}
+        rows = [row for row in found if isinstance(row, dict)]
+        found = {str(row.get("name")): row.get("template") for row in rows}
     if isinstance(found, dict):
         found = found.get("default")
     return found.strip() or None if isinstance(found, str) else None

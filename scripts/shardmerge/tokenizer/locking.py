@@ -40,6 +40,6 @@ def complete(locked: LockedSource, wanted: Collection[str], read: Read, where: s
         try:
             texts = {name: read(name).decode() for name in names}
             locked = replace(locked, chat_template=own_template(texts, where) or "")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"has a chat template that cannot be read ({error})", where) from None
+        except UnicodeDecodeError:
+            raise UserError("has a chat template that is not UTF-8", where) from None
     return locked

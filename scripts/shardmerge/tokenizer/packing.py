@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardmerge.aligned import vocabulary_rows
 from shardmerge.digest import digest
 from shardmerge.errors import UserError
+from shardmerge.output_config import check_finite
 from shardmerge.references import Reference
 from shardmerge.stage import Stage
 from shardmerge.tokenizer.chat import TEMPLATE_FILE, most_common, named_template
@@ -139,6 +140,7 @@ def config_values(composer: Composer, stage: str) -> dict[str, Any]:
         for key in dict.fromkeys([*config, *other]):
             if key.endswith("_token_id") and other.get(key) != config.get(key):
                 values[key] = other.get(key)
+    check_finite(values, tokenizer.source)
     return values
 
 
