@@ -62,8 +62,8 @@ class AdapterConfig:
         beginning = values.get("init_lora_weights", True)
         if not isinstance(beginning, bool) and beginning not in _PLAIN_BEGINNINGS:
             raise UserError(
-                f"began with init_lora_weights: {shortened(beginning)}, which changes the model's own "
-                "weights too",
+                f"began with init_lora_weights: {shortened(beginning)}, which changes the model's "
+                "own weights too",
                 where,
                 "Save it as a plain LoRA adapter with peft's "
                 "`path_initial_model_for_weight_conversion`.",

@@ -20,7 +20,7 @@ from shardmerge.names import check_name
 #: The safetensors library's own limit.
 MAX_HEADER_BYTES = 100_000_000
 #: Tensors of a file; the largest models have fewer in all their files.
-MAX_TENSORS = 250_000
+MAX_TENSORS = 200_000
 #: Dimensions of a tensor: torch takes 64, models use five.
 MAX_DIMENSIONS = 16
 

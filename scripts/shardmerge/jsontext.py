@@ -22,7 +22,7 @@ MAX_DEPTH = 200
 MAX_DIGITS = 100
 #: How an escaped half of a character begins; two of them make one.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_NUMBER = re.compile(r"[0-9]{%d}" % (MAX_DIGITS + 1))
+_NUMBER = re.compile(f"(?<![0-9])[0-9]{{{MAX_DIGITS + 1}}}")
 
 
 def parse_json(

@@ -15,7 +15,6 @@ from shardmerge.references import Reference, parse_reference
 from shardmerge.stage import Stage
 from shardmerge.yamlfile import Node, load_documents
 
-
 #: Documents that may read one the other in a chain.
 MAX_CHAIN = 32
 

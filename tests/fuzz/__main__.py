@@ -1,4 +1,4 @@
-"""Fuzz for a time: `make fuzz`, or `python -m fuzz --targets header` with scripts and tests on the path."""
+"""Fuzz for a time: `make fuzz`, or `python -m fuzz` with scripts and tests on the path."""
 
 from __future__ import annotations
 

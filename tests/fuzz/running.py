@@ -1,4 +1,4 @@
-"""Runs cases in processes of their own, so that one that hangs or is killed is told by its bytes."""
+"""Runs cases in processes of their own, so that one that hangs or is killed is known."""
 
 from __future__ import annotations
 

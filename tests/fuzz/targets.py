@@ -1,9 +1,10 @@
-"""What reads the input of strangers, each as a function of bytes, with real inputs to begin from."""
+"""What reads the input of strangers, each a function of bytes, with real inputs to begin from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -20,18 +21,15 @@ from fuzz.running import Target
 from shardmerge.adapters import adapter_updates
 from shardmerge.config_text import output_config
 from shardmerge.contents import parse_weight_map, tensor_table, weight_files
-from shardmerge.errors import UserError
 from shardmerge.expression_json import to_json
 from shardmerge.files import parse_object
 from shardmerge.headers import header_length, parse_header, read_header, write_header
-from shardmerge.jsontext import parse_json
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
 from shardmerge.models import Entry
 from shardmerge.package import make_index
 from shardmerge.plan import Plan
 from shardmerge.planner import make_plan
 from shardmerge.recipe import Recipe, parse_recipe
-from shardmerge.references import parse_reference
 from shardmerge.rope import rope_of
 from shardmerge.settings import Settings, explain_options, load_settings
 from shardmerge.spec import ShardSpec
@@ -75,7 +73,7 @@ def _headers() -> list[bytes]:
         ("model.embed_tokens.weight", "F16", (32, 16)),
         ("model.layers.0.a.weight", "BF16", (4,)),
     ]
-    small = write_header(rows, {"format": "pt"}), write_header(rows[1:] * 1, {})
+    small = write_header(rows, {"format": "pt"}), write_header(rows[1:], {})
     real = [path.read_bytes() for path in sorted(DEMO.glob("stranger-tiny/*.safetensors"))]
     real = [data[: 8 + int.from_bytes(data[:8], "little")] for data in real]
     return [data[8:] for data in (*small, *small, *small, real[0])]
@@ -282,22 +280,12 @@ def _adapter(data: bytes) -> None:
     config, rows = case.get("config"), case.get("tensors")
     if not isinstance(config, dict) or not isinstance(rows, dict):
         return
-    raw = json.dumps(
-        {
-            name: {"dtype": row[0], "shape": row[1], "data_offsets": [0, 0]}
-            for name, row in rows.items()
-            if isinstance(row, list) and len(row) == 2
-        }
-    )
-    for name in json.loads(raw):  # what a header checks of a name and a shape, without the ranges
-        one = _entry_of(name, rows[name])
-        if one is None:
-            return
-    tensors = {
+    made = {
         name: _entry_of(name, row)
         for name, row in rows.items()
         if isinstance(row, list) and len(row) == 2
     }
+    tensors = {name: entry for name, entry in made.items() if entry}
     locked = LockedSource("local", None, None, None, config, _FILES, tensors, "adapter")
     updates = adapter_updates("ad", locked, {n: Entry(*e) for n, e in _SHAPES.items()}, "m")
     for update in updates.values():
@@ -337,9 +325,7 @@ def _model(
     usual = {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 8, "rope_theta": 1e4}
     tensors, place = {}, 0
     for name, (dtype, shape) in shapes.items():
-        size = len(write_header([(name, dtype, shape)], {})) * 0 + 2
-        for length in shape:
-            size *= length
+        size = 2 * math.prod(shape)
         tensors[name] = LockedTensor("model.safetensors", dtype, shape, place, place + size)
         place += size
     files = _FILES | {"model.safetensors": LockedFile(1000, sha256=f"{mark + 99:064x}")}
@@ -539,7 +525,7 @@ def _configuration(data: bytes) -> None:
         explain_options(load_settings(config))
 
 
-# --- locks and what we wrote ourselves -------------------------------------------------------------
+# --- locks and what we wrote ourselves ----------------------------------------------------------
 
 
 def _locks() -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What the environment tells the Hub's client, which reads it when it is imported: checked before."""
+"""What the environment tells the Hub's client, checked before that is imported and reads it."""
 
 from __future__ import annotations
 

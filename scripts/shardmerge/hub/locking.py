@@ -236,7 +236,7 @@ class _Reader:
 
 
 def _is_name(value: object) -> bool:
-    """Whether it is a text that can be written; what names a model's files may have is told later."""
+    """Whether it is a text that can be written; which names files may have is told later."""
     return isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
 
 
