@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from shardmerge.errors import UserError
+from shardmerge.configvalues import config_value
+from shardmerge.errors import UserError, shortened
+from shardmerge.patterns import Patterns
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -27,6 +28,9 @@ _OTHER_KINDS = {
     "velora_config": "VeLoRA",
     "monteclora_config": "MonteCLoRA",
 }
+_LARGEST_RANK = 1 << 31
+#: Scales are coefficients, which are rounded to float32.
+_LARGEST_SCALE = 3.0e38
 #: Ways to begin training that leave the model's own weights as they are.
 _PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal")
 
@@ -44,10 +48,11 @@ class AdapterConfig:
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self._values, self._where = values, where
+        self._patterns: dict[str, Patterns] = {}
         kind = values.get("peft_type")
         if kind != "LORA":
             raise UserError(
-                f"is an adapter of type {kind!r}; only LORA adapters are merged here",
+                f"is an adapter of type {shortened(kind)}; only LORA adapters are merged here",
                 where,
                 "Merge it with peft (`merge_and_unload`) and name the result.",
             )
@@ -57,8 +62,8 @@ class AdapterConfig:
         beginning = values.get("init_lora_weights", True)
         if not isinstance(beginning, bool) and beginning not in _PLAIN_BEGINNINGS:
             raise UserError(
-                f"began with init_lora_weights: {beginning!r}, which changes the model's own "
-                "weights too",
+                f"began with init_lora_weights: {shortened(beginning)}, which changes the model's "
+                "own weights too",
                 where,
                 "Save it as a plain LoRA adapter with peft's "
                 "`path_initial_model_for_weight_conversion`.",
@@ -82,27 +87,34 @@ class AdapterConfig:
         """
         rank = self._number("r", "rank_pattern", module)
         alpha = self._number("lora_alpha", "alpha_pattern", module)
-        if rank < 1 or rank != int(rank):
-            raise UserError(f"has rank {rank!r} in {CONFIG}", self._where)
+        if not 1 <= rank < _LARGEST_RANK or rank != int(rank):
+            raise UserError(f"has rank {shortened(rank)} in {CONFIG}", self._where)
         root = math.sqrt(rank) if self._values.get("use_rslora") else rank
-        return int(rank), alpha / root
+        scale = alpha / root
+        if not abs(scale) <= _LARGEST_SCALE:
+            raise UserError(f"scales its updates by {scale:g} in {CONFIG}", self._where)
+        return int(rank), scale
 
     def _number(self, key: str, patterns: str, module: str) -> float:
         """Return a number for a module: of the first pattern that ends its name, or the default."""
         value = self._values.get(key)
-        for pattern, special in (self._values.get(patterns) or {}).items():
+        found = self._special(patterns)
+        try:
+            if (pattern := found.first(module)) is not None:
+                value = self._values[patterns][pattern]
+        except ValueError as error:
+            raise UserError(f"has {patterns} that cannot be read: {error}", self._where) from None
+        where = f"{self._where}, {CONFIG}"
+        if value is None:
+            raise UserError(f"has no {key}, which is a number", where)
+        return config_value({key: value}, key, "number", where)
+
+    def _special(self, key: str) -> Patterns:
+        """Return the patterns of the modules whose rank or alpha is not the usual one."""
+        if key not in self._patterns:
+            table = config_value(self._values, key, "object", f"{self._where}, {CONFIG}", {})
             try:
-                if re.match(rf"(.*\.)?({pattern})$", module):
-                    value = special
-                    break
-            except re.error:
-                raise UserError(
-                    f"has a {patterns} {pattern!r} that is no regular expression", self._where
-                ) from None
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise UserError(f"has {key}: {value!r} in {CONFIG}, which is no number", self._where)
-        return value
+                self._patterns[key] = Patterns(table)
+            except ValueError as error:
+                raise UserError(f"has {key} that cannot be read: {error}", self._where) from None
+        return self._patterns[key]

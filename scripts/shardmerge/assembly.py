@@ -14,6 +14,7 @@ from shardmerge.errors import UserError, did_you_mean
 from shardmerge.models import Model
 from shardmerge.modules import assign, main_stack, modules_of
 from shardmerge.names import (
+    MAX_LAYERS,
     is_before,
     is_head,
     is_vocabulary,
@@ -201,6 +202,8 @@ class _Assembler:
                 )
         starts = [item.layers[0] for item in piece.inputs]
         length = piece.inputs[0].layers[1] - starts[0]
+        if len(layers) + length > MAX_LAYERS:
+            raise UserError(f"the slices make more than {MAX_LAYERS} layers", piece.where)
         for offset in range(length):
             t = offset / (length - 1) if length > 1 else 1.0
             numbers = [start + offset for start in starts]

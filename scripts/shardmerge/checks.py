@@ -108,7 +108,7 @@ def _rope_blend(case: _Case) -> Iterator[Finding]:
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for tensor, blend in case.blends.items():
         if len(blend.models) > 1 and is_rotated(tensor):
-            ropes = {m: rope_of(s.config) for m, s in case.sources(blend).items()}
+            ropes = {m: rope_of(s.config, m) for m, s in case.sources(blend).items()}
             if len(set(ropes.values())) > 1:
                 found.setdefault(tuple(sorted(ropes.items())), []).append(tensor)
     for ropes, tensors in found.items():

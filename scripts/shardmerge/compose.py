@@ -49,7 +49,7 @@ class Composer:
         Raises:
             UserError: For shapes that differ, missing tensors, filters that are misspelt.
         """
-        model = self.model(Reference(stage))
+        model = self._built(stage)
         return [
             OutputTensor(name, entry.dtype, entry.shape, model.expression(name))
             for name, entry in model.table.items()
@@ -60,8 +60,12 @@ class Composer:
         if self.numerics == "float32":
             return {t.name: t.expression for t in outputs}
         algebra = Composer(self.recipe, self.lock, "float32", self.delta_dtype)
-        model = algebra.model(Reference(stage))
+        model = algebra._built(stage)
         return {t.name: model.expression(t.name) for t in outputs}
+
+    def _built(self, stage: str) -> Model:
+        """Return a stage's model, all that go into it made before: none waits for another."""
+        return [self.model(Reference(name)) for name in self.recipe.needed(stage)][-1]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from shardmerge.printable import printable
 
+#: Words, and characters of one, among which the nearest is looked for.
+_MOST, _LONGEST = 5000, 200
+
 
 class UserError(Exception):
     """A mistake in what the user gave, told without a traceback.
@@ -35,17 +38,31 @@ class UserError(Exception):
         return f"{printable(text)}\n  {printable(self.hint)}" if self.hint else printable(text)
 
 
+def shortened(value: object, most: int = 200) -> str:
+    """Return a value as Python writes it, without its middle if it is longer than a line or two."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
 def misspelt(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that another is surely a misspelling of, or None."""
-    near = difflib.get_close_matches(str(word), sorted(set(known)), n=1, cutoff=0.8)
-    return near[0] if near else None
+    return _nearest(str(word), sorted(set(known)), 0.8)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """Return a sentence that suggests the nearest of the known words, or lists them if few."""
     known = sorted(set(known))
-    if near := difflib.get_close_matches(str(word), known, n=1, cutoff=0.6):
-        return f"Did you mean {near[0]!r}?"
+    if near := _nearest(str(word), known, 0.6):
+        return f"Did you mean {near!r}?"
     if 0 < len(known) <= 30:
         return "Known here: " + ", ".join(known) + "."
     return None
+
+
+def _nearest(word: str, known: list[str], cutoff: float) -> str | None:
+    """Return the known word that is the nearest, if one is near; nobody looks for it for long."""
+    if len(word) > _LONGEST:
+        return None
+    alike = [w for w in known if abs(len(w) - len(word)) <= (1 - cutoff) * len(w + word)]
+    near = difflib.get_close_matches(word, alike[:_MOST], n=1, cutoff=cutoff)
+    return near[0] if near else None

@@ -9,13 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Union
 
 from shardmerge import rows
 
 
+class _Node:
+    """What all expressions share."""
+
+    @cached_property
+    def size(self) -> int:
+        """The steps of an expression, each counted as often as it stands there."""
+        return 1 + sum(operand.size for operand in operands(self))
+
+
 @dataclass(frozen=True)
-class Source:
+class Source(_Node):
     """A tensor of a source checkpoint, as it is stored.
 
     Args:
@@ -34,7 +44,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Delta:
+class Delta(_Node):
     """A task vector, ``finetuned - base``, rounded to ``dtype`` by definition.
 
     Ilharco et al. 2022, "Editing Models with Task Arithmetic", https://arxiv.org/abs/2212.04089.
@@ -50,7 +60,7 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(_Node):
     """What a LoRA adapter adds to a matrix: ``scale * b @ a``, or its transpose.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
@@ -81,7 +91,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(_Node):
     """A sum of coefficient times operand, computed in float32 (float64 if an operand is)."""
 
     terms: tuple[tuple[float, Expression], ...]
@@ -92,7 +102,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(_Node):
     """The operand rounded to ``dtype`` (to nearest, ties to even)."""
 
     operand: Expression
@@ -104,7 +114,7 @@ class Cast:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(_Node):
     """A merge method that is not a sum, applied to operands of one shape.
 
     Args:
@@ -134,7 +144,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(_Node):
     """Rows of the operand, gathered: how a model's embeddings follow another tokenizer.
 
     Args:
@@ -156,7 +166,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Node):
     """Row by row one of the operands, the mean of several, or zeros.
 
     A mean starts at 0, adds in the operands' order and divides by their number.
@@ -175,7 +185,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(_Node):
     """The mean of the operand's rows, as one row."""
 
     operand: Expression
@@ -186,7 +196,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Zero:
+class Zero(_Node):
     """A tensor of zeros: what is left where every coefficient is 0."""
 
     output_shape: tuple[int, ...]

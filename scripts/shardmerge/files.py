@@ -12,6 +12,7 @@ from typing import Any
 
 from shardmerge import claims
 from shardmerge.errors import UserError
+from shardmerge.jsontext import parse_json
 from shardmerge.unfinished import part_path, remove_parts
 
 #: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
@@ -124,10 +125,7 @@ def parse_object(data: str | bytes, where: str) -> dict[str, Any]:
     Raises:
         UserError: If it is not JSON, or not an object.
     """
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})", where) from None
+    value = parse_json(data, where)
     if not isinstance(value, dict):
         raise UserError("is not a JSON object", where)
     return value

@@ -6,6 +6,7 @@ not linear.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from shardmerge import expression as ex
@@ -25,7 +26,11 @@ def leaf(expression: ex.Expression) -> Row:
 
 
 def combine(parts: Iterable[tuple[float, Row]]) -> Row:
-    """Return the sum of coefficient times row; leaves whose coefficients cancel are dropped."""
+    """Return the sum of coefficient times row; leaves whose coefficients cancel are dropped.
+
+    Raises:
+        OverflowError: If one is beyond what a float can hold.
+    """
     total: dict[ex.Expression, tuple[float, float]] = {}
     for factor, row in parts:
         if factor == 0:
@@ -33,6 +38,8 @@ def combine(parts: Iterable[tuple[float, Row]]) -> Row:
         for key, (coefficient, magnitude) in row.items():
             have, size = total.get(key, (0.0, 0.0))
             total[key] = (have + factor * coefficient, size + abs(factor) * magnitude)
+            if not total[key][1] < math.inf:
+                raise OverflowError("a coefficient is beyond what a float can hold")
     return {k: (c, m) for k, (c, m) in total.items() if abs(c) > _NOTHING * m}
 
 

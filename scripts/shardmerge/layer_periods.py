@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardmerge.configvalues import family
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -95,7 +97,7 @@ def implied(config: Mapping[str, Any], count: int) -> tuple[str, list[Any]] | No
     Returns:
         None where it has a list itself, or follows no rule that is known here.
     """
-    rule = RULES.get(config.get("model_type", ""))
+    rule = RULES.get(family(config))
     if rule is None or config.get(rule.lists):
         return None
     period = next((config[key] for key in rule.keys if config.get(key) is not None), rule.default)
@@ -126,6 +128,6 @@ def untold(config: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
         and period > 1
         and any((i - number) % period for i, number in enumerate(numbers))
     ]
-    if not found and not has_list and config.get("model_type") in OTHERS:
+    if not found and not has_list and family(config) in OTHERS:
         return ["model_type"]
     return found

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 
 from shardmerge.dtypes import tensor_bytes
-from shardmerge.errors import UserError
+from shardmerge.errors import UserError, shortened
 from shardmerge.models import Place
 from shardmerge.spec import OutputTensor
 
 _UNITS = {"": 1} | {f"{u}B": 1000**k for k, u in enumerate("KMGT", 1)}
+#: Bytes that files are counted in have 63 bits.
+_LARGEST = 1 << 63
 _UNITS |= {f"{u}IB": 1024**k for k, u in enumerate("KMGT", 1)}
 
 
@@ -63,14 +65,16 @@ def shard_names(count: int, stem: str = "model") -> list[str]:
     return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def parse_size(value: str | int | None) -> int | None:
+def parse_size(value: str | float | None) -> int | None:
     """Return a size such as ``5GB`` or ``500MiB`` in bytes.
 
     Raises:
         UserError: If it is not a size.
     """
-    if value is None or isinstance(value, int):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        return _bounded(value, value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", value.strip(), re.IGNORECASE)
     unit = (
         (match[2].upper() if match[2].upper().endswith("B") else match[2].upper() + "B")
@@ -78,5 +82,15 @@ def parse_size(value: str | int | None) -> int | None:
         else ""
     )
     if not match or (unit not in _UNITS and unit != "B"):
-        raise UserError(f"{value!r} is not a size", hint="Write for example `5GB` or `500MiB`.")
-    return int(float(match[1]) * _UNITS.get(unit, 1))
+        raise UserError(
+            f"{shortened(value)} is not a size", hint="Write for example `5GB` or `500MiB`."
+        )
+    return _bounded(float(match[1]) * _UNITS.get(unit, 1), value)
+
+
+def _bounded(size: float, value: str | float) -> int:
+    if not 1 <= size < _LARGEST:
+        raise UserError(
+            f"{shortened(value)} is no size that a disk has", hint="Write for example `5GB`."
+        )
+    return int(size)

@@ -6,9 +6,19 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+from shardmerge.errors import UserError, shortened
+
+#: Layers of a stack; the deepest models have some hundreds.
+MAX_LAYERS = 10_000
+#: Characters of a tensor's name.
+_MAX_NAME = 1000
+_INDEX = "(0|[1-9][0-9]{0,3})"
+_LAYER = re.compile(rf"(?:^|\.)(?:layers|h|blocks|block|layer)\.{_INDEX}\.")
 #: A stack of another name: a number and below it a module, not just a parameter.
-_NUMBER = re.compile(r"\.(\d+)\.(?=[^.]+\.)")
+_NUMBER = re.compile(rf"\.{_INDEX}\.(?=[^.]+\.)")
+#: What would be a layer, but for its number.
+_BEYOND = re.compile(r"\.([0-9]{5,})\.")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: Buffers that older checkpoints carry and that newer ones compute; nobody misses them.
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$")
 _EMBEDDINGS = (
@@ -26,6 +36,30 @@ _BEFORE = re.compile(
     r"embed|embd|(?:^|\.)(?:wte|wpe|shared|conv1|conv2|patch_conv|ln_pre|layernorm_pre|relative_pe"
     r"|rotary_pos_emb)(?:\.|$)"
 )
+
+
+def check_name(tensor: str, where: str) -> str:
+    """Return a tensor's name that a stranger gave, shown to be one that models have.
+
+    Args:
+        tensor: The name.
+        where: The file that it is in, for messages.
+
+    Raises:
+        UserError: If it is too long, has control characters or the number of a layer that no model
+            has.
+    """
+    if not tensor or len(tensor) > _MAX_NAME:
+        raise UserError(f"has a tensor whose name has {len(tensor)} characters", where)
+    if _UNPRINTABLE.search(tensor):
+        raise UserError(f"has a tensor {shortened(tensor)} with control characters", where)
+    if beyond := _BEYOND.search(tensor):
+        raise UserError(
+            f"has a tensor {shortened(tensor)} of layer {shortened(beyond[1])}; models of more "
+            f"than {MAX_LAYERS} layers are not merged here",
+            where,
+        )
+    return tensor
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any
 
 from shardmerge import expression as ex
 from shardmerge import fold
+from shardmerge.configvalues import family
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.recipe import Recipe
 from shardmerge.registry import LinearForm
@@ -47,7 +48,7 @@ def offset(config: Mapping[str, Any], tensor: str) -> float:
         config: The model's config.json.
         tensor: Name of the norm's scale.
     """
-    return float(config.get("model_type") in ONE_PLUS and not _PLAIN.search(tensor))
+    return float(family(config) in ONE_PLUS and not _PLAIN.search(tensor))
 
 
 def geometric_stages(recipe: Recipe, wanted: str | Mapping[str, str]) -> frozenset[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shardmerge.errors import UserError
+from shardmerge.digest import canonical_json
+from shardmerge.errors import UserError, shortened
 from shardmerge.layer_periods import implied, untold
 from shardmerge.modules import modules_of
 from shardmerge.names import layer_counts, layer_of
@@ -74,7 +75,23 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
         changes |= section.changes(layers)
     if composer.is_untied(stage):
         changes["tie_word_embeddings"] = False
+    check_finite(changes, composer.reference_source(stage))
     return changes
+
+
+def check_finite(values: Mapping[str, Any], model: str) -> None:
+    """Check that what config.json of a merged model says has a JSON that all programs read.
+
+    Raises:
+        UserError: If a value is infinite or NaN, or holds one that is.
+    """
+    for key, value in values.items():
+        try:
+            canonical_json(value)
+        except ValueError:
+            raise UserError(
+                f"has `{key}: {shortened(value)}`, which is not finite", f"config.json of {model!r}"
+            ) from None
 
 
 def untold_periods(composer: Composer, stage: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardmerge.errors import UserError
+from shardmerge.errors import UserError, shortened
 from shardmerge.registry import REQUIRED, Parameter
 from shardmerge.yamlfile import Node
 
@@ -117,7 +117,8 @@ def convert(value: Scalar, parameter: Parameter, where: str) -> Any:
         UserError: If it is not of the type or out of bounds.
     """
     wrong = UserError(
-        f"parameter {parameter.name!r} must be {_KINDS[parameter.type]}, not {value!r}", where
+        f"parameter {parameter.name!r} must be {_KINDS[parameter.type]}, not {shortened(value)}",
+        where,
     )
     try:
         if parameter.type is bool:
@@ -128,13 +129,13 @@ def convert(value: Scalar, parameter: Parameter, where: str) -> Any:
             result = value
         else:
             result = float(value)
-            if result != result or result in (float("inf"), float("-inf")):
+            if not abs(result) <= _LARGEST:  # nor is NaN
                 raise wrong
             if parameter.type is int:
                 if result != int(result):
                     raise wrong
                 result = int(result)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise wrong from None
     low, high = parameter.minimum, parameter.maximum
     if (low is not None and result < low) or (high is not None and result > high):
@@ -149,6 +150,8 @@ def convert(value: Scalar, parameter: Parameter, where: str) -> Any:
     return result
 
 
+#: Parameters become coefficients, which are rounded to float32.
+_LARGEST = 3.0e38
 _KINDS = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 _BOOLS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _BOOLS |= {"yes": True, "no": False, "on": True, "off": False}

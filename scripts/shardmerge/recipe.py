@@ -16,6 +16,9 @@ from shardmerge.references import Reference, parse_reference
 from shardmerge.stage import Stage
 from shardmerge.yamlfile import Node, load_documents
 
+#: Documents that may read one the other in a chain.
+MAX_CHAIN = 32
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -172,18 +175,38 @@ def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stages, each after those that it reads.
+
+    Raises:
+        UserError: If they read each other in a circle, or in too long a chain.
+    """
     done: dict[str, Stage] = {}
+    lengths: dict[str, int] = {}
 
     def visit(name: str, chain: tuple[str, ...]) -> None:
         if name in chain:
             loop = " -> ".join([*chain[chain.index(name) :], name])
             raise UserError(f"documents read each other in a circle: {loop}", stages[name].where)
-        if name not in done:
-            for reference in stages[name].references:
-                if reference.model in stages:
-                    visit(reference.model, (*chain, name))
-            done[name] = stages[name]
+        if name in done:
+            return
+        if len(chain) == MAX_CHAIN:
+            raise _too_long(stages[name])
+        read = [r.model for r in stages[name].references if r.model in stages]
+        for other in read:
+            visit(other, (*chain, name))
+        done[name] = stages[name]
+        lengths[name] = 1 + max((lengths[other] for other in read), default=0)
+        if lengths[name] > MAX_CHAIN:
+            raise _too_long(stages[name])
 
     for name in stages:
         visit(name, ())
     return done
+
+
+def _too_long(stage: Stage) -> UserError:
+    return UserError(
+        f"more than {MAX_CHAIN} documents read one the other in a chain",
+        stage.where,
+        "Build a document of the middle as a model of its own, and start a new recipe from it.",
+    )

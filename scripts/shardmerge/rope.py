@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from shardmerge.configvalues import config_value
 from shardmerge.names import layer_of
 
 #: Base frequency where a config names none, as the models of transformers have it.
@@ -34,26 +35,36 @@ def is_rotated(tensor: str) -> bool:
     )
 
 
-def rope_of(config: Mapping[str, Any]) -> str:
+def rope_of(config: Mapping[str, Any], model: str) -> str:
     """Return a model's rotary embedding in words; two that are equal rotate alike.
 
     Args:
         config: The model's config.json.
+        model: As the recipe names it, for messages.
+
+    Raises:
+        UserError: If a value is of another kind than it must be.
     """
-    text = {**config, **(config.get("text_config") or {})}
-    parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    where = f"config.json of {model!r}"
+    text = {**config, **config_value(config, "text_config", "object", where, {})}
+    named = ("rope_parameters", "rope_scaling")
+    found = (config_value(text, key, "object", where, {}) for key in named)
+    parameters = next(filter(None, found), {})
     if parameters and all(isinstance(value, Mapping) for value in parameters.values()):
-        parts = [f"{kind}: {_words(value, text)}" for kind, value in sorted(parameters.items())]
+        kinds = sorted(parameters.items())
+        parts = [f"{kind}: {_words(value, text, where)}" for kind, value in kinds]
     else:
-        parts = [_words(parameters, text)]
-    parts += [f"{key} {text[key]:g}" for key in _MORE if isinstance(text.get(key), int | float)]
+        parts = [_words(parameters, text, where)]
+    more = {key: config_value(text, key, "number", where) for key in _MORE}
+    parts += [f"{key} {value:g}" for key, value in more.items() if value is not None]
     return ", ".join(parts)
 
 
-def _words(parameters: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+def _words(parameters: Mapping[str, Any], text: Mapping[str, Any], where: str) -> str:
     named = (parameters, "rope_theta"), (text, "rope_theta"), (text, "rotary_emb_base")
-    base = next((t[key] for t, key in named if t.get(key) is not None), DEFAULT_BASE)
-    words = f"base {float(base):g}"
+    bases = (config_value(table, key, "number", where) for table, key in named)
+    base = next((value for value in bases if value is not None), DEFAULT_BASE)
+    words = f"base {base:g}"
     rest = {k: v for k, v in parameters.items() if k != "rope_theta" and v is not None}
     kind = rest.pop("rope_type", None) or rest.pop("type", None) or "default"
     rest.pop("type", None)

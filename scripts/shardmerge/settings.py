@@ -66,11 +66,14 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     from jsonschema import Draft202012Validator
 
     schema = _schema()
-    values = copy.deepcopy(dict(config))
-    _fill_defaults(values, schema)
-    errors = sorted(
-        Draft202012Validator(schema).iter_errors(values), key=lambda e: [str(p) for p in e.path]
-    )
+    try:
+        values = copy.deepcopy(dict(config))
+        _fill_defaults(values, schema)
+        errors = sorted(
+            Draft202012Validator(schema).iter_errors(values), key=lambda e: [str(p) for p in e.path]
+        )
+    except RecursionError:
+        raise UserError("is nested too deeply", "configuration") from None
     if errors:
         raise _explain(errors[0])
     settings = Settings(values)

@@ -140,7 +140,7 @@ def _layer_range(node: Node) -> tuple[int, int]:
 
 def _whole(value: object) -> int:
     """Return a whole number, which may be written as ``"8"`` or ``8.0``; -1 if it is none."""
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
         return -1

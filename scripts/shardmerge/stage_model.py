@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from shardmerge.compose import Composer
 
 
+#: Steps of one tensor; recipes of many documents have some tens.
+MAX_STEPS = 2000
+
+
 class StageModel(Model):
     """A stage of the recipe; made by its composer, which knows the models that it reads."""
 
@@ -34,6 +39,7 @@ class StageModel(Model):
         self.parts = self.assembly.parts
         self.settings = Resolver(stage, self.method, self.parts)
         self._rows: dict[str, fold.Row] = {}
+        self._expressions: dict[str, ex.Expression] = {}
         for tensor, part in self.parts.items():
             if len(part.used) < len(part.names):
                 self._check_used(tensor, part)
@@ -43,7 +49,21 @@ class StageModel(Model):
         return {name: self._entry(part) for name, part in self.parts.items()}
 
     def expression(self, tensor: str) -> ex.Expression:
-        part = self.parts[tensor]
+        if tensor not in self._expressions:
+            with self._told_of(tensor):
+                self._expressions[tensor] = self._expression(tensor, self.parts[tensor])
+            self._check_size(tensor, self._expressions[tensor].size)
+        return self._expressions[tensor]
+
+    def row(self, tensor: str) -> fold.Row:
+        if tensor not in self._rows:
+            with self._told_of(tensor):
+                row = self._row(tensor, self.parts[tensor])
+            self._check_size(tensor, sum(leaf.size for leaf in row))
+            self._rows[tensor] = row
+        return self._rows[tensor]
+
+    def _expression(self, tensor: str, part: Part) -> ex.Expression:
         if not self._mergeable(part):
             model, name = part.lead
             return model.expression(name)
@@ -51,10 +71,28 @@ class StageModel(Model):
             return self._mergekit_expression(tensor, part)
         return fold.to_expression(self.row(tensor), self.table[tensor].shape)
 
-    def row(self, tensor: str) -> fold.Row:
-        if tensor not in self._rows:
-            self._rows[tensor] = self._row(tensor, self.parts[tensor])
-        return self._rows[tensor]
+    @contextlib.contextmanager
+    def _told_of(self, tensor: str) -> Iterator[None]:
+        """Tell of coefficients that no float32 can hold where they arise."""
+        try:
+            yield
+        except OverflowError:
+            raise UserError(
+                f"the coefficients of tensor {tensor!r} are too large for float32",
+                self.parts[tensor].piece.where,
+                "Write smaller weights, or weights whose sum is further from 0.",
+            ) from None
+
+    def _check_size(self, tensor: str, size: int) -> None:
+        """Refuse what takes more steps than can be planned: each document may double them."""
+        if size > MAX_STEPS:
+            raise UserError(
+                f"tensor {tensor!r} of {self.name!r} takes more than {MAX_STEPS} steps over the "
+                "documents that it is made from",
+                self.parts[tensor].piece.where,
+                "Build a document of the middle as a model of its own, and start a new recipe "
+                "from it.",
+            )
 
     def place(self, tensor: str) -> Place:
         part = self.parts[tensor]

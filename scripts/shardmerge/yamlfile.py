@@ -10,13 +10,20 @@ from typing import Any
 
 import yaml
 
-from shardmerge.errors import UserError, misspelt
+from shardmerge.errors import UserError, misspelt, shortened
 from shardmerge.findings import Finding
 
 #: Aliases can blow a small file up; no real recipe comes near this.
 MAX_NODES = 200_000
+#: Characters of a file.
+MAX_LENGTH = 1_000_000
+#: Characters of a number or another value that is not a text.
+_MAX_SCALAR = 100
+_TAGS = "tag:yaml.org,2002:"
 _PYTHON = "tag:yaml.org,2002:python"
 _MERGE = "tag:yaml.org,2002:merge"
+_HALF = re.compile(r"[\ud800-\udfff]")
+_TEXT = "tag:yaml.org,2002:str"
 #: What a text that is not YAML shows, and what to do about it; the first that is found counts.
 _ADVICE = (
     (re.compile(r"^\s*```"), "Take out the marks of the code block (```)."),
@@ -120,15 +127,24 @@ def load_documents(text: str, file: str) -> Iterator[tuple[Node, str]]:
     Raises:
         UserError: If the text is not YAML, has a duplicate key or a Python tag.
     """
-    reader = _Reader(text, file)
+    if len(text) > MAX_LENGTH:
+        raise UserError(f"has {len(text)} characters; a recipe may have {MAX_LENGTH}", file)
     lines = text.splitlines(keepends=True)
     try:
+        reader = _Reader(text, file)
         while reader.loader.check_node():
             node = reader.loader.get_node()
             if isinstance(node, yaml.ScalarNode) and not node.value:
                 continue
             source = "".join(lines[node.start_mark.line : node.end_mark.line + 1])
             yield reader.convert(node), source.split("\n---")[0].rstrip() + "\n"
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(
+            f"has a character U+{ord(text[error.position]):04X}, which YAML does not take",
+            f"{file}:{line}",
+            'Take it out, or write it as an escape in double quotes, such as "\\x07".',
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
@@ -160,31 +176,72 @@ class _Reader:
         line = node.start_mark.line + 1
         if self._budget < 0:
             raise UserError(f"holds more than {MAX_NODES} values", f"{self._file}:{line}")
-        if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith(_PYTHON):
-            raise UserError(f"the tag {node.tag!r} is not known here", f"{self._file}:{line}")
+        self._check_tag(node)
         if isinstance(node, yaml.MappingNode):
             return self._node(self._table(node), line)
         if isinstance(node, yaml.SequenceNode):
             return self._node([self.convert(n) for n in node.value], line)
-        value = self.loader.construct_object(node)
+        value = self._scalar(node)
         if value is not None and not isinstance(value, (str, bool, int, float)):
             value = node.value
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{node.value!r} is not a finite number", f"{self._file}:{line}")
         return self._node(value, line)
 
+    def _check_tag(self, node: yaml.Node) -> None:
+        if not node.tag.startswith(_TAGS) or node.tag.startswith(_PYTHON):
+            raise UserError(
+                f"the tag {shortened(node.tag)} is not known here",
+                f"{self._file}:{node.start_mark.line + 1}",
+            )
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        """Return what PyYAML makes of a scalar, such as a number of ``1_000``."""
+        self._check_tag(node)
+        where = f"{self._file}:{node.start_mark.line + 1}"
+        broken = UserError(
+            f"{shortened(node.value)} cannot be read as YAML's `{node.tag.removeprefix(_TAGS)}`",
+            where,
+            "Put it in quotes if it is a text.",
+        )
+        if node.tag != _TEXT and len(node.value) > _MAX_SCALAR:
+            raise broken
+        try:
+            value = self.loader.construct_object(node)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError, IndexError):
+            raise broken from None
+        if isinstance(value, str) and _HALF.search(value):
+            raise UserError(f"{shortened(value)} holds one half of a character", where)
+        return value
+
+    def _flatten(self, node: yaml.MappingNode) -> None:
+        """Put the pairs that ``<<`` takes from other mappings before a mapping's own."""
+        count = 0
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                continue
+            for taken in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if isinstance(taken, yaml.MappingNode):
+                    self._flatten(taken)
+                    count += len(taken.value)
+        if count > MAX_NODES:
+            where = f"{self._file}:{node.start_mark.line + 1}"
+            raise UserError(f"holds more than {MAX_NODES} values", where)
+        self.loader.flatten_mapping(node)
+
     def _table(self, node: yaml.MappingNode) -> dict[str, Node]:
         if id(node) not in self._merged:  # an alias comes here again, already flattened
             own = sum(key.tag != _MERGE for key, _ in node.value)
-            self.loader.flatten_mapping(node)
+            self._flatten(node)
             self._merged[id(node)] = len(node.value) - own
         table: dict[str, Node] = {}
         given: dict[str, int] = {}
         for number, (key_node, value_node) in enumerate(node.value):
-            key = self.loader.construct_object(key_node)
             line = key_node.start_mark.line + 1
+            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise UserError(f"the key {key!r} must be a text", f"{self._file}:{line}")
+                what = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node.id
+                raise UserError(f"the key {shortened(what)} must be a text", f"{self._file}:{line}")
             if key in given:
                 raise UserError(
                     f"the key {key!r} stands twice, first in line {given[key]}",

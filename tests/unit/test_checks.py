@@ -124,7 +124,7 @@ class TestRope:
 
     def test_rope_per_kind_of_layer(self):
         kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
-        words = rope_of({"rope_parameters": kinds})
+        words = rope_of({"rope_parameters": kinds}, "m")
         assert words == "full_attention: base 1e+06, sliding_attention: base 10000"
 
 

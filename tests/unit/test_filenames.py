@@ -46,7 +46,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", BAD)
     def test_refused(self, name: object) -> None:
-        with pytest.raises(UserError, match="^index: names a file") as told:
+        with pytest.raises(UserError, match=r"^index: names a file") as told:
             safe_name(name, None, "index")
         assert is_printable(str(told.value))
         assert len(str(told.value)) < 400
@@ -95,7 +95,7 @@ class TestTensors:
             lambda: parse_weight_map({"weight_map": {name: "a"}}, "w"),
             lambda: tensor_table({"a": header}, None, "w"),
         ):
-            with pytest.raises(UserError, match="w.*: names a tensor") as told:
+            with pytest.raises(UserError, match=r"w.*: names a tensor") as told:
                 call()
             assert is_printable(str(told.value))
 

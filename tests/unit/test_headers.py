@@ -34,8 +34,8 @@ class TestRoundTrip:
         assert write_header(rows, {"format": "pt"}) == raw
 
     def test_odd_names(self, tmp_path):
-        raw = write_header([('quote " and \n', "F32", ()), ("ü", "I8", (0,))], {})
-        assert list(parse_header(raw, len(raw) + 4, "x").tensors) == ['quote " and \n', "ü"]
+        raw = write_header([('quote " and \\', "F32", ()), ("ü", "I8", (0,))], {})
+        assert list(parse_header(raw, len(raw) + 4, "x").tensors) == ['quote " and \\', "ü"]
 
 
 class TestHostile:

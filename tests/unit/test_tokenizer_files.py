@@ -111,11 +111,11 @@ class TestReading:
         ("name", "data", "match"),
         [
             ("tekken.json", b"{}", "'tekken.json' only"),
-            ("tokenizer.json", b"{", "not a tokenizer that can be read"),
+            ("tokenizer.json", b"{", "is not JSON"),
             ("tokenizer.json", b'{"model": {}}', "not a tokenizer that can be read"),
             ("tokenizer.model", b"\x0a\x7f", "ends too early"),
             ("tokenizer.model", b"\x0b", "wire type 3"),
-            ("vocab.json", b"[]", "not a tokenizer that can be read"),
+            ("vocab.json", b"[]", "is not a JSON object"),
         ],
     )
     def test_broken(self, tmp_path, name, data, match):

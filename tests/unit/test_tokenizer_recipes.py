@@ -74,7 +74,7 @@ tokenizer:
             ("tokenizer_source: base\ntokenizer: {source: base}", "not both"),
             ("tokenizer_source: 3", "must be `union`, `base` or a model"),
             ("tokenizer: {sources: base}", "unknown key 'sources'"),
-            ("tokenizer: {pad_to_multiple_of: 0}", "a whole number above 0"),
+            ("tokenizer: {pad_to_multiple_of: 0}", "a whole number from 1 to"),
             ("tokenizer: {tokens: [a]}", "must map tokens"),
             ("tokenizer: {tokens: {a: {forced: true}}}", "unknown key 'forced'"),
             ("tokenizer: {tokens: {a: {force: 1}}}", "must be true or false"),
@@ -167,12 +167,12 @@ class TestChatTemplates:
 
     def test_of_a_model(self):
         config = {"tokenizer_config.json": json.dumps({"chat_template": " {{ a }} "})}
-        assert own_template(config) == "{{ a }}"
-        assert own_template(config | {"chat_template.jinja": "{{ b }}\n"}) == "{{ b }}"
+        assert own_template(config, "m") == "{{ a }}"
+        assert own_template(config | {"chat_template.jinja": "{{ b }}\n"}, "m") == "{{ b }}"
         several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
         listed = {"tokenizer_config.json": json.dumps({"chat_template": several})}
-        assert own_template(listed) == "d"
-        assert own_template({}) is None
+        assert own_template(listed, "m") == "d"
+        assert own_template({}, "m") is None
 
     def test_most_common(self):
         assert most_common(["a", "b", "b", None]) == "b"

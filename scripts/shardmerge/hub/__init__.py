@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-# Read when huggingface_hub is imported, hence before it.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "60")
-
+from shardmerge.hub import ambient  # noqa: F401  (before huggingface_hub is imported)
 from shardmerge.hub.fetching import FetchRecord, fetch
 from shardmerge.hub.locking import latest_commit, lock_source, read_file
 from shardmerge.hub.publishing import check_verified, publish

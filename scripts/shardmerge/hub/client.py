@@ -27,6 +27,7 @@ from huggingface_hub.utils import build_hf_headers
 
 import shardmerge
 from shardmerge.errors import UserError, did_you_mean
+from shardmerge.hub.ambient import TIMEOUT, seconds
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -51,7 +52,7 @@ def endpoint() -> str:
 
 def timeout() -> float:
     """Return the seconds without an answer after which a request is given up."""
-    return float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT") or constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    return seconds(TIMEOUT) or constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
 def headers() -> dict[str, str]:

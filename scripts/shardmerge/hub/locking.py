@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +27,7 @@ from shardmerge.filenames import is_commit, safe_name
 from shardmerge.headers import Header, header_length, parse_header
 from shardmerge.hub import client
 from shardmerge.hub.content import new_hasher, wanted_digest
+from shardmerge.jsontext import parse_json
 from shardmerge.lock import LockedFile, LockedSource
 
 #: Most headers are shorter, so that one request is enough.
@@ -95,7 +96,7 @@ def _model_info(
         info = client.retrying(ask, repo, progress=progress)
     except client.HUB_ERRORS as error:
         raise client.explain(error, repo, revision) from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"got an answer from {client.endpoint()} that is not a Hub's ({client.brief(error)})",
             repo,
@@ -120,7 +121,9 @@ class _Reader:
         self._repo, self._revision, self._commit = repo, revision, commit
         self._where = f"{repo}@{revision}" if revision else repo
         self._progress = progress
-        self._siblings = {sibling.rfilename: sibling for sibling in siblings}
+        self._siblings = {
+            sibling.rfilename: sibling for sibling in siblings if _is_name(sibling.rfilename)
+        }
 
     def lock(self) -> LockedSource:
         """Return the lock of this commit."""
@@ -168,9 +171,9 @@ class _Reader:
 
     def _locked(self, name: str) -> LockedFile:
         sibling = self._siblings[name]
-        if sibling.lfs:
+        if sibling.lfs and _is_size(sibling.lfs.size) and _is_hex(sibling.lfs.sha256, 64):
             return LockedFile(sibling.lfs.size, sha256=sibling.lfs.sha256)
-        if sibling.size is None or not sibling.blob_id:
+        if sibling.lfs or not _is_size(sibling.size) or not _is_hex(sibling.blob_id, 40):
             raise UserError(f"has a file {name!r} of unknown size or hash", self._where)
         return LockedFile(sibling.size, git_oid=sibling.blob_id)
 
@@ -187,10 +190,7 @@ class _Reader:
         return data
 
     def _read_json(self, name: str) -> Any:
-        try:
-            return json.loads(self.content(name, self._locked(name)))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"is not JSON ({error})", f"{self._where}/{name}") from None
+        return parse_json(self.content(name, self._locked(name)), f"{self._where}/{name}")
 
     def _read_headers(self, names: list[str]) -> Mapping[str, Header]:
         done, counting = 0, threading.Lock()
@@ -234,6 +234,19 @@ class _Reader:
 
     def _url(self, name: str) -> str:
         return hf_hub_url(self._repo, name, revision=self._commit, endpoint=client.endpoint())
+
+
+def _is_name(value: object) -> bool:
+    """Whether it is a text that can be written; which names files may have is told later."""
+    return isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_hex(value: object, digits: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 
 def _read_range(url: str, begin: int, end: int) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from shardmerge.files import parse_object
 
 _FOLDER = Path(__file__).parent / "templates"
 #: Names of the formats that a recipe may write for a template.
@@ -24,18 +25,23 @@ def named_template(text: str) -> str:
     return (_FOLDER / f"{text}.jinja").read_text(encoding="utf-8").removesuffix("\n")
 
 
-def own_template(texts: Mapping[str, str]) -> str | None:
+def own_template(texts: Mapping[str, str], where: str) -> str | None:
     """Return the template of a model, without white space around it, or None.
 
     Args:
         texts: The model's files among TEMPLATE_FILES.
+        where: The model, for messages.
+
+    Raises:
+        UserError: If one of them is not JSON.
     """
     found: Any = texts.get(TEMPLATE_FILE)
     for name in TEMPLATE_FILES[1:]:
         if not found and name in texts:
-            found = json.loads(texts[name]).get("chat_template")
+            found = parse_object(texts[name], f"{where}, {name}").get("chat_template")
     if isinstance(found, list):  # several templates, each with a name
-        found = {row["name"]: row["template"] for row in found}
+        rows = [row for row in found if isinstance(row, dict)]
+        found = {str(row.get("name")): row.get("template") for row in rows}
     if isinstance(found, dict):
         found = found.get("default")
     return found.strip() or None if isinstance(found, str) else None

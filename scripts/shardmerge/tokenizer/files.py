@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from shardmerge.errors import UserError
+from shardmerge.errors import UserError, shortened
 from shardmerge.files import parse_object
-from shardmerge.tokenizer.vocabulary import Vocabulary
+from shardmerge.tokenizer.vocabulary import Vocabulary, check_ids
 
 #: Files that hold a vocabulary; the first that a model has counts.
 TABLES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -66,18 +66,29 @@ def read_ids(
         return {}, {}
     table, *settings = wanted
     texts = {name: parse_object(read(name), f"{where}, {name}") for name in settings}
-    try:
-        ids, added = _table(table, read(table))
+    place = f"{where}, {table}"
+    with readable(place):
+        ids, added = _table(table, read(table), place)
+        check_ids(ids, place)
+        end = max(ids.values(), default=-1) + 1
         for token in _named_tokens(texts, table == "tokenizer.json"):
             if token not in ids:
-                ids[token] = max(ids.values(), default=-1) + 1
+                ids[token], end = end, end + 1
             added.setdefault(token)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"is not a tokenizer that can be read ({type(error).__name__}: {error})",
-            f"{where}, {table}",
-        ) from None
+    check_ids(ids, where)
     return ids, added
+
+
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Tell of a tokenizer's file that is not built as they are, whatever is odd about it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        reason = shortened(str(error)).strip("'\"")
+        raise UserError(
+            f"is not a tokenizer that can be read ({type(error).__name__}: {reason})", where
+        ) from None
 
 
 def added_tokens(texts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -102,21 +113,20 @@ def added_tokens(texts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _table(name: str, data: bytes) -> tuple[dict[str, int], dict[str, None]]:
+def _table(name: str, data: bytes, where: str) -> tuple[dict[str, int], dict[str, None]]:
     """Return ids by token, and the added tokens, of a file that holds a vocabulary."""
     if name == "tokenizer.model":
         return {piece: i for i, piece in enumerate(_pieces(data))}, {}
     if name == "vocab.txt":
         return {line: i for i, line in enumerate(data.decode().splitlines())}, {}
-    table = json.loads(data)
+    table = parse_object(data, where)
     if name == "vocab.json":
-        return {str(token): int(number) for token, number in table.items()}, {}
+        return table, {}
     vocab = table["model"]["vocab"]
     if isinstance(vocab, list):  # Unigram: pieces with their scores
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
     rows = sorted(table.get("added_tokens") or (), key=lambda row: row["id"])
-    ids = {token: int(number) for token, number in vocab.items()}
-    ids |= {row["content"]: int(row["id"]) for row in rows}
+    ids = vocab | {row["content"]: row["id"] for row in rows}
     return ids, dict.fromkeys(row["content"] for row in rows)
 
 
@@ -140,8 +150,15 @@ def _named_tokens(texts: Mapping[str, Any], in_table: bool) -> Iterator[str]:
 
 
 def token_content(token: Any) -> str:
-    """Return the text of a token, which files give alone or with how it is matched."""
-    return token["content"] if isinstance(token, dict) else str(token)
+    """Return the text of a token, which files give alone or with how it is matched.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    text = token["content"] if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise TypeError(f"{shortened(text)} is no token")
+    return text
 
 
 def _pieces(data: bytes) -> Iterator[str]:
@@ -151,7 +168,10 @@ def _pieces(data: bytes) -> Iterator[str]:
     """
     for field, value in _fields(data):
         if field == 1:
-            yield next(text for number, text in _fields(value) if number == 1).decode()
+            text = next((text for number, text in _fields(value) if number == 1), None)
+            if text is None:
+                raise ValueError("a piece has no text")
+            yield text.decode()
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -179,10 +199,11 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 64 + 6, 7):
         byte = data[place]
         value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
+        place += 1
         if byte < 128:
             return value, place
+    raise ValueError("a number has more than 64 bits")

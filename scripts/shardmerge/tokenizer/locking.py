@@ -39,7 +39,7 @@ def complete(locked: LockedSource, wanted: Collection[str], read: Read, where: s
         names = [name for name in TEMPLATE_FILES if name in locked.files]
         try:
             texts = {name: read(name).decode() for name in names}
-            locked = replace(locked, chat_template=own_template(texts) or "")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"has a chat template that cannot be read ({error})", where) from None
+            locked = replace(locked, chat_template=own_template(texts, where) or "")
+        except UnicodeDecodeError:
+            raise UserError("has a chat template that is not UTF-8", where) from None
     return locked

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shardmerge.aligned import vocabulary_rows
 from shardmerge.digest import digest
 from shardmerge.errors import UserError
+from shardmerge.output_config import check_finite
 from shardmerge.references import Reference
 from shardmerge.stage import Stage
 from shardmerge.tokenizer.chat import TEMPLATE_FILE, most_common, named_template
@@ -139,6 +140,7 @@ def config_values(composer: Composer, stage: str) -> dict[str, Any]:
         for key in dict.fromkeys([*config, *other]):
             if key.endswith("_token_id") and other.get(key) != config.get(key):
                 values[key] = other.get(key)
+    check_finite(values, tokenizer.source)
     return values
 
 
@@ -169,6 +171,13 @@ def _template(composer: Composer, name: str) -> str | None:
 
 def _own_template(composer: Composer, name: str) -> str | None:
     """Return the chat template that a source or a stage's result has, or None."""
+    known = composer.tokenizers.templates
+    if name not in known:
+        known[name] = _found_template(composer, name)
+    return known[name]
+
+
+def _found_template(composer: Composer, name: str) -> str | None:
     stage = composer.recipe.stages.get(name)
     if stage is None:
         return composer.lock.sources[name].chat_template or None

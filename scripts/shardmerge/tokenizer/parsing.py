@@ -13,6 +13,8 @@ from shardmerge.yamlfile import Node
 
 #: Older recipes write it in front of a model that is the source.
 _MODEL = "model:"
+#: Largest `pad_to_multiple_of`: rows are padded to some hundreds, for speed.
+MAX_MULTIPLE = 1 << 20
 
 
 def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSettings | None:
@@ -33,8 +35,12 @@ def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSetting
     if "tokens" in table:
         rules = [_rule(token, node) for token, node in _members(table["tokens"])]
     multiple = table.get("pad_to_multiple_of")
-    if multiple is not None and (type(multiple.value) is not int or multiple.value < 1):
-        raise multiple.error("`pad_to_multiple_of` must be a whole number above 0")
+    if multiple is not None and not (
+        type(multiple.value) is int and 0 < multiple.value <= MAX_MULTIPLE
+    ):
+        raise multiple.error(
+            f"`pad_to_multiple_of` must be a whole number from 1 to {MAX_MULTIPLE}"
+        )
     return TokenizerSettings(
         _source(table["source"], "source") if "source" in table else "union",
         tuple(rules),

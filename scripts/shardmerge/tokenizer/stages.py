@@ -27,6 +27,8 @@ class StageTokenizers:
 
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
+        #: Chat templates of sources and stages, as ``packing`` finds them.
+        self.templates: dict[str, str | None] = {}
         self._stages: dict[str, Tokenizer | None] = {}
         self._alignments: dict[tuple[str, int, tuple[int, ...]], Alignment] = {}
 

@@ -8,13 +8,13 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from shardmerge.digest import digest
-from shardmerge.errors import UserError
+from shardmerge.errors import UserError, shortened
+from shardmerge.jsontext import MAX_BYTES, parse_json
 
-#: Bytes of the longest vocabulary, as JSON: five times that of a million tokens.
-_LONGEST = 32 << 20
+#: Ids of a vocabulary; the largest ones have a quarter of a million.
+MAX_IDS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,9 @@ class Vocabulary:
     @cached_property
     def _data(self) -> tuple[list[str | None], list[int]]:
         try:
-            found = json.loads(_inflated(self.text))
-            tokens, added = found
-            whole = _is_sound(tokens, added) and self.expected in (None, digest(found))
-        except (ValueError, TypeError, zlib.error, RecursionError):
+            found = parse_json(_inflated(self.text), "")
+            whole = _is_vocabulary(found) and self.expected in (None, digest(found))
+        except (UserError, ValueError, TypeError, zlib.error):
             whole = False
         if not whole:
             raise UserError(
@@ -59,7 +58,7 @@ class Vocabulary:
                 self.where,
                 "Restore the lock from version control, or run `snakemake lock` to renew it.",
             )
-        return tokens, added
+        return found[0], found[1]
 
     @property
     def tokens(self) -> list[str | None]:
@@ -93,23 +92,53 @@ def _inflated(text: str) -> bytes:
         ValueError: If it holds more, or is cut off.
     """
     inflater = zlib.decompressobj()
-    data = inflater.decompress(base64.b64decode(text, validate=True), _LONGEST)
+    data = inflater.decompress(base64.b64decode(text, validate=True), MAX_BYTES)
     if not inflater.eof or inflater.unused_data:
         raise ValueError("is cut off, or too long")
     return data
 
 
-def _is_sound(tokens: Any, added: Any) -> bool:
-    if not isinstance(tokens, list) or not isinstance(added, list):
+def _is_vocabulary(found: object) -> bool:
+    """Whether a value is what ``Vocabulary.of`` writes."""
+    if not (isinstance(found, list) and len(found) == 2 and all(type(f) is list for f in found)):
         return False
-    if not all(token is None or isinstance(token, str) for token in tokens):
-        return False
-    ids = range(len(tokens))
-    return all(type(i) is int and i in ids and tokens[i] is not None for i in added)
+    tokens, added = found
+    texts = [token for token in tokens if token is not None]
+    return (
+        len(tokens) <= MAX_IDS
+        and all(type(token) is str for token in texts)
+        and len(set(texts)) == len(texts)
+        and all(type(i) is int and 0 <= i < len(tokens) for i in added)
+        and all(tokens[i] is not None for i in added)
+    )
+
+
+def check_ids(ids: Mapping[str, int], where: str) -> None:
+    """Check that a tokenizer's file gives every token an id of its own that tokenizers have.
+
+    Raises:
+        UserError: If it does not; names the first token.
+    """
+    taken: dict[int, str] = {}
+    for token, number in ids.items():
+        if not isinstance(token, str):
+            raise UserError(f"has a token {shortened(token)} that is not a text", where)
+        if type(number) is not int or not 0 <= number < MAX_IDS:
+            raise UserError(
+                f"gives the token {shortened(token)} the id {shortened(number)}, which is not a "
+                f"whole number from 0 to {MAX_IDS - 1}",
+                where,
+            )
+        if (other := taken.setdefault(number, token)) is not token:
+            raise UserError(
+                f"gives the tokens {shortened(other)} and {shortened(token)} one id, {number}",
+                where,
+                "An embedding stands for one token: take one of the two out.",
+            )
 
 
 def tokens_by_id(ids: Mapping[str, int]) -> list[str | None]:
-    """Return the token of every id, None where there is none."""
+    """Return the token of every id, None where there is none; the ids are ``check_ids``'s."""
     tokens: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
     for token, number in ids.items():
         tokens[number] = token

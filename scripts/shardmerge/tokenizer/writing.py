@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from shardmerge.errors import UserError
+from shardmerge.files import parse_object
 from shardmerge.tokenizer.chat import TEMPLATE_FILE
-from shardmerge.tokenizer.files import NAMED_TOKENS, added_tokens, token_content
+from shardmerge.tokenizer.files import NAMED_TOKENS, added_tokens, readable, token_content
 from shardmerge.tokenizer.packing import CONFIG, TABLE
 
 #: How tokens are matched that no model has as an added token.
@@ -39,12 +39,10 @@ def tokenizer_text(
         return description["template"]
     parsed: dict[str, dict[str, Any]] = {}
     for (model, file), text in texts.items():
-        try:
-            parsed.setdefault(model, {})[file] = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"is not JSON ({error})", f"model {model!r}, {file}") from None
+        parsed.setdefault(model, {})[file] = parse_object(text, f"model {model!r}, {file}")
     own = parsed[description["source"]]
-    made = {TABLE: _table, CONFIG: _config}[name](description, own, parsed)
+    with readable(f"model {description['source']!r}"):
+        made = {TABLE: _table, CONFIG: _config}[name](description, own, parsed)
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
