@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
-from shardmerge import claims
+from shardmerge import claims, diskerrors
 from shardmerge.errors import UserError
 
 _P = ParamSpec("_P")
@@ -18,6 +19,8 @@ _T = TypeVar("_T")
 
 def run(main: Callable[[], None]) -> None:
     """Run a command line; a UserError becomes one message on stderr and exit status 1.
+
+    So does what the operating system refuses: a full disk, a folder that is read-only.
 
     SIGTERM ends it as it would by itself, but only after unfinished files and claims are gone.
     """
@@ -29,8 +32,11 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:
+        if not diskerrors.is_told(error):
+            raise
+        _fail(diskerrors.explain(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -66,8 +72,18 @@ def plainly(function: Callable[_P, _T]) -> Callable[_P, _T]:
             return function(*args, **kwargs)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except OSError as error:
+            if not diskerrors.is_told(error):
+                raise
+            sys.exit(f"error: {diskerrors.explain(error)}")
 
     return call
+
+
+def _fail(error: UserError) -> NoReturn:
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
 
 
 class _Terminated(BaseException):

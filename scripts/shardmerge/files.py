@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shardmerge import claims
+from shardmerge import claims, diskerrors
 from shardmerge.errors import UserError
 from shardmerge.unfinished import part_path, remove_parts
 
@@ -23,15 +23,31 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path beside the target to write to; on success fsync it and rename it over the target.
 
     On an error what was written is removed and the target stays as it was.
+
+    Raises:
+        UserError: If the target cannot be written, with what to do.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield part
         publish(part, target)
+    except OSError as error:
+        if _is_of_another(error, target, part):
+            raise
+        raise diskerrors.explain(error, target) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _is_of_another(error: OSError, target: Path, part: Path) -> bool:
+    """Whether an error while a target was written is no fault of the target's place."""
+    if error.filename is None:
+        return not diskerrors.is_told(error)
+    named = Path(os.fsdecode(error.filename))
+    return named not in (part, target) and named not in target.parents
 
 
 def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

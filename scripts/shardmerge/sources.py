@@ -204,12 +204,9 @@ class Sources:
         )
         try:
             write_text(path, text)
-        except OSError as error:
-            raise UserError(
-                f"the lock cannot be written ({error.strerror})",
-                str(path),
-                "Copy the recipe to a folder that you may write to.",
-            ) from None
+        except UserError as error:
+            hint = f"{error.hint} The lock lies beside its recipe, which you may copy elsewhere."
+            raise UserError(f"the lock {error.message}", error.where, hint) from None
 
 
 def lock_path(recipe: str | os.PathLike[str]) -> Path:
