@@ -41,10 +41,12 @@ class Identities:
 
     Args:
         cache: JSON file that holds what earlier runs found; may be absent.
+        keep: Whether what this run finds is written there.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *, keep: bool = True) -> None:
         self._cache = cache
+        self._keep = keep
         self._known: dict[str, list] = {}
         self._changed = False
         if cache.exists():
@@ -73,7 +75,7 @@ class Identities:
 
     def save(self) -> None:
         """Write what was learnt to the cache."""
-        if self._changed:
+        if self._changed and self._keep:
             write_json(self._cache, self._known)
             self._changed = False
 

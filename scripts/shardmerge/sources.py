@@ -35,6 +35,8 @@ class Sources:
         models: Folder that fetched models go to.
         cache: Folder for what can be computed again (content identities).
         converted: Folder of conversions of pickled weights, or None where these are not allowed.
+        dry: Whether locks that are made are only returned, and not written.
+        keep: Whether the cache is written.
     """
 
     def __init__(
@@ -43,12 +45,16 @@ class Sources:
         models: Path,
         cache: Path,
         converted: Path | None = None,
+        *,
+        dry: bool = False,
+        keep: bool = True,
     ) -> None:
         self._folders = dict(folders)
         self._models = models
         self._converted = converted
         self._conversions: dict[str, Conversion] = {}
-        self._identities = Identities(cache / "identities.json")
+        self._identities = Identities(cache / "identities.json", keep=keep)
+        self._dry = dry
 
     def folder(self, reference: Reference) -> Path | None:
         """Return the local folder of a reference, or None where it is on the Hub.
@@ -106,7 +112,7 @@ class Sources:
 
         Args:
             recipe: The parsed recipe.
-            write: Whether a missing lock may be made (a job must not).
+            write: Whether what a lock lacks may be locked (a job must not).
             renew: Whether to lock all sources anew.
             say: Takes one line for the user.
 
@@ -156,8 +162,11 @@ class Sources:
             found = with_tokens(found, reader)
         lock = Lock(found)
         if new:
-            self._write(path, lock)
-            say(f"locked {', '.join(new)} in {path}")
+            if self._dry:
+                say(f"would lock {', '.join(new)} in {path}; a dry run writes no lock")
+            else:
+                _write(path, lock)
+                say(f"locked {', '.join(new)} in {path}")
             if renew:
                 for line in describe_changes(old, lock):
                     say(f"  {line}")
@@ -193,25 +202,20 @@ class Sources:
 
         return lambda name: hub.read_file(locked, name, progress=say)
 
-    @staticmethod
-    def _write(path: Path, lock: Lock) -> None:
-        text = json.dumps(lock.to_json(), indent=1, ensure_ascii=False) + "\n"
-        # One tensor a line: a lock of 70B stays readable and diffs stay small.
-        text = re.sub(
-            r"\[\n\s+\"(\w+)\",\n\s+\[([\d,\s]*)\],\n\s+(\d+),\n\s+(\d+)\n\s+\]",
-            lambda m: f'["{m[1]}", [{", ".join(m[2].replace(",", " ").split())}], {m[3]}, {m[4]}]',
-            text,
-        )
-        try:
-            write_text(path, text)
-        except UserError as error:
-            hint = f"{error.hint} The lock lies beside its recipe, which you may copy elsewhere."
-            raise UserError(f"the lock {error.message}", error.where, hint) from None
-
 
 def lock_path(recipe: str | os.PathLike[str]) -> Path:
     """Return the path of a recipe's lock: beside it, ``NAME.lock.json``."""
     return Path(recipe).with_suffix(".lock.json")
+
+
+def lock_text(lock: Lock) -> str:
+    """Return the text of a lock file, one tensor a line: a 70B lock's diffs stay small."""
+    text = json.dumps(lock.to_json(), indent=1, ensure_ascii=False) + "\n"
+    return re.sub(
+        r"\[\n\s+\"(\w+)\",\n\s+\[([\d,\s]*)\],\n\s+(\d+),\n\s+(\d+)\n\s+\]",
+        lambda m: f'["{m[1]}", [{", ".join(m[2].replace(",", " ").split())}], {m[3]}, {m[4]}]',
+        text,
+    )
 
 
 def slug(reference: str) -> str:
@@ -223,3 +227,11 @@ def slug(reference: str) -> str:
 
 def _origin(locked: LockedSource) -> str:
     return f"the Hub ({locked.repo}@{locked.commit})" if locked.kind == "hub" else "a folder"
+
+
+def _write(path: Path, lock: Lock) -> None:
+    try:
+        write_text(path, lock_text(lock))
+    except UserError as error:
+        hint = f"{error.hint} The lock lies beside its recipe, which you may copy elsewhere."
+        raise UserError(f"the lock {error.message}", error.where, hint) from None

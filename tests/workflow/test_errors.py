@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -141,7 +142,8 @@ class TestPublished:
         assert done.returncode == 0, done.stdout
         assert "results/merge-config-1/model/" in done.stdout
         assert "'random_seed' in a recipe document is ignored" in done.stdout
-        assert recipe.with_suffix(".lock.json").exists()
+        assert "would lock" in done.stdout and "a dry run writes no lock" in done.stdout
+        assert not recipe.with_suffix(".lock.json").exists()
 
 
 class TestSources:
@@ -196,5 +198,18 @@ class TestSources:
 def test_the_project_is_sound_before_it_is_spoiled(fresh: Project, tmp_path: Path) -> None:
     """Else every refusal above might be for another reason."""
     project = fresh.copy(tmp_path / "project")
+    before = project.snapshot()
     assert len(project.pending_shards()) == 5
-    assert json.loads((project.folder / "recipe.lock.json").read_text())
+    assert project.snapshot() == before, "a dry run writes no lock"
+    assert project.run("plan").returncode == 0
+    lock = project.folder / "recipe.lock.json"
+    assert json.loads(lock.read_text())
+    # A lock is renewed in memory alone where it is only asked what would be done.
+    shutil.rmtree(project.folder / ".shardmerge")
+    lock.write_text(lock.read_text() + "\n")
+    before = project.snapshot()
+    done = project.run("-n", "lock")
+    assert done.returncode == 0, done.stdout
+    assert "would lock" in done.stdout
+    assert project.snapshot() == before
+    assert not (project.folder / ".shardmerge").exists()
