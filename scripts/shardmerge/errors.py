@@ -31,9 +31,15 @@ class UserError(Exception):
         return f"{text}\n  {self.hint}" if self.hint else text
 
 
-def misspelt(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that another is surely a misspelling of, or None."""
-    near = difflib.get_close_matches(str(word), sorted(set(known)), n=1, cutoff=0.8)
+def misspelt(word: str, known: Iterable[str], least: float = 0.8) -> str | None:
+    """Return the known word that another is surely a misspelling of, or None.
+
+    Args:
+        word: What was written.
+        known: What could have been meant.
+        least: How alike the two must be, up to 1.
+    """
+    near = difflib.get_close_matches(str(word), sorted(set(known)), n=1, cutoff=least)
     return near[0] if near else None
 
 

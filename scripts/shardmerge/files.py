@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge import claims, diskerrors
-from shardmerge.errors import UserError
+from shardmerge.errors import UserError, misspelt
 from shardmerge.unfinished import part_path, remove_parts
 
 #: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
@@ -96,10 +96,27 @@ def read_text(path: str | os.PathLike[str], *, exact: bool = False) -> str:
     try:
         with open(path, encoding="utf-8", newline="" if exact else None) as file:
             return file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path), near_path(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", str(path), "Save it as UTF-8.") from None
+
+
+def near_path(path: str | os.PathLike[str]) -> str | None:
+    """Return a sentence that suggests the name beside a path that is not there, or None."""
+    path = Path(path)
+    for missing in (path, *path.parents):
+        if missing.parent.is_dir() and not missing.exists():
+            with contextlib.suppress(OSError):
+                known = {entry.name for entry in missing.parent.iterdir()}
+                near = misspelt(missing.name, known, least=0.6) or ""
+                meant = missing.parent / near / path.relative_to(missing)
+                if near and meant.exists():
+                    return f"Did you mean {str(meant)!r}?"
+            break
+    return None
 
 
 def will_need(fd: int, offset: int, length: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
-from shardmerge.files import load_json, write_text
+from shardmerge.files import load_json, near_path, write_text
 from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.pickles import Conversion, find_conversion
@@ -79,7 +79,8 @@ class Sources:
                 "Hub repository (owner/name)",
                 hint=f"Did you mean {near!r}?"
                 if (near := misspelt(reference.path, self._folders))
-                else "Give its folder under `sources` in the configuration, or write the Hub's "
+                else near_path(path)
+                or "Give its folder under `sources` in the configuration, or write the Hub's "
                 "`owner/name`.",
             )
         return None
@@ -183,6 +184,7 @@ class Sources:
         self, reference: Reference, role: str, folder: Path | None, say: Say
     ) -> LockedSource:
         if folder is not None:
+            _check_there(folder, reference.model)
             lock = lock_adapter if role == "adapter" else lock_folder
             return lock(folder, reference.model, self._identities)
         from shardmerge import hub
@@ -190,7 +192,8 @@ class Sources:
         try:
             return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
         except UserError as error:
-            hint = " ".join(filter(None, [error.hint, _HAVE]))
+            near = near_path(Path(reference.path).expanduser())
+            hint = " ".join(filter(None, [near, error.hint, _HAVE]))
             raise UserError(error.message, error.where, hint) from None
 
     @staticmethod
@@ -201,6 +204,11 @@ class Sources:
         from shardmerge import hub
 
         return lambda name: hub.read_file(locked, name, progress=say)
+
+
+def _check_there(folder: Path, reference: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {str(folder)!r}", reference, near_path(folder))
 
 
 def lock_path(recipe: str | os.PathLike[str]) -> Path:

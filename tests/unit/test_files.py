@@ -14,7 +14,15 @@ import pytest
 
 from shardmerge.cli import plainly
 from shardmerge.errors import UserError
-from shardmerge.files import atomic_path, load_json, sha256_of, write_json, write_text
+from shardmerge.files import (
+    atomic_path,
+    load_json,
+    near_path,
+    read_text,
+    sha256_of,
+    write_json,
+    write_text,
+)
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -117,6 +125,21 @@ class TestRead:
     def test_what_cannot_be_read_is_a_sentence(self, tmp_path: Path, read: Callable) -> None:
         with pytest.raises(UserError, match=r"gone: cannot be read \(No such file or directory\)"):
             read(tmp_path / "gone")
+
+    @pytest.mark.parametrize(
+        ("written", "meant"),
+        [("recipse/a.yaml", "recipes/a.yaml"), ("recipes/b.yaml", "recipes/a.yaml")],
+    )
+    def test_a_path_that_is_not_there(self, tmp_path: Path, written: str, meant: str) -> None:
+        write_text(tmp_path / "recipes" / "a.yaml", "x")
+        with pytest.raises(UserError) as told:
+            read_text(tmp_path / written)
+        assert told.value.hint == f"Did you mean {str(tmp_path / meant)!r}?"
+
+    def test_nothing_is_guessed_that_is_not_there_either(self, tmp_path: Path) -> None:
+        (tmp_path / "recipes").mkdir()
+        assert near_path(tmp_path / "recipse" / "a.yaml") is None
+        assert near_path(tmp_path / "quite-another" / "a.yaml") is None
 
     def test_a_hash(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"abc")

@@ -67,6 +67,15 @@ class TestConfiguration:
         project.configure(recipes="recipe.yaml")
         refused(project, "recipes: 'recipe.yaml' is no list", "Write `[recipe.yaml]`.")
 
+    def test_a_recipe_is_no_configuration(self, project: Project) -> None:
+        document = project.documents()[0]
+        (project.folder / "cfg.yaml").write_text(json.dumps(document))
+        refused(project, "so this is a recipe", "--config recipes='[RECIPE.yaml]'")
+
+    def test_misspelt_recipe(self, project: Project) -> None:
+        project.configure(recipes=["recipee.yaml"])
+        refused(project, "recipee.yaml: cannot be read", "Did you mean 'recipe.yaml'?")
+
     def test_missing_recipe(self, project: Project) -> None:
         project.configure(recipes=["recipes/nowhere.yaml"])
         refused(project, "recipes/nowhere.yaml: cannot be read (No such file or directory)")
@@ -165,6 +174,11 @@ class TestSources:
     def test_folder_that_is_not_there(self, project: Project) -> None:
         project.configure(sources={BASE: "models/nowhere"})
         refused(project, BASE, "there is no folder 'models/nowhere'")
+
+    def test_folder_that_is_misspelt(self, project: Project) -> None:
+        given = {name: f"models/{name}" for name in (BASE, FINETUNED, RECIPIENT)}
+        project.configure(sources=given | {BASE: f"modles/{BASE}"})
+        refused(project, f"there is no folder 'modles/{BASE}'", f"Did you mean 'models/{BASE}'?")
 
     def test_file_of_the_index_missing(self, project: Project) -> None:
         path = sorted((project.folder / "models" / RECIPIENT).glob("*.safetensors"))[1]
