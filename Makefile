@@ -17,6 +17,9 @@ env: $(VENV)/.installed
 env-test: $(VENV)/.installed-test
 
 $(VENV)/.installed: requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
+	  echo "error: '$(PYTHON)' is not Python 3.11, the one version that the pinned packages are tested with."; \
+	  echo "  Install it, or name it: make $(or $(MAKECMDGOALS),env) PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing the environment into $(VENV) (once, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first: an index that has a CPU build is then not asked for another.

@@ -36,12 +36,14 @@ ON_GPU = SETTINGS["device"] != "cpu"
 # (Only runs on clusters have a number of nodes, `--jobs`.)
 SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
 LOCAL = workflow.resource_settings.nodes is None
-WORKER = worker.Worker(os.getpid() if SHARED else None, sys.argv if LOCAL else None)
+DRY = workflow.output_settings.dryrun  # from the command line or a profile
+WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
 DECISION = plainly(decide)(
     SETTINGS,
     head=workflow.is_main_process,
     renew=workflow.is_main_process and "lock" in sys.argv[1:],
     convert="convert" in sys.argv[1:],
+    dry=DRY,
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions

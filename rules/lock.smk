@@ -1,7 +1,8 @@
 """Lock, plan and explanation for people: what is pinned, what would be built, of what.
 
 Needs: nothing but the plan, which exists by the time a rule runs.
-Makes: text on the terminal. (`snakemake lock` renews the locks while the Snakefile is parsed.)
+Makes: text on the terminal. (`snakemake lock` renews the locks while the Snakefile is parsed;
+a dry run writes none.)
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -9,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from io import TextIOWrapper
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
-from shardmerge import claims
+from shardmerge import claims, diskerrors
 from shardmerge.errors import UserError
 from shardmerge.printable import printable, printable_lines
 from shardmerge.report.terminal import Terminal
@@ -22,6 +23,8 @@ _T = TypeVar("_T")
 
 def run(main: Callable[[], None]) -> None:
     """Run a command line; a UserError becomes one message on stderr and exit status 1.
+
+    So does what the operating system refuses: a full disk, a folder that is read-only.
 
     SIGTERM ends it as it would by itself, but only after unfinished files and claims are gone.
     """
@@ -35,8 +38,11 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:
+        if not diskerrors.is_told(error):
+            raise
+        _fail(diskerrors.explain(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -88,8 +94,18 @@ def plainly(function: Callable[_P, _T]) -> Callable[_P, _T]:
             return function(*args, **kwargs)
         except UserError as error:
             sys.exit(f"error: {error}")
+        except OSError as error:
+            if not diskerrors.is_told(error):
+                raise
+            sys.exit(f"error: {diskerrors.explain(error)}")
 
     return call
+
+
+def _fail(error: UserError) -> NoReturn:
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
 
 
 class _Terminated(BaseException):

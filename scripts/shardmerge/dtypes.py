@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,6 +50,19 @@ DTYPES = {
         DType("BOOL", "bool", 1),
     )
 }
+#: What people and other programs call the types, by the names that recipes have.
+_SHORT = {code.lower(): dtype.name for code, dtype in DTYPES.items()} | {
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "bfloat": "bfloat16",
+    "fp32": "float32",
+    "float": "float32",
+    "single": "float32",
+    "fp64": "float64",
+    "double": "float64",
+}
+_WIDTH = re.compile(r"\d+")
 MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
 
 
@@ -85,9 +99,26 @@ def dtype_code(name: str, where: str | None = None) -> str:
         raise UserError(
             f"dtype {name!r} is not one that models are merged in",
             where,
-            did_you_mean(plain, MERGEABLE),
+            suggest(plain, MERGEABLE),
         )
     return MERGEABLE[plain]
+
+
+def suggest(word: str, known: Iterable[str]) -> str | None:
+    """Return a sentence that suggests a known word; as ``did_you_mean``, and knows short names.
+
+    A type of another width is never suggested: who writes ``float8`` does not mean ``float16``.
+    """
+    known = set(known)
+    short = str(word).lower().removeprefix("torch.")
+    if _SHORT.get(short) in known:
+        return f"Did you mean {_SHORT[short]!r}?"
+    if known & set(MERGEABLE):
+        width = _WIDTH.findall(short)[:1]
+        alike = [name for name in known if not width or _WIDTH.findall(name)[:1] == width]
+        near = did_you_mean(short, alike)
+        return near if near and near.startswith("Did") else did_you_mean("", known)
+    return did_you_mean(word, known)
 
 
 def combine_dtype(codes: list[str] | tuple[str, ...]) -> str:

@@ -44,9 +44,15 @@ def shortened(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 
-def misspelt(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that another is surely a misspelling of, or None."""
-    return _nearest(str(word), sorted(set(known)), 0.8)
+def misspelt(word: str, known: Iterable[str], least: float = 0.8) -> str | None:
+    """Return the known word that another is surely a misspelling of, or None.
+
+    Args:
+        word: What was written.
+        known: What could have been meant.
+        least: How alike the two must be, up to 1.
+    """
+    return _nearest(str(word), sorted(set(known)), least)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

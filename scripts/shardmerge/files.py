@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shardmerge import claims
-from shardmerge.errors import UserError
+from shardmerge import claims, diskerrors
+from shardmerge.errors import UserError, misspelt
 from shardmerge.jsontext import parse_json
 from shardmerge.unfinished import part_path, remove_parts
 
@@ -24,15 +24,31 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path beside the target to write to; on success fsync it and rename it over the target.
 
     On an error what was written is removed and the target stays as it was.
+
+    Raises:
+        UserError: If the target cannot be written, with what to do.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield part
         publish(part, target)
+    except OSError as error:
+        if _is_of_another(error, target, part):
+            raise
+        raise diskerrors.explain(error, target) from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _is_of_another(error: OSError, target: Path, part: Path) -> bool:
+    """Whether an error while a target was written is no fault of the target's place."""
+    if error.filename is None:
+        return not diskerrors.is_told(error)
+    named = Path(os.fsdecode(error.filename))
+    return named not in (part, target) and named not in target.parents
 
 
 def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -81,10 +97,27 @@ def read_text(path: str | os.PathLike[str], *, exact: bool = False) -> str:
     try:
         with open(path, encoding="utf-8", newline="" if exact else None) as file:
             return file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path), near_path(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", str(path), "Save it as UTF-8.") from None
+
+
+def near_path(path: str | os.PathLike[str]) -> str | None:
+    """Return a sentence that suggests the name beside a path that is not there, or None."""
+    path = Path(path)
+    for missing in (path, *path.parents):
+        if missing.parent.is_dir() and not missing.exists():
+            with contextlib.suppress(OSError):
+                known = {entry.name for entry in missing.parent.iterdir()}
+                near = misspelt(missing.name, known, least=0.6) or ""
+                meant = missing.parent / near / path.relative_to(missing)
+                if near and meant.exists():
+                    return f"Did you mean {str(meant)!r}?"
+            break
+    return None
 
 
 def will_need(fd: int, offset: int, length: int) -> None:

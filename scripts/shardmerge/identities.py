@@ -65,10 +65,12 @@ class Identities:
     Args:
         cache: JSON file that holds what earlier runs found; may be absent. In the folder ``hashed``
             beside it lie the SHA-256 that jobs found of large files, one JSON file for each.
+        keep: Whether what this process finds is written there.
     """
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *, keep: bool = True) -> None:
         self._cache = cache
+        self._keep = keep
         self._known: dict[str, list] = {}
         self._changed = False
         if cache.exists():
@@ -102,7 +104,7 @@ class Identities:
 
     def save(self) -> None:
         """Write what was learnt to the cache."""
-        if self._changed:
+        if self._changed and self._keep:
             write_json(self._cache, self._known)
             self._changed = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardmerge.errors import UserError
@@ -88,6 +88,14 @@ class LockedSource:
     vocabulary: Vocabulary | None = None
     chat_template: str | None = None
     tokens: str | None = None
+
+    def has_contents_of(self, other: LockedSource) -> bool:
+        """Whether two locks pin the same bytes of a model.
+
+        What a lock notes of a tokenizer follows from these, and depends on what a recipe needs.
+        """
+        noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
+        return replace(self, **noted) == replace(other, **noted)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from shardmerge import expression as ex
-from shardmerge import norms, rows
+from shardmerge import norms
 from shardmerge.checkmemory import check_bytes
 from shardmerge.checks import check_build, check_norm_merge
 from shardmerge.compose import Composer
@@ -23,6 +23,7 @@ from shardmerge.identities import FULL_HASH_BYTES
 from shardmerge.layout import group, shard_names
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
+from shardmerge.reading import leaf_bytes, read_leaves, worth_storing
 from shardmerge.recipe import Recipe, chosen
 from shardmerge.references import Reference
 from shardmerge.schedule import with_schedule
@@ -65,7 +66,7 @@ class _Planner:
     def plan(self) -> Planned:
         for _, lock in self.recipes:
             for key, source in lock.sources.items():
-                if self.locked.setdefault(key, source) != source:
+                if not self.locked.setdefault(key, source).has_contents_of(source):
                     raise UserError(
                         f"two recipes lock model {key!r} at different contents",
                         hint="Run `snakemake lock` to lock all recipes anew.",
@@ -134,8 +135,13 @@ class _Planner:
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
                 if isinstance(delta.finetuned, ex.Source) and isinstance(delta.base, ex.Source):
                     users[delta] = users.get(delta, 0) + 1
-        least = {"fuse": len(targets) + 1, "store": 1, "auto": 2}[self.settings["deltas"]]
-        return [delta for delta, count in users.items() if count >= least]
+        match self.settings["deltas"]:
+            case "store":
+                return list(users)
+            case "fuse":
+                return []
+        shared = [delta for delta, count in users.items() if count > 1]
+        return worth_storing(shared, [t for outputs in targets.values() for t in outputs])
 
     def _delta_jobs(self, stored: list[ex.Delta]) -> tuple[list[ShardJob], dict[ex.Delta, str]]:
         """Group task vectors by the fine-tuned model's files: each is then read by one job."""
@@ -211,7 +217,9 @@ class _Planner:
         self.planned.specs[name] = spec
         files = spec.required_files(delta_path)
         self.read |= set(files)
-        leaves = dict.fromkeys(leaf for t in tensors for leaf in _read_leaves(t, delta_path))
+        leaves = dict.fromkeys(
+            leaf for t in tensors for leaf in read_leaves(t.expression, delta_path)
+        )
         return ShardJob(
             output=output,
             digest=name,
@@ -224,7 +232,7 @@ class _Planner:
                     if d in delta_path
                 )
             ),
-            bytes_read=sum(map(_bytes_read, leaves)),
+            bytes_read=sum(map(leaf_bytes, leaves)),
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
             memory=workspace_bytes(spec),
             check_memory=check_bytes(spec),
@@ -257,25 +265,3 @@ def _largest_file(source: LockedSource) -> int:
     for tensor in source.tensors.values():
         sizes[tensor.file] = sizes.get(tensor.file, 0) + tensor.end - tensor.begin
     return max(sizes.values(), default=0)
-
-
-def _read_leaves(tensor: OutputTensor, stored: Mapping[ex.Delta, str]) -> list[ex.Expression]:
-    found: list[ex.Expression] = []
-
-    def visit(expression: ex.Expression) -> None:
-        rows_of = expression.operand if isinstance(expression, ex.Rows) else expression
-        if isinstance(rows_of, ex.Source) or expression in stored:
-            found.append(expression)
-            return
-        for operand in ex.operands(expression):
-            visit(operand)
-
-    visit(tensor.expression)
-    return found
-
-
-def _bytes_read(leaf: ex.Expression) -> int:
-    count = ex.elements(leaf)
-    if isinstance(leaf, ex.Rows):
-        count = count // max(leaf.shape[0], 1) * rows.taken(leaf.table)
-    return count * DTYPES[leaf.dtype].size

@@ -15,6 +15,7 @@ from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
 from shardmerge.files import read_text, sha256_of, write_text
 from shardmerge.findings import audible
+from shardmerge.lock import Lock
 from shardmerge.pickles import Conversion
 from shardmerge.plan import NO_PLAN, Plan, Planned, read_plan
 from shardmerge.planfiles import (
@@ -32,7 +33,7 @@ from shardmerge.planner import make_plan
 from shardmerge.recipe import Recipe, chosen, parse_recipe
 from shardmerge.sealed import seal
 from shardmerge.settings import Settings
-from shardmerge.sources import Sources, lock_path
+from shardmerge.sources import Sources, lock_path, lock_text
 
 #: Folders below the working directory.
 MODELS = Path("resources/models")
@@ -60,6 +61,7 @@ def decide(
     head: bool = True,
     renew: bool = False,
     convert: bool = False,
+    dry: bool = False,
     say: Callable[[str], None],
 ) -> Decision:
     """Return what a configuration comes to; lock what has no lock, check what has one.
@@ -69,13 +71,14 @@ def decide(
         head: Whether this is the user's own process. A job's trusts what the head checked.
         renew: Whether to lock all sources anew.
         convert: Whether conversions are asked for, so that they need not be done.
+        dry: Whether this is a dry run, which writes no lock, and with ``renew`` no cache either.
         say: Takes one line for the user.
 
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
     with _uncollected():
-        return _decide(settings, head, renew, convert or not head, say)
+        return _decide(settings, head, renew, convert or not head, dry, say)
 
 
 def load_plan(settings: Settings, *, head: bool = True, say: Callable[[str], None]) -> Plan:
@@ -84,7 +87,12 @@ def load_plan(settings: Settings, *, head: bool = True, say: Callable[[str], Non
 
 
 def _decide(
-    settings: Settings, head: bool, renew: bool, convert: bool, say: Callable[[str], None]
+    settings: Settings,
+    head: bool,
+    renew: bool,
+    convert: bool,
+    dry: bool,
+    say: Callable[[str], None],
 ) -> Decision:
     texts = {path: read_text(path) for path in settings["recipes"]}
     # A job writes no lock, so that the key stays; a head's plan is of the locks that it leaves.
@@ -93,9 +101,9 @@ def _decide(
     if plan and not settings["allow_pickle"]:
         return _decided(plan, key, {})
     recipes = [parse_recipe(text, path) for path, text in texts.items()]
-    sources = Sources(
-        settings["sources"], MODELS, CACHE, CONVERTED if settings["allow_pickle"] else None
-    )
+    keep = not (dry and renew)
+    converted = CONVERTED if settings["allow_pickle"] else None
+    sources = Sources(settings["sources"], MODELS, CACHE, converted, dry=dry, keep=keep)
     conversions = {c.name: c for recipe in recipes for c in sources.conversions(recipe)}
     for conversion in conversions.values():
         if not conversion.done:
@@ -110,13 +118,14 @@ def _decide(
         chosen(recipes, settings["stages"])  # its mistakes need no lock
         with _warned(recipes, settings, say):
             locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
-            key = key or _key(settings, texts)
+            key = key or _key(settings, texts, locks if dry else ())
             plan = _cached(key)
             if plan is None:
                 # with the settings that the key covers and no others
                 pairs = list(zip(recipes, locks, strict=True))
                 planned = make_plan(pairs, settings.planned(), sources.path)
-                _keep(planned, key)
+                if keep:
+                    _keep(planned, key)
                 plan = planned.plan
     for warning in plan.warnings if head else ():
         say(f"warning: {warning}")
@@ -146,9 +155,12 @@ def lock_paths(settings: Settings) -> list[str]:
     return [str(lock_path(recipe)) for recipe in settings["recipes"]]
 
 
-def _key(settings: Settings, texts: dict[str, str]) -> str:
-    locks = []
-    for path in texts:
+def _key(settings: Settings, texts: dict[str, str], unwritten: Sequence[Lock] = ()) -> str:
+    """Return what a plan is kept by; the locks are the files', or these that have none yet."""
+    locks: list[str | None] = [
+        hashlib.sha256(lock_text(lock).encode()).hexdigest() for lock in unwritten
+    ]
+    for path in texts if not unwritten else ():
         lock = lock_path(path)
         locks.append(sha256_of(lock) if lock.exists() else None)
     return digest([_code(), settings.planned().values, texts, locks])

@@ -10,11 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shardmerge.dtypes import dtype_code
+from shardmerge.dtypes import dtype_code, suggest
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.layout import parse_size
 from shardmerge.pathnames import check_path, check_text, check_word
 
+#: Keys that tell a recipe from a configuration.
+_RECIPE_KEYS = ("merge_method", "slices", "modules", "base_model")
 SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
 
 
@@ -60,14 +62,18 @@ class Settings:
 def load_settings(config: Mapping[str, Any]) -> Settings:
     """Return the settings that a configuration makes.
 
+    Args:
+        config: As Snakemake gives it: values within lists and maps of ``--config`` are texts.
+
     Raises:
         UserError: Names the key, what is wrong with it, and what was probably meant.
     """
     from jsonschema import Draft202012Validator
 
     schema = _schema()
+    _check_no_recipe(config)
     try:
-        values = copy.deepcopy(dict(config))
+        values = read_texts(config, schema)
         _fill_defaults(values, schema)
         errors = sorted(
             Draft202012Validator(schema).iter_errors(values), key=lambda e: [str(p) for p in e.path]
@@ -170,6 +176,53 @@ def _is_planned(rule: Mapping[str, Any]) -> bool:
     return rule.get("planned", True)
 
 
+def read_texts(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Return a copy of a value in which texts are read as YAML where the schema wants no text.
+
+    So ``--config keep_sources=false 'benchmark={limit: 5}'`` means what it says. A text that is
+    no value of the wanted type either stays as it is, so that the error shows what was written.
+    """
+    if isinstance(value, Mapping):
+        keys, others = schema.get("properties", {}), schema.get("additionalProperties")
+        rest = others if isinstance(others, Mapping) else {}
+        return {key: read_texts(item, keys.get(key, rest)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [read_texts(item, schema.get("items", {})) for item in value]
+    return _read_text(value, schema) if isinstance(value, str) and schema else value
+
+
+def _read_text(text: str, schema: Mapping[str, Any]) -> Any:
+    import yaml
+    from jsonschema import Draft202012Validator
+
+    may_be = schema.get("type", ())
+    nothing = text in ("null", "~") and "null" in may_be and not isinstance(may_be, str)
+    fits = Draft202012Validator(schema).is_valid
+    if fits(text) and not nothing:
+        return text
+    try:
+        read = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if isinstance(read, (dict, list)):
+        read = read_texts(read, schema)
+    return read if fits(read) else text
+
+
+def _check_no_recipe(config: Mapping[str, Any]) -> None:
+    """Tell who gives a recipe as the configuration what to write instead.
+
+    Raises:
+        UserError: If the configuration has a key that only recipes have.
+    """
+    if key := next((key for key in _RECIPE_KEYS if key in config), None):
+        raise UserError(
+            f"has the key `{key}`, so this is a recipe",
+            "configuration",
+            "Write `--config recipes='[RECIPE.yaml]'` instead of `--configfile RECIPE.yaml`.",
+        )
+
+
 def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
     for key, rule in schema.get("properties", {}).items():
         if key not in values and "default" in rule:
@@ -188,7 +241,7 @@ def _explain(error: Any) -> UserError:
     if error.validator == "enum":
         allowed = [str(value) for value in error.validator_value]
         return UserError(
-            f"{error.instance!r} is not allowed", where, did_you_mean(error.instance, allowed)
+            f"{error.instance!r} is not allowed", where, suggest(error.instance, allowed)
         )
     if error.validator_value == "array" and isinstance(error.instance, str):
         return UserError(f"{error.instance!r} is no list", where, f"Write `[{error.instance}]`.")

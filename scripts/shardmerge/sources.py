@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
-from shardmerge.files import write_text
+from shardmerge.files import near_path, write_text
 from shardmerge.identities import Identities
 from shardmerge.local import check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource, read_lock
@@ -37,6 +37,8 @@ class Sources:
         models: Folder that fetched models go to.
         cache: Folder for what can be computed again (content identities).
         converted: Folder of conversions of pickled weights, or None where these are not allowed.
+        dry: Whether locks that are made are only returned, and not written.
+        keep: Whether the cache is written.
     """
 
     def __init__(
@@ -45,12 +47,16 @@ class Sources:
         models: Path,
         cache: Path,
         converted: Path | None = None,
+        *,
+        dry: bool = False,
+        keep: bool = True,
     ) -> None:
         self._folders = dict(folders)
         self._models = models
         self._converted = converted
         self._conversions: dict[str, Conversion] = {}
-        self._identities = Identities(cache / "identities.json")
+        self._identities = Identities(cache / "identities.json", keep=keep)
+        self._dry = dry
 
     def folder(self, reference: Reference) -> Path | None:
         """Return the local folder of a reference, or None where it is on the Hub.
@@ -76,7 +82,8 @@ class Sources:
                 "Hub repository (owner/name)",
                 hint=f"Did you mean {near!r}?"
                 if (near := misspelt(reference.path, self._folders))
-                else "Give its folder under `sources` in the configuration, or write the Hub's "
+                else near_path(path)
+                or "Give its folder under `sources` in the configuration, or write the Hub's "
                 "`owner/name`.",
             )
         return None
@@ -109,7 +116,7 @@ class Sources:
 
         Args:
             recipe: The parsed recipe.
-            write: Whether a missing lock may be made (a job must not).
+            write: Whether what a lock lacks may be locked (a job must not).
             renew: Whether to lock all sources anew.
             say: Takes one line for the user.
 
@@ -159,8 +166,11 @@ class Sources:
             found = with_tokens(found, reader)
         lock = Lock(found)
         if new:
-            self._write(path, lock)
-            say(f"locked {', '.join(new)} in {path}")
+            if self._dry:
+                say(f"would lock {', '.join(new)} in {path}; a dry run writes no lock")
+            else:
+                _write(path, lock)
+                say(f"locked {', '.join(new)} in {path}")
             if renew:
                 for line in describe_changes(old, lock):
                     say(f"  {line}")
@@ -177,6 +187,7 @@ class Sources:
         self, reference: Reference, role: str, folder: Path | None, say: Say
     ) -> LockedSource:
         if folder is not None:
+            _check_there(folder, reference.model)
             lock = lock_adapter if role == "adapter" else lock_folder
             return lock(folder, reference.model, self._identities)
         from shardmerge import hub
@@ -184,7 +195,8 @@ class Sources:
         try:
             return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
         except UserError as error:
-            hint = " ".join(filter(None, [error.hint, _HAVE]))
+            near = near_path(Path(reference.path).expanduser())
+            hint = " ".join(filter(None, [near, error.hint, _HAVE]))
             raise UserError(error.message, error.where, hint) from None
 
     @staticmethod
@@ -196,30 +208,25 @@ class Sources:
 
         return lambda name: hub.read_file(locked, name, progress=say)
 
-    @staticmethod
-    def _write(path: Path, lock: Lock) -> None:
-        data = lock.to_json()
-        Lock.from_json(data, f"the lock of {path.name} that would be written")
-        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-        # One tensor a line: a lock of 70B stays readable and diffs stay small.
-        text = re.sub(
-            r"\[\n\s+\"(\w+)\",\n\s+\[([\d,\s]*)\],\n\s+(\d+),\n\s+(\d+)\n\s+\]",
-            lambda m: f'["{m[1]}", [{", ".join(m[2].replace(",", " ").split())}], {m[3]}, {m[4]}]',
-            text,
-        )
-        try:
-            write_text(path, text)
-        except OSError as error:
-            raise UserError(
-                f"the lock cannot be written ({error.strerror})",
-                str(path),
-                "Copy the recipe to a folder that you may write to.",
-            ) from None
+
+def _check_there(folder: Path, reference: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {str(folder)!r}", reference, near_path(folder))
 
 
 def lock_path(recipe: str | os.PathLike[str]) -> Path:
     """Return the path of a recipe's lock: beside it, ``NAME.lock.json``."""
     return Path(recipe).with_suffix(".lock.json")
+
+
+def lock_text(lock: Lock) -> str:
+    """Return the text of a lock file, one tensor a line: a 70B lock's diffs stay small."""
+    text = json.dumps(lock.to_json(), indent=1, ensure_ascii=False) + "\n"
+    return re.sub(
+        r"\[\n\s+\"(\w+)\",\n\s+\[([\d,\s]*)\],\n\s+(\d+),\n\s+(\d+)\n\s+\]",
+        lambda m: f'["{m[1]}", [{", ".join(m[2].replace(",", " ").split())}], {m[3]}, {m[4]}]',
+        text,
+    )
 
 
 def slug(reference: str) -> str:
@@ -236,3 +243,12 @@ def slug(reference: str) -> str:
 
 def _origin(locked: LockedSource) -> str:
     return f"the Hub ({locked.repo}@{locked.commit})" if locked.kind == "hub" else "a folder"
+
+
+def _write(path: Path, lock: Lock) -> None:
+    Lock.from_json(lock.to_json(), f"the lock of {path.name} that would be written")
+    try:
+        write_text(path, lock_text(lock))
+    except UserError as error:
+        hint = f"{error.hint} The lock lies beside its recipe, which you may copy elsewhere."
+        raise UserError(f"the lock {error.message}", error.where, hint) from None

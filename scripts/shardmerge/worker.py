@@ -13,7 +13,6 @@ import contextlib
 import gc
 import json
 import os
-import re
 import runpy
 import selectors
 import signal
@@ -22,7 +21,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from shardmerge.owner import started
@@ -41,8 +40,6 @@ _PLAIN = (
 )
 _PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.compute")}
 _MOST = 1 << 20  # bytes of a request: a command line and an environment
-#: A dry run, for all that a command line shows before Snakemake has read it.
-_DRY_RUN = re.compile(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*")
 _began: float | None = None
 #: Of a forked job: the run, and the kind of process that it was forked from.
 _run: str | None = None
@@ -54,12 +51,12 @@ class Worker:
 
     Args:
         process: Id of the run's process; None for one whose jobs each run by themselves.
-        command: Its command line; None for one whose jobs may run elsewhere.
+        expects: Whether it runs its jobs, and here: a dry run does not, nor does a cluster's.
     """
 
-    def __init__(self, process: int | None, command: Sequence[str] | None) -> None:
+    def __init__(self, process: int | None, *, expects: bool) -> None:
         self._name = None if process is None else str(process)
-        self._idle = None in (process, command) or any(map(_DRY_RUN.fullmatch, command))
+        self._idle = process is None or not expects
 
     @property
     def prefix(self) -> str:

@@ -115,7 +115,7 @@ class TestTaskVectors:
         case = Case.__new__(Case)
         case.settings = {"stages": ["x", "y"]}
         text = "---\n".join(recipe.format(*row) for row in (("x", 0.5), ("y", 0.25)))
-        case.plan = large_plan(folder, llama_70b(4), text, files=2, **case.settings)
+        case.plan = large_plan(folder, llama_70b(4), text, files=2, deltas="store", **case.settings)
         assert case.plan.deltas
         return case
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import logging
 import time
 
 import httpx2
@@ -40,6 +41,28 @@ class TestMask:
         text = client.mask("GET 'https://cdn/x/y?Signature=abc&Key=d' failed")
         assert text == "GET 'https://cdn/x/y?***' failed"
 
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("at https://me:pass@hub.example/o/m", "at https://hub.example/o/m"),
+            ("'http://token@hub:80'", "'http://hub:80'"),
+            ("https://me:p@ss@hub/x?Key=1#y", "https://hub/x?***"),
+            ("s3://id:key@bucket/x", "s3://bucket/x"),
+            (
+                "mail me@example.org about https://hub/a@b",
+                "mail me@example.org about https://hub/a@b",
+            ),
+        ],
+    )
+    def test_users_and_passwords(self, text, shown):
+        assert client.mask(text) == shown
+
+    def test_what_the_client_library_logs(self, capsys):
+        handler = logging.getLogger("huggingface_hub").handlers[0]
+        record = logging.makeLogRecord({"msg": "PUT %s", "args": ("https://a:b@cdn/x?Sig=c",)})
+        assert handler.filter(record)
+        assert record.getMessage() == "PUT https://cdn/x?***"
+
     def test_brief_errors_are_masked(self):
         error = httpx2.LocalProtocolError(f"Illegal header value b'Bearer {TOKEN}'")
         assert TOKEN not in client.brief(error)
@@ -68,16 +91,18 @@ class TestDelay:
 
 
 class TestIsTransient:
-    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520])
     def test_the_server_is_busy(self, status):
         assert client.is_transient(failure(status))
 
-    @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+    @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 501])
     def test_the_answer_is_final(self, status):
         assert not client.is_transient(failure(status))
 
     def test_a_link_to_storage_grows_old(self):
-        assert client.is_transient(failure(403, url="https://storage.example/x?Signature=old"))
+        assert client.is_refused_link(failure(403, url="https://storage.example/x?Signature=old"))
+        assert not client.is_refused_link(failure(403))
+        assert not client.is_refused_link(failure(404, url="https://storage.example/x"))
 
     def test_a_bad_header_stays_bad(self):
         assert not client.is_transient(httpx2.LocalProtocolError("Illegal header value"))
@@ -110,6 +135,26 @@ class TestRetrying:
             client.retrying(call, "o/m", attempts=3)
         assert len(waits) == 2
 
+    def test_a_fresh_link_to_storage_is_asked_for_once(self, monkeypatch):
+        waits, error = [], failure(403, url="https://storage.example/x?Signature=old")
+        monkeypatch.setattr(client, "pause", waits.append)
+
+        def call():
+            raise error
+
+        with pytest.raises(HfHubHTTPError):
+            client.retrying(call, "o/m")
+        assert len(waits) == 1
+        told = str(client.explain(error, "o/m"))
+        assert "refused by the storage server storage.example (HTTP 403), a fresh link too" in told
+        assert "Signature" not in told
+
+    def test_what_came_renews_patience(self):
+        patience, error = client.Patience(1), failure(403, url="https://storage.example/x")
+        assert patience.wait(error) is not None
+        assert patience.wait(error, gained=True) is not None
+        assert patience.wait(error) is None
+
 
 class TestExplain:
     @pytest.mark.parametrize(
@@ -122,6 +167,16 @@ class TestExplain:
     def test_a_status_without_a_sentence_of_its_own(self):
         error = client.explain(failure(503), "o/m", "main")
         assert str(error).startswith("o/m@main: cannot be asked for: the Hub answers HTTP 503")
+
+    @pytest.mark.parametrize(
+        "error",
+        [failure(401), failure(403), failure(503), httpx2.ConnectError("no")],
+        ids=["401", "403", "503", "no answer"],
+    )
+    def test_never_the_password_of_the_endpoint(self, monkeypatch, error):
+        monkeypatch.setenv("HF_ENDPOINT", "https://me:s3cret@hub.example")
+        text = str(client.explain(error, "o/m", "main"))
+        assert "s3cret" not in text and "me:" not in text
 
     def test_never_the_token(self):
         error = client.explain(httpx2.ConnectError(f"at Bearer {TOKEN}"), "o/m")

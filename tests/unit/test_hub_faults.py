@@ -45,6 +45,14 @@ class TestFaults:
         assert case.arrived()
         assert len(case.server.requests("/resolve/")) == 2
 
+    def test_storage_that_refuses_fresh_links_too(self, case):
+        case.keep(1000)
+        case.server.fault("/_cdn/", "status", status=403, times=99)
+        text = case.told()
+        assert "refused by the storage server localhost (HTTP 403), a fresh link too" in text
+        assert len(case.server.requests("/resolve/")) == 2
+        assert len(case.waits) == 1
+
     def test_a_server_that_hangs(self, case, monkeypatch):
         monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
         case.server.fault("/_cdn/", "hang", seconds=2)

@@ -23,7 +23,7 @@ from shardmerge.errors import UserError
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor, read_lock
 from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
-from shardmerge.sources import Sources, lock_path
+from shardmerge.sources import Sources, _write, lock_path
 from shardmerge.tokenizer.vocabulary import Vocabulary
 
 REAL = Path(__file__).parents[2] / "config/recipes/norms-tiny.lock.json"
@@ -143,7 +143,7 @@ class TestSchema:
         )
         path = tmp_path / "r.lock.json"
         with pytest.raises(UserError, match="no Unicode"):
-            Sources._write(path, Lock({"m": source}))
+            _write(path, Lock({"m": source}))
         assert not path.exists()
 
 

@@ -208,7 +208,7 @@ class TestMistakes:
             ("merge_method: linear", "merge_metod: linear", 9, "'merge_method'"),
             ("merge_method: linear", "merge_method: linaer", 9, "'linear'"),
             ("{weight: 0.5}", "{wieght: 0.5}", 6, "'weight'"),
-            ("dtype: float16", "dtype: float8", 7, "'float64'"),
+            ("dtype: float16", "dtype: float8", 7, "Known here: bfloat16, float16"),
             ("{weight: 0.5}", "{weights: 0.5}", 6, "'weight'"),
             ("{weight: 0.5}", "[1, 2]", 6, "must be a mapping"),
             ("  - model: org/tuned", "  - modle: org/tuned", 5, "'model'"),

@@ -113,9 +113,8 @@ class TestExpect:
         monkeypatch.setattr(worker, "_start", lambda *one: names.append(one))
         return names
 
-    @pytest.mark.parametrize("command", ["snakemake --cores 2", "snakemake -c2 --keep-going all"])
-    def test_a_missing_file_starts_it_once(self, started, tmp_path, command):
-        run = worker.Worker(12, command.split())
+    def test_a_missing_file_starts_it_once(self, started, tmp_path):
+        run = worker.Worker(12, expects=True)
         run.expect([__file__], torch=True)
         assert started == []
         run.expect([__file__, str(tmp_path / "missing")], torch=False)
@@ -123,24 +122,17 @@ class TestExpect:
         assert started == [("12", "plain")]
 
     def test_torch_where_jobs_need_it(self, started, tmp_path):
-        worker.Worker(12, []).expect([str(tmp_path / "missing")], torch=True)
+        worker.Worker(12, expects=True).expect([str(tmp_path / "missing")], torch=True)
         assert started == [("12", "plain"), ("12", "torch")]
 
-    @pytest.mark.parametrize(
-        ("name", "command"),
-        [
-            (None, ["snakemake", "--cores", "2"]),
-            (12, None),
-            *[(12, ["snakemake", word]) for word in ("-n", "-np", "--dry-run", "--dryrun")],
-        ],
-    )
-    def test_no_jobs_are_foreseen(self, started, tmp_path, name, command):
-        worker.Worker(name, command).expect([str(tmp_path / "missing")], torch=True)
+    @pytest.mark.parametrize(("name", "expects"), [(None, True), (12, False)])
+    def test_no_jobs_are_foreseen(self, started, tmp_path, name, expects):
+        worker.Worker(name, expects=expects).expect([str(tmp_path / "missing")], torch=True)
         assert started == []
 
     def test_jobs_are_told_its_name(self):
-        assert worker.Worker(12, None).prefix == f"export {worker.VARIABLE}=12; "
-        assert worker.Worker(None, []).prefix == ""
+        assert worker.Worker(12, expects=False).prefix == f"export {worker.VARIABLE}=12; "
+        assert worker.Worker(None, expects=True).prefix == ""
 
 
 class TestDelegate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -65,6 +66,15 @@ class TestConfiguration:
     def test_recipes_that_are_no_list(self, project: Project) -> None:
         project.configure(recipes="recipe.yaml")
         refused(project, "recipes: 'recipe.yaml' is no list", "Write `[recipe.yaml]`.")
+
+    def test_a_recipe_is_no_configuration(self, project: Project) -> None:
+        document = project.documents()[0]
+        (project.folder / "cfg.yaml").write_text(json.dumps(document))
+        refused(project, "so this is a recipe", "--config recipes='[RECIPE.yaml]'")
+
+    def test_misspelt_recipe(self, project: Project) -> None:
+        project.configure(recipes=["recipee.yaml"])
+        refused(project, "recipee.yaml: cannot be read", "Did you mean 'recipe.yaml'?")
 
     def test_missing_recipe(self, project: Project) -> None:
         project.configure(recipes=["recipes/nowhere.yaml"])
@@ -141,7 +151,8 @@ class TestPublished:
         assert done.returncode == 0, done.stdout
         assert "results/merge-config-1/model/" in done.stdout
         assert "'random_seed' in a recipe document is ignored" in done.stdout
-        assert recipe.with_suffix(".lock.json").exists()
+        assert "would lock" in done.stdout and "a dry run writes no lock" in done.stdout
+        assert not recipe.with_suffix(".lock.json").exists()
 
 
 class TestSources:
@@ -163,6 +174,11 @@ class TestSources:
     def test_folder_that_is_not_there(self, project: Project) -> None:
         project.configure(sources={BASE: "models/nowhere"})
         refused(project, BASE, "there is no folder 'models/nowhere'")
+
+    def test_folder_that_is_misspelt(self, project: Project) -> None:
+        given = {name: f"models/{name}" for name in (BASE, FINETUNED, RECIPIENT)}
+        project.configure(sources=given | {BASE: f"modles/{BASE}"})
+        refused(project, f"there is no folder 'modles/{BASE}'", f"Did you mean 'models/{BASE}'?")
 
     def test_file_of_the_index_missing(self, project: Project) -> None:
         path = sorted((project.folder / "models" / RECIPIENT).glob("*.safetensors"))[1]
@@ -196,5 +212,18 @@ class TestSources:
 def test_the_project_is_sound_before_it_is_spoiled(fresh: Project, tmp_path: Path) -> None:
     """Else every refusal above might be for another reason."""
     project = fresh.copy(tmp_path / "project")
+    before = project.snapshot()
     assert len(project.pending_shards()) == 5
-    assert json.loads((project.folder / "recipe.lock.json").read_text())
+    assert project.snapshot() == before, "a dry run writes no lock"
+    assert project.run("plan").returncode == 0
+    lock = project.folder / "recipe.lock.json"
+    assert json.loads(lock.read_text())
+    # A lock is renewed in memory alone where it is only asked what would be done.
+    shutil.rmtree(project.folder / ".shardmerge")
+    lock.write_text(lock.read_text() + "\n")
+    before = project.snapshot()
+    done = project.run("-n", "lock")
+    assert done.returncode == 0, done.stdout
+    assert "would lock" in done.stdout
+    assert project.snapshot() == before
+    assert not (project.folder / ".shardmerge").exists()

@@ -107,6 +107,9 @@ class TestNothingToDo:
         before = sha256(lock)
         lock.unlink()
         assert project.pending() == []
+        assert not lock.exists(), "a dry run writes no lock"
+        assert project.run("plan").returncode == 0
+        assert project.pending() == []
         assert sha256(lock) == before
 
     def test_after_moving_the_sources(self, project: Project) -> None:

@@ -92,17 +92,21 @@ class TestNegativeControl:
 class TestAblations:
     @pytest.fixture(scope="class")
     def projects(self, once: Once) -> dict[str, Project]:
-        """The ablations and their donor with every way to treat task vectors."""
+        """The ablations, one more, and their donor with every way to treat task vectors."""
 
         def make(folder: Path) -> None:
-            demo(
+            project = demo(
                 folder,
                 f"{NAME}-ablations.yaml",
                 stages=["final", DONOR],
                 deltas=folder.name,
                 benchmark={"tasks": []},
                 resources={"merge_threads": 1},
-            ).build()
+            )
+            # Four builds read the task vectors of the middle layers: files of them then pay.
+            documents = project.documents()
+            project.write_documents([*documents, documents[-1] | {"name": "one-more"}])
+            project.build()
 
         return {deltas: Project(once(deltas, make)) for deltas in ("fuse", "store", "auto")}
 

@@ -9,6 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from shardmerge import diskerrors
 from shardmerge.claims import confirm
 from shardmerge.errors import UserError
 from shardmerge.unfinished import part_path
@@ -103,7 +104,7 @@ class OutputFile(contextlib.AbstractContextManager):
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_DIRECT)
 
     def _error(self, error: OSError) -> UserError:
-        hint = None
+        hint = diskerrors.explain(error).hint
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"This shard needs {self._size / 1e9:.2f} GB; free some space and run again."
         return UserError(f"cannot be written ({error.strerror})", str(self._path), hint)
@@ -131,7 +132,9 @@ def hard_link(source: Path, target: Path) -> bool:
         os.link(source.resolve(), part)
     except OSError:
         return False
-    confirm(target)
-    os.replace(part, target)
-    part.unlink(missing_ok=True)  # rename does nothing where both are one file already
+    try:
+        confirm(target)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)  # rename does nothing where both are one file already
     return True

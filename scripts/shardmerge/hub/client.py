@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import logging
 import os
 import random
 import re
@@ -28,6 +29,7 @@ from huggingface_hub.utils import build_hf_headers
 import shardmerge
 from shardmerge.errors import UserError, did_you_mean
 from shardmerge.hub.ambient import TIMEOUT, seconds
+from shardmerge.urls import without_secrets
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -40,7 +42,10 @@ HUB_ERRORS = (
     OfflineModeIsEnabled,
     HFValidationError,
 )
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Waiting may help: the server was too slow, is busy, or (5xx) is out of order.
+_TRANSIENT_STATUS = frozenset({408, 425, 429, *range(500, 600)} - {501, 505, 511})
+#: How a storage server refuses a link whose signature has grown old.
+_REFUSED_LINK = frozenset({400, 401, 403})
 _LONGEST_WAIT = 900.0
 _LOGIN = "run `hf auth login` or set HF_TOKEN"
 
@@ -48,6 +53,11 @@ _LOGIN = "run `hf auth login` or set HF_TOKEN"
 def endpoint() -> str:
     """Return the address of the Hub in use: HF_ENDPOINT as it is now, or the public one."""
     return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def address() -> str:
+    """Return the endpoint as it may be printed: HF_ENDPOINT may hold a user and a password."""
+    return without_secrets(endpoint())
 
 
 def timeout() -> float:
@@ -70,25 +80,76 @@ def api() -> HfApi:
 
 
 def mask(text: str) -> str:
-    """Return a text without tokens, and without the query of URLs, which may be a signature."""
+    """Return a text without tokens, and addresses in it without passwords and signatures."""
     with contextlib.suppress(Exception):
         if token := get_token():
             text = text.replace(token, "***")
     text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "***", text)
     text = re.sub(r"(?i)\b(bearer)\s+[^\s'\"]+", r"\1 ***", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text)
+    return without_secrets(text)
+
+
+class _Masked(logging.Filter):
+    """Keeps secrets out of what the client library logs, which names addresses."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = mask(record.getMessage()), None
+        return True
+
+
+for _handler in logging.getLogger("huggingface_hub").handlers:
+    _handler.addFilter(_Masked())
 
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
     if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        # A storage server that a redirect led to refuses a link that has grown old.
-        elsewhere = error.response.url.host != httpx2.URL(endpoint()).host
-        return status in _TRANSIENT_STATUS or (elsewhere and status in (400, 401, 403))
+        return error.response.status_code in _TRANSIENT_STATUS
     return isinstance(error, httpx2.TransportError) and not isinstance(
         error, (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
     )
+
+
+def is_refused_link(error: Exception) -> bool:
+    """Whether a storage server that a redirect led to refuses the link: a fresh one may do."""
+    if not isinstance(error, HfHubHTTPError):
+        return False
+    elsewhere = error.response.url.host != httpx2.URL(endpoint()).host
+    return elsewhere and error.response.status_code in _REFUSED_LINK
+
+
+class Patience:
+    """Which failures of one request are worth another attempt.
+
+    Args:
+        most: Failures in a row that are borne.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._failures, self._refused = most, 0, 0
+
+    def wait(self, error: Exception, gained: bool = False) -> float | None:
+        """Return the seconds to wait before the next attempt, or None if there is to be none.
+
+        Args:
+            error: What failed now.
+            gained: Whether the attempt brought something, so that counting begins anew.
+        """
+        if gained:
+            self._failures = self._refused = 0
+        if is_refused_link(error):
+            self._refused += 1
+            if self._refused > 1:
+                return None
+        elif not is_transient(error):
+            return None
+        self._failures += not gained
+        return delay(error, max(0, self._failures - 1)) if self._failures <= self._most else None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there have been more failures in a row than are borne."""
+        return self._failures > self._most
 
 
 def delay(error: Exception, attempt: int) -> float:
@@ -136,17 +197,17 @@ def retrying(
     Raises:
         Exception: The last error of the call.
     """
-    for attempt in range(attempts):
+    patience = Patience(attempts - 1)
+    while True:
         try:
             return call()
         except (HfHubHTTPError, httpx2.TransportError) as error:
-            if attempt + 1 == attempts or not is_transient(error):
+            wait = patience.wait(error)
+            if wait is None:
                 raise
-            wait = delay(error, attempt)
             if progress:
                 progress(f"{what}: {brief(error)}; trying again in {wait:.1f} s")
             pause(wait)
-    raise AssertionError("unreachable")
 
 
 def explain(
@@ -174,39 +235,43 @@ def explain(
             message = "is gated, and " + (
                 "the token in use has not been given access" if known else "no token is set"
             )
-            hint = f"Visit {endpoint()}/{repo}, accept its terms" + (
+            hint = f"Visit {address()}/{repo}, accept its terms" + (
                 "." if known else f", then {_LOGIN}."
             )
         case DisabledRepoError():
-            message, hint = "has been disabled on the Hub", f"See {endpoint()}/{repo}."
+            message, hint = "has been disabled on the Hub", f"See {address()}/{repo}."
         case RevisionNotFoundError():
             message, hint = f"has no revision {revision!r}", _near_revision(repo, revision)
         case RepositoryNotFoundError():
             message = "is not on the Hub, or is private and " + (
                 "the token in use cannot see it" if known else "no token is set"
             )
-            hint = f"Look at {endpoint()}/{repo}" + (
+            hint = f"Look at {address()}/{repo}" + (
                 "; is it another account's?" if known else f"; if it is private, {_LOGIN}."
             )
         case RemoteEntryNotFoundError():
-            message, hint = "is not there (HTTP 404)", f"Look at {endpoint()}/{repo}."
+            message, hint = "is not there (HTTP 404)", f"Look at {address()}/{repo}."
         case HfHubHTTPError():
             message, hint = _explain_status(error, known)
         case _:
-            message = f"cannot be asked for: the Hub at {endpoint()} does not answer"
+            message = f"cannot be asked for: the Hub at {address()} does not answer"
             hint = f"({brief(error)}) Is there a network on this machine, and a proxy to set?"
     return UserError(message, where, hint)
 
 
 def _explain_status(error: HfHubHTTPError, known: bool) -> tuple[str, str]:
     status = error.response.status_code
+    if is_refused_link(error):
+        host = error.response.url.host
+        message = f"is refused by the storage server {host} (HTTP {status}), a fresh link too"
+        return message, "Is this machine's clock right? Does a proxy or firewall stand between?"
     if status == 401:
         message = "is refused: the Hub does not accept the token" if known else "needs a token"
-        return message, f"{_LOGIN[0].upper()}{_LOGIN[1:]}; {endpoint()}/settings/tokens has yours."
+        return message, f"{_LOGIN[0].upper()}{_LOGIN[1:]}; {address()}/settings/tokens has yours."
     if status == 403:
         said = f" ({mask(error.server_message)})" if error.server_message else ""
         return f"is refused: the token has not the right to do this{said}", (
-            f"See the token's permissions at {endpoint()}/settings/tokens."
+            f"See the token's permissions at {address()}/settings/tokens."
         )
     if status == 429:
         return "is refused for now: too many requests (HTTP 429)", "Wait some minutes; run again."

@@ -152,7 +152,7 @@ class _Download:
 
 def _download(job: _Download) -> None:
     """Stream until the part is whole and right; every failure either waits or ends it."""
-    part, failures, wrong = job.part, 0, 0
+    part, patience, wrong = job.part, client.Patience(job.retries), 0
     if part.size:
         job.meter.say(f"going on from {human_bytes(part.size)}")
     while True:
@@ -175,18 +175,22 @@ def _download(job: _Download) -> None:
                 ) from None
             job.meter.say(f"{error}; starting over")
         except (HfHubHTTPError, httpx2.TransportError) as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code == 416:
+            if part.size and _is_out_of_range(error):
                 part.restart()
-            elif not client.is_transient(error):
-                raise client.explain(error, job.repo, job.commit, job.name) from None
-            failures = 0 if part.size > before else failures + 1
-            if failures > job.retries:
+                continue
+            wait = patience.wait(error, gained=part.size > before)
+            if patience.is_spent:
                 raise _given_up(job, error) from None
-            wait = client.delay(error, max(0, failures - 1))
+            if wait is None:
+                raise client.explain(error, job.repo, job.commit, job.name) from None
             job.meter.say(f"{client.brief(error)}; trying again in {wait:.1f} s")
             client.pause(wait)
         except client.HUB_ERRORS as error:
             raise client.explain(error, job.repo, job.commit, job.name) from None
+
+
+def _is_out_of_range(error: Exception) -> bool:
+    return isinstance(error, HfHubHTTPError) and error.response.status_code == 416
 
 
 def _given_up(job: _Download, error: Exception) -> UserError:

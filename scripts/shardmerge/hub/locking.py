@@ -98,7 +98,7 @@ def _model_info(
         raise client.explain(error, repo, revision) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"got an answer from {client.endpoint()} that is not a Hub's ({client.brief(error)})",
+            f"got an answer from {client.address()} that is not a Hub's ({client.brief(error)})",
             repo,
             "Does a proxy or a login page stand between?",
         ) from None
@@ -135,7 +135,7 @@ class _Reader:
             raise UserError(
                 f"has no {CONFIG}, so what kind of model it is cannot be told",
                 self._where,
-                f"See {client.endpoint()}/{self._repo}/tree/main.",
+                f"See {client.address()}/{self._repo}/tree/main.",
             )
         names = model_files(self._siblings, weights)
         return self._source("model", CONFIG, names, weights, weight_map)

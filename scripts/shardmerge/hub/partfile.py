@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from shardmerge import claims, files
+from shardmerge import claims, diskerrors, files
 from shardmerge.errors import UserError
 from shardmerge.hub.content import BLOCK, has_content, new_hasher, wanted_digest
 from shardmerge.lock import LockedFile
 from shardmerge.report.words import human_bytes
-
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "files as large as this are not allowed here",
-}
 
 
 class PartFile:
@@ -46,7 +39,7 @@ class PartFile:
     def __enter__(self) -> PartFile:
         self._claim.enter_context(claims.claimed(self.target, self._say))
         try:
-            with self._telling_full_disk():
+            with self._telling_disk():
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
                 self._resume()
         except BaseException:
@@ -74,10 +67,10 @@ class PartFile:
         """Write bytes at the end.
 
         Raises:
-            UserError: If the disk is full; what was written stays.
+            UserError: If the disk is full or cannot be written; what was written stays.
         """
         view = memoryview(data)
-        with self._telling_full_disk():
+        with self._telling_disk():
             while view:
                 count = os.pwrite(self._fd, view, self.size)
                 self._hasher.update(view[:count])
@@ -86,8 +79,9 @@ class PartFile:
 
     def restart(self) -> None:
         """Forget what has come."""
-        os.ftruncate(self._fd, 0)
-        self._resume()
+        with self._telling_disk():
+            os.ftruncate(self._fd, 0)
+            self._resume()
 
     def reread(self) -> None:
         """Take in what has been put into the file past ``append``."""
@@ -111,7 +105,7 @@ class PartFile:
         if self.is_done():
             self.discard()
             return True
-        with self._telling_full_disk():
+        with self._telling_disk():
             files.publish(self.path, self.target)
         return True
 
@@ -151,15 +145,13 @@ class PartFile:
             self.size += len(block)
 
     @contextlib.contextmanager
-    def _telling_full_disk(self) -> Iterator[None]:
+    def _telling_disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            if not diskerrors.is_told(error):
                 raise
+            told = diskerrors.explain(error, self.target)
             kept = f"{human_bytes(self.size)} of {human_bytes(self.locked.size)}"
-            raise UserError(
-                f"cannot be written: {_FULL[error.errno]}",
-                str(self.target),
-                f"{kept} are kept in {self.path.name}: make room and run again to go on.",
-            ) from None
+            hint = f"{told.hint} {kept} are kept in {self.path.name}, to go on from there."
+            raise UserError(told.message, told.where, hint) from None

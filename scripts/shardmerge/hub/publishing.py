@@ -74,12 +74,12 @@ def publish(
         existing = _existing(repo, private)
         _say_plan(say, repo, private, existing, uploads, left_out)
         if dry_run:
-            return f"{client.endpoint()}/{repo}"
+            return f"{client.address()}/{repo}"
         if get_token() is None:
             raise UserError(
                 "can be published to with a token that may write only, and none is set",
                 repo,
-                f"Run `hf auth login` or set HF_TOKEN; {client.endpoint()}/settings/tokens.",
+                f"Run `hf auth login` or set HF_TOKEN; {client.address()}/settings/tokens.",
             )
         api = client.api()
         _check_card(folder / CARD)
@@ -109,7 +109,7 @@ def publish(
             repo,
             "Run it again: what has been uploaded is not uploaded a second time.",
         ) from None
-    return commit.commit_url
+    return client.mask(commit.commit_url)
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> UserError:
@@ -138,7 +138,7 @@ def _existing(repo: str, private: bool) -> ModelInfo | None:
             f"exists and is {is_now}, but {wanted} is asked for",
             repo,
             f"Its visibility is left as it is: choose another repository, ask for {is_now}, or "
-            f"change it at {client.endpoint()}/{repo}/settings.",
+            f"change it at {client.address()}/{repo}/settings.",
         )
     return info
 
@@ -154,7 +154,7 @@ def _say_plan(
     kind = "private" if private else "PUBLIC"
     total = human_bytes(sum(upload.size for upload in uploads))
     where = f"the existing {kind}" if existing else f"a new {kind}"
-    say(f"{len(uploads)} files, {total}, to {where} repository {client.endpoint()}/{repo}:")
+    say(f"{len(uploads)} files, {total}, to {where} repository {client.address()}/{repo}:")
     for upload in uploads:
         say(f"  {upload.name}  {human_bytes(upload.size)}")
     for name, why in left_out:
