@@ -19,11 +19,12 @@ from large_models import large_plan
 from models import llama_shapes
 
 from shardmerge import hub as hub_package
+from shardmerge import sources
 from shardmerge.errors import UserError
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor, read_lock
 from shardmerge.planning import load_plan
 from shardmerge.settings import load_settings
-from shardmerge.sources import Sources, _write, lock_path
+from shardmerge.sources import _write, lock_path
 from shardmerge.tokenizer.vocabulary import Vocabulary
 
 REAL = Path(__file__).parents[2] / "config/recipes/norms-tiny.lock.json"
@@ -279,7 +280,7 @@ class TestMutations:
     def test_planned_with(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What passes as a lock is planned with, or told: the flagship from the Hub."""
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(Sources, "_write", staticmethod(lambda path, lock: None))
+        monkeypatch.setattr(sources, "_write", lambda path, lock: None)
         monkeypatch.setattr(hub_package, "lock_source", refuse)
         monkeypatch.setattr(hub_package, "read_file", refuse)
         settings = load_settings({"recipes": ["recipe.yaml"]})
