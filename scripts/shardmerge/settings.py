@@ -55,6 +55,7 @@ class Settings:
             "disk_budget",
             "norm_merge",
             "silence",
+            "device",
         )
         return {key: self.values[key] for key in keys} | {"measured": self.measured}
 

@@ -41,6 +41,8 @@ class TestSettings:
             ({**ONE, "delta_dtype": "half"}, "delta_dtype"),
             ({**ONE, "max_shard_size": "5 parsecs"}, "5GB"),
             ({**ONE, "device": "gpu"}, "device"),
+            ({**ONE, "device": "cuda:"}, "device"),
+            ({**ONE, "device": "cuda:123456789"}, "device"),
             ({"recipes": []}, "recipes"),
         ],
     )
