@@ -66,7 +66,9 @@ def groups(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[str, G
     return found
 
 
-def by_the_engine(folder: Path, cut: dict[str, object], threads: int) -> dict[str, str]:
+def by_the_engine(
+    folder: Path, cut: dict[str, object], threads: int, device: str = "cpu"
+) -> dict[str, str]:
     """Return the hashes of tensors that the engine makes of float16 and of float64 sources."""
     hashes = {}
     for code in ("F16", "F64"):
@@ -79,7 +81,8 @@ def by_the_engine(folder: Path, cut: dict[str, object], threads: int) -> dict[st
             for label, (name, group) in made.items()
         }
         with cases.tuned(**cut):
-            models.build(models.spec(rows, allow_nonfinite=True), threads=threads)
+            spec = models.spec(rows, allow_nonfinite=True)
+            models.build(spec, threads=threads, device=device)
         for label, tensor in models.load().items():
             hashes[f"{label} {code}"] = _hash(tensor)
     return hashes

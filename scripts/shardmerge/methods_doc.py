@@ -17,12 +17,14 @@ Every method of mergekit 0.1.5 is here under its name, with its parameters and d
 own {own}. In a formula `x_i` is a model's tensor, `base` the base model's, `w_i` the weight.
 
 **In float32 numerics** (the default) a method computes in float32, in float64 where a source is
-float64; sums over a tensor are float64 in a fixed order. The bits depend on neither the device nor
-the number of threads. Where a method chooses at random, an element's number is a function of
+float64; sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
+are our own ([numerics.md](numerics.md)). The bits depend on no processor, device or number of
+threads. Where a method chooses at random, an element's number is a function of
 the recipe's `seed`, the stage, the tensor, the model and the element's index: a shard comes out
 the same whatever else is built. Of equal magnitudes the first count as the larger.
 
-**In mergekit-0.1.5 numerics** the result has the bits that mergekit 0.1.5 computes on a CPU. Two
+**In mergekit-0.1.5 numerics** the result has the bits that mergekit 0.1.5 computes on the same
+processor; another may give `arcee_fusion` and `linear` other bits. Two more
 limits are in its nature. A sum over a whole tensor can depend on the number of threads (with
 `rescale`, and in `slerp`, `nuslerp`, `multislerp`, `karcher`, `model_stock` and `sce`), so a job
 needs as many as mergekit had. And what it does at random

@@ -234,7 +234,7 @@ class _Planner:
             ),
             bytes_read=sum(map(leaf_bytes, leaves)),
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
-            memory=workspace_bytes(spec),
+            memory=workspace_bytes(spec, self.settings["device"]),
             check_memory=check_bytes(spec),
             torch=needs_torch(spec, delta_path),
         )

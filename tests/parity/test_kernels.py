@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import kernel_cases as cases
 import pytest
@@ -94,6 +99,22 @@ class TestBits:
         cast = replace(group, tensors=[tensor.bfloat16() for tensor in mixed.tensors])
         ours = kernel_of(name, NUMERICS)[0](cast)
         assert cases.differing(ours, mergekit_result(name, mixed, torch.bfloat16)) == 0
+
+
+@pytest.mark.parametrize("level", ["default", "best"])
+def test_no_bit_differs_with_plain_or_vector_code(level: str) -> None:
+    """mergekit's bits of some methods are torch's and so the processor's, and ours go along."""
+    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+    environment |= {"ATEN_CPU_CAPABILITY": "default"} if level == "default" else {}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    script = Path(__file__).with_name("kernel_levels.py")
+    done = subprocess.run(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, check=True
+    )
+    found = json.loads(done.stdout)
+    assert (found["level"] == "default") or level == "best"
+    assert {name: count for name, count in found["differing"].items() if count} == {}
+    assert {name.split()[0] for name in found["differing"]} == set(NAMES)
 
 
 class TestBeyondAMillion:

@@ -1,11 +1,13 @@
-"""On a CUDA device the engine makes the same bits of linear expressions."""
+"""On a CUDA device the engine makes the same bits."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import engine_cases as cases
 import kernel_cases
+import method_bytes
 import pytest
 import torch
 from engine_cases import Models, normal
@@ -25,6 +27,14 @@ class TestCuda:
         models = TestGoldenBytes.models(tmp_path)
         spec = TestGoldenBytes.specs(models)[name]
         assert models.build(spec, device="cuda").sha256 == TestGoldenBytes.GOLDEN[name]
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
+    def test_every_methods_golden_bytes(self, tmp_path: Path, device: str) -> None:
+        if device == "cuda:1" and torch.cuda.device_count() < 2:
+            pytest.skip("there is one card")
+        found = method_bytes.by_the_engine(tmp_path, {}, 2, device)
+        golden = json.loads(Path(method_bytes.__file__).with_suffix(".json").read_text())
+        assert found == {name: golden["hashes"][name] for name in found}
 
     @pytest.mark.parametrize("code", cases.FLOATS)
     @pytest.mark.parametrize("cut", [cases.SMALL | {"device_block": 100}, {}])

@@ -23,6 +23,7 @@ from engine_cases import FILE, Models, assert_same, normal
 
 from shardmerge import claims
 from shardmerge import expression as ex
+from shardmerge.engine.device import check_device
 from shardmerge.errors import UserError
 from shardmerge.spec import ShardSpec, delta_name
 
@@ -134,11 +135,20 @@ class TestRefusedInputs:
         assert pair.paths["a", FILE].read_bytes() == before
 
     def test_an_unknown_device(self, pair: Models) -> None:
-        assert "Known here: cpu, cuda" in self.refused(pair, half_sum(pair), device="tpu")
+        for device in ("tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1\n", "cuda:\u0661", "cpu:0"):
+            assert "Known here: cpu, cuda" in self.refused(pair, half_sum(pair), device=device)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
     def test_a_device_that_is_not_there(self, pair: Models) -> None:
-        assert "no CUDA device" in self.refused(pair, half_sum(pair), device="cuda")
+        for device in ("cuda", "cuda:0", "cuda:7"):
+            assert "no CUDA device" in self.refused(pair, half_sum(pair), device=device)
+
+    def test_a_card_too_many(self, pair: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        found = self.refused(pair, half_sum(pair), device="cuda:2")
+        assert "no device 'cuda:2', but 2 from cuda:0 on" in found
+        check_device("cuda:1")
 
 
 class TestOddFiles:

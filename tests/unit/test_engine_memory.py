@@ -19,7 +19,7 @@ from engine_cases import FILE
 from shardmerge import expression as ex
 from shardmerge.dtypes import DTYPES
 from shardmerge.engine import workspace_bytes
-from shardmerge.engine.memory import STREAMING_BYTES, TUNING, block_length
+from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
 from shardmerge.headers import write_header
 from shardmerge.registry import method
 from shardmerge.rows import ZERO, format_choice, format_rows
@@ -166,6 +166,12 @@ class TestWhole:
         files = {("a", FILE): "a", ("b", FILE): "b"}
         alone = [workspace_bytes(ShardSpec((tensor,), files)) for tensor in tensors]
         assert workspace_bytes(ShardSpec(tuple(tensors), files)) == max(alone) == alone[1]
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+    def test_a_card_adds_what_its_libraries_take(self, device: str) -> None:
+        call = call_of("slerp", [ex.Source(m, FILE, "w", "F16", (5, 100)) for m in "ab"])
+        spec = spec_of("F16", call)
+        assert workspace_bytes(spec, device) == workspace_bytes(spec) + CUDA_BYTES
 
     def test_foretelling_needs_no_torch(self) -> None:
         script = (

@@ -8,6 +8,7 @@ import math
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -186,6 +187,54 @@ class TestProcessors:
         for name, spec in TestGoldenBytes.specs(models).items():
             assert models.build(spec).sha256 == TestGoldenBytes.GOLDEN[name]
         native.native.cache_clear()
+
+    @pytest.mark.parametrize("features", ["+f16c", "+avx2,+f16c", "+avx2,+f16c,+fma"])
+    @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="x86-64 only")
+    def test_fused_only_where_that_is_asked_for(
+        self, monkeypatch: pytest.MonkeyPatch, features: str
+    ) -> None:
+        """A processor's fused instruction changes no sum, and its lack changes no fused step."""
+        host = native.binding.get_host_cpu_features()
+        if not all(host.get(name.strip("+")) for name in features.split(",")):
+            pytest.skip(f"this processor has not all of {features}")
+        monkeypatch.setattr(native, "_processor", lambda: ("x86-64", features))
+        native.native.cache_clear()
+        pair = [normal((999,), seed, "F32", 1.0) for seed in (1, 2)]
+        a, b = (source("F32", (999,), f"m{i}") for i in range(2))
+        total = OutputTensor("w", "F32", (999,), ex.Linear(((0.3, a), (0.7, b))))
+        weighed = kernel_cases.ordinary("linear", (999,), weight=(0.3, 0.7), normalize=False)
+        fused = replace(total, expression=call_of("linear", weighed, [a, b]))
+        once = multiplied_and_added(
+            pair[1].numpy(), np.float32(0.7), (pair[0] * np.float32(0.3)).numpy()
+        )
+        assert_same(evaluated(total, pair, "float32"), pair[0] * 0.3 + pair[1] * 0.7)
+        assert_same(evaluated(fused, pair, MERGEKIT), torch.from_numpy(once))
+        native.native.cache_clear()
+
+    def test_torch_computes_what_it_does_not_fuse(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a processor without the instruction mergekit's bits are others; so are ours."""
+        group = kernel_cases.ordinary("linear", (9,), weight=0.3)
+        inputs = [source("F32", (9,), f"m{i}") for i in range(len(group.tensors))]
+        assert steps_for(call_of("linear", group, inputs), "F32", (), MERGEKIT) is not None
+        monkeypatch.setattr(stepwise, "torch_fuses", lambda: False)
+        assert steps_for(call_of("linear", group, inputs), "F32", (), MERGEKIT) is None
+
+    @pytest.mark.parametrize(("level", "fuses"), [("default", False), ("avx2", True)])
+    @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="x86-64 only")
+    def test_what_torch_fuses(self, level: str, fuses: bool) -> None:
+        if not native.binding.get_host_cpu_features().get("fma"):
+            pytest.skip("this processor has no fused multiply-add")
+        script = (
+            "import torch\n"
+            "from shardmerge.methods.stepwise import torch_fuses\n"
+            "tiny = torch.full((99,), 1 + 2.0**-12)\n"
+            "exact = torch.full((99,), -1.0).addcmul_(tiny, tiny)\n"
+            "assert bool((exact == 2.0**-11 + 2.0**-24).all()) == torch_fuses()\n"
+            f"assert torch_fuses() is {fuses}\n"
+        )
+        environment = {"PYTHONPATH": str(Path(native.__file__).parents[2])}
+        environment["ATEN_CPU_CAPABILITY"] = level
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
     def test_without_conversions_of_its_own_torch_computes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from models import llama, llama_shapes, random_tensors, save_model
 
 from shardmerge import expression as ex
 from shardmerge import planning
+from shardmerge.engine.memory import CUDA_BYTES
 from shardmerge.errors import UserError
 from shardmerge.lock import Lock
 from shardmerge.planfiles import description_path, load_spec
@@ -95,6 +96,12 @@ class TestFlagship:
         assert repr(plan(FLAGSHIP)) == with_new_lock
         shutil.rmtree(".shardmerge")
         assert repr(plan(FLAGSHIP)) == with_new_lock
+
+    def test_jobs_on_a_card_get_memory_for_its_libraries(self, work):
+        text = LINEAR.replace("W1", "0.5").replace("W2", "0.5")
+        host = [job.memory for job in plan(text).shards]
+        card = [job.memory for job in plan(text, device="cuda:1").shards]
+        assert card == [memory + CUDA_BYTES for memory in host]
 
     def test_planning_imports_no_torch(self, work):
         Path("recipe.yaml").write_text(FLAGSHIP)

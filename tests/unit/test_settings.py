@@ -51,6 +51,8 @@ class TestSettings:
             ({"merge_method": "ties", "models": []}, "this is a recipe\n.*--config recipes="),
             ({**ONE, "max_shard_size": "5 parsecs"}, "5GB"),
             ({**ONE, "device": "gpu"}, "device"),
+            ({**ONE, "device": "cuda:"}, "device"),
+            ({**ONE, "device": "cuda:123456789"}, "device"),
             ({"recipes": []}, "recipes"),
         ],
     )

@@ -48,12 +48,12 @@ class TorchLane:
     def __init__(self, job: Job, place: Host | Cuda, block: int) -> None:
         self._job = job
         self._place = place
-        self._registers = Registers(block, torch.device(place.name))
+        self._registers = Registers(block, torch.device(place.device))
         self._products = job.products or Products(
             factor_loader(job.inputs, place), job.spec.numerics
         )
         self._maker = Maker(job.spec, job.inputs, job.tally, place, self._registers, self._products)
-        self._spare = torch.empty(0, dtype=torch.uint8, device=place.name)
+        self._spare = torch.empty(0, dtype=torch.uint8, device=place.device)
         self._tensor: int | None = None
 
     def compute(self, slot: Slot, parts: Sequence[Part]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -63,24 +64,38 @@ def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> Buffer:
 def check_device(device: str) -> None:
     """Show that a device can be used.
 
+    Args:
+        device: ``cpu``, ``cuda`` (the first card that torch sees) or ``cuda:N``, N from 0.
+
     Raises:
         UserError: If it is unknown or not there.
     """
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"unknown device {device!r}", "device", "Known here: cpu, cuda.")
-    if device == "cuda":
-        import torch
+    form = re.fullmatch(r"cpu|cuda(?::([0-9]{1,2}))?", device, re.ASCII)
+    if not form:
+        raise UserError(f"unknown device {device!r}", "device", "Known here: cpu, cuda, cuda:N.")
+    if device == "cpu":
+        return
+    import torch
 
-        if not torch.cuda.is_available():
-            raise UserError(
-                "torch finds no CUDA device", "device", "Write `device: cpu` in the configuration."
-            )
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not seen:
+        raise UserError(
+            "torch finds no CUDA device", "device", "Write `device: cpu` in the configuration."
+        )
+    if int(form[1] or 0) >= seen:
+        raise UserError(
+            f"torch sees no device {device!r}, but {seen} from cuda:0 on",
+            "device",
+            "Write `device: cuda`: the first card that the job is given.",
+        )
 
 
 class Host:
     """Computing in the slots' own memory."""
 
-    name = "cpu"
+    device = "cpu"
+    #: Whether it copies from and to host memory by itself, which must be pinned then.
+    pinned = False
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -106,15 +121,19 @@ class Cuda:
     """Computing on a CUDA device, in a stream of its own, beside pinned buffers.
 
     Lanes with streams of their own overlap one's copies with another's computing.
+
+    Args:
+        device: ``cuda`` or ``cuda:N``.
     """
 
-    name = "cuda"
+    pinned = True
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         import torch
 
         self._torch: Any = torch
-        self._stream = torch.cuda.Stream()
+        self.device = device
+        self._stream = torch.cuda.Stream(torch.device(device))
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -124,11 +143,11 @@ class Cuda:
 
     def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
         """Return a buffer's first bytes where they can be computed with."""
-        return buffer.tensor[:length].to("cuda", non_blocking=True)
+        return buffer.tensor[:length].to(self.device, non_blocking=True)
 
     def outputs(self, buffer: Buffer) -> torch.Tensor:
         """Return a tensor of a buffer's length in bytes that results are written to."""
-        return self._torch.empty_like(buffer.tensor, device="cuda")
+        return self._torch.empty_like(buffer.tensor, device=self.device)
 
     def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
         """Bring a range of the results to the buffer."""

@@ -88,7 +88,7 @@ def factor_loader(inputs: Inputs, place: Host | Cuda) -> Load:
 
     def load(factor: ex.Source, dtype: str) -> torch.Tensor:
         location, size = inputs.locate(factor), nbytes(factor)
-        buffer = host_buffer(size, tensor=True, pinned=place.name == "cuda")
+        buffer = host_buffer(size, tensor=True, pinned=place.pinned)
         inputs.read(location.file, location.begin, buffer.memory[:size])
         stored = place.inputs(buffer, size).view(torch_dtype(location.dtype))
         held = stored.view(factor.shape).to(torch_dtype(dtype))

@@ -61,12 +61,12 @@ def workspace_bytes(spec: ShardSpec, device: str = "cpu") -> int:
 
     Args:
         spec: The shard.
-        device: ``cpu`` or ``cuda``; on the latter whole tensors lie in the device's memory too.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; on a card whole tensors lie in its memory too.
     """
     whole = max((_tensor_peak(t.expression, spec.numerics) for t in spec.tensors), default=0)
     factors = max((_factors(t.expression) for t in spec.tensors), default=0)
     held = TUNING.lanes * factors + whole
-    return STREAMING_BYTES + held + (CUDA_BYTES if device == "cuda" else 0)
+    return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
 
 
 def block_length(spec: ShardSpec, tuning: Tuning = TUNING) -> int:

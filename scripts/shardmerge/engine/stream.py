@@ -38,7 +38,7 @@ class Stream:
         layout: Of the output.
         tally: Where time and bytes are counted.
         threads: Compute threads that are asked for.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         progress: Called with bytes done and bytes in all.
 
     Raises:
@@ -57,8 +57,9 @@ class Stream:
     ) -> None:
         self.spec, self.inputs, self.layout, self.tally = spec, inputs, layout, tally
         self._device, self._progress = device, progress
+        self._cuda = device != "cpu"
         # a device needs two lanes to copy and compute at once
-        self._lanes = min(max(threads, 2 if device == "cuda" else 1), TUNING.lanes)
+        self._lanes = min(max(threads, 2 if self._cuda else 1), TUNING.lanes)
         self._hash = hashlib.sha256()
         self._tensors = Witness(_task_vectors(spec, layout))
         self._done = 0
@@ -66,7 +67,7 @@ class Stream:
         self._windows: Sequence[Window] = ()
         if layout.computed:
             check_device(device)
-        self._steps = native_steps(spec, layout.computed, inputs.stored) if device == "cpu" else {}
+        self._steps = {} if self._cuda else native_steps(spec, layout.computed, inputs.stored)
         self._torch = any(tensor not in self._steps for tensor in layout.computed)
 
     def run(self, file: OutputFile | None) -> str:
@@ -75,10 +76,11 @@ class Stream:
             with self.tally.timed("start"):
                 length, arena = choose_window(self.layout, TUNING)
                 self._windows = list(self.layout.windows(length))
-                slots = self._make_slots(length, arena)
                 compute, stop = [_nothing], _nothing
                 if self._torch:
                     stack.enter_context(_one_torch_thread())
+                    stack.enter_context(_current(self._device))
+                slots = self._make_slots(length, arena)
                 if self.layout.computed:
                     compute, stop = self._make_lanes()
             self._file = file
@@ -97,7 +99,7 @@ class Stream:
         return self._tensors.finish(_nothing)
 
     def _make_slots(self, length: int, arena: int) -> list[Slot]:
-        tensor, pinned = self._torch, self._torch and self._device == "cuda"
+        tensor, pinned = self._torch, self._torch and self._cuda
         return [
             Slot(*(host_buffer(size, tensor=tensor, pinned=pinned) for size in (length, arena)))
             for _ in range(min(TUNING.slots, len(self._windows)))
@@ -120,11 +122,11 @@ class Stream:
 
         parts = (part for window in self._windows for part in window.parts)
         whole = WholeTensors(Counter(part.tensor for part in parts if part.whole))
-        cuda = self._device == "cuda"
         products = Products(factor_loader(self.inputs, Host()), self.spec.numerics)
-        job = Job(self.spec, self.inputs, self.tally, whole, None if cuda else products)
-        block = TUNING.device_block if cuda else block_length(self.spec, TUNING)
-        lanes = [TorchLane(job, Cuda() if cuda else Host(), block) for _ in range(self._lanes)]
+        job = Job(self.spec, self.inputs, self.tally, whole, None if self._cuda else products)
+        block = TUNING.device_block if self._cuda else block_length(self.spec, TUNING)
+        places = [Cuda(self._device) if self._cuda else Host() for _ in range(self._lanes)]
+        lanes = [TorchLane(job, place, block) for place in places]
         return lanes, whole.stop
 
     def _read(self, slot: Slot) -> None:
@@ -173,6 +175,15 @@ def _task_vectors(spec: ShardSpec, layout: Layout) -> dict[str, tuple[int, int]]
         return {}
     tensors = parse_header(layout.header, layout.size, "the output").tensors
     return {name: (entry.begin, entry.end) for name, entry in tensors.items()}
+
+
+def _current(device: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the calling thread touches no other card than the job's."""
+    if device == "cpu":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
 
 
 @contextlib.contextmanager

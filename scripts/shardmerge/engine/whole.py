@@ -200,8 +200,7 @@ class Maker:
         room = [-(-count * dtype.itemsize // 64) * 64 for dtype in dtypes]
         starts = [0, *itertools.accumulate(room)]
         if self._buffer is None or len(self._buffer.memory) < starts[-1]:
-            pinned = self._place.name == "cuda"
-            self._buffer = host_buffer(starts[-1], tensor=True, pinned=pinned)
+            self._buffer = host_buffer(starts[-1], tensor=True, pinned=self._place.pinned)
         views = []
         for location, dtype, start in zip(locations, dtypes, starts, strict=False):
             self._inputs.read_elements(location, first, count, self._buffer.memory[start:])

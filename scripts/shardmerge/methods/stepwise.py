@@ -6,7 +6,10 @@ A function here gets a method's inputs as a ``Group`` whose tensors are a writer
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from shardmerge.contract import Group
 from shardmerge.program import Unsupported, Writer, in_order, rounded, sum_of
@@ -21,6 +24,8 @@ def linear(group: Group, writer: Writer) -> int:
     weights = group.per_input["weight"]
     if weights == (1.0,):
         return writer.round(in_order(writer, group.tensors), dtype)
+    if not torch_fuses():
+        raise Unsupported
     mixed = writer.step("zero")
     for value, weight in zip(group.tensors, weights, strict=True):
         mixed = writer.step("fma", value, writer.constant(weight), mixed)
@@ -65,6 +70,18 @@ def task_arithmetic(group: Group, writer: Writer) -> int:
     if group.parameters["lambda"] != 1:
         mixed = step("mul", mixed, writer.constant(group.parameters["lambda"]))
     return step("add", base, mixed)
+
+
+@cache
+def torch_fuses() -> bool:
+    """Whether torch's ``addcmul`` rounds once: not on x86 processors without such instructions."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    from llvmlite import binding
+
+    # which makes torch do as on such a processor
+    plain = os.environ.get("ATEN_CPU_CAPABILITY") == "default"
+    return not plain and bool(binding.get_host_cpu_features().get("fma"))
 
 
 def _few(numbers: Sequence) -> Sequence:

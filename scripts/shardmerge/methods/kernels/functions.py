@@ -27,7 +27,7 @@ _BIAS = 1023
 #: The bits of the square root of 1/2.
 _ROOT_OF_HALF = 0x3FE6A09E667F3BCD
 #: Elements that are computed at once, so few that they stay in the cache.
-_PIECE = 1 << 14
+_PIECE = 1 << 15
 #: From here on exp is 0, and infinite.
 _EXP_RANGE = (-709.09, 710.0)
 
