@@ -108,7 +108,7 @@ class TestSettings:
 class TestClusters:
     def test_folders(self):
         check_passed({"here": "/home/é/my models/r_1.2"})
-        for letter in "'\"$`\\!;&|(*~#<{\n":
+        for letter in "'\"$`\\!;&|(*~#<{%\n":
             with pytest.raises(UserError, match=r"^here: "):
                 check_passed({"here": f"/home/a{letter}b"})
 

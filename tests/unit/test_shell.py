@@ -24,7 +24,7 @@ RULES = re.findall(
     re.MULTILINE,
 )
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
-WORDS = {"MERGE_OPTIONS", "params.tasks", "params.options", "params.source", "params.visibility"}
+WORDS = {"MERGE_OPTIONS", "params.options", "params.source", "params.visibility"}
 HOSTILE = [
     f"-{NAME}<>(){{a}} {{{{b}}}}\\",
     "~",
