@@ -26,11 +26,15 @@ rule run_task:
     params:
         identity=lambda w: TARGETS.benchmark_identity(w.model, w.task),
         folder=lambda w: measured(w).folder,
-        tasks=lambda w, output: TARGETS.task_options(w.model, [w.task], [output.results]),
+        inputs=lambda w, output: listed(
+            task=w.task,
+            output=output.results,
+            key=TARGETS.benchmark_identity(w.model, w.task),
+        ),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
-        " {params.tasks:q} --store=.shardmerge/benchmarks --threads={threads}"
+        " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
         " {params.options:q} > {log:q} 2>&1"
 
 
@@ -56,11 +60,15 @@ rule run_tasks:
     params:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
         folder=lambda w: measured(w).folder,
-        tasks=lambda w, output: TARGETS.task_options(w.model, BENCHMARK["tasks"], output.results),
+        inputs=lambda w, output: listed(
+            task=BENCHMARK["tasks"],
+            output=output.results,
+            key=[TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
+        ),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
-        " {params.tasks:q} --store=.shardmerge/benchmarks --threads={threads}"
+        " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
         " {params.options:q} > {log:q} 2>&1"
 
 

@@ -18,6 +18,7 @@ from shardmerge.built import Built
 from shardmerge.cli import plainly, tell
 from shardmerge.describe import MODEL_FILES
 from shardmerge.inputlists import keep_lists, list_path
+from shardmerge.pathnames import check_path
 from shardmerge.pickles import RECORD
 from shardmerge.planning import MODELS, decide, lock_paths
 from shardmerge.records import record_of
@@ -30,6 +31,7 @@ from shardmerge.tokenizer.packing import TOKENIZER_FILES
 SETTINGS = plainly(load_settings)(
     own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
 )
+plainly(check_path)(str(SCRIPTS), "the workflow's folder")
 DEPLOYED = workflow.deployment_settings.deployment_method
 ON_GPU = SETTINGS["device"] != "cpu"
 # Merges and checks on this machine share a process that has all modules loaded.

@@ -18,7 +18,7 @@ rule fetch_file:
     wildcard_constraints:
         repo="[^/@]+",
         commit="[0-9a-f]{40}",
-        file=".+",
+        file=r"(?!(.*/)?\.\.?(/|$)).+",  # never a path out of the folder
     retries: 1
     localrule: RESOURCES["fetch_on"] == "head"
     conda:

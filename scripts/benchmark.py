@@ -13,6 +13,7 @@ from pathlib import Path
 from shardmerge import evaluation
 from shardmerge.cli import claim, run
 from shardmerge.errors import UserError
+from shardmerge.inputlists import parse_args
 
 
 def main() -> None:
@@ -21,8 +22,8 @@ def main() -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="FOLDER", help="a transformers model")
     add("--name", required=True, help="what the model is called in results")
-    add("--task", action="append", required=True, help="task, group or tag; may be repeated")
-    add("--output", action="append", type=Path, required=True, help="one TASK.json for each task")
+    add("--task", nargs="+", action="extend", required=True, help="tasks, groups or tags")
+    add("--output", nargs="+", action="extend", type=Path, required=True, help="a JSON for each")
     add("--include-path", action="append", type=Path, default=[], help="folder of own task files")
     add("--limit", type=_limit, help="questions of each task, or their share if below 1")
     add("--num-fewshot", type=int, help="examples in the prompt, if not each task's own number")
@@ -32,8 +33,8 @@ def main() -> None:
     add("--parallelize", action="store_true", help="spread the model over all visible GPUs")
     add("--threads", type=int, default=1, help="CPU threads (default 1)")
     add("--store", type=Path, help="folder in which results outlive a job that fails later")
-    add("--key", action="append", default=[], help="what a task's result is stored under")
-    args = parser.parse_args()
+    add("--key", nargs="+", action="extend", default=[], help="what results are stored under")
+    args = parse_args(parser)
     if len(args.task) != len(args.output) or (args.store and len(args.task) != len(args.key)):
         parser.error("give one --output, and with --store one --key, for each --task")
     stored = {}

@@ -7,13 +7,15 @@ shell that never sees them.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from shardmerge.digest import canonical_json, digest
 from shardmerge.errors import UserError
-from shardmerge.files import load_json, write_text
+from shardmerge.files import load_json
 from shardmerge.planfiles import CACHE
+from shardmerge.unfinished import part_path
 
 
 def keep_lists(lists: Mapping[str, Iterable[str]]) -> str:
@@ -26,8 +28,8 @@ def keep_lists(lists: Mapping[str, Iterable[str]]) -> str:
         The path of the file, for ``--inputs``.
     """
     path, text = list_path(lists), canonical_json(_plain(lists))
-    if not (path.is_file() and path.read_bytes() == text.encode()):  # a damaged one goes
-        write_text(path, text)
+    if not (path.is_file() and path.read_bytes() == text.encode()):
+        _write(path, text)
     return str(path)
 
 
@@ -54,6 +56,17 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
             raise UserError(f"{option!r} is no list of files", given.inputs)
         words += [f"--{option}", *map(_no_option, files)] if files else []
     return parser.parse_args(words)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole, without waiting for the disk: a damaged one is written again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_path(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _plain(lists: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:

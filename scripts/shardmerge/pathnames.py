@@ -16,7 +16,7 @@ _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: Snakemake takes this at the end of a name for a rule that feeds itself.
 _PERIODIC = re.compile(r"(.+?)\1{19,}\Z", re.DOTALL)
 #: Executors put such texts between double quotes into the command that submits a job.
-_PASSED = re.compile(r"[\w./+@%:=, -]*")
+_PASSED = re.compile(r"[\w./+@:=, -]*")
 _WORD = re.compile(r"[\w.+@][\w.+@-]*")
 
 

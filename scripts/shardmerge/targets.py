@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -210,20 +210,6 @@ class Targets:
                 options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
         if benchmark["gpus"] > 1:
             options.append("--parallelize")
-        return options
-
-    def task_options(self, model: str, tasks: Iterable[str], outputs: Iterable[str]) -> list[str]:
-        """Return the options that each task of a benchmark job has of its own.
-
-        Args:
-            model: Label of what is measured.
-            tasks: What the job measures.
-            outputs: A file for each of them.
-        """
-        options = []
-        for task, output in zip(tasks, outputs, strict=True):
-            key = self.benchmark_identity(model, task)
-            options += [f"--task={task}", f"--output={output}", f"--key={key}"]
         return options
 
     @property

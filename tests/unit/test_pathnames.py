@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
+from hostile_names import NAME, pwned
+from snakemake.target_jobs import parse_target_jobs_cli_args
+from snakemake_interface_executor_plugins.utils import (
+    TargetSpec,
+    encode_target_jobs_cli_args,
+    format_cli_arg,
+)
 
 from shardmerge.errors import UserError
 from shardmerge.pathnames import (
@@ -105,10 +115,41 @@ class TestSettings:
         assert load_settings({"recipes": ["a b.yaml"]} | values)["results"] == values["results"]
 
 
+def arrives(wildcards: dict[str, str], folder: Path) -> dict[str, str]:
+    """Return a job's wildcards as it gets them on SLURM, through two shells and Snakemake."""
+    told = encode_target_jobs_cli_args([TargetSpec("rule", wildcards)])
+    command = f"printf '%s\\0' {format_cli_arg('--target-jobs', told)}".replace('"', '\\"')
+    shells = f'/bin/sh -c "{command}"'
+    done = subprocess.run(shells, shell=True, cwd=folder, capture_output=True, text=True)
+    _, *words = done.stdout.split("\0")[:-1]
+    [target] = parse_target_jobs_cli_args(words)
+    return target.wildcards_dict
+
+
 class TestClusters:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            slug(f"models/{NAME}"),
+            slug("owner/name"),
+            "model-00001-of-00002",
+            "wmt-t5.v1@a+b",
+            "模é",
+        ],
+    )
+    def test_wildcards_arrive(self, name, tmp_path):
+        wildcards = {"name": check_word(name, "here"), "file": f"sub/{name}.safetensors"}
+        check_fetched_on_nodes({"p": wildcards["file"]})
+        assert arrives(wildcards, tmp_path) == wildcards
+
+    def test_what_is_refused_would_run(self, tmp_path):
+        """The reason of it all: the executor's command reads what it quotes."""
+        assert arrives({"file": "x$(touch PWNED)"}, tmp_path) != {"file": "x$(touch PWNED)"}
+        assert pwned(tmp_path)
+
     def test_folders(self):
         check_passed({"here": "/home/é/my models/r_1.2"})
-        for letter in "'\"$`\\!;&|(*~#<{\n":
+        for letter in "'\"$`\\!;&|(*~#<{%\n":
             with pytest.raises(UserError, match=r"^here: "):
                 check_passed({"here": f"/home/a{letter}b"})
 

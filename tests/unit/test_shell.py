@@ -9,7 +9,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,17 @@ from models import llama
 from snakemake.utils import format as snakemake_format
 from workflow_helpers import REPOSITORY, environment
 
+from shardmerge.plan import NO_PLAN, FetchJob
+from shardmerge.settings import load_settings
+from shardmerge.targets import Targets, fetch_options
+
 RULES = re.findall(
     r"^rule (\w+):(?:(?!^rule )[\s\S])*?^    shell:",
     "".join(p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "rules").glob("*.smk"))),
     re.MULTILINE,
 )
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
-WORDS = {"MERGE_OPTIONS", "params.tasks", "params.options", "params.source", "params.visibility"}
+WORDS = {"MERGE_OPTIONS", "params.options", "params.source", "params.visibility"}
 HOSTILE = [
     f"-{NAME}<>(){{a}} {{{{b}}}}\\",
     "~",
@@ -191,6 +195,34 @@ class TestRules:
         assert pwned(tmp_path.parent, parsed.checkout.parent) == []
 
 
+class TestWords:
+    """What rules pass as whole words is an option with its value, whatever the value."""
+
+    @pytest.mark.parametrize("value", HOSTILE)
+    def test_of_a_fetched_file(self, value):
+        job = FetchJob(value, value, value, value, 1, None, value)
+        words = fetch_options(job)
+        assert [w.partition("=")[2] for w in words] == [value, value, value, "1", value]
+        assert all(re.match(r"--[\w-]+=", word) for word in words)
+
+    def test_of_benchmarks(self):
+        told = {"tasks": ["a"], "include_path": NAME, "limit": 3, "gpus": 2, "device": "cuda"}
+        options = Targets(
+            load_settings({"recipes": ["r"], "benchmark": told}), NO_PLAN
+        ).benchmark_options()
+        assert f"--include-path={NAME}" in options
+        assert [w for w in options if "=" not in w] == ["--parallelize"]
+
+    def test_labels_of_models_are_words(self):
+        targets = Targets(load_settings({"recipes": ["r"]}), NO_PLAN)
+        keys = [f"models/{NAME}", f"other/{NAME}", "owner/name", "owner/name@main"]
+        plan = replace(NO_PLAN, sources=dict.fromkeys(keys))
+        targets.plan = plan
+        labels = [targets.label(key) for key in keys]
+        assert len(set(labels)) == len(keys)
+        assert all(re.fullmatch(r"[\w.+@-]+", label) for label in labels)
+
+
 class TestTheTestItself:
     @pytest.mark.parametrize(
         "command",
@@ -212,3 +244,19 @@ class TestTheTestItself:
         bad = 'python "$SCRIPTS"/x.py --output={output} > {log:q} 2>&1'
         parsed.called(bad, "$(touch PWNED)", tmp_path)
         assert pwned(tmp_path) != []
+
+
+def test_a_checkout_in_braces_is_one_sentence(tmp_path):
+    """Snakemake formats the paths of a workflow's own files."""
+    for name, target in (("{a}", REPOSITORY), ("config", REPOSITORY / "config")):
+        (tmp_path / name).symlink_to(target)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", tmp_path / "{a}" / "Snakefile", "-n"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert "error: the workflow's folder: " in done.stderr
+    assert "braces" in done.stderr and "Traceback" not in done.stderr

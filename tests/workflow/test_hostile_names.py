@@ -46,7 +46,11 @@ class TestHostileNames:
         project.configure(
             sources={"our/own": f"models/{NAME}"}, results=results, card={"description": told}
         )
-        done = project.run("models", env=environment(hub, tmp_path / "cache", READER))
+        env = environment(hub, tmp_path / "cache", READER)
+        refused = project.run("-n", "models", "--executor", "slurm", "--jobs", "1", env=env)
+        assert "a cluster's jobs cannot be told safely" in refused.stdout
+        assert "Traceback" not in refused.stdout
+        done = project.run("models", env=env)
         assert done.returncode == 0, done.stdout
         assert pwned(tmp_path, project.folder) == []
 
