@@ -50,4 +50,4 @@ elif other := claims.holder(runs.claim_path(SETTINGS["results"])):
 
 
 onstart:
-    plainly(runs.begin)(SETTINGS["results"])
+    plainly(runs.begin)(SETTINGS["results"], tell)

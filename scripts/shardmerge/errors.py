@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from shardmerge.printable import printable
 
+#: Begins each further line of a message: no text within it can pass for a line of its own.
+_FURTHER = "\n  "
+
 
 class UserError(Exception):
     """A mistake in what the user gave, told without a traceback.
@@ -32,7 +35,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{printable(text)}\n  {printable(self.hint)}" if self.hint else printable(text)
+        text = f"{text}{_FURTHER}{self.hint}" if self.hint else text
+        return _FURTHER.join(map(printable, text.split(_FURTHER)))
 
 
 def misspelt(word: str, known: Iterable[str]) -> str | None:

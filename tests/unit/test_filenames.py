@@ -27,7 +27,7 @@ from shardmerge.unfinished import part_path
 GOOD = (
     *("model.safetensors", "a/b/c.json", "with blank.json", " x", "it's.json", "$(touch x).json"),
     *("a;b&c|d.json", "é中.json", "a" * 200, "/".join(["a" * 99] * 10), "x-y", "..a", "a..", "~"),
-    *("*?[x].json", "`x`", '"x"', "a:b" * 0 + "x/a:b", "x" + "\u00a0" + "y"),
+    *("*?[x].json", "`x`", '"x"', "x/a:b", "x" + "\u00a0" + "y"),
 )
 BAD = (
     *("", "/x", "x/", "a//b", ".", "./x", "../x", "a/../b", "a\\b", "C:x", "C:/x", "-x", "a/-x"),
@@ -46,7 +46,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", BAD)
     def test_refused(self, name: object) -> None:
-        with pytest.raises(UserError, match="^index: names a file") as told:
+        with pytest.raises(UserError, match=r"^index: names a file") as told:
             safe_name(name, None, "index")
         assert is_printable(str(told.value))
         assert len(str(told.value)) < 400
@@ -95,7 +95,7 @@ class TestTensors:
             lambda: parse_weight_map({"weight_map": {name: "a"}}, "w"),
             lambda: tensor_table({"a": header}, None, "w"),
         ):
-            with pytest.raises(UserError, match="w.*: names a tensor") as told:
+            with pytest.raises(UserError, match=r"w.*: names a tensor") as told:
                 call()
             assert is_printable(str(told.value))
 
@@ -148,6 +148,7 @@ class TestTerminal:
         error = UserError("\x1b[2J\nerror: all is well", "\u202ename", "\ud800 hint\r")
         message, hint = str(error).split("\n")
         assert is_printable(message) and is_printable(hint)
+        assert str(UserError("two tasks failed\n  a: x\n  b: y\rz")).count("\n  ") == 2
         assert error.message.startswith("\x1b")  # as it was, for who asks
 
     def test_lines(self, capsys: pytest.CaptureFixture[str]) -> None:
