@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,14 +22,16 @@ from shardmerge.contents import (
 )
 from shardmerge.errors import UserError
 from shardmerge.filenames import safe_name
-from shardmerge.files import load_json, sha256_of, write_json
+from shardmerge.files import load_json, parse_object, read_text, sha256_of, write_text
 from shardmerge.headers import MAX_HEADER_BYTES, read_header
 from shardmerge.lock import LockedFile, LockedSource
+from shardmerge.sealed import seal, unseal
 
 #: Up to this size a file is identified by its SHA-256, above by a sample of it.
 FULL_HASH_BYTES = 64 << 20
 _SAMPLE_BLOCKS = 64
 _SAMPLE_BYTES = 64 << 10
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 #: What to do about weights that are pickled.
 CONVERT = (
     "Its weights are pickled. Write `allow_pickle: true` into the configuration and run "
@@ -49,10 +53,10 @@ class Identities:
         self._known: dict[str, list] = {}
         self._changed = False
         if cache.exists():
-            try:
-                self._known = dict(load_json(cache))
-            except UserError:
-                self._known = {}
+            with contextlib.suppress(UserError):  # else it is made anew
+                known = unseal(read_text(cache), cache.stem, str(cache))
+                rows = known.items() if isinstance(known, dict) else ()
+                self._known = {key: row for key, row in rows if _is_sound(row)}
 
     def of(self, path: Path) -> LockedFile:
         """Return size and identity of a file: its SHA-256, or the sample of a large one.
@@ -75,8 +79,16 @@ class Identities:
     def save(self) -> None:
         """Write what was learnt to the cache."""
         if self._changed:
-            write_json(self._cache, self._known)
+            write_text(self._cache, seal(self._known, self._cache.stem))
             self._changed = False
+
+
+def _is_sound(row: object) -> bool:
+    """Return whether a remembered identity is one: numbers of the file, a SHA-256 or a sample."""
+    if not isinstance(row, list) or len(row) < 3 or any(type(n) is not int for n in row[:-2]):
+        return False
+    held = [text for text in row[-2:] if text is not None]
+    return len(held) == 1 and isinstance(held[0], str) and bool(_DIGEST.fullmatch(held[0]))
 
 
 def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedSource:
@@ -91,7 +103,7 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
         UserError: If it is not a model, has only pickles, or its index and files disagree.
     """
     where, names = _look(folder, reference)
-    weight_map = parse_weight_map(load_json(folder / INDEX), where) if INDEX in names else None
+    weight_map = _weight_map(folder, where) if INDEX in names else None
     weights = weight_files(names, weight_map, where, CONVERT)
     if CONFIG not in names:
         raise UserError(f"has no {CONFIG}, so what kind of model it is cannot be told", where)
@@ -139,6 +151,11 @@ def check_folder(
                 "Restore the file, or run `snakemake lock` to lock the model as it is now.",
             )
     identities.save()
+
+
+def _weight_map(folder: Path, where: str) -> dict[str, str]:
+    text = read_text(folder / INDEX)
+    return parse_weight_map(parse_object(text, str(folder / INDEX)), where, text=text)
 
 
 def auxiliary_files(folder: Path, weights: Iterable[str]) -> list[str]:

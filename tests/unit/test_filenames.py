@@ -195,5 +195,5 @@ class TestIndex:
         tensor = next(iter(index["weight_map"]))
         index["weight_map"][tensor] = "x\u202e.safetensors"
         path.write_text(json.dumps(index))
-        with pytest.raises(UserError, match=rf"{INDEX}.*u202e"):
+        with pytest.raises(UserError, match=rf"{INDEX}:\d+: .*u202e"):
             lock_folder(tmp_path / "m", "m", Identities(tmp_path / "cache"))
