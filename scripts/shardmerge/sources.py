@@ -23,6 +23,8 @@ from shardmerge.tokenizer.locking import complete, lacking
 
 #: What to do about a model that the Hub does not give.
 _HAVE = "A folder that has the model already is named under `sources` in the configuration."
+#: Two of them and a type make the name of a folder.
+_LONGEST_SLUG = 100
 Say = Callable[[str], None]
 T = TypeVar("T")
 
@@ -220,10 +222,13 @@ def lock_path(recipe: str | os.PathLike[str]) -> Path:
 
 
 def slug(reference: str) -> str:
-    """Return a reference as a folder name; different references give different names."""
+    """Return a reference as a folder name of at most 100 bytes; different ones differ in it."""
     name = reference.strip("./").replace("/", "--")
     plain = re.sub(r"[^\w.+@-]+", "-", name)
-    return plain if plain == name and "--" not in reference else f"{plain}-{digest(reference)[:6]}"
+    if plain == name and "--" not in reference and len(plain.encode()) <= _LONGEST_SLUG:
+        return plain
+    short = plain.encode()[: _LONGEST_SLUG - 7].decode(errors="ignore")
+    return f"{short}-{digest(reference)[:6]}"
 
 
 def _origin(locked: LockedSource) -> str:

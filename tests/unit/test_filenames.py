@@ -22,6 +22,7 @@ from shardmerge.local import Identities, lock_folder
 from shardmerge.printable import is_printable, printable, printable_lines
 from shardmerge.references import parse_reference
 from shardmerge.report.terminal import Terminal
+from shardmerge.sources import slug
 from shardmerge.unfinished import part_path
 
 GOOD = (
@@ -115,6 +116,14 @@ class TestRepositories:
     )
     def test_refused(self, name: str) -> None:
         assert not is_repo(name)
+
+    def test_folders_of_long_references(self) -> None:
+        long = [f"{'é' * 200}/{end}" for end in "ab"]
+        for name in (*long, "/" + "x/" * 400, "o/" + "m" * 96, "a--b" * 50):
+            assert len(slug(name).encode()) <= 100
+        assert slug(long[0]) != slug(long[1])
+        assert slug("o/" + "m" * 96) == "o--" + "m" * 96
+        assert slug("o/m") == "o--m"
 
     def test_commits(self) -> None:
         assert is_commit("0123456789abcdef" * 2 + "01234567")
