@@ -70,4 +70,4 @@ if workflow.is_main_process and not LOCAL:
 
 
 onstart:
-    plainly(runs.begin)(SETTINGS["results"])
+    plainly(runs.begin)(SETTINGS["results"], tell)

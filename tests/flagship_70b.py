@@ -1,12 +1,11 @@
 """The three models of the flagship recipe as a lock: real shapes, files of at most 10 GB each.
 
 The README's figures on 70 billion parameters come from the planner run over it. As a program it
-prints the plan as JSON.
+prints the plan as it is kept, for a file `flagship.json`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
 from shardmerge.plan import Plan
 from shardmerge.planning import make_plan
 from shardmerge.recipe import load_recipe
+from shardmerge.sealed import seal
 from shardmerge.settings import load_settings
 
 _RECIPES = Path(__file__).parents[1] / "config" / "recipes"
@@ -70,4 +70,4 @@ def _source(repo: str) -> LockedSource:
 
 
 if __name__ == "__main__":
-    json.dump(flagship_plan().to_json(), sys.stdout)
+    sys.stdout.write(seal(flagship_plan().to_json(), "flagship"))

@@ -7,12 +7,13 @@ inputs.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+from shardmerge.errors import UserError
+from shardmerge.files import load_json
 from shardmerge.plan import Plan, ShardJob, beside
 
 
@@ -99,9 +100,8 @@ class Built:
             return False
         if (path, output) not in self._found:
             try:
-                with open(path, encoding="utf-8") as file:
-                    says = json.load(file).get("spec")
-            except (OSError, ValueError):
+                says = load_json(path).get("spec")
+            except UserError:
                 says = None
             self._found[path, output] = says == self._jobs[output].digest
         return self._found[path, output]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.owner import Owner
+
+#: Bytes of a claim: more is none of ours.
+_MOST = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,27 @@ def create(path: Path, text: str) -> bool:
 def read(path: Path) -> Seen | None:
     """Return a claim's owner and its last sign of life, or None if there is no claim."""
     try:
-        with open(path, encoding="utf-8") as file:  # opening makes NFS ask the server
-            status, text = os.fstat(file.fileno()), file.read()
+        status, data = _content(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except PermissionError:
+    except OSError:  # not for us to read, or a link, which no claim is
         try:
-            status, text = path.stat(), ""
+            status, data = path.lstat(), b""
         except FileNotFoundError:
             return None
+    text = data.decode(errors="surrogateescape")
     return Seen(Owner.from_text(text, status), status.st_mtime)
+
+
+def _content(path: Path) -> tuple[os.stat_result, bytes]:
+    """Return a file's status and what it begins with; nothing of what is no plain file."""
+    # opening makes NFS ask the server; a pipe without a writer would wait for one
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        return status, os.read(descriptor, _MOST) if stat.S_ISREG(status.st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def age(path: Path, seen: Seen) -> float:

@@ -130,7 +130,8 @@ def claimed(
         target: The output.
         say: Takes a line where it waits, and where it takes a dead owner's claim over.
         patience: How long a claim lasts that nobody touches.
-        wait: Whether to wait for another process.
+        wait: Whether to wait for another process. One that has been silent for long is watched
+            for a while in any case, so that the dead make way.
 
     Raises:
         HeldError: If another process holds it, and this one shall not wait.
@@ -212,13 +213,15 @@ def _wait_for(target: Path, say: Say, patience: Patience, wait: bool) -> Claim:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while (other := _take(path, token, patience, watched=time.monotonic() - since)) is not None:
-            if not wait:
+            if not (wait or _is_silent(path, other, patience)):
                 raise HeldError(target, other.owner)
             if last is None or (other.owner.token, other.touched) != last:
                 last, since = (other.owner.token, other.touched), time.monotonic()
             if waits_for != other.owner:
                 waits_for = other.owner
-                say(f"waiting: {target.name} is being written by {waits_for}")
+                say(f"waiting: {target.name} is being written by {waits_for}" if wait else
+                    f"{waits_for} has given no sign of life for long; watching for "
+                    f"{patience.late:.0f} s more")  # fmt: skip
             time.sleep(pause)
             pause = min(2 * pause, patience.poll)
     except OSError as error:
@@ -227,6 +230,11 @@ def _wait_for(target: Path, say: Say, patience: Patience, wait: bool) -> Claim:
         with contextlib.suppress(OSError):
             left.unlink()
     return Claim(target, token, waits_for is not None)
+
+
+def _is_silent(path: Path, seen: Seen, patience: Patience) -> bool:
+    """Return whether an owner counts as dead if it goes on giving no sign of life."""
+    return is_dead(seen.owner, age(path, seen), patience)
 
 
 def _take(path: Path, token: str, patience: Patience, watched: float) -> Seen | None:

@@ -9,6 +9,7 @@ from typing import Any
 from shardmerge import adapter_config
 from shardmerge.errors import UserError
 from shardmerge.filenames import safe_name, safe_tensor
+from shardmerge.files import line_of
 from shardmerge.headers import Header
 from shardmerge.lock import LockedTensor
 
@@ -148,13 +149,14 @@ def _is_of_the_model(name: str) -> bool:
     return name.endswith(_TEXTS) or name.startswith(_LICENCES)
 
 
-def parse_weight_map(index: Any, where: str, name: str = INDEX) -> dict[str, str]:
+def parse_weight_map(index: Any, where: str, name: str = INDEX, text: str = "") -> dict[str, str]:
     """Return file by tensor from a parsed index of weight files.
 
     Args:
         index: What the JSON file holds.
         where: What to say in errors.
         name: The file's name.
+        text: The file's text, so that errors can tell the line.
 
     Raises:
         UserError: If it is no index, or names files outside the model.
@@ -162,10 +164,16 @@ def parse_weight_map(index: Any, where: str, name: str = INDEX) -> dict[str, str
     table = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(table, dict) or not table:
         raise UserError(f"has an {name} without a weight_map", where)
-    return {
-        safe_tensor(tensor, f"{where}/{name}"): safe_name(file, None, f"{where}/{name}")
-        for tensor, file in sorted(table.items())
-    }
+    return dict(_named(row, f"{where}/{name}", text) for row in sorted(table.items()))
+
+
+def _named(row: tuple[str, Any], where: str, text: str) -> tuple[str, str]:
+    """Return an index's row, tensor and file, whose names are harmless."""
+    try:
+        return safe_tensor(row[0], where), safe_name(row[1], None, where)
+    except UserError as error:
+        line = line_of(text, ("weight_map", row[0]))
+        raise UserError(error.message, f"{where}:{line}" if line else where) from None
 
 
 def tensor_table(

@@ -9,6 +9,8 @@ from shardmerge.printable import printable
 
 #: Words, and characters of one, among which the nearest is looked for.
 _MOST, _LONGEST = 5000, 200
+#: Begins each further line of a message: no text within it can pass for a line of its own.
+_FURTHER = "\n  "
 
 
 class UserError(Exception):
@@ -35,7 +37,8 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{printable(text)}\n  {printable(self.hint)}" if self.hint else printable(text)
+        text = f"{text}{_FURTHER}{self.hint}" if self.hint else text
+        return _FURTHER.join(map(printable, text.split(_FURTHER)))
 
 
 def shortened(value: object, most: int = 200) -> str:

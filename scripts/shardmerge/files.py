@@ -6,7 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,23 @@ def parse_object(data: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError("is not a JSON object", where)
     return value
+
+
+def line_of(text: str, path: Iterable[str]) -> int | None:
+    """Return the line of the innermost of keys that lie within each other.
+
+    Args:
+        text: JSON with at most one key a line.
+        path: The keys, the outermost first.
+
+    Returns:
+        The line's number, or None where none of the keys is found.
+    """
+    position = None
+    for key in path:
+        quoted = re.escape(json.dumps(key, ensure_ascii=False))
+        found = re.compile(rf"{quoted}\s*:").search(text, position or 0)
+        if found is None:
+            break
+        position = found.start()
+    return None if position is None else text.count("\n", 0, position) + 1

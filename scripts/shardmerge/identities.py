@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,9 +11,10 @@ from typing import NamedTuple
 
 from shardmerge.digest import digest
 from shardmerge.errors import UserError
-from shardmerge.files import load_json, sha256_of, write_json
+from shardmerge.files import load_json, read_text, sha256_of, write_json, write_text
 from shardmerge.headers import MAX_HEADER_BYTES
 from shardmerge.lock import LockedFile
+from shardmerge.sealed import seal, unseal
 
 #: Up to this size a file is identified by its SHA-256, above by a sample of it.
 FULL_HASH_BYTES = 64 << 20
@@ -74,10 +76,9 @@ class Identities:
         self._known: dict[str, list] = {}
         self._changed = False
         if cache.exists():
-            try:
-                self._known = dict(load_json(cache))
-            except UserError:
-                self._known = {}
+            with contextlib.suppress(UserError):  # else it is made anew
+                known = unseal(read_text(cache), cache.stem, str(cache))
+                self._known = known if isinstance(known, dict) else {}
 
     def of(self, path: Path) -> LockedFile:
         """Return size and identity of a file: its SHA-256, or the sample of a large one.
@@ -105,7 +106,7 @@ class Identities:
     def save(self) -> None:
         """Write what was learnt to the cache."""
         if self._changed and self._keep:
-            write_json(self._cache, self._known)
+            write_text(self._cache, seal(self._known, self._cache.stem))
             self._changed = False
 
     def learn(self, path: Path, stamp: Stamp, sample: str, sha256: str) -> str:

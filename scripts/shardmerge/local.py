@@ -41,7 +41,7 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
         UserError: If it is not a model, has only pickles, or its index and files disagree.
     """
     where, names = _look(folder, reference)
-    weight_map = parse_weight_map(load_json(folder / INDEX), where) if INDEX in names else None
+    weight_map = _weight_map(folder, where) if INDEX in names else None
     weights = weight_files(names, weight_map, where, CONVERT)
     if CONFIG not in names:
         raise UserError(f"has no {CONFIG}, so what kind of model it is cannot be told", where)
@@ -89,6 +89,11 @@ def check_folder(
                 "Restore the file, or run `snakemake lock` to lock the model as it is now.",
             )
     identities.save()
+
+
+def _weight_map(folder: Path, where: str) -> dict[str, str]:
+    text = read_text(folder / INDEX)
+    return parse_weight_map(parse_object(text, str(folder / INDEX)), where, text=text)
 
 
 def auxiliary_files(folder: Path, weights: Iterable[str]) -> list[str]:

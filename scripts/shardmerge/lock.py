@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardmerge.errors import UserError
-from shardmerge.files import parse_object, read_text
-from shardmerge.lockschema import LockError, check_lock, line_of, told
+from shardmerge.files import line_of, parse_object, read_text
+from shardmerge.lockschema import LockError, check_lock, told
 from shardmerge.tokenizer.vocabulary import Vocabulary
 
 LOCK_VERSION = 1

@@ -6,9 +6,8 @@ to the Hub, and ranges of bytes are read.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shardmerge.dtypes import DTYPES, tensor_bytes
@@ -70,26 +69,6 @@ def check_lock(data: Mapping[str, Any]) -> None:
         if not (name and is_printable(name)):
             raise LockError("is called by no plain text", path)
         _source(_table(source, path), vocabularies, path)
-
-
-def line_of(text: str, path: Iterable[str]) -> int | None:
-    """Return the line of the innermost of keys that lie within each other.
-
-    Args:
-        text: JSON with at most one key a line.
-        path: The keys, the outermost first.
-
-    Returns:
-        The line's number, or None where none of the keys is found.
-    """
-    position = None
-    for key in path:
-        quoted = re.escape(json.dumps(key, ensure_ascii=False))
-        found = re.compile(rf"{quoted}\s*:").search(text, position or 0)
-        if found is None:
-            break
-        position = found.start()
-    return None if position is None else text.count("\n", 0, position) + 1
 
 
 def told(path: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import pwd
+import re
 import shutil
 import subprocess
 import time
@@ -16,12 +17,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from shardmerge.printable import is_printable, printable
+
 #: States in which SLURM has no process of a job: a pending one was requeued, the rest ended.
 _NOT_RUNNING = {
     *("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "REVOKED"),
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"),
 }
+_TOKEN = re.compile(r"[0-9A-Za-z]{1,64}")
+_NUMBER = re.compile(r"[0-9]*")
+_LONGEST = 300
 
 
 class Times(Protocol):
@@ -69,13 +75,37 @@ class Owner:
 
         A claim is read half written only where a file system has no hard links.
         """
-        with contextlib.suppress(ValueError, TypeError):
-            return cls(**json.loads(text))
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            owner = cls(**json.loads(text))
+            if owner._is_sound():
+                return owner
         try:
             user = pwd.getpwuid(status.st_uid).pw_name
         except KeyError:
             user = f"user {status.st_uid}"
-        return cls(f"inode{status.st_ino}", user, "an unknown machine", _utc(status.st_ctime))
+        return Unknown(f"inode{status.st_ino}", user, "an unknown machine", _utc(status.st_ctime))
+
+    def _is_sound(self) -> bool:
+        """Return whether all is as ``this_process`` makes it; the token becomes part of a path."""
+        values = asdict(self)
+        if type(values.pop("pid")) is not int or not 0 <= self.pid < 1 << 31:
+            return False
+        if not all(isinstance(v, str) and len(v) <= _LONGEST for v in values.values()):
+            return False
+        if not all(map(is_printable, values.values())):
+            return False
+        return bool(_TOKEN.fullmatch(self.token) and _NUMBER.fullmatch(f"{self.started}{self.job}"))
+
+
+@dataclass(frozen=True)
+class Unknown(Owner):
+    """Whoever made a claim that does not tell: empty, damaged, or not for others to read.
+
+    Who lives touches even that. So a short silence is enough.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.user} on {self.host} since {self.since} (the claim itself cannot be read)"
 
 
 def this_process(token: str) -> Owner:
@@ -84,18 +114,24 @@ def this_process(token: str) -> Owner:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = f"user {os.getuid()}"
+    job = os.environ.get("SLURM_JOB_ID", "")
     return Owner(
         token=token,
-        user=user,
-        host=platform.node(),
+        user=_plain(user),
+        host=_plain(platform.node()),
         since=_utc(time.time()),
         boot=_boot(),
         namespace=_namespace(),
         pid=os.getpid(),
         started=started(os.getpid()),
-        cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
-        job=os.environ.get("SLURM_JOB_ID", ""),
+        cluster=_plain(os.environ.get("SLURM_CLUSTER_NAME", "")),
+        job=job if _NUMBER.fullmatch(job) else "",
     )
+
+
+def _plain(text: str) -> str:
+    """Return a text as a claim may hold it, so that others take it for one."""
+    return printable(text)[:_LONGEST]
 
 
 def is_dead(owner: Owner, age: float, times: Times, watched: float = float("inf")) -> bool:
@@ -108,6 +144,8 @@ def is_dead(owner: Owner, age: float, times: Times, watched: float = float("inf"
         watched: Seconds in which this process itself saw no sign of life. A shared file system
             that hung lets claims look old although their owners live.
     """
+    if isinstance(owner, Unknown):
+        return min(age, watched) > times.late
     if owner.boot and (owner.boot, owner.namespace) == (_boot(), _namespace()):
         return started(owner.pid) != owner.started
     if age > times.late and owner.job and _left_slurm(owner):

@@ -28,17 +28,18 @@ def claim_path(results: str | os.PathLike[str]) -> Path:
     return Path(results) / "run"
 
 
-def begin(results: str | os.PathLike[str]) -> None:
+def begin(results: str | os.PathLike[str], say: claims.Say | None = None) -> None:
     """Make this process the one run on a results folder, until it ends.
 
     Args:
         results: The folder.
+        say: Takes a line where it watches whether another run still lives.
 
     Raises:
         UserError: If another run is at it: who, where, since when.
     """
     try:
-        claims.hold(claim_path(results), wait=False)
+        claims.hold(claim_path(results), say=say, wait=False)
     except claims.HeldError as held:
         raise UserError(
             f"{held.owner} is running shardmerge on this folder",
@@ -54,7 +55,7 @@ def begin(results: str | os.PathLike[str]) -> None:
 def is_replaced() -> bool:
     """Return whether this job's run was replaced by a later one, which makes its outputs anew."""
     mine = os.environ.get(VARIABLE)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         return mine is not None and _RUN.read_text(encoding="utf-8").strip() != mine
     return False
 

@@ -25,6 +25,8 @@ from shardmerge.tokenizer.locking import complete, lacking
 
 #: What to do about a model that the Hub does not give.
 _HAVE = "A folder that has the model already is named under `sources` in the configuration."
+#: Two of them and a type make the name of a folder.
+_LONGEST_SLUG = 100
 Say = Callable[[str], None]
 T = TypeVar("T")
 
@@ -230,7 +232,7 @@ def lock_text(lock: Lock) -> str:
 
 
 def slug(reference: str) -> str:
-    """Return a reference as a folder name; different references give different names."""
+    """Return a reference as a folder name of at most 100 bytes; different ones differ in it."""
     name = reference.strip("./").replace("/", "--")
     plain = re.sub(r"[^\w.+@-]+", "-", name)
     long = too_long(plain)

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,12 +22,27 @@ from shardmerge import claims, owner
 from shardmerge.claims import HeldError, Patience, claimed
 from shardmerge.errors import UserError
 from shardmerge.files import atomic_path, write_text
+from shardmerge.printable import is_printable
 
 QUICK = Patience(beat=0.02, late=0.2, stale=0.4, poll=0.01)
 SCRIPTS = Path(claims.__file__).parents[1]
 
 #: As quick, for an owner who lives: who touches may come late on a loaded machine.
 LENIENT = Patience(beat=0.02, late=1.0, stale=1.5, poll=0.01)
+
+#: What no owner wrote, or not to its end.
+UNREADABLE = (
+    b"",
+    b"\xff\xfe\x00",
+    b"{",
+    b"[" * 100_000,
+    b'{"token": "../../x", "user": "u", "host": "h", "since": "s"}',
+    b'{"token": "t", "user": "\\u001b[2J", "host": "h", "since": "s"}',
+    b'{"token": "t", "user": "u", "host": "h", "since": "s", "pid": "1"}',
+    b'{"token": "t", "user": "u", "host": "h", "since": "s", "job": "--help"}',
+    b'{"token": ["t"], "user": "u", "host": "h", "since": "s"}',
+    b"3",
+)
 
 #: Holds the claim on argv[1] and says so; waits for its stdin to close.
 HOLDER = (
@@ -316,6 +332,100 @@ class TestFileSystems:
         assert "on an unknown machine" in str(claims.holder(target))
         os.utime(path_of(target), (1, 1))
         assert claims.holder(target, QUICK) is None
+
+    @pytest.mark.parametrize("text", UNREADABLE)
+    def test_a_claim_that_cannot_be_read(self, target: Path, text: bytes) -> None:
+        """Its owner counts as alive for a short while, then the next process takes it over."""
+        target.parent.mkdir()
+        path_of(target).write_bytes(text)
+        said: list[str] = []
+        assert "cannot be read" in str(claims.holder(target))
+        with pytest.raises(HeldError, match="cannot be read"), claimed(target, wait=False):
+            pass
+        begin = time.monotonic()
+        with claimed(target, said.append, QUICK) as claim:
+            claim.confirm()
+        assert time.monotonic() - begin < 3
+        assert "cannot be read" in said[0]
+        assert list(target.parent.iterdir()) == []
+
+    @pytest.mark.parametrize("text", UNREADABLE)
+    def test_an_old_one_is_told_of_by_nobody(self, target: Path, text: bytes) -> None:
+        target.parent.mkdir()
+        path_of(target).write_bytes(text)
+        os.utime(path_of(target), (time.time() - 61,) * 2)
+        assert claims.holder(target) is None
+
+    def test_an_owner_who_touches_one_lives(self, target: Path) -> None:
+        """As where others may not read its claim, or where the file system damaged it."""
+        target.parent.mkdir()
+        path_of(target).write_bytes(b"")
+        stop = threading.Event()
+        thread = keep_touching(target, stop)
+        try:
+            time.sleep(1.5 * LENIENT.late)
+            assert claims.holder(target, LENIENT) is not None
+            with pytest.raises(HeldError), claimed(target, patience=LENIENT, wait=False):
+                pass
+        finally:
+            stop.set()
+            thread.join()
+
+    @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+    def test_no_plain_file(self, target: Path, kind: str) -> None:
+        target.parent.mkdir()
+        path = path_of(target)
+        if kind == "link":
+            path.symlink_to("nowhere")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        assert "cannot be read" in str(claims.holder(target))
+        if kind == "folder":
+            with pytest.raises(UserError, match="cannot be written"), claimed(target, None, QUICK):
+                pass
+        else:
+            with claimed(target, None, QUICK) as claim:
+                claim.confirm()
+
+    def test_damage_at_random(self, target: Path) -> None:
+        """Whatever a claim holds, its owner can be told in one line."""
+        elsewhere(target)
+        whole = path_of(target).read_bytes()
+        rng = random.Random(1)
+        for _ in range(300):
+            at, length = rng.randrange(len(whole)), rng.choice((0, 1, 1, 5, 50))
+            new = rng.choice(
+                (b"", b"\xff", b"\x1b[2J", b"\\u202e", b"9" * 9, b"../", b"null", b"{")
+            )
+            path_of(target).write_bytes(whole[:at] + new + whole[at + length :])
+            told = claims.holder(target)
+            assert told is not None
+            assert is_printable(str(told))
+            assert "/" not in told.token
+
+    def test_odd_names_of_this_process(self, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOGNAME", "\x1b[2J" * 200)
+        monkeypatch.setenv("SLURM_JOB_ID", "--help")
+        with claimed(target) as claim:
+            claim.confirm()
+
+    def test_a_silent_owner_elsewhere_makes_way(self, target: Path) -> None:
+        """Who does not wait for others still watches one who may be dead, and takes over."""
+        elsewhere(target, age=10)
+        said: list[str] = []
+        with claimed(target, said.append, QUICK, wait=False) as claim:
+            claim.confirm()
+        assert "no sign of life" in said[0]
+
+    def test_a_silent_owner_who_stirs_does_not(self, target: Path) -> None:
+        elsewhere(target, age=10)
+        timer = threading.Timer(0.3, os.utime, [path_of(target)])
+        timer.start()
+        with pytest.raises(HeldError), claimed(target, patience=LENIENT, wait=False):
+            pass
+        timer.join()
 
     @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
     def test_a_folder_that_is_not_ours(self, tmp_path: Path) -> None:

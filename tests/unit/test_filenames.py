@@ -22,12 +22,13 @@ from shardmerge.local import Identities, lock_folder
 from shardmerge.printable import is_printable, printable, printable_lines
 from shardmerge.references import parse_reference
 from shardmerge.report.terminal import Terminal
+from shardmerge.sources import slug
 from shardmerge.unfinished import part_path
 
 GOOD = (
     *("model.safetensors", "a/b/c.json", "with blank.json", " x", "it's.json", "$(touch x).json"),
     *("a;b&c|d.json", "é中.json", "a" * 200, "/".join(["a" * 99] * 10), "x-y", "..a", "a..", "~"),
-    *("*?[x].json", "`x`", '"x"', "a:b" * 0 + "x/a:b", "x" + "\u00a0" + "y"),
+    *("*?[x].json", "`x`", '"x"', "x/a:b", "x" + "\u00a0" + "y"),
 )
 BAD = (
     *("", "/x", "x/", "a//b", ".", "./x", "../x", "a/../b", "a\\b", "C:x", "C:/x", "-x", "a/-x"),
@@ -116,6 +117,14 @@ class TestRepositories:
     def test_refused(self, name: str) -> None:
         assert not is_repo(name)
 
+    def test_folders_of_long_references(self) -> None:
+        long = [f"{'é' * 200}/{end}" for end in "ab"]
+        for name in (*long, "/" + "x/" * 400, "o/" + "m" * 96, "a--b" * 50):
+            assert len(slug(name).encode()) <= 100
+        assert slug(long[0]) != slug(long[1])
+        assert slug("o/" + "m" * 96) == "o--" + "m" * 96
+        assert slug("o/m") == "o--m"
+
     def test_commits(self) -> None:
         assert is_commit("0123456789abcdef" * 2 + "01234567")
         for other in ("main", "A" * 40, "0" * 39, "0" * 41, "0" * 40 + "\n", None, 3):
@@ -148,6 +157,7 @@ class TestTerminal:
         error = UserError("\x1b[2J\nerror: all is well", "\u202ename", "\ud800 hint\r")
         message, hint = str(error).split("\n")
         assert is_printable(message) and is_printable(hint)
+        assert str(UserError("two tasks failed\n  a: x\n  b: y\rz")).count("\n  ") == 2
         assert error.message.startswith("\x1b")  # as it was, for who asks
 
     def test_lines(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,5 +204,5 @@ class TestIndex:
         tensor = next(iter(index["weight_map"]))
         index["weight_map"][tensor] = "x\u202e.safetensors"
         path.write_text(json.dumps(index))
-        with pytest.raises(UserError, match=rf"{INDEX}.*u202e"):
+        with pytest.raises(UserError, match=rf"{INDEX}:\d+: .*u202e"):
             lock_folder(tmp_path / "m", "m", Identities(tmp_path / "cache"))

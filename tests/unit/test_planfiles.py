@@ -157,6 +157,33 @@ class TestDamage:
             plan()
 
 
+class TestIdentities:
+    """`.shardmerge/identities.json`: what of it is damaged is read from the files again."""
+
+    ROWS = (None, 3, [], [1, 2], [1, 2, 3, None, None], [1, 2, 3, "x", None], [[], {}, "a", 1, 2])
+
+    @pytest.mark.parametrize("row", [*ROWS, "right"])
+    def test_odd_rows(self, row: Any) -> None:
+        made = plan()
+        path = planfiles.CACHE / "identities.json"
+        text = path.read_text()
+        whole = unseal(text, path.stem, "")
+        rows = {key: known if row == "right" else row for key, known in whole.items()}
+        path.write_text(seal(rows, path.stem))
+        assert plan() == made
+        assert path.read_text() == text
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    def test_damage(self, damage: Callable[[bytes, random.Random], bytes]) -> None:
+        made = plan()
+        path = planfiles.CACHE / "identities.json"
+        whole = path.read_bytes()
+        for seed in range(4):
+            path.write_bytes(damage(whole, random.Random(seed)))
+            assert plan() == made
+            assert path.read_bytes() == whole
+
+
 class TestSeal:
     def test_round_trip_keeps_order_and_text(self) -> None:
         value = {"b": [1.5, None], "a": "\ud800 é \u202e"}
