@@ -7,12 +7,14 @@ inputs.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
+from shardmerge.errors import UserError
+from shardmerge.files import load_json
 from shardmerge.plan import Plan, ShardJob, beside
 
 
@@ -98,11 +100,9 @@ class Built:
         if self._forced():
             return False
         if (path, output) not in self._found:
-            try:
-                with open(path, encoding="utf-8") as file:
-                    says = json.load(file).get("spec")
-            except (OSError, ValueError):
-                says = None
+            says = None
+            with contextlib.suppress(UserError):  # not there, or damaged: made anew
+                says = load_json(path).get("spec")
             self._found[path, output] = says == self._jobs[output].digest
         return self._found[path, output]
 

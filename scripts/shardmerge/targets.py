@@ -83,12 +83,19 @@ class Targets:
 
     def hashes(self, name: str) -> list[str]:
         """Return what jobs find of a build's large local files, if these are to be hashed."""
+        return [f"{HASHES}/{key}.json" for key in self._hashed(name)]
+
+    def stamps(self, name: str) -> list[list[int] | None]:
+        """Return the stamps of the same files."""
+        return [self.stamp(key) for key in self._hashed(name)]
+
+    def _hashed(self, name: str) -> list[str]:
         if self.settings["sources_check"] != "full":
             return []
         jobs = self.plan.builds[name].shards
         jobs += tuple(j for j in self.plan.deltas if any(j.output in job.deltas for job in jobs))
-        read = dict.fromkeys(path for job in jobs for path in job.sources)
-        return [f"{HASHES}/{key}.json" for key, (path, _) in self.large.items() if path in read]
+        read = {path for job in jobs for path in job.sources}
+        return [key for key, (path, _) in self.large.items() if path in read]
 
     @cached_property
     def large(self) -> Mapping[str, tuple[str, str]]:

@@ -20,12 +20,14 @@ from test_recompute_shards import LARGE, MERGED, flip
 from test_verify import verify
 
 from shardmerge import expression as ex
+from shardmerge.built import Built
 from shardmerge.engine import build_shard
 from shardmerge.errors import UserError
 from shardmerge.headers import read_header
 from shardmerge.methods import stepwise
-from shardmerge.package import load_records
+from shardmerge.package import checksums, load_records
 from shardmerge.planning import load_plan
+from shardmerge.provenance import make_provenance
 from shardmerge.records import load_record, record_of, recorded_tensors
 from shardmerge.samples import sample_runs
 from shardmerge.settings import load_settings
@@ -58,10 +60,14 @@ def outside_the_sample(path: Path) -> int:
     return entry.begin + 2 * element
 
 
-def delta_jobs():
+def load_plan_of():
     sources = {name: f"models/{name}" for name in ("lab/base", "lab/tuned", "lab/long")}
     settings = {"recipes": ["recipe.yaml"], "sources": sources, "deltas": "store"}
-    return load_plan(load_settings(settings), say=lambda line: None).deltas
+    return load_plan(load_settings(settings), say=lambda line: None)
+
+
+def delta_jobs():
+    return load_plan_of().deltas
 
 
 class TestWitness:
@@ -195,6 +201,30 @@ class TestRecords:
 
     def test_what_jobs_write(self, built):
         assert all(load_records(built.records()).values())
+
+
+class TestPackage:
+    def test_checksums_and_provenance_tell_the_same(self, built):
+        records, files = (
+            load_records(built.records()),
+            [built.folder / n for n in built.build.files],
+        )
+        path = built.folder / "provenance.json"
+        build = built.build.digest
+        found = make_provenance(build, built.description, records, {}, built.folder, files)
+        path.write_text(json.dumps(found))
+        assert "provenance.json" in checksums(built.folder, [*files, path], records)
+        (built.folder / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=r"config\.json: provenance\.json tells another"):
+            checksums(built.folder, [*files, path], records)
+
+    @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000])
+    def test_damaged_notes_of_a_job_count_as_none(self, built, text):
+        plan = load_plan_of()
+        job = plan.shards[0]
+        state = Built(plan, keep_sources=False, keep_deltas=False)
+        record_of(job.output).write_text(text)
+        assert state.to_make(job) == job
 
 
 class TestSources:
