@@ -118,12 +118,18 @@ class Targets:
         return [f"{self.results}/{name}/model/{file}" for file in names]
 
     def models(self) -> list[str]:
-        """Return what shows that every model is built, verified and summed up."""
-        return [
-            f"{self.results}/{name}/{file}"
-            for name in self.plan.builds
-            for file in (f"model/{CHECKSUMS}", "verify.json")
-        ]
+        """Return what shows that every model is built, verified and summed up.
+
+        What that follows from is among it, since Snakemake makes nothing anew that was deleted
+        below what is up to date.
+        """
+        return [file for name in self.plan.builds for file in self._model(name)]
+
+    def _model(self, name: str) -> list[str]:
+        made = [*self.shards(name), *self.per_shard(name, "records")]
+        checked = [*self.per_shard(name, "checks"), *self.per_delta(name, "checks")]
+        last = [f"{self.results}/{name}/{file}" for file in (f"model/{CHECKSUMS}", "verify.json")]
+        return list(dict.fromkeys([*made, *checked, *self.hashes(name), *last]))
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
