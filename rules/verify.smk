@@ -74,6 +74,8 @@ rule verify_model:
         ),
     params:
         build=lambda w: build(w).digest,
+        # so that hashes are asked for as soon as they are wanted, and again if a file was edited
+        stamps=lambda w: TARGETS.stamps(w.name),
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
         inputs=lambda w, input: listed(
             checks=input.checks,

@@ -7,6 +7,7 @@ inputs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,10 +100,9 @@ class Built:
         if self._forced():
             return False
         if (path, output) not in self._found:
-            try:
+            says = None
+            with contextlib.suppress(UserError):  # not there, or damaged: made anew
                 says = load_json(path).get("spec")
-            except UserError:
-                says = None
             self._found[path, output] = says == self._jobs[output].digest
         return self._found[path, output]
 

@@ -17,7 +17,7 @@ from shardmerge.contents import (
 )
 from shardmerge.errors import UserError
 from shardmerge.filenames import safe_name
-from shardmerge.files import load_json
+from shardmerge.files import load_json, parse_object, read_text
 from shardmerge.headers import read_header
 from shardmerge.identities import Identities
 from shardmerge.lock import LockedSource

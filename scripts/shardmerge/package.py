@@ -13,6 +13,8 @@ from shardmerge.files import sha256_of
 from shardmerge.planfiles import load_description as load_description
 from shardmerge.records import load_record
 
+PROVENANCE = "provenance.json"
+
 
 def make_index(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return the index of a build's shards: bytes of all tensors, and each tensor's file."""
@@ -52,18 +54,35 @@ def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping
 
     Args:
         folder: The model's, which the names are relative to.
-        files: Files in it, hashed here unless a record tells their hash.
+        files: Files in it, hashed here unless a record tells their hash; provenance.json among
+            them must tell the same hashes.
         records: The shards' records, by name.
 
     Raises:
-        UserError: If a file lies elsewhere or cannot be read.
+        UserError: If a file lies elsewhere, cannot be read, or is not the one of provenance.json.
     """
     sums = {name: record["sha256"] for name, record in records.items()}
     for path in map(Path, files):
         name = name_within(path, folder)
         if name not in sums:
             sums[name] = sha256_of(path)
+    if PROVENANCE in sums:
+        _compare_with_provenance(sums, folder / PROVENANCE)
     return "".join(_checksum_line(name, sums[name]) for name in sorted(sums))
+
+
+def _compare_with_provenance(sums: Mapping[str, str], path: Path) -> None:
+    outputs = load_json(path).get("outputs")
+    rows = outputs if isinstance(outputs, dict) else {}
+    told = {name: row.get("sha256") for name, row in rows.items() if isinstance(row, dict)}
+    for name in sorted({*sums, *told} - {PROVENANCE}):
+        if sums.get(name) != told.get(name):
+            raise UserError(
+                f"{path.name} tells another SHA-256 of it ({told.get(name)}) than it has "
+                f"({sums.get(name)})",
+                str(path.parent / name),
+                f"It changed meanwhile: delete {str(path)!r} and run the workflow again.",
+            )
 
 
 def name_within(path: Path, folder: Path) -> str:

@@ -85,12 +85,19 @@ class Targets:
 
     def hashes(self, name: str) -> list[str]:
         """Return what jobs find of a build's large local files, if these are to be hashed."""
+        return [f"{HASHES}/{key}.json" for key in self._hashed(name)]
+
+    def stamps(self, name: str) -> list[list[int] | None]:
+        """Return the stamps of the same files."""
+        return [self.stamp(key) for key in self._hashed(name)]
+
+    def _hashed(self, name: str) -> list[str]:
         if self.settings["sources_check"] != "full":
             return []
         jobs = self.plan.builds[name].shards
         jobs += tuple(j for j in self.plan.deltas if any(j.output in job.deltas for job in jobs))
-        read = dict.fromkeys(path for job in jobs for path in job.sources)
-        return [f"{HASHES}/{key}.json" for key, (path, _) in self.large.items() if path in read]
+        read = {path for job in jobs for path in job.sources}
+        return [key for key, (path, _) in self.large.items() if path in read]
 
     @cached_property
     def large(self) -> Mapping[str, tuple[str, str]]:
@@ -113,12 +120,18 @@ class Targets:
         return [f"{self.results}/{name}/model/{file}" for file in names]
 
     def models(self) -> list[str]:
-        """Return what shows that every model is built, verified and summed up."""
-        return [
-            f"{self.results}/{name}/{file}"
-            for name in self.plan.builds
-            for file in (f"model/{CHECKSUMS}", "verify.json")
-        ]
+        """Return what shows that every model is built, verified and summed up.
+
+        What that follows from is among it, since Snakemake makes nothing anew that was deleted
+        below what is up to date.
+        """
+        return [file for name in self.plan.builds for file in self._model(name)]
+
+    def _model(self, name: str) -> list[str]:
+        made = [*self.shards(name), *self.per_shard(name, "records")]
+        checked = [*self.per_shard(name, "checks"), *self.per_delta(name, "checks")]
+        last = [f"{self.results}/{name}/{file}" for file in (f"model/{CHECKSUMS}", "verify.json")]
+        return list(dict.fromkeys([*made, *checked, *self.hashes(name), *last]))
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""

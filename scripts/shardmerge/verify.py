@@ -145,14 +145,16 @@ def _check_index(description: Mapping[str, Any], folder: Path) -> None:
     if not path.exists():
         raise UserError("is missing", str(path))
     wanted, found = make_index(description), load_json(path)
-    total, size = found.get("metadata", {}).get("total_size"), wanted["metadata"]["total_size"]
+    metadata, places = (found.get(key) for key in ("metadata", "weight_map"))
+    if not (isinstance(metadata, dict) and isinstance(places, dict)):
+        raise UserError("is no index of weight files", str(path), _AGAIN)
+    total, size = metadata.get("total_size"), wanted["metadata"]["total_size"]
     if total != size:
         raise UserError(
             f"has total_size {total}, but the tensors have {size} bytes",
             str(path),
             _AGAIN,
         )
-    places = found.get("weight_map", {})
     for name in [*wanted["weight_map"], *places]:
         if places.get(name) != wanted["weight_map"].get(name):
             raise UserError(
