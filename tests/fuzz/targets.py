@@ -23,7 +23,7 @@ from shardmerge.config_text import output_config
 from shardmerge.contents import parse_weight_map, tensor_table, weight_files
 from shardmerge.expression_json import to_json
 from shardmerge.files import parse_object
-from shardmerge.headers import header_length, parse_header, read_header, write_header
+from shardmerge.headers import Header, header_length, parse_header, read_header, write_header
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
 from shardmerge.models import Entry
 from shardmerge.package import make_index
@@ -102,16 +102,14 @@ def _indexes() -> list[bytes]:
 @_target("index", mutate_json, _indexes)
 def _index(data: bytes) -> None:
     weight_map = parse_weight_map(parse_object(data, "x"), "x")
-    names = sorted({*weight_map.values()})
-    weight_files([*names[:1], "config.json", "model.safetensors.index.json"], weight_map, "x")
-    headers = {path.name: _demo_header(path) for path in sorted(DEMO.glob("stranger-tiny/*.saf*"))}
-    if set(weight_map.values()) <= set(headers):
-        tensor_table(headers, weight_map, "x")
+    headers = _demo_headers()
+    weight_files([*headers, "config.json", "model.safetensors.index.json"], weight_map, "x")
+    tensor_table(headers, weight_map, "x")
 
 
 @cache
-def _demo_header(path: Path) -> Any:
-    return read_header(path)
+def _demo_headers() -> dict[str, Header]:
+    return {path.name: read_header(path) for path in sorted(DEMO.glob("stranger-tiny/*.saf*"))}
 
 
 # --- configurations of models ----------------------------------------------------------------
