@@ -109,7 +109,9 @@ def _index(data: bytes) -> None:
 
 @cache
 def _demo_headers() -> dict[str, Header]:
-    return {path.name: read_header(path) for path in sorted(DEMO.glob("stranger-tiny/*.saf*"))}
+    return {
+        path.name: read_header(path) for path in sorted(DEMO.glob("stranger-tiny/*.safetensors"))
+    }
 
 
 # --- configurations of models ----------------------------------------------------------------
@@ -219,7 +221,7 @@ def _tokenizer_config(data: bytes) -> None:
     for table in ("tokenizer.json", "vocab.json"):
         files = {table: _bpe() if table == "tokenizer.json" else b'{"a": 0, "b": 1}'}
         _read_tokenizer(files | {"tokenizer_config.json": data})
-        _read_tokenizer(files | {"special_tokens_map.json": data, "added_tokens.json": data})
+        _read_tokenizer(files | {"special_tokens_map.json": data, "added_tokens.json": b'{"q": 7}'})
 
 
 @_target(
