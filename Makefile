@@ -1,14 +1,16 @@
 # make demo   build the demo model, benchmark it, show the table
 # make test   everything that is checked before a change goes in
+# make fuzz   feed mutated files to all that reads them, for FUZZ_SECONDS (600)
 # make bench  measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
 VENV := .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 CORES ?= all
+FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-test demo test test-all lint format demo-models bench docs clean
+.PHONY: help env env-test demo test test-all fuzz lint format demo-models bench docs clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -59,6 +61,9 @@ test: lint
 test-all: lint
 	pytest -m "not gpu and not slurm" -n 2 --dist worksteal tests
 	pytest -m slurm tests
+
+fuzz: env-test
+	PYTHONPATH=scripts:tests python -m fuzz --seconds $(FUZZ_SECONDS)
 
 demo-models: env
 	python scripts/train_demo_models.py --output $(or $(OUTPUT),demo-models)

@@ -25,9 +25,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, where: str | None = None, hint: str | None = None) -> None:
-        self.message = message
-        self.where = where
-        self.hint = hint
+        self.message = _cut(message)
+        self.where = where and _cut(where)
+        self.hint = hint and _cut(hint)
         super().__init__(str(self))
 
     def at(self, where: str) -> UserError:
@@ -41,9 +41,12 @@ class UserError(Exception):
         return _FURTHER.join(map(printable, text.split(_FURTHER)))
 
 
-def shortened(value: object, most: int = 200) -> str:
+def shortened(value: object) -> str:
     """Return a value as Python writes it, without its middle if it is longer than a line or two."""
-    text = repr(value)
+    return _cut(repr(value), 200)
+
+
+def _cut(text: str, most: int = 2000) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardmerge.dtypes import tensor_bytes
 from shardmerge.errors import UserError
-from shardmerge.files import sha256_of
+from shardmerge.files import load_json, sha256_of
 from shardmerge.planfiles import load_description as load_description
 from shardmerge.records import load_record
 

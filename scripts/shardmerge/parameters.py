@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +130,13 @@ def convert(value: Scalar, parameter: Parameter, where: str) -> Any:
             result = value
         else:
             result = float(value)
-            if not abs(result) <= _LARGEST:  # nor is NaN
+            if not math.isfinite(result):
                 raise wrong
+            if abs(result) > _LARGEST:
+                raise UserError(
+                    f"parameter {parameter.name!r} may be {_LARGEST:g} at most, not {value!r}",
+                    where,
+                )
             if parameter.type is int:
                 if result != int(result):
                     raise wrong

@@ -25,8 +25,6 @@ from shardmerge.tokenizer.locking import complete, lacking
 
 #: What to do about a model that the Hub does not give.
 _HAVE = "A folder that has the model already is named under `sources` in the configuration."
-#: Two of them and a type make the name of a folder.
-_LONGEST_SLUG = 100
 Say = Callable[[str], None]
 T = TypeVar("T")
 

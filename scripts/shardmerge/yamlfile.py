@@ -16,7 +16,7 @@ from shardmerge.findings import Finding
 #: Aliases can blow a small file up; no real recipe comes near this.
 MAX_NODES = 200_000
 #: Characters of a file.
-MAX_LENGTH = 1_000_000
+MAX_LENGTH = 500_000
 #: Characters of a number or another value that is not a text.
 _MAX_SCALAR = 100
 _TAGS = "tag:yaml.org,2002:"

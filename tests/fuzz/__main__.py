@@ -12,6 +12,9 @@ from pathlib import Path
 from fuzz.running import Fault, Target, name_of, run_for
 from fuzz.targets import names, target
 
+#: Bytes of a case that are printed too: where a machine is gone after a run, files are.
+_SHOWN = 4000
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -63,6 +66,8 @@ def _report(results: list, output: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(fault.data)
         print(f"\n{place}\n  {path}\n{fault.trace}")
+        if len(fault.data) <= _SHOWN:
+            print(f"  {fault.data!r}")
     print(f"{total} cases, {len(faults)} places that fail")
     return 1 if faults else 0
 

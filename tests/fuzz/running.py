@@ -197,11 +197,12 @@ def run_for(targets: list[Target], seconds: float, seed: int, report: Report) ->
     end = time.monotonic() + seconds
     for number, target in enumerate(targets):
         share = (end - time.monotonic()) / (len(targets) - number)
-        begin, done, batch = time.monotonic(), 0, 50
+        begin, taken, done, batch = time.monotonic(), 0.0, 0, 20
         found: dict[str, Fault] = {}
-        while time.monotonic() - begin < share:
+        while not done or taken < share:
             for fault in run_cases(target, seed + done, batch):
                 found.setdefault(fault.place, fault)
             done += batch
-            batch = _BATCH
-        report(target, done, time.monotonic() - begin, list(found.values()))
+            taken = time.monotonic() - begin
+            batch = max(1, min(_BATCH, round(done / taken * (share - taken))))
+        report(target, done, taken, list(found.values()))

@@ -23,7 +23,7 @@ from shardmerge.config_text import output_config
 from shardmerge.contents import parse_weight_map, tensor_table, weight_files
 from shardmerge.expression_json import to_json
 from shardmerge.files import parse_object
-from shardmerge.headers import header_length, parse_header, read_header, write_header
+from shardmerge.headers import Header, header_length, parse_header, read_header, write_header
 from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
 from shardmerge.models import Entry
 from shardmerge.package import make_index
@@ -102,16 +102,16 @@ def _indexes() -> list[bytes]:
 @_target("index", mutate_json, _indexes)
 def _index(data: bytes) -> None:
     weight_map = parse_weight_map(parse_object(data, "x"), "x")
-    names = sorted({*weight_map.values()})
-    weight_files([*names[:1], "config.json", "model.safetensors.index.json"], weight_map, "x")
-    headers = {path.name: _demo_header(path) for path in sorted(DEMO.glob("stranger-tiny/*.saf*"))}
-    if set(weight_map.values()) <= set(headers):
-        tensor_table(headers, weight_map, "x")
+    headers = _demo_headers()
+    weight_files([*headers, "config.json", "model.safetensors.index.json"], weight_map, "x")
+    tensor_table(headers, weight_map, "x")
 
 
 @cache
-def _demo_header(path: Path) -> Any:
-    return read_header(path)
+def _demo_headers() -> dict[str, Header]:
+    return {
+        path.name: read_header(path) for path in sorted(DEMO.glob("stranger-tiny/*.safetensors"))
+    }
 
 
 # --- configurations of models ----------------------------------------------------------------
@@ -221,7 +221,7 @@ def _tokenizer_config(data: bytes) -> None:
     for table in ("tokenizer.json", "vocab.json"):
         files = {table: _bpe() if table == "tokenizer.json" else b'{"a": 0, "b": 1}'}
         _read_tokenizer(files | {"tokenizer_config.json": data})
-        _read_tokenizer(files | {"special_tokens_map.json": data, "added_tokens.json": data})
+        _read_tokenizer(files | {"special_tokens_map.json": data, "added_tokens.json": b'{"q": 7}'})
 
 
 @_target(
