@@ -67,7 +67,7 @@ BUILT = Built(
 )
 
 
-# What does not change a result is kept out of params: commands name it as it stands here.
+# These change no result: rules give them by a param that makes nothing run again (see `listed`).
 MERGE_OPTIONS = [f"--device={SETTINGS['device']}", f"--link={SETTINGS['link']}"]
 shell.prefix(
     # A deployed environment has its own python; else it is the one that runs Snakemake.

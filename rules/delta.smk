@@ -27,10 +27,11 @@ rule store_delta:
     params:
         spec=lambda w: delta_job(w).digest,
         inputs=lambda w, input: listed(sources=input.sources),
+        options=lambda w, input: MERGE_OPTIONS,
     shell:
         'python "$SCRIPTS"/merge.py --spec={params.spec:q} --inputs={params.inputs:q}'
         " --output={output.shard:q} --record={output.record:q} --threads={threads}"
-        " {MERGE_OPTIONS:q} > {log:q} 2>&1"
+        " {params.options:q} > {log:q} 2>&1"
 
 
 rule check_delta:

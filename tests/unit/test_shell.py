@@ -28,7 +28,7 @@ RULES = re.findall(
     re.MULTILINE,
 )
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
-WORDS = {"MERGE_OPTIONS", "params.options", "params.source", "params.visibility"}
+WORDS = {"params.options", "params.source", "params.visibility"}
 HOSTILE = [
     f"-{NAME}<>(){{a}} {{{{b}}}}\\",
     "~",
