@@ -204,7 +204,7 @@ class TestDeltas:
         ]
         document = {"name": "out", "merge_method": "task_arithmetic", "base_model": "a"}
         document |= {"slices": pieces, "dtype": "float16"}
-        stored, fused = plan(document, deltas="store"), plan(document, deltas="fuse")
+        fused, stored = plan(document, deltas="fuse"), plan(document, deltas="store")
         jobs = [[j.digest for j in p.builds["out"].shards] for p in (stored, fused)]
         assert jobs[0] == jobs[1] and stored.deltas and not fused.deltas
         # layer 2 is in both slices and stored once
