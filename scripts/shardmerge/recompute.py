@@ -23,8 +23,8 @@ import numpy as np
 
 from shardmerge import expression as ex
 from shardmerge.checkmemory import WHOLE
-from shardmerge.dtypes import DTYPES, combine_dtype
-from shardmerge.engine.algebra import stated_dtype
+from shardmerge.dtypes import DTYPES
+from shardmerge.engine.algebra import combine, stated_dtype
 from shardmerge.estimates import (
     Estimate,
     difference,
@@ -103,7 +103,7 @@ class Recomputer:
         match node:
             case ex.Delta(finetuned, base, dtype):
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
-                return round_estimate(difference(*parts, _combine(node)), dtype)
+                return round_estimate(difference(*parts, combine(node)), dtype)
             case ex.Zero():
                 return Estimate(np.zeros(_count(runs)), np.zeros(_count(runs)))
             case ex.LowRank():
@@ -111,7 +111,7 @@ class Recomputer:
                 return product(node, *factors, positions(runs))
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
-                return total(parts, _combine(node))
+                return total(parts, combine(node))
             case ex.Cast(operand, dtype):
                 return round_estimate(self._float32(operand, runs), dtype)
             case ex.Call():
@@ -132,16 +132,14 @@ class Recomputer:
     def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
         value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
         found = gathered(node, runs)
-        if not found.runs:
-            return Estimate(value, error)
-        part = self._float32(node.operand, found.runs)
+        part = self._float32(node.operand, found.runs or ((0, 0),))
         value[found.places] = part.value[found.chosen]
         error[found.places] = part.error[found.chosen]
         return replace(part, value=value, error=error)
 
     def _choice(self, node: ex.Choice, runs: Runs) -> Estimate:
         parts = [self._float32(operand, runs) for operand in node.operands]
-        code = _combine(node)
+        code = combine(node)
         value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
         for place, members in chosen_parts(node, runs):
             if not members:
@@ -164,7 +162,7 @@ class Recomputer:
 
         value, error = mean_of_rows(node.operand.shape, values)
         value, error = value[positions(runs)], error[positions(runs)]
-        return joined(value, rounded_error(value, error, _combine(node)), parts)
+        return joined(value, rounded_error(value, error, combine(node)), parts)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
         whole = self._is_whole(call)
@@ -172,7 +170,7 @@ class Recomputer:
         values = [one.value for one in inputs]
         exact = self._kernel(call, values, runs, whole, "F64")
         error = np.zeros_like(exact)
-        if (code := _combine(call)) != "F64":
+        if (code := combine(call)) != "F64":
             error = np.abs(self._kernel(call, values, runs, whole, code) - exact)
             error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
         error += half_ulp(code, np.float64(0))  # so that zeros may differ in sign
@@ -225,7 +223,7 @@ class Recomputer:
             case ex.LowRank():
                 return self._stated_product(node, runs)
             case ex.Linear(terms):
-                wide = getattr(_torch(), DTYPES[_combine(node)].name)
+                wide = getattr(_torch(), DTYPES[combine(node)].name)
                 return sum(c * self._stated(operand, runs).to(wide) for c, operand in terms)
             case ex.Call():
                 whole = self._is_whole(node)
@@ -277,11 +275,6 @@ class Recomputer:
 
 def _count(runs: Runs) -> int:
     return sum(count for _, count in runs)
-
-
-def _combine(node: ex.Expression) -> str:
-    typed = (ex.Source, ex.Delta, ex.LowRank, ex.Cast)
-    return combine_dtype([part.dtype for part in ex.walk(node) if isinstance(part, typed)])
 
 
 @cache
