@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shardmerge.document import parse_stage
-from shardmerge.errors import UserError, did_you_mean
+from shardmerge.errors import UserError, did_you_mean, shortened
 from shardmerge.files import read_text
 from shardmerge.findings import Finding
 from shardmerge.naming import folder_name, renamed
@@ -17,6 +18,10 @@ from shardmerge.yamlfile import Node, load_documents
 
 #: Documents that may read one the other in a chain.
 MAX_CHAIN = 32
+#: Bytes of a document's name, which stands in names of files and folders with more around it.
+MAX_NAME = 150
+#: Snakemake refuses to build what ends so, since a rule might go in circles.
+_PERIODIC = re.compile(r"(.+)\1{19,}$")
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,12 @@ def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
     for node, stage in documents:
         name = names[stage.name]
         given = node.value.get("name")
+        if len(name.encode()) > MAX_NAME or _PERIODIC.search(name):
+            raise (given or node).error(
+                f"the name {shortened(name)} is too long for a folder's, or one part is repeated "
+                "in it",
+                f"Give the document a `name` of its own, of at most {MAX_NAME} letters.",
+            )
         if other := stages.get(name):
             what = f"is named {name!r}" if given else "has no `name`"
             raise node.error(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
-from shardmerge.files import load_json, write_text
+from shardmerge.files import load_json, read_bytes, write_text
 from shardmerge.local import Identities, check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource
 from shardmerge.pickles import Conversion, find_conversion
@@ -188,7 +188,7 @@ class Sources:
     def _reader(locked: LockedSource, folder: Path | None, say: Say) -> Callable[[str], bytes]:
         """Return what reads a small file of a source that is locked."""
         if folder is not None:
-            return lambda name: (folder / name).read_bytes()
+            return lambda name: read_bytes(folder / name)
         from shardmerge import hub
 
         return lambda name: hub.read_file(locked, name, progress=say)
