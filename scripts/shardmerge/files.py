@@ -13,7 +13,7 @@ from typing import Any
 
 from shardmerge import claims, diskerrors
 from shardmerge.errors import UserError, misspelt
-from shardmerge.jsontext import parse_json
+from shardmerge.jsontext import MAX_BYTES, parse_json
 from shardmerge.unfinished import part_path, remove_parts
 
 #: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
@@ -121,6 +121,27 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
+def read_bytes(path: str | os.PathLike[str], most: int = MAX_BYTES) -> bytes:
+    """Return a small file's bytes.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        UserError: If it cannot be read or has more.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as error:  # the latter of a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot be read ({reason})", str(path)) from None
+    if len(data) > most:
+        raise UserError(f"has more than {most} bytes, more than any real one", str(path))
+    return data
+
+
 def will_need(fd: int, offset: int, length: int) -> None:
     """Tell the kernel, where it takes such advice, that a range of a file will be read soon."""
     if hasattr(os, "posix_fadvise"):
@@ -146,7 +167,7 @@ def load_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read or is not an object.
     """
-    return parse_object(read_text(path), str(path))
+    return parse_object(read_bytes(path), str(path))
 
 
 def parse_object(data: str | bytes, where: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from shardmerge.errors import UserError
 
-#: Bytes of a text; the largest tokenizers have half of that.
-MAX_BYTES = 100_000_000
+#: Bytes of a text; the largest tokenizers have a fifth of that.
+MAX_BYTES = 200_000_000
 #: Values in all, as the commas and brackets of the text tell.
-MAX_VALUES = 12_000_000
+MAX_VALUES = 8_000_000
 #: Lists and objects within each other.
 MAX_DEPTH = 200
 #: Digits of a whole number. ``model_max_length`` has 31 in many tokenizers.

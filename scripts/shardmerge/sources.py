@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shardmerge.changes import describe_changes
 from shardmerge.digest import digest
 from shardmerge.errors import UserError, misspelt
-from shardmerge.files import near_path, write_text
+from shardmerge.files import near_path, read_bytes, write_text
 from shardmerge.identities import Identities
 from shardmerge.local import check_folder, lock_adapter, lock_folder
 from shardmerge.lock import Lock, LockedSource, read_lock
@@ -203,7 +203,7 @@ class Sources:
     def _reader(locked: LockedSource, folder: Path | None, say: Say) -> Callable[[str], bytes]:
         """Return what reads a small file of a source that is locked."""
         if folder is not None:
-            return lambda name: (folder / name).read_bytes()
+            return lambda name: read_bytes(folder / name)
         from shardmerge import hub
 
         return lambda name: hub.read_file(locked, name, progress=say)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from fuzz.running import Target, run_cases
 from fuzz.targets import target
 from shardmerge.errors import UserError, did_you_mean, misspelt
+from shardmerge.files import load_json
+from shardmerge.hub.ambient import TIMEOUT, seconds
 from shardmerge.jsontext import parse_json
 from shardmerge.patterns import Patterns
 from shardmerge.settings import load_settings
@@ -72,7 +74,7 @@ class TestHeaders:
             (b"[" * 10**6, "not JSON"),
             (b'{"a":' * 150 + b"1" + b"}" * 150 + b"," * 9, "not JSON"),
             (b'{"a": {"dtype": "F32", "shape": [' + b"9" * 10**6 + b"]}}", "1000000 digits"),
-            (b'{"a": [' + b"0," * 13_000_000 + b"0]}", "more than 12000000 values"),
+            (b'{"a": [' + b"0," * 13_000_000 + b"0]}", "more than 8000000 values"),
             ('{"a\udc80": {}}'.encode(errors="surrogateescape"), "not UTF-8"),
             (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 0]}}', "whole numbers"),
         ],
@@ -275,6 +277,11 @@ class TestRecipes:
         text = f"merge_method: passthrough\nslices:\n{rows}"
         assert "more than 10000 layers" in said("plan", text.encode())
 
+    @pytest.mark.parametrize("name", ["ab" * 80, "x" * 25, "é" * 90, "a" + "bc" * 20])
+    def test_names_that_no_folder_has(self, name):
+        text = f"name: {name}\n" + linear("1").decode()
+        assert "too long for a folder" in said("plan", text.encode())
+
     def test_long(self):
         assert "a recipe may have 500000" in said("recipe", b"a: b\n" * 10**6)
 
@@ -294,6 +301,21 @@ class TestConfiguration:
         assert (
             load_settings({"recipes": ["a"], "max_shard_size": 5.0e9}).max_shard_size == 5 * 10**9
         )
+
+
+class TestFiles:
+    def test_larger_than_any(self, tmp_path):
+        path = tmp_path / "config.json"
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)  # of no blocks
+        with pytest.raises(UserError, match="more than any real one"):
+            load_json(path)
+
+    def test_time_of_the_hub_that_is_none(self, monkeypatch):
+        for text in ("abc", "-1", "1e9", "9" * 5000):
+            monkeypatch.setenv(TIMEOUT, text)
+            with pytest.raises(UserError, match="whole number of seconds"):
+                seconds(TIMEOUT)
 
 
 class TestMessages:
