@@ -200,7 +200,8 @@ def rows(logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
 
 def decode(logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
     """Return a range of rows as float32 [count, columns] (``Format.decode``)."""
-    return FORMATS[logical.format].decode(logical, blocks, first, count)
+    with np.errstate(all="ignore"):  # codes are a stranger's: infinities and NaN are values
+        return FORMATS[logical.format].decode(logical, blocks, first, count)
 
 
 def _announced(said: Announcement) -> Iterable[Format]:

@@ -51,21 +51,25 @@ class PackQuantized:
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
         """As ``Format.logical``."""
-        packed = [n for n in table if n.endswith("_packed") and table[n].dtype == "I32"]
-        return [self._one(table, name.removesuffix("_packed")) for name in sorted(packed)]
+        names = [n.removesuffix("_packed") for n in _packed(table)]
+        return [self._one(table, name, contents) for name in sorted(names)]
 
     def needed(self, table: Table) -> list[str]:
-        """Return no tensors: the words tell the columns, ``weight_shape`` is compared later."""
-        return []
+        """Return the ``weight_shape`` of tensors whose bits the other shapes leave open.
 
-    def _one(self, table: Table, name: str) -> LogicalTensor:
-        codes = part(table, name + "_packed", name, ("I32",), (2,))
-        scales = part(table, name + "_scale", name, FLOATS, (0, 1, 2))
+        Of all others, ``decode`` compares it.
+        """
+        bases = (n.removesuffix("_packed") for n in _packed(table))
+        shaped = [n for n in bases if n + "_shape" in table and n + "_scale" in table]
+        return sorted(n + "_shape" for n in shaped if len(self._fitting(*_grid(table, n))) > 1)
+
+    def _one(self, table: Table, name: str, contents: Mapping[str, bytes]) -> LogicalTensor:
+        codes, scales = _grid(table, name)
         filled(name, codes, scales)
         parts = {"codes": codes, "scales": scales}
-        scheme = self._scheme(table, name, codes, scales)
+        scheme = self._scheme(name, codes, scales, contents)
         columns = codes.shape[1] * 32 // scheme.bits
-        if not scheme.symmetric:
+        if not scheme.symmetric or name + "_zero_point" in table:
             parts["zeros"] = self._zeros(table, name, codes, scales, scheme)
         if name + "_g_idx" in table:
             parts["groups"] = part(table, name + "_g_idx", name, ("I32", "I64"), (1,))
@@ -79,26 +83,30 @@ class PackQuantized:
         shape = (codes.shape[0], columns)
         return LogicalTensor(name, shape, self.name, parts, settings, step=32)
 
-    def _scheme(self, table: Table, name: str, codes: PartRef, scales: PartRef) -> Scheme:
-        """Return the scheme that the shapes fit."""
-        stored = name + "_zero_point" in table
-        fitting = {
-            (s.bits, s.block): Scheme(s.kind, s.bits, s.block, s.symmetric and not stored)
-            for s in self.schemes
-            if _fits(s, codes, scales)
-        }
+    def _fitting(self, codes: PartRef, scales: PartRef) -> list[Scheme]:
+        """Return the schemes that the shapes fit, one of every width."""
+        fitting = [s for s in self.schemes if _fits(s, codes, scales)]
+        return list({(s.bits, s.block): s for s in fitting}.values())
+
+    def _scheme(
+        self, name: str, codes: PartRef, scales: PartRef, contents: Mapping[str, bytes]
+    ) -> Scheme:
+        """Return the only scheme that the shapes fit, and a stored shape where it was read."""
+        fitting = self._fitting(codes, scales)
+        if len(fitting) > 1:
+            columns = np.frombuffer(contents.get(name + "_shape", b"")[-8:].rjust(8, b"\0"), "<i8")
+            fitting = [s for s in fitting if codes.shape[1] * 32 // s.bits == columns[0]]
         if len(fitting) != 1:
-            many = "several groups" if fitting else "no group"
             raise UserError(
-                f"has packed weights that fit {many} of the config (`config_groups`)",
+                f"has packed weights that fit {len(fitting) or 'none'} of the groups of the config "
+                "(`config_groups`)",
                 f"tensor {name!r}",
             )
-        (scheme,) = fitting.values()
-        if scheme.bits not in _BITS:
+        if fitting[0].bits not in _BITS:
             raise UserError(
-                f"has codes of {scheme.bits} bits; only 2, 4 and 8 are read", f"tensor {name!r}"
+                f"has codes of {fitting[0].bits} bits; only 2, 4 and 8 are read", f"tensor {name!r}"
             )
-        return scheme
+        return fitting[0]
 
     def _zeros(
         self, table: Table, name: str, codes: PartRef, scales: PartRef, scheme: Scheme
@@ -149,6 +157,16 @@ class PackQuantized:
         codes = unpacked(blocks["codes"], bits)
         centred = codes - (zeros[:, group] if zeros.shape[1] > 1 else zeros)
         return centred.astype(np.float32) * scales[:, group]
+
+
+def _packed(table: Table) -> list[str]:
+    return [n for n in table if n.endswith("_packed") and table[n].dtype == "I32"]
+
+
+def _grid(table: Table, name: str) -> tuple[PartRef, PartRef]:
+    """Return codes and scales of a tensor."""
+    codes = part(table, name + "_packed", name, ("I32",), (2,))
+    return codes, part(table, name + "_scale", name, FLOATS, (0, 1, 2))
 
 
 def _fits(scheme: Scheme, codes: PartRef, scales: PartRef) -> bool:

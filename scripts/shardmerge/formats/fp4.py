@@ -94,11 +94,10 @@ class Fp4:
         codes = nibbles(blocks["codes"].reshape(count, -1))
         scales = as_float32(blocks["scales"], "F8_E8M0" if code == "U8" else code)
         scales = scales.reshape(count, -1)
-        with np.errstate(all="ignore"):
-            if "overall" in blocks:
-                overall = blocks["overall"].reshape(-1)[0]
-                scales = scales / overall if logical.parameter("divide") else scales * overall
-            return E2M1[codes] * scales[:, np.arange(logical.columns) // group]
+        if "overall" in blocks:
+            overall = blocks["overall"].reshape(-1)[0]
+            scales = scales / overall if logical.parameter("divide") else scales * overall
+        return E2M1[codes] * scales[:, np.arange(logical.columns) // group]
 
 
 def _overall(table: Table, name: str, suffix: str, codes: PartRef) -> PartRef:

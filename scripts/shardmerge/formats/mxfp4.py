@@ -71,9 +71,8 @@ class Mxfp4:
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
         _, begin, _ = matrix_rows(logical, first, count)
-        values = (
-            E2M1[nibbles(blocks["codes"][0])] * TABLES["F8_E8M0"][blocks["scales"][0]][..., None]
-        )
+        scales = TABLES["F8_E8M0"][blocks["scales"][0]][..., None]
+        values = E2M1[nibbles(blocks["codes"][0])] * scales
         skipped = begin % _GROUP
         return values.reshape(logical.columns, -1)[:, skipped : skipped + count].T.copy()
 

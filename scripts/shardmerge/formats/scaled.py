@@ -111,8 +111,7 @@ def scaled_decode(logical: LogicalTensor, blocks: Blocks, first: int, count: int
         zeros = as_float32(blocks["zeros"], parts["zeros"].dtype)
         values = values - spread(logical, zeros, first, count)
     code = "F8_E8M0" if parts["scales"].dtype == "U8" else parts["scales"].dtype
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values * spread(logical, as_float32(blocks["scales"], code), first, count)
+    return values * spread(logical, as_float32(blocks["scales"], code), first, count)
 
 
 class Scaled:
