@@ -231,7 +231,9 @@ def at(lead: Iterable[int]) -> Box:
     return tuple((n, n + 1) for n in lead)
 
 
-def part(table: Table, name: str, of: str, codes: Iterable[str], ranks: Iterable[int]) -> PartRef:
+def part(
+    table: Table, name: str, of: str, codes: tuple[str, ...], ranks: tuple[int, ...]
+) -> PartRef:
     """Return a stored tensor as a part, of one of the types and numbers of dimensions.
 
     Args:
@@ -247,7 +249,6 @@ def part(table: Table, name: str, of: str, codes: Iterable[str], ranks: Iterable
     entry = table.get(name)
     if entry is None:
         raise UserError(f"is quantised, but its part {name!r} is missing", f"tensor {of!r}")
-    codes, ranks = tuple(codes), tuple(ranks)
     if entry.dtype not in codes:
         raise UserError(
             f"has a part {name!r} of type {entry.dtype}, not {' or '.join(codes)}", f"tensor {of!r}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,21 +50,27 @@ def block_of(name: str, codes: PartRef, scales: PartRef, allowed: Iterable[Block
     """
     filled(name, codes, scales)
     allowed = tuple(allowed)
-    if scales.shape in ((), (1,)):
+    block = _fitting(codes.shape, scales.shape, allowed)
+    if block is None:
+        expected = (*codes.shape[:-2], *grid_shape(codes.shape, allowed[0]))
+        raise misfit(name, scales, expected, f"{codes.tensor!r}")
+    return block
+
+
+@lru_cache(maxsize=1024)  # a model has many tensors of few shapes
+def _fitting(
+    codes: tuple[int, ...], scales: tuple[int, ...], allowed: tuple[Block, ...]
+) -> Block | None:
+    """Return the first block that the shapes fit; all matrices may share their scales."""
+    if scales in ((), (1,)):
         return TENSOR
-    rank = max(2, len(codes.shape))
-    shape = scales.shape + (1,) * (rank - len(scales.shape))
-    lead = codes.shape[:-2]
+    lead = codes[:-2]
+    shape = scales + (1,) * (max(2, len(codes)) - len(scales))
     for block in allowed:
-        if shape in ((*lead, *grid_shape(codes.shape, block)), _single(lead, codes, block)):
+        grid = grid_shape(codes, block)
+        if shape in ((*lead, *grid), (*(1 for _ in lead), *grid)):
             return block
-    expected = (*lead, *grid_shape(codes.shape, allowed[0]))
-    raise misfit(name, scales, expected, f"{codes.tensor!r}")
-
-
-def _single(lead: tuple[int, ...], codes: PartRef, block: Block) -> tuple[int, ...]:
-    """Return the shape of scales that all matrices share."""
-    return (*(1 for _ in lead), *grid_shape(codes.shape, block))
+    return None
 
 
 def scale_box(logical: LogicalTensor, scales: PartRef, first: int, count: int) -> Box:
