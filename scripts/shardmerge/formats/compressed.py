@@ -1,10 +1,12 @@
 """compressed-tensors with whole numbers: packed codes of 2, 4 or 8 bits, and plain int8.
 
 ``pack-quantized``: ``weight_packed`` (I32 [rows, columns * bits / 32]), ``weight_scale``
-([rows, groups], [rows, 1] or [1]), ``weight_zero_point`` (I32, packed down the rows) unless
-symmetric, ``weight_g_idx`` (I32 [columns], the group of every column) with activation order,
-``weight_shape`` (I64 [2]). ``weight = (code - zero) * scale``, codes and zeros counted from
-``-2 ** (bits - 1)``. ``int-quantized``: ``weight`` (I8), ``weight_scale``, ``weight_zero_point``.
+([rows, groups], [rows, 1] or [1]), ``weight_zero_point`` unless symmetric (I32, packed down the
+rows, or I8 [rows, groups] of early versions), ``weight_g_idx`` (I32 [columns], the group of every
+column) with activation order, ``weight_shape`` (I64 [2]). ``weight = (code - zero) * scale``, codes
+and zeros counted from ``-2 ** (bits - 1)``.
+
+``int-quantized``: ``weight`` (I8), ``weight_scale``, ``weight_zero_point``; the same formula.
 
 https://github.com/neuralmagic/compressed-tensors, ``compressors/pack_quantized``,
 ``compressors/naive_quantized`` and ``quantization/lifecycle/forward.py``.
@@ -111,10 +113,11 @@ class PackQuantized:
     def _zeros(
         self, table: Table, name: str, codes: PartRef, scales: PartRef, scheme: Scheme
     ) -> PartRef:
-        zeros = part(table, name + "_zero_point", name, ("I32",), (2,))
+        zeros = part(table, name + "_zero_point", name, ("I32", "I8"), (2,))
         if len(scales.shape) != 2:
             raise misfit(name, scales, (codes.shape[0], 1), f"{zeros.tensor!r}")
-        expected = (-(-codes.shape[0] * scheme.bits // 32), scales.shape[1])
+        down = codes.shape[0] if zeros.dtype == "I8" else -(-codes.shape[0] * scheme.bits // 32)
+        expected = (down, scales.shape[1])
         if zeros.shape != expected:
             raise misfit(name, zeros, expected, f"{codes.tensor!r}")
         return zeros
@@ -129,8 +132,9 @@ class PackQuantized:
         boxes["scales"] = scales if single else ((first, last), *scales[1:])
         if "zeros" in parts:
             down, across = parts["zeros"].shape
-            end = min(down, -(-last // 32) * bits)
-            boxes["zeros"] = (first // 32 * bits, end), (0, across)
+            packed = first // 32 * bits, min(down, -(-last // 32) * bits)
+            plain = parts["zeros"].dtype == "I8"
+            boxes["zeros"] = (first, last) if plain else packed, (0, across)
         return boxes
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
@@ -145,10 +149,7 @@ class PackQuantized:
             )
         scales = as_float32(blocks["scales"], logical.parts["scales"].dtype)
         scales = scales.reshape(-1, scales.shape[1] if scales.ndim == 2 else 1)
-        zeros = np.full((count, 1), 1 << (bits - 1), np.int16)
-        if "zeros" in blocks:
-            skipped = first % 32
-            zeros = unpacked(blocks["zeros"].T, bits).T[skipped : skipped + count]
+        zeros = _zeros(logical, blocks, first, count)
         group = np.zeros(logical.columns, int)
         if scales.shape[1] > 1:
             group = np.arange(logical.columns) // width
@@ -157,6 +158,17 @@ class PackQuantized:
         codes = unpacked(blocks["codes"], bits)
         centred = codes - (zeros[:, group] if zeros.shape[1] > 1 else zeros)
         return centred.astype(np.float32) * scales[:, group]
+
+
+def _zeros(logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
+    """Return zeros counted as codes are, from 0 on, int16 [count, groups or 1]."""
+    bits = logical.parameter("bits")
+    middle = 1 << (bits - 1)
+    if "zeros" not in blocks:
+        return np.full((count, 1), middle, np.int16)
+    if logical.parts["zeros"].dtype == "I8":
+        return blocks["zeros"].astype(np.int16) + middle
+    return unpacked(blocks["zeros"].T, bits).T[first % 32 : first % 32 + count]
 
 
 def _packed(table: Table) -> list[str]:

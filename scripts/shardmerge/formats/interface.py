@@ -59,7 +59,7 @@ class LogicalTensor:
     name: str
     shape: tuple[int, ...]
     format: str
-    parts: Mapping[str, PartRef]
+    parts: Mapping[str, PartRef] = field(hash=False)
     parameters: tuple[tuple[str, Any], ...] = ()
     dtype: str = "F32"
     step: int = 1
