@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random as chance
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +45,7 @@ def state(**changes: object) -> torch.Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 STATE = "m.weight.quant_state.bitsandbytes__nf4"
 BLOCKS = quantised("fp8", weight_block_size=[128, 128])
 #: A small model of every format: config.json and tensors.
@@ -331,6 +335,10 @@ class TestReading:
     def test_spans_end_with_a_matrix(self):
         one = LogicalTensor("w", (2, 4, 3), "fp8", {})
         assert list(spans(one, 1, 6)) == [(1, 3), (4, 3)]
+
+    def test_needs_no_torch(self):
+        code = "import shardmerge.formats, sys; assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPTS)
 
     def test_parameters_are_plain(self):
         for config, tensors in MODELS.values():

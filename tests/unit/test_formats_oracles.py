@@ -1,16 +1,34 @@
 """Decoded tensors equal what the formats' own libraries make, bit for bit in float32.
 
 A test whose library is not installed is skipped; tests/unit/test_formats.py has values computed by
-hand, which always run. Tested with compressed-tensors 0.20.0, bitsandbytes 0.50.2, gptqmodel 7.7.0,
-nvidia-modelopt 0.47.0 and transformers 5.23.0.
+hand, which always run. Tested with transformers 5.23.0 and, each installed with ``pip install
+--no-deps`` beside torch 2.13.0 on a CPU: compressed-tensors 0.20.0 (it imports loguru 0.7.3),
+bitsandbytes 0.50.2, gptqmodel 7.7.0 (PyPcre 0.6.4, LogBar 0.4.15, TokeNicer 0.0.14, Device-SMI
+0.5.7, Defuser 0.0.28, threadpoolctl 3.8.0), nvidia-modelopt 0.47.0 (omegaconf 2.4.0,
+antlr4-python3-runtime 4.9.3).
 """
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from format_cases import fp8, integers, quantised, random, same, scheme, weight_of
-from safetensors.torch import save_file
+from format_cases import (
+    contents_of,
+    decoded,
+    fp8,
+    integers,
+    quantised,
+    random,
+    same,
+    scheme,
+    table_of,
+    weight_of,
+)
+from safetensors.torch import load_file, save_file
+
+from shardmerge import formats
 
 
 class TestTransformers:
@@ -249,3 +267,97 @@ class TestModelopt:
         mine = weight_of(tensors, quantised("modelopt", quant_algo="NVFP4"))
         # The library's table has +0 for the code of -0.
         assert same(mine + 0.0, expected + 0.0)
+
+
+class TestSavedModels:
+    """Models that transformers saved quantised have the tensors of the plain one."""
+
+    def plain(self, folder):
+        """Return a small Llama, saved."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=32,
+        )
+        model = LlamaForCausalLM(config).bfloat16()
+        model.save_pretrained(folder)
+        return model
+
+    def read(self, folder):
+        """Return all tensors of a saved model, as they are read, in bfloat16."""
+        tensors = load_file(folder / "model.safetensors")
+        table = table_of(tensors)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        reading = formats.detect(config, {}, table)
+        found = reading.logical(table, contents_of(tensors, reading.needed(table)))
+        claimed = reading.claimed(table, found)
+        assert formats.unclaimed(table, claimed) == {}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in claimed}
+        return rest | {name: decoded(tensors, one, 30).bfloat16() for name, one in found.items()}
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"load_in_8bit": True},
+            {"load_in_4bit": True},
+            {
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": True,
+            },
+        ],
+    )
+    def test_bitsandbytes(self, tmp_path, settings):
+        pytest.importorskip("bitsandbytes")
+        from transformers import BitsAndBytesConfig, LlamaForCausalLM
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        names = set(self.plain(tmp_path / "plain").state_dict())
+        model = LlamaForCausalLM.from_pretrained(
+            tmp_path / "plain",
+            quantization_config=BitsAndBytesConfig(**settings),
+            device_map="cpu",
+            dtype=torch.bfloat16,
+        )
+        model.save_pretrained(tmp_path / "small")
+        mine = self.read(tmp_path / "small")
+        assert set(mine) == names
+        for name, module in model.named_modules():
+            if getattr(module, "weight", None) is not None:
+                expected = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+                assert torch.equal(mine[f"{name}.weight"], expected.bfloat16()), name
+
+    def test_compressed_tensors(self, tmp_path):
+        pytest.importorskip("compressed_tensors")
+        from compressed_tensors.compressors import ModelCompressor
+        from compressed_tensors.quantization import (
+            QuantizationConfig,
+            apply_quantization_config,
+            preset_name_to_scheme,
+        )
+
+        model = self.plain(tmp_path / "plain")
+        names = set(model.state_dict())
+        groups = {"group_0": preset_name_to_scheme("W8A16", ["Linear"])}
+        apply_quantization_config(
+            model, QuantizationConfig(config_groups=groups, ignore=["lm_head"])
+        )
+        for module in model.modules():
+            if getattr(module, "quantization_scheme", None):
+                scales = module.weight.data.abs().unflatten(1, (-1, 128)).amax(2) / 127
+                module.weight_scale.data = scales.to(module.weight_scale.dtype)
+        compressor = ModelCompressor.from_pretrained_model(model)
+        compressor.compress_model(model)
+        model.save_pretrained(tmp_path / "small")
+        compressor.update_config(tmp_path / "small")
+        mine = self.read(tmp_path / "small")
+        compressor.decompress_model(model)
+        expected = model.state_dict()
+        assert set(mine) == names
+        assert all(torch.equal(mine[n], expected[n].bfloat16()) for n in names)
