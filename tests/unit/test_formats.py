@@ -430,6 +430,10 @@ class TestDetect:
         (silent,) = logical_of(tensors).values()
         assert said == silent
 
+    def test_names_that_only_look_so(self):
+        table = PLAIN | {"m.num_blocks": Entry("F32", ()), "m.seen": Entry("U8", (4,))}
+        assert formats.detect({}, {}, table) is None
+
     def test_gptq_needs_its_file(self):
         _, tensors = MODELS["gptq"]
         table = table_of(tensors)
@@ -471,6 +475,8 @@ class TestDetect:
             (quantised("gptq", group_size=10**400), "group_size"),
             (quantised("gptq", checkpoint_format="marlin"), "marlin"),
             (quantised("awq", version="gemv"), "gemv"),
+            (quantised("x" * 10**6), r"xxx\.\.\.xxx"),
+            (quantised("gptq", bits=[[1] * 10**5]), "bits"),
             (quantised("compressed-tensors", config_groups=[1]), "table of settings"),
             (quantised("compressed-tensors", config_groups={"a": 1}), "table of settings"),
             (scheme(4, strategy="spiral"), "spiral"),
@@ -486,7 +492,7 @@ class TestDetect:
     def test_refused(self, config, says):
         with pytest.raises(UserError, match=says) as error:
             formats.detect(config, {}, {"w": Entry("U8", (4, 4))}, "org/model")
-        assert "config.json" in error.value.where
+        assert "config.json" in error.value.where and len(str(error.value)) < 500
 
 
 #: Changes to a model of ``MODELS`` that make it wrong, and what the error says.

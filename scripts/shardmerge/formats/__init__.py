@@ -22,6 +22,7 @@ from shardmerge.formats.interface import (
     Format,
     LogicalTensor,
     Table,
+    short,
 )
 
 #: Every format by name, to decode with; settings are in the logical tensors.
@@ -172,7 +173,7 @@ def detect(
     formats = tuple(_announced(said))
     if not formats:
         raise UserError(
-            f"says that the weights are quantised with {said.method!r}, which cannot be read"
+            f"says that the weights are quantised with {short(said.method)}, which cannot be read"
             if said.method != UNNAMED
             else "says that the weights are quantised, but not how",
             said.where,

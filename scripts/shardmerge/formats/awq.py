@@ -25,6 +25,7 @@ from shardmerge.formats.interface import (
     filled,
     misfit,
     part,
+    short,
 )
 from shardmerge.formats.values import FLOATS, as_float32, unpacked
 
@@ -106,5 +107,7 @@ def announced(said: Announcement) -> Awq | None:
         return None
     form = said.text("version") or said.text("format") or "gemm"
     if form != "gemm" or said.integer("bits", said.integer("w_bit", 4)) != 4:
-        raise UserError(f"is AWQ of version {form!r}; only `gemm` of 4 bits is read", said.where)
+        raise UserError(
+            f"is AWQ of version {short(form)}; only `gemm` of 4 bits is read", said.where
+        )
     return Awq(said.integer("group_size", said.integer("q_group_size", 128, -1), -1))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardmerge.errors import UserError
-from shardmerge.formats.interface import Announcement, LogicalTensor, Table, part
+from shardmerge.formats.interface import Announcement, LogicalTensor, Table, part, short
 from shardmerge.formats.scaled import TENSOR, Block, Scaled, block_of
 from shardmerge.formats.values import FLOATS, FP8
 
@@ -60,5 +60,5 @@ def announced(said: Announcement) -> Fp8Block | None:
         return Fp8Block(TENSOR)
     numbers = block if isinstance(block, list | tuple) else ()
     if len(numbers) != 2 or not all(type(n) is int and 0 < n < 1 << 31 for n in numbers):
-        raise UserError(f"has weight_block_size = {block!r}, not two numbers", said.where)
+        raise UserError(f"has weight_block_size = {short(block)}, not two numbers", said.where)
     return Fp8Block((numbers[0], numbers[1]))

@@ -30,6 +30,7 @@ from shardmerge.formats.interface import (
     filled,
     misfit,
     part,
+    short,
     whole,
 )
 from shardmerge.formats.values import FLOATS, as_float32, unpacked
@@ -139,7 +140,7 @@ def announced(said: Announcement) -> Gptq | None:
     form = said.text("checkpoint_format")
     if form not in _CONVENTIONS:
         raise UserError(
-            f"has checkpoint_format {form!r}, a layout for one kernel that cannot be read",
+            f"has checkpoint_format {short(form)}, a layout for one kernel that cannot be read",
             said.where,
             "Layouts that are read: gptq, gptq_v2.",
         )

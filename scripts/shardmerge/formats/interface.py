@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -145,7 +146,7 @@ class Announcement:
         value = self.settings.get(key)
         value = default if value is None else value
         if type(value) is not int or not (0 < value < 1 << 31 or value in others):
-            raise UserError(f"has {key} = {value!r}, which is no sensible number", self.where)
+            raise UserError(f"has {key} = {short(value)}, which is no sensible number", self.where)
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -157,7 +158,9 @@ class Announcement:
         value = self.settings.get(key)
         value = default if value is None else value
         if type(value) is not bool:
-            raise UserError(f"has {key} = {value!r}, which is neither true nor false", self.where)
+            raise UserError(
+                f"has {key} = {short(value)}, which is neither true nor false", self.where
+            )
         return value
 
     def text(self, key: str) -> str:
@@ -168,7 +171,7 @@ class Announcement:
         """
         value = self.settings.get(key)
         if value is not None and not isinstance(value, str):
-            raise UserError(f"has {key} = {value!r}, which is not text", self.where)
+            raise UserError(f"has {key} = {short(value)}, which is not text", self.where)
         return (value or "").lower()
 
 
@@ -263,6 +266,11 @@ def part(
     if any(n > MAX_ELEMENTS for n in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise UserError(f"has a part {name!r} too large for any model", f"tensor {of!r}")
     return PartRef(name, entry.dtype, shape)
+
+
+def short(value: object) -> str:
+    """Return a stranger's value as an error may show it, cut where it is long."""
+    return reprlib.repr(value)
 
 
 def shown(shape: Iterable[int]) -> str:

@@ -41,7 +41,8 @@ class Mxfp4:
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
         """As ``Format.logical``."""
-        names = [n.removesuffix("_blocks") for n in table if n.endswith("_blocks")]
+        stored = (n for n in table if n.endswith("_blocks") and table[n].dtype == "U8")
+        names = [n.removesuffix("_blocks") for n in stored]
         return [self._one(table, name) for name in sorted(names)]
 
     def needed(self, table: Table) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.errors import UserError
-from shardmerge.formats.interface import Announcement
+from shardmerge.formats.interface import Announcement, short
 from shardmerge.formats.scaled import CHANNEL, TENSOR, Block
 
 #: Formats of compressed-tensors whose tensors are stored sparse or reordered for one kernel.
@@ -41,7 +41,9 @@ def weight_schemes(said: Announcement) -> list[Scheme]:
     forms = [said.settings.get("format"), _table(sparsity, said).get("format")]
     for form in forms:
         if isinstance(form, str) and any(word in form for word in _UNREADABLE):
-            raise UserError(f"has weights in the format {form!r}, which cannot be read", said.where)
+            raise UserError(
+                f"has weights in the format {short(form)}, which cannot be read", said.where
+            )
     groups = _table(said.settings.get("config_groups") or {}, said)
     found = (_table(group, said).get("weights") for _, group in sorted(groups.items()))
     return list(dict.fromkeys(_scheme(_table(w, said), said) for w in found if w is not None))
@@ -49,7 +51,7 @@ def weight_schemes(said: Announcement) -> list[Scheme]:
 
 def _table(value: Any, said: Announcement) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise UserError(f"has {str(value)[:60]!r} where a table of settings belongs", said.where)
+        raise UserError(f"has {short(value)} where a table of settings belongs", said.where)
     return value
 
 
@@ -73,6 +75,6 @@ def _block(strategy: str, weights: Announcement) -> Block:
     known = {"tensor": TENSOR, "channel": CHANNEL}
     if strategy not in known:
         raise UserError(
-            f"has the strategy {strategy!r} for weights, which cannot be read", weights.where
+            f"has the strategy {short(strategy)} for weights, which cannot be read", weights.where
         )
     return known[strategy]
