@@ -21,7 +21,7 @@ from shardmerge.spec import OutputTensor, ShardSpec
 
 FILE = "model.safetensors"
 FLOATS = ("F16", "BF16", "F32", "F64")
-CODES = {getattr(torch, d.name): d.code for d in DTYPES.values()}
+CODES = {getattr(torch, d.name): d.code for d in DTYPES.values() if d.bits % 8 == 0}
 
 
 def raw(tensor: torch.Tensor) -> bytes:

@@ -17,37 +17,55 @@ class DType:
 
     Args:
         code: Name in a safetensors header, such as ``F16``.
-        name: Name in torch and in recipes, such as ``float16``.
-        size: Bytes of one element.
+        name: Name in torch (where it has the type) and in recipes, such as ``float16``.
+        bits: Bits of one element.
         floating: Whether it can be merged (the others are only copied).
         combine: Code of the type that sums of it are computed in.
     """
 
     code: str
     name: str
-    size: int
+    bits: int
     floating: bool = False
     combine: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of one element.
+
+        Raises:
+            UserError: If an element is smaller than a byte.
+        """
+        if self.bits % 8:
+            raise UserError(f"{self.name} values of {self.bits} bits cannot be copied or merged")
+        return self.bits // 8
 
 
 DTYPES = {
     d.code: d
     for d in (
-        DType("F64", "float64", 8, True, "F64"),
-        DType("F32", "float32", 4, True, "F32"),
-        DType("F16", "float16", 2, True, "F32"),
-        DType("BF16", "bfloat16", 2, True, "F32"),
-        DType("F8_E4M3", "float8_e4m3fn", 1),
-        DType("F8_E5M2", "float8_e5m2", 1),
-        DType("I64", "int64", 8),
-        DType("I32", "int32", 4),
-        DType("I16", "int16", 2),
-        DType("I8", "int8", 1),
-        DType("U64", "uint64", 8),
-        DType("U32", "uint32", 4),
-        DType("U16", "uint16", 2),
-        DType("U8", "uint8", 1),
-        DType("BOOL", "bool", 1),
+        DType("F64", "float64", 64, True, "F64"),
+        DType("F32", "float32", 32, True, "F32"),
+        DType("F16", "float16", 16, True, "F32"),
+        DType("BF16", "bfloat16", 16, True, "F32"),
+        DType("F8_E4M3", "float8_e4m3fn", 8),
+        DType("F8_E5M2", "float8_e5m2", 8),
+        DType("F8_E4M3FNUZ", "float8_e4m3fnuz", 8),
+        DType("F8_E5M2FNUZ", "float8_e5m2fnuz", 8),
+        DType("F8_E8M0", "float8_e8m0fnu", 8),
+        DType("F6_E2M3", "float6_e2m3fn", 6),
+        DType("F6_E3M2", "float6_e3m2fn", 6),
+        DType("F4", "float4_e2m1fn_x2", 4),
+        DType("C64", "complex64", 64),
+        DType("I64", "int64", 64),
+        DType("I32", "int32", 32),
+        DType("I16", "int16", 16),
+        DType("I8", "int8", 8),
+        DType("U64", "uint64", 64),
+        DType("U32", "uint32", 32),
+        DType("U16", "uint16", 16),
+        DType("U8", "uint8", 8),
+        DType("BOOL", "bool", 8),
     )
 }
 #: What people and other programs call the types, by the names that recipes have.
@@ -67,8 +85,8 @@ MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
 
 
 def tensor_bytes(code: str, shape: Iterable[int]) -> int:
-    """Return the bytes that a tensor of that type and shape takes in its file."""
-    return math.prod(shape) * DTYPES[code].size
+    """Return the bytes that a tensor of that type and shape takes in its file, rounded up."""
+    return -(-math.prod(shape) * DTYPES[code].bits // 8)
 
 
 def single(value: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -162,4 +163,6 @@ def _entry(name: str, row: object, data_start: int, where: str) -> TensorEntry:
             f"{tensor_bytes(code, shape)}",
             where,
         )
+    if math.prod(shape) * DTYPES[code].bits % 8:
+        raise UserError(f"tensor {name!r} of {code} does not fill whole bytes", where)
     return TensorEntry(code, tuple(shape), data_start + begin, data_start + end)

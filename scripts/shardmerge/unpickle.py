@@ -23,7 +23,7 @@ from shardmerge.files import atomic_path
 from shardmerge.headers import write_header
 from shardmerge.names import is_head
 
-_CODES = {getattr(torch, d.name): d.code for d in DTYPES.values()}
+_CODES = {getattr(torch, d.name): d.code for d in DTYPES.values() if d.bits % 8 == 0}
 _REFUSED = re.compile(r"(?:GLOBAL|class|function) ([\w.]+)")
 
 

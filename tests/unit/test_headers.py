@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from shardmerge.dtypes import DTYPES, tensor_bytes
 from shardmerge.errors import UserError
 from shardmerge.headers import parse_header, read_header, write_header
 
@@ -37,6 +39,28 @@ class TestRoundTrip:
         raw = write_header([('quote " and \\', "F32", ()), ("ü", "I8", (0,))], {})
         assert list(parse_header(raw, len(raw) + 4, "x").tensors) == ['quote " and \\', "ü"]
 
+    @pytest.mark.parametrize(
+        ("dtype", "code", "shape"),
+        [
+            (torch.float8_e8m0fnu, "F8_E8M0", (4, 8)),
+            (torch.float8_e4m3fnuz, "F8_E4M3FNUZ", (4, 8)),
+            (torch.float8_e5m2fnuz, "F8_E5M2FNUZ", (4, 8)),
+            (torch.float4_e2m1fn_x2, "F4", (4, 16)),
+        ],
+    )
+    def test_small_types(self, tmp_path, dtype, code, shape):
+        save_file({"w": torch.ones(4, 8, dtype=torch.uint8).view(dtype)}, tmp_path / "x")
+        entry = read_header(tmp_path / "x").tensors["w"]
+        assert (entry.dtype, entry.shape, entry.end - entry.begin) == (code, shape, 32)
+
+    @pytest.mark.parametrize("code", sorted(DTYPES))
+    def test_every_type_is_the_librarys(self, tmp_path, code):
+        raw = write_header([("w", code, (2, 8))], {})
+        (tmp_path / "x").write_bytes(raw + b"\0" * tensor_bytes(code, (2, 8)))
+        with safe_open(tmp_path / "x", "np") as file:
+            assert file.get_slice("w").get_dtype() == code
+        assert read_header(tmp_path / "x").tensors["w"].shape == (2, 8)
+
 
 class TestHostile:
     @pytest.mark.parametrize(
@@ -51,6 +75,7 @@ class TestHostile:
             ({"a": row(shape=(-1,), end=8)}, "whole numbers"),
             ({"a": row(shape=(2**62, 2**62))}, "needs"),
             ({"a": row(dtype="F17")}, "unknown dtype"),
+            ({"a": row(dtype="F4", shape=(3,), end=2)}, "whole bytes"),
             ({"a": {"dtype": "F16"}}, "lacks"),
             ({"a": row(shape=(4.0,))}, "whole numbers"),
             (b'{"a": 1, "a": 2}', "stands twice"),

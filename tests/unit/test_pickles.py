@@ -140,7 +140,7 @@ class TestHostile:
             ([torch.ones(1)], "a list"),
             ({}, "a dict, no table"),
             ({"w": torch.ones(2, 2).to_sparse()}, "'w'"),
-            ({"w": torch.ones(2, dtype=torch.complex64)}, "complex64"),
+            ({"w": torch.ones(2, dtype=torch.complex128)}, "complex128"),
         ],
     )
     def test_no_weights(self, tmp_path: Path, value: object, message: str) -> None:
