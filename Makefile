@@ -66,13 +66,13 @@ fuzz: env-test
 	PYTHONPATH=scripts:tests python -m fuzz --seconds $(FUZZ_SECONDS)
 
 demo-models: env
-	python scripts/train_demo_models.py --output $(or $(OUTPUT),demo-models)
+	python -m tools.demo --output $(or $(OUTPUT),demo-models)
 
 docs: env
-	python scripts/generate_docs.py
+	python -m tools.docs
 
 bench: env-test
-	python scripts/bench.py
+	python -m tools.bench
 
 clean:
 	rm -rf results logs benchmarks .shardmerge .snakemake

@@ -13,20 +13,20 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from shardmerge import worker
-from shardmerge.built import Built
-from shardmerge.cli import plainly, tell
-from shardmerge.describe import MODEL_FILES
-from shardmerge.inputlists import keep_lists, list_path
-from shardmerge.pathnames import check_path
-from shardmerge.pickles import RECORD
-from shardmerge.planning import MODELS, decide, lock_paths
-from shardmerge.records import record_of
-from shardmerge.resources import megabytes, minutes
-from shardmerge.settings import explain_options, load_settings, own_config
-from shardmerge.shellwords import shell_prefix
-from shardmerge.targets import HASHES, Targets, fetch_options
-from shardmerge.tokenizer.packing import TOKENIZER_FILES
+from shardmerge.base.pathnames import check_path
+from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
+from shardmerge.plan.decide import MODELS, decide, lock_paths
+from shardmerge.plan.describe import MODEL_FILES
+from shardmerge.plan.records import record_of
+from shardmerge.recipe.settings import explain_options, load_settings, own_config
+from shardmerge.run import worker
+from shardmerge.run.built import Built
+from shardmerge.run.cli import plainly, tell
+from shardmerge.run.inputlists import keep_lists, list_path
+from shardmerge.run.resources import megabytes, minutes
+from shardmerge.run.shellwords import shell_prefix
+from shardmerge.run.targets import HASHES, Targets, fetch_options
+from shardmerge.sources.pickles import RECORD
 
 SETTINGS = plainly(load_settings)(
     own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))

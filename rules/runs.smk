@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
-from shardmerge import claims, runs
-from shardmerge.pathnames import check_fetched_on_nodes, check_passed
+from shardmerge.base import claims
+from shardmerge.base.pathnames import check_fetched_on_nodes, check_passed
+from shardmerge.run import runs
 
 
 def asked_for():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge import score_text, scores
-from shardmerge.cli import claim, run
-from shardmerge.files import write_json, write_text
-from shardmerge.inputlists import parse_args
+from shardmerge.base.files import write_json, write_text
+from shardmerge.check import score_text, scores
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

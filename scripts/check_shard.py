@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.worker import TORCH, delegate
+from shardmerge.run.cli import claim, run
+from shardmerge.run.worker import TORCH, delegate
 
 
 def main() -> None:
     # not before a job is known to run here
-    from shardmerge.engine.steps import needs_torch
-    from shardmerge.errors import UserError
-    from shardmerge.files import write_json
-    from shardmerge.identities import Identities
-    from shardmerge.inputlists import parse_args
-    from shardmerge.planfiles import IDENTITIES, load_spec
-    from shardmerge.records import load_record
-    from shardmerge.shardcheck import check_shard
-    from shardmerge.stored import stored_deltas
-    from shardmerge.watch import Watch
+    from shardmerge.algebra.lowering import needs_torch
+    from shardmerge.base.errors import UserError
+    from shardmerge.base.files import write_json
+    from shardmerge.base.identities import Identities
+    from shardmerge.check.shard import check_shard
+    from shardmerge.engine.stored import stored_deltas
+    from shardmerge.engine.watch import Watch
+    from shardmerge.plan.files import IDENTITIES, load_spec
+    from shardmerge.plan.records import load_record
+    from shardmerge.run.inputlists import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run, say
-from shardmerge.files import load_json
-from shardmerge.unpickle import convert
+from shardmerge.base.files import load_json
+from shardmerge.run.cli import claim, run, say
+from shardmerge.sources.unpickle import convert
 
 
 def main() -> None:

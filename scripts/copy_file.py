@@ -6,9 +6,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.files import atomic_path
-from shardmerge.inputlists import parse_args
+from shardmerge.base.files import atomic_path
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from shardmerge.cli import run, show
-from shardmerge.errors import UserError
-from shardmerge.findings import CHECKS
+from shardmerge.base.errors import UserError
+from shardmerge.base.findings import CHECKS
 from shardmerge.report.explain import Explanation, explain
 from shardmerge.report.explain_view import explanation_text
+from shardmerge.run.cli import run, show
 
 
 def main() -> None:

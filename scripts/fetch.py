@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from shardmerge import cli, files, hub
-from shardmerge.lock import LockedFile
+from shardmerge.base import files
+from shardmerge.base.identities import LockedFile
+from shardmerge.run import cli
+from shardmerge.sources import hub
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from shardmerge.cli import run
-from shardmerge.inputlists import parse_args
-from shardmerge.pickles import assemble
+from shardmerge.run.cli import run
+from shardmerge.run.inputlists import parse_args
+from shardmerge.sources.pickles import assemble
 
 
 def main() -> None:

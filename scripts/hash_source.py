@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.worker import delegate
+from shardmerge.run.cli import claim, run
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
     # not before a job is known to run here
-    from shardmerge.files import write_json
-    from shardmerge.identities import Identities
-    from shardmerge.known import hash_source
-    from shardmerge.planfiles import IDENTITIES
+    from shardmerge.base.files import write_json
+    from shardmerge.base.identities import Identities
+    from shardmerge.package.known import hash_source
+    from shardmerge.plan.files import IDENTITIES
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, type=Path, help="the file")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.files import write_json
-from shardmerge.inputlists import parse_args
-from shardmerge.loading import load_model, load_tokenizer, stay_offline
-from shardmerge.package import load_description, load_records
+from shardmerge.base.files import write_json
+from shardmerge.check.load import load_model, load_tokenizer, stay_offline
+from shardmerge.package.index import load_records
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

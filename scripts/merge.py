@@ -6,22 +6,22 @@ import argparse
 import time
 from pathlib import Path
 
-from shardmerge.cli import claim, run, say
-from shardmerge.worker import TORCH, delegate, process_began
+from shardmerge.run.cli import claim, run, say
+from shardmerge.run.worker import TORCH, delegate, process_began
 
 
 def main() -> None:
     # not before a job is known to run here
+    from shardmerge.algebra.lowering import needs_torch
+    from shardmerge.base.files import write_json
+    from shardmerge.base.identities import Identities
     from shardmerge.engine import build_shard
-    from shardmerge.engine.steps import needs_torch
-    from shardmerge.files import write_json
-    from shardmerge.identities import Identities
-    from shardmerge.inputlists import parse_args
-    from shardmerge.planfiles import IDENTITIES, load_spec
-    from shardmerge.records import recorded_tensors
-    from shardmerge.runs import is_made
-    from shardmerge.stored import stored_deltas
-    from shardmerge.watch import Watch
+    from shardmerge.engine.stored import stored_deltas
+    from shardmerge.engine.watch import Watch
+    from shardmerge.plan.files import IDENTITIES, load_spec
+    from shardmerge.plan.records import recorded_tensors
+    from shardmerge.run.inputlists import parse_args
+    from shardmerge.run.runs import is_made
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import claim, run
-from shardmerge.files import load_json
+from shardmerge.base.files import load_json
 from shardmerge.report.benchmarks import draw_benchmarks
+from shardmerge.run.cli import claim, run
 
 
 def main() -> None:

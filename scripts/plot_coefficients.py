@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import claim, run
-from shardmerge.package import load_description
+from shardmerge.plan.files import load_description
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plots import draw_coefficients
+from shardmerge.run.cli import claim, run
 
 
 def main() -> None:

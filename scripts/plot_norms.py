@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import claim, run
-from shardmerge.expression import deltas
-from shardmerge.files import write_text
-from shardmerge.inputlists import parse_args
-from shardmerge.package import load_description
-from shardmerge.planfiles import load_spec
-from shardmerge.records import load_record
+from shardmerge.algebra.expression import deltas
+from shardmerge.base.files import write_text
+from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.records import load_record
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import measured, norm_cells, norm_table
 from shardmerge.report.plots import draw_norms
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

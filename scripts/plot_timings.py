@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.inputlists import parse_args
-from shardmerge.records import load_record
+from shardmerge.plan.records import load_record
 from shardmerge.report.timings import draw_timings, timing
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge import cli, files, hub
+from shardmerge.base import files
+from shardmerge.package.publish import check_verified, publish
+from shardmerge.package.uploads import list_uploads
+from shardmerge.run import cli
 
 
 def main() -> None:
@@ -21,8 +24,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="receipt, JSON")
     args = parser.parse_args()
     cli.claim(args.output)
-    hub.check_verified(args.verify)
-    url = hub.publish(
+    check_verified(args.verify)
+    url = publish(
         args.folder,
         args.repo,
         private=not args.public,
@@ -33,7 +36,7 @@ def main() -> None:
     )
     print(url)
     if not args.dry_run:
-        uploads, _ = hub.list_uploads(args.folder)
+        uploads, _ = list_uploads(args.folder)
         receipt = {
             "repository": args.repo,
             "commit": url,

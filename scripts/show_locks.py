@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.cli import run, show
-from shardmerge.lock import read_lock
+from shardmerge.run.cli import run, show
+from shardmerge.sources.lock import read_lock
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import run, show
-from shardmerge.plan import read_plan
-from shardmerge.planfiles import use_plan
+from shardmerge.plan.files import use_plan
+from shardmerge.plan.plan import read_plan
 from shardmerge.report.plan_view import plan_text
+from shardmerge.run.cli import run, show
 
 
 def main() -> None:

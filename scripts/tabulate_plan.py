@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.errors import UserError, did_you_mean
-from shardmerge.files import write_text
-from shardmerge.plan import read_plan
-from shardmerge.planfiles import use_plan
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import write_text
+from shardmerge.plan.files import use_plan
+from shardmerge.plan.plan import read_plan
 from shardmerge.report.plan_table import plan_page
+from shardmerge.run.cli import claim, run
 
 
 def main() -> None:

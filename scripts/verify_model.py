@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run, say
-from shardmerge.files import write_json
-from shardmerge.inputlists import parse_args
-from shardmerge.package import load_description
-from shardmerge.verify import verify_model
+from shardmerge.base.files import write_json
+from shardmerge.package.verify import verify_model
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run, say
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from shardmerge import scores
-from shardmerge.card import make_card
-from shardmerge.cli import claim, run
-from shardmerge.errors import UserError
-from shardmerge.files import write_text
-from shardmerge.inputlists import parse_args
-from shardmerge.package import load_description
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import write_text
+from shardmerge.check import scores
+from shardmerge.package.card import make_card
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

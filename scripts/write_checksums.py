@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.files import write_text
-from shardmerge.inputlists import parse_args
-from shardmerge.package import checksums, load_records
+from shardmerge.base.files import write_text
+from shardmerge.package.index import checksums, load_records
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

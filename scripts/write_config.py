@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.config_text import output_config
-from shardmerge.files import read_text, write_text
-from shardmerge.package import load_description
+from shardmerge.base.files import read_text, write_text
+from shardmerge.package.config import output_config
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run
 
 
 def main() -> None:

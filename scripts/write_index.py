@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.files import write_text
-from shardmerge.package import index_text, load_description, make_index
+from shardmerge.base.files import write_text
+from shardmerge.package.index import index_text, make_index
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run
 
 
 def main() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.files import load_json, write_json
-from shardmerge.inputlists import parse_args
-from shardmerge.package import load_description, load_records
-from shardmerge.provenance import make_provenance
+from shardmerge.base.files import load_json, write_json
+from shardmerge.package.index import load_records
+from shardmerge.package.provenance import make_provenance
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

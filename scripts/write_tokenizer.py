@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.cli import claim, run
-from shardmerge.files import read_text, write_text
-from shardmerge.inputlists import parse_args
-from shardmerge.package import load_description
-from shardmerge.tokenizer.writing import tokenizer_text
+from shardmerge.base.files import read_text, write_text
+from shardmerge.package.tokenizer import tokenizer_text
+from shardmerge.plan.files import load_description
+from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from workflow_helpers import Once, Project
+
+from helpers.workflow import Once, Project
 
 # The same examples on every machine, and no limit of time: a loaded one is slow.
 settings.register_profile(

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 from chromium import BROWSER, DRIVER, Page, page
-from workflow_helpers import NAME, Project
 
+from helpers.workflow import NAME, Project
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plots import draw_coefficients
 from shardmerge.report.synthetic import FAMILIES

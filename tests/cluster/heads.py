@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loopback import PARTITION, Cluster, Job
-from workflow_helpers import NAME, REPOSITORY, Project, environment
 
-from shardmerge import claims
+from helpers.workflow import NAME, REPOSITORY, Project, environment
+from shardmerge.base import claims
 
 PROFILE = REPOSITORY / "profiles" / "slurm" / "config.yaml"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from heads import Head, Held, comments
 from loopback import Cluster
-from workflow_helpers import NAME, Project
 
-from shardmerge import claims
+from helpers.workflow import NAME, Project
+from shardmerge.base import claims
 
 pytestmark = pytest.mark.slurm
 

@@ -13,9 +13,9 @@ from heads import Head, Held
 from loopback import Cluster
 from test_whole import NAME as DEMO
 from test_whole import demo
-from workflow_helpers import NAME, Project, sha256
 
-from shardmerge import claims
+from helpers.workflow import NAME, Project, sha256
+from shardmerge.base import claims
 
 pytestmark = pytest.mark.slurm
 
@@ -122,13 +122,13 @@ class TestClaims:
         job = cluster.submit()
         code = (
             "import dataclasses, json, os, pathlib, sys\n"
-            "from shardmerge.owner import this_process\n"
+            "from shardmerge.base.owner import this_process\n"
             "there = dataclasses.replace(this_process('x'), boot='far', job=sys.argv[2])\n"
             "pathlib.Path(sys.argv[1]).write_text(json.dumps(there.to_json()))\n"
             "os.utime(sys.argv[1], (1, 1))\n"
         )
         path = tmp_path / ".out.claim"
-        scripts = str(Path(claims.__file__).parents[1])
+        scripts = str(Path(claims.__file__).parents[2])
         subprocess.run(
             [sys.executable, "-c", code, str(path), job], cwd=scripts, check=True, timeout=60
         )
@@ -142,6 +142,6 @@ class TestClaims:
 
 def ask_again() -> None:
     """Forget what SLURM answered: it is asked again only after half a minute."""
-    from shardmerge import owner
+    from shardmerge.base import owner
 
     owner._asked.cache_clear()

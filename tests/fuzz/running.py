@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuzz.mutation import Mutate
-from shardmerge.errors import UserError
+from shardmerge.base.errors import UserError
 
 #: Seconds of processor time, and bytes of memory, that a case may take.
 SECONDS = 5.0

@@ -18,25 +18,32 @@ import yaml
 
 from fuzz.mutation import Mutate, mutate_bytes, mutate_json, mutate_yaml
 from fuzz.running import Target
-from shardmerge.adapters import adapter_updates
-from shardmerge.config_text import output_config
-from shardmerge.contents import parse_weight_map, tensor_table, weight_files
-from shardmerge.expression_json import to_json
-from shardmerge.files import parse_object
-from shardmerge.headers import Header, header_length, parse_header, read_header, write_header
-from shardmerge.lock import Lock, LockedFile, LockedSource, LockedTensor
-from shardmerge.models import Entry
-from shardmerge.package import make_index
-from shardmerge.plan import Plan
-from shardmerge.planner import make_plan
-from shardmerge.recipe import Recipe, parse_recipe
-from shardmerge.rope import rope_of
-from shardmerge.settings import Settings, explain_options, load_settings
-from shardmerge.spec import ShardSpec
-from shardmerge.tokenizer.chat import TEMPLATE_FILES, own_template
-from shardmerge.tokenizer.files import read_ids
-from shardmerge.tokenizer.vocabulary import Vocabulary
-from shardmerge.tokenizer.writing import tokenizer_text
+from shardmerge.algebra.json import to_json
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.files import parse_object
+from shardmerge.base.identities import LockedFile
+from shardmerge.base.safetensors import (
+    Header,
+    header_length,
+    parse_header,
+    read_header,
+    write_header,
+)
+from shardmerge.compose.adapters import adapter_updates
+from shardmerge.compose.architecture.rope import rope_of
+from shardmerge.compose.models import Entry
+from shardmerge.package.config import output_config
+from shardmerge.package.index import make_index
+from shardmerge.package.tokenizer import tokenizer_text
+from shardmerge.plan.plan import Plan
+from shardmerge.plan.planner import make_plan
+from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
+from shardmerge.recipe.recipe import Recipe, parse_recipe
+from shardmerge.recipe.settings import Settings, explain_options, load_settings
+from shardmerge.sources.checkpoint_files import parse_weight_map, tensor_table, weight_files
+from shardmerge.sources.lock import Lock, LockedSource, LockedTensor
+from shardmerge.sources.tokenizer.files import read_ids
+from shardmerge.sources.tokenizer.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "resources" / "demo"
@@ -475,7 +482,7 @@ def _git(data: bytes) -> str:
 def _hub(data: bytes) -> None:
     from huggingface_hub.hf_api import ModelInfo
 
-    from shardmerge.hub import client, locking
+    from shardmerge.sources.hub import client, locking
 
     try:
         answer = json.loads(data)  # as the Hub's client reads it
@@ -584,7 +591,7 @@ def _identities() -> list[bytes]:
 
 @_target("cached-identities", mutate_json, _identities)
 def _cached_identities(data: bytes) -> None:
-    from shardmerge.local import Identities
+    from shardmerge.sources.local import Identities
 
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
         cache_file = Path(folder) / "identities.json"
@@ -596,7 +603,7 @@ def _cached_identities(data: bytes) -> None:
 
 @_target("claim", mutate_json, lambda: [_claim_text().encode()])
 def _claim(data: bytes) -> None:
-    from shardmerge import claimfile
+    from shardmerge.base import claimfile
 
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
         path = Path(folder) / ".run.claim"
@@ -607,7 +614,7 @@ def _claim(data: bytes) -> None:
 
 
 def _claim_text() -> str:
-    from shardmerge.owner import this_process
+    from shardmerge.base.owner import this_process
 
     return json.dumps(this_process("token").to_json())
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from fuzz.running import Target, run_cases
 from fuzz.targets import target
-from shardmerge.errors import UserError, did_you_mean, misspelt
-from shardmerge.files import load_json
-from shardmerge.hub.ambient import TIMEOUT, seconds
-from shardmerge.jsontext import parse_json
-from shardmerge.patterns import Patterns
-from shardmerge.settings import load_settings
+from shardmerge.base.errors import UserError, did_you_mean, misspelt
+from shardmerge.base.files import load_json
+from shardmerge.base.jsontext import parse_json
+from shardmerge.base.patterns import Patterns
+from shardmerge.recipe.settings import load_settings
+from shardmerge.sources.hub.ambient import TIMEOUT, seconds
 
 HUGE = 2**63 - 1
 

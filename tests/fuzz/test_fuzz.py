@@ -13,7 +13,7 @@ import pytest
 from fuzz.mutation import mutate_bytes
 from fuzz.running import Target, cases, run_cases
 from fuzz.targets import CORPUS, names, target
-from shardmerge.errors import UserError
+from shardmerge.base.errors import UserError
 
 #: Those of which a case takes more than a few milliseconds.
 _SLOW = ("plan", "config-plan", "lock", "hub", "recipe", "configuration")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import sys
 
-import engine_cases
-import kernel_cases as cases
 import torch
 from kernel_oracle import both
 
-from shardmerge.registry import in_mergekit, methods
+from helpers import engine_cases
+from helpers import kernel_cases as cases
+from shardmerge.methods.registry import in_mergekit, methods
 
 SHAPES = ((61, 523), (1013,), (300, 520))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shardmerge.errors import UserError
-from shardmerge.methods.kernels.mergekit_task_vectors import generator_seed
-from shardmerge.registry import Group, kernel_of, method
+from shardmerge.base.errors import UserError
+from shardmerge.methods.mergekit.task_vectors import generator_seed
+from shardmerge.methods.registry import Group, kernel_of, method
 
 mergekit = pytest.importorskip("mergekit.merge_methods")
 base_types = pytest.importorskip("mergekit.merge_methods.base")

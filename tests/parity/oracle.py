@@ -9,19 +9,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from shardmerge.compose import Composer
+from shardmerge.base.files import load_json
+from shardmerge.base.numerics import MERGEKIT
+from shardmerge.compose.architecture.names import is_vocabulary
+from shardmerge.compose.composer import Composer
 from shardmerge.engine import build_shard
-from shardmerge.files import load_json
-from shardmerge.lock import Lock
-from shardmerge.names import is_vocabulary
-from shardmerge.planfiles import load_spec
-from shardmerge.planning import load_plan
-from shardmerge.recipe import load_recipe
-from shardmerge.references import Reference
-from shardmerge.settings import load_settings
-from shardmerge.sources import lock_path
-from shardmerge.spec import MERGEKIT
-from shardmerge.stored import stored_deltas
+from shardmerge.engine.stored import stored_deltas
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_spec
+from shardmerge.recipe.recipe import load_recipe
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.settings import load_settings
+from shardmerge.sources.lock import Lock
+from shardmerge.sources.sources import lock_path
 
 
 def run_mergekit(

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from architectures import FAMILIES, load_family, save_family
-from built_model import merge
 from oracle import differing_bits
 from safetensors.torch import load_file, save_file
 from test_slices import both, place
 
-from shardmerge.modules import assign
-from shardmerge.names import is_before, is_head, layer_of
+from helpers.architectures import FAMILIES, load_family, save_family
+from helpers.built_model import merge
+from shardmerge.compose.architecture.modules import assign
+from shardmerge.compose.architecture.names import is_before, is_head, layer_of
 
 #: What mergekit 0.1.5 with today's transformers cannot take, and what it says.
 REFUSED = {

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from models import llama_shapes, random_tensors, save_model
 from oracle import differing_bits, run_mergekit, run_shardmerge
 from safetensors.torch import load_file
 
-from shardmerge.compose import Composer
-from shardmerge.errors import UserError
-from shardmerge.lock import Lock
-from shardmerge.planning import load_plan
-from shardmerge.recipe import load_recipe
-from shardmerge.settings import load_settings
-from shardmerge.verify import _check_stray
+from helpers.models import llama_shapes, random_tensors, save_model
+from shardmerge.base.errors import UserError
+from shardmerge.compose.composer import Composer
+from shardmerge.package.verify import _check_stray
+from shardmerge.plan.decide import load_plan
+from shardmerge.recipe.recipe import load_recipe
+from shardmerge.recipe.settings import load_settings
+from shardmerge.sources.lock import Lock
 
 MERGEKIT = "mergekit-0.1.5"
 TENSOR = "model.layers.1.mlp.up_proj.weight"

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import kernel_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_oracle import NUMERICS, base_types, both, mergekit, mergekit_result
 
-from shardmerge.registry import (
+from helpers import kernel_cases as cases
+from shardmerge.methods.registry import (
     REQUIRED,
     in_mergekit,
     kernel_of,

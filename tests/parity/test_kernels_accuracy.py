@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import kernel_cases as cases
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernel_oracle import mergekit_result
 
-from shardmerge.errors import UserError
-from shardmerge.registry import Group, kernel_of, methods
+from helpers import kernel_cases as cases
+from shardmerge.base.errors import UserError
+from shardmerge.methods.registry import Group, kernel_of, methods
 
 #: Roundings of float32, in units of the largest input, that are forgiven.
 TOLERANCE = 4 * 2.0**-24

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from models import llama
 from oracle import differing_bits, run_mergekit, run_shardmerge
 
-from shardmerge.registry import in_mergekit, method, methods, result_dtype
+from helpers.models import llama
+from shardmerge.methods.registry import in_mergekit, method, methods, result_dtype
 
 MERGEKIT = "mergekit-0.1.5"
 NAMES = [m.name for m in methods() if in_mergekit(m.name) and m.deterministic]

@@ -248,7 +248,7 @@ def _load(folder: str) -> dict[str, torch.Tensor]:
 
 
 def _write_model(folder: Path, base: Path, tensors: dict[str, torch.Tensor]) -> None:
-    from models import save_model
+    from helpers.models import save_model
 
     config = json.loads((base / "config.json").read_text())
     save_model(folder, tensors, 1, config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shardmerge.document import DOCUMENT_KEYS
+from shardmerge.recipe.document import DOCUMENT_KEYS
 
 config = pytest.importorskip("mergekit.config")
 options = pytest.importorskip("mergekit.options")

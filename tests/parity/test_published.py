@@ -19,15 +19,14 @@ from oracle import (
     run_mergekit,
     run_shardmerge,
 )
-from published_models import ELSEWHERE, write_models
 
-from shardmerge import registry
-from shardmerge.errors import UserError
-from shardmerge.naming import folder_name
-from shardmerge.planning import load_plan
-from shardmerge.recipe import load_recipe
-from shardmerge.settings import load_settings
-from shardmerge.spec import MERGEKIT
+from helpers.published_models import ELSEWHERE, write_models
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import MERGEKIT
+from shardmerge.methods import registry
+from shardmerge.plan.decide import load_plan
+from shardmerge.recipe.recipe import folder_name, load_recipe
+from shardmerge.recipe.settings import load_settings
 
 RECIPES = Path(__file__).parent / "recipes"
 TAKEN = sorted(path.stem for path in RECIPES.glob("*.yaml"))

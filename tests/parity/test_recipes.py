@@ -10,8 +10,9 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import llama
 from oracle import differing_bits, load_folder, run_mergekit, run_shardmerge
+
+from helpers.models import llama
 
 REPO = Path(__file__).parents[2]
 MODES = {"mergekit": "mergekit-0.1.5"}

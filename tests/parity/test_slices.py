@@ -10,9 +10,10 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import LLAMA, llama, llama_shapes, random_tensors, save_model
 from oracle import differing_bits, load_folder, run_mergekit, run_shardmerge
 from safetensors.torch import load_file, save_file
+
+from helpers.models import LLAMA, llama, llama_shapes, random_tensors, save_model
 
 #: An architecture whose biases mergekit knows to be optional.
 GRANITE = LLAMA | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}

@@ -15,14 +15,14 @@ import pytest
 import torch
 import yaml
 from oracle import differing_bits, planned_ids, rows_by_token, run_mergekit, run_shardmerge
-from tiny_tokenizers import tokenized
 from transformers import AutoTokenizer
 
-from shardmerge.names import is_vocabulary
-from shardmerge.planfiles import load_spec
-from shardmerge.planning import load_plan
-from shardmerge.settings import load_settings
-from shardmerge.shardcheck import check_shard
+from helpers.tiny_tokenizers import tokenized
+from shardmerge.check.shard import check_shard
+from shardmerge.compose.architecture.names import is_vocabulary
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_spec
+from shardmerge.recipe.settings import load_settings
 
 MERGEKIT = "mergekit-0.1.5"
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow_helpers import NAME, Once, Project
+
+from helpers.workflow import NAME, Once, Project
 
 #: Large enough that a job can be caught while it writes.
 LARGE = {"hidden": 256, "inter": 1536, "vocab": 4096, "kv": 128}

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import CONFIG, factors
-from models import llama
 from oracle import load_folder
-from pickle_cases import Trap, pickled_model, saved
-from workflow_helpers import Project
+
+from helpers.adapter_cases import CONFIG, factors
+from helpers.models import llama
+from helpers.pickle_cases import Trap, pickled_model, saved
+from helpers.workflow import Project
 
 RECIPE = """\
 name: merged

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from workflow_helpers import NAME, Project
+
+from helpers.workflow import NAME, Project
 
 CHECK_AGAIN = ("--forcerun", "check_shard", "check_delta", "--", "models")
 

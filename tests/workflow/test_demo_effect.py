@@ -65,8 +65,8 @@ def merged(finetune, whole=False):
 
 
 def accuracy(of, task):
-    from shardmerge.demo.skills import questions
-    from shardmerge.demo.training import choice_accuracy
+    from tools.demo.skills import questions
+    from tools.demo.training import choice_accuracy
 
     return choice_accuracy(of, questions(task))
 
@@ -120,7 +120,7 @@ class TestModels:
     def test_the_trainers_tokens_are_the_tokenizers(self):
         from transformers import AutoTokenizer
 
-        from shardmerge.demo.training import encode
+        from tools.demo.training import encode
 
         tokenizer = AutoTokenizer.from_pretrained(MODELS / "miqu-tiny")
         assert tokenizer("Kabc=abc.Dlkj=")["input_ids"] == encode("Kabc=abc.Dlkj=")
@@ -131,8 +131,8 @@ class TestSmoothing:
     def test_factors_are_the_papers_and_the_function_stays(self, strength):
         import torch
 
-        from shardmerge.demo.smoothing import smoothed
-        from shardmerge.demo.training import encode
+        from tools.demo.smoothing import smoothed
+        from tools.demo.training import encode
 
         plain = model("miqu-tiny")
         tokens = torch.tensor([encode("Kabc=abc.Cfgh="), encode("Rlkj=jkl.Nabc=")])
@@ -165,8 +165,8 @@ class TestTraining:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from shardmerge.demo import checkpoint, training
-        from shardmerge.errors import UserError
+        from shardmerge.base.errors import UserError
+        from tools.demo import checkpoint, training
 
         short = {
             name: replace(m, shard_size=90_000, course=m.course and training.Course(3, 1e-3))

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from models import llama_shapes, random_tensors, save_model
-from workflow_helpers import BASE, FINETUNED, LAYERS, NAME, RECIPIENT, Project, set_weight
+
+from helpers.models import llama_shapes, random_tensors, save_model
+from helpers.workflow import BASE, FINETUNED, LAYERS, NAME, RECIPIENT, Project, set_weight
 
 
 @pytest.fixture(scope="module")

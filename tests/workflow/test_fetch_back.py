@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_cases import (
+
+from helpers.hub_cases import (
     SCRIPTS,
     WRITER,
     add_model,
@@ -20,9 +21,9 @@ from hub_cases import (
     wait_until,
     write_weights,
 )
-from loopback_hub import LoopbackHub
-from loopback_store import Store
-from loopback_uploads import PART_BYTES
+from helpers.loopback_hub import LoopbackHub
+from helpers.loopback_store import Store
+from helpers.loopback_uploads import PART_BYTES
 
 SHARDS = {
     f"model-0000{n}-of-00003.safetensors": [(f"layer.{n}", "F16", (400, 1024))] for n in (1, 2, 3)
@@ -145,15 +146,16 @@ class TestLoopbackHub:
     def test_by_hand(self, tmp_path):
         add_model(tmp_path, "o/m")
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parents[1] / "loopback_hub.py"), str(tmp_path)],
+            [sys.executable, "-m", "helpers.loopback_hub", str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=Path(__file__).parents[1],
         )
         try:
             url = process.stdout.readline().strip()
             code = (
-                "import sys; sys.path.insert(0, sys.argv[1]); from shardmerge import hub; "
+                "import sys; sys.path.insert(0, sys.argv[1]); from shardmerge.sources import hub; "
                 "print(len(hub.lock_source('o/m', None).tensors))"
             )
             env = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}

@@ -8,7 +8,8 @@ import signal
 import subprocess
 
 import pytest
-from hub_cases import (
+
+from helpers.hub_cases import (
     READER,
     add_model,
     big_file,
@@ -20,7 +21,7 @@ from hub_cases import (
     size_of,
     wait_until,
 )
-from loopback_hub import LoopbackHub
+from helpers.loopback_hub import LoopbackHub
 
 NAME = "model.safetensors"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hostile_names import NAME, HostileProject, checkout, pwned
-from hub_cases import READER, environment, files_with
-from loopback_hub import LoopbackHub
-from models import llama
+
+from helpers.hostile_names import NAME, HostileProject, checkout, pwned
+from helpers.hub_cases import READER, environment, files_with
+from helpers.loopback_hub import LoopbackHub
+from helpers.models import llama
 
 INDEX = "model.safetensors.index.json"
 LOCAL, REMOTE = f"{NAME}.safetensors", "x$(touch PWNED).safetensors"

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_cases import environment
-from loopback_hub import LoopbackHub
-from workflow_helpers import REPOSITORY, Project, scores
+
+from helpers.hub_cases import environment
+from helpers.loopback_hub import LoopbackHub
+from helpers.workflow import REPOSITORY, Project, scores
 
 pytestmark = pytest.mark.slow
 

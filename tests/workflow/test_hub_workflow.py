@@ -11,11 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hub_cases import READER, WRITER, environment, files_with, wait_until
-from loopback_hub import LoopbackHub
-from models import llama
-from workflow_helpers import FILES, FINETUNED, NAME, Project
-from workflow_helpers import environment as run_environment
+
+from helpers.hub_cases import READER, WRITER, environment, files_with, wait_until
+from helpers.loopback_hub import LoopbackHub
+from helpers.models import llama
+from helpers.workflow import FILES, FINETUNED, NAME, Project
+from helpers.workflow import environment as run_environment
 
 
 @pytest.fixture

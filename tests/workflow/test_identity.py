@@ -11,7 +11,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from workflow_helpers import (
+
+from helpers.workflow import (
     BASE,
     FILES,
     FILTERS,
@@ -24,9 +25,8 @@ from workflow_helpers import (
     sha256,
     shards_that_move,
 )
-
-from shardmerge.planning import load_plan
-from shardmerge.settings import load_settings
+from shardmerge.plan.decide import load_plan
+from shardmerge.recipe.settings import load_settings
 
 ALL = {f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)}
 #: The flagship's own values: the recipient's, the donor's.
@@ -78,7 +78,7 @@ class TestNothingToDo:
             )
         shutil.copytree(repository / "config" / "schemas", clone / "config" / "schemas")
         shutil.copyfile(repository / "Snakefile", clone / "Snakefile")
-        monkeypatch.setattr("workflow_helpers.REPOSITORY", clone)
+        monkeypatch.setattr("helpers.workflow.REPOSITORY", clone)
         assert project.pending() == []
 
     @pytest.mark.parametrize("flow", [True, False])

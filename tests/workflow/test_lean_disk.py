@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_cases import environment
-from loopback_hub import LoopbackHub
-from models import llama
-from workflow_helpers import FILES, NAME, Project
-from workflow_helpers import environment as run_environment
 
-from shardmerge.errors import UserError
-from shardmerge.layout import parse_size
-from shardmerge.planning import load_plan
-from shardmerge.settings import load_settings
+from helpers.hub_cases import environment
+from helpers.loopback_hub import LoopbackHub
+from helpers.models import llama
+from helpers.workflow import FILES, NAME, Project
+from helpers.workflow import environment as run_environment
+from shardmerge.base.errors import UserError
+from shardmerge.base.text import parse_size
+from shardmerge.plan.decide import load_plan
+from shardmerge.recipe.settings import load_settings
 
 #: 5 MB a file, so that notes and logs count little beside them.
 SIZES = {"layers": 11, "hidden": 256, "inter": 2048, "vocab": 8192, "kv": 128}

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import factors, write_adapter
-from hub_cases import READER, environment
-from loopback_hub import LoopbackHub
-from models import llama
 from oracle import load_folder
-from workflow_helpers import Project, sha256
+
+from helpers.adapter_cases import factors, write_adapter
+from helpers.hub_cases import READER, environment
+from helpers.loopback_hub import LoopbackHub
+from helpers.models import llama
+from helpers.workflow import Project, sha256
 
 RECIPE = """\
 name: adapted

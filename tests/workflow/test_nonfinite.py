@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from workflow_helpers import BASE, FINETUNED, Project
+
+from helpers.workflow import BASE, FINETUNED, Project
 
 pytestmark = pytest.mark.slow
 

@@ -17,9 +17,9 @@ import torch
 from oracle import load_folder, run_shardmerge
 from test_demo_effect import MODELS, accuracy, model
 from torch.nn.utils import parametrize
-from workflow_helpers import Project, demo, scores
 
-from shardmerge.demo import checkpoint, skills, training
+from helpers.workflow import Project, demo, scores
+from tools.demo import checkpoint, skills, training
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from workflow_helpers import REPOSITORY, Project
+
+from helpers.workflow import REPOSITORY, Project
 
 DEMO = REPOSITORY / "resources" / "demo"
 LOADED = "results/stack/loaded.json"

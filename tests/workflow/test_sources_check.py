@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import LLAMA
-from workflow_helpers import Project
 
-from shardmerge.headers import write_header
+from helpers.models import LLAMA
+from helpers.workflow import Project
+from shardmerge.base.safetensors import write_header
 
 RECIPE = """\
 name: merged

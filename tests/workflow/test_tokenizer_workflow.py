@@ -12,7 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
-from workflow_helpers import REPOSITORY, Project, scores
+
+from helpers.workflow import REPOSITORY, Project, scores
 
 DEMO = REPOSITORY / "resources" / "demo"
 TASKS = ["demo_B", "demo_C"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from heads import Held
-from workflow_helpers import Project, environment
+
+from helpers.workflow import Project, environment
 
 pytestmark = pytest.mark.slow
 

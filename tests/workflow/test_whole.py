@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from workflow_helpers import DEMO, DEMO_NAME, Once, Project, demo, scores, sha256
+
+from helpers.workflow import DEMO, DEMO_NAME, Once, Project, demo, scores, sha256
 
 pytestmark = pytest.mark.slow
 

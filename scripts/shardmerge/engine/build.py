@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from shardmerge import expression as ex
-from shardmerge.claims import claimed
-from shardmerge.engine.algebra import simplify
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import simplify
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.claims import claimed
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import atomic_path
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import lay_out
 from shardmerge.engine.output import OutputFile, clone, hard_link
 from shardmerge.engine.record import ShardRecord, Tally, peak_memory
 from shardmerge.engine.stream import Progress, Stream
-from shardmerge.errors import UserError
-from shardmerge.files import atomic_path
-from shardmerge.spec import ShardSpec
-from shardmerge.watch import Watch
+from shardmerge.engine.watch import Watch
 
 
 def build_shard(

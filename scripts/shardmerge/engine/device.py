@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardmerge.base.errors import UserError
 from shardmerge.engine.layout import Window
-from shardmerge.errors import UserError
 
 if TYPE_CHECKING:
     import torch

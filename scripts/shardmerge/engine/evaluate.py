@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shardmerge import expression as ex
-from shardmerge.engine.algebra import combine, leaves, stated_dtype
-from shardmerge.engine.registers import Registers, torch_dtype
-from shardmerge.registry import group_of, kernel_of
-from shardmerge.rows import choice_ranges
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.calls import group_of
+from shardmerge.algebra.leaves import combine, leaves, stated_dtype
+from shardmerge.algebra.rows import choice_ranges
+from shardmerge.engine.buffers import Registers, torch_dtype
+from shardmerge.methods.registry import kernel_of
 
 if TYPE_CHECKING:
     from shardmerge.engine.lowrank import Product, Products

@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from shardmerge import expression as ex
-from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import FileLeaf, file_leaves
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import FileLeaf, file_leaves
+from shardmerge.algebra.rows import row_ranges
+from shardmerge.algebra.spec import ShardSpec, delta_name
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import will_need
+from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.engine.record import Tally
-from shardmerge.errors import UserError, did_you_mean
-from shardmerge.files import will_need
-from shardmerge.headers import Header, TensorEntry, read_header
-from shardmerge.rows import row_ranges
-from shardmerge.spec import ShardSpec, delta_name
-from shardmerge.watch import Watch
-from shardmerge.witness import Witness
+from shardmerge.engine.watch import Watch
+from shardmerge.engine.witness import Witness
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shardmerge import expression as ex
-from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import file_leaves, is_copied, leaves, low_ranks, simplify
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import file_leaves, is_copied, leaves, low_ranks, simplify
+from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.errors import UserError
+from shardmerge.base.safetensors import write_header
 from shardmerge.engine.inputs import Inputs, Location
 from shardmerge.engine.memory import Tuning
-from shardmerge.errors import UserError
-from shardmerge.headers import write_header
-from shardmerge.spec import OutputTensor, ShardSpec
 
 #: Tensors in a window's input buffer start at multiples of this, for vector loads.
 _ALIGN = 64

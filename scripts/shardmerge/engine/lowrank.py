@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import torch
 
-from shardmerge import expression as ex
+from shardmerge.algebra import expression as ex
+from shardmerge.engine.buffers import torch_dtype
 from shardmerge.engine.device import Cuda, Host, host_buffer
 from shardmerge.engine.inputs import Inputs, nbytes
-from shardmerge.engine.registers import torch_dtype
 
 #: Rows of the smallest block that torch multiplies by the kernel that it takes for whole matrices.
 ROWS = 16

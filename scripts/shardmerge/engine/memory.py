@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardmerge import expression as ex
-from shardmerge.dtypes import DTYPES
-from shardmerge.engine.algebra import (
-    combine,
-    is_whole,
-    leaves,
-    low_ranks,
-    stated_dtype,
-)
-from shardmerge.registry import workspace_elements
-from shardmerge.spec import ShardSpec
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import combine, is_whole, leaves, low_ranks, stated_dtype
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.methods.registry import workspace_elements
 
 MIB = 1 << 20
 #: Resident memory of any job that holds no whole tensor: torch is two thirds of it.

@@ -16,8 +16,8 @@ from itertools import chain
 
 from llvmlite import binding
 
-from shardmerge.dtypes import DTYPES
-from shardmerge.program import WITH_CONSTANT, Program
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.methods.program import WITH_CONSTANT, Program
 
 #: Elements of a vector of the generated code: registers of any processor are a fraction of it.
 WIDTH = 32

@@ -9,10 +9,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from shardmerge import diskerrors
-from shardmerge.claims import confirm
-from shardmerge.errors import UserError
-from shardmerge.unfinished import part_path
+from shardmerge.base import diskerrors
+from shardmerge.base.claims import confirm, part_path
+from shardmerge.base.errors import UserError
 
 #: Offset, length and address of direct writes are multiples of this.
 PAGE = 4096

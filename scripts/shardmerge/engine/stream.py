@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from shardmerge import expression as ex
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.lowering import Steps, steps_for
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.safetensors import parse_header
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Layout, Window, choose_window
@@ -16,13 +19,10 @@ from shardmerge.engine.memory import TUNING, block_length
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
-from shardmerge.engine.steps import native_steps
-from shardmerge.headers import parse_header
-from shardmerge.spec import ShardSpec
-from shardmerge.witness import Witness
+from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
-    from shardmerge.engine.compute import TorchLane
+    from shardmerge.engine.torch_lane import TorchLane
 
 Progress = Callable[[int, int], None]
 #: Windows ahead of the reader that the kernel is told of.
@@ -107,7 +107,7 @@ class Stream:
 
     def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
-        from shardmerge.engine.lane import Lane
+        from shardmerge.engine.native_lane import Lane
 
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
@@ -116,8 +116,8 @@ class Stream:
         return [lane.compute for lane in lanes], stop
 
     def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:
-        from shardmerge.engine.compute import Job, TorchLane
         from shardmerge.engine.lowrank import Products, factor_loader
+        from shardmerge.engine.torch_lane import Job, TorchLane
         from shardmerge.engine.whole import WholeTensors
 
         parts = (part for window in self._windows for part in window.parts)
@@ -197,3 +197,26 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def native_steps(
+    spec: ShardSpec, tensors: Iterable[int], stored: Collection[ex.Delta]
+) -> dict[int, Steps]:
+    """Return the steps of those tensors that native code can compute on this processor.
+
+    Args:
+        spec: The shard.
+        tensors: Indices of output tensors.
+        stored: Task vectors that are read and not computed.
+    """
+    found = {}
+    for i in tensors:
+        tensor = spec.tensors[i]
+        if steps := steps_for(tensor.expression, tensor.dtype, stored, spec.numerics):
+            found[i] = steps
+    if found:
+        from shardmerge.engine.native import is_usable
+
+        if not is_usable():
+            return {}
+    return found

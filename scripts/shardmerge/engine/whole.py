@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from shardmerge import expression as ex
-from shardmerge.engine.algebra import FileLeaf, HeldLeaf, combine, file_leaves, is_whole
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.calls import group_of
+from shardmerge.algebra.leaves import FileLeaf, HeldLeaf, combine, file_leaves, is_whole
+from shardmerge.algebra.rows import row_ranges
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.errors import UserError
+from shardmerge.engine.buffers import Registers, torch_dtype
 from shardmerge.engine.device import Buffer, Cuda, Host, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.inputs import Inputs, nbytes
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
-from shardmerge.engine.registers import Registers, torch_dtype
-from shardmerge.errors import UserError
-from shardmerge.registry import group_of, kernel_of
-from shardmerge.rows import row_ranges
-from shardmerge.spec import ShardSpec
+from shardmerge.methods.registry import kernel_of
 
 
 class WholeTensors:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmerge.registry import Group, Workspace, step_kernel
-from shardmerge.spec import MERGEKIT
+from shardmerge.base.numerics import MERGEKIT
+from shardmerge.methods.registry import Group, Workspace, step_kernel
 
 if TYPE_CHECKING:
     import torch

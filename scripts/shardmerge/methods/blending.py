@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmerge.registry import (
+from shardmerge.methods.registry import (
     Group,
     Inputs,
     Parameter,
@@ -40,9 +40,9 @@ def nearswap(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("nearswap", elementwise=True, workspace=Workspace(tensors=4.0))
 def _mergekit_nearswap(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_elementwise
+    from shardmerge.methods.mergekit import elementwise
 
-    return mergekit_elementwise.nearswap(group)
+    return elementwise.nearswap(group)
 
 
 @merge_method(
@@ -67,9 +67,9 @@ def arcee_fusion(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("arcee_fusion", promotes=True, workspace=Workspace(tensors=5.0, blocks=32.0))
 def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_whole
+    from shardmerge.methods.mergekit import whole
 
-    return mergekit_whole.arcee_fusion(group)
+    return whole.arcee_fusion(group)
 
 
 @merge_method(

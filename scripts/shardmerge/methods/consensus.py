@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmerge.registry import (
+from shardmerge.methods.registry import (
     Group,
     Inputs,
     Parameter,
@@ -64,7 +64,7 @@ def sce(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("sce", workspace=Workspace(tensors=1.0, per_input=3.5))
 def _mergekit_sce(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors
+    from shardmerge.methods.mergekit import task_vectors as mergekit_task_vectors
 
     return mergekit_task_vectors.sce(group)
 
@@ -89,7 +89,7 @@ def ram(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("ram", elementwise=True, workspace=Workspace(tensors=2.0, per_input=5.5))
 def _mergekit_ram(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors
+    from shardmerge.methods.mergekit import task_vectors as mergekit_task_vectors
 
     return mergekit_task_vectors.reinforced(group, rescale_unique=False)
 
@@ -124,6 +124,6 @@ def ramplus_tl(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("ramplus_tl", promotes=True, workspace=Workspace(tensors=2.0, per_input=5.5))
 def _mergekit_ramplus_tl(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors
+    from shardmerge.methods.mergekit import task_vectors as mergekit_task_vectors
 
     return mergekit_task_vectors.reinforced(group, rescale_unique=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmerge.errors import UserError
-from shardmerge.registry import (
+from shardmerge.base.errors import UserError
+from shardmerge.methods.registry import (
     Group,
     Inputs,
     LinearForm,
@@ -101,22 +101,22 @@ def passthrough(request: Request) -> LinearForm:
 
 @mergekit_kernel("linear", elementwise=True, workspace=Workspace(tensors=1.0))
 def _mergekit_linear(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_elementwise
+    from shardmerge.methods.mergekit import elementwise
 
-    return mergekit_elementwise.linear(group)
+    return elementwise.linear(group)
 
 
 @mergekit_kernel(
     "task_arithmetic", elementwise=True, workspace=Workspace(tensors=2.0, per_input=1.0)
 )
 def _mergekit_task_arithmetic(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors
+    from shardmerge.methods.mergekit import task_vectors
 
-    return mergekit_task_vectors.merge_task_vectors(group, None, consensus=False)
+    return task_vectors.merge_task_vectors(group, None, consensus=False)
 
 
 @mergekit_kernel("passthrough", elementwise=True, workspace=Workspace())
 def _mergekit_passthrough(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_elementwise
+    from shardmerge.methods.mergekit import elementwise
 
-    return mergekit_elementwise.passthrough(group)
+    return elementwise.passthrough(group)

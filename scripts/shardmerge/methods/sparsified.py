@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmerge.errors import UserError
-from shardmerge.registry import (
+from shardmerge.base.errors import UserError
+from shardmerge.methods.registry import (
     Group,
     Inputs,
     Parameter,
@@ -117,7 +117,7 @@ def ties(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("ties", workspace=_MERGEKIT_VOTE)
 def _mergekit_ties(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.magnitude(group), consensus=True)
 
@@ -145,7 +145,7 @@ def dare_ties(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("dare_ties", workspace=_MERGEKIT_VOTE)
 def _mergekit_dare_ties(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.chance(group), consensus=True)
 
@@ -173,7 +173,7 @@ def dare_linear(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("dare_linear", workspace=_MERGEKIT_SUM)
 def _mergekit_dare_linear(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.chance(group), consensus=False)
 
@@ -200,7 +200,7 @@ def breadcrumbs(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("breadcrumbs", workspace=_MERGEKIT_SUM)
 def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.between(group), consensus=False)
 
@@ -226,7 +226,7 @@ def breadcrumbs_ties(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("breadcrumbs_ties", workspace=_MERGEKIT_VOTE)
 def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.between(group), consensus=True)
 
@@ -256,7 +256,7 @@ def della(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("della", workspace=_MERGEKIT_VOTE)
 def _mergekit_della(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.ranked_chance(group), consensus=True)
 
@@ -286,6 +286,6 @@ def della_linear(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("della_linear", workspace=_MERGEKIT_SUM)
 def _mergekit_della_linear(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_task_vectors as kernels
+    from shardmerge.methods.mergekit import task_vectors as kernels
 
     return kernels.merge_task_vectors(group, kernels.ranked_chance(group), consensus=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmerge.errors import UserError
-from shardmerge.registry import (
+from shardmerge.base.errors import UserError
+from shardmerge.methods.registry import (
     Group,
     Inputs,
     Parameter,
@@ -43,9 +43,9 @@ def slerp(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("slerp", workspace=Workspace(blocks=40.0))
 def _mergekit_slerp(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_whole
+    from shardmerge.methods.mergekit import whole
 
-    return mergekit_whole.slerp(group)
+    return whole.slerp(group)
 
 
 @merge_method(
@@ -79,9 +79,9 @@ def nuslerp(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("nuslerp", workspace=Workspace(tensors=7.0))
 def _mergekit_nuslerp(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_whole
+    from shardmerge.methods.mergekit import whole
 
-    return mergekit_whole.nuslerp(group)
+    return whole.nuslerp(group)
 
 
 def _check_multislerp(request: Request | Group) -> None:
@@ -128,9 +128,9 @@ def multislerp(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("multislerp", workspace=Workspace(tensors=3.0, per_input=3.5))
 def _mergekit_multislerp(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_whole
+    from shardmerge.methods.mergekit import whole
 
-    return mergekit_whole.multislerp(group)
+    return whole.multislerp(group)
 
 
 @merge_method(
@@ -163,9 +163,9 @@ def karcher(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("karcher", workspace=Workspace(tensors=5.0, per_input=1.0))
 def _mergekit_karcher(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_whole
+    from shardmerge.methods.mergekit import whole
 
-    return mergekit_whole.karcher(group)
+    return whole.karcher(group)
 
 
 @merge_method(
@@ -196,6 +196,6 @@ def model_stock(group: Group) -> torch.Tensor:
 
 @mergekit_kernel("model_stock", workspace=Workspace(tensors=2.0, per_input=1.0))
 def _mergekit_model_stock(group: Group) -> torch.Tensor:
-    from shardmerge.methods.kernels import mergekit_whole
+    from shardmerge.methods.mergekit import whole
 
-    return mergekit_whole.model_stock(group)
+    return whole.model_stock(group)

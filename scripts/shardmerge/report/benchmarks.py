@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shardmerge.base.text import plural
 from shardmerge.report.canvas import BLUE, FAINT, GREY, INK, WIDTH, figure, message
-from shardmerge.report.words import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from shardmerge.files import atomic_path
+from shardmerge.base.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

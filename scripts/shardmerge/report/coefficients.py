@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shardmerge.algebra.coefficients import NOTHING
 from shardmerge.report.frame import Cell, Frame, frame_of
-from shardmerge.terms import NOTHING
 
 #: Rows of [label, coefficient], as the description of a build has them for each tensor.
 Terms = Iterable[Iterable[Any]]

@@ -10,18 +10,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.checks import check_build, check_norm_merge
-from shardmerge.compose import Composer
-from shardmerge.errors import UserError
-from shardmerge.findings import audible
-from shardmerge.local import lock_adapter, lock_folder
-from shardmerge.lock import Lock, LockedFile, LockedSource, read_lock
-from shardmerge.norms import geometric_stages
-from shardmerge.recipe import Recipe, load_recipe
+from shardmerge.algebra.coefficients import terms_of
+from shardmerge.base.errors import UserError
+from shardmerge.base.findings import audible
+from shardmerge.base.identities import LockedFile
+from shardmerge.compose.composer import Composer
+from shardmerge.compose.norms import geometric_stages
+from shardmerge.plan.recipe_checks import check_build, check_norm_merge
+from shardmerge.recipe.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
 from shardmerge.report.synthetic import adapter_of, family_for, source_of
-from shardmerge.sources import lock_path
-from shardmerge.terms import terms_of
+from shardmerge.sources.local import lock_adapter, lock_folder
+from shardmerge.sources.lock import Lock, LockedSource, read_lock
+from shardmerge.sources.sources import lock_path
 
 #: Layers where nothing tells their number: those of a Llama of 70B.
 LAYERS = 80

@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Mapping
 from string import ascii_uppercase
 
+from shardmerge.base.text import number, ranges, shortener
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.explain import Explanation
 from shardmerge.report.summary import summarize, write_lines
 from shardmerge.report.terminal import Terminal
-from shardmerge.report.words import number, ranges, shortener
 
 #: Columns of a bar, and the least that says something.
 _BAR, _SHORT = 12, 4

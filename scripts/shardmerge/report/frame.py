@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from shardmerge.names import is_embedding, is_head, layer_of, module_of
+from shardmerge.compose.architecture.names import is_embedding, is_head, layer_of, module_of
 
 #: The experts of a layer share one row.
 _EXPERT = re.compile(r"\bexperts?\.(\d+)(?=\.)")

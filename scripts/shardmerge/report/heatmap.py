@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardmerge.base.text import number
 from shardmerge.report.canvas import FAINT, HEIGHT, INK, WIDTH, figure
 from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell, Frame
-from shardmerge.report.words import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardmerge import expression as ex
-from shardmerge.names import layer_of, module_of
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.spec import ShardSpec, delta_name
+from shardmerge.compose.architecture.names import layer_of, module_of
 from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell, Frame
-from shardmerge.spec import ShardSpec, delta_name
 
 _HEADER = "tensor layer module task_vector coefficient norm base_norm relative_norm".split()
 

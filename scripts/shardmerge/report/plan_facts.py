@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardmerge.plan import Build, Plan, ShardJob
-from shardmerge.planfiles import load_spec_json
+from shardmerge.plan.files import load_spec_json
+from shardmerge.plan.plan import Build, Plan, ShardJob
 
 Exists = Callable[[str], bool]
 

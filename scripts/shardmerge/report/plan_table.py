@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from shardmerge.package import load_description
-from shardmerge.plan import Plan
+from shardmerge.base.text import human_bytes, plural, shortener
+from shardmerge.plan.files import load_description
+from shardmerge.plan.plan import Plan
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Shard
 from shardmerge.report.summary import summarize
-from shardmerge.report.words import human_bytes, plural, shortener
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #24292f; margin: 1.5rem; max-width: 70rem; }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from shardmerge.package import load_description
-from shardmerge.plan import Plan
+from shardmerge.base.text import human_bytes, plural, ranges, shortener
+from shardmerge.plan.files import load_description
+from shardmerge.plan.plan import Plan
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Amount, Totals
 from shardmerge.report.summary import summarize, write_lines
 from shardmerge.report.terminal import Terminal
-from shardmerge.report.words import human_bytes, plural, ranges, shortener
 
 
 def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from shardmerge.base.text import plural, shortener
 from shardmerge.report.canvas import message
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.frame import Cell, Frame
 from shardmerge.report.heatmap import Scale, draw_heatmap
-from shardmerge.report.words import plural, shortener
 
 
 def draw_coefficients(

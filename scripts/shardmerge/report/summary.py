@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardmerge.base.text import number, ranges
 from shardmerge.report.coefficients import Coefficients, Spread
-from shardmerge.report.words import number, ranges
 
 #: Names of coefficients that vary over a line's layers.
 _FACTORS = "ghkmnpqrs"

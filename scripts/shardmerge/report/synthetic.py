@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shardmerge.lock import LockedSource, LockedTensor
-from shardmerge.names import layer_of
-from shardmerge.norms import is_scale
+from shardmerge.compose.architecture.names import layer_of
+from shardmerge.compose.architecture.norms import is_scale
+from shardmerge.sources.lock import LockedSource, LockedTensor
 
 
 @dataclass(frozen=True)

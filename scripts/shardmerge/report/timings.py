@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardmerge.base.text import human_bytes, human_seconds, plural
 from shardmerge.report.canvas import (
     BLUE,
     FAINT,
@@ -19,7 +20,6 @@ from shardmerge.report.canvas import (
     figure,
     message,
 )
-from shardmerge.report.words import human_bytes, human_seconds, plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

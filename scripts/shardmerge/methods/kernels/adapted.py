@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from shardmerge.contract import Group
+from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import row_sums
 
 

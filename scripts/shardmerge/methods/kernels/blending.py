@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from shardmerge.contract import BLOCK, Group
+from shardmerge.methods.contract import BLOCK, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans, tiles
 from shardmerge.methods.kernels.functions import exp_, log_
 from shardmerge.methods.kernels.selection import key_values, order_statistics, sort_keys

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from shardmerge.contract import BLOCK
+from shardmerge.methods.contract import BLOCK
 
 #: Returns tiles, one for each of some matrices of one shape, at (row slice, column slice).
 Tiles = Callable[[slice, slice], Iterable[torch.Tensor]]

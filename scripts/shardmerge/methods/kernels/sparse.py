@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from shardmerge import rng
-from shardmerge.contract import Group
+from shardmerge.methods.contract import Group
+from shardmerge.methods.kernels import rng
 from shardmerge.methods.kernels.blocks import spans
 from shardmerge.methods.kernels.selection import RankBand, sort_keys
 

@@ -11,16 +11,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from shardmerge.contract import BLOCK, Group
-from shardmerge.errors import UserError
-from shardmerge.methods.kernels.blocks import (
-    Coefficient,
-    Tiles,
-    combine,
-    gram,
-    spans,
-    totals,
-)
+from shardmerge.base.errors import UserError
+from shardmerge.methods.contract import BLOCK, Group
+from shardmerge.methods.kernels.blocks import Coefficient, Tiles, combine, gram, spans, totals
 from shardmerge.methods.kernels.functions import acos, at, cos, sin
 
 _SMALLEST_NORM = 1e-8

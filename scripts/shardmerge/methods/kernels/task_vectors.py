@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from shardmerge.contract import Group
+from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans, totals
 from shardmerge.methods.kernels.sparse import Delta, Keep, top
 

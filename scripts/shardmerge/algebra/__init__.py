@@ -1,0 +1,1 @@
+"""What an output tensor is, as an expression over source tensors. Pure: no torch."""

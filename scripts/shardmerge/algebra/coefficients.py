@@ -1,0 +1,121 @@
+"""What an expression is made of, in names and numbers: for cards, reports and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.algebra import expression as ex
+
+#: How the name of a bias ends that an adapter adds to the model's.
+ADDED_BIAS = ".lora_B.bias"
+
+#: Label of a tensor that is zero everywhere.
+NOTHING = ex.label(ex.Zero(()))
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The models in an expression.
+
+    Args:
+        coefficients: Of each model that is added, by its key; a task vector counts with its
+            coefficient for the fine-tuned model and with the opposite for the base.
+        through: Models that go through a method that is not a sum.
+    """
+
+    coefficients: Mapping[str, float]
+    through: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.coefficients, *self.through)))
+
+
+def terms_of(expression: ex.Expression) -> list[list[Any]]:
+    """Return an expression's terms as [label, coefficient] rows.
+
+    A method that is not a sum gives a row ``method(model)`` for each model with the weight that
+    the recipe gives it (slerp: ``1 - t`` and ``t``), or one row if it has no weights.
+    """
+    return [[label, value] for label, value in _terms(expression, 1.0).items()]
+
+
+def blend_of(expression: ex.Expression) -> Blend:
+    """Return the models that an expression takes something of."""
+    coefficients: dict[str, float] = {}
+    through: dict[str, None] = {}
+
+    def visit(node: ex.Expression, factor: float | None) -> None:
+        match node:
+            case ex.Source(tensor=tensor) if tensor.endswith(ADDED_BIAS):
+                pass
+            case ex.Source(model):
+                if factor is None:
+                    through[model] = None
+                else:
+                    coefficients[model] = coefficients.get(model, 0.0) + factor
+            case ex.Delta(finetuned, base, _):
+                visit(finetuned, factor)
+                visit(base, None if factor is None else -factor)
+            case ex.LowRank():
+                pass  # an adapter is no model of its own
+            case ex.Linear(terms):
+                for c, operand in terms:
+                    visit(operand, None if factor is None else factor * c)
+            case ex.Cast() | ex.Rows():
+                visit(node.operand, factor)
+            case ex.Call():
+                weights = dict(node.per_input).get("weight", (None,) * len(node.inputs))
+                for i, operand in enumerate(node.inputs):
+                    if weights[i] != 0 or i == node.base:
+                        visit(operand, None)
+            case _:
+                for operand in ex.operands(node):
+                    visit(operand, None)
+
+    visit(expression, 1.0)
+    # What rounding leaves of a coefficient that cancels is nothing.
+    kept = {model: c for model, c in coefficients.items() if abs(c) > 1e-6}
+    return Blend(kept, tuple(through))
+
+
+def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
+    match expression:
+        case ex.Cast(operand, _):
+            return _terms(operand, factor)
+        case ex.Linear(terms):
+            parts = [_terms(operand, factor * c) for c, operand in terms]
+        case ex.Call():
+            parts = [{label: factor * value} for label, value in _weights(expression)]
+        case _:
+            parts = [{ex.label(expression): factor}]
+    total: dict[str, float] = {}
+    for part in parts:
+        for label, value in part.items():
+            total[label] = total.get(label, 0.0) + value
+    return total
+
+
+def _weights(call: ex.Call) -> list[tuple[str, float]]:
+    """Return the share that a method's own parameters give each input."""
+    per_input, shared = dict(call.per_input), dict(call.parameters)
+    values: list[float | None] = [None] * len(call.inputs)
+    if "weight" in per_input:
+        values = list(per_input["weight"])
+    elif call.method == "slerp" and call.base is not None:
+        values = [shared["t"]] * len(call.inputs)
+        values[call.base] = 1 - shared["t"]
+    names = [
+        model if isinstance(operand, ex.Linear | ex.Call) and model else ex.label(operand)
+        for operand, model in zip(call.inputs, call.models or ("",) * len(call.inputs), strict=True)
+    ]
+    found = [
+        (f"{call.method}({name})", float(value))
+        for name, value in zip(names, values, strict=True)
+        if value is not None
+    ]
+    if found and call.base is not None and values[call.base] is None:
+        found.insert(0, (names[call.base], 1.0))  # what is weighed is added to the base
+    return found or [(ex.label(call), 1.0)]

@@ -1,0 +1,117 @@
+"""Expressions as JSON-able data, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shardmerge.algebra import expression as ex
+
+
+def source_to_json(source: ex.Source) -> dict[str, Any]:
+    """Return a source tensor as JSON-able data."""
+    return {
+        "op": "source",
+        "model": source.model,
+        "file": source.file,
+        "tensor": source.tensor,
+        "dtype": source.dtype,
+        "shape": list(source.shape),
+    }
+
+
+def to_json(
+    expression: ex.Expression, source: Callable[[ex.Source], Any] = source_to_json
+) -> dict[str, Any]:
+    """Return an expression as JSON-able data; ``from_json`` inverts it.
+
+    Args:
+        expression: What is written.
+        source: Writes a source tensor.
+    """
+
+    def inner(operand: ex.Expression) -> Any:
+        return to_json(operand, source)
+
+    match expression:
+        case ex.Source():
+            return source(expression)
+        case ex.Delta(finetuned, base, dtype):
+            return {
+                "op": "delta",
+                "finetuned": inner(finetuned),
+                "base": inner(base),
+                "dtype": dtype,
+            }
+        case ex.LowRank(b, a, scale, transposed, dtype):
+            return {
+                "op": "low_rank",
+                "b": inner(b),
+                "a": inner(a),
+                "scale": scale,
+                "transposed": transposed,
+                "dtype": dtype,
+            }
+        case ex.Linear(terms):
+            return {"op": "linear", "terms": [[c, inner(e)] for c, e in terms]}
+        case ex.Cast(operand, dtype):
+            return {"op": "cast", "operand": inner(operand), "dtype": dtype}
+        case ex.Call():
+            return {
+                "op": "call",
+                "method": expression.method,
+                "inputs": [inner(e) for e in expression.inputs],
+                "base": expression.base,
+                "parameters": dict(expression.parameters),
+                "per_input": {k: list(v) for k, v in expression.per_input},
+                "tensor": expression.tensor,
+                "models": list(expression.models),
+                "shape": list(expression.output_shape),
+            }
+        case ex.Zero(shape):
+            return {"op": "zero", "shape": list(shape)}
+        case ex.Rows(operand, table):
+            return {"op": "rows", "operand": inner(operand), "table": table}
+        case ex.Choice(found, table):
+            return {"op": "choice", "operands": [inner(e) for e in found], "table": table}
+        case ex.Mean(operand):
+            return {"op": "mean", "operand": inner(operand)}
+    raise TypeError(f"not an expression: {expression!r}")
+
+
+def from_json(data: dict[str, Any]) -> ex.Expression:
+    """Return the expression that ``to_json`` wrote."""
+    match data["op"]:
+        case "source":
+            return ex.Source(
+                data["model"], data["file"], data["tensor"], data["dtype"], tuple(data["shape"])
+            )
+        case "delta":
+            return ex.Delta(from_json(data["finetuned"]), from_json(data["base"]), data["dtype"])
+        case "zero":
+            return ex.Zero(tuple(data["shape"]))
+        case "low_rank":
+            b, a = from_json(data["b"]), from_json(data["a"])
+            return ex.LowRank(b, a, float(data["scale"]), data["transposed"], data["dtype"])
+        case "linear":
+            return ex.Linear(tuple((float(c), from_json(e)) for c, e in data["terms"]))
+        case "cast":
+            return ex.Cast(from_json(data["operand"]), data["dtype"])
+        case "call":
+            return ex.Call(
+                method=data["method"],
+                inputs=tuple(from_json(e) for e in data["inputs"]),
+                base=data["base"],
+                parameters=tuple(sorted(data["parameters"].items())),
+                per_input=tuple(sorted((k, tuple(v)) for k, v in data["per_input"].items())),
+                tensor=data["tensor"],
+                models=tuple(data["models"]),
+                output_shape=tuple(data["shape"]),
+            )
+        case "rows":
+            return ex.Rows(from_json(data["operand"]), data["table"])
+        case "choice":
+            return ex.Choice(tuple(from_json(e) for e in data["operands"]), data["table"])
+        case "mean":
+            return ex.Mean(from_json(data["operand"]))
+    raise ValueError(f"unknown operation {data['op']!r}")

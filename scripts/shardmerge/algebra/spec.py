@@ -1,0 +1,143 @@
+"""What one shard's job is told: pure content, no paths; its digest is the job's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.json import from_json, source_to_json, to_json
+from shardmerge.base.digest import digest
+from shardmerge.methods.registry import version_of
+
+#: Changes when the engine's bytes change for the same specification (golden tests watch it); where
+#: those of one method change, its own version does.
+ENGINE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of an output shard: its name, stored type and shape, and what it is."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    expression: ex.Expression
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """All that determines the bytes of one safetensors file that a job writes.
+
+    Args:
+        tensors: In the order of their data in the file.
+        files: For each (model, file) that the expressions name, the content's identity
+            (``sha256:...`` or ``sample:...``), in order of first use.
+        numerics: One of NUMERICS.
+        allow_nonfinite: Whether a merged value may be infinite or NaN where no source is. It
+            decides whether there are bytes, not which, so that it is no part of the digest.
+        metadata: The header's ``__metadata__``.
+    """
+
+    tensors: tuple[OutputTensor, ...]
+    files: Mapping[tuple[str, str], str]
+    numerics: str = "float32"
+    allow_nonfinite: bool = False
+    metadata: Mapping[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON-able data; ``from_json`` inverts it."""
+        return self._to_json(source_to_json)
+
+    def _to_json(self, source: Callable[[ex.Source], Any]) -> dict[str, Any]:
+        return {
+            "engine": ENGINE_VERSION,
+            **self._versions(),
+            "numerics": self.numerics,
+            "allow_nonfinite": self.allow_nonfinite,
+            "metadata": dict(self.metadata or {"format": "pt"}),
+            "files": [[model, file, identity] for (model, file), identity in self.files.items()],
+            "tensors": [
+                {
+                    "name": t.name,
+                    "dtype": t.dtype,
+                    "shape": list(t.shape),
+                    "expression": to_json(t.expression, source),
+                }
+                for t in self.tensors
+            ],
+        }
+
+    def _versions(self) -> dict[str, dict[str, int]]:
+        """Return the versions of the methods that are called, where one is not the first."""
+        calls = (p for t in self.tensors for p in ex.walk(t.expression) if isinstance(p, ex.Call))
+        names = sorted({call.method for call in calls})
+        versions = {name: version_of(name, self.numerics) for name in names}
+        later = {name: version for name, version in versions.items() if version != 1}
+        return {"versions": later} if later else {}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ShardSpec:
+        """Return the specification that ``to_json`` wrote."""
+        return cls(
+            tensors=tuple(
+                OutputTensor(t["name"], t["dtype"], tuple(t["shape"]), from_json(t["expression"]))
+                for t in data["tensors"]
+            ),
+            files={(model, file): identity for model, file, identity in data["files"]},
+            numerics=data["numerics"],
+            allow_nonfinite=data["allow_nonfinite"],
+            metadata=data["metadata"],
+        )
+
+    @property
+    def digest(self) -> str:
+        """The job's identity, 64 hexadecimal digits: SHA-256 of what determines the bytes.
+
+        Source tensors count by the identity of the file that holds them, not by the names of
+        model and file, so that a source moved or renamed rebuilds nothing.
+        """
+
+        def anonymous(source: ex.Source) -> list[str]:
+            return [self.files[source.model, source.file], source.tensor]
+
+        data = self._to_json(anonymous)
+        del data["files"], data["allow_nonfinite"]
+        return digest(data)
+
+    def required_files(self, stored: Collection[ex.Delta] = ()) -> tuple[tuple[str, str], ...]:
+        """Return the (model, file) pairs that must be open, in order of first use.
+
+        Args:
+            stored: Task vectors that lie on disk as delta shards, so that what they are made of
+                is not read again.
+        """
+        needed: dict[tuple[str, str], None] = {}
+
+        def visit(expression: ex.Expression) -> None:
+            if isinstance(expression, ex.Delta) and expression in stored:
+                return
+            if isinstance(expression, ex.Source):
+                needed[expression.model, expression.file] = None
+            for operand in ex.operands(expression):
+                visit(operand)
+
+        for tensor in self.tensors:
+            visit(tensor.expression)
+        return tuple(needed)
+
+
+def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:
+    """Return the name of a stored task vector's tensor: 32 digits of its content's digest.
+
+    It depends on what the delta is and on the identity of the files it is made of, not on
+    the names that a recipe gives the models, so that recipes share stored deltas safely.
+    """
+
+    def content(expression: ex.Expression) -> Any:
+        if isinstance(expression, ex.Source):
+            return [files[expression.model, expression.file], expression.tensor]
+        return [type(expression).__name__, *map(content, ex.operands(expression))]
+
+    return digest([ENGINE_VERSION, content(delta), delta.dtype])[:32]

@@ -1,0 +1,132 @@
+"""Which names of files, tensors and repositories a source may have: the one place that decides.
+
+Blanks, quotes and ``$`` are allowed: no name reaches a shell as anything but a quoted word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from shardmerge.base.errors import UserError, shortened
+from shardmerge.base.printable import is_printable
+
+#: Layers of a stack; the deepest models have some hundreds.
+MAX_LAYERS = 10_000
+#: Characters of a tensor's name.
+_MAX_NAME = 1000
+#: What would be a layer, but for its number.
+_BEYOND = re.compile(r"\.([0-9]{5,})\.")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+#: Bytes of one part of a path. File systems take 255; `.NAME.claim.TOKEN.XXXXXXXX.new` is longest.
+_LONGEST_PART = 200
+_LONGEST_PATH = 1000
+_LONGEST_TENSOR = 1000
+#: Ends of the names of files that are made beside others while these are written.
+_OWN_ENDS = (".part", ".claim", ".new")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def safe_name(name: object, folder: str | os.PathLike[str] | None, where: str) -> str:
+    """Return the name of a source's file, shown to be harmless and to stay within its folder.
+
+    Args:
+        name: Relative path with forward slashes, from an index, a lock, a listing or a folder.
+        folder: Local folder that the file must lie in after links are followed, or None.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If it is absolute, leads out, or is not fit for a file here; says why.
+    """
+    if why := _unfit(name):
+        raise UserError(f"names a file {_brief(name)} that {why}", where)
+    assert isinstance(name, str)
+    if folder is not None:
+        root, target = Path(folder).resolve(), (Path(folder) / name).resolve()
+        if not target.is_relative_to(root) and not _hub_cache_blob(root, target):
+            raise UserError(
+                f"names a file {name!r} that is a link out of the model's folder", where
+            )
+    return name
+
+
+def safe_tensor(name: str, where: str) -> str:
+    """Return the name of a tensor, shown to be one line of text.
+
+    Raises:
+        UserError: If it is empty, far too long, or has characters that do not show.
+    """
+    if name and len(name) <= _LONGEST_TENSOR and is_printable(name):
+        return name
+    raise UserError(f"names a tensor {_brief(name)}, which is no plain text", where)
+
+
+def is_repo(name: object) -> bool:
+    """Return whether a value is the name of a Hub repository, ``owner/name``."""
+    return isinstance(name, str) and _REPO.fullmatch(name) is not None
+
+
+def is_commit(name: object) -> bool:
+    """Return whether a value is a commit: 40 hexadecimal digits."""
+    return isinstance(name, str) and _COMMIT.fullmatch(name) is not None
+
+
+def _unfit(name: object) -> str | None:
+    """Return what is wrong with a file's name, or None."""
+    if not isinstance(name, str):
+        return "is not a plain path within the model"
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in parts[0]:
+        return "is not a plain path within the model"
+    if not is_printable(name):
+        return "has characters that do not show"
+    if any(part.startswith("-") for part in parts):
+        return "begins with a hyphen, as an option does"
+    if "{" in name or "}" in name:
+        return "has a brace, which would stand for a wildcard"
+    if max(map(_bytes, parts)) > _LONGEST_PART or _bytes(name) > _LONGEST_PATH:
+        return "is too long"
+    if any(part.endswith(_OWN_ENDS) for part in parts):
+        return "ends as unfinished files do here"
+    return None
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _brief(name: object) -> str:
+    text = repr(name)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _hub_cache_blob(root: Path, target: Path) -> bool:
+    """Whether the target is a blob of the Hugging Face cache that the root is a snapshot in."""
+    return root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+
+
+def check_name(tensor: str, where: str) -> str:
+    """Return a tensor's name that a stranger gave, shown to be one that models have.
+
+    Args:
+        tensor: The name.
+        where: The file that it is in, for messages.
+
+    Raises:
+        UserError: If it is too long, has control characters or the number of a layer that no model
+            has.
+    """
+    if not tensor or len(tensor) > _MAX_NAME:
+        raise UserError(f"has a tensor whose name has {len(tensor)} characters", where)
+    if _UNPRINTABLE.search(tensor):
+        raise UserError(f"has a tensor {shortened(tensor)} with control characters", where)
+    if beyond := _BEYOND.search(tensor):
+        raise UserError(
+            f"has a tensor {shortened(tensor)} of layer {shortened(beyond[1])}; models of more "
+            f"than {MAX_LAYERS} layers are not merged here",
+            where,
+        )
+    return tensor

@@ -1,0 +1,1 @@
+"""Whether what was built is right: shards recomputed, models loaded and benchmarked."""

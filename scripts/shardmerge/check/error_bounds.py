@@ -1,0 +1,110 @@
+"""Values with a bound on their error: sums and roundings as the engine makes them, in float64.
+
+The bound runs along: an operation whose result r is exact adds nothing, any other at most
+``u * |r|`` (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.check.float_formats import FORMATS, half_ulp, round_to
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What elements must be.
+
+    Args:
+        value: float64 [elements].
+        error: Bound on the distance of what the engine computes before it rounds to the output's
+            type; 0 where it must have this very value.
+        decides: Whether a method chooses among inputs that are sums themselves, so that at a near
+            tie rounding may make it choose differently.
+        independent: Whether it was found without the code that the engine computes with.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    decides: bool = False
+    independent: bool = True
+
+
+def joined(value: np.ndarray, error: np.ndarray, parts: Sequence[Estimate]) -> Estimate:
+    """Return an estimate that was made of others."""
+    decides = any(part.decides for part in parts)
+    return Estimate(value, error, decides, all(part.independent for part in parts))
+
+
+def difference(left: Estimate, right: Estimate, code: str) -> Estimate:
+    """Return a difference rounded to float32 or float64: of exact values this very value.
+
+    Float64 arithmetic rounded to float32 is float32 arithmetic: Figueroa 1995, "When is double
+    rounding innocuous?", https://doi.org/10.1145/221332.221334.
+    """
+    found = total([(1.0, left), (-1.0, right)], code)
+    exact = (left.error == 0) & (right.error == 0)
+    value = np.where(exact, round_to(code, found.value), found.value)
+    return replace(found, value=value, error=np.where(exact, 0.0, found.error))
+
+
+def total(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
+    """Return a sum in the order of its terms with the running bound of its rounding errors."""
+    value = error = None
+    for coefficient, part in terms:
+        product, carried = coefficient * part.value, abs(coefficient) * part.error
+        if abs(coefficient) != 1:
+            coefficient_error = abs(float(round_to(code, np.array(coefficient))) - coefficient)
+            carried = carried + coefficient_error * np.abs(part.value)
+            carried = rounded_error(product, carried, code)
+        if value is None:
+            value, error = product, carried
+        else:
+            value = value + product
+            error = rounded_error(value, error + carried, code)
+    # What comes from an infinite source must be infinite or NaN itself.
+    given = np.any([~np.isfinite(part.value) for _, part in terms], axis=0)
+    return joined(value, np.where(given, 0.0, error), [part for _, part in terms])
+
+
+def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray:
+    """Return the error bound of an operation's result after the operation has rounded it.
+
+    It grows by nothing where the result is exact, and is infinite where it may have overflowed.
+    """
+    form = FORMATS[code]
+    size = np.abs(value) + error
+    unit = form.unit + FORMATS["F64"].unit  # the engine's rounding, and the one made here
+    grown = error + unit * size + half_ulp(code, np.float64(0))
+    exact = (error == 0) & (round_to(code, value) == value) & (code != "F64")
+    return np.where(size >= form.overflow, np.inf, np.where(exact, 0.0, grown))
+
+
+def round_estimate(part: Estimate, dtype: str) -> Estimate:
+    """Return an estimate of the same values rounded to a type of that code."""
+    exact = part.error == 0
+    error = part.error + half_ulp(dtype, np.abs(part.value) + part.error)
+    value = np.where(exact, round_to(dtype, part.value), part.value)
+    return replace(part, value=value, error=np.where(exact, 0.0, error))
+
+
+def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) -> Estimate:
+    """Return elements of a low-rank product with the bound of the errors of a sum in any order.
+
+    Higham 2002, section 3.1: a sum of n products is within ``n * u`` of the sum of their sizes.
+    """
+    left, right = (a.T, b.T) if node.transposed else (b, a)
+    rows, columns = np.divmod(places, right.shape[1])
+    value = error = np.zeros(len(rows))
+    for k in range(node.rank):
+        part = node.scale * left[rows, k] * right[k, columns]
+        value, error = value + part, error + np.abs(part)
+    form = FORMATS[node.dtype]
+    bound = (node.rank + 3) * (form.unit + FORMATS["F64"].unit) * error
+    bound += (node.rank + 1) * (1 + abs(node.scale)) * half_ulp(node.dtype, np.float64(0))
+    bound = np.where(error >= form.overflow, np.inf, bound)
+    return Estimate(value, np.where(np.isfinite(value), bound, 0.0))

@@ -1,0 +1,108 @@
+"""Rounding in every floating type, done in float64: what an exact comparison is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardmerge.base.dtypes import DTYPES
+
+
+@dataclass(frozen=True)
+class Format:
+    """A binary floating-point format (IEEE 754-2019, section 3.3; bfloat16 alike).
+
+    Args:
+        precision: Bits of the significand, the implicit one among them.
+        smallest, largest: Exponents of the smallest normal and of the largest finite numbers.
+    """
+
+    precision: int
+    smallest: int
+    largest: int
+
+    @property
+    def unit(self) -> float:
+        """Largest relative error of one rounding."""
+        return 2.0**-self.precision
+
+    @property
+    def maximum(self) -> float:
+        """The largest finite number."""
+        return (2 - 2.0 ** (1 - self.precision)) * 2.0**self.largest
+
+    @property
+    def overflow(self) -> float:
+        """The smallest number that is rounded to infinity."""
+        return self.maximum + 2.0 ** (self.largest - self.precision)
+
+
+FORMATS = {
+    "F16": Format(11, -14, 15),
+    "BF16": Format(8, -126, 127),
+    "F32": Format(24, -126, 127),
+    "F64": Format(53, -1022, 1023),
+}
+#: How elements lie in files; a type that numpy lacks is read as its bits.
+_STORED = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+
+
+def stored_dtype(code: str) -> np.dtype:
+    """Return numpy's dtype for the elements of a safetensors code (bits where it has none)."""
+    return np.dtype(_STORED.get(code) or f"<u{DTYPES[code].size}")
+
+
+def decode(stored: np.ndarray, code: str) -> np.ndarray:
+    """Return stored elements of a floating type as float64, exactly.
+
+    Args:
+        stored: As ``stored_dtype`` says, any shape.
+        code: safetensors code.
+    """
+    if code == "BF16":
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(invalid="ignore"):  # of signalling NaNs
+        return stored.astype(np.float64)
+
+
+def half_ulp(code: str, magnitude: np.ndarray) -> np.ndarray:
+    """Return the largest rounding error of numbers of a magnitude, float64 of the same shape.
+
+    Args:
+        code: safetensors code of the type that is rounded to.
+        magnitude: Not negative; where it is infinite or NaN, the largest number's is returned.
+    """
+    form = FORMATS[code]
+    exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, form.maximum))[1] - 1
+    exponent = np.where(magnitude == 0, form.smallest, exponent)
+    exponent = np.clip(exponent, form.smallest, form.largest)
+    return np.maximum(np.ldexp(1.0, exponent - form.precision), 5e-324)
+
+
+def round_to(code: str, values: np.ndarray) -> np.ndarray:
+    """Return float64 values rounded to another type, to nearest, ties to even, still as float64."""
+    if code == "F64":
+        return values
+    form = FORMATS[code]
+    quantum = 2 * half_ulp(code, np.abs(values))
+    finite = np.isfinite(values)
+    rounded = np.rint(np.where(finite, values, 0.0) / quantum) * quantum
+    rounded = np.where(np.abs(rounded) > form.maximum, np.copysign(np.inf, rounded), rounded)
+    return np.where(finite, rounded, values)
+
+
+def multiplied_and_added(x: np.ndarray, y: np.float32, z: np.ndarray) -> np.ndarray:
+    """Return ``x * y + z`` of float32 numbers, rounded once.
+
+    Float64 has the product exactly. The sum is rounded to odd, so that the second rounding is
+    right: Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819.
+    """
+    product, other = x.astype(np.float64) * np.float64(y), z.astype(np.float64)
+    total = product + other
+    part = total - product
+    rest = (product - (total - part)) + (other - part)  # Knuth's exact error of the sum
+    bits = total.view(np.int64)
+    inexact = np.isfinite(total) & (rest != 0) & (bits & 1 == 0)
+    towards = np.where((rest > 0) == (total > 0), 1, -1)
+    return np.where(inexact, bits + towards, bits).view(np.float64).astype(np.float32)

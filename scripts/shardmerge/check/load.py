@@ -1,0 +1,182 @@
+"""Does transformers load it? Offline, without remote code, on the CPU, and with little memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base.digest import digest
+from shardmerge.base.errors import UserError
+
+#: Files of which any one makes transformers find a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+#: Tokens that are generated to see that the model runs.
+_TOKENS = 4
+
+
+def stay_offline() -> None:
+    """Keep this process from the network; call it before transformers is imported."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ[name] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def load_tokenizer(folder: Path, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Load a model's tokenizer, if it has one, and encode a text with it.
+
+    Args:
+        folder: The model's.
+        tokens: What the plan says of it: ``tokenizer.packing.TokenizerFiles``.
+
+    Returns:
+        ``{"tokenizer": ...}``: the number of its tokens, or why it was not loaded.
+
+    Raises:
+        UserError: If transformers cannot load it, or finds other tokens in it than were written.
+    """
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        return {"tokenizer": "none"}
+    with _quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder.resolve()), local_files_only=True, trust_remote_code=False
+            )
+            tokenizer.decode(tokenizer("Hello")["input_ids"])
+        except ImportError as error:  # nothing is wrong with the model
+            return {"tokenizer": f"not loaded: {_first_line(error)}"}
+        except Exception as error:
+            raise UserError(
+                f"transformers cannot load the tokenizer: {_reason(error)}", str(folder)
+            ) from error
+        found = tokenizer.get_vocab()
+        written = tokens is not None and "added" in tokens
+        if written and tokens["vocabulary"] != digest(dict(found)):
+            raise UserError(
+                f"transformers finds {len(found)} tokens in the tokenizer, not the "
+                f"{tokens['tokens']} that the embeddings were merged for",
+                str(folder),
+                "The tokenizer's class may add tokens of its own when it loads.",
+            )
+        return {"tokenizer": len(tokenizer)}
+
+
+def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) -> dict[str, Any]:
+    """Load a model and let it generate, or only match its files with its architecture.
+
+    Args:
+        folder: The model's.
+        weights: Whether to read the weights. If not, all parameters stay on torch's meta device:
+            names and shapes are compared, and next to no memory is used.
+        allow_nonfinite: Whether what it computes may be infinite or NaN.
+
+    Returns:
+        What was done, as JSON-able data.
+
+    Raises:
+        UserError: If transformers cannot load it, or lacks a parameter, or the model fails.
+    """
+    with _quiet():
+        model, report = _load(folder, weights)
+        for key, what in (
+            ("missing_keys", "lacks the parameter"),
+            ("mismatched_keys", "has another shape than the architecture for"),
+        ):
+            if report[key]:
+                first = min(str(k if isinstance(k, str) else k[0]) for k in report[key])
+                raise UserError(f"{what} {first!r} ({len(report[key])} in all)", str(folder))
+        found: dict[str, Any] = {
+            "loaded": "weights" if weights else "architecture",
+            "architecture": type(model).__name__,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "unused": sorted(map(str, report["unexpected_keys"])),
+        }
+        if weights:
+            found |= {"loaded_dtype": str(model.dtype).removeprefix("torch.")}
+            found |= _generate(model, folder, allow_nonfinite)
+        return found
+
+
+def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    path, safe = str(folder.resolve()), {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **safe)
+        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
+            path,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map="cpu" if weights else "meta",
+            **safe,
+        )
+    except Exception as error:
+        raise UserError(
+            f"transformers cannot load it: {_reason(error)}",
+            str(folder),
+            "The model is built and verified all the same: the target `models` does without this.",
+        ) from error
+
+
+def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]:
+    import torch
+    from transformers import GenerationConfig
+
+    text = model.config.get_text_config()
+    start = text.bos_token_id if isinstance(text.bos_token_id, int) else 0
+    tokens = torch.tensor([[start]])
+    if not model.can_generate():
+        return {"generated": None}
+    try:
+        with torch.inference_mode():
+            finite = bool(torch.isfinite(model(input_ids=tokens).logits).all())
+            if not finite and not allow_nonfinite:
+                raise UserError("computes infinite or NaN logits", str(folder))
+            # greedy and without an end, whatever the model's own settings are
+            generation = GenerationConfig(
+                max_new_tokens=_TOKENS, min_new_tokens=_TOKENS, do_sample=False, pad_token_id=start
+            )
+            generated = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), generation_config=generation
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"cannot generate: {_reason(error)}", str(folder)) from error
+    if generated.shape[1] != 1 + _TOKENS:
+        raise UserError(f"generated {generated.shape[1] - 1} tokens of {_TOKENS}", str(folder))
+    return {"generated": generated[0, 1:].tolist(), "finite": finite}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, which is never run here"
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

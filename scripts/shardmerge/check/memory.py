@@ -1,0 +1,52 @@
+"""How much memory the check of a shard will take: known before torch is imported."""
+
+from __future__ import annotations
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import is_whole
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.engine.memory import STREAMING_BYTES
+from shardmerge.methods.registry import workspace_elements
+
+#: Largest tensor, in elements, that a method which needs it whole is recomputed for.
+WHOLE = 1 << 22
+#: An estimate is a value and its error in float64; what is read has its stored form besides.
+_ESTIMATE, _READ = 16, 24
+#: The mean of a tensor's rows is summed over pieces of so many elements' worth of arrays.
+_MEAN = (1 << 22) * (2 * _ESTIMATE + _READ)
+
+
+def check_bytes(spec: ShardSpec) -> int:
+    """Return the peak resident memory that the check of a shard is given, in bytes.
+
+    Samples take next to nothing. A merge method that must see whole tensors is recomputed in
+    float64 from all elements of its inputs, for tensors of up to ``WHOLE`` elements.
+
+    Args:
+        spec: The shard.
+    """
+    peaks = (_peak(t.expression, spec.numerics, whole=False) for t in spec.tensors)
+    return STREAMING_BYTES + max(peaks, default=0)
+
+
+def _peak(node: ex.Expression, numerics: str, *, whole: bool) -> int:
+    """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
+    operands = ex.operands(node)
+    own = isinstance(node, ex.Call) and is_whole(node, numerics)
+    count = ex.elements(node)
+    if own and max(count, *map(ex.elements, operands)) > WHOLE:
+        return 0  # not recomputed
+    whole = whole or own
+    inner = max((_peak(operand, numerics, whole=whole) for operand in operands), default=0)
+    if isinstance(node, ex.Mean):
+        inner += _MEAN
+    if not whole:
+        return inner
+    if not operands:
+        return _READ * count
+    held = sum(_ESTIMATE * ex.elements(operand) for operand in operands)
+    made = 2 * _ESTIMATE * count
+    if isinstance(node, ex.Call):
+        kernel = workspace_elements(node.method, numerics, node.inputs[0].shape, len(operands))
+        made += 8 * kernel + held // 2  # the kernel's own copies of its inputs
+    return held + max(inner, made)

@@ -1,0 +1,245 @@
+"""What elements of mergekit 0.1.5's sums must be, from its formulas alone: numpy, no step of ours.
+
+Every operation is done in float32 and rounded to the type that mergekit computes in, as torch does
+with 16 bits on a CPU. From five terms on torch adds in an order of its own: there the value comes
+with a bound (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.calls import group_of
+from shardmerge.check.error_bounds import Estimate
+from shardmerge.check.float_formats import FORMATS, decode, half_ulp, multiplied_and_added, round_to
+from shardmerge.check.rows import chosen_parts, gathered
+from shardmerge.check.samples import Runs
+from shardmerge.methods.contract import Group
+
+#: Types that float32 holds.
+_TYPES = ("F16", "BF16", "F32")
+#: Terms that torch adds in order.
+_FEW = 4
+_OPERATIONS: dict[str, Callable] = {
+    "sub": np.subtract,
+    "add": np.add,
+    "mul": np.multiply,
+    "div": np.divide,
+}
+
+
+class NotASumError(Exception):
+    """An expression has parts that are no sums of float16, bfloat16 and float32."""
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Elements in a type.
+
+    Args:
+        value: float64 [elements], each a number of the type.
+        error: Bound on how far mergekit's own may be from it; 0 where it has this very value.
+        dtype: Code of the type.
+    """
+
+    value: np.ndarray
+    error: np.ndarray
+    dtype: str
+
+
+class Formulas:
+    """Evaluates expressions of mergekit numerics at sampled elements.
+
+    Args:
+        stored: Task vectors that are read from files.
+        read: Reads elements of a source tensor or a stored task vector.
+    """
+
+    def __init__(
+        self, stored: Collection[ex.Delta], read: Callable[[ex.Source | ex.Delta, Runs], np.ndarray]
+    ) -> None:
+        self._stored, self._read = stored, read
+
+    def estimate(self, expression: ex.Expression, runs: Runs) -> Estimate:
+        """Return what elements must be before they are rounded to an output type.
+
+        Raises:
+            NotASumError: If something of it is no sum, or float64; before anything is read.
+        """
+        self._require_sums(expression)
+        found = self._value(expression, runs)
+        return Estimate(found.value, found.error)
+
+    def _require_sums(self, node: ex.Expression) -> None:
+        if isinstance(node, ex.Source) or node in self._stored:
+            known = node.dtype in _TYPES
+        else:
+            dtype = node.dtype if isinstance(node, ex.Cast) else "F32"
+            known = dtype in _TYPES and _is_sum(node)
+            for operand in ex.operands(node) if known else ():
+                self._require_sums(operand)
+        if not known:
+            raise NotASumError
+
+    def _value(self, node: ex.Expression, runs: Runs) -> Typed:
+        if isinstance(node, ex.Source) or node in self._stored:
+            value = decode(self._read(node, runs), node.dtype)
+            return Typed(value, np.zeros_like(value), node.dtype)
+        match node:
+            case ex.Cast(operand, dtype):
+                return _rounded(self._value(operand, runs), dtype)
+            case ex.Linear(((_, operand),)):
+                return self._value(operand, runs)
+            case ex.Zero():
+                return _zeros(runs, "F32")
+            case ex.Call():
+                inputs = [self._value(one, runs) for one in node.inputs]
+                if len({one.dtype for one in inputs}) > 1:
+                    raise NotASumError
+                return _FORMULAS[node.method](group_of(node, inputs))
+            case ex.Rows():
+                return self._rows(node, runs)
+            case ex.Choice():
+                return self._choice(node, runs)
+        raise NotASumError
+
+    def _rows(self, node: ex.Rows, runs: Runs) -> Typed:
+        found = gathered(node, runs)
+        part = self._value(node.operand, found.runs or ((0, 0),))
+        made = _zeros(runs, part.dtype)
+        made.value[found.places] = part.value[found.chosen]
+        made.error[found.places] = part.error[found.chosen]
+        return made
+
+    def _choice(self, node: ex.Choice, runs: Runs) -> Typed:
+        parts = [self._value(operand, runs) for operand in node.operands]
+        made = _zeros(runs, parts[0].dtype)
+        for place, members in chosen_parts(node, runs):
+            chosen = [replace(parts[m], value=parts[m].value[place], error=parts[m].error[place])
+                      for m in members]  # fmt: skip
+            if not chosen:
+                continue
+            mean = chosen[0]
+            if len(chosen) > 1:
+                mean = _step("add", mean, 0.0)
+                for one in chosen[1:]:
+                    mean = _step("add", mean, one)
+                mean = _step("div", mean, float(len(chosen)))
+            made.value[place], made.error[place] = mean.value, mean.error
+        return made
+
+
+def _linear(group: Group) -> Typed:
+    """Add weighted inputs in float32, each product and sum rounded as one; divide; round."""
+    weights = group.per_input["weight"]
+    (first, *_), dtype = group.tensors, group.tensors[0].dtype
+    if weights == (1.0,):
+        return _step("add", first, 0.0)
+    value, error = np.zeros_like(first.value), np.zeros_like(first.value)
+    for one, weight in zip(group.tensors, weights, strict=True):
+        made = multiplied_and_added(
+            one.value.astype(np.float32), np.float32(weight), value.astype(np.float32)
+        ).astype(np.float64)
+        error = np.abs(weight) * one.error + error
+        value, error = made, np.where(error > 0, error + half_ulp("F32", np.abs(made)), 0.0)
+    mixed = Typed(value, error, "F32")
+    if group.parameters["normalize"]:
+        mixed = _step("div", mixed, _sum_of(weights, "F32"))
+    return _rounded(mixed, dtype)
+
+
+def _passthrough(group: Group) -> Typed:
+    (scale,), (one,) = group.per_input["scale"], group.tensors
+    return one if scale is None else _step("mul", one, scale)
+
+
+def _task_arithmetic(group: Group) -> Typed:
+    base = group.tensors[group.base]
+    if not group.others:
+        return base
+    dtype, given = base.dtype, [group.per_input["weight"][i] for i in group.others]
+    vectors = [_step("sub", group.tensors[i], base) for i in group.others]
+    if set(given) != {1.0}:
+        vectors = [_step("mul", v, _number(w, dtype)) for v, w in zip(vectors, given, strict=True)]
+    mixed = _total(vectors)
+    if group.parameters["normalize"]:
+        divisor = _sum_of([_number(weight, dtype) for weight in given], dtype)
+        tiny = np.abs(divisor.value) < _number(1e-8, dtype)
+        mixed = _step("div", mixed, 1.0 if tiny.all() else divisor)
+    if (factor := group.parameters["lambda"]) != 1:
+        mixed = _step("mul", mixed, factor)
+    return _step("add", base, mixed)
+
+
+_FORMULAS: dict[str, Callable[[Group], Typed]] = {
+    "linear": _linear,
+    "passthrough": _passthrough,
+    "task_arithmetic": _task_arithmetic,
+}
+
+
+def _is_sum(node: ex.Expression) -> bool:
+    match node:
+        case ex.Linear(terms):
+            return len(terms) == 1 and terms[0][0] == 1.0
+        case ex.Call(method=method):
+            return method in _FORMULAS
+    return isinstance(node, ex.Cast | ex.Zero | ex.Rows | ex.Choice)
+
+
+def _step(name: str, left: Typed, right: Typed | float) -> Typed:
+    """Return one operation's result, rounded to float32 and to the type of its left operand."""
+    if not isinstance(right, Typed):
+        number = np.float64(np.float32(right))
+        right = Typed(number, np.float64(0), "F32")
+    a, b = left.value.astype(np.float32), right.value.astype(np.float32)
+    value = _OPERATIONS[name](a, b).astype(np.float64)
+    if name in ("add", "sub"):
+        error = left.error + right.error
+    elif name == "mul":
+        error = left.error * np.abs(right.value) + right.error * np.abs(left.value)
+    else:
+        error = (left.error + np.abs(value) * right.error) / np.abs(right.value)
+    error = np.where(error > 0, error + half_ulp("F32", np.abs(value) + error), 0.0)
+    return _rounded(Typed(value, error, "F32"), left.dtype)
+
+
+def _rounded(one: Typed, dtype: str) -> Typed:
+    size = np.abs(one.value) + one.error
+    error = np.where(one.error > 0, one.error + half_ulp(dtype, size), 0.0)
+    error = np.where((one.error > 0) & (size >= FORMATS[dtype].overflow), np.inf, error)
+    return Typed(round_to(dtype, one.value), error, dtype)
+
+
+def _total(terms: Sequence[Typed]) -> Typed:
+    """Return a sum that is made in float32 from +0 and rounded once; its order known if short."""
+    dtype, error = terms[0].dtype, sum(one.error for one in terms)
+    if len(terms) <= _FEW:
+        value = np.zeros_like(terms[0].value, dtype=np.float32)
+        for one in terms:
+            value = value + one.value.astype(np.float32)
+    else:
+        value = sum(one.value for one in terms)
+        size = sum(np.abs(one.value) for one in terms)
+        error = error + 1.01 * len(terms) * FORMATS["F32"].unit * size
+    return _rounded(Typed(np.asarray(value, np.float64), error, "F32"), dtype)
+
+
+def _sum_of(weights: Sequence[float], dtype: str) -> Typed:
+    numbers = [np.atleast_1d(_number(weight, "F32")) for weight in weights]
+    zero = np.zeros(1)
+    return replace(_total([Typed(number, zero, dtype) for number in numbers]), dtype=dtype)
+
+
+def _number(value: float, dtype: str) -> float:
+    """Return a recipe's number as torch makes it one of a type: by way of float32."""
+    return float(round_to(dtype, np.float64(np.float32(value))))
+
+
+def _zeros(runs: Runs, dtype: str) -> Typed:
+    count = sum(length for _, length in runs)
+    return Typed(np.zeros(count), np.zeros(count), dtype)

@@ -1,0 +1,300 @@
+"""What elements of a merged tensor must be, by another way than the engine's: float64, with bounds.
+
+In float32 numerics every value comes with a bound on how far the engine, which rounds every
+product and sum to float32 (float64 where a source is), may be from it. The bound runs along with
+the sum: an operation whose result r is exact adds nothing, any other at most ``u * |r|``, with
+u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.3). A task
+vector is rounded to its type by definition, so it is known exactly. For merge
+methods that are no sums there is no such formula: their kernel is run in float64 and in float32,
+and the difference is the bound. In mergekit numerics ``recompute_mergekit`` makes sums by another
+way; all else is what the engine's own kernels make of the dtypes that the expression states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.calls import group_of
+from shardmerge.algebra.leaves import combine, stated_dtype
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.check.error_bounds import (
+    Estimate,
+    difference,
+    joined,
+    product,
+    round_estimate,
+    rounded_error,
+    total,
+)
+from shardmerge.check.float_formats import decode, half_ulp
+from shardmerge.check.memory import WHOLE
+from shardmerge.check.mergekit import Formulas, NotASumError
+from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
+from shardmerge.check.samples import Runs, positions
+from shardmerge.methods.registry import kernel_of
+
+if TYPE_CHECKING:
+    import torch
+
+#: Allowance for a method's inputs that are sums themselves, relative to the largest of them.
+_NESTED = 2.0**-18
+
+#: Returns elements of a source tensor or stored task vector as they lie in the file.
+Read = Callable[["ex.Source | ex.Delta", Runs], np.ndarray]
+
+
+class TooLargeError(Exception):
+    """A method must see a whole tensor that has more than WHOLE elements."""
+
+
+class Recomputer:
+    """Evaluates expressions at sampled elements.
+
+    Args:
+        numerics: One of ``spec.NUMERICS``.
+        stored: Task vectors that are read from files.
+        read: Reads elements of a source tensor or a stored task vector.
+    """
+
+    def __init__(self, numerics: str, stored: Collection[ex.Delta], read: Read) -> None:
+        self._numerics = numerics
+        self._stored = stored
+        self._read = read
+
+    def estimate(self, expression: ex.Expression, runs: Runs, dtype: str) -> Estimate:
+        """Return what elements of an expression must be before they are rounded to an output type.
+
+        Args:
+            expression: What is evaluated.
+            runs: Which elements, each run beginning at a multiple of ``samples.RUN``.
+            dtype: safetensors code of the output.
+
+        Raises:
+            TooLargeError: If that needs a whole tensor of more than WHOLE elements.
+        """
+        with np.errstate(all="ignore"):
+            if self._numerics == "float32":
+                return self._float32(expression, runs)
+            with contextlib.suppress(NotASumError):
+                return Formulas(self._stored, self._read).estimate(expression, runs)
+            value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
+            whole = any(self._adds_up(part) for part in ex.walk(expression))
+            # long sums of torch's may differ in the last places from one processor to another
+            slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
+            return Estimate(value, slack, whole, independent=False)
+
+    def _adds_up(self, part: ex.Expression) -> bool:
+        return self._is_whole(part) or isinstance(part, ex.LowRank)
+
+    def _is_whole(self, part: ex.Expression) -> bool:
+        return isinstance(part, ex.Call) and not kernel_of(part.method, self._numerics)[1]
+
+    def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
+        if isinstance(node, ex.Source) or node in self._stored:
+            value = decode(self._read(node, runs), node.dtype)
+            return Estimate(value, np.zeros_like(value))
+        match node:
+            case ex.Delta(finetuned, base, dtype):
+                parts = self._float32(finetuned, runs), self._float32(base, runs)
+                return round_estimate(difference(*parts, combine(node)), dtype)
+            case ex.Zero():
+                return Estimate(np.zeros(_count(runs)), np.zeros(_count(runs)))
+            case ex.LowRank():
+                factors = self._factor(node.b), self._factor(node.a)
+                return product(node, *factors, positions(runs))
+            case ex.Linear(terms):
+                parts = [(c, self._float32(operand, runs)) for c, operand in terms]
+                return total(parts, combine(node))
+            case ex.Cast(operand, dtype):
+                return round_estimate(self._float32(operand, runs), dtype)
+            case ex.Call():
+                return self._call(node, runs)
+            case ex.Rows():
+                return self._rows(node, runs)
+            case ex.Choice():
+                return self._choice(node, runs)
+            case ex.Mean():
+                return self._mean(node, runs)
+        raise TypeError(f"not an expression: {node!r}")
+
+    def _factor(self, factor: ex.Source) -> np.ndarray:
+        """Return a whole factor, float64 of its shape."""
+        stored = self._read(factor, ((0, ex.elements(factor)),))
+        return decode(stored, factor.dtype).reshape(factor.shape)
+
+    def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
+        value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
+        found = gathered(node, runs)
+        part = self._float32(node.operand, found.runs or ((0, 0),))
+        value[found.places] = part.value[found.chosen]
+        error[found.places] = part.error[found.chosen]
+        return replace(part, value=value, error=error)
+
+    def _choice(self, node: ex.Choice, runs: Runs) -> Estimate:
+        parts = [self._float32(operand, runs) for operand in node.operands]
+        code = combine(node)
+        value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
+        for place, members in chosen_parts(node, runs):
+            if not members:
+                continue
+            terms = [(1.0, Estimate(parts[m].value[place], parts[m].error[place])) for m in members]
+            found = total(terms, code)
+            value[place], error[place] = found.value, found.error
+            if len(members) > 1:
+                value[place] /= len(members)
+                error[place] = rounded_error(value[place], error[place] / len(members), code)
+        return joined(value, error, parts)
+
+    def _mean(self, node: ex.Mean, runs: Runs) -> Estimate:
+        parts = []
+
+        def values(some: Runs) -> tuple[np.ndarray, np.ndarray]:
+            part = self._float32(node.operand, some)
+            parts.append(part)
+            return part.value, part.error
+
+        value, error = mean_of_rows(node.operand.shape, values)
+        value, error = value[positions(runs)], error[positions(runs)]
+        return joined(value, rounded_error(value, error, combine(node)), parts)
+
+    def _call(self, call: ex.Call, runs: Runs) -> Estimate:
+        whole = self._is_whole(call)
+        inputs = [self._float32(i, self._inside(i, call, runs, whole)) for i in call.inputs]
+        values = [one.value for one in inputs]
+        exact = self._kernel(call, values, runs, whole, "F64")
+        error = np.zeros_like(exact)
+        if (code := combine(call)) != "F64":
+            error = np.abs(self._kernel(call, values, runs, whole, code) - exact)
+            error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
+        error += half_ulp(code, np.float64(0))  # so that zeros may differ in sign
+        nested = any(one.error.any() for one in inputs)
+        if nested:
+            error += _NESTED * max(np.abs(value).max(initial=0.0) for value in values)
+        chosen = positions(runs) if whole else slice(None)
+        decides = nested or any(one.decides for one in inputs)
+        return Estimate(exact[chosen], error[chosen], decides, independent=False)
+
+    def _kernel(
+        self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str
+    ) -> np.ndarray:
+        """Return a kernel's result for values in a dtype, as float64 [elements]."""
+        dtype = getattr(_torch(), DTYPES[code].name)
+        tensors = [_torch().from_numpy(value).to(dtype, copy=True) for value in values]
+        return self._run(call, tensors, runs, whole).double().numpy()
+
+    def _run(
+        self, call: ex.Call, tensors: list[torch.Tensor], runs: Runs, whole: bool
+    ) -> torch.Tensor:
+        """Return a kernel's result, flat: run by run, or once for whole tensors."""
+        kernel, _ = kernel_of(call.method, self._numerics)
+        if whole:
+            shaped = [t.reshape(i.shape) for t, i in zip(tensors, call.inputs, strict=True)]
+            return kernel(group_of(call, shaped)).reshape(-1)
+        results, place = [], 0
+        for first, count in runs:
+            blocks = [tensor[place : place + count] for tensor in tensors]
+            results.append(kernel(group_of(call, blocks, first)).clone())
+            place += count
+        return _torch().cat(results) if results else tensors[0]
+
+    @staticmethod
+    def _inside(operand: ex.Expression, call: ex.Call, runs: Runs, whole: bool) -> Runs:
+        """Return which elements of an operand a call needs."""
+        if not whole:
+            return runs
+        if max(ex.elements(operand), ex.elements(call)) > WHOLE:
+            raise TooLargeError
+        return ((0, ex.elements(operand)),)
+
+    def _stated(self, node: ex.Expression, runs: Runs) -> torch.Tensor:
+        """Return elements in the dtype that an expression of mergekit numerics states."""
+        if isinstance(node, ex.Source) or node in self._stored:
+            return _from_stored(self._read(node, runs), node.dtype)
+        match node:
+            case ex.Cast(operand, dtype):
+                return self._stated(operand, runs).to(getattr(_torch(), DTYPES[dtype].name))
+            case ex.LowRank():
+                return self._stated_product(node, runs)
+            case ex.Linear(terms):
+                wide = getattr(_torch(), DTYPES[combine(node)].name)
+                return sum(c * self._stated(operand, runs).to(wide) for c, operand in terms)
+            case ex.Call():
+                whole = self._is_whole(node)
+                tensors = [
+                    self._stated(i, self._inside(i, node, runs, whole)).clone() for i in node.inputs
+                ]
+                result = self._run(node, tensors, runs, whole)
+                return result[positions(runs)] if whole else result
+            case ex.Rows():
+                return self._stated_rows(node, runs)
+            case ex.Choice():
+                return self._stated_choice(node, runs)
+            case ex.Mean(operand):
+                if ex.elements(operand) > WHOLE:
+                    raise TooLargeError
+                whole = self._stated(operand, ((0, ex.elements(operand)),))
+                return whole.view(operand.shape[0], -1).mean(dim=0)[positions(runs)]
+        raise TypeError(f"mergekit numerics has no {type(node).__name__}")
+
+    def _stated_product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
+        from shardmerge.engine.lowrank import Product
+
+        dtype = getattr(_torch(), DTYPES[node.dtype].name)
+        factors = (_torch().from_numpy(self._factor(f)).to(dtype) for f in (node.b, node.a))
+        made = Product(node, *factors, ordered=False)
+        return _torch().cat([made.block(first, count, None) for first, count in runs])
+
+    def _stated_rows(self, node: ex.Rows, runs: Runs) -> torch.Tensor:
+        dtype = getattr(_torch(), DTYPES[stated_dtype(node)].name)
+        result = _torch().zeros(_count(runs), dtype=dtype)
+        found = gathered(node, runs)
+        if found.runs:
+            part = self._stated(node.operand, found.runs)
+            result[found.places] = part[found.chosen]
+        return result
+
+    def _stated_choice(self, node: ex.Choice, runs: Runs) -> torch.Tensor:
+        parts = [self._stated(operand, runs) for operand in node.operands]
+        result = _torch().zeros_like(parts[0])
+        for place, members in chosen_parts(node, runs):
+            if len(members) == 1:
+                result[place] = parts[members[0]][place]
+            elif members:
+                for member in members:
+                    result[place] += parts[member][place]
+                result[place] /= len(members)
+        return result
+
+
+def _count(runs: Runs) -> int:
+    return sum(count for _, count in runs)
+
+
+@cache
+def _torch() -> ModuleType:
+    """Return torch, on one thread: the engine's kernels run on one, and sums keep their order."""
+    import torch
+
+    torch.set_num_threads(1)
+    return torch
+
+
+def _from_stored(stored: np.ndarray, code: str) -> torch.Tensor:
+    if code == "BF16":
+        return _torch().from_numpy(stored.view(np.int16).copy()).view(_torch().bfloat16)
+    return _torch().from_numpy(stored.copy())
+
+
+def _to_stored(tensor: torch.Tensor, code: str) -> np.ndarray:
+    tensor = tensor.to(getattr(_torch(), DTYPES[code].name)).contiguous()
+    if code == "BF16":
+        return tensor.view(_torch().int16).numpy().view(np.uint16)
+    return tensor.numpy()

@@ -1,0 +1,102 @@
+"""Elements of tensors in safetensors files, read run by run: how checks read, not merges."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import will_need
+from shardmerge.base.safetensors import Header, read_header
+from shardmerge.check.float_formats import stored_dtype
+
+#: Half-open ranges of a flattened tensor, ascending: (first element, number of elements).
+Runs = tuple[tuple[int, int], ...]
+#: Elements of a run: a kernel of mergekit's gives the same bits for a block that begins at a
+#: multiple of it as for the whole tensor.
+RUN = 128
+#: Runs of a tensor: one for every 8 MB of a large one of a 70B model.
+RUNS = 64
+
+
+def sample_runs(name: str, count: int) -> Runs:
+    """Return which elements of a tensor are looked at: all of a small one, else a spread.
+
+    The first and the last elements are among them; in between, each of equal stretches has one
+    run, at a place that the tensor's name decides, so that no stride hides an error.
+
+    Args:
+        name: Of the tensor.
+        count: Its elements.
+    """
+    blocks = -(-count // RUN)
+    if blocks <= RUNS:
+        return ((0, count),) if count else ()
+    chosen = []
+    for i in range(RUNS):
+        low, high = i * blocks // RUNS, (i + 1) * blocks // RUNS
+        chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
+        chosen.append(low + chance % (high - low))
+    chosen[0], chosen[-1] = 0, blocks - 1
+    return tuple((block * RUN, min(RUN, count - block * RUN)) for block in chosen)
+
+
+def positions(runs: Runs) -> np.ndarray:
+    """Return the index of every element of runs, int64."""
+    return np.concatenate([np.arange(first, first + count) for first, count in runs])
+
+
+class TensorFile(contextlib.AbstractContextManager):
+    """An open safetensors file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it cannot be read or has a broken header.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.header: Header = read_header(path)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._fd).st_size
+
+    def read(self, tensor: str, runs: Runs) -> np.ndarray:
+        """Return elements of a tensor as they are stored, one run after the other.
+
+        Raises:
+            UserError: If the file cannot be read, or ends too early.
+        """
+        entry = self.header.tensors[tensor]
+        dtype = stored_dtype(entry.dtype)
+        size = dtype.itemsize
+        ranges = [(entry.begin + first * size, count * size) for first, count in runs]
+        for offset, length in ranges:  # a disk brings many at once faster than one by one
+            will_need(self._fd, offset, length)
+        parts = [self._bytes(offset, length) for offset, length in ranges]
+        return np.frombuffer(b"".join(parts), dtype=dtype)
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        parts: list[bytes] = []
+        while length:
+            try:
+                part = os.pread(self._fd, length, offset)
+            except OSError as error:
+                raise UserError(f"cannot be read ({error.strerror})", str(self.path)) from None
+            if not part:
+                raise UserError(f"ends before byte {offset + length}", str(self.path))
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)

@@ -1,0 +1,277 @@
+"""A written shard, read again: all its bytes against the record of the job that wrote them.
+
+And its header against the plan, and a sample of every tensor against the sources.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
+from shardmerge.base.errors import UserError
+from shardmerge.base.hashing import FileHash
+from shardmerge.base.identities import stamp_of
+from shardmerge.base.safetensors import TensorEntry
+from shardmerge.check.float_formats import FORMATS, decode, half_ulp, round_to
+from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
+from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
+from shardmerge.engine.stored import stored_deltas
+from shardmerge.engine.watch import Watch
+
+#: Share of a tensor's elements for which a method may have chosen otherwise at a near tie.
+_UNDECIDED = 1e-3
+_HINT = "The shard is damaged or was not made from these sources: delete it and build it again."
+
+
+@dataclass
+class _Findings:
+    elements: int = 0
+    verbatim: int = 0
+    independent: int = 0
+    by_engine: int = 0
+    nonfinite: int = 0
+    undecided: int = 0
+    largest: float = 0.0
+    largest_at: str | None = None
+    not_sampled: list[str] = field(default_factory=list)
+
+
+def check_shard(
+    spec: ShardSpec,
+    shard: Path,
+    sources: Mapping[tuple[str, str], Path],
+    deltas: Iterable[Path],
+    sha256: str | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Check a shard that was written; return what was found, as JSON-able data.
+
+    A copied tensor's elements must be the source's bit for bit. A computed one's must lie within
+    the bound of ``recompute`` and half a unit in the last place of the output's type.
+
+    Args:
+        spec: What the shard must hold.
+        shard: The file.
+        sources: Local path of each (model, file) that ``spec.required_files`` names.
+        deltas: Files of stored task vectors.
+        sha256: Of the shard, as the job that wrote it recorded it; None to hash nothing.
+        watch: Compares the sources with what the workflow's first process found; without one they
+            are only kept from changing while they are read.
+
+    Raises:
+        UserError: If anything is not as it must be; names tensor, position, expected and found.
+    """
+    deltas, watch, stamp = list(deltas), watch or Watch(), stamp_of(shard)
+    for path in (shard, *deltas):
+        watch.begin(path)
+    for key, path in sources.items():
+        watch.begin(path, spec.files.get(key))
+    with contextlib.ExitStack() as stack:
+        whole = stack.enter_context(FileHash(shard)) if sha256 else None
+        output = stack.enter_context(TensorFile(shard))
+        _check_header(spec, output)
+        leaves = _Leaves(spec, sources, deltas, stack)
+        recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read)
+        findings = _Findings()
+        for tensor in spec.tensors:
+            _check_tensor(tensor, output, leaves, recomputer, spec.allow_nonfinite, findings)
+        if whole:
+            check_hash(shard, whole.result(), sha256)
+        watch.confirm()
+    return {
+        "shard": Path(shard).name,
+        "spec": spec.digest,
+        "passed": True,
+        "tensors": len(spec.tensors),
+        "elements": findings.elements,
+        "sha256": sha256,
+        "stamp": list(stamp),
+        "copies": findings.verbatim,
+        "recomputed_independently": findings.independent,
+        "recomputed_by_engine_steps": findings.by_engine,
+        "largest_error_in_bounds": findings.largest,
+        "largest_error_at": findings.largest_at,
+        "undecided": findings.undecided,
+        "nonfinite": findings.nonfinite,
+        "not_sampled": findings.not_sampled,
+    }
+
+
+def check_hash(path: Path, found: str, recorded: str) -> None:
+    """Refuse a shard whose SHA-256 is not the one in its record.
+
+    Raises:
+        UserError: If it is another.
+    """
+    if found != recorded:
+        raise UserError(
+            f"is damaged: its SHA-256 is {found}, but {recorded} was recorded when it was written",
+            str(path),
+            f"Delete {str(path)!r} and run the workflow again, which makes it anew.",
+        )
+
+
+class _Leaves:
+    """The source tensors and stored task vectors of a specification, in open files."""
+
+    def __init__(
+        self,
+        spec: ShardSpec,
+        sources: Mapping[tuple[str, str], Path],
+        deltas: list[Path],
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self._files = spec.files
+        self._sources = {k: stack.enter_context(TensorFile(p)) for k, p in sources.items()}
+        opened = {path: stack.enter_context(TensorFile(path)) for path in deltas}
+        self.stored = {d: opened[path] for d, path in stored_deltas(spec, deltas).items()}
+
+    def read(self, leaf: ex.Source | ex.Delta, runs: Runs) -> np.ndarray:
+        """Return elements of a leaf as they are stored."""
+        if isinstance(leaf, ex.Delta):
+            file, name = self.stored[leaf], delta_name(leaf, self._files)
+        else:
+            file, name = self._sources[leaf.model, leaf.file], leaf.tensor
+        entry = file.header.tensors.get(name)
+        if entry is None or (entry.dtype, entry.shape) != (leaf.dtype, leaf.shape):
+            raise UserError(
+                f"has {_described(entry)} where the plan has {leaf.dtype}{list(leaf.shape)}",
+                f"{file.path}, tensor {name!r}",
+                "The file changed since the plan was made.",
+            )
+        return file.read(name, runs)
+
+
+def _check_header(spec: ShardSpec, output: TensorFile) -> None:
+    where, tensors = str(output.path), output.header.tensors
+    wanted = [tensor.name for tensor in spec.tensors]
+    found = list(tensors)
+    # tensors without elements have no place of their own in the order of the data
+    empty = {tensor.name for tensor in spec.tensors if 0 in tensor.shape}
+    if set(found) != set(wanted):
+        name = next(n for n in [*wanted, *found] if (n in wanted) != (n in tensors))
+        raise UserError(f"{'lacks' if name in wanted else 'has a stray'} tensor {name!r}", where)
+    for tensor in spec.tensors:
+        entry = tensors[tensor.name]
+        if (entry.dtype, entry.shape) != (tensor.dtype, tensor.shape):
+            raise UserError(
+                f"is {_described(entry)} instead of {tensor.dtype}{list(tensor.shape)}",
+                f"{where}, tensor {tensor.name!r}",
+                _HINT,
+            )
+    if [n for n in found if n not in empty] != [n for n in wanted if n not in empty]:
+        raise UserError("has its tensors in another order than the plan", where, _HINT)
+    if dict(output.header.metadata) != dict(spec.metadata or {"format": "pt"}):
+        raise UserError(f"has metadata {dict(output.header.metadata)!r}", where, _HINT)
+    end = output.header.size + sum(entry.end - entry.begin for entry in tensors.values())
+    if output.size != end:
+        raise UserError(f"has {output.size} bytes, but its tensors make {end}", where, _HINT)
+
+
+def _check_tensor(
+    tensor: OutputTensor,
+    output: TensorFile,
+    leaves: _Leaves,
+    recomputer: Recomputer,
+    allow_nonfinite: bool,
+    findings: _Findings,
+) -> None:
+    where = f"{output.path}, tensor {tensor.name!r}"
+    runs = sample_runs(tensor.name, int(np.prod(tensor.shape, dtype=np.int64)))
+    if not runs:
+        return
+    stored = output.read(tensor.name, runs)
+    floating = tensor.dtype in FORMATS
+    found = decode(stored, tensor.dtype) if floating else stored
+    findings.nonfinite += int((~np.isfinite(found)).sum()) if floating else 0
+    if source := _verbatim(tensor.expression, tensor.dtype):
+        wanted = leaves.read(source, runs)
+        bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")
+        if bad.any():
+            shown = decode(wanted, tensor.dtype) if floating else wanted
+            _fail(where, tensor, runs, int(bad.argmax()), found, shown, " exactly (it is a copy)")
+        findings.verbatim += 1
+        findings.elements += len(stored)
+        return
+    try:
+        estimate = recomputer.estimate(tensor.expression, runs, tensor.dtype)
+    except TooLargeError:
+        findings.not_sampled.append(tensor.name)
+        return
+    with np.errstate(all="ignore"):
+        bad, ratio = _compare(found, estimate, tensor.dtype)
+    if not allow_nonfinite:
+        bad |= ~np.isfinite(found) & np.isfinite(estimate.value)
+    if estimate.decides and bad.sum() <= _UNDECIDED * len(bad):
+        findings.undecided += int(bad.sum())
+    elif bad.any():
+        index = int(bad.argmax())
+        bound = float(estimate.error[index])
+        within = f", give or take {bound:.3g} and rounding" if bound else ", rounded"
+        _fail(where, tensor, runs, index, found, estimate.value, within)
+    findings.independent += estimate.independent
+    findings.by_engine += not estimate.independent
+    findings.elements += len(stored)
+    largest = float(np.max(ratio[~bad], initial=0.0))
+    if largest > findings.largest:
+        findings.largest, findings.largest_at = largest, tensor.name
+
+
+def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which elements are wrong, and every element's error in units of its tolerance."""
+    value, error = estimate.value, estimate.error
+    largest = np.abs(value) + error
+    tolerance = error + half_ulp(dtype, largest)
+    distance = np.abs(found - value)
+    same = (found == value) | (np.isnan(found) & np.isnan(value))
+    # beyond the largest number the only rounding is to infinity
+    overflowed = np.isinf(found) & (largest >= FORMATS[dtype].overflow)
+    overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
+    good = same | (distance <= tolerance * (1 + 2.0**-40)) | overflowed | np.isinf(error)
+    exact = error == 0
+    rounded = round_to(dtype, value)
+    equal = (found == rounded) & (np.signbit(found) == np.signbit(rounded))
+    good = np.where(exact, equal | (np.isnan(found) & np.isnan(rounded)), good)
+    ratio = np.where(np.isfinite(distance) & np.isfinite(tolerance), distance / tolerance, 0.0)
+    return ~good, ratio
+
+
+def _verbatim(expression: ex.Expression, dtype: str) -> ex.Source | None:
+    """Return the source tensor that an output tensor is a copy of, or None."""
+    match expression:
+        case ex.Source():
+            return expression if expression.dtype == dtype else None
+        case ex.Linear(((1.0, operand),)):
+            return _verbatim(operand, dtype)
+        case ex.Cast(operand, stated) if stated == dtype:
+            return _verbatim(operand, dtype)
+    return None
+
+
+def _fail(
+    where: str,
+    tensor: OutputTensor,
+    runs: Runs,
+    index: int,
+    found: np.ndarray,
+    wanted: np.ndarray,
+    within: str,
+) -> None:
+    element = int(positions(runs)[index])
+    place = [int(i) for i in np.unravel_index(element, tensor.shape)]
+    raise UserError(
+        f"element {place} is {found[index].item()!r}, but must be {wanted[index].item()!r}{within}",
+        where,
+        _HINT,
+    )
+
+
+def _described(entry: TensorEntry | None) -> str:
+    return "no such tensor" if entry is None else f"{entry.dtype}{list(entry.shape)}"

@@ -1,0 +1,1 @@
+"""From a recipe and its lock to every tensor of every stage as an expression."""

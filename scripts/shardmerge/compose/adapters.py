@@ -1,0 +1,229 @@
+"""LoRA adapters as peft writes them: what each of their tensors does to which tensor of a model.
+
+https://huggingface.co/docs/peft/developer_guides/checkpoint describes the format.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from shardmerge.algebra import expression as ex
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.compose.architecture.names import layer_of
+from shardmerge.compose.models import Entry
+from shardmerge.sources.adapter_config import AdapterConfig
+from shardmerge.sources.lock import LockedSource
+
+#: From a name of the adapter's to the model's.
+Rename = Callable[[str], str]
+
+_PREFIX = "base_model.model."
+#: What peft appends to a module's name, and what it is.
+_PARTS = (
+    (re.compile(r"(.+)\.lora_(A|B)\.weight"), "linear"),
+    (re.compile(r"(.+)\.lora_embedding_(A|B)"), "embedding"),
+    (re.compile(r"(.+)\.lora_B\.(bias)"), "bias"),
+    (re.compile(r"(.+)\.lora_(magnitude_vector)(?:\.weight)?"), "magnitude"),
+)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter does to one tensor of its model.
+
+    Args:
+        replacement: The adapter's own tensor in its place (``modules_to_save``, biases), or None.
+        b, a: Factors of what is added, or None.
+        scale: Of what is added.
+        transposed: Whether the product is transposed before it is added.
+        embedding: Whether the tensor is an embedding, which peft rounds in another way.
+        bias: What is added as it is, times the scale, or None.
+        magnitude: Norms that the rows of the result are brought to (DoRA), or None.
+    """
+
+    replacement: ex.Source | None = None
+    b: ex.Source | None = None
+    a: ex.Source | None = None
+    scale: float = 1.0
+    transposed: bool = False
+    embedding: bool = False
+    bias: ex.Source | None = None
+    magnitude: ex.Source | None = None
+
+
+@dataclass
+class _Module:
+    """The tensors that an adapter has for one module."""
+
+    kind: str = "linear"
+    parts: dict[str, ex.Source] = field(default_factory=dict)
+
+
+def adapter_updates(
+    key: str, locked: LockedSource, table: Mapping[str, Entry], model: str
+) -> dict[str, Update]:
+    """Return what an adapter does to a model, by the name of the model's tensor.
+
+    Args:
+        key: The adapter as the recipe names it.
+        locked: Its lock.
+        table: The model's tensors.
+        model: The model as the recipe names it, for messages.
+
+    Raises:
+        UserError: If it is no LoRA adapter, is of a kind that cannot be merged exactly, or does
+            not fit the model; names the tensor.
+    """
+    return _Reader(key, locked, table, model).updates()
+
+
+class _Reader:
+    def __init__(
+        self, key: str, locked: LockedSource, table: Mapping[str, Entry], model: str
+    ) -> None:
+        self._where = f"adapter {key!r}"
+        self._config = AdapterConfig(locked.config, self._where)
+        self._table, self._model = table, model
+        self._tensors = {
+            name: ex.Source(key, t.file, name, t.dtype, t.shape)
+            for name, t in sorted(locked.tensors.items())
+        }
+
+    def updates(self) -> dict[str, Update]:
+        modules, full = self._sort()
+        names = [*full, *(f"{module}.weight" for module in modules)]
+        rename = self._renamed(names)
+        found: dict[str, Update] = {}
+        for name, source in full.items():
+            target = rename(name)
+            self._same_shape(source, target, self._table[target].shape)
+            found[target] = Update(replacement=source)
+        for name, module in modules.items():
+            for target, update in self._module(name, module, rename).items():
+                own = found.get(target, Update())
+                found[target] = replace(update, replacement=own.replacement)
+        return self._turn(found)
+
+    def _sort(self) -> tuple[dict[str, _Module], dict[str, ex.Source]]:
+        """Return the parts of each module that is adapted, and the tensors that are whole."""
+        modules: dict[str, _Module] = {}
+        full: dict[str, ex.Source] = {}
+        for name, source in self._tensors.items():
+            plain = name.removeprefix(_PREFIX)
+            if plain == name:
+                raise self._error(name, f"does not begin with {_PREFIX!r}, as peft's do")
+            for pattern, kind in _PARTS:
+                if match := pattern.fullmatch(plain):
+                    module = modules.setdefault(match[1], _Module())
+                    module.parts[match[2]] = source
+                    module.kind = "embedding" if kind == "embedding" else module.kind
+                    break
+            else:
+                if ".lora_" in plain:
+                    raise self._error(name, "is of no kind that is known here")
+                full[plain.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = source
+        if not self._tensors:
+            raise UserError("has no tensors", self._where)
+        return modules, full
+
+    def _renamed(self, names: Iterable[str]) -> Rename:
+        """Return a function from the adapter's names to the model's.
+
+        A checkpoint may lack or have an outer prefix that the module has not (GPT-2's
+        ``transformer.``); it is the same for all tensors.
+        """
+        names = list(names)
+        missing = next((name for name in names if name not in self._table), None)
+        if missing is None:
+            return lambda name: name
+        longer = [n[: -len(missing)] for n in self._table if n.endswith(f".{missing}")]
+        shorter = [missing[: -len(n)] for n in self._table if missing.endswith(f".{n}")]
+        for extra in longer:
+            if all(extra + name in self._table for name in names):
+                return lambda name: extra + name
+        for extra in shorter:
+            if all(n.startswith(extra) and n.removeprefix(extra) in self._table for n in names):
+                return lambda name: name.removeprefix(extra)
+        hint = did_you_mean(missing, self._table)
+        if missing == "lm_head.weight":
+            hint = "The model's embeddings are tied: input and output share one tensor."
+        raise UserError(
+            f"changes a tensor {missing!r} that {self._model!r} does not have", self._where, hint
+        )
+
+    def _module(self, name: str, module: _Module, rename: Rename) -> dict[str, Update]:
+        parts = module.parts
+        for part in "AB":
+            if part not in parts:
+                has = next(iter(parts.values())).tensor
+                raise self._error(has, f"has no lora_{part} beside it")
+        b, a = parts["B"], parts["A"]
+        target, embedding = rename(f"{name}.weight"), module.kind == "embedding"
+        self._check_factors(b, a, target, embedding)
+        rank, scale = self._config.scale(name)
+        if rank != a.shape[0]:
+            raise self._error(
+                a.tensor, f"has rank {a.shape[0]}, but adapter_config.json says {rank}"
+            )
+        if embedding and "magnitude_vector" in parts:
+            raise self._error(b.tensor, "is DoRA's of an embedding, which is not supported")
+        update = Update(b=b, a=a, scale=scale, transposed=embedding, embedding=embedding)
+        found = {target: replace(update, magnitude=parts.get("magnitude_vector"))}
+        if bias := parts.get("bias"):
+            other = target.removesuffix("weight") + "bias"
+            if other not in self._table:
+                raise self._error(bias.tensor, f"adds to {other!r}, which the model does not have")
+            self._same_shape(bias, other, self._table[other].shape)
+            found[other] = Update(bias=bias, scale=scale)
+        return found
+
+    def _check_factors(self, b: ex.Source, a: ex.Source, target: str, embedding: bool) -> None:
+        for factor in (b, a):
+            if len(factor.shape) != 2:
+                raise self._error(factor.tensor, "is no matrix: convolutions are not supported")
+        if b.shape[1] != a.shape[0]:
+            fit = f"{list(b.shape)} does not fit {a.tensor!r} {list(a.shape)}"
+            raise self._error(b.tensor, fit)
+        shapes = [(a.shape[1], b.shape[0])] + ([] if embedding else [(b.shape[0], a.shape[1])])
+        if self._table[target].shape not in shapes:
+            raise self._error(
+                b.tensor,
+                f"and {a.tensor!r} make a matrix of {list(shapes[-1])}, but {target!r} of "
+                f"{self._model!r} is {list(self._table[target].shape)}",
+            )
+
+    def _turn(self, found: dict[str, Update]) -> dict[str, Update]:
+        """Tell which products are transposed: those of layers that keep [inputs, outputs].
+
+        Shapes tell, but of square matrices: these are as the others in the layers, or, if all
+        there are square, as the configuration says.
+        """
+        linear = {n: u for n, u in found.items() if u.b is not None and not u.embedding}
+        votes = {
+            self._table[name].shape == (update.b.shape[0], update.a.shape[1])
+            for name, update in linear.items()
+            if update.b.shape[0] != update.a.shape[1] and layer_of(name) is not None
+        }
+        plain = votes.pop() if len(votes) == 1 else not self._config.fan_in_fan_out
+        for name, update in linear.items():
+            shape = (update.b.shape[0], update.a.shape[1])
+            straight = plain if shape[0] == shape[1] else self._table[name].shape == shape
+            update = replace(update, transposed=not straight)
+            norms = update.magnitude
+            if norms is not None and math.prod(norms.shape) != shape[0]:
+                raise self._error(norms.tensor, f"does not have {shape[0]} elements")
+            found[name] = update
+        return found
+
+    def _same_shape(self, source: ex.Source, target: str, shape: tuple[int, ...]) -> None:
+        if source.shape != shape:
+            raise self._error(
+                source.tensor,
+                f"is {list(source.shape)}, but {target!r} of {self._model!r} is {list(shape)}",
+            )
+
+    def _error(self, tensor: str, message: str) -> UserError:
+        return UserError(f"its tensor {tensor!r} {message}", self._where)

@@ -1,0 +1,1 @@
+"""What tensor names and config.json tell of an architecture."""

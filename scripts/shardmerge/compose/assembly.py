@@ -1,0 +1,244 @@
+"""Which tensors a stage's model has, and which tensors of its inputs each is made from.
+
+From names alone: the layers of slices are renumbered, and what stands before and after the layers
+comes from the first and the last slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.filenames import MAX_LAYERS
+from shardmerge.compose.architecture.modules import assign, main_stack, modules_of
+from shardmerge.compose.architecture.names import (
+    is_before,
+    is_head,
+    is_vocabulary,
+    layer_counts,
+    layer_fraction,
+    layer_of,
+)
+from shardmerge.compose.models import Model
+from shardmerge.compose.parts import Assembly, Part, Piece
+from shardmerge.compose.tensor_matching import complete, spell
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.stage import Module, Slice, Stage
+
+#: Brings the models of a piece to a stage's tokens, for tensors that have a row for each.
+Align = Callable[[Stage, Piece, tuple[str | None, ...]], Piece]
+
+
+def assemble(stage: Stage, model_of: Callable[[Reference], Model], align: Align) -> Assembly:
+    """Return the tensors of a stage's model.
+
+    Args:
+        stage: The stage.
+        model_of: Gives the model that a reference names.
+        align: Given a piece and each input's tensor, returns the piece with models that agree.
+
+    Raises:
+        UserError: If models do not fit together, layers or modules are not there.
+    """
+    return _Assembler(stage, model_of, align).run()
+
+
+class _Assembler:
+    def __init__(self, stage: Stage, model_of: Callable[[Reference], Model], align: Align) -> None:
+        self.stage = stage
+        self.model_of = model_of
+        self.align = align
+        self.result = Assembly()
+        self.pieces = 0
+        self.keys = [m.name for m in stage.modules if m.name is not None]
+        self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
+
+    def run(self) -> Assembly:
+        for module in self.stage.modules:
+            pieces = [self._piece(item, module) for item in module.slices]
+            if module.slices[0].whole:
+                self._whole(pieces[0], module)
+            else:
+                self._sliced(pieces, module)
+        if self.keys:
+            self._check_keys()
+        return self.result
+
+    @cached_property
+    def like(self) -> Model:
+        """The model that output tensors are spelt as."""
+        item = self.stage.slices[0]
+        base = item.base_model or self.stage.base_model
+        references = [i.model for i in item.inputs]
+        return self.model_of(base if base in references else references[0])
+
+    def _piece(self, item: Slice, module: Module) -> Piece:
+        base = item.base_model or self.stage.base_model
+        references = [i.model for i in item.inputs]
+        self.pieces += 1
+        return Piece(
+            number=self.pieces - 1,
+            inputs=item.inputs,
+            models=tuple(map(self.model_of, references)),
+            base=references.index(base) if base in references else None,
+            levels=(item.parameters, module.parameters, self.stage.parameters),
+            where=item.where,
+        )
+
+    def _tensors(self, model: Model, module: Module) -> dict[str, str]:
+        """Return a model's tensors that belong to a module: name in the output to its own."""
+        if (model.name, module.name) not in self._owned:
+            spelt = spell(model.table, self.like.table)
+            if module.name is not None:
+                owner = assign(spelt, self.keys)
+                spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}
+                if not spelt:
+                    self._no_module(module, model)
+            self._owned[model.name, module.name] = spelt
+        return self._owned[model.name, module.name]
+
+    def _no_module(self, module: Module, model: Model) -> None:
+        known = list(dict.fromkeys(modules_of(model.table).values()))
+        raise UserError(
+            f"model {model.name!r} has no module {module.name!r}",
+            module.where,
+            did_you_mean(module.name, known),
+        )
+
+    def _check_keys(self) -> None:
+        """Refuse modules that are not mentioned: the output would lack them."""
+        owner = assign(self.like.table, self.keys)
+        lost = [name for name, key in owner.items() if key is None]
+        if lost:
+            names = dict.fromkeys(modules_of(lost if self._by_stack else self.like.table).values())
+            raise UserError(
+                f"`modules` leaves out {len(lost)} tensors of {self.like.name!r}, such as "
+                f"{lost[0]!r}",
+                self.stage.modules[0].where,
+                f"Its modules are {', '.join(names)}: mention all of them.",
+            )
+
+    @property
+    def _by_stack(self) -> bool:
+        return any("." in key for key in self.keys)
+
+    def _add(
+        self,
+        name: str,
+        piece: Piece,
+        columns: list[dict[str, str]],
+        names: Iterable[str | None],
+        labels: tuple[str, ...],
+        t: float,
+    ) -> None:
+        before = tuple(names)
+        follows = self.stage.tokenizer is not None
+        after = complete(name, before, piece.models, columns, piece.where, follows)
+        if after is not None:
+            piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece
+            self.result.untied |= after != before
+            self.result.parts[name] = Part(piece, after, labels, t)
+
+    def _whole(self, piece: Piece, module: Module) -> None:
+        columns = [self._tensors(model, module) for model in piece.models]
+        names = dict.fromkeys(columns[piece.lead])
+        for column in columns:
+            names |= dict.fromkeys(column)
+        counts = layer_counts(columns[piece.lead])
+        for name in names:
+            found = [column.get(name) for column in columns]
+            labels = (name,) * len(columns)
+            stack = layer_of(name)
+            t = layer_fraction(name, counts) if stack is None or stack[0] in counts else 0.0
+            self._add(name, piece, columns, found, labels, t)
+
+    def _sliced(self, pieces: list[Piece], module: Module) -> None:
+        if module.name is None:
+            self._check_single(pieces[0].models[0])
+        stack, _ = main_stack(self._tensors(self.like, module))
+        self._outside(pieces[0], module, stack, before=True)
+        layers = self.result.layers.setdefault(stack, [])
+        for piece in pieces:
+            self._layers(piece, module, stack, layers)
+        self._outside(pieces[-1], module, stack, before=False)
+
+    def _check_single(self, model: Model) -> None:
+        names = list(dict.fromkeys(modules_of(model.table).values()))
+        if len(names) > 1:
+            raise UserError(
+                f"model {model.name!r} has several modules: {', '.join(names)}",
+                self.stage.where,
+                "Write `modules:` with `slices` or `models` for each of them.",
+            )
+
+    def _outside(self, piece: Piece, module: Module, stack: str, *, before: bool) -> None:
+        """Add what is outside the layers: t is 0 there, as mergekit has it."""
+        columns = [self._tensors(model, module) for model in piece.models]
+        names: dict[str, None] = {}
+        for column in [columns[piece.lead], *columns]:
+            names |= dict.fromkeys(n for n in column if not _in_stack(n, stack))
+        counts = layer_counts(names)
+        for name in names:
+            if _is_before(name) != before:
+                continue
+            found = [column.get(name) for column in columns]
+            self._add(name, piece, columns, found, (name,) * len(columns),
+                      layer_fraction(name, counts))  # fmt: skip
+
+    def _layers(
+        self, piece: Piece, module: Module, stack: str, layers: list[tuple[Model, str, int]]
+    ) -> None:
+        columns = [self._tensors(model, module) for model in piece.models]
+        stacks = [_by_layer(column, stack) for column in columns]
+        for item, model, found in zip(piece.inputs, piece.models, stacks, strict=True):
+            count = max(found, default=-1) + 1
+            if item.layers[1] > count:
+                raise UserError(
+                    f"`layer_range` {list(item.layers)} ends beyond the {count} layers of "
+                    f"{model.name!r}",
+                    item.where,
+                    f"The last layer is {count - 1}: write at most `[{item.layers[0]}, {count}]`.",
+                )
+        starts = [item.layers[0] for item in piece.inputs]
+        length = piece.inputs[0].layers[1] - starts[0]
+        if len(layers) + length > MAX_LAYERS:
+            raise UserError(f"the slices make more than {MAX_LAYERS} layers", piece.where)
+        for offset in range(length):
+            t = offset / (length - 1) if length > 1 else 1.0
+            numbers = [start + offset for start in starts]
+            rests: dict[str, None] = {}
+            for i in [piece.lead, *range(len(stacks))]:
+                rests |= dict.fromkeys(stacks[i].get(numbers[i], ()))
+            for rest in rests:
+                found = [s.get(n, {}).get(rest) for s, n in zip(stacks, numbers, strict=True)]
+                labels = tuple(f"{stack}{n}.{rest}" for n in numbers)
+                self._add(f"{stack}{len(layers)}.{rest}", piece, columns, found, labels, t)
+            lead = piece.models[piece.lead]
+            layers.append((lead, self._own(lead, module, stack), numbers[piece.lead]))
+
+    def _own(self, model: Model, module: Module, stack: str) -> str:
+        """Return a model's own name of a stack."""
+        for name, full in self._tensors(model, module).items():
+            if _in_stack(name, stack):
+                return layer_of(full)[0]
+        return stack
+
+
+def _in_stack(name: str, stack: str) -> bool:
+    found = layer_of(name)
+    return found is not None and found[0] == stack
+
+
+def _is_before(name: str) -> bool:
+    return is_before(name) or (layer_of(name) is not None and not is_head(name))
+
+
+def _by_layer(column: Mapping[str, str], stack: str) -> dict[int, dict[str, str]]:
+    """Return the tensors of every layer of a stack: name within the layer to the model's own."""
+    layers: dict[int, dict[str, str]] = {}
+    for name, full in column.items():
+        if _in_stack(name, stack):
+            number = layer_of(name)[1]
+            layers.setdefault(number, {})[name.removeprefix(f"{stack}{number}.")] = full
+    return layers

@@ -1,0 +1,102 @@
+"""Every tensor of every stage as an expression over source tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.spec import OutputTensor
+from shardmerge.compose.lora_model import LoraModel
+from shardmerge.compose.models import Model, SourceModel
+from shardmerge.compose.stage_model import StageModel
+from shardmerge.compose.tokenizers import StageTokenizers
+from shardmerge.recipe.parameters import Rule
+from shardmerge.recipe.recipe import Recipe
+from shardmerge.recipe.references import Reference
+from shardmerge.sources.lock import Lock
+
+
+class Composer:
+    """Expressions of one recipe's stages.
+
+    Args:
+        recipe: The parsed recipe.
+        lock: Its sources.
+        numerics: One of ``spec.NUMERICS``.
+        delta_dtype: Code of the type of task vectors, or None for the stage's own.
+        geometric: Names of the stages whose norms are merged by ratios.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        lock: Lock,
+        numerics: str,
+        delta_dtype: str | None = None,
+        geometric: Collection[str] = (),
+    ) -> None:
+        self.recipe = recipe
+        self.lock = lock
+        self.numerics = numerics
+        self.delta_dtype = delta_dtype
+        self.geometric = geometric
+        self.tokenizers = StageTokenizers(self)
+        self._models: dict[str, Model] = {}
+
+    def outputs(self, stage: str) -> list[OutputTensor]:
+        """Return the tensors of a stage built as a model, in the order of its reference model.
+
+        Raises:
+            UserError: For shapes that differ, missing tensors, filters that are misspelt.
+        """
+        model = self._built(stage)
+        return [
+            OutputTensor(name, entry.dtype, entry.shape, model.expression(name))
+            for name, entry in model.table.items()
+        ]
+
+    def sums(self, stage: str, outputs: Sequence[OutputTensor]) -> dict[str, ex.Expression]:
+        """Return a stage's tensors as sums, which read best, whichever way it is computed."""
+        if self.numerics == "float32":
+            return {t.name: t.expression for t in outputs}
+        algebra = Composer(self.recipe, self.lock, "float32", self.delta_dtype)
+        model = algebra._built(stage)
+        return {t.name: model.expression(t.name) for t in outputs}
+
+    def _built(self, stage: str) -> Model:
+        """Return a stage's model, all that go into it made before: none waits for another."""
+        return [self.model(Reference(name)) for name in self.recipe.needed(stage)][-1]
+
+    def model(self, reference: Reference) -> Model:
+        """Return the model that a reference names: a source or a stage, with or without adapter."""
+        key = str(reference)
+        if key not in self._models:
+            if reference.lora:
+                base, adapter = self.model(Reference(reference.model)), reference.lora
+                locked = self.lock.sources[adapter]
+                self._models[key] = LoraModel(key, base, adapter, locked, self.numerics)
+            elif key in self.recipe.stages:
+                self._models[key] = StageModel(self, self.recipe.stages[key])
+            else:
+                self._models[key] = SourceModel(key, self.lock)
+        return self._models[key]
+
+    def is_untied(self, stage: str) -> bool:
+        """Whether a stage's model has an output embedding that its source's config denies it."""
+        key = stage
+        while key in self.recipe.stages:
+            if self.model(Reference(key)).assembly.untied:
+                return True
+            key = self.recipe.stages[key].reference_model.model
+        return False
+
+    def unmatched(self, stage: str) -> Sequence[Rule]:
+        """Return the rules of a stage's parameters whose filter matches no tensor."""
+        return self.model(Reference(stage)).settings.unmatched
+
+    def reference_source(self, stage: str) -> str:
+        """Return the source whose config and layout a stage takes, through other stages."""
+        key = stage
+        while key in self.recipe.stages:
+            key = self.recipe.stages[key].reference_model.model
+        return key

@@ -1,0 +1,215 @@
+"""What a merged model's config.json says otherwise than its source's: the layers that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shardmerge.base.digest import canonical_json
+from shardmerge.base.errors import UserError, shortened
+from shardmerge.compose.architecture.layer_periods import implied, untold
+from shardmerge.compose.architecture.modules import modules_of
+from shardmerge.compose.architecture.names import layer_counts, layer_of
+from shardmerge.recipe.references import Reference
+
+if TYPE_CHECKING:
+    from shardmerge.compose.composer import Composer
+
+#: Where the configuration of a module is, the first that there is; "" is the whole.
+_SECTIONS = {
+    "text_decoder": ("text_config", "llm_config", "language_config", ""),
+    "vision_tower": ("vision_config", "vision_tower_config", ""),
+    "audio_tower": ("audio_config", ""),
+}
+#: What architectures call the number of layers.
+_COUNTS = {
+    "encoder": ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers"),
+}
+_COUNT = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
+#: Lists, or texts of a letter each, of something for every layer.
+_PER_LAYER = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "no_rope_layers",
+    "sliding_window_layers",
+    "attention_layers",
+    "block_configs",
+    "hybrid_override_pattern",
+    "num_query_heads",
+    "num_kv_heads",
+    "ffn_multipliers",
+    "moe_layer_freq",
+)
+#: Lists of numbers of layers.
+_NUMBERS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "cross_attention_layers",
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "fullatt_block_indexes",
+    "deepstack_visual_indexes",
+)
+#: How many of the first layers are special.
+_FIRST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
+
+_MISSING = object()
+#: For each layer of the output, the source, the stack and the number that it was there.
+_Layers = Sequence[tuple[str, str, int]]
+
+
+def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
+    """Return the values of config.json that a build sets, by their place (``a.b``: b under a).
+
+    Args:
+        composer: Of the recipe.
+        stage: That is built; its config comes from ``composer.reference_source``.
+
+    Raises:
+        UserError: If the configuration cannot say what the layers are.
+    """
+    changes: dict[str, Any] = {}
+    for section, layers in _moved(composer, stage):
+        changes |= section.changes(layers)
+    if composer.is_untied(stage):
+        changes["tie_word_embeddings"] = False
+    check_finite(changes, composer.reference_source(stage))
+    return changes
+
+
+def check_finite(values: Mapping[str, Any], model: str) -> None:
+    """Check that what config.json of a merged model says has a JSON that all programs read.
+
+    Raises:
+        UserError: If a value is infinite or NaN, or holds one that is.
+    """
+    for key, value in values.items():
+        try:
+            canonical_json(value)
+        except ValueError:
+            raise UserError(
+                f"has `{key}: {shortened(value)}`, which is not finite", f"config.json of {model!r}"
+            ) from None
+
+
+def untold_periods(composer: Composer, stage: str) -> dict[str, Any]:
+    """Return what config.json still says of layers by their numbers, but is no longer true.
+
+    Args:
+        composer: Of the recipe.
+        stage: That is built.
+    """
+    found = {}
+    for section, layers in _moved(composer, stage):
+        for key in untold(section.values, [number for _, _, number in layers]):
+            found[f"{section.prefix}{key}"] = section.values[key]
+    return found
+
+
+def _moved(composer: Composer, stage: str) -> Iterator[tuple[_Section, _Layers]]:
+    """Yield the parts of the configuration whose stacks have other layers than in the source."""
+    source = composer.reference_source(stage)
+    config = composer.lock.sources[source].config
+    model = composer.model(Reference(stage))
+    before, after = composer.model(Reference(source)), model
+    old, new = layer_counts(before.table), layer_counts(after.table)
+    owners = modules_of(before.table)
+    for stack, count in new.items():
+        if stack not in old:
+            continue
+        layers = [model.layer(stack, number) for number in range(count)]
+        if [number for _, _, number in layers] == list(range(old[stack])):
+            continue
+        module = next(m for name, m in owners.items() if (layer_of(name) or ("",))[0] == stack)
+        yield _Section(composer, config, module, source, old[stack]), layers
+
+
+class _Section:
+    """The part of a configuration that is about one stack of layers."""
+
+    def __init__(
+        self,
+        composer: Composer,
+        config: Mapping[str, Any],
+        module: str,
+        source: str,
+        count: int,
+    ) -> None:
+        self.composer = composer
+        self.source = source
+        self.count = count
+        sections = [s for s in _SECTIONS.get(module, ("",)) if not s or s in config]
+        self.key = sections[0]
+        self.values = config[self.key] if self.key else config
+        self.prefix = f"{self.key}." if self.key else ""
+        self.counts = _COUNTS.get(module, _COUNT)
+
+    def changes(self, layers: _Layers) -> dict[str, Any]:
+        """Return what is set so that it has those layers."""
+        found = {key: len(layers) for key in self.counts if self.values.get(key) == self.count}
+        if not found:
+            raise UserError(
+                f"nothing in it says that there are {self.count} layers "
+                f"(looked for {', '.join(self.counts)})",
+                f"config.json of {self.source!r}",
+                "Its architecture is not known well enough to take layers out or put them in.",
+            )
+        for key in _PER_LAYER:
+            if len(_sized(self.values.get(key))) == self.count:
+                found[key] = self._per_layer(key, layers)
+        if made := implied(self.values, len(layers)):
+            key, values = made
+            if (picked := self._per_layer(key, layers)) != values:
+                found[key] = picked
+        for key in _NUMBERS:
+            if isinstance(value := self.values.get(key), list):
+                found[key] = [i for i, (_, _, n) in enumerate(layers) if n in value]
+        for key in _FIRST:
+            if isinstance(value := self.values.get(key), int):
+                found[key] = self._first(key, value, layers)
+        return {
+            self.prefix + key: value
+            for key, value in found.items()
+            if value != self.values.get(key, _MISSING)
+        }
+
+    def _per_layer(self, key: str, layers: _Layers) -> Any:
+        """Return a list of something for each layer, from the sources that the layers are of."""
+        picked = []
+        for source, _, number in layers:
+            config = self.composer.lock.sources[source].config
+            own = _listed(config.get(self.key, {}) if self.key else config, key, number)
+            values = own if number < len(own) else _listed(self.values, key, number)
+            if number >= len(values):
+                raise UserError(
+                    f"`{key}` has {len(values)} entries, too few for layer {number}",
+                    f"config.json of {source!r}",
+                )
+            picked.append(values[number])
+        return "".join(picked) if isinstance(self.values.get(key), str) else picked
+
+    def _first(self, key: str, value: int, layers: _Layers) -> int:
+        """Return of how many first layers something is true; they must still be the first."""
+        if value >= self.count:
+            return max(len(layers), value - self.count + len(layers))
+        special = [number < value for _, _, number in layers]
+        if sorted(special, reverse=True) != special:
+            raise UserError(
+                f"`{key}: {value}` cannot be kept: of the new layers, those that it is about are "
+                "not the first",
+                f"config.json of {self.source!r}",
+                "Keep those layers in front, and together.",
+            )
+        return sum(special)
+
+
+def _listed(config: Mapping[str, Any], key: str, number: int) -> Sequence[Any]:
+    """Return what a configuration says of each layer, up to one at least if it follows a rule."""
+    made = implied(config, number + 1)
+    return made[1] if made and made[0] == key else _sized(config.get(key))
+
+
+def _sized(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, str)) else ()

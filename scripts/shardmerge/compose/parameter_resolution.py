@@ -1,0 +1,124 @@
+"""The value that every parameter of a method has for every tensor of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shardmerge.base.errors import UserError, misspelt
+from shardmerge.compose.architecture.names import module_of
+from shardmerge.compose.parts import Part
+from shardmerge.methods import registry
+from shardmerge.recipe.parameters import Rule, Setting, resolve
+from shardmerge.recipe.stage import Stage
+
+#: Values of shared parameters, and of the others for each input that has the tensor.
+Values = tuple[dict[str, Any], dict[str, tuple[Any, ...]]]
+
+
+class Resolver:
+    """Finds parameter values in a stage's settings.
+
+    Args:
+        stage: The stage.
+        method: Its method.
+        parts: What its tensors are made from.
+
+    Attributes:
+        unmatched: Rules whose filter matches no tensor.
+
+    Raises:
+        UserError: If such a filter is surely misspelt.
+    """
+
+    def __init__(
+        self, stage: Stage, method: registry.MergeMethod, parts: Mapping[str, Part]
+    ) -> None:
+        self.stage = stage
+        self.method = method
+        self.parts = parts
+        self._rules = list(self._filtered(stage.levels))
+        self._known: dict[tuple, Values] = {}
+        self.unmatched = list(self._unmatched())
+
+    def values(self, tensor: str) -> Values:
+        """Return a tensor's values.
+
+        Raises:
+            UserError: If one is missing or out of bounds, or they do not go together.
+        """
+        # They depend on the tensor through its slice, t and the rules that match alone.
+        part = self.parts[tensor]
+        names = (tensor, *part.labels)
+        matches = {n: tuple(rule.matches(n) for rule in self._rules) for n in dict.fromkeys(names)}
+        key = (part.piece.number, part.t, part.used, *(matches[n] for n in names))
+        if key not in self._known:
+            self._known[key] = self._resolve(tensor, part)
+        return self._known[key]
+
+    def request(self, tensor: str) -> registry.Request:
+        """Return what a linear method is asked for a tensor."""
+        shared, per_input = self.values(tensor)
+        return self._request(self.parts[tensor], shared, per_input)
+
+    def _request(self, part: Part, shared: dict, per_input: dict) -> registry.Request:
+        models = tuple(part.piece.models[i].name for i in part.used)
+        return registry.Request(models, part.base, shared, per_input)
+
+    def _resolve(self, tensor: str, part: Part) -> Values:
+        piece = part.piece
+        shared, per_input = {}, {}
+        for parameter in self.method.parameters:
+            if parameter.scope == "shared":
+                value = resolve(parameter, piece.levels, tensor, part.t, self.stage.where)
+                shared[parameter.name] = value
+                continue
+            per_input[parameter.name] = tuple(
+                None
+                if parameter.scope == "model" and i == piece.base
+                else resolve(
+                    parameter,
+                    [piece.inputs[i].parameters, *piece.levels],
+                    part.labels[i],
+                    part.t,
+                    piece.inputs[i].where,
+                    str(piece.inputs[i].model),
+                )
+                for i in part.used
+            )
+        if self.method.check is None:
+            return shared, per_input
+        try:
+            self.method.check(self._request(part, shared, per_input))
+        except UserError as error:
+            raise UserError(
+                f"{error.message} (tensor {tensor!r})", error.where or piece.where, error.hint
+            ) from None
+        return shared, per_input
+
+    def _filtered(self, levels: Iterable[Mapping[str, Setting]]) -> Iterable[Rule]:
+        names = {p.name for p in self.method.parameters}
+        for settings in levels:
+            for name, setting in settings.items():
+                if name in names:
+                    yield from (r for r in setting.rules if r.filter not in (None, "*"))
+
+    def _unmatched(self) -> Iterable[Rule]:
+        if not self._rules:
+            return
+        names = dict.fromkeys(self.parts)
+        for piece in {part.piece.number: part.piece for part in self.parts.values()}.values():
+            for model in piece.models:
+                names |= dict.fromkeys(model.table)
+        for rule in self._rules:
+            if any(rule.matches(name) for name in names):
+                continue
+            words = {w for name in names for w in [module_of(name), *name.split(".")]}
+            near = misspelt(rule.filter, {w for w in words if not w.isdigit()})
+            if near and near not in rule.filter:  # else it asks for more, such as another layer
+                raise UserError(
+                    f"the filter {rule.filter!r} matches no tensor of the model",
+                    rule.where,
+                    f"Did you mean {near!r}?",
+                )
+            yield rule

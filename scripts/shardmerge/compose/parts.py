@@ -1,0 +1,90 @@
+"""What a stage's model is put together from: slices with their models, tensors with theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from shardmerge.compose.models import Model
+from shardmerge.recipe.parameters import Setting
+from shardmerge.recipe.stage import Input
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A slice of a stage with its models.
+
+    Args:
+        number: In the order of the output.
+        inputs, models: Of the slice, in the recipe's order.
+        base: Index of the base model among them, or None.
+        levels: Settings of the slice, its module and the stage.
+        where: File and line.
+    """
+
+    number: int
+    inputs: tuple[Input, ...]
+    models: tuple[Model, ...]
+    base: int | None
+    levels: tuple[Mapping[str, Setting], ...]
+    where: str
+
+    @property
+    def lead(self) -> int:
+        """Index of the input whose layout the output follows."""
+        return self.base or 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """An output tensor: what it is made from.
+
+    Args:
+        piece: The slice that it belongs to.
+        names: The tensor of each input, None where an input has none.
+        labels: What each input's filters look at: its tensor's name, as the output would have it.
+        t: Layer fraction within the slice.
+    """
+
+    piece: Piece
+    names: tuple[str | None, ...]
+    labels: tuple[str, ...]
+    t: float
+
+    @cached_property
+    def used(self) -> tuple[int, ...]:
+        """Indices of the inputs that have the tensor."""
+        return tuple(i for i, name in enumerate(self.names) if name is not None)
+
+    @cached_property
+    def base(self) -> int | None:
+        """Index of the base model among the inputs that have the tensor."""
+        return self.used.index(self.piece.base) if self.piece.base in self.used else None
+
+    @cached_property
+    def inputs(self) -> list[tuple[Model, str]]:
+        """The models that have the tensor, each with its name there."""
+        return [(self.piece.models[i], self.names[i]) for i in self.used]
+
+    @cached_property
+    def lead(self) -> tuple[Model, str]:
+        """The model that the tensor's place and shape come from, and its tensor there."""
+        i = self.piece.lead if self.names[self.piece.lead] is not None else self.used[0]
+        return self.piece.models[i], self.names[i]
+
+
+@dataclass
+class Assembly:
+    """The tensors of a stage's model.
+
+    Args:
+        parts: By name, in order.
+        layers: For every stack of layers that slices make: the model, stack and number that each
+            layer of the output has its place from.
+        untied: Whether an input embedding stands for an output embedding that a tied model lacks.
+    """
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    layers: dict[str, list[tuple[Model, str, int]]] = field(default_factory=dict)
+    untied: bool = False

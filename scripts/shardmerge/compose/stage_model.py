@@ -1,0 +1,245 @@
+"""A stage as a model: what its method makes of its inputs, tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra import fold
+from shardmerge.base.dtypes import DTYPES, promoted
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import MERGEKIT
+from shardmerge.compose import norms
+from shardmerge.compose.architecture.norms import is_scale, offset
+from shardmerge.compose.assembly import assemble
+from shardmerge.compose.models import Entry, Model, Place
+from shardmerge.compose.parameter_resolution import Resolver
+from shardmerge.compose.parts import Part
+from shardmerge.methods import registry
+from shardmerge.recipe.slices import check_inputs
+from shardmerge.recipe.stage import Stage
+
+if TYPE_CHECKING:
+    from shardmerge.compose.composer import Composer
+
+
+#: Steps of one tensor; recipes of many documents have some tens.
+MAX_STEPS = 2000
+
+
+class StageModel(Model):
+    """A stage of the recipe; made by its composer, which knows the models that it reads."""
+
+    def __init__(self, composer: Composer, stage: Stage) -> None:
+        self.name = stage.name
+        self.stage = stage
+        self.method = registry.method(stage.method, stage.where)
+        self.composer = composer
+        self.assembly = assemble(stage, composer.model, composer.tokenizers.align)
+        self.parts = self.assembly.parts
+        self.settings = Resolver(stage, self.method, self.parts)
+        self._rows: dict[str, fold.Row] = {}
+        self._expressions: dict[str, ex.Expression] = {}
+        for tensor, part in self.parts.items():
+            if len(part.used) < len(part.names):
+                self._check_used(tensor, part)
+
+    @cached_property
+    def table(self) -> Mapping[str, Entry]:
+        return {name: self._entry(part) for name, part in self.parts.items()}
+
+    def expression(self, tensor: str) -> ex.Expression:
+        if tensor not in self._expressions:
+            with self._told_of(tensor):
+                self._expressions[tensor] = self._expression(tensor, self.parts[tensor])
+            self._check_size(tensor, self._expressions[tensor].size)
+        return self._expressions[tensor]
+
+    def row(self, tensor: str) -> fold.Row:
+        if tensor not in self._rows:
+            with self._told_of(tensor):
+                row = self._row(tensor, self.parts[tensor])
+            self._check_size(tensor, sum(leaf.size for leaf in row))
+            self._rows[tensor] = row
+        return self._rows[tensor]
+
+    def _expression(self, tensor: str, part: Part) -> ex.Expression:
+        if not self._mergeable(part):
+            model, name = part.lead
+            return model.expression(name)
+        if self.composer.numerics == MERGEKIT:
+            return self._mergekit_expression(tensor, part)
+        return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+
+    @contextlib.contextmanager
+    def _told_of(self, tensor: str) -> Iterator[None]:
+        """Tell of coefficients that no float32 can hold where they arise."""
+        try:
+            yield
+        except OverflowError:
+            raise UserError(
+                f"the coefficients of tensor {tensor!r} are too large for float32",
+                self.parts[tensor].piece.where,
+                "Write smaller weights, or weights whose sum is further from 0.",
+            ) from None
+
+    def _check_size(self, tensor: str, size: int) -> None:
+        """Refuse what takes more steps than can be planned: each document may double them."""
+        if size > MAX_STEPS:
+            raise UserError(
+                f"tensor {tensor!r} of {self.name!r} takes more than {MAX_STEPS} steps over the "
+                "documents that it is made from",
+                self.parts[tensor].piece.where,
+                "Build a document of the middle as a model of its own, and start a new recipe "
+                "from it.",
+            )
+
+    def place(self, tensor: str) -> Place:
+        part = self.parts[tensor]
+        model, name = part.lead
+        files, begin = model.place(name)
+        return ((part.piece.number, ""), *files), begin
+
+    def layer(self, stack: str, number: int) -> tuple[str, str, int]:
+        if stack not in self.assembly.layers:
+            return self.composer.model(self.stage.reference_model).layer(stack, number)
+        model, own, index = self.assembly.layers[stack][number]
+        return model.layer(own, index)
+
+    def _row(self, tensor: str, part: Part) -> fold.Row:
+        if not self._mergeable(part):
+            model, name = part.lead
+            return model.row(name)
+        rows = [model.row(name) for model, name in part.inputs]
+        if self._copies(part):
+            return rows[0]
+        if self.method.linear is None:
+            shape = self.table[tensor].shape
+            operands = tuple(fold.to_expression(row, shape) for row in rows)
+            return fold.leaf(self._call(tensor, part, operands))
+        form = self._linear_form(tensor)
+        if self.name in self.composer.geometric and is_scale(tensor):
+            return self._ratio_row(tensor, part, form, rows)
+        delta_dtype = self.composer.delta_dtype or self.stage.dtype
+        return fold.apply_form(form, rows, part.base, delta_dtype or _promoted(part))
+
+    def _ratio_row(
+        self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
+    ) -> fold.Row:
+        source = self.composer.reference_source(self.name)
+        return norms.ratio_row(
+            form,
+            part.base,
+            rows,
+            [model.name for model, _ in part.inputs],
+            tensor,
+            self.table[tensor].shape,
+            offset(self.composer.lock.sources[source].config, tensor),
+        )
+
+    def _linear_form(self, tensor: str) -> registry.LinearForm:
+        request = self.settings.request(tensor)
+        try:
+            return self.method.linear(request)
+        except UserError as error:
+            raise UserError(
+                f"{error.message} (tensor {tensor!r})", self.parts[tensor].piece.where, error.hint
+            ) from None
+
+    def _call(self, tensor: str, part: Part, inputs: tuple[ex.Expression, ...]) -> ex.Call:
+        request = self.settings.request(tensor)
+        shared = request.parameters
+        if not self.method.deterministic:
+            # Two stages of one random method must not draw the same numbers.
+            shared = shared | {"stage": self.stage.name}
+        return ex.Call(
+            method=self.method.name,
+            inputs=inputs,
+            base=request.base,
+            parameters=tuple(sorted(shared.items())),
+            per_input=tuple(sorted(request.per_input.items())),
+            tensor=tensor,
+            models=request.models,
+            output_shape=self.table[tensor].shape,
+        )
+
+    def _mergekit_expression(self, tensor: str, part: Part) -> ex.Expression:
+        dtype = self.stage.dtype or _promoted(part)
+        inputs = tuple(
+            _cast(model.expression(name), model.table[name].dtype, dtype)
+            for model, name in part.inputs
+        )
+        if self._copies(part):
+            return _cast(inputs[0], dtype, self.table[tensor].dtype)
+        call = self._call(tensor, part, inputs)
+        if self.method.name == "linear":
+            # A term of weight 0 adds +0, which changes no finite value: it need not be read.
+            self._linear_form(tensor)
+            weights = dict(call.per_input)["weight"]
+            keep = [i for i, w in enumerate(weights) if w != 0] or [0]
+            call = _select(call, keep)
+        made = registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        return _cast(call, made, self.table[tensor].dtype)
+
+    def _entry(self, part: Part) -> Entry:
+        model, name = part.lead
+        entry = model.table[name]
+        if not DTYPES[entry.dtype].floating:
+            return entry
+        dtype = self.stage.dtype or _promoted(part)
+        if self.composer.numerics == MERGEKIT and not self._copies(part):
+            dtype = registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        return Entry(self.stage.out_dtype or dtype, entry.shape)
+
+    def _mergeable(self, part: Part) -> bool:
+        return all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs)
+
+    def _copies(self, part: Part) -> bool:
+        """Whether a tensor that one input alone has is taken as it is."""
+        return len(part.used) == 1 < len(part.names) and self.method.inputs.alone != "merged"
+
+    def _check_used(self, tensor: str, part: Part) -> None:
+        """Refuse a tensor that too few inputs have, or not the base."""
+        piece = part.piece
+        lacking = [piece.models[i].name for i in range(len(part.names)) if i not in part.used]
+        alone = self.method.inputs.alone
+        if self._copies(part) and (alone == "copied" or part.base is not None):
+            return
+        error = UserError(
+            f"tensor {tensor!r} is not in {lacking[0]!r}, and merge_method {self.method.name!r} "
+            "cannot do without it",
+            piece.where,
+            "Take the model out, or merge models that all have the tensor.",
+        )
+        if piece.base is not None and part.base is None and self.method.inputs.base != "ignored":
+            raise error
+        chosen = tuple(piece.inputs[i] for i in part.used)
+        base = None if part.base is None else chosen[part.base].model
+        try:
+            check_inputs(chosen, self.method, base, piece.where)
+        except UserError:
+            raise error from None
+
+
+def _promoted(part: Part) -> str:
+    return promoted(model.table[name].dtype for model, name in part.inputs)
+
+
+def _cast(operand: ex.Expression, have: str, want: str) -> ex.Expression:
+    return operand if have == want else ex.Cast(operand, want)
+
+
+def _select(call: ex.Call, keep: list[int]) -> ex.Call:
+    return ex.Call(
+        method=call.method,
+        inputs=tuple(call.inputs[i] for i in keep),
+        base=keep.index(call.base) if call.base in keep else None,
+        parameters=call.parameters,
+        per_input=tuple((k, tuple(v[i] for i in keep)) for k, v in call.per_input),
+        tensor=call.tensor,
+        models=tuple(call.models[i] for i in keep),
+        output_shape=call.output_shape,
+    )

@@ -1,0 +1,135 @@
+"""Which tensors the models of a stage have in common; what keeps them from being merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from shardmerge.base.errors import UserError
+from shardmerge.compose.architecture.names import (
+    is_derived,
+    is_embedding,
+    is_head,
+    is_optional,
+    is_vocabulary,
+    layer_counts,
+)
+from shardmerge.compose.models import Model
+
+#: What checkpoints of a model without its head lack in front of every name.
+_PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
+#: What the first implementations called the parameters of a LayerNorm.
+_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def spell(tensors: Iterable[str], like: Collection[str]) -> dict[str, str]:
+    """Return a model's tensors by the names that another model has for them.
+
+    Args:
+        tensors: Of the model, as its files name them.
+        like: Of the other model.
+    """
+    names = list(tensors)
+    kinds: list[Callable[[str], str]] = [lambda name: name]
+    for prefix in _PREFIXES:
+        kinds.append(prefix.__add__)
+        kinds.append(lambda name, prefix=prefix: name.removeprefix(prefix))
+    if all(name in like for name in names):
+        kinds = kinds[:1]
+    best = max(kinds, key=lambda kind: sum(kind(name) in like for name in names))
+    spelt = {}
+    for name in names:
+        new = best(name)
+        new = new if new in like else name
+        old = next((o for o in _OLD if new.endswith(o)), None)
+        if old and new.removesuffix(old) + _OLD[old] in like:
+            new = new.removesuffix(old) + _OLD[old]
+        spelt[new] = name
+    return spelt
+
+
+def complete(
+    label: str,
+    names: Sequence[str | None],
+    models: Sequence[Model],
+    columns: Sequence[Mapping[str, str]],
+    where: str,
+    follows: bool = False,
+) -> tuple[str | None, ...] | None:
+    """Return the tensor of each model that an output tensor is made from.
+
+    A model whose embeddings are tied gives its input embedding for the output embedding. A bias
+    that only some models have is made from those.
+
+    Args:
+        label: The tensor's name, for messages.
+        names: Each model's tensor, None where it has none.
+        models: The models.
+        columns: All tensors of each, outside layers at least, as the first model spells them.
+        where: Place of the slice.
+        follows: Whether rows for tokens are brought to one tokenizer, so that they may be more or
+            fewer.
+
+    Returns:
+        The tensors, or None for a buffer that nobody misses.
+
+    Raises:
+        UserError: If a tensor is missing that cannot be, or shapes differ.
+    """
+    if None in names:
+        if is_derived(label):
+            return None
+        if is_head(label):
+            names = [
+                name or next((full for n, full in column.items() if is_embedding(n)), None)
+                for name, column in zip(names, columns, strict=True)
+            ]
+        if None in names and not is_optional(label):
+            raise _missing(label, names, models, where)
+    shapes = [
+        (model, model.table[name].shape)
+        for model, name in zip(models, names, strict=True)
+        if name is not None
+    ]
+    tokens = is_vocabulary(label)
+    first = 1 if tokens and follows else 0
+    for model, shape in shapes:
+        if shape[first:] != shapes[0][1][first:]:
+            hint = "Only models of one architecture and size can be merged."
+            if tokens and shape[1:] == shapes[0][1][1:]:
+                hint = (
+                    "Their vocabularies have different sizes. Write `tokenizer_source: base` (the "
+                    "base model's tokens), `tokenizer_source: union` (those of all models) or "
+                    "`tokenizer_source: MODEL`: embeddings are then matched token by token."
+                )
+            raise UserError(
+                f"tensor {label!r} has shape {list(shapes[0][1])} in {shapes[0][0].name!r} but "
+                f"{list(shape)} in {model.name!r}",
+                where,
+                hint,
+            )
+    return tuple(names)
+
+
+def _missing(
+    label: str, names: Sequence[str | None], models: Sequence[Model], where: str
+) -> UserError:
+    has = models[next(i for i, name in enumerate(names) if name is not None)]
+    lacks = models[names.index(None)]
+    hint = None
+    counts = [layer_counts(model.table) for model in (has, lacks)]
+    if counts[0].keys() == counts[1].keys() and counts[0] != counts[1]:
+        layers = " and ".join(str(max(c.values())) for c in counts)
+        hint = (
+            f"They have {layers} layers: name the layers to be merged under `slices`, with a "
+            "`layer_range` for each."
+        )
+    elif other := next((n for n in lacks.table if _same_end(n, label)), None):
+        hint = (
+            f"{lacks.name!r} has {other!r}, which may be the same under another name; models that "
+            "are merged must name their tensors alike."
+        )
+    return UserError(f"tensor {label!r} is in {has.name!r} but not in {lacks.name!r}", where, hint)
+
+
+def _same_end(a: str, b: str) -> bool:
+    return a.endswith(f".{b}") or b.endswith(f".{a}")

@@ -1,0 +1,130 @@
+"""The tokenizer of every stage of a recipe, and how its inputs are brought to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from shardmerge.base.errors import UserError
+from shardmerge.compose.aligned_model import AlignedModel, vocabulary_rows
+from shardmerge.compose.parts import Piece
+from shardmerge.compose.tokenizer.align import Alignment, Member
+from shardmerge.compose.tokenizer.combine import Tokenizer, union
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.stage import Stage
+
+if TYPE_CHECKING:
+    from shardmerge.compose.composer import Composer
+
+
+class StageTokenizers:
+    """The tokenizers of one recipe's models.
+
+    Args:
+        composer: Of the recipe.
+    """
+
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
+        #: Chat templates of sources and stages, as ``packing`` finds them.
+        self.templates: dict[str, str | None] = {}
+        self._stages: dict[str, Tokenizer | None] = {}
+        self._alignments: dict[tuple[str, int, tuple[int, ...]], Alignment] = {}
+
+    def of(self, reference: Reference) -> Tokenizer | None:
+        """Return the tokenizer of a source or of a stage's result; None if it has none."""
+        key = reference.model
+        stage = self._composer.recipe.stages.get(key)
+        if stage is None:
+            vocabulary = self._composer.lock.sources[key].vocabulary
+            return Tokenizer.of(key, vocabulary) if vocabulary and len(vocabulary) else None
+        if key not in self._stages:
+            made = self._made(stage) if stage.tokenizer else self.of(stage.reference_model)
+            self._stages[key] = made
+        return self._stages[key]
+
+    def source_of(self, stage: str) -> str:
+        """Return the source whose tokenizer files a stage's model gets or extends."""
+        found = self.of(Reference(stage)) if self._composer.recipe.needs_vocabularies else None
+        if found:
+            return found.source
+        named = self._composer.recipe.stages[stage].tokenizer
+        model = named.model if named else None
+        return self._composer.reference_source(model.model if model else stage)
+
+    def align(self, stage: Stage, piece: Piece, tensors: tuple[str | None, ...]) -> Piece:
+        """Return a piece of a stage with models whose embeddings have the stage's tokens.
+
+        Args:
+            stage: The stage.
+            piece: Its piece.
+            tensors: The tensor of each input that is to agree, None where an input has none.
+        """
+        if not stage.tokenizer or self.of(Reference(stage.name)) is None:
+            return piece
+        used = tuple(i for i, tensor in enumerate(tensors) if tensor is not None)
+        alignment = self._alignment(stage, piece, used)
+        stated = None if self._composer.numerics == "float32" else stage.dtype or ""
+        having, names = [piece.models[i] for i in used], [tensors[i] for i in used]
+        models = list(piece.models)
+        for place, i in enumerate(used):
+            models[i] = AlignedModel(place, having, names, alignment, stated)
+        return replace(piece, models=tuple(models))
+
+    def _alignment(self, stage: Stage, piece: Piece, used: tuple[int, ...]) -> Alignment:
+        key = (stage.name, piece.number, used)
+        if key not in self._alignments:
+            settings = stage.tokenizer
+            lead = self.of(stage.reference_model)
+            members = [
+                Member(
+                    str(piece.inputs[i].model),
+                    (self.of(piece.inputs[i].model) or lead).ids,
+                    vocabulary_rows(piece.models[i], settings.where),
+                )
+                for i in used
+            ]
+            base = used.index(piece.base) if piece.base in used else None
+            tokenizer = self.of(Reference(stage.name))
+            self._alignments[key] = Alignment(
+                members, base, tokenizer, settings.rules, settings.pad_to_multiple_of
+            )
+        return self._alignments[key]
+
+    def _made(self, stage: Stage) -> Tokenizer | None:
+        settings = stage.tokenizer
+        found = self._known(stage)
+        lead = found.get(stage.reference_model)
+        if not any(found.values()):
+            if settings.rules or settings.pad_to_multiple_of:
+                raise UserError("none of the models has a tokenizer", settings.where)
+            return None
+        if settings.model:
+            made = self._within(settings.model)
+            if made is None:
+                raise UserError(f"model {str(settings.model)!r} has no tokenizer", settings.where)
+        elif lead is None:
+            raise UserError(
+                f"model {str(stage.reference_model)!r} has no tokenizer, so that its embeddings "
+                "cannot be matched with those of the others",
+                settings.where,
+                "Put its tokenizer's files into its folder, or name another `base_model`.",
+            )
+        else:
+            made = lead
+        if settings.source == "union":
+            others = [one for key, one in found.items() if key != stage.reference_model]
+            made = union(lead, [one for one in others if one])
+        new = [(rule.token, None) for rule in settings.rules if rule.token not in made.ids]
+        return made.with_added(new)
+
+    def _known(self, stage: Stage) -> Mapping[Reference, Tokenizer | None]:
+        """Return the tokenizers of the models that a stage merges, the base model's first."""
+        merged = dict.fromkeys([stage.reference_model, *(i.model for i in stage.inputs)])
+        return {reference: self._within(reference) for reference in merged}
+
+    def _within(self, reference: Reference) -> Tokenizer | None:
+        """Return a model's tokenizer without the tokens that it has no embedding of."""
+        found = self.of(reference)
+        return found and found.within(vocabulary_rows(self._composer.model(reference)))

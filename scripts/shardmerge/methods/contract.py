@@ -1,0 +1,148 @@
+"""What merge methods declare, and what they get: parameters, inputs, memory, tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+REQUIRED = object()
+#: Elements that a kernel works on at a time.
+BLOCK = 1 << 17
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a merge method.
+
+    Args:
+        name: As recipes write it.
+        type: ``float``, ``int``, ``bool`` or ``str``.
+        scope: ``shared`` (one value a tensor), ``input`` (one for each model) or ``model`` (one
+            for each model but the base).
+        default: Value where a recipe gives none; REQUIRED where it must; None means unset.
+        minimum, maximum: Closed bounds of a number, if any.
+        choices: The words that a ``str`` parameter may be, if few.
+        unused: Whether the method accepts it without using it.
+        description: One line for the documentation.
+    """
+
+    name: str
+    type: type
+    scope: Literal["shared", "input", "model"] = "shared"
+    default: Any = REQUIRED
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] | None = None
+    unused: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What inputs a method needs.
+
+    Args:
+        base: ``required``: a base model must be given and is an input; ``optional``: used where
+            given; ``forbidden``; ``ignored``: a base model only lends its config and tokenizer.
+        minimum, maximum: Number of input models, the base among them where it is one.
+        minimum_models, maximum_models: Number of inputs without the base.
+        alone: What becomes of an optional tensor (a bias) that one input alone has: ``merged`` like
+            any other, ``copied``, or copied if it is the ``base``'s.
+    """
+
+    base: Literal["required", "optional", "forbidden", "ignored"] = "ignored"
+    minimum: int = 1
+    maximum: int | None = None
+    minimum_models: int | None = None
+    maximum_models: int | None = None
+    alone: Literal["merged", "copied", "base"] = "merged"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a linear method is asked for one output tensor.
+
+    Args:
+        models: Inputs in the recipe's order, the base among them.
+        base: Index of the base among them, or None.
+        parameters: Shared parameters by name.
+        per_input: For each per-model parameter, one value for each input.
+    """
+
+    models: tuple[str, ...]
+    base: int | None
+    parameters: Mapping[str, Any]
+    per_input: Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """A result that is a sum: ``sum(direct[i] * input i) + sum(deltas[i] * (input i - base))``."""
+
+    direct: Mapping[int, float] = field(default_factory=dict)
+    deltas: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a kernel gets for one tensor (or one block of it, if it is elementwise).
+
+    Args:
+        tensors: Inputs in the recipe's order, one shape; float32 (float64 where a source is) in
+            float32 numerics, the stage's dtype in mergekit numerics.
+        base: Index of the base among them, or None.
+        parameters: Shared parameters by name.
+        per_input: For each per-model parameter, one value for each input (None for the base where
+            its scope is ``model``).
+        name: The output tensor's name.
+        models: The inputs' names in the recipe.
+        offset: Index of the block's first element in the flattened tensor.
+        total: Elements of the whole tensor; 0 if this is all of it.
+    """
+
+    tensors: Sequence[torch.Tensor]
+    base: int | None
+    parameters: Mapping[str, Any]
+    per_input: Mapping[str, tuple[Any, ...]]
+    name: str = ""
+    models: tuple[str, ...] = ()
+    offset: int = 0
+    total: int = 0
+
+    @property
+    def others(self) -> list[int]:
+        """Indices of the inputs that are not the base."""
+        return [i for i in range(len(self.tensors)) if i != self.base]
+
+
+Kernel = Callable[[Group], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory that a kernel allocates beside its inputs and its result.
+
+    Args:
+        tensors: In units of one input tensor.
+        per_input: In the same units, for each input.
+        rows: In units of one row (what one index of the first dimension holds; a whole tensor
+            of one dimension).
+        blocks: In units of one block of BLOCK elements.
+    """
+
+    tensors: float = 0.0
+    per_input: float = 0.0
+    rows: float = 0.0
+    blocks: float = 32.0
+
+    def elements(self, shape: Sequence[int], inputs: int) -> int:
+        """Return the number of elements for inputs of a shape."""
+        count = math.prod(shape)
+        row = count // max(shape[0], 1) if len(shape) > 1 else count
+        whole = (self.tensors + self.per_input * inputs) * count
+        return math.ceil(whole + self.rows * row + self.blocks * min(count, BLOCK))

@@ -1,0 +1,114 @@
+"""Steps in float32 that make one element of a tensor: what native code is generated from.
+
+Values of float16, bfloat16 and float32 are held as float32, which has them all; a step that rounds
+to a narrower type leaves float32 that the type has too. Each step is one operation of IEEE 754,
+rounded to nearest, ties to even, so that the result is the same on every processor. Pure: no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shardmerge.base.dtypes import single
+
+#: Codes of the types that float32 holds.
+TYPES = ("F16", "BF16", "F32")
+#: Steps whose second operand is a constant.
+WITH_CONSTANT = ("mul", "div", "plus", "fma")
+
+
+class Unsupported(Exception):
+    """What is asked for cannot be said in steps, so that torch must compute it."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps without their constants, so that tensors of one recipe share one.
+
+    Args:
+        leaves: Code of each leaf's type; values are numbered from here on, leaves first.
+        steps: (operation, operands) of each further value: ``sub``, ``add`` (two values), ``fma``
+            (value, constant, value: their product and sum rounded once), ``mul``, ``div``, ``plus``
+            (value, constant), ``round F16``, ``round BF16`` or ``round F32`` (value), ``zero``.
+        result: The value that is written.
+        output: Code of the type that it is written in, rounded once.
+        measured: Values of which the sum of squares is wanted.
+    """
+
+    leaves: tuple[str, ...]
+    steps: tuple[tuple[str, tuple[int, ...]], ...]
+    result: int
+    output: str
+    measured: tuple[int, ...]
+
+
+@dataclass
+class Writer:
+    """Writes steps; a value is a number.
+
+    Args:
+        dtypes: Code of each value's type as the expression states it, leaves first.
+    """
+
+    dtypes: list[str]
+    steps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    constants: list[float] = field(default_factory=list)
+
+    def step(self, name: str, *operands: int) -> int:
+        """Write a step; return its value, a float32."""
+        self.steps.append((name, operands))
+        self.dtypes.append("F32")
+        return len(self.dtypes) - 1
+
+    def constant(self, value: float, dtype: str = "F32") -> int:
+        """Return the number of a constant, rounded to a type."""
+        self.constants.append(rounded(value, dtype))
+        return len(self.constants) - 1
+
+    def round(self, value: int, dtype: str) -> int:
+        """Round a value to a type."""
+        if dtype not in TYPES:
+            raise Unsupported
+        if self.dtypes[value] == dtype:
+            return value
+        value = self.step(f"round {dtype}", value)
+        self.dtypes[value] = dtype
+        return value
+
+
+def rounded(value: float, dtype: str) -> float:
+    """Return a number rounded to float32, and from there to a narrower type.
+
+    Raises:
+        Unsupported: If it overflows.
+    """
+    try:
+        value = single(value)
+        if dtype == "F16":
+            (value,) = struct.unpack("<e", struct.pack("<e", value))
+    except OverflowError:
+        raise Unsupported from None
+    if dtype == "BF16" and math.isfinite(value):
+        (bits,) = struct.unpack("<I", struct.pack("<f", value))
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+        (value,) = struct.unpack("<f", struct.pack("<I", bits))
+    return value
+
+
+def in_order(writer: Writer, values: Sequence[int]) -> int:
+    """Write the sum of values as torch makes it of a few: from +0, in order."""
+    total = writer.step("plus", values[0], writer.constant(0.0))
+    for value in values[1:]:
+        total = writer.step("add", total, value)
+    return total
+
+
+def sum_of(numbers: Sequence[float]) -> float:
+    """Return the float32 sum of numbers of that type, in order."""
+    total = 0.0
+    for number in numbers:
+        total = rounded(total + number, "F32")
+    return total

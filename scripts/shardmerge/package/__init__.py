@@ -1,0 +1,1 @@
+"""What makes shards a model that can be used and uploaded."""

@@ -1,0 +1,131 @@
+"""The model card: front matter that the Hub reads, and how the model was built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from shardmerge import __version__
+from shardmerge.base.errors import UserError
+from shardmerge.base.markdown import block, code, link, table
+from shardmerge.base.text import plural
+from shardmerge.check.score_text import to_markdown
+from shardmerge.check.scores import Table, card_results
+from shardmerge.package.card_coefficients import describe_coefficients
+from shardmerge.package.provenance import public_names
+from shardmerge.recipe.references import parse_reference
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+HUB = "https://huggingface.co"
+TAGS = ("mergekit", "merge", "shardmerge")
+_NUMERICS = {
+    "float32": "Tensors are combined in float32 (float64 where a source is) and rounded once",
+    "mergekit-0.1.5": "Every rounding of mergekit 0.1.5 is reproduced, and the result is rounded",
+}
+
+
+def make_card(
+    description: Mapping[str, Any], settings: Mapping[str, Any], scores: Table | None = None
+) -> str:
+    """Return the text of a model's README.md.
+
+    Args:
+        description: Of the build.
+        settings: The configuration's ``card``: license, description, prompt_format, tags.
+        scores: Benchmark results, if there are any.
+
+    Raises:
+        UserError: If the front matter is not what was put into it.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    name = description["name"]
+    measured = scores is not None and name in scores.models
+    results: list[EvalResult] | None = card_results(scores, name) if measured else None
+    data = ModelCardData(
+        base_model=base_models(description) or None,
+        library_name="transformers",
+        tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
+        license=settings.get("license") or "other",
+        base_model_relation="merge",
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    body = "\n".join(_sections(description, settings, scores))
+    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
+    if ModelCard(text).data.to_dict() != data.to_dict():
+        raise UserError("the model card's front matter cannot be written", f"model {name!r}")
+    return text
+
+
+def base_models(description: Mapping[str, Any]) -> list[str]:
+    """Return the Hub names of a build's sources, that of its reference model first."""
+    reference = description["reference"]
+    ordered = [reference, *(key for key in description["sources"] if key != reference)]
+    names: dict[str, None] = {}
+    for key in ordered:
+        parsed, source = parse_reference(key), description["sources"].get(key, {})
+        if source.get("repo"):
+            names[source["repo"]] = None
+        elif parsed.is_hub_name and not re.search(r"--|\.\.", parsed.path):
+            names[parsed.path] = None
+    return list(names)
+
+
+def _sections(
+    description: Mapping[str, Any], settings: Mapping[str, Any], scores: Table | None
+) -> list[str]:
+    parts = [f"# {description['name']}\n"]
+    if settings.get("description"):
+        parts.append(settings["description"].strip() + "\n")
+    if settings.get("prompt_format"):
+        parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
+    parts += ["## How it was built\n", _how(description), describe_coefficients(description)]
+    parts += ["## Sources\n", _sources(description)]
+    if scores is not None:
+        parts += ["## Benchmarks\n", to_markdown(scores)]
+    parts += ["## Recipe\n", _recipe(description)]
+    return parts
+
+
+def _how(description: Mapping[str, Any]) -> str:
+    stages = description["stages"]
+    steps = ", then ".join(f"{code(s['method'])} ({code(s['name'])})" for s in stages)
+    dtype = description["dtype"] or "each tensor's own type"
+    return (
+        f"Merged by shardmerge {__version__} from "
+        f"{plural(len(description['sources']), 'model')} in {plural(len(stages), 'stage')}: "
+        f"{steps}. {_NUMERICS[description['numerics']]} to {dtype}. The file "
+        "`provenance.json` tells the content of every file that went in and came out.\n"
+    )
+
+
+def _sources(description: Mapping[str, Any]) -> str:
+    names = public_names(description["sources"])
+    uses = {"config, layout": description["reference"], "tokenizer": description["tokenizer"]}
+    rows = []
+    for key, source in description["sources"].items():
+        used = ", ".join(use for use, model in uses.items() if model == key)
+        if source.get("role") == "adapter":
+            used = "a LoRA adapter"
+        if source["kind"] == "hub":
+            commit = source["commit"]
+            model = link(code(source["repo"]), f"{HUB}/{source['repo']}")
+            place = link(code(commit[:12]), f"{HUB}/{source['repo']}/tree/{commit}")
+            revision = code(source["revision"]) if source.get("revision") else "main"
+        else:
+            model, revision, place = code(names[key]), "", "local folder"
+        rows.append([model, revision, place, used])
+    return table(["model", "revision", "commit", "also gave"], rows)
+
+
+def _recipe(description: Mapping[str, Any]) -> str:
+    stages = description["stages"]
+    text = "\n---\n".join(stage["text"].strip("\n") for stage in stages)
+    note = "The configuration, as it was written:\n"
+    if len(stages) > 1:
+        note = f"The {len(stages)} documents of the configuration, as they were written:\n"
+    return f"{note}\n{block(text, 'yaml')}"

@@ -1,0 +1,101 @@
+"""The small files of a model's folder that follow from its plan: config, index, checksums."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base.dtypes import tensor_bytes
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, sha256_of
+from shardmerge.plan.records import load_record
+
+PROVENANCE = "provenance.json"
+
+
+def make_index(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the index of a build's shards: bytes of all tensors, and each tensor's file."""
+    tensors = {
+        name: (shard["file"], tensor_bytes(*row))
+        for shard in description["shards"]
+        for name, row in shard["tensors"].items()
+    }
+    return {
+        "metadata": {"total_size": sum(size for _, size in tensors.values())},
+        "weight_map": {name: tensors[name][0] for name in sorted(tensors)},
+    }
+
+
+def index_text(index: Mapping[str, Any]) -> str:
+    """Return an index as transformers writes it."""
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def load_records(paths: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
+    """Return the merge jobs' records by the name of the shard that they are about.
+
+    Args:
+        paths: ``SHARD.json`` each, where ``SHARD.safetensors`` is the shard.
+
+    Raises:
+        UserError: If a file is not such a record.
+    """
+    records = {}
+    for path in map(Path, paths):
+        records[f"{path.stem}.safetensors"] = load_record(path)
+    return records
+
+
+def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the text of SHA256SUMS, as ``sha256sum --check`` reads it.
+
+    Args:
+        folder: The model's, which the names are relative to.
+        files: Files in it, hashed here unless a record tells their hash; provenance.json among
+            them must tell the same hashes.
+        records: The shards' records, by name.
+
+    Raises:
+        UserError: If a file lies elsewhere, cannot be read, or is not the one of provenance.json.
+    """
+    sums = {name: record["sha256"] for name, record in records.items()}
+    for path in map(Path, files):
+        name = name_within(path, folder)
+        if name not in sums:
+            sums[name] = sha256_of(path)
+    if PROVENANCE in sums:
+        _compare_with_provenance(sums, folder / PROVENANCE)
+    return "".join(_checksum_line(name, sums[name]) for name in sorted(sums))
+
+
+def _compare_with_provenance(sums: Mapping[str, str], path: Path) -> None:
+    outputs = load_json(path).get("outputs")
+    rows = outputs if isinstance(outputs, dict) else {}
+    told = {name: row.get("sha256") for name, row in rows.items() if isinstance(row, dict)}
+    for name in sorted({*sums, *told} - {PROVENANCE}):
+        if sums.get(name) != told.get(name):
+            raise UserError(
+                f"{path.name} tells another SHA-256 of it ({told.get(name)}) than it has "
+                f"({sums.get(name)})",
+                str(path.parent / name),
+                f"It changed meanwhile: delete {str(path)!r} and run the workflow again.",
+            )
+
+
+def name_within(path: Path, folder: Path) -> str:
+    """Return a file's name relative to a folder, with forward slashes.
+
+    Raises:
+        UserError: If it lies elsewhere.
+    """
+    try:
+        return path.absolute().relative_to(folder.absolute()).as_posix()
+    except ValueError:
+        raise UserError(f"does not lie in the model's folder {str(folder)!r}", str(path)) from None
+
+
+def _checksum_line(name: str, sha256: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"

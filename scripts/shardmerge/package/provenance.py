@@ -1,0 +1,142 @@
+"""What a model was made from and with: the same bytes wherever and whenever it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shardmerge import __version__
+from shardmerge.base.dtypes import tensor_bytes
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of
+from shardmerge.package.index import name_within
+from shardmerge.package.known import with_states
+
+PROVENANCE_VERSION = 1
+#: Distributions whose versions decide or show what was made.
+_TOOLS = ("torch", "numpy", "safetensors", "transformers", "huggingface_hub", "lm_eval")
+#: What the record of a merge job says that another run of the same job would say too.
+_RECORDED = ("sha256", "size", "whole_copy", "nonfinite")
+#: The same of a model's verification.
+_VERIFIED = (
+    "passed",
+    "hashed",
+    "copies",
+    "recomputed_independently",
+    "recomputed_by_engine_steps",
+    "not_sampled",
+    "elements",
+    "largest_error_in_bounds",
+    "undecided",
+    "nonfinite",
+)
+_MACHINE_PATH = re.compile(r"^(/|~|\\|[A-Za-z]:[\\/]|\.\.?(/|\\|$))")
+
+
+def public_names(references: Iterable[str]) -> dict[str, str]:
+    """Return each model reference as it may be published: folders of this machine by their name.
+
+    Args:
+        references: As recipes write them.
+    """
+    names: dict[str, str] = {}
+    for reference in references:
+        name = reference
+        if _MACHINE_PATH.match(reference):
+            parts = PurePosixPath(reference.replace("\\", "/")).parts
+            name = next((p for p in reversed(parts) if p not in ("/", ".", "..", "~")), "folder")
+        plain, number = name, 2
+        while name in names.values():
+            name, number = f"{plain} ({number})", number + 1
+        names[reference] = name
+    return names
+
+
+def make_provenance(
+    build: str,
+    description: Mapping[str, Any],
+    records: Mapping[str, Mapping[str, Any]],
+    verified: Mapping[str, Any],
+    folder: Path,
+    files: Iterable[Path],
+) -> dict[str, Any]:
+    """Return the provenance of a model as JSON-able data.
+
+    It has no times, no names of machines or users, and no absolute paths.
+
+    Args:
+        build: The build's digest.
+        description: Its description.
+        records: The shards' records, by name.
+        verified: What verification found.
+        folder: The model's.
+        files: Its files besides the shards.
+
+    Raises:
+        UserError: If a file lies elsewhere or cannot be read.
+    """
+    names = public_names(description["sources"])
+    text = description["recipe"]["text"]
+    outputs = {s["file"]: _shard_row(s, records) for s in description["shards"]}
+    for path in map(Path, files):
+        name = name_within(path, folder)
+        outputs.setdefault(name, {"sha256": sha256_of(path), "size": path.stat().st_size})
+    return {
+        "version": PROVENANCE_VERSION,
+        "name": description["name"],
+        "build": build,
+        "recipe": {
+            "file": PurePosixPath(description["recipe"]["file"]).name,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "stages": [
+                {
+                    "name": stage["name"],
+                    "method": stage["method"],
+                    "sha256": hashlib.sha256(stage["text"].encode()).hexdigest(),
+                }
+                for stage in description["stages"]
+            ],
+        },
+        "numerics": description["numerics"],
+        **({"seeds": description["seeds"]} if "seeds" in description else {}),
+        "dtype": description["dtype"],
+        "reference": names.get(description["reference"], description["reference"]),
+        "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),
+        "sources": {
+            names[key]: with_states(source, verified.get("source_sha256", {}))
+            for key, source in description["sources"].items()
+        },
+        "copied": dict(description["files"]),
+        "tools": tool_versions(),
+        "verified": {key: verified[key] for key in _VERIFIED if key in verified},
+        "outputs": outputs,
+    }
+
+
+def _shard_row(
+    shard: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    if shard["file"] not in records:
+        raise UserError("has no record of the job that made it", shard["file"])
+    record = records[shard["file"]]
+    return {key: record[key] for key in _RECORDED if key in record} | {
+        "specification": shard["digest"],
+        "tensors": len(shard["tensors"]),
+        "tensor_bytes": sum(tensor_bytes(*row) for row in shard["tensors"].values()),
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what made the model; what is not installed is left out."""
+    versions = {"python": platform.python_version(), "shardmerge": __version__}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

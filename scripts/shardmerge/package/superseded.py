@@ -1,0 +1,93 @@
+"""Weights in a model's folder that are not of the model: our own earlier ones go, others stay.
+
+Another `max_shard_size` makes shards of other names. The earlier ones stay until the new ones are
+whole, so that a run that is stopped before can go back to them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base import claims
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, sha256_of
+from shardmerge.package.index import index_text, make_index
+from shardmerge.plan.files import description_path, load_description
+from shardmerge.plan.plan import beside
+from shardmerge.sources.checkpoint_files import INDEX
+
+
+def stray_weights(description: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Return what lies in a model's folder that a loader may take for its weights.
+
+    Args:
+        description: The build's.
+        folder: The model's.
+    """
+    known = {shard["file"] for shard in description["shards"]}
+    known |= {INDEX} if len(known) > 1 else set()
+    return [
+        path
+        for path in sorted(folder.rglob("*.safetensors*"))
+        if path.relative_to(folder).as_posix() not in known and not path.name.startswith(".")
+    ]
+
+
+def remove_superseded(
+    description: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> None:
+    """Remove shards of an earlier plan, and its index, from the folder of a model that is whole.
+
+    Only what is byte for byte what this workflow wrote there goes: a shard that has the hash in its
+    job's record, an index that follows from an earlier plan of the model.
+
+    Args:
+        description: The build's.
+        folder: The model's; the records are in ``records`` beside it.
+        say: Takes a line for each file.
+
+    Raises:
+        UserError: If another process is writing such a file.
+    """
+    for path in stray_weights(description, folder):
+        if path.name == INDEX:
+            is_ours, about = _is_earlier_index(path, description["name"]), []
+        else:
+            about = [Path(beside(str(path), kind)) for kind in ("records", "checks")]
+            is_ours = _is_as_recorded(path, about[0])
+        if is_ours:
+            with claims.claimed(path, wait=False):
+                path.unlink()
+            for record in about:  # the shard first: without its record it would be anybody's
+                record.unlink(missing_ok=True)
+            say(f"removed {path.name}, which an earlier plan of this model had")
+
+
+def _is_as_recorded(path: Path, record: Path) -> bool:
+    if path.is_symlink() or not record.is_file():
+        return False
+    try:
+        told = load_json(record)
+    except UserError:
+        return False
+    before = os.stat(path)
+    if told.get("size") != before.st_size or told.get("sha256") != sha256_of(path):
+        return False
+    after = os.stat(path)
+    return (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def _is_earlier_index(path: Path, name: str) -> bool:
+    """Return whether an index is that of a plan that is still known here."""
+    content = path.read_bytes()
+    for earlier in sorted(description_path(name).parent.glob("*.json")):
+        try:
+            description = load_description(earlier.stem)
+        except UserError:  # damaged, so that it tells nothing
+            continue
+        if description["name"] == name and index_text(make_index(description)).encode() == content:
+            return True
+    return False

@@ -1,0 +1,111 @@
+"""What of a model folder is uploaded: a list of what may go, not of what may not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, read_text
+from shardmerge.sources.checkpoint_files import CONFIG, INDEX, TEMPLATES, parse_weight_map
+
+CARD = "README.md"
+_SUMS = "SHA256SUMS"
+_ALLOWED = re.compile(
+    r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"
+    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
+)
+#: Allowed by its suffix, yet never part of a model.
+_REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file to upload: its path in the repository, its place here, its bytes."""
+
+    name: str
+    path: Path
+    size: int
+
+
+def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
+    """Return what of a model folder is uploaded, and what is not and why; both sorted by name.
+
+    Args:
+        folder: The model. Files directly in it count, and chat templates in their own folder.
+
+    Raises:
+        UserError: If it is not a whole model, or has a link where a file should be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("is not a folder", str(folder))
+    uploads, left_out = [], []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink() and f"{path.name}/" == TEMPLATES:
+            entries = sorted(path.iterdir())
+        else:
+            entries = [path]
+        for entry in entries:
+            name = entry.relative_to(folder).as_posix()
+            if why := _objection(entry):
+                left_out.append((name, why))
+            else:
+                uploads.append(Upload(name, entry, entry.stat().st_size))
+    _check_whole(folder, {upload.name for upload in uploads})
+    return uploads, left_out
+
+
+def _objection(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink():
+        raise UserError(
+            "is a link, and what it leads to may lie outside of the model; nothing is published",
+            str(path),
+            "Put the file itself there, or remove the link.",
+        )
+    if path.is_dir():
+        return "a folder"
+    if not path.is_file():
+        return "not a file"
+    if _REFUSED.search(path.name) or not _ALLOWED.fullmatch(path.name):
+        return "not a kind of file that models have"
+    return None
+
+
+def _check_whole(folder: Path, names: set[str]) -> None:
+    if CONFIG not in names:
+        raise UserError(f"has no {CONFIG}", str(folder), "Is this the folder of a model?")
+    needed = {"model.safetensors"}
+    if INDEX in names:
+        needed = set(parse_weight_map(load_json(folder / INDEX), str(folder)).values())
+    if missing := sorted(needed - names):
+        raise UserError(f"lacks {missing[0]}", str(folder), "The model is not whole.")
+    if more := sorted(n for n in names - needed if n.endswith(".safetensors")):
+        raise UserError(f"has {more[0]}, which its index does not name", str(folder))
+
+
+def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
+    """Make sure that files are still those that the model's SHA256SUMS lists, if it has one.
+
+    Args:
+        folder: The model.
+        digests: SHA-256 in hexadecimal by name, as the files are now.
+
+    Raises:
+        UserError: If one has changed since.
+    """
+    if _SUMS not in digests:
+        return
+    for line in read_text(folder / _SUMS).splitlines():
+        wanted, _, name = line.partition(" ")
+        name = name.lstrip(" *")
+        if digests.get(name, wanted) != wanted:
+            raise UserError(
+                f"is not the file any more that {_SUMS} lists; nothing is published",
+                str(folder / name),
+                "Build and verify the model again.",
+            )

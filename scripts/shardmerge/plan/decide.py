@@ -1,0 +1,225 @@
+"""From a configuration to its plan, kept on disk so that the next parse only reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import read_text, sha256_of, write_text
+from shardmerge.base.findings import audible
+from shardmerge.base.sealed import seal
+from shardmerge.plan.files import (
+    CACHE,
+    check_spec,
+    description_path,
+    list_path,
+    load_description,
+    load_list,
+    plan_path,
+    spec_path,
+    use_plan,
+)
+from shardmerge.plan.plan import NO_PLAN, Plan, Planned, read_plan
+from shardmerge.plan.planner import make_plan
+from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
+from shardmerge.recipe.settings import Settings
+from shardmerge.sources.lock import Lock
+from shardmerge.sources.pickles import Conversion
+from shardmerge.sources.sources import Sources, lock_path, lock_text
+
+#: Folders below the working directory.
+MODELS = Path("resources/models")
+CONVERTED = Path("resources/converted")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a configuration comes to.
+
+    Args:
+        plan: The plan; NO_PLAN where weights must be converted first.
+        path: Where the plan lies, or None.
+        conversions: Of pickled weights, done or not, by folder name.
+    """
+
+    plan: Plan
+    path: str | None
+    conversions: Mapping[str, Conversion]
+
+
+def decide(
+    settings: Settings,
+    *,
+    head: bool = True,
+    renew: bool = False,
+    convert: bool = False,
+    dry: bool = False,
+    say: Callable[[str], None],
+) -> Decision:
+    """Return what a configuration comes to; lock what has no lock, check what has one.
+
+    Args:
+        settings: The configuration.
+        head: Whether this is the user's own process. A job's trusts what the head checked.
+        renew: Whether to lock all sources anew.
+        convert: Whether conversions are asked for, so that they need not be done.
+        dry: Whether this is a dry run, which writes no lock, and with ``renew`` no cache either.
+        say: Takes one line for the user.
+
+    Raises:
+        UserError: For every mistake that shows without reading weights.
+    """
+    with _uncollected():
+        return _decide(settings, head, renew, convert or not head, dry, say)
+
+
+def load_plan(settings: Settings, *, head: bool = True, say: Callable[[str], None]) -> Plan:
+    """Return the plan of a configuration alone; the rest as ``decide``."""
+    return decide(settings, head=head, say=say).plan
+
+
+def _decide(
+    settings: Settings,
+    head: bool,
+    renew: bool,
+    convert: bool,
+    dry: bool,
+    say: Callable[[str], None],
+) -> Decision:
+    texts = {path: read_text(path) for path in settings["recipes"]}
+    # A job writes no lock, so that the key stays; a head's plan is of the locks that it leaves.
+    key = None if head else _key(settings, texts)
+    plan = _cached(key) if key else None
+    if plan and not settings["allow_pickle"]:
+        return _decided(plan, key, {})
+    recipes = [parse_recipe(text, path) for path, text in texts.items()]
+    keep = not (dry and renew)
+    converted = CONVERTED if settings["allow_pickle"] else None
+    sources = Sources(settings["sources"], MODELS, CACHE, converted, dry=dry, keep=keep)
+    conversions = {c.name: c for recipe in recipes for c in sources.conversions(recipe)}
+    for conversion in conversions.values():
+        if not conversion.done:
+            if convert:
+                return Decision(NO_PLAN, None, conversions)
+            raise UserError(
+                f"{conversion.reference!r} has pickled weights, which are not converted yet",
+                str(conversion.folder),
+                "Run `snakemake convert` with the same configuration first.",
+            )
+    if plan is None:
+        chosen(recipes, settings["stages"])  # its mistakes need no lock
+        with _warned(recipes, settings, say):
+            locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
+            key = key or _key(settings, texts, locks if dry else ())
+            plan = _cached(key)
+            if plan is None:
+                # with the settings that the key covers and no others
+                pairs = list(zip(recipes, locks, strict=True))
+                planned = make_plan(pairs, settings.planned(), sources.path)
+                if keep:
+                    _keep(planned, key)
+                plan = planned.plan
+    for warning in plan.warnings if head else ():
+        say(f"warning: {warning}")
+    return _decided(plan, key, conversions)
+
+
+def _decided(plan: Plan, key: str, conversions: Mapping[str, Conversion]) -> Decision:
+    use_plan(key)
+    return Decision(plan, str(plan_path(key)), conversions)
+
+
+@contextlib.contextmanager
+def _warned(
+    recipes: Sequence[Recipe], settings: Settings, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Tell before a mistake what is odd about the recipes, which may be why."""
+    try:
+        yield
+    except UserError:
+        for warning in audible((w for r in recipes for w in r.warnings), settings["silence"]):
+            say(f"warning: {warning}")
+        raise
+
+
+def lock_paths(settings: Settings) -> list[str]:
+    """Return the lock files of a configuration's recipes."""
+    return [str(lock_path(recipe)) for recipe in settings["recipes"]]
+
+
+def _key(settings: Settings, texts: dict[str, str], unwritten: Sequence[Lock] = ()) -> str:
+    """Return what a plan is kept by; the locks are the files', or these that have none yet."""
+    locks: list[str | None] = [
+        hashlib.sha256(lock_text(lock).encode()).hexdigest() for lock in unwritten
+    ]
+    for path in texts if not unwritten else ():
+        lock = lock_path(path)
+        locks.append(sha256_of(lock) if lock.exists() else None)
+    return digest([_code(), settings.planned().values, texts, locks])
+
+
+def _cached(key: str) -> Plan | None:
+    """Return a plan that is there whole, with all that its jobs read of it."""
+    if not plan_path(key).exists():
+        return None
+    with contextlib.suppress(UserError):
+        plan, files = read_plan(plan_path(key)), load_list(key)
+        for sha256 in files.specs.values():
+            check_spec(sha256)
+        for name in files.builds:
+            load_description(name)
+        return plan
+    return None
+
+
+def _keep(planned: Planned, key: str) -> None:
+    """Write a plan and all that it names, the plan last; what is there and whole stays."""
+    specs = {}
+    try:
+        for name, spec in planned.specs.items():
+            text = canonical_json(spec.to_json())
+            specs[name] = sha256 = hashlib.sha256(text.encode()).hexdigest()
+            _write_anew(spec_path(sha256), text)
+        for name, description in planned.descriptions.items():
+            _write_anew(description_path(name), json.dumps(description))
+        files = {"specs": specs, "builds": list(planned.descriptions)}
+        _write_anew(list_path(key), seal(files, key))
+        # in its own order, so that a plan that is read lists sources and models as a new one does
+        _write_anew(plan_path(key), seal(planned.plan.to_json(), key))
+    except OSError as error:
+        where = str(error.filename2 or error.filename or CACHE)
+        raise UserError(f"cannot be written ({error.strerror})", where) from None
+
+
+def _write_anew(path: Path, text: str) -> None:
+    with contextlib.suppress(UserError):
+        if read_text(path, exact=True) == text:
+            return
+    write_text(path, text)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of cycles away: a plan is a million objects and none is garbage yet."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+@cache
+def _code() -> str:
+    """Return a digest of the library, so that a newer one plans anew."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return digest([sha256_of(path) for path in files])

@@ -1,0 +1,142 @@
+"""Where a plan lies on disk, and what jobs read of it. Quick to import, as every job does.
+
+Jobs know a shard by the digest of what determines its bytes. What else a specification holds (what
+sources are called, how a job runs) may differ between plans that share the shard. So it is stored
+under the hash of all its content, and each plan says which one is its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.digest import digest
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, read_text
+from shardmerge.base.sealed import AGAIN, unseal
+
+#: Folder below the working directory.
+CACHE = Path(".shardmerge")
+#: What is known of local files, by the workflow's first process and by jobs that hash them.
+IDENTITIES = CACHE / "identities.json"
+#: Tells jobs which plan they belong to. It is no parameter of theirs: it decides no bytes.
+VARIABLE = "SHARDMERGE_PLAN"
+
+
+@dataclass(frozen=True)
+class PlanFiles:
+    """What belongs to a plan.
+
+    Args:
+        specs: SHA-256 of each specification's file, by the job's digest.
+        builds: Digests of the builds' descriptions.
+    """
+
+    specs: Mapping[str, str]
+    builds: tuple[str, ...]
+
+
+def plan_path(key: str) -> Path:
+    """Return where the plan of that key lies."""
+    return CACHE / "plans" / f"{key}.json"
+
+
+def list_path(key: str) -> Path:
+    """Return where the list of what belongs to the plan of that key lies."""
+    return CACHE / "jobs" / f"{key}.json"
+
+
+def description_path(name: str) -> Path:
+    """Return where the description of a build of that digest lies."""
+    return CACHE / "builds" / f"{name}.json"
+
+
+def spec_path(sha256: str) -> Path:
+    """Return where the specification whose file has that hash lies."""
+    return CACHE / "specs" / f"{sha256}.json"
+
+
+def use_plan(key: str) -> None:
+    """Make a plan the one that this process and its jobs work on."""
+    os.environ[VARIABLE] = key
+
+
+def load_list(key: str) -> PlanFiles:
+    """Return what belongs to the plan of that key.
+
+    Raises:
+        UserError: If that is not there or damaged.
+    """
+    path = list_path(key)
+    try:
+        found = unseal(read_text(path), key, str(path))
+        return PlanFiles(dict(found["specs"]), tuple(found["builds"]))
+    except UserError as error:
+        raise UserError(error.message, error.where, AGAIN) from None
+    except (TypeError, KeyError, ValueError):
+        raise UserError("is damaged", str(path), AGAIN) from None
+
+
+def load_spec(name: str) -> ShardSpec:
+    """Return the specification of a job of this process's plan.
+
+    Args:
+        name: The job's digest.
+
+    Raises:
+        UserError: If there is none, which means that the workflow did not plan it, or if its file
+            is damaged.
+    """
+    return ShardSpec.from_json(load_spec_json(name))
+
+
+def load_spec_json(name: str) -> dict[str, Any]:
+    """Return the same as JSON-able data, for one who needs little of it."""
+    key = os.environ.get(VARIABLE, "")
+    sha256 = load_list(key).specs.get(name) if key else None
+    if sha256 is None:
+        raise UserError(f"there is no plan with the job {name}", str(list_path(key)), AGAIN)
+    check_spec(sha256)
+    return load_json(spec_path(sha256))
+
+
+def check_spec(sha256: str) -> None:
+    """Make sure that a specification's file is as it was written.
+
+    Raises:
+        UserError: If it is gone or damaged.
+    """
+    path = spec_path(sha256)
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path), AGAIN) from None
+    if found != sha256:
+        raise UserError("is damaged", str(path), AGAIN)
+
+
+def load_description(name: str) -> dict[str, Any]:
+    """Return the description of a build, which the plan made.
+
+    Args:
+        name: The build's digest.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = description_path(name)
+    try:
+        found = load_json(path)
+        whole = digest(found) == name
+    except UserError as error:
+        raise UserError(error.message, error.where, AGAIN) from None
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError("is damaged", str(path), AGAIN)
+    return found

@@ -1,0 +1,197 @@
+"""The plan as data: all jobs of a workflow, decided before the first byte of weights moves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import read_text
+from shardmerge.base.sealed import AGAIN, unseal
+from shardmerge.plan.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A job that writes one safetensors file.
+
+    Args:
+        output: Path of the file.
+        digest: The job's identity, and the name of its specification.
+        sources: Paths of the source files that it reads, in the specification's order.
+        deltas: Paths of the stored task vectors that it reads.
+        bytes_read, bytes_written: What it must move.
+        memory: Bytes that it needs at most.
+        check_memory: Bytes that the check of the file needs at most.
+        torch: Whether something is computed that native code cannot.
+    """
+
+    output: str
+    digest: str
+    sources: tuple[str, ...]
+    deltas: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    memory: int
+    check_memory: int
+    torch: bool
+
+
+@dataclass(frozen=True)
+class FetchJob:
+    """A job that fetches one file of a Hub repository at a commit; sizes in bytes."""
+
+    output: str
+    repo: str
+    commit: str
+    file: str
+    size: int
+    sha256: str | None
+    git_oid: str | None
+
+
+@dataclass(frozen=True)
+class Build:
+    """A model to be built.
+
+    Args:
+        name: Of the stage, and of the folder below the results.
+        digest: Of all that the package is made from; names the build's description.
+        shards: In the order of their names.
+        files: Small files that the package copies or reads: name in the package to path, of a
+            source or of what is written for the tokenizer.
+        tokenizer: Paths of the source files that the tokenizer's are written from.
+    """
+
+    name: str
+    digest: str
+    shards: tuple[ShardJob, ...]
+    files: Mapping[str, str]
+    tokenizer: tuple[str, ...] = ()
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all its shards."""
+        return sum(job.bytes_written for job in self.shards)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A source as a whole, for benchmarks: its folder, its files' paths, its weights' bytes."""
+
+    folder: str
+    files: tuple[str, ...]
+    identity: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the workflow's rules ask for.
+
+    Args:
+        builds: By name.
+        deltas: Jobs of stored task vectors.
+        fetches: By path.
+        sources: The recipes' source models, by reference.
+        unread: Weight files that no job reads: path to bytes.
+        schedule: In which order shards are made, and the disk that this takes.
+        hashes: Large files of local models that jobs read, and what each is known by: path to
+            identity.
+        lean: Bytes of disk that it takes at most if fetched files are deleted once used.
+        warnings: One sentence each.
+    """
+
+    builds: Mapping[str, Build]
+    deltas: tuple[ShardJob, ...]
+    fetches: Mapping[str, FetchJob]
+    sources: Mapping[str, Model]
+    unread: Mapping[str, int]
+    warnings: tuple[str, ...]
+    schedule: Schedule = Schedule((), 0, ())
+    lean: int = 0
+    hashes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> tuple[ShardJob, ...]:
+        """The shards of all models."""
+        return tuple(job for build in self.builds.values() for job in build.shards)
+
+    @property
+    def torch(self) -> bool:
+        """Whether a job needs torch."""
+        return any(job.torch for job in (*self.shards, *self.deltas))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-able data; ``from_json`` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan that ``to_json`` wrote."""
+        return cls(
+            builds={
+                name: Build(**{**b, "shards": _jobs(b["shards"]), "tokenizer": (*b["tokenizer"],)})
+                for name, b in data["builds"].items()
+            },
+            deltas=_jobs(data["deltas"]),
+            fetches={path: FetchJob(**job) for path, job in data["fetches"].items()},
+            sources={
+                name: Model(m["folder"], tuple(m["files"]), m["identity"], m["size"])
+                for name, m in data["sources"].items()
+            },
+            unread=data["unread"],
+            warnings=tuple(data["warnings"]),
+            schedule=Schedule.from_json(data["schedule"]),
+            lean=data["lean"],
+            hashes=data["hashes"],
+        )
+
+
+#: What there is to do before there can be a plan: nothing.
+NO_PLAN = Plan({}, (), {}, {}, {}, ())
+
+
+@dataclass
+class Planned:
+    """A plan and what its jobs read: specifications and descriptions of builds, by digest."""
+
+    plan: Plan
+    specs: dict[str, ShardSpec] = field(default_factory=dict)
+    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_plan(path: str | os.PathLike[str]) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        UserError: If it is not there or damaged.
+    """
+    path = Path(path)
+    try:
+        return Plan.from_json(unseal(read_text(path), path.stem, str(path)))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError("is damaged", str(path), AGAIN) from None
+
+
+def _jobs(rows: list[Mapping[str, Any]]) -> tuple[ShardJob, ...]:
+    return tuple(
+        ShardJob(**{**row, "sources": tuple(row["sources"]), "deltas": tuple(row["deltas"])})
+        for row in rows
+    )
+
+
+def beside(output: str, folder: str) -> str:
+    """Return the path of a JSON file about a shard, or about a shard of task vectors.
+
+    Args:
+        output: The shard.
+        folder: ``records`` (of the job that wrote it) or ``checks``.
+    """
+    shard = Path(output)
+    parent = shard.parent.parent if shard.parent.name == "model" else shard.parent
+    return f"{parent}/{folder}/{shard.stem}.json"

@@ -1,0 +1,267 @@
+"""From recipes and locks to the plan.
+
+A pure function of recipes, locks and configuration. ``planning.load_plan`` keeps it on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.lowering import needs_torch
+from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
+from shardmerge.base.digest import digest
+from shardmerge.base.dtypes import DTYPES, tensor_bytes
+from shardmerge.base.errors import UserError
+from shardmerge.base.findings import audible
+from shardmerge.base.identities import FULL_HASH_BYTES
+from shardmerge.check.memory import check_bytes
+from shardmerge.compose import norms
+from shardmerge.compose.composer import Composer
+from shardmerge.compose.tokenizer_files import tokenizer_files
+from shardmerge.engine.memory import workspace_bytes
+from shardmerge.plan.describe import FileKey, describe, model_files
+from shardmerge.plan.order import with_schedule
+from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
+from shardmerge.plan.reading import leaf_bytes, read_leaves, worth_storing
+from shardmerge.plan.recipe_checks import check_build, check_norm_merge
+from shardmerge.plan.shards import group, shard_names
+from shardmerge.recipe.recipe import Recipe, chosen
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.settings import Settings
+from shardmerge.sources.lock import Lock, LockedSource
+from shardmerge.sources.sources import slug
+
+PathOf = Callable[[str, LockedSource, str], str]
+
+
+def make_plan(recipes: list[tuple[Recipe, Lock]], settings: Settings, path_of: PathOf) -> Planned:
+    """Return the plan of recipes with their locks.
+
+    Args:
+        recipes: Each with its lock.
+        settings: The configuration.
+        path_of: Gives the path at which jobs find a source's file.
+
+    Raises:
+        UserError: For every mistake that shows without reading weights.
+    """
+    return _Planner(recipes, settings, path_of).plan()
+
+
+class _Planner:
+    def __init__(
+        self, recipes: list[tuple[Recipe, Lock]], settings: Settings, path_of: PathOf
+    ) -> None:
+        self.recipes = recipes
+        self.settings = settings
+        self.path_of = path_of
+        self.planned = Planned(Plan({}, (), {}, {}, {}, ()))
+        self.locked: dict[str, LockedSource] = {}
+        self.identities: dict[FileKey, str] = {}
+        self.fetches: dict[str, FetchJob] = {}
+        self.read: set[FileKey] = set()
+        self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
+
+    def plan(self) -> Planned:
+        for _, lock in self.recipes:
+            for key, source in lock.sources.items():
+                if not self.locked.setdefault(key, source).has_contents_of(source):
+                    raise UserError(
+                        f"two recipes lock model {key!r} at different contents",
+                        hint="Run `snakemake lock` to lock all recipes anew.",
+                    )
+                for name, file in source.files.items():
+                    self.identities[key, name] = file.identity
+        targets = self._targets()
+        stored = self._stored({name: outputs for name, (_, outputs) in targets.items()})
+        delta_jobs, delta_path = self._delta_jobs(stored)
+        builds = {
+            name: self._build(name, composer, outputs, delta_path)
+            for name, (composer, outputs) in targets.items()
+        }
+        weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
+        unread = {
+            self.path_of(key, source, name): file.size
+            for key, source in self.locked.items()
+            for name, file in source.files.items()
+            if name in weights and (key, name) not in self.read
+        }
+        plan = Plan(
+            builds=builds,
+            deltas=tuple(delta_jobs),
+            fetches=self.fetches,
+            sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
+            unread=unread,
+            hashes=self._large_files(),
+            warnings=audible(self.findings, self.settings["silence"]),
+        )
+        self.planned.plan = with_schedule(plan, self.settings)
+        return self.planned
+
+    def _large_files(self) -> dict[str, str]:
+        """Return the files of local models that jobs read and the head does not hash itself."""
+        found = {}
+        for model, name in sorted(self.read):
+            source = self.locked[model]
+            if source.kind == "local" and source.files[name].size > FULL_HASH_BYTES:
+                found[self.path_of(model, source, name)] = source.files[name].identity
+        return found
+
+    def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
+        targets: dict[str, tuple[Composer, list[OutputTensor]]] = {}
+        recipes = [recipe for recipe, _ in self.recipes]
+        wanted = chosen(recipes, self.settings["stages"])
+        norms.check_names(recipes, self.settings["norm_merge"])
+        for recipe, lock in self.recipes:
+            self.findings += check_norm_merge(recipe, self.settings["norm_merge"])
+            composer = Composer(
+                recipe,
+                lock,
+                self.settings["numerics"],
+                self.settings.delta_dtype,
+                norms.geometric_stages(recipe, self.settings["norm_merge"]),
+            )
+            for name, of in wanted.items():
+                if of is recipe:
+                    targets[name] = (composer, composer.outputs(name))
+        return targets
+
+    def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
+        """Return the task vectors that are worth a file, in order of first use."""
+        users: dict[ex.Delta, int] = {}
+        for outputs in targets.values():
+            for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
+                # one of rows follows a recipe's tokenizer, so that few builds would share it
+                if isinstance(delta.finetuned, ex.Source) and isinstance(delta.base, ex.Source):
+                    users[delta] = users.get(delta, 0) + 1
+        match self.settings["deltas"]:
+            case "store":
+                return list(users)
+            case "fuse":
+                return []
+        shared = [delta for delta, count in users.items() if count > 1]
+        return worth_storing(shared, [t for outputs in targets.values() for t in outputs])
+
+    def _delta_jobs(self, stored: list[ex.Delta]) -> tuple[list[ShardJob], dict[ex.Delta, str]]:
+        """Group task vectors by the fine-tuned model's files: each is then read by one job."""
+        groups: dict[tuple[str, str, str], dict[str, list[ex.Delta]]] = {}
+        for delta in stored:
+            pair = (delta.finetuned.model, delta.base.model, delta.dtype)
+            groups.setdefault(pair, {}).setdefault(delta.finetuned.file, []).append(delta)
+        jobs, paths = [], {}
+        for (finetuned, base, dtype), files in groups.items():
+            folder = f"{slug(finetuned)}-minus-{slug(base)}-{DTYPES[dtype].name}"
+            names = sorted({t.file for t in self.locked[finetuned].tensors.values()})
+            shards = dict(zip(names, shard_names(len(names), "delta"), strict=True))
+            for file, deltas in sorted(files.items()):
+                deltas.sort(key=lambda d: self.locked[finetuned].tensors[d.finetuned.tensor].begin)
+                tensors = tuple(
+                    OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
+                    for d in deltas
+                )
+                output = f"{self.settings['results']}/deltas/{folder}/{shards[file]}"
+                jobs.append(self._job(output, tensors, {}))
+                paths |= dict.fromkeys(deltas, output)
+        return jobs, paths
+
+    def _build(
+        self,
+        name: str,
+        composer: Composer,
+        outputs: list[OutputTensor],
+        delta_path: Mapping[ex.Delta, str],
+    ) -> Build:
+        model = composer.model(Reference(name))
+        places = {t.name: model.place(t.name) for t in outputs}
+        usual = _largest_file(self.locked[composer.reference_source(name)])
+        groups = group(outputs, places, self.settings.max_shard_size, usual)
+        folder = f"{self.settings['results']}/{name}/model"
+        jobs = tuple(
+            self._job(f"{folder}/{file}", tuple(tensors), delta_path)
+            for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
+        )
+        tokenizer = tokenizer_files(composer, name)
+        files = model_files(composer, name) | tokenizer.copied
+        identities = {file: self.identities[key] for file, key in files.items()}
+        read = [[*key, self.identities[key]] for key in tokenizer.read]
+        tokens = tokenizer.description | {"made": list(tokenizer.made), "read": read}
+        sums = composer.sums(name, outputs)
+        self.findings += check_build(composer, name, outputs, sums)
+        description = describe(composer, name, identities, tokens, groups, jobs, sums)
+        if self.settings["allow_nonfinite"]:  # what shards may hold: verified anew if it changes
+            description["allow_nonfinite"] = True
+        key = digest(description)
+        self.planned.descriptions[key] = description
+        paths = {file: self._path(key) for file, key in files.items()}
+        made = f"{self.settings['results']}/{name}/tokenizer"
+        return Build(
+            name=name,
+            digest=key,
+            shards=jobs,
+            files=paths | {file: f"{made}/{file}" for file in tokenizer.made},
+            tokenizer=tuple(self._path(key) for key in tokenizer.read),
+        )
+
+    def _job(
+        self, output: str, tensors: tuple[OutputTensor, ...], delta_path: Mapping[ex.Delta, str]
+    ) -> ShardJob:
+        used = {(s.model, s.file): None for t in tensors for s in ex.sources(t.expression)}
+        spec = ShardSpec(
+            tensors=tensors,
+            files={key: self.identities[key] for key in used},
+            numerics=self.settings["numerics"],
+            allow_nonfinite=self.settings["allow_nonfinite"],
+        )
+        name = spec.digest
+        self.planned.specs[name] = spec
+        files = spec.required_files(delta_path)
+        self.read |= set(files)
+        leaves = dict.fromkeys(
+            leaf for t in tensors for leaf in read_leaves(t.expression, delta_path)
+        )
+        return ShardJob(
+            output=output,
+            digest=name,
+            sources=tuple(self._path(key) for key in files),
+            deltas=tuple(
+                dict.fromkeys(
+                    delta_path[d]
+                    for t in tensors
+                    for d in ex.deltas(t.expression)
+                    if d in delta_path
+                )
+            ),
+            bytes_read=sum(map(leaf_bytes, leaves)),
+            bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
+            memory=workspace_bytes(spec, self.settings["device"]),
+            check_memory=check_bytes(spec),
+            torch=needs_torch(spec, delta_path),
+        )
+
+    def _path(self, key: FileKey) -> str:
+        """Return a source file's path; one of the Hub gets a job that fetches it."""
+        model, name = key
+        source = self.locked[model]
+        path = self.path_of(model, source, name)
+        if source.kind == "hub":
+            file = source.files[name]
+            self.fetches[path] = FetchJob(
+                path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid
+            )
+        return path
+
+    def _model(self, key: str) -> Model:
+        source = self.locked[key]
+        paths = tuple(self._path((key, name)) for name in source.files)
+        folder = paths[0].rsplit("/", 1)[0]
+        identity = digest({name: file.identity for name, file in source.files.items()})
+        size = sum(t.end - t.begin for t in source.tensors.values())
+        return Model(folder, paths, identity, size)
+
+
+def _largest_file(source: LockedSource) -> int:
+    sizes: dict[str, int] = {}
+    for tensor in source.tensors.values():
+        sizes[tensor.file] = sizes.get(tensor.file, 0) + tensor.end - tensor.begin
+    return max(sizes.values(), default=0)

@@ -1,0 +1,275 @@
+"""Recipe checks: what will build, but is probably not what was meant.
+
+They look at what the plan made of a recipe, so that they speak of what is really blended: a
+document that no model is built from, or a tensor that folds to one model, gives no finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.coefficients import Blend, blend_of
+from shardmerge.algebra.spec import OutputTensor
+from shardmerge.base.findings import Finding
+from shardmerge.base.text import ranges
+from shardmerge.compose.architecture.names import is_embedding, is_head, layer_of, module_of
+from shardmerge.compose.architecture.norms import is_scale
+from shardmerge.compose.architecture.rope import is_rotated, rope_of
+from shardmerge.compose.composer import Composer
+from shardmerge.compose.norms import ARITHMETIC
+from shardmerge.compose.output_config import untold_periods
+from shardmerge.recipe.recipe import Recipe
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.stage import Stage
+from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.tokens import Tokens, compare
+
+#: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
+_TOLERANCE = 1e-4
+_WIDE = ("BF16", "F32", "F64")
+#: Modules that a message names.
+_NAMED = 6
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A model to be built, as the checks see it."""
+
+    composer: Composer
+    name: str
+    outputs: Sequence[OutputTensor]
+    expressions: Mapping[str, ex.Expression]
+
+    @cached_property
+    def blends(self) -> Mapping[str, Blend]:
+        return {name: blend_of(expression) for name, expression in self.expressions.items()}
+
+    @property
+    def stage(self) -> Stage:
+        return self.composer.recipe.stages[self.name]
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The stages that go into it, itself the last."""
+        recipe = self.composer.recipe
+        return [recipe.stages[name] for name in recipe.needed(self.name)]
+
+    def sources(self, blend: Blend) -> dict[str, LockedSource]:
+        locked = self.composer.lock.sources
+        return {model: locked[model] for model in blend.models if model in locked}
+
+    def finding(self, check: str, message: str) -> Finding:
+        return Finding(check, f"{self.name}: {message}", self.stage.where)
+
+
+_Check = Callable[[_Case], Iterator[Finding]]
+
+
+def check_build(
+    composer: Composer,
+    name: str,
+    outputs: Sequence[OutputTensor],
+    expressions: Mapping[str, ex.Expression],
+) -> list[Finding]:
+    """Return what is odd about a model that is to be built.
+
+    Args:
+        composer: Of its recipe.
+        name: The stage.
+        outputs: Its tensors.
+        expressions: What each of them is, as sums (``Composer.sums``).
+    """
+    case = _Case(composer, name, outputs, expressions)
+    checks: tuple[_Check, ...] = (
+        _rope_blend,
+        _norms_summed,
+        _tokenizer_blend,
+        _fp16_range,
+        _weights_sum,
+        _layer_period,
+        _missing_tensor,
+        _unused_models,
+        _unmatched_filters,
+    )
+    return [finding for check in checks for finding in check(case)]
+
+
+def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Finding]:
+    """Return a finding if the configuration's ``norm_merge`` cannot touch a recipe."""
+    if wanted != "geometric" or any(s.method == ARITHMETIC for s in recipe.stages.values()):
+        return []
+    message = f"`norm_merge: geometric` changes nothing: no document is a {ARITHMETIC}"
+    return [Finding("norm-merge-unused", message, recipe.path)]
+
+
+def _rope_blend(case: _Case) -> Iterator[Finding]:
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for tensor, blend in case.blends.items():
+        if len(blend.models) > 1 and is_rotated(tensor):
+            ropes = {m: rope_of(s.config, m) for m, s in case.sources(blend).items()}
+            if len(set(ropes.values())) > 1:
+                found.setdefault(tuple(sorted(ropes.items())), []).append(tensor)
+    for ropes, tensors in found.items():
+        models = " and ".join(f"{model} ({rope})" for model, rope in ropes)
+        yield case.finding(
+            "rope-blend",
+            f"{_places(tensors)} blend models whose rotary embeddings differ: {models}. Rotations "
+            "by different frequencies do not add; leave these projections to one model",
+        )
+
+
+def _norms_summed(case: _Case) -> Iterator[Finding]:
+    tensors = [
+        tensor
+        for tensor, blend in case.blends.items()
+        if is_scale(tensor) and any(c < -_TOLERANCE for c in blend.coefficients.values())
+    ]
+    if tensors:
+        yield case.finding(
+            "norms-summed",
+            f"{_places(tensors)} add differences of models, but the scale of a norm multiplies. "
+            "Leave norms to one model, or merge them by ratios with `norm_merge: geometric`",
+        )
+
+
+def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
+    if any(stage.tokenizer for stage in case.stages):
+        return
+    found: dict[tuple[str, ...], list[str]] = {}
+    for tensor, blend in case.blends.items():
+        if len(blend.models) > 1 and (is_embedding(tensor) or is_head(tensor)):
+            found.setdefault(tuple(case.sources(blend)), []).append(tensor)
+    for models, tensors in found.items():
+        tokens = compare([case.composer.lock.sources[model] for model in models])
+        if tokens is Tokens.SAME:
+            continue
+        what = "tokenizers differ"
+        if tokens is Tokens.UNKNOWN:
+            what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
+        yield case.finding(
+            "tokenizer-blend",
+            f"{_places(tensors)} blend models whose {what}: {', '.join(models)}. "
+            "One row may stand for different tokens; take embeddings from one model, or write "
+            "`tokenizer_source: union`",
+        )
+
+
+def _fp16_range(case: _Case) -> Iterator[Finding]:
+    locked = case.composer.lock.sources
+    suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
+    wide: dict[str, None] = {}
+    for output in case.outputs:
+        models = suspects.intersection(case.blends[output.name].models)
+        if output.dtype == "F16" and models:  # factors of adapters are not saved
+            leaves = ex.sources(case.expressions[output.name])
+            found = (s.model for s in leaves if s.dtype in _WIDE and s.model in models)
+            wide |= dict.fromkeys(found)
+            suspects.difference_update(wide)
+    if wide:
+        yield case.finding(
+            "fp16-range",
+            f"saves as float16 what {', '.join(wide)} store in a type of wider range: a value "
+            "beyond 65504 fails the job, one below 6e-8 becomes 0. `out_dtype: bfloat16` keeps "
+            "the range",
+        )
+
+
+def _weights_sum(case: _Case) -> Iterator[Finding]:
+    if any(
+        s.method == "passthrough" and "scale" in level for s in case.stages for level in s.levels
+    ):
+        return
+    sums = {
+        tensor: sum(blend.coefficients.values())
+        for tensor, blend in case.blends.items()
+        if blend.coefficients and not blend.through
+    }
+    odd = {tensor: value for tensor, value in sums.items() if abs(value - 1) > _TOLERANCE}
+    if odd:
+        low, high = min(odd.values()), max(odd.values())
+        values = f"{low:.3g}" if high - low < _TOLERANCE else f"{low:.3g} to {high:.3g}"
+        yield case.finding(
+            "weights-sum",
+            f"the coefficients of {_places(list(odd))} sum to {values}, not to 1, which scales "
+            "the result. Write weights that sum to 1, or `normalize: true`",
+        )
+
+
+def _layer_period(case: _Case) -> Iterator[Finding]:
+    for key, value in untold_periods(case.composer, case.name).items():
+        yield case.finding(
+            "layer-period",
+            f"its layers are no longer where `{key}: {value}` of config.json has them, so that "
+            "some are taken for another kind; take runs of layers that keep each at its place in "
+            "the period",
+        )
+
+
+def _missing_tensor(case: _Case) -> Iterator[Finding]:
+    tied: dict[tuple[str, ...], list[str]] = {}
+    for tensor, blend in case.blends.items():
+        if is_head(tensor) and len(blend.models) > 1:
+            leaves = ex.sources(case.expressions[tensor])
+            giving = dict.fromkeys(s.model for s in leaves if is_embedding(s.tensor))
+            if giving and any(is_head(s.tensor) for s in leaves):
+                tied.setdefault(tuple(giving), []).append(tensor)
+    for models, tensors in tied.items():
+        yield case.finding(
+            "missing-tensor",
+            f"{_places(tensors)} blend the input embeddings of {', '.join(models)}, whose own are "
+            "tied, with the output embeddings of other models. The result is untied; take it from "
+            "one model if that is not meant",
+        )
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for stage in case.stages:
+        for tensor, part in case.composer.model(Reference(stage.name)).parts.items():
+            if None in part.names and tensor in case.blends:
+                models = list(zip(part.piece.inputs, part.names, strict=True))
+                having = dict.fromkeys(str(i.model) for i, name in models if name)
+                others = dict.fromkeys(str(i.model) for i, name in models if not name)
+                key = (", ".join(having), ", ".join(others))
+                lacking.setdefault(key, []).append(tensor.removesuffix(".bias"))
+    for (having, others), modules in lacking.items():
+        yield case.finding(
+            "missing-tensor",
+            f"{_places([f'{module}.weight' for module in modules])} have a bias in {having} but "
+            f"not in {others}. It is merged from the former alone, although to lack a bias is to "
+            "have one of 0; and config.json must say that there is one",
+        )
+
+
+def _unused_models(case: _Case) -> Iterator[Finding]:
+    used = {model for blend in case.blends.values() for model in blend.models}
+    recipe = case.composer.recipe
+    # A base gives config, layout and tokenizer at least.
+    given = {case.composer.reference_source(stage.name) for stage in case.stages}
+    given |= {s.base_model.model for s in case.stages if s.base_model}
+    for stage in case.stages:
+        for item in stage.inputs:
+            key = item.model.model
+            if key not in used and key not in given and key not in recipe.stages:
+                used.add(key)
+                message = f"{case.name}: takes nothing of {key}: its weights are 0 or cancel"
+                yield Finding("unused-model", message, item.where)
+
+
+def _unmatched_filters(case: _Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        for rule in case.composer.unmatched(stage.name):
+            message = f"{stage.name}: the filter {rule.filter!r} matches no tensor of the model"
+            yield Finding("unmatched-filter", message, rule.where)
+
+
+def _places(tensors: Sequence[str]) -> str:
+    """Return tensors as modules and layers: ``k_proj, q_proj of layers 8-71``."""
+    modules = sorted({module_of(tensor).rsplit(".", 1)[-1] for tensor in tensors})
+    layers = {place[1] for place in map(layer_of, tensors) if place}
+    shown = ", ".join(modules[:_NAMED])
+    if len(modules) > _NAMED:
+        shown += f" and {len(modules) - _NAMED} more"
+    if not layers:
+        return shown
+    return f"{shown} of layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"

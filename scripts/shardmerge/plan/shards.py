@@ -1,0 +1,58 @@
+"""Which output tensor goes into which shard."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+from shardmerge.algebra.spec import OutputTensor
+from shardmerge.base.dtypes import tensor_bytes
+from shardmerge.compose.models import Place
+
+
+def group(
+    tensors: list[OutputTensor],
+    places: Mapping[str, Place],
+    max_shard_size: int | None,
+    usual: int,
+) -> list[list[OutputTensor]]:
+    """Return the tensors of every shard, in the order of the shards and of their data.
+
+    Args:
+        tensors: All tensors of the model.
+        places: Where each stands among the files whose layout is followed.
+        max_shard_size: Bytes of data that a shard may have (a larger tensor gets one of its own),
+            or None to put tensors together as those files do.
+        usual: Bytes that a shard may have which holds parts of files of several slices.
+    """
+    ordered = sorted(tensors, key=lambda t: (*places[t.name], t.name))
+    if max_shard_size is not None:
+        return _pack([[t] for t in ordered], lambda a, b: True, max_shard_size)
+    runs = itertools.groupby(ordered, key=lambda t: places[t.name][0])
+    files = [list(run) for _, run in runs]
+    # Files of one slice stay as they are; what slices take of files is little at times.
+    return _pack(files, lambda a, b: places[a.name][0][:1] != places[b.name][0][:1], usual)
+
+
+def _pack(
+    runs: list[list[OutputTensor]],
+    may_join: Callable[[OutputTensor, OutputTensor], bool],
+    limit: int,
+) -> list[list[OutputTensor]]:
+    shards: list[list[OutputTensor]] = []
+    size = 0
+    for run in runs:
+        bytes_ = sum(tensor_bytes(t.dtype, t.shape) for t in run)
+        if not shards or not may_join(shards[-1][-1], run[0]) or size + bytes_ > limit:
+            shards.append([])
+            size = 0
+        shards[-1] += run
+        size += bytes_
+    return shards
+
+
+def shard_names(count: int, stem: str = "model") -> list[str]:
+    """Return the shards' file names as transformers expects them."""
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]

@@ -1,0 +1,1 @@
+"""What a user writes: recipes and the configuration, read and checked."""

@@ -1,0 +1,110 @@
+"""One document of a recipe, read into a stage, every mistake with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardmerge.base.dtypes import dtype_code
+from shardmerge.base.errors import UserError, misspelt
+from shardmerge.base.findings import Finding
+from shardmerge.methods import registry
+from shardmerge.recipe.nodes import Node
+from shardmerge.recipe.parameters import parse_settings
+from shardmerge.recipe.slices import check_inputs, misplaced, parse_model, parse_modules
+from shardmerge.recipe.stage import Stage
+from shardmerge.recipe.tokenizer import parse_chat_template, parse_tokenizer
+
+DOCUMENT_KEYS = (
+    "name",
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "modules",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+)
+#: Keys of other tools' recipes: the tool, what it does, and what to do.
+_FOREIGN = {
+    "experts": (
+        "mergekit-moe",
+        "assembles a mixture of experts",
+        "Here models of one shape are merged into one of that shape; use mergekit-moe.",
+    ),
+    "genome": (
+        "mergekit-evolve",
+        "searches for a recipe",
+        "Search with mergekit-evolve, and give the recipe that it writes (`best_config.yaml`).",
+    ),
+}
+
+
+def parse_stage(node: Node, text: str, default_name: str) -> Stage:
+    """Return the stage that a document describes; what is odd is noted on the node.
+
+    Args:
+        node: The document.
+        text: Its source text.
+        default_name: What it is called if it does not say.
+
+    Raises:
+        UserError: With file and line, for any mistake that shows without the models.
+    """
+    for key, (tool, purpose, advice) in _FOREIGN.items():
+        if key in node.mapping("a recipe document"):
+            raise node.error(f"this is a recipe for `{tool}`, which {purpose}", advice)
+    table = node.mapping("a recipe document", DOCUMENT_KEYS, misplaced())
+    table = {key: value for key, value in table.items() if value.value is not None}
+    name = table["name"].text("name") if "name" in table else default_name
+    if "merge_method" not in table:
+        hint = "Write `merge_method: linear`, or another that docs/methods.md lists."
+        raise node.error("the document has no `merge_method`", hint)
+    method_node = table["merge_method"]
+    method = registry.method(method_node.text("merge_method"), method_node.where)
+    base = parse_model(table["base_model"]) if "base_model" in table else None
+    stage = Stage(
+        name=name,
+        method=method.name,
+        base_model=base,
+        modules=parse_modules(table, node, base),
+        parameters=parse_settings(table["parameters"]) if "parameters" in table else {},
+        dtype=_dtype(table.get("dtype")),
+        out_dtype=_dtype(table.get("out_dtype")),
+        tokenizer=parse_tokenizer(table.get("tokenizer_source"), table.get("tokenizer")),
+        chat_template=parse_chat_template(table.get("chat_template")),
+        text=text,
+        where=node.where,
+    )
+    for piece in stage.slices:
+        check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
+    node.warnings.extend(_check_names(stage, method))
+    return stage
+
+
+def _dtype(node: Node | None) -> str | None:
+    return None if node is None else dtype_code(node.text("dtype"), node.where)
+
+
+def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding]:
+    known = registry.parameter_names()
+    for settings in stage.levels:
+        for name, setting in settings.items():
+            if name not in known and (near := misspelt(name, known)):
+                raise UserError(
+                    f"unknown parameter {name!r}",
+                    setting.where,
+                    f"Did you mean {near!r}? mergekit passes over unknown parameters: without "
+                    "the line the model is the same.",
+                )
+            declared = method.parameter(name)
+            if declared is None or declared.unused:
+                what = "has no" if declared is None else "does not use its"
+                message = (
+                    f"merge_method {method.name!r} {what} parameter {name!r}; it is ignored, as "
+                    "mergekit does"
+                )
+                yield Finding("ignored-parameter", message, setting.where)

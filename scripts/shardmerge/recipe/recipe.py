@@ -1,0 +1,257 @@
+"""Recipes: mergekit's multi-document YAML, read into stages in the order of their work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import read_text
+from shardmerge.base.findings import Finding
+from shardmerge.base.pathnames import too_long
+from shardmerge.recipe.document import parse_stage
+from shardmerge.recipe.nodes import Node, load_documents
+from shardmerge.recipe.references import Reference, parse_reference
+from shardmerge.recipe.stage import Slice, Stage, TokenizerSettings
+
+_SAFE = re.compile(r"[A-Za-z0-9_][\w.+-]*")
+
+
+def folder_name(name: str) -> str:
+    """Return a name as a folder may have it: itself where it can be, else without odd characters.
+
+    What is left has letters, digits and ``_ . + -``, and begins with a letter, a digit or ``_``.
+    """
+    if _SAFE.fullmatch(name):
+        return name
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+    return plain if _SAFE.fullmatch(plain) else f"model-{plain}".rstrip("-")
+
+
+def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
+    """Return a stage under its new name, which reads others by theirs.
+
+    Args:
+        stage: As its document was read.
+        names: Of all documents: as written, and new.
+    """
+
+    def reference(given: Reference | None) -> Reference | None:
+        if given is None or given.model not in names:
+            return given
+        return Reference(names[given.model], None, given.lora)
+
+    def piece(given: Slice) -> Slice:
+        inputs = tuple(replace(item, model=reference(item.model)) for item in given.inputs)
+        return replace(given, inputs=inputs, base_model=reference(given.base_model))
+
+    def tokenizer(given: TokenizerSettings) -> TokenizerSettings:
+        rules = tuple(replace(rule, model=reference(rule.model)) for rule in given.rules)
+        source = reference(given.model) if given.model else given.source
+        return replace(given, source=source, rules=rules)
+
+    return replace(
+        stage,
+        name=names[stage.name],
+        base_model=reference(stage.base_model),
+        modules=tuple(replace(m, slices=tuple(map(piece, m.slices))) for m in stage.modules),
+        tokenizer=tokenizer(stage.tokenizer) if stage.tokenizer else None,
+    )
+
+
+#: Documents that may read one the other in a chain.
+MAX_CHAIN = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file.
+
+    Args:
+        path: As the configuration names it.
+        stages: By name, every stage after those that it reads.
+        final: Names of the stages that no other reads, in the order of the file.
+        text: The file as written.
+        warnings: What is odd but allowed and shows without the models.
+    """
+
+    path: str
+    stages: Mapping[str, Stage]
+    final: tuple[str, ...]
+    text: str
+    warnings: tuple[Finding, ...]
+
+    @property
+    def sources(self) -> tuple[Reference, ...]:
+        """The models that are not stages, without adapters, in order of first use."""
+        named = (r for s in self.stages.values() for r in s.references)
+        return tuple(
+            dict.fromkeys(replace(r, lora=None) for r in named if r.model not in self.stages)
+        )
+
+    @property
+    def needs_vocabularies(self) -> bool:
+        """Whether a stage says what its tokenizer is, so that the models' tokens must be known."""
+        return any(stage.tokenizer for stage in self.stages.values())
+
+    @property
+    def needs_templates(self) -> bool:
+        """Whether a stage takes the chat template that most models have."""
+        return any(stage.chat_template == "auto" for stage in self.stages.values())
+
+    def where(self, model: str) -> str:
+        """Return file and line of the first place that names a model or adapter."""
+        for stage in self.stages.values():
+            for item in stage.inputs:
+                if model in (item.model.model, item.model.lora):
+                    return item.where
+            if any(model in (r.model, r.lora) for r in stage.references):
+                return stage.where
+        return self.path
+
+    def needed(self, name: str) -> list[str]:
+        """Return the stages that go into a stage, in the order of their work, itself the last."""
+        found: set[str] = {name}
+        for stage in reversed(self.stages.values()):
+            if stage.name in found:
+                found |= {r.model for r in stage.references if r.model in self.stages}
+        return [s for s in self.stages if s in found]
+
+    @property
+    def adapters(self) -> tuple[Reference, ...]:
+        """The LoRA adapters that models are read with, in order of first use."""
+        named = (r for s in self.stages.values() for r in s.references)
+        return tuple(dict.fromkeys(parse_reference(r.lora) for r in named if r.lora))
+
+    @property
+    def named(self) -> tuple[tuple[Reference, str], ...]:
+        """All that a lock must hold, each with its role: ``model`` or ``adapter``."""
+        models = ((reference, "model") for reference in self.sources)
+        return (*models, *((reference, "adapter") for reference in self.adapters))
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Return the recipe in a YAML file.
+
+    Raises:
+        UserError: With file and line, for any mistake that shows without the models.
+    """
+    return parse_recipe(read_text(path), str(path))
+
+
+def parse_recipe(text: str, path: str) -> Recipe:
+    """Return the recipe that a YAML text writes; ``path`` is for messages and the default name.
+
+    Raises:
+        UserError: As ``load_recipe``.
+    """
+    documents: list[tuple[Node, Stage]] = []
+    for node, source in load_documents(text, path):
+        documents.append((node, parse_stage(node, source, folder_name(Path(path).stem))))
+    if not documents:
+        raise UserError("holds no document", path, "Write a mergekit recipe into it.")
+    stages = _by_name(documents)
+    warnings: dict[tuple[str, str], Finding] = {}
+    for found in documents[0][0].warnings:  # what is odd in many places is told of the first
+        warnings.setdefault((found.check, found.message), found)
+    used = {r.model for s in stages.values() for r in s.references}
+    final = tuple(name for name in stages if name not in used)
+    return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
+
+
+def chosen(recipes: Sequence[Recipe], stages: str | Sequence[str]) -> dict[str, Recipe]:
+    """Return the documents that are built as models, each with its recipe.
+
+    Args:
+        recipes: All of a configuration.
+        stages: Its ``stages``.
+
+    Raises:
+        UserError: If there is no document of a name that is asked for, or there are two.
+    """
+    wanted = ["final"] if stages == "final" else stages
+    known = {name for recipe in recipes for name in recipe.stages}
+    for name in wanted:
+        if name != "final" and name not in known:
+            raise UserError(
+                f"no recipe has a document named {name!r}",
+                "configuration: stages",
+                did_you_mean(name, known | {"final"}),
+            )
+    found: dict[str, Recipe] = {}
+    for recipe in recipes:
+        for name, stage in recipe.stages.items():
+            if name not in wanted and not ("final" in wanted and name in recipe.final):
+                continue
+            if other := found.get(name):
+                raise UserError(
+                    f"a document named {name!r} is also in {other.path}",
+                    stage.where,
+                    "Both would be built in one folder: rename one, or give it a `name`.",
+                )
+            found[name] = recipe
+    return found
+
+
+def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
+    """Return stages under names that folders can have."""
+    names = {stage.name: folder_name(stage.name) for _, stage in documents}
+    stages: dict[str, Stage] = {}
+    for node, stage in documents:
+        name = names[stage.name]
+        given = node.value.get("name")
+        if reason := too_long(name):
+            raise (given or node).error(
+                f"the document's name, {name[:40]!r}..., {reason}", "Give it a shorter `name`."
+            )
+        if other := stages.get(name):
+            what = f"is named {name!r}" if given else "has no `name`"
+            raise node.error(
+                f"a second document {what} (the first: {other.where})",
+                "Give every document a `name` of its own; by it others read what it makes.",
+            )
+        if name != stage.name:
+            message = f"the model is called {name!r}: {stage.name!r} cannot be a folder's name"
+            given.warn("renamed", message)
+        stages[name] = renamed(stage, names)
+    return stages
+
+
+def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Return the stages, each after those that it reads.
+
+    Raises:
+        UserError: If they read each other in a circle, or in too long a chain.
+    """
+    done: dict[str, Stage] = {}
+    lengths: dict[str, int] = {}
+
+    def visit(name: str, chain: tuple[str, ...]) -> None:
+        if name in chain:
+            loop = " -> ".join([*chain[chain.index(name) :], name])
+            raise UserError(f"documents read each other in a circle: {loop}", stages[name].where)
+        if name in done:
+            return
+        if len(chain) == MAX_CHAIN:
+            raise _too_long(stages[name])
+        read = [r.model for r in stages[name].references if r.model in stages]
+        for other in read:
+            visit(other, (*chain, name))
+        done[name] = stages[name]
+        lengths[name] = 1 + max((lengths[other] for other in read), default=0)
+        if lengths[name] > MAX_CHAIN:
+            raise _too_long(stages[name])
+
+    for name in stages:
+        visit(name, ())
+    return done
+
+
+def _too_long(stage: Stage) -> UserError:
+    return UserError(
+        f"more than {MAX_CHAIN} documents read one the other in a chain",
+        stage.where,
+        "Build a document of the middle as a model of its own, and start a new recipe from it.",
+    )

@@ -1,0 +1,253 @@
+"""The configuration: checked against its schema, defaults filled in, typos told."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base.dtypes import dtype_code, suggest
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.pathnames import check_path, check_text, check_word
+from shardmerge.base.text import parse_size
+
+#: Keys that tell a recipe from a configuration.
+_RECIPE_KEYS = ("merge_method", "slices", "modules", "base_model")
+SCHEMA = Path(__file__).parents[3] / "config" / "schemas" / "config.schema.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration with defaults; keys as in config/README.md."""
+
+    values: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    @property
+    def delta_dtype(self) -> str | None:
+        name = self.values["delta_dtype"]
+        return None if name is None else dtype_code(name, "configuration: delta_dtype")
+
+    @property
+    def max_shard_size(self) -> int | None:
+        return parse_size(self.values["max_shard_size"])
+
+    @property
+    def disk_budget(self) -> int | None:
+        return parse_size(self.values["disk_budget"])
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What benchmarks run on, as the configuration names it; nothing without tasks."""
+        benchmark = self.values["benchmark"]
+        return tuple(benchmark["models"]) if benchmark["tasks"] else ()
+
+    def planned(self) -> Settings:
+        """Return the settings that a plan is made with: all but what the schema excepts.
+
+        Of ``benchmark`` they have the models that are measured, since these must be whole.
+        """
+        rules = _schema()["properties"]
+        values = {key: value for key, value in self.values.items() if _is_planned(rules[key])}
+        measured = list(self.measured)
+        return Settings(values | {"benchmark": {"models": measured, "tasks": measured}})
+
+
+def load_settings(config: Mapping[str, Any]) -> Settings:
+    """Return the settings that a configuration makes.
+
+    Args:
+        config: As Snakemake gives it: values within lists and maps of ``--config`` are texts.
+
+    Raises:
+        UserError: Names the key, what is wrong with it, and what was probably meant.
+    """
+    from jsonschema import Draft202012Validator
+
+    schema = _schema()
+    _check_no_recipe(config)
+    try:
+        values = read_texts(config, schema)
+        _fill_defaults(values, schema)
+        errors = sorted(
+            Draft202012Validator(schema).iter_errors(values), key=lambda e: [str(p) for p in e.path]
+        )
+    except RecursionError:
+        raise UserError("is nested too deeply", "configuration") from None
+    if errors:
+        raise _explain(errors[0])
+    settings = Settings(values)
+    _check_names(settings)
+    _ = (
+        settings.max_shard_size,
+        settings.disk_budget,
+        settings.delta_dtype,
+    )  # tells their mistakes now
+    norms = settings["norm_merge"]
+    words = {norms} if isinstance(norms, str) else set(norms.values())
+    if settings["numerics"] != "float32" and "geometric" in words:
+        raise UserError(
+            f"`geometric` does not go with `numerics: {settings['numerics']}`, which only adds",
+            "configuration: norm_merge",
+            "Leave one of the two out.",
+        )
+    return settings
+
+
+def own_config(
+    config: Mapping[str, Any], given: Mapping[str, Any], file: Path
+) -> Mapping[str, Any]:
+    """Return the configuration without the demo's settings where other recipes are asked for.
+
+    Args:
+        config: ``given`` laid over what the file holds.
+        given: What the command line gave, in files and single keys.
+        file: The workflow's own configuration, which as shipped describes the demo. Where it
+            names other recipes it is a user's, and stays in force.
+    """
+    if "recipes" not in given or not file.is_file():
+        return config
+    import yaml
+
+    own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    demo = _schema()["properties"]["recipes"]["default"]
+    return given if own.get("recipes") == demo != given["recipes"] else config
+
+
+def explain_options(settings: Settings) -> list[str]:
+    """Return the command line of ``explain.py`` for all recipes of a configuration."""
+    stages, norms = settings["stages"], settings["norm_merge"]
+    pairs = [norms] if isinstance(norms, str) else [f"{k}={v}" for k, v in norms.items()]
+    options = {
+        "--stages": [stages] if isinstance(stages, str) else stages,
+        "--norm-merge": pairs,
+        "--silence": settings["silence"],
+    }
+    return [*settings["recipes"], *(w for key, values in options.items() for w in (key, *values))]
+
+
+def _check_names(settings: Settings) -> None:
+    """Refuse texts that cannot be the names that they stand for."""
+    for key, text in _texts(settings.values):
+        if not key.startswith("card."):  # its texts have lines
+            check_text(text, f"configuration: {key}")
+    benchmark, stages, norms = (settings[key] for key in ("benchmark", "stages", "norm_merge"))
+    paths = {
+        "results": [settings["results"]],
+        "recipes": settings["recipes"],
+        **{f"sources.{key}": [folder] for key, folder in settings["sources"].items()},
+        "benchmark.include_path": [benchmark["include_path"]] if benchmark["include_path"] else [],
+        "stages": [stages] if isinstance(stages, str) else stages,
+        "norm_merge": [] if isinstance(norms, str) else norms,
+    }
+    for key, texts in paths.items():
+        for text in texts:
+            check_path(text, f"configuration: {key}")
+    for task in benchmark["tasks"]:
+        check_word(task, "configuration: benchmark.tasks")
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all texts of a configuration, keys of tables too, each with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield key or str(name), str(name)
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key)
+
+
+@cache
+def _schema() -> Mapping[str, Any]:
+    return json.loads(SCHEMA.read_text(encoding="utf-8"))
+
+
+def _is_planned(rule: Mapping[str, Any]) -> bool:
+    """Whether a plan depends on a key; one that says nothing else counts as such."""
+    return rule.get("planned", True)
+
+
+def read_texts(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Return a copy of a value in which texts are read as YAML where the schema wants no text.
+
+    So ``--config keep_sources=false 'benchmark={limit: 5}'`` means what it says. A text that is
+    no value of the wanted type either stays as it is, so that the error shows what was written.
+    """
+    if isinstance(value, Mapping):
+        keys, others = schema.get("properties", {}), schema.get("additionalProperties")
+        rest = others if isinstance(others, Mapping) else {}
+        return {key: read_texts(item, keys.get(key, rest)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [read_texts(item, schema.get("items", {})) for item in value]
+    return _read_text(value, schema) if isinstance(value, str) and schema else value
+
+
+def _read_text(text: str, schema: Mapping[str, Any]) -> Any:
+    import yaml
+    from jsonschema import Draft202012Validator
+
+    may_be = schema.get("type", ())
+    nothing = text in ("null", "~") and "null" in may_be and not isinstance(may_be, str)
+    fits = Draft202012Validator(schema).is_valid
+    if fits(text) and not nothing:
+        return text
+    try:
+        read = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if isinstance(read, (dict, list)):
+        read = read_texts(read, schema)
+    return read if fits(read) else text
+
+
+def _check_no_recipe(config: Mapping[str, Any]) -> None:
+    """Tell who gives a recipe as the configuration what to write instead.
+
+    Raises:
+        UserError: If the configuration has a key that only recipes have.
+    """
+    if key := next((key for key in _RECIPE_KEYS if key in config), None):
+        raise UserError(
+            f"has the key `{key}`, so this is a recipe",
+            "configuration",
+            "Write `--config recipes='[RECIPE.yaml]'` instead of `--configfile RECIPE.yaml`.",
+        )
+
+
+def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    for key, rule in schema.get("properties", {}).items():
+        if key not in values and "default" in rule:
+            values[key] = copy.deepcopy(rule["default"])
+        if isinstance(values.get(key), dict):
+            _fill_defaults(values[key], rule)
+
+
+def _explain(error: Any) -> UserError:
+    key = ".".join(str(part) for part in error.absolute_path)
+    where = f"configuration: {key}" if key else "configuration"
+    if error.validator == "additionalProperties":
+        known = error.schema.get("properties", {})
+        unknown = next(k for k in error.instance if k not in known)
+        return UserError(f"unknown key {unknown!r}", where, did_you_mean(unknown, known))
+    if error.validator == "enum":
+        allowed = [str(value) for value in error.validator_value]
+        return UserError(
+            f"{error.instance!r} is not allowed", where, suggest(error.instance, allowed)
+        )
+    if error.validator_value == "array" and isinstance(error.instance, str):
+        return UserError(f"{error.instance!r} is no list", where, f"Write `[{error.instance}]`.")
+    if error.validator == "anyOf":
+        # Of the forms that the key may have, the one that fits furthest tells what is wrong.
+        best = max(error.context, key=lambda e: (len(e.path), e.validator not in ("type", "const")))
+        if best.validator != "type":
+            return _explain(best)
+    return UserError(error.message, where, error.schema.get("description"))

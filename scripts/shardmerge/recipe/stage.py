@@ -1,0 +1,183 @@
+"""What a recipe's document says, typed: a stage, its slices, their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from shardmerge.base.errors import UserError
+from shardmerge.recipe.parameters import Setting
+from shardmerge.recipe.references import Reference
+
+
+@dataclass(frozen=True)
+class TokenRule:
+    """Where a token's embedding comes from.
+
+    Args:
+        token: The token.
+        kind: ``model``: from the same token of a model; ``token``: from another token of a model;
+            ``zero``; None where only `force` was given.
+        model: The model, or None.
+        other: The other token, or its id.
+        force: Whether models that have the token get this embedding too.
+        where: File and line.
+    """
+
+    token: str
+    kind: Literal["model", "token", "zero"] | None
+    model: Reference | None
+    other: str | int | None
+    force: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What the tokenizer of a stage's result is.
+
+    Args:
+        source: ``union``, ``base``, or a model.
+        rules: Of single tokens, in the recipe's order.
+        pad_to_multiple_of: What the number of embeddings is rounded up to, or None.
+        where: File and line.
+    """
+
+    source: Literal["union", "base"] | Reference
+    rules: tuple[TokenRule, ...]
+    pad_to_multiple_of: int | None
+    where: str
+
+    @property
+    def model(self) -> Reference | None:
+        """The model that is named as the source, if one is."""
+        return self.source if isinstance(self.source, Reference) else None
+
+
+def unknown_rule(rule: TokenRule) -> UserError:
+    """Return the error of a rule that is needed but does not say where the embedding comes from."""
+    return UserError(
+        f"token {rule.token!r} is not in every model, and its rule names no source",
+        rule.where,
+        "Write `source: MODEL`, `source: {kind: zero}` or `source: {kind: model_token, ...}`.",
+    )
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model that a stage reads.
+
+    Args:
+        model: The reference.
+        parameters: Settings by parameter name.
+        layers: Half-open range of the model's layers, or None for all.
+        where: File and line.
+    """
+
+    model: Reference
+    parameters: Mapping[str, Setting]
+    layers: tuple[int, int] | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of output layers and the inputs that it is made from.
+
+    Args:
+        inputs: All with a range of layers of one length, or all without.
+        parameters: Settings of the slice.
+        base_model: Its own base model, or None for the document's.
+        where: File and line.
+    """
+
+    inputs: tuple[Input, ...]
+    parameters: Mapping[str, Setting]
+    base_model: Reference | None
+    where: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is made from all layers of its inputs, as ``models`` writes it."""
+        return self.inputs[0].layers is None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A part of the output model: one stack of layers and what belongs to it.
+
+    Args:
+        name: Key under ``modules``, or None for the whole model.
+        slices: Its runs of layers in order; ``models`` makes one of all layers.
+        parameters: Settings of the module.
+        where: File and line.
+    """
+
+    name: str | None
+    slices: tuple[Slice, ...]
+    parameters: Mapping[str, Setting]
+    where: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One document of a recipe.
+
+    Args:
+        name: Its ``name``, or the recipe file's stem.
+        method: Name of the merge method.
+        base_model: The document's base model, or None.
+        modules: The output's parts; ``models`` and ``slices`` make one of the whole model.
+        parameters: Settings at the top level.
+        dtype, out_dtype: safetensors codes, or None.
+        tokenizer: What its tokenizer is, or None for that of its reference model.
+        chat_template: ``auto``, a known name, a Jinja template, or None.
+        text: The document as written.
+        where: File and line.
+    """
+
+    name: str
+    method: str
+    base_model: Reference | None
+    modules: tuple[Module, ...]
+    parameters: Mapping[str, Setting]
+    dtype: str | None
+    out_dtype: str | None
+    tokenizer: TokenizerSettings | None
+    chat_template: str | None
+    text: str
+    where: str
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        return tuple(s for m in self.modules for s in m.slices)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return tuple(i for s in self.slices for i in s.inputs)
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """All models that the stage names, in order: the base model first, then the inputs."""
+        bases = [self.base_model, *(s.base_model for s in self.slices)]
+        named = [b for b in bases if b is not None] + [i.model for i in self.inputs]
+        if self.tokenizer and self.tokenizer.model:
+            named.append(self.tokenizer.model)
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def reference_model(self) -> Reference:
+        """The model whose config, layout and tokenizer the result takes."""
+        return self.base_model or self.inputs[0].model
+
+    @property
+    def levels(self) -> Iterator[Mapping[str, Setting]]:
+        """All settings of the stage, wherever they stand."""
+        yield self.parameters
+        for module in self.modules:
+            yield module.parameters
+        for piece in self.slices:
+            yield piece.parameters
+            for item in piece.inputs:
+                yield item.parameters

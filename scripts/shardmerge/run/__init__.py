@@ -1,0 +1,1 @@
+"""The jobs of a run: command lines, claims, shared processes, paths of results."""

@@ -1,0 +1,279 @@
+"""What the workflow makes: paths of all results, and what each job needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from shardmerge.base.digest import digest
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import sha256_of
+from shardmerge.base.identities import stamp_of
+from shardmerge.plan.files import CACHE
+from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob, beside
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.settings import Settings
+from shardmerge.sources.checkpoint_files import INDEX
+from shardmerge.sources.sources import slug
+
+CHECKSUMS = "SHA256SUMS"
+#: Folder of what jobs found of large local files.
+HASHES = CACHE / "sources"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that benchmarks run on.
+
+    Args:
+        name: Label, and name of the folder of its results.
+        folder: Where its files are.
+        files: All of them that must be there.
+        identity: Digest of its content.
+        size: Bytes of its weights.
+    """
+
+    name: str
+    folder: str
+    files: tuple[str, ...]
+    identity: str
+    size: int
+
+
+class Targets:
+    """Paths and jobs of a plan under a configuration.
+
+    Args:
+        settings: The configuration.
+        plan: Its plan.
+
+    Raises:
+        UserError: If the configuration names a model to benchmark that is none of the plan's.
+    """
+
+    def __init__(self, settings: Settings, plan: Plan) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.results = settings["results"]
+        self._shards = {j.output: j for j in plan.shards}
+        self._deltas = {j.output: j for j in plan.deltas}
+        self.measured = self._measured()
+
+    def shard(self, name: str, shard: str) -> ShardJob:
+        """Return the job of an output shard by build and file stem."""
+        return self._shards[f"{self.results}/{name}/model/{shard}.safetensors"]
+
+    def delta(self, pair: str, shard: str) -> ShardJob:
+        """Return the job of a stored task-vector shard by folder and file stem."""
+        return self._deltas[f"{self.results}/deltas/{pair}/{shard}.safetensors"]
+
+    def shards(self, name: str) -> list[str]:
+        """Return the paths of a build's shards."""
+        return [job.output for job in self.plan.builds[name].shards]
+
+    def per_shard(self, name: str, folder: str) -> list[str]:
+        """Return the paths of the shards' JSON records in ``records`` or ``checks``."""
+        return [beside(path, folder) for path in self.shards(name)]
+
+    def per_delta(self, name: str, folder: str) -> list[str]:
+        """Return the same of the stored task vectors that a build reads."""
+        used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
+        return [beside(path, folder) for path in used]
+
+    def hashes(self, name: str) -> list[str]:
+        """Return what jobs find of a build's large local files, if these are to be hashed."""
+        return [f"{HASHES}/{key}.json" for key in self._hashed(name)]
+
+    def stamps(self, name: str) -> list[list[int] | None]:
+        """Return the stamps of the same files."""
+        return [self.stamp(key) for key in self._hashed(name)]
+
+    def _hashed(self, name: str) -> list[str]:
+        if self.settings["sources_check"] != "full":
+            return []
+        jobs = self.plan.builds[name].shards
+        jobs += tuple(j for j in self.plan.deltas if any(j.output in job.deltas for job in jobs))
+        read = {path for job in jobs for path in job.sources}
+        return [key for key, (path, _) in self.large.items() if path in read]
+
+    @cached_property
+    def large(self) -> Mapping[str, tuple[str, str]]:
+        """The large local files that jobs read: path and identity, by a key for file names."""
+        return {digest([*pair])[:32]: pair for pair in self.plan.hashes.items()}
+
+    def stamp(self, source: str) -> list[int] | None:
+        """Return what tells that a large local file may have changed; None if it is not there."""
+        try:
+            return list(stamp_of(self.large[source][0]))[:-1]
+        except UserError:
+            return None
+
+    def package_files(self, name: str) -> list[str]:
+        """Return the model's files that are neither weights nor made from the whole model."""
+        build = self.plan.builds[name]
+        names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
+        if len(build.shards) > 1:
+            names[INDEX] = None
+        return [f"{self.results}/{name}/model/{file}" for file in names]
+
+    def models(self) -> list[str]:
+        """Return what shows that every model is built, verified and summed up.
+
+        What that follows from is among it, since Snakemake makes nothing anew that was deleted
+        below what is up to date.
+        """
+        return [file for name in self.plan.builds for file in self._model(name)]
+
+    def _model(self, name: str) -> list[str]:
+        made = [*self.shards(name), *self.per_shard(name, "records")]
+        checked = [*self.per_shard(name, "checks"), *self.per_delta(name, "checks")]
+        last = [f"{self.results}/{name}/{file}" for file in (f"model/{CHECKSUMS}", "verify.json")]
+        return list(dict.fromkeys([*made, *checked, *self.hashes(name), *last]))
+
+    def loaded(self) -> list[str]:
+        """Return what shows that transformers loads every model."""
+        return [f"{self.results}/{name}/loaded.json" for name in self.plan.builds]
+
+    def _measured(self) -> Mapping[str, Measured]:
+        """Return the models to benchmark by label, in the order of the configuration."""
+        wanted = self.settings["benchmark"]["models"]
+        builds, sources = self.plan.builds, self.plan.sources
+        found: dict[str, Measured] = {}
+        # without builds there is no plan yet, and nothing to compare names with
+        for name in wanted if self.settings["benchmark"]["tasks"] and builds else ():
+            if name == "merged":
+                chosen = [self._merged(build) for build in builds.values()]
+            elif name == "sources":
+                chosen = [self._source(key) for key in sources]
+            elif name in builds:
+                chosen = [self._merged(builds[name])]
+            elif name in sources:
+                chosen = [self._source(name)]
+            else:
+                raise UserError(
+                    f"there is no model {name!r} to benchmark",
+                    "configuration: benchmark.models",
+                    did_you_mean(name, ["merged", "sources", *builds, *sources]),
+                )
+            found |= {model.name: model for model in chosen}
+        return found
+
+    def tables(self) -> list[str]:
+        """Return the benchmark tables of all builds, none if nothing is measured."""
+        if not self.measured:
+            return []
+        return [f"{self.results}/{name}/benchmarks/table.json" for name in self.plan.builds]
+
+    def measurements(self, name: str) -> list[str]:
+        """Return the benchmark results of a build's table: its own, sources', named builds'."""
+        own = {name, *self.settings["benchmark"]["models"]}
+        chosen = [m for m in self.measured if m in own or m not in self.plan.builds]
+        tasks = self.settings["benchmark"]["tasks"]
+        return [f"{self.results}/{name}/benchmarks/{m}/{t}.json" for m in chosen for t in tasks]
+
+    def reports(self) -> list[str]:
+        """Return the plots and tables of every build."""
+        names = ["plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
+        names += ["benchmarks.svg"] if self.measured else []
+        return [f"{self.results}/{n}/report/{f}" for n in self.plan.builds for f in names]
+
+    def receipts(self) -> list[str]:
+        """Return the receipts of all uploads."""
+        return [f"{self.results}/{name}/published.json" for name in self.plan.builds]
+
+    def repository(self, name: str) -> str:
+        """Return the Hub repository that a build is published to.
+
+        Raises:
+            UserError: If none is configured, or several builds would go to one.
+        """
+        pattern = self.settings["publish"]["repository"]
+        where = "configuration: publish.repository"
+        if not pattern:
+            raise UserError("names no repository to publish to", where, "Write `owner/{name}`.")
+        if len(self.plan.builds) > 1 and "{name}" not in pattern:
+            raise UserError(
+                f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
+            )
+        repository = pattern.replace("{name}", name)
+        if not Reference(repository).is_hub_name:
+            raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
+        return repository
+
+    def benchmark_identity(self, model: str, task: str) -> str:
+        """Return the digest of all that determines a benchmark's result."""
+        options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
+        parts = [self.measured[model].identity, task, options, self._tasks, version("lm_eval")]
+        return digest(parts)
+
+    @cached_property
+    def _tasks(self) -> str | None:
+        """Digest of the user's task files, so that an edited one runs again."""
+        return _folder_digest(self.settings["benchmark"]["include_path"])
+
+    def benchmark_options(self) -> list[str]:
+        """Return the command-line options that all benchmark jobs share."""
+        benchmark = self.settings["benchmark"]
+        options = []
+        for key in _OPTIONS:
+            if benchmark[key] is not None:
+                options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
+        if benchmark["gpus"] > 1:
+            options.append("--parallelize")
+        return options
+
+    @property
+    def benchmark_gpus(self) -> int:
+        """GPUs that a benchmark job asks for."""
+        benchmark = self.settings["benchmark"]
+        return 0 if benchmark["device"] == "cpu" else benchmark["gpus"]
+
+    def label(self, key: str) -> str:
+        """Return a source's short name: its last part where that is its alone."""
+        names = [k.split("@")[0].rstrip("/").rsplit("/", 1)[-1] for k in self.plan.sources]
+        short = key.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
+        unique = names.count(short) == 1 and short not in self.plan.builds
+        return slug(short if unique else f"{short}-{digest(key)[:6]}")
+
+    def _merged(self, build: Build) -> Measured:
+        return Measured(
+            name=build.name,
+            folder=f"{self.results}/{build.name}/model",
+            files=(*self.shards(build.name), *self.package_files(build.name)),
+            identity=digest([build.digest, [job.digest for job in build.shards]]),
+            size=build.bytes_written,
+        )
+
+    def _source(self, key: str) -> Measured:
+        model = self.plan.sources[key]
+        return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
+
+
+def fetch_options(job: FetchJob) -> list[str]:
+    """Return what fetch.py is told of a file: where it is and what it must be."""
+    content = f"--sha256={job.sha256}" if job.sha256 else f"--git-oid={job.git_oid}"
+    file = [f"--repo={job.repo}", f"--commit={job.commit}", f"--name={job.file}"]
+    return [*file, f"--size={job.size}", content]
+
+
+_OPTIONS: tuple[str, ...] = (
+    "limit",
+    "num_fewshot",
+    "batch_size",
+    "device",
+    "dtype",
+    "include_path",
+)
+
+
+def _folder_digest(folder: str | None) -> str | None:
+    """Return the digest of a folder's files, or None without a folder."""
+    if folder is None:
+        return None
+    files = sorted(
+        p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p)
+    )
+    return digest([[str(p.relative_to(folder)), sha256_of(p)] for p in files])

@@ -1,0 +1,267 @@
+"""Lock from the Hub: one metadata call, one range request per weight file, and nothing more."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+from huggingface_hub import hf_hub_url
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.utils import get_session, hf_raise_for_status
+
+from shardmerge.base.errors import UserError
+from shardmerge.base.filenames import is_commit, safe_name
+from shardmerge.base.identities import LockedFile
+from shardmerge.base.jsontext import parse_json
+from shardmerge.base.safetensors import Header, header_length, parse_header
+from shardmerge.sources.checkpoint_files import (
+    CONFIG,
+    INDEX,
+    adapter_files,
+    model_files,
+    parse_weight_map,
+    tensor_table,
+    weight_files,
+)
+from shardmerge.sources.hub import client
+from shardmerge.sources.hub.content import new_hasher, wanted_digest
+from shardmerge.sources.lock import LockedSource
+
+#: Most headers are shorter, so that one request is enough.
+_FIRST_BYTES = 128 * 1024
+_LONGEST_TEXT = 64_000_000
+_AT_ONCE = 8
+
+
+def latest_commit(repo: str, revision: str | None) -> str:
+    """Return the 40-hex commit that a branch, tag or commit is at now.
+
+    Raises:
+        UserError: If the Hub does not tell.
+    """
+    return _model_info(repo, revision, files=False, progress=None).sha
+
+
+def lock_source(
+    repo: str,
+    revision: str | None,
+    *,
+    role: str = "model",
+    progress: client.Say | None = None,
+) -> LockedSource:
+    """Return a model or adapter on the Hub as it is now: commit, files, configuration, tensors.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; None for the default branch.
+        role: ``model`` or ``adapter``.
+        progress: Receives a line now and then.
+
+    Raises:
+        UserError: If it cannot be had or is not such a thing in safetensors files; nothing was
+            downloaded then but headers and small texts.
+    """
+    info = _model_info(repo, revision, files=True, progress=progress)
+    reader = _Reader(repo, revision, info.sha, progress, info.siblings or ())
+    return reader.lock_adapter() if role == "adapter" else reader.lock()
+
+
+def read_file(source: LockedSource, name: str, *, progress: client.Say | None = None) -> bytes:
+    """Return a small file of a model on the Hub, as it is locked.
+
+    Args:
+        source: The model's lock.
+        name: One of its files.
+        progress: Receives a line now and then.
+
+    Raises:
+        UserError: If it cannot be had, or has another content now.
+    """
+    reader = _Reader(source.repo, source.revision, source.commit, progress)
+    return reader.content(name, source.files[name])
+
+
+def _model_info(
+    repo: str, revision: str | None, *, files: bool, progress: client.Say | None
+) -> ModelInfo:
+    def ask() -> ModelInfo:
+        return client.api().model_info(
+            repo, revision=revision, files_metadata=files, timeout=client.timeout()
+        )
+
+    try:
+        info = client.retrying(ask, repo, progress=progress)
+    except client.HUB_ERRORS as error:
+        raise client.explain(error, repo, revision) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"got an answer from {client.address()} that is not a Hub's ({client.brief(error)})",
+            repo,
+            "Does a proxy or a login page stand between?",
+        ) from None
+    if not is_commit(info.sha):
+        raise UserError("has no commit that the Hub would tell", repo)
+    return info
+
+
+class _Reader:
+    """Reads what a lock needs of one commit."""
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str | None,
+        commit: str,
+        progress: client.Say | None,
+        siblings: Iterable[RepoSibling] = (),
+    ) -> None:
+        self._repo, self._revision, self._commit = repo, revision, commit
+        self._where = f"{repo}@{revision}" if revision else repo
+        self._progress = progress
+        self._siblings = {
+            sibling.rfilename: sibling for sibling in siblings if _is_name(sibling.rfilename)
+        }
+
+    def lock(self) -> LockedSource:
+        """Return the lock of this commit."""
+        weight_map = None
+        if INDEX in self._siblings:
+            weight_map = parse_weight_map(self._read_json(INDEX), self._where)
+        weights = weight_files(self._siblings, weight_map, self._where)
+        if CONFIG not in self._siblings:
+            raise UserError(
+                f"has no {CONFIG}, so what kind of model it is cannot be told",
+                self._where,
+                f"See {client.address()}/{self._repo}/tree/main.",
+            )
+        names = model_files(self._siblings, weights)
+        return self._source("model", CONFIG, names, weights, weight_map)
+
+    def lock_adapter(self) -> LockedSource:
+        """Return the lock of the LoRA adapter in this commit."""
+        names = adapter_files(self._siblings, self._where)
+        return self._source("adapter", names[0], names, names[1:], None)
+
+    def _source(
+        self,
+        role: str,
+        config_name: str,
+        names: list[str],
+        weights: list[str],
+        weight_map: Mapping[str, str] | None,
+    ) -> LockedSource:
+        config = self._read_json(config_name)
+        if not isinstance(config, dict):
+            raise UserError(f"has a {config_name} that is not a JSON object", self._where)
+        files = {safe_name(name, None, self._where): self._locked(name) for name in names}
+        headers = self._read_headers(weights)
+        return LockedSource(
+            kind="hub",
+            repo=self._repo,
+            revision=self._revision,
+            commit=self._commit,
+            config=config,
+            files=files,
+            tensors=tensor_table(headers, weight_map, self._where),
+            role=role,
+        )
+
+    def _locked(self, name: str) -> LockedFile:
+        sibling = self._siblings[name]
+        if sibling.lfs and _is_size(sibling.lfs.size) and _is_hex(sibling.lfs.sha256, 64):
+            return LockedFile(sibling.lfs.size, sha256=sibling.lfs.sha256)
+        if sibling.lfs or not _is_size(sibling.size) or not _is_hex(sibling.blob_id, 40):
+            raise UserError(f"has a file {name!r} of unknown size or hash", self._where)
+        return LockedFile(sibling.size, git_oid=sibling.blob_id)
+
+    def content(self, name: str, locked: LockedFile) -> bytes:
+        """Return a small file, whole and with the content that was locked."""
+        where = f"{self._where}/{name}"
+        if locked.size > _LONGEST_TEXT:
+            raise UserError(f"has {locked.size} bytes, more than any real one", where)
+        data = self._read(name, 0, locked.size)
+        hasher = new_hasher(locked)
+        hasher.update(data)
+        if hasher.hexdigest() != wanted_digest(locked, where):
+            raise UserError("came from the Hub with another content than its hash says", where)
+        return data
+
+    def _read_json(self, name: str) -> Any:
+        return parse_json(self.content(name, self._locked(name)), f"{self._where}/{name}")
+
+    def _read_headers(self, names: list[str]) -> Mapping[str, Header]:
+        done, counting = 0, threading.Lock()
+
+        def read(name: str) -> Header:
+            nonlocal done
+            header = self._read_header(name)
+            with counting:
+                done += 1
+                if self._progress and (done == len(names) or done % 10 == 0):
+                    self._progress(f"{self._where}: {done} of {len(names)} headers")
+            return header
+
+        pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+        try:
+            return dict(zip(names, pool.map(read, names), strict=True))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_header(self, name: str) -> Header:
+        size = self._locked(name).size
+        where = f"{self._where}/{name}"
+        raw = self._read(name, 0, min(_FIRST_BYTES, size))
+        end = 8 + header_length(raw[:8], size, where)
+        if end > len(raw):
+            raw += self._read(name, len(raw), end)
+        return parse_header(raw[:end], size, where)
+
+    def _read(self, name: str, begin: int, end: int) -> bytes:
+        """Return the bytes [begin, end) of a file, and take no more from the network."""
+        if begin >= end:
+            return b""
+        try:
+            return client.retrying(
+                lambda: _read_range(self._url(name), begin, end),
+                f"{self._where}/{name}",
+                progress=self._progress,
+            )
+        except client.HUB_ERRORS as error:
+            raise client.explain(error, self._repo, self._revision, name) from None
+
+    def _url(self, name: str) -> str:
+        return hf_hub_url(self._repo, name, revision=self._commit, endpoint=client.endpoint())
+
+
+def _is_name(value: object) -> bool:
+    """Whether it is a text that can be written; which names files may have is told later."""
+    return isinstance(value, str) and not re.search(r"[\ud800-\udfff]", value)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_hex(value: object, digits: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
+
+
+def _read_range(url: str, begin: int, end: int) -> bytes:
+    fields = client.headers() | {
+        "Accept-Encoding": "identity",
+        "Range": f"bytes={begin}-{end - 1}",
+    }
+    session: httpx2.Client = get_session()
+    with session.stream("GET", url, headers=fields, timeout=client.timeout()) as response:
+        hf_raise_for_status(response)
+        skip = begin if response.status_code == 200 else 0  # the server knows no ranges
+        data = bytearray()
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) >= skip + end - begin:
+                return bytes(data[skip : skip + end - begin])
+    raise httpx2.RemoteProtocolError("the server closed the connection early")

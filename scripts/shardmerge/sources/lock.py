@@ -1,0 +1,171 @@
+"""The lock: from what, exactly, a recipe is built. Stable text, made once, read at every parse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import line_of, parse_object, read_text
+from shardmerge.base.identities import LockedFile
+from shardmerge.sources.lockschema import LockError, check_lock, told
+from shardmerge.sources.tokenizer.vocabulary import Vocabulary
+
+LOCK_VERSION = 1
+_RESTORE = "Restore it from version control, or run `snakemake lock` to renew it."
+
+
+@dataclass(frozen=True)
+class LockedTensor:
+    """A tensor of a source: file, dtype code, shape, byte range in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class LockedSource:
+    """A source model.
+
+    Args:
+        kind: ``hub`` or ``local``.
+        repo: Repository on the Hub, or None.
+        revision: Revision as asked for (branch, tag or commit), or None.
+        commit: The 40-hex commit that it was at, or None for a folder.
+        config: The model's config.json, parsed.
+        files: By name: weights, config, tokenizer and all else of the model but pickles.
+        tensors: By name, sorted.
+        role: ``model``, or ``adapter`` (then config is its adapter_config.json).
+        vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
+            tokenizer); None where none did.
+        chat_template: Its chat template ("" if it has none), likewise.
+        tokens: Digest of its tokens by id, where it was needed to compare models.
+    """
+
+    kind: str
+    repo: str | None
+    revision: str | None
+    commit: str | None
+    config: Mapping[str, Any]
+    files: Mapping[str, LockedFile]
+    tensors: Mapping[str, LockedTensor] = field(default_factory=dict)
+    role: str = "model"
+    vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
+    tokens: str | None = None
+
+    def has_contents_of(self, other: LockedSource) -> bool:
+        """Whether two locks pin the same bytes of a model.
+
+        What a lock notes of a tokenizer follows from these, and depends on what a recipe needs.
+        """
+        noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
+        return replace(self, **noted) == replace(other, **noted)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """All sources of one recipe file, by the reference that the recipe writes."""
+
+    sources: Mapping[str, LockedSource]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-able data, short: tensors by file, a vocabulary once for all that have it."""
+        found = [s.vocabulary for s in self.sources.values() if s.vocabulary is not None]
+        vocabularies = {v.digest: v.text for v in sorted(found, key=lambda v: v.digest)}
+        return {
+            "version": LOCK_VERSION,
+            "sources": {name: _source_to_json(s) for name, s in sorted(self.sources.items())},
+        } | ({"vocabularies": vocabularies} if vocabularies else {})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str, text: str = "") -> Lock:
+        """Return the lock that ``to_json`` wrote.
+
+        Args:
+            data: What was written.
+            where: What to say in errors.
+            text: The file's text, so that errors can tell the line.
+
+        Raises:
+            UserError: If it is of another version, or has anything that a lock cannot have.
+        """
+        if not isinstance(data, Mapping) or data.get("version") != LOCK_VERSION:
+            raise UserError(
+                f"is not a lock of version {LOCK_VERSION}",
+                where,
+                "Run `snakemake lock` to renew it.",
+            )
+        try:
+            check_lock(data)
+        except LockError as error:
+            line = line_of(text, error.path)
+            raise UserError(
+                f"{told(error.path)}: {error.message}" if error.path else error.message,
+                f"{where}:{line}" if line else where,
+                " ".join(filter(None, [error.hint, _RESTORE])),
+            ) from None
+        texts = {
+            name: Vocabulary(text, name, f"{where}: vocabulary {name}")
+            for name, text in data.get("vocabularies", {}).items()
+        }
+        return cls({n: _source_from_json(s, texts) for n, s in data["sources"].items()})
+
+
+def read_lock(path: str | os.PathLike[str]) -> Lock:
+    """Return the lock in a file.
+
+    Raises:
+        UserError: If it cannot be read, or as ``Lock.from_json``; tells the line where it can.
+    """
+    text = read_text(path)
+    return Lock.from_json(parse_object(text, str(path)), str(path), text)
+
+
+def _source_to_json(source: LockedSource) -> dict[str, Any]:
+    files: dict[str, Any] = {}
+    for name, file in sorted(source.files.items()):
+        row = {"size": file.size, "sha256": file.sha256}
+        row |= {"git_oid": file.git_oid, "sample": file.sample}
+        files[name] = {key: value for key, value in row.items() if value is not None}
+    for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
+        table = files[t.file].setdefault("tensors", {})
+        table[name] = [t.dtype, list(t.shape), t.begin, t.end]
+    row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
+    row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
+    row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
+    row |= {"chat_template": source.chat_template, "tokens": source.tokens}
+    return {k: v for k, v in row.items() if v is not None} | {
+        "config": dict(source.config),
+        "files": files,
+    }
+
+
+def _source_from_json(
+    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
+) -> LockedSource:
+    files, tensors = {}, {}
+    for name, row in data["files"].items():
+        files[name] = LockedFile(
+            row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
+        )
+        for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
+            tensors[tensor] = LockedTensor(name, dtype, tuple(shape), begin, end)
+    return LockedSource(
+        kind=data["kind"],
+        repo=data.get("repo"),
+        revision=data.get("revision"),
+        commit=data.get("commit"),
+        config=data["config"],
+        files=files,
+        tensors=dict(sorted(tensors.items())),
+        role=data.get("role", "model"),
+        vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
+        chat_template=data.get("chat_template"),
+        tokens=data.get("tokens"),
+    )

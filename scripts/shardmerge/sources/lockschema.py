@@ -1,0 +1,246 @@
+"""What a lock may hold: checked before anything of it is used, as a header is.
+
+A lock is a file of whoever wrote the recipe. Names in it become paths, hashes and repositories go
+to the Hub, and ranges of bytes are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shardmerge.base.dtypes import DTYPES, tensor_bytes
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.filenames import is_commit, is_repo, safe_name, safe_tensor
+from shardmerge.base.printable import is_printable
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT_OID = re.compile(r"[0-9a-f]{40}")
+_IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
+#: A file is known by one of these, depending on where it is.
+_KNOWN_BY = {"hub": ("sha256", "git_oid"), "local": ("sha256", "sample")}
+_SOURCE_KEYS = {
+    *("kind", "repo", "revision", "commit", "role", "config", "files"),
+    *("vocabulary", "chat_template", "tokens"),
+}
+_FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
+#: Files that each kind of source has.
+_WANTED = {
+    "model": ("config.json",),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+}
+_LARGEST = 1 << 63
+_MOST_DIMENSIONS = 64
+
+
+class LockError(Exception):
+    """Something in a lock is not as it must be.
+
+    Args:
+        message: What is wrong, without what it is wrong of.
+        path: Keys that lead to it.
+        hint: What to write instead, if that can be guessed.
+    """
+
+    def __init__(self, message: str, path: tuple[str, ...], hint: str | None = None) -> None:
+        self.message, self.path, self.hint = message, path, hint
+        super().__init__(message)
+
+
+def check_lock(data: Mapping[str, Any]) -> None:
+    """Check a lock of the version that this program writes.
+
+    Vocabularies are only looked at: they are long, and ``tokenizer.vocabulary`` checks what it
+    reads of them.
+
+    Raises:
+        LockError: If anything in it is not what this program would write.
+    """
+    _keys(data, {"version", "sources", "vocabularies"}, ())
+    vocabularies = _table(data.get("vocabularies", {}), ("vocabularies",))
+    for name, text in vocabularies.items():
+        path = ("vocabularies", name)
+        _match(name, _SHA256, "a SHA-256", path)
+        if not isinstance(text, str):
+            raise LockError("has tokens that are no text", path)
+    for name, source in _table(data.get("sources"), ("sources",)).items():
+        path = ("sources", name)
+        if not (name and is_printable(name)):
+            raise LockError("is called by no plain text", path)
+        _source(_table(source, path), vocabularies, path)
+
+
+def told(path: tuple[str, ...]) -> str:
+    """Return keys of a lock in words: ``model 'a/b', file 'x', tensor 'y', shape``."""
+    if path[:1] == ("vocabularies",):
+        return "vocabularies" if len(path) == 1 else f"vocabulary {_brief(path[1])}"
+    if path[:1] != ("sources",) or len(path) == 1:
+        return ", ".join(map(_short, path))
+    names, words = path[1:], []
+    for label, before in (("model", None), ("file", "files"), ("tensor", "tensors")):
+        if before is not None:
+            if names[:1] != (before,) or len(names) < 2:
+                break
+            names = names[1:]
+        words.append(f"{label} {_brief(names[0])}")
+        names = names[1:]
+    return ", ".join([*words, *map(_short, names)])
+
+
+def _source(
+    source: Mapping[str, Any], vocabularies: Mapping[str, Any], path: tuple[str, ...]
+) -> None:
+    _keys(source, _SOURCE_KEYS, path)
+    kind = source.get("kind")
+    if kind not in ("hub", "local"):
+        raise LockError(f"{_brief(kind)} is neither `hub` nor `local`", (*path, "kind"))
+    if source.get("role", "model") not in ("model", "adapter"):
+        raise LockError("is neither `model` nor `adapter`", (*path, "role"))
+    _origin(source, kind, path)
+    _text(source, "chat_template", path, lambda text: True)
+    for key in ("vocabulary", "tokens"):
+        if key in source:
+            _match(source[key], _SHA256, "a SHA-256", (*path, key))
+    if "vocabulary" in source and source["vocabulary"] not in vocabularies:
+        raise LockError("is not among the lock's vocabularies", (*path, "vocabulary"))
+    _unicode(_table(source.get("config"), (*path, "config")), (*path, "config"))
+    files = _table(source.get("files"), (*path, "files"))
+    wanted = _WANTED[source.get("role", "model")]
+    if missing := [name for name in wanted if name not in files]:
+        raise LockError(f"lacks {missing[0]}", (*path, "files"))
+    seen: set[str] = set()
+    for name, file in files.items():
+        _file(name, _table(file, (*path, "files", name)), kind, (*path, "files", name))
+        for tensor in file.get("tensors", ()):
+            if tensor in seen:
+                raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
+            seen.add(tensor)
+
+
+def _origin(source: Mapping[str, Any], kind: str, path: tuple[str, ...]) -> None:
+    if kind == "local":
+        for key in ("repo", "revision", "commit"):
+            if key in source:
+                raise LockError("does not go with `kind: local`", (*path, key))
+        return
+    if not is_repo(source.get("repo")):
+        message = f"{_brief(source.get('repo'))} is no repository's `owner/name`"
+        raise LockError(message, (*path, "repo"))
+    if not is_commit(source.get("commit")):
+        message = f"{_brief(source.get('commit'))} is no commit of 40 hexadecimal digits"
+        raise LockError(message, (*path, "commit"))
+    _text(source, "revision", path, lambda text: bool(text) and is_printable(text))
+
+
+def _file(name: str, file: Mapping[str, Any], kind: str, path: tuple[str, ...]) -> None:
+    try:
+        safe_name(name, None, "")
+    except UserError as error:
+        raise LockError(error.message, path) from None
+    _keys(file, _FILE_KEYS, path)
+    size = file.get("size")
+    if not _is_count(size):
+        raise LockError(f"{_brief(size)} is no number of bytes", (*path, "size"))
+    held = [key for key in _IDENTITIES if key in file]
+    if len(held) != 1 or held[0] not in _KNOWN_BY[kind]:
+        wanted = " or ".join(f"`{key}`" for key in _KNOWN_BY[kind])
+        raise LockError(f"must have {wanted}, one of the two", path)
+    key = held[0]
+    digits = 40 if key == "git_oid" else 64
+    _match(file[key], _IDENTITIES[key], f"{digits} hexadecimal digits", (*path, key))
+    if "tensors" in file:
+        _tensors(_table(file["tensors"], (*path, "tensors")), size, (*path, "tensors"))
+
+
+def _tensors(table: Mapping[str, Any], size: int, path: tuple[str, ...]) -> None:
+    ranges = []
+    for name, row in table.items():
+        where = (*path, name)
+        try:
+            safe_tensor(name, "")
+        except UserError as error:
+            raise LockError(error.message, where) from None
+        ranges.append((*_range(row, size, where), name))
+    position = 0
+    for begin, end, name in sorted(ranges):
+        if begin < position:
+            raise LockError("overlaps with the tensor before it", (*path, name))
+        position = end
+
+
+def _range(row: Any, size: int, path: tuple[str, ...]) -> tuple[int, int]:
+    """Return a tensor's range of bytes, shown to fit its type, its shape and its file."""
+    if not isinstance(row, list) or len(row) != 4:
+        raise LockError("is not `[dtype, shape, begin, end]`", path)
+    dtype, shape, begin, end = row
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise LockError(f"has the unknown dtype {_brief(dtype)}", path)
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
+        raise LockError("has a shape that is no list of sizes", path)
+    if not all(map(_is_count, (*shape, begin, end))):
+        raise LockError("has a shape or range that is not whole numbers", path)
+    if not begin <= end <= size:
+        raise LockError(f"ends at byte {end}, but the file has {size}", path)
+    if end - begin != tensor_bytes(dtype, shape):
+        raise LockError(f"has {end - begin} bytes, which are not those of {dtype}{shape}", path)
+    return begin, end
+
+
+def _table(value: Any, path: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise LockError("is not an object", path)
+    return value
+
+
+def _keys(table: Mapping[str, Any], known: set[str], path: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            raise LockError(f"has the unknown key {_brief(key)}", path, did_you_mean(key, known))
+
+
+def _text(
+    source: Mapping[str, Any], key: str, path: tuple[str, ...], good: Callable[[str], bool]
+) -> None:
+    if key not in source:
+        return
+    if not isinstance(source[key], str) or not good(source[key]):
+        raise LockError("is no plain text", (*path, key))
+    _unicode(source[key], (*path, key))
+
+
+def _match(value: Any, pattern: re.Pattern[str], what: str, path: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise LockError(f"{_brief(value)} is not {what}", path)
+
+
+def _unicode(value: Any, path: tuple[str, ...]) -> None:
+    """Refuse text that no UTF-8 file can hold, however deep it lies."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str) and not item.isascii():
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                raise LockError("has a character that is no Unicode", path) from None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _brief(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; a deep list
+        text = type(value).__name__
+    return _short(text)

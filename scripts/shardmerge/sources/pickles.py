@@ -1,0 +1,174 @@
+"""Pickled checkpoints in local folders: which files they are, and where their conversions lie."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmerge.base.digest import digest
+from shardmerge.base.filenames import safe_name
+from shardmerge.base.files import atomic_path, load_json, write_json
+from shardmerge.base.identities import Identities
+from shardmerge.base.safetensors import read_header
+from shardmerge.sources import adapter_config
+from shardmerge.sources.checkpoint_files import INDEX, indexed_files, parse_weight_map, tensor_table
+from shardmerge.sources.local import auxiliary_files
+
+#: Goes up when the same pickle is converted to other bytes.
+CONVERTER_VERSION = 1
+#: Written last: where it is and says what it should, the conversion beside it is whole.
+RECORD = "conversion.json"
+_INDEX = "pytorch_model.bin.index.json"
+_WEIGHTS = re.compile(r"pytorch_(model(?:-\d{5}-of-\d{5})?)\.bin")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint that is converted to safetensors, once.
+
+    Args:
+        reference: The model or adapter as the recipe names it.
+        folder: Where the pickles are.
+        output: Folder of the conversion.
+        weights: Name of each safetensors file, and of the pickle that it is made from.
+        small: Names of the files that are copied.
+        sizes: Bytes of each pickle.
+        record: What RECORD must say: versions, and identities of the content.
+    """
+
+    reference: str
+    folder: Path
+    output: Path
+    weights: Mapping[str, str]
+    small: tuple[str, ...]
+    sizes: Mapping[str, int]
+    record: Mapping[str, object]
+
+    @property
+    def done(self) -> bool:
+        """Whether the conversion is there, and made from these very pickles."""
+        path = self.output / RECORD
+        return path.is_file() and load_json(path) == self.record
+
+    @property
+    def name(self) -> str:
+        """Name of the conversion's folder."""
+        return self.output.name
+
+    @property
+    def identity(self) -> str:
+        """Digest of all that determines the conversion."""
+        return digest(self.record)
+
+    def pickle(self, stem: str) -> str:
+        """Return the path of the pickle that a safetensors file is made from, by its stem."""
+        return str(self.folder / self.weights[f"{stem}.safetensors"])
+
+    def size(self, stem: str) -> int:
+        """Return the bytes of that pickle."""
+        return self.sizes[self.weights[f"{stem}.safetensors"]]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Paths of the safetensors files."""
+        return [str(self.output / name) for name in self.weights]
+
+
+def pickled_weights(folder: Path, role: str) -> dict[str, str]:
+    """Return the pickles that a folder's weights are in: safetensors name to pickle name.
+
+    It is empty where there are safetensors files, which are taken before pickles. Other pickles
+    (of optimisers, of training arguments) are not looked at.
+
+    Raises:
+        UserError: If an index is none, or names files that are not there or lead out of the folder.
+    """
+    found = _adapter_pickle(folder) if role == "adapter" else _model_pickles(folder)
+    for name in found.values():
+        safe_name(name, folder, str(folder))
+    return found
+
+
+def _adapter_pickle(folder: Path) -> dict[str, str]:
+    whole = (folder / adapter_config.WEIGHTS).exists()
+    found = (folder / adapter_config.PICKLE).is_file() and not whole
+    return {adapter_config.WEIGHTS: adapter_config.PICKLE} if found else {}
+
+
+def _model_pickles(folder: Path) -> dict[str, str]:
+    if any(folder.glob("*.safetensors")):
+        return {}
+    names = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
+    if (folder / _INDEX).is_file():
+        weight_map = parse_weight_map(load_json(folder / _INDEX), str(folder), _INDEX)
+        there = [n for n in set(weight_map.values()) if (folder / n).is_file()]
+        names = indexed_files(weight_map, there, str(folder), _INDEX)
+    matches = {name: _WEIGHTS.fullmatch(name) for name in names}
+    return {f"{match[1]}.safetensors": name for name, match in matches.items() if match}
+
+
+def find_conversion(
+    folder: Path, reference: str, role: str, output: Path, identities: Identities
+) -> Conversion | None:
+    """Return the conversion that a folder needs, or None if it has safetensors files or no weights.
+
+    Args:
+        folder: Of a model or an adapter.
+        reference: As the recipe names it.
+        role: ``model`` or ``adapter``.
+        output: Where the conversion goes.
+        identities: Cache of content identities.
+
+    Raises:
+        UserError: If its index is broken.
+    """
+    weights = pickled_weights(folder, role)
+    if not weights:
+        return None
+    small = auxiliary_files(folder, {_INDEX: None})
+    if role == "adapter":
+        small = [name for name in small if name == adapter_config.CONFIG]
+    locked = {name: identities.of(folder / name) for name in [*weights.values(), *small]}
+    identities.save()
+    record = {
+        "version": CONVERTER_VERSION,
+        "weights": {name: locked[pickle].identity for name, pickle in weights.items()},
+        "files": {name: locked[name].identity for name in small},
+    }
+    sizes = {pickle: locked[pickle].size for pickle in weights.values()}
+    return Conversion(reference, folder, output, weights, tuple(small), sizes, record)
+
+
+def assemble(
+    conversion_folder: Path,
+    source: Path,
+    small: Iterable[str],
+    weights: Iterable[str],
+    record: Mapping[str, object],
+) -> None:
+    """Put beside converted weights what makes them a model: small files, index, record.
+
+    Args:
+        conversion_folder: Of the conversion.
+        source: Folder of the pickles.
+        small: Names of the files to copy.
+        weights: Names of the safetensors files.
+        record: What RECORD will say.
+
+    Raises:
+        UserError: If two files hold a tensor of the same name.
+    """
+    headers = {name: read_header(conversion_folder / name) for name in weights}
+    table = tensor_table(headers, None, str(source))
+    for name in small:
+        with atomic_path(conversion_folder / name) as part:
+            shutil.copyfile(source / name, part)
+    if len({tensor.file for tensor in table.values()}) > 1:
+        size = sum(tensor.end - tensor.begin for tensor in table.values())
+        weight_map = {name: tensor.file for name, tensor in table.items()}
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_json(conversion_folder / INDEX, index)
+    write_json(conversion_folder / RECORD, record)

@@ -1,0 +1,1 @@
+"""A model's vocabulary, from its tokenizer's files."""

@@ -1,0 +1,141 @@
+"""A tiny model merged in this process, as the workflow's jobs would: shards, records, checks."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers.models import llama
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.files import write_json, write_text
+from shardmerge.check.shard import check_shard
+from shardmerge.engine import build_shard
+from shardmerge.engine.stored import stored_deltas
+from shardmerge.package.config import output_config
+from shardmerge.package.index import index_text, make_index
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.plan import Build, ShardJob
+from shardmerge.plan.records import load_record, record_of, recorded_tensors
+from shardmerge.recipe.settings import load_settings
+from shardmerge.run.built import check_path
+
+RECIPE = """\
+name: donor
+merge_method: task_arithmetic
+base_model: lab/base
+models:
+  - model: lab/tuned
+    parameters: {weight: 0.7}
+  - model: lab/long
+    parameters: {weight: 1}
+dtype: float16
+---
+name: merged
+merge_method: linear
+base_model: lab/long
+parameters: {normalize: false}
+models:
+  - model: lab/long
+    parameters:
+      weight:
+        - {filter: v_proj, value: [1, 0.25, 0]}
+        - {value: 1}
+  - model: donor
+    parameters:
+      weight:
+        - {filter: v_proj, value: [0, 0.75, 1]}
+        - {value: 0}
+dtype: float16
+"""
+SOURCES = ("lab/base", "lab/tuned", "lab/long")
+
+
+@dataclass
+class Built:
+    """A merged model and what its jobs know.
+
+    Args:
+        build: The last of the plan's builds.
+        description: Of the build.
+    """
+
+    build: Build
+    description: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.build.shards[0].output).parent
+
+    @property
+    def results(self) -> Path:
+        return self.folder.parent
+
+    def records(self, kind: str = "records") -> list[Path]:
+        return [self.results / kind / f"{Path(j.output).stem}.json" for j in self.build.shards]
+
+    def shard_with(self, tensor: str) -> tuple[ShardJob, ShardSpec]:
+        """Return the job and the specification of the shard that holds a tensor."""
+        for job in self.build.shards:
+            spec = load_spec(job.digest)
+            if tensor in [t.name for t in spec.tensors]:
+                return job, spec
+        raise KeyError(tensor)
+
+
+def inputs_of(job: ShardJob, spec: ShardSpec) -> tuple[dict[tuple[str, str], Path], list[Path]]:
+    """Return a job's sources by (model, file), and its stored task vectors."""
+    deltas = [Path(path) for path in job.deltas]
+    files = spec.required_files(stored_deltas(spec, deltas))
+    return dict(zip(files, map(Path, job.sources), strict=True)), deltas
+
+
+def check(job: ShardJob, shard: Path | None = None) -> dict[str, Any]:
+    """Return what ``check_shard`` finds of a job's output, or of another file in its place."""
+    spec = load_spec(job.digest)
+    sources, deltas = inputs_of(job, spec)
+    sha256 = load_record(record_of(job.output))["sha256"]
+    return check_shard(spec, shard or Path(job.output), sources, deltas, sha256)
+
+
+def build_model(recipe: str = RECIPE, models: dict[str, Any] | None = None, **config: Any) -> Built:
+    """Merge a recipe in the working directory.
+
+    Args:
+        recipe: Its text; it names models of ``SOURCES``.
+        models: Sizes of the sources, as ``models.llama`` takes them.
+        config: Configuration besides recipe and sources.
+    """
+    for seed, name in enumerate(SOURCES):
+        if not Path("models", name).exists():
+            sizes = {"layers": 3, "files": 2 + seed} | (models or {})
+            llama(Path("models", name), seed, **sizes)
+    return merge(recipe, sources={name: f"models/{name}" for name in SOURCES}, **config)
+
+
+def merge(recipe: str, **config: Any) -> Built:
+    """Merge a recipe in the working directory; configuration as in ``build_model``, and sources."""
+    write_text("recipe.yaml", recipe)
+    settings = load_settings({"recipes": ["recipe.yaml"], **config})
+    plan = load_plan(settings, say=lambda line: None)
+    for job in [*plan.deltas, *(j for b in plan.builds.values() for j in b.shards)]:
+        spec = load_spec(job.digest)
+        sources, deltas = inputs_of(job, spec)
+        output = Path(job.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sums = {path: recorded_tensors(path) for path in deltas}
+        record = build_shard(spec, sources, output, deltas=deltas, sums=sums).to_json()
+        write_json(record_of(output), {"spec": job.digest, **record})
+        write_json(check_path(job), check(job))
+    build = list(plan.builds.values())[-1]
+    built = Built(build, dict(load_description(build.digest)))
+    for name, source in build.files.items():
+        shutil.copy(source, built.folder / name)
+    config_file = built.folder / "config.json"
+    config_file.write_text(output_config(config_file.read_text(), built.description, ""))
+    if len(build.shards) > 1:
+        index = index_text(make_index(built.description))
+        write_text(built.folder / "model.safetensors.index.json", index)
+    return built

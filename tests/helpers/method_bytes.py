@@ -1,0 +1,127 @@
+"""What every method makes of fixed numbers, as hashes: run by tests in processes of their own.
+
+python method_bytes.py FOLDER    prints {"method (variant) DTYPE": "SHA-256", ...} as JSON
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from helpers import engine_cases as cases
+from helpers import kernel_cases
+from shardmerge.algebra import expression as ex
+from shardmerge.engine import native
+from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.registry import Group, kernel_of, methods
+
+#: Not the defaults, so that all of a method's arithmetic is used.
+VARIANTS: dict[str, dict[str, dict[str, object]]] = {
+    "geometric_task_arithmetic": {
+        "": {"weight": (None, 0.37, -0.6, 1.0)},
+        "offset": {"weight": 0.8, "offset": 1.0, "normalize": True},
+    },
+    "nuslerp": {"": {}, "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)}},
+    "model_stock": {"": {}, "rows": {"filter_wise": True}},
+    "multislerp": {"": {"weight": 0.3, "eps": 1e-2}},
+    "karcher": {"": {"tol": 1e-12}},
+    "slerp": {"": {}, "beyond": {"t": 1.7}},
+}
+#: Elements that fill neither a vector nor a window of any size; the last is more than a block.
+SHAPES = ((37, 211), (3, BLOCK // 2 + 13))
+#: Sizes of blocks and windows, with compute threads.
+CUTS = (({}, 1), ({"block": 1000, "windows": (12288,)}, 2))
+
+
+def numbers(shape: tuple[int, ...], factor: int, spread: float) -> torch.Tensor:
+    """Return numbers by integer arithmetic and a division, the same with every torch."""
+    steps = torch.arange(math.prod(shape), dtype=torch.int64)
+    # cubes, so that large ones are rare as in a model
+    values = (steps * factor % 8191 - 4095).double() / 4096
+    return (values * values * values * spread).reshape(shape)
+
+
+def groups(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[str, Group]]:
+    """Return for each method and variant a group of fine-tunes of one base."""
+    found = {}
+    for declared in methods():
+        if declared.kernel is None:
+            continue
+        for variant, values in VARIANTS.get(declared.name, {"": {}}).items():
+            group = kernel_cases.ordinary(declared.name, (1,), models=3, **values)
+            base = numbers(shape, 911, 0.3)
+            made = [base] + [
+                base + numbers(shape, factor, 0.05)
+                for factor in (613, 577, 353, 127)[: len(group.tensors) - 1]
+            ]
+            label = f"{declared.name} ({variant})" if variant else declared.name
+            tensors = [tensor.to(dtype) for tensor in made]
+            found[label] = (declared.name, replace(group, tensors=tensors))
+    return found
+
+
+def by_the_engine(
+    folder: Path, cut: dict[str, object], threads: int, device: str = "cpu"
+) -> dict[str, str]:
+    """Return the hashes of tensors that the engine makes of float16 and of float64 sources."""
+    hashes = {}
+    for code in ("F16", "F64"):
+        dtype = torch.float16 if code == "F16" else torch.float64
+        made = groups(SHAPES[0], dtype)
+        most = max((group.tensors for _, group in made.values()), key=len)
+        models = cases.Models(folder / code, {f"m{i}": {"w": t} for i, t in enumerate(most)})
+        rows = {
+            label: ("F32" if code == "F16" else "F64", _call(name, group, models))
+            for label, (name, group) in made.items()
+        }
+        with cases.tuned(**cut):
+            spec = models.spec(rows, allow_nonfinite=True)
+            models.build(spec, threads=threads, device=device)
+        for label, tensor in models.load().items():
+            hashes[f"{label} {code}"] = _hash(tensor)
+    return hashes
+
+
+def by_kernels(threads: int) -> dict[str, str]:
+    """Return the hashes of what kernels make of tensors of more than a block."""
+    torch.set_num_threads(threads)
+    return {
+        f"{label} large": _hash(kernel_of(name, "float32")[0](group))
+        for label, (name, group) in groups(SHAPES[1], torch.float32).items()
+    }
+
+
+def _call(name: str, group: Group, models: cases.Models) -> ex.Call:
+    return ex.Call(
+        method=name,
+        inputs=tuple(models.source(f"m{i}") for i in range(len(group.tensors))),
+        base=group.base,
+        parameters=tuple(sorted(group.parameters.items())),
+        per_input=tuple(sorted(group.per_input.items())),
+        tensor=group.name,
+        models=group.models,
+        output_shape=tuple(group.tensors[0].shape),
+    )
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(cases.raw(tensor)).hexdigest()[:16]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    found = [by_the_engine(folder, cut, threads) | by_kernels(threads) for cut, threads in CUTS]
+    for other in found[1:]:
+        assert other == found[0], sorted(k for k in other if other[k] != found[0][k])
+    facts = {"level": torch.backends.cpu.get_cpu_capability(), "native": native.is_usable()}
+    json.dump(facts | {"hashes": found[0]}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

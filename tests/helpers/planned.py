@@ -1,0 +1,27 @@
+"""Plans of small recipes in the working directory, and what they say of one build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import description_path
+from shardmerge.recipe.settings import load_settings
+
+
+def slices(*runs: tuple[str, int, int]) -> dict[str, Any]:
+    """Return a recipe that stacks layers: model, first layer, the one behind the last."""
+    rows = [{"sources": [{"model": m, "layer_range": [a, b]}]} for m, a, b in runs]
+    return {"name": "out", "merge_method": "passthrough", "slices": rows, "dtype": "float16"}
+
+
+def described(recipe: dict[str, Any], **config: Any) -> tuple[dict[str, Any], list[str]]:
+    """Plan a recipe of one model; return its description and the warnings."""
+    Path("recipe.yaml").write_text(json.dumps(recipe))
+    Path("recipe.lock.json").unlink(missing_ok=True)
+    settings = load_settings({"recipes": ["recipe.yaml"], **config})
+    plan = load_plan(settings, say=lambda line: None)
+    (build,) = plan.builds.values()
+    return json.loads(description_path(build.digest).read_text()), list(plan.warnings)

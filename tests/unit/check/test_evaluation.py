@@ -1,0 +1,286 @@
+"""Benchmark results as plain data, and the table that is made of them."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shardmerge.base.errors import UserError
+from shardmerge.check import benchmark, score_text, scores
+from shardmerge.check.plain import Scrubber, plain
+
+
+def result(model="merged", task="demo_B", value=0.925, stderr=0.0187, **config):
+    """Return a result as ``evaluation.save`` writes it."""
+    return {
+        "model_name": model,
+        "requested_task": task,
+        "results": {
+            task: {"alias": task, "sample_len": 200, "acc,none": value, "acc_stderr,none": stderr}
+        },
+        "configs": {task: {"task": task}},
+        "versions": {task: 1.0},
+        "n-shot": {task: 0},
+        "n-samples": {task: {"original": 200, "effective": 200}},
+        "higher_is_better": {task: {"acc": True}},
+        "task_hashes": {task: "0123456789abcdef"},
+        "lm_eval_version": "0.4.13",
+        "transformers_version": "5.23.0",
+        "torch_version": "2.13.0",
+        "config": {"limit": None, "dtype": "float32", "random_seed": 0} | config,
+    }
+
+
+def group(model="merged"):
+    """Return a result of a group with two parts."""
+    made = result(model, "suite", 0.7)
+    for part, value in (("suite_a", 0.6), ("suite_b", 0.8)):
+        made["results"][part] = {"acc,none": value, "acc_stderr,none": 0.02}
+        made["n-shot"][part] = 0
+    return made
+
+
+class TestCombine:
+    def test_rows_and_columns_stand_in_the_order_of_the_results(self):
+        table = scores.combine(
+            [result("b", "t2"), result("b", "t1"), result("a", "t2"), result("a", "t1")]
+        )
+        assert table.models == ("b", "a")
+        assert [column.label for column in table.columns] == ["t2/acc", "t1/acc"]
+        assert len(table.cells) == 4
+        assert table.footnotes == ()
+
+    def test_values_errors_and_settings_are_the_files(self):
+        table = scores.combine([result(value=0.25, stderr=0.03, limit=50)])
+        cell = table.cells["merged", table.columns[0]]
+        assert (cell.value, cell.stderr, cell.samples) == (0.25, 0.03, 200)
+        assert cell.settings["limit"] == 50
+        assert table.columns[0].higher_is_better is True
+
+    def test_a_standard_error_that_is_no_number_is_none(self):
+        table = scores.combine([result(stderr="N/A")])
+        assert table.cells["merged", table.columns[0]].stderr is None
+
+    def test_parts_of_a_group_are_not_headlines(self):
+        table = scores.combine([group()])
+        assert {c.task: c.headline for c in table.columns} == {
+            "suite": True,
+            "suite_a": False,
+            "suite_b": False,
+        }
+
+    def test_all_tasks_of_a_tag_are_headlines(self):
+        tag = group()
+        tag["requested_task"] = "some_tag"
+        assert all(column.headline for column in scores.combine([tag]).columns)
+
+    def test_every_filter_is_a_column(self):
+        made = result()
+        made["results"]["demo_B"] = {"exact_match,strict": 0.1, "exact_match,flexible": 0.2}
+        labels = [column.label for column in scores.combine([made]).columns]
+        assert labels == ["demo_B/exact_match,strict", "demo_B/exact_match,flexible"]
+
+    def test_two_different_results_of_one_task_are_refused(self):
+        with pytest.raises(UserError, match=r"'merged' has two results of demo_B/acc"):
+            scores.combine([result(value=0.1), result(value=0.2)])
+
+    def test_a_task_measured_alone_and_in_a_group_is_one_column(self):
+        part = result(task="suite_a", value=0.6, stderr=0.02)
+        alone = {"versions": {}, "task_hashes": {}, "n-samples": {}, "higher_is_better": {}}
+        table = scores.combine([group(), part | alone])
+        assert [c.label for c in table.columns] == ["suite/acc", "suite_a/acc", "suite_b/acc"]
+
+
+class TestFootnotes:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"config": {"limit": 50, "dtype": "float32", "random_seed": 0}}, "limit 50"),
+            ({"config": {"limit": None, "dtype": "auto", "random_seed": 0}}, "computed in auto"),
+            ({"config": {"limit": None, "dtype": "float32", "random_seed": 7}}, "seeds 7"),
+            ({"n-shot": {"demo_B": 5}}, "5 examples in the prompt"),
+            ({"versions": {"demo_B": 2.0}}, "version 2.0 of the task"),
+            ({"lm_eval_version": "0.4.8"}, "lm-eval 0.4.8"),
+            ({"transformers_version": "4.57.0"}, "transformers 4.57.0"),
+            ({"torch_version": "2.9.0"}, "torch 2.9.0"),
+            ({"task_hashes": {"demo_B": "fedcba9876543210"}}, "questions of hash fedcba98"),
+        ],
+    )
+    def test_a_result_with_other_settings_is_marked(self, change, said):
+        table = scores.combine([result("a"), result("b"), result("odd") | change])
+        (note,) = table.footnotes
+        assert note.startswith(f"demo_B of odd: {said}; others: ")
+        column = table.columns[0]
+        assert table.cells["odd", column].notes == (1,)
+        assert table.cells["a", column].notes == table.cells["b", column].notes == ()
+        for text in (score_text.to_markdown(table), score_text.to_terminal(table)):
+            assert "0.925 ± 0.019 [1]" in text
+            assert f"[1] {note}" in text
+        assert note in score_text.to_csv(table)
+
+    def test_other_questions_are_not_told_where_the_limit_explains_them(self):
+        odd = result("odd", limit=50) | {"task_hashes": {"demo_B": "ffff"}}
+        (note,) = scores.combine([result("a"), result("b"), odd]).footnotes
+        assert "hash" not in note
+
+    def test_tasks_may_differ_from_each_other(self):
+        assert scores.combine([result(), result(task="other", limit=9)]).footnotes == ()
+
+    def test_the_majority_is_the_measure_whatever_the_order(self):
+        table = scores.combine([result("odd", limit=5), result("a"), result("b")])
+        assert table.cells["odd", table.columns[0]].notes == (1,)
+
+    def test_nothing_of_the_results_is_changed(self):
+        results = [result("a"), result("b", limit=5)]
+        before = copy.deepcopy(results)
+        scores.combine(results)
+        assert results == before
+
+
+class TestText:
+    TABLE = scores.combine(
+        [result("a|b", "t"), result("c", "t", 0.5, None), result("c", "ppl", 12.3456, 0.5)]
+    )
+
+    def test_markdown_has_a_line_per_model_and_escapes_bars(self):
+        lines = score_text.to_markdown(self.TABLE).splitlines()
+        assert lines[0] == "| model | t/acc ↑ | ppl/acc ↑ |"
+        assert lines[2] == "| a\\|b | 0.925 ± 0.019 | - |"
+        assert lines[3] == "| c | 0.500 | 12.35 ± 0.50 |"
+
+    def test_csv_has_full_numbers_and_errors(self):
+        rows = list(csv.DictReader(io.StringIO(score_text.to_csv(self.TABLE))))
+        assert rows[0]["t/acc"] == "0.925"
+        assert rows[0]["t/acc_stderr"] == "0.0187"
+        assert rows[0]["ppl/acc"] == ""
+        assert rows[1]["ppl/acc"] == "12.3456"
+
+    def test_csv_has_the_parts_of_groups_and_markdown_has_not(self):
+        table = scores.combine([group()])
+        assert "suite_a" in score_text.to_csv(table)
+        assert "suite_a" not in score_text.to_markdown(table)
+
+    def test_terminal_lines_are_aligned(self):
+        lines = score_text.to_terminal(self.TABLE).splitlines()
+        assert lines[2].index("0.925") + len("0.925 ± 0.019") == lines[3].index("0.500") + 5
+
+    def test_json_has_a_record_per_value(self):
+        data = scores.to_json(self.TABLE)
+        assert data["models"] == ["a|b", "c"]
+        assert [(c["model"], c["label"], c["value"]) for c in data["cells"]] == [
+            ("a|b", "t/acc", 0.925),
+            ("c", "t/acc", 0.5),
+            ("c", "ppl/acc", 12.3456),
+        ]
+
+
+class TestCardResults:
+    def test_a_card_carries_them_there_and_back(self):
+        from huggingface_hub import ModelCard, ModelCardData
+
+        made = result(limit=50)
+        made["configs"]["demo_B"]["dataset_path"] = "someone/demo"
+        table = scores.combine([made, group(), result("other")])
+        data = ModelCardData(model_name="merged", eval_results=scores.card_results(table, "merged"))
+        card = ModelCard(f"---\n{data.to_yaml()}\n---\n# merged\n")
+        first, second = card.data.eval_results
+        assert (first.dataset_type, first.dataset_name) == ("someone/demo", "demo_B")
+        assert (first.metric_type, first.metric_name, first.metric_value) == (
+            "accuracy",
+            "acc",
+            0.925,
+        )
+        assert first.dataset_args == {"num_few_shot": 0, "limit": 50}
+        assert first.source_name == "lm-evaluation-harness 0.4.13"
+        assert (second.dataset_name, second.metric_value) == ("suite", 0.7)
+
+    def test_an_unknown_model_is_an_error_with_a_guess(self):
+        with pytest.raises(UserError, match=r"(?s)no results of a model 'mergd'.*'merged'"):
+            scores.card_results(scores.combine([result()]), "mergd")
+
+
+class TestLoad:
+    def test_another_json_file_is_refused(self, tmp_path):
+        path = tmp_path / "config.json"
+        path.write_text('{"results": {}}')
+        with pytest.raises(UserError, match="is not a benchmark result"):
+            scores.load([path])
+
+
+class TestPlain:
+    def test_what_json_has_not_becomes_text(self):
+        assert plain({"a": math.nan, 1: -math.inf, "t": (1, 2.5, None, True)}) == {
+            "a": "nan",
+            "1": "-inf",
+            "t": [1, 2.5, None, True],
+        }
+
+    def test_numpy_and_torch_values_become_pythons(self):
+        import numpy
+        import torch
+
+        value = plain([numpy.float32(0.5), numpy.int64(3), numpy.bool_(True), torch.ones(2)])
+        assert value == [0.5, 3, True, [1.0, 1.0]]
+        assert [type(v) for v in value] == [float, int, bool, list]
+
+    def test_sets_functions_and_objects_have_one_text(self):
+        assert plain({"b", "a", "c"}) == ["a", "b", "c"]
+        assert plain(math.floor) == "math.floor"
+        assert plain(object()) == "builtins.object"
+        assert plain(Path("a/b")) == "a/b"
+
+    @pytest.mark.parametrize("seed", ["0", "1"])
+    def test_the_text_does_not_depend_on_the_hash_seed(self, seed):
+        code = "from shardmerge.check.plain import plain; print(plain({'b', 'a', 'c', 'd', 1}))"
+        scripts = Path(__file__).parents[3] / "scripts"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(scripts)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "[1, 'a', 'b', 'c', 'd']"
+
+
+class TestScrubber:
+    def test_folders_of_this_machine_and_addresses_go(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path.parent))
+        scrub = Scrubber([Path("config/tasks"), tmp_path / "deep" / "lm_eval"])
+        assert scrub({"a": [f"{tmp_path}/config/tasks/demo/x.yaml", 3]}) == {
+            "a": ["config/tasks/demo/x.yaml", 3]
+        }
+        assert scrub(f"see {tmp_path}/deep/lm_eval/tasks") == "see lm_eval/tasks"
+        assert scrub(f"{tmp_path}/data.json") == "./data.json"
+        assert scrub(f"{tmp_path.parent}/.cache/x") == "~/.cache/x"
+        assert scrub("<function f at 0x7f00aa>") == "<function f>"
+
+
+class TestExplain:
+    def test_no_network_is_told_as_such_however_deep(self):
+        try:
+            try:
+                raise ConnectionRefusedError("no route")
+            except OSError as error:
+                raise RuntimeError("could not load") from error
+        except RuntimeError as error:
+            assert "the Hub cannot be reached" in benchmark.explain(error)
+
+    def test_offline_mode_is_no_network(self):
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        assert "the Hub cannot be reached" in benchmark.explain(OfflineModeIsEnabled("off"))
+
+    def test_errors_for_people_speak_for_themselves(self):
+        assert benchmark.explain(UserError("no", "here", "do that")) == "here: no\n  do that"
+
+    def test_a_failure_that_is_not_foreseen_is_not_explained_away(self):
+        assert benchmark.explain(ZeroDivisionError("division by zero")) is None

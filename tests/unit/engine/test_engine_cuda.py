@@ -1,0 +1,63 @@
+"""On a CUDA device the engine makes the same bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import TestGoldenBytes, call_of
+
+from helpers import engine_cases as cases
+from helpers import kernel_cases, method_bytes
+from helpers.engine_cases import Models, normal
+from shardmerge.algebra import expression as ex
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
+]
+
+
+class TestCuda:
+    @pytest.mark.parametrize("name", [n for n in TestGoldenBytes.GOLDEN if "verbatim" not in n])
+    def test_golden_bytes(self, tmp_path: Path, name: str) -> None:
+        models = TestGoldenBytes.models(tmp_path)
+        spec = TestGoldenBytes.specs(models)[name]
+        assert models.build(spec, device="cuda").sha256 == TestGoldenBytes.GOLDEN[name]
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
+    def test_every_methods_golden_bytes(self, tmp_path: Path, device: str) -> None:
+        if device == "cuda:1" and torch.cuda.device_count() < 2:
+            pytest.skip("there is one card")
+        found = method_bytes.by_the_engine(tmp_path, {}, 2, device)
+        golden = json.loads(Path(method_bytes.__file__).with_suffix(".json").read_text())
+        assert found == {name: golden["hashes"][name] for name in found}
+
+    @pytest.mark.parametrize("code", cases.FLOATS)
+    @pytest.mark.parametrize("cut", [cases.SMALL | {"device_block": 100}, {}])
+    def test_equals_the_cpu(self, tmp_path: Path, code: str, cut: dict[str, object]) -> None:
+        tables = {c: {"w": normal((211, 97), i, c, 1.0)} for i, c in enumerate(cases.FLOATS)}
+        tables["F16"]["w"][3, 4] = float("nan")
+        models = Models(tmp_path, tables)
+        s = [models.source(c) for c in cases.FLOATS]
+        delta = ex.Delta(s[0], s[1], "F16")
+        total = ex.Linear(((0.3, s[2]), (-0.7, delta), (1.0, ex.Cast(s[3], "BF16"))))
+        spec = models.spec({"w": (code, total), "copy": ("F16", s[0])}, allow_nonfinite=True)
+        on_cpu = models.build(spec)
+        with cases.tuned(**cut):
+            on_cuda = models.build(spec, device="cuda", threads=3)
+        assert on_cuda.sha256 == on_cpu.sha256
+        assert on_cuda.deltas.keys() == on_cpu.deltas.keys()
+
+    def test_a_whole_call(self, tmp_path: Path) -> None:
+        group = kernel_cases.ordinary("slerp", (211, 97))
+        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+        inputs = [models.source(m) for m in models.tensors]
+        spec = models.spec({"w": ("F32", call_of("slerp", group, inputs))})
+        models.build(spec)
+        expected = models.load()["w"]
+        with cases.tuned(**cases.SMALL):
+            models.build(spec, device="cuda", threads=3)
+        torch.testing.assert_close(models.load()["w"], expected, rtol=1e-5, atol=1e-6)

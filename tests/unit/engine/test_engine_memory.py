@@ -1,0 +1,192 @@
+"""The engine's memory: the same for any shard that streams, foretold for what must be whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers import kernel_cases
+from helpers.engine_cases import FILE
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.rows import ZERO, format_choice, format_rows
+from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.safetensors import write_header
+from shardmerge.engine import workspace_bytes
+from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
+from shardmerge.methods.registry import method
+
+LIMIT = 400_000_000
+
+
+def sparse(
+    folder: Path, models: Iterable[str], code: str, shape: tuple[int, ...]
+) -> dict[str, ex.Source]:
+    """Write models of one tensor of zeros each, which take no disk; return the tensors."""
+    header = write_header([("w", code, shape)], {"format": "pt"})
+    size = math.prod(shape) * DTYPES[code].size
+    for model in models:
+        path = folder / f"{model}.safetensors"
+        path.write_bytes(header)
+        os.truncate(path, len(header) + size)
+    return {model: ex.Source(model, FILE, "w", code, shape) for model in models}
+
+
+def spec_of(code: str, expression: ex.Expression, numerics: str = "float32") -> ShardSpec:
+    files = {(s.model, s.file): s.model for s in ex.sources(expression)}
+    tensor = OutputTensor("w", code, expression.shape, expression)
+    return ShardSpec((tensor,), files, numerics)
+
+
+def call_of(name: str, sources: list[ex.Source], numerics: str = "float32") -> ex.Call:
+    has_base = method(name).inputs.base == "required"
+    group = kernel_cases.ordinary(name, (2, 2), models=len(sources) - has_base)
+    inputs = sources if numerics == "float32" else [ex.Cast(s, s.dtype) for s in sources]
+    return ex.Call(
+        method=name,
+        inputs=tuple(inputs),
+        base=group.base,
+        parameters=tuple(sorted(group.parameters.items())),
+        per_input=tuple(sorted(group.per_input.items())),
+        tensor="w",
+        models=tuple(s.model for s in sources),
+        output_shape=sources[0].shape,
+    )
+
+
+def measured(folder: Path, spec: ShardSpec, threads: int) -> int:
+    """Return the peak memory of a process that builds a shard and does nothing else."""
+    script = (
+        "import json, pathlib, sys\n"
+        "from shardmerge.engine import build_shard\n"
+        "from shardmerge.algebra.spec import ShardSpec\n"
+        "folder, spec, threads = pathlib.Path(sys.argv[1]), sys.stdin.read(), int(sys.argv[2])\n"
+        "spec = ShardSpec.from_json(json.loads(spec))\n"
+        "paths = {key: folder / f'{key[0]}.safetensors' for key in spec.files}\n"
+        "record = build_shard(spec, paths, folder / 'out.safetensors', threads=threads)\n"
+        "print(record.peak_memory)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(threads)],
+        input=json.dumps(spec.to_json()),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (folder / "out.safetensors").unlink()
+    return int(done.stdout)
+
+
+class TestStreaming:
+    """Sums and elementwise methods take the same memory for every tensor and every shard."""
+
+    def test_a_large_tensor(self, tmp_path: Path) -> None:
+        s = sparse(tmp_path, "abq", "F16", (75_000, 2_000))  # 300 MB each
+        delta = ex.Delta(s["a"], s["b"], "F16")
+        spec = spec_of("F16", ex.Linear(((1.0, s["q"]), (0.4, delta))))
+        assert workspace_bytes(spec) == STREAMING_BYTES <= LIMIT
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    def test_many_threads_and_models_of_wide_types(self, tmp_path: Path) -> None:
+        s = sparse(tmp_path, "abcdefgh", "F64", (1_000, 2_000))  # 16 MB each
+        spec = spec_of("F32", ex.Linear(tuple((0.1, source) for source in s.values())))
+        assert measured(tmp_path, spec, threads=16) <= LIMIT
+
+    def test_rows_in_another_order(self, tmp_path: Path) -> None:
+        s = sparse(tmp_path, "ab", "F16", (60_000, 1_000))  # 120 MB each
+        order = list(range(60_000))
+        random.Random(1).shuffle(order)
+        taken = [ex.take_rows(s[model], format_rows(order)) for model in "ab"]
+        choice = ex.Choice(tuple(taken), format_choice([(0,), (0, 1)] * 30_000))
+        padding = format_rows([ZERO] * 59_999 + [0])
+        padded = ex.Choice((choice, ex.take_rows(ex.Mean(choice), padding)), "0*59999,1*1")
+        spec = spec_of("F16", padded)
+        assert workspace_bytes(spec) == STREAMING_BYTES
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_an_elementwise_method(self, tmp_path: Path, numerics: str) -> None:
+        s = sparse(tmp_path, "abcdefg", "F32", (3_000, 2_000))  # 24 MB each
+        spec = spec_of("F32", call_of("ram", list(s.values()), numerics), numerics)
+        assert workspace_bytes(spec) == STREAMING_BYTES
+        assert block_length(spec) < TUNING.block
+        assert measured(tmp_path, spec, threads=6) <= LIMIT
+
+    @pytest.mark.slow
+    def test_is_flat(self, tmp_path: Path) -> None:
+        """Half a gigabyte or five, in tensors of 50 MB or in one of 1 GB."""
+        peaks = []
+        for tensors, rows in ((10, 25_000), (100, 25_000), (1, 500_000)):
+            specs = [_one_of_many(tmp_path, f"{rows}-{i}", rows) for i in range(tensors)]
+            files = {key: name for spec in specs for key, name in spec.files.items()}
+            parts = tuple(tensor for spec in specs for tensor in spec.tensors)
+            peaks.append(measured(tmp_path, ShardSpec(parts, files), threads=1))
+            for path in tmp_path.glob("*.safetensors"):
+                path.unlink()
+        assert max(peaks) <= LIMIT
+        assert max(peaks) < 1.1 * min(peaks)
+
+
+def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
+    """Return the shard of one tensor of 2 kB rows, ``q + 0.4 (a - b)``, of models of its own."""
+    models = [f"{letter}-{name}" for letter in "qab"]
+    q, a, b = sparse(folder, models, "F16", (rows, 1_000)).values()
+    spec = spec_of("F16", ex.Linear(((1.0, q), (0.4, ex.Delta(a, b, "F16")))))
+    return replace(spec, tensors=(replace(spec.tensors[0], name=name),))
+
+
+class TestWhole:
+    """A method that must see whole tensors gets what its largest tensor needs."""
+
+    @pytest.mark.parametrize(("name", "models"), [("ties", "abc"), ("slerp", "ab")])
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
+        s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each
+        spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)
+        foretold, peak = workspace_bytes(spec), measured(tmp_path, spec, threads=2)
+        assert foretold > STREAMING_BYTES + 32e6 * len(models)
+        assert 0.5 * foretold < peak <= foretold
+
+    def test_is_that_of_the_largest_tensor(self) -> None:
+        tensors = []
+        for rows in (1_000, 5_000, 3_000):
+            sources = [ex.Source(m, FILE, str(rows), "F16", (rows, 100)) for m in "ab"]
+            call = call_of("slerp", sources)
+            tensors.append(OutputTensor(str(rows), "F16", call.shape, call))
+        files = {("a", FILE): "a", ("b", FILE): "b"}
+        alone = [workspace_bytes(ShardSpec((tensor,), files)) for tensor in tensors]
+        assert workspace_bytes(ShardSpec(tuple(tensors), files)) == max(alone) == alone[1]
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+    def test_a_card_adds_what_its_libraries_take(self, device: str) -> None:
+        call = call_of("slerp", [ex.Source(m, FILE, "w", "F16", (5, 100)) for m in "ab"])
+        spec = spec_of("F16", call)
+        assert workspace_bytes(spec, device) == workspace_bytes(spec) + CUDA_BYTES
+
+    def test_foretelling_needs_no_torch(self) -> None:
+        script = (
+            "import sys\n"
+            "from shardmerge.engine import workspace_bytes\n"
+            "from shardmerge.algebra.spec import ShardSpec\n"
+            "import json\n"
+            "assert workspace_bytes(ShardSpec.from_json(json.loads(sys.stdin.read()))) > 0\n"
+            "assert 'torch' not in sys.modules\n"
+        )
+        sources = [ex.Source(m, FILE, "w", "F16", (100, 100)) for m in "ab"]
+        subprocess.run(
+            [sys.executable, "-c", script],
+            input=json.dumps(spec_of("F16", call_of("slerp", sources)).to_json()),
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+            check=True,
+        )

@@ -1,0 +1,122 @@
+"""The bytes of every method: the same on every processor, for any threads, blocks and windows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+
+from helpers import kernel_cases as cases
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.numerics import MERGEKIT
+from shardmerge.methods.kernels import functions
+from shardmerge.methods.registry import methods, version_of
+
+TESTS = Path(__file__).parents[2]
+#: A change here changes what users have built: it needs a new ``version`` of the method.
+GOLDEN = json.loads((TESTS / "helpers" / "method_bytes.json").read_text())
+#: Of torch's code for vectors, from the plainest on.
+LEVELS = ("default", "avx2", "avx512")
+
+
+def best_level() -> str:
+    found = torch.backends.cpu.get_cpu_capability().lower()
+    return found if found in LEVELS else "default"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_golden_bytes(tmp_path: Path, level: str) -> None:
+    if LEVELS.index(level) > LEVELS.index(best_level()):
+        pytest.skip(f"this processor has no {level}")
+    done = subprocess.run(
+        [sys.executable, TESTS / "helpers" / "method_bytes.py", tmp_path],
+        env=os.environ
+        | {"ATEN_CPU_CAPABILITY": level, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["level"].lower() == level
+    assert found["hashes"] == GOLDEN["hashes"]
+
+
+class TestVersions:
+    def test_are_those_of_the_golden_bytes(self) -> None:
+        found = {m.name: m.version for m in methods() if m.version != 1}
+        assert found == GOLDEN["versions"]
+
+    def spec(self, name: str, numerics: str) -> ShardSpec:
+        tensor = ex.Source("a", "f", "w", "F16", (2, 2))
+        call = ex.Call(name, (tensor, tensor), 0, output_shape=(2, 2))
+        return ShardSpec((OutputTensor("w", "F16", (2, 2), call),), {("a", "f"): "x"}, numerics)
+
+    def test_count_for_the_jobs_that_call_the_method(self) -> None:
+        def versions(name: str, numerics: str) -> object:
+            return self.spec(name, numerics).to_json().get("versions")
+
+        assert versions("slerp", "float32") == {"slerp": version_of("slerp", "float32")}
+        assert versions("ties", "float32") is None
+        assert versions("slerp", MERGEKIT) is None
+
+    def test_are_part_of_a_jobs_identity(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = {name: self.spec(name, "float32").digest for name in ("slerp", "ties")}
+        monkeypatch.setattr(
+            "shardmerge.algebra.spec.version_of", lambda name, _: 3 - 2 * (name == "ties")
+        )
+        assert self.spec("slerp", "float32").digest != before["slerp"]
+        assert self.spec("ties", "float32").digest == before["ties"]
+
+
+class TestFunctions:
+    """Within two units in the last place of the true values, wherever an element stands."""
+
+    COUNT = 2000
+    SAMPLES = {  # noqa: RUF012
+        "log_": lambda x: (x * 8).exp(),
+        "exp_": lambda x: x * 200,
+        "sin": lambda x: x * 1000,
+        "cos": lambda x: x * 1000,
+        "acos": lambda x: x,
+    }
+
+    def samples(self, name: str) -> torch.Tensor:
+        random = torch.Generator().manual_seed(3)
+        x = torch.rand(self.COUNT, generator=random, dtype=torch.float64) * 2 - 1
+        x[: self.COUNT // 4] **= 9  # near 0, where log and acos are near 1
+        if name == "acos":
+            x[:100] = 1 - x[:100].abs() * 1e-9
+        return self.SAMPLES[name](x)
+
+    @pytest.mark.parametrize("name", SAMPLES)
+    def test_accuracy(self, name: str) -> None:
+        x = self.samples(name)
+        with mpmath.workprec(200):
+            exact = [getattr(mpmath, name.strip("_"))(value) for value in x.tolist()]
+            got = getattr(functions, name)(x.clone()).tolist()
+            units = [
+                abs(mpmath.mpf(a) - b) / mpmath.mpf(2) ** (mpmath.frexp(b)[1] - 53)
+                for a, b in zip(got, exact, strict=True)
+            ]
+        assert max(units) < 2
+
+    @pytest.mark.parametrize("name", SAMPLES)
+    def test_place_changes_no_bit(self, name: str) -> None:
+        x, function = self.samples(name), getattr(functions, name)
+        alone = torch.cat([function(x[i : i + 1].clone()) for i in range(0, self.COUNT, 7)])
+        assert cases.differing(alone, function(x.clone())[::7]) == 0
+
+    def test_limits(self) -> None:
+        nan, inf = float("nan"), float("inf")
+        x = torch.tensor([0.0, -0.0, -800.0, 800.0, inf, -inf, nan], dtype=torch.float64)
+        expected = torch.tensor([1.0, 1.0, 0.0, inf, inf, 0.0, nan], dtype=torch.float64)
+        assert cases.differing(functions.exp_(x), expected) == 0
+        ends = functions.acos(torch.tensor([1.0, -1.0], dtype=torch.float64))
+        assert ends.tolist() == [0.0, torch.pi]
+        assert functions.log_(torch.ones(3, dtype=torch.float64)).tolist() == [0.0] * 3

@@ -1,0 +1,259 @@
+"""The model card: front matter that the Hub reads, and text that no name can break out of."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+import write_card
+from helpers.built_model import RECIPE, build_model
+from shardmerge.base.errors import UserError
+from shardmerge.base.markdown import block, code, link, table
+from shardmerge.check import scores
+from shardmerge.package.card import base_models, make_card
+
+HOSTILE = "x`|<b>\n---\n# y: [z](w) {a} \"'"
+
+
+@pytest.fixture(scope="module")
+def description(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("card"))
+        yield build_model().description
+
+
+def front_matter(text: str) -> dict:
+    return yaml.safe_load(text.split("\n---\n")[0])
+
+
+def body(text: str) -> str:
+    return ModelCard(text).text
+
+
+def html(text: str) -> str:
+    return MarkdownIt("commonmark").enable("table").render(text)
+
+
+def section(text: str, title: str) -> str:
+    return re.split(r"^## ", text.split(f"\n## {title}\n")[1], flags=re.MULTILINE)[0]
+
+
+def results(model: str, value: float) -> dict:
+    """Return a benchmark result as lm-eval's jobs leave it."""
+    return {
+        "model_name": model,
+        "requested_task": "copy",
+        "results": {"copy": {"acc,none": value, "acc_stderr,none": 0.01}},
+        "n-shot": {"copy": 0},
+        "higher_is_better": {"copy": {"acc": True}},
+        "lm_eval_version": "0.4.13",
+        "config": {"limit": None, "dtype": "float32", "random_seed": 0},
+    }
+
+
+class TestFrontMatter:
+    def test_as_the_hub_reads_it(self, description):
+        settings = {"license": "llama2", "tags": ["merge", "tiny"]}
+        assert front_matter(make_card(description, settings)) == {
+            "base_model": ["lab/long", "lab/base", "lab/tuned"],
+            "library_name": "transformers",
+            "license": "llama2",
+            "tags": ["mergekit", "merge", "shardmerge", "tiny"],
+            "base_model_relation": "merge",
+        }
+
+    def test_only_names_of_the_hub_are_base_models(self, description):
+        sources = {
+            "lab/long": {"kind": "local", "files": {}},
+            "/srv/a/model": {"kind": "local", "files": {}},
+            "some/longer/folder": {"kind": "local", "files": {}},
+            "lab/fast@v1": {"kind": "hub", "repo": "lab/fast", "commit": "0" * 40, "files": {}},
+        }
+        found = base_models(description | {"sources": sources, "reference": "lab/fast@v1"})
+        assert found == ["lab/fast", "lab/long"]
+
+    def test_benchmarks(self, description):
+        table = scores.combine([results("merged", 0.75), results("long", 0.5)])
+        text = make_card(description, {}, table)
+        data = ModelCard(text).data
+        assert [r.metric_value for r in data.eval_results] == [0.75]
+        assert data.model_name == "merged"
+        assert "| merged | 0.750 ± 0.010 |" in section(text, "Benchmarks")
+
+    def test_benchmarks_of_others_only(self, description):
+        table = scores.combine([results("long", 0.5)])
+        text = make_card(description, {}, table)
+        assert "model-index" not in front_matter(text)
+        assert "| long | 0.500 ± 0.010 |" in section(text, "Benchmarks")
+
+    def test_license_is_never_missing(self, description):
+        assert front_matter(make_card(description, {}))["license"] == "other"
+
+
+class TestBody:
+    def test_sections(self, description):
+        text = make_card(description, {"description": "Why.", "prompt_format": "`{prompt}`"})
+        titles = re.findall("^#+ (.*)", body(text).split("```")[0], flags=re.MULTILINE)
+        assert titles == ["merged", "Prompt format", "How it was built", "Sources", "Recipe"]
+        assert section(text, "Prompt format").strip() == "`{prompt}`"
+        assert body(text).index("Why.") < body(text).index("## Prompt format")
+
+    def test_recipe_as_written(self, description):
+        block = re.search(r"```yaml\n(.*?)\n```\n", make_card(description, {}), re.DOTALL)
+        assert block[1] == RECIPE.strip()
+
+    def test_coefficients(self, description):
+        text = section(make_card(description, {}), "How it was built")
+        assert "from 3 models in 2 stages: `task_arithmetic` (`donor`), then `linear`" in text
+        assert "28 of 30 tensors are those of `long`; the other 2 are computed:" in text
+        rows = re.findall(r"^\| (\d\S*) \| (.*?) \|$", text, flags=re.MULTILINE)
+        # donor = base + 0.7 (tuned - base) + (long - base), weighed by 0, 0.75 and 1
+        tuned = section_of_term(text, "tuned - base")
+        assert tuned == [("0", "0"), ("1", "0.525"), ("2", "0.7")]
+        assert len(rows) >= 3
+
+    def test_sources_of_the_hub_are_links(self, description):
+        commit = "0123456789abcdef" * 2 + "01234567"
+        source = {"kind": "hub", "repo": "lab/fast", "revision": "v|1", "commit": commit}
+        changed = description | {"sources": description["sources"] | {"lab/fast@v|1": source}}
+        text = section(make_card(changed, {}), "Sources")
+        assert "[`lab/fast`](https://huggingface.co/lab/fast)" in text
+        assert f"[`{commit[:12]}`](https://huggingface.co/lab/fast/tree/{commit})" in text
+        assert r"`v\|1`" in text
+        assert "local folder" in text
+
+    def test_folders_of_this_machine_are_not_told(self, description):
+        changed = json.loads(json.dumps(description).replace("lab/long", "/srv/someone/long"))
+        for stage in changed["stages"]:
+            stage["text"] = "as: written"
+        text = make_card(changed, {})
+        assert "someone" not in text
+        assert "`long`" in section(text, "Sources")
+
+    def test_one_source_copied(self, description):
+        terms = {name: [["lab/long", 1.0]] for name in description["coefficients"]}
+        text = make_card(description | {"coefficients": terms}, {})
+        assert "Every tensor is that of `long`." in text
+
+    def test_layers_with_equal_coefficients_share_a_row(self, description):
+        terms = {}
+        for layer in range(80):
+            for module in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"):
+                share = 0.5 if 20 <= layer < 60 and "q_proj" not in module else 0.0
+                rows = [["lab/long", 1.0]] + ([["lab/tuned - lab/base", share]] if share else [])
+                terms[f"model.layers.{layer}.{module}.weight"] = rows
+        terms["lm_head.weight"] = [["lab/long", 1.0], ["lab/tuned - lab/base", 0.25]]
+        text = section(make_card(description | {"coefficients": terms}, {}), "How it was built")
+        assert section_of_term(text, "tuned - base") == [
+            ("0-19", "0"),
+            ("20-59", "0.5"),
+            ("60-79", "0"),
+        ]
+        assert "| layers | `v_proj`, `up_proj` |" in text
+        assert "Outside the layers: `lm_head` 0.25." in text
+
+    def test_same_text_every_time(self, description):
+        assert make_card(description, {}) == make_card(copy.deepcopy(description), {})
+
+
+def section_of_term(text: str, term: str) -> list[tuple[str, str]]:
+    """Return the rows of a term's table of coefficients: layers, and the first column."""
+    after = text.split(f"Coefficient of `{term}`")[1].split("Coefficient of")[0]
+    return re.findall(r"^\| (\d[\d-]*) \| ([^ ]*) \|", after, flags=re.MULTILINE)
+
+
+class TestHostileNames:
+    @pytest.fixture
+    def text(self, description):
+        changed = copy.deepcopy(description)
+        changed["sources"][HOSTILE] = {"kind": "local", "files": {}}
+        repo = {"kind": "hub", "repo": HOSTILE, "revision": HOSTILE, "commit": HOSTILE}
+        changed["sources"]["evil/hub"] = repo
+        changed["stages"][0] |= {"text": f"a: |\n  ```\n  ---\n  {HOSTILE}\n````\n# out\n"}
+        changed["stages"][0] |= {"method": HOSTILE, "name": HOSTILE}
+        first = next(iter(changed["coefficients"]))
+        changed["coefficients"][first] = [[HOSTILE, 0.5], [f"{HOSTILE} - lab/base", 0.25]]
+        changed["coefficients"][HOSTILE] = [["lab/long", 1.0]]
+        tags = [HOSTILE, "a: b", "- c", "#d", "{e", "yes", "1"]
+        return make_card(changed, {"license": HOSTILE, "tags": tags})
+
+    def test_front_matter(self, text):
+        data = ModelCard(text).data.to_dict()
+        assert data["license"] == HOSTILE
+        assert data["tags"][3:] == [HOSTILE, "a: b", "- c", "#d", "{e", "yes", "1"]
+        assert HOSTILE in data["base_model"]
+        assert data["base_model_relation"] == "merge"
+        assert body(text).lstrip().startswith("# merged\n")
+
+    def test_markdown(self, text):
+        """A Markdown parser sees our headings and cells only, and no HTML of theirs."""
+        rendered = html(body(text))
+        headings = re.findall("<h[1-6]>(.*?)</h", rendered)
+        assert headings == ["merged", "How it was built", "Sources", "Recipe"]
+        assert "<b>" not in rendered
+        assert "<hr" not in rendered
+        assert rendered.count("<pre>") == 1
+        hosts = re.findall('href="([^"]*)"', rendered)
+        assert all(host.startswith("https://huggingface.co/") for host in hosts)
+
+    def test_table_cells(self, text):
+        rendered = html(section(text, "Sources"))
+        rows = re.findall("<tr>(.*?)</tr>", rendered, re.DOTALL)
+        assert {len(re.findall("<t[dh]", row)) for row in rows} == {4}
+
+
+class TestMarkdown:
+    @pytest.mark.parametrize("text", ["a", "`", "a``b", "`a`", " a\nb ", "<i>", "*a*", ""])
+    def test_code(self, text):
+        import html as escaping
+
+        shown = re.findall("<code>(.*?)</code>", html(code(text)), re.DOTALL)
+        wanted = " ".join(text.split())
+        assert [escaping.unescape(s).strip() for s in shown] == ([wanted] if wanted else [""])
+
+    def test_block(self):
+        rendered = html(block("a\n```\n<b>\n`````\n", "yaml") + "\nafter")
+        assert rendered.count("<pre>") == 1
+        assert "<p>after</p>" in rendered
+
+    def test_link(self):
+        assert link("a", "https://h/a b)c") == "[a](https://h/a%20b%29c)"
+
+    def test_table(self):
+        assert table(["a", "b"], [["1|2", "3"]]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |\n"
+
+
+class TestCommand:
+    def run(self, monkeypatch, *arguments):
+        monkeypatch.setattr(sys, "argv", ["write_card.py", *map(str, arguments)])
+        write_card.main()
+
+    def test_with_benchmarks(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        built = build_model()
+        for name in ("merged", "long"):
+            Path(f"{name}.json").write_text(json.dumps(results(name, 0.5)))
+        arguments = ["--build", built.build.digest, "--card", '{"license": "mit"}']
+        arguments += ["--benchmarks", "merged.json", "long.json", "--output", "README.md"]
+        self.run(monkeypatch, *arguments)
+        card = ModelCard.load("README.md")
+        assert card.data.license == "mit"
+        assert len(card.data.eval_results) == 1
+
+    def test_no_benchmarks(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        built = build_model()
+        self.run(monkeypatch, "--build", built.build.digest, "--benchmarks", "--output", "R.md")
+        assert "## Benchmarks" not in Path("R.md").read_text()
+
+    def test_broken_settings(self, tmp_path, monkeypatch):
+        with pytest.raises(UserError, match="not JSON"):
+            self.run(monkeypatch, "--build", "x", "--card", "{", "--output", tmp_path / "R.md")

@@ -1,0 +1,160 @@
+"""config.json, index and checksums of a package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import write_checksums
+import write_config
+import write_index
+from helpers.built_model import RECIPE, build_model
+from shardmerge.base.errors import UserError
+from shardmerge.package.config import set_dtype, set_values
+from shardmerge.package.index import checksums, load_records, make_index
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("package"))
+        yield build_model()
+
+
+def run(monkeypatch, module, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    module.main()
+
+
+class TestDtype:
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ('{\n  "torch_dtype": "bfloat16"\n}\n', '{\n  "torch_dtype": "float16"\n}\n'),
+            ('{"dtype" :  null , "b": 1e-5}', '{"dtype" :  "float16" , "b": 1e-5}'),
+            ('{\n\t"a": 1\n}', '{\n\t"a": 1,\n\t"dtype": "float16"\n}'),
+            ('{\r\n "a": {"dtype": "x"}}', '{\r\n "a": {"dtype": "x"},\r\n "dtype": "float16"}'),
+            ("{}", '{"dtype": "float16"}'),
+            ('{"a": "é\\u00e9", "dtype": "x"}\n\n', '{"a": "é\\u00e9", "dtype": "float16"}\n\n'),
+            (
+                '{"dtype": "a", "x": [1, {"y": "}"}], "torch_dtype": "b"}',
+                '{"dtype": "float16", "x": [1, {"y": "}"}], "torch_dtype": "float16"}',
+            ),
+        ],
+    )
+    def test_nothing_else_changes(self, before, after):
+        assert set_dtype(before, "float16", "c") == after
+        expected = json.loads(before)
+        keys = {"dtype", "torch_dtype"} & expected.keys() or {"dtype"}
+        assert json.loads(after) == expected | dict.fromkeys(keys, "float16")
+
+    def test_without_a_dtype(self):
+        assert set_dtype('{"dtype": "x"}', None, "c") == '{"dtype": "x"}'
+
+    @pytest.mark.parametrize("text", ["[]", "{", "", '"a"', "{" * 5000])
+    def test_not_an_object(self, text):
+        with pytest.raises(UserError, match=r"config\.json: is not"):
+            set_dtype(text, "float16", "config.json")
+
+    def test_values_at_their_places(self):
+        before = (
+            '{\n  "a": [\n    1,\n    2\n  ],\n  "text_config": {"n": 1, "x": 0},\n  "n": 3\n}\n'
+        )
+        after = set_values(
+            before, {"a": [3, 4, 5], "text_config.n": 2, "text_config.m": "w", "n": 4}, "c"
+        )
+        assert after == (
+            '{\n  "a": [\n    3,\n    4,\n    5\n  ],\n'
+            '  "text_config": {"n": 2, "x": 0,"m": "w"},\n  "n": 4\n}\n'
+        )
+
+    def test_value_of_an_object_that_is_not_there(self):
+        with pytest.raises(UserError, match="no object 'text_config'"):
+            set_values('{"text_config": 1}', {"text_config.n": 2}, "c")
+
+    def test_command(self, built, tmp_path, monkeypatch):
+        source = tmp_path / "source.json"
+        source.write_bytes(b'{\r\n    "torch_dtype": "bfloat16",\r\n    "x": 1.0\r\n}')
+        config, recipe = tmp_path / "config.json", tmp_path / "mergekit_config.yml"
+        arguments = ["--source", source, "--output", config, "--recipe", recipe]
+        run(monkeypatch, write_config, "--build", built.build.digest, *arguments)
+        expected = b'{\r\n    "torch_dtype": "float16",\r\n    "x": 1.0\r\n}'
+        assert config.read_bytes() == expected
+        assert recipe.read_text() == RECIPE
+
+
+class TestIndex:
+    def test_as_transformers_writes_it(self, built, tmp_path, monkeypatch):
+        from safetensors.torch import load_file
+
+        path = tmp_path / "index.json"
+        run(monkeypatch, write_index, "--build", built.build.digest, "--output", path)
+        index = json.loads(path.read_text())
+        assert path.read_text() == json.dumps(index, indent=2, sort_keys=True) + "\n"
+        shards = {Path(j.output).name: load_file(j.output) for j in built.build.shards}
+        tensors = {name: file for file, content in shards.items() for name in content}
+        assert index["weight_map"] == tensors
+        assert list(index["weight_map"]) == sorted(tensors)
+        size = sum(t.nbytes for content in shards.values() for t in content.values())
+        assert index["metadata"]["total_size"] == size
+
+    def test_is_pure(self, built):
+        assert make_index(built.description) == make_index(built.description)
+
+
+class TestChecksums:
+    def verify(self, folder: Path) -> subprocess.CompletedProcess:
+        command = ["sha256sum", "--strict", "--check", "SHA256SUMS"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+    def test_sha256sum_agrees(self, built, monkeypatch):
+        folder = built.folder
+        files = [folder / name for name in built.build.files]
+        arguments = ["--files", *files, "--records", *built.records()]
+        run(monkeypatch, write_checksums, *arguments, "--output", folder / "SHA256SUMS")
+        names = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+        shards = [Path(job.output).name for job in built.build.shards]
+        assert names == sorted([*built.build.files, *shards])
+        assert self.verify(folder).returncode == 0
+        path = Path(built.build.shards[0].output)
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert f"{path.name}: FAILED" in self.verify(folder).stdout
+        path.write_bytes(data)
+
+    def test_odd_names(self, tmp_path):
+        names = ["a b", "c\\d", "e\nf", "sub/g", "é", "-h"]
+        (tmp_path / "sub").mkdir()
+        for name in names:
+            (tmp_path / name).write_text(name)
+        text = checksums(tmp_path, [tmp_path / name for name in names], {})
+        (tmp_path / "SHA256SUMS").write_text(text)
+        assert self.verify(tmp_path).returncode == 0, self.verify(tmp_path)
+        assert len(text.splitlines()) == len(names)
+
+    def test_shards_are_not_read(self, tmp_path):
+        record = tmp_path / "records" / "model.json"
+        record.parent.mkdir()
+        record.write_text(json.dumps({"sha256": "0" * 64, "size": 1}))
+        text = checksums(tmp_path, [tmp_path / "model.safetensors"], load_records([record]))
+        assert text == f"{'0' * 64}  model.safetensors\n"
+
+    def test_file_elsewhere(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").write_text("x")
+        with pytest.raises(UserError, match="does not lie in"):
+            checksums(tmp_path / "a", [tmp_path / "b"], {})
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            checksums(tmp_path, [tmp_path / "b"], {})
+
+    @pytest.mark.parametrize("content", ["{}", '{"sha256": "x", "size": 1}', "[]", "{"])
+    def test_broken_record(self, tmp_path, content):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(UserError, match=r"r\.json"):
+            load_records([tmp_path / "r.json"])

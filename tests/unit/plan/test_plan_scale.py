@@ -1,0 +1,76 @@
+"""Plans at scale, from locks alone: what is planned, not how long it takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from shardmerge.base.files import write_json
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_spec
+from shardmerge.recipe.recipe import load_recipe
+from shardmerge.recipe.settings import load_settings
+from shardmerge.sources.sources import lock_path
+from tools.bench import plans
+from tools.bench.models import lock_of
+
+VARIANT = """merge_method: task_arithmetic
+base_model: some/base
+models:
+  - model: some/recipient
+    parameters: {weight: 1}
+  - model: some/tuned
+    parameters: {weight: %s}
+dtype: float16
+"""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class TestSweep:
+    def test_ten_variants_read_the_task_vector_s_models_once(self) -> None:
+        shapes, _, _ = plans.cases()["70B"]
+        paths = []
+        for number in range(10):
+            path = Path(f"variant-{number}.yaml")
+            path.write_text(VARIANT % (0.1 + 0.05 * number))
+            references = [reference.model for reference in load_recipe(path).sources]
+            write_json(lock_path(path), lock_of(sorted(references), shapes, 6).to_json())
+            paths.append(str(path))
+        plan = load_plan(load_settings({"recipes": paths}), say=lambda line: None)
+        assert len(plan.builds) == 10
+        assert plan.deltas
+        merges = [job for build in plan.builds.values() for job in build.shards]
+        readers = Counter(path for job in plan.deltas for path in job.sources)
+        assert {readers[path] for path in readers if "tuned" in path} == {1}
+        assert all("recipient" in path for job in merges for path in job.sources)
+        size = sum(job.bytes_written for job in plan.builds["variant-0"].shards)
+        assert sum(job.bytes_read for job in plan.deltas) == 2 * size
+        assert sum(job.bytes_read for job in merges) == 10 * 2 * size  # recipient and task vector
+
+
+class TestLargeModels:
+    @pytest.mark.parametrize(
+        ("case", "shards"),
+        [
+            pytest.param("70B", 15, id="70B"),
+            pytest.param("405B", 191, marks=pytest.mark.slow, id="405B"),
+            pytest.param("experts", 163, marks=pytest.mark.slow, id="experts"),
+        ],
+    )
+    def test_is_planned_once(self, tmp_path: Path, case: str, shards: int) -> None:
+        shapes, recipe, files = plans.cases()[case]
+        plans.prepare(tmp_path, shapes, recipe, files)
+        settings = load_settings({"recipes": ["recipe.yaml"]})
+        plan = load_plan(settings, say=lambda line: None)
+        (build,) = plan.builds.values()
+        specs = [load_spec(job.digest) for job in build.shards]
+        assert sum(len(spec.tensors) for spec in specs) == len(shapes)
+        assert [spec.digest for spec in specs] == [job.digest for job in build.shards]
+        assert len(specs) in (shards, shards + 1)  # the reference may be the second source
+        assert load_plan(settings, head=False, say=lambda line: None) == plan

@@ -1,0 +1,204 @@
+"""The documentation names what exists and nothing else, and its generated parts are current."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from helpers.flagship_70b import MODELS, flagship_plan
+from shardmerge.recipe.document import DOCUMENT_KEYS
+from shardmerge.recipe.recipe import parse_recipe
+from shardmerge.recipe.settings import SCHEMA, load_settings
+from shardmerge.report.plan_facts import totals
+from tools.docs.config import config_keys, config_markdown, with_tables
+from tools.docs.methods import methods_markdown
+
+REPO = Path(__file__).parents[3]
+PAGES = sorted(
+    p for folder in (".", "config", "docs", "resources/demo") for p in (REPO / folder).glob("*.md")
+)
+README = (REPO / "README.md").read_text(encoding="utf-8")
+MANUAL = (REPO / "config" / "README.md").read_text(encoding="utf-8")
+
+KEYS = {key for key, _ in config_keys()}
+#: What a page may show of a Snakemake profile.
+PROFILE_KEYS = {"set-resources", "set-threads", "default-resources", "executor", "jobs"}
+
+
+def _code(text: str) -> str:
+    """Return what a Markdown text has in code spans and blocks, one piece a line."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    return "\n".join([*blocks, *spans])
+
+
+def _anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+class TestSchema:
+    @pytest.mark.parametrize(("key", "rule"), config_keys(), ids=[k for k, _ in config_keys()])
+    def test_key_is_described(self, key, rule):
+        assert rule["description"].endswith(".")
+        assert "default" in rule
+
+    def test_objects_refuse_unknown_keys(self):
+        schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+        tables = [schema, *(rule for _, rule in config_keys() if "properties" in rule)]
+        assert all(table["additionalProperties"] is False for table in tables)
+
+    def test_defaults_are_valid(self):
+        assert load_settings({})["recipes"] == ["config/recipes/miquplus-midnight-tiny.yaml"]
+
+
+class TestGenerated:
+    def test_config_manual(self):
+        assert with_tables(MANUAL) == MANUAL, "run `make docs`"
+
+    def test_methods(self):
+        text = (REPO / "docs" / "methods.md").read_text(encoding="utf-8")
+        assert text == methods_markdown(), "run `make docs`"
+
+    def test_table_has_every_key_once(self):
+        found = re.findall(r"^\| `([\w.]+)` \|", config_markdown(), re.MULTILINE)
+        assert found == [key for key, _ in config_keys()]
+
+    def test_missing_marker(self):
+        with pytest.raises(ValueError, match="marker"):
+            with_tables("no table here")
+
+
+class TestNames:
+    def test_document_keys(self):
+        """Every key of a recipe is either explained or said to be refused."""
+        recipes = MANUAL.partition("## Recipes")[2].partition("## Sources")[0]
+        for key in DOCUMENT_KEYS:
+            assert re.search(rf"`{key}[`:]", recipes), key
+
+    def test_targets(self):
+        rules = "".join(p.read_text() for p in [REPO / "Snakefile", *REPO.glob("rules/*.smk")])
+        plain = re.findall(r"^rule (all|[a-z]+):$", rules, re.MULTILINE)
+        table = README.partition("| Target |")[2].partition("\n\n")[0]
+        assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(plain)
+
+    def test_make_targets(self):
+        makefile = (REPO / "Makefile").read_text()
+        declared = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+        named = re.findall(r"\bmake ([a-z][\w-]*)", _code(README))
+        assert set(named) == set(declared)
+
+    def test_make_targets_in_other_pages(self):
+        makefile = (REPO / "Makefile").read_text()
+        declared = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+        for page in PAGES:
+            for name in re.findall(r"\bmake ([a-z][\w-]*)", _code(page.read_text())):
+                assert name in declared, (page.name, name)
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+    def test_yaml_keys_exist(self, page):
+        """The configurations that the pages show pass the schema, parts of recipes the reader."""
+        import yaml
+
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.S | re.M):
+            if set(yaml.safe_load(block)) <= {*DOCUMENT_KEYS} - {"merge_method", "models"}:
+                parse_recipe(f"merge_method: linear\nmodels: [{{model: o/a}}]\n{block}", page.name)
+                continue
+            if not set(shown := yaml.safe_load(block)) <= KEYS and set(shown) <= PROFILE_KEYS:
+                continue
+            settings = load_settings(shown)
+            for recipe in settings["recipes"]:
+                assert (REPO / recipe).is_file(), recipe
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+    def test_files_exist(self, page):
+        """What is named as a file of the repository is one."""
+        pattern = r"(?:scripts|tests|rules|docs|config|profiles|envs|resources/demo)/[\w./-]+"
+        for path in re.findall(rf"(?<![\w/]){pattern}", _code(page.read_text())):
+            if path.isupper() or "NAME" in path:
+                continue
+            assert (REPO / path.rstrip("./")).exists(), path
+
+    def test_tests_of_differences_exist(self):
+        page = (REPO / "docs" / "numerics.md").read_text()
+        text = page.partition("## Deliberate differences")[2]
+        source = "".join(p.read_text() for p in (REPO / "tests" / "parity").glob("test_*.py"))
+        rows = re.findall(r"^\|.*\| `(Test\w+)(?:::(\w+))?` \|$", text, re.MULTILINE)
+        assert len(rows) == text.count("\n| ") - 2  # all but heading and line
+        for group, name in rows:
+            body = source.partition(f"class {group}:")[2].partition("\nclass ")[0]
+            assert f"def {name or 'test_'}" in body, group
+
+    def test_tests_of_mergekits_features_exist(self):
+        text = (REPO / "docs" / "mergekit.md").read_text()
+        folder = REPO / "tests" / "parity"
+        for name in set(re.findall(r"`(?:tests/parity/)?(test_\w+\.py)`", text)):
+            assert (folder / name).is_file(), name
+        found = "".join(p.read_text() for p in folder.glob("test_*.py"))
+        for name in re.findall(r"`(Test\w+)`", text):
+            assert f"class {name}:" in found, name
+
+
+class TestLinks:
+    @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+    def test_resolve(self, page):
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if link.startswith(("https://", "http://")):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path) if path else page
+            assert target.exists(), link
+            if anchor:
+                assert anchor in _anchors(target.read_text(encoding="utf-8")), link
+
+
+class TestFigures:
+    """The README's figures at 70 billion parameters are what the planner finds."""
+
+    @pytest.fixture(scope="class")
+    def plan(self):
+        return flagship_plan()
+
+    def test_table(self, plan):
+        rows = dict(re.findall(r"^\| (.+?) \| ([\d.]+ [GM]B) \|$", README, re.MULTILINE))
+        found = totals(plan, lambda path: False)
+        jobs = [job for build in plan.builds.values() for job in build.shards]
+        models = sum(model.size for model in plan.sources.values())
+        fetch = models - found.unread.bytes
+        assert len(plan.sources) == len(MODELS) == 3
+
+        def gigabytes(count: int) -> str:
+            return f"{count / 1e9:.1f} GB"
+
+        weights, needed = found.weights, found.weights - found.unread.files
+        assert rows == {
+            "One model": gigabytes(models // 3),
+            "Three sources as they are": gigabytes(models),
+            f"Of that, to fetch: {needed} of {weights} weight files": gigabytes(fetch),
+            "To read": gigabytes(found.read),
+            "To write": gigabytes(found.models.bytes),
+            "Disk with all sources kept": gigabytes(fetch + found.models.bytes),
+            "Disk with `keep_sources: false`": gigabytes(found.lean),
+            "Memory that a merge job asks for": f"{max(job.memory for job in jobs) // 10**6} MB",
+        }
+
+    def test_times(self):
+        found = re.findall(r"`\(?([\d. +]+?)\)? GB / (\d+) MB/s`.*?(\d+) minutes", README, re.S)
+        assert len(found) == 2
+        for amounts, speed, minutes in found:
+            total = sum(map(float, amounts.split("+")))
+            assert round(total * 1000 / float(speed) / 60) == int(minutes)
+
+    def test_demo_table(self):
+        """README and the demo's own page tell the same accuracies."""
+        page = (REPO / "resources" / "demo" / "README.md").read_text()
+        rows = {"miquplus-midnight-tiny": "the recipe, word for word"}
+        for name, b, c, copied in re.findall(
+            r"^\| `([\w-]+)` \([^)]*\) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M
+        ):
+            label = rows.get(name, f"`{name}`")
+            assert f"| {label} | {copied} | 1.000 | 1.000 | {b} | {c} |" in page, name

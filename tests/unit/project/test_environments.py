@@ -1,0 +1,169 @@
+"""One set of versions everywhere, an environment for every rule, and nothing of one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parents[3]
+ENVIRONMENTS = sorted((REPO / "envs").glob("*.yaml"))
+RULES = sorted((REPO / "rules").glob("*.smk"))
+_PIN = re.compile(r"([A-Za-z0-9][\w.-]*)==(\S+)")
+
+
+def _normal(name: str) -> str:
+    """Return a distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _pins(lines) -> dict[str, str]:
+    """Return the version of each distribution; every line must pin one exactly."""
+    pins = {}
+    for line in lines:
+        if not line.strip() or line.startswith(("#", "-r ")):
+            continue
+        match = _PIN.fullmatch(line.strip())
+        assert match, f"not an exact version: {line!r}"
+        assert _normal(match[1]) not in pins, f"twice: {line!r}"
+        pins[_normal(match[1])] = match[2]
+    return pins
+
+
+def _required(name: str = "requirements.txt") -> dict[str, str]:
+    return _pins((REPO / name).read_text().splitlines())
+
+
+def _tracked() -> list[Path]:
+    """Return the text files that are, or are about to be, part of the repository."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listing = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    files = [REPO / name for name in listing.stdout.split("\0") if name]
+    return [path for path in files if path.is_file() and path.suffix != ".safetensors"]
+
+
+class TestPins:
+    def test_requirements_are_exact(self):
+        assert _required()["torch"] == "2.13.0"
+
+    def test_test_requirements_add_and_never_contradict(self):
+        text = (REPO / "requirements-test.txt").read_text()
+        assert "\n-r requirements.txt\n" in f"\n{text}"
+        assert not set(_required("requirements-test.txt")) & set(_required())
+
+    def test_mergekit_is_for_tests_only(self):
+        assert _required("requirements-test.txt")["mergekit"] == "0.1.5"
+        for path in (REPO / "scripts").rglob("*.py"):
+            assert "mergekit" not in _imports(path), path
+
+    @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda p: p.name)
+    def test_environment_equals_requirements(self, path):
+        environment = yaml.safe_load(path.read_text())
+        (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+        required = _required()
+        for name, version in _pins(packages).items():
+            assert required.get(name) == version, name
+        assert "python=3.11" in environment["dependencies"]
+
+    def test_installed_versions(self):
+        """What runs this test is what the lists say."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        for name in ("torch", "snakemake", "safetensors", "huggingface-hub", "transformers"):
+            try:
+                found = version(name)
+            except PackageNotFoundError:
+                pytest.skip(f"{name} is not installed")
+            assert found.partition("+")[0] == _required()[name]
+
+
+class TestRules:
+    @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
+    def test_conda_files_exist(self, path):
+        for name in re.findall(r'conda:\s+"([^"]+)"', path.read_text()):
+            assert (path.parent / name).resolve() in ENVIRONMENTS, name
+
+    @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
+    def test_rules_that_run_something_have_one(self, path):
+        for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
+            if "\n    shell:" in rule:
+                assert "\n    conda:" in rule, rule.partition(":")[0]
+
+    def test_every_environment_is_used(self):
+        used = {
+            Path(name).name
+            for path in RULES
+            for name in re.findall(r'conda:\s+"([^"]+)"', path.read_text())
+        }
+        assert used == {path.name for path in ENVIRONMENTS}
+
+    @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
+    def test_scripts_exist(self, path):
+        for name in re.findall(r"\$SCRIPTS/([\w./]+)", path.read_text()):
+            assert (REPO / "scripts" / name).is_file(), name
+
+
+class TestPlanningIsLight:
+    def test_nothing_heavy_is_imported_to_plan(self):
+        """Every job of a cluster parses the Snakefile: no library of tensors may load for it."""
+        code = (
+            "import sys; sys.path.insert(0, 'scripts')\n"
+            "import shardmerge.plan.decide, shardmerge.recipe.settings, shardmerge.run.targets\n"
+            "from shardmerge.methods import registry; registry.methods()\n"
+            "heavy = ('torch', 'transformers', 'datasets', 'lm_eval', 'numpy')\n"
+            "print([name for name in heavy if name in sys.modules])"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
+        )
+        assert result.stdout.strip() == "[]"
+
+
+class TestNothingOfOneMachine:
+    def test_no_absolute_paths(self):
+        pattern = re.compile(r"(?<![\w.:/\-~$}>])/(?:home|Users|root|work|mnt|tmp)/[\w.-]+")
+        found = [
+            f"{path.relative_to(REPO)}:{number}: {line.strip()[:80]}"
+            for path in _tracked()
+            for number, line in enumerate(_lines(path), 1)
+            if pattern.search(line) and "no-machine-path" not in line
+        ]
+        assert found == []
+
+    def test_no_package_index_hosts(self):
+        """Where packages come from is for pip's and conda's configuration to say."""
+        hosts = ("index-" + "url", "files.python" + "hosted.org", "download.pytorch" + ".org")
+        pattern = re.compile("|".join(map(re.escape, (*hosts, "pypi" + ".org/simple"))))
+        found = [
+            f"{path.relative_to(REPO)}:{number}"
+            for path in _tracked()
+            for number, line in enumerate(_lines(path), 1)
+            if pattern.search(line)
+        ]
+        assert found == []
+
+
+def _imports(path: Path) -> set[str]:
+    """Return the top-level packages that a module imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").partition(".")[0])
+    return names
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return []

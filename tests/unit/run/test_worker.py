@@ -1,0 +1,225 @@
+"""Jobs that share a process with modules loaded behave as if they ran by themselves."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shardmerge.run import worker
+
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+SCRIPT = f"""
+import atexit, os, signal, sys, time
+sys.path.insert(0, {str(SCRIPTS)!r})
+from shardmerge.run.worker import TORCH, delegate, process_began
+
+def main(what, file):
+    with open(file, "w") as out:
+        print(os.getpid(), os.getcwd(), os.environ["MARK"], "torch" in sys.modules, file=out)
+    print("to stdout"); print("to stderr", file=sys.stderr)
+    assert 0 < time.perf_counter() - process_began() < 60
+    atexit.register(lambda: open(file + ".end", "w").close())
+    if what == "fail":
+        sys.exit(7)
+    if what == "raise":
+        raise ValueError("seen")
+    if "wait" in what:
+        def end(*_):
+            open(file + ".term", "w").close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(signal.SIGTERM, end)
+        open(file + ".ready", "w").close()
+        for _ in range(600):  # a signal just before a sleep waits for its end
+            time.sleep(0.1)
+
+if __name__ == "__main__":
+    delegate()
+    if "torch" in sys.argv[1]:
+        delegate(TORCH)
+    main(*sys.argv[1:])
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+
+
+def until(condition, seconds=60):
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "never came"
+        time.sleep(0.02)
+
+
+def run_name(pid=None):
+    """Return a new name for a run of a process, by default of this one."""
+    return f"{pid or os.getpid()}-{secrets.token_hex(4)}"
+
+
+def until_reachable(name):
+    """Wait until a shared process of that name is reachable."""
+    until(lambda: name in Path("/proc/net/unix").read_text())
+
+
+def serve(name, kind=worker.PLAIN):
+    """Start a shared process."""
+    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge.run import worker; "
+    code += f"worker.serve({name!r}, {kind!r})"
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+@pytest.fixture(scope="module")
+def served():
+    """Shared processes of both kinds that live as long as the tests do: (name, plain, torch)."""
+    name = run_name()
+    processes = [serve(name, kind) for kind in (worker.PLAIN, worker.TORCH)]
+    yield name, *processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def start(tmp_path, served):
+    """Start a job in a folder of its own; return its process."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def start(what, name=served[0]):
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "script.py", what, "found"],
+            env=os.environ | {worker.VARIABLE: name, "MARK": "mine"},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+class TestExpect:
+    """The process is started before there are jobs, where it can be foreseen that there will be."""
+
+    @pytest.fixture
+    def started(self, monkeypatch):
+        names = []
+        monkeypatch.setattr(worker, "_start", lambda *one: names.append(one))
+        return names
+
+    def test_a_missing_file_starts_it_once(self, started, tmp_path):
+        run = worker.Worker(12, expects=True)
+        run.expect([__file__], torch=True)
+        assert started == []
+        run.expect([__file__, str(tmp_path / "missing")], torch=False)
+        run.expect([str(tmp_path / "missing")], torch=False)
+        assert started == [("12", "plain")]
+
+    def test_torch_where_jobs_need_it(self, started, tmp_path):
+        worker.Worker(12, expects=True).expect([str(tmp_path / "missing")], torch=True)
+        assert started == [("12", "plain"), ("12", "torch")]
+
+    @pytest.mark.parametrize(("name", "expects"), [(None, True), (12, False)])
+    def test_no_jobs_are_foreseen(self, started, tmp_path, name, expects):
+        worker.Worker(name, expects=expects).expect([str(tmp_path / "missing")], torch=True)
+        assert started == []
+
+    def test_jobs_are_told_its_name(self):
+        assert worker.Worker(12, expects=False).prefix == f"export {worker.VARIABLE}=12; "
+        assert worker.Worker(None, expects=True).prefix == ""
+
+
+class TestDelegate:
+    @pytest.mark.parametrize(("what", "loaded"), [("work", "False"), ("torch", "True")])
+    def test_runs_in_a_fork(self, start, tmp_path, served, what, loaded):
+        job = start(what)
+        assert [part.strip() for part in job.communicate()] == ["to stdout", "to stderr"]
+        assert job.returncode == 0
+        pid, folder, mark, torch = (tmp_path / "found").read_text().split()
+        assert int(pid) not in (job.pid, served[1].pid, served[2].pid)
+        assert (folder, mark, torch) == (str(tmp_path), "mine", loaded)
+        assert (tmp_path / "found.end").exists()
+
+    @pytest.mark.parametrize(("what", "status"), [("fail", 7), ("raise", 1)])
+    def test_status_is_passed_on(self, start, what, status):
+        job = start(what)
+        assert ("seen" in job.communicate()[1]) == (what == "raise")
+        assert job.returncode == status
+
+    @pytest.mark.parametrize("what", ["wait", "wait torch"])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_end_of_the_job_is_orderly(self, start, tmp_path, what, number):
+        job = start(what)
+        until((tmp_path / "found.ready").exists)
+        job.send_signal(number)
+        job.communicate()
+        assert job.returncode == 128 + signal.SIGTERM
+        assert (tmp_path / "found.term").exists()
+
+    @pytest.mark.parametrize("what", ["wait", "wait torch"])
+    def test_killed_job_takes_its_fork_along(self, start, tmp_path, what):
+        job = start(what)
+        until((tmp_path / "found.ready").exists)
+        pid = int((tmp_path / "found").read_text().split()[0])
+        job.kill()
+        job.communicate()
+        assert job.returncode == -signal.SIGKILL
+        until((tmp_path / "found.term").exists)
+        until(lambda: not Path(f"/proc/{pid}").exists())
+
+    def test_jobs_at_the_same_time(self, start):
+        jobs = [start("work") for _ in range(4)]
+        assert [(job.communicate(), job.returncode)[1] for job in jobs] == [0] * 4
+
+    def test_a_name_that_cannot_be_an_address(self, start, tmp_path):
+        job = start("work", "n" * 200)
+        job.communicate()
+        assert job.returncode == 0
+        pid, _, _, torch = (tmp_path / "found").read_text().split()
+        assert (int(pid), torch) == (job.pid, "False")
+
+    def test_killed_server(self, start, tmp_path):
+        """Whoever waits for it runs by itself; the next job starts another."""
+        name = run_name()
+        server = serve(name)
+        until_reachable(name)
+        server.send_signal(signal.SIGSTOP)
+        job = start("work", name)
+        until(lambda: Path("/proc/net/unix").read_text().count(name) > 1)
+        server.kill()
+        server.wait()
+        job.communicate()
+        assert job.returncode == 0
+        assert int((tmp_path / "found").read_text().split()[0]) == job.pid
+
+
+class TestServe:
+    def test_ends_with_the_run(self, start, tmp_path):
+        with subprocess.Popen(["sleep", "600"]) as run:
+            name = run_name(run.pid)
+            server = serve(name)
+            until_reachable(name)
+            job = start("wait", name)
+            until((tmp_path / "found.ready").exists)
+            run.kill()
+            run.wait()
+            time.sleep(0.2)
+            assert server.poll() is None  # its last job is not done
+            job.terminate()
+            job.communicate()
+            assert server.wait(60) == 0
+
+    def test_of_a_run_that_is_over(self):
+        with subprocess.Popen(["true"]) as run:
+            run.wait()
+        assert serve(run_name(run.pid)).wait(60) == 0
+
+    def test_one_for_a_run(self, served):
+        until_reachable(served[0])
+        assert serve(served[0]).wait(60) == 0

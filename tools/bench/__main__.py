@@ -1,0 +1,53 @@
+"""Measure whole builds side by side with mergekit-multi and `cp -r`, and plans of large models."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base.files import load_json, write_json, write_text
+from shardmerge.run.cli import run, say
+from tools.bench import builds, page, plans
+from tools.bench.models import SIZES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", nargs="*", choices=SIZES, default=["2GB", "6GB"], help="builds")
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each contestant, in turn")
+    parser.add_argument("--plan", nargs="*", choices=plans.cases(), default=list(plans.cases()))
+    parser.add_argument("--folder", type=Path, help="keeps the models (default: a temporary one)")
+    parser.add_argument("--append", action="store_true", help="add to the runs that are there")
+    parser.add_argument("--results", type=Path, default=DOCS / "performance.json")
+    parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
+    args = parser.parse_args()
+    results: dict[str, Any] = {"builds": {}, "plans": {}}
+    if args.results.exists():
+        results |= load_json(args.results)
+    with tempfile.TemporaryDirectory(prefix="shardmerge-bench-") as name:
+        work = (args.folder or Path(name)).resolve()
+        for size in args.size:
+            rows = builds.compare(work / size, size, args.pairs, say)
+            if args.append:
+                rows = _joined(results["builds"].get(size, {}), rows)
+            results["builds"][size] = rows
+            write_json(args.results, results)
+        for case in args.plan:
+            results["plans"][case] = plans.compare(Path(name) / "plans" / case, case, say)
+            write_json(args.results, results)
+    text = args.page.read_text(encoding="utf-8")
+    write_text(args.page, page.with_figures(text, results))
+    page.draw(results, args.page.with_suffix(".svg"))
+
+
+def _joined(before: Mapping[str, list], rows: Mapping[str, list]) -> dict[str, list]:
+    return {name: [*before.get(name, []), *found] for name, found in rows.items()}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,148 @@
+"""The reference of the merge methods, made from the registry."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from shardmerge.methods.registry import (
+    REQUIRED,
+    Inputs,
+    MergeMethod,
+    Parameter,
+    in_mergekit,
+    methods,
+)
+
+_INTRODUCTION = """\
+# Merge methods
+
+Generated from the registry by `tools/docs`; do not edit.
+
+Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults, beside our
+own {own}. In a formula `x_i` is a model's tensor, `base` the base model's, `w_i` the weight.
+
+**In float32 numerics** (the default) a method computes in float32, in float64 where a source is
+float64; sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
+are our own ([numerics.md](numerics.md)). The bits depend on no processor, device or number of
+threads. Where a method chooses at random, an element's number is a function of
+the recipe's `seed`, the stage, the tensor, the model and the element's index: a shard comes out
+the same whatever else is built. Of equal magnitudes the first count as the larger.
+
+**In mergekit-0.1.5 numerics** the result has the bits that mergekit 0.1.5 computes on the same
+processor; another may give `arcee_fusion` and `linear` other bits. Two more
+limits are in its nature. A sum over a whole tensor can depend on the number of threads (with
+`rescale`, and in `slerp`, `nuslerp`, `multislerp`, `karcher`, `model_stock` and `sce`), so a job
+needs as many as mergekit had. And what it does at random
+({random}, and
+`arcee_fusion` above a million elements) it draws from one generator for the whole run, in the order
+in which its scheduler reaches the tensors, so no shard could be built alone: here each tensor has a
+generator of its own, and its bits are mergekit's if that one is seeded likewise.
+"""
+_SCOPE = {"shared": "tensor", "input": "model", "model": "model but the base"}
+
+
+def methods_markdown() -> str:
+    """Return the text of ``docs/methods.md``."""
+    declared = methods()
+    random = ", ".join(f"`{m.name}`" for m in declared if not m.deterministic)
+    own = ", ".join(f"`{m.name}`" for m in declared if not in_mergekit(m.name))
+    rows = [f"| [`{m.name}`](#{m.name}) | {m.title} | {_plain(m.summary)} |" for m in declared]
+    parts = [
+        _INTRODUCTION.format(random=random, own=own),
+        "\n".join(["| `merge_method` | Name | Result |", "| --- | --- | --- |", *rows]) + "\n",
+        *map(_section, declared),
+    ]
+    return "\n".join(parts)
+
+
+def _section(declared: MergeMethod) -> str:
+    text = _plain(inspect.getdoc(declared.linear or declared.kernel) or "")
+    lines = [
+        f"## {declared.name}\n",
+        f"{text}\n",
+        f"Reference: <{declared.reference}>. Inputs: {_inputs(declared.inputs)}."
+        f" Computed {_way(declared)}.\n",
+    ]
+    if declared.parameters:
+        lines += [
+            "| Parameter | One for each | Type | Default | Bounds | Meaning |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *map(_row, declared.parameters),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _row(parameter: Parameter) -> str:
+    cells = (
+        f"`{parameter.name}`",
+        _SCOPE[parameter.scope],
+        parameter.type.__name__,
+        _default(parameter.default),
+        _bounds(parameter),
+        parameter.description,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _default(value: Any) -> str:
+    if value is REQUIRED:
+        return "required"
+    if value is None:
+        return "unset"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _bounds(parameter: Parameter) -> str:
+    low, high = parameter.minimum, parameter.maximum
+    if parameter.choices:
+        return ", ".join(f"`{choice}`" for choice in parameter.choices)
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if low is not None:
+        return f"at least {low:g}"
+    return "" if high is None else f"at most {high:g}"
+
+
+def _inputs(inputs: Inputs) -> str:
+    if inputs.base == "required":
+        least, most = inputs.minimum - 1, inputs.maximum and inputs.maximum - 1
+        return f"a base model and {_count(least, most, 'other')}"
+    if inputs.base == "optional":
+        models = _count(inputs.minimum_models or 0, inputs.maximum_models, "model")
+        return f"{models}, and a base model if wanted"
+    return _count(inputs.minimum, inputs.maximum, "model")
+
+
+def _count(least: int, most: int | None, noun: str) -> str:
+    if least == 0 and most is None:
+        return f"any number of {noun}s"
+    words = str(least) if least == most else f"at least {least}"
+    words += f" and at most {most}" if most not in (None, least) else ""
+    return f"{words} {noun}{'' if max(least, most or 0) == 1 else 's'}"
+
+
+def _way(declared: MergeMethod) -> str:
+    if declared.linear:
+        return "as a sum that folds with the stages around it"
+    if declared.elementwise:
+        return "element by element, in blocks"
+    space = declared.workspace
+    parts = [
+        text
+        for amount, text in (
+            (space.tensors, f"{space.tensors:g} tensors"),
+            (space.per_input, f"{space.per_input:g} tensors for each input"),
+            (space.rows, f"{space.rows:g} rows"),
+        )
+        if amount
+    ]
+    beside = f"memory for {' and '.join(parts)}" if parts else "little memory"
+    return f"in passes over the whole tensor, with {beside} beside it"
+
+
+def _plain(text: str) -> str:
+    """Return reStructuredText's code marks as Markdown's."""
+    return re.sub(r"``(.+?)``", r"`\1`", text, flags=re.DOTALL)
