@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shardmerge.engine import build_shard
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.package.config import output_config
 from shardmerge.package.index import index_text, make_index
+from shardmerge.package.verify import verify_model
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_description, load_spec
 from shardmerge.plan.plan import Build, ShardJob
@@ -51,6 +53,10 @@ models:
 dtype: float16
 """
 SOURCES = ("lab/base", "lab/tuned", "lab/long")
+#: A tensor that the recipe merges.
+MERGED = "model.layers.1.self_attn.v_proj.weight"
+#: Sizes of models whose tensors are larger than the sample of a check.
+LARGE = {"hidden": 64, "inter": 160, "vocab": 300, "kv": 192}
 
 
 @dataclass
@@ -139,3 +145,25 @@ def merge(recipe: str, **config: Any) -> Built:
         index = index_text(make_index(built.description))
         write_text(built.folder / "model.safetensors.index.json", index)
     return built
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    """Turn one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def verify(
+    built: Built,
+    checks: Iterable[Path] | None = None,
+    records: Iterable[Path] | None = None,
+) -> dict[str, Any]:
+    """Return what the verification of a model finds."""
+    return verify_model(
+        built.build.digest,
+        built.description,
+        built.folder,
+        built.records("checks") if checks is None else checks,
+        built.records() if records is None else records,
+    )

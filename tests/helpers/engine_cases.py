@@ -201,3 +201,17 @@ def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
     """Show that two tensors have the same dtype, shape and bytes."""
     assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
     assert raw(got) == raw(expected), f"{math.prod(got.shape)} elements differ somewhere"
+
+
+def call_of(name: str, group: object, inputs: list[ex.Expression]) -> ex.Call:
+    """Return the call of a method that makes what a kernel makes of a group."""
+    return ex.Call(
+        method=name,
+        inputs=tuple(inputs),
+        base=group.base,
+        parameters=tuple(sorted(group.parameters.items())),
+        per_input=tuple(sorted(group.per_input.items())),
+        tensor=group.name,
+        models=group.models,
+        output_shape=tuple(inputs[0].shape),
+    )

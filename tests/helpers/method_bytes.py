@@ -21,6 +21,8 @@ from shardmerge.engine import native
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.registry import Group, kernel_of, methods
 
+#: What they must be: the same on every processor.
+GOLDEN = json.loads((Path(__file__).with_suffix(".json")).read_text())
 #: Not the defaults, so that all of a method's arithmetic is used.
 VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     "geometric_task_arithmetic": {

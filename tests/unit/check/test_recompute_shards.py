@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import check_shard as command
-from helpers.built_model import RECIPE, build_model, check, inputs_of
+from helpers.built_model import LARGE, MERGED, RECIPE, build_model, check, flip, inputs_of
 from helpers.models import save_model
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import read_header
@@ -23,10 +23,7 @@ from shardmerge.check.shard import check_shard
 from shardmerge.plan.files import load_spec
 from shardmerge.plan.records import record_of
 
-MERGED = "model.layers.1.self_attn.v_proj.weight"
 COPIED = "model.layers.1.self_attn.q_proj.weight"
-#: Larger than the sample.
-LARGE = {"hidden": 64, "inter": 160, "vocab": 300, "kv": 192}
 TIES_OF_A_SUM = """\
 name: soup
 merge_method: linear
@@ -75,13 +72,6 @@ def copy(built, tmp_path):
 def merged(found: dict) -> int:
     """Return how many tensors were recomputed, by whatever way."""
     return found["recomputed_independently"] + found["recomputed_by_engine_steps"]
-
-
-def flip(path: Path, offset: int, bit: int = 0) -> None:
-    """Turn one bit of a file."""
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1 << bit
-    path.write_bytes(data)
 
 
 class TestRightShards:

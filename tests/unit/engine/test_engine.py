@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 
 from helpers import engine_cases as cases
 from helpers import kernel_cases
-from helpers.engine_cases import Models, assert_same, normal
+from helpers.engine_cases import Models, assert_same, call_of, normal
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ENGINE_VERSION, ShardSpec, delta_name
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import MERGEKIT
 from shardmerge.engine import native, stream
 from shardmerge.engine.device import Buffer, Host
 from shardmerge.methods.registry import in_mergekit, kernel_of, methods
 
-MERGEKIT = "mergekit-0.1.5"
 KERNELS = [(m.name, "float32") for m in methods() if m.kernel]
 KERNELS += [(m.name, MERGEKIT) for m in methods() if in_mergekit(m.name)]
 CUTS = [{"block": 64, "windows": (4096,)}, {"block": 1000, "windows": (12288,)}, {}]
@@ -53,19 +53,6 @@ def trio(tmp_path: Path) -> Models:
 def flagship(trio: Models, weight: float = 0.4) -> ex.Expression:
     delta = ex.Delta(trio.source("tuned"), trio.source("base"), "F16")
     return ex.Linear(((1.0, trio.source("q")), (weight, delta)))
-
-
-def call_of(name: str, group: object, inputs: list[ex.Expression]) -> ex.Call:
-    return ex.Call(
-        method=name,
-        inputs=tuple(inputs),
-        base=group.base,
-        parameters=tuple(sorted(group.parameters.items())),
-        per_input=tuple(sorted(group.per_input.items())),
-        tensor=group.name,
-        models=group.models,
-        output_shape=tuple(inputs[0].shape),
-    )
 
 
 class TestGoldenBytes:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import TestGoldenBytes, call_of
+from test_engine import TestGoldenBytes
 
 from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
-from helpers.engine_cases import Models, normal
+from helpers.engine_cases import Models, call_of, normal
 from shardmerge.algebra import expression as ex
 
 pytestmark = [

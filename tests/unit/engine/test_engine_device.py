@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_method_bytes import GOLDEN
 
 from helpers import method_bytes
+from helpers.method_bytes import GOLDEN
 from shardmerge.engine import stream
 from shardmerge.engine.device import Buffer, Host, host_buffer
 

@@ -17,15 +17,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import MERGEKIT, TestGoldenBytes, call_of
+from test_engine import TestGoldenBytes
 
 from helpers import engine_cases as cases
 from helpers import kernel_cases
-from helpers.engine_cases import Models, assert_same, normal
+from helpers.engine_cases import Models, assert_same, call_of, normal
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.lowering import needs_torch, steps_for
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.numerics import MERGEKIT
 from shardmerge.check.float_formats import multiplied_and_added
 from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import Runs, positions

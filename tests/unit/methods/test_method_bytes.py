@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from helpers import kernel_cases as cases
+from helpers.method_bytes import GOLDEN
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import MERGEKIT
@@ -21,7 +22,6 @@ from shardmerge.methods.registry import methods, version_of
 
 TESTS = Path(__file__).parents[2]
 #: A change here changes what users have built: it needs a new ``version`` of the method.
-GOLDEN = json.loads((TESTS / "helpers" / "method_bytes.json").read_text())
 #: Of torch's code for vectors, from the plainest on.
 LEVELS = ("default", "avx2", "avx512")
 

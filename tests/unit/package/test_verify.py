@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.built_model import SOURCES, build_model, merge
+from helpers.built_model import SOURCES, build_model, merge, verify
 from helpers.models import LLAMA, llama_shapes, random_tensors, save_model
 from shardmerge.base.errors import UserError
 from shardmerge.check.load import load_model, load_tokenizer
 from shardmerge.package.index import index_text, make_index
-from shardmerge.package.verify import verify_model
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 INDEX = "model.safetensors.index.json"
@@ -36,16 +35,6 @@ def built(original, tmp_path, monkeypatch):
     shutil.copytree(Path.cwd(), tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return replace(original)
-
-
-def verify(built, checks=None, records=None):
-    return verify_model(
-        built.build.digest,
-        built.description,
-        built.folder,
-        built.records("checks") if checks is None else checks,
-        built.records() if records is None else records,
-    )
 
 
 def merge_anew(built, max_shard_size):

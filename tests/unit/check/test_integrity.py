@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import MERGEKIT, call_of
-from test_recompute_shards import LARGE, MERGED, flip
-from test_verify import verify
 
 from helpers import kernel_cases
-from helpers.built_model import build_model, check, inputs_of
-from helpers.engine_cases import Models
+from helpers.built_model import LARGE, MERGED, build_model, check, flip, inputs_of, verify
+from helpers.engine_cases import Models, call_of
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import MERGEKIT
 from shardmerge.base.safetensors import read_header
 from shardmerge.check.samples import sample_runs
 from shardmerge.check.shard import check_shard
