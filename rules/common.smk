@@ -21,17 +21,17 @@ from shardmerge.plan.records import record_of
 from shardmerge.recipe.settings import explain_options, load_settings, own_config
 from shardmerge.run import worker
 from shardmerge.run.built import Built
-from shardmerge.run.cli import plainly, tell
+from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 
-SETTINGS = plainly(load_settings)(
+SETTINGS = exit_on_user_error(load_settings)(
     own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
 )
-plainly(check_path)(str(SCRIPTS), "the workflow's folder")
+exit_on_user_error(check_path)(str(SCRIPTS), "the workflow's folder")
 DEPLOYED = workflow.deployment_settings.deployment_method
 ON_GPU = SETTINGS["device"] != "cpu"
 # Merges and checks on this machine share a process that has all modules loaded.
@@ -40,7 +40,7 @@ SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
 LOCAL = workflow.resource_settings.nodes is None
 DRY = workflow.output_settings.dryrun  # from the command line or a profile
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
-DECISION = plainly(decide)(
+DECISION = exit_on_user_error(decide)(
     SETTINGS,
     head=workflow.is_main_process,
     renew=workflow.is_main_process and "lock" in sys.argv[1:],
@@ -50,7 +50,7 @@ DECISION = plainly(decide)(
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
 WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
-TARGETS = plainly(Targets)(SETTINGS, PLAN)
+TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)

@@ -19,7 +19,7 @@ rule publish_model:
         "../envs/fetch.yaml"
     params:
         model=lambda w: f"{TARGETS.results}/{w.name}/model",
-        repository=plainly(lambda w: TARGETS.repository(w.name)),
+        repository=exit_on_user_error(lambda w: TARGETS.repository(w.name)),
         kind="private" if SETTINGS["publish"]["private"] else "PUBLIC",
         visibility="" if SETTINGS["publish"]["private"] else "--public",
     message:

@@ -67,8 +67,8 @@ elif other := claims.holder(runs.claim_path(SETTINGS["results"])):
     tell(f"{SETTINGS['results']} is in use: {other}")
 
 if workflow.is_main_process and not LOCAL:
-    plainly(check_what_jobs_are_told)()
+    exit_on_user_error(check_what_jobs_are_told)()
 
 
 onstart:
-    plainly(runs.begin)(SETTINGS["results"], tell)
+    exit_on_user_error(runs.begin)(SETTINGS["results"], tell)

@@ -68,6 +68,6 @@ class Finding:
         return f"{self.where}: {self.message} [{self.check}]"
 
 
-def audible(findings: Iterable[Finding], silence: Collection[str]) -> tuple[str, ...]:
+def unsilenced(findings: Iterable[Finding], silence: Collection[str]) -> tuple[str, ...]:
     """Return findings as text, each once, without those of the checks that are silenced."""
     return tuple(dict.fromkeys(str(f) for f in findings if f.check not in silence))

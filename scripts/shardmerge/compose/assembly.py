@@ -22,7 +22,7 @@ from shardmerge.compose.architecture.names import (
 )
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Assembly, Part, Piece
-from shardmerge.compose.tensor_matching import complete, spell
+from shardmerge.compose.tensor_matching import align_names, complete
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Module, Slice, Stage
 
@@ -89,7 +89,7 @@ class _Assembler:
     def _tensors(self, model: Model, module: Module) -> dict[str, str]:
         """Return a model's tensors that belong to a module: name in the output to its own."""
         if (model.name, module.name) not in self._owned:
-            spelt = spell(model.table, self.like.table)
+            spelt = align_names(model.table, self.like.table)
             if module.name is not None:
                 owner = assign(spelt, self.keys)
                 spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}

@@ -199,13 +199,13 @@ class StageModel(Model):
 
     def _copies(self, part: Part) -> bool:
         """Whether a tensor that one input alone has is taken as it is."""
-        return len(part.used) == 1 < len(part.names) and self.method.inputs.alone != "merged"
+        return len(part.used) == 1 < len(part.names) and self.method.inputs.if_single != "merged"
 
     def _check_used(self, tensor: str, part: Part) -> None:
         """Refuse a tensor that too few inputs have, or not the base."""
         piece = part.piece
         lacking = [piece.models[i].name for i in range(len(part.names)) if i not in part.used]
-        alone = self.method.inputs.alone
+        alone = self.method.inputs.if_single
         if self._copies(part) and (alone == "copied" or part.base is not None):
             return
         error = UserError(

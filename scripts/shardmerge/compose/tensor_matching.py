@@ -21,7 +21,7 @@ _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_
 _OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
-def spell(tensors: Iterable[str], like: Collection[str]) -> dict[str, str]:
+def align_names(tensors: Iterable[str], like: Collection[str]) -> dict[str, str]:
     """Return a model's tensors by the names that another model has for them.
 
     Args:

@@ -78,7 +78,7 @@ class Lane:
         import torch
 
         from shardmerge.engine.buffers import torch_dtype
-        from shardmerge.engine.nonfinite import mend
+        from shardmerge.engine.nonfinite import canonicalize_nan
 
         tensor = self._spec.tensors[part.tensor]
         out = torch.frombuffer(
@@ -90,6 +90,6 @@ class Lane:
             )
             for position, code in part.leaves
         ]
-        if count := mend(out, views):
+        if count := canonicalize_nan(out, views):
             self._tally.add_nonfinite(tensor.name, count)
         ctypes.memmove(target, out.data_ptr(), size)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 
-def mend(out: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
+def canonicalize_nan(out: torch.Tensor, views: Sequence[torch.Tensor]) -> int:
     """Return how many results are infinite or NaN where no view is; make NaNs all one.
 
     Processors differ in the bits of a NaN that they make.

@@ -18,7 +18,7 @@ from shardmerge.engine.evaluate import Block, Evaluator, round_into
 from shardmerge.engine.inputs import Inputs
 from shardmerge.engine.layout import Part
 from shardmerge.engine.lowrank import Products, factor_loader
-from shardmerge.engine.nonfinite import mend
+from shardmerge.engine.nonfinite import canonicalize_nan
 from shardmerge.engine.record import Tally
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
 
@@ -150,7 +150,7 @@ class TorchLane:
         """Count a block's infinite and NaN elements that no source has; make NaNs all one."""
         whole = part.whole and not out.isfinite().all() and self._source_is_nonfinite(part.tensor)
         given = whole or not all(product.finite for product in self._evaluator.held)
-        if (count := mend(out, () if part.whole else views)) and not given:
+        if (count := canonicalize_nan(out, () if part.whole else views)) and not given:
             self._job.tally.add_nonfinite(name, count)
 
     def _source_is_nonfinite(self, tensor: int) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     parameters=[
         Parameter("t", float, description="Distance up to which elements are swapped whole."),
     ],
-    inputs=Inputs(base="required", minimum=2, maximum=2, alone="base"),
+    inputs=Inputs(base="required", minimum=2, maximum=2, if_single="base"),
     elementwise=True,
     workspace=Workspace(tensors=3.0),
 )
@@ -49,7 +49,7 @@ def _mergekit_nearswap(group: Group) -> torch.Tensor:
     "arcee_fusion",
     title="Arcee Fusion",
     reference="https://arcee.ai",
-    inputs=Inputs(base="required", minimum=2, maximum=2, alone="copied"),
+    inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
     workspace=Workspace(tensors=0.5),
     version=2,
 )

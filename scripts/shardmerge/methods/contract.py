@@ -51,7 +51,7 @@ class Inputs:
             given; ``forbidden``; ``ignored``: a base model only lends its config and tokenizer.
         minimum, maximum: Number of input models, the base among them where it is one.
         minimum_models, maximum_models: Number of inputs without the base.
-        alone: What becomes of an optional tensor (a bias) that one input alone has: ``merged`` like
+        if_single: What becomes of an optional tensor (a bias) that one input alone has: ``merged`` like
             any other, ``copied``, or copied if it is the ``base``'s.
     """
 
@@ -60,7 +60,7 @@ class Inputs:
     maximum: int | None = None
     minimum_models: int | None = None
     maximum_models: int | None = None
-    alone: Literal["merged", "copied", "base"] = "merged"
+    if_single: Literal["merged", "copied", "base"] = "merged"
 
 
 @dataclass(frozen=True)

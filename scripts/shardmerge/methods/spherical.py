@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     parameters=[
         Parameter("t", float, description="0 gives the base model, 1 the other."),
     ],
-    inputs=Inputs(base="required", minimum=2, maximum=2, alone="copied"),
+    inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
     version=2,
 )
 def slerp(group: Group) -> torch.Tensor:
@@ -62,7 +62,7 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
         ),
         Parameter("nuslerp_flatten", bool, default=True, description="A tensor is one vector."),
     ],
-    inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, alone="copied"),
+    inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, if_single="copied"),
     version=2,
 )
 def nuslerp(group: Group) -> torch.Tensor:
@@ -180,7 +180,7 @@ def _mergekit_karcher(group: Group) -> torch.Tensor:
             description="Angles between rows instead of whole tensors.",
         ),
     ],
-    inputs=Inputs(base="required", minimum=3, alone="base"),
+    inputs=Inputs(base="required", minimum=3, if_single="base"),
 )
 def model_stock(group: Group) -> torch.Tensor:
     """The point between the base and the models' mean that their mutual angles call for.

@@ -14,7 +14,7 @@ from pathlib import Path
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, sha256_of, write_text
-from shardmerge.base.findings import audible
+from shardmerge.base.findings import unsilenced
 from shardmerge.base.sealed import seal
 from shardmerge.plan.files import (
     CACHE,
@@ -145,7 +145,7 @@ def _warned(
     try:
         yield
     except UserError:
-        for warning in audible((w for r in recipes for w in r.warnings), settings["silence"]):
+        for warning in unsilenced((w for r in recipes for w in r.warnings), settings["silence"]):
             say(f"warning: {warning}")
         raise
 

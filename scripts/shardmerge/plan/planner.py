@@ -13,7 +13,7 @@ from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
-from shardmerge.base.findings import audible
+from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
@@ -94,7 +94,7 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
-            warnings=audible(self.findings, self.settings["silence"]),
+            warnings=unsilenced(self.findings, self.settings["silence"]),
         )
         self.planned.plan = with_schedule(plan, self.settings)
         return self.planned

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmerge.algebra.coefficients import terms_of
 from shardmerge.base.errors import UserError
-from shardmerge.base.findings import audible
+from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import LockedFile
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import geometric_stages
@@ -97,7 +97,7 @@ def explain(
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
         sources=(*references, *adapters),
         basis=tensors.basis,
-        warnings=audible(findings, silence),
+        warnings=unsilenced(findings, silence),
     )
 
 

@@ -82,7 +82,7 @@ def show(text: str | Callable[[Terminal], str]) -> None:
     sys.stdout.write(text(terminal) if terminal.colour and safe == plain else safe)
 
 
-def plainly(function: Callable[_P, _T]) -> Callable[_P, _T]:
+def exit_on_user_error(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Return the function, made to end the process with a user's mistake and nothing around it.
 
     Snakemake would put its own words, a file of ours and a line of it before the message.

@@ -22,7 +22,7 @@ from shardmerge.base.files import (
     write_json,
     write_text,
 )
-from shardmerge.run.cli import plainly
+from shardmerge.run.cli import exit_on_user_error
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
@@ -112,7 +112,7 @@ class TestRefused:
         assert [p.name for p in tmp_path.iterdir()] == ["job.py"]
 
     def test_the_head_tells_it(self) -> None:
-        @plainly
+        @exit_on_user_error
         def call() -> None:
             raise OSError(errno.EROFS, "Read-only file system", "results/.run.claim")
 
