@@ -153,7 +153,7 @@ def rounded(value: torch.Tensor, code: str) -> torch.Tensor:
 def reference(
     expression: ex.Expression, tensors: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> torch.Tensor:
-    """Return what an expression is, computed exit_on_user_error with whole tensors in float32 numerics."""
+    """Return what an expression is, computed plainly with whole tensors in float32 numerics."""
     again = functools.partial(reference, tensors=tensors)
     wide = getattr(torch, DTYPES[wide_code(expression)].name)
     match expression:

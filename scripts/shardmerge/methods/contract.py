@@ -51,8 +51,8 @@ class Inputs:
             given; ``forbidden``; ``ignored``: a base model only lends its config and tokenizer.
         minimum, maximum: Number of input models, the base among them where it is one.
         minimum_models, maximum_models: Number of inputs without the base.
-        if_single: What becomes of an optional tensor (a bias) that one input alone has: ``merged`` like
-            any other, ``copied``, or copied if it is the ``base``'s.
+        if_single: What becomes of an optional tensor (a bias) that one input alone has: ``merged``
+            like any other, ``copied``, or copied if it is the ``base``'s.
     """
 
     base: Literal["required", "optional", "forbidden", "ignored"] = "ignored"
