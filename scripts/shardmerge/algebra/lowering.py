@@ -32,7 +32,7 @@ def steps_for(
         expression: What an output tensor is.
         dtype: Code of the type that it is written in.
         stored: Task vectors that are read and not computed.
-        numerics: One of ``base.numerics.NUMERICS``.
+        numerics: One of ``spec.NUMERICS``.
     """
     expression = simplify(expression)
     files, held = leaves(expression, stored, numerics)

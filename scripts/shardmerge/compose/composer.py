@@ -23,7 +23,7 @@ class Composer(Context):
     Args:
         recipe: The parsed recipe.
         lock: Its sources.
-        numerics: One of ``base.numerics.NUMERICS``.
+        numerics: One of ``spec.NUMERICS``.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
     """

@@ -20,7 +20,7 @@ class LoraModel(Model):
         base: The model that is adapted.
         key: The adapter's key in the lock.
         adapter: Its lock.
-        numerics: One of ``base.numerics.NUMERICS``.
+        numerics: One of ``spec.NUMERICS``.
     """
 
     def __init__(

@@ -193,7 +193,7 @@ def step_kernel(
 
     Args:
         name: Of the step, in a ``Call``; no merge method's.
-        numerics: One of ``base.numerics.NUMERICS``.
+        numerics: One of ``spec.NUMERICS``.
         workspace: Memory that the kernel allocates.
 
     Raises:
