@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from shardmerge import formats
 from shardmerge.base.errors import UserError
-from shardmerge.sources import formats
-from shardmerge.sources.formats.announcement import KEYS
+from shardmerge.formats.announcement import KEYS
 from shardmerge.sources.lock import LockedSource
 
 _INSTEAD = (

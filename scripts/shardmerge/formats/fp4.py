@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -38,7 +38,7 @@ from shardmerge.sources.formats.interface import (
     part,
     whole,
 )
-from shardmerge.sources.formats.values import E2M1, as_float32, nibbles
+from shardmerge.formats.values import E2M1, as_float32, nibbles
 
 _EXPONENTS = ("U8", "F8_E8M0")
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Blocks,
     Box,
     LogicalTensor,
@@ -22,7 +22,7 @@ from shardmerge.sources.formats.interface import (
     matrix_rows,
     misfit,
 )
-from shardmerge.sources.formats.values import as_float32
+from shardmerge.formats.values import as_float32
 
 #: Block heights and widths; 0 is all of the dimension.
 Block = tuple[int, int]

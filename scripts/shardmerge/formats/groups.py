@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import LogicalTensor
+from shardmerge.formats.interface import LogicalTensor
 
 
 def group_numbers(logical: LogicalTensor, stored: np.ndarray, groups: int) -> np.ndarray:

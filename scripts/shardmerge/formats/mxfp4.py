@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -28,7 +28,7 @@ from shardmerge.sources.formats.interface import (
     misfit,
     part,
 )
-from shardmerge.sources.formats.values import E2M1, TABLES, nibbles
+from shardmerge.formats.values import E2M1, TABLES, nibbles
 
 _GROUP = 32
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -27,7 +27,7 @@ from shardmerge.sources.formats.interface import (
     part,
     short,
 )
-from shardmerge.sources.formats.values import FLOATS, as_float32, unpacked
+from shardmerge.formats.values import FLOATS, as_float32, unpacked
 
 #: Where in a word the eight outputs are, from the first on.
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)

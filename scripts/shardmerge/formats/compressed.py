@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.groups import group_numbers
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.groups import group_numbers
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -33,9 +33,9 @@ from shardmerge.sources.formats.interface import (
     part,
     whole,
 )
-from shardmerge.sources.formats.scaled import CHANNEL, TENSOR, Block, Scaled, block_of
-from shardmerge.sources.formats.schemes import Scheme, weight_schemes
-from shardmerge.sources.formats.values import FLOATS, as_float32, unpacked
+from shardmerge.formats.scaled import CHANNEL, TENSOR, Block, Scaled, block_of
+from shardmerge.formats.schemes import Scheme, weight_schemes
+from shardmerge.formats.values import FLOATS, as_float32, unpacked
 
 _BITS = (2, 4, 8)
 

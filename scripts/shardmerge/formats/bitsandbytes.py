@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     MAX_ELEMENTS,
     Announcement,
     Blocks,
@@ -40,7 +40,7 @@ from shardmerge.sources.formats.interface import (
     part,
     whole,
 )
-from shardmerge.sources.formats.values import NF4, nibbles
+from shardmerge.formats.values import NF4, nibbles
 
 _STATE = ".quant_state.bitsandbytes__"
 #: Longest JSON that describes a tensor; real ones have about 200 bytes.

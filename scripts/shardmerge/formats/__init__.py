@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats import (
+from shardmerge.formats import (
     awq,
     bitsandbytes,
     compressed,
@@ -23,8 +23,8 @@ from shardmerge.sources.formats import (
     gptq,
     mxfp4,
 )
-from shardmerge.sources.formats.announcement import UNNAMED, announcement
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.announcement import UNNAMED, announcement
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,

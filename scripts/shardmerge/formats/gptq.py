@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.groups import group_numbers
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.groups import group_numbers
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -33,7 +33,7 @@ from shardmerge.sources.formats.interface import (
     short,
     whole,
 )
-from shardmerge.sources.formats.values import FLOATS, as_float32, unpacked
+from shardmerge.formats.values import FLOATS, as_float32, unpacked
 
 BITS = (2, 3, 4, 8)
 _CONVENTIONS = {"": 1, "gptq": 1, "gptq_v2": 0}
