@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardmerge.formats.interface import Announcement, LogicalTensor, Table, part
+from shardmerge.formats.interface import FLOATS, FP8, Announcement, LogicalTensor, Table, part
 from shardmerge.formats.scaled import CHANNEL, COLUMN, TENSOR, Block, Scaled, block_of
 from shardmerge.formats.schemes import weight_schemes
-from shardmerge.formats.values import FLOATS, FP8
 
 SUFFIX = "_scale"
 _PLAIN = (TENSOR, CHANNEL, COLUMN)

@@ -15,9 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardmerge.base.errors import UserError
-from shardmerge.formats.interface import Announcement, LogicalTensor, Table, part, short
+from shardmerge.formats.interface import (
+    FLOATS,
+    FP8,
+    Announcement,
+    LogicalTensor,
+    Table,
+    part,
+    short,
+)
 from shardmerge.formats.scaled import TENSOR, Block, Scaled, block_of
-from shardmerge.formats.values import FLOATS, FP8
 
 SUFFIX = "_scale_inv"
 
