@@ -92,10 +92,10 @@ def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
     return ex.Linear(tuple(terms))
 
 
-def _plain(row: Row) -> ex.Source | ex.Rows | ex.Choice | None:
+def _plain(row: Row) -> ex.Source | ex.Decoded | ex.Rows | ex.Choice | None:
     if len(row) == 1:
         ((key, (coefficient, _)),) = row.items()
-        if coefficient == 1 and isinstance(key, ex.Source | ex.Rows | ex.Choice):
+        if coefficient == 1 and isinstance(key, ex.Source | ex.Decoded | ex.Rows | ex.Choice):
             return key
     return None
 

@@ -129,6 +129,8 @@ def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:
     def content(expression: ex.Expression) -> Any:
         if isinstance(expression, ex.Source):
             return [files[expression.model, expression.file], expression.tensor]
+        if isinstance(expression, ex.Decoded):
+            return to_json(expression, content)
         return [type(expression).__name__, *map(content, ex.operands(expression))]
 
     return digest([ENGINE_VERSION, content(delta), delta.dtype])[:32]

@@ -134,7 +134,7 @@ class _Planner:
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
-                if isinstance(delta.finetuned, ex.Source) and isinstance(delta.base, ex.Source):
+                if all(isinstance(e, ex.Source | ex.Decoded) for e in ex.operands(delta)):
                     users[delta] = users.get(delta, 0) + 1
         match self.settings["deltas"]:
             case "store":
