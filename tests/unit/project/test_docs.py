@@ -20,10 +20,8 @@ from tools.docs.config import config_keys, config_markdown, with_tables
 from tools.docs.methods import methods_markdown
 
 REPO = Path(__file__).parents[3]
-PAGES = sorted(
-    [*(p for d in (".", "config", "resources/demo") for p in (REPO / d).glob("*.md"))]
-    + [*(REPO / "docs").rglob("*.md")]
-)
+_PATTERNS = ("*.md", "config/*.md", "resources/demo/*.md", "docs/**/*.md")
+PAGES = sorted(page for pattern in _PATTERNS for page in REPO.glob(pattern))
 README = (REPO / "README.md").read_text(encoding="utf-8")
 MANUAL = (REPO / "config" / "README.md").read_text(encoding="utf-8")
 
@@ -206,7 +204,7 @@ class TestFigures:
     @pytest.fixture(scope="class")
     def rows(self):
         table = README.partition("| 7B, two fine-tunes |")[2].partition("\n\n")[0]
-        return dict((name, rest.split(" | ")) for name, rest in _ROW.findall(table))
+        return {name: rest.split(" | ") for name, rest in _ROW.findall(table)}
 
     def test_sizes(self, plans, rows):
         found = [totals(plan, lambda path: False) for plan in plans]
