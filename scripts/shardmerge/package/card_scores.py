@@ -17,7 +17,7 @@ def receipt(build: str, results: Iterable[str]) -> dict[str, Any]:
         build: The build's digest.
         results: Files of benchmark results.
     """
-    return {"build": build, "results": {path: sha256_of(path) for path in results}}
+    return {"build": build, "results": [[path, sha256_of(path)] for path in results]}
 
 
 def added_results(path: Path, build: str) -> list[str]:
@@ -29,9 +29,10 @@ def added_results(path: Path, build: str) -> list[str]:
     """
     try:
         added = load_json(path)
-        results = added.get("results")
-        if added.get("build") != build or not isinstance(results, dict):
+        if added.get("build") != build:
             return []
-        return list(results) if all(sha256_of(p) == sha for p, sha in results.items()) else []
-    except UserError:  # never added, or gone
+        results = [(str(path), sha256) for path, sha256 in added["results"]]
+        same = all(sha256_of(path) == sha256 for path, sha256 in results)
+    except (UserError, KeyError, TypeError, ValueError):  # never added, damaged, or gone
         return []
+    return [path for path, _ in results] if same else []

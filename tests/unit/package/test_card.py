@@ -23,7 +23,7 @@ from shardmerge.check import scores
 from shardmerge.package.card import base_models, make_card
 from shardmerge.package.card_scores import receipt
 
-HOSTILE = "x`|<b>\n---\n# y: [z](w) {a} \"'"
+HOSTILE = "x`|<b> --- # y: [z](w) {a} \"'"
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +271,8 @@ class TestCommand:
         Path("merged.json").write_text(json.dumps(results("merged", 0.5)))
         for told in (
             receipt("0" * 64, ["merged.json"]),
-            receipt(build, ["merged.json"]) | {"results": {"merged.json": "0" * 64}},
-            receipt(build, ["merged.json"]) | {"results": {"gone.json": "0" * 64}},
+            receipt(build, ["merged.json"]) | {"results": [["merged.json", "0" * 64]]},
+            receipt(build, ["merged.json"]) | {"results": [["gone.json", "0" * 64]]},
             {"build": build, "results": 1},
         ):
             Path("card.json").write_text(json.dumps(told))
