@@ -17,7 +17,7 @@ from shardmerge.base.pathnames import check_path
 from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
-from shardmerge.plan.records import record_of
+from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import explain_options, load_settings, own_config
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -112,11 +112,11 @@ def fetch_job(w):
 
 
 def records(w):
-    return TARGETS.per_shard(w.name, "records")
+    return TARGETS.records(w.name)
 
 
 def delta_records(job):
-    return [str(record_of(delta)) for delta in job.deltas]
+    return list(map(record_path, job.deltas))
 
 
 def package_files(w):

@@ -59,8 +59,8 @@ rule verify_model:
     input:
         shards=lambda w: TARGETS.shards(w.name),
         records=records,
-        checks=lambda w: TARGETS.per_shard(w.name, "checks"),
-        deltas=lambda w: TARGETS.per_delta(w.name, "checks"),
+        checks=lambda w: TARGETS.checks(w.name),
+        deltas=lambda w: TARGETS.delta_checks(w.name),
         hashes=lambda w: TARGETS.hashes(w.name),
         files=package_files,
     output:
@@ -78,7 +78,7 @@ rule verify_model:
         build=lambda w: build(w).digest,
         # so that hashes are asked for as soon as they are wanted, and again if a file was edited
         stamps=lambda w: TARGETS.stamps(w.name),
-        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        model=lambda w: TARGETS.paths.model(w.name),
         inputs=lambda w, input: listed(
             checks=input.checks,
             deltas=input.deltas,
@@ -107,7 +107,7 @@ rule load_model:
         runtime=lambda w, attempt: 30 * attempt,
     params:
         build=lambda w: build(w).digest,
-        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        model=lambda w: TARGETS.paths.model(w.name),
         inputs=lambda w, input: listed(records=input.records),
     shell:
         'python "$SCRIPTS"/load_model.py --build={params.build:q} --model={params.model:q}'
