@@ -18,6 +18,7 @@ from shardmerge.compose.context import Context
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
+from shardmerge.compose.tensor_matching import check_buffers
 from shardmerge.methods import registry
 from shardmerge.recipe.slices import check_inputs
 from shardmerge.recipe.stage import Stage
@@ -197,7 +198,16 @@ class StageModel(Model):
         return Entry(self.stage.out_dtype or dtype, entry.shape)
 
     def _mergeable(self, part: Part) -> bool:
-        return all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs)
+        """Whether a tensor is merged; otherwise the lead's is copied.
+
+        Raises:
+            UserError: If it could be part of a quantised weight, and is not one for all inputs.
+        """
+        if all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs):
+            return True
+        if len({model.expression(name) for model, name in part.inputs}) > 1:
+            check_buffers(part)
+        return False
 
     def _copies(self, part: Part) -> bool:
         """Whether a tensor that one input alone has is taken as it is."""
