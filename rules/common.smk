@@ -103,8 +103,18 @@ def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
 
+def job_of(w):
+    """Return the job of an output shard or of a shard of task vectors."""
+    return delta_job(w) if hasattr(w, "pair") else shard_job(w)
+
+
 def measured(w):
     return TARGETS.measured[w.model]
+
+
+def tasks_of(w):
+    """Return the tasks that a benchmark job runs: one, or all of them."""
+    return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
 
 
 def fetch_job(w):
