@@ -297,6 +297,23 @@ class TestTied:
             ("tied", "model.embed_tokens.weight"),
         ]
 
+    @pytest.mark.parametrize(
+        ("t", "tie"),
+        [({"value": 0.5}, {}), ({"filter": "lm_head", "value": 0}, {"tie_word_embeddings": False})],
+    )
+    def test_a_stored_head(self, work, t, tie):
+        """Files of tied models may hold the head all the same."""
+        for name in ("a", "b"):
+            change_config(name, tie_word_embeddings=True)
+        recipe = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}]}
+        recipe |= {"name": "out", "parameters": {"t": [t, {"value": 0.5}]}}
+        assert described(plan(recipe))["config"] == tie
+
+    def test_a_stored_head_of_an_untied_model(self, work):
+        change_config("a", tie_word_embeddings=True)
+        recipe = HALVES | {"models": [{"model": m, "parameters": {"weight": 1}} for m in "ab"]}
+        assert described(plan(recipe))["config"] == {"tie_word_embeddings": False}
+
     @pytest.mark.parametrize("first", ["a", "tied"])
     def test_the_result_is_untied(self, tied, first):
         models = sorted(HALVES["models"], key=lambda m: m["model"] != first)
