@@ -28,7 +28,7 @@ def main() -> None:
         settings = json.loads(args.card)
     except ValueError as error:
         raise UserError(f"is not JSON ({error})", "--card") from None
-    table = scores.combine(scores.load(args.benchmarks)) if args.benchmarks else None
+    table = scores.score_table(scores.load(args.benchmarks)) if args.benchmarks else None
     write_text(args.output, make_card(load_description(args.build), settings, table))
 
 

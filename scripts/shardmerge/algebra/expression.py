@@ -7,7 +7,7 @@ never where the bytes lie or how they are streamed; that is the engine's part.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Union
@@ -272,13 +272,20 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
     raise TypeError(f"not an expression: {expression!r}")
 
 
-def walk(expression: Expression) -> Iterator[Expression]:
-    """Yield the expression and all that it is made of, depth first, in order, with repeats."""
+def walk(
+    expression: Expression, until: Callable[[Expression], bool] | None = None
+) -> Iterator[Expression]:
+    """Yield the expression and all that it is made of, depth first, in order, with repeats.
+
+    Args:
+        expression: Where to begin.
+        until: True of those parts whose operands are left out; by default of none.
+    """
     left = [expression]
     while left:
         node = left.pop()
         yield node
-        if not isinstance(node, Source):
+        if not isinstance(node, Source) and not (until and until(node)):
             left.extend(reversed(operands(node)))
 
 

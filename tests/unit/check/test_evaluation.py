@@ -49,7 +49,7 @@ def group(model="merged"):
 
 class TestCombine:
     def test_rows_and_columns_stand_in_the_order_of_the_results(self):
-        table = scores.combine(
+        table = scores.score_table(
             [result("b", "t2"), result("b", "t1"), result("a", "t2"), result("a", "t1")]
         )
         assert table.models == ("b", "a")
@@ -58,18 +58,18 @@ class TestCombine:
         assert table.footnotes == ()
 
     def test_values_errors_and_settings_are_the_files(self):
-        table = scores.combine([result(value=0.25, stderr=0.03, limit=50)])
+        table = scores.score_table([result(value=0.25, stderr=0.03, limit=50)])
         cell = table.cells["merged", table.columns[0]]
         assert (cell.value, cell.stderr, cell.samples) == (0.25, 0.03, 200)
         assert cell.settings["limit"] == 50
         assert table.columns[0].higher_is_better is True
 
     def test_a_standard_error_that_is_no_number_is_none(self):
-        table = scores.combine([result(stderr="N/A")])
+        table = scores.score_table([result(stderr="N/A")])
         assert table.cells["merged", table.columns[0]].stderr is None
 
     def test_parts_of_a_group_are_not_headlines(self):
-        table = scores.combine([group()])
+        table = scores.score_table([group()])
         assert {c.task: c.headline for c in table.columns} == {
             "suite": True,
             "suite_a": False,
@@ -79,22 +79,22 @@ class TestCombine:
     def test_all_tasks_of_a_tag_are_headlines(self):
         tag = group()
         tag["requested_task"] = "some_tag"
-        assert all(column.headline for column in scores.combine([tag]).columns)
+        assert all(column.headline for column in scores.score_table([tag]).columns)
 
     def test_every_filter_is_a_column(self):
         made = result()
         made["results"]["demo_B"] = {"exact_match,strict": 0.1, "exact_match,flexible": 0.2}
-        labels = [column.label for column in scores.combine([made]).columns]
+        labels = [column.label for column in scores.score_table([made]).columns]
         assert labels == ["demo_B/exact_match,strict", "demo_B/exact_match,flexible"]
 
     def test_two_different_results_of_one_task_are_refused(self):
         with pytest.raises(UserError, match=r"'merged' has two results of demo_B/acc"):
-            scores.combine([result(value=0.1), result(value=0.2)])
+            scores.score_table([result(value=0.1), result(value=0.2)])
 
     def test_a_task_measured_alone_and_in_a_group_is_one_column(self):
         part = result(task="suite_a", value=0.6, stderr=0.02)
         alone = {"versions": {}, "task_hashes": {}, "n-samples": {}, "higher_is_better": {}}
-        table = scores.combine([group(), part | alone])
+        table = scores.score_table([group(), part | alone])
         assert [c.label for c in table.columns] == ["suite/acc", "suite_a/acc", "suite_b/acc"]
 
 
@@ -114,7 +114,7 @@ class TestFootnotes:
         ],
     )
     def test_a_result_with_other_settings_is_marked(self, change, said):
-        table = scores.combine([result("a"), result("b"), result("odd") | change])
+        table = scores.score_table([result("a"), result("b"), result("odd") | change])
         (note,) = table.footnotes
         assert note.startswith(f"demo_B of odd: {said}; others: ")
         column = table.columns[0]
@@ -127,25 +127,25 @@ class TestFootnotes:
 
     def test_other_questions_are_not_told_where_the_limit_explains_them(self):
         odd = result("odd", limit=50) | {"task_hashes": {"demo_B": "ffff"}}
-        (note,) = scores.combine([result("a"), result("b"), odd]).footnotes
+        (note,) = scores.score_table([result("a"), result("b"), odd]).footnotes
         assert "hash" not in note
 
     def test_tasks_may_differ_from_each_other(self):
-        assert scores.combine([result(), result(task="other", limit=9)]).footnotes == ()
+        assert scores.score_table([result(), result(task="other", limit=9)]).footnotes == ()
 
     def test_the_majority_is_the_measure_whatever_the_order(self):
-        table = scores.combine([result("odd", limit=5), result("a"), result("b")])
+        table = scores.score_table([result("odd", limit=5), result("a"), result("b")])
         assert table.cells["odd", table.columns[0]].notes == (1,)
 
     def test_nothing_of_the_results_is_changed(self):
         results = [result("a"), result("b", limit=5)]
         before = copy.deepcopy(results)
-        scores.combine(results)
+        scores.score_table(results)
         assert results == before
 
 
 class TestText:
-    TABLE = scores.combine(
+    TABLE = scores.score_table(
         [result("a|b", "t"), result("c", "t", 0.5, None), result("c", "ppl", 12.3456, 0.5)]
     )
 
@@ -163,7 +163,7 @@ class TestText:
         assert rows[1]["ppl/acc"] == "12.3456"
 
     def test_csv_has_the_parts_of_groups_and_markdown_has_not(self):
-        table = scores.combine([group()])
+        table = scores.score_table([group()])
         assert "suite_a" in score_text.to_csv(table)
         assert "suite_a" not in score_text.to_markdown(table)
 
@@ -187,7 +187,7 @@ class TestCardResults:
 
         made = result(limit=50)
         made["configs"]["demo_B"]["dataset_path"] = "someone/demo"
-        table = scores.combine([made, group(), result("other")])
+        table = scores.score_table([made, group(), result("other")])
         data = ModelCardData(model_name="merged", eval_results=scores.card_results(table, "merged"))
         card = ModelCard(f"---\n{data.to_yaml()}\n---\n# merged\n")
         first, second = card.data.eval_results
@@ -203,7 +203,7 @@ class TestCardResults:
 
     def test_an_unknown_model_is_an_error_with_a_guess(self):
         with pytest.raises(UserError, match=r"(?s)no results of a model 'mergd'.*'merged'"):
-            scores.card_results(scores.combine([result()]), "mergd")
+            scores.card_results(scores.score_table([result()]), "mergd")
 
 
 class TestLoad:
