@@ -38,6 +38,10 @@ CHECKS = {
         "Tensors that only some of the blended models have: a bias is merged from those alone; for "
         "an output embedding a tied model gives its input embedding, and the result is untied."
     ),
+    "quantised-source": (
+        "A model whose weights are quantised ([docs/formats.md](docs/formats.md)): the result "
+        "inherits what rounding has taken from them."
+    ),
     "stale-quantisation": (
         "A model whose config.json says that its weights are quantised, although they are plain. "
         "The result's config.json says nothing of it."

@@ -104,6 +104,9 @@ def make_provenance(
         },
         "numerics": description["numerics"],
         **({"seeds": description["seeds"]} if "seeds" in description else {}),
+        **(
+            {"decoded": _renamed(description["decoded"], names)} if "decoded" in description else {}
+        ),
         "dtype": description["dtype"],
         "reference": names.get(description["reference"], description["reference"]),
         "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),
@@ -116,6 +119,10 @@ def make_provenance(
         "verified": {key: verified[key] for key in _VERIFIED if key in verified},
         "outputs": outputs,
     }
+
+
+def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in table.items()}
 
 
 def _shard_row(

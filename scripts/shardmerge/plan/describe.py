@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.coefficients import terms_of
+from shardmerge.algebra.coefficients import decoded_of, terms_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.composer import Composer
@@ -56,7 +56,7 @@ def describe(
     references = [r for s in needed for r in recipe.stages[s].references]
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
     used |= dict.fromkeys(r.lora for r in references if r.lora)
-    removed = config_removed(composer, name)
+    odd = {"config_removed": config_removed(composer, name), "decoded": decoded_of(sums.values())}
     return (
         {
             "name": name,
@@ -83,7 +83,7 @@ def describe(
             ],
             "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
         }
-        | ({"config_removed": removed} if removed else {})
+        | {key: value for key, value in odd.items() if value}
         | _seeds(sums.values())
     )
 
