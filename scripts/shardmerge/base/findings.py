@@ -39,7 +39,7 @@ CHECKS = {
         "an output embedding a tied model gives its input embedding, and the result is untied."
     ),
     "quantised-source": (
-        "A model whose weights are quantised ([docs/formats.md](docs/formats.md)): the result "
+        "A model whose weights are quantised (`docs/formats.md`): the result "
         "inherits what rounding has taken from them."
     ),
     "stale-quantisation": (

@@ -104,9 +104,7 @@ def make_provenance(
         },
         "numerics": description["numerics"],
         **({"seeds": description["seeds"]} if "seeds" in description else {}),
-        **(
-            {"decoded": _renamed(description["decoded"], names)} if "decoded" in description else {}
-        ),
+        **_decoded(description, names),
         "dtype": description["dtype"],
         "reference": names.get(description["reference"], description["reference"]),
         "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),
@@ -121,8 +119,10 @@ def make_provenance(
     }
 
 
-def _renamed(table: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(key, key): value for key, value in table.items()}
+def _decoded(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return how many quantised weights of each source were decoded, nothing if none were."""
+    found = description.get("decoded", {})
+    return {"decoded": {names.get(k, k): v for k, v in found.items()}} if found else {}
 
 
 def _shard_row(

@@ -57,35 +57,32 @@ def describe(
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
     used |= dict.fromkeys(r.lora for r in references if r.lora)
     odd = {"config_removed": config_removed(composer, name), "decoded": decoded_of(sums.values())}
-    return (
-        {
-            "name": name,
-            "recipe": {"file": recipe.path, "text": recipe.text},
-            "stages": [
-                {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
-                for s in needed
-            ],
-            "numerics": composer.numerics,
-            "dtype": DTYPES[dtype].name if dtype else None,
-            "config": config_changes(composer, name) | config_values(composer, name),
-            "reference": composer.reference_source(name),
-            "tokenizer": tokenizer["source"],
-            "tokens": tokenizer,
-            "files": {name: files[name] for name in sorted(files)},
-            "sources": {key: _origin(lock.sources[key]) for key in used},
-            "shards": [
-                {
-                    "file": job.output.rsplit("/", 1)[1],
-                    "digest": job.digest,
-                    "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
-                }
-                for job, tensors in zip(jobs, groups, strict=True)
-            ],
-            "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
-        }
-        | {key: value for key, value in odd.items() if value}
-        | _seeds(sums.values())
-    )
+    description = {
+        "name": name,
+        "recipe": {"file": recipe.path, "text": recipe.text},
+        "stages": [
+            {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
+            for s in needed
+        ],
+        "numerics": composer.numerics,
+        "dtype": DTYPES[dtype].name if dtype else None,
+        "config": config_changes(composer, name) | config_values(composer, name),
+        "reference": composer.reference_source(name),
+        "tokenizer": tokenizer["source"],
+        "tokens": tokenizer,
+        "files": {name: files[name] for name in sorted(files)},
+        "sources": {key: _origin(lock.sources[key]) for key in used},
+        "shards": [
+            {
+                "file": job.output.rsplit("/", 1)[1],
+                "digest": job.digest,
+                "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
+            }
+            for job, tensors in zip(jobs, groups, strict=True)
+        ],
+        "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
+    }
+    return description | {k: v for k, v in odd.items() if v} | _seeds(sums.values())
 
 
 def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, Any]:

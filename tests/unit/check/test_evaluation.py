@@ -76,6 +76,29 @@ class TestCombine:
             "suite_b": False,
         }
 
+    def test_a_group_without_a_value_stands_for_what_is_in_it(self):
+        """As `openllm`: a group that has no value, with tasks and a group that has one."""
+        made = group()
+        made["requested_task"] = "board"
+        made["results"] = {"board": {"alias": "board"}} | made["results"]
+        made["results"]["alone"] = {"acc,none": 0.3}
+        made["group_subtasks"] = {"board": ["alone", "suite"], "suite": ["suite_a", "suite_b"]}
+        table = scores.score_table([made])
+        assert [(c.task, c.part_of) for c in table.columns] == [
+            ("alone", None),
+            ("suite", None),
+            ("suite_a", "suite"),
+            ("suite_b", "suite"),
+        ]
+        assert score_text.to_markdown(table).startswith("| model | alone/acc | suite/acc ↑ |")
+        results = scores.card_results(table, "merged")
+        assert [r.dataset_name for r in results] == ["alone", "suite"]
+
+    def test_groups_that_hold_each_other_end(self):
+        made = group()
+        made["group_subtasks"] = {"suite": ["suite_a"], "suite_a": ["suite", "suite_b"]}
+        assert len(scores.score_table([made]).columns) == 3
+
     def test_all_tasks_of_a_tag_are_headlines(self):
         tag = group()
         tag["requested_task"] = "some_tag"
@@ -162,10 +185,40 @@ class TestText:
         assert rows[0]["ppl/acc"] == ""
         assert rows[1]["ppl/acc"] == "12.3456"
 
-    def test_csv_has_the_parts_of_groups_and_markdown_has_not(self):
-        table = scores.score_table([group()])
+    def test_parts_of_groups_have_a_table_of_their_own(self):
+        table = scores.score_table([group(), group("other")])
         assert "suite_a" in score_text.to_csv(table)
-        assert "suite_a" not in score_text.to_markdown(table)
+        whole, parts = score_text.to_markdown(table).split("In suite:\n\n")
+        assert "suite_a" not in whole
+        assert "| merged | 0.700 ± 0.019 |" in whole
+        assert parts.splitlines()[:3:2] == [
+            "| task | merged | other |",
+            "| suite_a/acc | 0.600 ± 0.020 | 0.600 ± 0.020 |",
+        ]
+        assert "\nIn suite:\ntask " in score_text.to_terminal(table)
+
+    def test_many_tasks_are_rows(self):
+        table = scores.score_table([result(task=f"t{n:02}") for n in range(9)])
+        lines = score_text.to_markdown(table).splitlines()
+        assert lines[0] == "| task | merged |"
+        assert lines[2].startswith("| t00/acc ↑ | 0.925")
+
+    def test_caption_tells_harness_questions_and_examples(self):
+        assert score_text.caption(scores.score_table([result(), result(task="x")])) == (
+            "Measured with lm-eval 0.4.13, transformers 5.23.0, computed in float32. "
+            "200 questions, 0-shot. ± is one standard error."
+        )
+        other = result(task="x", limit=50) | {"n-shot": {"x": 5}}
+        other["n-samples"]["x"]["effective"] = 50
+        text = score_text.caption(scores.score_table([result(), other]))
+        assert "demo_B: 200 questions, 0-shot; x: 50 questions (limit 50), 5-shot." in text
+
+    def test_caption_of_a_group_counts_its_parts(self):
+        made = group()
+        made["n-samples"] = {part: {"effective": 30} for part in ("suite_a", "suite_b")}
+        made["n-shot"] = {"suite_a": 2, "suite_b": 2}
+        text = score_text.caption(scores.score_table([made]))
+        assert "60 questions, 2-shot." in text
 
     def test_terminal_lines_are_aligned(self):
         lines = score_text.to_terminal(self.TABLE).splitlines()
