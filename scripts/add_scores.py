@@ -25,7 +25,7 @@ def main() -> None:
     args = parse_args(parser)
     claim(args.output, args.readme)
 
-    table = scores.combine(scores.load(args.results))
+    table = scores.score_table(scores.load(args.results))
     text = make_card(load_description(args.build), parse_settings(args.card), table)
     replace_text(args.readme, text)
     write_json(args.output, receipt(args.build, args.results))

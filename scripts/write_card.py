@@ -24,7 +24,7 @@ def main() -> None:
     claim(args.output)
 
     results = added_results(args.receipt, args.build) if args.receipt else []
-    table = scores.combine(scores.load(results)) if results else None
+    table = scores.score_table(scores.load(results)) if results else None
     settings = parse_settings(args.card)
     write_text(args.output, make_card(load_description(args.build), settings, table))
 

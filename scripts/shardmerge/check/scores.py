@@ -113,7 +113,7 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Mapping[str, Any]]:
     return results
 
 
-def combine(results: Sequence[Mapping[str, Any]]) -> Table:
+def score_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of results, with a footnote wherever a column mixes settings.
 
     Args:
@@ -156,7 +156,7 @@ def card_results(table: Table, model: str) -> list[EvalResult]:
     """Return a model's headline results for the front matter of its card.
 
     Args:
-        table: From ``combine``.
+        table: From ``score_table``.
         model: One of its rows.
 
     Raises:

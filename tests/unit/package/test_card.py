@@ -85,7 +85,7 @@ class TestFrontMatter:
         assert found == ["lab/fast", "lab/long"]
 
     def test_benchmarks(self, description):
-        table = scores.combine([results("merged", 0.75), results("long", 0.5)])
+        table = scores.score_table([results("merged", 0.75), results("long", 0.5)])
         text = make_card(description, {}, table)
         data = ModelCard(text).data
         assert [r.metric_value for r in data.eval_results] == [0.75]
@@ -93,7 +93,7 @@ class TestFrontMatter:
         assert "| merged | 0.750 ± 0.010 |" in section(text, "Benchmarks")
 
     def test_benchmarks_of_others_only(self, description):
-        table = scores.combine([results("long", 0.5)])
+        table = scores.score_table([results("long", 0.5)])
         text = make_card(description, {}, table)
         assert "model-index" not in front_matter(text)
         assert "| long | 0.500 ± 0.010 |" in section(text, "Benchmarks")

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats import (
+from shardmerge.formats import (
     awq,
     bitsandbytes,
     compressed,
@@ -23,8 +21,8 @@ from shardmerge.sources.formats import (
     gptq,
     mxfp4,
 )
-from shardmerge.sources.formats.announcement import UNNAMED, announcement
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.announcement import UNNAMED, announcement
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -33,6 +31,9 @@ from shardmerge.sources.formats.interface import (
     Table,
     short,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Every format by name, to decode with; settings are in the logical tensors.
 FORMATS: dict[str, Format] = {
@@ -210,6 +211,8 @@ def rows(logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
 
 def decode(logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
     """Return a range of rows as float32 [count, columns] (``Format.decode``)."""
+    import numpy as np
+
     with np.errstate(all="ignore"):  # codes are a stranger's: infinities and NaN are values
         return FORMATS[logical.format].decode(logical, blocks, first, count)
 

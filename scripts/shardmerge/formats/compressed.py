@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.groups import group_numbers
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.groups import group_numbers
+from shardmerge.formats.interface import (
+    FLOATS,
     Announcement,
     Blocks,
     Box,
@@ -33,9 +33,11 @@ from shardmerge.sources.formats.interface import (
     part,
     whole,
 )
-from shardmerge.sources.formats.scaled import CHANNEL, TENSOR, Block, Scaled, block_of
-from shardmerge.sources.formats.schemes import Scheme, weight_schemes
-from shardmerge.sources.formats.values import FLOATS, as_float32, unpacked
+from shardmerge.formats.scaled import CHANNEL, TENSOR, Block, Scaled, block_of
+from shardmerge.formats.schemes import Scheme, weight_schemes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BITS = (2, 4, 8)
 
@@ -96,8 +98,8 @@ class PackQuantized:
         """Return the only scheme that the shapes fit, and a stored shape where it was read."""
         fitting = self._fitting(codes, scales)
         if len(fitting) > 1:
-            columns = np.frombuffer(contents.get(name + "_shape", b"")[-8:].rjust(8, b"\0"), "<i8")
-            fitting = [s for s in fitting if codes.shape[1] * 32 // s.bits == columns[0]]
+            columns = int.from_bytes(contents.get(name + "_shape", b"")[-8:], "little")
+            fitting = [s for s in fitting if codes.shape[1] * 32 // s.bits == columns]
         if len(fitting) != 1:
             raise UserError(
                 f"has packed weights that fit {len(fitting) or 'none'} of the groups of the config "
@@ -139,6 +141,10 @@ class PackQuantized:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        import numpy as np
+
+        from shardmerge.formats.values import as_float32, unpacked
+
         bits, (_, width) = logical.parameter("bits"), logical.parameter("block")
         if "shape" in blocks and tuple(blocks["shape"].tolist()) != logical.shape:
             raise UserError(
@@ -162,6 +168,10 @@ class PackQuantized:
 
 def _zeros(logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
     """Return zeros counted as codes are, from 0 on, int16 [count, groups or 1]."""
+    import numpy as np
+
+    from shardmerge.formats.values import unpacked
+
     bits = logical.parameter("bits")
     middle = 1 << (bits - 1)
     if "zeros" not in blocks:

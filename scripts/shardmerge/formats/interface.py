@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardmerge.base.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Types that scales have, and codes of 8-bit floats.
+FLOATS = ("F32", "F16", "BF16")
+FP8 = ("F8_E4M3", "F8_E5M2")
 #: Of every dimension of a stored tensor, the indices [begin, end) that are needed.
 Box = tuple[tuple[int, int], ...]
-Blocks = Mapping[str, np.ndarray]
+Blocks = Mapping[str, "np.ndarray"]
 #: Largest number of elements that a tensor of a real model could have.
 MAX_ELEMENTS = 1 << 48
 
@@ -198,7 +203,7 @@ def runs(shape: tuple[int, ...], box: Box) -> Iterator[tuple[int, int]]:
         return
     begin, end = box[split - 1]
     outer = shape[: split - 1]
-    for index in np.ndindex(*(b - a for a, b in box[: split - 1])):
+    for index in itertools.product(*(range(b - a) for a, b in box[: split - 1])):
         row = 0
         for size, (start, _), offset in zip(outer, box, index, strict=False):
             row = row * size + start + offset
@@ -224,9 +229,11 @@ def matrix_rows(logical: LogicalTensor, first: int, count: int) -> tuple[tuple[i
     if first + count > logical.rows:
         raise ValueError(f"row {first + count} is outside {logical.shape}")
     number, start = divmod(first, height)
-    lead = [int(n) for n in np.unravel_index(number, logical.shape[:-2])] if number else []
-    lead = lead or [0] * max(0, len(logical.shape) - 2)
-    return tuple(lead), start, start + count
+    lead = []
+    for size in reversed(logical.shape[:-2]):
+        number, index = divmod(number, size)
+        lead.append(index)
+    return tuple(reversed(lead)), start, start + count
 
 
 def at(lead: Iterable[int]) -> Box:

@@ -20,12 +20,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     MAX_ELEMENTS,
     Announcement,
     Blocks,
@@ -40,16 +38,16 @@ from shardmerge.sources.formats.interface import (
     part,
     whole,
 )
-from shardmerge.sources.formats.values import NF4, nibbles
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _STATE = ".quant_state.bitsandbytes__"
 #: Longest JSON that describes a tensor; real ones have about 200 bytes.
 _LONGEST = 65_536
 _SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-#: The library's own 4-bit float, which is not E2M1.
-_FP4 = np.float32([0, 0.0625, 8, 12, 4, 6, 2, 3]) / np.float32(12)
-_CODES = {"nf4": NF4, "fp4": np.concatenate([_FP4, -_FP4])}
-_PER_127 = np.float32(7.874015718698502e-3)
+_CODES = ("nf4", "fp4")
+_PER_127 = 7.874015718698502e-3
 
 
 @dataclass(frozen=True)
@@ -90,6 +88,8 @@ class Bnb8:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        import numpy as np
+
         if "order" in blocks and blocks["order"].any():
             raise UserError(
                 "has its int8 codes in an order for one kind of GPU, which cannot be read",
@@ -97,7 +97,7 @@ class Bnb8:
                 "Save the model again with a newer bitsandbytes.",
             )
         scales = blocks["scales"].reshape(count, 1)
-        return blocks["codes"].astype(np.float32) * scales * _PER_127
+        return blocks["codes"].astype(np.float32) * scales * np.float32(_PER_127)
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,10 @@ class Bnb4:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        import numpy as np
+
+        from shardmerge.formats.values import BITSANDBYTES, nibbles
+
         block = logical.parameter("block")
         begin, end = first * logical.columns, (first + count) * logical.columns
         stored = np.ascontiguousarray(blocks["codes"]).reshape(-1).view(np.uint8)
@@ -164,11 +168,13 @@ class Bnb4:
         codes = nibbles(stored, high_first=True)[skipped : skipped + end - begin]
         scales = self._scales(logical, blocks, begin // block)
         which = np.arange(begin, end) // block - begin // block
-        values = _CODES[logical.parameter("table")][codes] * scales[which]
+        values = BITSANDBYTES[logical.parameter("table")][codes] * scales[which]
         return values.reshape(count, logical.columns)
 
     def _scales(self, logical: LogicalTensor, blocks: Blocks, first: int) -> np.ndarray:
         """Return the scales of blocks from the first on, float32."""
+        import numpy as np
+
         nested = logical.parameter("nested")
         if not nested:
             return blocks["scales"]

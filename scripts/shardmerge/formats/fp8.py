@@ -18,10 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shardmerge.sources.formats.interface import Announcement, LogicalTensor, Table, part
-from shardmerge.sources.formats.scaled import CHANNEL, COLUMN, TENSOR, Block, Scaled, block_of
-from shardmerge.sources.formats.schemes import weight_schemes
-from shardmerge.sources.formats.values import FLOATS, FP8
+from shardmerge.formats.interface import FLOATS, FP8, Announcement, LogicalTensor, Table, part
+from shardmerge.formats.scaled import CHANNEL, COLUMN, TENSOR, Block, Scaled, block_of
+from shardmerge.formats.schemes import weight_schemes
 
 SUFFIX = "_scale"
 _PLAIN = (TENSOR, CHANNEL, COLUMN)

@@ -15,9 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import Announcement, LogicalTensor, Table, part, short
-from shardmerge.sources.formats.scaled import TENSOR, Block, Scaled, block_of
-from shardmerge.sources.formats.values import FLOATS, FP8
+from shardmerge.formats.interface import (
+    FLOATS,
+    FP8,
+    Announcement,
+    LogicalTensor,
+    Table,
+    part,
+    short,
+)
+from shardmerge.formats.scaled import TENSOR, Block, Scaled, block_of
 
 SUFFIX = "_scale_inv"
 

@@ -21,10 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -38,7 +37,9 @@ from shardmerge.sources.formats.interface import (
     part,
     whole,
 )
-from shardmerge.sources.formats.values import E2M1, as_float32, nibbles
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _EXPONENTS = ("U8", "F8_E8M0")
 
@@ -90,6 +91,10 @@ class Fp4:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        import numpy as np
+
+        from shardmerge.formats.values import E2M1, as_float32, nibbles
+
         group, code = logical.parameter("group"), logical.parts["scales"].dtype
         codes = nibbles(blocks["codes"].reshape(count, -1))
         scales = as_float32(blocks["scales"], "F8_E8M0" if code == "U8" else code)

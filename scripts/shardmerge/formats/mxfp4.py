@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
@@ -28,7 +27,9 @@ from shardmerge.sources.formats.interface import (
     misfit,
     part,
 )
-from shardmerge.sources.formats.values import E2M1, TABLES, nibbles
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _GROUP = 32
 
@@ -71,6 +72,8 @@ class Mxfp4:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        from shardmerge.formats.values import E2M1, TABLES, nibbles
+
         _, begin, _ = matrix_rows(logical, first, count)
         scales = TABLES["F8_E8M0"][blocks["scales"][0]][..., None]
         values = E2M1[nibbles(blocks["codes"][0])] * scales

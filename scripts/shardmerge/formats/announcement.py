@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import Announcement
+from shardmerge.formats.interface import Announcement
 
 #: Files beside config.json that say it, and the method where they name none.
 SIDE_FILES = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import Announcement, short
-from shardmerge.sources.formats.scaled import CHANNEL, TENSOR, Block
+from shardmerge.formats.interface import Announcement, short
+from shardmerge.formats.scaled import CHANNEL, TENSOR, Block
 
 #: Formats of compressed-tensors whose tensors are stored sparse or reordered for one kernel.
 _UNREADABLE = ("sparse", "marlin", "24")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-FLOATS = ("F32", "F16", "BF16")
-FP8 = ("F8_E4M3", "F8_E5M2")
 _TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -77,6 +75,9 @@ NF4 = np.float32(
         1.0,
     ]
 )
+#: The 4-bit float of bitsandbytes, which is not E2M1.
+_FP4 = np.float32([0, 0.0625, 8, 12, 4, 6, 2, 3]) / np.float32(12)
+BITSANDBYTES = {"nf4": NF4, "fp4": np.concatenate([_FP4, -_FP4])}
 TABLES = {"F8_E4M3": _e4m3(), "F8_E5M2": _e5m2(), "F8_E8M0": _e8m0()}
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
+    FLOATS,
     Announcement,
     Blocks,
     Box,
@@ -27,7 +27,9 @@ from shardmerge.sources.formats.interface import (
     part,
     short,
 )
-from shardmerge.sources.formats.values import FLOATS, as_float32, unpacked
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Where in a word the eight outputs are, from the first on.
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -83,6 +85,10 @@ class Awq:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        import numpy as np
+
+        from shardmerge.formats.values import as_float32
+
         group = np.arange(logical.columns) // logical.parameter("group")
         scales = as_float32(blocks["scales"], logical.parts["scales"].dtype).T
         skipped = slice(first % 8, first % 8 + count)
@@ -93,6 +99,8 @@ class Awq:
 
 def _outputs(words: np.ndarray) -> np.ndarray:
     """Return codes in the order of outputs [rows, 8 * words]."""
+    from shardmerge.formats.values import unpacked
+
     codes = unpacked(words, 4).reshape(len(words), -1, 8)
     return codes[:, :, list(_PLACES)].reshape(len(words), -1)
 

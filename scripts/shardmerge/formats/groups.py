@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.interface import LogicalTensor
+from shardmerge.formats.interface import LogicalTensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def group_numbers(logical: LogicalTensor, stored: np.ndarray, groups: int) -> np.ndarray:
@@ -19,6 +22,8 @@ def group_numbers(logical: LogicalTensor, stored: np.ndarray, groups: int) -> np
     Raises:
         UserError: If a number names a group that does not exist.
     """
+    import numpy as np
+
     if stored.size and (stored.min() < 0 or stored.max() >= groups):
         wrong = stored.min() if stored.min() < 0 else stored.max()
         raise UserError(

@@ -27,10 +27,10 @@ from helpers.format_cases import (
     table_of,
     weight_of,
 )
+from shardmerge import formats
 from shardmerge.base.errors import UserError
-from shardmerge.sources import formats
-from shardmerge.sources.formats.interface import LogicalTensor, PartRef, runs, spans
-from shardmerge.sources.formats.values import TABLES, unpacked
+from shardmerge.formats.interface import LogicalTensor, PartRef, runs, spans
+from shardmerge.formats.values import TABLES, unpacked
 
 
 def words(*values: int) -> torch.Tensor:
@@ -337,7 +337,7 @@ class TestReading:
         assert list(spans(one, 1, 6)) == [(1, 3), (4, 3)]
 
     def test_needs_no_torch(self):
-        code = "import shardmerge.sources.formats, sys; assert 'torch' not in sys.modules"
+        code = "import shardmerge.formats, sys; assert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPTS)
 
     def test_parameters_are_plain(self):

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.interface import (
     Blocks,
     Box,
     LogicalTensor,
@@ -22,7 +21,9 @@ from shardmerge.sources.formats.interface import (
     matrix_rows,
     misfit,
 )
-from shardmerge.sources.formats.values import as_float32
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Block heights and widths; 0 is all of the dimension.
 Block = tuple[int, int]
@@ -89,6 +90,8 @@ def scale_box(logical: LogicalTensor, scales: PartRef, first: int, count: int) -
 
 def spread(logical: LogicalTensor, grid: np.ndarray, first: int, count: int) -> np.ndarray:
     """Return what lies in a ``scale_box``, one value for every element [count, columns]."""
+    import numpy as np
+
     _, begin, end = matrix_rows(logical, first, count)
     height, width = logical.parameter("block")
     down, across = grid_shape(logical.shape, (height, width))
@@ -112,6 +115,8 @@ def scaled_rows(logical: LogicalTensor, first: int, count: int) -> dict[str, Box
 
 def scaled_decode(logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
     """Return rows as float32 (``Format.decode``)."""
+    from shardmerge.formats.values import as_float32
+
     parts = logical.parts
     values = as_float32(blocks["codes"], parts["codes"].dtype).reshape(count, logical.columns)
     if "zeros" in parts:

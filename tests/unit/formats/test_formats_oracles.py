@@ -1,6 +1,6 @@
 """Decoded tensors equal what the formats' own libraries make, bit for bit in float32.
 
-A test whose library is not installed is skipped; tests/unit/sources/test_formats.py has values by
+A test whose library is not installed is skipped; tests/unit/formats/test_formats.py has values by
 hand, which always run. Tested with transformers 5.23.0 and, each installed with ``pip install
 --no-deps`` beside torch 2.13.0 on a CPU: compressed-tensors 0.20.0 (it imports loguru 0.7.3),
 bitsandbytes 0.50.2, gptqmodel 7.7.0 (PyPcre 0.6.4, LogBar 0.4.15, TokeNicer 0.0.14, Device-SMI
@@ -28,7 +28,7 @@ from helpers.format_cases import (
     table_of,
     weight_of,
 )
-from shardmerge.sources import formats
+from shardmerge import formats
 
 
 class TestTransformers:

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
-from shardmerge.sources.formats.groups import group_numbers
-from shardmerge.sources.formats.interface import (
+from shardmerge.formats.groups import group_numbers
+from shardmerge.formats.interface import (
+    FLOATS,
     Announcement,
     Blocks,
     Box,
@@ -33,7 +33,9 @@ from shardmerge.sources.formats.interface import (
     short,
     whole,
 )
-from shardmerge.sources.formats.values import FLOATS, as_float32, unpacked
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BITS = (2, 3, 4, 8)
 _CONVENTIONS = {"": 1, "gptq": 1, "gptq_v2": 0}
@@ -118,6 +120,10 @@ class Gptq:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
+        import numpy as np
+
+        from shardmerge.formats.values import as_float32, unpacked
+
         bits, inputs = logical.parameter("bits"), logical.columns
         scales = as_float32(blocks["scales"], logical.parts["scales"].dtype).T
         zeros = unpacked(blocks["zeros"], bits)[:, first % 32 : first % 32 + count]

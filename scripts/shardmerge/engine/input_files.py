@@ -3,61 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import FileLeaf, file_leaves
-from shardmerge.algebra.rows import row_ranges
-from shardmerge.algebra.spec import ShardSpec, delta_name
-from shardmerge.base.dtypes import DTYPES
+from shardmerge.algebra.leaves import FileLeaf, leaf_sources
+from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
+from shardmerge.engine.locations import Location, locate
 from shardmerge.engine.record import Tally
+from shardmerge.engine.stored import StoredDelta
+from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.watch import Watch
 from shardmerge.engine.witness import Witness
 
 
-@dataclass(frozen=True)
-class Location:
-    """Where a leaf's bytes lie.
-
-    Args:
-        file: Number of the open file.
-        begin: First byte of the tensor.
-        dtype: Its code.
-        table, width: Which of its rows the leaf has, and their elements; None for all in order.
-    """
-
-    file: int
-    begin: int
-    dtype: str
-    table: str | None = None
-    width: int = 0
-
-    def ranges(self, first: int, count: int) -> Iterator[tuple[int, int, int | None]]:
-        """Yield (position, length, offset in the file or None for zeros) of elements, in bytes."""
-        size = DTYPES[self.dtype].size
-        if self.table is None:
-            yield 0, count * size, self.begin + first * size
-            return
-        for position, length, source in row_ranges(self.table, self.width, first, count):
-            offset = None if source is None else self.begin + source * size
-            yield position * size, length * size, offset
-
-
-class Inputs(contextlib.AbstractContextManager):
+class InputFiles(contextlib.AbstractContextManager):
     """The open source files and stored task vectors of a job.
 
     Args:
         spec: The shard that is built.
+        tasks: Of its tensors.
         inputs: Local path of each (model, file) of the specification that must be read.
-        deltas: Files of stored task vectors.
+        stored: Where task vectors lie that are read and not computed.
         tally: Where bytes read are counted.
         sums: For files of stored task vectors, the SHA-256 of each tensor as the job that wrote it
             recorded it: what is read is compared with that.
@@ -70,33 +42,31 @@ class Inputs(contextlib.AbstractContextManager):
     def __init__(
         self,
         spec: ShardSpec,
+        tasks: Sequence[TensorTask],
         inputs: Mapping[tuple[str, str], Path],
-        deltas: Sequence[Path],
+        stored: Mapping[ex.Delta, StoredDelta],
         tally: Tally,
         sums: Mapping[Path, Mapping[str, str]] | None = None,
         watch: Watch | None = None,
     ) -> None:
+        self._spec, self._inputs, self.stored = spec, inputs, stored
         self._tally = tally
         self._sums = sums or {}
         self._watch = watch or Watch()
         self._witnesses: dict[int, Witness] = {}
         self._identities: dict[int, str] = {}
         self._open = contextlib.ExitStack()
+        self._numbers: dict[Path | tuple[str, str], int] = {}
         self._paths: list[Path] = []
         self._fds: list[int] = []
         self._locations: dict[FileLeaf, Location] = {}
         self.headers: list[Header] = []
         try:
-            self._find_deltas(spec, deltas)
-            self.stored = frozenset(self._locations)
-            numbers = {
-                key: self._add(key, inputs, spec.files.get(key))
-                for key in spec.required_files(self.stored)
-            }
-            for tensor in spec.tensors:
-                for leaf in file_leaves(tensor.expression, self.stored):
-                    if leaf not in self._locations:
-                        self._locations[leaf] = self._find(leaf, numbers)
+            self._open_all(tasks)
+            for leaf in (leaf for task in tasks for leaf in task.reads):
+                if leaf not in self._locations:
+                    self._locations[leaf] = locate(leaf, self._tensor)
+            self._make_witnesses()
         except BaseException:
             self._open.close()
             raise
@@ -121,13 +91,8 @@ class Inputs(contextlib.AbstractContextManager):
         will_need(self._fds[file], offset, length)
 
     def read_elements(self, leaf: Location, first: int, count: int, into: memoryview) -> None:
-        """Fill a buffer with elements of a leaf, as ``read`` does with bytes."""
-        for position, length, offset in leaf.ranges(first, count):
-            part = into[position : position + length]
-            if offset is None:
-                part[:] = bytes(length)
-            else:
-                self.read(leaf.file, offset, part)
+        """Fill the beginning of a buffer with elements of a leaf, as ``read`` does with bytes."""
+        leaf.read(self.read, first, count, into)
 
     def read(self, file: int, offset: int, into: memoryview) -> None:
         """Fill a buffer with a file's bytes from an offset on.
@@ -173,14 +138,23 @@ class Inputs(contextlib.AbstractContextManager):
         known = {self._identities.get(number): one for number, one in hashed.items()}
         return {name: one for name, one in known.items() if name and name.startswith("sample:")}
 
-    def _add(
-        self, key: tuple[str, str], inputs: Mapping[tuple[str, str], Path], identity: str | None
-    ) -> int:
-        if key not in inputs:
-            raise UserError(f"no local path was given for file {key[1]!r}", f"model {key[0]!r}")
-        return self._add_file(Path(inputs[key]), identity)
+    def _open_all(self, tasks: Sequence[TensorTask]) -> None:
+        """Open the files of stored task vectors, then those of sources, in order of first use."""
+        for place in self.stored.values():
+            if place.path not in self._numbers:
+                self._numbers[place.path] = self._add(place.path, None)
+        leaves = (leaf for task in tasks for leaf in task.reads)
+        for source in (source for leaf in leaves for source in leaf_sources(leaf)):
+            key = source.model, source.file
+            if key not in self._numbers:
+                self._numbers[key] = self._add(self._path_of(key), self._spec.files.get(key))
 
-    def _add_file(self, path: Path, identity: str | None = None) -> int:
+    def _path_of(self, key: tuple[str, str]) -> Path:
+        if key not in self._inputs:
+            raise UserError(f"no local path was given for file {key[1]!r}", f"model {key[0]!r}")
+        return Path(self._inputs[key])
+
+    def _add(self, path: Path, identity: str | None) -> int:
         self._watch.begin(path, identity)
         if identity:
             self._identities[len(self._fds)] = identity
@@ -191,45 +165,36 @@ class Inputs(contextlib.AbstractContextManager):
         self._fds.append(fd)
         return len(self._fds) - 1
 
-    def _find_deltas(self, spec: ShardSpec, paths: Sequence[Path]) -> None:
-        """Locate the stored task vectors that the specification's expressions are made of."""
-        if not paths:
-            return
-        wanted = {
-            delta_name(delta, spec.files): delta
-            for tensor in spec.tensors
-            for delta in ex.deltas(tensor.expression)
-        }
-        for path in map(Path, paths):
-            number, parts = self._add_file(path), {}
-            for name, entry in self.headers[number].tensors.items():
-                if delta := wanted.pop(name, None):
-                    where = f"stored task vectors in {path}"
-                    _compare(entry, name, delta.dtype, delta.shape, where)
-                    self._locations[delta] = Location(number, entry.begin, entry.dtype)
-                    parts[name] = (entry.begin, entry.end)
-            if path in self._sums:
-                self._witnesses[number] = Witness(parts)
-
-    def _find(self, leaf: FileLeaf, numbers: Mapping[tuple[str, str], int]) -> Location:
-        source = leaf.operand if isinstance(leaf, ex.Rows) else leaf
-        found = self._check(source, numbers[source.model, source.file])
-        if isinstance(leaf, ex.Rows):
-            found = replace(found, table=leaf.table, width=math.prod(source.shape[1:]))
-        return found
-
-    def _check(self, source: ex.Source, number: int) -> Location:
-        where = f"model {source.model!r}, file {source.file!r}"
+    def _tensor(self, tensor: ex.Source | ex.Delta) -> Location:
+        """Return where a tensor lies, once it is known to be what the specification says."""
+        if isinstance(tensor, ex.Delta):
+            place = self.stored[tensor]
+            number, name = self._numbers[place.path], place.name
+            where = f"stored task vectors in {place.path}"
+        else:
+            number, name = self._numbers[tensor.model, tensor.file], tensor.tensor
+            where = f"model {tensor.model!r}, file {tensor.file!r}"
         tensors = self.headers[number].tensors
-        if source.tensor not in tensors:
+        if name not in tensors:
             raise UserError(
-                f"has no tensor {source.tensor!r} (read from {self._paths[number]})",
+                f"has no tensor {name!r} (read from {self._paths[number]})",
                 where,
-                did_you_mean(source.tensor, tensors),
+                did_you_mean(name, tensors),
             )
-        entry = tensors[source.tensor]
-        _compare(entry, source.tensor, source.dtype, source.shape, where)
+        entry = tensors[name]
+        _compare(entry, name, tensor.dtype, tensor.shape, where)
         return Location(number, entry.begin, entry.dtype)
+
+    def _make_witnesses(self) -> None:
+        """Have the stored task vectors hashed whose files have a record."""
+        for path in dict.fromkeys(place.path for place in self.stored.values()):
+            if path in self._sums:
+                number = self._numbers[path]
+                entries = self.headers[number].tensors
+                read = [one for one in self.stored if one in self._locations]
+                names = [self.stored[one].name for one in read if self.stored[one].path == path]
+                parts = {name: (entries[name].begin, entries[name].end) for name in names}
+                self._witnesses[number] = Witness(parts)
 
 
 def _compare(entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], where: str) -> None:
@@ -250,8 +215,3 @@ def _compare_sums(found: Mapping[str, str], wanted: Mapping[str, str], path: Pat
                 f"stored task vectors in {path}, tensor {name!r}",
                 f"Delete {str(path)!r} and run the workflow again, which makes it anew.",
             )
-
-
-def nbytes(leaf: FileLeaf) -> int:
-    """Return the bytes of a leaf."""
-    return math.prod(leaf.shape) * DTYPES[leaf.dtype].size
