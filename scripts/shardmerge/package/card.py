@@ -14,6 +14,7 @@ from shardmerge.base.text import plural
 from shardmerge.check.score_text import to_markdown
 from shardmerge.check.scores import Table, card_results
 from shardmerge.package.card_coefficients import describe_coefficients
+from shardmerge.package.card_usage import describe_methods, usage
 from shardmerge.package.provenance import public_names
 from shardmerge.recipe.references import parse_reference
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 HUB = "https://huggingface.co"
+PIPELINE = "text-generation"
 TAGS = ("mergekit", "merge", "shardmerge")
 _NUMERICS = {
     "float32": "Tensors are combined in float32 (float64 where a source is) and rounded once",
@@ -35,7 +37,7 @@ def make_card(
 
     Args:
         description: Of the build.
-        settings: The configuration's ``card``: license, description, prompt_format, tags.
+        settings: The configuration's ``card``: as in its schema.
         scores: Benchmark results, if there are any.
 
     Raises:
@@ -49,6 +51,7 @@ def make_card(
     data = ModelCardData(
         base_model=base_models(description) or None,
         library_name="transformers",
+        pipeline_tag=settings.get("pipeline_tag") or PIPELINE,
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
         base_model_relation="merge",
@@ -93,7 +96,11 @@ def _sections(
         parts.append(settings["description"].strip() + "\n")
     if settings.get("prompt_format"):
         parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
-    parts += ["## How it was built\n", _how(description), describe_coefficients(description)]
+    if text := usage(settings.get("pipeline_tag") or PIPELINE, description["dtype"]):
+        parts += ["## How to use it\n", text]
+    parts += ["## How it was built\n", _how(description)]
+    parts += [describe_methods(stage["method"] for stage in description["stages"])]
+    parts += [describe_coefficients(description)]
     parts += ["## Sources\n", _sources(description)]
     if scores is not None:
         parts += ["## Benchmarks\n", to_markdown(scores)]

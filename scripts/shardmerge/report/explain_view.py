@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from string import ascii_uppercase
 
+from shardmerge.algebra.coefficients import NOTHING
 from shardmerge.base.text import number, ranges, shortener
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.explain import Explanation
@@ -35,7 +36,8 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
         lines += [
             f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)
         ]
-        letters = dict(zip(found.terms, _letters(len(found.terms)), strict=True))
+        shown = tuple(term for term in found.terms if term in found.parts or term == NOTHING)
+        letters = dict(zip(shown, _letters(len(shown)), strict=True))
         lines += ["", *(f"  {letter} = {shorten(term)}" for term, letter in letters.items())]
         for rows, layers in _groups(found):
             title = _wrap(" ".join(rows), terminal.width - 2)

@@ -68,6 +68,7 @@ class TestFrontMatter:
         assert front_matter(make_card(description, settings)) == {
             "base_model": ["lab/long", "lab/base", "lab/tuned"],
             "library_name": "transformers",
+            "pipeline_tag": "text-generation",
             "license": "llama2",
             "tags": ["mergekit", "merge", "shardmerge", "tiny"],
             "base_model_relation": "merge",
@@ -105,9 +106,37 @@ class TestBody:
     def test_sections(self, description):
         text = make_card(description, {"description": "Why.", "prompt_format": "`{prompt}`"})
         titles = re.findall("^#+ (.*)", body(text).split("```")[0], flags=re.MULTILINE)
-        assert titles == ["merged", "Prompt format", "How it was built", "Sources", "Recipe"]
+        assert titles == ["merged", "Prompt format", "How to use it"]
+        titles = re.findall("^## (.*)", body(text), flags=re.MULTILINE)
+        assert titles[2:] == ["How it was built", "Sources", "Recipe"]
         assert section(text, "Prompt format").strip() == "`{prompt}`"
         assert body(text).index("Why.") < body(text).index("## Prompt format")
+
+    def test_usage_is_of_text_models(self, description):
+        text = section(make_card(description, {}), "How to use it")
+        assert 'from_pretrained(name, dtype="float16", device_map="auto")' in text
+        assert "vllm serve" in text
+        other = make_card(description, {"pipeline_tag": "image-text-to-text"})
+        assert "## How to use it" not in other
+        assert front_matter(other)["pipeline_tag"] == "image-text-to-text"
+
+    def test_one_formula_is_of_every_tensor(self, description):
+        terms = {name: [["lab/long", 0.5]] for name in description["coefficients"]}
+        text = make_card(description | {"coefficients": terms}, {})
+        assert "- every tensor: `0.5 * long`" in text
+        assert "everything else" not in text
+
+    def test_parameters_of_a_method_that_is_no_sum(self, description):
+        call = "ties(base lab/base, lab/tuned, lab/long)"
+        terms = {}
+        for layer, name in enumerate(description["coefficients"]):
+            rows = [[call, 1.0], [f"{call}: weight of lab/tuned", 0.1 * layer]]
+            terms[name] = [*rows, [f"{call}: weight of lab/long", 0.5], [f"{call}: normalize", 1.0]]
+        text = section(make_card(description | {"coefficients": terms}, {}), "How it was built")
+        assert "`ties(base base, tuned, long)`, parameters: weight" in text
+        assert "and 0.5 (long), normalize true" in text
+        assert "\nParameter `weight` of `tuned` in `ties(base base, tuned, long)`:\n" in text
+        assert "Coefficient of" not in text
 
     def test_recipe_as_written(self, description):
         block = re.search(r"```yaml\n(.*?)\n```\n", make_card(description, {}), re.DOTALL)
@@ -200,12 +229,14 @@ class TestHostileNames:
         """A Markdown parser sees our headings and cells only, and no HTML of theirs."""
         rendered = html(body(text))
         headings = re.findall("<h[1-6]>(.*?)</h", rendered)
-        assert headings == ["merged", "How it was built", "Sources", "Recipe"]
+        assert headings == ["merged", "How to use it", "How it was built", "Sources", "Recipe"]
         assert "<b>" not in rendered
         assert "<hr" not in rendered
-        assert rendered.count("<pre>") == 1
+        assert rendered.count("<pre>") == 3
         hosts = re.findall('href="([^"]*)"', rendered)
-        assert all(host.startswith("https://huggingface.co/") for host in hosts)
+        assert all(
+            host.startswith(("https://huggingface.co/", "https://arxiv.org/")) for host in hosts
+        )
 
     def test_table_cells(self, text):
         rendered = html(section(text, "Sources"))
