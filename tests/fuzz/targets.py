@@ -483,6 +483,7 @@ def _hub(data: bytes) -> None:
     from huggingface_hub.hf_api import ModelInfo
 
     from shardmerge.sources.hub import client, locking
+    from shardmerge.sources.locking import lock_hub
 
     try:
         answer = json.loads(data)  # as the Hub's client reads it
@@ -498,9 +499,9 @@ def _hub(data: bytes) -> None:
     api = SimpleNamespace(model_info=lambda *_, **__: ModelInfo(**answer))
     with (
         mock.patch.object(client, "api", lambda: api),
-        mock.patch.object(locking._Reader, "_read", read),
+        mock.patch.object(locking.Commit, "_read", read),
     ):
-        lock = Lock({"o/m": locking.lock_source("o/m", None)})
+        lock = Lock({"o/m": lock_hub("o/m", None)})
     json.dumps(lock.to_json(), ensure_ascii=False).encode()
 
 

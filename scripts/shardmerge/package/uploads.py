@@ -9,7 +9,8 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
-from shardmerge.sources.checkpoint_files import CONFIG, INDEX, TEMPLATES, parse_weight_map
+from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
+from shardmerge.sources.store import TEMPLATES
 
 CARD = "README.md"
 _SUMS = "SHA256SUMS"

@@ -26,11 +26,11 @@ from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.plan.reading import leaf_bytes, read_leaves, worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe, chosen
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.lock import Lock, LockedSource
-from shardmerge.sources.sources import slug
 
 PathOf = Callable[[str, LockedSource, str], str]
 
@@ -104,7 +104,7 @@ class _Planner:
         found = {}
         for model, name in sorted(self.read):
             source = self.locked[model]
-            if source.kind == "local" and source.files[name].size > FULL_HASH_BYTES:
+            if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
         return found
 
@@ -240,11 +240,11 @@ class _Planner:
         )
 
     def _path(self, key: FileKey) -> str:
-        """Return a source file's path; one of the Hub gets a job that fetches it."""
+        """Return a source file's path; one that is not here gets a job that fetches it."""
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
-        if source.kind == "hub":
+        if source.store.remote:
             file = source.files[name]
             self.fetches[path] = FetchJob(
                 path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid

@@ -14,10 +14,10 @@ from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob, beside
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.checkpoint_files import INDEX
-from shardmerge.sources.sources import slug
 
 CHECKSUMS = "SHA256SUMS"
 #: Folder of what jobs found of large local files.
