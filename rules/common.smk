@@ -81,7 +81,6 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    source="[0-9a-f]+",
     shard=r"model(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
