@@ -119,8 +119,9 @@ def _source(
 def _store(kind: Any, path: tuple[str, ...]) -> type[Store]:
     known = kinds()
     if not isinstance(kind, str) or kind not in known:
-        names = " nor ".join(f"`{name}`" for name in sorted(known))
-        raise LockError(f"{_brief(kind)} is neither {names}", (*path, "kind"))
+        *names, last = (f"`{name}`" for name in sorted(known))
+        message = f"{_brief(kind)} is none of {', '.join(names)} and {last}"
+        raise LockError(message, (*path, "kind"))
     return known[kind]
 
 

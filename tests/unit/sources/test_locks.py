@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "two identities": (with_file("x", git_oid=GIT), "one of the two"),
     "a sample of the Hub": (with_file("x", sample=SHA), "one of the two"),
     "an upper-case hash": (with_file("x", sha256=SHA.upper()), "sha256"),
-    "an unknown dtype": (with_tensor("t", ["F4", [2], 40, 44]), "dtype 'F4'"),
+    "an unknown dtype": (with_tensor("t", ["F5", [2], 40, 44]), "dtype 'F5'"),
     "a dtype that is a list": (with_tensor("t", [[], [2], 40, 44]), "dtype"),
     "a shape that is a number": (with_tensor("t", ["F16", 2, 40, 44]), "shape"),
     "a negative shape": (with_tensor("t", ["F16", [-2], 40, 44]), "whole numbers"),
