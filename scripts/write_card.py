@@ -10,7 +10,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_text
 from shardmerge.check import scores
 from shardmerge.package.card import make_card
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 

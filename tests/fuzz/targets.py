@@ -35,6 +35,7 @@ from shardmerge.compose.models import Entry
 from shardmerge.package.config import output_config
 from shardmerge.package.index import make_index
 from shardmerge.package.tokenizer import tokenizer_text
+from shardmerge.plan.description import BuildDescription, TokenizerContent
 from shardmerge.plan.plan import Plan
 from shardmerge.plan.planner import make_plan
 from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
@@ -187,13 +188,15 @@ def _read_tokenizer(files: Mapping[str, bytes]) -> None:
     assert len(found.ids) == len(ids) and found.digest and len(found.added) == len(set(added))
     texts = {name: files[name].decode() for name in TEMPLATE_FILES if name in files}
     own_template(texts, "model 'm'")
-    rows = [[token, found.ids[token], "m"] for token in found.added]
-    description = {"source": "m", "within": max(len(found) - 1, 0), "added": rows, "template": "x"}
+    rows = tuple((token, found.ids[token], "m") for token in found.added)
+    tokens = TokenizerContent(
+        source="m", within=max(len(found) - 1, 0), added=rows, template="x", made=(), read=()
+    )
     parts = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     texts = {("m", name): files[name].decode() for name in parts if name in files}
     if "tokenizer.json" in files:
-        tokenizer_text("tokenizer.json", description, texts)
-        tokenizer_text("tokenizer_config.json", description, texts)
+        tokenizer_text("tokenizer.json", tokens, texts)
+        tokenizer_text("tokenizer_config.json", tokens, texts)
 
 
 @_target(
@@ -404,7 +407,7 @@ def _plan(text: str, sources: Mapping[str, LockedSource] | None = None, **config
     for spec in planned.specs.values():
         json.dumps(spec.to_json(), allow_nan=False).encode()
     for description in planned.descriptions.values():
-        json.dumps(description).encode()
+        json.dumps(description.to_json()).encode()
         make_index(description)
 
 
@@ -577,10 +580,12 @@ def _cached_spec(data: bytes) -> None:
 @_target(
     "cached-description",
     mutate_json,
-    lambda: [json.dumps(made).encode() for made in _planned().descriptions.values()],
+    lambda: [json.dumps(made.to_json()).encode() for made in _planned().descriptions.values()],
 )
 def _cached_description(data: bytes) -> None:
-    make_index(parse_object(data, "build.json"))
+    description = BuildDescription.from_json(parse_object(data, "build.json"), "build.json")
+    make_index(description)
+    assert BuildDescription.from_json(description.to_json(), "again") == description
 
 
 def _identities() -> list[bytes]:

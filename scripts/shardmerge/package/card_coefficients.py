@@ -9,6 +9,7 @@ from typing import Any
 from shardmerge.base.markdown import code, table
 from shardmerge.base.text import number, plural, ranges, short_names
 from shardmerge.package.provenance import public_names
+from shardmerge.plan.description import BuildDescription
 from shardmerge.report.coefficients import Coefficients, Spread, coefficients
 from shardmerge.report.summary import Line, summarize
 
@@ -16,15 +17,15 @@ from shardmerge.report.summary import Line, summarize
 _NAMED = 8
 
 
-def describe_coefficients(description: Mapping[str, Any]) -> str:
+def describe_coefficients(description: BuildDescription) -> str:
     """Return Markdown that tells what the tensors of a build are made of.
 
     Args:
         description: Of the build.
     """
-    tensors = description["coefficients"]
-    found, shorten = coefficients(tensors), _shortener(description["sources"])
-    copied = _copied(tensors, [description["reference"], *description["sources"]])
+    tensors = description.coefficients
+    found, shorten = coefficients(tensors), _shortener(description.sources)
+    copied = _copied(tensors, [description.reference, *description.sources])
     lines = [
         f"- {_where(line)}: {code(line.formula)}"
         for line in sorted(summarize(found, shorten), key=lambda line: line.rest)

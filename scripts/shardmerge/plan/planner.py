@@ -20,7 +20,7 @@ from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
-from shardmerge.plan.describe import FileKey, describe, model_files
+from shardmerge.plan.describe import FileKey, describe, model_files, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.plan.reading import leaf_bytes, read_leaves, worth_storing
@@ -184,14 +184,14 @@ class _Planner:
         tokenizer = tokenizer_files(composer, name)
         files = model_files(composer, name) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
-        read = [[*key, self.identities[key]] for key in tokenizer.read]
-        tokens = tokenizer.description | {"made": list(tokenizer.made), "read": read}
+        tokens = tokenizer_content(tokenizer, self.identities)
         sums = composer.sums(name, outputs)
         self.findings += check_build(composer, name, outputs, sums)
-        description = describe(composer, name, identities, tokens, groups, jobs, sums)
-        if self.settings["allow_nonfinite"]:  # what shards may hold: verified anew if it changes
-            description["allow_nonfinite"] = True
-        key = digest(description)
+        description = describe(
+            *(composer, name, identities, tokens, groups, jobs, sums),
+            allow_nonfinite=self.settings["allow_nonfinite"],
+        )
+        key = description.digest
         self.planned.descriptions[key] = description
         paths = {file: self._path(key) for file, key in files.items()}
         made = f"{self.settings['results']}/{name}/tokenizer"

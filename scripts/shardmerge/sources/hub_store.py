@@ -43,6 +43,17 @@ class HubStore(Store):
         return f"the Hub ({origin.repo}@{origin.commit})" if origin.repo else "the Hub"
 
     @classmethod
+    def hub_name(cls, origin: Origin) -> str | None:
+        """Return the repository."""
+        return origin.repo
+
+    @classmethod
+    def page(cls, origin: Origin) -> str | None:
+        """Return the repository's page, or that of a commit in it."""
+        page = f"https://huggingface.co/{origin.repo}"
+        return f"{page}/tree/{origin.commit}" if origin.commit else page
+
+    @classmethod
     def fetch(
         cls, origin: Origin, name: str, locked: LockedFile, target: Path, **options: Any
     ) -> Any:

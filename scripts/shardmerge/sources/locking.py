@@ -106,6 +106,7 @@ def _locked(
 ) -> LockedSource:
     tensors = tensor_table(store.headers(weights), weight_map, store.where)
     files = {safe_name(name, None, store.where): store.identity(name) for name in names}
+    store.context.identities.save()
     return LockedSource(
         store.kind,
         *store.origin(),
@@ -117,8 +118,7 @@ def _locked(
 
 
 def _text(store: Store, name: str) -> str:
-    data = store.read(name, store.identity(name), store.origin())
     try:
-        return data.decode()
+        return store.read_now(name).decode()
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", store.told_of(name), "Save it as UTF-8.") from None

@@ -85,6 +85,16 @@ class Store(ABC):
         """Return in words, for the middle of a sentence, where a source of this kind is from."""
 
     @classmethod
+    def hub_name(cls, origin: Origin) -> str | None:
+        """Return the Hub's name of a source, for tools that know such names only."""
+        return None
+
+    @classmethod
+    def page(cls, origin: Origin) -> str | None:
+        """Return the address of a Web page about a source, or None."""
+        return None
+
+    @classmethod
     def fetch(
         cls, origin: Origin, name: str, locked: LockedFile, target: Path, **options: Any
     ) -> Any:
@@ -142,6 +152,10 @@ class Store(ABC):
         Raises:
             UserError: If it cannot be had, or has another content.
         """
+
+    def read_now(self, name: str) -> bytes:
+        """Return a small file of the source as it is now."""
+        return self.read(name, self.identity(name), self.origin())
 
     @abstractmethod
     def headers(self, names: Collection[str]) -> Mapping[str, Header]:
