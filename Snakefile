@@ -35,6 +35,7 @@ rule all:
         TARGETS.models(),
         TARGETS.loaded(),
         TARGETS.tables(),
+        TARGETS.cards(),
         TARGETS.reports(),
 
 
@@ -46,6 +47,7 @@ rule models:
 rule benchmarks:
     input:
         TARGETS.tables(),
+        TARGETS.cards(),
 
 
 rule report:

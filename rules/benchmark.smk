@@ -1,8 +1,9 @@
 """lm-eval over merged models, sources and stages: one job for each model and task.
 
 Needs: whole models, task files; GPUs where `benchmark.device` is cuda.
-Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them. What is measured of a
-source is the same for every build: it lies in results/benchmarks and is copied to each.
+Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
+gets too. What is measured of a source is the same for every build: it lies in results/benchmarks
+and is copied to each.
 """
 
 
@@ -110,7 +111,7 @@ rule tabulate_benchmarks:
     log:
         "<logs>/tabulate_benchmarks/{name}.log",
     group:
-        "summary"
+        "scores"
     conda:
         "../envs/benchmark.yaml"
     params:
@@ -119,3 +120,27 @@ rule tabulate_benchmarks:
     shell:
         'python "$SCRIPTS"/benchmark_table.py --inputs={params.inputs:q} --json={output.json:q}'
         " --csv={output.csv:q} --markdown={output.markdown:q} > {log:q} 2>&1"
+
+
+rule add_scores:
+    input:
+        results=lambda w: TARGETS.measurements(w.name),
+        # written anew in place: the card, and its line in the checksums
+        card="<results>/{name}/model/README.md",
+        checksums="<results>/{name}/model/SHA256SUMS",
+    output:
+        "<results>/{name}/benchmarks/card.json",
+    log:
+        "<logs>/add_scores/{name}.log",
+    group:
+        "scores"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        card=lambda w: TARGETS.card(w.name),
+        measured=lambda w: TARGETS.measurements(w.name),
+        inputs=lambda w, input: listed(results=input.results),
+    shell:
+        'python "$SCRIPTS"/add_scores.py --build={params.build:q} --card={params.card:q}'
+        " --inputs={params.inputs:q} --readme={input.card:q} --output={output:q} > {log:q} 2>&1"

@@ -10,6 +10,7 @@ rule publish_model:
         checksums="<results>/{name}/model/SHA256SUMS",
         verified="<results>/{name}/verify.json",
         loaded="<results>/{name}/loaded.json",
+        scores=lambda w: [TARGETS.scored(w.name)] if TARGETS.measured else [],
     output:
         "<results>/{name}/published.json",
     log:

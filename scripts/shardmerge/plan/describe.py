@@ -9,7 +9,7 @@ from shardmerge.algebra.coefficients import terms_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.output_config import config_changes
+from shardmerge.compose.output_config import config_changes, config_removed
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
 from shardmerge.plan.description import (
     BuildDescription,
@@ -81,6 +81,7 @@ def describe(
         sources={key: _described(lock.sources[key]) for key in used},
         shards=tuple(_shard(job, tensors) for job, tensors in zip(jobs, groups, strict=True)),
         coefficients={t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
+        config_removed=tuple(config_removed(composer, name)),
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,
     )

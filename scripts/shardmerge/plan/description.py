@@ -131,6 +131,7 @@ class BuildDescription:
         sources: By reference: what the recipe is made of.
         shards: In the order of their names.
         coefficients: Terms of each tensor: label and coefficient (``terms_of``).
+        config_removed: What is taken out of config.json, by its place.
         seeds: Of each stage that chooses at random; None if none does.
         allow_nonfinite: Whether shards may hold infinite values and NaN that no source has.
     """
@@ -150,6 +151,7 @@ class BuildDescription:
     coefficients: Mapping[str, tuple[tuple[str, float], ...]] = part(
         forms.mapped(forms.listed(forms.row(forms.text, forms.number)))
     )
+    config_removed: tuple[str, ...] = part(forms.listed(forms.text), ())
     seeds: Mapping[str, tuple[int, ...]] | None = part(
         forms.mapped(forms.listed(forms.whole)), None
     )

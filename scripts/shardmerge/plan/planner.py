@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.lowering import needs_torch
+from shardmerge.algebra.leaves import bytes_read
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
@@ -20,10 +20,11 @@ from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
+from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.describe import FileKey, describe, model_files, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
-from shardmerge.plan.reading import leaf_bytes, read_leaves, worth_storing
+from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
 from shardmerge.recipe.naming import slug
@@ -133,7 +134,7 @@ class _Planner:
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
-                if isinstance(delta.finetuned, ex.Source) and isinstance(delta.base, ex.Source):
+                if all(isinstance(e, ex.Source | ex.Decoded) for e in ex.operands(delta)):
                     users[delta] = users.get(delta, 0) + 1
         match self.settings["deltas"]:
             case "store":
@@ -217,9 +218,8 @@ class _Planner:
         self.planned.specs[name] = spec
         files = spec.required_files(delta_path)
         self.read |= set(files)
-        leaves = dict.fromkeys(
-            leaf for t in tensors for leaf in read_leaves(t.expression, delta_path)
-        )
+        tasks = make_tasks(spec, delta_path)
+        leaves = dict.fromkeys(leaf for task in tasks for leaf in task.reads)
         return ShardJob(
             output=output,
             digest=name,
@@ -232,11 +232,11 @@ class _Planner:
                     if d in delta_path
                 )
             ),
-            bytes_read=sum(map(leaf_bytes, leaves)),
+            bytes_read=sum(map(bytes_read, leaves)),
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
-            memory=workspace_bytes(spec, self.settings["device"]),
-            check_memory=check_bytes(spec),
-            torch=needs_torch(spec, delta_path),
+            memory=workspace_bytes(tasks, self.settings["device"]),
+            check_memory=check_bytes(tasks),
+            torch=needs_torch(tasks),
         )
 
     def _path(self, key: FileKey) -> str:

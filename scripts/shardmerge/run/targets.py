@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from shardmerge.base.digest import digest
+from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
+from shardmerge.check.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob, beside
 from shardmerge.recipe.naming import slug
@@ -22,6 +23,8 @@ from shardmerge.sources.checkpoint_files import INDEX
 CHECKSUMS = "SHA256SUMS"
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
+#: Folder of the names of lm-eval's tasks.
+TASKS = CACHE / "tasks"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Targets:
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
+        self._cards = self._own_cards()
 
     def shard(self, name: str, shard: str) -> ShardJob:
         """Return the job of an output shard by build and file stem."""
@@ -132,6 +136,31 @@ class Targets:
         checked = [*self.per_shard(name, "checks"), *self.per_delta(name, "checks")]
         last = [f"{self.results}/{name}/{file}" for file in (f"model/{CHECKSUMS}", "verify.json")]
         return list(dict.fromkeys([*made, *checked, *self.hashes(name), *last]))
+
+    def cards(self) -> list[str]:
+        """Return what shows that every card has its benchmarks, none if nothing is measured."""
+        return [self.scored(name) for name in self.plan.builds if self.measured]
+
+    def scored(self, name: str) -> str:
+        """Return what tells which benchmark results a build's card has."""
+        return f"{self.results}/{name}/benchmarks/card.json"
+
+    def card(self, name: str) -> str:
+        """Return the settings of a build's card as JSON."""
+        return canonical_json(self._cards[name])
+
+    def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the settings of every build's card: those of all cards under its own."""
+        shared = dict(self.settings["card"])
+        own, builds = shared.pop("models", {}), self.plan.builds
+        for name in own if builds else ():
+            if name not in builds:
+                raise UserError(
+                    f"there is no model {name!r} that is built",
+                    "configuration: card.models",
+                    did_you_mean(name, builds),
+                )
+        return {name: shared | own.get(name, {}) for name in builds}
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
@@ -206,7 +235,7 @@ class Targets:
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
         options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
-        parts = [self.measured[model].identity, task, options, self._tasks, version("lm_eval")]
+        parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -95,6 +95,12 @@ class HubStore(Store):
     def headers(self, names: Collection[str]) -> Mapping[str, Header]:
         """Return the headers of safetensors files, by a range request each."""
         return self._now.headers(names)
+
+    def spans(self, spans: Sequence[tuple[str, int, int]], origin: Origin) -> list[bytes]:
+        """Return ranges of files of the locked commit, by a request each."""
+        from shardmerge.sources import hub
+
+        return hub.Commit(*origin, self.context.say).spans(spans)
 
     def path(self, name: str, origin: Origin) -> str:
         """Return the path that the file is fetched to."""

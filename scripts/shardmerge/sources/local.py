@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,6 +85,10 @@ class FolderStore(Store):
         folder, where = self.folder, self.where
         return {name: read_header(folder / safe_name(name, folder, where)) for name in names}
 
+    def spans(self, spans: Sequence[tuple[str, int, int]], origin: Origin) -> list[bytes]:
+        """Return ranges of files' bytes."""
+        return [_span(self.folder / name, begin, end) for name, begin, end in spans]
+
     def path(self, name: str, origin: Origin) -> str:
         """Return the path of a file."""
         return str(self.folder / name)
@@ -107,6 +112,17 @@ class FolderStore(Store):
         if not self.context.identities.of(path).is_like(locked):
             return "has another content than when it was locked"
         return None
+
+
+def _span(path: Path, begin: int, end: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            found = os.pread(file.fileno(), end - begin, begin)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+    if len(found) < end - begin:
+        raise UserError(f"ends before byte {end}", str(path))
+    return found
 
 
 def folder_files(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,10 @@ from shardmerge.base.pathnames import check_path
 from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference, parse_reference
+from shardmerge.sources import quantised
 from shardmerge.sources.changes import describe_changes
 from shardmerge.sources.local import FolderStore
-from shardmerge.sources.lock import Lock, LockedSource, read_lock
+from shardmerge.sources.lock import Lock, LockedSource, LockedTensor, read_lock
 from shardmerge.sources.locking import lock_source
 from shardmerge.sources.pickles import Conversion, find_conversion
 from shardmerge.sources.store import Context, Say, Store
@@ -156,6 +157,12 @@ class Sources:
                     raise UserError(f"has no {more[0]} of model {key!r}", str(path))
                 locked = complete(locked, more, _reader(store, locked), f"model {key!r}")
                 new = list(dict.fromkeys([*new, key]))
+            named = f"model {key!r}"
+            if role == "model" and self._told_at(where, quantised.lacking, locked, named):
+                if not write:
+                    raise UserError(f"does not tell how model {key!r} is quantised", str(path))
+                locked = self._told_at(where, _with_format, store, locked)
+                new = list(dict.fromkeys([*new, key]))
             found[key] = locked
         if new:
             found = with_tokens(found, lambda key: _reader(self._stores[key], found[key]))
@@ -199,6 +206,16 @@ def _check_kind(store: Store, locked: LockedSource, lock: str) -> None:
             lock,
             "Run `snakemake lock` to lock it anew.",
         )
+
+
+def _with_format(store: Store, locked: LockedSource) -> LockedSource:
+    """Return a source's lock with what tells how its weights are quantised."""
+
+    def read_tensors(tensors: Sequence[LockedTensor]) -> list[bytes]:
+        return store.spans([(t.file, t.begin, t.end) for t in tensors], locked.origin)
+
+    where = f"model {store.reference.model!r}"
+    return quantised.complete(locked, _reader(store, locked), read_tensors, where)
 
 
 def _reader(store: Store, locked: LockedSource) -> Callable[[str], bytes]:

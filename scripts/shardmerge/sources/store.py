@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -160,6 +160,18 @@ class Store(ABC):
     @abstractmethod
     def headers(self, names: Collection[str]) -> Mapping[str, Header]:
         """Return the headers of safetensors files, of which no more is read."""
+
+    @abstractmethod
+    def spans(self, spans: Sequence[tuple[str, int, int]], origin: Origin) -> list[bytes]:
+        """Return small ranges of files' bytes, in order.
+
+        Args:
+            spans: File, first byte, the one behind the last.
+            origin: Of the source as it is locked.
+
+        Raises:
+            UserError: If they cannot be had whole.
+        """
 
     @abstractmethod
     def path(self, name: str, origin: Origin) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,6 +96,9 @@ class ZipStore(Store):
             end = 8 + int.from_bytes(data[:8], "little")
             found[name] = parse_header(data[:end], len(data), name)
         return found
+
+    def spans(self, spans: Sequence[tuple[str, int, int]], origin: Origin) -> list[bytes]:
+        return [self._bytes(name)[begin:end] for name, begin, end in spans]
 
     def path(self, name: str, origin: Origin) -> str:
         return str(self.context.models / f"zip@{origin.commit}" / name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -21,6 +21,8 @@ from shardmerge.sources.hub.content import new_hasher, wanted_digest
 
 #: Most headers are shorter, so that one request is enough.
 _FIRST_BYTES = 128 * 1024
+#: File, first byte, the one behind the last.
+Span = tuple[str, int, int]
 _LONGEST_TEXT = 64_000_000
 _AT_ONCE = 8
 
@@ -123,6 +125,14 @@ class Commit:
         if hasher.hexdigest() != wanted_digest(locked, where):
             raise UserError("came from the Hub with another content than its hash says", where)
         return data
+
+    def spans(self, spans: Sequence[Span]) -> list[bytes]:
+        """Return ranges of files' bytes, in order."""
+        pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+        try:
+            return list(pool.map(lambda span: self._read(*span), spans))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def headers(self, names: Collection[str]) -> Mapping[str, Header]:
         """Return the headers of safetensors files, read at once."""
