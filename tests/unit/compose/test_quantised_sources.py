@@ -12,6 +12,7 @@ from helpers.models import LLAMA, llama_shapes, random_tensors, save_model
 from helpers.planned import described
 from shardmerge.base.errors import UserError
 from shardmerge.package.config import output_config
+from shardmerge.plan.description import BuildDescription
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -117,7 +118,9 @@ class TestStale:
         model("b")
         description, warnings = described(linear("a", "b"))
         assert len(warnings) == 1 and warnings[0].endswith("[stale-quantisation]")
-        made = output_config(Path("a/config.json").read_text(), description, "c")
+        made = output_config(
+            Path("a/config.json").read_text(), BuildDescription.from_json(description, "d"), "c"
+        )
         assert "quantization" not in made and "compression" not in made
         expected = json.loads(Path("a/config.json").read_text()) | {"dtype": "bfloat16"}
         del expected[key]
