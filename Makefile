@@ -50,6 +50,7 @@ lint: env-test
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
+	PYTHONPATH=scripts lint-imports --no-cache --no-logo
 	snakemake --lint
 
 format: env-test

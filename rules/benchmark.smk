@@ -22,15 +22,15 @@ rule run_task:
     threads: RESOURCES["benchmark_threads"]
     resources:
         mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
-        runtime=lambda w, attempt: 240 * attempt,
+        runtime=lambda w, attempt: 240 * attempt * len(tasks_of(w)),
         gpu=TARGETS.benchmark_gpus,
     params:
-        identity=lambda w: TARGETS.benchmark_identity(w.model, w.task),
+        identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
         inputs=lambda w, output: listed(
-            task=w.task,
+            task=tasks_of(w),
             output=output.results,
-            key=TARGETS.benchmark_identity(w.model, w.task),
+            key=[TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         ),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
@@ -39,9 +39,7 @@ rule run_task:
         " {params.options:q} > {log:q} 2>&1"
 
 
-rule run_tasks:
-    input:
-        lambda w: ancient(measured(w).files),
+use rule run_task as run_tasks with:
     output:
         results=expand("<results>/benchmarks/{{model}}/{task}.json", task=BENCHMARK["tasks"]),
         samples=expand(
@@ -51,26 +49,6 @@ rule run_tasks:
         "<logs>/run_tasks/{model}.log",
     benchmark:
         "<benchmarks>/run_tasks/{model}.tsv"
-    conda:
-        "../envs/benchmark.yaml"
-    threads: RESOURCES["benchmark_threads"]
-    resources:
-        mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
-        runtime=lambda w, attempt: 240 * attempt * len(BENCHMARK["tasks"]),
-        gpu=TARGETS.benchmark_gpus,
-    params:
-        identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
-        folder=lambda w: measured(w).folder,
-        inputs=lambda w, output: listed(
-            task=BENCHMARK["tasks"],
-            output=output.results,
-            key=[TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
-        ),
-        options=lambda w: TARGETS.benchmark_options(),
-    shell:
-        'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
-        " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
-        " {params.options:q} > {log:q} 2>&1"
 
 
 # Where loading the model costs more than a task, one job does them all; else one job each.

@@ -18,7 +18,7 @@ from shardmerge.check.task_names import check_tasks
 from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
-from shardmerge.plan.records import record_of
+from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import explain_options, load_settings, own_config
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -108,8 +108,18 @@ def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
 
+def job_of(w):
+    """Return the job of an output shard or of a shard of task vectors."""
+    return delta_job(w) if hasattr(w, "pair") else shard_job(w)
+
+
 def measured(w):
     return TARGETS.measured[w.model]
+
+
+def tasks_of(w):
+    """Return the tasks that a benchmark job runs: one, or all of them."""
+    return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
 
 
 def fetch_job(w):
@@ -117,11 +127,11 @@ def fetch_job(w):
 
 
 def records(w):
-    return TARGETS.per_shard(w.name, "records")
+    return TARGETS.records(w.name)
 
 
 def delta_records(job):
-    return [str(record_of(delta)) for delta in job.deltas]
+    return list(map(record_path, job.deltas))
 
 
 def package_files(w):

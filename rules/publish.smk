@@ -19,7 +19,7 @@ rule publish_model:
     conda:
         "../envs/fetch.yaml"
     params:
-        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        model=lambda w: TARGETS.paths.model(w.name),
         repository=exit_on_user_error(lambda w: TARGETS.repository(w.name)),
         kind="private" if SETTINGS["publish"]["private"] else "PUBLIC",
         visibility="" if SETTINGS["publish"]["private"] else "--public",

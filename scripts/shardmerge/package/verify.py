@@ -20,6 +20,7 @@ from shardmerge.package.index import load_records, make_index
 from shardmerge.package.known import known_hashes, source_states
 from shardmerge.package.superseded import remove_superseded, stray_weights
 from shardmerge.plan.description import BuildDescription
+from shardmerge.plan.paths import record_of_check
 from shardmerge.plan.records import CheckRecord, MergeRecord, load_check, load_record
 from shardmerge.sources.checkpoint_files import INDEX
 
@@ -60,7 +61,7 @@ def verify_model(
     made = load_records(records)
     _check_shards(description, folder, made)
     rows = _check_checks(description, folder, checks, made)
-    stored = [(load_check(path), load_record(_record_of_check(path))) for path in deltas]
+    stored = [(load_check(path), load_record(record_of_check(path))) for path in deltas]
     for check, record in stored:
         _compare_hashes(check, record, f"task vectors {check.shard}")
     if not description.allow_nonfinite:
@@ -214,10 +215,6 @@ def _compare_hashes(check: CheckRecord, record: MergeRecord, where: str) -> None
 def _is_untouched(check: CheckRecord, shard: Path) -> bool:
     """Whether a shard has the stamp that it was checked with, but for its device's number."""
     return check.stamp[:-1] == stamp_of(shard)[:-1]
-
-
-def _record_of_check(check: Path) -> Path:
-    return check.parent.parent / "records" / check.name
 
 
 def _summed(rows: list[CheckRecord]) -> dict[str, Any]:

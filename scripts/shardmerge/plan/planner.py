@@ -23,6 +23,7 @@ from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.describe import FileKey, describe, model_files, tokenizer_content
 from shardmerge.plan.order import with_schedule
+from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
@@ -57,6 +58,7 @@ class _Planner:
         self.recipes = recipes
         self.settings = settings
         self.path_of = path_of
+        self.paths = Paths(settings["results"])
         self.planned = Planned(Plan({}, (), {}, {}, {}, ()))
         self.locked: dict[str, LockedSource] = {}
         self.identities: dict[FileKey, str] = {}
@@ -161,7 +163,7 @@ class _Planner:
                     OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
                     for d in deltas
                 )
-                output = f"{self.settings['results']}/deltas/{folder}/{shards[file]}"
+                output = self.paths.delta(folder, shards[file])
                 jobs.append(self._job(output, tensors, {}))
                 paths |= dict.fromkeys(deltas, output)
         return jobs, paths
@@ -177,9 +179,8 @@ class _Planner:
         places = {t.name: model.place(t.name) for t in outputs}
         usual = _largest_file(self.locked[composer.reference_source(name)])
         groups = group(outputs, places, self.settings.max_shard_size, usual)
-        folder = f"{self.settings['results']}/{name}/model"
         jobs = tuple(
-            self._job(f"{folder}/{file}", tuple(tensors), delta_path)
+            self._job(self.paths.model_file(name, file), tuple(tensors), delta_path)
             for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
         )
         tokenizer = tokenizer_files(composer, name)
@@ -195,12 +196,12 @@ class _Planner:
         key = description.digest
         self.planned.descriptions[key] = description
         paths = {file: self._path(key) for file, key in files.items()}
-        made = f"{self.settings['results']}/{name}/tokenizer"
+        made = {file: self.paths.tokenizer_file(name, file) for file in tokenizer.made}
         return Build(
             name=name,
             digest=key,
             shards=jobs,
-            files=paths | {file: f"{made}/{file}" for file in tokenizer.made},
+            files=paths | made,
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
         )
 
