@@ -14,8 +14,8 @@ from shardmerge.base.text import plural
 from shardmerge.check.score_text import to_markdown
 from shardmerge.check.scores import Table, card_results
 from shardmerge.package.card_coefficients import describe_coefficients
-from shardmerge.package.provenance import public_names
 from shardmerge.plan.description import BuildDescription, DescribedSource
+from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
 from shardmerge.sources.store import Origin
 

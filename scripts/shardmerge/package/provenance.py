@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from shardmerge.package.index import name_within
 from shardmerge.package.known import with_states
 from shardmerge.plan.description import BuildDescription, DescribedShard
 from shardmerge.plan.records import MergeRecord
+from shardmerge.recipe.naming import public_names
 
 PROVENANCE_VERSION = 1
 #: Distributions whose versions decide or show what was made.
@@ -38,26 +38,6 @@ _VERIFIED = (
     "undecided",
     "nonfinite",
 )
-_MACHINE_PATH = re.compile(r"^(/|~|\\|[A-Za-z]:[\\/]|\.\.?(/|\\|$))")
-
-
-def public_names(references: Iterable[str]) -> dict[str, str]:
-    """Return each model reference as it may be published: folders of this machine by their name.
-
-    Args:
-        references: As recipes write them.
-    """
-    names: dict[str, str] = {}
-    for reference in references:
-        name = reference
-        if _MACHINE_PATH.match(reference):
-            parts = PurePosixPath(reference.replace("\\", "/")).parts
-            name = next((p for p in reversed(parts) if p not in ("/", ".", "..", "~")), "folder")
-        plain, number = name, 2
-        while name in names.values():
-            name, number = f"{plain} ({number})", number + 1
-        names[reference] = name
-    return names
 
 
 def make_provenance(

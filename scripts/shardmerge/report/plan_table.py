@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from shardmerge.base.text import human_bytes, plural, shortener
+from shardmerge.base.text import human_bytes, plural
 from shardmerge.plan.description import BuildDescription, DescribedSource, load_description
 from shardmerge.plan.plan import Plan
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Shard
@@ -35,7 +36,7 @@ def plan_page(plan: Plan, name: str) -> str:
     build = plan.builds[name]
     found = load_description(build.digest)
     shards = plan_facts.shards(build)
-    shorten = shortener(list(found.sources))
+    shorten = shortener(short_names(found.sources))
     parts = [
         f"<h1>{escape(name)}</h1>",
         _table((), _facts(plan, found, shards)),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from shardmerge.base.text import human_bytes, plural, ranges, shortener
+from shardmerge.base.text import human_bytes, plural, ranges
 from shardmerge.plan.description import load_description
 from shardmerge.plan.plan import Plan
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Amount, Totals
@@ -52,7 +53,7 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
         rows.append(("reads", f"{plural(len(vectors), 'stored task-vector shard')}"))
     if found.numerics != "float32":
         rows.append(("numerics", found.numerics))
-    shorten = shortener(list(found.sources))
+    shorten = shortener(short_names(found.sources))
     summary = summarize(coefficients(found.coefficients), shorten)
     lines = [terminal.bold(name), *_rows(rows, terminal)]
     lines += [f"  {line}" for line in write_lines(summary, terminal.width - 2)]

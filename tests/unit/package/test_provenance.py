@@ -16,7 +16,8 @@ import pytest
 from helpers.built_model import build_model, changed
 from shardmerge.base.errors import UserError
 from shardmerge.package.index import load_records
-from shardmerge.package.provenance import make_provenance, public_names, tool_versions
+from shardmerge.package.provenance import make_provenance, tool_versions
+from shardmerge.recipe.naming import public_names
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
