@@ -1,6 +1,6 @@
 """Dataclasses that are written as JSON and read again, each value checked as it is read.
 
-A field says how its value is read: ``size: int = part(count)``. A reader returns the value as the
+A field says how its value is read: ``size: int = entry(count)``. A reader returns the value as the
 dataclass has it, or raises ``FormError``.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
 Reader = Callable[[Any], Any]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LARGEST = 1 << 63
@@ -23,7 +23,7 @@ class FormError(ValueError):
     """A value has not the form that it must have; says which, as the end of a sentence."""
 
 
-def part(read: Reader, default: Any = MISSING, *, default_factory: Any = MISSING) -> Any:
+def entry(read: Reader, default: Any = MISSING, *, default_factory: Any = MISSING) -> Any:
     """Return a dataclass's field.
 
     Args:
@@ -36,8 +36,8 @@ def part(read: Reader, default: Any = MISSING, *, default_factory: Any = MISSING
     )
 
 
-def read(cls: type[T], data: Any) -> T:
-    """Return a dataclass of ``part`` fields; what else the data hold is not looked at.
+def read(cls: type[_T], data: Any) -> _T:
+    """Return a dataclass of ``entry`` fields; what else the data hold is not looked at.
 
     Args:
         cls: The dataclass.
@@ -94,7 +94,7 @@ def holds(is_right: Callable[[Any], object]) -> Reader:
 text = holds(lambda value: isinstance(value, str))
 truth = holds(lambda value: type(value) is bool)
 count = holds(lambda value: type(value) is int and 0 <= value < _LARGEST)
-whole = holds(lambda value: type(value) is int)
+integer = holds(lambda value: type(value) is int)
 number = holds(lambda value: type(value) in (int, float) and math.isfinite(value))
 sha256 = holds(lambda value: isinstance(value, str) and _SHA256.fullmatch(value))
 table = holds(lambda value: isinstance(value, dict))
@@ -131,7 +131,7 @@ def mapped(read_one: Reader, read_key: Reader = text) -> Reader:
     return lambda value: {read_key(k): read_one(item) for k, item in table(value).items()}
 
 
-def made_of(cls: type[T]) -> Callable[[Any], T]:
+def made_of(cls: type[_T]) -> Callable[[Any], _T]:
     """Return a reader of a dataclass."""
     return lambda value: read(cls, value)
 

@@ -130,7 +130,22 @@ def _sources(description: BuildDescription) -> str:
         else:
             model, revision, place = code(names[key]), "", source.store.title
         rows.append([model, revision, place, used])
-    return table(["model", "revision", "commit", "also gave"], rows)
+    return table(["model", "revision", "commit", "also gave"], rows) + _decoded(description, names)
+
+
+def _decoded(description: BuildDescription, names: Mapping[str, str]) -> str:
+    """Return what is said of sources whose weights were quantised, "" if none were."""
+    rows = [
+        f"{code(names.get(model, model))} ({form}, {plural(count, 'weight')})"
+        for model, forms in description.decoded.items()
+        for form, count in forms.items()
+    ]
+    if not rows:
+        return ""
+    return (
+        f"\nQuantised weights were decoded before they were merged: {', '.join(rows)}. The result "
+        "inherits what rounding had taken from them.\n"
+    )
 
 
 def _page(source: DescribedSource, text: str, origin: Origin) -> str:

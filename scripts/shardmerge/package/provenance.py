@@ -87,6 +87,7 @@ def make_provenance(
         },
         "numerics": description.numerics,
         **({"seeds": forms.written(description.seeds)} if description.seeds else {}),
+        **_decoded(description, names),
         "dtype": description.dtype,
         "reference": names.get(description.reference, description.reference),
         "tokenizer": names.get(description.tokenizer, description.tokenizer),
@@ -99,6 +100,12 @@ def make_provenance(
         "verified": {key: verified[key] for key in _VERIFIED if key in verified},
         "outputs": outputs,
     }
+
+
+def _decoded(description: BuildDescription, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return how many quantised weights of each source were decoded, nothing if none were."""
+    found = {names.get(key, key): value for key, value in description.decoded.items()}
+    return {"decoded": forms.written(found)} if found else {}
 
 
 def _shard_row(shard: DescribedShard, records: Mapping[str, MergeRecord]) -> dict[str, Any]:

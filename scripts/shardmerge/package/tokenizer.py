@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmerge.base.files import parse_object
-from shardmerge.compose.tokenizer_files import CONFIG, TABLE
+from shardmerge.compose.tokenizer_files import TABLE, TOKENIZER_CONFIG
 from shardmerge.plan.description import TokenizerContent
 from shardmerge.recipe.chat import TEMPLATE_FILE
 from shardmerge.sources.tokenizer.files import NAMED_TOKENS, added_tokens, readable, token_content
@@ -43,7 +43,7 @@ def tokenizer_text(
         parsed.setdefault(model, {})[file] = parse_object(text, f"model {model!r}, {file}")
     own = parsed[tokens.source]
     with readable(f"model {tokens.source!r}"):
-        made = {TABLE: _table, CONFIG: _config}[name](tokens, own, parsed)
+        made = {TABLE: _table, TOKENIZER_CONFIG: _config}[name](tokens, own, parsed)
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -80,7 +80,7 @@ def _config(
     tokens: TokenizerContent, own: Mapping[str, Any], _: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return tokenizer_config.json: the source's, without what other files say now."""
-    config = dict(own.get(CONFIG, {}))
+    config = dict(own.get(TOKENIZER_CONFIG, {}))
     if tokens.template is not None:
         config.pop("chat_template", None)
     if tokens.added is None:

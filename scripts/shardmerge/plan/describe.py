@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.coefficients import terms_of
+from shardmerge.algebra.coefficients import decoded_of, terms_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.composer import Composer
@@ -82,6 +82,7 @@ def describe(
         shards=tuple(_shard(job, tensors) for job, tensors in zip(jobs, groups, strict=True)),
         coefficients={t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
         config_removed=tuple(config_removed(composer, name)),
+        decoded=decoded_of(sums.values()),
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,
     )

@@ -15,7 +15,7 @@ from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
-from shardmerge.base.forms import FormError, part
+from shardmerge.base.forms import FormError, entry
 from shardmerge.base.numerics import NUMERICS
 from shardmerge.base.sealed import AGAIN
 from shardmerge.plan.files import description_path
@@ -27,17 +27,17 @@ from shardmerge.sources.stores import kinds, store_type
 class RecipeFile:
     """The recipe's file: its path and its text."""
 
-    file: str = part(forms.text)
-    text: str = part(forms.text)
+    file: str = entry(forms.text)
+    text: str = entry(forms.text)
 
 
 @dataclass(frozen=True)
 class StageText:
     """A document of the recipe: its name, its merge method, its text."""
 
-    name: str = part(forms.text)
-    method: str = part(forms.text)
-    text: str = part(forms.text)
+    name: str = entry(forms.text)
+    method: str = entry(forms.text)
+    text: str = entry(forms.text)
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class TokenizerContent:
         read: Source files that they are written from: model, file, identity of the content.
     """
 
-    source: str = part(forms.text)
-    tokens: int | None = part(forms.count, None)
-    vocabulary: str | None = part(forms.text, None)
-    within: int | None = part(forms.count, None)
-    added: tuple[tuple[str, int, str | None], ...] | None = part(
+    source: str = entry(forms.text)
+    tokens: int | None = entry(forms.count, None)
+    vocabulary: str | None = entry(forms.text, None)
+    within: int | None = entry(forms.count, None)
+    added: tuple[tuple[str, int, str | None], ...] | None = entry(
         forms.listed(forms.row(forms.text, forms.count, forms.maybe(forms.text))), None
     )
-    template: str | None = part(forms.text, None)
-    made: tuple[str, ...] = part(forms.listed(forms.text))
-    read: tuple[tuple[str, str, str], ...] = part(
+    template: str | None = entry(forms.text, None)
+    made: tuple[str, ...] = entry(forms.listed(forms.text))
+    read: tuple[tuple[str, str, str], ...] = entry(
         forms.listed(forms.row(forms.text, forms.text, forms.text))
     )
 
@@ -80,12 +80,12 @@ class DescribedSource:
         files: Identity of the content of each file that is locked.
     """
 
-    kind: str = part(forms.one_of(kinds))
-    repo: str | None = part(forms.text, None)
-    revision: str | None = part(forms.text, None)
-    commit: str | None = part(forms.text, None)
-    role: str | None = part(forms.text, None)
-    files: Mapping[str, str] = part(forms.mapped(forms.text))
+    kind: str = entry(forms.one_of(kinds))
+    repo: str | None = entry(forms.text, None)
+    revision: str | None = entry(forms.text, None)
+    commit: str | None = entry(forms.text, None)
+    role: str | None = entry(forms.text, None)
+    files: Mapping[str, str] = entry(forms.mapped(forms.text))
 
     def __post_init__(self) -> None:
         if self.store.remote and not (self.repo and self.commit):
@@ -106,9 +106,9 @@ class DescribedSource:
 class DescribedShard:
     """A shard of a build: its file, its job's digest, dtype code and shape of each tensor."""
 
-    file: str = part(forms.text)
-    digest: str = part(forms.text)
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]] = part(
+    file: str = entry(forms.text)
+    digest: str = entry(forms.text)
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]] = entry(
         forms.mapped(forms.row(forms.one_of(lambda: DTYPES), forms.listed(forms.count)))
     )
 
@@ -132,30 +132,34 @@ class BuildDescription:
         shards: In the order of their names.
         coefficients: Terms of each tensor: label and coefficient (``terms_of``).
         config_removed: What is taken out of config.json, by its place.
+        decoded: Of each source, how many quantised weights are decoded, by format.
         seeds: Of each stage that chooses at random; None if none does.
         allow_nonfinite: Whether shards may hold infinite values and NaN that no source has.
     """
 
-    name: str = part(forms.text)
-    recipe: RecipeFile = part(forms.made_of(RecipeFile))
-    stages: tuple[StageText, ...] = part(forms.listed(forms.made_of(StageText)))
-    numerics: str = part(forms.one_of(lambda: NUMERICS))
-    dtype: str | None = part(forms.maybe(forms.text))
-    config: Mapping[str, Any] = part(forms.table)
-    reference: str = part(forms.text)
-    tokenizer: str = part(forms.text)
-    tokens: TokenizerContent = part(forms.made_of(TokenizerContent))
-    files: Mapping[str, str] = part(forms.mapped(forms.text))
-    sources: Mapping[str, DescribedSource] = part(forms.mapped(forms.made_of(DescribedSource)))
-    shards: tuple[DescribedShard, ...] = part(forms.listed(forms.made_of(DescribedShard)))
-    coefficients: Mapping[str, tuple[tuple[str, float], ...]] = part(
+    name: str = entry(forms.text)
+    recipe: RecipeFile = entry(forms.made_of(RecipeFile))
+    stages: tuple[StageText, ...] = entry(forms.listed(forms.made_of(StageText)))
+    numerics: str = entry(forms.one_of(lambda: NUMERICS))
+    dtype: str | None = entry(forms.maybe(forms.text))
+    config: Mapping[str, Any] = entry(forms.table)
+    reference: str = entry(forms.text)
+    tokenizer: str = entry(forms.text)
+    tokens: TokenizerContent = entry(forms.made_of(TokenizerContent))
+    files: Mapping[str, str] = entry(forms.mapped(forms.text))
+    sources: Mapping[str, DescribedSource] = entry(forms.mapped(forms.made_of(DescribedSource)))
+    shards: tuple[DescribedShard, ...] = entry(forms.listed(forms.made_of(DescribedShard)))
+    coefficients: Mapping[str, tuple[tuple[str, float], ...]] = entry(
         forms.mapped(forms.listed(forms.row(forms.text, forms.number)))
     )
-    config_removed: tuple[str, ...] = part(forms.listed(forms.text), ())
-    seeds: Mapping[str, tuple[int, ...]] | None = part(
-        forms.mapped(forms.listed(forms.whole)), None
+    config_removed: tuple[str, ...] = entry(forms.listed(forms.text), ())
+    decoded: Mapping[str, Mapping[str, int]] = entry(
+        forms.mapped(forms.mapped(forms.count)), default_factory=dict
     )
-    allow_nonfinite: bool = part(forms.truth, False)
+    seeds: Mapping[str, tuple[int, ...]] | None = entry(
+        forms.mapped(forms.listed(forms.integer)), None
+    )
+    allow_nonfinite: bool = entry(forms.truth, False)
 
     @property
     def digest(self) -> str:

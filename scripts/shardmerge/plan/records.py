@@ -12,7 +12,7 @@ from typing import Any
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
-from shardmerge.base.forms import FormError, part
+from shardmerge.base.forms import FormError, entry
 from shardmerge.plan.paths import record_path
 
 _IDENTITY = re.compile("sample:[0-9a-f]{64}")
@@ -39,18 +39,18 @@ class MergeRecord:
         deltas: Of each tensor, rows of task vectors: models, sum of squares, the base's or None.
     """
 
-    sha256: str = part(forms.sha256)
-    size: int = part(forms.count)
-    spec: str | None = part(forms.sha256, None)
-    bytes_read: int = part(forms.count, 0)
-    bytes_written: int = part(forms.count, 0)
-    peak_memory: int = part(forms.count, 0)
-    whole_copy: bool = part(forms.truth, False)
-    seconds: Mapping[str, float] = part(forms.mapped(forms.number), default_factory=dict)
-    nonfinite: Mapping[str, int] = part(forms.mapped(forms.count), default_factory=dict)
-    hashed: Mapping[str, str] = part(forms.mapped(forms.sha256, _sampled), default_factory=dict)
-    tensors: Mapping[str, str] = part(forms.mapped(forms.sha256), default_factory=dict)
-    deltas: Mapping[str, tuple[tuple[tuple[str, ...], float, float | None], ...]] = part(
+    sha256: str = entry(forms.sha256)
+    size: int = entry(forms.count)
+    spec: str | None = entry(forms.sha256, None)
+    bytes_read: int = entry(forms.count, 0)
+    bytes_written: int = entry(forms.count, 0)
+    peak_memory: int = entry(forms.count, 0)
+    whole_copy: bool = entry(forms.truth, False)
+    seconds: Mapping[str, float] = entry(forms.mapped(forms.number), default_factory=dict)
+    nonfinite: Mapping[str, int] = entry(forms.mapped(forms.count), default_factory=dict)
+    hashed: Mapping[str, str] = entry(forms.mapped(forms.sha256, _sampled), default_factory=dict)
+    tensors: Mapping[str, str] = entry(forms.mapped(forms.sha256), default_factory=dict)
+    deltas: Mapping[str, tuple[tuple[tuple[str, ...], float, float | None], ...]] = entry(
         forms.mapped(
             forms.listed(forms.row(forms.listed(forms.text), _squares, forms.maybe(_squares)))
         ),
@@ -78,19 +78,19 @@ class CheckRecord:
         not_sampled: Tensors that were not recomputed.
     """
 
-    passed: bool = part(forms.holds(lambda value: value is True))
-    shard: str = part(forms.text)
-    spec: str = part(forms.sha256)
-    sha256: str = part(forms.sha256)
-    stamp: tuple[int, ...] = part(forms.listed(forms.whole))
-    elements: int = part(forms.count)
-    copies: int = part(forms.count)
-    recomputed_independently: int = part(forms.count)
-    recomputed_by_engine_steps: int = part(forms.count)
-    largest_error_in_bounds: float = part(forms.number)
-    undecided: int = part(forms.count)
-    nonfinite: int = part(forms.count)
-    not_sampled: tuple[str, ...] = part(forms.listed(forms.text))
+    passed: bool = entry(forms.holds(lambda value: value is True))
+    shard: str = entry(forms.text)
+    spec: str = entry(forms.sha256)
+    sha256: str = entry(forms.sha256)
+    stamp: tuple[int, ...] = entry(forms.listed(forms.integer))
+    elements: int = entry(forms.count)
+    copies: int = entry(forms.count)
+    recomputed_independently: int = entry(forms.count)
+    recomputed_by_engine_steps: int = entry(forms.count)
+    largest_error_in_bounds: float = entry(forms.number)
+    undecided: int = entry(forms.count)
+    nonfinite: int = entry(forms.count)
+    not_sampled: tuple[str, ...] = entry(forms.listed(forms.text))
 
 
 def load_record(path: str | os.PathLike[str]) -> MergeRecord:

@@ -13,7 +13,7 @@ from shardmerge.base.files import near_path, read_bytes
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.safetensors import Header, read_header
 from shardmerge.recipe.references import Reference
-from shardmerge.sources.store import TEMPLATES, Context, Origin, Store
+from shardmerge.sources.store import TEMPLATES, Origin, Store, StoreContext
 
 
 class FolderStore(Store):
@@ -28,7 +28,7 @@ class FolderStore(Store):
         "them."
     )
 
-    def __init__(self, location: str, reference: Reference, context: Context) -> None:
+    def __init__(self, location: str, reference: Reference, context: StoreContext) -> None:
         super().__init__(location, reference, context)
         self.folder = Path(location).expanduser()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import parse_object
@@ -24,7 +25,7 @@ from shardmerge.sources.checkpoint_files import (
 from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.local import FolderStore
 from shardmerge.sources.lock import LockedSource
-from shardmerge.sources.store import Context, Say, Store
+from shardmerge.sources.store import Store, StoreContext
 
 
 def lock_source(store: Store, role: str) -> LockedSource:
@@ -68,12 +69,12 @@ def lock_hub(
         role: ``model`` or ``adapter``.
         progress: Receives a line now and then.
     """
-    context = Context(Path(), Identities(Path(), keep=False), progress)
+    context = StoreContext(Path(), Identities(Path(), keep=False), progress)
     return lock_source(HubStore(repo, Reference(repo, revision), context), role)
 
 
 def _folder(folder: Path, reference: str, identities: Identities) -> FolderStore:
-    return FolderStore(str(folder), Reference(reference), Context(Path(), identities))
+    return FolderStore(str(folder), Reference(reference), StoreContext(Path(), identities))
 
 
 def _lock_model(store: Store) -> LockedSource:

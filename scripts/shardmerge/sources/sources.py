@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.files import near_path, write_text
 from shardmerge.base.identities import Identities
@@ -22,7 +23,7 @@ from shardmerge.sources.local import FolderStore
 from shardmerge.sources.lock import Lock, LockedSource, LockedTensor, read_lock
 from shardmerge.sources.locking import lock_source
 from shardmerge.sources.pickles import Conversion, find_conversion
-from shardmerge.sources.store import Context, Say, Store
+from shardmerge.sources.store import Store, StoreContext
 from shardmerge.sources.stores import claimant
 from shardmerge.sources.tokens import complete, lacking, with_tokens
 
@@ -69,7 +70,7 @@ class Sources:
         Raises:
             UserError: If it is nowhere that models come from.
         """
-        context = Context(self._models, self._identities, say)
+        context = StoreContext(self._models, self._identities, say)
         if conversion := self._conversions.get(reference.model):
             return FolderStore(str(conversion.output), reference, context)
         for key in (reference.model, reference.path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities, LockedFile
 from shardmerge.base.safetensors import Header
@@ -15,7 +16,6 @@ from shardmerge.recipe.references import Reference
 
 #: The folder of a model's further chat templates, the only one below it that counts.
 TEMPLATES = "additional_chat_templates/"
-Say = Callable[[str], None]
 
 
 class Origin(NamedTuple):
@@ -33,7 +33,7 @@ class Origin(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Context:
+class StoreContext:
     """What stores share.
 
     Args:
@@ -71,7 +71,7 @@ class Store(ABC):
     #: What to do about weights that are there as pickles only, if that is special.
     pickled: ClassVar[str | None] = None
 
-    def __init__(self, location: str, reference: Reference, context: Context) -> None:
+    def __init__(self, location: str, reference: Reference, context: StoreContext) -> None:
         self.location, self.reference, self.context = location, reference, context
 
     @classmethod
