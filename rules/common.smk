@@ -10,16 +10,13 @@ import re
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(workflow.basedir) / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
 from shardmerge.base.pathnames import check_path
 from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
 from shardmerge.plan.records import record_of
-from shardmerge.recipe.settings import explain_options, load_settings, own_config
-from shardmerge.run import worker
+from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
+from shardmerge.run import importing, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
@@ -28,9 +25,11 @@ from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 
+importing.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
     own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
 )
+SETTINGS = with_shipped(SETTINGS, HOME)
 exit_on_user_error(check_path)(str(SCRIPTS), "the workflow's folder")
 DEPLOYED = workflow.deployment_settings.deployment_method
 ON_GPU = SETTINGS["device"] != "cpu"
@@ -43,8 +42,8 @@ WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DR
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
     head=workflow.is_main_process,
-    renew=workflow.is_main_process and "lock" in sys.argv[1:],
-    convert="convert" in sys.argv[1:],
+    renew=workflow.is_main_process and importing.is_asked_for(workflow, "lock"),
+    convert=importing.is_asked_for(workflow, "convert"),
     dry=DRY,
     say=tell,
 )
