@@ -24,7 +24,7 @@ rule run_task:
         runtime=lambda w, attempt: 240 * attempt,
         gpu=TARGETS.benchmark_gpus,
     params:
-        identity=lambda w: TARGETS.benchmark_identity(w.model, w.task),
+        identity=exit_on_user_error(lambda w: TARGETS.benchmark_identity(w.model, w.task)),
         folder=lambda w: measured(w).folder,
         inputs=lambda w, output: listed(
             task=w.task,
@@ -58,7 +58,9 @@ rule run_tasks:
         runtime=lambda w, attempt: 240 * attempt * len(BENCHMARK["tasks"]),
         gpu=TARGETS.benchmark_gpus,
     params:
-        identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
+        identity=exit_on_user_error(
+            lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]]
+        ),
         folder=lambda w: measured(w).folder,
         inputs=lambda w, output: listed(
             task=BENCHMARK["tasks"],

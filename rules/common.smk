@@ -20,6 +20,7 @@ from shardmerge.run import importing, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
+from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, Targets, fetch_options
@@ -38,6 +39,7 @@ ON_GPU = SETTINGS["device"] != "cpu"
 SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
 LOCAL = workflow.resource_settings.nodes is None
 DRY = workflow.output_settings.dryrun  # from the command line or a profile
+SHOWN = any(importing.is_asked_for(workflow, rule) for rule in ("lock", "plan", "explain"))
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
@@ -48,6 +50,8 @@ DECISION = exit_on_user_error(decide)(
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
+if workflow.is_main_process and not (DEPLOYED or DRY or SHOWN):
+    exit_on_user_error(check_torch)(PLAN.torch)
 WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]

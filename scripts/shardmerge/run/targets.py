@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 from shardmerge.base.digest import digest
@@ -16,6 +15,7 @@ from shardmerge.plan.files import CACHE
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob, beside
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.needed import version_of
 from shardmerge.sources.checkpoint_files import INDEX
 from shardmerge.sources.sources import slug
 
@@ -206,7 +206,7 @@ class Targets:
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
         options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
-        parts = [self.measured[model].identity, task, options, self._tasks, version("lm_eval")]
+        parts = [self.measured[model].identity, task, options, self._tasks, version_of("lm_eval")]
         return digest(parts)
 
     @cached_property

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from shardmerge.sources.hub import ambient  # noqa: F401  (before huggingface_hub is imported)
 from shardmerge.sources.hub.fetching import FetchRecord, fetch
-from shardmerge.sources.hub.locking import latest_commit, lock_source, read_file
+from shardmerge.sources.hub.locking import base_model, latest_commit, lock_source, read_file
 
 __all__ = [
     "FetchRecord",
+    "base_model",
     "fetch",
     "latest_commit",
     "lock_source",

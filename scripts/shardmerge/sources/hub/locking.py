@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.filenames import is_commit, safe_name
+from shardmerge.base.filenames import is_commit, is_repo, safe_name
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.jsontext import parse_json
 from shardmerge.base.safetensors import Header, header_length, parse_header
@@ -68,6 +68,25 @@ def lock_source(
     info = _model_info(repo, revision, files=True, progress=progress)
     reader = _Reader(repo, revision, info.sha, progress, info.siblings or ())
     return reader.lock_adapter() if role == "adapter" else reader.lock()
+
+
+def base_model(
+    repo: str, revision: str | None, *, progress: client.Say | None = None
+) -> str | None:
+    """Return the one repository that a model's card says it was made from, or None.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; None for the default branch.
+        progress: Receives a line now and then.
+
+    Raises:
+        UserError: If the Hub does not tell.
+    """
+    card = _model_info(repo, revision, files=False, progress=progress).card_data
+    base = getattr(card, "base_model", None)
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    return base if is_repo(base) else None
 
 
 def read_file(source: LockedSource, name: str, *, progress: client.Say | None = None) -> bytes:
