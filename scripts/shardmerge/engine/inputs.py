@@ -16,7 +16,7 @@ from shardmerge.algebra.rows import row_ranges
 from shardmerge.algebra.spec import ShardSpec, delta_name
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import will_need
+from shardmerge.base.files import read_into, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.engine.record import Tally
 from shardmerge.engine.watch import Watch
@@ -138,7 +138,7 @@ class Inputs(contextlib.AbstractContextManager):
         done = 0
         while done < len(into):
             try:
-                count = os.preadv(self._fds[file], [into[done:]], offset + done)
+                count = read_into(self._fds[file], into[done:], offset + done)
             except OSError as error:
                 where = str(self._paths[file])
                 raise UserError(f"cannot be read ({error.strerror})", where) from None
