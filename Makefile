@@ -7,7 +7,8 @@
 # make test-all     the slow tests too
 # make lint         only the linters
 # make format       put the code into its form
-# make docs         write the generated parts of the pages
+# make docs         write the pages, tables and pictures that are made from the code
+# make site         build the documentation as a site, into site/
 # make demo-models  train the demo models again
 # make fuzz         feed mutated files to all that reads them, for FUZZ_SECONDS (600)
 # make bench        measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
@@ -21,7 +22,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-test demo test test-all fuzz lint format demo-models bench docs clean
+.PHONY: help env env-merge env-torch env-test demo test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -71,6 +72,7 @@ lint: env-test
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules workflow
+	PYTHONPATH=scripts lint-imports --no-cache --no-logo
 	snakemake --lint
 
 format: env-test
@@ -94,8 +96,11 @@ demo-models: env
 docs: env
 	python -m tools.docs
 
+site: env-test
+	NO_MKDOCS_2_WARNING=1 mkdocs build
+
 bench: env-test
 	python -m tools.bench
 
 clean:
-	rm -rf results logs benchmarks .shardmerge .snakemake
+	rm -rf results logs benchmarks site .shardmerge .snakemake

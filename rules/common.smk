@@ -11,51 +11,58 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.check.task_names import check_tasks
 from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
-from shardmerge.plan.records import record_of
+from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
-from shardmerge.run import importing, worker
+from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
-from shardmerge.run.targets import HASHES, Targets, fetch_options
+from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 
-importing.rerun_by_identity(workflow)
+snakemake_internals.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
-    own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
+    own_config(
+        config, snakemake_internals.command_line_config(workflow), Path("config/config.yaml")
+    )
 )
 SETTINGS = with_shipped(SETTINGS, HOME)
 exit_on_user_error(check_path)(str(SCRIPTS), "the workflow's folder")
-DEPLOYED = workflow.deployment_settings.deployment_method
+DEPLOYED = snakemake_internals.is_deployed(workflow)
 ON_GPU = SETTINGS["device"] != "cpu"
+HEAD = snakemake_internals.is_head(workflow)
 # Merges and checks on this machine share a process that has all modules loaded.
-# (Only runs on clusters have a number of nodes, `--jobs`.)
-SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
-LOCAL = workflow.resource_settings.nodes is None
-DRY = workflow.output_settings.dryrun  # from the command line or a profile
-SHOWN = any(importing.is_asked_for(workflow, rule) for rule in ("lock", "plan", "explain"))
+SHARED = HEAD and not (DEPLOYED or ON_GPU)
+LOCAL = not snakemake_internals.is_on_cluster(workflow)
+DRY = snakemake_internals.is_dry_run(workflow)
+SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
-    head=workflow.is_main_process,
-    renew=workflow.is_main_process and importing.is_asked_for(workflow, "lock"),
-    convert=importing.is_asked_for(workflow, "convert"),
+    head=HEAD,
+    renew=HEAD and snakemake_internals.is_target(workflow, "lock"),
+    convert=snakemake_internals.is_target(workflow, "convert"),
     dry=DRY,
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
-if workflow.is_main_process and not (DEPLOYED or DRY or SHOWN):
+if HEAD and not (DEPLOYED or DRY or SHOWN):
     exit_on_user_error(check_torch)(PLAN.torch)
 WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
+if workflow.is_main_process and TARGETS.measured:
+    exit_on_user_error(check_tasks)(
+        BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
+    )
 COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 # `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
@@ -65,8 +72,9 @@ BUILT = Built(
     PLAN,
     keep_sources=SETTINGS["keep_sources"],
     keep_deltas=SETTINGS["deltas"] != "auto",
-    gated=lambda: is_whole_run(),
-    forced=lambda: is_forced(),
+    # asked when the graph is made: a download can wait for checks that this process runs too
+    gated=lambda: snakemake_internals.is_whole_run(workflow),
+    forced=lambda: snakemake_internals.is_forced(workflow),
 )
 
 
@@ -84,25 +92,11 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    source="[0-9a-f]+",
     shard=r"model(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
-
-
-# Both are asked when the graph is made: what the user typed is not known while this is read.
-def is_whole_run():
-    """Return whether this process runs checks too, so that a download can wait for them."""
-    asked = workflow.dag_settings
-    return workflow.is_main_process and not (asked.until or asked.omit_from)
-
-
-def is_forced():
-    """Return whether jobs run that need not (a job of a cluster does, in its own process)."""
-    asked = workflow.dag_settings
-    return bool(asked.forceall or asked.forcetargets or asked.forcerun)
 
 
 def build(w):
@@ -117,8 +111,18 @@ def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
 
+def job_of(w):
+    """Return the job of an output shard or of a shard of task vectors."""
+    return delta_job(w) if hasattr(w, "pair") else shard_job(w)
+
+
 def measured(w):
     return TARGETS.measured[w.model]
+
+
+def tasks_of(w):
+    """Return the tasks that a benchmark job runs: one, or all of them."""
+    return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
 
 
 def fetch_job(w):
@@ -126,11 +130,11 @@ def fetch_job(w):
 
 
 def records(w):
-    return TARGETS.per_shard(w.name, "records")
+    return TARGETS.records(w.name)
 
 
 def delta_records(job):
-    return [str(record_of(delta)) for delta in job.deltas]
+    return list(map(record_path, job.deltas))
 
 
 def package_files(w):
@@ -143,7 +147,7 @@ def listed(**lists):
     A param that is made of the job's input makes nothing run again.
     """
     lists = {k: [files] if isinstance(files, str) else files for k, files in lists.items()}
-    return str(list_path(lists)) if workflow.dryrun else keep_lists(lists)
+    return str(list_path(lists)) if DRY else keep_lists(lists)
 
 
 def shard_minutes(job, attempt):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
+from shardmerge.compose.context import Context
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
@@ -16,7 +17,7 @@ from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
 
 
-class Composer:
+class Composer(Context):
     """Expressions of one recipe's stages.
 
     Args:
@@ -76,9 +77,9 @@ class Composer:
                 locked = self.lock.sources[adapter]
                 self._models[key] = LoraModel(key, base, adapter, locked, self.numerics)
             elif key in self.recipe.stages:
-                self._models[key] = StageModel(self, self.recipe.stages[key])
+                self._models[key] = StageModel(self, self.recipe.stages[key], self.tokenizers.align)
             else:
-                self._models[key] = SourceModel(key, self.lock)
+                self._models[key] = SourceModel(key, self.lock, self.numerics)
         return self._models[key]
 
     def is_untied(self, stage: str) -> bool:

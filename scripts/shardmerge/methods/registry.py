@@ -209,17 +209,12 @@ def step_kernel(
     return register
 
 
-def _load() -> None:
-    import shardmerge.methods  # noqa: F401  (its modules register themselves)
-
-
 def method(name: str, where: str | None = None) -> MergeMethod:
     """Return the method of that name.
 
     Raises:
         UserError: If there is none; names the nearest.
     """
-    _load()
     if name not in _METHODS:
         raise UserError(f"unknown merge_method {name!r}", where, did_you_mean(name, _METHODS))
     return _METHODS[name]
@@ -227,7 +222,6 @@ def method(name: str, where: str | None = None) -> MergeMethod:
 
 def methods() -> list[MergeMethod]:
     """Return all methods, by name."""
-    _load()
     return [_METHODS[name] for name in sorted(_METHODS)]
 
 
@@ -242,7 +236,6 @@ def kernel_of(name: str, numerics: str) -> tuple[Kernel, bool]:
     Raises:
         UserError: If the method has no kernel in that mode.
     """
-    _load()
     if step := _STEPS.get((name, numerics)):
         return step.kernel, False
     if numerics == "mergekit-0.1.5":
@@ -256,7 +249,6 @@ def kernel_of(name: str, numerics: str) -> tuple[Kernel, bool]:
 
 def version_of(name: str, numerics: str) -> int:
     """Return the version of a method's bytes; what mergekit makes of it does not change."""
-    _load()
     return _METHODS[name].version if numerics == "float32" and name in _METHODS else 1
 
 
@@ -279,7 +271,6 @@ def workspace_elements(name: str, numerics: str, shape: Sequence[int], inputs: i
         Elements of the type that the inputs have when the kernel gets them, but of at least
         4 bytes each.
     """
-    _load()
     if step := _STEPS.get((name, numerics)):
         return step.workspace.elements(shape, inputs)
     found = _mergekit(name) if numerics == "mergekit-0.1.5" else method(name)

@@ -61,6 +61,14 @@ class _Case:
         locked = self.composer.lock.sources
         return {model: locked[model] for model in blend.models if model in locked}
 
+    @property
+    def read(self) -> list[str]:
+        """The models that it takes anything of, its config among them."""
+        keys = [self.composer.reference_source(self.name)]
+        keys += [model for blend in self.blends.values() for model in blend.models]
+        locked = self.composer.lock.sources
+        return [k for k in dict.fromkeys(keys) if k in locked and locked[k].role == "model"]
+
     def finding(self, check: str, message: str) -> Finding:
         return Finding(check, f"{self.name}: {message}", self.stage.where)
 
@@ -91,6 +99,7 @@ def check_build(
         _weights_sum,
         _layer_period,
         _missing_tensor,
+        _stale_quantisation,
         _unused_models,
         _unmatched_filters,
     )
@@ -239,6 +248,16 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
             f"not in {others}. It is merged from the former alone, although to lack a bias is to "
             "have one of 0; and config.json must say that there is one",
         )
+
+
+def _stale_quantisation(case: _Case) -> Iterator[Finding]:
+    for key in case.read:
+        if case.composer.model(Reference(key)).is_stale:
+            yield case.finding(
+                "stale-quantisation",
+                f"config.json of {key} says that its weights are quantised, but they are plain; "
+                "they are merged as they are, and the result's config.json says nothing of it",
+            )
 
 
 def _unused_models(case: _Case) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from importlib.util import find_spec
 
 from shardmerge.base.errors import UserError
@@ -42,15 +41,3 @@ def check_torch(needed: bool) -> None:
     """
     if needed and find_spec("torch") is None and (error := missing("torch")):
         raise error
-
-
-def version_of(name: str) -> str:
-    """Return a package's version.
-
-    Raises:
-        UserError: If it is not installed.
-    """
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        raise missing(name) or UserError(f"the package {name} is not installed") from None
