@@ -155,7 +155,7 @@ class Targets:
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
-        return f"{self.results}/{name}/benchmarks/card.json"
+        return self.paths.benchmark_file(name, "card.json")
 
     def card(self, name: str) -> str:
         """Return the settings of a build's card as JSON."""
