@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
@@ -63,7 +64,7 @@ def explain_recipes(args: argparse.Namespace) -> None:
     found = [
         explain(
             path,
-            _pairs(args.sources, "--sources", "FOLDER"),
+            _pairs(args.sources, "--sources", "FOLDER") or _folders(path),
             args.layers,
             args.stages,
             norms or _pairs(args.norm_merge, "--norm-merge", "geometric"),
@@ -74,6 +75,18 @@ def explain_recipes(args: argparse.Namespace) -> None:
     show(lambda terminal: "\n".join(explanation_text(one, terminal) for one in found))
     if args.plot:
         _plot(found, args.plot)
+
+
+def _folders(path: str) -> dict[str, str]:
+    """Return the folders that a recipe itself names, if it has no lock that tells more."""
+    from shardmerge.recipe.recipe import load_recipe
+    from shardmerge.sources.sources import lock_path
+
+    if lock_path(path).exists():
+        return {}
+    recipe = load_recipe(path)
+    named = {r.model: str(Path(r.path).expanduser()) for r in (*recipe.sources, *recipe.adapters)}
+    return {model: folder for model, folder in named.items() if Path(folder).is_dir()}
 
 
 def _plot(explanations: Sequence[Explanation], path: str) -> None:

@@ -74,6 +74,20 @@ def _no_fallocate() -> None:
     ctypes.CDLL.__getattr__ = other
 
 
+class _Merging:
+    """Finds no package that is not among those that merging needs."""
+
+    MISSING = ("torch", "transformers", "lm_eval", "datasets", "tokenizers", "safetensors")
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in self.MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _merging_alone() -> None:
+    sys.meta_path.insert(0, _Merging())
+
+
 MASKS = {
     "pidfd": _without(os, "pidfd_open"),
     "pidfd-signal": _without(signal, "pidfd_send_signal"),
@@ -88,6 +102,7 @@ MASKS = {
     "affinity": _without(os, "sched_getaffinity"),
     "boottime": _without(time, "CLOCK_BOOTTIME"),
     "hugepages": _without(mmap, "MADV_HUGEPAGE"),
+    "torch": _merging_alone,
 }
 
 for chosen in filter(None, os.environ.get("MASKED", "").split(",")):
