@@ -172,6 +172,12 @@ class TestDesign:
         for name in names:
             resolve_name(f"shardmerge.{name}")
 
+    @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+    def test_modules_exist(self, page):
+        pattern = rf"(?<![\w/])(?:{'|'.join(self.ROOMS)})/[\w/]+\.py"
+        for path in re.findall(pattern, _code(page.read_text(encoding="utf-8"))):
+            assert (REPO / "scripts" / "shardmerge" / path).is_file(), path
+
     def test_every_kind_of_node_is_listed(self):
         table = self.TEXT.partition("| Node |")[2].partition("\n\n")[0]
         nodes = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
