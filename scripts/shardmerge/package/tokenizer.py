@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmerge.base.files import parse_object
-from shardmerge.compose.tokenizer_files import CONFIG, TABLE
+from shardmerge.compose.tokenizer_files import TABLE, TOKENIZER_CONFIG
 from shardmerge.recipe.chat import TEMPLATE_FILE
 from shardmerge.sources.tokenizer.files import NAMED_TOKENS, added_tokens, readable, token_content
 
@@ -42,7 +42,7 @@ def tokenizer_text(
         parsed.setdefault(model, {})[file] = parse_object(text, f"model {model!r}, {file}")
     own = parsed[description["source"]]
     with readable(f"model {description['source']!r}"):
-        made = {TABLE: _table, CONFIG: _config}[name](description, own, parsed)
+        made = {TABLE: _table, TOKENIZER_CONFIG: _config}[name](description, own, parsed)
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -79,7 +79,7 @@ def _config(
     description: Mapping[str, Any], own: Mapping[str, Any], _: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return tokenizer_config.json: the source's, without what other files say now."""
-    config = dict(own.get(CONFIG, {}))
+    config = dict(own.get(TOKENIZER_CONFIG, {}))
     if "template" in description:
         config.pop("chat_template", None)
     if "added" not in description:

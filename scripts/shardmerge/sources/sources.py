@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shardmerge.base.claims import Say
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.files import near_path, read_bytes, write_text
@@ -26,7 +27,6 @@ from shardmerge.sources.tokens import complete, lacking, with_tokens
 
 #: What to do about a model that the Hub does not give.
 _HAVE = "A folder that has the model already is named under `sources` in the configuration."
-Say = Callable[[str], None]
 T = TypeVar("T")
 
 
