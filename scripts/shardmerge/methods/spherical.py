@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     title="SLERP",
     reference="https://en.wikipedia.org/wiki/Slerp",
     parameters=[
-        Parameter("t", float, description="0 gives the base model, 1 the other model."),
+        Parameter("t", float, description="0 gives the base model, 1 the other."),
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
     version=2,
 )
 def slerp(group: Group) -> torch.Tensor:
-    """Spherical interpolation from the base model to another model.
+    """Spherical interpolation from the base model to another.
 
     ``sin((1 - t) * a) / sin(a) * base + sin(t * a) / sin(a) * x``, where ``a`` is the angle
-    between the flattened tensors. If ``|cos a| > 0.9995``, it is ``(1 - t) * base + t * x``.
+    between the flattened tensors; ``(1 - t) * base + t * x`` where ``|cos a| > 0.9995``.
     Shoemake 1985, "Animating rotation with quaternion curves".
     """
     from shardmerge.methods.kernels import spherical
@@ -68,10 +68,9 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
 def nuslerp(group: Group) -> torch.Tensor:
     """Spherical interpolation between two models, or between their task vectors.
 
-    ``sin((1 - t) * a) / sin(a) * v_1 + sin(t * a) / sin(a) * v_2`` for each vector, where ``a`` is
-    the angle between ``v_1`` and ``v_2``, and ``t = w_2 / (w_1 + w_2)`` (0.5 if the weights
-    cancel). A vector is the whole tensor; if ``nuslerp_flatten`` is false, it is a row or column.
-    With a base model the vectors are differences from it.
+    With ``t = w_2 / (w_1 + w_2)`` (0.5 where the weights cancel), ``sin((1 - t) * a) / sin(a) *
+    v_1 + sin(t * a) / sin(a) * v_2`` for each vector: the whole tensor, or its rows or columns
+    where ``nuslerp_flatten`` is false. With a base model the vectors are differences from it.
     """
     from shardmerge.methods.kernels import spherical
 
@@ -116,10 +115,10 @@ def multislerp(group: Group) -> torch.Tensor:
     """Barycentric interpolation of many models' directions on a sphere.
 
     ``m / |m| * sum(w_i * |v_i|) * cos(eps)`` with ``m = sum(w_i * v_i / (|v_i| + eps))`` over the
-    flattened tensors, or over the task vectors if there is a base model. The definition maps
-    the directions to the tangent space at their mean, adds them there and maps the sum back. That
-    sum is 0: ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``.
-    A single model is returned as it is.
+    flattened tensors, or over the task vectors where there is a base model. The definition maps
+    the directions to the tangent space at their mean, adds them there and maps the sum back; by
+    ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``, that sum is 0.
+    One model is returned as it is.
     """
     from shardmerge.methods.kernels import spherical
 
@@ -153,9 +152,9 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
 def karcher(group: Group) -> torch.Tensor:
     """Centre of mass of the models' directions on the sphere, with their mean norm.
 
-    Starts from ``m = sum(u_i) / |sum(u_i)|`` and iterates ``m <- cos|g| m + sin|g| g / |g|``,
-    where ``g`` is the mean of ``a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between
-    ``u_i`` and ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
+    From ``m = sum(u_i) / |sum(u_i)|``, iterates ``m <- cos|g| m + sin|g| g / |g|`` with
+    ``g = mean of a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between ``u_i`` and
+    ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
     """
     from shardmerge.methods.kernels import spherical
 
@@ -184,7 +183,7 @@ def _mergekit_karcher(group: Group) -> torch.Tensor:
     inputs=Inputs(base="required", minimum=3, if_single="base"),
 )
 def model_stock(group: Group) -> torch.Tensor:
-    """A point between the base and the models' mean, chosen by the angles between the models.
+    """The point between the base and the models' mean that their mutual angles call for.
 
     ``t * mean(x_i) + (1 - t) * base`` with ``t = n * c / (1 + (n - 1) * c)``, where ``c`` is the
     mean cosine between the task vectors of the ``n`` models. Jang et al. 2024, "Model Stock: All
