@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardmerge import formats
 from shardmerge.algebra import expression as ex
-from shardmerge.formats.interface import Box, LogicalTensor, PartRef, runs, row_spans
+from shardmerge.formats.interface import Box, LogicalTensor, PartRef, row_spans, runs
 
 if TYPE_CHECKING:
     import numpy as np
