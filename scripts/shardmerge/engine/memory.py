@@ -36,7 +36,7 @@ class Tuning:
     device_block: int = 1 << 21
     slots: int = 10
     buffers: int = 48 * MIB
-    lane: int = 12 * MIB
+    lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
     @property
