@@ -17,24 +17,13 @@ import torch
 from helpers import engine_cases as cases
 from helpers import kernel_cases
 from shardmerge.algebra import expression as ex
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import native
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.registry import Group, kernel_of, methods
 
 #: What they must be: the same on every processor.
 GOLDEN = json.loads((Path(__file__).with_suffix(".json")).read_text())
-#: Not the defaults, so that all of a method's arithmetic is used.
-VARIANTS: dict[str, dict[str, dict[str, object]]] = {
-    "geometric_task_arithmetic": {
-        "": {"weight": (None, 0.37, -0.6, 1.0)},
-        "offset": {"weight": 0.8, "offset": 1.0, "normalize": True},
-    },
-    "nuslerp": {"": {}, "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)}},
-    "model_stock": {"": {}, "rows": {"filter_wise": True}},
-    "multislerp": {"": {"weight": 0.3, "eps": 1e-2}},
-    "karcher": {"": {"tol": 1e-12}},
-    "slerp": {"": {}, "beyond": {"t": 1.7}},
-}
 #: Elements that fill neither a vector nor a window of any size; the last is more than a block.
 SHAPES = ((37, 211), (3, BLOCK // 2 + 13))
 #: Sizes of blocks and windows, with compute threads.
@@ -55,7 +44,7 @@ def groups(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[str, G
     for declared in methods():
         if declared.kernel is None:
             continue
-        for variant, values in VARIANTS.get(declared.name, {"": {}}).items():
+        for variant, values in declared.examples.items():
             group = kernel_cases.ordinary(declared.name, (1,), models=3, **values)
             base = numbers(shape, 911, 0.3)
             made = [base] + [
@@ -94,7 +83,7 @@ def by_kernels(threads: int) -> dict[str, str]:
     """Return the hashes of what kernels make of tensors of more than a block."""
     torch.set_num_threads(threads)
     return {
-        f"{label} large": _hash(kernel_of(name, "float32")[0](group))
+        f"{label} large": _hash(kernel_of(name, FLOAT32)[0](group))
         for label, (name, group) in groups(SHAPES[1], torch.float32).items()
     }
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.methods.contract import Request
+from shardmerge.methods.registry import shares_of
 
 #: How the name of a bias ends that an adapter adds to the model's.
 ADDED_BIAS = ".lora_B.bias"
@@ -36,8 +38,8 @@ class Blend:
 def terms_of(expression: ex.Expression) -> list[list[Any]]:
     """Return an expression's terms as [label, coefficient] rows.
 
-    A method that is not a sum gives a row ``method(model)`` for each model with the weight that
-    the recipe gives it (slerp: ``1 - t`` and ``t``), or one row if it has no weights.
+    A method that is not a sum gives a row ``method(model)`` for each model with its share
+    (``registry.shares_of``; its weight in the recipe), or one row if it has none.
     """
     return [[label, value] for label, value in _terms(expression, 1.0).items()]
 
@@ -100,16 +102,12 @@ def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
 
 def _weights(call: ex.Call) -> list[tuple[str, float]]:
     """Return the share that a method's own parameters give each input."""
-    per_input, shared = dict(call.per_input), dict(call.parameters)
-    values: list[float | None] = [None] * len(call.inputs)
-    if "weight" in per_input:
-        values = list(per_input["weight"])
-    elif call.method == "slerp" and call.base is not None:
-        values = [shared["t"]] * len(call.inputs)
-        values[call.base] = 1 - shared["t"]
+    models = call.models or ("",) * len(call.inputs)
+    request = Request(models, call.base, dict(call.parameters), dict(call.per_input))
+    values = shares_of(call.method, request)
     names = [
         model if isinstance(operand, ex.Linear | ex.Call) and model else ex.label(operand)
-        for operand, model in zip(call.inputs, call.models or ("",) * len(call.inputs), strict=True)
+        for operand, model in zip(call.inputs, models, strict=True)
     ]
     found = [
         (f"{call.method}({name})", float(value))

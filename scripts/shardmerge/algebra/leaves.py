@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from shardmerge.algebra import expression as ex
 from shardmerge.base.dtypes import combine_dtype
+from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.registry import kernel_of, result_dtype
 
 #: What is read from a file: a tensor of a source, rows of one, or a task vector that is stored.
@@ -42,7 +43,7 @@ def stated_dtype(expression: ex.Expression) -> str:
         case ex.Linear():
             return combine(expression)
         case ex.Call(method=method, inputs=inputs):
-            return result_dtype(method, "mergekit-0.1.5", stated_dtype(inputs[0]))
+            return result_dtype(method, MERGEKIT, stated_dtype(inputs[0]))
         case ex.Rows(operand) | ex.Mean(operand):
             return stated_dtype(operand)
         case ex.Choice(operands):
@@ -50,13 +51,13 @@ def stated_dtype(expression: ex.Expression) -> str:
     return expression.dtype
 
 
-def is_whole(expression: ex.Expression, numerics: str) -> bool:
+def is_whole(expression: ex.Expression, numerics: Numerics) -> bool:
     """Whether an expression is a call that must see the whole tensor at once."""
     return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
 
 
 def leaves(
-    expression: ex.Expression, stored: Collection[ex.Delta], numerics: str
+    expression: ex.Expression, stored: Collection[ex.Delta], numerics: Numerics
 ) -> tuple[tuple[FileLeaf, ...], tuple[HeldLeaf, ...]]:
     """Return what a blockwise evaluation starts from: what lies in files, what is held whole.
 
@@ -115,7 +116,7 @@ def file_leaves(expression: ex.Expression, stored: Collection[ex.Delta]) -> Iter
             yield from file_leaves(operand, stored)
 
 
-def direct_deltas(expression: ex.Expression, numerics: str) -> tuple[ex.Delta, ...]:
+def direct_deltas(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Delta, ...]:
     """Return the distinct task vectors of an expression that are not under a whole call."""
     found: dict[ex.Delta, None] = {}
 

@@ -9,9 +9,9 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import direct_deltas, is_copied, leaves, simplify
 from shardmerge.algebra.spec import ShardSpec
-from shardmerge.base.numerics import MERGEKIT
-from shardmerge.methods.mergekit import steps as stepwise
+from shardmerge.base.numerics import Numerics
 from shardmerge.methods.program import TYPES, Program, Unsupported, Writer
+from shardmerge.methods.registry import steps_of
 
 
 def needs_torch(spec: ShardSpec, stored: Collection[ex.Delta]) -> bool:
@@ -24,7 +24,7 @@ def needs_torch(spec: ShardSpec, stored: Collection[ex.Delta]) -> bool:
 
 
 def steps_for(
-    expression: ex.Expression, dtype: str, stored: Collection[ex.Delta], numerics: str
+    expression: ex.Expression, dtype: str, stored: Collection[ex.Delta], numerics: Numerics
 ) -> Steps | None:
     """Return the steps of an expression, or None if torch must compute it.
 
@@ -32,7 +32,7 @@ def steps_for(
         expression: What an output tensor is.
         dtype: Code of the type that it is written in.
         stored: Task vectors that are read and not computed.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which it is computed.
     """
     expression = simplify(expression)
     files, held = leaves(expression, stored, numerics)
@@ -44,7 +44,7 @@ def steps_for(
         Writer(list(dtypes)),
         {leaf: value for value, leaf in enumerate(files)},
         {delta: numbers[delta] for delta in direct_deltas(expression, numerics)},
-        numerics == MERGEKIT,
+        numerics,
     )
     try:
         result = compiler.value(expression)
@@ -60,14 +60,14 @@ class _Compiler:
     writer: Writer
     values: dict[ex.Expression, int]
     numbers: dict[ex.Delta, int]
-    mergekit: bool
+    numerics: Numerics
     measured: list[int] = field(default_factory=list)
     squares: list[tuple[int, int, int | None]] = field(default_factory=list)
 
     def value(self, node: ex.Expression) -> int:
         """Return the value of an expression; equal parts are computed once."""
         if node in self.values:
-            if node in self.numbers and not self.mergekit:  # a task vector that is read
+            if node in self.numbers and self.numerics.folds:  # a task vector that is read
                 self._measure(self.numbers.pop(node), self.values[node])
             return self.values[node]
         self.values[node] = value = self._compute(node)
@@ -90,8 +90,8 @@ class _Compiler:
                 return writer.round(self.value(operand), dtype)
             case ex.Zero():
                 return writer.step("zero")
-            case ex.Call(method=method, inputs=inputs) if self.mergekit:
-                if steps := stepwise.MERGEKIT.get(method):
+            case ex.Call(method=method, inputs=inputs):
+                if steps := steps_of(method, self.numerics):
                     return steps(group_of(node, [self.value(one) for one in inputs]), writer)
         raise Unsupported
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_whole
 from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.methods.registry import workspace_elements
 
@@ -29,7 +30,7 @@ def check_bytes(spec: ShardSpec) -> int:
     return STREAMING_BYTES + max(peaks, default=0)
 
 
-def _peak(node: ex.Expression, numerics: str, *, whole: bool) -> int:
+def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
     operands = ex.operands(node)
     own = isinstance(node, ex.Call) and is_whole(node, numerics)

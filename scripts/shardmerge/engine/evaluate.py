@@ -18,6 +18,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import combine, leaves, stated_dtype
 from shardmerge.algebra.rows import choice_ranges
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import Registers, torch_dtype
 from shardmerge.methods.registry import kernel_of
 
@@ -70,7 +71,7 @@ class Evaluator:
     Args:
         expression: What is evaluated; what must be held whole is a leaf.
         stored: Task vectors that are read and not computed.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: Says when values are rounded, and by which kernels methods are computed.
         registers: Buffers to compute in; evaluators of one thread share them.
         squares: Numbers of the task vectors whose sums of squares are wanted; taken out as they
             are found, so that one that stands twice counts once.
@@ -81,14 +82,14 @@ class Evaluator:
         self,
         expression: ex.Expression,
         stored: Collection[ex.Delta],
-        numerics: str,
+        numerics: Numerics,
         registers: Registers,
         squares: dict[ex.Delta, int] | None = None,
         products: Products | None = None,
     ) -> None:
         self.files, self.wholes = leaves(expression, stored, numerics)
         self._numerics = numerics
-        self._mergekit = numerics != "float32"
+        self._mergekit = not numerics.rounds_once
         self._registers = registers
         self._views = {leaf: i for i, leaf in enumerate((*self.files, *self.wholes))}
         self._squares = {} if squares is None else squares

@@ -11,6 +11,7 @@ from shardmerge.algebra.leaves import file_leaves, is_copied, leaves, low_ranks,
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import Numerics
 from shardmerge.base.safetensors import write_header
 from shardmerge.engine.inputs import Inputs, Location
 from shardmerge.engine.memory import Tuning
@@ -179,7 +180,7 @@ def choose_window(layout: Layout, tuning: Tuning) -> tuple[int, int]:
 
 
 def _piece(
-    index: int, tensor: OutputTensor, begin: int, end: int, numerics: str, inputs: Inputs
+    index: int, tensor: OutputTensor, begin: int, end: int, numerics: Numerics, inputs: Inputs
 ) -> Piece:
     expression = simplify(tensor.expression)
     count = math.prod(tensor.shape)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from shardmerge.algebra import expression as ex
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import torch_dtype
 from shardmerge.engine.device import Cuda, Host, host_buffer
 from shardmerge.engine.inputs import Inputs, nbytes
@@ -103,11 +104,11 @@ class Products:
 
     Args:
         load: Reads a factor.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: Says in which order elements are added.
     """
 
-    def __init__(self, load: Load, numerics: str) -> None:
-        self._load, self._ordered = load, numerics == "float32"
+    def __init__(self, load: Load, numerics: Numerics) -> None:
+        self._load, self._ordered = load, numerics.own_order
         self._held: weakref.WeakValueDictionary[ex.LowRank, Product] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 

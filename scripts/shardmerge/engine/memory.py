@@ -8,6 +8,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import combine, is_whole, leaves, low_ranks, stated_dtype
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.numerics import Numerics
 from shardmerge.methods.registry import workspace_elements
 
 MIB = 1 << 20
@@ -97,7 +98,7 @@ def _factors(expression: ex.Expression) -> int:
     )
 
 
-def _tensor_peak(expression: ex.Expression, numerics: str) -> int:
+def _tensor_peak(expression: ex.Expression, numerics: Numerics) -> int:
     """Peak of the whole tensors held while an expression is evaluated block by block."""
     held = peak = 0
     for leaf in leaves(expression, (), numerics)[1]:
@@ -107,17 +108,17 @@ def _tensor_peak(expression: ex.Expression, numerics: str) -> int:
     return peak
 
 
-def _held_peak(whole: ex.Expression, numerics: str) -> int:
+def _held_peak(whole: ex.Expression, numerics: Numerics) -> int:
     if isinstance(whole, ex.Call):
         return _call_peak(whole, numerics)
     if not isinstance(whole, ex.Mean):
         return _tensor_peak(whole, numerics) + _size(whole, numerics)
     # a mean of rows streams, but mergekit's rounding needs all of them
-    rows = 0 if numerics == "float32" else _size(whole.operand, numerics)
+    rows = 0 if numerics.own_order else _size(whole.operand, numerics)
     return _tensor_peak(whole.operand, numerics) + rows
 
 
-def _call_peak(call: ex.Call, numerics: str) -> int:
+def _call_peak(call: ex.Call, numerics: Numerics) -> int:
     """Peak while a whole call is made: inputs one after the other, then the kernel."""
     held = peak = 0
     for operand in call.inputs:
@@ -130,12 +131,12 @@ def _call_peak(call: ex.Call, numerics: str) -> int:
     return max(peak, held + kernel * wide + _size(call, numerics))
 
 
-def _size(expression: ex.Expression, numerics: str, call: ex.Call | None = None) -> int:
+def _size(expression: ex.Expression, numerics: Numerics, call: ex.Call | None = None) -> int:
     return ex.elements(expression) * DTYPES[_dtype(expression, numerics, call)].size
 
 
-def _dtype(expression: ex.Expression, numerics: str, call: ex.Call | None = None) -> str:
+def _dtype(expression: ex.Expression, numerics: Numerics, call: ex.Call | None = None) -> str:
     """Return the dtype that an expression is held in, as an input of a call if one is given."""
-    if numerics == "float32":
+    if numerics.rounds_once:
         return combine(call or expression)
     return stated_dtype(expression)

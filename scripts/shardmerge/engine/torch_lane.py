@@ -122,7 +122,7 @@ class TorchLane:
         self, part: Part, leaves: Sequence[torch.Tensor], target: torch.Tensor, name: str
     ) -> None:
         length = self._registers.length
-        once = self._job.spec.numerics == "float32"
+        once = self._job.spec.numerics.rounds_once
         split = [leaf.split(length) for leaf in leaves]
         outputs = target.split(length)
         squares: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []

@@ -16,7 +16,7 @@ from helpers import kernel_cases as cases
 from helpers.method_bytes import GOLDEN
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
-from shardmerge.base.numerics import MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.methods.kernels import functions
 from shardmerge.methods.registry import methods, version_of
 
@@ -61,17 +61,17 @@ class TestVersions:
         def versions(name: str, numerics: str) -> object:
             return self.spec(name, numerics).to_json().get("versions")
 
-        assert versions("slerp", "float32") == {"slerp": version_of("slerp", "float32")}
-        assert versions("ties", "float32") is None
+        assert versions("slerp", FLOAT32) == {"slerp": version_of("slerp", FLOAT32)}
+        assert versions("ties", FLOAT32) is None
         assert versions("slerp", MERGEKIT) is None
 
     def test_are_part_of_a_jobs_identity(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        before = {name: self.spec(name, "float32").digest for name in ("slerp", "ties")}
+        before = {name: self.spec(name, FLOAT32).digest for name in ("slerp", "ties")}
         monkeypatch.setattr(
             "shardmerge.algebra.spec.version_of", lambda name, _: 3 - 2 * (name == "ties")
         )
-        assert self.spec("slerp", "float32").digest != before["slerp"]
-        assert self.spec("ties", "float32").digest == before["ties"]
+        assert self.spec("slerp", FLOAT32).digest != before["slerp"]
+        assert self.spec("ties", FLOAT32).digest == before["ties"]
 
 
 class TestFunctions:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.methods.registry import (
     REQUIRED,
     Request,
@@ -23,7 +24,7 @@ from shardmerge.methods.registry import (
 from shardmerge.recipe.parameters import convert
 from tools.docs.methods import methods_markdown
 
-NUMERICS = "mergekit-0.1.5"
+NUMERICS = MERGEKIT
 ROOT = Path(__file__).parents[3]
 
 
@@ -61,7 +62,7 @@ class TestRegistry:
 
     def test_a_linear_method_has_no_float32_kernel(self) -> None:
         with pytest.raises(UserError, match="is linear"):
-            kernel_of("linear", "float32")
+            kernel_of("linear", FLOAT32)
 
     def test_ours_has_no_mergekit_kernel(self) -> None:
         assert not in_mergekit("geometric_task_arithmetic")
@@ -99,12 +100,12 @@ class TestRegistry:
     def test_workspace_counts_inputs_rows_and_blocks(self) -> None:
         tensor = 4096 * 4096
         two, three = (
-            workspace_elements("della", "float32", (4096, 4096), inputs) for inputs in (2, 3)
+            workspace_elements("della", FLOAT32, (4096, 4096), inputs) for inputs in (2, 3)
         )
         assert three - two == tensor // 4
-        flat = workspace_elements("della", "float32", (tensor,), 2)
+        flat = workspace_elements("della", FLOAT32, (tensor,), 2)
         assert flat - two == 12 * (tensor - 4096)
-        assert workspace_elements("slerp", "float32", (8192, 28672), 2) < 10_000_000
+        assert workspace_elements("slerp", FLOAT32, (8192, 28672), 2) < 10_000_000
 
 
 class TestChecks:
