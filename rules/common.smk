@@ -19,7 +19,7 @@ from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
 from shardmerge.plan.records import record_of
 from shardmerge.recipe.settings import explain_options, load_settings, own_config
-from shardmerge.run import worker
+from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
@@ -29,22 +29,24 @@ from shardmerge.run.targets import HASHES, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 
 SETTINGS = exit_on_user_error(load_settings)(
-    own_config(config, workflow.config_settings.overwrite_config, Path("config/config.yaml"))
+    own_config(
+        config, snakemake_internals.command_line_config(workflow), Path("config/config.yaml")
+    )
 )
 exit_on_user_error(check_path)(str(SCRIPTS), "the workflow's folder")
-DEPLOYED = workflow.deployment_settings.deployment_method
+DEPLOYED = snakemake_internals.is_deployed(workflow)
 ON_GPU = SETTINGS["device"] != "cpu"
+HEAD = snakemake_internals.is_head(workflow)
 # Merges and checks on this machine share a process that has all modules loaded.
-# (Only runs on clusters have a number of nodes, `--jobs`.)
-SHARED = workflow.is_main_process and not (DEPLOYED or ON_GPU)
-LOCAL = workflow.resource_settings.nodes is None
-DRY = workflow.output_settings.dryrun  # from the command line or a profile
+SHARED = HEAD and not (DEPLOYED or ON_GPU)
+LOCAL = not snakemake_internals.is_on_cluster(workflow)
+DRY = snakemake_internals.is_dry_run(workflow)
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
-    head=workflow.is_main_process,
-    renew=workflow.is_main_process and "lock" in sys.argv[1:],
-    convert="convert" in sys.argv[1:],
+    head=HEAD,
+    renew=HEAD and snakemake_internals.is_target("lock"),
+    convert=snakemake_internals.is_target("convert"),
     dry=DRY,
     say=tell,
 )
@@ -62,8 +64,9 @@ BUILT = Built(
     PLAN,
     keep_sources=SETTINGS["keep_sources"],
     keep_deltas=SETTINGS["deltas"] != "auto",
-    gated=lambda: is_whole_run(),
-    forced=lambda: is_forced(),
+    # asked when the graph is made: a download can wait for checks that this process runs too
+    gated=lambda: snakemake_internals.is_whole_run(workflow),
+    forced=lambda: snakemake_internals.is_forced(workflow),
 )
 
 
@@ -81,25 +84,11 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    source="[0-9a-f]+",
     shard=r"model(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
-
-
-# Both are asked when the graph is made: what the user typed is not known while this is read.
-def is_whole_run():
-    """Return whether this process runs checks too, so that a download can wait for them."""
-    asked = workflow.dag_settings
-    return workflow.is_main_process and not (asked.until or asked.omit_from)
-
-
-def is_forced():
-    """Return whether jobs run that need not (a job of a cluster does, in its own process)."""
-    asked = workflow.dag_settings
-    return bool(asked.forceall or asked.forcetargets or asked.forcerun)
 
 
 def build(w):
@@ -140,7 +129,7 @@ def listed(**lists):
     A param that is made of the job's input makes nothing run again.
     """
     lists = {k: [files] if isinstance(files, str) else files for k, files in lists.items()}
-    return str(list_path(lists)) if workflow.dryrun else keep_lists(lists)
+    return str(list_path(lists)) if DRY else keep_lists(lists)
 
 
 def shard_minutes(job, attempt):

@@ -4,10 +4,7 @@ Needs: nothing.
 Makes: the claim on the results folder while a run lasts, and .shardmerge/run, which says which one.
 """
 
-from itertools import takewhile
 from types import SimpleNamespace
-
-from snakemake.target_jobs import parse_target_jobs_cli_args
 
 from shardmerge.base import claims
 from shardmerge.base.pathnames import check_fetched_on_nodes, check_passed
@@ -16,11 +13,8 @@ from shardmerge.run import runs
 
 def asked_for():
     """Return names and wildcards of the jobs that this process was started for, on a cluster."""
-    if "--target-jobs" not in sys.argv:
-        return []
-    arguments = sys.argv[sys.argv.index("--target-jobs") + 1 :]
-    targets = parse_target_jobs_cli_args(takewhile(lambda a: not a.startswith("-"), arguments))
-    return [(target.rulename, SimpleNamespace(**target.wildcards_dict)) for target in targets]
+    jobs = snakemake_internals.target_jobs()
+    return [(rule, SimpleNamespace(**wildcards)) for rule, wildcards in jobs]
 
 
 def is_made_meanwhile(name, w):
@@ -47,7 +41,9 @@ def leave_if_not_needed():
 
 def check_what_jobs_are_told():
     """Refuse names that a cluster's jobs would be told through a shell of the executor's."""
-    files = {f"configuration file {path}": str(path) for path in workflow.overwrite_configfiles}
+    files = {
+        f"configuration file {path}": path for path in snakemake_internals.config_files(workflow)
+    }
     check_passed(
         {
             "the workflow's folder": workflow.basedir,
@@ -61,12 +57,12 @@ def check_what_jobs_are_told():
         check_fetched_on_nodes({path: job.file for path, job in PLAN.fetches.items()})
 
 
-if not workflow.is_main_process:
+if not HEAD:
     leave_if_not_needed()
 elif other := claims.holder(runs.claim_path(SETTINGS["results"])):
     tell(f"{SETTINGS['results']} is in use: {other}")
 
-if workflow.is_main_process and not LOCAL:
+if HEAD and not LOCAL:
     exit_on_user_error(check_what_jobs_are_told)()
 
 

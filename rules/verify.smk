@@ -38,6 +38,8 @@ rule hash_source:
         f"{HASHES}/{{source}}.json",
     log:
         "<logs>/hash_source/{source}.log",
+    wildcard_constraints:
+        source="[0-9a-f]+",
     conda:
         "../envs/merge.yaml"
     resources:

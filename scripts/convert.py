@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import load_json
+from shardmerge.compose.architecture.names import is_head
 from shardmerge.run.cli import claim, run, say
 from shardmerge.sources.unpickle import convert
 
@@ -21,7 +22,7 @@ def main() -> None:
     config = args.model / "config.json"
     # models tie their embeddings unless their configuration says that they do not
     tied = config.is_file() and load_json(config).get("tie_word_embeddings", True) is not False
-    for name, kept in convert(args.pickle, args.output, tied=tied).items():
+    for name, kept in convert(args.pickle, args.output, tied=tied, is_head=is_head).items():
         say(f"{name} is {kept}, and the model ties them: left out")
     say(f"{args.output.name}: {args.output.stat().st_size / 1e6:,.0f} MB")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,9 +20,10 @@ import yaml
 from fuzz.mutation import Mutate, mutate_bytes, mutate_json, mutate_yaml
 from fuzz.running import Target
 from shardmerge.algebra.json import to_json
-from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.digest import digest
 from shardmerge.base.files import parse_object
-from shardmerge.base.identities import LockedFile
+from shardmerge.base.identities import Identities, LockedFile
+from shardmerge.base.printable import printable
 from shardmerge.base.safetensors import (
     Header,
     header_length,
@@ -29,13 +31,15 @@ from shardmerge.base.safetensors import (
     read_header,
     write_header,
 )
+from shardmerge.base.sealed import seal
 from shardmerge.compose.adapters import adapter_updates
 from shardmerge.compose.architecture.rope import rope_of
 from shardmerge.compose.models import Entry
 from shardmerge.package.config import output_config
 from shardmerge.package.index import make_index
 from shardmerge.package.tokenizer import tokenizer_text
-from shardmerge.plan.plan import Plan
+from shardmerge.plan.files import description_path, load_description, parse_spec
+from shardmerge.plan.plan import read_plan
 from shardmerge.plan.planner import make_plan
 from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
 from shardmerge.recipe.recipe import Recipe, parse_recipe
@@ -559,7 +563,11 @@ def _planned() -> Any:
 
 @_target("cached-plan", mutate_json, lambda: [json.dumps(_planned().plan.to_json()).encode()])
 def _cached_plan(data: bytes) -> None:
-    Plan.from_json(parse_object(data, "plan.json")).to_json()
+    """Read a plan whose digest is right whatever it holds."""
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder:
+        path = Path(folder) / "plan.json"
+        path.write_text(seal(parse_object(data, "plan.json"), path.stem))
+        read_plan(path).to_json()
 
 
 @_target(
@@ -568,8 +576,8 @@ def _cached_plan(data: bytes) -> None:
     lambda: [json.dumps(spec.to_json()).encode() for spec in _planned().specs.values()],
 )
 def _cached_spec(data: bytes) -> None:
-    spec = ShardSpec.from_json(parse_object(data, "spec.json"))
-    for tensor in spec.tensors:
+    """Read a specification whose hash is right whatever it holds."""
+    for tensor in parse_spec(parse_object(data, "spec.json"), "spec.json").tensors:
         to_json(tensor.expression)
 
 
@@ -579,23 +587,25 @@ def _cached_spec(data: bytes) -> None:
     lambda: [json.dumps(made).encode() for made in _planned().descriptions.values()],
 )
 def _cached_description(data: bytes) -> None:
-    make_index(parse_object(data, "build.json"))
+    name = digest(next(iter(_planned().descriptions.values())))
+    with tempfile.TemporaryDirectory(dir=_memory()) as folder, contextlib.chdir(folder):
+        description_path(name).parent.mkdir(parents=True)
+        description_path(name).write_bytes(data)
+        make_index(load_description(name))
 
 
 def _identities() -> list[bytes]:
     path = ROOT / "config" / "config.yaml"
     status = path.stat()
-    row = [status.st_size, status.st_mtime_ns, status.st_ino, "0" * 64, None]
-    return [json.dumps({str(path.resolve()): row}).encode()]
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
+    return [json.dumps({str(path.resolve()): [*stamp, "0" * 64, None]}).encode()]
 
 
 @_target("cached-identities", mutate_json, _identities)
 def _cached_identities(data: bytes) -> None:
-    from shardmerge.sources.local import Identities
-
     with tempfile.TemporaryDirectory(dir=_memory()) as folder:
         cache_file = Path(folder) / "identities.json"
-        cache_file.write_bytes(data)
+        cache_file.write_text(seal(parse_object(data, "identities.json"), cache_file.stem))
         identities = Identities(cache_file)
         identities.of(ROOT / "config" / "config.yaml").identity.encode()
         identities.save()
@@ -610,7 +620,7 @@ def _claim(data: bytes) -> None:
         path.write_bytes(data)
         seen = claimfile.read(path)
         assert seen is not None
-        f"{seen.owner}".encode()
+        printable(str(seen.owner)).encode()
 
 
 def _claim_text() -> str:

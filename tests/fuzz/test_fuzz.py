@@ -17,20 +17,10 @@ from shardmerge.base.errors import UserError
 
 #: Those of which a case takes more than a few milliseconds.
 _SLOW = ("plan", "config-plan", "lock", "hub", "recipe", "configuration")
-#: What a damaged lock or cache does is not mended yet.
-_PENDING = (
-    "lock",
-    "cached-plan",
-    "cached-spec",
-    "cached-description",
-    "cached-identities",
-    "claim",
-)
-_HELD = [name for name in names() if name not in _PENDING]
-_PAST = [path for name in _HELD for path in sorted((CORPUS / name).glob("*"))]
+_PAST = [path for name in names() for path in sorted((CORPUS / name).glob("*"))]
 
 
-@pytest.mark.parametrize("name", _HELD)
+@pytest.mark.parametrize("name", names())
 def test_ends_in_success_or_a_sentence(name):
     faults = run_cases(target(name), seed=0, count=50 if name in _SLOW else 300)
     assert not faults, "\n\n".join(f"{fault.place}\n{fault.trace}" for fault in faults)
@@ -87,7 +77,7 @@ class TestTheFuzzer:
         assert first == second and len(set(first)) > 10
 
 
-@pytest.mark.parametrize("name", _HELD)
+@pytest.mark.parametrize("name", names())
 def test_a_target_accepts_what_is_real(name):
     """Else its cases would all end at the first check."""
     one = target(name)

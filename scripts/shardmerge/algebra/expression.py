@@ -260,8 +260,6 @@ def take_rows(expression: Expression, table: str) -> Expression:
         case Choice(found, inner):
             chosen = tuple(take_rows(operand, table) for operand in found)
             return Choice(chosen, rows.take_choice(inner, table))
-        case Zero(shape):
-            return Zero((rows.row_count(table), *shape[1:]))
     return Rows(expression, table)
 
 

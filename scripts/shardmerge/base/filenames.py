@@ -1,6 +1,7 @@
-"""Which names of files, tensors and repositories a source may have: the one place that decides.
+"""Which names of files, tensors and repositories a source may have: what strangers wrote.
 
-Blanks, quotes and ``$`` are allowed: no name reaches a shell as anything but a quoted word.
+Names that the user wrote are the subject of ``pathnames``. Blanks, quotes and ``$`` are allowed:
+no name reaches a shell as anything but a quoted word.
 """
 
 from __future__ import annotations
@@ -14,14 +15,10 @@ from shardmerge.base.printable import is_printable
 
 #: Layers of a stack; the deepest models have some hundreds.
 MAX_LAYERS = 10_000
-#: Characters of a tensor's name.
-_MAX_NAME = 1000
 #: What would be a layer, but for its number.
 _BEYOND = re.compile(r"\.([0-9]{5,})\.")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
 #: Bytes of one part of a path. File systems take 255; `.NAME.claim.TOKEN.XXXXXXXX.new` is longest.
-_LONGEST_PART = 200
+LONGEST_PART = 200
 _LONGEST_PATH = 1000
 _LONGEST_TENSOR = 1000
 #: Ends of the names of files that are made beside others while these are written.
@@ -42,7 +39,7 @@ def safe_name(name: object, folder: str | os.PathLike[str] | None, where: str) -
         UserError: If it is absolute, leads out, or is not fit for a file here; says why.
     """
     if why := _unfit(name):
-        raise UserError(f"names a file {_brief(name)} that {why}", where)
+        raise UserError(f"names a file {shortened(name)} that {why}", where)
     assert isinstance(name, str)
     if folder is not None:
         root, target = Path(folder).resolve(), (Path(folder) / name).resolve()
@@ -54,14 +51,19 @@ def safe_name(name: object, folder: str | os.PathLike[str] | None, where: str) -
 
 
 def safe_tensor(name: str, where: str) -> str:
-    """Return the name of a tensor, shown to be one line of text.
+    """Return the name of a tensor, shown to be one that models have.
+
+    Args:
+        name: From a header, an index or a lock.
+        where: What to say in errors.
 
     Raises:
-        UserError: If it is empty, far too long, or has characters that do not show.
+        UserError: If it is empty, far too long, has characters that do not show, or the number of
+            a layer that no model has.
     """
-    if name and len(name) <= _LONGEST_TENSOR and is_printable(name):
-        return name
-    raise UserError(f"names a tensor {_brief(name)}, which is no plain text", where)
+    if why := _unfit_tensor(name):
+        raise UserError(f"names a tensor {shortened(name)} {why}", where)
+    return name
 
 
 def is_repo(name: object) -> bool:
@@ -87,46 +89,30 @@ def _unfit(name: object) -> str | None:
         return "begins with a hyphen, as an option does"
     if "{" in name or "}" in name:
         return "has a brace, which would stand for a wildcard"
-    if max(map(_bytes, parts)) > _LONGEST_PART or _bytes(name) > _LONGEST_PATH:
+    if max(map(byte_count, parts)) > LONGEST_PART or byte_count(name) > _LONGEST_PATH:
         return "is too long"
     if any(part.endswith(_OWN_ENDS) for part in parts):
         return "ends as unfinished files do here"
     return None
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode())
+def _unfit_tensor(name: str) -> str | None:
+    """Return what is wrong with a tensor's name, or None."""
+    if not name or len(name) > _LONGEST_TENSOR:
+        return f"of {len(name)} characters"
+    if not is_printable(name):
+        return "that has characters that do not show"
+    if beyond := _BEYOND.search(name):
+        layer = f"of layer {shortened(beyond[1])}"
+        return f"{layer}; models of more than {MAX_LAYERS} layers are not merged here"
+    return None
 
 
-def _brief(name: object) -> str:
-    text = repr(name)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def byte_count(text: str) -> int:
+    """Return the bytes that a name takes on disk."""
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _hub_cache_blob(root: Path, target: Path) -> bool:
     """Whether the target is a blob of the Hugging Face cache that the root is a snapshot in."""
     return root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
-
-
-def check_name(tensor: str, where: str) -> str:
-    """Return a tensor's name that a stranger gave, shown to be one that models have.
-
-    Args:
-        tensor: The name.
-        where: The file that it is in, for messages.
-
-    Raises:
-        UserError: If it is too long, has control characters or the number of a layer that no model
-            has.
-    """
-    if not tensor or len(tensor) > _MAX_NAME:
-        raise UserError(f"has a tensor whose name has {len(tensor)} characters", where)
-    if _UNPRINTABLE.search(tensor):
-        raise UserError(f"has a tensor {shortened(tensor)} with control characters", where)
-    if beyond := _BEYOND.search(tensor):
-        raise UserError(
-            f"has a tensor {shortened(tensor)} of layer {shortened(beyond[1])}; models of more "
-            f"than {MAX_LAYERS} layers are not merged here",
-            where,
-        )
-    return tensor

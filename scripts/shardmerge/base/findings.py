@@ -38,6 +38,10 @@ CHECKS = {
         "Tensors that only some of the blended models have: a bias is merged from those alone; for "
         "an output embedding a tied model gives its input embedding, and the result is untied."
     ),
+    "stale-quantisation": (
+        "A model whose config.json says that its weights are quantised, although they are plain. "
+        "The result's config.json says nothing of it."
+    ),
     "unused-model": "A listed model that adds nothing to the result: its weights are 0 or cancel.",
     "ignored-key": (
         "A key that the recipe's language does not have at that place; mergekit passes over it too."

@@ -1,18 +1,19 @@
-"""Which names of files and folders may come from a user, and which of them a cluster's jobs get."""
+"""Which names of files and folders the user may write, and which of them a cluster's jobs get.
+
+Names that a source has are the subject of ``filenames``.
+"""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
 
-from shardmerge.base.errors import UserError
+from shardmerge.base.errors import UserError, shortened
+from shardmerge.base.filenames import LONGEST_PART, byte_count
+from shardmerge.base.printable import first_harmful
 
-#: Bytes that a part of a path may have: endings of logs and of unfinished files come behind it.
-MOST_BYTES = 200
-#: The same for a name that stands in the middle of others.
+#: Bytes of a name that stands in the middle of others.
 MOST_NAME_BYTES = 100
-_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: Snakemake takes this at the end of a name for a rule that feeds itself.
 _PERIODIC = re.compile(r"(.+?)\1{19,}\Z", re.DOTALL)
 #: Executors put such texts between double quotes into the command that submits a job.
@@ -34,14 +35,15 @@ def check_path(text: str, where: str) -> str:
     if not text:
         raise UserError("is empty", where, "Write the path of a file or folder.")
     if text.startswith("-"):
-        raise UserError(f"{_short(text)} looks like an option", where,
+        raise UserError(f"{shortened(text)} looks like an option", where,
                         "Write another name, or `./` before the path of a file.")  # fmt: skip
     if "{" in text or "}" in text:
-        message = f"{_short(text)} has braces, which Snakemake takes for wildcards"
+        message = f"{shortened(text)} has braces, which Snakemake takes for wildcards"
         raise UserError(message, where, "Rename the file or folder.")
     check_text(text, where)
-    if part := next((p for p in text.split("/") if _bytes(p) > MOST_BYTES), None):
-        message = f"{_short(part)} has {_bytes(part)} bytes; a name in a path may have {MOST_BYTES}"
+    if part := next((p for p in text.split("/") if byte_count(p) > LONGEST_PART), None):
+        message = f"{shortened(part)} has {byte_count(part)} bytes"
+        message += f"; a name in a path may have {LONGEST_PART}"
         raise UserError(message, where, "Write a shorter name.")
     return text
 
@@ -52,10 +54,9 @@ def check_text(text: str, where: str) -> str:
     Raises:
         UserError: If it has control characters, lone surrogates or marks that reorder a line.
     """
-    for letter in text:
-        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or _BIDI.match(letter):
-            raise UserError(f"{_short(text)} has the character U+{ord(letter):04X}", where,
-                            "Leave out characters that are not shown.")  # fmt: skip
+    if letter := first_harmful(text):
+        raise UserError(f"{shortened(text)} has the character U+{ord(letter):04X}", where,
+                        "Leave out characters that are not shown.")  # fmt: skip
     return text
 
 
@@ -66,17 +67,17 @@ def check_word(text: str, where: str) -> str:
         UserError: If it is too long or has more than letters, digits and ``. _ + - @``.
     """
     if not _WORD.fullmatch(text) or not text.strip("."):
-        message = f"{_short(text)} is no name of a file"
+        message = f"{shortened(text)} is no name of a file"
         raise UserError(message, where, "Use letters, digits and `. _ + - @`.")
     if reason := too_long(text):
-        raise UserError(f"{_short(text)} {reason}", where, "Write a shorter name.")
+        raise UserError(f"{shortened(text)} {reason}", where, "Write a shorter name.")
     return text
 
 
 def too_long(name: str) -> str | None:
     """Return what is wrong with the length of a name, or None."""
-    if _bytes(name) > MOST_NAME_BYTES:
-        return f"has {_bytes(name)} bytes; a name may have {MOST_NAME_BYTES}"
+    if byte_count(name) > MOST_NAME_BYTES:
+        return f"has {byte_count(name)} bytes; a name may have {MOST_NAME_BYTES}"
     if found := _PERIODIC.search(name):
         return f"repeats {found[1]!r} 20 times or more, which Snakemake takes for an endless loop"
     return None
@@ -96,7 +97,7 @@ def check_passed(texts: Mapping[str, str]) -> None:
     for what, text in texts.items():
         if odd := _PASSED.sub("", text):
             raise UserError(
-                f"{_short(text)} has {odd[0]!r}, which a cluster's jobs cannot be told safely",
+                f"{shortened(text)} has {odd[0]!r}, which a cluster's jobs cannot be told safely",
                 what,
                 "Rename it, or run on one machine (`--cores`).",
             )
@@ -114,15 +115,7 @@ def check_fetched_on_nodes(files: Mapping[str, str]) -> None:
     for path, name in files.items():
         if not all(_WORD.fullmatch(part) for part in name.split("/")):
             raise UserError(
-                f"the name {_short(name)} cannot be told to a cluster's jobs",
+                f"the name {shortened(name)} cannot be told to a cluster's jobs",
                 path,
                 "Write `resources: {fetch_on: head}`.",
             )
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 
-#: Controls, format characters (bidi and zero-width ones among them), lone surrogates, line breaks.
-_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+#: Controls, lone surrogates, line breaks.
+_CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+#: The same and format characters: marks that reorder a line, zero-width ones.
+_UNSEEN = _CONTROLS | {"Cf"}
+#: Marks that reorder a line. (Zero-width joiners do not; some scripts need them.)
+_BIDI = frozenset(map(chr, (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -24,6 +28,13 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Return the same of a text of several lines, which stay."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def first_harmful(text: str) -> str | None:
+    """Return the first control character or mark that reorders a line, or None."""
+    if text.isprintable():
+        return None
+    return next((c for c in text if c in _BIDI or unicodedata.category(c) in _CONTROLS), None)
 
 
 def _is_unseen(character: str) -> bool:

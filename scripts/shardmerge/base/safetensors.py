@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError, shortened
-from shardmerge.base.filenames import check_name
+from shardmerge.base.filenames import safe_tensor
 from shardmerge.base.jsontext import parse_json
 
 #: The safetensors library's own limit.
@@ -88,7 +88,7 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UserError("has a __metadata__ that is not a table of texts", where)
     entries = {
-        check_name(name, where): _entry(name, row, len(raw), where) for name, row in table.items()
+        safe_tensor(name, where): _entry(name, row, len(raw), where) for name, row in table.items()
     }
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
     position = len(raw)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.numerics import FLOAT32, Numerics
+from shardmerge.compose.context import Context
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
@@ -17,7 +18,7 @@ from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
 
 
-class Composer:
+class Composer(Context):
     """Expressions of one recipe's stages.
 
     Args:
@@ -77,7 +78,7 @@ class Composer:
                 locked = self.lock.sources[adapter]
                 self._models[key] = LoraModel(key, base, adapter, locked, self.numerics)
             elif key in self.recipe.stages:
-                self._models[key] = StageModel(self, self.recipe.stages[key])
+                self._models[key] = StageModel(self, self.recipe.stages[key], self.tokenizers.align)
             else:
                 self._models[key] = SourceModel(key, self.lock)
         return self._models[key]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.sources.lock import Lock
+from shardmerge.sources.quantised import check_plain
 
 #: Where a tensor stands among a model's files: files in their order, and the place in one.
 Place = tuple[tuple[tuple[int, str], ...], int]
@@ -50,6 +51,7 @@ class SourceModel(Model):
     def __init__(self, key: str, lock: Lock) -> None:
         self.name = key
         source = lock.sources[key]
+        check_plain(source, f"model {key!r}")
         ordered = sorted(source.tensors.items(), key=lambda i: (i[1].file, i[1].begin, i[0]))
         self.table = {name: Entry(t.dtype, t.shape) for name, t in ordered}
         self._leaves = {name: ex.Source(key, t.file, name, t.dtype, t.shape) for name, t in ordered}

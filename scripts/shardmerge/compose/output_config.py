@@ -11,6 +11,7 @@ from shardmerge.compose.architecture.layer_periods import implied, untold
 from shardmerge.compose.architecture.modules import modules_of
 from shardmerge.compose.architecture.names import layer_counts, layer_of
 from shardmerge.recipe.references import Reference
+from shardmerge.sources.quantised import announcing_keys
 
 if TYPE_CHECKING:
     from shardmerge.compose.composer import Composer
@@ -77,6 +78,16 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
         changes["tie_word_embeddings"] = False
     check_finite(changes, composer.reference_source(stage))
     return changes
+
+
+def config_removed(composer: Composer, stage: str) -> list[str]:
+    """Return what config.json of a build no longer says, by its place: how weights are quantised.
+
+    Args:
+        composer: Of the recipe.
+        stage: That is built.
+    """
+    return list(announcing_keys(composer.lock.sources[composer.reference_source(stage)].config))
 
 
 def check_finite(values: Mapping[str, Any], model: str) -> None:

@@ -110,11 +110,12 @@ class Resolver:
         for piece in {part.piece.number: part.piece for part in self.parts.values()}.values():
             for model in piece.models:
                 names |= dict.fromkeys(model.table)
+        words = {w for name in names for w in [module_of(name), *name.split(".")]}
+        words = {w for w in words if not w.isdigit()}
         for rule in self._rules:
             if any(rule.matches(name) for name in names):
                 continue
-            words = {w for name in names for w in [module_of(name), *name.split(".")]}
-            near = misspelt(rule.filter, {w for w in words if not w.isdigit()})
+            near = misspelt(rule.filter, words)
             if near and near not in rule.filter:  # else it asks for more, such as another layer
                 raise UserError(
                     f"the filter {rule.filter!r} matches no tensor of the model",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -13,31 +12,35 @@ from shardmerge.base.dtypes import DTYPES, promoted
 from shardmerge.base.errors import UserError
 from shardmerge.compose import norms
 from shardmerge.compose.architecture.norms import is_scale, offset
-from shardmerge.compose.assembly import assemble
+from shardmerge.compose.assembly import Align, assemble
+from shardmerge.compose.context import Context
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
+from shardmerge.compose.tensor_matching import check_buffers
 from shardmerge.methods import registry
 from shardmerge.recipe.slices import check_inputs
 from shardmerge.recipe.stage import Stage
-
-if TYPE_CHECKING:
-    from shardmerge.compose.composer import Composer
-
 
 #: Steps of one tensor; recipes of many documents have some tens.
 MAX_STEPS = 2000
 
 
 class StageModel(Model):
-    """A stage of the recipe; made by its composer, which knows the models that it reads."""
+    """A stage of the recipe.
 
-    def __init__(self, composer: Composer, stage: Stage) -> None:
+    Args:
+        context: The recipe, and the models that the stage reads.
+        stage: The stage.
+        align: Brings the models of a piece to the stage's tokens.
+    """
+
+    def __init__(self, context: Context, stage: Stage, align: Align) -> None:
         self.name = stage.name
         self.stage = stage
         self.method = registry.method(stage.method, stage.where)
-        self.composer = composer
-        self.assembly = assemble(stage, composer.model, composer.tokenizers.align)
+        self.context = context
+        self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
         self.settings = Resolver(stage, self.method, self.parts)
         self._rows: dict[str, fold.Row] = {}
@@ -69,7 +72,7 @@ class StageModel(Model):
         if not self._mergeable(part):
             model, name = part.lead
             return model.expression(name)
-        if not self.composer.numerics.folds:
+        if not self.context.numerics.folds:
             return self._mergekit_expression(tensor, part)
         return fold.to_expression(self.row(tensor), self.table[tensor].shape)
 
@@ -104,7 +107,7 @@ class StageModel(Model):
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         if stack not in self.assembly.layers:
-            return self.composer.model(self.stage.reference_model).layer(stack, number)
+            return self.context.model(self.stage.reference_model).layer(stack, number)
         model, own, index = self.assembly.layers[stack][number]
         return model.layer(own, index)
 
@@ -120,15 +123,15 @@ class StageModel(Model):
             operands = tuple(fold.to_expression(row, shape) for row in rows)
             return fold.leaf(self._call(tensor, part, operands))
         form = self._linear_form(tensor)
-        if self.name in self.composer.geometric and is_scale(tensor):
+        if self.name in self.context.geometric and is_scale(tensor):
             return self._ratio_row(tensor, part, form, rows)
-        delta_dtype = self.composer.delta_dtype or self.stage.dtype
+        delta_dtype = self.context.delta_dtype or self.stage.dtype
         return fold.apply_form(form, rows, part.base, delta_dtype or _promoted(part))
 
     def _ratio_row(
         self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
     ) -> fold.Row:
-        source = self.composer.reference_source(self.name)
+        source = self.context.reference_source(self.name)
         return norms.ratio_row(
             form,
             part.base,
@@ -136,7 +139,7 @@ class StageModel(Model):
             [model.name for model, _ in part.inputs],
             tensor,
             self.table[tensor].shape,
-            offset(self.composer.lock.sources[source].config, tensor),
+            offset(self.context.lock.sources[source].config, tensor),
         )
 
     def _linear_form(self, tensor: str) -> registry.LinearForm:
@@ -173,7 +176,7 @@ class StageModel(Model):
         )
         if self._copies(part):
             return _cast(inputs[0], dtype, self.table[tensor].dtype)
-        call, numerics = self._call(tensor, part, inputs), self.composer.numerics
+        call, numerics = self._call(tensor, part, inputs), self.context.numerics
         if self.method.is_sum:
             self._linear_form(tensor)  # tells of weights that do not go together
         if self.method.rendering(numerics).skips_zeros:
@@ -190,11 +193,20 @@ class StageModel(Model):
             return entry
         dtype = self.stage.dtype or _promoted(part)
         if not self._copies(part):
-            dtype = registry.result_dtype(self.method.name, self.composer.numerics, dtype)
+            dtype = registry.result_dtype(self.method.name, self.context.numerics, dtype)
         return Entry(self.stage.out_dtype or dtype, entry.shape)
 
     def _mergeable(self, part: Part) -> bool:
-        return all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs)
+        """Whether a tensor is merged; otherwise the lead's is copied.
+
+        Raises:
+            UserError: If it could be part of a quantised weight, and is not one for all inputs.
+        """
+        if all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs):
+            return True
+        if len({model.expression(name) for model, name in part.inputs}) > 1:
+            check_buffers(part)
+        return False
 
     def _copies(self, part: Part) -> bool:
         """Whether a tensor that one input alone has is taken as it is."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import (
     is_derived,
     is_embedding,
     is_head,
+    is_mask,
     is_optional,
     is_vocabulary,
     layer_counts,
 )
 from shardmerge.compose.models import Model
+from shardmerge.compose.parts import Part
+from shardmerge.sources.formats import CODE_TYPES
 
 #: What checkpoints of a model without its head lack in front of every name.
 _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
@@ -108,6 +112,30 @@ def complete(
                 hint,
             )
     return tuple(names)
+
+
+def check_buffers(part: Part) -> None:
+    """Check that tensors that are not all of floats may be taken from one of the models.
+
+    Positions, masks and the like are those of the architecture. What could be codes is not: codes
+    of one model mean nothing with another's scales.
+
+    Raises:
+        UserError: If it could be codes, or some of the models have floats.
+    """
+    entries = [model.table[name] for model, name in part.inputs]
+    named = zip(part.inputs, entries, strict=True)
+    if all(is_derived(name) or is_mask(name, entry.shape) for (_, name), entry in named):
+        return
+    if all(e.dtype not in CODE_TYPES and not DTYPES[e.dtype].floating for e in entries):
+        return
+    types = ", ".join(f"{m.table[name].dtype} in {m.name!r}" for m, name in part.inputs)
+    raise UserError(
+        f"tensor {part.lead[1]!r} cannot be merged: it has the type {types}",
+        part.piece.where,
+        "Such numbers may be codes of quantised weights, which cannot be averaged. Merge models "
+        "whose weights are stored as floats of 16 bits or more.",
+    )
 
 
 def _missing(

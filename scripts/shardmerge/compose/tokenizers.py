@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
 from shardmerge.compose.aligned_model import AlignedModel, vocabulary_rows
+from shardmerge.compose.context import Context
 from shardmerge.compose.parts import Piece
 from shardmerge.compose.tokenizer.align import Alignment, Member
 from shardmerge.compose.tokenizer.combine import Tokenizer, union
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
 
-if TYPE_CHECKING:
-    from shardmerge.compose.composer import Composer
-
 
 class StageTokenizers:
     """The tokenizers of one recipe's models.
 
     Args:
-        composer: Of the recipe.
+        context: The recipe, and its models.
     """
 
-    def __init__(self, composer: Composer) -> None:
-        self._composer = composer
+    def __init__(self, context: Context) -> None:
+        self._context = context
         #: Chat templates of sources and stages, as ``packing`` finds them.
         self.templates: dict[str, str | None] = {}
         self._stages: dict[str, Tokenizer | None] = {}
@@ -35,9 +32,9 @@ class StageTokenizers:
     def of(self, reference: Reference) -> Tokenizer | None:
         """Return the tokenizer of a source or of a stage's result; None if it has none."""
         key = reference.model
-        stage = self._composer.recipe.stages.get(key)
+        stage = self._context.recipe.stages.get(key)
         if stage is None:
-            vocabulary = self._composer.lock.sources[key].vocabulary
+            vocabulary = self._context.lock.sources[key].vocabulary
             return Tokenizer.of(key, vocabulary) if vocabulary and len(vocabulary) else None
         if key not in self._stages:
             made = self._made(stage) if stage.tokenizer else self.of(stage.reference_model)
@@ -46,12 +43,12 @@ class StageTokenizers:
 
     def source_of(self, stage: str) -> str:
         """Return the source whose tokenizer files a stage's model gets or extends."""
-        found = self.of(Reference(stage)) if self._composer.recipe.needs_vocabularies else None
+        found = self.of(Reference(stage)) if self._context.recipe.needs_vocabularies else None
         if found:
             return found.source
-        named = self._composer.recipe.stages[stage].tokenizer
+        named = self._context.recipe.stages[stage].tokenizer
         model = named.model if named else None
-        return self._composer.reference_source(model.model if model else stage)
+        return self._context.reference_source(model.model if model else stage)
 
     def align(self, stage: Stage, piece: Piece, tensors: tuple[str | None, ...]) -> Piece:
         """Return a piece of a stage with models whose embeddings have the stage's tokens.
@@ -65,7 +62,7 @@ class StageTokenizers:
             return piece
         used = tuple(i for i, tensor in enumerate(tensors) if tensor is not None)
         alignment = self._alignment(stage, piece, used)
-        stated = None if self._composer.numerics.rounds_once else stage.dtype or ""
+        stated = None if self._context.numerics.rounds_once else stage.dtype or ""
         having, names = [piece.models[i] for i in used], [tensors[i] for i in used]
         models = list(piece.models)
         for place, i in enumerate(used):
@@ -127,4 +124,4 @@ class StageTokenizers:
     def _within(self, reference: Reference) -> Tokenizer | None:
         """Return a model's tokenizer without the tokens that it has no embedding of."""
         found = self.of(reference)
-        return found and found.within(vocabulary_rows(self._composer.model(reference)))
+        return found and found.within(vocabulary_rows(self._context.model(reference)))

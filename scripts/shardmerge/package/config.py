@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge.base.errors import UserError
@@ -38,14 +38,16 @@ def output_config(config: str, description: Mapping[str, Any], where: str) -> st
 
     Args:
         config: The text of its source's.
-        description: Of the build: ``dtype``, and ``config``, what else is set.
+        description: Of the build: ``dtype``; ``config``, what else is set; ``config_removed``, what
+            is taken out.
         where: What to say in errors.
 
     Raises:
         UserError: As ``set_values``.
     """
     text = set_dtype(config, description["dtype"], where)
-    return set_values(text, description["config"], where)
+    text = set_values(text, description["config"], where)
+    return remove_keys(text, description.get("config_removed", ()), where)
 
 
 def set_values(config: str, values: Mapping[str, Any], where: str) -> str:
@@ -62,12 +64,7 @@ def set_values(config: str, values: Mapping[str, Any], where: str) -> str:
     """
     parse_object(config, where)
     for path, value in values.items():
-        begin = 0
-        *parents, key = path.split(".")
-        for parent in parents:
-            begin = next((b for k, b, _ in _members(config, begin) if k == parent), -1)
-            if begin < 0 or config[begin] != "{":
-                raise UserError(f"has no object {parent!r}", where)
+        begin, key = _object_of(config, path, where)
         spans = _members(config, begin)
         found = [(b, e) for k, b, e in spans if k == key]
         if not found:
@@ -75,6 +72,43 @@ def set_values(config: str, values: Mapping[str, Any], where: str) -> str:
         for low, high in reversed(found):
             config = config[:low] + _set_as(config[low:high], value) + config[high:]
     return config
+
+
+def remove_keys(config: str, paths: Iterable[str], where: str) -> str:
+    """Return the text of a config.json without some keys and else as it was.
+
+    Args:
+        config: The text.
+        paths: Keys as in ``set_values``; those that are not there are passed over.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If it is not a JSON object, or a key's object is not there.
+    """
+    parse_object(config, where)
+    for path in paths:
+        begin, key = _object_of(config, path, where)
+        brace = config.index("{", begin) + 1
+        ends = [brace, *(end for _, _, end in _members(config, begin))]
+        found = [i for i, (k, _, _) in enumerate(_members(config, begin)) if k == key]
+        for i in reversed(found):
+            low, high = ends[i], ends[i + 1]
+            comma = _skip(config, high)
+            if i == 0 and config[comma] == ",":
+                high = comma + 1
+            config = config[:low] + config[high:]
+    return config
+
+
+def _object_of(config: str, path: str, where: str) -> tuple[int, str]:
+    """Return where the object of a key begins, and the key in it."""
+    begin = 0
+    *parents, key = path.split(".")
+    for parent in parents:
+        begin = next((b for k, b, _ in _members(config, begin) if k == parent), -1)
+        if begin < 0 or config[begin] != "{":
+            raise UserError(f"has no object {parent!r}", where)
+    return begin, key
 
 
 def _members(text: str, begin: int) -> list[tuple[str, int, int]]:

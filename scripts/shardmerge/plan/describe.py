@@ -10,7 +10,7 @@ from shardmerge.algebra.coefficients import terms_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.output_config import config_changes
+from shardmerge.compose.output_config import config_changes, config_removed
 from shardmerge.compose.tokenizer_files import config_values, generation_source
 from shardmerge.plan.plan import ShardJob
 from shardmerge.sources.lock import LockedSource
@@ -56,31 +56,36 @@ def describe(
     references = [r for s in needed for r in recipe.stages[s].references]
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
     used |= dict.fromkeys(r.lora for r in references if r.lora)
-    return {
-        "name": name,
-        "recipe": {"file": recipe.path, "text": recipe.text},
-        "stages": [
-            {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
-            for s in needed
-        ],
-        "numerics": composer.numerics,
-        "dtype": DTYPES[dtype].name if dtype else None,
-        "config": config_changes(composer, name) | config_values(composer, name),
-        "reference": composer.reference_source(name),
-        "tokenizer": tokenizer["source"],
-        "tokens": tokenizer,
-        "files": {name: files[name] for name in sorted(files)},
-        "sources": {key: _origin(lock.sources[key]) for key in used},
-        "shards": [
-            {
-                "file": job.output.rsplit("/", 1)[1],
-                "digest": job.digest,
-                "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
-            }
-            for job, tensors in zip(jobs, groups, strict=True)
-        ],
-        "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
-    } | _seeds(sums.values())
+    removed = config_removed(composer, name)
+    return (
+        {
+            "name": name,
+            "recipe": {"file": recipe.path, "text": recipe.text},
+            "stages": [
+                {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
+                for s in needed
+            ],
+            "numerics": composer.numerics,
+            "dtype": DTYPES[dtype].name if dtype else None,
+            "config": config_changes(composer, name) | config_values(composer, name),
+            "reference": composer.reference_source(name),
+            "tokenizer": tokenizer["source"],
+            "tokens": tokenizer,
+            "files": {name: files[name] for name in sorted(files)},
+            "sources": {key: _origin(lock.sources[key]) for key in used},
+            "shards": [
+                {
+                    "file": job.output.rsplit("/", 1)[1],
+                    "digest": job.digest,
+                    "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
+                }
+                for job, tensors in zip(jobs, groups, strict=True)
+            ],
+            "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
+        }
+        | ({"config_removed": removed} if removed else {})
+        | _seeds(sums.values())
+    )
 
 
 def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, Any]:

@@ -92,7 +92,19 @@ def load_spec(name: str) -> ShardSpec:
         UserError: If there is none, which means that the workflow did not plan it, or if its file
             is damaged.
     """
-    return ShardSpec.from_json(load_spec_json(name))
+    return parse_spec(load_spec_json(name), name)
+
+
+def parse_spec(data: dict[str, Any], where: str) -> ShardSpec:
+    """Return the specification that JSON-able data is.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        return ShardSpec.from_json(data)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+        raise UserError("is no specification of a shard", where, AGAIN) from None
 
 
 def load_spec_json(name: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
 from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.quantised import reading_of
 from shardmerge.sources.tokens import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
@@ -61,6 +62,14 @@ class _Case:
         locked = self.composer.lock.sources
         return {model: locked[model] for model in blend.models if model in locked}
 
+    @property
+    def read(self) -> dict[str, LockedSource]:
+        """The models that it takes anything of, its config among them."""
+        keys = [self.composer.reference_source(self.name)]
+        keys += [model for blend in self.blends.values() for model in blend.models]
+        locked = self.composer.lock.sources
+        return {key: locked[key] for key in dict.fromkeys(keys) if key in locked}
+
     def finding(self, check: str, message: str) -> Finding:
         return Finding(check, f"{self.name}: {message}", self.stage.where)
 
@@ -91,6 +100,7 @@ def check_build(
         _weights_sum,
         _layer_period,
         _missing_tensor,
+        _stale_quantisation,
         _unused_models,
         _unmatched_filters,
     )
@@ -239,6 +249,16 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
             f"not in {others}. It is merged from the former alone, although to lack a bias is to "
             "have one of 0; and config.json must say that there is one",
         )
+
+
+def _stale_quantisation(case: _Case) -> Iterator[Finding]:
+    for key, source in case.read.items():
+        if reading_of(source, f"model {key!r}") == "stale":
+            yield case.finding(
+                "stale-quantisation",
+                f"config.json of {key} says that its weights are quantised, but they are plain; "
+                "they are merged as they are, and the result's config.json says nothing of it",
+            )
 
 
 def _unused_models(case: _Case) -> Iterator[Finding]:

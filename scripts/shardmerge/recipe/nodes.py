@@ -14,7 +14,7 @@ from shardmerge.base.errors import UserError, misspelt, shortened
 from shardmerge.base.findings import Finding
 
 #: Aliases can blow a small file up; no real recipe comes near this.
-MAX_NODES = 200_000
+MAX_NODES = 100_000
 #: Characters of a file.
 MAX_LENGTH = 500_000
 #: Characters of a number or another value that is not a text.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shardmerge.base.errors import UserError, shortened
@@ -39,6 +39,9 @@ class Setting:
 
     rules: tuple[Rule, ...]
     where: str
+    _gradients: dict[tuple[int, str], list[Any]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def value(self, tensor: str, t: float, parameter: Parameter) -> Any:
         """Return the value for a tensor at layer fraction ``t``, or None where no rule matches.
@@ -46,14 +49,14 @@ class Setting:
         Gradient: ``s = t*(len-1); i = int(s); f = s-i; (1-f)*v[i] + f*v[min(i+1, len-1)]``;
         words and truth values are not interpolated, ``v[int(s)]`` is taken.
         """
-        for rule in self.rules:
+        for number, rule in enumerate(self.rules):
             if not rule.matches(tensor):
                 continue
             if not isinstance(rule.value, tuple):
                 return convert(rule.value, parameter, rule.where)
             if not rule.value:
                 return None
-            values = [convert(v, parameter, rule.where) for v in rule.value]
+            values = self._gradient(number, parameter)
             scaled = t * (len(values) - 1)
             first = int(scaled)
             if isinstance(values[0], (bool, str)):
@@ -63,6 +66,14 @@ class Setting:
             value = (1 - fraction) * values[first] + fraction * values[second]
             return convert(value, parameter, rule.where)
         return None
+
+    def _gradient(self, number: int, parameter: Parameter) -> list[Any]:
+        """Return a rule's values in the parameter's type; they are asked for by every layer."""
+        key = (number, parameter.name)
+        if key not in self._gradients:
+            rule = self.rules[number]
+            self._gradients[key] = [convert(v, parameter, rule.where) for v in rule.value]
+        return self._gradients[key]
 
 
 def parse_settings(node: Node) -> dict[str, Setting]:

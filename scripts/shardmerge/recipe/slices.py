@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
@@ -197,8 +198,9 @@ def check_inputs(
         UserError: If it has not.
     """
     models = [item.model for item in inputs]
+    counts = Counter(models)
     for item in inputs:
-        if models.count(item.model) > 1:
+        if counts[item.model] > 1:
             raise UserError(
                 f"model {str(item.model)!r} is listed twice",
                 item.where,

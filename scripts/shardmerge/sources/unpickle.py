@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import write_header
-from shardmerge.compose.architecture.names import is_head
 
 _CODES = {getattr(torch, d.name): d.code for d in DTYPES.values() if d.bits % 8 == 0}
 _REFUSED = re.compile(r"(?:GLOBAL|class|function) ([\w.]+)")
 
 
-def convert(pickled: Path, output: Path, *, tied: bool) -> dict[str, str]:
+def convert(
+    pickled: Path, output: Path, *, tied: bool, is_head: Callable[[str], bool]
+) -> dict[str, str]:
     """Write the tensors of a pickle to a safetensors file, whole or not at all.
 
     Tensors that share memory are written each on its own. Only an output embedding that is the
@@ -37,6 +38,7 @@ def convert(pickled: Path, output: Path, *, tied: bool) -> dict[str, str]:
         pickled: A state dictionary that ``torch.save`` wrote.
         output: File to write.
         tied: Whether the model ties its embeddings (``tie_word_embeddings``).
+        is_head: Tells by its name whether a tensor is the output embedding.
 
     Returns:
         The output embeddings that were left out: name to the tensor that they equal.
@@ -48,7 +50,7 @@ def convert(pickled: Path, output: Path, *, tied: bool) -> dict[str, str]:
     tensors = _load(pickled)
     for name, tensor in tensors.items():
         _check(name, tensor, str(pickled))
-    dropped = _aliases(tensors) if tied else {}
+    dropped = _aliases(tensors, is_head) if tied else {}
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     rows = [(name, _CODES[t.dtype], tuple(t.shape)) for name, t in kept.items()]
     with atomic_path(output) as part, open(part, "xb") as file:
@@ -98,7 +100,7 @@ def _check(name: Any, tensor: Any, where: str) -> None:
         raise UserError(f"has a tensor {name!r} ({kind}) that cannot be converted", where)
 
 
-def _aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _aliases(tensors: Mapping[str, torch.Tensor], is_head: Callable[[str], bool]) -> dict[str, str]:
     """Return the output embeddings that are another tensor: same memory, same shape."""
     first: dict[tuple, str] = {}
     for name, tensor in tensors.items():

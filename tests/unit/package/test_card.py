@@ -20,7 +20,7 @@ from shardmerge.base.markdown import block, code, link, table
 from shardmerge.check import scores
 from shardmerge.package.card import base_models, make_card
 
-HOSTILE = "x`|<b>\n---\n# y: [z](w) {a} \"'"
+HOSTILE = "x`|<b> --- # y: [z](w) {a} \"'"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import write_config
 import write_index
 from helpers.built_model import RECIPE, build_model
 from shardmerge.base.errors import UserError
-from shardmerge.package.config import set_dtype, set_values
+from shardmerge.package.config import remove_keys, set_dtype, set_values
 from shardmerge.package.index import checksums, load_records, make_index
 
 
@@ -85,6 +85,27 @@ class TestDtype:
         expected = b'{\r\n    "torch_dtype": "float16",\r\n    "x": 1.0\r\n}'
         assert config.read_bytes() == expected
         assert recipe.read_text() == RECIPE
+
+
+class TestRemoval:
+    @pytest.mark.parametrize(
+        ("before", "after"),
+        [
+            ('{"q": {"a": [1, "}"]}, "b": 1}', '{ "b": 1}'),
+            ('{\n  "a": 1,\n  "q": {}\n}\n', '{\n  "a": 1\n}\n'),
+            ('{"a": 1 , "q": 2, "b": 3}', '{"a": 1, "b": 3}'),
+            ('{ "q": 1 }', "{ }"),
+            ('{"q": 1, "q": 2}', "{}"),
+            ('{"b": 1e-5}', '{"b": 1e-5}'),
+        ],
+    )
+    def test_nothing_else_changes(self, before, after):
+        assert remove_keys(before, ["q"], "c") == after
+        assert json.loads(after) == {k: v for k, v in json.loads(before).items() if k != "q"}
+
+    def test_below_another_key(self):
+        text = remove_keys('{"q": 1, "t": {"q": 1, "b": 2}}', ["t.q"], "c")
+        assert json.loads(text) == {"q": 1, "t": {"b": 2}}
 
 
 class TestIndex:

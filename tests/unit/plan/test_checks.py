@@ -361,8 +361,9 @@ class TestSilence:
         stacked = {"merge_method": "passthrough", "slices": rows, "dtype": "float16"}
         model("d", attn_layer_period=2)
         biased("e")
+        model("f", quantization_config={"quant_method": "fp8"})
         found = set()
-        for one in (text, json.dumps(stacked), recipe("linear", "a", "e")):
+        for one in (text, json.dumps(stacked), recipe("linear", "a", "e"), recipe("linear", "f")):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []
             for name in told:

@@ -10,7 +10,7 @@ import pytest
 from shardmerge.base.errors import UserError
 from shardmerge.run.inputlists import keep_lists, list_path, parse_args
 
-ODD = ["$(touch PWNED)", "it's", "-x", "--inputs=y", "@file", "a b", "é\udc80"]
+ODD = ["$(touch PWNED)", "it's", "-x", "--inputs=y", "@file", "a b", "é模"]
 
 
 @pytest.fixture

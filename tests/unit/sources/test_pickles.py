@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,17 @@ from helpers.pickle_cases import Trap, pickled_model, saved
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities
 from shardmerge.base.safetensors import read_header
+from shardmerge.compose.architecture.names import is_head
 from shardmerge.plan.decide import decide
 from shardmerge.plan.plan import NO_PLAN
 from shardmerge.recipe.settings import load_settings
+from shardmerge.sources import unpickle
 from shardmerge.sources.checkpoint_files import adapter_files, weight_files
 from shardmerge.sources.local import lock_adapter, lock_folder
 from shardmerge.sources.pickles import RECORD, assemble, find_conversion, pickled_weights
-from shardmerge.sources.unpickle import convert
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
+convert = partial(unpickle.convert, is_head=is_head)
 
 
 class TestConvert:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 _INDEX = "(0|[1-9][0-9]{0,3})"
@@ -71,6 +71,11 @@ def _layer(tensor: str) -> re.Match[str] | None:
 def is_derived(tensor: str) -> bool:
     """Whether a tensor is a buffer that models compute by themselves."""
     return _DERIVED.search(tensor) is not None
+
+
+def is_mask(tensor: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is the mask of causal attention, which older checkpoints carry."""
+    return tensor.endswith(".bias") and len(shape) == 4 and shape[:2] == (1, 1)
 
 
 def is_head(tensor: str) -> bool:

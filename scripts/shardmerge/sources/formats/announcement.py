@@ -16,7 +16,8 @@ SIDE_FILES = {
 }
 #: The method where a table of settings names none.
 UNNAMED = "unnamed"
-_KEYS = ("quantization_config", "compression_config")
+#: Keys of config.json that say it.
+KEYS = ("quantization_config", "compression_config")
 
 
 def announcement(
@@ -46,7 +47,7 @@ def _tables(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the tables that config.json has, of the whole model before its text part."""
     text = config.get("text_config")
     levels = [config, text] if isinstance(text, Mapping) else [config]
-    return [(key, level[key]) for level in levels for key in _KEYS if level.get(key)]
+    return [(key, level[key]) for level in levels for key in KEYS if level.get(key)]
 
 
 def _settings(table: Any, key: str, where: str) -> Mapping[str, Any]:

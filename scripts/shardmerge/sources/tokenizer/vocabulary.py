@@ -14,7 +14,7 @@ from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.jsontext import MAX_BYTES, parse_json
 
 #: Ids of a vocabulary; the largest ones have a quarter of a million.
-MAX_IDS = 1 << 22
+MAX_IDS = 1 << 20
 
 
 @dataclass(frozen=True)
