@@ -1,6 +1,8 @@
 # make demo   build the demo model, benchmark it, show the table
 # make test   everything that is checked before a change goes in
 # make fuzz   feed mutated files to all that reads them, for FUZZ_SECONDS (600)
+# make docs   write the pages, tables and pictures that are made from the code
+# make site   build the documentation as a site, into site/
 # make bench  measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
 VENV := .venv
 PYTHON ?= python3.11
@@ -10,7 +12,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-test demo test test-all fuzz lint format demo-models bench docs clean
+.PHONY: help env env-test demo test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -48,6 +50,7 @@ lint: env-test
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile rules
+	PYTHONPATH=scripts lint-imports --no-cache --no-logo
 	snakemake --lint
 
 format: env-test
@@ -71,8 +74,11 @@ demo-models: env
 docs: env
 	python -m tools.docs
 
+site: env-test
+	NO_MKDOCS_2_WARNING=1 mkdocs build
+
 bench: env-test
 	python -m tools.bench
 
 clean:
-	rm -rf results logs benchmarks .shardmerge .snakemake
+	rm -rf results logs benchmarks site .shardmerge .snakemake

@@ -20,10 +20,10 @@ include: "rules/runs.smk"
 include: "rules/lock.smk"
 include: "rules/convert.smk"
 include: "rules/fetch.smk"
-include: "rules/delta.smk"
 include: "rules/merge.smk"
 include: "rules/package.smk"
 include: "rules/verify.smk"
+include: "rules/delta.smk"
 include: "rules/benchmark.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
@@ -35,6 +35,7 @@ rule all:
         TARGETS.models(),
         TARGETS.loaded(),
         TARGETS.tables(),
+        TARGETS.cards(),
         TARGETS.reports(),
 
 
@@ -46,6 +47,7 @@ rule models:
 rule benchmarks:
     input:
         TARGETS.tables(),
+        TARGETS.cards(),
 
 
 rule report:

@@ -1,8 +1,9 @@
 """lm-eval over merged models, sources and stages: one job for each model and task.
 
 Needs: whole models, task files; GPUs where `benchmark.device` is cuda.
-Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them. What is measured of a
-source is the same for every build: it lies in results/benchmarks and is copied to each.
+Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
+gets too. What is measured of a source is the same for every build: it lies in results/benchmarks
+and is copied to each.
 """
 
 
@@ -21,15 +22,15 @@ rule run_task:
     threads: RESOURCES["benchmark_threads"]
     resources:
         mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
-        runtime=lambda w, attempt: 240 * attempt,
+        runtime=lambda w, attempt: 240 * attempt * len(tasks_of(w)),
         gpu=TARGETS.benchmark_gpus,
     params:
-        identity=lambda w: TARGETS.benchmark_identity(w.model, w.task),
+        identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
         inputs=lambda w, output: listed(
-            task=w.task,
+            task=tasks_of(w),
             output=output.results,
-            key=TARGETS.benchmark_identity(w.model, w.task),
+            key=[TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         ),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
@@ -38,9 +39,7 @@ rule run_task:
         " {params.options:q} > {log:q} 2>&1"
 
 
-rule run_tasks:
-    input:
-        lambda w: ancient(measured(w).files),
+use rule run_task as run_tasks with:
     output:
         results=expand("<results>/benchmarks/{{model}}/{task}.json", task=BENCHMARK["tasks"]),
         samples=expand(
@@ -50,26 +49,6 @@ rule run_tasks:
         "<logs>/run_tasks/{model}.log",
     benchmark:
         "<benchmarks>/run_tasks/{model}.tsv"
-    conda:
-        "../envs/benchmark.yaml"
-    threads: RESOURCES["benchmark_threads"]
-    resources:
-        mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
-        runtime=lambda w, attempt: 240 * attempt * len(BENCHMARK["tasks"]),
-        gpu=TARGETS.benchmark_gpus,
-    params:
-        identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
-        folder=lambda w: measured(w).folder,
-        inputs=lambda w, output: listed(
-            task=BENCHMARK["tasks"],
-            output=output.results,
-            key=[TARGETS.benchmark_identity(w.model, t) for t in BENCHMARK["tasks"]],
-        ),
-        options=lambda w: TARGETS.benchmark_options(),
-    shell:
-        'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
-        " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
-        " {params.options:q} > {log:q} 2>&1"
 
 
 # Where loading the model costs more than a task, one job does them all; else one job each.
@@ -110,7 +89,7 @@ rule tabulate_benchmarks:
     log:
         "<logs>/tabulate_benchmarks/{name}.log",
     group:
-        "summary"
+        "scores"
     conda:
         "../envs/benchmark.yaml"
     params:
@@ -119,3 +98,27 @@ rule tabulate_benchmarks:
     shell:
         'python "$SCRIPTS"/benchmark_table.py --inputs={params.inputs:q} --json={output.json:q}'
         " --csv={output.csv:q} --markdown={output.markdown:q} > {log:q} 2>&1"
+
+
+rule add_scores:
+    input:
+        results=lambda w: TARGETS.measurements(w.name),
+        # written anew in place: the card, and its line in the checksums
+        card="<results>/{name}/model/README.md",
+        checksums="<results>/{name}/model/SHA256SUMS",
+    output:
+        "<results>/{name}/benchmarks/card.json",
+    log:
+        "<logs>/add_scores/{name}.log",
+    group:
+        "scores"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        card=lambda w: TARGETS.card(w.name),
+        measured=lambda w: TARGETS.measurements(w.name),
+        inputs=lambda w, input: listed(results=input.results),
+    shell:
+        'python "$SCRIPTS"/add_scores.py --build={params.build:q} --card={params.card:q}'
+        " --inputs={params.inputs:q} --readme={input.card:q} --output={output:q} > {log:q} 2>&1"

@@ -14,10 +14,11 @@ SCRIPTS = Path(workflow.basedir) / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.check.task_names import check_tasks
 from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
-from shardmerge.plan.records import record_of
+from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import explain_options, load_settings, own_config
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -25,7 +26,7 @@ from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
-from shardmerge.run.targets import HASHES, Targets, fetch_options
+from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 
 SETTINGS = exit_on_user_error(load_settings)(
@@ -55,6 +56,10 @@ WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
+if workflow.is_main_process and TARGETS.measured:
+    exit_on_user_error(check_tasks)(
+        BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
+    )
 COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 # `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
@@ -103,8 +108,18 @@ def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
 
+def job_of(w):
+    """Return the job of an output shard or of a shard of task vectors."""
+    return delta_job(w) if hasattr(w, "pair") else shard_job(w)
+
+
 def measured(w):
     return TARGETS.measured[w.model]
+
+
+def tasks_of(w):
+    """Return the tasks that a benchmark job runs: one, or all of them."""
+    return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
 
 
 def fetch_job(w):
@@ -112,11 +127,11 @@ def fetch_job(w):
 
 
 def records(w):
-    return TARGETS.per_shard(w.name, "records")
+    return TARGETS.records(w.name)
 
 
 def delta_records(job):
-    return [str(record_of(delta)) for delta in job.deltas]
+    return list(map(record_path, job.deltas))
 
 
 def package_files(w):

@@ -7,9 +7,9 @@ Makes: results/NAME/model/model-0000k-of-0000n.safetensors and a record of how i
 
 rule merge_shard:
     input:
-        sources=lambda w: ancient(BUILT.to_make(shard_job(w)).sources),
-        deltas=lambda w: ancient(BUILT.to_make(shard_job(w)).deltas),
-        delta_records=lambda w: ancient(delta_records(BUILT.to_make(shard_job(w)))),
+        sources=lambda w: ancient(BUILT.to_make(job_of(w)).sources),
+        deltas=lambda w: ancient(BUILT.to_make(job_of(w)).deltas),
+        delta_records=lambda w: ancient(delta_records(BUILT.to_make(job_of(w)))),
     output:
         shard="<results>/{name}/model/{shard}.safetensors",
         record="<results>/{name}/records/{shard}.json",
@@ -22,12 +22,12 @@ rule merge_shard:
         "../envs/merge.yaml"
     threads: RESOURCES["merge_threads"]
     resources:
-        mem_mb=lambda w, attempt: megabytes(shard_job(w).memory) * attempt,
-        disk_mb=lambda w: megabytes(shard_job(w).bytes_written),
-        runtime=lambda w, attempt: shard_minutes(shard_job(w), attempt),
+        mem_mb=lambda w, attempt: megabytes(job_of(w).memory) * attempt,
+        disk_mb=lambda w: megabytes(job_of(w).bytes_written),
+        runtime=lambda w, attempt: shard_minutes(job_of(w), attempt),
         gpu=int(ON_GPU),
     params:
-        spec=lambda w: shard_job(w).digest,
+        spec=lambda w: job_of(w).digest,
         inputs=lambda w, input: listed(sources=input.sources, deltas=input.deltas),
         options=lambda w, input: MERGE_OPTIONS,
     shell:

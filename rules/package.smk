@@ -81,8 +81,6 @@ rule copy_file:
 
 
 rule write_card:
-    input:
-        results=lambda w: TARGETS.measurements(w.name),
     output:
         "<results>/{name}/model/README.md",
     log:
@@ -94,12 +92,11 @@ rule write_card:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
-        card=lambda w: json.dumps(SETTINGS["card"], sort_keys=True),
-        measured=lambda w: TARGETS.measurements(w.name),
-        inputs=lambda w, input: listed(benchmarks=input.results),
+        card=lambda w: TARGETS.card(w.name),
+        receipt=lambda w: TARGETS.scored(w.name),
     shell:
         'python "$SCRIPTS"/write_card.py --build={params.build:q} --card={params.card:q}'
-        " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
+        " --receipt={params.receipt:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule write_provenance:
@@ -107,7 +104,6 @@ rule write_provenance:
         records=records,
         verified="<results>/{name}/verify.json",
         files=package_files,
-        card="<results>/{name}/model/README.md",
     output:
         "<results>/{name}/model/provenance.json",
     log:
@@ -118,7 +114,7 @@ rule write_provenance:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
-        inputs=lambda w, input: listed(records=input.records, files=[*input.files, input.card]),
+        inputs=lambda w, input: listed(records=input.records, files=input.files),
     shell:
         'python "$SCRIPTS"/write_provenance.py --build={params.build:q}'
         " --inputs={params.inputs:q} --verify={input.verified:q} --output={output:q}"

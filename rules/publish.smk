@@ -10,6 +10,7 @@ rule publish_model:
         checksums="<results>/{name}/model/SHA256SUMS",
         verified="<results>/{name}/verify.json",
         loaded="<results>/{name}/loaded.json",
+        scores=lambda w: [TARGETS.scored(w.name)] if TARGETS.measured else [],
     output:
         "<results>/{name}/published.json",
     log:
@@ -18,7 +19,7 @@ rule publish_model:
     conda:
         "../envs/fetch.yaml"
     params:
-        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        model=lambda w: TARGETS.paths.model(w.name),
         repository=exit_on_user_error(lambda w: TARGETS.repository(w.name)),
         kind="private" if SETTINGS["publish"]["private"] else "PUBLIC",
         visibility="" if SETTINGS["publish"]["private"] else "--public",

@@ -51,7 +51,7 @@ rule plot_coefficients:
 rule plot_norms:
     input:
         records=records,
-        deltas=lambda w: TARGETS.per_delta(w.name, "records"),
+        deltas=lambda w: TARGETS.delta_records(w.name),
     output:
         plot=report(
             "<results>/{name}/report/norms.svg",
@@ -77,7 +77,7 @@ rule plot_norms:
 rule plot_timings:
     input:
         records=records,
-        deltas=lambda w: TARGETS.per_delta(w.name, "records"),
+        deltas=lambda w: TARGETS.delta_records(w.name),
     output:
         report(
             "<results>/{name}/report/timings.svg",

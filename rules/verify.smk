@@ -9,10 +9,10 @@ results/NAME/verify.json and results/NAME/loaded.json. With `sources_check: full
 
 rule check_shard:
     input:
-        shard="<results>/{name}/model/{shard}.safetensors",
-        record="<results>/{name}/records/{shard}.json",
-        sources=lambda w: ancient(BUILT.to_check(shard_job(w)).sources),
-        deltas=lambda w: ancient(BUILT.to_check(shard_job(w)).deltas),
+        shard=lambda w: BUILT.to_check(job_of(w)).output or [],
+        record=lambda w: record_path(job_of(w).output),
+        sources=lambda w: ancient(BUILT.to_check(job_of(w)).sources),
+        deltas=lambda w: ancient(BUILT.to_check(job_of(w)).deltas),
     output:
         "<results>/{name}/checks/{shard}.json",
     log:
@@ -21,10 +21,10 @@ rule check_shard:
     conda:
         "../envs/merge.yaml"
     resources:
-        mem_mb=lambda w, attempt: megabytes(shard_job(w).check_memory) * attempt,
-        runtime=lambda w, attempt: shard_minutes(shard_job(w), attempt),
+        mem_mb=lambda w, attempt: megabytes(job_of(w).check_memory) * attempt,
+        runtime=lambda w, attempt: shard_minutes(job_of(w), attempt),
     params:
-        spec=lambda w: shard_job(w).digest,
+        spec=lambda w: job_of(w).digest,
         inputs=lambda w, input: listed(sources=input.sources, deltas=input.deltas),
     shell:
         'python "$SCRIPTS"/check_shard.py --spec={params.spec:q} --shard={input.shard:q}'
@@ -59,8 +59,8 @@ rule verify_model:
     input:
         shards=lambda w: TARGETS.shards(w.name),
         records=records,
-        checks=lambda w: TARGETS.per_shard(w.name, "checks"),
-        deltas=lambda w: TARGETS.per_delta(w.name, "checks"),
+        checks=lambda w: TARGETS.checks(w.name),
+        deltas=lambda w: TARGETS.delta_checks(w.name),
         hashes=lambda w: TARGETS.hashes(w.name),
         files=package_files,
     output:
@@ -78,7 +78,7 @@ rule verify_model:
         build=lambda w: build(w).digest,
         # so that hashes are asked for as soon as they are wanted, and again if a file was edited
         stamps=lambda w: TARGETS.stamps(w.name),
-        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        model=lambda w: TARGETS.paths.model(w.name),
         inputs=lambda w, input: listed(
             checks=input.checks,
             deltas=input.deltas,
@@ -107,7 +107,7 @@ rule load_model:
         runtime=lambda w, attempt: 30 * attempt,
     params:
         build=lambda w: build(w).digest,
-        model=lambda w: f"{TARGETS.results}/{w.name}/model",
+        model=lambda w: TARGETS.paths.model(w.name),
         inputs=lambda w, input: listed(records=input.records),
     shell:
         'python "$SCRIPTS"/load_model.py --build={params.build:q} --model={params.model:q}'

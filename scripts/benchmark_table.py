@@ -20,7 +20,7 @@ def main() -> None:
     args = parse_args(parser)
     claim(*filter(None, (args.json, args.csv, args.markdown)))
 
-    table = scores.combine(scores.load(args.results))
+    table = scores.score_table(scores.load(args.results))
     if args.csv:
         write_text(args.csv, score_text.to_csv(table))
     if args.markdown:

@@ -11,12 +11,12 @@ from shardmerge.run.worker import TORCH, delegate
 
 def main() -> None:
     # not before a job is known to run here
-    from shardmerge.algebra.lowering import needs_torch
     from shardmerge.base.errors import UserError
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.check.shard import check_shard
     from shardmerge.engine.stored import stored_deltas
+    from shardmerge.engine.tasks import make_tasks, needs_torch
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES, load_spec
     from shardmerge.plan.records import load_record
@@ -32,7 +32,7 @@ def main() -> None:
     args = parse_args(parser)
     spec = load_spec(args.spec)
     stored = stored_deltas(spec, args.deltas)
-    if needs_torch(spec, stored):
+    if needs_torch(make_tasks(spec, stored)):
         delegate(TORCH)
     claim(args.output)
 

@@ -12,11 +12,11 @@ from shardmerge.run.worker import TORCH, delegate, process_began
 
 def main() -> None:
     # not before a job is known to run here
-    from shardmerge.algebra.lowering import needs_torch
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.engine import build_shard
     from shardmerge.engine.stored import stored_deltas
+    from shardmerge.engine.tasks import make_tasks, needs_torch
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES, load_spec
     from shardmerge.plan.records import recorded_tensors
@@ -37,14 +37,14 @@ def main() -> None:
     spec = load_spec(args.spec)
     deltas = [Path(path) for path in args.deltas]
     stored = stored_deltas(spec, deltas)
-    if args.device == "cpu" and needs_torch(spec, stored):
+    if args.device == "cpu" and needs_torch(make_tasks(spec, stored)):
         delegate(TORCH)
     waited = claim(args.output, args.record)
     if waited and is_made(args.output, args.record, args.spec):
         say(f"{args.output.name}: another job has made it; nothing is left to do")
         return
     files = spec.required_files(stored)
-    sums = {path: recorded_tensors(path) for path in dict.fromkeys(stored.values())}
+    sums = {path: recorded_tensors(path) for path in {one.path: None for one in stored.values()}}
     record = build_shard(
         spec,
         dict(zip(files, map(Path, args.sources), strict=True)),

@@ -19,10 +19,10 @@ from shardmerge.package.index import index_text, make_index
 from shardmerge.package.verify import verify_model
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.plan.plan import Build, ShardJob
-from shardmerge.plan.records import load_record, record_of, recorded_tensors
+from shardmerge.plan.records import load_record, recorded_tensors
 from shardmerge.recipe.settings import load_settings
-from shardmerge.run.built import check_path
 
 RECIPE = """\
 name: donor
@@ -102,7 +102,7 @@ def check(job: ShardJob, shard: Path | None = None) -> dict[str, Any]:
     """Return what ``check_shard`` finds of a job's output, or of another file in its place."""
     spec = load_spec(job.digest)
     sources, deltas = inputs_of(job, spec)
-    sha256 = load_record(record_of(job.output))["sha256"]
+    sha256 = load_record(record_path(job.output))["sha256"]
     return check_shard(spec, shard or Path(job.output), sources, deltas, sha256)
 
 
@@ -133,8 +133,8 @@ def merge(recipe: str, **config: Any) -> Built:
         output.parent.mkdir(parents=True, exist_ok=True)
         sums = {path: recorded_tensors(path) for path in deltas}
         record = build_shard(spec, sources, output, deltas=deltas, sums=sums).to_json()
-        write_json(record_of(output), {"spec": job.digest, **record})
-        write_json(check_path(job), check(job))
+        write_json(record_path(output), {"spec": job.digest, **record})
+        write_json(check_record_path(job.output), check(job))
     build = list(plan.builds.values())[-1]
     built = Built(build, dict(load_description(build.digest)))
     for name, source in build.files.items():

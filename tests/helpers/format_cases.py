@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from shardmerge import formats
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.sources import formats
-from shardmerge.sources.formats.interface import LogicalTensor, runs, spans
-from shardmerge.sources.formats.values import stored_type
+from shardmerge.formats.interface import LogicalTensor, runs, spans
+from shardmerge.formats.values import stored_type
 
 CODES = {getattr(torch, d.name): d.code for d in DTYPES.values() if d.bits % 8 == 0}
 

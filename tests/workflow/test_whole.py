@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -53,6 +54,25 @@ class TestDemo:
         before = built.snapshot()
         built.build(*EVERYTHING)
         assert built.snapshot() == before
+
+    def test_models_are_whole_without_benchmarks(self, tmp_path: Path) -> None:
+        done = demo(tmp_path / "pristine").run("-n", "models")
+        assert done.returncode == 0, done.stdout
+        jobs = set(re.findall(r"^(\w+) +\d+$", done.stdout, re.MULTILINE))
+        assert {"write_card", "write_checksums", "write_provenance", "verify_model"} <= jobs
+        assert jobs & {"run_task", "run_tasks", "collect_benchmark", "load_model"} == set()
+
+    def test_models_leave_the_card_its_benchmarks(self, built: Project) -> None:
+        card = built.folder / "results" / NAME / "model" / "README.md"
+        assert "## Benchmarks" in card.read_text(encoding="utf-8")
+        assert built.pending("models") == []
+
+    def test_a_misspelt_task_is_told_before_anything_runs(self, tmp_path: Path) -> None:
+        benchmark = {"tasks": ["demo_BB"], "include_path": "config/tasks/demo"}
+        done = demo(tmp_path / "misspelt", benchmark=benchmark).run("-n", "models")
+        assert done.returncode == 1
+        assert "there is no task 'demo_BB'" in done.stdout
+        assert "Did you mean 'demo_B'?" in done.stdout
 
     def test_nothing_unfinished_is_left(self, built: Project) -> None:
         assert built.parts() == []

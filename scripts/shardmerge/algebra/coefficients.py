@@ -53,7 +53,8 @@ def blend_of(expression: ex.Expression) -> Blend:
         match node:
             case ex.Source(tensor=tensor) if tensor.endswith(ADDED_BIAS):
                 pass
-            case ex.Source(model):
+            case ex.Source() | ex.Decoded():
+                model = node.model
                 if factor is None:
                     through[model] = None
                 else:

@@ -7,10 +7,10 @@ never where the bytes lie or how they are streamed; that is the engine's part.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 from shardmerge.algebra import rows
 
@@ -41,6 +41,47 @@ class Source(_Node):
     tensor: str
     dtype: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Decoded(_Node):
+    """A tensor of floats that stored tensors of a source make: a quantised weight.
+
+    Args:
+        format: Name of the format that says how.
+        parts: The stored tensors with their roles in the format, sorted by role.
+        parameters: What else decoding needs, sorted pairs of plain values.
+        output_shape: Of the floats.
+        step: Rows that are best decoded together.
+    """
+
+    format: str
+    parts: tuple[tuple[str, Source], ...]
+    parameters: tuple[tuple[str, Any], ...]
+    output_shape: tuple[int, ...]
+    step: int = 1
+    dtype: ClassVar[str] = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.output_shape
+
+    @property
+    def lead(self) -> Source:
+        """The stored tensor that tells where the whole lies: its codes."""
+        return dict(self.parts).get("codes", self.parts[0][1])
+
+    @property
+    def model(self) -> str:
+        return self.lead.model
+
+    @property
+    def file(self) -> str:
+        return self.lead.file
+
+    @property
+    def tensor(self) -> str:
+        return self.lead.tensor
 
 
 @dataclass(frozen=True)
@@ -206,7 +247,7 @@ class Zero(_Node):
         return self.output_shape
 
 
-Expression = Union[Source, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero]
+Expression = Union[Source, Decoded, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero]
 
 
 def operands(expression: Expression) -> tuple[Expression, ...]:
@@ -214,6 +255,8 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
     match expression:
         case Source() | Zero():
             return ()
+        case Decoded():
+            return tuple([source for _, source in expression.parts])
         case Delta():
             return (expression.finetuned, expression.base)
         case LowRank():
@@ -229,13 +272,20 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
     raise TypeError(f"not an expression: {expression!r}")
 
 
-def walk(expression: Expression) -> Iterator[Expression]:
-    """Yield the expression and all that it is made of, depth first, in order, with repeats."""
+def walk(
+    expression: Expression, until: Callable[[Expression], bool] | None = None
+) -> Iterator[Expression]:
+    """Yield the expression and all that it is made of, depth first, in order, with repeats.
+
+    Args:
+        expression: Where to begin.
+        until: True of those parts whose operands are left out; by default of none.
+    """
     left = [expression]
     while left:
         node = left.pop()
         yield node
-        if not isinstance(node, Source):
+        if not isinstance(node, Source) and not (until and until(node)):
             left.extend(reversed(operands(node)))
 
 
@@ -281,8 +331,8 @@ def elements(expression: Expression) -> int:
 def label(expression: Expression) -> str:
     """Return a name for an expression: a model, a difference of models, a method's call."""
     match expression:
-        case Source(model):
-            return model
+        case Source() | Decoded():
+            return expression.model
         case Rows(operand) | Mean(operand):
             return label(operand)
         case Choice(found):

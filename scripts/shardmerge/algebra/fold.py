@@ -25,7 +25,7 @@ def leaf(expression: ex.Expression) -> Row:
     return {expression: (1.0, 1.0)}
 
 
-def combine(parts: Iterable[tuple[float, Row]]) -> Row:
+def add_rows(parts: Iterable[tuple[float, Row]]) -> Row:
     """Return the sum of coefficient times row; leaves whose coefficients cancel are dropped.
 
     Raises:
@@ -64,7 +64,7 @@ def apply_form(form: LinearForm, rows: list[Row], base: int | None, delta_dtype:
             parts.append((c, leaf(ex.Delta(finetuned, origin, delta_dtype))))
         else:
             parts += [(c, rows[i]), (-c, rows[base])]
-    return _cancel_bases(combine(parts))
+    return _cancel_bases(add_rows(parts))
 
 
 def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
@@ -92,10 +92,10 @@ def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
     return ex.Linear(tuple(terms))
 
 
-def _plain(row: Row) -> ex.Source | ex.Rows | ex.Choice | None:
+def _plain(row: Row) -> ex.Source | ex.Decoded | ex.Rows | ex.Choice | None:
     if len(row) == 1:
         ((key, (coefficient, _)),) = row.items()
-        if coefficient == 1 and isinstance(key, ex.Source | ex.Rows | ex.Choice):
+        if coefficient == 1 and isinstance(key, ex.Source | ex.Decoded | ex.Rows | ex.Choice):
             return key
     return None
 
@@ -119,7 +119,7 @@ def _cancel_bases(row: Row) -> Row:
         delta = next((d for d in found if d.finetuned in row), found[0])
         value = row[delta]
         rest = {k: v for k, v in row.items() if k not in (delta, delta.base)}
-        row = combine([(1.0, rest), (1.0, {delta.finetuned: value})])
+        row = add_rows([(1.0, rest), (1.0, {delta.finetuned: value})])
 
 
 def _round(coefficient: float, wide: bool) -> float:

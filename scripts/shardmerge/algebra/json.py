@@ -36,6 +36,15 @@ def to_json(
     match expression:
         case ex.Source():
             return source(expression)
+        case ex.Decoded():
+            return {
+                "op": "decoded",
+                "format": expression.format,
+                "parts": {role: source(one) for role, one in expression.parts},
+                "parameters": dict(expression.parameters),
+                "shape": list(expression.output_shape),
+                "step": expression.step,
+            }
         case ex.Delta(finetuned, base, dtype):
             return {
                 "op": "delta",
@@ -86,6 +95,14 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
             return ex.Source(
                 data["model"], data["file"], data["tensor"], data["dtype"], tuple(data["shape"])
             )
+        case "decoded":
+            return ex.Decoded(
+                format=data["format"],
+                parts=tuple((k, from_json(data["parts"][k])) for k in sorted(data["parts"])),
+                parameters=tuple((k, _hashed(v)) for k, v in sorted(data["parameters"].items())),
+                output_shape=tuple(data["shape"]),
+                step=data["step"],
+            )
         case "delta":
             return ex.Delta(from_json(data["finetuned"]), from_json(data["base"]), data["dtype"])
         case "zero":
@@ -115,3 +132,8 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
         case "mean":
             return ex.Mean(from_json(data["operand"]))
     raise ValueError(f"unknown operation {data['op']!r}")
+
+
+def _hashed(value: Any) -> Any:
+    """Return a parameter as it was before JSON made lists of its tuples."""
+    return tuple(map(_hashed, value)) if isinstance(value, list) else value

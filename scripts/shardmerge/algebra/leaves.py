@@ -1,11 +1,13 @@
-"""What the engine asks of an expression before it computes it. Pure: no torch, no files."""
+"""What must be known of an expression before it is computed. Pure: no torch, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.base.dtypes import combine_dtype
+from shardmerge.algebra import rows
+from shardmerge.base.dtypes import DTYPES, combine_dtype
 from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.registry import kernel_of, result_dtype
 
@@ -13,6 +15,21 @@ from shardmerge.methods.registry import kernel_of, result_dtype
 FileLeaf = ex.Source | ex.Rows | ex.Delta
 #: What is held whole while it is used: a method's result, a mean of rows, rows of either.
 HeldLeaf = ex.Call | ex.Mean | ex.Rows
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What an evaluation block by block starts from, each distinct, in order of first use.
+
+    Args:
+        files: What is read from files.
+        held: What is computed first and held whole.
+        deltas: Task vectors that are met on the way: those under what is held are not.
+    """
+
+    files: tuple[FileLeaf, ...]
+    held: tuple[HeldLeaf, ...]
+    deltas: tuple[ex.Delta, ...]
 
 
 def simplify(expression: ex.Expression) -> ex.Expression:
@@ -27,7 +44,7 @@ def simplify(expression: ex.Expression) -> ex.Expression:
     return expression
 
 
-def combine(expression: ex.Expression) -> str:
+def sum_dtype(expression: ex.Expression) -> str:
     """Return the code of the type that an expression's sums are computed in, F32 or F64."""
     named = [
         part.dtype
@@ -41,7 +58,7 @@ def stated_dtype(expression: ex.Expression) -> str:
     """Return the code of the dtype that mergekit numerics computes an expression in."""
     match expression:
         case ex.Linear():
-            return combine(expression)
+            return sum_dtype(expression)
         case ex.Call(method=method, inputs=inputs):
             return result_dtype(method, MERGEKIT, stated_dtype(inputs[0]))
         case ex.Rows(operand) | ex.Mean(operand):
@@ -51,45 +68,82 @@ def stated_dtype(expression: ex.Expression) -> str:
     return expression.dtype
 
 
+def is_stored(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
+    """Whether a part of an expression is a tensor of a file: a source's, or a stored task vector.
+
+    Args:
+        part: What is asked about.
+        stored: Task vectors that lie in files.
+    """
+    return isinstance(part, ex.Source) or (isinstance(part, ex.Delta) and part in stored)
+
+
+def is_read(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
+    """Whether a part of an expression is read from a file: a tensor of one, or rows of one."""
+    return is_stored(part.operand if isinstance(part, ex.Rows) else part, stored)
+
+
+def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta]) -> bool:
+    """Whether a simplified expression, written in a dtype, is a tensor of a file as it lies there.
+
+    Rows of one are gathered, which is not a copy.
+    """
+    return is_stored(expression, stored) and expression.dtype == dtype
+
+
 def is_whole(expression: ex.Expression, numerics: Numerics) -> bool:
     """Whether an expression is a call that must see the whole tensor at once."""
     return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
 
 
-def leaves(
+def file_leaves(
+    expression: ex.Expression, stored: Collection[ex.Delta] = ()
+) -> tuple[FileLeaf, ...]:
+    """Return all that is read for an expression, what lies under whole calls too.
+
+    Args:
+        expression: What is computed.
+        stored: Task vectors that are read, so that what they are made of is not.
+
+    Returns:
+        Distinct leaves in order of first use.
+    """
+
+    def read(part: ex.Expression) -> bool:
+        return is_read(part, stored)
+
+    return tuple(dict.fromkeys(part for part in ex.walk(expression, read) if read(part)))
+
+
+def block_leaves(
     expression: ex.Expression, stored: Collection[ex.Delta], numerics: Numerics
-) -> tuple[tuple[FileLeaf, ...], tuple[HeldLeaf, ...]]:
-    """Return what a blockwise evaluation starts from: what lies in files, what is held whole.
+) -> Leaves:
+    """Return what an evaluation of an expression block by block starts from.
 
     Args:
         expression: What is evaluated; if it is a whole call itself, that is its only leaf. Products
             of small factors (``low_ranks``) are computed from factors that are held, so no leaves.
         stored: Task vectors that are read and not computed.
         numerics: Decides which calls are elementwise.
-
-    Returns:
-        Distinct leaves of either kind, in order of first use.
     """
+
+    def is_held(part: ex.Expression) -> bool:
+        return isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics)
+
+    def ends(part: ex.Expression) -> bool:
+        return isinstance(part, ex.LowRank) or is_read(part, stored) or is_held(part)
+
     files: dict[FileLeaf, None] = {}
     held: dict[HeldLeaf, None] = {}
-
-    def visit(part: ex.Expression) -> None:
-        if _in_file(part, stored):
+    deltas: dict[ex.Delta, None] = {}
+    for part in ex.walk(expression, ends):
+        if isinstance(part, ex.Delta):
+            deltas[part] = None
+        if is_read(part, stored):
             files[part] = None
-        elif isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics):
+        elif is_held(part):
             held[part] = None
-        elif not isinstance(part, ex.LowRank):
-            for operand in ex.operands(part):
-                visit(operand)
-
-    visit(expression)
-    return tuple(files), tuple(held)
-
-
-def _in_file(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
-    if isinstance(part, ex.Rows):
-        part = part.operand
-    return isinstance(part, ex.Source) or (isinstance(part, ex.Delta) and part in stored)
+    return Leaves(tuple(files), tuple(held), tuple(deltas))
 
 
 def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
@@ -98,34 +152,14 @@ def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta]) -> bool:
-    """Whether a simplified expression, written in a dtype, is a tensor of a file as it lies there.
-
-    Rows of one are gathered, which is not a copy.
-    """
-    plain = isinstance(expression, ex.Source) or expression in stored
-    return plain and expression.dtype == dtype
+def leaf_sources(leaf: FileLeaf) -> tuple[ex.Source, ...]:
+    """Return the tensors of sources that a leaf is read from: none for a stored task vector."""
+    return () if isinstance(leaf, ex.Delta) else ex.sources(leaf)
 
 
-def file_leaves(expression: ex.Expression, stored: Collection[ex.Delta]) -> Iterator[FileLeaf]:
-    """Yield all that is read for an expression, what lies under whole calls too."""
-    if _in_file(expression, stored):
-        yield expression
-    else:
-        for operand in ex.operands(expression):
-            yield from file_leaves(operand, stored)
-
-
-def direct_deltas(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Delta, ...]:
-    """Return the distinct task vectors of an expression that are not under a whole call."""
-    found: dict[ex.Delta, None] = {}
-
-    def visit(part: ex.Expression) -> None:
-        if isinstance(part, ex.Delta):
-            found[part] = None
-        if not (isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics)):
-            for operand in ex.operands(part):
-                visit(operand)
-
-    visit(expression)
-    return tuple(found)
+def bytes_read(leaf: FileLeaf) -> int:
+    """Return the bytes that are read for a leaf: of rows only those that are not zeros."""
+    count = ex.elements(leaf)
+    if isinstance(leaf, ex.Rows):
+        count = count // max(leaf.shape[0], 1) * rows.taken(leaf.table)
+    return count * DTYPES[leaf.dtype].size

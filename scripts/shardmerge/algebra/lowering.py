@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import direct_deltas, is_copied, leaves, simplify
-from shardmerge.algebra.spec import ShardSpec
+from shardmerge.algebra.leaves import Leaves
 from shardmerge.base.numerics import Numerics
 from shardmerge.methods.program import TYPES, Program, Unsupported, Writer
 from shardmerge.methods.registry import steps_of
 
 
-def needs_torch(spec: ShardSpec, stored: Collection[ex.Delta]) -> bool:
-    """Whether something of a shard is neither a copy nor what native code computes."""
-    return any(
-        steps_for(tensor.expression, tensor.dtype, stored, spec.numerics) is None
-        for tensor in spec.tensors
-        if not is_copied(simplify(tensor.expression), tensor.dtype, stored)
-    )
-
-
 def steps_for(
-    expression: ex.Expression, dtype: str, stored: Collection[ex.Delta], numerics: Numerics
+    expression: ex.Expression,
+    dtype: str,
+    leaves: Leaves,
+    numbers: Mapping[ex.Delta, int],
+    numerics: Numerics,
 ) -> Steps | None:
     """Return the steps of an expression, or None if torch must compute it.
 
     Args:
-        expression: What an output tensor is.
+        expression: What an output tensor is, simplified.
         dtype: Code of the type that it is written in.
-        stored: Task vectors that are read and not computed.
+        leaves: What it starts from.
+        numbers: Of the task vectors that are measured.
         numerics: In which it is computed.
     """
-    expression = simplify(expression)
-    files, held = leaves(expression, stored, numerics)
-    dtypes = [leaf.dtype for leaf in files]
-    if held or not {dtype, *dtypes} <= set(TYPES):
+    dtypes = [leaf.dtype for leaf in leaves.files]
+    if leaves.held or not {dtype, *dtypes} <= set(TYPES):
         return None
-    numbers = {delta: number for number, delta in enumerate(ex.deltas(expression))}
     compiler = _Compiler(
         Writer(list(dtypes)),
-        {leaf: value for value, leaf in enumerate(files)},
-        {delta: numbers[delta] for delta in direct_deltas(expression, numerics)},
+        {leaf: value for value, leaf in enumerate(leaves.files)},
+        dict(numbers),
         numerics,
     )
     try:
@@ -52,7 +44,7 @@ def steps_for(
         return None
     writer = compiler.writer
     program = Program(tuple(dtypes), tuple(writer.steps), result, dtype, tuple(compiler.measured))
-    return Steps(program, files, tuple(writer.constants), tuple(compiler.squares))
+    return Steps(program, tuple(writer.constants), tuple(compiler.squares))
 
 
 @dataclass
@@ -113,13 +105,11 @@ class Steps:
 
     Args:
         program: Its steps.
-        leaves: What they start from.
         constants: That they name, of float32's values.
         squares: For each task vector that is measured: its number, where in ``program.measured``
             it stands, and where its base does (None if it is read from a file).
     """
 
     program: Program
-    leaves: tuple[ex.Source | ex.Rows | ex.Delta, ...]
     constants: tuple[float, ...]
     squares: tuple[tuple[int, int, int | None], ...]

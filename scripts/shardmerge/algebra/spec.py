@@ -8,6 +8,7 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.json import from_json, source_to_json, to_json
+from shardmerge.algebra.leaves import file_leaves, leaf_sources
 from shardmerge.base.digest import digest
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.methods.registry import version_of
@@ -114,19 +115,9 @@ class ShardSpec:
             stored: Task vectors that lie on disk as delta shards, so that what they are made of
                 is not read again.
         """
-        needed: dict[tuple[str, str], None] = {}
-
-        def visit(expression: ex.Expression) -> None:
-            if isinstance(expression, ex.Delta) and expression in stored:
-                return
-            if isinstance(expression, ex.Source):
-                needed[expression.model, expression.file] = None
-            for operand in ex.operands(expression):
-                visit(operand)
-
-        for tensor in self.tensors:
-            visit(tensor.expression)
-        return tuple(needed)
+        leaves = (leaf for t in self.tensors for leaf in file_leaves(t.expression, stored))
+        sources = (source for leaf in leaves for source in leaf_sources(leaf))
+        return tuple(dict.fromkeys((source.model, source.file) for source in sources))
 
 
 def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:
@@ -139,6 +130,8 @@ def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:
     def content(expression: ex.Expression) -> Any:
         if isinstance(expression, ex.Source):
             return [files[expression.model, expression.file], expression.tensor]
+        if isinstance(expression, ex.Decoded):
+            return to_json(expression, content)
         return [type(expression).__name__, *map(content, ex.operands(expression))]
 
     return digest([ENGINE_VERSION, content(delta), delta.dtype])[:32]

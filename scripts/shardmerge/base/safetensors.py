@@ -19,6 +19,8 @@ from shardmerge.base.jsontext import parse_json
 
 #: The safetensors library's own limit.
 MAX_HEADER_BYTES = 100_000_000
+#: How the text begins that Git LFS leaves in place of a large file ("version https://...").
+_LFS = b"version "
 #: Tensors of a file; the largest models have fewer in all their files.
 MAX_TENSORS = 200_000
 #: Dimensions of a tensor: torch takes 64, models use five.
@@ -60,6 +62,12 @@ def header_length(prefix: bytes, file_size: int, where: str) -> int:
     """
     if len(prefix) < 8:
         raise UserError("is too short to be a safetensors file", where)
+    if prefix.startswith(_LFS):
+        raise UserError(
+            "is a Git LFS pointer, which only names the weights",
+            where,
+            "Run `git lfs pull` in the model's folder.",
+        )
     length = int.from_bytes(prefix[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise UserError(f"declares a header of {length} bytes, more than any real one", where)

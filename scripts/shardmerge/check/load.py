@@ -102,14 +102,12 @@ def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) ->
 
 
 def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import AutoConfig
 
     path, safe = str(folder.resolve()), {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, **safe)
-        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        return (AutoModelForCausalLM if causal else AutoModel).from_pretrained(
+        return _class_of(config).from_pretrained(
             path,
             config=config,
             dtype="auto",
@@ -126,23 +124,56 @@ def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
         ) from error
 
 
+def _class_of(config: Any) -> Any:
+    """Return the class that a model's ``architectures`` names, else one that suits its config."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    for name in config.architectures or ():
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, transformers.PreTrainedModel):
+            return named
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+
+
+def _start(config: Any) -> int:
+    """Return a token to begin with; not every model has one for the beginning of texts."""
+    for name in ("bos_token_id", "decoder_start_token_id", "cls_token_id"):
+        if isinstance(token := getattr(config, name, None), int):
+            return token
+    return 0
+
+
 def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]:
+    """Compute one token's output, and let a model that can do so generate.
+
+    Models that read no text are not run, only loaded.
+    """
     import torch
     from transformers import GenerationConfig
 
     text = model.config.get_text_config()
-    start = text.bos_token_id if isinstance(text.bos_token_id, int) else 0
+    start = _start(text)
     tokens = torch.tensor([[start]])
-    if not model.can_generate():
+    if model.main_input_name != "input_ids":
         return {"generated": None}
+    decoded = {"decoder_input_ids": tokens} if text.is_encoder_decoder else {}
     try:
         with torch.inference_mode():
-            finite = bool(torch.isfinite(model(input_ids=tokens).logits).all())
+            made = model(input_ids=tokens, **decoded)
+            finite = bool(torch.isfinite(made[0]).all())
             if not finite and not allow_nonfinite:
-                raise UserError("computes infinite or NaN logits", str(folder))
+                raise UserError("computes infinite or NaN values", str(folder))
+            if not model.can_generate():
+                return {"generated": None, "finite": finite}
             # greedy and without an end, whatever the model's own settings are
             generation = GenerationConfig(
-                max_new_tokens=_TOKENS, min_new_tokens=_TOKENS, do_sample=False, pad_token_id=start
+                max_new_tokens=_TOKENS,
+                min_new_tokens=_TOKENS,
+                do_sample=False,
+                pad_token_id=start,
+                decoder_start_token_id=start,
             )
             generated = model.generate(
                 tokens, attention_mask=torch.ones_like(tokens), generation_config=generation

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_whole
-from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.memory import STREAMING_BYTES
+from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
 
 #: Largest tensor, in elements, that a method which needs it whole is recomputed for.
@@ -17,16 +19,16 @@ _ESTIMATE, _READ = 16, 24
 _MEAN = (1 << 22) * (2 * _ESTIMATE + _READ)
 
 
-def check_bytes(spec: ShardSpec) -> int:
+def check_bytes(tasks: Iterable[TensorTask]) -> int:
     """Return the peak resident memory that the check of a shard is given, in bytes.
 
     Samples take next to nothing. A merge method that must see whole tensors is recomputed in
     float64 from all elements of its inputs, for tensors of up to ``WHOLE`` elements.
 
     Args:
-        spec: The shard.
+        tasks: Of the shard's tensors.
     """
-    peaks = (_peak(t.expression, spec.numerics, whole=False) for t in spec.tensors)
+    peaks = (_peak(task.expression, task.numerics, whole=False) for task in tasks)
     return STREAMING_BYTES + max(peaks, default=0)
 
 

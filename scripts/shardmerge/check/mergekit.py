@@ -14,6 +14,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
+from shardmerge.algebra.leaves import is_stored
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FORMATS, decode, half_ulp, multiplied_and_added, round_to
 from shardmerge.check.rows import chosen_parts, gathered
@@ -75,7 +76,7 @@ class Formulas:
         return Estimate(found.value, found.error)
 
     def _require_sums(self, node: ex.Expression) -> None:
-        if isinstance(node, ex.Source) or node in self._stored:
+        if is_stored(node, self._stored):
             known = node.dtype in _TYPES
         else:
             dtype = node.dtype if isinstance(node, ex.Cast) else "F32"
@@ -86,7 +87,7 @@ class Formulas:
             raise NotASumError
 
     def _value(self, node: ex.Expression, runs: Runs) -> Typed:
-        if isinstance(node, ex.Source) or node in self._stored:
+        if is_stored(node, self._stored):
             value = decode(self._read(node, runs), node.dtype)
             return Typed(value, np.zeros_like(value), node.dtype)
         match node:

@@ -23,7 +23,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import combine, stated_dtype
+from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.error_bounds import (
@@ -93,19 +93,16 @@ class Recomputer:
             return Estimate(value, slack, whole, independent=False)
 
     def _adds_up(self, part: ex.Expression) -> bool:
-        return self._is_whole(part) or isinstance(part, ex.LowRank)
-
-    def _is_whole(self, part: ex.Expression) -> bool:
-        return isinstance(part, ex.Call) and not kernel_of(part.method, self._numerics)[1]
+        return is_whole(part, self._numerics) or isinstance(part, ex.LowRank)
 
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
-        if isinstance(node, ex.Source) or node in self._stored:
+        if is_stored(node, self._stored):
             value = decode(self._read(node, runs), node.dtype)
             return Estimate(value, np.zeros_like(value))
         match node:
             case ex.Delta(finetuned, base, dtype):
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
-                return round_estimate(difference(*parts, combine(node)), dtype)
+                return round_estimate(difference(*parts, sum_dtype(node)), dtype)
             case ex.Zero():
                 return Estimate(np.zeros(_count(runs)), np.zeros(_count(runs)))
             case ex.LowRank():
@@ -113,7 +110,7 @@ class Recomputer:
                 return product(node, *factors, positions(runs))
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
-                return total(parts, combine(node))
+                return total(parts, sum_dtype(node))
             case ex.Cast(operand, dtype):
                 return round_estimate(self._float32(operand, runs), dtype)
             case ex.Call():
@@ -141,7 +138,7 @@ class Recomputer:
 
     def _choice(self, node: ex.Choice, runs: Runs) -> Estimate:
         parts = [self._float32(operand, runs) for operand in node.operands]
-        code = combine(node)
+        code = sum_dtype(node)
         value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
         for place, members in chosen_parts(node, runs):
             if not members:
@@ -164,15 +161,15 @@ class Recomputer:
 
         value, error = mean_of_rows(node.operand.shape, values)
         value, error = value[positions(runs)], error[positions(runs)]
-        return joined(value, rounded_error(value, error, combine(node)), parts)
+        return joined(value, rounded_error(value, error, sum_dtype(node)), parts)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
-        whole = self._is_whole(call)
+        whole = is_whole(call, self._numerics)
         inputs = [self._float32(i, self._inside(i, call, runs, whole)) for i in call.inputs]
         values = [one.value for one in inputs]
         exact = self._kernel(call, values, runs, whole, "F64")
         error = np.zeros_like(exact)
-        if (code := combine(call)) != "F64":
+        if (code := sum_dtype(call)) != "F64":
             error = np.abs(self._kernel(call, values, runs, whole, code) - exact)
             error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
         error += half_ulp(code, np.float64(0))  # so that zeros may differ in sign
@@ -217,7 +214,7 @@ class Recomputer:
 
     def _stated(self, node: ex.Expression, runs: Runs) -> torch.Tensor:
         """Return elements in the dtype that an expression of mergekit numerics states."""
-        if isinstance(node, ex.Source) or node in self._stored:
+        if is_stored(node, self._stored):
             return _from_stored(self._read(node, runs), node.dtype)
         match node:
             case ex.Cast(operand, dtype):
@@ -225,10 +222,10 @@ class Recomputer:
             case ex.LowRank():
                 return self._stated_product(node, runs)
             case ex.Linear(terms):
-                wide = getattr(_torch(), DTYPES[combine(node)].name)
+                wide = getattr(_torch(), DTYPES[sum_dtype(node)].name)
                 return sum(c * self._stated(operand, runs).to(wide) for c, operand in terms)
             case ex.Call():
-                whole = self._is_whole(node)
+                whole = is_whole(node, self._numerics)
                 tensors = [
                     self._stated(i, self._inside(i, node, runs, whole)).clone() for i in node.inputs
                 ]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from shardmerge.base.text import plural
 from shardmerge.check.scores import Cell, Column, Table
 
 _NOTHING = "-"
+#: Columns of values that a table has before it is turned, a row for each of them.
+_ACROSS = 8
+
+_Grid = tuple[list[str], list[list[str]]]
 
 
 def to_csv(table: Table) -> str:
@@ -29,28 +34,82 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Return the headline columns as a Markdown table with footnotes under it."""
-    header, rows = _grid(table)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    text = "".join("| " + " | ".join(_escape(cell) for cell in line) + " |\n" for line in lines)
-    return text + "".join(f"\n[{i}] {note}\n" for i, note in enumerate(table.footnotes, 1))
+    """Return what was asked for as Markdown, then each group's parts, a caption, footnotes."""
+    parts = [_markdown(_grid(table))]
+    for group in _groups(table):
+        parts.append(f"In {_escape(group)}:\n\n" + _markdown(_grid(table, group)))
+    notes = [f"[{i}] {note}\n" for i, note in enumerate(table.footnotes, 1)]
+    return "\n".join([*parts, f"{_escape(caption(table))}\n", *notes])
 
 
 def to_terminal(table: Table) -> str:
-    """Return the headline columns aligned, with footnotes under them."""
-    header, rows = _grid(table)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [_aligned(line, widths) for line in (header, *rows)]
-    rule = "-" * max(map(len, lines))
-    notes = [f"[{i}] {note}" for i, note in enumerate(table.footnotes, 1)]
-    return "\n".join([lines[0], rule, *lines[1:], *notes]) + "\n"
+    """Return the same with columns aligned."""
+    parts = [_terminal(_grid(table))]
+    for group in _groups(table):
+        parts.append(f"\nIn {group}:\n{_terminal(_grid(table, group))}")
+    notes = [f"[{i}] {note}\n" for i, note in enumerate(table.footnotes, 1)]
+    return "".join([*parts, f"\n{caption(table)}\n", *notes])
 
 
-def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
-    columns = [column for column in table.columns if column.headline]
-    header = ["model", *map(_heading, columns)]
-    rows = [[m, *(_value(table.cells.get((m, c))) for c in columns)] for m in table.models]
-    return header, rows
+def caption(table: Table) -> str:
+    """Return what the numbers of a table are: the harness, questions, examples in the prompt."""
+    cells = [table.cells[key] for key in table.cells]
+    tools = [f"lm-eval {v}" for v in _values(cells, "lm_eval")]
+    tools += [f"transformers {v}" for v in _values(cells, "transformers")]
+    types = _values(cells, "dtype")
+    computed = f", computed in {' or '.join(types)}" if types else ""
+    tasks = {c.task: _asked(table, c.task) for c in table.columns if c.headline}
+    told = dict.fromkeys(asked for asked in tasks.values() if asked)
+    counts = []
+    for asked in told:
+        names = ", ".join(task for task, other in tasks.items() if other == asked)
+        counts.append(asked if len(told) == 1 else f"{names}: {asked}")
+    sentences = [f"Measured with {', '.join(tools) or 'lm-eval'}{computed}"]
+    sentences += ["; ".join(counts)] if counts else []
+    if any(cell.stderr is not None for cell in cells):
+        sentences.append("± is one standard error")
+    return ". ".join(sentences) + "."
+
+
+def _asked(table: Table, task: str) -> str:
+    """Return how many questions a task or group has, and how many examples the prompt."""
+    questions: dict[str, int] = {}
+    shots: dict[str, None] = {}
+    limits: dict[str, None] = {}
+    leaves = [c for c in table.columns if task in (c.task, c.part_of)]
+    for column in leaves:
+        for cell in (table.cells.get((model, column)) for model in table.models):
+            if cell is None:
+                continue
+            if cell.samples:
+                questions[column.task] = max(cell.samples, questions.get(column.task, 0))
+                limits |= dict.fromkeys(_values([cell], "limit"))
+            if column.task in questions or len(leaves) == 1:
+                shots |= dict.fromkeys(_values([cell], "num_fewshot"))
+    parts = [plural(sum(questions.values()), "question")] if questions else []
+    if limits and parts:
+        parts[0] += f" (limit {' or '.join(limits)})"
+    return ", ".join([*parts, *([f"{' or '.join(shots)}-shot"] if shots else [])])
+
+
+def _values(cells: Iterable[Cell], key: str) -> list[str]:
+    """Return a setting's values in the order in which they are met."""
+    found = (cell.settings.get(key) for cell in cells)
+    return list(dict.fromkeys(str(value) for value in found if value is not None))
+
+
+def _groups(table: Table) -> list[str]:
+    return list(dict.fromkeys(c.part_of for c in table.columns if c.part_of is not None))
+
+
+def _grid(table: Table, group: str | None = None) -> _Grid:
+    """Return what was asked for, or a group's parts: few columns stand beside each other."""
+    columns = [column for column in table.columns if column.part_of == group]
+    if group is None and len(columns) <= _ACROSS:
+        header = ["model", *map(_heading, columns)]
+        return header, [[m, *(_value(table.cells, m, c) for c in columns)] for m in table.models]
+    rows = [[_heading(c), *(_value(table.cells, m, c) for m in table.models)] for c in columns]
+    return ["task", *table.models], rows
 
 
 def _heading(column: Column) -> str:
@@ -58,12 +117,27 @@ def _heading(column: Column) -> str:
     return column.label + arrow
 
 
-def _value(cell: Cell | None) -> str:
+def _value(cells: Mapping[tuple[str, Column], Cell], model: str, column: Column) -> str:
+    cell = cells.get((model, column))
     if cell is None:
         return _NOTHING
     digits = 3 if abs(cell.value) < 10 else 2
     error = f" ± {cell.stderr:.{digits}f}" if cell.stderr is not None else ""
     return f"{cell.value:.{digits}f}{error}" + "".join(f" [{note}]" for note in cell.notes)
+
+
+def _markdown(grid: _Grid) -> str:
+    header, rows = grid
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(_escape(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _terminal(grid: _Grid) -> str:
+    header, rows = grid
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [_aligned(line, widths) for line in (header, *rows)]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:

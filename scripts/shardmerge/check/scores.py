@@ -39,14 +39,20 @@ class Column:
         metric: As lm-eval calls it, as ``acc``.
         filter: What lm-eval did to answers first, or ``none``.
         higher_is_better: None where the task does not say.
-        headline: Whether the task was asked for by name, and not as a part of a group.
+        part_of: The group that it is a part of, where that has a value of its own; None for what
+            was asked for: a task, a group, or the tasks of a tag or of a group without a value.
     """
 
     task: str
     metric: str
     filter: str
     higher_is_better: bool | None
-    headline: bool
+    part_of: str | None = None
+
+    @property
+    def headline(self) -> bool:
+        """Whether it is what was asked for."""
+        return self.part_of is None
 
     @property
     def label(self) -> str:
@@ -107,7 +113,7 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Mapping[str, Any]]:
     return results
 
 
-def combine(results: Sequence[Mapping[str, Any]]) -> Table:
+def score_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Return the table of results, with a footnote wherever a column mixes settings.
 
     Args:
@@ -116,11 +122,15 @@ def combine(results: Sequence[Mapping[str, Any]]) -> Table:
     Raises:
         UserError: If a model has two different results of one task.
     """
-    headline = {name for result in results for name in _headline(result)}
+    roles: dict[str, str | None] = {}
+    for result in results:
+        for task, group in _roles(result).items():
+            # what is asked for by name somewhere is no mere part
+            roles[task] = group if roles.get(task, group) else None
     cells: dict[tuple[str, Column], Cell] = {}
     for result in results:
         model = result["model_name"]
-        for column, cell in _cells(result, headline):
+        for column, cell in _cells(result, roles):
             known = cells.get((model, column))
             if known and (known.value, known.settings) != (cell.value, cell.settings):
                 raise UserError(f"model {model!r} has two results of {column.label}")
@@ -136,7 +146,8 @@ def to_json(table: Table) -> dict[str, Any]:
     records = []
     for model, column in _order(table):
         cell = table.cells[model, column]
-        row = {"model": model, "label": column.label} | vars(column) | vars(cell)
+        row = {"model": model, "label": column.label, "headline": column.headline}
+        row |= vars(column) | vars(cell)
         records.append(row | {"settings": dict(cell.settings), "notes": list(cell.notes)})
     return {"models": list(table.models), "cells": records, "footnotes": list(table.footnotes)}
 
@@ -145,7 +156,7 @@ def card_results(table: Table, model: str) -> list[EvalResult]:
     """Return a model's headline results for the front matter of its card.
 
     Args:
-        table: From ``combine``.
+        table: From ``score_table``.
         model: One of its rows.
 
     Raises:
@@ -180,19 +191,37 @@ def card_results(table: Table, model: str) -> list[EvalResult]:
     return results
 
 
-def _headline(result: Mapping[str, Any]) -> list[str]:
-    """Return the tasks of a result that were asked for: a tag stands for all of its tasks."""
+def _roles(result: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the group that each task or group of a result is a part of, None for what was asked.
+
+    A group without a value of its own stands for what is in it, and a tag for all of its tasks.
+    """
+    rows, inside = result["results"], result.get("group_subtasks", {})
     asked = result["requested_task"]
-    return [asked] if asked in result["results"] else list(result["results"])
+    has_value = {task for task, metrics in rows.items() if any("," in key for key in metrics)}
+    roles: dict[str, str | None] = {}
+    todo: list[tuple[str, str | None]] = [(asked, None)]
+    while todo:
+        task, group = todo.pop()
+        if task not in roles:
+            roles[task] = group
+            within = group or (task if task in has_value else None)
+            todo += [(part, within) for part in inside.get(task, ())]
+    whole = asked if asked in has_value else None
+    return {task: roles.get(task, whole) for task in rows}
 
 
 def _order(table: Table) -> list[tuple[str, Column]]:
     return [(m, c) for m in table.models for c in table.columns if (m, c) in table.cells]
 
 
-def _cells(result: Mapping[str, Any], headline: Iterable[str]) -> Iterable[tuple[Column, Cell]]:
+def _cells(
+    result: Mapping[str, Any], roles: Mapping[str, str | None]
+) -> Iterable[tuple[Column, Cell]]:
     config = result["config"]
-    for task, metrics in sorted(result["results"].items()):
+    rows = result["results"]
+    for task in sorted(rows, key=lambda task: (roles[task] is not None, task)):
+        metrics = rows[task]
         settings = {
             "limit": config.get("limit"),
             "num_fewshot": result.get("n-shot", {}).get(task, config.get("num_fewshot")),
@@ -212,7 +241,7 @@ def _cells(result: Mapping[str, Any], headline: Iterable[str]) -> Iterable[tuple
             if not comma or metric.endswith("_stderr") or not _is_number(value):
                 continue
             stderr = metrics.get(f"{metric}_stderr,{chosen}")
-            column = Column(task, metric, chosen, better.get(metric), task in headline)
+            column = Column(task, metric, chosen, better.get(metric), roles[task])
             yield (
                 column,
                 Cell(value, stderr if _is_number(stderr) else None, samples, settings, dataset),

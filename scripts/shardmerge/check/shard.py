@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
+from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash
 from shardmerge.base.identities import stamp_of
@@ -23,6 +23,7 @@ from shardmerge.check.float_formats import FORMATS, decode, half_ulp, round_to
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.engine.stored import stored_deltas
+from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
 
 #: Share of a tensor's elements for which a method may have chosen otherwise at a near tie.
@@ -81,7 +82,8 @@ def check_shard(
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read)
         findings = _Findings()
         for tensor in spec.tensors:
-            _check_tensor(tensor, output, leaves, recomputer, spec.allow_nonfinite, findings)
+            task = make_task(tensor, leaves.stored, spec.numerics)
+            _check_tensor(task, output, leaves, recomputer, spec.allow_nonfinite, findings)
         if whole:
             check_hash(shard, whole.result(), sha256)
         watch.confirm()
@@ -128,15 +130,15 @@ class _Leaves:
         deltas: list[Path],
         stack: contextlib.ExitStack,
     ) -> None:
-        self._files = spec.files
         self._sources = {k: stack.enter_context(TensorFile(p)) for k, p in sources.items()}
-        opened = {path: stack.enter_context(TensorFile(path)) for path in deltas}
-        self.stored = {d: opened[path] for d, path in stored_deltas(spec, deltas).items()}
+        self._deltas = {Path(path): stack.enter_context(TensorFile(path)) for path in deltas}
+        self.stored = stored_deltas(spec, deltas)
 
     def read(self, leaf: ex.Source | ex.Delta, runs: Runs) -> np.ndarray:
         """Return elements of a leaf as they are stored."""
         if isinstance(leaf, ex.Delta):
-            file, name = self.stored[leaf], delta_name(leaf, self._files)
+            place = self.stored[leaf]
+            file, name = self._deltas[place.path], place.name
         else:
             file, name = self._sources[leaf.model, leaf.file], leaf.tensor
         entry = file.header.tensors.get(name)
@@ -176,13 +178,14 @@ def _check_header(spec: ShardSpec, output: TensorFile) -> None:
 
 
 def _check_tensor(
-    tensor: OutputTensor,
+    task: TensorTask,
     output: TensorFile,
     leaves: _Leaves,
     recomputer: Recomputer,
     allow_nonfinite: bool,
     findings: _Findings,
 ) -> None:
+    tensor = task.tensor
     where = f"{output.path}, tensor {tensor.name!r}"
     runs = sample_runs(tensor.name, int(np.prod(tensor.shape, dtype=np.int64)))
     if not runs:
@@ -191,8 +194,8 @@ def _check_tensor(
     floating = tensor.dtype in FORMATS
     found = decode(stored, tensor.dtype) if floating else stored
     findings.nonfinite += int((~np.isfinite(found)).sum()) if floating else 0
-    if source := _verbatim(tensor.expression, tensor.dtype):
-        wanted = leaves.read(source, runs)
+    if task.kind == "copy":
+        wanted = leaves.read(task.expression, runs)
         bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")
         if bad.any():
             shown = decode(wanted, tensor.dtype) if floating else wanted
@@ -241,18 +244,6 @@ def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndar
     good = np.where(exact, equal | (np.isnan(found) & np.isnan(rounded)), good)
     ratio = np.where(np.isfinite(distance) & np.isfinite(tolerance), distance / tolerance, 0.0)
     return ~good, ratio
-
-
-def _verbatim(expression: ex.Expression, dtype: str) -> ex.Source | None:
-    """Return the source tensor that an output tensor is a copy of, or None."""
-    match expression:
-        case ex.Source():
-            return expression if expression.dtype == dtype else None
-        case ex.Linear(((1.0, operand),)):
-            return _verbatim(operand, dtype)
-        case ex.Cast(operand, stated) if stated == dtype:
-            return _verbatim(operand, dtype)
-    return None
 
 
 def _fail(

@@ -80,7 +80,7 @@ class Composer(Context):
             elif key in self.recipe.stages:
                 self._models[key] = StageModel(self, self.recipe.stages[key], self.tokenizers.align)
             else:
-                self._models[key] = SourceModel(key, self.lock)
+                self._models[key] = SourceModel(key, self.lock, self.numerics)
         return self._models[key]
 
     def is_untied(self, stage: str) -> bool:

@@ -47,7 +47,7 @@ class LoraModel(Model):
             parts.append((update.scale, fold.leaf(update.bias)))
         if update.b:
             parts.append((1.0, fold.leaf(_product(update, wide))))
-        row = fold.combine(parts)
+        row = fold.add_rows(parts)
         if update.magnitude is None:
             return row
         return fold.leaf(self._dora(tensor, self._single(tensor, row), update))

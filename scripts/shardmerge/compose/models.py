@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import Numerics
+from shardmerge.formats.interface import LogicalTensor
 from shardmerge.sources.lock import Lock
-from shardmerge.sources.quantised import check_plain
+from shardmerge.sources.quantised import weights_of
 
 #: Where a tensor stands among a model's files: files in their order, and the place in one.
 Place = tuple[tuple[tuple[int, str], ...], int]
+
+
+#: Code of the type that quantised weights count as.
+_DECODED = "BF16"
 
 
 @dataclass(frozen=True)
@@ -46,25 +54,66 @@ class Model:
 
 
 class SourceModel(Model):
-    """A source of the lock."""
+    """A source of the lock: its tensors as they are without quantisation.
 
-    def __init__(self, key: str, lock: Lock) -> None:
+    A quantised weight counts as one of bfloat16 where the recipe names no dtype.
+
+    Args:
+        key: Of the source.
+        lock: It is in.
+        numerics: How values are rounded, and by which kernels methods are computed.
+    """
+
+    def __init__(self, key: str, lock: Lock, numerics: Numerics) -> None:
         self.name = key
         source = lock.sources[key]
-        check_plain(source, f"model {key!r}")
-        ordered = sorted(source.tensors.items(), key=lambda i: (i[1].file, i[1].begin, i[0]))
-        self.table = {name: Entry(t.dtype, t.shape) for name, t in ordered}
-        self._leaves = {name: ex.Source(key, t.file, name, t.dtype, t.shape) for name, t in ordered}
-        self._begins = {name: t.begin for name, t in ordered}
+        weights = weights_of(source, f"model {key!r}")
+        for one in weights.decoded.values():  # GATE
+            raise UserError(
+                f"has weights that are quantised ({one.format!r}), which cannot be merged yet",
+                f"model {key!r}",
+                "Merge the models that it was made from, or a copy of it that a library has saved "
+                "in 16 bits.",
+            )
+        self.is_stale, self._stored = weights.stale, source.tensors
+        found = {
+            name: (_DECODED, one.shape, self._decoded(one)) for name, one in weights.decoded.items()
+        }
+        found |= {name: (t.dtype, t.shape, self._source(name)) for name, t in weights.plain.items()}
+        self._leads = {name: source.tensors[leaf.tensor] for name, (*_, leaf) in found.items()}
+        ordered = sorted(found.items(), key=lambda item: (*self._begin(item[0]), item[0]))
+        self.table = {name: Entry(dtype, shape) for name, (dtype, shape, _) in ordered}
+        self._leaves = {name: leaf for name, (*_, leaf) in ordered}
+        self._rounds = not numerics.rounds_once
 
     def expression(self, tensor: str) -> ex.Expression:
-        return self._leaves[tensor]
+        leaf = self._leaves[tensor]
+        if self._rounds and isinstance(leaf, ex.Decoded):
+            return ex.Cast(leaf, _DECODED)  # as mergekit reads a copy that was saved so
+        return leaf
 
     def row(self, tensor: str) -> fold.Row:
         return fold.leaf(self._leaves[tensor])
 
     def place(self, tensor: str) -> Place:
-        return ((0, self._leaves[tensor].file),), self._begins[tensor]
+        file, begin = self._begin(tensor)
+        return ((0, file),), begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         return self.name, stack, number
+
+    @cached_property
+    def decoded(self) -> dict[str, ex.Decoded]:
+        """The tensors that are decoded."""
+        return {n: leaf for n, leaf in self._leaves.items() if isinstance(leaf, ex.Decoded)}
+
+    def _begin(self, tensor: str) -> tuple[str, int]:
+        return self._leads[tensor].file, self._leads[tensor].begin
+
+    def _source(self, tensor: str) -> ex.Source:
+        stored = self._stored[tensor]
+        return ex.Source(self.name, stored.file, tensor, stored.dtype, stored.shape)
+
+    def _decoded(self, one: LogicalTensor) -> ex.Decoded:
+        parts = ((role, self._source(ref.tensor)) for role, ref in sorted(one.parts.items()))
+        return ex.Decoded(one.format, tuple(parts), one.parameters, one.shape, one.step)

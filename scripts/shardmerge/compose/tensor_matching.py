@@ -17,7 +17,7 @@ from shardmerge.compose.architecture.names import (
 )
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Part
-from shardmerge.sources.formats import CODE_TYPES
+from shardmerge.formats import CODE_TYPES
 
 #: What checkpoints of a model without its head lack in front of every name.
 _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")

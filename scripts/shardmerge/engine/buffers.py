@@ -9,7 +9,7 @@ import torch
 from shardmerge.base.dtypes import DTYPES
 
 
-class Registers:
+class BlockBuffers:
     """Buffers of one block each, made when first asked for.
 
     Args:

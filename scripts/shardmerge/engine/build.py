@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import simplify
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.claims import claimed
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
-from shardmerge.engine.inputs import Inputs
+from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import lay_out
 from shardmerge.engine.output import OutputFile, clone, hard_link
 from shardmerge.engine.record import ShardRecord, Tally, peak_memory
+from shardmerge.engine.stored import stored_deltas
 from shardmerge.engine.stream import Progress, Stream
+from shardmerge.engine.tasks import TensorTask, make_tasks
 from shardmerge.engine.watch import Watch
 
 
@@ -67,12 +68,14 @@ def build_shard(
     tally = Tally(began)
     with contextlib.ExitStack() as stack:
         with tally.timed("start"):
-            opened = stack.enter_context(Inputs(spec, inputs, deltas, tally, sums, watch))
-            _not_an_input(output, opened)
+            stored = stored_deltas(spec, deltas)
+            tasks = make_tasks(spec, stored)
+            files = stack.enter_context(InputFiles(spec, tasks, inputs, stored, tally, sums, watch))
+            _not_an_input(output, files)
             stack.enter_context(claimed(output))
-            layout = lay_out(spec, opened)
-            stream = Stream(spec, opened, layout, tally, threads, device, progress)
-        sha256, hashed = _make(stream, output, link)
+            layout = lay_out(spec, tasks, files)
+            stream = Stream(tasks, files, layout, tally, threads, device, progress)
+        sha256, hashed = _make(stream, output, link, spec.allow_nonfinite)
         return ShardRecord(
             sha256=sha256,
             size=layout.size,
@@ -80,7 +83,7 @@ def build_shard(
             bytes_written=tally.written,
             seconds=tally.seconds(),
             nonfinite=dict(sorted(tally.nonfinite.items())),
-            deltas=_delta_rows(spec, tally),
+            deltas=_delta_rows(tasks, tally),
             whole_copy=layout.twin is not None,
             hashed=hashed,
             tensors=stream.tensor_hashes(),
@@ -88,16 +91,18 @@ def build_shard(
         )
 
 
-def _make(stream: Stream, output: Path, link: str) -> tuple[str, dict[str, str]]:
+def _make(
+    stream: Stream, output: Path, link: str, allow_nonfinite: bool
+) -> tuple[str, dict[str, str]]:
     """Make the output in the way that suits it; return its SHA-256, and what it tells of sources.
 
     What a source's file turned out to be is its identity and its SHA-256.
     """
     layout, tally = stream.layout, stream.tally
-    source = None if layout.twin is None else stream.inputs.path(layout.twin)
+    source = None if layout.twin is None else stream.files.path(layout.twin)
     if source and link == "hard" and hard_link(source, output):
         sha256 = stream.run(None)
-        return sha256, stream.inputs.confirm(layout.twin, sha256)
+        return sha256, stream.files.confirm(layout.twin, sha256)
     finish = contextlib.ExitStack()
     with finish:
         part = finish.enter_context(atomic_path(output))
@@ -107,21 +112,22 @@ def _make(stream: Stream, output: Path, link: str) -> tuple[str, dict[str, str]]
             with OutputFile(part, layout.size) as file:
                 sha256 = stream.run(file)
                 file.finish()
-        _refuse_nonfinite(stream.spec, tally)
-        hashed = stream.inputs.confirm(layout.twin, sha256)
+        if not allow_nonfinite:
+            _refuse_nonfinite(tally)
+        hashed = stream.files.confirm(layout.twin, sha256)
         with tally.timed("write"):
             finish.close()
     return sha256, hashed
 
 
-def _not_an_input(output: Path, inputs: Inputs) -> None:
-    for file in range(len(inputs.headers)):
-        if inputs.path(file).absolute() == output.absolute():
+def _not_an_input(output: Path, files: InputFiles) -> None:
+    for file in range(len(files.headers)):
+        if files.path(file).absolute() == output.absolute():
             raise UserError("is a source of this build and is not overwritten", str(output))
 
 
-def _refuse_nonfinite(spec: ShardSpec, tally: Tally) -> None:
-    if not tally.nonfinite or spec.allow_nonfinite:
+def _refuse_nonfinite(tally: Tally) -> None:
+    if not tally.nonfinite:
         return
     name, count = min(tally.nonfinite.items())
     more = f" ({len(tally.nonfinite)} tensors have such values)" if len(tally.nonfinite) > 1 else ""
@@ -133,15 +139,15 @@ def _refuse_nonfinite(spec: ShardSpec, tally: Tally) -> None:
     )
 
 
-def _delta_rows(spec: ShardSpec, tally: Tally) -> dict[str, list[list[Any]]]:
+def _delta_rows(tasks: Sequence[TensorTask], tally: Tally) -> dict[str, list[list[Any]]]:
     """Return the record's rows of sums of squares, for the tensors that have task vectors."""
     table = {}
-    for tensor in spec.tensors:
+    for task in tasks:
         rows = []
-        for number, delta in enumerate(ex.deltas(simplify(tensor.expression))):
-            if (squares := tally.squares(tensor.name, number)) is not None:
+        for delta, number in task.numbers.items():
+            if (squares := tally.squares(task.tensor.name, number)) is not None:
                 models = list(dict.fromkeys(source.model for source in ex.sources(delta)))
                 rows.append([models, *squares])
         if rows:
-            table[tensor.name] = rows
+            table[task.tensor.name] = rows
     return table

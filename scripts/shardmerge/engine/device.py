@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Buffer:
+class HostBuffer:
     """Page-aligned host memory, as bytes and, where torch is used, as a tensor of uint8."""
 
     memory: memoryview
@@ -30,12 +30,12 @@ class Buffer:
 class Slot:
     """The buffers that a window travels in: its output, and what it is computed from."""
 
-    output: Buffer
-    arena: Buffer
+    output: HostBuffer
+    arena: HostBuffer
     window: Window = field(init=False)
 
 
-def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> Buffer:
+def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> HostBuffer:
     """Return a buffer of at least one byte.
 
     Args:
@@ -48,17 +48,17 @@ def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> Buffer:
         import torch
 
         pages = torch.empty(length, dtype=torch.uint8, pin_memory=True)
-        return Buffer(memoryview(pages.numpy()), pages.data_ptr(), pages)
+        return HostBuffer(memoryview(pages.numpy()), pages.data_ptr(), pages)
     pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     if not tensor:
-        return Buffer(memoryview(pages), address)
+        return HostBuffer(memoryview(pages), address)
     import torch
 
-    return Buffer(memoryview(pages), address, torch.frombuffer(pages, dtype=torch.uint8))
+    return HostBuffer(memoryview(pages), address, torch.frombuffer(pages, dtype=torch.uint8))
 
 
 def check_device(device: str) -> None:
@@ -102,15 +102,15 @@ class Host:
         """Make this the place where torch computes in the calling thread."""
         yield
 
-    def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+    def inputs(self, buffer: HostBuffer, length: int) -> torch.Tensor:
         """Return a buffer's first bytes where they can be computed with."""
         return buffer.tensor[:length]
 
-    def outputs(self, buffer: Buffer) -> torch.Tensor:
+    def outputs(self, buffer: HostBuffer) -> torch.Tensor:
         """Return a tensor of a buffer's length in bytes that results are written to."""
         return buffer.tensor
 
-    def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+    def deliver(self, results: torch.Tensor, buffer: HostBuffer, begin: int, end: int) -> None:
         """Bring a range of the results to the buffer."""
 
     def wait(self) -> None:
@@ -141,15 +141,15 @@ class Cuda:
         with self._torch.cuda.stream(self._stream):
             yield
 
-    def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+    def inputs(self, buffer: HostBuffer, length: int) -> torch.Tensor:
         """Return a buffer's first bytes where they can be computed with."""
         return buffer.tensor[:length].to(self.device, non_blocking=True)
 
-    def outputs(self, buffer: Buffer) -> torch.Tensor:
+    def outputs(self, buffer: HostBuffer) -> torch.Tensor:
         """Return a tensor of a buffer's length in bytes that results are written to."""
         return self._torch.empty_like(buffer.tensor, device=self.device)
 
-    def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+    def deliver(self, results: torch.Tensor, buffer: HostBuffer, begin: int, end: int) -> None:
         """Bring a range of the results to the buffer."""
         buffer.tensor[begin:end].copy_(results[begin:end], non_blocking=True)
 

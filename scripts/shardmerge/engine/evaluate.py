@@ -8,7 +8,7 @@ is kept out on purpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,10 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import combine, leaves, stated_dtype
+from shardmerge.algebra.leaves import Leaves, stated_dtype, sum_dtype
 from shardmerge.algebra.rows import choice_ranges
 from shardmerge.base.numerics import Numerics
-from shardmerge.engine.buffers import Registers, torch_dtype
+from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.methods.registry import kernel_of
 
 if TYPE_CHECKING:
@@ -64,15 +64,15 @@ def round_into(target: torch.Tensor, value: torch.Tensor) -> None:
 class Evaluator:
     """An expression, ready to be evaluated block by block.
 
-    The result of a call is a leaf's view, a register, or fresh memory: use it before the next.
-    In float32 numerics it is in the type that sums are computed in (``algebra.combine``) or a
-    leaf's own; in mergekit numerics it is in the dtype that the expression states.
+    The result of a call is a leaf's view, one of the buffers, or fresh memory: use it before the
+    next. In float32 numerics it is in the type that sums are computed in (``leaves.sum_dtype``) or
+    a leaf's own; in mergekit numerics it is in the dtype that the expression states.
 
     Args:
         expression: What is evaluated; what must be held whole is a leaf.
-        stored: Task vectors that are read and not computed.
-        numerics: Says when values are rounded, and by which kernels methods are computed.
-        registers: Buffers to compute in; evaluators of one thread share them.
+        leaves: What it starts from.
+        numerics: How values are rounded, and by which kernels methods are computed.
+        buffers: Buffers to compute in; evaluators of one thread share them.
         squares: Numbers of the task vectors whose sums of squares are wanted; taken out as they
             are found, so that one that stands twice counts once.
         products: Holds the factors of low-rank products; needed where the expression has some.
@@ -81,27 +81,27 @@ class Evaluator:
     def __init__(
         self,
         expression: ex.Expression,
-        stored: Collection[ex.Delta],
+        leaves: Leaves,
         numerics: Numerics,
-        registers: Registers,
+        buffers: BlockBuffers,
         squares: dict[ex.Delta, int] | None = None,
         products: Products | None = None,
     ) -> None:
-        self.files, self.wholes = leaves(expression, stored, numerics)
+        self.leaves = leaves
         self._numerics = numerics
         self._mergekit = not numerics.rounds_once
-        self._registers = registers
-        self._views = {leaf: i for i, leaf in enumerate((*self.files, *self.wholes))}
+        self._buffers = buffers
+        self._views = {leaf: i for i, leaf in enumerate((*leaves.files, *leaves.held))}
         self._squares = {} if squares is None else squares
         self._products = products
-        self.held: list[Product] = []
+        self.products: list[Product] = []
         self.run = self._compile(expression, 0)
 
     def _compile(self, node: ex.Expression, k: int) -> Operation:
         """Return the operation of a node.
 
-        Its result is in register k of some dtype unless it is a view or fresh, and it may use
-        every register from k on.
+        Its result is in buffer k of some dtype unless it is a view or fresh, and it may use
+        every buffer from k on.
         """
         if node in self._views:
             return self._leaf(node, k)
@@ -124,11 +124,11 @@ class Evaluator:
         raise TypeError(f"cannot be evaluated: {node!r}")
 
     def _buffer(self, dtype: str, k: int) -> Callable[[int], torch.Tensor]:
-        full = self._registers.get(dtype, k)
+        full = self._buffers.get(dtype, k)
         return lambda count: full if count == len(full) else full[:count]
 
     def _widen(self, operation: Operation, dtype: str, k: int) -> Operation:
-        """Return the operation with its result in a wider dtype, in register k if it was not."""
+        """Return the operation with its result in a wider dtype, in buffer k if it was not."""
         buffer, wanted = self._buffer(dtype, k), torch_dtype(dtype)
 
         def widen(block: Block) -> torch.Tensor:
@@ -163,7 +163,7 @@ class Evaluator:
         number = self._squares.pop(node, None)
         if number is None:
             return view
-        wide = self._widen(view, combine(node), k)
+        wide = self._widen(view, sum_dtype(node), k)
 
         def measured(block: Block) -> torch.Tensor:
             value = wide(block)
@@ -173,7 +173,7 @@ class Evaluator:
         return view if self._mergekit else measured
 
     def _delta(self, node: ex.Delta, k: int) -> Operation:
-        dtype = combine(node)
+        dtype = sum_dtype(node)
         left = self._widen(self._compile(node.finetuned, k), dtype, k)
         right = self._widen(self._compile(node.base, k + 1), dtype, k + 1)
         result, rounded = self._buffer(dtype, k), self._buffer(node.dtype, k)
@@ -196,8 +196,8 @@ class Evaluator:
 
     def _low_rank(self, node: ex.LowRank, k: int) -> Operation:
         product = self._products.get(node)
-        scratch = self._registers.scratch(node.dtype, k)
-        self.held.append(product)
+        scratch = self._buffers.scratch(node.dtype, k)
+        self.products.append(product)
 
         def low_rank(block: Block) -> torch.Tensor:
             return product.block(block.first, block.count, scratch)
@@ -205,7 +205,7 @@ class Evaluator:
         return low_rank
 
     def _linear(self, node: ex.Linear, k: int) -> Operation:
-        dtype = combine(node)
+        dtype = sum_dtype(node)
         result = self._buffer(dtype, k)
         terms = []
         for number, (coefficient, operand) in enumerate(node.terms):
@@ -233,7 +233,7 @@ class Evaluator:
         return scaled
 
     def _choice(self, node: ex.Choice, k: int) -> Operation:
-        dtype = stated_dtype(node) if self._mergekit else combine(node)
+        dtype = stated_dtype(node) if self._mergekit else sum_dtype(node)
         result, width = self._buffer(dtype, k), math.prod(node.shape[1:])
         inputs = [
             self._widen(self._compile(one, k + 1 + i), dtype, k + 1 + i)
@@ -261,13 +261,13 @@ class Evaluator:
         kernel, _ = kernel_of(node.method, self._numerics)
         inputs = [self._compile(operand, k + i) for i, operand in enumerate(node.inputs)]
         if not self._mergekit:
-            dtype = combine(node)
+            dtype = sum_dtype(node)
             inputs = [self._widen(one, dtype, k + i) for i, one in enumerate(inputs)]
 
         def call(block: Block) -> torch.Tensor:
             tensors = [one(block) for one in inputs]
             result = kernel(group_of(node, tensors, block.first))
             passed = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
-            return result.clone() if passed else result  # not in a register that others use
+            return result.clone() if passed else result  # not in a buffer that others use
 
         return call

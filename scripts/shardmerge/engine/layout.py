@@ -1,27 +1,27 @@
-"""The output file as a row of pieces, and its windows: what is read, copied and computed where."""
+"""The output file as segments in a row, and its windows: what is read and computed where."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import file_leaves, is_copied, leaves, low_ranks, simplify
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import Numerics
 from shardmerge.base.safetensors import write_header
-from shardmerge.engine.inputs import Inputs, Location
+from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.locations import Location
 from shardmerge.engine.memory import Tuning
+from shardmerge.engine.tasks import TensorTask
 
 #: Tensors in a window's input buffer start at multiples of this, for vector loads.
 _ALIGN = 64
 
 
 @dataclass(frozen=True)
-class Piece:
+class Segment:
     """A range of the output file that is made in one way.
 
     Args:
@@ -30,7 +30,6 @@ class Piece:
         tensor: Index of the output tensor that is computed, or None.
         itemsize: Bytes of one of its elements.
         leaves: Where the tensors that it is computed from lie.
-        whole: Whether a method must see whole tensors for it.
     """
 
     begin: int
@@ -39,23 +38,21 @@ class Piece:
     tensor: int | None = None
     itemsize: int = 1
     leaves: tuple[Location, ...] = ()
-    whole: bool = False
 
 
 @dataclass(frozen=True)
-class Read:
-    """A range of an open file, and where in a slot's output or input buffer it goes."""
+class Copy:
+    """A range of an open file, and where in a slot's output buffer it goes."""
 
     file: int
     offset: int
     length: int
     position: int
-    verbatim: bool
 
 
 @dataclass(frozen=True)
-class Gather:
-    """Elements of a leaf whose rows lie apart, and where in a slot's input buffer they go."""
+class LeafRead:
+    """Elements of a leaf, and where in a slot's input buffer they go."""
 
     leaf: Location
     first: int
@@ -64,110 +61,124 @@ class Gather:
 
 
 @dataclass(frozen=True)
-class Part:
+class Chunk:
     """The part of a computed tensor that lies in a window.
 
     Args:
         tensor: Index of the output tensor.
         first, count: Its elements, all that have a byte in the window.
+        itemsize: Bytes of an element.
         skip: Bytes of the first element that lie before the window.
         begin, end: Range in the window, in bytes.
         leaves: (position in the input buffer, dtype code) of each leaf's elements.
-        whole: Whether a method must see whole tensors for it.
     """
 
     tensor: int
     first: int
     count: int
+    itemsize: int
     skip: int
     begin: int
     end: int
     leaves: tuple[tuple[int, str], ...]
-    whole: bool
 
 
 @dataclass(frozen=True)
 class Window:
-    """A range of the output file that is made at a time."""
+    """A range of the output file that is made at a time.
+
+    Args:
+        index: Its number.
+        offset, length: Range in the output file, in bytes.
+        literal: Bytes of the header that lie in it; they come first.
+        copies: What is read into its output buffer.
+        reads: What is read into its input buffer.
+        chunks: What is computed from that.
+        arena: Bytes of the input buffer.
+    """
 
     index: int
     offset: int
     length: int
     literal: bytes
-    reads: tuple[Read, ...]
-    gathers: tuple[Gather, ...]
-    parts: tuple[Part, ...]
+    copies: tuple[Copy, ...]
+    reads: tuple[LeafRead, ...]
+    chunks: tuple[Chunk, ...]
     arena: int
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The output file: its header, size and pieces in order.
+    """The output file: its header, size and segments in order.
 
     Args:
         header: First bytes of the file.
         size: Bytes of the file.
-        pieces: All that follows the header, without gaps.
+        segments: All that follows the header, without gaps.
         twin: Number of the open file that the output equals byte for byte, or None.
     """
 
     header: bytes
     size: int
-    pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
     twin: int | None
 
     @property
     def computed(self) -> tuple[int, ...]:
         """Indices of the output tensors that are computed."""
-        return tuple(piece.tensor for piece in self.pieces if piece.tensor is not None)
+        return tuple(segment.tensor for segment in self.segments if segment.tensor is not None)
 
     def windows(self, length: int) -> Iterator[Window]:
         """Yield the windows of a length in bytes, in order."""
         first = 0
         for index, offset in enumerate(range(0, self.size, length)):
             end = min(offset + length, self.size)
-            while first < len(self.pieces) and self.pieces[first].end <= offset:
+            while first < len(self.segments) and self.segments[first].end <= offset:
                 first += 1
             yield self._window(index, offset, end, first)
 
     def _window(self, index: int, begin: int, end: int, first: int) -> Window:
-        reads: list[Read] = []
-        gathers: list[Gather] = []
-        parts: list[Part] = []
+        copies: list[Copy] = []
+        reads: list[LeafRead] = []
+        chunks: list[Chunk] = []
         arena = 0
-        for piece in self.pieces[first:]:
-            if piece.begin >= end:
+        for segment in self.segments[first:]:
+            if segment.begin >= end:
                 break
-            low, high = max(piece.begin, begin), min(piece.end, end)
-            if piece.copy is not None:
-                file, offset = piece.copy
-                reads.append(Read(file, offset + low - piece.begin, high - low, low - begin, True))
+            low, high = max(segment.begin, begin), min(segment.end, end)
+            if segment.copy is not None:
+                file, offset = segment.copy
+                copies.append(Copy(file, offset + low - segment.begin, high - low, low - begin))
             else:
-                part, arena = _part(piece, low, high, begin, arena, reads, gathers)
-                parts.append(part)
-        literal = self.header[begin:end]
-        return Window(
-            index, begin, end - begin, literal, tuple(reads), tuple(gathers), tuple(parts), arena
-        )
+                chunk, more, arena = _chunk(segment, low, high, begin, arena)
+                chunks.append(chunk)
+                reads += more
+        literal, ranges = self.header[begin:end], (tuple(copies), tuple(reads))
+        return Window(index, begin, end - begin, literal, *ranges, tuple(chunks), arena)
 
 
-def lay_out(spec: ShardSpec, inputs: Inputs) -> Layout:
+def lay_out(spec: ShardSpec, tasks: Sequence[TensorTask], files: InputFiles) -> Layout:
     """Return the layout of a shard's file.
+
+    Args:
+        spec: The shard.
+        tasks: Of its tensors.
+        files: That they are read from.
 
     Raises:
         UserError: If a tensor cannot be computed from what its expression names.
     """
     rows = [(t.name, t.dtype, t.shape) for t in spec.tensors]
     header = write_header(rows, spec.metadata or {"format": "pt"})
-    pieces: list[Piece] = []
+    segments: list[Segment] = []
     position = len(header)
-    for index, tensor in enumerate(spec.tensors):
-        end = position + math.prod(tensor.shape) * DTYPES[tensor.dtype].size
-        piece = _piece(index, tensor, position, end, spec.numerics, inputs)
+    for index, task in enumerate(tasks):
+        end = position + math.prod(task.tensor.shape) * DTYPES[task.tensor.dtype].size
+        segment = _segment(index, task, position, end, files)
         if end > position:
-            _append(pieces, piece)
+            _append(segments, segment)
         position = end
-    return Layout(header, position, tuple(pieces), _twin(header, position, pieces, inputs))
+    return Layout(header, position, tuple(segments), _twin(header, position, segments, files))
 
 
 def choose_window(layout: Layout, tuning: Tuning) -> tuple[int, int]:
@@ -179,33 +190,28 @@ def choose_window(layout: Layout, tuning: Tuning) -> tuple[int, int]:
     return length, arena
 
 
-def _piece(
-    index: int, tensor: OutputTensor, begin: int, end: int, numerics: Numerics, inputs: Inputs
-) -> Piece:
-    expression = simplify(tensor.expression)
-    count = math.prod(tensor.shape)
-    if is_copied(expression, tensor.dtype, inputs.stored):
-        _same_count(tensor, expression, count)
-        location = inputs.locate(expression)
-        return Piece(begin, end, copy=(location.file, location.begin))
+def _segment(index: int, task: TensorTask, begin: int, end: int, files: InputFiles) -> Segment:
+    tensor, leaves, count = task.tensor, task.leaves, math.prod(task.tensor.shape)
+    if task.kind == "copy":
+        _same_count(tensor, task.expression, count)
+        location = files.locate(task.expression)
+        return Segment(begin, end, copy=(location.file, location.begin))
     if count:
-        _mergeable(tensor, inputs)
-    files, calls = leaves(expression, inputs.stored, numerics)
-    outside = () if calls else low_ranks(expression)  # a call's own inputs may have other shapes
-    for part in (*files, *calls, *outside):
+        _mergeable(task)
+    outside = () if leaves.held else task.products  # a call's own inputs may have other shapes
+    for part in (*leaves.files, *leaves.held, *outside):
         _same_count(tensor, part, count)
-    locations = tuple(inputs.locate(leaf) for leaf in files)
-    return Piece(begin, end, None, index, DTYPES[tensor.dtype].size, locations, bool(calls))
+    locations = tuple(files.locate(leaf) for leaf in leaves.files)
+    return Segment(begin, end, None, index, DTYPES[tensor.dtype].size, locations)
 
 
-def _mergeable(tensor: OutputTensor, inputs: Inputs) -> None:
-    dtypes = [leaf.dtype for leaf in file_leaves(tensor.expression, inputs.stored)]
-    for code in (tensor.dtype, *dtypes):
+def _mergeable(task: TensorTask) -> None:
+    for code in (task.tensor.dtype, *(leaf.dtype for leaf in task.reads)):
         if not DTYPES[code].floating:
             raise UserError(
                 f"{DTYPES[code].name} values can only be copied as they are, not merged or "
                 "converted",
-                f"tensor {tensor.name!r}",
+                f"tensor {task.tensor.name!r}",
             )
 
 
@@ -217,53 +223,47 @@ def _same_count(tensor: OutputTensor, part: ex.Expression, count: int) -> None:
         )
 
 
-def _append(pieces: list[Piece], piece: Piece) -> None:
-    """Add a piece; a copy that goes on where the last one ends becomes part of it."""
-    last = pieces[-1] if pieces else None
-    if last and last.copy and piece.copy:
+def _append(segments: list[Segment], segment: Segment) -> None:
+    """Add a segment; a copy that goes on where the last one ends becomes part of it."""
+    last = segments[-1] if segments else None
+    if last and last.copy and segment.copy:
         file, offset = last.copy
-        if piece.copy == (file, offset + last.end - last.begin):
-            pieces[-1] = Piece(last.begin, piece.end, copy=last.copy)
+        if segment.copy == (file, offset + last.end - last.begin):
+            segments[-1] = Segment(last.begin, segment.end, copy=last.copy)
             return
-    pieces.append(piece)
+    segments.append(segment)
 
 
-def _twin(header: bytes, size: int, pieces: list[Piece], inputs: Inputs) -> int | None:
+def _twin(header: bytes, size: int, segments: list[Segment], files: InputFiles) -> int | None:
     """Return the open file that equals the output: same header, one copied range, same size."""
-    if len(pieces) != 1 or pieces[0].copy is None:
+    if len(segments) != 1 or segments[0].copy is None:
         return None
-    file, offset = pieces[0].copy
-    if offset != len(header) or inputs.headers[file].size != offset or inputs.size(file) != size:
+    file, offset = segments[0].copy
+    if offset != len(header) or files.headers[file].size != offset or files.size(file) != size:
         return None
     start = bytearray(offset)
-    inputs.read(file, 0, memoryview(start))
+    files.read(file, 0, memoryview(start))
     return file if start == header else None
 
 
-def _part(
-    piece: Piece,
-    low: int,
-    high: int,
-    window: int,
-    arena: int,
-    reads: list[Read],
-    gathers: list[Gather],
-) -> tuple[Part, int]:
-    """Return a window's part of a computed piece, and the input buffer's new fill."""
-    first = (low - piece.begin) // piece.itemsize
-    last = -(-(high - piece.begin) // piece.itemsize)
-    positions = []
-    for leaf in piece.leaves:
-        size = DTYPES[leaf.dtype].size
-        length = (last - first) * size
-        if leaf.table is None:
-            reads.append(Read(leaf.file, leaf.begin + first * size, length, arena, False))
-        else:
-            gathers.append(Gather(leaf, first, last - first, arena))
-        positions.append((arena, leaf.dtype))
-        arena += -(-length // _ALIGN) * _ALIGN
-    skip = low - piece.begin - first * piece.itemsize
-    begin, end = low - window, high - window
-    places = tuple(positions)
-    part = Part(piece.tensor, first, last - first, skip, begin, end, places, piece.whole)
-    return part, arena
+def _chunk(
+    segment: Segment, low: int, high: int, window: int, arena: int
+) -> tuple[Chunk, list[LeafRead], int]:
+    """Return a window's part of a computed segment, its reads, and the input buffer's new fill."""
+    first = (low - segment.begin) // segment.itemsize
+    count = -(-(high - segment.begin) // segment.itemsize) - first
+    reads = []
+    for leaf in segment.leaves:
+        reads.append(LeafRead(leaf, first, count, arena))
+        arena += -(-count * DTYPES[leaf.dtype].size // _ALIGN) * _ALIGN
+    chunk = Chunk(
+        segment.tensor,
+        first,
+        count,
+        segment.itemsize,
+        low - segment.begin - first * segment.itemsize,
+        low - window,
+        high - window,
+        tuple((read.position, read.leaf.dtype) for read in reads),
+    )
+    return chunk, reads, arena

@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 
 from shardmerge.algebra import expression as ex
+from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import torch_dtype
 from shardmerge.engine.device import Cuda, Host, host_buffer
-from shardmerge.engine.inputs import Inputs, nbytes
+from shardmerge.engine.input_files import InputFiles
 
 #: Rows of the smallest block that torch multiplies by the kernel that it takes for whole matrices.
 ROWS = 16
@@ -84,13 +85,14 @@ class Product:
         return (part * self._scale).reshape(-1)
 
 
-def factor_loader(inputs: Inputs, place: Host | Cuda) -> Load:
+def factor_loader(files: InputFiles, place: Host | Cuda) -> Load:
     """Return a function that reads a factor from a job's files to where a lane computes."""
 
     def load(factor: ex.Source, dtype: str) -> torch.Tensor:
-        location, size = inputs.locate(factor), nbytes(factor)
+        location, count = files.locate(factor), ex.elements(factor)
+        size = tensor_bytes(location.dtype, factor.shape)
         buffer = host_buffer(size, tensor=True, pinned=place.pinned)
-        inputs.read(location.file, location.begin, buffer.memory[:size])
+        files.read_elements(location, 0, count, buffer.memory)
         stored = place.inputs(buffer, size).view(torch_dtype(location.dtype))
         held = stored.view(factor.shape).to(torch_dtype(dtype))
         place.wait()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import combine, is_whole, leaves, low_ranks, stated_dtype
-from shardmerge.algebra.spec import ShardSpec
+from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
 
 MIB = 1 << 20
@@ -47,7 +48,7 @@ class Tuning:
 TUNING = Tuning()
 
 
-def workspace_bytes(spec: ShardSpec, device: str = "cpu") -> int:
+def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     """Return the peak resident memory that a job is given, in bytes.
 
     It is one constant for what streams. A merge method that must see whole tensors adds the
@@ -55,30 +56,29 @@ def workspace_bytes(spec: ShardSpec, device: str = "cpu") -> int:
     the factors of one tensor for each thread.
 
     Args:
-        spec: The shard.
+        tasks: Of a shard's tensors.
         device: ``cpu``, ``cuda`` or ``cuda:N``; on a card whole tensors lie in its memory too.
     """
-    whole = max((_tensor_peak(t.expression, spec.numerics) for t in spec.tensors), default=0)
-    factors = max((_factors(t.expression) for t in spec.tensors), default=0)
+    whole = max((_held_peak(task.leaves.held, task.numerics) for task in tasks), default=0)
+    factors = max((_factors(task.products) for task in tasks), default=0)
     held = TUNING.lanes * factors + whole
     return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
 
 
-def block_length(spec: ShardSpec, tuning: Tuning = TUNING) -> int:
+def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
     """Return the elements of a block, so few that elementwise kernels stay in a lane's share."""
     shapes = {
-        (part.method, len(part.inputs), DTYPES[combine(part)].size)
-        for tensor in spec.tensors
-        for part in ex.walk(tensor.expression)
-        if isinstance(part, ex.Call) and not is_whole(part, spec.numerics)
+        (part.method, task.numerics, len(part.inputs), DTYPES[sum_dtype(part)].size)
+        for task in tasks
+        for part in ex.walk(task.expression)
+        if isinstance(part, ex.Call) and not is_whole(part, task.numerics)
     }
 
     def need(length: int) -> int:
         return max(
             (
-                (workspace_elements(name, spec.numerics, (length,), count) + (count + 2) * length)
-                * size
-                for name, count, size in shapes
+                (workspace_elements(name, numerics, (length,), count) + (count + 2) * length) * size
+                for name, numerics, count, size in shapes
             ),
             default=0,
         )
@@ -89,33 +89,38 @@ def block_length(spec: ShardSpec, tuning: Tuning = TUNING) -> int:
     return length
 
 
-def _factors(expression: ex.Expression) -> int:
-    """Bytes of the factors that are held while an expression is evaluated, as read and as used."""
+def _factors(products: Iterable[ex.LowRank]) -> int:
+    """Bytes of the factors that are held for products, as read and as used."""
     return sum(
         ex.elements(factor) * (DTYPES[product.dtype].size + DTYPES[factor.dtype].size)
-        for product in low_ranks(expression)
+        for product in products
         for factor in (product.b, product.a)
     )
 
 
-def _tensor_peak(expression: ex.Expression, numerics: Numerics) -> int:
-    """Peak of the whole tensors held while an expression is evaluated block by block."""
+def _held_peak(leaves: Iterable[HeldLeaf], numerics: Numerics) -> int:
+    """Peak of what is held whole, made one after the other."""
     held = peak = 0
-    for leaf in leaves(expression, (), numerics)[1]:
+    for leaf in leaves:
         whole = leaf.operand if isinstance(leaf, ex.Rows) else leaf
-        peak = max(peak, held + _held_peak(whole, numerics))
+        peak = max(peak, held + _whole_peak(whole, numerics))
         held += _size(whole, numerics)
     return peak
 
 
-def _held_peak(whole: ex.Expression, numerics: Numerics) -> int:
+def _whole_peak(whole: ex.Expression, numerics: Numerics) -> int:
     if isinstance(whole, ex.Call):
         return _call_peak(whole, numerics)
     if not isinstance(whole, ex.Mean):
-        return _tensor_peak(whole, numerics) + _size(whole, numerics)
+        return _inner_peak(whole, numerics) + _size(whole, numerics)
     # a mean of rows streams, but mergekit's rounding needs all of them
     rows = 0 if numerics.own_order else _size(whole.operand, numerics)
-    return _tensor_peak(whole.operand, numerics) + rows
+    return _inner_peak(whole.operand, numerics) + rows
+
+
+def _inner_peak(expression: ex.Expression, numerics: Numerics) -> int:
+    """Peak of what is held whole while an expression is evaluated block by block."""
+    return _held_peak(block_leaves(expression, (), numerics).held, numerics)
 
 
 def _call_peak(call: ex.Call, numerics: Numerics) -> int:
@@ -123,7 +128,7 @@ def _call_peak(call: ex.Call, numerics: Numerics) -> int:
     held = peak = 0
     for operand in call.inputs:
         own = 0 if is_whole(operand, numerics) else _size(operand, numerics, call)
-        peak = max(peak, held + _tensor_peak(operand, numerics) + own)
+        peak = max(peak, held + _inner_peak(operand, numerics) + own)
         held += _size(operand, numerics, call)
     shape = call.inputs[0].shape
     kernel = workspace_elements(call.method, numerics, shape, len(call.inputs))
@@ -138,5 +143,5 @@ def _size(expression: ex.Expression, numerics: Numerics, call: ex.Call | None = 
 def _dtype(expression: ex.Expression, numerics: Numerics, call: ex.Call | None = None) -> str:
     """Return the dtype that an expression is held in, as an input of a call if one is given."""
     if numerics.rounds_once:
-        return combine(call or expression)
+        return sum_dtype(call or expression)
     return stated_dtype(expression)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.lowering import Steps, steps_for
-from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.safetensors import parse_header
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
-from shardmerge.engine.inputs import Inputs
+from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Layout, Window, choose_window
 from shardmerge.engine.memory import TUNING, block_length
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
+from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class Stream:
     """A shard, ready to be streamed once.
 
     Args:
-        spec: The shard.
-        inputs: Its open files.
+        tasks: Of its tensors.
+        files: That it is made from.
         layout: Of the output.
         tally: Where time and bytes are counted.
         threads: Compute threads that are asked for.
@@ -47,28 +46,28 @@ class Stream:
 
     def __init__(
         self,
-        spec: ShardSpec,
-        inputs: Inputs,
+        tasks: Sequence[TensorTask],
+        files: InputFiles,
         layout: Layout,
         tally: Tally,
         threads: int = 1,
         device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        self.spec, self.inputs, self.layout, self.tally = spec, inputs, layout, tally
+        self.tasks, self.files, self.layout, self.tally = tasks, files, layout, tally
         self._device, self._progress = device, progress
         self._cuda = device != "cpu"
         # a device needs two lanes to copy and compute at once
         self._lanes = min(max(threads, 2 if self._cuda else 1), TUNING.lanes)
         self._hash = hashlib.sha256()
-        self._tensors = Witness(_task_vectors(spec, layout))
+        self._tensors = Witness(_task_vectors(tasks, layout))
         self._done = 0
         self._file: OutputFile | None = None
         self._windows: Sequence[Window] = ()
         if layout.computed:
             check_device(device)
-        self._steps = {} if self._cuda else native_steps(spec, layout.computed, inputs.stored)
-        self._torch = any(tensor not in self._steps for tensor in layout.computed)
+        self._native = frozenset() if self._cuda else _native(tasks, layout.computed)
+        self._torch = not self._native.issuperset(layout.computed)
 
     def run(self, file: OutputFile | None) -> str:
         """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
@@ -107,26 +106,29 @@ class Stream:
 
     def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
-        from shardmerge.engine.native_lane import Lane
+        from shardmerge.engine.native_lane import NativeLane
 
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
             others, stop = self._make_torch_lanes()
-        lanes = [Lane(self.spec, self.tally, self._steps, other) for other in others]
+        lanes = [NativeLane(self.tasks, self.tally, self._native, other) for other in others]
         return [lane.compute for lane in lanes], stop
 
     def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:
         from shardmerge.engine.lowrank import Products, factor_loader
-        from shardmerge.engine.torch_lane import Job, TorchLane
+        from shardmerge.engine.torch_lane import Shared, TorchLane
         from shardmerge.engine.whole import WholeTensors
 
-        parts = (part for window in self._windows for part in window.parts)
-        whole = WholeTensors(Counter(part.tensor for part in parts if part.whole))
-        products = Products(factor_loader(self.inputs, Host()), self.spec.numerics)
-        job = Job(self.spec, self.inputs, self.tally, whole, None if self._cuda else products)
-        block = TUNING.device_block if self._cuda else block_length(self.spec, TUNING)
+        tensors = (chunk.tensor for window in self._windows for chunk in window.chunks)
+        whole = WholeTensors(Counter(i for i in tensors if self.tasks[i].kind == "whole"))
+        numerics = self.tasks[0].numerics
+        products = Products(factor_loader(self.files, Host()), numerics)
+        shared = Shared(
+            self.tasks, numerics, self.files, self.tally, whole, None if self._cuda else products
+        )
+        block = TUNING.device_block if self._cuda else block_length(self.tasks, TUNING)
         places = [Cuda(self._device) if self._cuda else Host() for _ in range(self._lanes)]
-        lanes = [TorchLane(job, place, block) for place in places]
+        lanes = [TorchLane(shared, place, block) for place in places]
         return lanes, whole.stop
 
     def _read(self, slot: Slot) -> None:
@@ -134,20 +136,19 @@ class Stream:
         with self.tally.timed("read"):
             last = window.index + _AHEAD
             for later in self._windows[last if window.index else 0 : last + 1]:
+                for copy in later.copies:
+                    self.files.will_need(copy.file, copy.offset, copy.length)
                 for read in later.reads:
-                    self.inputs.will_need(read.file, read.offset, read.length)
-                for gather in later.gathers:
-                    for _, length, offset in gather.leaf.ranges(gather.first, gather.count):
+                    for _, length, offset in read.leaf.ranges(read.first, read.count):
                         if offset is not None:
-                            self.inputs.will_need(gather.leaf.file, offset, length)
+                            self.files.will_need(read.leaf.file, offset, length)
             slot.output.memory[: len(window.literal)] = window.literal
+            for copy in window.copies:
+                into = slot.output.memory[copy.position : copy.position + copy.length]
+                self.files.read(copy.file, copy.offset, into)
             for read in window.reads:
-                buffer = slot.output if read.verbatim else slot.arena
-                into = buffer.memory[read.position : read.position + read.length]
-                self.inputs.read(read.file, read.offset, into)
-            for gather in window.gathers:
-                into = slot.arena.memory[gather.position :]
-                self.inputs.read_elements(gather.leaf, gather.first, gather.count, into)
+                into = slot.arena.memory[read.position :]
+                self.files.read_elements(read.leaf, read.first, read.count, into)
 
     def _write(self, slot: Slot) -> None:
         window = slot.window
@@ -169,9 +170,9 @@ def _nothing(*_: object) -> None:
     pass
 
 
-def _task_vectors(spec: ShardSpec, layout: Layout) -> dict[str, tuple[int, int]]:
+def _task_vectors(tasks: Sequence[TensorTask], layout: Layout) -> dict[str, tuple[int, int]]:
     """Return where the tensors of a shard of task vectors lie; nothing for any other shard."""
-    if not all(isinstance(tensor.expression, ex.Delta) for tensor in spec.tensors):
+    if not all(isinstance(task.tensor.expression, ex.Delta) for task in tasks):
         return {}
     tensors = parse_header(layout.header, layout.size, "the output").tensors
     return {name: (entry.begin, entry.end) for name, entry in tensors.items()}
@@ -199,24 +200,12 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def native_steps(
-    spec: ShardSpec, tensors: Iterable[int], stored: Collection[ex.Delta]
-) -> dict[int, Steps]:
-    """Return the steps of those tensors that native code can compute on this processor.
-
-    Args:
-        spec: The shard.
-        tensors: Indices of output tensors.
-        stored: Task vectors that are read and not computed.
-    """
-    found = {}
-    for i in tensors:
-        tensor = spec.tensors[i]
-        if steps := steps_for(tensor.expression, tensor.dtype, stored, spec.numerics):
-            found[i] = steps
+def _native(tasks: Sequence[TensorTask], tensors: Sequence[int]) -> frozenset[int]:
+    """Return which of some tensors native code computes on this processor."""
+    found = frozenset(i for i in tensors if tasks[i].kind == "native")
     if found:
         from shardmerge.engine.native import is_usable
 
         if not is_usable():
-            return {}
+            return frozenset()
     return found

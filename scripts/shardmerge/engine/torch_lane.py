@@ -1,4 +1,4 @@
-"""What torch computes: parts of windows, checked and measured as they are made."""
+"""What torch computes: chunks of windows, checked and measured as they are made."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from dataclasses import dataclass, field
 
 import torch
 
-from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import direct_deltas, simplify
-from shardmerge.algebra.spec import ShardSpec
-from shardmerge.engine.buffers import Registers, torch_dtype
+from shardmerge.base.numerics import Numerics
+from shardmerge.engine.buffers import BlockBuffers, torch_dtype
+from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Cuda, Host, Slot
 from shardmerge.engine.evaluate import Block, Evaluator, round_into
-from shardmerge.engine.inputs import Inputs
-from shardmerge.engine.layout import Part
+from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.layout import Chunk
 from shardmerge.engine.lowrank import Products, factor_loader
 from shardmerge.engine.nonfinite import canonicalize_nan
 from shardmerge.engine.record import Tally
+from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
 
 
 @dataclass
-class Job:
+class Shared:
     """What the compute threads of a job share; ``products`` only where they share memory too."""
 
-    spec: ShardSpec
-    inputs: Inputs
+    tasks: Sequence[TensorTask]
+    numerics: Numerics
+    files: InputFiles
     tally: Tally
     whole: WholeTensors
     products: Products | None = None
@@ -40,89 +41,63 @@ class TorchLane:
     """A compute thread's evaluators and buffers.
 
     Args:
-        job: Shared by all lanes.
+        shared: By all lanes.
         place: Where this lane computes.
         block: Elements that it computes at a time.
     """
 
-    def __init__(self, job: Job, place: Host | Cuda, block: int) -> None:
-        self._job = job
-        self._place = place
-        self._registers = Registers(block, torch.device(place.device))
-        self._products = job.products or Products(
-            factor_loader(job.inputs, place), job.spec.numerics
+    def __init__(self, shared: Shared, place: Host | Cuda, block: int) -> None:
+        self._shared, self._place = shared, place
+        self._buffers = BlockBuffers(block, torch.device(place.device))
+        self._products = shared.products or Products(
+            factor_loader(shared.files, place), shared.numerics
         )
-        self._maker = Maker(job.spec, job.inputs, job.tally, place, self._registers, self._products)
-        self._spare = torch.empty(0, dtype=torch.uint8, device=place.device)
+        self._maker = Maker(shared.files, shared.tally, place, self._buffers, self._products)
+        self._edge = EdgeBuffer(
+            lambda size: torch.empty(size, dtype=torch.uint8, device=place.device)
+        )
         self._tensor: int | None = None
 
-    def compute(self, slot: Slot, parts: Sequence[Part]) -> None:
-        """Compute parts of the slot's window from its input buffer into its output buffer."""
+    def compute(self, slot: Slot, chunks: Sequence[Chunk]) -> None:
+        """Compute chunks of the slot's window from its input buffer into its output buffer."""
         with self._place.active():
             arena = self._place.inputs(slot.arena, slot.window.arena)
             output = self._place.outputs(slot.output)
-            for part in parts:
-                self._part(part, arena, output)
-                self._place.deliver(output, slot.output, part.begin, part.end)
+            for chunk in chunks:
+                self._compute(chunk, arena, output)
+                self._place.deliver(output, slot.output, chunk.begin, chunk.end)
             self._place.wait()
 
-    def _part(self, part: Part, arena: torch.Tensor, output: torch.Tensor) -> None:
-        if part.tensor != self._tensor:
-            self._prepare(part.tensor)
+    def _compute(self, chunk: Chunk, arena: torch.Tensor, output: torch.Tensor) -> None:
+        if chunk.tensor != self._tensor:
+            self._prepare(chunk.tensor)
         leaves = [
-            arena[position : position + part.count * dtype.itemsize].view(dtype)
-            for position, dtype in ((p, torch_dtype(code)) for p, code in part.leaves)
+            arena[position : position + chunk.count * dtype.itemsize].view(dtype)
+            for position, dtype in ((p, torch_dtype(code)) for p, code in chunk.leaves)
         ]
-        if not part.whole:
-            self._fill(part, leaves, output)
-            return
-        whole = self._job.whole.acquire(part.tensor, self._make_whole)
-        leaves += held_views(self._evaluator.wholes, whole, part.first, part.count)
-        self._fill(part, leaves, output)
-        self._place.wait()
-        self._job.whole.release(part.tensor)
+        held = self._task.leaves.held
+        if held:
+            whole = self._shared.whole.acquire(chunk.tensor, lambda: self._maker.make(self._task))
+            leaves += held_views(held, whole, chunk.first, chunk.count)
+        with self._edge.elements(chunk, output) as target:
+            self._evaluate(chunk, leaves, target.view(torch_dtype(self._task.tensor.dtype)))
+        if held:
+            self._place.wait()
+            self._shared.whole.release(chunk.tensor)
 
     def _prepare(self, tensor: int) -> None:
         """Make the evaluator of an output tensor; a lane keeps the last one."""
-        spec = self._job.spec
-        expression = simplify(spec.tensors[tensor].expression)
-        direct = direct_deltas(expression, spec.numerics)
-        numbers = {delta: number for number, delta in enumerate(ex.deltas(expression))}
-        squares = {delta: numbers.pop(delta) for delta in direct}
-        self._indirect = numbers
-        self._expression = expression
+        self._task = task = self._shared.tasks[tensor]
         self._evaluator = None  # lets the last tensor's factors go before others are read
         self._evaluator = Evaluator(
-            expression, self._job.inputs.stored, spec.numerics, self._registers, squares,
-            self._products,
-        )  # fmt: skip
+            task.expression, task.leaves, task.numerics, self._buffers, task.direct, self._products
+        )
         self._tensor = tensor
 
-    def _make_whole(self) -> list[torch.Tensor]:
-        return self._maker.make(self._evaluator, self._tensor, dict(self._indirect))
-
-    def _fill(self, part: Part, leaves: Sequence[torch.Tensor], output: torch.Tensor) -> None:
-        """Compute a part's elements into the bytes that it has in the window."""
-        tensor = self._job.spec.tensors[part.tensor]
-        dtype = torch_dtype(tensor.dtype)
-        size = part.count * dtype.itemsize
-        inside = part.end - part.begin == size and part.begin % dtype.itemsize == 0
-        if inside:
-            target = output[part.begin : part.end].view(dtype)
-        else:  # elements that lie across a window's edge, or not on their own multiple
-            if len(self._spare) < size:
-                self._spare = torch.empty(size, dtype=torch.uint8, device=output.device)
-            target = self._spare[:size].view(dtype)
-        self._evaluate(part, leaves, target, tensor.name)
-        if not inside:
-            raw = target.view(torch.uint8)[part.skip : part.skip + part.end - part.begin]
-            output[part.begin : part.end].copy_(raw)
-
-    def _evaluate(
-        self, part: Part, leaves: Sequence[torch.Tensor], target: torch.Tensor, name: str
-    ) -> None:
-        length = self._registers.length
-        once = self._job.spec.numerics.rounds_once
+    def _evaluate(self, chunk: Chunk, leaves: Sequence[torch.Tensor], target: torch.Tensor) -> None:
+        """Compute a chunk's elements block by block; count and measure what is found."""
+        length, name = self._buffers.length, self._task.tensor.name
+        once = self._task.numerics.rounds_once
         split = [leaf.split(length) for leaf in leaves]
         outputs = target.split(length)
         squares: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []
@@ -130,7 +105,7 @@ class TorchLane:
         for number, out in enumerate(outputs):
             views = [views[number] for views in split]
             value = self._evaluator.run(
-                Block(views, part.first + number * length, len(out), squares)
+                Block(views, chunk.first + number * length, len(out), squares)
             )
             if once:
                 round_into(out, value)
@@ -139,23 +114,22 @@ class TorchLane:
             sums.append(out.sum())
         for number, own, base in squares:
             row = float(own), None if base is None else float(base)
-            self._job.tally.add_squares(name, number, *row)
+            self._shared.tally.add_squares(name, number, *row)
         for number, total in enumerate(sums):
             if not math.isfinite(total):  # any infinity or NaN comes through, so may a large sum
-                self._inspect(part, outputs[number], [views[number] for views in split], name)
+                self._inspect(outputs[number], [views[number] for views in split])
 
-    def _inspect(
-        self, part: Part, out: torch.Tensor, views: Sequence[torch.Tensor], name: str
-    ) -> None:
+    def _inspect(self, out: torch.Tensor, views: Sequence[torch.Tensor]) -> None:
         """Count a block's infinite and NaN elements that no source has; make NaNs all one."""
-        whole = part.whole and not out.isfinite().all() and self._source_is_nonfinite(part.tensor)
-        given = whole or not all(product.finite for product in self._evaluator.held)
-        if (count := canonicalize_nan(out, () if part.whole else views)) and not given:
-            self._job.tally.add_nonfinite(name, count)
+        whole = bool(self._task.leaves.held)
+        given = whole and not out.isfinite().all() and self._source_is_nonfinite()
+        given = given or not all(product.finite for product in self._evaluator.products)
+        if (count := canonicalize_nan(out, () if whole else views)) and not given:
+            self._shared.tally.add_nonfinite(self._task.tensor.name, count)
 
-    def _source_is_nonfinite(self, tensor: int) -> bool:
-        with self._job.lock:
-            known = self._job.nonfinite_sources
-            if tensor not in known:
-                known[tensor] = has_nonfinite_source(self._expression, self._job.inputs)
-            return known[tensor]
+    def _source_is_nonfinite(self) -> bool:
+        with self._shared.lock:
+            known = self._shared.nonfinite_sources
+            if self._tensor not in known:
+                known[self._tensor] = has_nonfinite_source(self._task, self._shared.files)
+            return known[self._tensor]

@@ -12,17 +12,18 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import FileLeaf, HeldLeaf, combine, file_leaves, is_whole
+from shardmerge.algebra.leaves import FileLeaf, HeldLeaf, block_leaves, is_whole, sum_dtype
 from shardmerge.algebra.rows import row_ranges
-from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
-from shardmerge.engine.buffers import Registers, torch_dtype
-from shardmerge.engine.device import Buffer, Cuda, Host, host_buffer
+from shardmerge.engine.buffers import BlockBuffers, torch_dtype
+from shardmerge.engine.device import Cuda, Host, HostBuffer, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator
-from shardmerge.engine.inputs import Inputs, nbytes
+from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
+from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import kernel_of
 
 
@@ -77,50 +78,40 @@ class Maker:
     """Computes the whole calls of an output tensor.
 
     Args:
-        spec: The shard.
-        inputs: Its open files.
+        files: That the job reads.
         tally: Where sums of squares go.
         place: Where the results will lie.
-        registers: Buffers that blocks are evaluated in.
+        buffers: That blocks are evaluated in.
         products: Holds the factors of low-rank products.
     """
 
     def __init__(
         self,
-        spec: ShardSpec,
-        inputs: Inputs,
+        files: InputFiles,
         tally: Tally,
         place: Host | Cuda,
-        registers: Registers,
+        buffers: BlockBuffers,
         products: Products,
     ) -> None:
-        self._spec, self._inputs, self._tally = spec, inputs, tally
-        self._place, self._registers, self._products = place, registers, products
-        self._buffer: Buffer | None = None
+        self._files, self._tally = files, tally
+        self._place, self._buffers, self._products = place, buffers, products
+        self._buffer: HostBuffer | None = None
 
-    def make(
-        self, evaluator: Evaluator, tensor: int, squares: dict[ex.Delta, int]
-    ) -> list[torch.Tensor]:
-        """Return, flattened, what an evaluator needs held whole.
-
-        Args:
-            evaluator: Of the output tensor.
-            tensor: Its index.
-            squares: Numbers of the task vectors under it.
-        """
-        self._name = self._spec.tensors[tensor].name
-        self._squares = squares
-        results = self._held(evaluator)
+    def make(self, task: TensorTask) -> list[torch.Tensor]:
+        """Return, flattened, what a tensor's evaluation needs held whole."""
+        self._name, self._numerics = task.tensor.name, task.numerics
+        self._squares = task.indirect
+        results = self._held(task.leaves.held)
         self._place.wait()
         return results
 
-    def _held(self, evaluator: Evaluator) -> list[torch.Tensor]:
+    def _held(self, leaves: Sequence[HeldLeaf]) -> list[torch.Tensor]:
         made: dict[ex.Expression, torch.Tensor] = {}
-        for leaf in evaluator.wholes:
+        for leaf in leaves:
             whole = _whole(leaf)
             if whole not in made:
                 made[whole] = self._make(whole)
-        return [made[_whole(leaf)] for leaf in evaluator.wholes]
+        return [made[_whole(leaf)] for leaf in leaves]
 
     def _make(self, whole: ex.Expression) -> torch.Tensor:
         match whole:
@@ -128,16 +119,16 @@ class Maker:
                 return self._call(whole)
             case ex.Mean():
                 return self._mean(whole)
-        single = self._spec.numerics.rounds_once
-        return self._value(whole, torch_dtype(combine(whole)) if single else None)
+        single = self._numerics.rounds_once
+        return self._value(whole, torch_dtype(sum_dtype(whole)) if single else None)
 
     def _mean(self, mean: ex.Mean) -> torch.Tensor:
         """Return the mean of an expression's rows."""
         count, *row = mean.operand.shape
-        if not self._spec.numerics.own_order:
+        if not self._numerics.own_order:
             return self._value(mean.operand, None).view(count, -1).mean(dim=0)
         width = math.prod(row)
-        total = torch.zeros(width, dtype=torch.float64, device=self._registers.device)
+        total = torch.zeros(width, dtype=torch.float64, device=self._buffers.device)
         # row after row, so that the sum's order does not depend on the size of a block
         for first, values in self._blocks(mean.operand):
             place = 0
@@ -146,11 +137,11 @@ class Maker:
                 part = values[place : place + width - column]
                 total[column : column + len(part)] += part
                 place += len(part)
-        return (total / count).to(torch_dtype(combine(mean)))
+        return (total / count).to(torch_dtype(sum_dtype(mean)))
 
     def _call(self, call: ex.Call) -> torch.Tensor:
-        kernel, _ = kernel_of(call.method, self._spec.numerics)
-        dtype = torch_dtype(combine(call)) if self._spec.numerics.rounds_once else None
+        kernel, _ = kernel_of(call.method, self._numerics)
+        dtype = torch_dtype(sum_dtype(call)) if self._numerics.rounds_once else None
         tensors = [self._value(one, dtype).reshape(one.shape) for one in call.inputs]
         with torch.no_grad():
             result = kernel(group_of(call, tensors))
@@ -164,11 +155,11 @@ class Maker:
 
     def _value(self, expression: ex.Expression, dtype: torch.dtype | None) -> torch.Tensor:
         """Return an expression whole, in a dtype or (None) in the one that it states."""
-        if is_whole(expression, self._spec.numerics):
+        if is_whole(expression, self._numerics):
             result = self._call(expression)
             return result.to(dtype or result.dtype)
         count = ex.elements(expression)
-        target = torch.empty(count if dtype else 0, dtype=dtype, device=self._registers.device)
+        target = torch.empty(count if dtype else 0, dtype=dtype, device=self._buffers.device)
         for first, value in self._blocks(expression):
             if not len(target):
                 target = torch.empty(count, dtype=value.dtype, device=value.device)
@@ -177,16 +168,16 @@ class Maker:
 
     def _blocks(self, expression: ex.Expression) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (first element, values) of an expression, block by block."""
-        spec, stored = self._spec, self._inputs.stored
+        leaves = block_leaves(expression, self._files.stored, self._numerics)
         evaluator = Evaluator(
-            expression, stored, spec.numerics, self._registers, self._squares, self._products
+            expression, leaves, self._numerics, self._buffers, self._squares, self._products
         )
-        held = self._held(evaluator)
-        count, length = ex.elements(expression), self._registers.length
+        held = self._held(leaves.held)
+        count, length = ex.elements(expression), self._buffers.length
         for first in range(0, count, length):
             size = min(length, count - first)
-            views = self._read(evaluator.files, first, size)
-            views += held_views(evaluator.wholes, held, first, size)
+            views = self._read(leaves.files, first, size)
+            views += held_views(leaves.held, held, first, size)
             block = Block(views, first, size)
             yield first, evaluator.run(block)
             for number, own, base in block.squares:
@@ -194,9 +185,9 @@ class Maker:
                 self._tally.add_squares(self._name, number, *row)
             self._place.wait()
 
-    def _read(self, files: tuple[FileLeaf, ...], first: int, count: int) -> list[torch.Tensor]:
+    def _read(self, leaves: Sequence[FileLeaf], first: int, count: int) -> list[torch.Tensor]:
         """Return some elements of each file leaf, where they can be computed with."""
-        locations = [self._inputs.locate(leaf) for leaf in files]
+        locations = [self._files.locate(leaf) for leaf in leaves]
         dtypes = [torch_dtype(location.dtype) for location in locations]
         room = [-(-count * dtype.itemsize // 64) * 64 for dtype in dtypes]
         starts = [0, *itertools.accumulate(room)]
@@ -204,7 +195,7 @@ class Maker:
             self._buffer = host_buffer(starts[-1], tensor=True, pinned=self._place.pinned)
         views = []
         for location, dtype, start in zip(locations, dtypes, starts, strict=False):
-            self._inputs.read_elements(location, first, count, self._buffer.memory[start:])
+            self._files.read_elements(location, first, count, self._buffer.memory[start:])
             views.append((start, start + count * dtype.itemsize, dtype))
         data = self._place.inputs(self._buffer, starts[-1])
         return [data[start:end].view(dtype) for start, end, dtype in views]
@@ -233,16 +224,22 @@ def _whole(leaf: HeldLeaf) -> ex.Expression:
     return leaf.operand if isinstance(leaf, ex.Rows) else leaf
 
 
-def has_nonfinite_source(expression: ex.Expression, inputs: Inputs, chunk: int = 1 << 22) -> bool:
-    """Whether any element of any tensor that an expression is made from is infinite or NaN."""
+def has_nonfinite_source(task: TensorTask, files: InputFiles, chunk: int = 1 << 22) -> bool:
+    """Whether any element that an output tensor is made from is infinite or NaN.
+
+    Args:
+        task: Of the tensor.
+        files: That it is read from.
+        chunk: Bytes that are looked at together.
+    """
     memory = host_buffer(chunk, tensor=True)
-    for leaf in dict.fromkeys(file_leaves(expression, inputs.stored)):
-        location = inputs.locate(leaf)
-        total = nbytes(leaf.operand if isinstance(leaf, ex.Rows) else leaf)
-        for start in range(0, total, chunk):
-            size = min(chunk, total - start)
-            inputs.read(location.file, location.begin + start, memory.memory[:size])
-            values = memory.tensor[:size].view(torch_dtype(location.dtype))
+    for leaf in task.reads:
+        location, count = files.locate(leaf), ex.elements(leaf)
+        size = DTYPES[location.dtype].size
+        for first in range(0, count, chunk // size):
+            length = min(chunk // size, count - first)
+            files.read_elements(location, first, length, memory.memory)
+            values = memory.tensor[: length * size].view(torch_dtype(location.dtype))
             if not values.isfinite().all():
                 return True
     return False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge import __version__
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import parse_object
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.check.score_text import to_markdown
@@ -61,6 +62,15 @@ def make_card(
     return text
 
 
+def parse_settings(text: str) -> dict[str, Any]:
+    """Return the configuration's ``card`` from the JSON that a job is told.
+
+    Raises:
+        UserError: If it is none.
+    """
+    return parse_object(text, "--card")
+
+
 def base_models(description: Mapping[str, Any]) -> list[str]:
     """Return the Hub names of a build's sources, that of its reference model first."""
     reference = description["reference"]
@@ -99,7 +109,8 @@ def _how(description: Mapping[str, Any]) -> str:
         f"Merged by shardmerge {__version__} from "
         f"{plural(len(description['sources']), 'model')} in {plural(len(stages), 'stage')}: "
         f"{steps}. {_NUMERICS[description['numerics']]} to {dtype}. The file "
-        "`provenance.json` tells the content of every file that went in and came out.\n"
+        "`provenance.json` tells the content of every file that went in and, but for this card, "
+        "came out.\n"
     )
 
 

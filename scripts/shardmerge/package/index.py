@@ -9,10 +9,12 @@ from typing import Any
 
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json, sha256_of
+from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
 from shardmerge.plan.records import load_record
 
 PROVENANCE = "provenance.json"
+CARD = "README.md"
+CHECKSUMS = "SHA256SUMS"
 
 
 def make_index(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping
     Args:
         folder: The model's, which the names are relative to.
         files: Files in it, hashed here unless a record tells their hash; provenance.json among
-            them must tell the same hashes.
+            them must tell the same hashes of all but the card.
         records: The shards' records, by name.
 
     Raises:
@@ -70,11 +72,37 @@ def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping
     return "".join(_checksum_line(name, sums[name]) for name in sorted(sums))
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of a finished model anew, and its line in the SHA256SUMS beside it.
+
+    Both are on disk before the first gets its name. Should the process be killed between the two
+    names, SHA256SUMS is the older one, and the next run makes it again.
+
+    Args:
+        path: The file, directly in the model's folder.
+        text: What it is to hold.
+
+    Raises:
+        UserError: If SHA256SUMS does not list it.
+    """
+    sums = path.parent / CHECKSUMS
+    lines = read_text(sums, exact=True).splitlines(keepends=True)
+    places = [i for i, line in enumerate(lines) if line.endswith(f"  {path.name}\n")]
+    if len(places) != 1:
+        raise UserError(
+            f"does not list {path.name}", str(sums), "Delete it and run the workflow again."
+        )
+    with atomic_path(sums) as later, atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+        lines[places[0]] = _checksum_line(path.name, sha256_of(part))
+        later.write_text("".join(lines), encoding="utf-8")
+
+
 def _compare_with_provenance(sums: Mapping[str, str], path: Path) -> None:
     outputs = load_json(path).get("outputs")
     rows = outputs if isinstance(outputs, dict) else {}
     told = {name: row.get("sha256") for name, row in rows.items() if isinstance(row, dict)}
-    for name in sorted({*sums, *told} - {PROVENANCE}):
+    for name in sorted({*sums, *told} - {PROVENANCE, CARD}):
         if sums.get(name) != told.get(name):
             raise UserError(
                 f"{path.name} tells another SHA-256 of it ({told.get(name)}) than it has "

@@ -19,7 +19,8 @@ from huggingface_hub.utils import disable_progress_bars, get_session
 from shardmerge.base import files
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import human_bytes, human_time
-from shardmerge.package.uploads import CARD, Upload, check_sums, list_uploads
+from shardmerge.package.index import CARD
+from shardmerge.package.uploads import Upload, check_sums, list_uploads
 
 #: Files that go up at the same time over LFS; xet is parallel within a file.
 _AT_ONCE = 4

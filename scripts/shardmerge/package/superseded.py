@@ -16,7 +16,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, sha256_of
 from shardmerge.package.index import index_text, make_index
 from shardmerge.plan.files import description_path, load_description
-from shardmerge.plan.plan import beside
+from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.sources.checkpoint_files import INDEX
 
 
@@ -56,7 +56,7 @@ def remove_superseded(
         if path.name == INDEX:
             is_ours, about = _is_earlier_index(path, description["name"]), []
         else:
-            about = [Path(beside(str(path), kind)) for kind in ("records", "checks")]
+            about = [Path(record_path(path)), Path(check_record_path(path))]
             is_ours = _is_as_recorded(path, about[0])
         if is_ours:
             with claims.claimed(path, wait=False):

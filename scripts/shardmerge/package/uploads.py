@@ -9,10 +9,9 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
+from shardmerge.package.index import CHECKSUMS
 from shardmerge.sources.checkpoint_files import CONFIG, INDEX, TEMPLATES, parse_weight_map
 
-CARD = "README.md"
-_SUMS = "SHA256SUMS"
 _ALLOWED = re.compile(
     r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
@@ -98,14 +97,14 @@ def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
     Raises:
         UserError: If one has changed since.
     """
-    if _SUMS not in digests:
+    if CHECKSUMS not in digests:
         return
-    for line in read_text(folder / _SUMS).splitlines():
+    for line in read_text(folder / CHECKSUMS).splitlines():
         wanted, _, name = line.partition(" ")
         name = name.lstrip(" *")
         if digests.get(name, wanted) != wanted:
             raise UserError(
-                f"is not the file any more that {_SUMS} lists; nothing is published",
+                f"is not the file any more that {CHECKSUMS} lists; nothing is published",
                 str(folder / name),
                 "Build and verify the model again.",
             )

@@ -19,6 +19,7 @@ from shardmerge.check.shard import check_hash
 from shardmerge.package.index import load_records, make_index
 from shardmerge.package.known import known_hashes, source_states
 from shardmerge.package.superseded import remove_superseded, stray_weights
+from shardmerge.plan.paths import record_of_check
 from shardmerge.plan.records import load_record
 from shardmerge.sources.checkpoint_files import INDEX
 
@@ -70,7 +71,7 @@ def verify_model(
     made = load_records(records)
     _check_shards(description, folder, made)
     rows = _check_checks(description, folder, checks, made)
-    stored = [(_passed(path), load_record(_record_of_check(path))) for path in deltas]
+    stored = [(_passed(path), load_record(record_of_check(path))) for path in deltas]
     for check, record in stored:
         _compare_hashes(check, record, f"task vectors {check.get('shard')}")
     if not description.get("allow_nonfinite"):
@@ -227,10 +228,6 @@ def _is_untouched(check: Mapping[str, Any], shard: Path) -> bool:
     """Whether a shard has the stamp that it was checked with, but for its device's number."""
     stamp = check.get("stamp")
     return isinstance(stamp, list) and stamp[:-1] == list(stamp_of(shard))[:-1]
-
-
-def _record_of_check(check: Path) -> Path:
-    return check.parent.parent / "records" / check.name
 
 
 def _summed(rows: list[Mapping[str, Any]]) -> dict[str, Any]:

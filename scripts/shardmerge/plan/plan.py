@@ -183,15 +183,3 @@ def _jobs(rows: list[Mapping[str, Any]]) -> tuple[ShardJob, ...]:
         ShardJob(**{**row, "sources": tuple(row["sources"]), "deltas": tuple(row["deltas"])})
         for row in rows
     )
-
-
-def beside(output: str, folder: str) -> str:
-    """Return the path of a JSON file about a shard, or about a shard of task vectors.
-
-    Args:
-        output: The shard.
-        folder: ``records`` (of the job that wrote it) or ``checks``.
-    """
-    shard = Path(output)
-    parent = shard.parent.parent if shard.parent.name == "model" else shard.parent
-    return f"{parent}/{folder}/{shard.stem}.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.lowering import needs_torch
+from shardmerge.algebra.leaves import bytes_read
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
@@ -20,10 +20,12 @@ from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
+from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.describe import FileKey, describe, model_files
 from shardmerge.plan.order import with_schedule
+from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
-from shardmerge.plan.reading import leaf_bytes, read_leaves, worth_storing
+from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
 from shardmerge.recipe.recipe import Recipe, chosen
@@ -56,6 +58,7 @@ class _Planner:
         self.recipes = recipes
         self.settings = settings
         self.path_of = path_of
+        self.paths = Paths(settings["results"])
         self.planned = Planned(Plan({}, (), {}, {}, {}, ()))
         self.locked: dict[str, LockedSource] = {}
         self.identities: dict[FileKey, str] = {}
@@ -133,7 +136,7 @@ class _Planner:
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
-                if isinstance(delta.finetuned, ex.Source) and isinstance(delta.base, ex.Source):
+                if all(isinstance(e, ex.Source | ex.Decoded) for e in ex.operands(delta)):
                     users[delta] = users.get(delta, 0) + 1
         match self.settings["deltas"]:
             case "store":
@@ -160,7 +163,7 @@ class _Planner:
                     OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
                     for d in deltas
                 )
-                output = f"{self.settings['results']}/deltas/{folder}/{shards[file]}"
+                output = self.paths.delta(folder, shards[file])
                 jobs.append(self._job(output, tensors, {}))
                 paths |= dict.fromkeys(deltas, output)
         return jobs, paths
@@ -176,9 +179,8 @@ class _Planner:
         places = {t.name: model.place(t.name) for t in outputs}
         usual = _largest_file(self.locked[composer.reference_source(name)])
         groups = group(outputs, places, self.settings.max_shard_size, usual)
-        folder = f"{self.settings['results']}/{name}/model"
         jobs = tuple(
-            self._job(f"{folder}/{file}", tuple(tensors), delta_path)
+            self._job(self.paths.model_file(name, file), tuple(tensors), delta_path)
             for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
         )
         tokenizer = tokenizer_files(composer, name)
@@ -194,12 +196,12 @@ class _Planner:
         key = digest(description)
         self.planned.descriptions[key] = description
         paths = {file: self._path(key) for file, key in files.items()}
-        made = f"{self.settings['results']}/{name}/tokenizer"
+        made = {file: self.paths.tokenizer_file(name, file) for file in tokenizer.made}
         return Build(
             name=name,
             digest=key,
             shards=jobs,
-            files=paths | {file: f"{made}/{file}" for file in tokenizer.made},
+            files=paths | made,
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
         )
 
@@ -217,9 +219,8 @@ class _Planner:
         self.planned.specs[name] = spec
         files = spec.required_files(delta_path)
         self.read |= set(files)
-        leaves = dict.fromkeys(
-            leaf for t in tensors for leaf in read_leaves(t.expression, delta_path)
-        )
+        tasks = make_tasks(spec, delta_path)
+        leaves = dict.fromkeys(leaf for task in tasks for leaf in task.reads)
         return ShardJob(
             output=output,
             digest=name,
@@ -232,11 +233,11 @@ class _Planner:
                     if d in delta_path
                 )
             ),
-            bytes_read=sum(map(leaf_bytes, leaves)),
+            bytes_read=sum(map(bytes_read, leaves)),
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
-            memory=workspace_bytes(spec, self.settings["device"]),
-            check_memory=check_bytes(spec),
-            torch=needs_torch(spec, delta_path),
+            memory=workspace_bytes(tasks, self.settings["device"]),
+            check_memory=check_bytes(tasks),
+            torch=needs_torch(tasks),
         )
 
     def _path(self, key: FileKey) -> str:

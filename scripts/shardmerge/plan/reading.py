@@ -1,42 +1,12 @@
-"""What jobs read of files, in bytes, and which task vectors are therefore worth a file."""
+"""Which task vectors are worth a file, by the bytes that jobs then read and write."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra import rows
+from shardmerge.algebra.leaves import bytes_read, file_leaves
 from shardmerge.algebra.spec import OutputTensor
-from shardmerge.base.dtypes import DTYPES
-
-
-def read_leaves(expression: ex.Expression, stored: Container[ex.Expression]) -> list[ex.Expression]:
-    """Return what is read from files to compute an expression, in order, with repetitions.
-
-    Args:
-        expression: Of an output tensor.
-        stored: Task vectors that lie in files.
-    """
-    found: list[ex.Expression] = []
-
-    def visit(one: ex.Expression) -> None:
-        rows_of = one.operand if isinstance(one, ex.Rows) else one
-        if isinstance(rows_of, ex.Source) or one in stored:
-            found.append(one)
-            return
-        for operand in ex.operands(one):
-            visit(operand)
-
-    visit(expression)
-    return found
-
-
-def leaf_bytes(leaf: ex.Expression) -> int:
-    """Return the bytes that are read of a source or a stored task vector."""
-    count = ex.elements(leaf)
-    if isinstance(leaf, ex.Rows):
-        count = count // max(leaf.shape[0], 1) * rows.taken(leaf.table)
-    return count * DTYPES[leaf.dtype].size
 
 
 def worth_storing(
@@ -83,9 +53,7 @@ def _reached(start: ex.Delta, links: dict[ex.Delta, list[ex.Delta]]) -> set[ex.D
 
 def _cost(stored: Set[ex.Delta], outputs: Iterable[OutputTensor]) -> int:
     """Return bytes that are read and written to make task vectors and to read for outputs."""
-    made = sum(leaf_bytes(d.finetuned) + leaf_bytes(d.base) + leaf_bytes(d) for d in stored)
+    made = sum(bytes_read(d.finetuned) + bytes_read(d.base) + bytes_read(d) for d in stored)
     return made + sum(
-        leaf_bytes(leaf)
-        for output in outputs
-        for leaf in dict.fromkeys(read_leaves(output.expression, stored))
+        bytes_read(leaf) for output in outputs for leaf in file_leaves(output.expression, stored)
     )

@@ -25,7 +25,6 @@ from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
 from shardmerge.sources.lock import LockedSource
-from shardmerge.sources.quantised import reading_of
 from shardmerge.sources.tokens import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
@@ -63,12 +62,12 @@ class _Case:
         return {model: locked[model] for model in blend.models if model in locked}
 
     @property
-    def read(self) -> dict[str, LockedSource]:
+    def read(self) -> list[str]:
         """The models that it takes anything of, its config among them."""
         keys = [self.composer.reference_source(self.name)]
         keys += [model for blend in self.blends.values() for model in blend.models]
         locked = self.composer.lock.sources
-        return {key: locked[key] for key in dict.fromkeys(keys) if key in locked}
+        return [k for k in dict.fromkeys(keys) if k in locked and locked[k].role == "model"]
 
     def finding(self, check: str, message: str) -> Finding:
         return Finding(check, f"{self.name}: {message}", self.stage.where)
@@ -252,8 +251,8 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
 
 
 def _stale_quantisation(case: _Case) -> Iterator[Finding]:
-    for key, source in case.read.items():
-        if reading_of(source, f"model {key!r}") == "stale":
+    for key in case.read:
+        if case.composer.model(Reference(key)).is_stale:
             yield case.finding(
                 "stale-quantisation",
                 f"config.json of {key} says that its weights are quantised, but they are plain; "

@@ -11,7 +11,7 @@ from typing import Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
-from shardmerge.plan.plan import beside
+from shardmerge.plan.paths import record_path
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _IDENTITY = re.compile("sample:[0-9a-f]{64}")
@@ -35,22 +35,17 @@ def load_record(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return record
 
 
-def record_of(shard: str | os.PathLike[str]) -> Path:
-    """Return where the record of a shard lies, or of a shard of task vectors."""
-    return Path(beside(str(shard), "records"))
-
-
 def recorded_tensors(shard: Path) -> Mapping[str, str]:
     """Return the SHA-256 of each tensor of a shard of task vectors, as its record has it.
 
     Raises:
         UserError: If the record cannot be read, or is of another kind of shard.
     """
-    record = load_record(record_of(shard))
+    record = load_record(record_path(shard))
     if not record.get("tensors"):
         raise UserError(
             "does not tell the SHA-256 of its task vectors",
-            str(record_of(shard)),
+            record_path(shard),
             f"Delete {str(shard)!r} and run the workflow again, which makes both anew.",
         )
     return record["tensors"]

@@ -55,7 +55,7 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         UserError: With file and line, for any mistake that shows without the models.
     """
     for key, (tool, purpose, advice) in _FOREIGN.items():
-        if key in node.mapping("a recipe document"):
+        if isinstance(node.value, dict) and key in node.value:
             raise node.error(f"this is a recipe for `{tool}`, which {purpose}", advice)
     table = node.mapping("a recipe document", DOCUMENT_KEYS, misplaced())
     table = {key: value for key, value in table.items() if value.value is not None}

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -30,6 +31,8 @@ _ADVICE = (
     (re.compile(r"^ *\t"), "Indent with spaces: YAML takes no tabs there."),
     (re.compile(r"^\s+---\s*$"), "`---` between documents must be at the start of its line."),
 )
+#: Of a value that is no mapping, or of one without a repeated key.
+_NONE: Mapping[str, UserError] = MappingProxyType({})
 _INDENTATION = "Check the indentation of this line and of those before it."
 
 
@@ -42,12 +45,14 @@ class Node:
         file: Name for messages.
         line: Counted from 1.
         warnings: What is odd but allowed; all nodes of a file share one list.
+        repeated: Errors about the keys of a mapping that stand in it more than once.
     """
 
     value: Any
     file: str
     line: int
     warnings: list[Finding] = field(compare=False, repr=False)
+    repeated: Mapping[str, UserError] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def where(self) -> str:
@@ -70,7 +75,8 @@ class Node:
         """Return the value as a mapping of the known keys.
 
         Another key is passed over with a warning, as mergekit does, unless it is surely a
-        misspelling of a known one.
+        misspelling of a known one. It may stand more than once, as recipes that define constants
+        under such a key have it.
 
         Args:
             what: It is, for messages.
@@ -78,10 +84,13 @@ class Node:
             elsewhere: Of keys that mean something at another place, where that is.
 
         Raises:
-            UserError: If it is no mapping, or a key is misspelt.
+            UserError: If it is no mapping, a key is misspelt, or a known one stands twice.
         """
         if not isinstance(self.value, dict):
             raise self.error(f"{what} must be a mapping of keys to values, not {self.kind}")
+        for key, twice in self.repeated.items():
+            if known is None or key in known:
+                raise twice
         if known is None:
             return self.value
         for key, node in self.value.items():
@@ -125,7 +134,7 @@ def load_documents(text: str, file: str) -> Iterator[tuple[Node, str]]:
     """Yield every document of a YAML text with its own source text.
 
     Raises:
-        UserError: If the text is not YAML, has a duplicate key or a Python tag.
+        UserError: If the text is not YAML or has a Python tag.
     """
     if len(text) > MAX_LENGTH:
         raise UserError(f"has {len(text)} characters; a recipe may have {MAX_LENGTH}", file)
@@ -178,7 +187,8 @@ class _Reader:
             raise UserError(f"holds more than {MAX_NODES} values", f"{self._file}:{line}")
         self._check_tag(node)
         if isinstance(node, yaml.MappingNode):
-            return self._node(self._table(node), line)
+            table, repeated = self._table(node)
+            return self._node(table, line, repeated)
         if isinstance(node, yaml.SequenceNode):
             return self._node([self.convert(n) for n in node.value], line)
         value = self._scalar(node)
@@ -229,13 +239,15 @@ class _Reader:
             raise UserError(f"holds more than {MAX_NODES} values", where)
         self.loader.flatten_mapping(node)
 
-    def _table(self, node: yaml.MappingNode) -> dict[str, Node]:
+    def _table(self, node: yaml.MappingNode) -> tuple[dict[str, Node], dict[str, UserError]]:
+        """Return a mapping by key, the last value of each, and errors about repeated keys."""
         if id(node) not in self._merged:  # an alias comes here again, already flattened
             own = sum(key.tag != _MERGE for key, _ in node.value)
             self._flatten(node)
             self._merged[id(node)] = len(node.value) - own
         table: dict[str, Node] = {}
         given: dict[str, int] = {}
+        repeated: dict[str, UserError] = {}
         for number, (key_node, value_node) in enumerate(node.value):
             line = key_node.start_mark.line + 1
             key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
@@ -243,7 +255,7 @@ class _Reader:
                 what = key_node.value if isinstance(key_node, yaml.ScalarNode) else key_node.id
                 raise UserError(f"the key {shortened(what)} must be a text", f"{self._file}:{line}")
             if key in given:
-                raise UserError(
+                repeated[key] = UserError(
                     f"the key {key!r} stands twice, first in line {given[key]}",
                     f"{self._file}:{line}",
                     "Take one of the two out; mergekit would take this one.",
@@ -251,8 +263,9 @@ class _Reader:
             if number >= self._merged[id(node)]:
                 given[key] = line
             # A nested block starts a line later; errors about a key point at the key.
-            table[key] = self._node(self.convert(value_node).value, line)
-        return table
+            inner = self.convert(value_node)
+            table[key] = self._node(inner.value, line, inner.repeated)
+        return table, repeated
 
-    def _node(self, value: Any, line: int) -> Node:
-        return Node(value, self._file, line, self._warnings)
+    def _node(self, value: Any, line: int, repeated: Mapping[str, UserError] = _NONE) -> Node:
+        return Node(value, self._file, line, self._warnings, repeated)

@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 def draw_benchmarks(
     table: Mapping[str, Any], output: str | os.PathLike[str], merged: str | None = None
 ) -> None:
-    """Draw the tasks that were asked for, one panel each, with standard errors.
+    """Draw the tasks that were asked for, then groups' parts, one panel each, with errors.
 
     Args:
         table: As ``scores.to_json`` gives it; a cell's ``chance``, where it has one, is marked.
@@ -36,9 +36,8 @@ def draw_benchmarks(
     """
     models = list(table["models"])
     panels: dict[str, list[Row]] = {}
-    for row in table["cells"]:
-        if row["headline"]:
-            panels.setdefault(row["label"], []).append(row)
+    for row in sorted(table["cells"], key=lambda row: not row["headline"]):
+        panels.setdefault(row["label"], []).append(row)
     title = "Benchmarks"
     if not panels:
         message(output, title, "Nothing was measured.")

@@ -15,7 +15,8 @@ from functools import cached_property
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
-from shardmerge.plan.plan import Plan, ShardJob, beside
+from shardmerge.plan.paths import check_record_path, record_path
+from shardmerge.plan.plan import Plan, ShardJob
 
 
 class Built:
@@ -55,7 +56,7 @@ class Built:
 
     def gate(self, path: str) -> list[str]:
         """Return the checks that must be done before a file is fetched, so that disk is free."""
-        return [check_path(self._jobs[output]) for output in self._gates.get(path, ())]
+        return [check_record_path(output) for output in self._gates.get(path, ())]
 
     @cached_property
     def _gates(self) -> dict[str, tuple[str, ...]]:
@@ -90,10 +91,10 @@ class Built:
     def _made_once(self, output: str) -> bool:
         goes = output in self._deltas and not self._keeps[1]
         there = goes or os.path.exists(output)
-        return there and self._says(record_path(self._jobs[output]), output)
+        return there and self._says(record_path(output), output)
 
     def _is_checked(self, output: str) -> bool:
-        return self._made_once(output) and self._says(check_path(self._jobs[output]), output)
+        return self._made_once(output) and self._says(check_record_path(output), output)
 
     def _says(self, path: str, output: str) -> bool:
         """Whether a record is of what the plan wants."""
@@ -105,13 +106,3 @@ class Built:
                 says = load_json(path).get("spec")
             self._found[path, output] = says == self._jobs[output].digest
         return self._found[path, output]
-
-
-def record_path(job: ShardJob) -> str:
-    """Return where the record of a shard's job lies."""
-    return beside(job.output, "records")
-
-
-def check_path(job: ShardJob) -> str:
-    """Return where the record of a shard's check lies."""
-    return beside(job.output, "checks")

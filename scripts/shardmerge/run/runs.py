@@ -15,8 +15,8 @@ from pathlib import Path
 from shardmerge.base import claims
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, write_text
+from shardmerge.plan.paths import record_path
 from shardmerge.plan.plan import FetchJob, ShardJob
-from shardmerge.run.built import record_path
 
 #: Tells a job which run it belongs to; the cluster passes it on from the head.
 VARIABLE = "SHARDMERGE_RUN"
@@ -77,7 +77,7 @@ def made_meanwhile(job: FetchJob | ShardJob, say: claims.Say) -> bool:
             return False
         if isinstance(job, FetchJob):
             return output.stat().st_size == job.size
-        return is_made(output, record_path(job), job.digest)
+        return is_made(output, record_path(job.output), job.digest)
     return False
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from shardmerge.base.digest import digest
+from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
+from shardmerge.check.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob, beside
+from shardmerge.plan.paths import Paths, check_record_path, record_path
+from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.checkpoint_files import INDEX
@@ -22,6 +24,8 @@ from shardmerge.sources.sources import slug
 CHECKSUMS = "SHA256SUMS"
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
+#: Folder of the names of lm-eval's tasks.
+TASKS = CACHE / "tasks"
 
 
 @dataclass(frozen=True)
@@ -57,31 +61,43 @@ class Targets:
     def __init__(self, settings: Settings, plan: Plan) -> None:
         self.settings = settings
         self.plan = plan
-        self.results = settings["results"]
+        self.paths = Paths(settings["results"])
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
+        self._cards = self._own_cards()
 
     def shard(self, name: str, shard: str) -> ShardJob:
         """Return the job of an output shard by build and file stem."""
-        return self._shards[f"{self.results}/{name}/model/{shard}.safetensors"]
+        return self._shards[self.paths.model_file(name, f"{shard}.safetensors")]
 
     def delta(self, pair: str, shard: str) -> ShardJob:
         """Return the job of a stored task-vector shard by folder and file stem."""
-        return self._deltas[f"{self.results}/deltas/{pair}/{shard}.safetensors"]
+        return self._deltas[self.paths.delta(pair, f"{shard}.safetensors")]
 
     def shards(self, name: str) -> list[str]:
         """Return the paths of a build's shards."""
         return [job.output for job in self.plan.builds[name].shards]
 
-    def per_shard(self, name: str, folder: str) -> list[str]:
-        """Return the paths of the shards' JSON records in ``records`` or ``checks``."""
-        return [beside(path, folder) for path in self.shards(name)]
+    def records(self, name: str) -> list[str]:
+        """Return the paths of what the jobs of a build's shards recorded."""
+        return list(map(record_path, self.shards(name)))
 
-    def per_delta(self, name: str, folder: str) -> list[str]:
-        """Return the same of the stored task vectors that a build reads."""
-        used = dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas)
-        return [beside(path, folder) for path in used]
+    def checks(self, name: str) -> list[str]:
+        """Return the paths of what the checks of a build's shards found."""
+        return list(map(check_record_path, self.shards(name)))
+
+    def deltas(self, name: str) -> list[str]:
+        """Return the paths of the stored task vectors that a build reads."""
+        return list(dict.fromkeys(d for job in self.plan.builds[name].shards for d in job.deltas))
+
+    def delta_records(self, name: str) -> list[str]:
+        """Return the paths of what the jobs of these task vectors recorded."""
+        return list(map(record_path, self.deltas(name)))
+
+    def delta_checks(self, name: str) -> list[str]:
+        """Return the paths of what the checks of these task vectors found."""
+        return list(map(check_record_path, self.deltas(name)))
 
     def hashes(self, name: str) -> list[str]:
         """Return what jobs find of a build's large local files, if these are to be hashed."""
@@ -117,7 +133,7 @@ class Targets:
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
         if len(build.shards) > 1:
             names[INDEX] = None
-        return [f"{self.results}/{name}/model/{file}" for file in names]
+        return [self.paths.model_file(name, file) for file in names]
 
     def models(self) -> list[str]:
         """Return what shows that every model is built, verified and summed up.
@@ -128,14 +144,39 @@ class Targets:
         return [file for name in self.plan.builds for file in self._model(name)]
 
     def _model(self, name: str) -> list[str]:
-        made = [*self.shards(name), *self.per_shard(name, "records")]
-        checked = [*self.per_shard(name, "checks"), *self.per_delta(name, "checks")]
-        last = [f"{self.results}/{name}/{file}" for file in (f"model/{CHECKSUMS}", "verify.json")]
+        made = [*self.shards(name), *self.records(name)]
+        checked = [*self.checks(name), *self.delta_checks(name)]
+        last = [self.paths.model_file(name, CHECKSUMS), self.paths.build(name, "verify.json")]
         return list(dict.fromkeys([*made, *checked, *self.hashes(name), *last]))
+
+    def cards(self) -> list[str]:
+        """Return what shows that every card has its benchmarks, none if nothing is measured."""
+        return [self.scored(name) for name in self.plan.builds if self.measured]
+
+    def scored(self, name: str) -> str:
+        """Return what tells which benchmark results a build's card has."""
+        return self.paths.benchmark_file(name, "card.json")
+
+    def card(self, name: str) -> str:
+        """Return the settings of a build's card as JSON."""
+        return canonical_json(self._cards[name])
+
+    def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return the settings of every build's card: those of all cards under its own."""
+        shared = dict(self.settings["card"])
+        own, builds = shared.pop("models", {}), self.plan.builds
+        for name in own if builds else ():
+            if name not in builds:
+                raise UserError(
+                    f"there is no model {name!r} that is built",
+                    "configuration: card.models",
+                    did_you_mean(name, builds),
+                )
+        return {name: shared | own.get(name, {}) for name in builds}
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
-        return [f"{self.results}/{name}/loaded.json" for name in self.plan.builds]
+        return [self.paths.build(name, "loaded.json") for name in self.plan.builds]
 
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
@@ -165,24 +206,24 @@ class Targets:
         """Return the benchmark tables of all builds, none if nothing is measured."""
         if not self.measured:
             return []
-        return [f"{self.results}/{name}/benchmarks/table.json" for name in self.plan.builds]
+        return [self.paths.benchmark_file(name, "table.json") for name in self.plan.builds]
 
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
         own = {name, *self.settings["benchmark"]["models"]}
         chosen = [m for m in self.measured if m in own or m not in self.plan.builds]
         tasks = self.settings["benchmark"]["tasks"]
-        return [f"{self.results}/{name}/benchmarks/{m}/{t}.json" for m in chosen for t in tasks]
+        return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build."""
         names = ["plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
         names += ["benchmarks.svg"] if self.measured else []
-        return [f"{self.results}/{n}/report/{f}" for n in self.plan.builds for f in names]
+        return [self.paths.report_file(n, f) for n in self.plan.builds for f in names]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        return [f"{self.results}/{name}/published.json" for name in self.plan.builds]
+        return [self.paths.build(name, "published.json") for name in self.plan.builds]
 
     def repository(self, name: str) -> str:
         """Return the Hub repository that a build is published to.
@@ -206,7 +247,7 @@ class Targets:
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
         options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
-        parts = [self.measured[model].identity, task, options, self._tasks, version("lm_eval")]
+        parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
     @cached_property
@@ -241,7 +282,7 @@ class Targets:
     def _merged(self, build: Build) -> Measured:
         return Measured(
             name=build.name,
-            folder=f"{self.results}/{build.name}/model",
+            folder=self.paths.model(build.name),
             files=(*self.shards(build.name), *self.package_files(build.name)),
             identity=digest([build.digest, [job.digest for job in build.shards]]),
             size=build.bytes_written,

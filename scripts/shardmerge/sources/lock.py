@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,6 +46,8 @@ class LockedSource:
             tokenizer); None where none did.
         chat_template: Its chat template ("" if it has none), likewise.
         tokens: Digest of its tokens by id, where it was needed to compare models.
+        side_files: Files beside config.json that say how weights are quantised, parsed, by name.
+        contents: Bytes of small tensors that decide the shape of a quantised weight, by name.
     """
 
     kind: str
@@ -58,13 +61,17 @@ class LockedSource:
     vocabulary: Vocabulary | None = None
     chat_template: str | None = None
     tokens: str | None = None
+    side_files: Mapping[str, Any] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
     def has_contents_of(self, other: LockedSource) -> bool:
         """Whether two locks pin the same bytes of a model.
 
-        What a lock notes of a tokenizer follows from these, and depends on what a recipe needs.
+        What a lock notes of a tokenizer follows from these, and depends on what a recipe needs;
+        what it notes of how weights are quantised follows too.
         """
         noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
+        noted |= {"side_files": {}, "contents": {}}
         return replace(self, **noted) == replace(other, **noted)
 
 
@@ -140,6 +147,9 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
     row |= {"chat_template": source.chat_template, "tokens": source.tokens}
+    row |= {"side_files": dict(sorted(source.side_files.items())) or None}
+    contents = {n: b64encode(c).decode() for n, c in sorted(source.contents.items())}
+    row |= {"contents": contents or None}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
@@ -168,4 +178,6 @@ def _source_from_json(
         vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
         tokens=data.get("tokens"),
+        side_files=data.get("side_files", {}),
+        contents={n: b64decode(text) for n, text in data.get("contents", {}).items()},
     )

@@ -7,6 +7,7 @@ to the Hub, and ranges of bytes are read.
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.filenames import is_commit, is_repo, safe_name, safe_tensor
 from shardmerge.base.printable import is_printable
+from shardmerge.formats.announcement import SIDE_FILES
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
@@ -22,7 +24,7 @@ _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
 _KNOWN_BY = {"hub": ("sha256", "git_oid"), "local": ("sha256", "sample")}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
-    *("vocabulary", "chat_template", "tokens"),
+    *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
 }
 _FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
 #: Files that each kind of source has.
@@ -30,6 +32,8 @@ _WANTED = {
     "model": ("config.json",),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
 }
+#: Longest content of a tensor that a lock holds; real ones have some hundred bytes.
+MOST_CONTENT_BYTES = 1 << 16
 _LARGEST = 1 << 63
 _MOST_DIMENSIONS = 64
 
@@ -116,6 +120,29 @@ def _source(
             if tensor in seen:
                 raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
             seen.add(tensor)
+    _side_files(source, files, path)
+    _contents(source, files, path)
+
+
+def _side_files(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    path = (*path, "side_files")
+    for name, content in _table(source.get("side_files", {}), path).items():
+        if name not in SIDE_FILES or name not in files:
+            raise LockError("is no such file of the model", (*path, name))
+        _unicode(_table(content, (*path, name)), (*path, name))
+
+
+def _contents(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    path = (*path, "contents")
+    contents = _table(source.get("contents", {}), path)
+    rows = [file["tensors"] for file in files.values() if contents and "tensors" in file]
+    tensors = {name: row for table in rows for name, row in table.items()}
+    for name, text in contents.items():
+        if name not in tensors:
+            raise LockError("is no tensor of the model", (*path, name))
+        *_, begin, end = tensors[name]
+        if end - begin > MOST_CONTENT_BYTES or not _is_base64(text, end - begin):
+            raise LockError(f"is not the content of a tensor of {end - begin} bytes", (*path, name))
 
 
 def _origin(source: Mapping[str, Any], kind: str, path: tuple[str, ...]) -> None:
@@ -232,6 +259,16 @@ def _unicode(value: Any, path: tuple[str, ...]) -> None:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_base64(text: Any, length: int) -> bool:
+    """Whether a text is base64 of that many bytes."""
+    if not isinstance(text, str) or len(text) != -(-length // 3) * 4 or not text.isascii():
+        return False
+    try:
+        return len(b64decode(text, validate=True)) == length
+    except ValueError:
+        return False
 
 
 def _short(text: str) -> str:

@@ -1,50 +1,114 @@
-"""How a source of the lock is quantised, if it is."""
+"""What a source's stored tensors are as tensors of its model: weights may be quantised."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
+from shardmerge import formats
 from shardmerge.base.errors import UserError
-from shardmerge.sources import formats
-from shardmerge.sources.formats.announcement import KEYS
-from shardmerge.sources.lock import LockedSource
+from shardmerge.base.files import parse_object
+from shardmerge.formats.announcement import KEYS, SIDE_FILES
+from shardmerge.formats.interface import LogicalTensor
+from shardmerge.sources.lock import LockedSource, LockedTensor
+from shardmerge.sources.lockschema import MOST_CONTENT_BYTES
 
-_INSTEAD = (
-    "Merge the models that it was made from, or a copy of it that a library has saved in 16 bits."
-)
+#: Returns the bytes of tensors, in their order.
+ReadTensors = Callable[[Sequence[LockedTensor]], Sequence[bytes]]
 
 
-def reading_of(locked: LockedSource, where: str) -> formats.Reading | Literal["stale"] | None:
-    """Return how a source's weights are quantised, as ``formats.detect``.
+@dataclass(frozen=True)
+class Weights:
+    """A source's tensors as its model has them.
 
     Args:
-        locked: The source.
+        plain: Those that a file holds as they are, by name.
+        decoded: Those that several stored tensors make, by name.
+        stale: Whether its files say that weights are quantised, but none is.
+    """
+
+    plain: Mapping[str, LockedTensor]
+    decoded: Mapping[str, LogicalTensor] = field(default_factory=dict)
+    stale: bool = False
+
+
+def weights_of(locked: LockedSource, where: str) -> Weights:
+    """Return a source's tensors as its model has them.
+
+    Args:
+        locked: The source, with what ``lacking`` names.
         where: The model, for errors.
+
+    Raises:
+        UserError: If its weights are in a format that cannot be read, or their parts do not fit.
+    """
+    reading = _reading(locked, where)
+    if not isinstance(reading, formats.Reading):
+        return Weights(locked.tensors, stale=reading == "stale")
+    try:
+        decoded = reading.logical(locked.tensors, locked.contents)
+    except UserError as error:
+        raise error.at(where) from None
+    if not decoded:
+        return Weights(locked.tensors, stale=bool(reading.said.method))
+    claimed = reading.claimed(locked.tensors, decoded)
+    return Weights({n: t for n, t in locked.tensors.items() if n not in claimed}, decoded)
+
+
+def lacking(locked: LockedSource, where: str) -> list[str]:
+    """Return what must be read to know how a source is quantised, and its lock does not hold.
 
     Raises:
         UserError: If its weights are in a format that cannot be read.
     """
-    found = formats.detect(locked.config, {}, locked.tensors, where)
-    if isinstance(found, formats.Reading) and not _has_codes(found, locked):
-        return "stale" if found.said.method else None
-    return found
+    return _lacking_files(locked) or _lacking_contents(locked, where)
 
 
-def check_plain(locked: LockedSource, where: str) -> None:
-    """Check that a source's weights are not quantised.
+def complete(
+    locked: LockedSource, read: Callable[[str], bytes], read_tensors: ReadTensors, where: str
+) -> LockedSource:
+    """Return a source's lock with what ``lacking`` named.
+
+    Args:
+        locked: The source.
+        read: Returns the bytes of one of its files.
+        read_tensors: Returns the bytes of tensors.
+        where: The model, for errors.
 
     Raises:
-        UserError: If they are; names the format.
+        UserError: If a file is not what it must be, or the weights cannot be read.
     """
-    found = reading_of(locked, where)
-    if isinstance(found, formats.Reading):
-        said = found.said.method or ", ".join(form.name for form in found.formats)
-        raise UserError(
-            f"has weights that are quantised ({formats.short(said)}), which cannot be merged yet",
-            where,
-            _INSTEAD,
-        )
+    files = {n: parse_object(read(n), f"{where}, {n}") for n in _lacking_files(locked)}
+    locked = replace(locked, side_files={**locked.side_files, **files})
+    names = _lacking_contents(locked, where)
+    wanted = [locked.tensors[name] for name in names]
+    for name, tensor in zip(names, wanted, strict=True):
+        if tensor.end - tensor.begin > MOST_CONTENT_BYTES:
+            raise UserError("is too long for what it must hold", f"{where}, tensor {name!r}")
+    contents = dict(zip(names, read_tensors(wanted) if wanted else (), strict=True))
+    return replace(locked, contents={**locked.contents, **contents})
+
+
+def read_from_folder(folder: Path, tensors: Sequence[LockedTensor]) -> list[bytes]:
+    """Return the bytes of small tensors of a model in a local folder.
+
+    Raises:
+        UserError: If a file cannot be read or is too short.
+    """
+    found = []
+    for tensor in tensors:
+        path = folder / tensor.file
+        try:
+            with path.open("rb") as file:
+                found.append(os.pread(file.fileno(), tensor.end - tensor.begin, tensor.begin))
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+        if len(found[-1]) < tensor.end - tensor.begin:
+            raise UserError(f"ends before byte {tensor.end}", str(path))
+    return found
 
 
 def announcing_keys(config: Mapping[str, Any]) -> Iterator[str]:
@@ -55,5 +119,16 @@ def announcing_keys(config: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}.{key}" for key in KEYS if key in section)
 
 
-def _has_codes(found: formats.Reading, locked: LockedSource) -> bool:
-    return bool(found.needed(locked.tensors) or found.logical(locked.tensors))
+def _reading(locked: LockedSource, where: str) -> formats.Reading | Literal["stale"] | None:
+    return formats.detect(locked.config, locked.side_files, locked.tensors, where)
+
+
+def _lacking_files(locked: LockedSource) -> list[str]:
+    return [name for name in SIDE_FILES if name in locked.files and name not in locked.side_files]
+
+
+def _lacking_contents(locked: LockedSource, where: str) -> list[str]:
+    found = _reading(locked, where)
+    if not isinstance(found, formats.Reading):
+        return []
+    return [name for name in found.needed(locked.tensors) if name not in locked.contents]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from shardmerge.base.identities import Identities
 from shardmerge.base.pathnames import MOST_NAME_BYTES, check_path, too_long
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference, parse_reference
+from shardmerge.sources import quantised
 from shardmerge.sources.changes import describe_changes
 from shardmerge.sources.local import check_folder, lock_adapter, lock_folder
 from shardmerge.sources.lock import Lock, LockedSource, read_lock
@@ -156,6 +158,12 @@ class Sources:
                 reader = self._reader(locked, folder, say)
                 locked = complete(locked, more, reader, f"model {key!r}")
                 new = list(dict.fromkeys([*new, key]))
+            named = f"model {key!r}"
+            if role == "model" and self._told_at(where, quantised.lacking, locked, named):
+                if not write:
+                    raise UserError(f"does not tell how model {key!r} is quantised", str(path))
+                locked = self._told_at(where, self._with_format, key, locked, folder, say)
+                new = list(dict.fromkeys([*new, key]))
             found[key] = locked
         if new:
 
@@ -197,6 +205,19 @@ class Sources:
             near = near_path(Path(reference.path).expanduser())
             hint = " ".join(filter(None, [near, error.hint, _HAVE]))
             raise UserError(error.message, error.where, hint) from None
+
+    def _with_format(
+        self, key: str, locked: LockedSource, folder: Path | None, say: Say
+    ) -> LockedSource:
+        """Return a source's lock with what tells how its weights are quantised."""
+        reader = self._reader(locked, folder, say)
+        if folder is not None:
+            read_tensors = partial(quantised.read_from_folder, folder)
+        else:
+            from shardmerge.sources import hub
+
+            read_tensors = partial(hub.read_tensors, locked, progress=say)
+        return quantised.complete(locked, reader, read_tensors, f"model {key!r}")
 
     @staticmethod
     def _reader(locked: LockedSource, folder: Path | None, say: Say) -> Callable[[str], bytes]:

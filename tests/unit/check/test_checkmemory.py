@@ -13,6 +13,7 @@ from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.check.memory import WHOLE, check_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
+from shardmerge.engine.tasks import make_tasks
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
@@ -66,10 +67,10 @@ class TestCheckBytes:
         source = Source("m", "f", "t", "F16", (4096, 4096))
         tensor = OutputTensor("t", "F16", source.shape, source)
         spec = ShardSpec((tensor,), {("m", "f"): "sha256:0"}, FLOAT32, False)
-        assert check_bytes(spec) == STREAMING_BYTES
+        assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
 
     def test_a_tensor_that_is_too_large_is_not_recomputed(self):
-        assert check_bytes(spec_of((WHOLE // 1024 + 1, 1024))) == STREAMING_BYTES
+        assert check_bytes(make_tasks(spec_of((WHOLE // 1024 + 1, 1024)))) == STREAMING_BYTES
 
     @pytest.mark.slow
     def test_covers_what_a_check_takes(self, tmp_path):
@@ -81,5 +82,5 @@ class TestCheckBytes:
         assert done.returncode == 0, done.stderr
         peak, left_out = map(int, done.stdout.split())
         assert left_out == 0
-        needed = check_bytes(spec_of((rows, 1024)))
+        needed = check_bytes(make_tasks(spec_of((rows, 1024))))
         assert 0.4 * needed < peak < needed, (peak, needed)

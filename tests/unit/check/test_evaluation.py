@@ -49,7 +49,7 @@ def group(model="merged"):
 
 class TestCombine:
     def test_rows_and_columns_stand_in_the_order_of_the_results(self):
-        table = scores.combine(
+        table = scores.score_table(
             [result("b", "t2"), result("b", "t1"), result("a", "t2"), result("a", "t1")]
         )
         assert table.models == ("b", "a")
@@ -58,43 +58,66 @@ class TestCombine:
         assert table.footnotes == ()
 
     def test_values_errors_and_settings_are_the_files(self):
-        table = scores.combine([result(value=0.25, stderr=0.03, limit=50)])
+        table = scores.score_table([result(value=0.25, stderr=0.03, limit=50)])
         cell = table.cells["merged", table.columns[0]]
         assert (cell.value, cell.stderr, cell.samples) == (0.25, 0.03, 200)
         assert cell.settings["limit"] == 50
         assert table.columns[0].higher_is_better is True
 
     def test_a_standard_error_that_is_no_number_is_none(self):
-        table = scores.combine([result(stderr="N/A")])
+        table = scores.score_table([result(stderr="N/A")])
         assert table.cells["merged", table.columns[0]].stderr is None
 
     def test_parts_of_a_group_are_not_headlines(self):
-        table = scores.combine([group()])
+        table = scores.score_table([group()])
         assert {c.task: c.headline for c in table.columns} == {
             "suite": True,
             "suite_a": False,
             "suite_b": False,
         }
 
+    def test_a_group_without_a_value_stands_for_what_is_in_it(self):
+        """As `openllm`: a group that has no value, with tasks and a group that has one."""
+        made = group()
+        made["requested_task"] = "board"
+        made["results"] = {"board": {"alias": "board"}} | made["results"]
+        made["results"]["alone"] = {"acc,none": 0.3}
+        made["group_subtasks"] = {"board": ["alone", "suite"], "suite": ["suite_a", "suite_b"]}
+        table = scores.score_table([made])
+        assert [(c.task, c.part_of) for c in table.columns] == [
+            ("alone", None),
+            ("suite", None),
+            ("suite_a", "suite"),
+            ("suite_b", "suite"),
+        ]
+        assert score_text.to_markdown(table).startswith("| model | alone/acc | suite/acc ↑ |")
+        results = scores.card_results(table, "merged")
+        assert [r.dataset_name for r in results] == ["alone", "suite"]
+
+    def test_groups_that_hold_each_other_end(self):
+        made = group()
+        made["group_subtasks"] = {"suite": ["suite_a"], "suite_a": ["suite", "suite_b"]}
+        assert len(scores.score_table([made]).columns) == 3
+
     def test_all_tasks_of_a_tag_are_headlines(self):
         tag = group()
         tag["requested_task"] = "some_tag"
-        assert all(column.headline for column in scores.combine([tag]).columns)
+        assert all(column.headline for column in scores.score_table([tag]).columns)
 
     def test_every_filter_is_a_column(self):
         made = result()
         made["results"]["demo_B"] = {"exact_match,strict": 0.1, "exact_match,flexible": 0.2}
-        labels = [column.label for column in scores.combine([made]).columns]
+        labels = [column.label for column in scores.score_table([made]).columns]
         assert labels == ["demo_B/exact_match,strict", "demo_B/exact_match,flexible"]
 
     def test_two_different_results_of_one_task_are_refused(self):
         with pytest.raises(UserError, match=r"'merged' has two results of demo_B/acc"):
-            scores.combine([result(value=0.1), result(value=0.2)])
+            scores.score_table([result(value=0.1), result(value=0.2)])
 
     def test_a_task_measured_alone_and_in_a_group_is_one_column(self):
         part = result(task="suite_a", value=0.6, stderr=0.02)
         alone = {"versions": {}, "task_hashes": {}, "n-samples": {}, "higher_is_better": {}}
-        table = scores.combine([group(), part | alone])
+        table = scores.score_table([group(), part | alone])
         assert [c.label for c in table.columns] == ["suite/acc", "suite_a/acc", "suite_b/acc"]
 
 
@@ -114,7 +137,7 @@ class TestFootnotes:
         ],
     )
     def test_a_result_with_other_settings_is_marked(self, change, said):
-        table = scores.combine([result("a"), result("b"), result("odd") | change])
+        table = scores.score_table([result("a"), result("b"), result("odd") | change])
         (note,) = table.footnotes
         assert note.startswith(f"demo_B of odd: {said}; others: ")
         column = table.columns[0]
@@ -127,25 +150,25 @@ class TestFootnotes:
 
     def test_other_questions_are_not_told_where_the_limit_explains_them(self):
         odd = result("odd", limit=50) | {"task_hashes": {"demo_B": "ffff"}}
-        (note,) = scores.combine([result("a"), result("b"), odd]).footnotes
+        (note,) = scores.score_table([result("a"), result("b"), odd]).footnotes
         assert "hash" not in note
 
     def test_tasks_may_differ_from_each_other(self):
-        assert scores.combine([result(), result(task="other", limit=9)]).footnotes == ()
+        assert scores.score_table([result(), result(task="other", limit=9)]).footnotes == ()
 
     def test_the_majority_is_the_measure_whatever_the_order(self):
-        table = scores.combine([result("odd", limit=5), result("a"), result("b")])
+        table = scores.score_table([result("odd", limit=5), result("a"), result("b")])
         assert table.cells["odd", table.columns[0]].notes == (1,)
 
     def test_nothing_of_the_results_is_changed(self):
         results = [result("a"), result("b", limit=5)]
         before = copy.deepcopy(results)
-        scores.combine(results)
+        scores.score_table(results)
         assert results == before
 
 
 class TestText:
-    TABLE = scores.combine(
+    TABLE = scores.score_table(
         [result("a|b", "t"), result("c", "t", 0.5, None), result("c", "ppl", 12.3456, 0.5)]
     )
 
@@ -162,10 +185,40 @@ class TestText:
         assert rows[0]["ppl/acc"] == ""
         assert rows[1]["ppl/acc"] == "12.3456"
 
-    def test_csv_has_the_parts_of_groups_and_markdown_has_not(self):
-        table = scores.combine([group()])
+    def test_parts_of_groups_have_a_table_of_their_own(self):
+        table = scores.score_table([group(), group("other")])
         assert "suite_a" in score_text.to_csv(table)
-        assert "suite_a" not in score_text.to_markdown(table)
+        whole, parts = score_text.to_markdown(table).split("In suite:\n\n")
+        assert "suite_a" not in whole
+        assert "| merged | 0.700 ± 0.019 |" in whole
+        assert parts.splitlines()[:3:2] == [
+            "| task | merged | other |",
+            "| suite_a/acc | 0.600 ± 0.020 | 0.600 ± 0.020 |",
+        ]
+        assert "\nIn suite:\ntask " in score_text.to_terminal(table)
+
+    def test_many_tasks_are_rows(self):
+        table = scores.score_table([result(task=f"t{n:02}") for n in range(9)])
+        lines = score_text.to_markdown(table).splitlines()
+        assert lines[0] == "| task | merged |"
+        assert lines[2].startswith("| t00/acc ↑ | 0.925")
+
+    def test_caption_tells_harness_questions_and_examples(self):
+        assert score_text.caption(scores.score_table([result(), result(task="x")])) == (
+            "Measured with lm-eval 0.4.13, transformers 5.23.0, computed in float32. "
+            "200 questions, 0-shot. ± is one standard error."
+        )
+        other = result(task="x", limit=50) | {"n-shot": {"x": 5}}
+        other["n-samples"]["x"]["effective"] = 50
+        text = score_text.caption(scores.score_table([result(), other]))
+        assert "demo_B: 200 questions, 0-shot; x: 50 questions (limit 50), 5-shot." in text
+
+    def test_caption_of_a_group_counts_its_parts(self):
+        made = group()
+        made["n-samples"] = {part: {"effective": 30} for part in ("suite_a", "suite_b")}
+        made["n-shot"] = {"suite_a": 2, "suite_b": 2}
+        text = score_text.caption(scores.score_table([made]))
+        assert "60 questions, 2-shot." in text
 
     def test_terminal_lines_are_aligned(self):
         lines = score_text.to_terminal(self.TABLE).splitlines()
@@ -187,7 +240,7 @@ class TestCardResults:
 
         made = result(limit=50)
         made["configs"]["demo_B"]["dataset_path"] = "someone/demo"
-        table = scores.combine([made, group(), result("other")])
+        table = scores.score_table([made, group(), result("other")])
         data = ModelCardData(model_name="merged", eval_results=scores.card_results(table, "merged"))
         card = ModelCard(f"---\n{data.to_yaml()}\n---\n# merged\n")
         first, second = card.data.eval_results
@@ -203,7 +256,7 @@ class TestCardResults:
 
     def test_an_unknown_model_is_an_error_with_a_guess(self):
         with pytest.raises(UserError, match=r"(?s)no results of a model 'mergd'.*'merged'"):
-            scores.card_results(scores.combine([result()]), "mergd")
+            scores.card_results(scores.score_table([result()]), "mergd")
 
 
 class TestLoad:

@@ -28,7 +28,8 @@ from shardmerge.methods.registry import method
 from shardmerge.package.index import checksums, load_records
 from shardmerge.package.provenance import make_provenance
 from shardmerge.plan.decide import load_plan
-from shardmerge.plan.records import load_record, record_of, recorded_tensors
+from shardmerge.plan.paths import record_path
+from shardmerge.plan.records import load_record, recorded_tensors
 from shardmerge.recipe.settings import load_settings
 from shardmerge.run.built import Built
 
@@ -94,7 +95,7 @@ class TestWitness:
 class TestShards:
     def test_bit_that_no_sample_reads(self, built):
         job, _ = built.shard_with(MERGED)
-        assert check(job)["sha256"] == load_record(record_of(job.output))["sha256"]
+        assert check(job)["sha256"] == load_record(record_path(job.output))["sha256"]
         flip(Path(job.output), outside_the_sample(Path(job.output)))
         with pytest.raises(UserError, match="is damaged: its SHA-256") as error:
             check(job)
@@ -137,7 +138,7 @@ class TestTaskVectors:
         sums = {path: recorded_tensors(path) for path in deltas}
         output = Path("again.safetensors")
         record = build_shard(spec, sources, output, deltas=deltas, sums=sums)
-        assert record.sha256 == load_record(record_of(job.output))["sha256"]
+        assert record.sha256 == load_record(record_path(job.output))["sha256"]
         output.unlink()
         (path,) = [d for d in deltas if _holds(d, spec)][:1]
         flip(path, outside_the_sample(path))
@@ -148,8 +149,8 @@ class TestTaskVectors:
 
     def test_record_without_hashes(self, built):
         path = Path(delta_jobs()[0].output)
-        record = json.loads(record_of(path).read_text())
-        record_of(path).write_text(json.dumps(record | {"tensors": {}}))
+        record = json.loads(Path(record_path(path)).read_text())
+        Path(record_path(path)).write_text(json.dumps(record | {"tensors": {}}))
         with pytest.raises(UserError, match="does not tell the SHA-256 of its task vectors"):
             recorded_tensors(path)
 
@@ -221,7 +222,7 @@ class TestPackage:
         plan = load_plan_of()
         job = plan.shards[0]
         state = Built(plan, keep_sources=False, keep_deltas=False)
-        record_of(job.output).write_text(text)
+        Path(record_path(job.output)).write_text(text)
         assert state.to_make(job) == job
 
 

@@ -22,7 +22,7 @@ from shardmerge.base.safetensors import read_header
 from shardmerge.check import recompute
 from shardmerge.check.shard import check_shard
 from shardmerge.plan.files import load_spec
-from shardmerge.plan.records import record_of
+from shardmerge.plan.paths import record_path
 
 COPIED = "model.layers.1.self_attn.q_proj.weight"
 TIES_OF_A_SUM = """\
@@ -235,7 +235,7 @@ class TestCommand:
         job, _ = built.shard_with(MERGED)
         output = tmp_path / "checks" / "a.json"
         arguments = ["--spec", job.digest, "--shard", job.output, "--sources", *job.sources]
-        arguments += ["--record", str(record_of(job.output))]
+        arguments += ["--record", record_path(job.output)]
         arguments += ["--deltas", *job.deltas, "--output", str(output)]
         monkeypatch.setattr(sys, "argv", ["check_shard.py", *arguments])
         command.main()
@@ -245,7 +245,7 @@ class TestCommand:
     def test_sources_missing(self, built, tmp_path, monkeypatch):
         job, _ = built.shard_with(MERGED)
         arguments = ["--spec", job.digest, "--shard", job.output, "--output", "x.json"]
-        arguments += ["--record", str(record_of(job.output))]
+        arguments += ["--record", record_path(job.output)]
         monkeypatch.setattr(sys, "argv", ["check_shard.py", *arguments])
         with pytest.raises(UserError, match="0 are given"):
             command.main()

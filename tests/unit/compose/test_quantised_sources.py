@@ -56,7 +56,7 @@ def gptq(tensors: dict[str, torch.Tensor]) -> None:
 class TestRefused:
     @pytest.mark.parametrize(
         ("change", "config", "said"),
-        [(fp8, FP8, "fp8"), (fp8, None, "fp8-block"), (gptq, GPTQ, "gptq")],
+        [(fp8, FP8, "fp8-block"), (fp8, None, "fp8-block"), (gptq, GPTQ, "gptq")],
     )
     def test_by_the_name_of_the_format(self, change, config, said):
         for name in "ab":

@@ -23,7 +23,7 @@ from shardmerge.algebra.spec import ENGINE_VERSION, ShardSpec, delta_name
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.engine import native, stream
-from shardmerge.engine.device import Buffer, Host
+from shardmerge.engine.device import Host, HostBuffer
 from shardmerge.methods.registry import in_mergekit, kernel_of, methods
 
 KERNELS = [(m.name, FLOAT32) for m in methods() if m.kernel]
@@ -358,13 +358,15 @@ class TestCuts:
         first = trio.build(spec)
 
         class Beside(Host):
-            def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+            def inputs(self, buffer: HostBuffer, length: int) -> torch.Tensor:
                 return buffer.tensor[:length].clone()
 
-            def outputs(self, buffer: Buffer) -> torch.Tensor:
+            def outputs(self, buffer: HostBuffer) -> torch.Tensor:
                 return torch.full_like(buffer.tensor, 0xAA)
 
-            def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+            def deliver(
+                self, results: torch.Tensor, buffer: HostBuffer, begin: int, end: int
+            ) -> None:
                 buffer.tensor[begin:end] = results[begin:end]
 
         monkeypatch.setattr(stream, "Host", Beside)

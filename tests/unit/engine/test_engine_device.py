@@ -11,7 +11,7 @@ import torch
 from helpers import method_bytes
 from helpers.method_bytes import GOLDEN
 from shardmerge.engine import stream
-from shardmerge.engine.device import Buffer, Host, host_buffer
+from shardmerge.engine.device import Host, HostBuffer, host_buffer
 
 
 class Card(Host):
@@ -20,17 +20,17 @@ class Card(Host):
     def __init__(self, device: str, made: list[str]) -> None:
         made.append(device)
 
-    def inputs(self, buffer: Buffer, length: int) -> torch.Tensor:
+    def inputs(self, buffer: HostBuffer, length: int) -> torch.Tensor:
         return buffer.tensor[:length].clone()
 
-    def outputs(self, buffer: Buffer) -> torch.Tensor:
+    def outputs(self, buffer: HostBuffer) -> torch.Tensor:
         return torch.full_like(buffer.tensor, 0xAA)
 
-    def deliver(self, results: torch.Tensor, buffer: Buffer, begin: int, end: int) -> None:
+    def deliver(self, results: torch.Tensor, buffer: HostBuffer, begin: int, end: int) -> None:
         buffer.tensor[begin:end].copy_(results[begin:end])
 
 
-def pinned_buffer(size: int, *, tensor: bool, pinned: bool) -> Buffer:
+def pinned_buffer(size: int, *, tensor: bool, pinned: bool) -> HostBuffer:
     assert tensor and pinned
     return host_buffer(size, tensor=True)
 

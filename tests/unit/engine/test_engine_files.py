@@ -430,14 +430,14 @@ class TestWholeOrNothing:
     def test_an_error_in_any_thread_ends_the_job(
         self, pair: Models, monkeypatch: pytest.MonkeyPatch, stage: str
     ) -> None:
-        from shardmerge.engine.native_lane import Lane
+        from shardmerge.engine.native_lane import NativeLane
         from shardmerge.engine.stream import Stream
 
         def broken(self: object, slot: object) -> None:
             if slot.window.index == 3:
                 raise ZeroDivisionError(stage)
 
-        owner, name = (Lane, "compute") if stage == "compute" else (Stream, f"_{stage}")
+        owner, name = (NativeLane, "compute") if stage == "compute" else (Stream, f"_{stage}")
         monkeypatch.setattr(owner, name, broken)
         before = sorted(pair.folder.iterdir())
         with cases.tuned(**cases.SMALL), pytest.raises(ZeroDivisionError, match=stage):

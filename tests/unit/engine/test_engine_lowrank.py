@@ -18,7 +18,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.check.shard import check_shard
-from shardmerge.engine import workspace_bytes
+from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.lowrank import ROWS, Product
 from shardmerge.engine.memory import STREAMING_BYTES, TUNING
 
@@ -224,5 +224,5 @@ class TestMemory:
         update = ex.LowRank(b, a, 2.0, False, "F32")
         spec = spec_of("F16", ex.Linear(((1.0, w), (1.0, update))))
         factors = 15_000 * 16 * 6 + 16 * 4_000 * 8
-        assert workspace_bytes(spec) == STREAMING_BYTES + TUNING.lanes * factors
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES + TUNING.lanes * factors
         assert measured(tmp_path, spec, threads=2) <= STREAMING_BYTES

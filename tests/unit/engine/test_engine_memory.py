@@ -22,7 +22,7 @@ from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.base.safetensors import write_header
-from shardmerge.engine import workspace_bytes
+from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
 from shardmerge.methods.registry import method
 
@@ -95,7 +95,7 @@ class TestStreaming:
         s = sparse(tmp_path, "abq", "F16", (75_000, 2_000))  # 300 MB each
         delta = ex.Delta(s["a"], s["b"], "F16")
         spec = spec_of("F16", ex.Linear(((1.0, s["q"]), (0.4, delta))))
-        assert workspace_bytes(spec) == STREAMING_BYTES <= LIMIT
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     def test_many_threads_and_models_of_wide_types(self, tmp_path: Path) -> None:
@@ -112,15 +112,15 @@ class TestStreaming:
         padding = format_rows([ZERO] * 59_999 + [0])
         padded = ex.Choice((choice, ex.take_rows(ex.Mean(choice), padding)), "0*59999,1*1")
         spec = spec_of("F16", padded)
-        assert workspace_bytes(spec) == STREAMING_BYTES
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_an_elementwise_method(self, tmp_path: Path, numerics: str) -> None:
         s = sparse(tmp_path, "abcdefg", "F32", (3_000, 2_000))  # 24 MB each
         spec = spec_of("F32", call_of("ram", list(s.values()), numerics), numerics)
-        assert workspace_bytes(spec) == STREAMING_BYTES
-        assert block_length(spec) < TUNING.block
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        assert block_length(make_tasks(spec)) < TUNING.block
         assert measured(tmp_path, spec, threads=6) <= LIMIT
 
     @pytest.mark.slow
@@ -154,7 +154,7 @@ class TestWhole:
     def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
         s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each
         spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)
-        foretold, peak = workspace_bytes(spec), measured(tmp_path, spec, threads=2)
+        foretold, peak = workspace_bytes(make_tasks(spec)), measured(tmp_path, spec, threads=2)
         assert foretold > STREAMING_BYTES + 32e6 * len(models)
         assert 0.5 * foretold < peak <= foretold
 
@@ -165,22 +165,24 @@ class TestWhole:
             call = call_of("slerp", sources)
             tensors.append(OutputTensor(str(rows), "F16", call.shape, call))
         files = {("a", FILE): "a", ("b", FILE): "b"}
-        alone = [workspace_bytes(ShardSpec((tensor,), files)) for tensor in tensors]
-        assert workspace_bytes(ShardSpec(tuple(tensors), files)) == max(alone) == alone[1]
+        tasks = make_tasks(ShardSpec(tuple(tensors), files))
+        alone = [workspace_bytes([task]) for task in tasks]
+        assert workspace_bytes(tasks) == max(alone) == alone[1]
 
     @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
     def test_a_card_adds_what_its_libraries_take(self, device: str) -> None:
         call = call_of("slerp", [ex.Source(m, FILE, "w", "F16", (5, 100)) for m in "ab"])
-        spec = spec_of("F16", call)
-        assert workspace_bytes(spec, device) == workspace_bytes(spec) + CUDA_BYTES
+        tasks = make_tasks(spec_of("F16", call))
+        assert workspace_bytes(tasks, device) == workspace_bytes(tasks) + CUDA_BYTES
 
     def test_foretelling_needs_no_torch(self) -> None:
         script = (
             "import sys\n"
-            "from shardmerge.engine import workspace_bytes\n"
+            "from shardmerge.engine import make_tasks, workspace_bytes\n"
             "from shardmerge.algebra.spec import ShardSpec\n"
             "import json\n"
-            "assert workspace_bytes(ShardSpec.from_json(json.loads(sys.stdin.read()))) > 0\n"
+            "spec = ShardSpec.from_json(json.loads(sys.stdin.read()))\n"
+            "assert workspace_bytes(make_tasks(spec)) > 0\n"
             "assert 'torch' not in sys.modules\n"
         )
         sources = [ex.Source(m, FILE, "w", "F16", (100, 100)) for m in "ab"]

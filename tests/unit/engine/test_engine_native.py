@@ -23,7 +23,6 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases
 from helpers.engine_cases import Models, assert_same, call_of, normal
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.lowering import needs_torch, steps_for
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
@@ -31,6 +30,7 @@ from shardmerge.check.float_formats import multiplied_and_added
 from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import Runs, positions
 from shardmerge.engine import native
+from shardmerge.engine.tasks import make_task, make_tasks, needs_torch
 from shardmerge.methods.registry import kernel_of, methods
 
 SIXTEEN = (torch.float16, torch.bfloat16)
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
 
 def evaluated(tensor: OutputTensor, inputs: list[torch.Tensor], numerics: str) -> torch.Tensor:
     """Return an output tensor, made by native code alone."""
-    steps = steps_for(tensor.expression, tensor.dtype, (), numerics)
+    steps = make_task(tensor, (), numerics).steps
     out = torch.empty(inputs[0].shape, dtype=getattr(torch, DTYPES[tensor.dtype].name))
     constants = (ctypes.c_float * len(steps.constants))(*steps.constants)
     code = native.native(steps.program)
@@ -95,14 +95,14 @@ class TestConversions:
         near = [middle, middle.nextafter(torch.tensor(9e9)), middle.nextafter(-torch.tensor(9e9))]
         values = torch.cat(near)
         tensor = OutputTensor("w", code, tuple(values.shape), source("F32", tuple(values.shape)))
-        same_numbers(evaluated(tensor, [values], "float32"), values.to(dtype))
+        same_numbers(evaluated(tensor, [values], FLOAT32), values.to(dtype))
 
     @pytest.mark.parametrize("count", [1, 31, 32, 33, 16384 * 2 - 1, 16384 * 2 + 33])
     def test_any_number_of_elements(self, count: int) -> None:
         values = normal((count + 2,), 1, "F32")
         given = source("F32", (count,))
         tensor = OutputTensor("w", "F32", (count,), ex.Linear(((3.0, given),)))
-        steps = steps_for(tensor.expression, tensor.dtype, (), "float32")
+        steps = make_task(tensor, (), FLOAT32).steps
         out = torch.full((count + 2,), 7.0)
         place, constants = out.data_ptr() + 4, (ctypes.c_float * 1)(3.0)
         native.native(steps.program).run(place, [values.data_ptr() + 4], count, constants)
@@ -122,7 +122,7 @@ class TestMergekitNumerics:
         code, shape = cases.CODES[group.tensors[0].dtype], tuple(group.tensors[0].shape)
         inputs = [source(code, shape, f"m{i}") for i in range(len(group.tensors))]
         tensor = OutputTensor("w", code, shape, call_of(name, group, inputs))
-        if steps_for(tensor.expression, tensor.dtype, (), MERGEKIT) is None:
+        if make_task(tensor, (), MERGEKIT).steps is None:
             assert len(group.tensors) > 4  # torch adds more than four terms in another order
             return
         expected = kernel_of(name, MERGEKIT)[0](group)
@@ -215,9 +215,10 @@ class TestProcessors:
         """On a processor without the instruction mergekit's bits are others; so are ours."""
         group = kernel_cases.ordinary("linear", (9,), weight=0.3)
         inputs = [source("F32", (9,), f"m{i}") for i in range(len(group.tensors))]
-        assert steps_for(call_of("linear", group, inputs), "F32", (), MERGEKIT) is not None
+        tensor = OutputTensor("w", "F32", (9,), call_of("linear", group, inputs))
+        assert make_task(tensor, (), MERGEKIT).kind == "native"
         monkeypatch.setattr("shardmerge.methods.linear.torch_fuses", lambda: False)
-        assert steps_for(call_of("linear", group, inputs), "F32", (), MERGEKIT) is None
+        assert make_task(tensor, (), MERGEKIT).kind == "blocks"
 
     @pytest.mark.parametrize(("level", "fuses"), [("default", False), ("avx2", True)])
     @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="x86-64 only")
@@ -256,7 +257,7 @@ class TestWhatNeedsTorch:
         self, expression: ex.Expression, numerics: Numerics = FLOAT32, code: str = "F16"
     ) -> bool:
         spec = ShardSpec((OutputTensor("w", code, self.SHAPE, expression),), {}, numerics=numerics)
-        return needs_torch(spec, ())
+        return needs_torch(make_tasks(spec))
 
     def test_sums_do_not(self) -> None:
         a, b = (source("F16", self.SHAPE, m) for m in "ab")

@@ -13,12 +13,15 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+import add_scores
 import write_card
 from helpers.built_model import RECIPE, build_model
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.check import scores
 from shardmerge.package.card import base_models, make_card
+from shardmerge.package.card_scores import receipt
 
 HOSTILE = "x`|<b> --- # y: [z](w) {a} \"'"
 
@@ -81,7 +84,7 @@ class TestFrontMatter:
         assert found == ["lab/fast", "lab/long"]
 
     def test_benchmarks(self, description):
-        table = scores.combine([results("merged", 0.75), results("long", 0.5)])
+        table = scores.score_table([results("merged", 0.75), results("long", 0.5)])
         text = make_card(description, {}, table)
         data = ModelCard(text).data
         assert [r.metric_value for r in data.eval_results] == [0.75]
@@ -89,7 +92,7 @@ class TestFrontMatter:
         assert "| merged | 0.750 ± 0.010 |" in section(text, "Benchmarks")
 
     def test_benchmarks_of_others_only(self, description):
-        table = scores.combine([results("long", 0.5)])
+        table = scores.score_table([results("long", 0.5)])
         text = make_card(description, {}, table)
         assert "model-index" not in front_matter(text)
         assert "| long | 0.500 ± 0.010 |" in section(text, "Benchmarks")
@@ -232,28 +235,51 @@ class TestMarkdown:
 
 
 class TestCommand:
-    def run(self, monkeypatch, *arguments):
-        monkeypatch.setattr(sys, "argv", ["write_card.py", *map(str, arguments)])
-        write_card.main()
+    def run(self, monkeypatch, script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
+        script.main()
 
-    def test_with_benchmarks(self, tmp_path, monkeypatch):
+    def write(self, monkeypatch, build, license="mit"):
+        arguments = ["--card", json.dumps({"license": license}), "--receipt", "card.json"]
+        self.run(monkeypatch, write_card, "--build", build, *arguments, "--output", "README.md")
+
+    def test_benchmarks_come_later_and_stay(self, tmp_path, monkeypatch):
+        """The checksums are right at every moment; a card that is written anew has its results."""
         monkeypatch.chdir(tmp_path)
-        built = build_model()
+        build = build_model().build.digest
+        self.write(monkeypatch, build)
+        assert "## Benchmarks" not in Path("README.md").read_text()
+        Path("SHA256SUMS").write_text(f"{sha256_of('README.md')}  README.md\n")
         for name in ("merged", "long"):
             Path(f"{name}.json").write_text(json.dumps(results(name, 0.5)))
-        arguments = ["--build", built.build.digest, "--card", '{"license": "mit"}']
-        arguments += ["--benchmarks", "merged.json", "long.json", "--output", "README.md"]
-        self.run(monkeypatch, *arguments)
-        card = ModelCard.load("README.md")
+        arguments = ["--build", build, "--card", '{"license": "mit"}', "--readme", "README.md"]
+        arguments += ["--results", "merged.json", "long.json", "--output", "card.json"]
+        self.run(monkeypatch, add_scores, *arguments)
+        first = Path("README.md").read_text()
+        card = ModelCard(first)
         assert card.data.license == "mit"
         assert len(card.data.eval_results) == 1
+        assert Path("SHA256SUMS").read_text() == f"{sha256_of('README.md')}  README.md\n"
+        self.write(monkeypatch, build)
+        assert Path("README.md").read_text() == first
+        self.write(monkeypatch, build, license="other")
+        assert Path("README.md").read_text() == first.replace("license: mit", "license: other")
 
-    def test_no_benchmarks(self, tmp_path, monkeypatch):
+    def test_results_of_another_build_do_not_stay(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        built = build_model()
-        self.run(monkeypatch, "--build", built.build.digest, "--benchmarks", "--output", "R.md")
-        assert "## Benchmarks" not in Path("R.md").read_text()
+        build = build_model().build.digest
+        Path("merged.json").write_text(json.dumps(results("merged", 0.5)))
+        for told in (
+            receipt("0" * 64, ["merged.json"]),
+            receipt(build, ["merged.json"]) | {"results": [["merged.json", "0" * 64]]},
+            receipt(build, ["merged.json"]) | {"results": [["gone.json", "0" * 64]]},
+            {"build": build, "results": 1},
+        ):
+            Path("card.json").write_text(json.dumps(told))
+            self.write(monkeypatch, build)
+            assert "## Benchmarks" not in Path("README.md").read_text()
 
     def test_broken_settings(self, tmp_path, monkeypatch):
+        arguments = ["--build", "x", "--card", "{", "--output", tmp_path / "R.md"]
         with pytest.raises(UserError, match="not JSON"):
-            self.run(monkeypatch, "--build", "x", "--card", "{", "--output", tmp_path / "R.md")
+            self.run(monkeypatch, write_card, *arguments)

@@ -14,8 +14,9 @@ import write_config
 import write_index
 from helpers.built_model import RECIPE, build_model
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of
 from shardmerge.package.config import remove_keys, set_dtype, set_values
-from shardmerge.package.index import checksums, load_records, make_index
+from shardmerge.package.index import checksums, load_records, make_index, replace_text
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,34 @@ class TestChecksums:
         record.write_text(json.dumps({"sha256": "0" * 64, "size": 1}))
         text = checksums(tmp_path, [tmp_path / "model.safetensors"], load_records([record]))
         assert text == f"{'0' * 64}  model.safetensors\n"
+
+    def test_a_card_that_changes_later(self, tmp_path):
+        """The checksums hold before and after, and are the younger file."""
+        for name in ("README.md", "a", "not-README.md"):
+            (tmp_path / name).write_text(name)
+        sums = tmp_path / "SHA256SUMS"
+        sums.write_text(checksums(tmp_path, sorted(tmp_path.iterdir()), {}))
+        replace_text(tmp_path / "README.md", "another")
+        assert (tmp_path / "README.md").read_text() == "another"
+        assert self.verify(tmp_path).returncode == 0
+        assert len(sums.read_text().splitlines()) == 3
+        assert sums.stat().st_mtime_ns >= (tmp_path / "README.md").stat().st_mtime_ns
+        sums.write_text(f"{'0' * 64}  a\n")
+        with pytest.raises(UserError, match=r"does not list README\.md"):
+            replace_text(tmp_path / "README.md", "x")
+        assert (tmp_path / "README.md").read_text() == "another"
+        assert not list(tmp_path.glob(".*"))
+
+    def test_provenance_tells_all_but_the_card(self, tmp_path):
+        for name in ("README.md", "a"):
+            (tmp_path / name).write_text(name)
+        outputs = {"a": {"sha256": sha256_of(tmp_path / "a")}}
+        (tmp_path / "provenance.json").write_text(json.dumps({"outputs": outputs}))
+        files = sorted(tmp_path.iterdir())
+        assert "README.md" in checksums(tmp_path, files, {})
+        (tmp_path / "a").write_text("changed")
+        with pytest.raises(UserError, match="tells another SHA-256"):
+            checksums(tmp_path, files, {})
 
     def test_file_elsewhere(self, tmp_path):
         (tmp_path / "a").mkdir()

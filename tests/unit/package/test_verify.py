@@ -22,6 +22,40 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 INDEX = "model.safetensors.index.json"
 
 
+_SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
+_HEADS = {"num_attention_heads": 2}
+_BART = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 40}
+#: Class, its config's class and sizes, and whether it generates text.
+ENCODERS = {
+    "BertModel": ("BertConfig", _SMALL | _HEADS | {"vocab_size": 40}, False),
+    "BertForMaskedLM": ("BertConfig", _SMALL | _HEADS | {"vocab_size": 40}, False),
+    "ElectraForPreTraining": (
+        "ElectraConfig",
+        _SMALL | _HEADS | {"vocab_size": 40, "embedding_size": 8},
+        False,
+    ),
+    "ViTForImageClassification": (
+        "ViTConfig",
+        _SMALL | _HEADS | {"image_size": 8, "patch_size": 4},
+        False,
+    ),
+    "T5ForConditionalGeneration": (
+        "T5Config",
+        {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 2},
+        True,
+    ),
+    "BartForConditionalGeneration": (
+        "BartConfig",
+        _BART
+        | {"encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 32}
+        | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "bos_token_id": 0}
+        | {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+        | {"forced_eos_token_id": 2},
+        True,
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -257,9 +291,23 @@ class TestLoading:
         tensors = random_tensors(llama_shapes(2), 3)
         tensors["lm_head.weight"][3] = float("nan")
         folder = save_model(tmp_path / "m", tensors)
-        with pytest.raises(UserError, match="NaN logits"):
+        with pytest.raises(UserError, match="NaN values"):
             load_model(folder, weights=True)
         assert load_model(folder, weights=True, allow_nonfinite=True)["finite"] is False
+
+    @pytest.mark.parametrize("name", sorted(ENCODERS))
+    def test_the_class_that_the_config_names(self, name, tmp_path):
+        import transformers
+
+        config, sizes, generates = ENCODERS[name]
+        torch.manual_seed(0)
+        getattr(transformers, name)(getattr(transformers, config)(**sizes)).save_pretrained(
+            tmp_path
+        )
+        found = load_model(tmp_path, weights=True)
+        assert found["architecture"] == name
+        assert (found["generated"] is not None) == generates
+        assert load_model(tmp_path, weights=False)["architecture"] == name
 
     def test_code_of_its_own_is_not_run(self, folder, tmp_path):
         proof = tmp_path / "ran"

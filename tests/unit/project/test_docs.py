@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import get_args
 
 import pytest
 
-from helpers.flagship_70b import MODELS, flagship_plan
+from helpers.flagship_70b import flagship_plan, llama_7b, llama_70b, plan_of
+from shardmerge.algebra import expression
 from shardmerge.recipe.document import DOCUMENT_KEYS
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import SCHEMA, load_settings
@@ -17,13 +20,13 @@ from tools.docs.config import config_keys, config_markdown, with_tables
 from tools.docs.methods import methods_markdown
 
 REPO = Path(__file__).parents[3]
-PAGES = sorted(
-    p for folder in (".", "config", "docs", "resources/demo") for p in (REPO / folder).glob("*.md")
-)
+_PATTERNS = ("*.md", "config/*.md", "resources/demo/*.md", "docs/**/*.md")
+PAGES = sorted(page for pattern in _PATTERNS for page in REPO.glob(pattern))
 README = (REPO / "README.md").read_text(encoding="utf-8")
 MANUAL = (REPO / "config" / "README.md").read_text(encoding="utf-8")
 
 KEYS = {key for key, _ in config_keys()}
+_ROW = re.compile(r"^\| (.+?) \| (.+) \|$", re.MULTILINE)
 #: What a page may show of a Snakemake profile.
 PROFILE_KEYS = {"set-resources", "set-threads", "default-resources", "executor", "jobs"}
 
@@ -33,6 +36,11 @@ def _code(text: str) -> str:
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
     return "\n".join([*blocks, *spans])
+
+
+def _yaml_blocks(text: str) -> list[str]:
+    """Return the blocks of a page that are YAML, blocks within lists too."""
+    return re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def _anchors(text: str) -> set[str]:
@@ -104,7 +112,10 @@ class TestNames:
         """The configurations that the pages show pass the schema, parts of recipes the reader."""
         import yaml
 
-        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.S | re.M):
+        for block in _yaml_blocks(page.read_text(encoding="utf-8")):
+            if "merge_method" in block:
+                parse_recipe(block, page.name)
+                continue
             if set(yaml.safe_load(block)) <= {*DOCUMENT_KEYS} - {"merge_method", "models"}:
                 parse_recipe(f"merge_method: linear\nmodels: [{{model: o/a}}]\n{block}", page.name)
                 continue
@@ -119,7 +130,7 @@ class TestNames:
         """What is named as a file of the repository is one."""
         pattern = r"(?:scripts|tests|rules|docs|config|profiles|envs|resources/demo)/[\w./-]+"
         for path in re.findall(rf"(?<![\w/]){pattern}", _code(page.read_text())):
-            if path.isupper() or "NAME" in path:
+            if path.isupper() or "NAME" in path or "ROOM" in path:
                 continue
             assert (REPO / path.rstrip("./")).exists(), path
 
@@ -143,6 +154,29 @@ class TestNames:
             assert f"class {name}:" in found, name
 
 
+class TestDesign:
+    """The map of the library is true."""
+
+    TEXT = "\n".join((REPO / "docs" / p).read_text() for p in ("design.md", "develop/engine.md"))
+    ROOMS = sorted(p.parent.name for p in (REPO / "scripts" / "shardmerge").glob("*/__init__.py"))
+
+    def test_every_room_is_listed(self):
+        table = self.TEXT.partition("| Room |")[2].partition("\n\n")[0]
+        assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == self.ROOMS
+
+    def test_names_exist(self):
+        rooms = "|".join(self.ROOMS)
+        names = re.findall(rf"`((?:{rooms})(?:\.\w+)+)`", self.TEXT)
+        assert len(names) > 40
+        for name in names:
+            resolve_name(f"shardmerge.{name}")
+
+    def test_every_kind_of_node_is_listed(self):
+        table = self.TEXT.partition("| Node |")[2].partition("\n\n")[0]
+        nodes = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+        assert nodes == [node.__name__ for node in get_args(expression.Expression)]
+
+
 class TestLinks:
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
     def test_resolve(self, page):
@@ -157,41 +191,62 @@ class TestLinks:
 
 
 class TestFigures:
-    """The README's figures at 70 billion parameters are what the planner finds."""
+    """The README's figures at 7 and 70 billion parameters are what the planner finds."""
 
     @pytest.fixture(scope="class")
-    def plan(self):
-        return flagship_plan()
+    def recipe(self):
+        return next(b for b in _yaml_blocks(README) if "merge_method" in b)
 
-    def test_table(self, plan):
-        rows = dict(re.findall(r"^\| (.+?) \| ([\d.]+ [GM]B) \|$", README, re.MULTILINE))
-        found = totals(plan, lambda path: False)
-        jobs = [job for build in plan.builds.values() for job in build.shards]
-        models = sum(model.size for model in plan.sources.values())
-        fetch = models - found.unread.bytes
-        assert len(plan.sources) == len(MODELS) == 3
+    @pytest.fixture(scope="class")
+    def plans(self, recipe):
+        return plan_of(recipe, llama_7b()), flagship_plan()
 
-        def gigabytes(count: int) -> str:
-            return f"{count / 1e9:.1f} GB"
+    @pytest.fixture(scope="class")
+    def rows(self):
+        table = README.partition("| 7B, two fine-tunes |")[2].partition("\n\n")[0]
+        return {name: rest.split(" | ") for name, rest in _ROW.findall(table)}
 
-        weights, needed = found.weights, found.weights - found.unread.files
-        assert rows == {
-            "One model": gigabytes(models // 3),
-            "Three sources as they are": gigabytes(models),
-            f"Of that, to fetch: {needed} of {weights} weight files": gigabytes(fetch),
-            "To read": gigabytes(found.read),
-            "To write": gigabytes(found.models.bytes),
-            "Disk with all sources kept": gigabytes(fetch + found.models.bytes),
-            "Disk with `keep_sources: false`": gigabytes(found.lean),
-            "Memory that a merge job asks for": f"{max(job.memory for job in jobs) // 10**6} MB",
+    def test_sizes(self, plans, rows):
+        found = [totals(plan, lambda path: False) for plan in plans]
+        models = [sum(model.size for model in plan.sources.values()) for plan in plans]
+        fetch = [m - f.unread.bytes for m, f in zip(models, found, strict=True)]
+        assert [len(plan.sources) for plan in plans] == [3, 3]
+
+        def gigabytes(counts):
+            return [f"{count / 1e9:.1f} GB" for count in counts]
+
+        sizes = {
+            "One model": [m // 3 for m in models],
+            "Three sources as they are": models,
+            "To fetch": fetch,
+            "To read": [f.read for f in found],
+            "To write": [f.models.bytes for f in found],
+            "Disk with all sources kept": [
+                a + f.models.bytes for a, f in zip(fetch, found, strict=True)
+            ],
+            "Disk with `keep_sources: false`": [f.lean for f in found],
         }
+        assert {name: rows[name] for name in sizes} == {k: gigabytes(v) for k, v in sizes.items()}
 
-    def test_times(self):
-        found = re.findall(r"`\(?([\d. +]+?)\)? GB / (\d+) MB/s`.*?(\d+) minutes", README, re.S)
-        assert len(found) == 2
-        for amounts, speed, minutes in found:
-            total = sum(map(float, amounts.split("+")))
-            assert round(total * 1000 / float(speed) / 60) == int(minutes)
+    def test_memory(self, plans, recipe, rows):
+        def most(plan):
+            return max(job.memory for build in plan.builds.values() for job in build.shards)
+
+        assert rows["Memory of a merge job"] == [f"{most(p) // 10**6} MB" for p in plans]
+        ties = recipe.replace("task_arithmetic", "ties")
+        heavy = [plan_of(ties, shapes) for shapes in (llama_7b(), llama_70b())]
+        found = [f"{most(plan) / 1e9:.1f} GB" for plan in heavy]
+        assert rows["Memory of a merge job with `ties` instead"] == found
+
+    def test_times(self, rows):
+        """100 MB/s of network, 500 MB/s of disk."""
+        fetch, read, written = (
+            [float(cell.split()[0]) for cell in rows[name]]
+            for name in ("To fetch", "To read", "To write")
+        )
+        assert rows["Time to fetch"] == [f"{f * 10 / 60:.0f} min" for f in fetch]
+        moved = zip(read, written, strict=True)
+        assert rows["Time to merge"] == [f"{(r + w) * 2 / 60:.0f} min" for r, w in moved]
 
     def test_demo_table(self):
         """README and the demo's own page tell the same accuracies."""

@@ -231,6 +231,12 @@ class TestMistakes:
         text = GOOD.replace("model: org/tuned", "model: r")
         assert "in a circle: donor -> r -> donor" in str(fails(text))
 
+    def test_repeated_constants(self):
+        """Recipes define constants as anchors under one key that means nothing."""
+        text = "const: &A 0.25\nconst: &B 0.75\n" + GOOD.replace("weight: 0.5", "weight: *B")
+        found = parse_recipe(text, "r.yaml")
+        assert [w.check for w in found.warnings] == ["ignored-key"]
+
     def test_duplicate_model(self):
         text = GOOD.replace("- model: donor", "- model: org/base")
         assert "listed twice" in str(fails(text))

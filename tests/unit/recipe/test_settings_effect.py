@@ -84,6 +84,8 @@ OTHER: dict[str, Any] = {
     "card.description": "A model.",
     "card.prompt_format": "Ask.",
     "card.tags": ["x"],
+    "card.pipeline_tag": "image-text-to-text",
+    "card.models": {"out": {"license": "mit"}},
     "benchmark.models": ["sources"],
     "benchmark.tasks": ["one"],
     "benchmark.include_path": "tasks",
@@ -150,7 +152,7 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
     tasks = settings["benchmark"]["tasks"]
     seen = {
         "plan": _without_estimates(decision.plan.to_json()),
-        "card": settings["card"],
+        "cards": [targets.card(name) for name in decision.plan.builds],
         "tables": [targets.tables(), *(targets.measurements(n) for n in decision.plan.builds)],
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
         "repositories": [targets.repository(name) for name in decision.plan.builds],
@@ -185,7 +187,7 @@ class TestEveryKey:
         if _planned(key):
             assert plan != before[0], "no plan may be taken for another's"
 
-    @pytest.mark.parametrize("key", ["card", "publish"])
+    @pytest.mark.parametrize("key", ["publish"])
     def test_the_rules_take_it_as_a_parameter(self, key: str) -> None:
         """What ``decided`` takes from the settings themselves, jobs see as it is there."""
         rules = "".join(p.read_text() for p in (SCHEMA.parents[2] / "rules").glob("*.smk"))

@@ -22,11 +22,9 @@ from shardmerge.plan.plan import NO_PLAN, FetchJob
 from shardmerge.recipe.settings import load_settings
 from shardmerge.run.targets import Targets, fetch_options
 
-RULES = re.findall(
-    r"^rule (\w+):(?:(?!^rule )[\s\S])*?^    shell:",
-    "".join(p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "rules").glob("*.smk"))),
-    re.MULTILINE,
-)
+TEXT = "".join(p.read_text(encoding="utf-8") for p in sorted((REPOSITORY / "rules").glob("*.smk")))
+RULES = re.findall(r"^rule (\w+):(?:(?!^rule )[\s\S])*?^    shell:", TEXT, re.MULTILINE)
+RULES += re.findall(r"^use rule \w+ as (\w+) with:", TEXT, re.MULTILINE)
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
 WORDS = {"params.options", "params.source", "params.visibility"}
 HOSTILE = [

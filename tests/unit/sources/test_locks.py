@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "two identities": (with_file("x", git_oid=GIT), "one of the two"),
     "a sample of the Hub": (with_file("x", sample=SHA), "one of the two"),
     "an upper-case hash": (with_file("x", sha256=SHA.upper()), "sha256"),
-    "an unknown dtype": (with_tensor("t", ["F4", [2], 40, 44]), "dtype 'F4'"),
+    "an unknown dtype": (with_tensor("t", ["F5", [2], 40, 44]), "dtype 'F5'"),
     "a dtype that is a list": (with_tensor("t", [[], [2], 40, 44]), "dtype"),
     "a shape that is a number": (with_tensor("t", ["F16", 2, 40, 44]), "shape"),
     "a negative shape": (with_tensor("t", ["F16", [-2], 40, 44]), "whole numbers"),
@@ -94,6 +94,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "overlapping tensors": (with_tensor("t", ["F16", [2], 30, 34]), "overlap"),
     "a tensor in three parts": (with_tensor("t", ["F16", [2], 40]), "dtype, shape, begin, end"),
     "a tensor's name": (with_tensor("t\x1b[2J", ["F16", [2], 40, 44]), r"t\\x1b\[2J"),
+    "a file that says nothing": (hub(side_files={"config.json": {}}), "config.json: is no such"),
+    "a file that is not there": (hub(side_files={"quantize_config.json": {}}), "no such file"),
+    "a side file that is a list": (hub(side_files=[]), "side_files: is not an object"),
+    "the content of no tensor": (hub(contents={"x": "AAAA"}), "x: is no tensor"),
+    "content that is too long": (hub(contents={"v": "AAAAAAAA"}), "content of a tensor of 4 bytes"),
+    "content that is no base64": (hub(contents={"v": "AAAA!A=="}), "content of a tensor of 4"),
+    "content that is a number": (hub(contents={"v": 3}), "content of a tensor of 4"),
     "a vocabulary that is not there": (hub(vocabulary=SHA), "vocabulary"),
     "sources that are a list": ({"version": 1, "sources": []}, "sources: is not an object"),
     "no sources": ({"version": 1}, "sources"),
@@ -131,6 +138,18 @@ class TestSchema:
     def test_blanks_and_quotes_are_allowed(self) -> None:
         for name in ("a b/it's $(x);.safetensors", "é.json"):
             assert name in Lock.from_json(with_file(name), "x").sources["o/m"].files
+
+    def test_what_tells_of_formats(self) -> None:
+        data = with_file("quantize_config.json")
+        data["sources"]["o/m"] |= {
+            "side_files": {"quantize_config.json": {"bits": 4}},
+            "contents": {"v": "AAECAw=="},
+        }
+        source = Lock.from_json(data, "x").sources["o/m"]
+        assert source.contents == {"v": bytes(range(4))}
+        written = Lock({"o/m": source}).to_json()["sources"]["o/m"]
+        assert written["contents"] == {"v": "AAECAw=="}
+        assert written["side_files"] == {"quantize_config.json": {"bits": 4}}
 
     def test_nothing_else_is_written(self, tmp_path: Path) -> None:
         """What a listing or a folder gave is held to the same: text that no file can hold."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,7 +29,7 @@ from shardmerge.sources.checkpoint_files import (
 )
 from shardmerge.sources.hub import client
 from shardmerge.sources.hub.content import new_hasher, wanted_digest
-from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.lock import LockedSource, LockedTensor
 
 #: Most headers are shorter, so that one request is enough.
 _FIRST_BYTES = 128 * 1024
@@ -83,6 +83,23 @@ def read_file(source: LockedSource, name: str, *, progress: client.Say | None = 
     """
     reader = _Reader(source.repo, source.revision, source.commit, progress)
     return reader.content(name, source.files[name])
+
+
+def read_tensors(
+    source: LockedSource, tensors: Sequence[LockedTensor], *, progress: client.Say | None = None
+) -> list[bytes]:
+    """Return the bytes of small tensors of a model on the Hub, in order.
+
+    Args:
+        source: The model's lock.
+        tensors: Of its weight files.
+        progress: Receives a line now and then.
+
+    Raises:
+        UserError: If they cannot be had.
+    """
+    reader = _Reader(source.repo, source.revision, source.commit, progress)
+    return reader.tensors(tensors)
 
 
 def _model_info(
@@ -189,6 +206,14 @@ class _Reader:
         if hasher.hexdigest() != wanted_digest(locked, where):
             raise UserError("came from the Hub with another content than its hash says", where)
         return data
+
+    def tensors(self, tensors: Sequence[LockedTensor]) -> list[bytes]:
+        """Return the bytes of tensors, in order."""
+        pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+        try:
+            return list(pool.map(lambda t: self._read(t.file, t.begin, t.end), tensors))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _read_json(self, name: str) -> Any:
         return parse_json(self.content(name, self._locked(name)), f"{self._where}/{name}")

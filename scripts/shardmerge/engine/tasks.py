@@ -1,0 +1,103 @@
+"""What the engine has to do for each output tensor, found once. Pure: no torch, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import (
+    FileLeaf,
+    Leaves,
+    block_leaves,
+    file_leaves,
+    is_copied,
+    low_ranks,
+    simplify,
+)
+from shardmerge.algebra.lowering import Steps, steps_for
+from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.numerics import Numerics
+
+#: How a tensor is made: copied from a file, by native code, by torch block by block, or by torch
+#: from something that is held whole.
+Kind = Literal["copy", "native", "blocks", "whole"]
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """What is done for one output tensor.
+
+    Args:
+        tensor: The output tensor.
+        expression: What it is, simplified.
+        kind: How it is made. Torch makes what is ``native`` where there is no native code.
+        reads: All that is read for it, also factors and what lies under whole calls.
+        leaves: What its evaluation starts from.
+        products: Its products of small factors.
+        numbers: Of its task vectors, in order of first use.
+        steps: For native code; None for every other kind.
+        numerics: How values are rounded, and by which kernels methods are computed.
+    """
+
+    tensor: OutputTensor
+    expression: ex.Expression
+    kind: Kind
+    reads: tuple[FileLeaf, ...]
+    leaves: Leaves
+    products: tuple[ex.LowRank, ...]
+    numbers: Mapping[ex.Delta, int]
+    steps: Steps | None
+    numerics: Numerics
+
+    @property
+    def direct(self) -> dict[ex.Delta, int]:
+        """Numbers of the task vectors that are met block by block."""
+        return {delta: self.numbers[delta] for delta in self.leaves.deltas}
+
+    @property
+    def indirect(self) -> dict[ex.Delta, int]:
+        """Numbers of the task vectors under what is held whole."""
+        direct = self.direct
+        return {delta: number for delta, number in self.numbers.items() if delta not in direct}
+
+
+def make_tasks(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[TensorTask, ...]:
+    """Return the tasks of a shard's tensors, in their order.
+
+    Args:
+        spec: The shard.
+        stored: Task vectors that are read and not computed.
+    """
+    return tuple(make_task(tensor, stored, spec.numerics) for tensor in spec.tensors)
+
+
+def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Numerics) -> TensorTask:
+    """Return the task of an output tensor.
+
+    Args:
+        tensor: The output tensor.
+        stored: Task vectors that are read and not computed.
+        numerics: How values are rounded, and by which kernels methods are computed.
+    """
+    expression = simplify(tensor.expression)
+    leaves = block_leaves(expression, stored, numerics)
+    numbers = {delta: number for number, delta in enumerate(ex.deltas(expression))}
+    steps = None
+    if is_copied(expression, tensor.dtype, stored):
+        kind: Kind = "copy"
+    elif leaves.held:
+        kind = "whole"
+    else:
+        direct = {delta: numbers[delta] for delta in leaves.deltas}
+        steps = steps_for(expression, tensor.dtype, leaves, direct, numerics)
+        kind = "native" if steps else "blocks"
+    reads = file_leaves(expression, stored)
+    products = low_ranks(expression)
+    return TensorTask(tensor, expression, kind, reads, leaves, products, numbers, steps, numerics)
+
+
+def needs_torch(tasks: Sequence[TensorTask]) -> bool:
+    """Whether some tensor is neither a copy nor what native code computes."""
+    return any(task.kind in ("blocks", "whole") for task in tasks)

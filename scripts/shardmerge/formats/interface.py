@@ -1,0 +1,306 @@
+"""What a format of quantised weights is: stored tensors that together make one of floats."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shardmerge.base.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Types that scales have, and codes of 8-bit floats.
+FLOATS = ("F32", "F16", "BF16")
+FP8 = ("F8_E4M3", "F8_E5M2")
+#: Of every dimension of a stored tensor, the indices [begin, end) that are needed.
+Box = tuple[tuple[int, int], ...]
+Blocks = Mapping[str, "np.ndarray"]
+#: Largest number of elements that a tensor of a real model could have.
+MAX_ELEMENTS = 1 << 48
+
+
+class Stored(Protocol):
+    """What a file's header says of a tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """Code in the safetensors header."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions as stored."""
+
+
+Table = Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class PartRef:
+    """A stored tensor that is part of a logical one: name, dtype code and shape."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """A tensor of floats that several stored tensors make.
+
+    Args:
+        name: As the model has it when it is not quantised.
+        shape: Of the floats.
+        format: Name of the format that decodes it.
+        parts: Stored tensors by role, such as ``codes``, ``scales``, ``zeros``.
+        parameters: What else decoding needs, sorted pairs of plain values.
+        dtype: Code of the type of the floats. All formats decode to float32, before any rounding.
+        step: Rows (of the last dimension) that are best decoded together; a multiple wastes least.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    parts: Mapping[str, PartRef] = field(hash=False)
+    parameters: tuple[tuple[str, Any], ...] = ()
+    dtype: str = "F32"
+    step: int = 1
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, all dimensions but the last taken together."""
+        return math.prod(self.shape[:-1])
+
+    def parameter(self, key: str) -> Any:
+        """Return a parameter, or None where it is not given."""
+        return dict(self.parameters).get(key)
+
+
+class Format(Protocol):
+    """A way to store quantised weights, with the settings of one model.
+
+    ``rows`` and ``decode`` use nothing of the settings: a logical tensor has all they need.
+    """
+
+    name: str
+
+    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
+        """Return the logical tensors that the stored ones make.
+
+        Args:
+            table: All stored tensors of the model.
+            contents: Bytes of the tensors that ``needed`` names.
+
+        Raises:
+            UserError: If parts are missing or do not fit each other; names the tensor.
+        """
+
+    def needed(self, table: Table) -> list[str]:
+        """Return the small tensors whose bytes decide a logical tensor's shape."""
+
+    def rows(self, logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
+        """Return what of every part is needed to decode a range of rows.
+
+        The range must lie in one matrix (``spans`` cuts it so).
+        """
+
+    def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
+        """Return a range of rows as float32 [count, columns].
+
+        Args:
+            logical: What to decode.
+            blocks: By role, the elements in the boxes that ``rows`` returns, in numpy's type of
+                the stored one (``stored_type``).
+            first: Number of the first row.
+            count: Number of rows.
+
+        Raises:
+            UserError: If stored values make no sense, such as a group that does not exist.
+        """
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a model's files say about how it is quantised.
+
+    Args:
+        method: Such as ``fp8``, ``gptq``, ``compressed-tensors``; "" where nothing is said.
+        settings: The table that says so.
+        where: File that it stands in, for errors.
+    """
+
+    method: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+    def integer(self, key: str, default: int, *others: int) -> int:
+        """Return a whole number above 0 (or one of ``others``) that the settings hold.
+
+        Raises:
+            UserError: If it is anything else.
+        """
+        value = self.settings.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not (0 < value < 1 << 31 or value in others):
+            raise UserError(f"has {key} = {short(value)}, which is no sensible number", self.where)
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return a true or false that the settings hold.
+
+        Raises:
+            UserError: If it is anything else.
+        """
+        value = self.settings.get(key)
+        value = default if value is None else value
+        if type(value) is not bool:
+            raise UserError(
+                f"has {key} = {short(value)}, which is neither true nor false", self.where
+            )
+        return value
+
+    def text(self, key: str) -> str:
+        """Return a word that the settings hold in lower case, or "".
+
+        Raises:
+            UserError: If it is not text.
+        """
+        value = self.settings.get(key)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"has {key} = {short(value)}, which is not text", self.where)
+        return (value or "").lower()
+
+
+def spans(logical: LogicalTensor, first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yield a range of rows cut where a matrix ends, as (first, count)."""
+    height = max(1, logical.shape[-2] if len(logical.shape) > 1 else 1)
+    last = first + count
+    while first < last:
+        end = min(last, (first // height + 1) * height)
+        yield first, end - first
+        first = end
+
+
+def runs(shape: tuple[int, ...], box: Box) -> Iterator[tuple[int, int]]:
+    """Yield the elements of a box as contiguous ranges (begin, end) of the flat stored tensor."""
+    inner = 1
+    split = len(shape)
+    while split and box[split - 1] == (0, shape[split - 1]):
+        split -= 1
+        inner *= shape[split]
+    if split == 0:
+        if inner:
+            yield 0, inner
+        return
+    begin, end = box[split - 1]
+    outer = shape[: split - 1]
+    for index in itertools.product(*(range(b - a) for a, b in box[: split - 1])):
+        row = 0
+        for size, (start, _), offset in zip(outer, box, index, strict=False):
+            row = row * size + start + offset
+        start = (row * shape[split - 1] + begin) * inner
+        if end > begin and inner:
+            yield start, start + (end - begin) * inner
+
+
+def whole(part: PartRef) -> Box:
+    """Return the box of all of a part."""
+    return tuple((0, size) for size in part.shape)
+
+
+def matrix_rows(logical: LogicalTensor, first: int, count: int) -> tuple[tuple[int, ...], int, int]:
+    """Return (leading index, first row, row after the last) of rows within one matrix.
+
+    Raises:
+        ValueError: If the rows lie in more than one matrix, or outside the tensor.
+    """
+    height = logical.shape[-2] if len(logical.shape) > 1 else 1
+    if count < 1 or first < 0 or first // height != (first + count - 1) // height:
+        raise ValueError(f"rows {first} to {first + count} are not of one matrix")
+    if first + count > logical.rows:
+        raise ValueError(f"row {first + count} is outside {logical.shape}")
+    number, start = divmod(first, height)
+    lead = []
+    for size in reversed(logical.shape[:-2]):
+        number, index = divmod(number, size)
+        lead.append(index)
+    return tuple(reversed(lead)), start, start + count
+
+
+def at(lead: Iterable[int]) -> Box:
+    """Return the box of one leading index."""
+    return tuple((n, n + 1) for n in lead)
+
+
+def part(
+    table: Table, name: str, of: str, codes: tuple[str, ...], ranks: tuple[int, ...]
+) -> PartRef:
+    """Return a stored tensor as a part, of one of the types and numbers of dimensions.
+
+    Args:
+        table: All stored tensors.
+        name: The part.
+        of: The logical tensor, for errors.
+        codes: Types that it may have.
+        ranks: Numbers of dimensions that it may have.
+
+    Raises:
+        UserError: If it is missing or another.
+    """
+    entry = table.get(name)
+    if entry is None:
+        raise UserError(f"is quantised, but its part {name!r} is missing", f"tensor {of!r}")
+    if entry.dtype not in codes:
+        raise UserError(
+            f"has a part {name!r} of type {entry.dtype}, not {' or '.join(codes)}", f"tensor {of!r}"
+        )
+    shape = tuple(entry.shape)
+    if len(shape) not in ranks or not all(type(n) is int and n >= 0 for n in shape):
+        raise UserError(
+            f"has a part {name!r} of shape {shown(shape)}, not of "
+            f"{' or '.join(map(str, ranks))} dimensions",
+            f"tensor {of!r}",
+        )
+    if any(n > MAX_ELEMENTS for n in shape) or math.prod(shape) > MAX_ELEMENTS:
+        raise UserError(f"has a part {name!r} too large for any model", f"tensor {of!r}")
+    return PartRef(name, entry.dtype, shape)
+
+
+def short(value: object) -> str:
+    """Return a stranger's value as an error may show it, cut where it is long."""
+    return reprlib.repr(value)
+
+
+def shown(shape: Iterable[int]) -> str:
+    """Return a shape in words that an error can hold."""
+    sizes = [str(n) if n < 1 << 63 else "..." for n in shape]
+    return " x ".join(sizes[:8]) + (" x ..." if len(sizes) > 8 else "") if sizes else "one number"
+
+
+def misfit(of: str, ref: PartRef, expected: Iterable[int], why: str) -> UserError:
+    """Return the error of a part whose shape is not what the others ask for."""
+    return UserError(
+        f"has a part {ref.tensor!r} of shape {shown(ref.shape)}, but {why} needs {shown(expected)}",
+        f"tensor {of!r}",
+        "The files are broken or of a format that is only similar.",
+    )
+
+
+def filled(of: str, *refs: PartRef) -> None:
+    """Check that no part is empty.
+
+    Raises:
+        UserError: If one has no elements.
+    """
+    for ref in refs:
+        if 0 in ref.shape:
+            raise UserError(f"has an empty part {ref.tensor!r}", f"tensor {of!r}")

@@ -1,0 +1,76 @@
+"""Where results lie. Rules spell the same places as patterns; a test compares them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The files of a results folder.
+
+    Args:
+        results: The folder.
+    """
+
+    results: str
+
+    def build(self, name: str, file: str) -> str:
+        """Return the path of a file about a build that is no part of its model."""
+        return f"{self.results}/{name}/{file}"
+
+    def model(self, name: str) -> str:
+        """Return the folder of a build's model."""
+        return self.build(name, "model")
+
+    def model_file(self, name: str, file: str) -> str:
+        """Return the path of a file of a build's model."""
+        return f"{self.model(name)}/{file}"
+
+    def tokenizer_file(self, name: str, file: str) -> str:
+        """Return the path of a tokenizer's file before it is copied into the model."""
+        return self.build(name, f"tokenizer/{file}")
+
+    def benchmark_file(self, name: str, file: str) -> str:
+        """Return the path of a build's benchmark result or table."""
+        return self.build(name, f"benchmarks/{file}")
+
+    def report_file(self, name: str, file: str) -> str:
+        """Return the path of a build's plot or table."""
+        return self.build(name, f"report/{file}")
+
+    def delta(self, pair: str, file: str) -> str:
+        """Return the path of a shard of stored task vectors.
+
+        Args:
+            pair: Names both models and the type.
+            file: The shard's name.
+        """
+        return f"{self.results}/deltas/{pair}/{file}"
+
+
+def record_path(shard: str | os.PathLike[str]) -> str:
+    """Return the path of what the job that wrote a shard recorded.
+
+    Args:
+        shard: Of a model, or of stored task vectors.
+    """
+    return _about(Path(shard), "records")
+
+
+def check_record_path(shard: str | os.PathLike[str]) -> str:
+    """Return the path of what the check of a shard found; arguments as of ``record_path``."""
+    return _about(Path(shard), "checks")
+
+
+def record_of_check(check: str | os.PathLike[str]) -> str:
+    """Return the path of the record of the shard that a check is of."""
+    check = Path(check)
+    return f"{check.parent.parent}/records/{check.name}"
+
+
+def _about(shard: Path, folder: str) -> str:
+    parent = shard.parent.parent if shard.parent.name == "model" else shard.parent
+    return f"{parent}/{folder}/{shard.stem}.json"
