@@ -1,6 +1,7 @@
 """What every method makes of fixed numbers, as hashes: run by tests in processes of their own.
 
 python method_bytes.py FOLDER    prints {"method (variant) DTYPE": "SHA-256", ...} as JSON
+python method_bytes.py --add     writes hashes of new methods beside it, and of new versions
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import hashlib
 import json
 import math
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,13 +108,35 @@ def _hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(cases.raw(tensor)).hexdigest()[:16]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return all hashes, the same for any threads, blocks and windows."""
     found = [by_the_engine(folder, cut, threads) | by_kernels(threads) for cut, threads in CUTS]
     for other in found[1:]:
         assert other == found[0], sorted(k for k in other if other[k] != found[0][k])
+    return found[0]
+
+
+def with_new(golden: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
+    """Return golden values with those of methods that are new or have another version."""
+    versions = {m.name: m.version for m in methods() if m.version != 1}
+
+    def is_known(label: str) -> bool:
+        name = label.split(" ")[0]
+        return versions.get(name) == golden["versions"].get(name) and label in golden["hashes"]
+
+    kept = {label: golden["hashes"][label] for label in hashes if is_known(label)}
+    return {"versions": versions, "hashes": hashes | kept}
+
+
+def main() -> None:
+    if sys.argv[1] == "--add":
+        with tempfile.TemporaryDirectory() as name:
+            made = with_new(GOLDEN, hashes_of(Path(name)))
+        text = json.dumps(made, indent=1) + "\n"
+        Path(__file__).with_suffix(".json").write_text(text)
+        return
     facts = {"level": torch.backends.cpu.get_cpu_capability(), "native": native.is_usable()}
-    json.dump(facts | {"hashes": found[0]}, sys.stdout)
+    json.dump(facts | {"hashes": hashes_of(Path(sys.argv[1]))}, sys.stdout)
 
 
 if __name__ == "__main__":

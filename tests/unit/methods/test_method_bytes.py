@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from helpers import kernel_cases as cases
-from helpers.method_bytes import GOLDEN
+from helpers.method_bytes import GOLDEN, with_new
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
@@ -45,6 +45,18 @@ def test_golden_bytes(tmp_path: Path, level: str) -> None:
     found = json.loads(done.stdout)
     assert found["level"].lower() == level
     assert found["hashes"] == GOLDEN["hashes"]
+
+
+class TestAdding:
+    def test_only_what_is_new_gets_hashes(self) -> None:
+        known = GOLDEN["hashes"] | {"old F16": "gone"}
+        versions = GOLDEN["versions"] | {"slerp": 1}
+        fresh = dict.fromkeys([*GOLDEN["hashes"], "new F16"], "made")
+        found = with_new({"versions": versions, "hashes": known}, fresh)
+        assert found["versions"] == GOLDEN["versions"]
+        changed = {label for label in found["hashes"] if found["hashes"][label] == "made"}
+        assert changed == {"new F16", *(x for x in fresh if x.split(" ")[0] == "slerp")}
+        assert "old F16" not in found["hashes"]
 
 
 class TestVersions:

@@ -12,6 +12,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.methods.registry import (
     REQUIRED,
+    MergeMethod,
+    Parameter,
     Request,
     in_mergekit,
     kernel_of,
@@ -19,6 +21,8 @@ from shardmerge.methods.registry import (
     method,
     methods,
     result_dtype,
+    shares_of,
+    step_kernel,
     workspace_elements,
 )
 from shardmerge.recipe.parameters import convert
@@ -40,6 +44,9 @@ def request_for(name: str, **values: object) -> Request:
     return Request(("base", "first", "second"), 0, shared, per_input)
 
 
+ALL_PARAMETERS = [(m, p) for m in methods() for p in m.parameters]
+
+
 class TestRegistry:
     def test_planning_imports_no_torch(self) -> None:
         code = (
@@ -55,6 +62,36 @@ class TestRegistry:
     def test_a_name_is_taken_once(self) -> None:
         with pytest.raises(ValueError, match="registered twice"):
             merge_method("ties", title="", reference="")(lambda group: group)
+
+    def test_a_kernel_steps_and_shares_are_attached_once(self) -> None:
+        linear, slerp = method("linear"), method("slerp")
+        with pytest.raises(ValueError, match="kernel 'linear' is registered twice"):
+            linear.mergekit_kernel()(lambda group: group)
+        with pytest.raises(ValueError, match="steps of 'linear' are registered twice"):
+            linear.mergekit_steps(lambda group, writer: 0)
+        with pytest.raises(ValueError, match="shares of 'slerp' are registered twice"):
+            slerp.input_shares(lambda request: ())
+
+    def test_a_step_is_no_method(self) -> None:
+        with pytest.raises(ValueError, match="step 'slerp' is registered twice"):
+            step_kernel("slerp", FLOAT32)(lambda group: group)
+        with pytest.raises(ValueError, match="'dora' is registered twice"):
+            merge_method("dora", title="", reference="")(lambda group: group)
+
+    def test_shares(self) -> None:
+        request = Request(("a", "b"), 1, {"t": 0.25}, {})
+        assert shares_of("slerp", request) == [0.25, 0.75]
+        assert shares_of("dora", request) == (None, None)
+        weighed = Request(("a", "b"), 0, {}, {"weight": (None, 0.5)})
+        assert shares_of("ties", weighed) == (None, 0.5)
+
+    @pytest.mark.parametrize(
+        ("declared", "parameter"), ALL_PARAMETERS, ids=lambda v: getattr(v, "name", None)
+    )
+    def test_samples_are_in_bounds(self, declared: MergeMethod, parameter: Parameter) -> None:
+        assert len(parameter.samples) > 1 or parameter.type is not bool
+        for value in parameter.samples:
+            assert value is None or convert(value, parameter, "") == value
 
     def test_an_unknown_name_suggests(self) -> None:
         with pytest.raises(UserError, match="Did you mean 'dare_ties'"):
@@ -127,9 +164,6 @@ class TestChecks:
             check(request_for("multislerp", weight=(1.0, -1.0)))
         check(request_for("multislerp", weight=(1.0, -1.0), normalize_weights=False))
         check(request_for("multislerp", weight=(1.0, -0.5)))
-
-
-ALL_PARAMETERS = [(m, p) for m in methods() for p in m.parameters]
 
 
 class TestValues:
