@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.algebra import expression as ex
-from shardmerge.methods.contract import Request
-from shardmerge.methods.registry import shares_of
+from shardmerge.algebra.call_terms import call_label, setting_of, setting_rows
 
 #: How the name of a bias ends that an adapter adds to the model's.
 ADDED_BIAS = ".lora_B.bias"
@@ -38,8 +38,8 @@ class Blend:
 def terms_of(expression: ex.Expression) -> list[list[Any]]:
     """Return an expression's terms as [label, coefficient] rows.
 
-    A method that is not a sum gives a row ``method(model)`` for each model with its share
-    (``registry.shares_of``; its weight in the recipe), or one row if it has none.
+    A method that is not a sum gives a row ``method(base, models)`` with its coefficient, and rows
+    of its parameters, whose labels ``call_terms.setting_of`` tells from terms.
     """
     return [[label, value] for label, value in _terms(expression, 1.0).items()]
 
@@ -84,37 +84,36 @@ def blend_of(expression: ex.Expression) -> Blend:
     return Blend(kept, tuple(through))
 
 
+def decoded_of(expressions: Iterable[ex.Expression]) -> dict[str, dict[str, int]]:
+    """Return how many quantised weights of each model are read, by format; sorted."""
+    nodes = {
+        node
+        for expression in expressions
+        if not isinstance(expression, ex.Source)
+        for node in ex.walk(expression)
+        if isinstance(node, ex.Decoded)
+    }
+    counts = Counter((node.model, node.format) for node in nodes)
+    found: dict[str, dict[str, int]] = {}
+    for (model, form), count in sorted(counts.items()):
+        found.setdefault(model, {})[form] = count
+    return found
+
+
 def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
     match expression:
         case ex.Cast(operand, _):
             return _terms(operand, factor)
         case ex.Linear(terms):
             parts = [_terms(operand, factor * c) for c, operand in terms]
+        case ex.Rows(operand) if isinstance(operand, ex.Call):
+            return _terms(operand, factor)
         case ex.Call():
-            parts = [{label: factor * value} for label, value in _weights(expression)]
+            parts = [{call_label(expression): factor}, dict(setting_rows(expression))]
         case _:
             parts = [{ex.label(expression): factor}]
     total: dict[str, float] = {}
     for part in parts:
         for label, value in part.items():
-            total[label] = total.get(label, 0.0) + value
+            total[label] = value if setting_of(label) else total.get(label, 0.0) + value
     return total
-
-
-def _weights(call: ex.Call) -> list[tuple[str, float]]:
-    """Return the share that a method's own parameters give each input."""
-    models = call.models or ("",) * len(call.inputs)
-    request = Request(models, call.base, dict(call.parameters), dict(call.per_input))
-    values = shares_of(call.method, request)
-    names = [
-        model if isinstance(operand, ex.Linear | ex.Call) and model else ex.label(operand)
-        for operand, model in zip(call.inputs, models, strict=True)
-    ]
-    found = [
-        (f"{call.method}({name})", float(value))
-        for name, value in zip(names, values, strict=True)
-        if value is not None
-    ]
-    if found and call.base is not None and values[call.base] is None:
-        found.insert(0, (names[call.base], 1.0))  # what is weighed is added to the base
-    return found or [(ex.label(call), 1.0)]

@@ -145,9 +145,7 @@ class Group:
 
 Kernel = Callable[[Group], "torch.Tensor"]
 #: Writes a method's arithmetic for one element as steps: (inputs as values, writer) -> value.
-Steps = Callable[[Group, "Writer"], int]
-#: Returns for each input the number that tells its part in the result, None if it has none.
-Shares = Callable[[Request], Sequence[float | None]]
+StepWriter = Callable[[Group, "Writer"], int]
 
 
 @dataclass(frozen=True)

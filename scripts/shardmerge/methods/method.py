@@ -14,8 +14,7 @@ from shardmerge.methods.contract import (
     LinearForm,
     Parameter,
     Request,
-    Shares,
-    Steps,
+    StepWriter,
     Workspace,
 )
 
@@ -52,7 +51,6 @@ class MergeMethod:
         linear: The function of a linear method.
         renderings: Its kernels; a linear method needs none in float32 numerics.
         steps: What its mergekit kernel does to one element, where native code can do it.
-        shares: How reports describe the result by its inputs, where ``weight`` does not tell.
     """
 
     name: str
@@ -68,8 +66,7 @@ class MergeMethod:
     version: int = 1
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     renderings: dict[Numerics, Rendering] = field(default_factory=dict)
-    steps: Steps | None = None
-    shares: Shares | None = None
+    steps: StepWriter | None = None
 
     @property
     def is_sum(self) -> bool:
@@ -105,7 +102,7 @@ class MergeMethod:
 
         return attach
 
-    def mergekit_steps(self, function: Steps) -> Steps:
+    def mergekit_steps(self, function: StepWriter) -> StepWriter:
         """Attach the decorated function: it writes the mergekit kernel's arithmetic as steps.
 
         The function raises ``program.Unsupported`` for what torch computes in another order.
@@ -113,13 +110,6 @@ class MergeMethod:
         if self.steps:
             raise ValueError(f"steps of {self.name!r} are registered twice")
         self.steps = function
-        return function
-
-    def input_shares(self, function: Shares) -> Shares:
-        """Attach the decorated function: reports name the inputs with the numbers it returns."""
-        if self.shares:
-            raise ValueError(f"shares of {self.name!r} are registered twice")
-        self.shares = function
         return function
 
     def rendering(self, numerics: Numerics) -> Rendering:

@@ -31,7 +31,7 @@ from shardmerge.methods.contract import (
     LinearForm,
     Parameter,
     Request,
-    Steps,
+    StepWriter,
     Workspace,
 )
 from shardmerge.methods.method import MergeMethod, Rendering
@@ -54,7 +54,6 @@ __all__ = [
     "methods",
     "parameter_names",
     "result_dtype",
-    "shares_of",
     "step_kernel",
     "steps_of",
     "version_of",
@@ -181,16 +180,9 @@ def kernel_of(name: str, numerics: Numerics) -> tuple[Kernel, bool]:
     return found.kernel, found.elementwise
 
 
-def steps_of(name: str, numerics: Numerics) -> Steps | None:
+def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
     """Return what writes a method's arithmetic as steps, if native code can do it."""
     return None if numerics.folds or name in _STEPS else method(name).steps
-
-
-def shares_of(name: str, request: Request) -> Sequence[float | None]:
-    """Return for each input of a method or step the number that tells its part, None if none."""
-    if name in _METHODS and (shares := _METHODS[name].shares):
-        return shares(request)
-    return request.per_input.get("weight", (None,) * len(request.models))
 
 
 def version_of(name: str, numerics: Numerics) -> int:

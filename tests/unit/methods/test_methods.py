@@ -21,11 +21,10 @@ from shardmerge.methods.registry import (
     method,
     methods,
     result_dtype,
-    shares_of,
     step_kernel,
     workspace_elements,
 )
-from shardmerge.recipe.parameters import convert
+from shardmerge.recipe.parameters import checked_value
 from tools.docs.methods import methods_markdown
 
 NUMERICS = MERGEKIT
@@ -63,14 +62,12 @@ class TestRegistry:
         with pytest.raises(ValueError, match="registered twice"):
             merge_method("ties", title="", reference="")(lambda group: group)
 
-    def test_a_kernel_steps_and_shares_are_attached_once(self) -> None:
-        linear, slerp = method("linear"), method("slerp")
+    def test_a_kernel_and_steps_are_attached_once(self) -> None:
+        linear = method("linear")
         with pytest.raises(ValueError, match="kernel 'linear' is registered twice"):
             linear.mergekit_kernel()(lambda group: group)
         with pytest.raises(ValueError, match="steps of 'linear' are registered twice"):
             linear.mergekit_steps(lambda group, writer: 0)
-        with pytest.raises(ValueError, match="shares of 'slerp' are registered twice"):
-            slerp.input_shares(lambda request: ())
 
     def test_a_step_is_no_method(self) -> None:
         with pytest.raises(ValueError, match="step 'slerp' is registered twice"):
@@ -78,20 +75,13 @@ class TestRegistry:
         with pytest.raises(ValueError, match="'dora' is registered twice"):
             merge_method("dora", title="", reference="")(lambda group: group)
 
-    def test_shares(self) -> None:
-        request = Request(("a", "b"), 1, {"t": 0.25}, {})
-        assert shares_of("slerp", request) == [0.25, 0.75]
-        assert shares_of("dora", request) == (None, None)
-        weighed = Request(("a", "b"), 0, {}, {"weight": (None, 0.5)})
-        assert shares_of("ties", weighed) == (None, 0.5)
-
     @pytest.mark.parametrize(
         ("declared", "parameter"), ALL_PARAMETERS, ids=lambda v: getattr(v, "name", None)
     )
     def test_samples_are_in_bounds(self, declared: MergeMethod, parameter: Parameter) -> None:
         assert len(parameter.samples) > 1 or parameter.type is not bool
         for value in parameter.samples:
-            assert value is None or convert(value, parameter, "") == value
+            assert value is None or checked_value(value, parameter, "") == value
 
     def test_an_unknown_name_suggests(self) -> None:
         with pytest.raises(UserError, match="Did you mean 'dare_ties'"):
@@ -171,7 +161,7 @@ class TestValues:
 
     def refused(self, declared, parameter, value: object) -> str:
         with pytest.raises(UserError) as caught:
-            convert(value, parameter, "r.yaml:7")
+            checked_value(value, parameter, "r.yaml:7")
         text = str(caught.value)
         assert text.startswith("r.yaml:7: ") and repr(parameter.name) in text
         return text
@@ -192,12 +182,12 @@ class TestValues:
         if parameter.minimum is not None:
             told = self.refused(declared, parameter, parameter.minimum - 1)
             assert f"{parameter.minimum}" in told
-            assert convert(parameter.minimum, parameter, "") == parameter.minimum
+            assert checked_value(parameter.minimum, parameter, "") == parameter.minimum
         if parameter.maximum is not None:
             assert f"{parameter.maximum}" in self.refused(
                 declared, parameter, parameter.maximum + 1
             )
-            assert convert(parameter.maximum, parameter, "") == parameter.maximum
+            assert checked_value(parameter.maximum, parameter, "") == parameter.maximum
 
     def test_shares_have_bounds(self) -> None:
         """What is a share of something lies between 0 and 1."""

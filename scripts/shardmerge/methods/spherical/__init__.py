@@ -46,12 +46,6 @@ def slerp(group: Group) -> torch.Tensor:
     return kernels.slerp(group)
 
 
-@slerp.input_shares
-def _slerp_shares(request: Request) -> list[float | None]:
-    t = request.parameters["t"]
-    return [1 - t if i == request.base else t for i in range(len(request.models))]
-
-
 @slerp.mergekit_kernel(workspace=Workspace(blocks=40.0))
 def _mergekit_slerp(group: Group) -> torch.Tensor:
     from shardmerge.methods.spherical import mergekit
