@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: What a job is busy with, in the order in which it happens.
 PHASES = {"start": GREY, "read": SKY, "compute": ORANGE, "write": BLUE, "hash": GREEN}
-#: Of more shards than this the slowest are shown.
+#: If there are more shards, only the slowest are shown.
 _MOST = 24
 #: Inches.
 _ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 0.2, 1.0, 0.5, 1.8, 1.9

@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.filenames import is_commit
+from shardmerge.base.filenames import is_commit, is_repo
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.safetensors import Header, header_length, parse_header
 from shardmerge.sources.hub import client
@@ -49,6 +49,25 @@ def commit_of(repo: str, revision: str | None, *, progress: client.Say | None = 
     """
     info = _model_info(repo, revision, files=True, progress=progress)
     return Commit(repo, revision, info.sha, progress, info.siblings or ())
+
+
+def base_model(
+    repo: str, revision: str | None, *, progress: client.Say | None = None
+) -> str | None:
+    """Return the one repository that a model's card says it was made from, or None.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; None for the default branch.
+        progress: Receives a line now and then.
+
+    Raises:
+        UserError: If the Hub does not tell.
+    """
+    card = _model_info(repo, revision, files=False, progress=progress).card_data
+    base = getattr(card, "base_model", None)
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    return base if is_repo(base) else None
 
 
 def _model_info(
