@@ -25,6 +25,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.numerics import Numerics
 from shardmerge.check.error_bounds import (
     Estimate,
     difference,
@@ -59,12 +60,12 @@ class Recomputer:
     """Evaluates expressions at sampled elements.
 
     Args:
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which the engine computed.
         stored: Task vectors that are read from files.
         read: Reads elements of a source tensor or a stored task vector.
     """
 
-    def __init__(self, numerics: str, stored: Collection[ex.Delta], read: Read) -> None:
+    def __init__(self, numerics: Numerics, stored: Collection[ex.Delta], read: Read) -> None:
         self._numerics = numerics
         self._stored = stored
         self._read = read
@@ -81,7 +82,7 @@ class Recomputer:
             TooLargeError: If that needs a whole tensor of more than WHOLE elements.
         """
         with np.errstate(all="ignore"):
-            if self._numerics == "float32":
+            if self._numerics.rounds_once:
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)

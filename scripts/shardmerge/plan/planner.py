@@ -121,7 +121,7 @@ class _Planner:
             composer = Composer(
                 recipe,
                 lock,
-                self.settings["numerics"],
+                self.settings.numerics,
                 self.settings.delta_dtype,
                 norms.geometric_stages(recipe, self.settings["norm_merge"]),
             )
@@ -212,7 +212,7 @@ class _Planner:
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
-            numerics=self.settings["numerics"],
+            numerics=self.settings.numerics,
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         name = spec.digest
