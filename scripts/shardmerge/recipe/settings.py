@@ -272,7 +272,7 @@ def _explain(error: Any) -> UserError:
     if error.validator_value == "array" and isinstance(error.instance, str):
         return UserError(f"{error.instance!r} is no list", where, f"Write `[{error.instance}]`.")
     if error.validator == "anyOf":
-        # Of the forms that the key may have, the one that fits furthest tells what is wrong.
+        # A key may have several forms. The one that fits best tells what is wrong.
         best = max(error.context, key=lambda e: (len(e.path), e.validator not in ("type", "const")))
         if best.validator != "type":
             return _explain(best)
