@@ -1,7 +1,7 @@
-"""One run at a time on a results folder, jobs that leave when they are not needed, names they get.
+"""One run at a time on a results folder; jobs that are no longer needed end; names are checked.
 
 Needs: nothing.
-Makes: the claim on the results folder while a run lasts, and .shardmerge/run, which says which one.
+Makes: the claim on the results folder while a run lasts, and .shardmerge/run, which names the run.
 """
 
 from types import SimpleNamespace

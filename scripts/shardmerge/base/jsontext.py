@@ -34,7 +34,7 @@ def parse_json(
         data: The text, or its UTF-8.
         where: What to say in errors.
         what: What to say of a text that is none.
-        unique: Whether a name that stands twice in an object is an error; else its last value
+        unique: Whether a name that is given twice in an object is an error; if not, the last
             counts.
 
     Raises:
@@ -64,7 +64,7 @@ def parse_json(
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name is given twice")
     return table
 
 

@@ -104,7 +104,7 @@ def parse_size(value: str | float | None) -> int | None:
 def _bounded(size: float, value: str | float) -> int:
     if not 1 <= size < _LARGEST:
         raise UserError(
-            f"{shortened(value)} is no size that a disk has", hint="Write for example `5GB`."
+            f"{shortened(value)} is larger than any disk", hint="Write for example `5GB`."
         )
     return int(size)
 

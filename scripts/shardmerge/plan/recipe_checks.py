@@ -245,8 +245,8 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
         yield case.finding(
             "missing-tensor",
             f"{_places([f'{module}.weight' for module in modules])} have a bias in {having} but "
-            f"not in {others}. It is merged from the former alone, although to lack a bias is to "
-            "have one of 0; and config.json must say that there is one",
+            f"not in {others}. It is merged from the former alone, although a missing bias means "
+            "0. config.json must say that there is a bias",
         )
 
 

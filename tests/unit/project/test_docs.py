@@ -35,7 +35,8 @@ def _code(text: str) -> str:
     """Return what a Markdown text has in code spans and blocks, one piece a line."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
-    return "\n".join([*blocks, *spans])
+    indented = re.findall(r"^ {4}(\w.*)$", text, re.MULTILINE)
+    return "\n".join([*blocks, *spans, *indented])
 
 
 def _yaml_blocks(text: str) -> list[str]:
