@@ -23,7 +23,7 @@ RENDERINGS = {method.name for method in registry.methods()}
 #: Names that still mean two things. It is for taking away from, not for adding to.
 UNSETTLED = {
     *("CHECKSUMS", "Cell", "Delta", "FORMATS", "Format", "MERGEKIT", "Model", "PHASES", "Read"),
-    *("Table", "VARIABLE", "WIDTH", "assemble", "at", "complete", "decode", "explain", "is_head"),
+    *("Table", "VARIABLE", "assemble", "at", "complete", "decode", "explain", "is_head"),
     *("list_path", "model_files", "parse_settings", "publish", "totals"),
 }
 
