@@ -39,6 +39,10 @@ CHECKS = {
         "alone. For a missing output embedding, a tied model's input embedding is taken, and the "
         "result is untied."
     ),
+    "quantised-source": (
+        "A model whose weights are quantised (`docs/formats.md`): the result "
+        "inherits what rounding has taken from them."
+    ),
     "stale-quantisation": (
         "A model whose config.json says that its weights are quantised, although they are plain. "
         "The result's config.json says nothing of it."

@@ -130,7 +130,22 @@ def _sources(description: Mapping[str, Any]) -> str:
         else:
             model, revision, place = code(names[key]), "", "local folder"
         rows.append([model, revision, place, used])
-    return table(["model", "revision", "commit", "also gave"], rows)
+    return table(["model", "revision", "commit", "also gave"], rows) + _decoded(description, names)
+
+
+def _decoded(description: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Return what is said of sources whose weights were quantised, "" if none were."""
+    rows = [
+        f"{code(names.get(model, model))} ({form}, {plural(count, 'weight')})"
+        for model, forms in description.get("decoded", {}).items()
+        for form, count in forms.items()
+    ]
+    if not rows:
+        return ""
+    return (
+        f"\nQuantised weights were decoded before they were merged: {', '.join(rows)}. The result "
+        "inherits what rounding had taken from them.\n"
+    )
 
 
 def _recipe(description: Mapping[str, Any]) -> str:

@@ -104,6 +104,7 @@ def make_provenance(
         },
         "numerics": description["numerics"],
         **({"seeds": description["seeds"]} if "seeds" in description else {}),
+        **_decoded(description, names),
         "dtype": description["dtype"],
         "reference": names.get(description["reference"], description["reference"]),
         "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),
@@ -116,6 +117,12 @@ def make_provenance(
         "verified": {key: verified[key] for key in _VERIFIED if key in verified},
         "outputs": outputs,
     }
+
+
+def _decoded(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return how many quantised weights of each source were decoded, nothing if none were."""
+    found = description.get("decoded", {})
+    return {"decoded": {names.get(k, k): v for k, v in found.items()}} if found else {}
 
 
 def _shard_row(

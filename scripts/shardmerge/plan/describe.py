@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.coefficients import terms_of
+from shardmerge.algebra.coefficients import decoded_of, terms_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.composer import Composer
@@ -56,36 +56,33 @@ def describe(
     references = [r for s in needed for r in recipe.stages[s].references]
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
     used |= dict.fromkeys(r.lora for r in references if r.lora)
-    removed = config_removed(composer, name)
-    return (
-        {
-            "name": name,
-            "recipe": {"file": recipe.path, "text": recipe.text},
-            "stages": [
-                {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
-                for s in needed
-            ],
-            "numerics": composer.numerics,
-            "dtype": DTYPES[dtype].name if dtype else None,
-            "config": config_changes(composer, name) | config_values(composer, name),
-            "reference": composer.reference_source(name),
-            "tokenizer": tokenizer["source"],
-            "tokens": tokenizer,
-            "files": {name: files[name] for name in sorted(files)},
-            "sources": {key: _origin(lock.sources[key]) for key in used},
-            "shards": [
-                {
-                    "file": job.output.rsplit("/", 1)[1],
-                    "digest": job.digest,
-                    "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
-                }
-                for job, tensors in zip(jobs, groups, strict=True)
-            ],
-            "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
-        }
-        | ({"config_removed": removed} if removed else {})
-        | _seeds(sums.values())
-    )
+    odd = {"config_removed": config_removed(composer, name), "decoded": decoded_of(sums.values())}
+    description = {
+        "name": name,
+        "recipe": {"file": recipe.path, "text": recipe.text},
+        "stages": [
+            {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
+            for s in needed
+        ],
+        "numerics": composer.numerics,
+        "dtype": DTYPES[dtype].name if dtype else None,
+        "config": config_changes(composer, name) | config_values(composer, name),
+        "reference": composer.reference_source(name),
+        "tokenizer": tokenizer["source"],
+        "tokens": tokenizer,
+        "files": {name: files[name] for name in sorted(files)},
+        "sources": {key: _origin(lock.sources[key]) for key in used},
+        "shards": [
+            {
+                "file": job.output.rsplit("/", 1)[1],
+                "digest": job.digest,
+                "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
+            }
+            for job, tensors in zip(jobs, groups, strict=True)
+        ],
+        "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
+    }
+    return description | {k: v for k, v in odd.items() if v} | _seeds(sums.values())
 
 
 def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, Any]:
