@@ -6,6 +6,7 @@ import inspect
 import re
 from typing import Any
 
+from shardmerge.base.markdown import table
 from shardmerge.methods.registry import (
     REQUIRED,
     Inputs,
@@ -43,6 +44,7 @@ limits:
   tensor has its own generator. Its bits are mergekit's if mergekit's generator is seeded in the
   same way.
 """
+_COLUMNS = ("Parameter", "One for each", "Type", "Default", "Bounds", "Meaning")
 _SCOPE = {"shared": "tensor", "input": "model", "model": "model but the base"}
 
 
@@ -51,10 +53,10 @@ def methods_markdown() -> str:
     declared = methods()
     random = ", ".join(f"`{m.name}`" for m in declared if not m.deterministic)
     own = ", ".join(f"`{m.name}`" for m in declared if not in_mergekit(m.name))
-    rows = [f"| [`{m.name}`](#{m.name}) | {m.title} | {_plain(m.summary)} |" for m in declared]
+    rows = [[f"[`{m.name}`](#{m.name})", m.title, _plain(m.summary)] for m in declared]
     parts = [
         _INTRODUCTION.format(random=random, own=own),
-        "\n".join(["| `merge_method` | Name | Result |", "| --- | --- | --- |", *rows]) + "\n",
+        table(["`merge_method`", "Name", "Result"], rows),
         *map(_section, declared),
     ]
     return "\n".join(parts)
@@ -62,24 +64,19 @@ def methods_markdown() -> str:
 
 def _section(declared: MergeMethod) -> str:
     text = _plain(inspect.getdoc(declared.linear or declared.kernel) or "")
-    lines = [
+    parts = [
         f"## {declared.name}\n",
         f"{text}\n",
         f"Reference: <{declared.reference}>. Inputs: {_inputs(declared.inputs)}."
         f" Computed {_way(declared)}.\n",
     ]
     if declared.parameters:
-        lines += [
-            "| Parameter | One for each | Type | Default | Bounds | Meaning |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *map(_row, declared.parameters),
-            "",
-        ]
-    return "\n".join(lines)
+        parts.append(table(_COLUMNS, map(_row, declared.parameters)))
+    return "\n".join(parts)
 
 
-def _row(parameter: Parameter) -> str:
-    cells = (
+def _row(parameter: Parameter) -> tuple[str, ...]:
+    return (
         f"`{parameter.name}`",
         _SCOPE[parameter.scope],
         parameter.type.__name__,
@@ -87,7 +84,6 @@ def _row(parameter: Parameter) -> str:
         _bounds(parameter),
         parameter.description,
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def _default(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is odd in a recipe but allowed: told with its reason, and silenced by the check's name."""
+"""Findings: odd but allowed things in a recipe. A check's name silences its warnings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """JSON of strangers: read whole within limits, or refused with a sentence.
 
-What is returned is no deeper, no longer and has no larger numbers than what the limits below say,
-and every text in it can be written as UTF-8, so that nobody who uses it has to ask again.
+What is returned keeps to the limits below in length, depth and size of numbers, and every text in
+it can be written as UTF-8. So no caller has to check this again.
 """
 
 from __future__ import annotations

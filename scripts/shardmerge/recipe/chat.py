@@ -1,4 +1,4 @@
-"""Chat templates: those that recipes may name, and the one that most of a merge's models have."""
+"""Chat templates: those that a recipe may name, and the one that most merged models have."""
 
 from __future__ import annotations
 

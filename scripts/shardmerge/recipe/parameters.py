@@ -35,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a recipe says of one parameter at one level: its rules, the first match wins."""
+    """What a recipe says about one parameter at one level: rules; the first match counts."""
 
     rules: tuple[Rule, ...]
     where: str
