@@ -70,8 +70,9 @@ def look(name: str, project: Path, say: Callable[[str], None]) -> Model:
     if not reference.is_hub_name:
         raise UserError(f"there is no folder {name!r}", hint=near_path(folder))
     from shardmerge.sources import hub
+    from shardmerge.sources.locking import lock_hub
 
-    locked = hub.lock_source(reference.path, reference.revision, progress=say)
+    locked = lock_hub(reference.path, reference.revision, progress=say)
     tensors = {key: (t.dtype, tuple(t.shape)) for key, t in locked.tensors.items()}
     base = hub.base_model(reference.path, reference.revision, progress=say)
     return _model(name, name, locked.config, tensors, base)
