@@ -35,7 +35,7 @@ from shardmerge.check.error_bounds import (
     rounded_error,
     total,
 )
-from shardmerge.check.float_formats import decode, half_ulp
+from shardmerge.check.float_formats import decoded, half_ulp
 from shardmerge.check.memory import WHOLE
 from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
@@ -86,7 +86,7 @@ class Recomputer:
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)
-            value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
+            value = decoded(_to_stored(self._stated(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
@@ -97,7 +97,7 @@ class Recomputer:
 
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
         if is_stored(node, self._stored):
-            value = decode(self._read(node, runs), node.dtype)
+            value = decoded(self._read(node, runs), node.dtype)
             return Estimate(value, np.zeros_like(value))
         match node:
             case ex.Delta(finetuned, base, dtype):
@@ -126,7 +126,7 @@ class Recomputer:
     def _factor(self, factor: ex.Source) -> np.ndarray:
         """Return a whole factor, float64 of its shape."""
         stored = self._read(factor, ((0, ex.elements(factor)),))
-        return decode(stored, factor.dtype).reshape(factor.shape)
+        return decoded(stored, factor.dtype).reshape(factor.shape)
 
     def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
         value, error = np.zeros(_count(runs)), np.zeros(_count(runs))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check import recompute
-from shardmerge.check.float_formats import FORMATS, decode, half_ulp, round_to, stored_dtype
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to, stored_dtype
 from shardmerge.check.recompute import Recomputer, TooLargeError
 from shardmerge.check.samples import RUN, RUNS, positions, sample_runs
 
@@ -85,12 +85,12 @@ class TestRoundoff:
 
     @pytest.mark.parametrize("code", list(TORCH))
     def test_largest_number(self, code):
-        assert FORMATS[code].maximum == torch.finfo(TORCH[code]).max
+        assert FLOAT_FORMATS[code].maximum == torch.finfo(TORCH[code]).max
 
     def test_every_bfloat16(self):
         bits = np.arange(1 << 16).astype(np.uint16)
         expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).double().numpy()
-        assert np.array_equal(decode(bits, "BF16"), expected, equal_nan=True)
+        assert np.array_equal(decoded(bits, "BF16"), expected, equal_nan=True)
 
 
 class TestSampleRuns:
