@@ -56,7 +56,7 @@ WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
-if workflow.is_main_process and TARGETS.measured:
+if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
         BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
     )
