@@ -10,7 +10,7 @@ from shardmerge.check import scores
 from shardmerge.package.card import make_card, parse_settings
 from shardmerge.package.card_scores import receipt
 from shardmerge.package.index import replace_text
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -326,7 +327,7 @@ class TestOldShards:
         folder = tmp_path / "results" / "merged" / "model"
         stray = folder / "model-00001-of-00003.safetensors"
         stray.write_bytes((folder / "model.safetensors").read_bytes())
-        description = {"shards": [{"file": "model.safetensors"}]}
+        description = SimpleNamespace(shards=[SimpleNamespace(file="model.safetensors")])
         with pytest.raises(UserError, match="is not part of this model") as caught:
             _check_stray(description, folder)
         assert stray.name in str(caught.value)

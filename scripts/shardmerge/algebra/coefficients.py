@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,22 @@ def blend_of(expression: ex.Expression) -> Blend:
     # What rounding leaves of a coefficient that cancels is nothing.
     kept = {model: c for model, c in coefficients.items() if abs(c) > 1e-6}
     return Blend(kept, tuple(through))
+
+
+def decoded_of(expressions: Iterable[ex.Expression]) -> dict[str, dict[str, int]]:
+    """Return how many quantised weights of each model are read, by format; sorted."""
+    nodes = {
+        node
+        for expression in expressions
+        if not isinstance(expression, ex.Source)
+        for node in ex.walk(expression)
+        if isinstance(node, ex.Decoded)
+    }
+    counts = Counter((node.model, node.format) for node in nodes)
+    found: dict[str, dict[str, int]] = {}
+    for (model, form), count in sorted(counts.items()):
+        found.setdefault(model, {})[form] = count
+    return found
 
 
 def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
-from shardmerge.base.dtypes import DTYPES, combine_dtype
+from shardmerge.base.dtypes import combine_dtype, tensor_bytes
 from shardmerge.methods.registry import kernel_of, result_dtype
 
-#: What is read from a file: a tensor of a source, rows of one, or a task vector that is stored.
-FileLeaf = ex.Source | ex.Rows | ex.Delta
+#: What is read from files: a tensor of a source, as it is or decoded, rows of one, or a task vector
+#: that is stored.
+FileLeaf = ex.Source | ex.Decoded | ex.Rows | ex.Delta
 #: What is held whole while it is used: a method's result, a mean of rows, rows of either.
 HeldLeaf = ex.Call | ex.Mean | ex.Rows
 
@@ -68,13 +69,15 @@ def stated_dtype(expression: ex.Expression) -> str:
 
 
 def is_stored(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
-    """Whether a part of an expression is a tensor of a file: a source's, or a stored task vector.
+    """Whether a part of an expression is a tensor of files: a source's, or a stored task vector.
 
     Args:
         part: What is asked about.
         stored: Task vectors that lie in files.
     """
-    return isinstance(part, ex.Source) or (isinstance(part, ex.Delta) and part in stored)
+    if isinstance(part, ex.Source | ex.Decoded):
+        return True
+    return isinstance(part, ex.Delta) and part in stored
 
 
 def is_read(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
@@ -85,8 +88,10 @@ def is_read(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
 def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta]) -> bool:
     """Whether a simplified expression, written in a dtype, is a tensor of a file as it lies there.
 
-    Rows of one are gathered, which is not a copy.
+    Rows of one are gathered and what is decoded is computed, so that these are no copies.
     """
+    if isinstance(expression, ex.Decoded):
+        return False
     return is_stored(expression, stored) and expression.dtype == dtype
 
 
@@ -156,7 +161,8 @@ def leaf_sources(leaf: FileLeaf) -> tuple[ex.Source, ...]:
 
 def bytes_read(leaf: FileLeaf) -> int:
     """Return the bytes that are read for a leaf: of rows only those that are not zeros."""
-    count = ex.elements(leaf)
     if isinstance(leaf, ex.Rows):
-        count = count // max(leaf.shape[0], 1) * rows.taken(leaf.table)
-    return count * DTYPES[leaf.dtype].size
+        whole = bytes_read(leaf.operand)
+        return whole * rows.taken(leaf.table) // max(leaf.operand.shape[0], 1)
+    parts = ex.operands(leaf) if isinstance(leaf, ex.Decoded) else (leaf,)
+    return sum(tensor_bytes(part.dtype, part.shape) for part in parts)

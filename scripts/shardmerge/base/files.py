@@ -18,6 +18,7 @@ from shardmerge.base.jsontext import MAX_BYTES, parse_json
 
 #: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
 _STALE = 3600
+_PIECE = 8 << 20  # bytes that are copied at once
 
 
 @contextlib.contextmanager
@@ -146,6 +147,24 @@ def will_need(fd: int, offset: int, length: int) -> None:
     """Tell the kernel, where it takes such advice, that a range of a file will be read soon."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def read_into(fd: int, into: memoryview, offset: int) -> int:
+    """Fill the beginning of a buffer with a file's bytes from an offset on.
+
+    Args:
+        fd: The file.
+        into: The buffer.
+        offset: In the file.
+
+    Returns:
+        How many bytes came, as of ``os.preadv``, which not every system has.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [into], offset)
+    data = os.pread(fd, min(len(into), _PIECE), offset)
+    into[: len(data)] = data
+    return len(data)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_whole
+from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
@@ -33,6 +34,8 @@ def check_bytes(tasks: Iterable[TensorTask]) -> int:
 
 def _peak(node: ex.Expression, numerics: str, *, whole: bool) -> int:
     """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
+    if isinstance(node, ex.Decoded):
+        return decoding_bytes(node) + (_READ * ex.elements(node) if whole else 0)
     operands = ex.operands(node)
     own = isinstance(node, ex.Call) and is_whole(node, numerics)
     count = ex.elements(node)

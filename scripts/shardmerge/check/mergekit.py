@@ -61,7 +61,9 @@ class Formulas:
     """
 
     def __init__(
-        self, stored: Collection[ex.Delta], read: Callable[[ex.Source | ex.Delta, Runs], np.ndarray]
+        self,
+        stored: Collection[ex.Delta],
+        read: Callable[[ex.Source | ex.Decoded | ex.Delta, Runs], np.ndarray],
     ) -> None:
         self._stored, self._read = stored, read
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
+from shardmerge.base import markdown
 from shardmerge.base.text import plural
 from shardmerge.check.scores import Cell, Column, Table
 
@@ -128,8 +129,7 @@ def _value(cells: Mapping[tuple[str, Column], Cell], model: str, column: Column)
 
 def _markdown(grid: _Grid) -> str:
     header, rows = grid
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(_escape(cell) for cell in line) + " |\n" for line in lines)
+    return markdown.table(_plain(header), map(_plain, rows), numbers=True)
 
 
 def _terminal(grid: _Grid) -> str:
@@ -146,5 +146,10 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cells).rstrip()
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")
+def _escape(text: str) -> str:
+    return _plain([text])[0].replace("|", "\\|")
+
+
+def _plain(cells: Iterable[str]) -> list[str]:
+    """Return cells whose backslashes stay what they are; a table's lines are seen to elsewhere."""
+    return [cell.replace("\\", "\\\\") for cell in cells]

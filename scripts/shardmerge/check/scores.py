@@ -141,7 +141,7 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return Table(models, columns, cells, footnotes)
 
 
-def to_json(table: Table) -> dict[str, Any]:
+def table_json(table: Table) -> dict[str, Any]:
     """Return all that a table knows as JSON-able data, a record per cell."""
     records = []
     for model, column in _order(table):

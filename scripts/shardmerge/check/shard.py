@@ -6,7 +6,7 @@ And its header against the plan, and a sample of every tensor against the source
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.float_formats import FORMATS, decode, half_ulp, round_to
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
+from shardmerge.engine.decoding import decode_elements
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
+from shardmerge.formats.values import stored_type
 
 #: Share of a tensor's elements for which a method may have chosen otherwise at a near tie.
 _UNDECIDED = 1e-3
@@ -134,8 +136,11 @@ class _Leaves:
         self._deltas = {Path(path): stack.enter_context(TensorFile(path)) for path in deltas}
         self.stored = stored_deltas(spec, deltas)
 
-    def read(self, leaf: ex.Source | ex.Delta, runs: Runs) -> np.ndarray:
-        """Return elements of a leaf as they are stored."""
+    def read(self, leaf: ex.Source | ex.Decoded | ex.Delta, runs: Runs) -> np.ndarray:
+        """Return elements of a leaf as they are stored; of a decoded one its float32 values."""
+        if isinstance(leaf, ex.Decoded):
+            made = [v for run in runs for v in decode_elements(leaf, self._part, *run)]
+            return np.concatenate([np.zeros(0, np.float32), *made])
         if isinstance(leaf, ex.Delta):
             place = self.stored[leaf]
             file, name = self._deltas[place.path], place.name
@@ -149,6 +154,10 @@ class _Leaves:
                 "The file changed since the plan was made.",
             )
         return file.read(name, runs)
+
+    def _part(self, part: ex.Source, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+        runs = tuple((begin, end - begin) for begin, end in ranges)
+        return self.read(part, runs).view(stored_type(part.dtype))
 
 
 def _check_header(spec: ShardSpec, output: TensorFile) -> None:

@@ -11,6 +11,7 @@ from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.tokenizers import StageTokenizers
+from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
@@ -84,6 +85,10 @@ class Composer(Context):
 
     def is_untied(self, stage: str) -> bool:
         """Whether a stage's model has an output embedding that its source's config denies it."""
+        sources = self.lock.sources.items()
+        tied = {key for key, source in sources if source.config.get("tie_word_embeddings") is True}
+        if self.reference_source(stage) in tied and head_differs(self._built(stage), tied):
+            return True
         key = stage
         while key in self.recipe.stages:
             if self.model(Reference(key)).assembly.untied:

@@ -8,7 +8,6 @@ from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
 from shardmerge.formats.interface import LogicalTensor
 from shardmerge.sources.lock import Lock
@@ -68,13 +67,6 @@ class SourceModel(Model):
         self.name = key
         source = lock.sources[key]
         weights = weights_of(source, f"model {key!r}")
-        for one in weights.decoded.values():  # GATE
-            raise UserError(
-                f"has weights that are quantised ({one.format!r}), which cannot be merged yet",
-                f"model {key!r}",
-                "Merge the models that it was made from, or a copy of it that a library has saved "
-                "in 16 bits.",
-            )
         self.is_stale, self._stored = weights.stale, source.tensors
         found = {
             name: (_DECODED, one.shape, self._decoded(one)) for name, one in weights.decoded.items()

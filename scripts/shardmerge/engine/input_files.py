@@ -12,9 +12,9 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf, leaf_sources
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import will_need
+from shardmerge.base.files import read_into, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
-from shardmerge.engine.locations import Location, locate
+from shardmerge.engine.locations import AnyLocation, Location, locate
 from shardmerge.engine.record import Tally
 from shardmerge.engine.stored import StoredDelta
 from shardmerge.engine.tasks import TensorTask
@@ -59,7 +59,7 @@ class InputFiles(contextlib.AbstractContextManager):
         self._numbers: dict[Path | tuple[str, str], int] = {}
         self._paths: list[Path] = []
         self._fds: list[int] = []
-        self._locations: dict[FileLeaf, Location] = {}
+        self._locations: dict[FileLeaf, AnyLocation] = {}
         self.headers: list[Header] = []
         try:
             self._open_all(tasks)
@@ -74,7 +74,7 @@ class InputFiles(contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def locate(self, leaf: FileLeaf) -> Location:
+    def locate(self, leaf: FileLeaf) -> AnyLocation:
         """Return where a tensor of the specification lies."""
         return self._locations[leaf]
 
@@ -90,7 +90,7 @@ class InputFiles(contextlib.AbstractContextManager):
         """Tell the kernel that a range will be read soon."""
         will_need(self._fds[file], offset, length)
 
-    def read_elements(self, leaf: Location, first: int, count: int, into: memoryview) -> None:
+    def read_elements(self, leaf: AnyLocation, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements of a leaf, as ``read`` does with bytes."""
         leaf.read(self.read, first, count, into)
 
@@ -103,7 +103,7 @@ class InputFiles(contextlib.AbstractContextManager):
         done = 0
         while done < len(into):
             try:
-                count = os.preadv(self._fds[file], [into[done:]], offset + done)
+                count = read_into(self._fds[file], into[done:], offset + done)
             except OSError as error:
                 where = str(self._paths[file])
                 raise UserError(f"cannot be read ({error.strerror})", where) from None

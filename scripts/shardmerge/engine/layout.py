@@ -12,7 +12,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import write_header
 from shardmerge.engine.input_files import InputFiles
-from shardmerge.engine.locations import Location
+from shardmerge.engine.locations import AnyLocation
 from shardmerge.engine.memory import Tuning
 from shardmerge.engine.tasks import TensorTask
 
@@ -37,7 +37,7 @@ class Segment:
     copy: tuple[int, int] | None = None
     tensor: int | None = None
     itemsize: int = 1
-    leaves: tuple[Location, ...] = ()
+    leaves: tuple[AnyLocation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Copy:
 class LeafRead:
     """Elements of a leaf, and where in a slot's input buffer they go."""
 
-    leaf: Location
+    leaf: AnyLocation
     first: int
     count: int
     position: int

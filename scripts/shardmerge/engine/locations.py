@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.engine.decoding import decode_elements, stored_ranges
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Fills a buffer with the bytes of an open file from an offset on.
 ReadBytes = Callable[[int, int, memoryview], None]
@@ -42,6 +48,12 @@ class Location:
             offset = None if source is None else self.begin + source * size
             yield position * size, length * size, offset
 
+    def touched(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (file, offset, length) of all that is read for elements, in bytes."""
+        for _, length, offset in self.ranges(first, count):
+            if offset is not None:
+                yield self.file, offset, length
+
     def read(self, read: ReadBytes, first: int, count: int, into: memoryview) -> None:
         """Fill the beginning of a buffer with elements.
 
@@ -58,7 +70,66 @@ class Location:
                 read(self.file, offset, part)
 
 
-def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -> Location:
+@dataclass(frozen=True)
+class DecodedLocation:
+    """Where the parts of a decoded leaf lie.
+
+    Args:
+        node: The decoded tensor.
+        parts: Where each stored tensor lies.
+        table: Which of its rows the leaf has; None for all in order.
+    """
+
+    node: ex.Decoded
+    parts: Mapping[ex.Source, Location]
+    table: str | None = None
+    dtype: ClassVar[str] = ex.Decoded.dtype
+
+    def touched(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (file, offset, length) of all that is read for elements, in bytes."""
+        for _, length, source in self._ranges(first, count):
+            if source is not None:
+                for part, begin, number in stored_ranges(self.node, source, length):
+                    yield from self.parts[part].touched(begin, number)
+
+    def read(self, read: ReadBytes, first: int, count: int, into: memoryview) -> None:
+        """Fill the beginning of a buffer with elements, as ``Location.read``."""
+        import numpy as np
+
+        target = np.frombuffer(into, "<f4", count)
+        for position, length, source in self._ranges(first, count):
+            if source is None:
+                target[position : position + length] = 0
+                continue
+            for values in decode_elements(self.node, partial(self._part, read), source, length):
+                target[position : position + len(values)] = values
+                position += len(values)
+
+    def _part(
+        self, read: ReadBytes, part: ex.Source, ranges: Sequence[tuple[int, int]]
+    ) -> np.ndarray:
+        import numpy as np
+
+        from shardmerge.formats.values import stored_type
+
+        found = np.empty(sum(end - begin for begin, end in ranges), stored_type(part.dtype))
+        memory, position = memoryview(found).cast("B"), 0
+        for begin, end in ranges:
+            self.parts[part].read(read, begin, end - begin, memory[position:])
+            position += (end - begin) * found.itemsize
+        return found
+
+    def _ranges(self, first: int, count: int) -> Iterator[tuple[int, int, int | None]]:
+        """Yield (position, length, first element of the tensor or None for zeros)."""
+        if self.table is None:
+            return iter([(0, count, first)])
+        return row_ranges(self.table, math.prod(self.node.shape[1:]), first, count)
+
+
+AnyLocation = Location | DecodedLocation
+
+
+def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -> AnyLocation:
     """Return where a leaf lies.
 
     Args:
@@ -66,6 +137,10 @@ def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -
         tensor: Finds a tensor of a source, or a stored task vector.
     """
     match leaf:
+        case ex.Decoded():
+            return DecodedLocation(leaf, {part: tensor(part) for part in ex.operands(leaf)})
+        case ex.Rows(ex.Decoded() as operand, table):
+            return replace(locate(operand, tensor), table=table)
         case ex.Rows(operand, table):
             return replace(tensor(operand), table=table, width=math.prod(operand.shape[1:]))
     return tensor(leaf)

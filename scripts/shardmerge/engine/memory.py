@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
 
@@ -52,7 +53,7 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
 
     It is one constant for what streams. A merge method that must see whole tensors adds the
     largest tensor's inputs, result and workspace (``registry.workspace_elements``); adapters add
-    the factors of one tensor for each thread.
+    the factors of one tensor for each thread; quantised weights what decodes a piece of one.
 
     Args:
         tasks: Of a shard's tensors.
@@ -60,7 +61,9 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
     """
     whole = max((_held_peak(task.leaves.held, task.numerics) for task in tasks), default=0)
     factors = max((_factors(task.products) for task in tasks), default=0)
-    held = TUNING.lanes * factors + whole
+    # one of the reader's, one of whoever makes a whole tensor
+    decoding = 2 * max((_decoding(task) for task in tasks), default=0)
+    held = TUNING.lanes * factors + whole + decoding
     return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
 
 
@@ -86,6 +89,11 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
     while length > 4096 and need(length) > tuning.lane:
         length //= 2
     return length
+
+
+def _decoding(task: TensorTask) -> int:
+    leaves = (leaf.operand if isinstance(leaf, ex.Rows) else leaf for leaf in task.reads)
+    return max((decoding_bytes(one) for one in leaves if isinstance(one, ex.Decoded)), default=0)
 
 
 def _factors(products: Iterable[ex.LowRank]) -> int:

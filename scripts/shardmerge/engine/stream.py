@@ -139,9 +139,8 @@ class Stream:
                 for copy in later.copies:
                     self.files.will_need(copy.file, copy.offset, copy.length)
                 for read in later.reads:
-                    for _, length, offset in read.leaf.ranges(read.first, read.count):
-                        if offset is not None:
-                            self.files.will_need(read.leaf.file, offset, length)
+                    for place in read.leaf.touched(read.first, read.count):
+                        self.files.will_need(*place)
             slot.output.memory[: len(window.literal)] = window.literal
             for copy in window.copies:
                 into = slot.output.memory[copy.position : copy.position + copy.length]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from shardmerge.algebra.call_terms import setting_of
 from shardmerge.base.markdown import code, table
-from shardmerge.base.text import number, plural, ranges, short_names
-from shardmerge.package.provenance import public_names
+from shardmerge.base.text import number, plural, ranges
+from shardmerge.plan.description import BuildDescription
+from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.coefficients import Coefficients, Spread, coefficients
 from shardmerge.report.summary import Line, summarize
 
@@ -17,15 +17,15 @@ from shardmerge.report.summary import Line, summarize
 _NAMED = 8
 
 
-def describe_coefficients(description: Mapping[str, Any]) -> str:
+def describe_coefficients(description: BuildDescription) -> str:
     """Return Markdown that tells what the tensors of a build are made of.
 
     Args:
         description: Of the build.
     """
-    tensors = description["coefficients"]
-    found, shorten = coefficients(tensors), _shortener(description["sources"])
-    copied = _copied(tensors, [description["reference"], *description["sources"]])
+    tensors = description.coefficients
+    found, shorten = coefficients(tensors), shortener(short_public_names(description.sources))
+    copied = _copied(tensors, [description.reference, *description.sources])
     told = sorted(summarize(found, shorten), key=lambda line: line.rest)
     lines = [f"- {_where(line, alone=len(told) == 1)}: {_formula(line.formula)}" for line in told]
     parts = [_sentence(copied, len(tensors), shorten)]
@@ -127,13 +127,3 @@ def _value(spread: Spread) -> str:
     if spread.varies:
         return f"{number(spread.low)} to {number(spread.high)}"
     return number(spread.mean)
-
-
-def _shortener(references: Mapping[str, Any]) -> Callable[[str], str]:
-    """Return a function that writes the references within a label by short, public names."""
-    public = public_names(references)
-    short = short_names(list(public.values()))
-    names = {reference: short[name] for reference, name in public.items()}
-    longest_first = sorted(names, key=lambda r: (-len(r), r))
-    pattern = re.compile(rf"(?<![^\s(])(?:{'|'.join(map(re.escape, longest_first))})(?![^\s,)])")
-    return lambda label: pattern.sub(lambda match: names[match[0]], label)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.algebra.spec import ShardSpec
-from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
 from shardmerge.base.sealed import AGAIN, unseal
@@ -130,25 +129,3 @@ def check_spec(sha256: str) -> None:
         raise UserError(f"cannot be read ({error.strerror})", str(path), AGAIN) from None
     if found != sha256:
         raise UserError("is damaged", str(path), AGAIN)
-
-
-def load_description(name: str) -> dict[str, Any]:
-    """Return the description of a build, which the plan made.
-
-    Args:
-        name: The build's digest.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
-    path = description_path(name)
-    try:
-        found = load_json(path)
-        whole = digest(found) == name
-    except UserError as error:
-        raise UserError(error.message, error.where, AGAIN) from None
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError("is damaged", str(path), AGAIN)
-    return found

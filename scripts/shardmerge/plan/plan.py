@@ -12,6 +12,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
+from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
 
 
@@ -162,7 +163,7 @@ class Planned:
 
     plan: Plan
     specs: dict[str, ShardSpec] = field(default_factory=dict)
-    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    descriptions: dict[str, BuildDescription] = field(default_factory=dict)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

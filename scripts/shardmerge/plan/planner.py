@@ -21,18 +21,18 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
-from shardmerge.plan.describe import FileKey, describe, model_files
+from shardmerge.plan.describe import FileKey, describe, model_files, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe, chosen
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.lock import Lock, LockedSource
-from shardmerge.sources.sources import slug
 
 PathOf = Callable[[str, LockedSource, str], str]
 
@@ -107,7 +107,7 @@ class _Planner:
         found = {}
         for model, name in sorted(self.read):
             source = self.locked[model]
-            if source.kind == "local" and source.files[name].size > FULL_HASH_BYTES:
+            if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
         return found
 
@@ -186,14 +186,14 @@ class _Planner:
         tokenizer = tokenizer_files(composer, name)
         files = model_files(composer, name) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
-        read = [[*key, self.identities[key]] for key in tokenizer.read]
-        tokens = tokenizer.description | {"made": list(tokenizer.made), "read": read}
+        tokens = tokenizer_content(tokenizer, self.identities)
         sums = composer.sums(name, outputs)
         self.findings += check_build(composer, name, outputs, sums)
-        description = describe(composer, name, identities, tokens, groups, jobs, sums)
-        if self.settings["allow_nonfinite"]:  # what shards may hold: verified anew if it changes
-            description["allow_nonfinite"] = True
-        key = digest(description)
+        description = describe(
+            *(composer, name, identities, tokens, groups, jobs, sums),
+            allow_nonfinite=self.settings["allow_nonfinite"],
+        )
+        key = description.digest
         self.planned.descriptions[key] = description
         paths = {file: self._path(key) for file, key in files.items()}
         made = {file: self.paths.tokenizer_file(name, file) for file in tokenizer.made}
@@ -241,11 +241,11 @@ class _Planner:
         )
 
     def _path(self, key: FileKey) -> str:
-        """Return a source file's path; one of the Hub gets a job that fetches it."""
+        """Return a source file's path; one that is not here gets a job that fetches it."""
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
-        if source.kind == "hub":
+        if source.store.remote:
             file = source.files[name]
             self.fetches[path] = FetchJob(
                 path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid

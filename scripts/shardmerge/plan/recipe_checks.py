@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.coefficients import Blend, blend_of
+from shardmerge.algebra.coefficients import Blend, blend_of, decoded_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.findings import Finding
 from shardmerge.base.text import ranges
@@ -99,6 +99,7 @@ def check_build(
         _weights_sum,
         _layer_period,
         _missing_tensor,
+        _quantised_source,
         _stale_quantisation,
         _unused_models,
         _unmatched_filters,
@@ -245,8 +246,17 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
         yield case.finding(
             "missing-tensor",
             f"{_places([f'{module}.weight' for module in modules])} have a bias in {having} but "
-            f"not in {others}. It is merged from the former alone, although to lack a bias is to "
-            "have one of 0; and config.json must say that there is one",
+            f"not in {others}. It is merged from the former alone, although a missing bias means "
+            "0. config.json must say that there is a bias",
+        )
+
+
+def _quantised_source(case: _Case) -> Iterator[Finding]:
+    for model, forms in decoded_of(case.expressions.values()).items():
+        yield case.finding(
+            "quantised-source",
+            f"{model} is quantised ({', '.join(forms)}): the result inherits what rounding has "
+            "taken from it. Merge the model that it was made from if that can be had",
         )
 
 

@@ -20,8 +20,8 @@ from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.recipe.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
 from shardmerge.report.synthetic import adapter_of, family_for, source_of
-from shardmerge.sources.local import lock_adapter, lock_folder
 from shardmerge.sources.lock import Lock, LockedSource, read_lock
+from shardmerge.sources.locking import lock_adapter, lock_folder
 from shardmerge.sources.sources import lock_path
 
 #: Layers where nothing tells their number: those of a Llama of 70B.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 
 from shardmerge.algebra.coefficients import NOTHING
-from shardmerge.base.text import number, ranges, shortener
+from shardmerge.base.text import number, ranges
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.explain import Explanation
 from shardmerge.report.summary import summarize, write_lines
@@ -23,7 +24,7 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
     """Return an explanation as text: for each model a summary, then a table of its layers for each
     group of modules that are made of the same.
     """
-    shorten = shortener(explanation.sources)
+    shorten = shortener(short_names(explanation.sources))
     lines = _wrap(explanation.basis, terminal.width)
     for warning in explanation.warnings:
         lines += _wrap(f"warning: {warning}", terminal.width)

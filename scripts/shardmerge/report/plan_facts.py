@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.plan.files import load_spec_json
 from shardmerge.plan.plan import Build, Plan, ShardJob
-
-Exists = Callable[[str], bool]
+from shardmerge.plan.schedule import Exists
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.text import human_bytes, human_seconds, plural
+from shardmerge.plan.records import MergeRecord
 from shardmerge.report.canvas import (
     BLUE,
     FAINT,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 #: What a job is busy with, in the order in which it happens.
 PHASES = {"start": GREY, "read": SKY, "compute": ORANGE, "write": BLUE, "hash": GREEN}
-#: Of more shards than this the slowest are shown.
+#: If there are more shards, only the slowest are shown.
 _MOST = 24
 #: Inches.
 _ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 0.2, 1.0, 0.5, 1.8, 1.9
@@ -52,16 +53,16 @@ class Timing:
     copy: bool = False
 
 
-def timing(name: str, record: Mapping[str, Any]) -> Timing:
-    """Return the timing in a job's record (``engine.record.ShardRecord``)."""
-    seconds = record["seconds"]
+def timing(name: str, record: MergeRecord) -> Timing:
+    """Return the timing in a job's record."""
+    seconds = record.seconds
     return Timing(
         name=name,
         seconds={phase: seconds.get(phase, 0.0) for phase in PHASES},
         wall=seconds["total"],
-        read=record["bytes_read"],
-        written=record["size"],
-        copy=record["whole_copy"],
+        read=record.bytes_read,
+        written=record.size,
+        copy=record.whole_copy,
     )
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from shardmerge.base import claims
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json, write_text
+from shardmerge.base.files import write_text
 from shardmerge.plan.paths import record_path
 from shardmerge.plan.plan import FetchJob, ShardJob
+from shardmerge.plan.records import load_record
 
 #: Tells a job which run it belongs to; the cluster passes it on from the head.
 VARIABLE = "SHARDMERGE_RUN"
@@ -90,7 +91,7 @@ def is_made(output: str | os.PathLike[str], record: str | os.PathLike[str], spec
         spec: Digest of the specification.
     """
     try:
-        told = load_json(record)
-        return told.get("spec") == spec and Path(output).stat().st_size == told["size"]
-    except (UserError, OSError, KeyError):
+        told = load_record(record)
+        return told.spec == spec and Path(output).stat().st_size == told.size
+    except (UserError, OSError):
         return False

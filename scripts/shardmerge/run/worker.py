@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from shardmerge.base.owner import started
+from shardmerge.base.owner import start_ticks
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
 VARIABLE = "SHARDMERGE_WORKER"
@@ -39,6 +39,16 @@ _PLAIN = (
     "shardmerge.check.shard",
 )
 _PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.torch_lane")}
+#: Whether the system has what this takes; abstract addresses are Linux's alone.
+_CAN_SHARE = sys.platform == "linux" and all(
+    hasattr(module, name)
+    for module, name in (
+        (os, "pidfd_open"),
+        (signal, "pidfd_send_signal"),
+        (socket, "SO_PEERCRED"),
+        (socket, "SOCK_SEQPACKET"),
+    )
+)
 _MOST = 1 << 20  # bytes of a request: a command line and an environment
 _began: float | None = None
 #: Of a forked job: the run, and the kind of process that it was forked from.
@@ -56,7 +66,7 @@ class Worker:
 
     def __init__(self, process: int | None, *, expects: bool) -> None:
         self._name = None if process is None else str(process)
-        self._idle = process is None or not expects
+        self._idle = process is None or not (expects and _CAN_SHARE)
 
     @property
     def prefix(self) -> str:
@@ -82,7 +92,7 @@ def process_began() -> float:
         return _began
     now = time.perf_counter()
     with contextlib.suppress(AttributeError, ValueError):  # no clock of that name, no /proc
-        ticks = int(started(os.getpid()))
+        ticks = int(start_ticks(os.getpid()))
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     return now
 
@@ -97,7 +107,7 @@ def delegate(kind: str = PLAIN) -> None:
     """
     global _run
     _run = os.environ.pop(VARIABLE, None) or _run
-    if not _run or kind == _kind or _kind == TORCH or sys.platform != "linux":
+    if not (_run and _CAN_SHARE) or kind == _kind or _kind == TORCH:
         return
     with contextlib.suppress(OSError), _connect(_run, kind) as connection:
         request = [sys.argv, os.getcwd(), dict(os.environ), process_began()]

@@ -79,9 +79,9 @@ def compare(sources: Collection[LockedSource]) -> Tokens:
 def with_tokens(
     sources: Mapping[str, LockedSource], reader: Callable[[str], Read]
 ) -> dict[str, LockedSource]:
-    """Return the sources of a lock, with the tokens of models in folders where files differ.
+    """Return the sources of a lock, with the tokens of models at hand where files differ.
 
-    What is on the Hub is not fetched for it, and a file that cannot be read is left unknown.
+    Nothing is fetched for it, and a file that cannot be read is left unknown.
 
     Args:
         sources: By reference.
@@ -92,7 +92,8 @@ def with_tokens(
         return dict(sources)
     found = dict(sources)
     for key, source in models.items():
-        if source.kind == "local" and _tokens(source) is None and vocabulary_files(source.files):
+        needed = _tokens(source) is None and vocabulary_files(source.files)
+        if needed and not source.store.remote:
             try:
                 ids, _ = read_ids(source.files, reader(key), f"model {key!r}")
             except UserError:

@@ -23,9 +23,9 @@ from shardmerge.base.pathnames import (
     check_word,
     too_long,
 )
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import load_settings
-from shardmerge.sources.sources import slug
 
 HIDDEN = ["a\nb", "a\x1b[31m", "a\x7f", "a\u202eb", "a\u2066b", "a\ud800", "a\u2028b"]
 RECIPE = """\

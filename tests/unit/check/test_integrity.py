@@ -95,7 +95,7 @@ class TestWitness:
 class TestShards:
     def test_bit_that_no_sample_reads(self, built):
         job, _ = built.shard_with(MERGED)
-        assert check(job)["sha256"] == load_record(record_path(job.output))["sha256"]
+        assert check(job)["sha256"] == load_record(record_path(job.output)).sha256
         flip(Path(job.output), outside_the_sample(Path(job.output)))
         with pytest.raises(UserError, match="is damaged: its SHA-256") as error:
             check(job)
@@ -138,7 +138,7 @@ class TestTaskVectors:
         sums = {path: recorded_tensors(path) for path in deltas}
         output = Path("again.safetensors")
         record = build_shard(spec, sources, output, deltas=deltas, sums=sums)
-        assert record.sha256 == load_record(record_path(job.output))["sha256"]
+        assert record.sha256 == load_record(record_path(job.output)).sha256
         output.unlink()
         (path,) = [d for d in deltas if _holds(d, spec)][:1]
         flip(path, outside_the_sample(path))

@@ -22,9 +22,8 @@ from shardmerge.compose.models import Entry
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.references import parse_reference
 from shardmerge.report.explain import explain
-from shardmerge.sources import hub
-from shardmerge.sources.local import lock_adapter, lock_folder
 from shardmerge.sources.lock import Lock, LockedSource, LockedTensor
+from shardmerge.sources.locking import lock_adapter, lock_folder, lock_hub
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 TABLE = {
@@ -315,7 +314,7 @@ class TestHub:
     def test_locked_from_its_header(self, server) -> None:
         tensors = {f"{PREFIX}{Q}.lora_A.weight": torch.zeros(2, 5000)}
         folder = write_adapter(server.store.root / "o" / "lora", tensors)
-        found = hub.lock_source("o/lora", None, role="adapter")
+        found = lock_hub("o/lora", None, role="adapter")
         assert found.role == "adapter"
         assert sorted(found.files) == ["adapter_config.json", "adapter_model.safetensors"]
         assert found.config == json.loads((folder / "adapter_config.json").read_text())
@@ -326,12 +325,12 @@ class TestHub:
     def test_a_model_is_no_adapter(self, server) -> None:
         add_model(server.store.root, "o/m", ONE_FILE)
         with pytest.raises(UserError, match=r"no adapter_config\.json"):
-            hub.lock_source("o/m", None, role="adapter")
+            lock_hub("o/m", None, role="adapter")
 
     def test_an_adapter_is_no_model(self, server, tmp_path) -> None:
         write_adapter(server.store.root / "o" / "lora", factors({Q: (8, 8)}))
         with pytest.raises(UserError, match=r"MODEL\+ADAPTER"):
-            hub.lock_source("o/lora", None)
+            lock_hub("o/lora", None)
         folder = write_adapter(tmp_path / "lora", factors({Q: (8, 8)}))
         with pytest.raises(UserError, match=r"MODEL\+ADAPTER"):
             lock_folder(folder, "lora", Identities(tmp_path / "cache.json"))

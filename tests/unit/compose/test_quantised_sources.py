@@ -1,4 +1,4 @@
-"""Sources whose weights are quantised: refused with the reason, or no such thing after all."""
+"""Sources whose weights are quantised: told of, refused with the reason, or plain after all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 from helpers.models import LLAMA, llama_shapes, random_tensors, save_model
 from helpers.planned import described
 from shardmerge.base.errors import UserError
+from shardmerge.package.card import make_card
 from shardmerge.package.config import output_config
+from shardmerge.plan.description import BuildDescription
+from shardmerge.recipe.recipe import load_recipe
+from shardmerge.sources.sources import Sources
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -53,17 +57,58 @@ def gptq(tensors: dict[str, torch.Tensor]) -> None:
         tensors[module + "scales"] = torch.ones(groups, rows, dtype=torch.float16)
 
 
-class TestRefused:
+class TestTold:
     @pytest.mark.parametrize(
         ("change", "config", "said"),
         [(fp8, FP8, "fp8-block"), (fp8, None, "fp8-block"), (gptq, GPTQ, "gptq")],
     )
-    def test_by_the_name_of_the_format(self, change, config, said):
-        for name in "ab":
-            model(name, change, **({"quantization_config": config} if config else {}))
-        with pytest.raises(UserError, match=rf"quantised \('{said}'\).* cannot be merged") as error:
-            described(linear("a", "b"))
-        assert "model 'a'" in str(error.value) and error.value.hint
+    def test_what_is_decoded(self, change, config, said):
+        model("a", change, **({"quantization_config": config} if config else {}))
+        model("b")
+        description, warnings = described(linear("a", "b"))
+        assert description["decoded"] == {"a": {said: 14}}
+        assert len(warnings) == 1 and warnings[0].endswith("[quantised-source]")
+        assert f"a is quantised ({said})" in warnings[0]
+        kinds = {row[0] for shard in description["shards"] for row in shard["tensors"].values()}
+        assert kinds == {"BF16"}
+        card = make_card(BuildDescription.from_json(description, "d"), {})
+        assert f"decoded before they were merged: `a` ({said}, 14 weights)" in card
+
+    def test_a_file_beside_the_config(self):
+        model("a", gptq)
+        Path("a/quantize_config.json").write_text(json.dumps(GPTQ))
+        description, _ = described(linear("a"))
+        assert description["decoded"] == {"a": {"gptq": 14}}
+        lock = json.loads(Path("recipe.lock.json").read_text())
+        assert lock["sources"]["a"]["side_files"] == {"quantize_config.json": GPTQ}
+
+    def test_a_lock_that_was_made_before(self):
+        """It is completed; a job, which writes none, does without."""
+        model("a", gptq)
+        Path("a/quantize_config.json").write_text(json.dumps(GPTQ))
+        described(linear("a"))
+        path = Path("recipe.lock.json")
+        whole = path.read_text()
+        lock = json.loads(whole)
+        del lock["sources"]["a"]["side_files"]
+        path.write_text(json.dumps(lock))
+        recipe, sources = load_recipe("recipe.yaml"), Sources({}, Path("m"), Path("c"))
+        with pytest.raises(UserError, match="does not tell how model 'a' is quantised"):
+            sources.lock(recipe, write=False, renew=False, say=print)
+        sources.lock(recipe, write=True, renew=False, say=print)
+        assert path.read_text() == whole
+
+
+class TestRefused:
+    def test_parts_that_are_missing(self):
+        def broken(tensors):
+            gptq(tensors)
+            del tensors["model.layers.0.mlp.up_proj.scales"]
+
+        model("a", broken, quantization_config=GPTQ)
+        with pytest.raises(UserError, match=r"up_proj.scales' is missing") as error:
+            described(linear("a"))
+        assert "model 'a'" in str(error.value)
 
     def test_a_method_that_no_format_reads(self):
         model("a")
@@ -117,7 +162,9 @@ class TestStale:
         model("b")
         description, warnings = described(linear("a", "b"))
         assert len(warnings) == 1 and warnings[0].endswith("[stale-quantisation]")
-        made = output_config(Path("a/config.json").read_text(), description, "c")
+        made = output_config(
+            Path("a/config.json").read_text(), BuildDescription.from_json(description, "d"), "c"
+        )
         assert "quantization" not in made and "compression" not in made
         expected = json.loads(Path("a/config.json").read_text()) | {"dtype": "bfloat16"}
         del expected[key]

@@ -18,7 +18,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import config_values, generation_source, tokenizer_files
-from shardmerge.recipe.chat import TEMPLATES, most_common, named_template, own_template
+from shardmerge.recipe.chat import CHAT_TEMPLATES, most_common, named_template, own_template
 from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
@@ -162,7 +162,7 @@ class TestChatTemplates:
                 assert ours == self.render(theirs, turns, prompt)
 
     def test_names(self):
-        assert TEMPLATES == ("alpaca", "chatml", "exaone", "llama3", "mistral")
+        assert CHAT_TEMPLATES == ("alpaca", "chatml", "exaone", "llama3", "mistral")
         assert named_template("{{ x }}") == "{{ x }}"
 
     def test_of_a_model(self):

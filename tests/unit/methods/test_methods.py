@@ -20,7 +20,7 @@ from shardmerge.methods.registry import (
     result_dtype,
     workspace_elements,
 )
-from shardmerge.recipe.parameters import convert
+from shardmerge.recipe.parameters import checked_value
 from tools.docs.methods import methods_markdown
 
 NUMERICS = "mergekit-0.1.5"
@@ -136,7 +136,7 @@ class TestValues:
 
     def refused(self, declared, parameter, value: object) -> str:
         with pytest.raises(UserError) as caught:
-            convert(value, parameter, "r.yaml:7")
+            checked_value(value, parameter, "r.yaml:7")
         text = str(caught.value)
         assert text.startswith("r.yaml:7: ") and repr(parameter.name) in text
         return text
@@ -157,12 +157,12 @@ class TestValues:
         if parameter.minimum is not None:
             told = self.refused(declared, parameter, parameter.minimum - 1)
             assert f"{parameter.minimum}" in told
-            assert convert(parameter.minimum, parameter, "") == parameter.minimum
+            assert checked_value(parameter.minimum, parameter, "") == parameter.minimum
         if parameter.maximum is not None:
             assert f"{parameter.maximum}" in self.refused(
                 declared, parameter, parameter.maximum + 1
             )
-            assert convert(parameter.maximum, parameter, "") == parameter.maximum
+            assert checked_value(parameter.maximum, parameter, "") == parameter.maximum
 
     def test_shares_have_bounds(self) -> None:
         """What is a share of something lies between 0 and 1."""

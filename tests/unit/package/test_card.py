@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 import add_scores
 import write_card
-from helpers.built_model import RECIPE, build_model
+from helpers.built_model import RECIPE, build_model, changed
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.base.markdown import block, code, link, table
@@ -81,7 +81,7 @@ class TestFrontMatter:
             "some/longer/folder": {"kind": "local", "files": {}},
             "lab/fast@v1": {"kind": "hub", "repo": "lab/fast", "commit": "0" * 40, "files": {}},
         }
-        found = base_models(description | {"sources": sources, "reference": "lab/fast@v1"})
+        found = base_models(changed(description, sources=sources, reference="lab/fast@v1"))
         assert found == ["lab/fast", "lab/long"]
 
     def test_benchmarks(self, description):
@@ -155,24 +155,23 @@ class TestBody:
     def test_sources_of_the_hub_are_links(self, description):
         commit = "0123456789abcdef" * 2 + "01234567"
         source = {"kind": "hub", "repo": "lab/fast", "revision": "v|1", "commit": commit}
-        changed = description | {"sources": description["sources"] | {"lab/fast@v|1": source}}
-        text = section(make_card(changed, {}), "Sources")
+        sources = description.to_json()["sources"] | {"lab/fast@v|1": source | {"files": {}}}
+        text = section(make_card(changed(description, sources=sources), {}), "Sources")
         assert "[`lab/fast`](https://huggingface.co/lab/fast)" in text
         assert f"[`{commit[:12]}`](https://huggingface.co/lab/fast/tree/{commit})" in text
         assert r"`v\|1`" in text
         assert "local folder" in text
 
     def test_folders_of_this_machine_are_not_told(self, description):
-        changed = json.loads(json.dumps(description).replace("lab/long", "/srv/someone/long"))
-        for stage in changed["stages"]:
-            stage["text"] = "as: written"
-        text = make_card(changed, {})
+        told = json.dumps(description.to_json()).replace("lab/long", "/srv/someone/long")
+        rows = [row | {"text": "as: written"} for row in json.loads(told)["stages"]]
+        text = make_card(changed(description, **json.loads(told) | {"stages": rows}), {})
         assert "someone" not in text
         assert "`long`" in section(text, "Sources")
 
     def test_one_source_copied(self, description):
-        terms = {name: [["lab/long", 1.0]] for name in description["coefficients"]}
-        text = make_card(description | {"coefficients": terms}, {})
+        terms = {name: [["lab/long", 1.0]] for name in description.coefficients}
+        text = make_card(changed(description, coefficients=terms), {})
         assert "Every tensor is that of `long`." in text
 
     def test_layers_with_equal_coefficients_share_a_row(self, description):
@@ -183,7 +182,7 @@ class TestBody:
                 rows = [["lab/long", 1.0]] + ([["lab/tuned - lab/base", share]] if share else [])
                 terms[f"model.layers.{layer}.{module}.weight"] = rows
         terms["lm_head.weight"] = [["lab/long", 1.0], ["lab/tuned - lab/base", 0.25]]
-        text = section(make_card(description | {"coefficients": terms}, {}), "How it was built")
+        text = section(make_card(changed(description, coefficients=terms), {}), "How it was built")
         assert section_of_term(text, "tuned - base") == [
             ("0-19", "0"),
             ("20-59", "0.5"),
@@ -205,17 +204,17 @@ def section_of_term(text: str, term: str) -> list[tuple[str, str]]:
 class TestHostileNames:
     @pytest.fixture
     def text(self, description):
-        changed = copy.deepcopy(description)
-        changed["sources"][HOSTILE] = {"kind": "local", "files": {}}
+        data = copy.deepcopy(description.to_json())
+        data["sources"][HOSTILE] = {"kind": "local", "files": {}}
         repo = {"kind": "hub", "repo": HOSTILE, "revision": HOSTILE, "commit": HOSTILE}
-        changed["sources"]["evil/hub"] = repo
-        changed["stages"][0] |= {"text": f"a: |\n  ```\n  ---\n  {HOSTILE}\n````\n# out\n"}
-        changed["stages"][0] |= {"method": HOSTILE, "name": HOSTILE}
-        first = next(iter(changed["coefficients"]))
-        changed["coefficients"][first] = [[HOSTILE, 0.5], [f"{HOSTILE} - lab/base", 0.25]]
-        changed["coefficients"][HOSTILE] = [["lab/long", 1.0]]
+        data["sources"]["evil/hub"] = repo | {"files": {}}
+        data["stages"][0] |= {"text": f"a: |\n  ```\n  ---\n  {HOSTILE}\n````\n# out\n"}
+        data["stages"][0] |= {"method": HOSTILE, "name": HOSTILE}
+        first = next(iter(data["coefficients"]))
+        data["coefficients"][first] = [[HOSTILE, 0.5], [f"{HOSTILE} - lab/base", 0.25]]
+        data["coefficients"][HOSTILE] = [["lab/long", 1.0]]
         tags = [HOSTILE, "a: b", "- c", "#d", "{e", "yes", "1"]
-        return make_card(changed, {"license": HOSTILE, "tags": tags})
+        return make_card(changed(description, **data), {"license": HOSTILE, "tags": tags})
 
     def test_front_matter(self, text):
         data = ModelCard(text).data.to_dict()

@@ -362,8 +362,13 @@ class TestSilence:
         model("d", attn_layer_period=2)
         biased("e")
         model("f", quantization_config={"quant_method": "fp8"})
+        name = "model.layers.0.self_attn.q_proj.weight"
+        codes = torch.zeros(16, 16, dtype=torch.float8_e4m3fn)
+        coded = random_tensors(llama_shapes(3), 9) | {name: codes, f"{name}_scale": torch.ones(1)}
+        save_model(Path("g"), coded, 1, LLAMA | {"num_hidden_layers": 3})
         found = set()
-        for one in (text, json.dumps(stacked), recipe("linear", "a", "e"), recipe("linear", "f")):
+        lone = [recipe("linear", *names) for names in (("a", "e"), ("f",), ("g",))]
+        for one in (text, json.dumps(stacked), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []
             for name in told:

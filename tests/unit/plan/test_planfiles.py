@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from shardmerge.engine import build_shard
 from shardmerge.package.verify import verify_model
 from shardmerge.plan import files as planfiles
 from shardmerge.plan.decide import decide
-from shardmerge.plan.files import load_description, load_spec, plan_path
+from shardmerge.plan.description import load_description
+from shardmerge.plan.files import load_spec, plan_path
 from shardmerge.plan.plan import Plan, read_plan
 from shardmerge.recipe.settings import load_settings
 
@@ -234,8 +236,7 @@ class TestStale:
 
         assert verify(made)["passed"] is True
         plan(text=text, allow_nonfinite=False)
-        strict = {k: v for k, v in made.description.items() if k != "allow_nonfinite"}
-        made.description = strict
+        made.description = replace(made.description, allow_nonfinite=False)
         with pytest.raises(UserError, match=r"infinite or NaN[\s\S]*allow_nonfinite: true"):
             verify(made)
 

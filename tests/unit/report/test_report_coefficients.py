@@ -8,7 +8,7 @@ from helpers.large_models import llama_70b, mixtral
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.call_terms import setting_of
 from shardmerge.algebra.coefficients import terms_of
-from shardmerge.base.text import shortener
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report.coefficients import Spread, coefficients
 from shardmerge.report.explain import explain
 from shardmerge.report.frame import frame_of
@@ -154,11 +154,13 @@ class TestSummary:
 
     def test_the_flagship_is_two_lines(self):
         shorten = shortener(
-            [
-                "152334H/miqu-1-70b-sf",
-                "meta-llama/Llama-2-70b-hf",
-                "sophosympatheia/Midnight-Rose-70B-v2.0.3",
-            ]
+            short_names(
+                [
+                    "152334H/miqu-1-70b-sf",
+                    "meta-llama/Llama-2-70b-hf",
+                    "sophosympatheia/Midnight-Rose-70B-v2.0.3",
+                ]
+            )
         )
         first, rest = summarize(self.flagship(), shorten)
         assert first == Line(

@@ -10,7 +10,8 @@ import pytest
 
 from helpers.large_models import large_plan, llama_70b, mixtral
 from shardmerge.algebra.expression import deltas
-from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.description import load_description
+from shardmerge.plan.files import load_spec
 from shardmerge.report import plan_facts
 from shardmerge.report.plan_table import plan_page
 from shardmerge.report.plan_view import plan_text
@@ -103,8 +104,8 @@ class TestText:
         (found,) = [load_description(build.digest) for build in plan.builds.values()]
         text = plan_text(plan, Terminal(), stages=True)
         assert "(task_arithmetic; folded into it, not written)" in text
-        for stage in found["stages"]:
-            for line in stage["text"].strip().split("\n"):
+        for stage in found.stages:
+            for line in stage.text.strip().split("\n"):
                 assert f"    {line}\n" in text
         assert "merge_method" not in plan_text(plan, Terminal())
 

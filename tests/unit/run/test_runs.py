@@ -43,7 +43,7 @@ class TestReplaced:
 
 
 def shard_job() -> ShardJob:
-    return ShardJob("model/shard.safetensors", "digest", (), (), 0, 3, 0, 0, False)
+    return ShardJob("model/shard.safetensors", "d" * 64, (), (), 0, 3, 0, 0, False)
 
 
 def fetch_job() -> FetchJob:
@@ -69,7 +69,7 @@ class TestMadeMeanwhile:
         """An older one was there when the run began, and Snakemake wants it made anew."""
         began("run")
         output(at, data)
-        write_json("records/shard.json", {"spec": "digest", "size": 3})
+        write_json("records/shard.json", {"spec": "d" * 64, "size": 3, "sha256": "0" * 64})
         assert runs.made_meanwhile(make(), print) == made
 
     @pytest.mark.parametrize("record", [None, {}, {"spec": "another", "size": 3}])
@@ -83,5 +83,5 @@ class TestMadeMeanwhile:
     @pytest.mark.parametrize("make", [fetch_job, shard_job])
     def test_not_what_is_missing(self, make: Callable) -> None:
         began("run")
-        write_json("records/shard.json", {"spec": "digest", "size": 3})
+        write_json("records/shard.json", {"spec": "d" * 64, "size": 3, "sha256": "0" * 64})
         assert not runs.made_meanwhile(make(), print)

@@ -150,7 +150,7 @@ class TestRetrying:
         assert "Signature" not in told
 
     def test_what_came_renews_patience(self):
-        patience, error = client.Patience(1), failure(403, url="https://storage.example/x")
+        patience, error = client.RetryLimits(1), failure(403, url="https://storage.example/x")
         assert patience.wait(error) is not None
         assert patience.wait(error, gained=True) is not None
         assert patience.wait(error) is None

@@ -25,7 +25,7 @@ from shardmerge.plan.plan import NO_PLAN
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources import unpickle
 from shardmerge.sources.checkpoint_files import adapter_files, weight_files
-from shardmerge.sources.local import lock_adapter, lock_folder
+from shardmerge.sources.locking import lock_adapter, lock_folder
 from shardmerge.sources.pickles import RECORD, assemble, find_conversion, pickled_weights
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"

@@ -127,7 +127,7 @@ def _from_cache(
     if blob is None:
         return None
     try:
-        how = cache.take(blob, part, use)
+        how = cache.take_blob(blob, part, use)
     except OSError as error:
         meter.say(f"the Hugging Face cache's copy cannot be read ({error.strerror})")
         return None
@@ -152,7 +152,7 @@ class _Download:
 
 def _download(job: _Download) -> None:
     """Stream until the part is whole and right; every failure either waits or ends it."""
-    part, patience, wrong = job.part, client.Patience(job.retries), 0
+    part, patience, wrong = job.part, client.RetryLimits(job.retries), 0
     if part.size:
         job.meter.say(f"going on from {human_bytes(part.size)}")
     while True:
