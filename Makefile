@@ -58,9 +58,11 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 	@$(PIP) -r requirements-test.txt
 	@touch $@
 
+LOGGER := PYTHONPATH=plugins snakemake --logger shardmerge
+
 demo: env
 	@echo "Merging the demo models (three tiny Llamas) and benchmarking them ..."
-	@snakemake --cores $(CORES) --quiet rules host progress reason
+	@$(LOGGER) --cores $(CORES) --quiet host
 	@snakemake --cores 1 --quiet all --report results/report.html
 	@echo
 	@cat results/miquplus-midnight-tiny/benchmarks/table.md
