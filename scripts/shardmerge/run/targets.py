@@ -14,14 +14,13 @@ from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.checkpoint_files import INDEX
 
-CHECKSUMS = "SHA256SUMS"
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
 #: Folder of the names of lm-eval's tasks.
