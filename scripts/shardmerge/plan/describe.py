@@ -62,7 +62,7 @@ def describe(
     """
     recipe, lock = composer.recipe, composer.lock
     stage = recipe.stages[name]
-    dtype = stage.out_dtype or stage.dtype
+    dtype = stage.out_dtype or stage.dtype or _common_dtype(groups)
     needed = recipe.needed(name)
     references = [r for s in needed for r in recipe.stages[s].references]
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
@@ -97,6 +97,12 @@ def tokenizer_content(made: TokenizerFiles, identities: Mapping[FileKey, str]) -
     """
     read = tuple((*key, identities[key]) for key in made.read)
     return TokenizerContent(**made.description, made=made.made, read=read)
+
+
+def _common_dtype(groups: Iterable[Iterable[OutputTensor]]) -> str | None:
+    """Return the code of the type that all tensors of floats are saved in, None if they differ."""
+    codes = {t.dtype for tensors in groups for t in tensors if DTYPES[t.dtype].floating}
+    return codes.pop() if len(codes) == 1 else None
 
 
 def _stage_text(stage: Stage) -> StageText:

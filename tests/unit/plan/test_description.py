@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.built_model import RECIPE, SOURCES
-from helpers.models import llama
+from helpers.models import llama, llama_shapes, random_tensors, save_model
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.plan.decide import load_plan
@@ -97,3 +98,23 @@ class TestDamage:
             load_description(name)
         assert planned() == name
         assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("types", "told"),
+    [(("float16", "bfloat16"), "float32"), (("bfloat16", "bfloat16"), "bfloat16")],
+)
+def test_the_type_is_the_one_that_is_saved(
+    types: tuple[str, str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe without a type saves what its models have in common, whatever config.json says."""
+    monkeypatch.chdir(tmp_path)
+    for seed, (source, dtype) in enumerate(zip("ab", types, strict=True)):
+        shapes = llama_shapes(2)
+        save_model(Path(source), random_tensors(shapes, seed, getattr(torch, dtype)))
+    Path("recipe.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: ./a}, {model: ./b}]\nparameters: {weight: 0.5}\n"
+    )
+    plan = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+    (build,) = plan.builds.values()
+    assert load_description(build.digest).dtype == told
