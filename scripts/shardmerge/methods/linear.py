@@ -48,7 +48,7 @@ _UNUSED = "Accepted and not used, as in mergekit."
 def linear(request: Request) -> LinearForm:
     """Weighted mean of the models.
 
-    ``sum(w_i * x_i) / sum(w_i)``, or without the division where ``normalize`` is false.
+    ``sum(w_i * x_i) / sum(w_i)``, or without the division if ``normalize`` is false.
     Wortsman et al. 2022, "Model soups".
     """
     weights = request.per_input["weight"]
@@ -134,8 +134,8 @@ def _linear_steps(group: Group, writer: Writer) -> int:
 def task_arithmetic(request: Request) -> LinearForm:
     """Base model plus the weighted sum of the models' task vectors.
 
-    ``base + lambda * sum(w_i * (x_i - base))``, divided by ``sum(w_i)`` where ``normalize`` is
-    true. Ilharco et al. 2022, "Editing Models with Task Arithmetic".
+    ``base + lambda * sum(w_i * (x_i - base))``. If ``normalize`` is true, the sum is divided by
+    ``sum(w_i)``. Ilharco et al. 2022, "Editing Models with Task Arithmetic".
     """
     weights = {i: w for i, w in enumerate(request.per_input["weight"]) if i != request.base}
     factor = request.parameters["lambda"]
@@ -201,7 +201,7 @@ def _task_arithmetic_steps(group: Group, writer: Writer) -> int:
     linear=True,
 )
 def passthrough(request: Request) -> LinearForm:
-    """The one input, scaled if asked: ``scale * x``."""
+    """The only input, or ``scale * x`` if there is a ``scale``."""
     (scale,) = request.per_input["scale"]
     return LinearForm(direct={0: 1.0 if scale is None else scale})
 

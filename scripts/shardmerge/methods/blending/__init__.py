@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Parameter(
             "t",
             float,
-            description="Distance up to which elements are swapped whole.",
+            description="Elements that differ by less are swapped as a whole.",
             examples=(0.3, 0.0, 0.001, 0.5, 1.0, 1.2),
         ),
     ],
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     workspace=Workspace(tensors=3.0),
 )
 def nearswap(group: Group) -> torch.Tensor:
-    """Elements of another model where they are near the base model's.
+    """Elements of another model if they are near the base model's; a blend if not.
 
     ``s * x + (1 - s) * base`` with ``s = min(1, t / max(|base - x|, 1e-6))``.
     """
@@ -61,7 +61,7 @@ def arcee_fusion(group: Group) -> torch.Tensor:
     """The other model's most important elements, the rest from the base model.
 
     An element's importance is ``|x - base|`` times the Kullback-Leibler divergence of the
-    softmaxes of its rows; taken are those with at least ``median + 1.5 * (Q3 - Q1)``. The
+    softmaxes of its rows. Elements with at least ``median + 1.5 * (Q3 - Q1)`` are taken. The
     quartiles are exact at any size (mergekit samples a million elements of a larger tensor).
     """
     from shardmerge.methods.blending import kernels
@@ -113,10 +113,10 @@ def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     """Task arithmetic by ratios, for tensors that multiply, such as the scales of norms.
 
     ``base * product((x_i / base) ** (lambda * w_i))``: two fine-tunes of one base with weight 1
-    give ``x_1 * x_2 / base``. An element whose base is 0, or where a model of weight other than 0
-    has another sign than the base, is 0, or is infinite or NaN, has no such ratio and gets task
-    arithmetic's ``base + sum(lambda * w_i * (x_i - base))``. It is task arithmetic on the
-    logarithms. Factors by which a model of weight 1 was rescaled pass through.
+    give ``x_1 * x_2 / base``. It is task arithmetic on the logarithms. If a model of weight 1 was
+    rescaled, the result keeps the factors. An element has no such ratio if its base is 0, or if a
+    model of weight other than 0 has another sign than the base, or is 0, infinite or NaN there. It
+    gets task arithmetic's ``base + sum(lambda * w_i * (x_i - base))``.
     """
     from shardmerge.methods.blending import kernels
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         Parameter(
             "t",
             float,
-            description="0 gives the base model, 1 the other.",
+            description="0 gives the base model, 1 the other model.",
             examples=(0.3, 0.0, 0.001, 0.5, 1.0, 1.2),
         ),
     ],
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     examples={"": {}, "beyond": {"t": 1.7}},
 )
 def slerp(group: Group) -> torch.Tensor:
-    """Spherical interpolation from the base model to another.
+    """Spherical interpolation from the base model to another model.
 
     ``sin((1 - t) * a) / sin(a) * base + sin(t * a) / sin(a) * x``, where ``a`` is the angle
-    between the flattened tensors; ``(1 - t) * base + t * x`` where ``|cos a| > 0.9995``.
+    between the flattened tensors. If ``|cos a| > 0.9995``, it is ``(1 - t) * base + t * x``.
     Shoemake 1985, "Animating rotation with quaternion curves".
     """
     from shardmerge.methods.spherical import kernels
@@ -74,9 +74,10 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
 def nuslerp(group: Group) -> torch.Tensor:
     """Spherical interpolation between two models, or between their task vectors.
 
-    With ``t = w_2 / (w_1 + w_2)`` (0.5 where the weights cancel), ``sin((1 - t) * a) / sin(a) *
-    v_1 + sin(t * a) / sin(a) * v_2`` for each vector: the whole tensor, or its rows or columns
-    where ``nuslerp_flatten`` is false. With a base model the vectors are differences from it.
+    ``sin((1 - t) * a) / sin(a) * v_1 + sin(t * a) / sin(a) * v_2`` for each vector, where ``a`` is
+    the angle between ``v_1`` and ``v_2``, and ``t = w_2 / (w_1 + w_2)`` (0.5 if the weights
+    cancel). A vector is the whole tensor; if ``nuslerp_flatten`` is false, it is a row or column.
+    With a base model the vectors are differences from it.
     """
     from shardmerge.methods.spherical import kernels
 
@@ -122,10 +123,10 @@ def multislerp(group: Group) -> torch.Tensor:
     """Barycentric interpolation of many models' directions on a sphere.
 
     ``m / |m| * sum(w_i * |v_i|) * cos(eps)`` with ``m = sum(w_i * v_i / (|v_i| + eps))`` over the
-    flattened tensors, or over the task vectors where there is a base model. The definition maps
-    the directions to the tangent space at their mean, adds them there and maps the sum back; by
-    ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``, that sum is 0.
-    One model is returned as it is.
+    flattened tensors, or over the task vectors if there is a base model. The definition maps
+    the directions to the tangent space at their mean, adds them there and maps the sum back. That
+    sum is 0: ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``.
+    A single model is returned as it is.
     """
     from shardmerge.methods.spherical import kernels
 
@@ -160,9 +161,9 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
 def karcher(group: Group) -> torch.Tensor:
     """Centre of mass of the models' directions on the sphere, with their mean norm.
 
-    From ``m = sum(u_i) / |sum(u_i)|``, iterates ``m <- cos|g| m + sin|g| g / |g|`` with
-    ``g = mean of a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between ``u_i`` and
-    ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
+    Starts from ``m = sum(u_i) / |sum(u_i)|`` and iterates ``m <- cos|g| m + sin|g| g / |g|``,
+    where ``g`` is the mean of ``a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between
+    ``u_i`` and ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
     """
     from shardmerge.methods.spherical import kernels
 
@@ -192,7 +193,7 @@ def _mergekit_karcher(group: Group) -> torch.Tensor:
     examples={"": {}, "rows": {"filter_wise": True}},
 )
 def model_stock(group: Group) -> torch.Tensor:
-    """The point between the base and the models' mean that their mutual angles call for.
+    """A point between the base and the models' mean, chosen by the angles between the models.
 
     ``t * mean(x_i) + (1 - t) * base`` with ``t = n * c / (1 + (n - 1) * c)``, where ``c`` is the
     mean cosine between the task vectors of the ``n`` models. Jang et al. 2024, "Model Stock: All

@@ -43,7 +43,7 @@ _CHANGE = Parameter(
             "int8_mask",
             bool,
             default=False,
-            description="Type of mergekit's sign masks; changes no result.",
+            description="Type of mergekit's sign masks. It changes no result.",
         ),
     ],
     inputs=_BASE,
@@ -52,10 +52,10 @@ _CHANGE = Parameter(
 def sce(group: Group) -> torch.Tensor:
     """Task vectors selected by variance, weighed by energy, without minority signs.
 
-    Of ``v_i = x_i - base`` the elements of largest variance between models stay (Select);
-    ``w_i = mean(v_i ** 2)``, made to sum to 1, or equal where their sum is below 1e-6
-    (Calculate); each element's sign is that of ``sum(v_i)``, and ``base + sum(w_i * v_i) /
-    sum(w_i)`` goes over the models that have it (Erase). Wan et al. 2024, "FuseChat".
+    Select: of ``v_i = x_i - base``, the elements of largest variance between models are kept.
+    Calculate: ``w_i = mean(v_i ** 2)``, scaled to sum to 1; all equal if their sum is below 1e-6.
+    Erase: each element's sign is that of ``sum(v_i)``, and ``base + sum(w_i * v_i) / sum(w_i)`` is
+    summed over the models whose element has this sign. Wan et al. 2024, "FuseChat".
     """
     from shardmerge.methods.task_vectors import kernels
 
@@ -78,7 +78,7 @@ def _mergekit_sce(group: Group) -> torch.Tensor:
     elementwise=True,
 )
 def ram(group: Group) -> torch.Tensor:
-    """Changes that one model made are kept whole, those that several made are averaged.
+    """Changes that only one model made are kept; changes that several made are averaged.
 
     ``base + sum(v_i) / n`` over the ``n`` models where ``|v_i| = |x_i - base| > epsilon``.
     """
@@ -105,7 +105,7 @@ def _mergekit_ram(group: Group) -> torch.Tensor:
             float,
             default=0.2,
             minimum=0.0,
-            description="Most that the ratio of shared to unique changes counts.",
+            description="Upper limit of the ratio of shared to unique changes.",
         ),
         _CHANGE,
     ],
@@ -114,8 +114,8 @@ def _mergekit_ram(group: Group) -> torch.Tensor:
 def ramplus_tl(group: Group) -> torch.Tensor:
     """As Reinforced Agent Merging, with each model's unique changes amplified.
 
-    By ``1 + r * min(shared_i / unique_i, alpha)``, where ``shared_i`` and ``unique_i`` count the
-    elements of the tensor that model ``i`` changed with others and alone.
+    The factor is ``1 + r * min(shared_i / unique_i, alpha)``. ``shared_i`` and ``unique_i`` count
+    the elements of the tensor that model ``i`` changed together with others, and alone.
     """
     from shardmerge.methods.task_vectors import kernels
 

@@ -35,11 +35,11 @@ _EPSILON = Parameter(
     default=0.15,
     minimum=0.0,
     maximum=1.0,
-    description="The probability to be kept goes from density - epsilon to density + epsilon.",
+    description="The probability of being kept goes from density - epsilon to density + epsilon.",
     examples=(0.01, 0.02, 0.04),
 )
 _SEED = Parameter(
-    "seed", int, default=0, description="Of the random choice; mergekit takes none in a recipe."
+    "seed", int, default=0, description="Seed of the random choice; mergekit has no such key."
 )
 #: A mask of one byte an element for each input; one dimension is sorted as one row.
 _MASKS = Workspace(per_input=0.25, blocks=48.0)
@@ -72,7 +72,7 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
             "rescale",
             bool,
             default=rescale,
-            description="Give what is kept the L1 norm of the whole task vector.",
+            description="Scale what is kept to the L1 norm of the whole task vector.",
         ),
         Parameter(
             "lambda",
@@ -85,7 +85,7 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
             "int8_mask",
             bool,
             default=False,
-            description="Type of mergekit's sign masks; changes no result.",
+            description="Type of mergekit's sign masks. It changes no result.",
         ),
     ]
 
@@ -114,9 +114,10 @@ def _check_della(request: Request | Group) -> None:
 def ties(group: Group) -> torch.Tensor:
     """Task vectors trimmed to their largest elements, merged where their signs agree.
 
-    Of each ``v_i = x_i - base`` the ``density`` largest magnitudes stay. Each element's sign is
-    that of ``sum(w_i * v_i)`` (0 counts as plus); ``base + lambda * sum(w_i * v_i) / sum(w_i)``
-    over the models that have it. Yadav et al. 2023, "TIES-Merging".
+    Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept. Each element's
+    sign is that of ``sum(w_i * v_i)`` (0 counts as plus). The result is ``base + lambda * sum(w_i *
+    v_i) / sum(w_i)``, summed over the models whose element has this sign. Yadav et al. 2023,
+    "TIES-Merging".
     """
     from shardmerge.methods.task_vectors import keep, kernels
 
@@ -142,9 +143,9 @@ def _mergekit_ties(group: Group) -> torch.Tensor:
 def dare_ties(group: Group) -> torch.Tensor:
     """Task vectors thinned at random, merged where their signs agree.
 
-    Each element of ``v_i = x_i - base`` stays with probability ``density``, rescaled to the L1
-    norm of the whole; then signs are elected as in TIES. Yu et al. 2023, "Language Models are
-    Super Mario".
+    Each element of ``v_i = x_i - base`` is kept with probability ``density``. What is kept is
+    scaled to the L1 norm of the whole. Then signs are elected as in TIES. Yu et al. 2023, "Language
+    Models are Super Mario".
     """
     from shardmerge.methods.task_vectors import keep, kernels
 
@@ -170,9 +171,9 @@ def _mergekit_dare_ties(group: Group) -> torch.Tensor:
 def dare_linear(group: Group) -> torch.Tensor:
     """Task vectors thinned at random, and added.
 
-    Each element of ``v_i = x_i - base`` stays with probability ``density``, rescaled to the L1
-    norm of the whole; ``base + lambda * sum(w_i * v_i)``. Yu et al. 2023, "Language Models are
-    Super Mario".
+    Each element of ``v_i = x_i - base`` is kept with probability ``density``. What is kept is
+    scaled to the L1 norm of the whole. The result is ``base + lambda * sum(w_i * v_i)``. Yu et al.
+    2023, "Language Models are Super Mario".
     """
     from shardmerge.methods.task_vectors import keep, kernels
 
@@ -197,9 +198,9 @@ def _mergekit_dare_linear(group: Group) -> torch.Tensor:
 def breadcrumbs(group: Group) -> torch.Tensor:
     """Task vectors without their largest and their smallest elements, added.
 
-    Of each ``v_i = x_i - base`` the share ``gamma`` of largest magnitudes goes, and of the rest
-    the largest stay that make up ``density``; ``base + lambda * sum(w_i * v_i)``. Davari and
-    Belilovsky 2023, "Model Breadcrumbs".
+    Of each ``v_i = x_i - base`` the share ``gamma`` of largest magnitudes is dropped. Of the rest,
+    the largest that make up the share ``density`` are kept. The result is
+    ``base + lambda * sum(w_i * v_i)``. Davari and Belilovsky 2023, "Model Breadcrumbs".
     """
     from shardmerge.methods.task_vectors import keep, kernels
 
@@ -253,9 +254,9 @@ def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
 def della(group: Group) -> torch.Tensor:
     """Task vectors thinned at random by rank, merged where their signs agree.
 
-    Within each row of ``v_i = x_i - base`` an element of rank ``r`` of ``n`` by magnitude stays
-    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``, rescaled to the L1 norm of
-    the whole; then signs are elected as in TIES. Deep et al. 2024, "DELLA-Merging".
+    Within each row of ``v_i = x_i - base``, an element of rank ``r`` of ``n`` by magnitude is kept
+    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``. What is kept is scaled to
+    the L1 norm of the whole. Then signs are elected as in TIES. Deep et al. 2024, "DELLA-Merging".
     """
     from shardmerge.methods.task_vectors import keep, kernels
 
@@ -284,9 +285,10 @@ def _mergekit_della(group: Group) -> torch.Tensor:
 def della_linear(group: Group) -> torch.Tensor:
     """Task vectors thinned at random by rank, and added.
 
-    Within each row of ``v_i = x_i - base`` an element of rank ``r`` of ``n`` by magnitude stays
-    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``, rescaled to the L1 norm of
-    the whole; ``base + lambda * sum(w_i * v_i)``. Deep et al. 2024, "DELLA-Merging".
+    Within each row of ``v_i = x_i - base``, an element of rank ``r`` of ``n`` by magnitude is kept
+    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``. What is kept is scaled to
+    the L1 norm of the whole. The result is ``base + lambda * sum(w_i * v_i)``. Deep et al. 2024,
+    "DELLA-Merging".
     """
     from shardmerge.methods.task_vectors import keep, kernels
 
