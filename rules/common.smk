@@ -12,9 +12,7 @@ from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
 from shardmerge.check.task_names import check_tasks
-from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
-from shardmerge.plan.describe import MODEL_FILES
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
@@ -63,7 +61,7 @@ if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
         BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
     )
-COPIED_FILES = (*MODEL_FILES, *TOKENIZER_FILES)
+COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 # `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
 KEPT = update if SETTINGS["keep_sources"] else temp

@@ -69,7 +69,7 @@ rule copy_file:
     log:
         "<logs>/copy_file/{name}/{file}.log",
     wildcard_constraints:
-        file="|".join(map(re.escape, COPIED_FILES)),
+        file="|".join(map(re.escape, sorted(COPIED_FILES))) or "-",
     group:
         "package"
     conda:

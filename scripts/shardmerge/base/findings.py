@@ -47,6 +47,10 @@ CHECKS = {
         "A model whose config.json says that its weights are quantised, although they are plain. "
         "The result's config.json says nothing of it."
     ),
+    "remote-code": (
+        "A model whose config.json names code of its own. Such code is never run, and not taken "
+        "along."
+    ),
     "unused-model": "A listed model that adds nothing: its weights are 0 or cancel each other.",
     "ignored-key": (
         "A key that the recipe's language does not have at that place. mergekit ignores it too."

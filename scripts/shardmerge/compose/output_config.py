@@ -17,6 +17,8 @@ from shardmerge.sources.quantised import announcing_keys
 if TYPE_CHECKING:
     from shardmerge.compose.composer import Composer
 
+#: Names classes in code of a model's own.
+AUTO_MAP = "auto_map"
 _MISSING = object()
 #: For each layer of the output, the source, the stack and the number that it was there.
 _Layers = Sequence[tuple[str, str, int]]
@@ -42,13 +44,17 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
 
 
 def config_removed(composer: Composer, stage: str) -> list[str]:
-    """Return what config.json of a build no longer says, by its place: how weights are quantised.
+    """Return what config.json of a build no longer says, by its place.
+
+    That is how weights were quantised, and which code of the repository to run: the code is not
+    taken along.
 
     Args:
         composer: Of the recipe.
         stage: That is built.
     """
-    return list(announcing_keys(composer.lock.sources[composer.reference_source(stage)].config))
+    config = composer.lock.sources[composer.reference_source(stage)].config
+    return [*announcing_keys(config), *(key for key in (AUTO_MAP,) if key in config)]
 
 
 def check_finite(values: Mapping[str, Any], model: str) -> None:

@@ -21,6 +21,7 @@ from shardmerge.plan.description import (
 )
 from shardmerge.plan.plan import ShardJob
 from shardmerge.recipe.stage import Stage
+from shardmerge.sources.checkpoint_files import side_files
 from shardmerge.sources.lock import LockedSource
 
 #: (model, file) of a source
@@ -34,7 +35,9 @@ def copied_files(composer: Composer, stage: str) -> dict[str, FileKey]:
     files = {"config.json": (composer.reference_source(stage), "config.json")}
     key = generation_source(composer, stage)
     held = composer.lock.sources[key].files
-    return files | {name: (key, name) for name in MODEL_FILES if name in held}
+    files |= {name: (key, name) for name in MODEL_FILES if name in held}
+    base = composer.reference_source(stage)
+    return files | {name: (base, name) for name in side_files(composer.lock.sources[base].files)}
 
 
 def describe(

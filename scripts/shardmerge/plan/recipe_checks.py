@@ -20,7 +20,7 @@ from shardmerge.compose.architecture.norms import is_scale
 from shardmerge.compose.architecture.rope import is_rotated, rope_of
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
-from shardmerge.compose.output_config import untold_periods
+from shardmerge.compose.output_config import AUTO_MAP, untold_periods
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
@@ -271,6 +271,19 @@ def _stale_quantisation(case: _Case) -> Iterator[Finding]:
                 f"config.json of {key} says that its weights are quantised, but they are plain; "
                 "they are merged as they are, and the result's config.json says nothing of it",
             )
+
+
+@_check
+def _remote_code(case: _Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        source = case.composer.reference_source(stage.name)
+        if AUTO_MAP in case.composer.lock.sources[source].config:
+            yield case.finding(
+                "remote-code",
+                f"config.json of {source} names code of its own (`{AUTO_MAP}`). The result is "
+                "without it: it loads where transformers knows the architecture itself",
+            )
+            return
 
 
 @_check

@@ -29,6 +29,11 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", 
 #: Beside the weights: configuration, tokenizer, templates, licence.
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+#: What users of a model need besides config and tokenizer: for images, sound and sentences.
+_SIDE = re.compile(
+    r"\w+_preprocessor_config\.json|modules\.json|sentence_bert_config\.json"
+    r"|config_sentence_transformers\.json|tekken\.json|\d+_\w+/config\.json"
+)
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -141,7 +146,18 @@ def model_files(names: Iterable[str], weights: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name in weights or _is_of_the_model(name))
 
 
+def side_files(names: Iterable[str]) -> list[str]:
+    """Return the files that tell how a model is used otherwise than as text in, text out; sorted.
+
+    Args:
+        names: Files of a model.
+    """
+    return sorted(name for name in names if _SIDE.fullmatch(name))
+
+
 def _is_of_the_model(name: str) -> bool:
+    if _SIDE.fullmatch(name):
+        return True
     if name.startswith(".") or ("/" in name and not name.startswith(TEMPLATES)):
         return False
     if name.endswith(".index.json") and name != INDEX:

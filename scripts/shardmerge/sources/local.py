@@ -127,5 +127,5 @@ def _span(path: Path, begin: int, end: int) -> bytes:
 
 def folder_files(folder: Path) -> list[str]:
     """Return a folder's files as a repository would name them, sorted."""
-    paths = [*folder.iterdir(), *folder.glob(f"{TEMPLATES}*")]
+    paths = [*folder.iterdir(), *folder.glob(f"{TEMPLATES}*"), *folder.glob("[0-9]*_*/*")]
     return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())

@@ -118,3 +118,35 @@ def test_the_type_is_the_one_that_is_saved(
     plan = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
     (build,) = plan.builds.values()
     assert load_description(build.digest).dtype == told
+
+
+def test_what_users_of_the_base_need_comes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that tell how sentences, images and sound go in; no code, and nothing that names it."""
+    monkeypatch.chdir(tmp_path)
+    for seed, source in enumerate("ab"):
+        llama(Path(source), seed, layers=2)
+    given = [
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "video_preprocessor_config.json",
+        "tekken.json",
+    ]
+    for name in [*given, "modeling_own.py", "1_Pooling/other.py"]:
+        Path("a", name).parent.mkdir(exist_ok=True)
+        Path("a", name).write_text("{}")
+    config = json.loads(Path("a/config.json").read_text())
+    Path("a/config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own.M"}}))
+    Path("recipe.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: ./a}, {model: ./b}]\nparameters: {weight: 0.5}\n"
+    )
+    plan = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+    (build,) = plan.builds.values()
+    found = load_description(build.digest)
+    assert set(given) <= set(found.files)
+    assert not [name for name in found.files if name.endswith(".py")]
+    assert found.config_removed == ("auto_map",)
+    assert [w for w in plan.warnings if w.endswith("[remote-code]")]
