@@ -18,7 +18,7 @@ _NO_EFFECT = ("int8_mask",)
 _SETTING = re.compile(r"((\w+)\(.*\)): (\w+)(?: of (.+))?", re.DOTALL)
 
 
-class Setting(NamedTuple):
+class ParameterRow(NamedTuple):
     """A parameter's row.
 
     Args:
@@ -61,10 +61,10 @@ def setting_rows(call: ex.Call) -> list[tuple[str, float]]:
 
 
 @cache
-def setting_of(label: str) -> Setting | None:
+def setting_of(label: str) -> ParameterRow | None:
     """Return what a row's label says of a parameter, or None if it is a term of a sum."""
     found = _SETTING.fullmatch(label)
-    return Setting(*found.groups()) if found and declared(found[2]) else None
+    return ParameterRow(*found.groups()) if found and declared(found[2]) else None
 
 
 def declared(method: str) -> MergeMethod | None:

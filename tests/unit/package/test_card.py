@@ -121,18 +121,18 @@ class TestBody:
         assert front_matter(other)["pipeline_tag"] == "image-text-to-text"
 
     def test_one_formula_is_of_every_tensor(self, description):
-        terms = {name: [["lab/long", 0.5]] for name in description["coefficients"]}
-        text = make_card(description | {"coefficients": terms}, {})
+        terms = {name: [["lab/long", 0.5]] for name in description.coefficients}
+        text = make_card(changed(description, coefficients=terms), {})
         assert "- every tensor: `0.5 * long`" in text
         assert "everything else" not in text
 
     def test_parameters_of_a_method_that_is_no_sum(self, description):
         call = "ties(base lab/base, lab/tuned, lab/long)"
         terms = {}
-        for layer, name in enumerate(description["coefficients"]):
+        for layer, name in enumerate(description.coefficients):
             rows = [[call, 1.0], [f"{call}: weight of lab/tuned", 0.1 * layer]]
             terms[name] = [*rows, [f"{call}: weight of lab/long", 0.5], [f"{call}: normalize", 1.0]]
-        text = section(make_card(description | {"coefficients": terms}, {}), "How it was built")
+        text = section(make_card(changed(description, coefficients=terms), {}), "How it was built")
         assert "`ties(base base, tuned, long)`, parameters: weight" in text
         assert "and 0.5 (long), normalize true" in text
         assert "\nParameter `weight` of `tuned` in `ties(base base, tuned, long)`:\n" in text

@@ -13,9 +13,9 @@ from helpers.large_models import RECIPE, large_plan, llama_70b, mixtral
 from helpers.models import llama
 from shardmerge.base.errors import UserError
 from shardmerge.base.markdown import link
-from shardmerge.base.text import shortener
 from shardmerge.methods.registry import REQUIRED, MergeMethod, methods
 from shardmerge.package.card_usage import describe_methods
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.recipe.settings import explain_options, load_settings
 from shardmerge.report.explain import explain
 from shardmerge.report.explain_view import explanation_text
@@ -250,7 +250,7 @@ class TestEveryMethod:
     def test_is_told_as_what_it_is(self, method, tmp_path):
         found = explain(str(write(tmp_path, text=recipe_of(method))), {}, layers=1)
         (model,) = found.models.values()
-        (line,) = summarize(model, shortener(found.sources))
+        (line,) = summarize(model, shortener(short_names(found.sources)))
         formula, _, told = line.formula.partition("; parameters: ")
         if method.linear:
             assert f"{method.name}(" not in line.formula and not told
