@@ -6,6 +6,7 @@ import argparse
 
 from shardmerge.algebra.expression import deltas
 from shardmerge.base.files import write_text
+from shardmerge.base.numerics import Numerics
 from shardmerge.plan.description import load_description
 from shardmerge.plan.files import load_spec
 from shardmerge.plan.records import load_record
@@ -31,7 +32,7 @@ def main() -> None:
     frame = frame_of(build.coefficients)
     if any(deltas(tensor.expression) for spec in specs for tensor in spec.tensors):
         nothing = "The records of this model's jobs tell no norms of its task vectors."
-    elif build.numerics != "float32":
+    elif not Numerics(build.numerics).folds:
         nothing = f"Not measured: numerics {build.numerics} computes no task vectors apart."
     else:
         nothing = (

@@ -151,7 +151,11 @@ def _config(data: bytes) -> None:
     config = parse_object(data, "config.json")
     rope_of(config, "m")
     text = data.decode()
-    changes = {"dtype": "float16", "config": {"vocab_size": 3, "layer_types": ["a"]}}
+    changes = SimpleNamespace(
+        dtype="float16",
+        config={"vocab_size": 3, "layer_types": ["a"]},
+        config_removed=["quantization_config"],
+    )
     json.loads(output_config(text, changes, "config.json"))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
 from shardmerge.base.markdown import table
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.methods.registry import (
     REQUIRED,
     Inputs,
@@ -63,7 +63,7 @@ def methods_markdown() -> str:
 
 
 def _section(declared: MergeMethod) -> str:
-    text = _plain(inspect.getdoc(declared.linear or declared.kernel) or "")
+    text = _plain(declared.formula)
     parts = [
         f"## {declared.name}\n",
         f"{text}\n",
@@ -124,11 +124,12 @@ def _count(least: int, most: int | None, noun: str) -> str:
 
 
 def _way(declared: MergeMethod) -> str:
-    if declared.linear:
+    if declared.is_sum:
         return "as a sum that folds with the stages around it"
-    if declared.elementwise:
+    rendering = declared.rendering(FLOAT32)
+    if rendering.elementwise:
         return "element by element, in blocks"
-    space = declared.workspace
+    space = rendering.workspace
     parts = [
         text
         for amount, text in (

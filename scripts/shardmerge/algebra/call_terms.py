@@ -18,7 +18,7 @@ _NO_EFFECT = ("int8_mask",)
 _SETTING = re.compile(r"((\w+)\(.*\)): (\w+)(?: of (.+))?", re.DOTALL)
 
 
-class ParameterRow(NamedTuple):
+class SettingTerm(NamedTuple):
     """A parameter's row.
 
     Args:
@@ -61,10 +61,10 @@ def setting_rows(call: ex.Call) -> list[tuple[str, float]]:
 
 
 @cache
-def setting_of(label: str) -> ParameterRow | None:
+def setting_of(label: str) -> SettingTerm | None:
     """Return what a row's label says of a parameter, or None if it is a term of a sum."""
     found = _SETTING.fullmatch(label)
-    return ParameterRow(*found.groups()) if found and declared(found[2]) else None
+    return SettingTerm(*found.groups()) if found and declared(found[2]) else None
 
 
 def declared(method: str) -> MergeMethod | None:

@@ -35,11 +35,11 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        publish(part, target)
+        put_in_place(part, target)
     except OSError as error:
         if _is_of_another(error, target, part):
             raise
-        raise diskerrors.explain(error, target) from None
+        raise diskerrors.disk_error(error, target) from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def _is_of_another(error: OSError, target: Path, part: Path) -> bool:
     return named not in (part, target) and named not in target.parents
 
 
-def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def put_in_place(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Move a finished file to its name: mode 0666 less the umask, fsync, rename.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.context import Context
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
@@ -24,7 +25,7 @@ class Composer(Context):
     Args:
         recipe: The parsed recipe.
         lock: Its sources.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
     """
@@ -33,7 +34,7 @@ class Composer(Context):
         self,
         recipe: Recipe,
         lock: Lock,
-        numerics: str,
+        numerics: Numerics,
         delta_dtype: str | None = None,
         geometric: Collection[str] = (),
     ) -> None:
@@ -59,9 +60,9 @@ class Composer(Context):
 
     def sums(self, stage: str, outputs: Sequence[OutputTensor]) -> dict[str, ex.Expression]:
         """Return a stage's tensors as sums, which read best, whichever way it is computed."""
-        if self.numerics == "float32":
+        if self.numerics.folds:
             return {t.name: t.expression for t in outputs}
-        algebra = Composer(self.recipe, self.lock, "float32", self.delta_dtype)
+        algebra = Composer(self.recipe, self.lock, FLOAT32, self.delta_dtype)
         model = algebra._built(stage)
         return {t.name: model.expression(t.name) for t in outputs}
 

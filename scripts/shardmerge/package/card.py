@@ -12,7 +12,7 @@ from shardmerge.base.files import parse_object
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.check.score_text import to_markdown
-from shardmerge.check.scores import Table, card_results
+from shardmerge.check.scores import ScoreTable, card_results
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.package.card_usage import describe_methods, usage
 from shardmerge.plan.description import BuildDescription, DescribedSource
@@ -32,7 +32,7 @@ _NUMERICS = {
 
 
 def make_card(
-    description: BuildDescription, settings: Mapping[str, Any], scores: Table | None = None
+    description: BuildDescription, settings: Mapping[str, Any], scores: ScoreTable | None = None
 ) -> str:
     """Return the text of a model's README.md.
 
@@ -66,7 +66,7 @@ def make_card(
     return text
 
 
-def parse_settings(text: str) -> dict[str, Any]:
+def parse_card_settings(text: str) -> dict[str, Any]:
     """Return the configuration's ``card`` from the JSON that a job is told.
 
     Raises:
@@ -90,7 +90,7 @@ def base_models(description: BuildDescription) -> list[str]:
 
 
 def _sections(
-    description: BuildDescription, settings: Mapping[str, Any], scores: Table | None
+    description: BuildDescription, settings: Mapping[str, Any], scores: ScoreTable | None
 ) -> list[str]:
     parts = [f"# {description.name}\n"]
     if settings.get("description"):

@@ -21,8 +21,8 @@ from shardmerge.plan.files import (
     CACHE,
     check_spec,
     description_path,
-    list_path,
     load_list,
+    plan_list_path,
     plan_path,
     spec_path,
     use_plan,
@@ -191,7 +191,7 @@ def _keep(planned: Planned, key: str) -> None:
         for name, description in planned.descriptions.items():
             _write_anew(description_path(name), json.dumps(description.to_json()))
         files = {"specs": specs, "builds": list(planned.descriptions)}
-        _write_anew(list_path(key), seal(files, key))
+        _write_anew(plan_list_path(key), seal(files, key))
         # in its own order, so that a plan that is read lists sources and models as a new one does
         _write_anew(plan_path(key), seal(planned.plan.to_json(), key))
     except OSError as error:

@@ -29,7 +29,7 @@ FileKey = tuple[str, str]
 MODEL_FILES = ("generation_config.json",)
 
 
-def model_files(composer: Composer, stage: str) -> dict[str, FileKey]:
+def copied_files(composer: Composer, stage: str) -> dict[str, FileKey]:
     """Return the small source files of a build's package that are no tokenizer's, by name there."""
     files = {"config.json": (composer.reference_source(stage), "config.json")}
     key = generation_source(composer, stage)

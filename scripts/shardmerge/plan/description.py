@@ -16,7 +16,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
-from shardmerge.base.numerics import NUMERICS
+from shardmerge.base.numerics import Numerics
 from shardmerge.base.sealed import AGAIN
 from shardmerge.plan.files import description_path
 from shardmerge.sources.store import Origin, Store
@@ -140,7 +140,7 @@ class BuildDescription:
     name: str = entry(forms.text)
     recipe: RecipeFile = entry(forms.made_of(RecipeFile))
     stages: tuple[StageText, ...] = entry(forms.listed(forms.made_of(StageText)))
-    numerics: str = entry(forms.one_of(lambda: NUMERICS))
+    numerics: str = entry(forms.one_of(lambda: tuple(Numerics)))
     dtype: str | None = entry(forms.maybe(forms.text))
     config: Mapping[str, Any] = entry(forms.table)
     reference: str = entry(forms.text)

@@ -21,7 +21,7 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
-from shardmerge.plan.describe import FileKey, describe, model_files, tokenizer_content
+from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
@@ -121,7 +121,7 @@ class _Planner:
             composer = Composer(
                 recipe,
                 lock,
-                self.settings["numerics"],
+                self.settings.numerics,
                 self.settings.delta_dtype,
                 norms.geometric_stages(recipe, self.settings["norm_merge"]),
             )
@@ -184,7 +184,7 @@ class _Planner:
             for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
         )
         tokenizer = tokenizer_files(composer, name)
-        files = model_files(composer, name) | tokenizer.copied
+        files = copied_files(composer, name) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
         tokens = tokenizer_content(tokenizer, self.identities)
         sums = composer.sums(name, outputs)
@@ -212,7 +212,7 @@ class _Planner:
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
-            numerics=self.settings["numerics"],
+            numerics=self.settings.numerics,
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         name = spec.digest

@@ -12,6 +12,7 @@ from typing import Any
 
 from shardmerge.base.dtypes import dtype_code, suggest
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.numerics import Numerics
 from shardmerge.base.pathnames import check_path, check_text, check_word
 from shardmerge.base.text import parse_size
 
@@ -31,6 +32,10 @@ class Settings:
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(self.values["numerics"])
 
     @property
     def delta_dtype(self) -> str | None:
@@ -94,9 +99,9 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     )  # tells their mistakes now
     norms = settings["norm_merge"]
     words = {norms} if isinstance(norms, str) else set(norms.values())
-    if settings["numerics"] != "float32" and "geometric" in words:
+    if not settings.numerics.folds and "geometric" in words:
         raise UserError(
-            f"`geometric` does not go with `numerics: {settings['numerics']}`, which only adds",
+            f"`geometric` does not go with `numerics: {settings.numerics}`, which only adds",
             "configuration: norm_merge",
             "Leave one of the two out.",
         )

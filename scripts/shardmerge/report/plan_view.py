@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 
+from shardmerge.base.numerics import Numerics
 from shardmerge.base.text import human_bytes, plural, ranges
 from shardmerge.plan.description import load_description
 from shardmerge.plan.plan import Plan
@@ -51,7 +52,7 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
     vectors = dict.fromkeys(path for shard in shards for path in shard.job.deltas)
     if vectors:
         rows.append(("reads", f"{plural(len(vectors), 'stored task-vector shard')}"))
-    if found.numerics != "float32":
+    if not Numerics(found.numerics).is_default:
         rows.append(("numerics", found.numerics))
     shorten = shortener(short_names(found.sources))
     summary = summarize(coefficients(found.coefficients), shorten)

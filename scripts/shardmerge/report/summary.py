@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardmerge.algebra.call_terms import ParameterRow, declared, setting_of
+from shardmerge.algebra.call_terms import SettingTerm, declared, setting_of
 from shardmerge.base.text import number, ranges
 from shardmerge.report.coefficients import Coefficients, Spread
 
@@ -146,7 +146,7 @@ def _setting(name: str, rows: list[tuple[str | None, str]], shorten: Callable[[s
     return f"{name} " + " and ".join(f"{value} ({shorten(model or '')})" for model, value in rows)
 
 
-def _setting_value(setting: ParameterRow, spreads: list[Spread]) -> str:
+def _setting_value(setting: SettingTerm, spreads: list[Spread]) -> str:
     """Return a parameter's value in some layers: a word, a number, or its range."""
     method = declared(setting.method)
     parameter = method.parameter(setting.parameter) if method else None

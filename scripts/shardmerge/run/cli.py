@@ -44,7 +44,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if not diskerrors.is_told(error):
             raise
-        _fail(diskerrors.explain(error))
+        _fail(diskerrors.disk_error(error))
     except ModuleNotFoundError as error:
         if (told := needed.missing(error.name)) is None:
             raise
@@ -103,7 +103,7 @@ def exit_on_user_error(function: Callable[_P, _T]) -> Callable[_P, _T]:
         except OSError as error:
             if not diskerrors.is_told(error):
                 raise
-            sys.exit(f"error: {diskerrors.explain(error)}")
+            sys.exit(f"error: {diskerrors.disk_error(error)}")
 
     return call
 

@@ -20,7 +20,7 @@ from snakemake.target_jobs import parse_target_jobs_cli_args
 _TRIGGERS = ("mtime", "params")
 
 
-def is_head(workflow: Any) -> bool:
+def is_main_process(workflow: Any) -> bool:
     """Return whether this is the process that the user started, and not a job's."""
     return workflow.is_main_process
 
@@ -46,7 +46,7 @@ def is_whole_run(workflow: Any) -> bool:
     Known when the graph is made: what the user typed is not while rule files are read.
     """
     asked = workflow.dag_settings
-    return is_head(workflow) and not (asked.until or asked.omit_from)
+    return is_main_process(workflow) and not (asked.until or asked.omit_from)
 
 
 def is_forced(workflow: Any) -> bool:

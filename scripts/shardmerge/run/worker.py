@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from shardmerge.base.owner import start_ticks
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
-VARIABLE = "SHARDMERGE_WORKER"
+WORKER_VARIABLE = "SHARDMERGE_WORKER"
 #: Kinds of process: with what every job needs, and with torch too.
 PLAIN, TORCH = "plain", "torch"
 #: Imported before the first job: all that merging and checking a shard needs.
@@ -71,7 +71,7 @@ class Worker:
     @property
     def prefix(self) -> str:
         """What tells jobs of it, for their shell."""
-        return f"export {VARIABLE}={self._name}; " if self._name else ""
+        return f"export {WORKER_VARIABLE}={self._name}; " if self._name else ""
 
     def expect(self, files: Iterable[str], torch: bool) -> None:
         """Start the processes if one of these files is missing, so that there will be jobs.
@@ -106,7 +106,7 @@ def delegate(kind: str = PLAIN) -> None:
         kind: PLAIN, or TORCH as soon as it is known that torch is needed and before anything else.
     """
     global _run
-    _run = os.environ.pop(VARIABLE, None) or _run
+    _run = os.environ.pop(WORKER_VARIABLE, None) or _run
     if not (_run and _CAN_SHARE) or kind == _kind or _kind == TORCH:
         return
     with contextlib.suppress(OSError), _connect(_run, kind) as connection:

@@ -148,7 +148,7 @@ def find_conversion(
     return Conversion(reference, folder, output, weights, tuple(small), sizes, record)
 
 
-def assemble(
+def finish_conversion(
     conversion_folder: Path,
     source: Path,
     small: Iterable[str],

@@ -65,7 +65,7 @@ def lacking(locked: LockedSource, where: str) -> list[str]:
     return _lacking_files(locked) or _lacking_contents(locked, where)
 
 
-def complete(
+def with_parameters(
     locked: LockedSource, read: Callable[[str], bytes], read_tensors: ReadTensors, where: str
 ) -> LockedSource:
     """Return a source's lock with what ``lacking`` named.

@@ -25,7 +25,7 @@ from shardmerge.sources.locking import lock_source
 from shardmerge.sources.pickles import Conversion, find_conversion
 from shardmerge.sources.store import Store, StoreContext
 from shardmerge.sources.stores import claimant
-from shardmerge.sources.tokens import complete, lacking, with_tokens
+from shardmerge.sources.tokens import lacking, with_lacking, with_tokens
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ class Sources:
             if role == "model" and (more := lacking(recipe, locked)):
                 if not write:
                     raise UserError(f"has no {more[0]} of model {key!r}", str(path))
-                locked = complete(locked, more, _reader(store, locked), f"model {key!r}")
+                locked = with_lacking(locked, more, _reader(store, locked), f"model {key!r}")
                 new = list(dict.fromkeys([*new, key]))
             named = f"model {key!r}"
             if role == "model" and self._told_at(where, quantised.lacking, locked, named):
@@ -216,7 +216,7 @@ def _with_format(store: Store, locked: LockedSource) -> LockedSource:
         return store.spans([(t.file, t.begin, t.end) for t in tensors], locked.origin)
 
     where = f"model {store.reference.model!r}"
-    return quantised.complete(locked, _reader(store, locked), read_tensors, where)
+    return quantised.with_parameters(locked, _reader(store, locked), read_tensors, where)
 
 
 def _reader(store: Store, locked: LockedSource) -> Callable[[str], bytes]:

@@ -11,7 +11,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.sources.lock import LockedSource
-from shardmerge.sources.tokenizer.files import Read, read_ids, read_vocabulary, vocabulary_files
+from shardmerge.sources.tokenizer.files import ReadFile, read_ids, read_vocabulary, vocabulary_files
 from shardmerge.sources.tokenizer.vocabulary import tokens_by_id
 
 
@@ -24,7 +24,9 @@ def lacking(recipe: Recipe, locked: LockedSource) -> list[str]:
     return [name for name, lacks in needs.items() if lacks]
 
 
-def complete(locked: LockedSource, wanted: Collection[str], read: Read, where: str) -> LockedSource:
+def with_lacking(
+    locked: LockedSource, wanted: Collection[str], read: ReadFile, where: str
+) -> LockedSource:
     """Return a source's lock with what ``lacking`` named.
 
     Args:
@@ -77,7 +79,7 @@ def compare(sources: Collection[LockedSource]) -> Tokens:
 
 
 def with_tokens(
-    sources: Mapping[str, LockedSource], reader: Callable[[str], Read]
+    sources: Mapping[str, LockedSource], reader: Callable[[str], ReadFile]
 ) -> dict[str, LockedSource]:
     """Return the sources of a lock, with the tokens of models at hand where files differ.
 

@@ -56,6 +56,9 @@ class TestPaths:
             check_path(text, "here")
         assert str(refused.value).isprintable() or str(refused.value).count("\n") == 1
 
+    def test_joiners_that_scripts_need_are_text(self):
+        assert check_text("\u0645\u06cc\u200c\u062e", "here")
+
     @pytest.mark.parametrize("text", HIDDEN)
     def test_texts(self, text):
         with pytest.raises(UserError):

@@ -24,7 +24,7 @@ from shardmerge.check.samples import sample_runs
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import build_shard
 from shardmerge.engine.witness import Witness
-from shardmerge.methods.mergekit import steps
+from shardmerge.methods.registry import method
 from shardmerge.package.index import checksums, load_records
 from shardmerge.package.provenance import make_provenance
 from shardmerge.plan.decide import load_plan
@@ -282,13 +282,13 @@ class TestIndependence:
 
     @pytest.mark.parametrize("name", ["linear", "task_arithmetic"])
     def test_wrong_translation_is_found(self, models, monkeypatch, name):
-        right = steps.MERGEKIT[name]
+        right = method(name).steps
 
         def wrong(group, writer):
             changed = tuple(w and w * 1.01 for w in group.per_input["weight"])
             return right(replace(group, per_input={**group.per_input, "weight": changed}), writer)
 
-        monkeypatch.setitem(steps.MERGEKIT, name, wrong)
+        monkeypatch.setattr(method(name), "steps", wrong)
         spec = self.spec_of(models, name, 2, normalize=False)
         models.build(spec)
         with pytest.raises(UserError, match="but must be"):

@@ -16,6 +16,7 @@ from helpers.models import llama, llama_shapes, random_tensors, save_model
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.compose.adapters import Update, adapter_updates
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.models import Entry
@@ -212,7 +213,7 @@ class Recipes:
             }
         )
 
-    def outputs(self, text: str, numerics: str = "float32") -> dict[str, ex.Expression]:
+    def outputs(self, text: str, numerics: Numerics = FLOAT32) -> dict[str, ex.Expression]:
         recipe = parse_recipe(f"name: out\n{text}", "r.yaml")
         return {t.name: t.expression for t in Composer(recipe, self.lock, numerics).outputs("out")}
 
@@ -263,7 +264,7 @@ class TestAlgebra:
         assert recipes.outputs(mapping) == recipes.outputs(TASK)
 
     def test_mergekit_numerics_rounds_the_adapted_model(self, recipes) -> None:
-        found = recipes.outputs(TASK, "mergekit-0.1.5")["model.layers.0.self_attn.q_proj.weight"]
+        found = recipes.outputs(TASK, MERGEKIT)["model.layers.0.self_attn.q_proj.weight"]
         adapted = found.inputs[0]
         assert isinstance(adapted, ex.Cast) and isinstance(adapted.operand, ex.Linear)
 

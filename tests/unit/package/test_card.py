@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ class TestBody:
 
     def test_one_formula_is_of_every_tensor(self, description):
         terms = {name: [["lab/long", 0.5]] for name in description.coefficients}
-        text = make_card(changed(description, coefficients=terms), {})
+        text = make_card(replace(description, coefficients=terms), {})
         assert "- every tensor: `0.5 * long`" in text
         assert "everything else" not in text
 
@@ -132,7 +133,7 @@ class TestBody:
         for layer, name in enumerate(description.coefficients):
             rows = [[call, 1.0], [f"{call}: weight of lab/tuned", 0.1 * layer]]
             terms[name] = [*rows, [f"{call}: weight of lab/long", 0.5], [f"{call}: normalize", 1.0]]
-        text = section(make_card(changed(description, coefficients=terms), {}), "How it was built")
+        text = section(make_card(replace(description, coefficients=terms), {}), "How it was built")
         assert "`ties(base base, tuned, long)`, parameters: weight" in text
         assert "and 0.5 (long), normalize true" in text
         assert "\nParameter `weight` of `tuned` in `ties(base base, tuned, long)`:\n" in text

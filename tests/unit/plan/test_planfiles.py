@@ -52,7 +52,7 @@ dtype: float16
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(planfiles.VARIABLE, "")
+    monkeypatch.setenv(planfiles.PLAN_VARIABLE, "")
     for seed, name in enumerate(SOURCES):
         llama(Path("models", name), seed, layers=2, files=2)
 
@@ -148,7 +148,7 @@ class TestDamage:
     def test_a_job_without_its_plan(self, monkeypatch: pytest.MonkeyPatch) -> None:
         (build,) = plan().builds.values()
         for key in ("", "0" * 64, "../../etc"):
-            monkeypatch.setenv(planfiles.VARIABLE, key)
+            monkeypatch.setenv(planfiles.PLAN_VARIABLE, key)
             with pytest.raises(UserError, match="snakemake again"):
                 load_spec(build.shards[0].digest)
 

@@ -23,7 +23,7 @@ from shardmerge.report.benchmarks import draw_benchmarks
 from shardmerge.report.canvas import HEIGHT, WIDTH, figure
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plots import draw_coefficients
-from shardmerge.report.timings import PHASES, Timing, draw_timings, timing
+from shardmerge.report.timings import PHASE_COLOURS, Timing, draw_timings, timing
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 NAME = "miquplus-midnight-70b"
@@ -134,7 +134,7 @@ class TestCoefficients:
 
 class TestTimings:
     def record(self, scale=1.0, **changes):
-        seconds = {phase: scale * (i + 1) / 10 for i, phase in enumerate(PHASES)}
+        seconds = {phase: scale * (i + 1) / 10 for i, phase in enumerate(PHASE_COLOURS)}
         seconds["total"] = scale
         told = {"seconds": seconds, "bytes_read": 3 * 10**9, "size": 10**9}
         return MergeRecord(sha256="0" * 64, **told | changes)
@@ -161,7 +161,9 @@ class TestTimings:
     def test_no_record_and_no_time_are_no_error(self, tmp_path):
         draw_timings([], tmp_path / "x.svg")
         assert "No job has run." in texts(tmp_path / "x.svg")
-        draw_timings([Timing("x", dict.fromkeys(PHASES, 0.0), 0.0, 0, 0)], tmp_path / "y.svg")
+        draw_timings(
+            [Timing("x", dict.fromkeys(PHASE_COLOURS, 0.0), 0.0, 0, 0)], tmp_path / "y.svg"
+        )
         assert (tmp_path / "y.svg").exists()
 
 

@@ -64,7 +64,7 @@ def test_a_shard_is_merged_and_checked(built, mask, tmp_path):
         inputs = ["--sources", *job.sources, *(["--deltas", *job.deltas] if job.deltas else [])]
         common = [f"--spec={job.digest}", f"--record={record}", *inputs]
         # told of a shared process, which it cannot have
-        shared = {worker.VARIABLE: f"{os.getpid()}-{mask}"} if mask in SHARED else {}
+        shared = {worker.WORKER_VARIABLE: f"{os.getpid()}-{mask}"} if mask in SHARED else {}
         script = REPO / "scripts" / "merge.py"
         python(mask, str(script), *common, f"--output={shard}", cwd=built.folder, **shared)
         script = REPO / "scripts" / "check_shard.py"

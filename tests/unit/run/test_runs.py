@@ -16,7 +16,7 @@ from shardmerge.run import runs
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(runs.VARIABLE, raising=False)
+    monkeypatch.delenv(runs.RUN_VARIABLE, raising=False)
 
 
 def began(name: str, at: float = 1000) -> None:
@@ -28,7 +28,7 @@ def began(name: str, at: float = 1000) -> None:
 class TestReplaced:
     def test_a_later_run_replaces_a_job(self, monkeypatch: pytest.MonkeyPatch) -> None:
         began("first")
-        monkeypatch.setenv(runs.VARIABLE, "first")
+        monkeypatch.setenv(runs.RUN_VARIABLE, "first")
         assert not runs.is_replaced()
         began("second")
         assert runs.is_replaced()
@@ -38,7 +38,7 @@ class TestReplaced:
         assert not runs.is_replaced()
 
     def test_without_a_run_nothing_is_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(runs.VARIABLE, "first")
+        monkeypatch.setenv(runs.RUN_VARIABLE, "first")
         assert not runs.is_replaced()
 
 

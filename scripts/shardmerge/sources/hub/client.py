@@ -34,7 +34,7 @@ from shardmerge.sources.hub.ambient import TIMEOUT, seconds
 
 T = TypeVar("T")
 
-#: What a call to the Hub may raise that ``explain`` turns into a sentence.
+#: What a call to the Hub may raise that ``hub_error`` turns into a sentence.
 HUB_ERRORS = (
     HfHubHTTPError,
     httpx2.HTTPError,
@@ -210,7 +210,7 @@ def retrying(
             pause(wait)
 
 
-def explain(
+def hub_error(
     error: Exception, repo: str, revision: str | None = None, name: str | None = None
 ) -> UserError:
     """Return a failure of the Hub as a sentence that says what to do.

@@ -81,7 +81,7 @@ def _model_info(
     try:
         info = client.retrying(ask, repo, progress=progress)
     except client.HUB_ERRORS as error:
-        raise client.explain(error, repo, revision) from None
+        raise client.hub_error(error, repo, revision) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"got an answer from {client.address()} that is not a Hub's ({client.brief(error)})",
@@ -192,7 +192,7 @@ class Commit:
                 progress=self._progress,
             )
         except client.HUB_ERRORS as error:
-            raise client.explain(error, self._repo, self._revision, name) from None
+            raise client.hub_error(error, self._repo, self._revision, name) from None
 
     def _url(self, name: str) -> str:
         return hf_hub_url(self._repo, name, revision=self.commit, endpoint=client.endpoint())

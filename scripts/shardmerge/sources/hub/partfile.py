@@ -106,7 +106,7 @@ class PartFile:
             self.discard()
             return True
         with self._telling_disk():
-            files.publish(self.path, self.target)
+            files.put_in_place(self.path, self.target)
         return True
 
     def discard(self) -> None:
@@ -151,7 +151,7 @@ class PartFile:
         except OSError as error:
             if not diskerrors.is_told(error):
                 raise
-            told = diskerrors.explain(error, self.target)
+            told = diskerrors.disk_error(error, self.target)
             kept = f"{human_bytes(self.size)} of {human_bytes(self.locked.size)}"
             hint = f"{told.hint} {kept} are kept in {self.path.name}, to go on from there."
             raise UserError(told.message, told.where, hint) from None

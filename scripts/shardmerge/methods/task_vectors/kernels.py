@@ -8,7 +8,7 @@ import torch
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans, totals
-from shardmerge.methods.kernels.sparse import Delta, Keep, top
+from shardmerge.methods.task_vectors.keep import Delta, Keep, top
 
 #: Norms and weights below these are not divided by.
 _SMALLEST_NORM = 1e-7

@@ -10,7 +10,6 @@ from shardmerge.methods.registry import (
     Parameter,
     Workspace,
     merge_method,
-    mergekit_kernel,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ _CHANGE = Parameter(
             minimum=0.0,
             maximum=1.0,
             description="Share of the elements that vary between models that is kept.",
+            examples=(0.5, 0.0, 0.1, 1.0),
         ),
         Parameter(
             "int8_mask",
@@ -57,16 +57,16 @@ def sce(group: Group) -> torch.Tensor:
     (Calculate); each element's sign is that of ``sum(v_i)``, and ``base + sum(w_i * v_i) /
     sum(w_i)`` goes over the models that have it (Erase). Wan et al. 2024, "FuseChat".
     """
-    from shardmerge.methods.kernels import task_vectors
+    from shardmerge.methods.task_vectors import kernels
 
-    return task_vectors.sce(group)
+    return kernels.sce(group)
 
 
-@mergekit_kernel("sce", workspace=Workspace(tensors=1.0, per_input=3.5))
+@sce.mergekit_kernel(workspace=Workspace(tensors=1.0, per_input=3.5))
 def _mergekit_sce(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as mergekit_task_vectors
+    from shardmerge.methods.task_vectors import mergekit
 
-    return mergekit_task_vectors.sce(group)
+    return mergekit.sce(group)
 
 
 @merge_method(
@@ -82,16 +82,16 @@ def ram(group: Group) -> torch.Tensor:
 
     ``base + sum(v_i) / n`` over the ``n`` models where ``|v_i| = |x_i - base| > epsilon``.
     """
-    from shardmerge.methods.kernels import task_vectors
+    from shardmerge.methods.task_vectors import kernels
 
-    return task_vectors.reinforced(group, rescale_unique=False)
+    return kernels.reinforced(group, rescale_unique=False)
 
 
-@mergekit_kernel("ram", elementwise=True, workspace=Workspace(tensors=2.0, per_input=5.5))
+@ram.mergekit_kernel(elementwise=True, workspace=Workspace(tensors=2.0, per_input=5.5))
 def _mergekit_ram(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as mergekit_task_vectors
+    from shardmerge.methods.task_vectors import mergekit
 
-    return mergekit_task_vectors.reinforced(group, rescale_unique=False)
+    return mergekit.reinforced(group, rescale_unique=False)
 
 
 @merge_method(
@@ -117,13 +117,13 @@ def ramplus_tl(group: Group) -> torch.Tensor:
     By ``1 + r * min(shared_i / unique_i, alpha)``, where ``shared_i`` and ``unique_i`` count the
     elements of the tensor that model ``i`` changed with others and alone.
     """
-    from shardmerge.methods.kernels import task_vectors
+    from shardmerge.methods.task_vectors import kernels
 
-    return task_vectors.reinforced(group, rescale_unique=True)
+    return kernels.reinforced(group, rescale_unique=True)
 
 
-@mergekit_kernel("ramplus_tl", promotes=True, workspace=Workspace(tensors=2.0, per_input=5.5))
+@ramplus_tl.mergekit_kernel(promotes=True, workspace=Workspace(tensors=2.0, per_input=5.5))
 def _mergekit_ramplus_tl(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as mergekit_task_vectors
+    from shardmerge.methods.task_vectors import mergekit
 
-    return mergekit_task_vectors.reinforced(group, rescale_unique=True)
+    return mergekit.reinforced(group, rescale_unique=True)

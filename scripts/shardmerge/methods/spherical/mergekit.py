@@ -1,6 +1,6 @@
-"""mergekit 0.1.5's methods that need norms or quantiles of a whole tensor, bit by bit.
+"""mergekit 0.1.5's interpolation on a sphere, and Model Stock, bit by bit.
 
-As in ``mergekit_task_vectors``, a full reduction's bits depend on the number of threads.
+As in ``task_vectors.mergekit``, a full reduction's bits depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import torch
 from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans
-from shardmerge.methods.mergekit.task_vectors import generator
 
 _SLERP_CHUNK = 1 << 20
-_FUSION_SAMPLE = 1_000_000
 
 
 def slerp(group: Group) -> torch.Tensor:
@@ -174,25 +172,3 @@ def model_stock(group: Group) -> torch.Tensor:
     t = (len(models) * cosine) / torch.where(singular, torch.ones_like(divisor), divisor)
     t = torch.where(singular, torch.zeros_like(t), t)
     return (t * (sum(models) / len(models)) + (1 - t) * base).reshape(shape)
-
-
-def arcee_fusion(group: Group) -> torch.Tensor:
-    """Choose elements by importance over a quantile; the choice's float32 promotes the result.
-
-    Above a million elements mergekit estimates the quantiles from a random sample, here drawn
-    from the tensor's own generator.
-    """
-    base, other = group.tensors[group.base], group.tensors[group.others[0]]
-    p, q = (torch.nn.functional.softmax(x, dim=-1) + 1e-8 for x in (other, base))
-    divergence = torch.sum(p * torch.log(p / q), dim=-1, keepdim=True)
-    importance = (other - base).abs() * divergence
-    del p, q
-    sample = importance.reshape(-1)
-    if sample.numel() > _FUSION_SAMPLE:
-        sample = sample[
-            torch.randint(sample.numel(), (_FUSION_SAMPLE,), generator=generator(group))
-        ]
-    ranks = torch.tensor([0.25, 0.5, 0.75]) * (sample.numel() - 1)
-    lower, median, upper = torch.sort(sample).values[ranks.long()]
-    mask = (importance >= median + 1.5 * (upper - lower)).float()
-    return base + (other - base) * mask

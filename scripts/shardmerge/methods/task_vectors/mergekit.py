@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels.sparse import kept_between, kept_magnitudes, stream
+from shardmerge.methods.task_vectors.keep import kept_between, kept_magnitudes, stream
 
 #: Returns a task vector with what is not kept set to 0: (vector, input's index) -> vector.
 Sparsify = Callable[[torch.Tensor, int], torch.Tensor]

@@ -12,7 +12,6 @@ from shardmerge.methods.registry import (
     Request,
     Workspace,
     merge_method,
-    mergekit_kernel,
 )
 
 if TYPE_CHECKING:
@@ -24,10 +23,16 @@ if TYPE_CHECKING:
     title="SLERP",
     reference="https://en.wikipedia.org/wiki/Slerp",
     parameters=[
-        Parameter("t", float, description="0 gives the base model, 1 the other."),
+        Parameter(
+            "t",
+            float,
+            description="0 gives the base model, 1 the other.",
+            examples=(0.3, 0.0, 0.001, 0.5, 1.0, 1.2),
+        ),
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
     version=2,
+    examples={"": {}, "beyond": {"t": 1.7}},
 )
 def slerp(group: Group) -> torch.Tensor:
     """Spherical interpolation from the base model to another.
@@ -36,16 +41,16 @@ def slerp(group: Group) -> torch.Tensor:
     between the flattened tensors; ``(1 - t) * base + t * x`` where ``|cos a| > 0.9995``.
     Shoemake 1985, "Animating rotation with quaternion curves".
     """
-    from shardmerge.methods.kernels import spherical
+    from shardmerge.methods.spherical import kernels
 
-    return spherical.slerp(group)
+    return kernels.slerp(group)
 
 
-@mergekit_kernel("slerp", workspace=Workspace(blocks=40.0))
+@slerp.mergekit_kernel(workspace=Workspace(blocks=40.0))
 def _mergekit_slerp(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import whole
+    from shardmerge.methods.spherical import mergekit
 
-    return whole.slerp(group)
+    return mergekit.slerp(group)
 
 
 @merge_method(
@@ -64,6 +69,7 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
     ],
     inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, if_single="copied"),
     version=2,
+    examples={"": {}, "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)}},
 )
 def nuslerp(group: Group) -> torch.Tensor:
     """Spherical interpolation between two models, or between their task vectors.
@@ -72,16 +78,16 @@ def nuslerp(group: Group) -> torch.Tensor:
     v_1 + sin(t * a) / sin(a) * v_2`` for each vector: the whole tensor, or its rows or columns
     where ``nuslerp_flatten`` is false. With a base model the vectors are differences from it.
     """
-    from shardmerge.methods.kernels import spherical
+    from shardmerge.methods.spherical import kernels
 
-    return spherical.nuslerp(group)
+    return kernels.nuslerp(group)
 
 
-@mergekit_kernel("nuslerp", workspace=Workspace(tensors=7.0))
+@nuslerp.mergekit_kernel(workspace=Workspace(tensors=7.0))
 def _mergekit_nuslerp(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import whole
+    from shardmerge.methods.spherical import mergekit
 
-    return whole.nuslerp(group)
+    return mergekit.nuslerp(group)
 
 
 def _check_multislerp(request: Request | Group) -> None:
@@ -110,6 +116,7 @@ def _check_multislerp(request: Request | Group) -> None:
     inputs=Inputs(base="optional", minimum_models=1),
     check=_check_multislerp,
     version=2,
+    examples={"": {"weight": 0.3, "eps": 1e-2}},
 )
 def multislerp(group: Group) -> torch.Tensor:
     """Barycentric interpolation of many models' directions on a sphere.
@@ -120,17 +127,17 @@ def multislerp(group: Group) -> torch.Tensor:
     ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``, that sum is 0.
     One model is returned as it is.
     """
-    from shardmerge.methods.kernels import spherical
+    from shardmerge.methods.spherical import kernels
 
     _check_multislerp(group)
-    return spherical.multislerp(group)
+    return kernels.multislerp(group)
 
 
-@mergekit_kernel("multislerp", workspace=Workspace(tensors=3.0, per_input=3.5))
+@multislerp.mergekit_kernel(workspace=Workspace(tensors=3.0, per_input=3.5))
 def _mergekit_multislerp(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import whole
+    from shardmerge.methods.spherical import mergekit
 
-    return whole.multislerp(group)
+    return mergekit.multislerp(group)
 
 
 @merge_method(
@@ -148,6 +155,7 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
         ),
     ],
     version=2,
+    examples={"": {"tol": 1e-12}},
 )
 def karcher(group: Group) -> torch.Tensor:
     """Centre of mass of the models' directions on the sphere, with their mean norm.
@@ -156,16 +164,16 @@ def karcher(group: Group) -> torch.Tensor:
     ``g = mean of a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between ``u_i`` and
     ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
     """
-    from shardmerge.methods.kernels import spherical
+    from shardmerge.methods.spherical import kernels
 
-    return spherical.karcher(group)
+    return kernels.karcher(group)
 
 
-@mergekit_kernel("karcher", workspace=Workspace(tensors=5.0, per_input=1.0))
+@karcher.mergekit_kernel(workspace=Workspace(tensors=5.0, per_input=1.0))
 def _mergekit_karcher(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import whole
+    from shardmerge.methods.spherical import mergekit
 
-    return whole.karcher(group)
+    return mergekit.karcher(group)
 
 
 @merge_method(
@@ -181,6 +189,7 @@ def _mergekit_karcher(group: Group) -> torch.Tensor:
         ),
     ],
     inputs=Inputs(base="required", minimum=3, if_single="base"),
+    examples={"": {}, "rows": {"filter_wise": True}},
 )
 def model_stock(group: Group) -> torch.Tensor:
     """The point between the base and the models' mean that their mutual angles call for.
@@ -189,13 +198,13 @@ def model_stock(group: Group) -> torch.Tensor:
     mean cosine between the task vectors of the ``n`` models. Jang et al. 2024, "Model Stock: All
     we need is just a few fine-tuned models".
     """
-    from shardmerge.methods.kernels import spherical
+    from shardmerge.methods.spherical import kernels
 
-    return spherical.model_stock(group)
+    return kernels.model_stock(group)
 
 
-@mergekit_kernel("model_stock", workspace=Workspace(tensors=2.0, per_input=1.0))
+@model_stock.mergekit_kernel(workspace=Workspace(tensors=2.0, per_input=1.0))
 def _mergekit_model_stock(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import whole
+    from shardmerge.methods.spherical import mergekit
 
-    return whole.model_stock(group)
+    return mergekit.model_stock(group)

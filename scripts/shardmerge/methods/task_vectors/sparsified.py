@@ -12,7 +12,6 @@ from shardmerge.methods.registry import (
     Request,
     Workspace,
     merge_method,
-    mergekit_kernel,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ _GAMMA = Parameter(
     minimum=0.0,
     maximum=1.0,
     description="Share of the largest magnitudes that is dropped.",
+    examples=(0.01, 0.0, 0.3),
 )
 _EPSILON = Parameter(
     "epsilon",
@@ -36,6 +36,7 @@ _EPSILON = Parameter(
     minimum=0.0,
     maximum=1.0,
     description="The probability to be kept goes from density - epsilon to density + epsilon.",
+    examples=(0.01, 0.02, 0.04),
 )
 _SEED = Parameter(
     "seed", int, default=0, description="Of the random choice; mergekit takes none in a recipe."
@@ -58,6 +59,7 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
             minimum=0.0,
             maximum=1.0,
             description="Share of the task vector that is kept.",
+            examples=(0.5, 0.0, 0.05, 0.3, 0.77, 1.0),
         ),
         *more,
         Parameter(
@@ -72,7 +74,13 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
             default=rescale,
             description="Give what is kept the L1 norm of the whole task vector.",
         ),
-        Parameter("lambda", float, default=1.0, description="Factor of the summed task vectors."),
+        Parameter(
+            "lambda",
+            float,
+            default=1.0,
+            description="Factor of the summed task vectors.",
+            examples=(1.0, 0.5, 1.3),
+        ),
         Parameter(
             "int8_mask",
             bool,
@@ -110,16 +118,16 @@ def ties(group: Group) -> torch.Tensor:
     that of ``sum(w_i * v_i)`` (0 counts as plus); ``base + lambda * sum(w_i * v_i) / sum(w_i)``
     over the models that have it. Yadav et al. 2023, "TIES-Merging".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
-    return task_vectors.merge_task_vectors(group, sparse.magnitude, consensus=True)
+    return kernels.merge_task_vectors(group, keep.magnitude, consensus=True)
 
 
-@mergekit_kernel("ties", workspace=_MERGEKIT_VOTE)
+@ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
 def _mergekit_ties(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.magnitude(group), consensus=True)
+    return mergekit.merge_task_vectors(group, mergekit.magnitude(group), consensus=True)
 
 
 @merge_method(
@@ -138,16 +146,16 @@ def dare_ties(group: Group) -> torch.Tensor:
     norm of the whole; then signs are elected as in TIES. Yu et al. 2023, "Language Models are
     Super Mario".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
-    return task_vectors.merge_task_vectors(group, sparse.chance, consensus=True)
+    return kernels.merge_task_vectors(group, keep.chance, consensus=True)
 
 
-@mergekit_kernel("dare_ties", workspace=_MERGEKIT_VOTE)
+@dare_ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
 def _mergekit_dare_ties(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.chance(group), consensus=True)
+    return mergekit.merge_task_vectors(group, mergekit.chance(group), consensus=True)
 
 
 @merge_method(
@@ -166,16 +174,16 @@ def dare_linear(group: Group) -> torch.Tensor:
     norm of the whole; ``base + lambda * sum(w_i * v_i)``. Yu et al. 2023, "Language Models are
     Super Mario".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
-    return task_vectors.merge_task_vectors(group, sparse.chance, consensus=False)
+    return kernels.merge_task_vectors(group, keep.chance, consensus=False)
 
 
-@mergekit_kernel("dare_linear", workspace=_MERGEKIT_SUM)
+@dare_linear.mergekit_kernel(workspace=_MERGEKIT_SUM)
 def _mergekit_dare_linear(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.chance(group), consensus=False)
+    return mergekit.merge_task_vectors(group, mergekit.chance(group), consensus=False)
 
 
 @merge_method(
@@ -193,16 +201,16 @@ def breadcrumbs(group: Group) -> torch.Tensor:
     the largest stay that make up ``density``; ``base + lambda * sum(w_i * v_i)``. Davari and
     Belilovsky 2023, "Model Breadcrumbs".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
-    return task_vectors.merge_task_vectors(group, sparse.between, consensus=False)
+    return kernels.merge_task_vectors(group, keep.between, consensus=False)
 
 
-@mergekit_kernel("breadcrumbs", workspace=_MERGEKIT_SUM)
+@breadcrumbs.mergekit_kernel(workspace=_MERGEKIT_SUM)
 def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.between(group), consensus=False)
+    return mergekit.merge_task_vectors(group, mergekit.between(group), consensus=False)
 
 
 @merge_method(
@@ -219,16 +227,16 @@ def breadcrumbs_ties(group: Group) -> torch.Tensor:
     Sparsified as in Model Breadcrumbs, then signs are elected as in TIES. Davari and Belilovsky
     2023, "Model Breadcrumbs".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
-    return task_vectors.merge_task_vectors(group, sparse.between, consensus=True)
+    return kernels.merge_task_vectors(group, keep.between, consensus=True)
 
 
-@mergekit_kernel("breadcrumbs_ties", workspace=_MERGEKIT_VOTE)
+@breadcrumbs_ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
 def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.between(group), consensus=True)
+    return mergekit.merge_task_vectors(group, mergekit.between(group), consensus=True)
 
 
 @merge_method(
@@ -240,6 +248,7 @@ def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
     workspace=_RANKED,
     deterministic=False,
     check=_check_della,
+    examples={"": {"epsilon": 0.15}},
 )
 def della(group: Group) -> torch.Tensor:
     """Task vectors thinned at random by rank, merged where their signs agree.
@@ -248,17 +257,17 @@ def della(group: Group) -> torch.Tensor:
     with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``, rescaled to the L1 norm of
     the whole; then signs are elected as in TIES. Deep et al. 2024, "DELLA-Merging".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
     _check_della(group)
-    return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=True)
+    return kernels.merge_task_vectors(group, keep.ranked_chance, consensus=True)
 
 
-@mergekit_kernel("della", workspace=_MERGEKIT_VOTE)
+@della.mergekit_kernel(workspace=_MERGEKIT_VOTE)
 def _mergekit_della(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.ranked_chance(group), consensus=True)
+    return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=True)
 
 
 @merge_method(
@@ -270,6 +279,7 @@ def _mergekit_della(group: Group) -> torch.Tensor:
     workspace=_RANKED,
     deterministic=False,
     check=_check_della,
+    examples={"": {"epsilon": 0.15}},
 )
 def della_linear(group: Group) -> torch.Tensor:
     """Task vectors thinned at random by rank, and added.
@@ -278,14 +288,14 @@ def della_linear(group: Group) -> torch.Tensor:
     with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``, rescaled to the L1 norm of
     the whole; ``base + lambda * sum(w_i * v_i)``. Deep et al. 2024, "DELLA-Merging".
     """
-    from shardmerge.methods.kernels import sparse, task_vectors
+    from shardmerge.methods.task_vectors import keep, kernels
 
     _check_della(group)
-    return task_vectors.merge_task_vectors(group, sparse.ranked_chance, consensus=False)
+    return kernels.merge_task_vectors(group, keep.ranked_chance, consensus=False)
 
 
-@mergekit_kernel("della_linear", workspace=_MERGEKIT_SUM)
+@della_linear.mergekit_kernel(workspace=_MERGEKIT_SUM)
 def _mergekit_della_linear(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import task_vectors as kernels
+    from shardmerge.methods.task_vectors import mergekit
 
-    return kernels.merge_task_vectors(group, kernels.ranked_chance(group), consensus=False)
+    return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)

@@ -10,7 +10,6 @@ from shardmerge.methods.registry import (
     Parameter,
     Workspace,
     merge_method,
-    mergekit_kernel,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +21,12 @@ if TYPE_CHECKING:
     title="NearSwap",
     reference="https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
     parameters=[
-        Parameter("t", float, description="Distance up to which elements are swapped whole."),
+        Parameter(
+            "t",
+            float,
+            description="Distance up to which elements are swapped whole.",
+            examples=(0.3, 0.0, 0.001, 0.5, 1.0, 1.2),
+        ),
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="base"),
     elementwise=True,
@@ -33,16 +37,16 @@ def nearswap(group: Group) -> torch.Tensor:
 
     ``s * x + (1 - s) * base`` with ``s = min(1, t / max(|base - x|, 1e-6))``.
     """
-    from shardmerge.methods.kernels import blending
+    from shardmerge.methods.blending import kernels
 
-    return blending.nearswap(group)
+    return kernels.nearswap(group)
 
 
-@mergekit_kernel("nearswap", elementwise=True, workspace=Workspace(tensors=4.0))
+@nearswap.mergekit_kernel(elementwise=True, workspace=Workspace(tensors=4.0))
 def _mergekit_nearswap(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import elementwise
+    from shardmerge.methods.blending import mergekit
 
-    return elementwise.nearswap(group)
+    return mergekit.nearswap(group)
 
 
 @merge_method(
@@ -60,16 +64,16 @@ def arcee_fusion(group: Group) -> torch.Tensor:
     softmaxes of its rows; taken are those with at least ``median + 1.5 * (Q3 - Q1)``. The
     quartiles are exact at any size (mergekit samples a million elements of a larger tensor).
     """
-    from shardmerge.methods.kernels import blending
+    from shardmerge.methods.blending import kernels
 
-    return blending.arcee_fusion(group)
+    return kernels.arcee_fusion(group)
 
 
-@mergekit_kernel("arcee_fusion", promotes=True, workspace=Workspace(tensors=5.0, blocks=32.0))
+@arcee_fusion.mergekit_kernel(promotes=True, workspace=Workspace(tensors=5.0, blocks=32.0))
 def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
-    from shardmerge.methods.mergekit import whole
+    from shardmerge.methods.blending import mergekit
 
-    return whole.arcee_fusion(group)
+    return mergekit.arcee_fusion(group)
 
 
 @merge_method(
@@ -81,7 +85,13 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
         Parameter(
             "normalize", bool, default=False, description="Divide by the sum of the weights."
         ),
-        Parameter("lambda", float, default=1.0, description="Factor of all exponents."),
+        Parameter(
+            "lambda",
+            float,
+            default=1.0,
+            description="Factor of all exponents.",
+            examples=(1.0, 0.5, 1.3),
+        ),
         Parameter(
             "offset",
             float,
@@ -94,6 +104,10 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     elementwise=True,
     workspace=Workspace(tensors=14.0),
     version=2,
+    examples={
+        "": {"weight": (None, 0.37, -0.6, 1.0)},
+        "offset": {"weight": 0.8, "offset": 1.0, "normalize": True},
+    },
 )
 def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     """Task arithmetic by ratios, for tensors that multiply, such as the scales of norms.
@@ -104,6 +118,6 @@ def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     arithmetic's ``base + sum(lambda * w_i * (x_i - base))``. It is task arithmetic on the
     logarithms. Factors by which a model of weight 1 was rescaled pass through.
     """
-    from shardmerge.methods.kernels import blending
+    from shardmerge.methods.blending import kernels
 
-    return blending.geometric_task_arithmetic(group)
+    return kernels.geometric_task_arithmetic(group)
