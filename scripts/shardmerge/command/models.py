@@ -23,7 +23,7 @@ _MOST_CARD = 1 << 20
 
 
 @dataclass(frozen=True)
-class Model:
+class Candidate:
     """What was found.
 
     Args:
@@ -49,7 +49,7 @@ class Model:
     base: str | None
 
 
-def look(name: str, project: Path, say: Callable[[str], None]) -> Model:
+def look(name: str, project: Path, say: Callable[[str], None]) -> Candidate:
     """Return what a model says of itself, from headers and small files alone.
 
     Args:
@@ -84,13 +84,13 @@ def _model(
     config: Mapping[str, Any],
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     base: str | None,
-) -> Model:
+) -> Candidate:
     inner = config.get("text_config")
     config = {**config, **inner} if isinstance(inner, Mapping) else config
     sizes: Counter[str] = Counter()
     for dtype, shape in tensors.values():
         sizes[dtype] += tensor_bytes(dtype, shape)
-    return Model(
+    return Candidate(
         name=name,
         reference=reference,
         architecture=str(config.get("model_type")),

@@ -12,7 +12,7 @@ from pathlib import Path
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_text
 from shardmerge.base.text import human_bytes
-from shardmerge.command.models import Model, look
+from shardmerge.command.models import Candidate, look
 from shardmerge.methods.registry import method as find_method
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.run.cli import say, show
@@ -70,7 +70,7 @@ def write_project(args: argparse.Namespace) -> None:
     _tell(folder, models, base, method)
 
 
-def recipe_text(name: str, method: str, models: Sequence[Model], base: Model | None) -> str:
+def recipe_text(name: str, method: str, models: Sequence[Candidate], base: Candidate | None) -> str:
     """Return a recipe of two models.
 
     Args:
@@ -104,7 +104,7 @@ def yaml_text(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z./_~][\w./@+-]*", text) else json.dumps(text)
 
 
-def _common_base(models: Sequence[Model], folder: Path) -> Model | None:
+def _common_base(models: Sequence[Candidate], folder: Path) -> Candidate | None:
     """Return what the cards of both models name as their base, if one can look at it."""
     first, second = models
     bases = {model.base for model in models}
@@ -117,7 +117,7 @@ def _common_base(models: Sequence[Model], folder: Path) -> Model | None:
         return None
 
 
-def _check_alike(models: Sequence[Model]) -> None:
+def _check_alike(models: Sequence[Candidate]) -> None:
     first = models[0]
     for other in models[1:]:
         for what in ("architecture", "layers", "width"):
@@ -129,12 +129,12 @@ def _check_alike(models: Sequence[Model]) -> None:
                 )
 
 
-def _name(models: Sequence[Model]) -> str:
+def _name(models: Sequence[Candidate]) -> str:
     parts = [model.name.rstrip("/").rsplit("/", 1)[-1] for model in models]
     return re.sub(r"[^\w.-]+", "-", "-and-".join(parts))[:90]
 
 
-def _tell(folder: Path, models: Sequence[Model], base: Model | None, method: str) -> None:
+def _tell(folder: Path, models: Sequence[Candidate], base: Candidate | None, method: str) -> None:
     for model in [*models, *([base] if base and base not in models else [])]:
         size = human_bytes(model.size)
         show(f"{model.name}: {model.architecture}, {model.layers} layers, {model.dtype}, {size}\n")

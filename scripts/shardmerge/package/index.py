@@ -11,11 +11,11 @@ from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
 from shardmerge.plan.description import BuildDescription
+from shardmerge.plan.paths import CHECKSUMS
 from shardmerge.plan.records import MergeRecord, load_record
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"
-CHECKSUMS = "SHA256SUMS"
 
 
 def make_index(description: BuildDescription) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
-from shardmerge.package.index import CHECKSUMS
+from shardmerge.plan.paths import CHECKSUMS
 from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
 from shardmerge.sources.store import TEMPLATES
 

@@ -81,7 +81,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Model:
+class PlannedSource:
     """A source as a whole, for benchmarks: its folder, its files' paths, its weights' bytes."""
 
     folder: str
@@ -110,7 +110,7 @@ class Plan:
     builds: Mapping[str, Build]
     deltas: tuple[ShardJob, ...]
     fetches: Mapping[str, FetchJob]
-    sources: Mapping[str, Model]
+    sources: Mapping[str, PlannedSource]
     unread: Mapping[str, int]
     warnings: tuple[str, ...]
     schedule: Schedule = Schedule((), 0, ())
@@ -142,7 +142,7 @@ class Plan:
             deltas=_jobs(data["deltas"]),
             fetches={path: FetchJob(**job) for path, job in data["fetches"].items()},
             sources={
-                name: Model(m["folder"], tuple(m["files"]), m["identity"], m["size"])
+                name: PlannedSource(m["folder"], tuple(m["files"]), m["identity"], m["size"])
                 for name, m in data["sources"].items()
             },
             unread=data["unread"],

@@ -24,7 +24,7 @@ from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
+from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
@@ -252,13 +252,13 @@ class _Planner:
             )
         return path
 
-    def _model(self, key: str) -> Model:
+    def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]
         paths = tuple(self._path((key, name)) for name in source.files)
         folder = paths[0].rsplit("/", 1)[0]
         identity = digest({name: file.identity for name, file in source.files.items()})
         size = sum(t.end - t.begin for t in source.tensors.values())
-        return Model(folder, paths, identity, size)
+        return PlannedSource(folder, paths, identity, size)
 
 
 def _largest_file(source: LockedSource) -> int:

@@ -69,7 +69,7 @@ class Shard:
     copied: str | None
 
 
-def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
+def plan_totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
     """Return what a plan moves; files on disk are taken to be what they should be."""
     models = plan.shards
     jobs = [*plan.deltas, *models]

@@ -29,7 +29,7 @@ def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:
     for name in plan.builds:
         lines += [*_build(plan, name, terminal, stages), ""]
     lines.append(terminal.bold("in all"))
-    lines += _rows(_totals(plan_facts.totals(plan)), terminal)
+    lines += _rows(_totals(plan_facts.plan_totals(plan)), terminal)
     for warning in plan.warnings:
         lines += textwrap.wrap(
             f"warning: {warning}", terminal.width, subsequent_indent="  ", break_on_hyphens=False

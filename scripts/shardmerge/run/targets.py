@@ -11,7 +11,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
@@ -19,7 +19,6 @@ from shardmerge.recipe.settings import Settings
 from shardmerge.run.measured import OPTIONS, Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 
-CHECKSUMS = "SHA256SUMS"
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
 #: Folder of the names of lm-eval's tasks.

@@ -16,7 +16,7 @@ from shardmerge.algebra import expression
 from shardmerge.recipe.document import DOCUMENT_KEYS
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import SCHEMA, load_settings
-from shardmerge.report.plan_facts import totals
+from shardmerge.report.plan_facts import plan_totals
 from tools.docs.__main__ import main as write_docs
 from tools.docs.config import config_keys, config_markdown, with_tables
 from tools.docs.methods import methods_markdown
@@ -226,7 +226,7 @@ class TestFigures:
         return {name: rest.split(" | ") for name, rest in _ROW.findall(table)}
 
     def test_sizes(self, plans, rows):
-        found = [totals(plan, lambda path: False) for plan in plans]
+        found = [plan_totals(plan, lambda path: False) for plan in plans]
         models = [sum(model.size for model in plan.sources.values()) for plan in plans]
         fetch = [m - f.unread.bytes for m, f in zip(models, found, strict=True)]
         assert [len(plan.sources) for plan in plans] == [3, 3]

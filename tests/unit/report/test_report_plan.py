@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 class TestTotals:
     def test_they_are_sums_over_the_jobs(self, folder):
         plan = large_plan(folder, llama_70b(20), files=4, deltas="store")
-        totals = plan_facts.totals(plan, exists=lambda path: False)
+        totals = plan_facts.plan_totals(plan, exists=lambda path: False)
         shards = plan.builds[NAME].shards
         assert totals.models == plan_facts.Amount(4 + 1, sum(j.bytes_written for j in shards))
         assert totals.deltas.bytes == sum(j.bytes_written for j in plan.deltas) > 0
@@ -39,7 +39,7 @@ class TestTotals:
 
     def test_each_hub_file_is_counted_once_as_needed_or_only_for_benchmarks(self, folder):
         plan = large_plan(folder, llama_70b(20), files=12)
-        totals = plan_facts.totals(plan, exists=lambda path: False)
+        totals = plan_facts.plan_totals(plan, exists=lambda path: False)
         assert totals.fetch.files + totals.whole.files == len(plan.fetches)
         assert totals.unread.files > 0
         assert totals.unread.bytes == sum(plan.unread.values())
@@ -54,10 +54,10 @@ class TestTotals:
         first, *_ = plan.builds[NAME].shards
         source = first.sources[0]
         there = {first.output, source}
-        totals = plan_facts.totals(plan, exists=there.__contains__)
+        totals = plan_facts.plan_totals(plan, exists=there.__contains__)
         assert totals.present == plan_facts.Amount(1, plan.fetches[source].size)
         assert totals.done == plan_facts.Amount(1, first.bytes_written)
-        everything = plan_facts.totals(plan, exists=lambda path: False)
+        everything = plan_facts.plan_totals(plan, exists=lambda path: False)
         assert totals.disk == everything.disk - plan.fetches[source].size - first.bytes_written
 
 

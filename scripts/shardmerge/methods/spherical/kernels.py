@@ -14,7 +14,7 @@ import torch
 from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import BLOCK, Group
 from shardmerge.methods.kernels.blocks import Coefficient, Tiles, combine, gram, spans, totals
-from shardmerge.methods.kernels.functions import acos, at, cos, sin
+from shardmerge.methods.kernels.functions import acos, at_number, cos, sin
 
 _SMALLEST_NORM = 1e-8
 #: Cosine from which slerp interpolates linearly.
@@ -36,8 +36,8 @@ def slerp(group: Group) -> torch.Tensor:
     t = group.parameters["t"]
     weights = [1 - t, t]
     if abs(cosine) <= _PARALLEL:
-        angle = at(acos, cosine)
-        weights = [at(sin, w * angle) / at(sin, angle) for w in weights]
+        angle = at_number(acos, cosine)
+        weights = [at_number(sin, w * angle) / at_number(sin, angle) for w in weights]
     return _combined(pair, weights, group)
 
 
@@ -101,7 +101,7 @@ def multislerp(group: Group) -> torch.Tensor:
                 "Give the models other weights, or merge this tensor with another method.",
             )
         length = 1.0
-    radius = sum(w * n for w, n in zip(weights, norms, strict=True)) * at(cos, eps)
+    radius = sum(w * n for w, n in zip(weights, norms, strict=True)) * at_number(cos, eps)
     return _combined(vectors, [u / length * radius for u in units], group, origin)
 
 
@@ -159,7 +159,7 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
         step = _norm(dot(tangent, tangent))
         if step < tolerance:
             break
-        along, across = at(cos, step), at(sin, step)
+        along, across = at_number(cos, step), at_number(sin, step)
         mean = [along * c + across * g / step for c, g in zip(mean, tangent, strict=True)]
         length = _norm(dot(mean, mean))
         if length > tolerance:

@@ -13,9 +13,9 @@ from shardmerge.methods.kernels.blocks import spans
 from shardmerge.methods.kernels.selection import RankBand, sort_keys
 
 #: Returns a block of a task vector, [elements], for a slice of the flattened tensor.
-Delta = Callable[[slice], torch.Tensor]
+ReadDelta = Callable[[slice], torch.Tensor]
 #: Returns which elements of an input's task vector are kept, bool [elements]; None means all.
-Keep = Callable[[Group, int, Delta], torch.Tensor | None]
+Keep = Callable[[Group, int, ReadDelta], torch.Tensor | None]
 
 
 def stream(group: Group, index: int | None) -> rng.Key:
@@ -37,7 +37,7 @@ def kept_between(count: int, density: float, gamma: float) -> tuple[int, int]:
     return start, start + kept
 
 
-def magnitude(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
+def magnitude(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
     """Keep the ``density`` largest magnitudes."""
     count, density = group.tensors[index].numel(), group.per_input["density"][index]
     if density >= 1:
@@ -45,7 +45,7 @@ def magnitude(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
     return _band(delta, group.tensors[index], kept_magnitudes(count, density), descending=True)
 
 
-def between(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
+def between(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
     """Keep ``density`` of the magnitudes, without the ``gamma`` largest and the smallest."""
     count, density = group.tensors[index].numel(), group.per_input["density"][index]
     if density >= 1:
@@ -54,7 +54,7 @@ def between(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
     return _band(delta, group.tensors[index], ranks, descending=False)
 
 
-def chance(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
+def chance(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
     """Keep each element with probability ``density``."""
     tensor, density = group.tensors[index], group.per_input["density"][index]
     if density >= 1:
@@ -66,7 +66,7 @@ def chance(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
     return mask
 
 
-def ranked_chance(group: Group, index: int, delta: Delta) -> torch.Tensor | None:
+def ranked_chance(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
     """Keep each element with a probability that grows with its rank within its row.
 
     A row is what the second dimension counts; a tensor of one dimension is one row. The
@@ -95,7 +95,7 @@ def ranked_chance(group: Group, index: int, delta: Delta) -> torch.Tensor | None
     return mask
 
 
-def top(values: Delta, tensor: torch.Tensor, kept: int) -> torch.Tensor:
+def top(values: ReadDelta, tensor: torch.Tensor, kept: int) -> torch.Tensor:
     """Return which elements are the ``kept`` largest of values that are not negative.
 
     Args:
@@ -107,7 +107,7 @@ def top(values: Delta, tensor: torch.Tensor, kept: int) -> torch.Tensor:
 
 
 def _band(
-    values: Delta, like: torch.Tensor, ranks: Sequence[int], descending: bool
+    values: ReadDelta, like: torch.Tensor, ranks: Sequence[int], descending: bool
 ) -> torch.Tensor:
     def keys() -> Iterator[torch.Tensor]:
         for span in spans(like.numel()):

@@ -8,7 +8,7 @@ import torch
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans, totals
-from shardmerge.methods.task_vectors.keep import Delta, Keep, top
+from shardmerge.methods.task_vectors.keep import Keep, ReadDelta, top
 
 #: Norms and weights below these are not divided by.
 _SMALLEST_NORM = 1e-7
@@ -104,7 +104,7 @@ def reinforced(group: Group, rescale_unique: bool) -> torch.Tensor:
     return out.view_as(group.tensors[group.base])
 
 
-def _unique_factors(deltas: list[Delta], base: torch.Tensor, parameters: dict) -> list[float]:
+def _unique_factors(deltas: list[ReadDelta], base: torch.Tensor, parameters: dict) -> list[float]:
     """Return 1 + r * (shared / unique changes, at most alpha) for each model."""
     shared, unique = [0] * len(deltas), [0] * len(deltas)
     for span in spans(base.numel()):
@@ -117,7 +117,7 @@ def _unique_factors(deltas: list[Delta], base: torch.Tensor, parameters: dict) -
     return [1 + parameters["r"] * min(ratio, parameters["alpha"]) for ratio in ratios]
 
 
-def _most_varied(deltas: list[Delta], base: torch.Tensor, share: float) -> torch.Tensor | None:
+def _most_varied(deltas: list[ReadDelta], base: torch.Tensor, share: float) -> torch.Tensor | None:
     """Return which elements have the largest variances, a share of those that vary at all."""
     if share >= 1:
         return None
@@ -131,7 +131,7 @@ def _most_varied(deltas: list[Delta], base: torch.Tensor, share: float) -> torch
     return top(variances, base, int(varied * share) if share > 0 else 0)
 
 
-def _rescaling(delta: Delta, mask: torch.Tensor | None) -> float:
+def _rescaling(delta: ReadDelta, mask: torch.Tensor | None) -> float:
     """Return the factor that gives a masked task vector the L1 norm of the whole one."""
     if mask is None:
         return 1.0
@@ -171,7 +171,7 @@ def _sum(parts: list[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _masked(delta: Delta, mask: torch.Tensor | None, span: slice) -> torch.Tensor:
+def _masked(delta: ReadDelta, mask: torch.Tensor | None, span: slice) -> torch.Tensor:
     part = delta(span)
     return part if mask is None else torch.where(mask[span], part, 0)
 
@@ -180,6 +180,6 @@ def _flat(group: Group, index: int) -> torch.Tensor:
     return group.tensors[index].reshape(-1)
 
 
-def _delta(group: Group, index: int) -> Delta:
+def _delta(group: Group, index: int) -> ReadDelta:
     model, base = _flat(group, index), _flat(group, group.base)
     return lambda span: model[span] - base[span]
