@@ -32,7 +32,12 @@ _LINES = 8
 #: Messages of Snakemake's that are for people who wait, by how they begin.
 _TOLD = ("Nothing to be done", "Will exit", "Terminating", "Waiting")
 #: What Snakemake says of a failure besides, which its jobs say better.
-_UNTOLD = ("At least one job did not complete", "Exiting because a job", "Removing output files")
+_UNTOLD = (
+    "At least one job did not complete",
+    "CalledProcessError in file",
+    "Exiting because a job",
+    "Removing output files",
+)
 
 
 class LogHandler(LogHandlerBase):
@@ -118,7 +123,7 @@ class LogHandler(LogHandlerBase):
     def _message(self, record: logging.LogRecord) -> None:
         text = record.getMessage().strip()
         wanted = record.levelno >= logging.WARNING or text.startswith(_TOLD)
-        if wanted and text and text not in self.told and not text.startswith(_UNTOLD):
+        if wanted and text not in self.told and not any(part in text for part in _UNTOLD):
             self.told.add(text)
             self._print(text)
 

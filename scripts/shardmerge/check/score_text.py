@@ -64,7 +64,8 @@ def caption(table: ScoreTable) -> str:
     counts = []
     for asked in told:
         names = ", ".join(task for task, other in tasks.items() if other == asked)
-        counts.append(asked if len(told) == 1 else f"{names}: {asked}")
+        which = names if len(told) > 1 else "Each task" if len(tasks) > 1 else ""
+        counts.append(f"{which}: {asked}" if which else asked)
     sentences = [f"Measured with {', '.join(tools) or 'lm-eval'}{computed}"]
     sentences += ["; ".join(counts)] if counts else []
     if any(cell.stderr is not None for cell in cells):

@@ -45,7 +45,7 @@ _TAIL = 8192
 
 
 @dataclass
-class Job:
+class RunningJob:
     """A job that was announced.
 
     Args:
@@ -79,7 +79,7 @@ class Job:
         text = line.rpartition(": ")[2] if "|" not in line else ""
         if "left" not in text and 0 < percent < 100:
             text += f", {human_time(seconds * (100 - percent) / percent)} left"
-        return percent, text.lstrip(" ,")
+        return percent, text.lstrip(" ,") or human_time(seconds)
 
 
 @dataclass
@@ -93,8 +93,8 @@ class Board:
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     total: int = 0
-    jobs: dict[int, Job] = field(default_factory=dict)
-    running: dict[int, Job] = field(default_factory=dict)
+    jobs: dict[int, RunningJob] = field(default_factory=dict)
+    running: dict[int, RunningJob] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
@@ -117,7 +117,7 @@ class Board:
         """
         needs, makes = map(tuple, files)
         about = " ".join(dict.fromkeys(str(value) for value in wildcards.values()))
-        job = Job(rule, printable(about), tuple(logs), makes, self.clock())
+        job = RunningJob(rule, printable(about), tuple(logs), makes, self.clock())
         self.jobs[number] = job
         self.failed.pop(job.title, None)
         if makes:
@@ -141,7 +141,7 @@ class Board:
             log = job.logs[0] if job.logs else ""
             self.failed[job.title] = f"{reason(log)}\n  all of it: {log}" if log else ""
 
-    def long_jobs(self) -> list[Job]:
+    def long_jobs(self) -> list[RunningJob]:
         """Return the running jobs that may take long, the longest first."""
         jobs = [job for job in self.running.values() if job.rule in _DOING]
         return sorted(jobs, key=lambda job: job.began)

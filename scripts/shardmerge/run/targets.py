@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
@@ -19,31 +16,13 @@ from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.measured import OPTIONS, Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
 #: Folder of the names of lm-eval's tasks.
 TASKS = CACHE / "tasks"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A model that benchmarks run on.
-
-    Args:
-        name: Label, and name of the folder of its results.
-        folder: Where its files are.
-        files: All of them that must be there.
-        identity: Digest of its content.
-        size: Bytes of its weights.
-    """
-
-    name: str
-    folder: str
-    files: tuple[str, ...]
-    identity: str
-    size: int
 
 
 class Targets:
@@ -245,20 +224,20 @@ class Targets:
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
-        options = {k: v for k, v in self.settings["benchmark"].items() if k in _OPTIONS}
+        options = {k: v for k, v in self.settings["benchmark"].items() if k in OPTIONS}
         parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
     @cached_property
     def _tasks(self) -> str | None:
         """Digest of the user's task files, so that an edited one runs again."""
-        return _folder_digest(self.settings["benchmark"]["include_path"])
+        return folder_digest(self.settings["benchmark"]["include_path"])
 
     def benchmark_options(self) -> list[str]:
         """Return the command-line options that all benchmark jobs share."""
         benchmark = self.settings["benchmark"]
         options = []
-        for key in _OPTIONS:
+        for key in OPTIONS:
             if benchmark[key] is not None:
                 options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
         if benchmark["gpus"] > 1:
@@ -294,23 +273,3 @@ def fetch_options(job: FetchJob) -> list[str]:
     content = f"--sha256={job.sha256}" if job.sha256 else f"--git-oid={job.git_oid}"
     file = [f"--repo={job.repo}", f"--commit={job.commit}", f"--name={job.file}"]
     return [*file, f"--size={job.size}", content]
-
-
-_OPTIONS: tuple[str, ...] = (
-    "limit",
-    "num_fewshot",
-    "batch_size",
-    "device",
-    "dtype",
-    "include_path",
-)
-
-
-def _folder_digest(folder: str | None) -> str | None:
-    """Return the digest of a folder's files, or None without a folder."""
-    if folder is None:
-        return None
-    files = sorted(
-        p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p)
-    )
-    return digest([[str(p.relative_to(folder)), sha256_of(p)] for p in files])

@@ -206,7 +206,7 @@ class TestText:
     def test_caption_tells_harness_questions_and_examples(self):
         assert score_text.caption(scores.score_table([result(), result(task="x")])) == (
             "Measured with lm-eval 0.4.13, transformers 5.23.0, computed in float32. "
-            "200 questions, 0-shot. ± is one standard error."
+            "Each task: 200 questions, 0-shot. ± is one standard error."
         )
         other = result(task="x", limit=50) | {"n-shot": {"x": 5}}
         other["n-samples"]["x"]["effective"] = 50

@@ -1,0 +1,48 @@
+"""What benchmarks run on, and what besides decides their results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardmerge.base.digest import digest
+from shardmerge.base.files import sha256_of
+
+#: Settings of ``benchmark`` that its jobs are told, and that results depend on.
+OPTIONS: tuple[str, ...] = (
+    "limit",
+    "num_fewshot",
+    "batch_size",
+    "device",
+    "dtype",
+    "include_path",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that benchmarks run on.
+
+    Args:
+        name: Label, and name of the folder of its results.
+        folder: Where its files are.
+        files: All of them that must be there.
+        identity: Digest of its content.
+        size: Bytes of its weights.
+    """
+
+    name: str
+    folder: str
+    files: tuple[str, ...]
+    identity: str
+    size: int
+
+
+def folder_digest(folder: str | None) -> str | None:
+    """Return the digest of a folder's files, or None without a folder."""
+    if folder is None:
+        return None
+    files = sorted(
+        p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in str(p)
+    )
+    return digest([[str(p.relative_to(folder)), sha256_of(p)] for p in files])
