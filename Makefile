@@ -1,44 +1,68 @@
-# make demo   build the demo model, benchmark it, show the table
-# make test   everything that is checked before a change goes in
-# make fuzz   feed mutated files to all that reads them, for FUZZ_SECONDS (600)
-# make docs   write the pages, tables and pictures that are made from the code
-# make site   build the documentation as a site, into site/
-# make bench  measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
+# make demo         build the demo model, benchmark it, show the table
+# make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
+# make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
+# make env-torch    the same, and torch for the other merge methods
+# make env-test     all, and what the tests need
+# make test         everything that is checked before a change goes in
+# make test-all     the slow tests too
+# make lint         only the linters
+# make format       put the code into its form
+# make docs         write the pages, tables and pictures that are made from the code
+# make site         build the documentation as a site, into site/
+# make demo-models  train the demo models again
+# make fuzz         feed mutated files to all that reads them, for FUZZ_SECONDS (600)
+# make bench        measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
+# make clean        delete results, logs and caches
 VENV := .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CORES ?= all
 FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-test demo test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-test demo test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
 
 env: $(VENV)/.installed
+env-merge: $(VENV)/.installed-merge
+env-torch: $(VENV)/.installed-torch
 env-test: $(VENV)/.installed-test
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo "error: '$(PYTHON)' is not Python 3.11, the one version that the pinned packages are tested with."; \
 	  echo "  Install it, or name it: make $(or $(MAKECMDGOALS),env) PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Installing the environment into $(VENV) (once, a few minutes) ..."
+	@echo "Installing what merging needs into $(VENV) (once, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# torch first: an index that has a CPU build is then not asked for another.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PIP) -r requirements-merge.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-torch: $(VENV)/.installed-merge requirements-torch.txt
+	@echo "Installing torch, for merge methods that are no sums ..."
+	@$(PIP) -r requirements-torch.txt
+	@touch $@
+
+# After torch: an index that has a CPU build is then not asked for another.
+$(VENV)/.installed: $(VENV)/.installed-torch requirements-bench.txt
+	@echo "Installing what benchmarks need ..."
+	@$(PIP) -r requirements-bench.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 	@echo "Installing what the tests need ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@$(PIP) -r requirements-test.txt
 	@touch $@
+
+LOGGER := PYTHONPATH=plugins snakemake --logger shardmerge
 
 demo: env
 	@echo "Merging the demo models (three tiny Llamas) and benchmarking them ..."
-	@snakemake --cores $(CORES) --quiet rules host progress reason
+	@$(LOGGER) --cores $(CORES) --quiet host
 	@snakemake --cores 1 --quiet all --report results/report.html
 	@echo
 	@cat results/miquplus-midnight-tiny/benchmarks/table.md
@@ -49,14 +73,14 @@ demo: env
 lint: env-test
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile rules
+	snakefmt --check Snakefile rules workflow
 	PYTHONPATH=scripts lint-imports --no-cache --no-logo
 	snakemake --lint
 
 format: env-test
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile rules
+	snakefmt Snakefile rules workflow
 
 test: lint
 	pytest -m "not slow and not browser and not gpu and not slurm" -n 2 --dist worksteal tests

@@ -4,17 +4,23 @@
 # configuration; the rules below only carry them out.
 
 
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.20")
 
 
-configfile: "config/config.yaml"
+# Without one in the working folder everything has its default.
+if Path("config/config.yaml").is_file():
+
+    configfile: "config/config.yaml"
 
 
 report: "report/workflow.rst"
 
 
+include: "rules/home.smk"
 include: "rules/common.smk"
 include: "rules/runs.smk"
 include: "rules/lock.smk"

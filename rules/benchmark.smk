@@ -2,8 +2,8 @@
 
 Needs: whole models, task files; GPUs where `benchmark.device` is cuda.
 Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
-gets too. What is measured of a source is the same for every build: it lies in results/benchmarks
-and is copied to each.
+gets too. A source is measured once for all builds: its results are in results/benchmarks and
+are copied to each build.
 """
 
 

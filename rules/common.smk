@@ -10,53 +10,56 @@ import re
 import sys
 from pathlib import Path
 
-SCRIPTS = Path(workflow.basedir) / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
 from shardmerge.base.pathnames import check_path
 from shardmerge.check.task_names import check_tasks
 from shardmerge.compose.tokenizer_files import TOKENIZER_FILES
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.describe import MODEL_FILES
 from shardmerge.plan.paths import record_path
-from shardmerge.recipe.settings import explain_options, load_settings, own_config
+from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
 from shardmerge.run.inputlists import keep_lists, list_path
+from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 
+snakemake_internals.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
     own_config(
         config, snakemake_internals.command_line_config(workflow), Path("config/config.yaml")
     )
 )
+SETTINGS = with_shipped(SETTINGS, HOME)
 exit_on_user_error(check_path)(str(SCRIPTS), "the workflow's folder")
 DEPLOYED = snakemake_internals.is_deployed(workflow)
 ON_GPU = SETTINGS["device"] != "cpu"
-HEAD = snakemake_internals.is_head(workflow)
+HEAD = snakemake_internals.is_main_process(workflow)
 # Merges and checks on this machine share a process that has all modules loaded.
 SHARED = HEAD and not (DEPLOYED or ON_GPU)
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
+SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
     head=HEAD,
-    renew=HEAD and snakemake_internals.is_target("lock"),
-    convert=snakemake_internals.is_target("convert"),
+    renew=HEAD and snakemake_internals.is_target(workflow, "lock"),
+    convert=snakemake_internals.is_target(workflow, "convert"),
     dry=DRY,
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
+if HEAD and not (DEPLOYED or DRY or SHOWN):
+    exit_on_user_error(check_torch)(PLAN.torch)
 WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
-if workflow.is_main_process and TARGETS.measured:
+if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
         BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
     )

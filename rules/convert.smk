@@ -1,7 +1,8 @@
 """Pickled weights of local models, written once as safetensors; the target `convert`.
 
-Needs: `allow_pickle: true`, folders that have pickles only. No plan: a plan needs what is made here.
-Makes: resources/converted/MODEL/, a model folder that all other rules take instead.
+Needs: `allow_pickle: true`, and folders that have pickles only. It needs no plan: a plan needs what
+is made here.
+Makes: resources/converted/MODEL/, a model folder that all other rules use instead.
 """
 
 

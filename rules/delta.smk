@@ -1,8 +1,8 @@
-"""Task vectors that are worth a file: what makes a fine-tuned model differ from its base.
+"""Task vectors that are worth storing: the difference of a fine-tuned model and its base.
 
 Needs: the fine-tuned model's file and the base model's files that hold the same tensors.
 Makes: results/deltas/FINETUNED-minus-BASE-DTYPE/delta-0000k-of-0000n.safetensors, and beside them
-records/ and checks/ as of output shards.
+records/ and checks/, as for output shards.
 """
 
 

@@ -1,7 +1,7 @@
 """Source files from the Hugging Face Hub: one job a file, resumable, checked against the lock.
 
-Needs: the network and, for gated models, a token (HF_TOKEN or the login file). Where fetched files
-are deleted once they are used, it waits until there is room.
+Needs: the network and, for gated models, a token (HF_TOKEN or the login file). If fetched files
+are deleted after use, a job waits until there is room.
 Makes: resources/models/MODEL@COMMIT/FILE.
 """
 

@@ -1,4 +1,4 @@
-"""Lock, plan and explanation for people: what is pinned, what would be built, of what.
+"""Lock, plan and explanation for people: what is pinned, what would be built, and from what.
 
 Needs: nothing but the plan, which exists by the time a rule runs.
 Makes: text on the terminal. (`snakemake lock` renews the locks while the Snakefile is parsed;

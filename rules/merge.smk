@@ -1,6 +1,6 @@
-"""Output shards: one job each, its memory independent of tensor, shard and model.
+"""Output shards: one job each. Its memory does not depend on tensor, shard or model.
 
-Needs: the source files that hold the shard's tensors, stored task vectors where there are some.
+Needs: the source files that hold the shard's tensors, and stored task vectors if there are any.
 Makes: results/NAME/model/model-0000k-of-0000n.safetensors and a record of how it went.
 """
 

@@ -1,7 +1,7 @@
-"""One run at a time on a results folder, jobs that leave when they are not needed, names they get.
+"""One run at a time on a results folder; jobs that are no longer needed end; names are checked.
 
 Needs: nothing.
-Makes: the claim on the results folder while a run lasts, and .shardmerge/run, which says which one.
+Makes: the claim on the results folder while a run lasts, and .shardmerge/run, which names the run.
 """
 
 from types import SimpleNamespace
@@ -19,7 +19,8 @@ def asked_for():
 
 def is_made_meanwhile(name, w):
     """Return whether another job, of a run that was killed, has made what this one is to make."""
-    jobs = {"fetch_file": fetch_job, "merge_shard": shard_job, "store_delta": delta_job}
+    getters = {"fetch_file": fetch_job, "merge_shard": shard_job, "store_delta": delta_job}
+    jobs = {snakemake_internals.rule_name(workflow, rule): job for rule, job in getters.items()}
     return name in jobs and runs.made_meanwhile(jobs[name](w), tell)
 
 
@@ -47,6 +48,7 @@ def check_what_jobs_are_told():
     check_passed(
         {
             "the workflow's folder": workflow.basedir,
+            "shardmerge's folder": str(HOME),
             "the working folder": os.getcwd(),
             "the path of python": sys.executable,
             "configuration: results": SETTINGS["results"],
@@ -66,5 +68,6 @@ if HEAD and not LOCAL:
     exit_on_user_error(check_what_jobs_are_told)()
 
 
-onstart:
-    exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
+snakemake_internals.at_start(
+    workflow, lambda: exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
+)

@@ -1,9 +1,9 @@
-"""The model is whole, finite, and what the plan said; transformers loads it.
+"""Checks that a model is whole, finite and as planned, and that transformers loads it.
 
 Needs: the shards, the files that they were made from, the package.
 Makes: results/NAME/checks/SHARD.json (a sample of each tensor, recomputed in float64),
 results/NAME/verify.json and results/NAME/loaded.json. With `sources_check: full` also
-.shardmerge/sources/KEY.json, what a job found of a large file of a local model.
+.shardmerge/sources/KEY.json, the SHA-256 of a large file of a local model.
 """
 
 

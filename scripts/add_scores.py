@@ -7,10 +7,10 @@ from pathlib import Path
 
 from shardmerge.base.files import write_json
 from shardmerge.check import scores
-from shardmerge.package.card import make_card, parse_settings
+from shardmerge.package.card import make_card, parse_card_settings
 from shardmerge.package.card_scores import receipt
 from shardmerge.package.index import replace_text
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -26,7 +26,7 @@ def main() -> None:
     claim(args.output, args.readme)
 
     table = scores.score_table(scores.load(args.results))
-    text = make_card(load_description(args.build), parse_settings(args.card), table)
+    text = make_card(load_description(args.build), parse_card_settings(args.card), table)
     replace_text(args.readme, text)
     write_json(args.output, receipt(args.build, args.results))
 

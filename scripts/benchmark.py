@@ -41,8 +41,8 @@ def main() -> None:
     if args.store:
         stored = {t: args.store / f"{k}.json" for t, k in zip(args.task, args.key, strict=True)}
 
-    options = {name: getattr(args, name) for name in benchmark.Settings.__dataclass_fields__}
-    settings = benchmark.Settings(**options | {"include_path": tuple(args.include_path)})
+    options = {name: getattr(args, name) for name in benchmark.EvalSettings.__dataclass_fields__}
+    settings = benchmark.EvalSettings(**options | {"include_path": tuple(args.include_path)})
     benchmark.prepare(args.threads)
     manager = benchmark.find_tasks(args.task, settings.include_path)
     claim(*args.output)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _failure(error: Exception) -> str:
-    if reason := benchmark.explain(error):
+    if reason := benchmark.reason_of(error):
         return reason
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}".strip().split("\n")[0]

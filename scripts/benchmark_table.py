@@ -26,7 +26,7 @@ def main() -> None:
     if args.markdown:
         write_text(args.markdown, score_text.to_markdown(table))
     if args.json:
-        write_json(args.json, scores.to_json(table))
+        write_json(args.json, scores.table_json(table))
     print(score_text.to_terminal(table), end="")
 
 

@@ -41,14 +41,14 @@ def main() -> None:
         raise UserError(f"needs {len(files)} files, {len(args.sources)} are given", "--sources")
     sources = dict(zip(files, args.sources, strict=True))
     recorded = load_record(args.record)
-    if recorded.get("spec", args.spec) != args.spec:
+    if recorded.spec not in (None, args.spec):
         raise UserError(
             "is of a shard that was made for another plan",
             str(args.record),
             f"Delete {str(args.shard)!r} and run the workflow again, which makes both anew.",
         )
     watch = Watch(Identities(IDENTITIES))
-    found = check_shard(spec, args.shard, sources, args.deltas, recorded["sha256"], watch)
+    found = check_shard(spec, args.shard, sources, args.deltas, recorded.sha256, watch)
     write_json(args.output, found)
     print(
         f"{args.shard.name}: all bytes are as they were written; {found['elements']:,} elements of "

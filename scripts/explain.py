@@ -7,80 +7,15 @@ architecture where there is neither.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from shardmerge.base.errors import UserError
-from shardmerge.base.findings import CHECKS
-from shardmerge.report.explain import Explanation, explain
-from shardmerge.report.explain_view import explanation_text
-from shardmerge.run.cli import run, show
+from shardmerge.command.explaining import add_arguments, explain_recipes
+from shardmerge.run.cli import run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", nargs="+", metavar="recipe", help="mergekit YAML")
-    parser.add_argument(
-        "--sources", nargs="*", default=[], metavar="KEY=FOLDER", help="local folders of models"
-    )
-    parser.add_argument("--layers", type=int, help="number of layers to assume")
-    parser.add_argument(
-        "--stages", nargs="+", default=["final"], metavar="NAME", help="documents to explain"
-    )
-    parser.add_argument(
-        "--norm-merge",
-        nargs="*",
-        default=[],
-        metavar="geometric|NAME=geometric",
-        help="as in the configuration",
-    )
-    parser.add_argument(
-        "--silence",
-        nargs="*",
-        default=[],
-        metavar="CHECK",
-        choices=CHECKS,
-        help="checks to leave out",
-    )
-    parser.add_argument("--plot", metavar="FILE.svg", help="draw the coefficients as well")
-    args = parser.parse_args()
-
-    if args.layers is not None and args.layers < 1:
-        raise UserError("--layers must be at least 1")
-    norms = args.norm_merge[0] if args.norm_merge in (["geometric"], ["arithmetic"]) else None
-    found = [
-        explain(
-            path,
-            _pairs(args.sources, "--sources", "FOLDER"),
-            args.layers,
-            args.stages,
-            norms or _pairs(args.norm_merge, "--norm-merge", "geometric"),
-            args.silence,
-        )
-        for path in args.recipes
-    ]
-    show(lambda terminal: "\n".join(explanation_text(one, terminal) for one in found))
-    if args.plot:
-        _plot(found, args.plot)
-
-
-def _plot(explanations: Sequence[Explanation], path: str) -> None:
-    """Draw the heatmap of each model, to a file of its own where there are several."""
-    from shardmerge.report.plots import draw_coefficients
-
-    models = [(name, m, one.sources) for one in explanations for name, m in one.models.items()]
-    for name, found, sources in models:
-        own = path if len(models) == 1 else f"{path.removesuffix('.svg')}-{name}.svg"
-        draw_coefficients(name, found, sources, own)
-
-
-def _pairs(items: Sequence[str], option: str, what: str) -> dict[str, str]:
-    pairs = {}
-    for item in items:
-        key, sign, value = item.partition("=")
-        if not (key and sign and value):
-            raise UserError(f"{item!r} is not NAME={what}", option)
-        pairs[key] = value
-    return pairs
+    add_arguments(parser)
+    explain_recipes(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fetch one file of a pinned commit on the Hub: resumed, and checked against the lock."""
+"""Fetch one file of a pinned source, from the Hub as a rule: checked against the lock."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from shardmerge.base import files
 from shardmerge.base.identities import LockedFile
 from shardmerge.run import cli
-from shardmerge.sources import hub
+from shardmerge.sources.store import Origin
+from shardmerge.sources.stores import remote_store
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repo", required=True, help="repository, OWNER/NAME")
+    parser.add_argument("--repo", required=True, help="repository, OWNER/NAME on the Hub")
     parser.add_argument("--commit", required=True, help="40-hex commit")
     parser.add_argument("--name", required=True, help="path in the repository")
     parser.add_argument("--size", type=int, required=True, help="bytes")
@@ -32,9 +33,8 @@ def main() -> None:
         help="what to do with a file that the Hugging Face cache holds (default: %(default)s)",
     )
     args = parser.parse_args()
-    record = hub.fetch(
-        args.repo,
-        args.commit,
+    record = remote_store(args.repo).fetch(
+        Origin(args.repo, commit=args.commit),
         args.name,
         LockedFile(args.size, sha256=args.sha256, git_oid=args.git_oid),
         args.output,

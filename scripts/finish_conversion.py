@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shardmerge.run.cli import run
 from shardmerge.run.inputlists import parse_args
-from shardmerge.sources.pickles import assemble
+from shardmerge.sources.pickles import finish_conversion
 
 
 def main() -> None:
@@ -20,7 +20,9 @@ def main() -> None:
     args = parse_args(parser)
 
     weights = [path.name for path in args.weights]
-    assemble(args.weights[0].parent, args.model, args.files, weights, json.loads(args.record))
+    finish_conversion(
+        args.weights[0].parent, args.model, args.files, weights, json.loads(args.record)
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardmerge.base.files import write_json
 from shardmerge.check.load import load_model, load_tokenizer, stay_offline
 from shardmerge.package.index import load_records
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -25,13 +25,14 @@ def main() -> None:
     claim(args.output)
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
-    tokens = load_description(args.build)["tokens"]
+    tokens = load_description(args.build).tokens
     records = load_records(args.records).values()
     stay_offline()
-    found = load_tokenizer(args.model, tokens) | load_model(
+    written = (tokens.vocabulary, tokens.tokens) if tokens.added is not None else ()
+    found = load_tokenizer(args.model, *written) | load_model(
         args.model,
-        weights=sum(record["size"] for record in records) <= args.limit_gb * 1e9,
-        allow_nonfinite=any(record.get("nonfinite") for record in records),
+        weights=sum(record.size for record in records) <= args.limit_gb * 1e9,
+        allow_nonfinite=any(record.nonfinite for record in records),
     )
     write_json(args.output, {"passed": True, **found})
     print(f"loaded as {found['architecture']}, {found['loaded']}")

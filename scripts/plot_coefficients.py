@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plots import draw_coefficients
 from shardmerge.run.cli import claim, run
@@ -17,8 +17,8 @@ def main() -> None:
     args = parser.parse_args()
     claim(args.output)
     build = load_description(args.build)
-    found = coefficients(build["coefficients"])
-    draw_coefficients(build["name"], found, list(build["sources"]), args.output)
+    found = coefficients(build.coefficients)
+    draw_coefficients(build.name, found, list(build.sources), args.output)
 
 
 if __name__ == "__main__":

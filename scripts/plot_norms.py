@@ -6,7 +6,9 @@ import argparse
 
 from shardmerge.algebra.expression import deltas
 from shardmerge.base.files import write_text
-from shardmerge.plan.files import load_description, load_spec
+from shardmerge.base.numerics import Numerics
+from shardmerge.plan.description import load_description
+from shardmerge.plan.files import load_spec
 from shardmerge.plan.records import load_record
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import measured, norm_cells, norm_table
@@ -25,20 +27,20 @@ def main() -> None:
     claim(args.output, args.table)
 
     build = load_description(args.build)
-    specs = [load_spec(shard["digest"]) for shard in build["shards"]]
+    specs = [load_spec(shard.digest) for shard in build.shards]
     norms = measured(specs, map(load_record, args.records))
-    frame = frame_of(build["coefficients"])
+    frame = frame_of(build.coefficients)
     if any(deltas(tensor.expression) for spec in specs for tensor in spec.tensors):
         nothing = "The records of this model's jobs tell no norms of its task vectors."
-    elif build["numerics"] != "float32":
-        nothing = f"Not measured: numerics {build['numerics']} computes no task vectors apart."
+    elif not Numerics(build.numerics).folds:
+        nothing = f"Not measured: numerics {build.numerics} computes no task vectors apart."
     else:
         nothing = (
             "This model has no task vector: no difference of two sources is added to anything."
         )
-    write_text(args.table, norm_table(norms, build["coefficients"]))
+    write_text(args.table, norm_table(norms, build.coefficients))
     cells = norm_cells(norms, frame)
-    draw_norms(build["name"], frame, cells, list(build["sources"]), args.output, nothing)
+    draw_norms(build.name, frame, cells, list(build.sources), args.output, nothing)
 
 
 if __name__ == "__main__":

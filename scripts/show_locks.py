@@ -15,7 +15,7 @@ def main() -> None:
         show(f"{path}\n")
         for name, source in read_lock(path).sources.items():
             size = sum(file.size for file in source.files.values())
-            origin = f"{source.repo}@{source.commit}" if source.kind == "hub" else "local folder"
+            origin = f"{source.repo}@{source.commit}" if source.repo else source.store.title
             show(
                 f"  {name}: {origin}, {len(source.tensors)} tensors in "
                 f"{len({t.file for t in source.tensors.values()})} files, {size / 1e9:.3g} GB\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base.files import write_json
 from shardmerge.package.verify import verify_model
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
 
@@ -40,7 +40,7 @@ def main() -> None:
     )
     write_json(args.output, found)
     print(
-        f"{description['name']}: {found['tensors']:,} tensors in {found['shards']} shards are as "
+        f"{description.name}: {found['tensors']:,} tensors in {found['shards']} shards are as "
         f"planned, all bytes are as they were written, {found['elements']:,} elements recomputed; "
         f"of the source files {found['sources']['hashed']} are known by all their bytes, "
         f"{found['sources']['sampled']} by a sample"

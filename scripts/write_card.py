@@ -7,9 +7,9 @@ from pathlib import Path
 
 from shardmerge.base.files import write_text
 from shardmerge.check import scores
-from shardmerge.package.card import make_card, parse_settings
+from shardmerge.package.card import make_card, parse_card_settings
 from shardmerge.package.card_scores import added_results
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -25,7 +25,7 @@ def main() -> None:
 
     results = added_results(args.receipt, args.build) if args.receipt else []
     table = scores.score_table(scores.load(results)) if results else None
-    settings = parse_settings(args.card)
+    settings = parse_card_settings(args.card)
     write_text(args.output, make_card(load_description(args.build), settings, table))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base.files import read_text, write_text
 from shardmerge.package.config import output_config
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     description = load_description(args.build)
     config = read_text(args.source, exact=True)
     write_text(args.output, output_config(config, description, str(args.source)))
-    write_text(args.recipe, description["recipe"]["text"])
+    write_text(args.recipe, description.recipe.text)
 
 
 if __name__ == "__main__":

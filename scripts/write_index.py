@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base.files import write_text
 from shardmerge.package.index import index_text, make_index
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from shardmerge.base.files import load_json, write_json
 from shardmerge.package.index import load_records
 from shardmerge.package.provenance import make_provenance
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 

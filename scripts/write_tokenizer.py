@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base.files import read_text, write_text
 from shardmerge.package.tokenizer import tokenizer_text
-from shardmerge.plan.files import load_description
+from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -22,10 +22,10 @@ def main() -> None:
     args = parse_args(parser)
     claim(args.output)
 
-    tokens = load_description(args.build)["tokens"]
+    tokens = load_description(args.build).tokens
     texts = {
         (model, file): read_text(path, exact=True)
-        for (model, file, _), path in zip(tokens["read"], args.sources, strict=True)
+        for (model, file, _), path in zip(tokens.read, args.sources, strict=True)
     }
     text = tokenizer_text(args.output.name, tokens, texts)
     write_text(args.output, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -20,7 +19,6 @@ import yaml
 from fuzz.mutation import Mutate, mutate_bytes, mutate_json, mutate_yaml
 from fuzz.running import Target
 from shardmerge.algebra.json import to_json
-from shardmerge.base.digest import digest
 from shardmerge.base.files import parse_object
 from shardmerge.base.identities import Identities, LockedFile
 from shardmerge.base.printable import printable
@@ -38,7 +36,8 @@ from shardmerge.compose.models import Entry
 from shardmerge.package.config import output_config
 from shardmerge.package.index import make_index
 from shardmerge.package.tokenizer import tokenizer_text
-from shardmerge.plan.files import description_path, load_description, parse_spec
+from shardmerge.plan.description import BuildDescription, TokenizerContent
+from shardmerge.plan.files import parse_spec
 from shardmerge.plan.plan import read_plan
 from shardmerge.plan.planner import make_plan
 from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
@@ -152,7 +151,11 @@ def _config(data: bytes) -> None:
     config = parse_object(data, "config.json")
     rope_of(config, "m")
     text = data.decode()
-    changes = {"dtype": "float16", "config": {"vocab_size": 3, "layer_types": ["a"]}}
+    changes = SimpleNamespace(
+        dtype="float16",
+        config={"vocab_size": 3, "layer_types": ["a"]},
+        config_removed=["quantization_config"],
+    )
     json.loads(output_config(text, changes, "config.json"))
 
 
@@ -191,13 +194,15 @@ def _read_tokenizer(files: Mapping[str, bytes]) -> None:
     assert len(found.ids) == len(ids) and found.digest and len(found.added) == len(set(added))
     texts = {name: files[name].decode() for name in TEMPLATE_FILES if name in files}
     own_template(texts, "model 'm'")
-    rows = [[token, found.ids[token], "m"] for token in found.added]
-    description = {"source": "m", "within": max(len(found) - 1, 0), "added": rows, "template": "x"}
+    rows = tuple((token, found.ids[token], "m") for token in found.added)
+    tokens = TokenizerContent(
+        source="m", within=max(len(found) - 1, 0), added=rows, template="x", made=(), read=()
+    )
     parts = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     texts = {("m", name): files[name].decode() for name in parts if name in files}
     if "tokenizer.json" in files:
-        tokenizer_text("tokenizer.json", description, texts)
-        tokenizer_text("tokenizer_config.json", description, texts)
+        tokenizer_text("tokenizer.json", tokens, texts)
+        tokenizer_text("tokenizer_config.json", tokens, texts)
 
 
 @_target(
@@ -408,7 +413,7 @@ def _plan(text: str, sources: Mapping[str, LockedSource] | None = None, **config
     for spec in planned.specs.values():
         json.dumps(spec.to_json(), allow_nan=False).encode()
     for description in planned.descriptions.values():
-        json.dumps(description).encode()
+        json.dumps(description.to_json()).encode()
         make_index(description)
 
 
@@ -487,6 +492,7 @@ def _hub(data: bytes) -> None:
     from huggingface_hub.hf_api import ModelInfo
 
     from shardmerge.sources.hub import client, locking
+    from shardmerge.sources.locking import lock_hub
 
     try:
         answer = json.loads(data)  # as the Hub's client reads it
@@ -502,9 +508,9 @@ def _hub(data: bytes) -> None:
     api = SimpleNamespace(model_info=lambda *_, **__: ModelInfo(**answer))
     with (
         mock.patch.object(client, "api", lambda: api),
-        mock.patch.object(locking._Reader, "_read", read),
+        mock.patch.object(locking.Commit, "_read", read),
     ):
-        lock = Lock({"o/m": locking.lock_source("o/m", None)})
+        lock = Lock({"o/m": lock_hub("o/m", None)})
     json.dumps(lock.to_json(), ensure_ascii=False).encode()
 
 
@@ -584,14 +590,13 @@ def _cached_spec(data: bytes) -> None:
 @_target(
     "cached-description",
     mutate_json,
-    lambda: [json.dumps(made).encode() for made in _planned().descriptions.values()],
+    lambda: [json.dumps(made.to_json()).encode() for made in _planned().descriptions.values()],
 )
 def _cached_description(data: bytes) -> None:
-    name = digest(next(iter(_planned().descriptions.values())))
-    with tempfile.TemporaryDirectory(dir=_memory()) as folder, contextlib.chdir(folder):
-        description_path(name).parent.mkdir(parents=True)
-        description_path(name).write_bytes(data)
-        make_index(load_description(name))
+    """Read a description whose digest is right whatever it holds."""
+    description = BuildDescription.from_json(parse_object(data, "build.json"), "build.json")
+    make_index(description)
+    assert BuildDescription.from_json(description.to_json(), "again") == description
 
 
 def _identities() -> list[bytes]:

@@ -301,7 +301,7 @@ class TestConfiguration:
         ids=range(3),
     )
     def test_sizes(self, values):
-        with pytest.raises(UserError, match="no size that a disk has"):
+        with pytest.raises(UserError, match="larger than any disk"):
             target("configuration").run(json.dumps({"recipes": ["a"]} | values).encode())
 
     def test_whole_number_with_a_point(self):

@@ -18,7 +18,8 @@ from shardmerge.package.config import output_config
 from shardmerge.package.index import index_text, make_index
 from shardmerge.package.verify import verify_model
 from shardmerge.plan.decide import load_plan
-from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.description import BuildDescription, load_description
+from shardmerge.plan.files import load_spec
 from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.plan.plan import Build, ShardJob
 from shardmerge.plan.records import load_record, recorded_tensors
@@ -69,7 +70,7 @@ class Built:
     """
 
     build: Build
-    description: dict[str, Any]
+    description: BuildDescription
 
     @property
     def folder(self) -> Path:
@@ -91,6 +92,11 @@ class Built:
         raise KeyError(tensor)
 
 
+def changed(description: BuildDescription, **changes: Any) -> BuildDescription:
+    """Return a description with other values, given as its JSON has them."""
+    return BuildDescription.from_json(description.to_json() | changes, "a test")
+
+
 def inputs_of(job: ShardJob, spec: ShardSpec) -> tuple[dict[tuple[str, str], Path], list[Path]]:
     """Return a job's sources by (model, file), and its stored task vectors."""
     deltas = [Path(path) for path in job.deltas]
@@ -102,7 +108,7 @@ def check(job: ShardJob, shard: Path | None = None) -> dict[str, Any]:
     """Return what ``check_shard`` finds of a job's output, or of another file in its place."""
     spec = load_spec(job.digest)
     sources, deltas = inputs_of(job, spec)
-    sha256 = load_record(record_path(job.output))["sha256"]
+    sha256 = load_record(record_path(job.output)).sha256
     return check_shard(spec, shard or Path(job.output), sources, deltas, sha256)
 
 
@@ -136,7 +142,7 @@ def merge(recipe: str, **config: Any) -> Built:
         write_json(record_path(output), {"spec": job.digest, **record})
         write_json(check_record_path(job.output), check(job))
     build = list(plan.builds.values())[-1]
-    built = Built(build, dict(load_description(build.digest)))
+    built = Built(build, load_description(build.digest))
     for name, source in build.files.items():
         shutil.copy(source, built.folder / name)
     config_file = built.folder / "config.json"

@@ -10,7 +10,7 @@ import torch
 
 from shardmerge import formats
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.formats.interface import LogicalTensor, runs, spans
+from shardmerge.formats.interface import LogicalTensor, row_spans, runs
 from shardmerge.formats.values import stored_type
 
 CODES = {getattr(torch, d.name): d.code for d in DTYPES.values() if d.bits % 8 == 0}
@@ -56,7 +56,7 @@ def decoded(
     out = []
     for begin in range(0, one.rows, chunk or one.rows):
         wanted = min(chunk or one.rows, one.rows - begin)
-        for first, count in spans(one, begin, wanted):
+        for first, count in row_spans(one, begin, wanted):
             block = formats.decode(one, read(tensors, one, first, count), first, count)
             assert block.dtype == np.float32 and block.shape == (count, one.columns)
             out.append(block)

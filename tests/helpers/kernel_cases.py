@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 from hypothesis import strategies as st
 
-from shardmerge.methods.registry import REQUIRED, Group, MergeMethod, method
+from shardmerge.methods.registry import Group, MergeMethod, method
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHAPES = ((1,), (7,), (130,), (1, 1), (3, 5), (17, 33), (40, 64), (6, 5, 3, 2), (2, 3, 1, 4))
-WEIGHTS = (0.5, 1.0, 0.3, -0.7, 0.0, 2.0, 1e-3)
 
 
 def count_inputs(declared: MergeMethod, models: int) -> tuple[int, bool]:
@@ -52,24 +51,6 @@ def tensors(
 KINDS = ("tuned", "apart", "equal", "zero", "sparse", "opposite", "negative zero")
 
 
-def _value(draw: st.DrawFn, name: str) -> object:
-    if name == "density":
-        return draw(st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.77, 1.0)))
-    if name == "epsilon":
-        return draw(st.sampled_from((0.01, 0.02, 0.04)))
-    if name == "select_topk":
-        return draw(st.sampled_from((0.0, 0.1, 0.5, 1.0)))
-    if name == "scale":
-        return draw(st.sampled_from((None, 0.0, -1.5, 1.0, 0.1)))
-    if name == "t":
-        return draw(st.sampled_from((0.0, 0.001, 0.3, 0.5, 1.0, 1.2)))
-    if name == "lambda":
-        return draw(st.sampled_from((1.0, 0.5, 1.3)))
-    if name == "weight":
-        return draw(st.sampled_from(WEIGHTS))
-    raise KeyError(name)
-
-
 @st.composite
 def groups(
     draw: st.DrawFn,
@@ -95,22 +76,11 @@ def groups(
         made.insert(base, made.pop(0))
     shared, per_input = {}, {}
     for parameter in declared.parameters:
+        value = st.sampled_from(parameter.samples)
         if parameter.scope == "shared":
-            if parameter.type is bool:
-                shared[parameter.name] = draw(st.booleans())
-            elif parameter.default is not REQUIRED and parameter.name != "lambda":
-                shared[parameter.name] = draw(
-                    st.sampled_from((parameter.default, 0.1, 0.5))
-                    if parameter.type is float
-                    else st.sampled_from((parameter.default, 1))
-                )
-            else:
-                shared[parameter.name] = _value(draw, parameter.name)
+            shared[parameter.name] = draw(value)
             continue
-        if parameter.name == "gamma":
-            values = [draw(st.sampled_from((0.0, 0.01, 0.3))) for _ in made]
-        else:
-            values = [_value(draw, parameter.name) for _ in made]
+        values = [draw(value) for _ in made]
         if parameter.scope == "model" and base is not None:
             values[base] = None
         per_input[parameter.name] = tuple(values)
@@ -134,10 +104,9 @@ def ordinary(
     """Return a group of fine-tunes of one base, with ordinary values for what is not given."""
     declared = method(name)
     count, has_base = count_inputs(declared, models)
-    ordinary_values = {"density": 0.5, "weight": 0.5, "t": 0.3, "select_topk": 0.5} | values
     shared, per_input = {}, {}
     for parameter in declared.parameters:
-        value = ordinary_values.get(parameter.name, parameter.default)
+        value = values.get(parameter.name, parameter.samples[0])
         if parameter.scope == "shared":
             shared[parameter.name] = value
             continue

@@ -1,6 +1,7 @@
 """What every method makes of fixed numbers, as hashes: run by tests in processes of their own.
 
 python method_bytes.py FOLDER    prints {"method (variant) DTYPE": "SHA-256", ...} as JSON
+python method_bytes.py --add     writes hashes of new methods beside it, and of new versions
 """
 
 from __future__ import annotations
@@ -9,32 +10,23 @@ import hashlib
 import json
 import math
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from helpers import engine_cases as cases
 from helpers import kernel_cases
 from shardmerge.algebra import expression as ex
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import native
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.registry import Group, kernel_of, methods
 
 #: What they must be: the same on every processor.
 GOLDEN = json.loads((Path(__file__).with_suffix(".json")).read_text())
-#: Not the defaults, so that all of a method's arithmetic is used.
-VARIANTS: dict[str, dict[str, dict[str, object]]] = {
-    "geometric_task_arithmetic": {
-        "": {"weight": (None, 0.37, -0.6, 1.0)},
-        "offset": {"weight": 0.8, "offset": 1.0, "normalize": True},
-    },
-    "nuslerp": {"": {}, "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)}},
-    "model_stock": {"": {}, "rows": {"filter_wise": True}},
-    "multislerp": {"": {"weight": 0.3, "eps": 1e-2}},
-    "karcher": {"": {"tol": 1e-12}},
-    "slerp": {"": {}, "beyond": {"t": 1.7}},
-}
 #: Elements that fill neither a vector nor a window of any size; the last is more than a block.
 SHAPES = ((37, 211), (3, BLOCK // 2 + 13))
 #: Sizes of blocks and windows, with compute threads.
@@ -55,7 +47,7 @@ def groups(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, tuple[str, G
     for declared in methods():
         if declared.kernel is None:
             continue
-        for variant, values in VARIANTS.get(declared.name, {"": {}}).items():
+        for variant, values in declared.examples.items():
             group = kernel_cases.ordinary(declared.name, (1,), models=3, **values)
             base = numbers(shape, 911, 0.3)
             made = [base] + [
@@ -94,7 +86,7 @@ def by_kernels(threads: int) -> dict[str, str]:
     """Return the hashes of what kernels make of tensors of more than a block."""
     torch.set_num_threads(threads)
     return {
-        f"{label} large": _hash(kernel_of(name, "float32")[0](group))
+        f"{label} large": _hash(kernel_of(name, FLOAT32)[0](group))
         for label, (name, group) in groups(SHAPES[1], torch.float32).items()
     }
 
@@ -116,13 +108,35 @@ def _hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(cases.raw(tensor)).hexdigest()[:16]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Return all hashes, the same for any threads, blocks and windows."""
     found = [by_the_engine(folder, cut, threads) | by_kernels(threads) for cut, threads in CUTS]
     for other in found[1:]:
         assert other == found[0], sorted(k for k in other if other[k] != found[0][k])
+    return found[0]
+
+
+def with_new(golden: dict[str, Any], hashes: dict[str, str]) -> dict[str, Any]:
+    """Return golden values with those of methods that are new or have another version."""
+    versions = {m.name: m.version for m in methods() if m.version != 1}
+
+    def is_known(label: str) -> bool:
+        name = label.split(" ")[0]
+        return versions.get(name) == golden["versions"].get(name) and label in golden["hashes"]
+
+    kept = {label: golden["hashes"][label] for label in hashes if is_known(label)}
+    return {"versions": versions, "hashes": hashes | kept}
+
+
+def main() -> None:
+    if sys.argv[1] == "--add":
+        with tempfile.TemporaryDirectory() as name:
+            made = with_new(GOLDEN, hashes_of(Path(name)))
+        text = json.dumps(made, indent=1) + "\n"
+        Path(__file__).with_suffix(".json").write_text(text)
+        return
     facts = {"level": torch.backends.cpu.get_cpu_capability(), "native": native.is_usable()}
-    json.dump(facts | {"hashes": found[0]}, sys.stdout)
+    json.dump(facts | {"hashes": hashes_of(Path(sys.argv[1]))}, sys.stdout)
 
 
 if __name__ == "__main__":

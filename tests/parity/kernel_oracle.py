@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from shardmerge.base.errors import UserError
-from shardmerge.methods.mergekit.task_vectors import generator_seed
+from shardmerge.base.numerics import MERGEKIT
 from shardmerge.methods.registry import Group, kernel_of, method
+from shardmerge.methods.task_vectors.mergekit import generator_seed
 
 mergekit = pytest.importorskip("mergekit.merge_methods")
 base_types = pytest.importorskip("mergekit.merge_methods.base")
 
-NUMERICS = "mergekit-0.1.5"
+NUMERICS = MERGEKIT
 
 
 def mergekit_result(name: str, group: Group, dtype: torch.dtype | None = None) -> torch.Tensor:

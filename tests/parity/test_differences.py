@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from helpers.models import llama_shapes, random_tensors, save_model
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.compose.composer import Composer
 from shardmerge.package.verify import _check_stray
 from shardmerge.plan.decide import load_plan
@@ -26,7 +28,6 @@ from shardmerge.recipe.recipe import load_recipe
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources.lock import Lock
 
-MERGEKIT = "mergekit-0.1.5"
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -98,7 +99,7 @@ class TestZeroTimesInfinity:
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         assert theirs[TENSOR].view(-1).isnan().nonzero().view(-1).tolist() == [3, 4]
 
-    @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_it_is_left_out(self, case, numerics):
         folder, recipe, a = case
         ours = run_shardmerge(recipe, folder, numerics=numerics)["merged"]
@@ -118,7 +119,7 @@ class TestOverflow:
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         assert theirs[TENSOR].view(-1)[7] == float("inf")
 
-    @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_it_is_refused(self, case, numerics):
         folder, recipe = case
         with pytest.raises(UserError, match="up_proj"):
@@ -194,13 +195,13 @@ class TestConfigOfWhichModel:
             }
             path = tmp_path / "recipe.yaml"
             path.write_text(yaml.safe_dump(document))
-            composer = Composer(load_recipe(path), Lock({}), "float32")
+            composer = Composer(load_recipe(path), Lock({}), FLOAT32)
             assert composer.reference_source("recipe") == order[0]
 
     def test_base_model_is_taken(self, tmp_path):
         _models(tmp_path)
         recipe = _recipe(tmp_path, (1, 1), base_model=str(tmp_path / "b"))
-        composer = Composer(load_recipe(recipe), Lock({}), "float32")
+        composer = Composer(load_recipe(recipe), Lock({}), FLOAT32)
         assert composer.reference_source("merged") == str(tmp_path / "b")
 
 
@@ -326,7 +327,7 @@ class TestOldShards:
         folder = tmp_path / "results" / "merged" / "model"
         stray = folder / "model-00001-of-00003.safetensors"
         stray.write_bytes((folder / "model.safetensors").read_bytes())
-        description = {"shards": [{"file": "model.safetensors"}]}
+        description = SimpleNamespace(shards=[SimpleNamespace(file="model.safetensors")])
         with pytest.raises(UserError, match="is not part of this model") as caught:
             _check_stray(description, folder)
         assert stray.name in str(caught.value)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kernel_oracle import NUMERICS, base_types, both, mergekit, mergekit_result
 
 from helpers import kernel_cases as cases
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.methods.registry import (
     REQUIRED,
     in_mergekit,
@@ -187,7 +188,7 @@ class TestKeptShares:
     """Over many seeds both random choices keep what they should, ours and mergekit's."""
 
     @pytest.mark.parametrize("name", ["dare_linear", "della_linear"])
-    @pytest.mark.parametrize("numerics", ["float32", NUMERICS, "mergekit itself"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, NUMERICS, "mergekit itself"])
     def test_share(self, name: str, numerics: str) -> None:
         rows, columns, seeds = 50, 40, 40
         group = cases.ordinary(

@@ -12,6 +12,7 @@ from kernel_oracle import mergekit_result
 
 from helpers import kernel_cases as cases
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.methods.registry import Group, kernel_of, methods
 
 #: Roundings of float32, in units of the largest input, that are forgiven.
@@ -27,7 +28,7 @@ def errors(name: str, group: Group) -> tuple[float, float]:
     """Return the largest errors of ours and of mergekit's float32, relative to the inputs."""
     exact = mergekit_result(name, replace(group, tensors=[t.double() for t in group.tensors]))
     theirs = mergekit_result(name, group)
-    ours = kernel_of(name, "float32")[0](group)
+    ours = kernel_of(name, FLOAT32)[0](group)
     assert ours.dtype == torch.float32 and ours.shape == exact.shape
     scale = max(tensor.abs().max().item() for tensor in group.tensors) or 1.0
     return tuple((r.double() - exact).abs().max().item() / scale for r in (ours, theirs))
@@ -60,7 +61,7 @@ class TestAccuracy:
         exact = mergekit_result(name, replace(group, tensors=[t.double() for t in group.tensors]))
         theirs = mergekit_result(name, group).double()
         wide = replace(group, tensors=[tensor.float() for tensor in group.tensors])
-        ours = kernel_of(name, "float32")[0](wide).double()
+        ours = kernel_of(name, FLOAT32)[0](wide).double()
         assert (ours - exact).norm() < 0.01 * (theirs - exact).norm()
 
     @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
@@ -72,7 +73,7 @@ class TestAccuracy:
     @pytest.mark.parametrize("name", SMOOTH + CHOOSING)
     def test_float64_stays(self, name: str) -> None:
         group = cases.ordinary(name, (16, 20), models=3, dtype=torch.float64)
-        ours = kernel_of(name, "float32")[0](group)
+        ours = kernel_of(name, FLOAT32)[0](group)
         assert ours.dtype == torch.float64
         assert torch.allclose(ours, mergekit_result(name, group), rtol=1e-9, atol=1e-12)
 

@@ -10,9 +10,9 @@ import yaml
 from oracle import differing_bits, run_mergekit, run_shardmerge
 
 from helpers.models import llama
+from shardmerge.base.numerics import MERGEKIT
 from shardmerge.methods.registry import in_mergekit, method, methods, result_dtype
 
-MERGEKIT = "mergekit-0.1.5"
 NAMES = [m.name for m in methods() if in_mergekit(m.name) and m.deterministic]
 VALUES = {"t": 0.3, "density": 0.6, "epsilon": 0.1, "select_topk": 0.7, "scale": 1.25, "gamma": 0.1}
 

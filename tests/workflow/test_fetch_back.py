@@ -155,8 +155,9 @@ class TestLoopbackHub:
         try:
             url = process.stdout.readline().strip()
             code = (
-                "import sys; sys.path.insert(0, sys.argv[1]); from shardmerge.sources import hub; "
-                "print(len(hub.lock_source('o/m', None).tensors))"
+                "import sys; sys.path.insert(0, sys.argv[1]); "
+                "from shardmerge.sources.locking import lock_hub; "
+                "print(len(lock_hub('o/m', None).tensors))"
             )
             env = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
             assert run([sys.executable, "-c", code, str(SCRIPTS)], env).stdout.strip() == "1"

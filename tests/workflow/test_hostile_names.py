@@ -49,7 +49,7 @@ class TestHostileNames:
         )
         env = environment(hub, tmp_path / "cache", READER)
         refused = project.run("-n", "models", "--executor", "slurm", "--jobs", "1", env=env)
-        assert "a cluster's jobs cannot be told safely" in refused.stdout
+        assert "is not safe to pass to jobs on a cluster" in refused.stdout
         assert "Traceback" not in refused.stdout
         done = project.run("models", env=env)
         assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""Write the documentation that is made from the code."""
+"""Write the documentation that is made from the code: tables, pages, the README's picture."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import write_text
+from shardmerge.report.explain import explain
+from shardmerge.report.plots import draw_coefficients
 from shardmerge.run.cli import run
 from tools.docs.config import with_tables
 from tools.docs.methods import methods_markdown
+
+_FLAGSHIP = Path(__file__).parents[2] / "config" / "recipes" / "miquplus-midnight-70b.yaml"
 
 
 def main() -> None:
@@ -19,8 +23,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     write_text(args.folder / "methods.md", methods_markdown())
+    _draw_flagship(args.folder / "flagship-coefficients.svg")
     manual = args.config.read_text(encoding="utf-8")
     write_text(args.config, with_tables(manual))
+
+
+def _draw_flagship(output: Path) -> None:
+    """Draw the coefficients of the flagship, from the recipe alone."""
+    found = explain(str(_FLAGSHIP), folders={})
+    for name, model in found.models.items():
+        draw_coefficients(name, model, found.sources, str(output))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from shardmerge.base import markdown
 from shardmerge.base.findings import CHECKS
 from shardmerge.recipe.settings import SCHEMA
 
@@ -22,18 +23,18 @@ def config_keys() -> list[tuple[str, Mapping[str, Any]]]:
 
 def config_markdown() -> str:
     """Return the table of all keys."""
-    lines = ["| Key | Type | Default | Meaning |", "| --- | --- | --- | --- |"]
+    rows = []
     for key, rule in config_keys():
-        meaning = rule["description"].replace("|", r"\|")
         default = "see below" if "properties" in rule else f"`{json.dumps(rule['default'])}`"
-        lines.append(f"| `{key}` | {_type(rule)} | {default} | {meaning} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"`{key}`", _type(rule), default, rule["description"]])
+    return markdown.table(["Key", "Type", "Default", "Meaning"], rows)
 
 
 def checks_markdown() -> str:
     """Return the table of all recipe checks."""
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in CHECKS.items()]
-    return "\n".join(["| Check | What it tells |", "| --- | --- |", *rows]) + "\n"
+    return markdown.table(
+        ["Check", "What it tells"], ([f"`{n}`", told] for n, told in CHECKS.items())
+    )
 
 
 def with_tables(text: str) -> str:

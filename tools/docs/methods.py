@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
+from shardmerge.base.markdown import table
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.methods.registry import (
     REQUIRED,
     Inputs,
@@ -20,26 +21,30 @@ _INTRODUCTION = """\
 
 Generated from the registry by `tools/docs`; do not edit.
 
-Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults, beside our
-own {own}. In a formula `x_i` is a model's tensor, `base` the base model's, `w_i` the weight.
+Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults. {own} is
+our own. In a formula, `x_i` is a model's tensor, `base` the base model's, and `w_i` the weight.
 
-**In float32 numerics** (the default) a method computes in float32, in float64 where a source is
-float64; sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
-are our own ([numerics.md](numerics.md)). The bits depend on no processor, device or number of
-threads. Where a method chooses at random, an element's number is a function of
-the recipe's `seed`, the stage, the tensor, the model and the element's index: a shard comes out
-the same whatever else is built. Of equal magnitudes the first count as the larger.
+**In float32 numerics** (the default) a method computes in float32, or in float64 if a source is
+float64. Sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
+are our own ([numerics.md](numerics.md)). The bits do not depend on the processor, the device or the
+number of threads. If a method chooses at random, the random number of an element depends only on
+the recipe's `seed`, the stage, the tensor, the model and the element's index. So a shard comes out
+the same whatever else is built. Of equal magnitudes, the first count as larger.
 
 **In mergekit-0.1.5 numerics** the result has the bits that mergekit 0.1.5 computes on the same
-processor; another may give `arcee_fusion` and `linear` other bits. Two more
-limits are in its nature. A sum over a whole tensor can depend on the number of threads (with
-`rescale`, and in `slerp`, `nuslerp`, `multislerp`, `karcher`, `model_stock` and `sce`), so a job
-needs as many as mergekit had. And what it does at random
-({random}, and
-`arcee_fusion` above a million elements) it draws from one generator for the whole run, in the order
-in which its scheduler reaches the tensors, so no shard could be built alone: here each tensor has a
-generator of its own, and its bits are mergekit's if that one is seeded likewise.
+processor. On another processor, `arcee_fusion` and `linear` may have other bits. There are two more
+limits:
+
+- A sum over a whole tensor can depend on the number of threads (with `rescale`, and in `slerp`,
+  `nuslerp`, `multislerp`, `karcher`, `model_stock` and `sce`). So a job needs as many threads as
+  mergekit had.
+- mergekit draws random numbers from one generator for the whole run, in the order in which its
+  scheduler reaches the tensors ({random}, and
+  `arcee_fusion` above a million elements). With that, no shard could be built alone. Here each
+  tensor has its own generator. Its bits are mergekit's if mergekit's generator is seeded in the
+  same way.
 """
+_COLUMNS = ("Parameter", "One for each", "Type", "Default", "Bounds", "Meaning")
 _SCOPE = {"shared": "tensor", "input": "model", "model": "model but the base"}
 
 
@@ -48,35 +53,30 @@ def methods_markdown() -> str:
     declared = methods()
     random = ", ".join(f"`{m.name}`" for m in declared if not m.deterministic)
     own = ", ".join(f"`{m.name}`" for m in declared if not in_mergekit(m.name))
-    rows = [f"| [`{m.name}`](#{m.name}) | {m.title} | {_plain(m.summary)} |" for m in declared]
+    rows = [[f"[`{m.name}`](#{m.name})", m.title, _plain(m.summary)] for m in declared]
     parts = [
         _INTRODUCTION.format(random=random, own=own),
-        "\n".join(["| `merge_method` | Name | Result |", "| --- | --- | --- |", *rows]) + "\n",
+        table(["`merge_method`", "Name", "Result"], rows),
         *map(_section, declared),
     ]
     return "\n".join(parts)
 
 
 def _section(declared: MergeMethod) -> str:
-    text = _plain(inspect.getdoc(declared.linear or declared.kernel) or "")
-    lines = [
+    text = _plain(declared.formula)
+    parts = [
         f"## {declared.name}\n",
         f"{text}\n",
         f"Reference: <{declared.reference}>. Inputs: {_inputs(declared.inputs)}."
         f" Computed {_way(declared)}.\n",
     ]
     if declared.parameters:
-        lines += [
-            "| Parameter | One for each | Type | Default | Bounds | Meaning |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *map(_row, declared.parameters),
-            "",
-        ]
-    return "\n".join(lines)
+        parts.append(table(_COLUMNS, map(_row, declared.parameters)))
+    return "\n".join(parts)
 
 
-def _row(parameter: Parameter) -> str:
-    cells = (
+def _row(parameter: Parameter) -> tuple[str, ...]:
+    return (
         f"`{parameter.name}`",
         _SCOPE[parameter.scope],
         parameter.type.__name__,
@@ -84,7 +84,6 @@ def _row(parameter: Parameter) -> str:
         _bounds(parameter),
         parameter.description,
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def _default(value: Any) -> str:
@@ -125,11 +124,12 @@ def _count(least: int, most: int | None, noun: str) -> str:
 
 
 def _way(declared: MergeMethod) -> str:
-    if declared.linear:
+    if declared.is_sum:
         return "as a sum that folds with the stages around it"
-    if declared.elementwise:
+    rendering = declared.rendering(FLOAT32)
+    if rendering.elementwise:
         return "element by element, in blocks"
-    space = declared.workspace
+    space = rendering.workspace
     parts = [
         text
         for amount, text in (
@@ -140,7 +140,7 @@ def _way(declared: MergeMethod) -> str:
         if amount
     ]
     beside = f"memory for {' and '.join(parts)}" if parts else "little memory"
-    return f"in passes over the whole tensor, with {beside} beside it"
+    return f"in passes over the whole tensor, with {beside} in addition to it"
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.call_terms import call_label, setting_of, setting_rows
 
 #: How the name of a bias ends that an adapter adds to the model's.
 ADDED_BIAS = ".lora_B.bias"
@@ -37,8 +38,8 @@ class Blend:
 def terms_of(expression: ex.Expression) -> list[list[Any]]:
     """Return an expression's terms as [label, coefficient] rows.
 
-    A method that is not a sum gives a row ``method(model)`` for each model with the weight that
-    the recipe gives it (slerp: ``1 - t`` and ``t``), or one row if it has no weights.
+    A method that is not a sum gives a row ``method(base, models)`` with its coefficient, and rows
+    of its parameters, whose labels ``call_terms.setting_of`` tells from terms.
     """
     return [[label, value] for label, value in _terms(expression, 1.0).items()]
 
@@ -105,35 +106,14 @@ def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
             return _terms(operand, factor)
         case ex.Linear(terms):
             parts = [_terms(operand, factor * c) for c, operand in terms]
+        case ex.Rows(operand) if isinstance(operand, ex.Call):
+            return _terms(operand, factor)
         case ex.Call():
-            parts = [{label: factor * value} for label, value in _weights(expression)]
+            parts = [{call_label(expression): factor}, dict(setting_rows(expression))]
         case _:
             parts = [{ex.label(expression): factor}]
     total: dict[str, float] = {}
     for part in parts:
         for label, value in part.items():
-            total[label] = total.get(label, 0.0) + value
+            total[label] = value if setting_of(label) else total.get(label, 0.0) + value
     return total
-
-
-def _weights(call: ex.Call) -> list[tuple[str, float]]:
-    """Return the share that a method's own parameters give each input."""
-    per_input, shared = dict(call.per_input), dict(call.parameters)
-    values: list[float | None] = [None] * len(call.inputs)
-    if "weight" in per_input:
-        values = list(per_input["weight"])
-    elif call.method == "slerp" and call.base is not None:
-        values = [shared["t"]] * len(call.inputs)
-        values[call.base] = 1 - shared["t"]
-    names = [
-        model if isinstance(operand, ex.Linear | ex.Call) and model else ex.label(operand)
-        for operand, model in zip(call.inputs, call.models or ("",) * len(call.inputs), strict=True)
-    ]
-    found = [
-        (f"{call.method}({name})", float(value))
-        for name, value in zip(names, values, strict=True)
-        if value is not None
-    ]
-    if found and call.base is not None and values[call.base] is None:
-        found.insert(0, (names[call.base], 1.0))  # what is weighed is added to the base
-    return found or [(ex.label(call), 1.0)]

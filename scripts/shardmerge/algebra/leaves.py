@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.base.dtypes import combine_dtype, tensor_bytes
+from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.registry import kernel_of, result_dtype
 
 #: What is read from files: a tensor of a source, as it is or decoded, rows of one, or a task vector
@@ -60,7 +61,7 @@ def stated_dtype(expression: ex.Expression) -> str:
         case ex.Linear():
             return sum_dtype(expression)
         case ex.Call(method=method, inputs=inputs):
-            return result_dtype(method, "mergekit-0.1.5", stated_dtype(inputs[0]))
+            return result_dtype(method, MERGEKIT, stated_dtype(inputs[0]))
         case ex.Rows(operand) | ex.Mean(operand):
             return stated_dtype(operand)
         case ex.Choice(operands):
@@ -95,7 +96,7 @@ def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta
     return is_stored(expression, stored) and expression.dtype == dtype
 
 
-def is_whole(expression: ex.Expression, numerics: str) -> bool:
+def is_whole(expression: ex.Expression, numerics: Numerics) -> bool:
     """Whether an expression is a call that must see the whole tensor at once."""
     return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
 
@@ -119,7 +120,9 @@ def file_leaves(
     return tuple(dict.fromkeys(part for part in ex.walk(expression, read) if read(part)))
 
 
-def block_leaves(expression: ex.Expression, stored: Collection[ex.Delta], numerics: str) -> Leaves:
+def block_leaves(
+    expression: ex.Expression, stored: Collection[ex.Delta], numerics: Numerics
+) -> Leaves:
     """Return what an evaluation of an expression block by block starts from.
 
     Args:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import Leaves
-from shardmerge.base.numerics import MERGEKIT
-from shardmerge.methods.mergekit import steps as stepwise
+from shardmerge.base.numerics import Numerics
 from shardmerge.methods.program import TYPES, Program, Unsupported, Writer
+from shardmerge.methods.registry import steps_of
 
 
 def steps_for(
@@ -18,7 +18,7 @@ def steps_for(
     dtype: str,
     leaves: Leaves,
     numbers: Mapping[ex.Delta, int],
-    numerics: str,
+    numerics: Numerics,
 ) -> Steps | None:
     """Return the steps of an expression, or None if torch must compute it.
 
@@ -27,7 +27,7 @@ def steps_for(
         dtype: Code of the type that it is written in.
         leaves: What it starts from.
         numbers: Of the task vectors that are measured.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which it is computed.
     """
     dtypes = [leaf.dtype for leaf in leaves.files]
     if leaves.held or not {dtype, *dtypes} <= set(TYPES):
@@ -36,7 +36,7 @@ def steps_for(
         Writer(list(dtypes)),
         {leaf: value for value, leaf in enumerate(leaves.files)},
         dict(numbers),
-        numerics == MERGEKIT,
+        numerics,
     )
     try:
         result = compiler.value(expression)
@@ -52,14 +52,14 @@ class _Compiler:
     writer: Writer
     values: dict[ex.Expression, int]
     numbers: dict[ex.Delta, int]
-    mergekit: bool
+    numerics: Numerics
     measured: list[int] = field(default_factory=list)
     squares: list[tuple[int, int, int | None]] = field(default_factory=list)
 
     def value(self, node: ex.Expression) -> int:
         """Return the value of an expression; equal parts are computed once."""
         if node in self.values:
-            if node in self.numbers and not self.mergekit:  # a task vector that is read
+            if node in self.numbers and self.numerics.folds:  # a task vector that is read
                 self._measure(self.numbers.pop(node), self.values[node])
             return self.values[node]
         self.values[node] = value = self._compute(node)
@@ -82,8 +82,8 @@ class _Compiler:
                 return writer.round(self.value(operand), dtype)
             case ex.Zero():
                 return writer.step("zero")
-            case ex.Call(method=method, inputs=inputs) if self.mergekit:
-                if steps := stepwise.MERGEKIT.get(method):
+            case ex.Call(method=method, inputs=inputs):
+                if steps := steps_of(method, self.numerics):
                     return steps(group_of(node, [self.value(one) for one in inputs]), writer)
         raise Unsupported
 

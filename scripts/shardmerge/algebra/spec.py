@@ -10,6 +10,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.json import from_json, source_to_json, to_json
 from shardmerge.algebra.leaves import file_leaves, leaf_sources
 from shardmerge.base.digest import digest
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.methods.registry import version_of
 
 #: Changes when the engine's bytes change for the same specification (golden tests watch it); where
@@ -35,7 +36,7 @@ class ShardSpec:
         tensors: In the order of their data in the file.
         files: For each (model, file) that the expressions name, the content's identity
             (``sha256:...`` or ``sample:...``), in order of first use.
-        numerics: One of NUMERICS.
+        numerics: How it is computed.
         allow_nonfinite: Whether a merged value may be infinite or NaN where no source is. It
             decides whether there are bytes, not which, so that it is no part of the digest.
         metadata: The header's ``__metadata__``.
@@ -43,7 +44,7 @@ class ShardSpec:
 
     tensors: tuple[OutputTensor, ...]
     files: Mapping[tuple[str, str], str]
-    numerics: str = "float32"
+    numerics: Numerics = FLOAT32
     allow_nonfinite: bool = False
     metadata: Mapping[str, str] | None = None
 
@@ -87,7 +88,7 @@ class ShardSpec:
                 for t in data["tensors"]
             ),
             files={(model, file): identity for model, file, identity in data["files"]},
-            numerics=data["numerics"],
+            numerics=Numerics(data["numerics"]),
             allow_nonfinite=data["allow_nonfinite"],
             metadata=data["metadata"],
         )

@@ -1,1 +1,1 @@
-"""What knows nothing of models: errors, files, claims, digests, types, text."""
+"""Everything that knows nothing about models: errors, files, claims, digests, types, text."""

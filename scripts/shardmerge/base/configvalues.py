@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from shardmerge.base.errors import UserError, shortened
 
-Kind = Literal["object", "number", "text"]
+ValueKind = Literal["object", "number", "text"]
 _KINDS = {"object": "an object", "number": "a finite number", "text": "a text"}
 
 
 def config_value(
-    config: Mapping[str, Any], key: str, kind: Kind, where: str, default: Any = None
+    config: Mapping[str, Any], key: str, kind: ValueKind, where: str, default: Any = None
 ) -> Any:
     """Return a value of a configuration.
 
@@ -41,7 +41,7 @@ def family(config: Mapping[str, Any]) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def _is(value: Any, kind: Kind) -> bool:
+def _is(value: Any, kind: ValueKind) -> bool:
     if kind == "number":
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and math.isfinite(value)

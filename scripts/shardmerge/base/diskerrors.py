@@ -29,7 +29,7 @@ _TOLD = {
 }
 
 
-def explain(error: OSError, target: str | os.PathLike[str] | None = None) -> UserError:
+def disk_error(error: OSError, target: str | os.PathLike[str] | None = None) -> UserError:
     """Return a failure of the operating system as a user's error.
 
     Args:

@@ -18,6 +18,7 @@ from shardmerge.base.jsontext import MAX_BYTES, parse_json
 
 #: Seconds after which the unfinished file of a text that nobody claims has no writer any more.
 _STALE = 3600
+_PIECE = 8 << 20  # bytes that are copied at once
 
 
 @contextlib.contextmanager
@@ -34,11 +35,11 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        publish(part, target)
+        put_in_place(part, target)
     except OSError as error:
         if _is_of_another(error, target, part):
             raise
-        raise diskerrors.explain(error, target) from None
+        raise diskerrors.disk_error(error, target) from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -52,7 +53,7 @@ def _is_of_another(error: OSError, target: Path, part: Path) -> bool:
     return named not in (part, target) and named not in target.parents
 
 
-def publish(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def put_in_place(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Move a finished file to its name: mode 0666 less the umask, fsync, rename.
 
     Raises:
@@ -146,6 +147,24 @@ def will_need(fd: int, offset: int, length: int) -> None:
     """Tell the kernel, where it takes such advice, that a range of a file will be read soon."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+
+def read_into(fd: int, into: memoryview, offset: int) -> int:
+    """Fill the beginning of a buffer with a file's bytes from an offset on.
+
+    Args:
+        fd: The file.
+        into: The buffer.
+        offset: In the file.
+
+    Returns:
+        How many bytes came, as of ``os.preadv``, which not every system has.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [into], offset)
+    data = os.pread(fd, min(len(into), _PIECE), offset)
+    into[: len(data)] = data
+    return len(data)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is odd in a recipe but allowed: told with its reason, and silenced by the check's name."""
+"""Findings: odd but allowed things in a recipe. A check's name silences its warnings."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ CHECKS = {
         "distances in the text are wrong for all of them."
     ),
     "norms-summed": (
-        "Scales of norms to which differences of models are added: a scale multiplies, so changes "
-        "of several models would multiply too (`norm_merge: geometric`)."
+        "Scales of norms to which differences of models are added. A scale multiplies, so changes "
+        "by several models should multiply too (`norm_merge: geometric`)."
     ),
     "tokenizer-blend": (
         "Input or output embeddings blended across models whose tokenizers differ: one row may "
-        "stand for different tokens. Tokens are compared where all models are in folders; of "
-        "models on the Hub only whether the tokenizer's files differ is known beforehand."
+        "stand for different tokens. Tokens are compared if all models are in folders. For models "
+        "on the Hub only the hashes of the tokenizer's files are compared."
     ),
     "fp16-range": (
-        "Sources of a wider range saved as float16: what exceeds 65504 fails the job, what is "
+        "Sources of a wider range saved as float16. A value above 65504 fails the job, a value "
         "below 6e-8 becomes 0."
     ),
     "weights-sum": (
-        "Coefficients of a sum of models that do not sum to 1: the result is scaled. Not told "
-        "where a `passthrough` scales on purpose."
+        "Coefficients of a sum of models that do not sum to 1, so that the result is scaled. There "
+        "is no warning where a `passthrough` scales on purpose."
     ),
     "layer-period": (
-        "Slices after which every so many layers no longer come the kind that config.json, or the "
-        "architecture, says by a period and cannot say by a list (`attn_layer_period` and the "
-        "like): layers are then taken for what they are not."
+        "Slices that break a period of layers. config.json or the architecture says that every "
+        "n-th layer is of another kind (`attn_layer_period` and the like), and cannot say it by a "
+        "list. Some layers of the result are then taken for the wrong kind."
     ),
     "missing-tensor": (
-        "Tensors that only some of the blended models have: a bias is merged from those alone; for "
-        "an output embedding a tied model gives its input embedding, and the result is untied."
+        "Tensors that only some of the blended models have. A bias is merged from those models "
+        "alone. For a missing output embedding, a tied model's input embedding is taken, and the "
+        "result is untied."
     ),
     "quantised-source": (
         "A model whose weights are quantised (`docs/formats.md`): the result "
@@ -46,15 +47,15 @@ CHECKS = {
         "A model whose config.json says that its weights are quantised, although they are plain. "
         "The result's config.json says nothing of it."
     ),
-    "unused-model": "A listed model that adds nothing to the result: its weights are 0 or cancel.",
+    "unused-model": "A listed model that adds nothing: its weights are 0 or cancel each other.",
     "ignored-key": (
-        "A key that the recipe's language does not have at that place; mergekit passes over it too."
+        "A key that the recipe's language does not have at that place. mergekit ignores it too."
     ),
     "ignored-parameter": "A parameter that the merge method does not use.",
     "unmatched-filter": "A filter that matches no tensor, so that its value is not used.",
-    "empty-slice": "A slice of no layers: the second number of a `layer_range` is not counted.",
-    "renamed": "A name that cannot be a folder's, and what the model is called instead.",
-    "norm-merge-unused": "`norm_merge: geometric` where no document is a `task_arithmetic`.",
+    "empty-slice": "A slice without layers: the second number of a `layer_range` does not count.",
+    "renamed": "A name that a folder cannot have, and what the model is called instead.",
+    "norm-merge-unused": "`norm_merge: geometric`, but no document is a `task_arithmetic`.",
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
+from io import FileIO
 from pathlib import Path
 
 from shardmerge.base.errors import UserError
@@ -48,14 +49,14 @@ class FileHash(contextlib.AbstractContextManager):
     def _run(self) -> None:
         try:
             with open(self._path, "rb", buffering=0) as file:
-                self._read(file.fileno())
+                self._read(file)
         except OSError as error:
             self._error = error
 
-    def _read(self, fd: int) -> None:
-        buffer, place = memoryview(bytearray(_CHUNK)), 0
+    def _read(self, file: FileIO) -> None:
+        fd, buffer, place = file.fileno(), memoryview(bytearray(_CHUNK)), 0
         _advise(fd, place, 0, "POSIX_FADV_SEQUENTIAL")
-        while not self._stopped and (count := os.readv(fd, [buffer])):
+        while not self._stopped and (count := file.readinto(buffer)):
             self._hash.update(buffer[:count])
             if not self._keep:
                 _advise(fd, place, count, "POSIX_FADV_DONTNEED")

@@ -1,4 +1,4 @@
-"""What a local file is known by: its stamp, and its content's identity."""
+"""How a local file is recognised: by its stamp, and by the identity of its content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class Stamp(NamedTuple):
-    """What changes when a file's content does, and sometimes when it does not.
+    """What changes when a file's content changes, and sometimes without that.
 
     Args:
         size: Bytes.

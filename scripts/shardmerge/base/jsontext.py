@@ -1,7 +1,7 @@
 """JSON of strangers: read whole within limits, or refused with a sentence.
 
-What is returned is no deeper, no longer and has no larger numbers than what the limits below say,
-and every text in it can be written as UTF-8, so that nobody who uses it has to ask again.
+What is returned keeps to the limits below in length, depth and size of numbers, and every text in
+it can be written as UTF-8. So no caller has to check this again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parse_json(
         data: The text, or its UTF-8.
         where: What to say in errors.
         what: What to say of a text that is none.
-        unique: Whether a name that stands twice in an object is an error; else its last value
+        unique: Whether a name that is given twice in an object is an error; if not, the last
             counts.
 
     Raises:
@@ -64,7 +64,7 @@ def parse_json(
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name is given twice")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Text of unknown origin, set so that it stays text in Markdown."""
+"""Text of strangers, written so that it stays text in Markdown."""
 
 from __future__ import annotations
 

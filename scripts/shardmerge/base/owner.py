@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import getpass
 import json
@@ -147,7 +148,7 @@ def is_dead(owner: Owner, age: float, times: Times, watched: float = float("inf"
     if isinstance(owner, Unknown):
         return min(age, watched) > times.late
     if owner.boot and (owner.boot, owner.namespace) == (_boot(), _namespace()):
-        return started(owner.pid) != owner.started
+        return started(owner.pid) != owner.started and not _is_hidden(owner.pid)
     if age > times.late and owner.job and _left_slurm(owner):
         return True
     return age > times.stale and watched > times.late
@@ -178,10 +179,25 @@ def _asked(job: str, _now: int) -> bool:
 
 
 def started(pid: int) -> str:
-    """Return a process's start in clock ticks since boot, or nothing if there is none.
+    """Return what tells a process from earlier ones of its number, or nothing if there is none.
+
+    Its start, in clock ticks since boot or, where the system has no /proc, in seconds. A zombie is
+    no process any more.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        Path("/proc/self/stat").read_text()
+        return start_ticks(pid)
+    state, *start = _told("ps", "-o", "stat=,lstart=", "-p", str(pid)).split() or "Z"
+    with contextlib.suppress(ValueError):
+        found = time.strptime(" ".join(start), "%a %b %d %H:%M:%S %Y")
+        return "" if state[0] in "ZX" else str(calendar.timegm(found))
+    return ""
+
+
+def start_ticks(pid: int) -> str:
+    """Return a process's start in clock ticks since boot, or nothing if that cannot be seen.
 
     The 22nd field of /proc/PID/stat, counted behind the command's closing parenthesis (proc(5)).
-    A zombie is no process any more.
     """
     with contextlib.suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -189,11 +205,35 @@ def started(pid: int) -> str:
     return ""
 
 
+def _is_hidden(pid: int) -> bool:
+    """Return whether a process is there although only its own user sees more of it."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not start_ticks(pid)
+    except OSError:
+        pass
+    return False
+
+
+def _told(*command: str) -> str:
+    """Return what a system's command prints, in English and UTC; nothing if it fails."""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=os.environ | {"LC_ALL": "C", "TZ": "UTC"},
+        ).stdout.strip()
+    return ""
+
+
 @cache
 def _boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
+    return _told("sysctl", "-n", "kern.bootsessionuuid")  # macOS
 
 
 @cache

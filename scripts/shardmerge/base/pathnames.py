@@ -97,7 +97,7 @@ def check_passed(texts: Mapping[str, str]) -> None:
     for what, text in texts.items():
         if odd := _PASSED.sub("", text):
             raise UserError(
-                f"{shortened(text)} has {odd[0]!r}, which a cluster's jobs cannot be told safely",
+                f"{shortened(text)} has {odd[0]!r}, which is not safe to pass to jobs on a cluster",
                 what,
                 "Rename it, or run on one machine (`--cores`).",
             )
@@ -110,12 +110,12 @@ def check_fetched_on_nodes(files: Mapping[str, str]) -> None:
         files: Name of each file in its repository, by its path here.
 
     Raises:
-        UserError: If a name cannot be told to a cluster's job.
+        UserError: If a name cannot be passed to jobs on a cluster.
     """
     for path, name in files.items():
         if not all(_WORD.fullmatch(part) for part in name.split("/")):
             raise UserError(
-                f"the name {shortened(name)} cannot be told to a cluster's jobs",
+                f"the name {shortened(name)} cannot be passed to jobs on a cluster",
                 path,
                 "Write `resources: {fetch_on: head}`.",
             )

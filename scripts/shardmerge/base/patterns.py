@@ -19,7 +19,7 @@ Test = Callable[[str], bool]
 _MAX_LENGTH = 2000
 _MAX_STATES = 10_000
 #: Steps that one set of patterns may take in all, of about a microsecond.
-MAX_STEPS = 3_000_000
+MAX_MATCH_STEPS = 3_000_000
 _SINGLE = (op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN)
 _CATEGORIES = {
     op.CATEGORY_DIGIT: r"\d",
@@ -45,7 +45,7 @@ class Patterns:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._matchers = {pattern: _matcher(pattern) for pattern in patterns}
-        self._left = MAX_STEPS
+        self._left = MAX_MATCH_STEPS
 
     def first(self, name: str) -> str | None:
         """Return the first pattern that matches a name, or None.

@@ -1,4 +1,4 @@
-"""Text of strangers as it may be printed: what a terminal would act upon is shown instead."""
+"""Text of strangers, made safe to print: what a terminal would act upon is spelt out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""safetensors headers, read as the hostile input that they are until shown harmless.
+"""Headers of safetensors files, treated as hostile until they are checked.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes little-endian length, JSON, data).
 """

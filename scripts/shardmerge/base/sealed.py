@@ -1,4 +1,4 @@
-"""Cache files that show when they are damaged: JSON under the digest of what they hold."""
+"""Cache files that show when they are damaged: JSON with a digest of its content."""
 
 from __future__ import annotations
 

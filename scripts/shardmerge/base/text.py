@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 from shardmerge.base.errors import UserError, shortened
 
@@ -61,23 +61,6 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def short_names(references: Sequence[str]) -> dict[str, str]:
-    """Return each model reference's last part, or all of it where another has the same."""
-    last = {r: r.split("@")[0].rstrip("/").rsplit("/", 1)[-1] or r for r in references}
-    counts = list(last.values())
-    return {r: name if counts.count(name) == 1 else r for r, name in last.items()}
-
-
-def shortener(references: Sequence[str]) -> Callable[[str], str]:
-    """Return a function that writes the references within a label by their short names."""
-    names = short_names(references)
-    if not names:
-        return lambda label: label
-    alternatives = "|".join(re.escape(r) for r in sorted(names, key=lambda r: (-len(r), r)))
-    pattern = re.compile(rf"(?<![^\s(])(?:{alternatives})(?![^\s,)])")
-    return lambda label: pattern.sub(lambda match: names[match[0]], label)
-
-
 def parse_size(value: str | float | None) -> int | None:
     """Return a size such as ``5GB`` or ``500MiB`` in bytes.
 
@@ -104,7 +87,7 @@ def parse_size(value: str | float | None) -> int | None:
 def _bounded(size: float, value: str | float) -> int:
     if not 1 <= size < _LARGEST:
         raise UserError(
-            f"{shortened(value)} is no size that a disk has", hint="Write for example `5GB`."
+            f"{shortened(value)} is larger than any disk", hint="Write for example `5GB`."
         )
     return int(size)
 

@@ -40,7 +40,7 @@ _NO_NETWORK = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """How tasks are run.
 
     Args:
@@ -126,7 +126,7 @@ def load_task(manager: TaskManager, name: str, num_fewshot: int | None) -> Mappi
             says 0 itself keeps it, as in lm-eval.
 
     Raises:
-        Exception: Whatever the task's data raises; ``explain`` makes a sentence of it.
+        Exception: Whatever the task's data raises; ``reason_of`` makes a sentence of it.
     """
     loaded = manager.load([name])
     for label, task in loaded["tasks"].items():
@@ -144,7 +144,7 @@ def load_task(manager: TaskManager, name: str, num_fewshot: int | None) -> Mappi
     return loaded
 
 
-def load_model(folder: Path, settings: Settings, offload: Path | None = None) -> HFLM:
+def load_model(folder: Path, settings: EvalSettings, offload: Path | None = None) -> HFLM:
     """Load a model from safetensors files; never from pickles, never with code of its own.
 
     Args:
@@ -187,7 +187,7 @@ def load_model(folder: Path, settings: Settings, offload: Path | None = None) ->
 
 
 def evaluate(
-    model: HFLM, name: str, requested: str, task: Mapping[str, Any], settings: Settings
+    model: HFLM, name: str, requested: str, task: Mapping[str, Any], settings: EvalSettings
 ) -> Evaluation:
     """Run one loaded task on a loaded model.
 
@@ -269,7 +269,7 @@ def copy(result: Path, target: Path) -> bool:
     return True
 
 
-def explain(error: Exception) -> str | None:
+def reason_of(error: Exception) -> str | None:
     """Return one sentence on why a task failed, or None for a failure that is not foreseen."""
     chain: list[BaseException] = []
     link: BaseException | None = error

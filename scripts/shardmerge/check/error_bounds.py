@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shardmerge.algebra import expression as ex
-from shardmerge.check.float_formats import FORMATS, half_ulp, round_to
+from shardmerge.check.float_formats import FLOAT_FORMATS, half_ulp, round_to
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray
 
     It grows by nothing where the result is exact, and is infinite where it may have overflowed.
     """
-    form = FORMATS[code]
+    form = FLOAT_FORMATS[code]
     size = np.abs(value) + error
-    unit = form.unit + FORMATS["F64"].unit  # the engine's rounding, and the one made here
+    unit = form.unit + FLOAT_FORMATS["F64"].unit  # the engine's rounding, and the one made here
     grown = error + unit * size + half_ulp(code, np.float64(0))
     exact = (error == 0) & (round_to(code, value) == value) & (code != "F64")
     return np.where(size >= form.overflow, np.inf, np.where(exact, 0.0, grown))
@@ -103,8 +103,8 @@ def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) 
     for k in range(node.rank):
         part = node.scale * left[rows, k] * right[k, columns]
         value, error = value + part, error + np.abs(part)
-    form = FORMATS[node.dtype]
-    bound = (node.rank + 3) * (form.unit + FORMATS["F64"].unit) * error
+    form = FLOAT_FORMATS[node.dtype]
+    bound = (node.rank + 3) * (form.unit + FLOAT_FORMATS["F64"].unit) * error
     bound += (node.rank + 1) * (1 + abs(node.scale)) * half_ulp(node.dtype, np.float64(0))
     bound = np.where(error >= form.overflow, np.inf, bound)
     return Estimate(value, np.where(np.isfinite(value), bound, 0.0))

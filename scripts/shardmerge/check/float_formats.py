@@ -10,7 +10,7 @@ from shardmerge.base.dtypes import DTYPES
 
 
 @dataclass(frozen=True)
-class Format:
+class FloatFormat:
     """A binary floating-point format (IEEE 754-2019, section 3.3; bfloat16 alike).
 
     Args:
@@ -38,11 +38,11 @@ class Format:
         return self.maximum + 2.0 ** (self.largest - self.precision)
 
 
-FORMATS = {
-    "F16": Format(11, -14, 15),
-    "BF16": Format(8, -126, 127),
-    "F32": Format(24, -126, 127),
-    "F64": Format(53, -1022, 1023),
+FLOAT_FORMATS = {
+    "F16": FloatFormat(11, -14, 15),
+    "BF16": FloatFormat(8, -126, 127),
+    "F32": FloatFormat(24, -126, 127),
+    "F64": FloatFormat(53, -1022, 1023),
 }
 #: How elements lie in files; a type that numpy lacks is read as its bits.
 _STORED = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
@@ -53,7 +53,7 @@ def stored_dtype(code: str) -> np.dtype:
     return np.dtype(_STORED.get(code) or f"<u{DTYPES[code].size}")
 
 
-def decode(stored: np.ndarray, code: str) -> np.ndarray:
+def decoded(stored: np.ndarray, code: str) -> np.ndarray:
     """Return stored elements of a floating type as float64, exactly.
 
     Args:
@@ -73,7 +73,7 @@ def half_ulp(code: str, magnitude: np.ndarray) -> np.ndarray:
         code: safetensors code of the type that is rounded to.
         magnitude: Not negative; where it is infinite or NaN, the largest number's is returned.
     """
-    form = FORMATS[code]
+    form = FLOAT_FORMATS[code]
     exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, form.maximum))[1] - 1
     exponent = np.where(magnitude == 0, form.smallest, exponent)
     exponent = np.clip(exponent, form.smallest, form.largest)
@@ -84,7 +84,7 @@ def round_to(code: str, values: np.ndarray) -> np.ndarray:
     """Return float64 values rounded to another type, to nearest, ties to even, still as float64."""
     if code == "F64":
         return values
-    form = FORMATS[code]
+    form = FLOAT_FORMATS[code]
     quantum = 2 * half_ulp(code, np.abs(values))
     finite = np.isfinite(values)
     rounded = np.rint(np.where(finite, values, 0.0) / quantum) * quantum

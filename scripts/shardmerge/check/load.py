@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,15 @@ def stay_offline() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load_tokenizer(folder: Path, tokens: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def load_tokenizer(
+    folder: Path, vocabulary: str | None = None, count: int | None = None
+) -> dict[str, Any]:
     """Load a model's tokenizer, if it has one, and encode a text with it.
 
     Args:
         folder: The model's.
-        tokens: What the plan says of it: ``tokenizer.packing.TokenizerFiles``.
+        vocabulary: Digest of its tokens' ids, if they were written anew.
+        count: How many tokens these were.
 
     Returns:
         ``{"tokenizer": ...}``: the number of its tokens, or why it was not loaded.
@@ -54,11 +57,10 @@ def load_tokenizer(folder: Path, tokens: Mapping[str, Any] | None = None) -> dic
                 f"transformers cannot load the tokenizer: {_reason(error)}", str(folder)
             ) from error
         found = tokenizer.get_vocab()
-        written = tokens is not None and "added" in tokens
-        if written and tokens["vocabulary"] != digest(dict(found)):
+        if vocabulary is not None and vocabulary != digest(dict(found)):
             raise UserError(
                 f"transformers finds {len(found)} tokens in the tokenizer, not the "
-                f"{tokens['tokens']} that the embeddings were merged for",
+                f"{count} that the embeddings were merged for",
                 str(folder),
                 "The tokenizer's class may add tokens of its own when it loads.",
             )

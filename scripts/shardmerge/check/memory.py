@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_whole
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import TensorTask
@@ -32,7 +33,7 @@ def check_bytes(tasks: Iterable[TensorTask]) -> int:
     return STREAMING_BYTES + max(peaks, default=0)
 
 
-def _peak(node: ex.Expression, numerics: str, *, whole: bool) -> int:
+def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
     if isinstance(node, ex.Decoded):
         return decoding_bytes(node) + (_READ * ex.elements(node) if whole else 0)

@@ -16,7 +16,13 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored
 from shardmerge.check.error_bounds import Estimate
-from shardmerge.check.float_formats import FORMATS, decode, half_ulp, multiplied_and_added, round_to
+from shardmerge.check.float_formats import (
+    FLOAT_FORMATS,
+    decoded,
+    half_ulp,
+    multiplied_and_added,
+    round_to,
+)
 from shardmerge.check.rows import chosen_parts, gathered
 from shardmerge.check.samples import Runs
 from shardmerge.methods.contract import Group
@@ -90,7 +96,7 @@ class Formulas:
 
     def _value(self, node: ex.Expression, runs: Runs) -> Typed:
         if is_stored(node, self._stored):
-            value = decode(self._read(node, runs), node.dtype)
+            value = decoded(self._read(node, runs), node.dtype)
             return Typed(value, np.zeros_like(value), node.dtype)
         match node:
             case ex.Cast(operand, dtype):
@@ -214,7 +220,7 @@ def _step(name: str, left: Typed, right: Typed | float) -> Typed:
 def _rounded(one: Typed, dtype: str) -> Typed:
     size = np.abs(one.value) + one.error
     error = np.where(one.error > 0, one.error + half_ulp(dtype, size), 0.0)
-    error = np.where((one.error > 0) & (size >= FORMATS[dtype].overflow), np.inf, error)
+    error = np.where((one.error > 0) & (size >= FLOAT_FORMATS[dtype].overflow), np.inf, error)
     return Typed(round_to(dtype, one.value), error, dtype)
 
 
@@ -228,7 +234,7 @@ def _total(terms: Sequence[Typed]) -> Typed:
     else:
         value = sum(one.value for one in terms)
         size = sum(np.abs(one.value) for one in terms)
-        error = error + 1.01 * len(terms) * FORMATS["F32"].unit * size
+        error = error + 1.01 * len(terms) * FLOAT_FORMATS["F32"].unit * size
     return _rounded(Typed(np.asarray(value, np.float64), error, "F32"), dtype)
 
 

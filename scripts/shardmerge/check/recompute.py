@@ -25,6 +25,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.numerics import Numerics
 from shardmerge.check.error_bounds import (
     Estimate,
     difference,
@@ -34,7 +35,7 @@ from shardmerge.check.error_bounds import (
     rounded_error,
     total,
 )
-from shardmerge.check.float_formats import decode, half_ulp
+from shardmerge.check.float_formats import decoded, half_ulp
 from shardmerge.check.memory import WHOLE
 from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
@@ -59,12 +60,12 @@ class Recomputer:
     """Evaluates expressions at sampled elements.
 
     Args:
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which the engine computed.
         stored: Task vectors that are read from files.
         read: Reads elements of a source tensor or a stored task vector.
     """
 
-    def __init__(self, numerics: str, stored: Collection[ex.Delta], read: Read) -> None:
+    def __init__(self, numerics: Numerics, stored: Collection[ex.Delta], read: Read) -> None:
         self._numerics = numerics
         self._stored = stored
         self._read = read
@@ -81,11 +82,11 @@ class Recomputer:
             TooLargeError: If that needs a whole tensor of more than WHOLE elements.
         """
         with np.errstate(all="ignore"):
-            if self._numerics == "float32":
+            if self._numerics.rounds_once:
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)
-            value = decode(_to_stored(self._stated(expression, runs), dtype), dtype)
+            value = decoded(_to_stored(self._stated(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
@@ -96,7 +97,7 @@ class Recomputer:
 
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
         if is_stored(node, self._stored):
-            value = decode(self._read(node, runs), node.dtype)
+            value = decoded(self._read(node, runs), node.dtype)
             return Estimate(value, np.zeros_like(value))
         match node:
             case ex.Delta(finetuned, base, dtype):
@@ -125,7 +126,7 @@ class Recomputer:
     def _factor(self, factor: ex.Source) -> np.ndarray:
         """Return a whole factor, float64 of its shape."""
         stored = self._read(factor, ((0, ex.elements(factor)),))
-        return decode(stored, factor.dtype).reshape(factor.shape)
+        return decoded(stored, factor.dtype).reshape(factor.shape)
 
     def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
         value, error = np.zeros(_count(runs)), np.zeros(_count(runs))

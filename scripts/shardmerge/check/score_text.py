@@ -6,8 +6,9 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 
+from shardmerge.base import markdown
 from shardmerge.base.text import plural
-from shardmerge.check.scores import Cell, Column, Table
+from shardmerge.check.scores import Column, ScoreCell, ScoreTable
 
 _NOTHING = "-"
 #: Columns of values that a table has before it is turned, a row for each of them.
@@ -16,7 +17,7 @@ _ACROSS = 8
 _Grid = tuple[list[str], list[list[str]]]
 
 
-def to_csv(table: Table) -> str:
+def to_csv(table: ScoreTable) -> str:
     """Return every column with its standard error beside it, numbers in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -33,7 +34,7 @@ def to_csv(table: Table) -> str:
     return text.getvalue()
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: ScoreTable) -> str:
     """Return what was asked for as Markdown, then each group's parts, a caption, footnotes."""
     parts = [_markdown(_grid(table))]
     for group in _groups(table):
@@ -42,7 +43,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*parts, f"{_escape(caption(table))}\n", *notes])
 
 
-def to_terminal(table: Table) -> str:
+def to_terminal(table: ScoreTable) -> str:
     """Return the same with columns aligned."""
     parts = [_terminal(_grid(table))]
     for group in _groups(table):
@@ -51,7 +52,7 @@ def to_terminal(table: Table) -> str:
     return "".join([*parts, f"\n{caption(table)}\n", *notes])
 
 
-def caption(table: Table) -> str:
+def caption(table: ScoreTable) -> str:
     """Return what the numbers of a table are: the harness, questions, examples in the prompt."""
     cells = [table.cells[key] for key in table.cells]
     tools = [f"lm-eval {v}" for v in _values(cells, "lm_eval")]
@@ -71,7 +72,7 @@ def caption(table: Table) -> str:
     return ". ".join(sentences) + "."
 
 
-def _asked(table: Table, task: str) -> str:
+def _asked(table: ScoreTable, task: str) -> str:
     """Return how many questions a task or group has, and how many examples the prompt."""
     questions: dict[str, int] = {}
     shots: dict[str, None] = {}
@@ -92,17 +93,17 @@ def _asked(table: Table, task: str) -> str:
     return ", ".join([*parts, *([f"{' or '.join(shots)}-shot"] if shots else [])])
 
 
-def _values(cells: Iterable[Cell], key: str) -> list[str]:
+def _values(cells: Iterable[ScoreCell], key: str) -> list[str]:
     """Return a setting's values in the order in which they are met."""
     found = (cell.settings.get(key) for cell in cells)
     return list(dict.fromkeys(str(value) for value in found if value is not None))
 
 
-def _groups(table: Table) -> list[str]:
+def _groups(table: ScoreTable) -> list[str]:
     return list(dict.fromkeys(c.part_of for c in table.columns if c.part_of is not None))
 
 
-def _grid(table: Table, group: str | None = None) -> _Grid:
+def _grid(table: ScoreTable, group: str | None = None) -> _Grid:
     """Return what was asked for, or a group's parts: few columns stand beside each other."""
     columns = [column for column in table.columns if column.part_of == group]
     if group is None and len(columns) <= _ACROSS:
@@ -117,7 +118,7 @@ def _heading(column: Column) -> str:
     return column.label + arrow
 
 
-def _value(cells: Mapping[tuple[str, Column], Cell], model: str, column: Column) -> str:
+def _value(cells: Mapping[tuple[str, Column], ScoreCell], model: str, column: Column) -> str:
     cell = cells.get((model, column))
     if cell is None:
         return _NOTHING
@@ -128,8 +129,7 @@ def _value(cells: Mapping[tuple[str, Column], Cell], model: str, column: Column)
 
 def _markdown(grid: _Grid) -> str:
     header, rows = grid
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(_escape(cell) for cell in line) + " |\n" for line in lines)
+    return markdown.table(_plain(header), map(_plain, rows), numbers=True)
 
 
 def _terminal(grid: _Grid) -> str:
@@ -146,5 +146,10 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cells).rstrip()
 
 
-def _escape(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|")
+def _escape(text: str) -> str:
+    return _plain([text])[0].replace("|", "\\|")
+
+
+def _plain(cells: Iterable[str]) -> list[str]:
+    """Return cells whose backslashes stay what they are; a table's lines are seen to elsewhere."""
+    return [cell.replace("\\", "\\\\") for cell in cells]

@@ -61,7 +61,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """A model's value.
 
     Args:
@@ -82,7 +82,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """Results of several models.
 
     Args:
@@ -94,7 +94,7 @@ class Table:
 
     models: tuple[str, ...]
     columns: tuple[Column, ...]
-    cells: Mapping[tuple[str, Column], Cell]
+    cells: Mapping[tuple[str, Column], ScoreCell]
     footnotes: tuple[str, ...]
 
 
@@ -113,7 +113,7 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Mapping[str, Any]]:
     return results
 
 
-def score_table(results: Sequence[Mapping[str, Any]]) -> Table:
+def score_table(results: Sequence[Mapping[str, Any]]) -> ScoreTable:
     """Return the table of results, with a footnote wherever a column mixes settings.
 
     Args:
@@ -127,7 +127,7 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> Table:
         for task, group in _roles(result).items():
             # what is asked for by name somewhere is no mere part
             roles[task] = group if roles.get(task, group) else None
-    cells: dict[tuple[str, Column], Cell] = {}
+    cells: dict[tuple[str, Column], ScoreCell] = {}
     for result in results:
         model = result["model_name"]
         for column, cell in _cells(result, roles):
@@ -138,10 +138,10 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> Table:
     models = tuple(dict.fromkeys(result["model_name"] for result in results))
     columns = tuple(dict.fromkeys(column for _, column in cells))
     cells, footnotes = _annotate(models, columns, cells)
-    return Table(models, columns, cells, footnotes)
+    return ScoreTable(models, columns, cells, footnotes)
 
 
-def to_json(table: Table) -> dict[str, Any]:
+def table_json(table: ScoreTable) -> dict[str, Any]:
     """Return all that a table knows as JSON-able data, a record per cell."""
     records = []
     for model, column in _order(table):
@@ -152,7 +152,7 @@ def to_json(table: Table) -> dict[str, Any]:
     return {"models": list(table.models), "cells": records, "footnotes": list(table.footnotes)}
 
 
-def card_results(table: Table, model: str) -> list[EvalResult]:
+def card_results(table: ScoreTable, model: str) -> list[EvalResult]:
     """Return a model's headline results for the front matter of its card.
 
     Args:
@@ -211,13 +211,13 @@ def _roles(result: Mapping[str, Any]) -> dict[str, str | None]:
     return {task: roles.get(task, whole) for task in rows}
 
 
-def _order(table: Table) -> list[tuple[str, Column]]:
+def _order(table: ScoreTable) -> list[tuple[str, Column]]:
     return [(m, c) for m in table.models for c in table.columns if (m, c) in table.cells]
 
 
 def _cells(
     result: Mapping[str, Any], roles: Mapping[str, str | None]
-) -> Iterable[tuple[Column, Cell]]:
+) -> Iterable[tuple[Column, ScoreCell]]:
     config = result["config"]
     rows = result["results"]
     for task in sorted(rows, key=lambda task: (roles[task] is not None, task)):
@@ -244,15 +244,17 @@ def _cells(
             column = Column(task, metric, chosen, better.get(metric), roles[task])
             yield (
                 column,
-                Cell(value, stderr if _is_number(stderr) else None, samples, settings, dataset),
+                ScoreCell(
+                    value, stderr if _is_number(stderr) else None, samples, settings, dataset
+                ),
             )
 
 
 def _annotate(
     models: Sequence[str],
     columns: Sequence[Column],
-    cells: Mapping[tuple[str, Column], Cell],
-) -> tuple[dict[tuple[str, Column], Cell], tuple[str, ...]]:
+    cells: Mapping[tuple[str, Column], ScoreCell],
+) -> tuple[dict[tuple[str, Column], ScoreCell], tuple[str, ...]]:
     """Return the cells with their footnotes: those whose settings are not their column's usual."""
     notes: dict[str, int] = {}
     marked = defaultdict(list)
@@ -270,7 +272,7 @@ def _annotate(
                 text = f"{column.task} of {model}: {here}; others: {others}. Do not compare."
                 marked[model, column].append(notes.setdefault(text, len(notes) + 1))
     annotated = {
-        key: Cell(**vars(cell) | {"notes": tuple(marked[key])}) if key in marked else cell
+        key: ScoreCell(**vars(cell) | {"notes": tuple(marked[key])}) if key in marked else cell
         for key, cell in cells.items()
     }
     return annotated, tuple(notes)

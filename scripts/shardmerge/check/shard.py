@@ -19,7 +19,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash
 from shardmerge.base.identities import stamp_of
 from shardmerge.base.safetensors import TensorEntry
-from shardmerge.check.float_formats import FORMATS, decode, half_ulp, round_to
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.engine.decoding import Held, decode_elements
@@ -200,14 +200,14 @@ def _check_tensor(
     if not runs:
         return
     stored = output.read(tensor.name, runs)
-    floating = tensor.dtype in FORMATS
-    found = decode(stored, tensor.dtype) if floating else stored
+    floating = tensor.dtype in FLOAT_FORMATS
+    found = decoded(stored, tensor.dtype) if floating else stored
     findings.nonfinite += int((~np.isfinite(found)).sum()) if floating else 0
     if task.kind == "copy":
         wanted = leaves.read(task.expression, runs)
         bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")
         if bad.any():
-            shown = decode(wanted, tensor.dtype) if floating else wanted
+            shown = decoded(wanted, tensor.dtype) if floating else wanted
             _fail(where, tensor, runs, int(bad.argmax()), found, shown, " exactly (it is a copy)")
         findings.verbatim += 1
         findings.elements += len(stored)
@@ -244,7 +244,7 @@ def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndar
     distance = np.abs(found - value)
     same = (found == value) | (np.isnan(found) & np.isnan(value))
     # beyond the largest number the only rounding is to infinity
-    overflowed = np.isinf(found) & (largest >= FORMATS[dtype].overflow)
+    overflowed = np.isinf(found) & (largest >= FLOAT_FORMATS[dtype].overflow)
     overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
     good = same | (distance <= tolerance * (1 + 2.0**-40)) | overflowed | np.isinf(error)
     exact = error == 0

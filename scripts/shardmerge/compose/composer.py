@@ -6,11 +6,13 @@ from collections.abc import Collection, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.context import Context
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.tokenizers import StageTokenizers
+from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
@@ -23,7 +25,7 @@ class Composer(Context):
     Args:
         recipe: The parsed recipe.
         lock: Its sources.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
     """
@@ -32,7 +34,7 @@ class Composer(Context):
         self,
         recipe: Recipe,
         lock: Lock,
-        numerics: str,
+        numerics: Numerics,
         delta_dtype: str | None = None,
         geometric: Collection[str] = (),
     ) -> None:
@@ -58,9 +60,9 @@ class Composer(Context):
 
     def sums(self, stage: str, outputs: Sequence[OutputTensor]) -> dict[str, ex.Expression]:
         """Return a stage's tensors as sums, which read best, whichever way it is computed."""
-        if self.numerics == "float32":
+        if self.numerics.folds:
             return {t.name: t.expression for t in outputs}
-        algebra = Composer(self.recipe, self.lock, "float32", self.delta_dtype)
+        algebra = Composer(self.recipe, self.lock, FLOAT32, self.delta_dtype)
         model = algebra._built(stage)
         return {t.name: model.expression(t.name) for t in outputs}
 
@@ -84,6 +86,10 @@ class Composer(Context):
 
     def is_untied(self, stage: str) -> bool:
         """Whether a stage's model has an output embedding that its source's config denies it."""
+        sources = self.lock.sources.items()
+        tied = {key for key, source in sources if source.config.get("tie_word_embeddings") is True}
+        if self.reference_source(stage) in tied and head_differs(self._built(stage), tied):
+            return True
         key = stage
         while key in self.recipe.stages:
             if self.model(Reference(key)).assembly.untied:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Protocol
 
+from shardmerge.base.numerics import Numerics
 from shardmerge.compose.models import Model
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
@@ -17,14 +18,14 @@ class Context(Protocol):
     Args:
         recipe: The parsed recipe.
         lock: Its sources.
-        numerics: One of ``base.numerics.NUMERICS``.
+        numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
     """
 
     recipe: Recipe
     lock: Lock
-    numerics: str
+    numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
 

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.base.numerics import MERGEKIT
+from shardmerge.base.numerics import Numerics
 from shardmerge.compose.adapters import Update, adapter_updates
 from shardmerge.compose.models import Model, Place
 from shardmerge.sources.lock import LockedSource
@@ -20,11 +20,11 @@ class LoraModel(Model):
         base: The model that is adapted.
         key: The adapter's key in the lock.
         adapter: Its lock.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: In which the sum is composed.
     """
 
     def __init__(
-        self, name: str, base: Model, key: str, adapter: LockedSource, numerics: str
+        self, name: str, base: Model, key: str, adapter: LockedSource, numerics: Numerics
     ) -> None:
         self.name = name
         self.table = base.table
@@ -56,7 +56,7 @@ class LoraModel(Model):
         update = self._updates.get(tensor)
         if update is None:
             return self._base.expression(tensor)
-        if self._numerics == MERGEKIT:
+        if not self._numerics.folds:
             return self._mergekit_expression(tensor, update)
         return self._single(tensor, self.row(tensor))
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.base.numerics import MERGEKIT
+from shardmerge.base.numerics import Numerics
 from shardmerge.formats.interface import LogicalTensor
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.quantised import weights_of
@@ -60,10 +60,10 @@ class SourceModel(Model):
     Args:
         key: Of the source.
         lock: It is in.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: How values are rounded, and by which kernels methods are computed.
     """
 
-    def __init__(self, key: str, lock: Lock, numerics: str) -> None:
+    def __init__(self, key: str, lock: Lock, numerics: Numerics) -> None:
         self.name = key
         source = lock.sources[key]
         weights = weights_of(source, f"model {key!r}")
@@ -76,7 +76,7 @@ class SourceModel(Model):
         ordered = sorted(found.items(), key=lambda item: (*self._begin(item[0]), item[0]))
         self.table = {name: Entry(dtype, shape) for name, (dtype, shape, _) in ordered}
         self._leaves = {name: leaf for name, (*_, leaf) in ordered}
-        self._rounds = numerics == MERGEKIT
+        self._rounds = not numerics.rounds_once
 
     def expression(self, tensor: str) -> ex.Expression:
         leaf = self._leaves[tensor]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.digest import canonical_json
 from shardmerge.base.errors import UserError, shortened
+from shardmerge.compose.architecture import config_keys as keys
 from shardmerge.compose.architecture.layer_periods import implied, untold
 from shardmerge.compose.architecture.modules import modules_of
 from shardmerge.compose.architecture.names import layer_counts, layer_of
@@ -15,46 +16,6 @@ from shardmerge.sources.quantised import announcing_keys
 
 if TYPE_CHECKING:
     from shardmerge.compose.composer import Composer
-
-#: Where the configuration of a module is, the first that there is; "" is the whole.
-_SECTIONS = {
-    "text_decoder": ("text_config", "llm_config", "language_config", ""),
-    "vision_tower": ("vision_config", "vision_tower_config", ""),
-    "audio_tower": ("audio_config", ""),
-}
-#: What architectures call the number of layers.
-_COUNTS = {
-    "encoder": ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers"),
-    "decoder": ("decoder_layers", "num_decoder_layers"),
-}
-_COUNT = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
-#: Lists, or texts of a letter each, of something for every layer.
-_PER_LAYER = (
-    "layer_types",
-    "mlp_layer_types",
-    "layers_block_type",
-    "no_rope_layers",
-    "sliding_window_layers",
-    "attention_layers",
-    "block_configs",
-    "hybrid_override_pattern",
-    "num_query_heads",
-    "num_kv_heads",
-    "ffn_multipliers",
-    "moe_layer_freq",
-)
-#: Lists of numbers of layers.
-_NUMBERS = (
-    "mlp_only_layers",
-    "moe_layers",
-    "cross_attention_layers",
-    "attn_layer_indices",
-    "full_attn_idxs",
-    "fullatt_block_indexes",
-    "deepstack_visual_indexes",
-)
-#: How many of the first layers are special.
-_FIRST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
 
 _MISSING = object()
 #: For each layer of the output, the source, the stack and the number that it was there.
@@ -151,11 +112,11 @@ class _Section:
         self.composer = composer
         self.source = source
         self.count = count
-        sections = [s for s in _SECTIONS.get(module, ("",)) if not s or s in config]
+        sections = [s for s in keys.SECTIONS.get(module, ("",)) if not s or s in config]
         self.key = sections[0]
         self.values = config[self.key] if self.key else config
         self.prefix = f"{self.key}." if self.key else ""
-        self.counts = _COUNTS.get(module, _COUNT)
+        self.counts = keys.COUNTS.get(module, keys.COUNT)
 
     def changes(self, layers: _Layers) -> dict[str, Any]:
         """Return what is set so that it has those layers."""
@@ -167,17 +128,17 @@ class _Section:
                 f"config.json of {self.source!r}",
                 "Its architecture is not known well enough to take layers out or put them in.",
             )
-        for key in _PER_LAYER:
+        for key in keys.PER_LAYER:
             if len(_sized(self.values.get(key))) == self.count:
                 found[key] = self._per_layer(key, layers)
         if made := implied(self.values, len(layers)):
             key, values = made
             if (picked := self._per_layer(key, layers)) != values:
                 found[key] = picked
-        for key in _NUMBERS:
+        for key in keys.NUMBERS:
             if isinstance(value := self.values.get(key), list):
                 found[key] = [i for i, (_, _, n) in enumerate(layers) if n in value]
-        for key in _FIRST:
+        for key in keys.FIRST:
             if isinstance(value := self.values.get(key), int):
                 found[key] = self._first(key, value, layers)
         return {

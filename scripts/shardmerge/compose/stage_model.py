@@ -10,7 +10,6 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.base.dtypes import DTYPES, promoted
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import MERGEKIT
 from shardmerge.compose import norms
 from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
@@ -73,7 +72,7 @@ class StageModel(Model):
         if not self._mergeable(part):
             model, name = part.lead
             return model.expression(name)
-        if self.context.numerics == MERGEKIT:
+        if not self.context.numerics.folds:
             return self._mergekit_expression(tensor, part)
         return fold.to_expression(self.row(tensor), self.table[tensor].shape)
 
@@ -177,14 +176,14 @@ class StageModel(Model):
         )
         if self._copies(part):
             return _cast(inputs[0], dtype, self.table[tensor].dtype)
-        call = self._call(tensor, part, inputs)
-        if self.method.name == "linear":
-            # A term of weight 0 adds +0, which changes no finite value: it need not be read.
-            self._linear_form(tensor)
+        call, numerics = self._call(tensor, part, inputs), self.context.numerics
+        if self.method.is_sum:
+            self._linear_form(tensor)  # tells of weights that do not go together
+        if self.method.rendering(numerics).skips_zeros:
             weights = dict(call.per_input)["weight"]
             keep = [i for i, w in enumerate(weights) if w != 0] or [0]
             call = _select(call, keep)
-        made = registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        made = registry.result_dtype(self.method.name, numerics, dtype)
         return _cast(call, made, self.table[tensor].dtype)
 
     def _entry(self, part: Part) -> Entry:
@@ -193,8 +192,8 @@ class StageModel(Model):
         if not DTYPES[entry.dtype].floating:
             return entry
         dtype = self.stage.dtype or _promoted(part)
-        if self.context.numerics == MERGEKIT and not self._copies(part):
-            dtype = registry.result_dtype(self.method.name, MERGEKIT, dtype)
+        if not self._copies(part):
+            dtype = registry.result_dtype(self.method.name, self.context.numerics, dtype)
         return Entry(self.stage.out_dtype or dtype, entry.shape)
 
     def _mergeable(self, part: Part) -> bool:

@@ -9,9 +9,9 @@ from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import (
     is_derived,
     is_embedding,
-    is_head,
     is_mask,
     is_optional,
+    is_tied,
     is_vocabulary,
     layer_counts,
 )
@@ -82,7 +82,7 @@ def complete(
     if None in names:
         if is_derived(label):
             return None
-        if is_head(label):
+        if is_tied(label):
             names = [
                 name or next((full for n, full in column.items() if is_embedding(n)), None)
                 for name, column in zip(names, columns, strict=True)

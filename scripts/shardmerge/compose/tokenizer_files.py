@@ -17,13 +17,13 @@ from shardmerge.recipe.stage import Stage
 if TYPE_CHECKING:
     from shardmerge.compose.composer import Composer
 
-CONFIG = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TABLE = "tokenizer.json"
 #: Files that make a tokenizer.
 TOKENIZER_FILES = (
     TABLE,
     "tokenizer.model",
-    CONFIG,
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -44,7 +44,7 @@ _OLDER = (
     "merges.txt",
 )
 #: What is read to write the first two.
-_READ = (TABLE, CONFIG, "special_tokens_map.json")
+_READ = (TABLE, TOKENIZER_CONFIG, "special_tokens_map.json")
 #: Where configurations of models with several parts have the language model's.
 _SECTIONS = ("text_config", "llm_config", "language_config")
 
@@ -85,7 +85,7 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
         return TokenizerFiles(copied, description=description)
     if not copied:
         raise UserError(f"model {source!r} has no tokenizer to put a chat template into", where)
-    made, replaced = [CONFIG], {CONFIG}
+    made, replaced = [TOKENIZER_CONFIG], {TOKENIZER_CONFIG}
     donors = [source]
     if changed:
         if TABLE not in files:

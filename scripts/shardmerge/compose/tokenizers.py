@@ -62,7 +62,7 @@ class StageTokenizers:
             return piece
         used = tuple(i for i, tensor in enumerate(tensors) if tensor is not None)
         alignment = self._alignment(stage, piece, used)
-        stated = None if self._context.numerics == "float32" else stage.dtype or ""
+        stated = None if self._context.numerics.rounds_once else stage.dtype or ""
         having, names = [piece.models[i] for i in used], [tensors[i] for i in used]
         models = list(piece.models)
         for place, i in enumerate(used):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from shardmerge import formats
 from shardmerge.algebra import expression as ex
 from shardmerge.base.dtypes import tensor_bytes
-from shardmerge.formats.interface import Box, LogicalTensor, PartRef, runs, spans
+from shardmerge.formats.interface import Box, LogicalTensor, PartRef, row_spans, runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,5 +131,5 @@ def _rows(logical: LogicalTensor, first: int, count: int) -> Iterator[tuple[int,
     row, end = first // logical.columns, -(-(first + count) // logical.columns)
     while row < end:
         stop = min(end, (row // height + 1) * height)
-        yield from spans(logical, row, stop - row)
+        yield from row_spans(logical, row, stop - row)
         row = stop

@@ -18,6 +18,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import Leaves, stated_dtype, sum_dtype
 from shardmerge.algebra.rows import choice_ranges
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.methods.registry import kernel_of
 
@@ -70,7 +71,7 @@ class Evaluator:
     Args:
         expression: What is evaluated; what must be held whole is a leaf.
         leaves: What it starts from.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: How values are rounded, and by which kernels methods are computed.
         buffers: Buffers to compute in; evaluators of one thread share them.
         squares: Numbers of the task vectors whose sums of squares are wanted; taken out as they
             are found, so that one that stands twice counts once.
@@ -81,14 +82,14 @@ class Evaluator:
         self,
         expression: ex.Expression,
         leaves: Leaves,
-        numerics: str,
+        numerics: Numerics,
         buffers: BlockBuffers,
         squares: dict[ex.Delta, int] | None = None,
         products: Products | None = None,
     ) -> None:
         self.leaves = leaves
         self._numerics = numerics
-        self._mergekit = numerics != "float32"
+        self._mergekit = not numerics.rounds_once
         self._buffers = buffers
         self._views = {leaf: i for i, leaf in enumerate((*leaves.files, *leaves.held))}
         self._squares = {} if squares is None else squares

@@ -12,7 +12,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf, leaf_sources
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import will_need
+from shardmerge.base.files import read_into, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.engine.locations import AnyLocation, Location, locate
 from shardmerge.engine.record import Tally
@@ -103,7 +103,7 @@ class InputFiles(contextlib.AbstractContextManager):
         done = 0
         while done < len(into):
             try:
-                count = os.preadv(self._fds[file], [into[done:]], offset + done)
+                count = read_into(self._fds[file], into[done:], offset + done)
             except OSError as error:
                 where = str(self._paths[file])
                 raise UserError(f"cannot be read ({error.strerror})", where) from None

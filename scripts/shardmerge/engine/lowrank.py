@@ -17,6 +17,7 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.base.dtypes import tensor_bytes
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import torch_dtype
 from shardmerge.engine.device import Cuda, Host, host_buffer
 from shardmerge.engine.input_files import InputFiles
@@ -105,11 +106,11 @@ class Products:
 
     Args:
         load: Reads a factor.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: Says in which order elements are added.
     """
 
-    def __init__(self, load: Load, numerics: str) -> None:
-        self._load, self._ordered = load, numerics == "float32"
+    def __init__(self, load: Load, numerics: Numerics) -> None:
+        self._load, self._ordered = load, numerics.own_order
         self._held: weakref.WeakValueDictionary[ex.LowRank, Product] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
@@ -36,7 +37,7 @@ class Tuning:
     device_block: int = 1 << 21
     slots: int = 10
     buffers: int = 48 * MIB
-    lane: int = 12 * MIB
+    lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 
     @property
@@ -105,7 +106,7 @@ def _factors(products: Iterable[ex.LowRank]) -> int:
     )
 
 
-def _held_peak(leaves: Iterable[HeldLeaf], numerics: str) -> int:
+def _held_peak(leaves: Iterable[HeldLeaf], numerics: Numerics) -> int:
     """Peak of what is held whole, made one after the other."""
     held = peak = 0
     for leaf in leaves:
@@ -115,22 +116,22 @@ def _held_peak(leaves: Iterable[HeldLeaf], numerics: str) -> int:
     return peak
 
 
-def _whole_peak(whole: ex.Expression, numerics: str) -> int:
+def _whole_peak(whole: ex.Expression, numerics: Numerics) -> int:
     if isinstance(whole, ex.Call):
         return _call_peak(whole, numerics)
     if not isinstance(whole, ex.Mean):
         return _inner_peak(whole, numerics) + _size(whole, numerics)
     # a mean of rows streams, but mergekit's rounding needs all of them
-    rows = 0 if numerics == "float32" else _size(whole.operand, numerics)
+    rows = 0 if numerics.own_order else _size(whole.operand, numerics)
     return _inner_peak(whole.operand, numerics) + rows
 
 
-def _inner_peak(expression: ex.Expression, numerics: str) -> int:
+def _inner_peak(expression: ex.Expression, numerics: Numerics) -> int:
     """Peak of what is held whole while an expression is evaluated block by block."""
     return _held_peak(block_leaves(expression, (), numerics).held, numerics)
 
 
-def _call_peak(call: ex.Call, numerics: str) -> int:
+def _call_peak(call: ex.Call, numerics: Numerics) -> int:
     """Peak while a whole call is made: inputs one after the other, then the kernel."""
     held = peak = 0
     for operand in call.inputs:
@@ -143,12 +144,12 @@ def _call_peak(call: ex.Call, numerics: str) -> int:
     return max(peak, held + kernel * wide + _size(call, numerics))
 
 
-def _size(expression: ex.Expression, numerics: str, call: ex.Call | None = None) -> int:
+def _size(expression: ex.Expression, numerics: Numerics, call: ex.Call | None = None) -> int:
     return ex.elements(expression) * DTYPES[_dtype(expression, numerics, call)].size
 
 
-def _dtype(expression: ex.Expression, numerics: str, call: ex.Call | None = None) -> str:
+def _dtype(expression: ex.Expression, numerics: Numerics, call: ex.Call | None = None) -> str:
     """Return the dtype that an expression is held in, as an input of a call if one is given."""
-    if numerics == "float32":
+    if numerics.rounds_once:
         return sum_dtype(call or expression)
     return stated_dtype(expression)

@@ -20,15 +20,15 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.methods.program import WITH_CONSTANT, Program
 
 #: Elements of a vector of the generated code: registers of any processor are a fraction of it.
-WIDTH = 32
+LANES = 32
 #: Elements after which sums of squares go from float32 to float64.
 _CHUNK = 1 << 14
 #: What an element is in memory, by type code.
 _ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float"}
-_STORED = {code: f"<{WIDTH} x {element}>" for code, element in _ELEMENT.items()}
+_STORED = {code: f"<{LANES} x {element}>" for code, element in _ELEMENT.items()}
 _HALF, _BITS, _FLOAT = _STORED.values()
-_DOUBLE = f"<{WIDTH} x double>"
-_INT = f"<{WIDTH} x i32>"
+_DOUBLE = f"<{LANES} x double>"
+_INT = f"<{LANES} x i32>"
 
 
 @cache
@@ -47,7 +47,7 @@ class Native:
     Args:
         program: What it computes.
         function: Takes the address of the output, an array of the leaves' addresses, the number of
-            elements (a multiple of WIDTH), the constants and where sums go.
+            elements (a multiple of LANES), the constants and where sums go.
         engine: Keeps the code alive.
     """
 
@@ -69,7 +69,7 @@ class Native:
         Returns:
             Whether all results are finite, and the sum of squares of each measured value.
         """
-        whole = count // WIDTH * WIDTH
+        whole = count // LANES * LANES
         calls = [self._call(output, leaves, whole, constants)] if whole else []
         if rest := count - whole:
             calls.append(self._rest(output, leaves, whole, rest, constants))
@@ -82,12 +82,12 @@ class Native:
         """Compute the last elements, which fill no vector, in buffers of one."""
         sizes = [DTYPES[code].size for code in self.program.leaves]
         size = DTYPES[self.program.output].size
-        buffers = [(ctypes.c_uint8 * (WIDTH * one))() for one in sizes]
+        buffers = [(ctypes.c_uint8 * (LANES * one))() for one in sizes]
         for buffer, leaf, one in zip(buffers, leaves, sizes, strict=True):
             ctypes.memmove(buffer, leaf + done * one, count * one)
-        result = (ctypes.c_uint8 * (WIDTH * size))()
+        result = (ctypes.c_uint8 * (LANES * size))()
         addresses = [ctypes.addressof(buffer) for buffer in buffers]
-        sums = self._call(ctypes.addressof(result), addresses, WIDTH, constants)
+        sums = self._call(ctypes.addressof(result), addresses, LANES, constants)
         ctypes.memmove(output + done * size, result, count * size)
         return sums
 
@@ -96,7 +96,7 @@ class Native:
     ) -> list[list[float]]:
         """Compute whole vectors; return for each sum what it has in every place of a vector."""
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
-        sums = ((ctypes.c_double * WIDTH) * (1 + len(self.program.measured)))()
+        sums = ((ctypes.c_double * LANES) * (1 + len(self.program.measured)))()
         self.function(output, addresses, count, constants, sums)
         return [list(row) for row in sums]
 
@@ -149,7 +149,7 @@ def assembly(program: Program) -> str:
         "  %i = phi i64 [%begin, %chunk], [%after, %loop]",
         *(f"  %sum{k} = phi {_FLOAT} [zeroinitializer, %chunk], [%added{k}, %loop]" for k in sums),
         *writer.loop(),
-        f"  %after = add i64 %i, {WIDTH}",
+        f"  %after = add i64 %i, {LANES}",
         "  %more = icmp ult i64 %after, %end",
         "  br i1 %more, label %loop, label %flush",
         "flush:",
@@ -162,7 +162,7 @@ def assembly(program: Program) -> str:
           f"  store {_DOUBLE} %next{k}, ptr %at{k}, align 8" for k in sums),
         "  ret void",
         "}",
-        f"declare {_FLOAT} @llvm.fma.v{WIDTH}f32({_FLOAT}, {_FLOAT}, {_FLOAT})",
+        f"declare {_FLOAT} @llvm.fma.v{LANES}f32({_FLOAT}, {_FLOAT}, {_FLOAT})",
     ])  # fmt: skip
 
 
@@ -249,7 +249,7 @@ class _Assembly:
         added = self._new(f"add {_INT} {added}, {last}")
         nan = self._new(f"fcmp uno {_FLOAT} {value}, {value}")
         added = self._new(
-            f"select <{WIDTH} x i1> {nan}, {_INT} {_splat(0x7FC00000)}, {_INT} {added}"
+            f"select <{LANES} x i1> {nan}, {_INT} {_splat(0x7FC00000)}, {_INT} {added}"
         )
         added = self._new(f"lshr {_INT} {added}, {_splat(16)}")
         stored = self._new(f"trunc {_INT} {added} to {_BITS}")
@@ -265,7 +265,7 @@ class _Assembly:
         elif kind == "fma":
             factor, constant, other = operands
             self._new(
-                f"call {_FLOAT} @llvm.fma.v{WIDTH}f32({_FLOAT} %v{factor}, {_FLOAT} %c{constant}, "
+                f"call {_FLOAT} @llvm.fma.v{LANES}f32({_FLOAT} %v{factor}, {_FLOAT} %c{constant}, "
                 f"{_FLOAT} %v{other})",
                 value,
             )
@@ -279,4 +279,4 @@ _OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus
 
 
 def _splat(value: int) -> str:
-    return "<" + ", ".join([f"i32 {value}"] * WIDTH) + ">"
+    return "<" + ", ".join([f"i32 {value}"] * LANES) + ">"

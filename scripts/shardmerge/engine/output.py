@@ -103,7 +103,7 @@ class OutputFile(contextlib.AbstractContextManager):
         fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_DIRECT)
 
     def _error(self, error: OSError) -> UserError:
-        hint = diskerrors.explain(error).hint
+        hint = diskerrors.disk_error(error).hint
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = f"This shard needs {self._size / 1e9:.2f} GB; free some space and run again."
         return UserError(f"cannot be written ({error.strerror})", str(self._path), hint)

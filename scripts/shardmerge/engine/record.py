@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import resource
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -130,4 +131,5 @@ def peak_memory() -> int:
         for line in file:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

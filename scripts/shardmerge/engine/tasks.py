@@ -18,6 +18,7 @@ from shardmerge.algebra.leaves import (
 )
 from shardmerge.algebra.lowering import Steps, steps_for
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.numerics import Numerics
 
 #: How a tensor is made: copied from a file, by native code, by torch block by block, or by torch
 #: from something that is held whole.
@@ -37,7 +38,7 @@ class TensorTask:
         products: Its products of small factors.
         numbers: Of its task vectors, in order of first use.
         steps: For native code; None for every other kind.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: How values are rounded, and by which kernels methods are computed.
     """
 
     tensor: OutputTensor
@@ -48,7 +49,7 @@ class TensorTask:
     products: tuple[ex.LowRank, ...]
     numbers: Mapping[ex.Delta, int]
     steps: Steps | None
-    numerics: str
+    numerics: Numerics
 
     @property
     def direct(self) -> dict[ex.Delta, int]:
@@ -72,13 +73,13 @@ def make_tasks(spec: ShardSpec, stored: Collection[ex.Delta] = ()) -> tuple[Tens
     return tuple(make_task(tensor, stored, spec.numerics) for tensor in spec.tensors)
 
 
-def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: str) -> TensorTask:
+def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Numerics) -> TensorTask:
     """Return the task of an output tensor.
 
     Args:
         tensor: The output tensor.
         stored: Task vectors that are read and not computed.
-        numerics: One of ``spec.NUMERICS``.
+        numerics: How values are rounded, and by which kernels methods are computed.
     """
     expression = simplify(tensor.expression)
     leaves = block_leaves(expression, stored, numerics)

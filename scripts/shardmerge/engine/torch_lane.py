@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Cuda, Host, Slot
@@ -27,7 +28,7 @@ class Shared:
     """What the compute threads of a job share; ``products`` only where they share memory too."""
 
     tasks: Sequence[TensorTask]
-    numerics: str
+    numerics: Numerics
     files: InputFiles
     tally: Tally
     whole: WholeTensors
@@ -96,7 +97,7 @@ class TorchLane:
     def _evaluate(self, chunk: Chunk, leaves: Sequence[torch.Tensor], target: torch.Tensor) -> None:
         """Compute a chunk's elements block by block; count and measure what is found."""
         length, name = self._buffers.length, self._task.tensor.name
-        once = self._task.numerics == "float32"
+        once = self._task.numerics.rounds_once
         split = [leaf.split(length) for leaf in leaves]
         outputs = target.split(length)
         squares: list[tuple[int, torch.Tensor, torch.Tensor | None]] = []

@@ -119,13 +119,13 @@ class Maker:
                 return self._call(whole)
             case ex.Mean():
                 return self._mean(whole)
-        single = self._numerics == "float32"
+        single = self._numerics.rounds_once
         return self._value(whole, torch_dtype(sum_dtype(whole)) if single else None)
 
     def _mean(self, mean: ex.Mean) -> torch.Tensor:
         """Return the mean of an expression's rows."""
         count, *row = mean.operand.shape
-        if self._numerics != "float32":
+        if not self._numerics.own_order:
             return self._value(mean.operand, None).view(count, -1).mean(dim=0)
         width = math.prod(row)
         total = torch.zeros(width, dtype=torch.float64, device=self._buffers.device)
@@ -141,7 +141,7 @@ class Maker:
 
     def _call(self, call: ex.Call) -> torch.Tensor:
         kernel, _ = kernel_of(call.method, self._numerics)
-        dtype = torch_dtype(sum_dtype(call)) if self._numerics == "float32" else None
+        dtype = torch_dtype(sum_dtype(call)) if self._numerics.rounds_once else None
         tensors = [self._value(one, dtype).reshape(one.shape) for one in call.inputs]
         with torch.no_grad():
             result = kernel(group_of(call, tensors))

@@ -33,7 +33,7 @@ from shardmerge.formats.interface import (
     part,
     whole,
 )
-from shardmerge.formats.scaled import CHANNEL, TENSOR, Block, Scaled, block_of
+from shardmerge.formats.scaled import CHANNEL, TENSOR, BlockShape, Scaled, block_of
 from shardmerge.formats.schemes import Scheme, weight_schemes
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class IntQuantized(Scaled):
         blocks: Heights and widths of blocks that the config names.
     """
 
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[BlockShape, ...] = ()
     name = "int-quantized"
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shardmerge.formats.interface import FLOATS, FP8, Announcement, LogicalTensor, Table, part
-from shardmerge.formats.scaled import CHANNEL, COLUMN, TENSOR, Block, Scaled, block_of
+from shardmerge.formats.scaled import CHANNEL, COLUMN, TENSOR, BlockShape, Scaled, block_of
 from shardmerge.formats.schemes import weight_schemes
 
 SUFFIX = "_scale"
@@ -35,7 +35,7 @@ class Fp8(Scaled):
         blocks: Heights and widths of blocks that a config names besides tensor and row.
     """
 
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[BlockShape, ...] = ()
     name = "fp8"
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:

@@ -24,7 +24,7 @@ from shardmerge.formats.interface import (
     part,
     short,
 )
-from shardmerge.formats.scaled import TENSOR, Block, Scaled, block_of
+from shardmerge.formats.scaled import TENSOR, BlockShape, Scaled, block_of
 
 SUFFIX = "_scale_inv"
 
@@ -37,7 +37,7 @@ class Fp8Block(Scaled):
         block: Height and width that a scale is for.
     """
 
-    block: Block = (128, 128)
+    block: BlockShape = (128, 128)
     name = "fp8-block"
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:

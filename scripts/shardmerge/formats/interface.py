@@ -110,7 +110,7 @@ class Format(Protocol):
     def rows(self, logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
         """Return what of every part is needed to decode a range of rows.
 
-        The range must lie in one matrix (``spans`` cuts it so).
+        The range must lie in one matrix (``row_spans`` cuts it so).
         """
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
@@ -180,7 +180,7 @@ class Announcement:
         return (value or "").lower()
 
 
-def spans(logical: LogicalTensor, first: int, count: int) -> Iterator[tuple[int, int]]:
+def row_spans(logical: LogicalTensor, first: int, count: int) -> Iterator[tuple[int, int]]:
     """Yield a range of rows cut where a matrix ends, as (first, count)."""
     height = max(1, logical.shape[-2] if len(logical.shape) > 1 else 1)
     last = first + count

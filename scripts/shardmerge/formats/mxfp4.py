@@ -72,10 +72,10 @@ class Mxfp4:
 
     def decode(self, logical: LogicalTensor, blocks: Blocks, first: int, count: int) -> np.ndarray:
         """As ``Format.decode``."""
-        from shardmerge.formats.values import E2M1, TABLES, nibbles
+        from shardmerge.formats.values import CODE_TABLES, E2M1, nibbles
 
         _, begin, _ = matrix_rows(logical, first, count)
-        scales = TABLES["F8_E8M0"][blocks["scales"][0]][..., None]
+        scales = CODE_TABLES["F8_E8M0"][blocks["scales"][0]][..., None]
         values = E2M1[nibbles(blocks["codes"][0])] * scales
         skipped = begin % _GROUP
         return values.reshape(logical.columns, -1)[:, skipped : skipped + count].T.copy()

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Block heights and widths; 0 is all of the dimension.
-Block = tuple[int, int]
-TENSOR: Block = (0, 0)
-CHANNEL: Block = (1, 0)
+BlockShape = tuple[int, int]
+TENSOR: BlockShape = (0, 0)
+CHANNEL: BlockShape = (1, 0)
 #: One scale for every column, as fused experts that are stored transposed have it.
-COLUMN: Block = (0, 1)
+COLUMN: BlockShape = (0, 1)
 
 
-def grid_shape(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
+def grid_shape(shape: tuple[int, ...], block: BlockShape) -> tuple[int, int]:
     """Return how many blocks a matrix has, down and across."""
     height, width = shape[-2:] if len(shape) > 1 else (1, shape[0])
     down = math.ceil(height / (block[0] or height or 1))
@@ -41,7 +41,9 @@ def grid_shape(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
     return down, across
 
 
-def block_of(name: str, codes: PartRef, scales: PartRef, allowed: Iterable[Block]) -> Block:
+def block_of(
+    name: str, codes: PartRef, scales: PartRef, allowed: Iterable[BlockShape]
+) -> BlockShape:
     """Return the first of the allowed blocks that a scale tensor's shape fits.
 
     Missing last dimensions of the scales count as 1, and a single number is for all.
@@ -60,8 +62,8 @@ def block_of(name: str, codes: PartRef, scales: PartRef, allowed: Iterable[Block
 
 @lru_cache(maxsize=1024)  # a model has many tensors of few shapes
 def _fitting(
-    codes: tuple[int, ...], scales: tuple[int, ...], allowed: tuple[Block, ...]
-) -> Block | None:
+    codes: tuple[int, ...], scales: tuple[int, ...], allowed: tuple[BlockShape, ...]
+) -> BlockShape | None:
     """Return the first block that the shapes fit; all matrices may share their scales."""
     if scales in ((), (1,)):
         return TENSOR

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.formats.interface import Announcement, short
-from shardmerge.formats.scaled import CHANNEL, TENSOR, Block
+from shardmerge.formats.scaled import CHANNEL, TENSOR, BlockShape
 
 #: Formats of compressed-tensors whose tensors are stored sparse or reordered for one kernel.
 _UNREADABLE = ("sparse", "marlin", "24")
@@ -27,7 +27,7 @@ class Scheme:
 
     kind: str
     bits: int
-    block: Block
+    block: BlockShape
     symmetric: bool
 
 
@@ -63,7 +63,7 @@ def _scheme(weights: Mapping[str, Any], said: Announcement) -> Scheme:
     return Scheme(kind, bits, _block(strategy, inner), inner.flag("symmetric", True))
 
 
-def _block(strategy: str, weights: Announcement) -> Block:
+def _block(strategy: str, weights: Announcement) -> BlockShape:
     size = weights.integer("group_size", 0, 0, -1)
     if strategy in ("group", "tensor_group"):
         return (1, size) if size > 0 else CHANNEL

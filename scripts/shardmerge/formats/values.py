@@ -78,7 +78,7 @@ NF4 = np.float32(
 #: The 4-bit float of bitsandbytes, which is not E2M1.
 _FP4 = np.float32([0, 0.0625, 8, 12, 4, 6, 2, 3]) / np.float32(12)
 BITSANDBYTES = {"nf4": NF4, "fp4": np.concatenate([_FP4, -_FP4])}
-TABLES = {"F8_E4M3": _e4m3(), "F8_E5M2": _e5m2(), "F8_E8M0": _e8m0()}
+CODE_TABLES = {"F8_E4M3": _e4m3(), "F8_E5M2": _e5m2(), "F8_E8M0": _e8m0()}
 
 
 def as_float32(stored: np.ndarray, code: str) -> np.ndarray:
@@ -88,8 +88,8 @@ def as_float32(stored: np.ndarray, code: str) -> np.ndarray:
         stored: As ``stored_type`` says, any shape.
         code: F32, F16, BF16, an 8-bit float type, I8 or U8.
     """
-    if code in TABLES:
-        return TABLES[code][stored]
+    if code in CODE_TABLES:
+        return CODE_TABLES[code][stored]
     if code == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.astype(np.float32)

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
+    from shardmerge.methods.program import Writer
+
 REQUIRED = object()
 #: Elements that a kernel works on at a time.
 BLOCK = 1 << 17
+#: Numbers to try where a parameter has no default and names no examples.
+_NUMBERS = (0.5, 1.0, 0.3, -0.7, 0.0, 2.0, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Parameter:
         choices: The words that a ``str`` parameter may be, if few.
         unused: Whether the method accepts it without using it.
         description: One line for the documentation.
+        examples: Values that tests try, an ordinary one first; see ``samples``.
     """
 
     name: str
@@ -40,6 +45,24 @@ class Parameter:
     choices: tuple[str, ...] | None = None
     unused: bool = False
     description: str = ""
+    examples: tuple[Any, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Any, ...]:
+        """Values that the parameter may have, an ordinary one first: what tests try."""
+        if self.examples:
+            return self.examples
+        if self.choices:
+            return self.choices
+        known = () if self.default is REQUIRED else (self.default,)
+        usual: dict[type, tuple[Any, ...]] = {bool: (False, True), int: (1,), float: _NUMBERS}
+        if known and self.type is float:
+            usual = {float: (0.1, 0.5)}
+        return tuple(dict.fromkeys((*known, *filter(self._is_within, usual.get(self.type, ())))))
+
+    def _is_within(self, value: Any) -> bool:
+        low, high = self.minimum, self.maximum
+        return (low is None or low <= value) and (high is None or value <= high)
 
 
 @dataclass(frozen=True)
@@ -121,6 +144,8 @@ class Group:
 
 
 Kernel = Callable[[Group], "torch.Tensor"]
+#: Writes a method's arithmetic for one element as steps: (inputs as values, writer) -> value.
+StepWriter = Callable[[Group, "Writer"], int]
 
 
 @dataclass(frozen=True)

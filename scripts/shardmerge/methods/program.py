@@ -8,9 +8,12 @@ rounded to nearest, ties to even, so that the result is the same on every proces
 from __future__ import annotations
 
 import math
+import os
+import platform
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from shardmerge.base.dtypes import single
 
@@ -18,6 +21,10 @@ from shardmerge.base.dtypes import single
 TYPES = ("F16", "BF16", "F32")
 #: Steps whose second operand is a constant.
 WITH_CONSTANT = ("mul", "div", "plus", "fma")
+
+
+#: Terms that torch adds in order, whatever the shape.
+_FEW = 4
 
 
 class Unsupported(Exception):
@@ -112,3 +119,38 @@ def sum_of(numbers: Sequence[float]) -> float:
     for number in numbers:
         total = rounded(total + number, "F32")
     return total
+
+
+def few(numbers: Sequence) -> Sequence:
+    """Return numbers that torch adds in order, whatever the shape.
+
+    Raises:
+        Unsupported: If there are too many for that.
+    """
+    if len(numbers) > _FEW:
+        raise Unsupported
+    return numbers
+
+
+def common_dtype(values: Sequence[int], writer: Writer) -> str:
+    """Return the code of the type that all values have.
+
+    Raises:
+        Unsupported: If they have several.
+    """
+    (dtype, *others) = {writer.dtypes[value] for value in values}
+    if others:
+        raise Unsupported
+    return dtype
+
+
+@cache
+def torch_fuses() -> bool:
+    """Whether torch's ``addcmul`` rounds once: not on x86 processors without such instructions."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    from llvmlite import binding
+
+    # which makes torch do as on such a processor
+    plain = os.environ.get("ATEN_CPU_CAPABILITY") == "default"
+    return not plain and bool(binding.get_host_cpu_features().get("fma"))

@@ -12,15 +12,18 @@ from shardmerge.base.files import parse_object
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.check.score_text import to_markdown
-from shardmerge.check.scores import Table, card_results
+from shardmerge.check.scores import ScoreTable, card_results
 from shardmerge.package.card_coefficients import describe_coefficients
-from shardmerge.package.provenance import public_names
+from shardmerge.package.card_usage import describe_methods, usage
+from shardmerge.plan.description import BuildDescription, DescribedSource
+from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
+from shardmerge.sources.store import Origin
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-HUB = "https://huggingface.co"
+PIPELINE = "text-generation"
 TAGS = ("mergekit", "merge", "shardmerge")
 _NUMERICS = {
     "float32": "Tensors are combined in float32 (float64 where a source is) and rounded once",
@@ -29,13 +32,13 @@ _NUMERICS = {
 
 
 def make_card(
-    description: Mapping[str, Any], settings: Mapping[str, Any], scores: Table | None = None
+    description: BuildDescription, settings: Mapping[str, Any], scores: ScoreTable | None = None
 ) -> str:
     """Return the text of a model's README.md.
 
     Args:
         description: Of the build.
-        settings: The configuration's ``card``: license, description, prompt_format, tags.
+        settings: The configuration's ``card``: as in its schema.
         scores: Benchmark results, if there are any.
 
     Raises:
@@ -43,12 +46,13 @@ def make_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    name = description["name"]
+    name = description.name
     measured = scores is not None and name in scores.models
     results: list[EvalResult] | None = card_results(scores, name) if measured else None
     data = ModelCardData(
         base_model=base_models(description) or None,
         library_name="transformers",
+        pipeline_tag=settings.get("pipeline_tag") or PIPELINE,
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
         base_model_relation="merge",
@@ -62,7 +66,7 @@ def make_card(
     return text
 
 
-def parse_settings(text: str) -> dict[str, Any]:
+def parse_card_settings(text: str) -> dict[str, Any]:
     """Return the configuration's ``card`` from the JSON that a job is told.
 
     Raises:
@@ -71,29 +75,33 @@ def parse_settings(text: str) -> dict[str, Any]:
     return parse_object(text, "--card")
 
 
-def base_models(description: Mapping[str, Any]) -> list[str]:
+def base_models(description: BuildDescription) -> list[str]:
     """Return the Hub names of a build's sources, that of its reference model first."""
-    reference = description["reference"]
-    ordered = [reference, *(key for key in description["sources"] if key != reference)]
+    reference = description.reference
+    ordered = [reference, *(key for key in description.sources if key != reference)]
     names: dict[str, None] = {}
     for key in ordered:
-        parsed, source = parse_reference(key), description["sources"].get(key, {})
-        if source.get("repo"):
-            names[source["repo"]] = None
+        parsed, source = parse_reference(key), description.sources.get(key)
+        if source and (name := source.store.hub_name(source.origin)):
+            names[name] = None
         elif parsed.is_hub_name and not re.search(r"--|\.\.", parsed.path):
             names[parsed.path] = None
     return list(names)
 
 
 def _sections(
-    description: Mapping[str, Any], settings: Mapping[str, Any], scores: Table | None
+    description: BuildDescription, settings: Mapping[str, Any], scores: ScoreTable | None
 ) -> list[str]:
-    parts = [f"# {description['name']}\n"]
+    parts = [f"# {description.name}\n"]
     if settings.get("description"):
         parts.append(settings["description"].strip() + "\n")
     if settings.get("prompt_format"):
         parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
-    parts += ["## How it was built\n", _how(description), describe_coefficients(description)]
+    if text := usage(settings.get("pipeline_tag") or PIPELINE, description.dtype):
+        parts += ["## How to use it\n", text]
+    parts += ["## How it was built\n", _how(description)]
+    parts += [describe_methods(stage.method for stage in description.stages)]
+    parts += [describe_coefficients(description)]
     parts += ["## Sources\n", _sources(description)]
     if scores is not None:
         parts += ["## Benchmarks\n", to_markdown(scores)]
@@ -101,43 +109,42 @@ def _sections(
     return parts
 
 
-def _how(description: Mapping[str, Any]) -> str:
-    stages = description["stages"]
-    steps = ", then ".join(f"{code(s['method'])} ({code(s['name'])})" for s in stages)
-    dtype = description["dtype"] or "each tensor's own type"
+def _how(description: BuildDescription) -> str:
+    stages = description.stages
+    steps = ", then ".join(f"{code(s.method)} ({code(s.name)})" for s in stages)
+    dtype = description.dtype or "each tensor's own type"
     return (
         f"Merged by shardmerge {__version__} from "
-        f"{plural(len(description['sources']), 'model')} in {plural(len(stages), 'stage')}: "
-        f"{steps}. {_NUMERICS[description['numerics']]} to {dtype}. The file "
+        f"{plural(len(description.sources), 'model')} in {plural(len(stages), 'stage')}: "
+        f"{steps}. {_NUMERICS[description.numerics]} to {dtype}. The file "
         "`provenance.json` tells the content of every file that went in and, but for this card, "
         "came out.\n"
     )
 
 
-def _sources(description: Mapping[str, Any]) -> str:
-    names = public_names(description["sources"])
-    uses = {"config, layout": description["reference"], "tokenizer": description["tokenizer"]}
+def _sources(description: BuildDescription) -> str:
+    names = public_names(description.sources)
+    uses = {"config, layout": description.reference, "tokenizer": description.tokenizer}
     rows = []
-    for key, source in description["sources"].items():
+    for key, source in description.sources.items():
         used = ", ".join(use for use, model in uses.items() if model == key)
-        if source.get("role") == "adapter":
+        if source.role == "adapter":
             used = "a LoRA adapter"
-        if source["kind"] == "hub":
-            commit = source["commit"]
-            model = link(code(source["repo"]), f"{HUB}/{source['repo']}")
-            place = link(code(commit[:12]), f"{HUB}/{source['repo']}/tree/{commit}")
-            revision = code(source["revision"]) if source.get("revision") else "main"
+        if source.store.remote:
+            model = _page(source, code(source.repo), Origin(source.repo))
+            place = _page(source, code(source.commit[:12]), source.origin)
+            revision = code(source.revision) if source.revision else "main"
         else:
-            model, revision, place = code(names[key]), "", "local folder"
+            model, revision, place = code(names[key]), "", source.store.title
         rows.append([model, revision, place, used])
     return table(["model", "revision", "commit", "also gave"], rows) + _decoded(description, names)
 
 
-def _decoded(description: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _decoded(description: BuildDescription, names: Mapping[str, str]) -> str:
     """Return what is said of sources whose weights were quantised, "" if none were."""
     rows = [
         f"{code(names.get(model, model))} ({form}, {plural(count, 'weight')})"
-        for model, forms in description.get("decoded", {}).items()
+        for model, forms in description.decoded.items()
         for form, count in forms.items()
     ]
     if not rows:
@@ -148,9 +155,14 @@ def _decoded(description: Mapping[str, Any], names: Mapping[str, str]) -> str:
     )
 
 
-def _recipe(description: Mapping[str, Any]) -> str:
-    stages = description["stages"]
-    text = "\n---\n".join(stage["text"].strip("\n") for stage in stages)
+def _page(source: DescribedSource, text: str, origin: Origin) -> str:
+    page = source.store.page(origin)
+    return link(text, page) if page else text
+
+
+def _recipe(description: BuildDescription) -> str:
+    stages = description.stages
+    text = "\n---\n".join(stage.text.strip("\n") for stage in stages)
     note = "The configuration, as it was written:\n"
     if len(stages) > 1:
         note = f"The {len(stages)} documents of the configuration, as they were written:\n"

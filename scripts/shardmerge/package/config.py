@@ -9,6 +9,7 @@ from typing import Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import parse_object
+from shardmerge.plan.description import BuildDescription
 
 #: What transformers calls a model's dtype, newest name first.
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -33,7 +34,7 @@ def set_dtype(config: str, dtype: str | None, where: str) -> str:
     return set_values(config, dict.fromkeys(keys, dtype), where)
 
 
-def output_config(config: str, description: Mapping[str, Any], where: str) -> str:
+def output_config(config: str, description: BuildDescription, where: str) -> str:
     """Return the text of a build's config.json.
 
     Args:
@@ -45,9 +46,9 @@ def output_config(config: str, description: Mapping[str, Any], where: str) -> st
     Raises:
         UserError: As ``set_values``.
     """
-    text = set_dtype(config, description["dtype"], where)
-    text = set_values(text, description["config"], where)
-    return remove_keys(text, description.get("config_removed", ()), where)
+    text = set_dtype(config, description.dtype, where)
+    text = set_values(text, description.config, where)
+    return remove_keys(text, description.config_removed, where)
 
 
 def set_values(config: str, values: Mapping[str, Any], where: str) -> str:

@@ -10,19 +10,20 @@ from typing import Any
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
-from shardmerge.plan.records import load_record
+from shardmerge.plan.description import BuildDescription
+from shardmerge.plan.paths import CHECKSUMS
+from shardmerge.plan.records import MergeRecord, load_record
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"
-CHECKSUMS = "SHA256SUMS"
 
 
-def make_index(description: Mapping[str, Any]) -> dict[str, Any]:
+def make_index(description: BuildDescription) -> dict[str, Any]:
     """Return the index of a build's shards: bytes of all tensors, and each tensor's file."""
     tensors = {
-        name: (shard["file"], tensor_bytes(*row))
-        for shard in description["shards"]
-        for name, row in shard["tensors"].items()
+        name: (shard.file, tensor_bytes(*row))
+        for shard in description.shards
+        for name, row in shard.tensors.items()
     }
     return {
         "metadata": {"total_size": sum(size for _, size in tensors.values())},
@@ -35,7 +36,7 @@ def index_text(index: Mapping[str, Any]) -> str:
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def load_records(paths: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
+def load_records(paths: Iterable[Path]) -> dict[str, MergeRecord]:
     """Return the merge jobs' records by the name of the shard that they are about.
 
     Args:
@@ -50,7 +51,7 @@ def load_records(paths: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
     return records
 
 
-def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping[str, Any]]) -> str:
+def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, MergeRecord]) -> str:
     """Return the text of SHA256SUMS, as ``sha256sum --check`` reads it.
 
     Args:
@@ -62,7 +63,7 @@ def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, Mapping
     Raises:
         UserError: If a file lies elsewhere, cannot be read, or is not the one of provenance.json.
     """
-    sums = {name: record["sha256"] for name, record in records.items()}
+    sums = {name: record.sha256 for name, record in records.items()}
     for path in map(Path, files):
         name = name_within(path, folder)
         if name not in sums:

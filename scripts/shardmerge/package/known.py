@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import sha256_streamed
 from shardmerge.base.identities import Identities, stamp_of
+from shardmerge.plan.description import BuildDescription, DescribedSource
 
 _CHANGED = (
     "If that was not meant, restore the file. Else run `snakemake lock`, which writes its SHA-256 "
@@ -75,14 +77,14 @@ def known_hashes(tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def source_states(description: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, int]:
+def source_states(description: BuildDescription, known: Mapping[str, str]) -> dict[str, int]:
     """Return how many source files of a build were hashed whole, and how many sampled.
 
     Args:
         description: Of the build.
         known: SHA-256 of files by their sample.
     """
-    states = [state(i, known) for s in description["sources"].values() for i in s["files"].values()]
+    states = [state(i, known) for s in description.sources.values() for i in s.files.values()]
     return {name: states.count(name) for name in (_HASHED, _SAMPLED)}
 
 
@@ -91,14 +93,14 @@ def state(identity: str, known: Mapping[str, str]) -> str:
     return _SAMPLED if identity.startswith(_SAMPLE) and identity not in known else _HASHED
 
 
-def with_states(source: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+def with_states(source: DescribedSource, known: Mapping[str, str]) -> dict[str, Any]:
     """Return a source as provenance tells it: of each file how it was checked.
 
     Args:
         source: Its row in the build's description.
         known: SHA-256 of files by their sample.
     """
-    files = source["files"]
+    files = source.files
     hashes = {name: known[identity] for name, identity in files.items() if identity in known}
     checked = {name: state(identity, known) for name, identity in files.items()}
-    return {**source, "checked": checked} | ({"sha256": hashes} if hashes else {})
+    return forms.written(source) | {"checked": checked} | ({"sha256": hashes} if hashes else {})

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shardmerge import __version__
+from shardmerge.base import forms
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.package.index import name_within
 from shardmerge.package.known import with_states
+from shardmerge.plan.description import BuildDescription, DescribedShard
+from shardmerge.plan.records import MergeRecord
+from shardmerge.recipe.naming import public_names
 
 PROVENANCE_VERSION = 1
 #: Distributions whose versions decide or show what was made.
@@ -35,32 +38,12 @@ _VERIFIED = (
     "undecided",
     "nonfinite",
 )
-_MACHINE_PATH = re.compile(r"^(/|~|\\|[A-Za-z]:[\\/]|\.\.?(/|\\|$))")
-
-
-def public_names(references: Iterable[str]) -> dict[str, str]:
-    """Return each model reference as it may be published: folders of this machine by their name.
-
-    Args:
-        references: As recipes write them.
-    """
-    names: dict[str, str] = {}
-    for reference in references:
-        name = reference
-        if _MACHINE_PATH.match(reference):
-            parts = PurePosixPath(reference.replace("\\", "/")).parts
-            name = next((p for p in reversed(parts) if p not in ("/", ".", "..", "~")), "folder")
-        plain, number = name, 2
-        while name in names.values():
-            name, number = f"{plain} ({number})", number + 1
-        names[reference] = name
-    return names
 
 
 def make_provenance(
     build: str,
-    description: Mapping[str, Any],
-    records: Mapping[str, Mapping[str, Any]],
+    description: BuildDescription,
+    records: Mapping[str, MergeRecord],
     verified: Mapping[str, Any],
     folder: Path,
     files: Iterable[Path],
@@ -80,61 +63,59 @@ def make_provenance(
     Raises:
         UserError: If a file lies elsewhere or cannot be read.
     """
-    names = public_names(description["sources"])
-    text = description["recipe"]["text"]
-    outputs = {s["file"]: _shard_row(s, records) for s in description["shards"]}
+    names = public_names(description.sources)
+    text = description.recipe.text
+    outputs = {s.file: _shard_row(s, records) for s in description.shards}
     for path in map(Path, files):
         name = name_within(path, folder)
         outputs.setdefault(name, {"sha256": sha256_of(path), "size": path.stat().st_size})
     return {
         "version": PROVENANCE_VERSION,
-        "name": description["name"],
+        "name": description.name,
         "build": build,
         "recipe": {
-            "file": PurePosixPath(description["recipe"]["file"]).name,
+            "file": PurePosixPath(description.recipe.file).name,
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "stages": [
                 {
-                    "name": stage["name"],
-                    "method": stage["method"],
-                    "sha256": hashlib.sha256(stage["text"].encode()).hexdigest(),
+                    "name": stage.name,
+                    "method": stage.method,
+                    "sha256": hashlib.sha256(stage.text.encode()).hexdigest(),
                 }
-                for stage in description["stages"]
+                for stage in description.stages
             ],
         },
-        "numerics": description["numerics"],
-        **({"seeds": description["seeds"]} if "seeds" in description else {}),
+        "numerics": description.numerics,
+        **({"seeds": forms.written(description.seeds)} if description.seeds else {}),
         **_decoded(description, names),
-        "dtype": description["dtype"],
-        "reference": names.get(description["reference"], description["reference"]),
-        "tokenizer": names.get(description["tokenizer"], description["tokenizer"]),
+        "dtype": description.dtype,
+        "reference": names.get(description.reference, description.reference),
+        "tokenizer": names.get(description.tokenizer, description.tokenizer),
         "sources": {
             names[key]: with_states(source, verified.get("source_sha256", {}))
-            for key, source in description["sources"].items()
+            for key, source in description.sources.items()
         },
-        "copied": dict(description["files"]),
+        "copied": dict(description.files),
         "tools": tool_versions(),
         "verified": {key: verified[key] for key in _VERIFIED if key in verified},
         "outputs": outputs,
     }
 
 
-def _decoded(description: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _decoded(description: BuildDescription, names: Mapping[str, str]) -> dict[str, Any]:
     """Return how many quantised weights of each source were decoded, nothing if none were."""
-    found = description.get("decoded", {})
-    return {"decoded": {names.get(k, k): v for k, v in found.items()}} if found else {}
+    found = {names.get(key, key): value for key, value in description.decoded.items()}
+    return {"decoded": forms.written(found)} if found else {}
 
 
-def _shard_row(
-    shard: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    if shard["file"] not in records:
-        raise UserError("has no record of the job that made it", shard["file"])
-    record = records[shard["file"]]
-    return {key: record[key] for key in _RECORDED if key in record} | {
-        "specification": shard["digest"],
-        "tensors": len(shard["tensors"]),
-        "tensor_bytes": sum(tensor_bytes(*row) for row in shard["tensors"].values()),
+def _shard_row(shard: DescribedShard, records: Mapping[str, MergeRecord]) -> dict[str, Any]:
+    if shard.file not in records:
+        raise UserError("has no record of the job that made it", shard.file)
+    record = records[shard.file]
+    return {key: getattr(record, key) for key in _RECORDED} | {
+        "specification": shard.digest,
+        "tensors": len(shard.tensors),
+        "tensor_bytes": sum(tensor_bytes(*row) for row in shard.tensors.values()),
     }
 
 

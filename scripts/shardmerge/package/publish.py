@@ -117,7 +117,7 @@ def publish(
 def _explain(error: Exception, repo: str, revision: str | None) -> UserError:
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 409:
         return UserError("exists already, but the token in use cannot see it", repo)
-    return client.explain(error, repo, revision)
+    return client.hub_error(error, repo, revision)
 
 
 def _existing(repo: str, private: bool) -> ModelInfo | None:

@@ -7,27 +7,28 @@ whole, so that a run that is stopped before can go back to them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from shardmerge.base import claims
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json, sha256_of
+from shardmerge.base.files import sha256_of
 from shardmerge.package.index import index_text, make_index
-from shardmerge.plan.files import description_path, load_description
+from shardmerge.plan.description import BuildDescription, load_description
+from shardmerge.plan.files import description_path
 from shardmerge.plan.paths import check_record_path, record_path
+from shardmerge.plan.records import load_record
 from shardmerge.sources.checkpoint_files import INDEX
 
 
-def stray_weights(description: Mapping[str, Any], folder: Path) -> list[Path]:
+def stray_weights(description: BuildDescription, folder: Path) -> list[Path]:
     """Return what lies in a model's folder that a loader may take for its weights.
 
     Args:
         description: The build's.
         folder: The model's.
     """
-    known = {shard["file"] for shard in description["shards"]}
+    known = {shard.file for shard in description.shards}
     known |= {INDEX} if len(known) > 1 else set()
     return [
         path
@@ -37,7 +38,7 @@ def stray_weights(description: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def remove_superseded(
-    description: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+    description: BuildDescription, folder: Path, say: Callable[[str], None]
 ) -> None:
     """Remove shards of an earlier plan, and its index, from the folder of a model that is whole.
 
@@ -54,7 +55,7 @@ def remove_superseded(
     """
     for path in stray_weights(description, folder):
         if path.name == INDEX:
-            is_ours, about = _is_earlier_index(path, description["name"]), []
+            is_ours, about = _is_earlier_index(path, description.name), []
         else:
             about = [Path(record_path(path)), Path(check_record_path(path))]
             is_ours = _is_as_recorded(path, about[0])
@@ -70,11 +71,11 @@ def _is_as_recorded(path: Path, record: Path) -> bool:
     if path.is_symlink() or not record.is_file():
         return False
     try:
-        told = load_json(record)
+        told = load_record(record)
     except UserError:
         return False
     before = os.stat(path)
-    if told.get("size") != before.st_size or told.get("sha256") != sha256_of(path):
+    if told.size != before.st_size or told.sha256 != sha256_of(path):
         return False
     after = os.stat(path)
     return (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -88,6 +89,6 @@ def _is_earlier_index(path: Path, name: str) -> bool:
             description = load_description(earlier.stem)
         except UserError:  # damaged, so that it tells nothing
             continue
-        if description["name"] == name and index_text(make_index(description)).encode() == content:
+        if description.name == name and index_text(make_index(description)).encode() == content:
             return True
     return False

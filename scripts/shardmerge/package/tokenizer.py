@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from shardmerge.base.files import parse_object
-from shardmerge.compose.tokenizer_files import CONFIG, TABLE
+from shardmerge.compose.tokenizer_files import TABLE, TOKENIZER_CONFIG
+from shardmerge.plan.description import TokenizerContent
 from shardmerge.recipe.chat import TEMPLATE_FILE
 from shardmerge.sources.tokenizer.files import NAMED_TOKENS, added_tokens, readable, token_content
 
@@ -23,37 +24,37 @@ _LISTS = ("extra_special_tokens", "additional_special_tokens")
 
 
 def tokenizer_text(
-    name: str, description: Mapping[str, Any], texts: Mapping[tuple[str, str], str]
+    name: str, tokens: TokenizerContent, texts: Mapping[tuple[str, str], str]
 ) -> str:
     """Return the text of a file of a merged tokenizer.
 
     Args:
         name: tokenizer.json, tokenizer_config.json or chat_template.jinja.
-        description: Of the tokenizer (``packing.TokenizerFiles``).
+        tokens: What the tokenizer's files hold.
         texts: By (model, file).
 
     Raises:
         UserError: If a model's file is broken.
     """
     if name == TEMPLATE_FILE:
-        return description["template"]
+        return tokens.template
     parsed: dict[str, dict[str, Any]] = {}
     for (model, file), text in texts.items():
         parsed.setdefault(model, {})[file] = parse_object(text, f"model {model!r}, {file}")
-    own = parsed[description["source"]]
-    with readable(f"model {description['source']!r}"):
-        made = {TABLE: _table, CONFIG: _config}[name](description, own, parsed)
+    own = parsed[tokens.source]
+    with readable(f"model {tokens.source!r}"):
+        made = {TABLE: _table, TOKENIZER_CONFIG: _config}[name](tokens, own, parsed)
     return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
 def _table(
-    description: Mapping[str, Any], own: Mapping[str, Any], parsed: Mapping[str, Any]
+    tokens: TokenizerContent, own: Mapping[str, Any], parsed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return tokenizer.json: the source's, less the tokens without an embedding, and new ones."""
-    table = own[TABLE] | {"model": _within(own[TABLE]["model"], description["within"])}
+    table = own[TABLE] | {"model": _within(own[TABLE]["model"], tokens.within)}
     settings = {model: added_tokens(texts) for model, texts in parsed.items()}
     rows = []
-    for token, number, model in description["added"]:
+    for token, number, model in tokens.added:
         found = settings[model][token] if model else {"content": token} | _PLAIN
         rows.append({"id": number} | found)
     return table | {"added_tokens": sorted(rows, key=lambda row: row["id"])}
@@ -76,17 +77,17 @@ def _within(model: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _config(
-    description: Mapping[str, Any], own: Mapping[str, Any], _: Mapping[str, Any]
+    tokens: TokenizerContent, own: Mapping[str, Any], _: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return tokenizer_config.json: the source's, without what other files say now."""
-    config = dict(own.get(CONFIG, {}))
-    if "template" in description:
+    config = dict(own.get(TOKENIZER_CONFIG, {}))
+    if tokens.template is not None:
         config.pop("chat_template", None)
-    if "added" not in description:
+    if tokens.added is None:
         return config
     if config.pop("added_tokens_decoder", None) is None:
         config |= own.get("special_tokens_map.json", {})
-    known = {token for token, *_ in description["added"]}
+    known = {token for token, *_ in tokens.added}
     for name in NAMED_TOKENS:
         if config.get(name):
             config[name] = token_content(config[name])

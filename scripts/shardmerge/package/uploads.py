@@ -9,8 +9,9 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
-from shardmerge.package.index import CHECKSUMS
-from shardmerge.sources.checkpoint_files import CONFIG, INDEX, TEMPLATES, parse_weight_map
+from shardmerge.plan.paths import CHECKSUMS
+from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
+from shardmerge.sources.store import TEMPLATES
 
 _ALLOWED = re.compile(
     r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"

@@ -19,27 +19,17 @@ from shardmerge.check.shard import check_hash
 from shardmerge.package.index import load_records, make_index
 from shardmerge.package.known import known_hashes, source_states
 from shardmerge.package.superseded import remove_superseded, stray_weights
+from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.paths import record_of_check
-from shardmerge.plan.records import load_record
+from shardmerge.plan.records import CheckRecord, MergeRecord, load_check, load_record
 from shardmerge.sources.checkpoint_files import INDEX
 
 _AGAIN = "Delete the file and run the workflow again."
-#: What a check's record must hold, and of which type.
-_FOUND = {
-    "elements": int,
-    "copies": int,
-    "recomputed_independently": int,
-    "recomputed_by_engine_steps": int,
-    "largest_error_in_bounds": float,
-    "undecided": int,
-    "nonfinite": int,
-    "not_sampled": list,
-}
 
 
 def verify_model(
     build: str,
-    description: Mapping[str, Any],
+    description: BuildDescription,
     folder: Path,
     checks: Iterable[Path],
     records: Iterable[Path],
@@ -71,14 +61,14 @@ def verify_model(
     made = load_records(records)
     _check_shards(description, folder, made)
     rows = _check_checks(description, folder, checks, made)
-    stored = [(_passed(path), load_record(record_of_check(path))) for path in deltas]
+    stored = [(load_check(path), load_record(record_of_check(path))) for path in deltas]
     for check, record in stored:
-        _compare_hashes(check, record, f"task vectors {check.get('shard')}")
-    if not description.get("allow_nonfinite"):
+        _compare_hashes(check, record, f"task vectors {check.shard}")
+    if not description.allow_nonfinite:
         _refuse_nonfinite(made)
-        _refuse_nonfinite({str(check.get("shard")): record for check, record in stored})
+        _refuse_nonfinite({check.shard: record for check, record in stored})
     vectors = [check for check, _ in stored]
-    tables = [record.get("hashed", {}) for record in (*made.values(), *(r for _, r in stored))]
+    tables = [record.hashed for record in (*made.values(), *(r for _, r in stored))]
     known = known_hashes([*tables, *(_source_hash(path) for path in hashes)])
     remove_superseded(description, folder, say)
     _check_stray(description, folder)
@@ -86,36 +76,34 @@ def verify_model(
     _check_files(description, folder)
     return {
         "passed": True,
-        "name": description["name"],
+        "name": description.name,
         "build": build,
-        "shards": len(description["shards"]),
-        "tensors": sum(len(shard["tensors"]) for shard in description["shards"]),
+        "shards": len(description.shards),
+        "tensors": sum(len(shard.tensors) for shard in description.shards),
         "bytes": make_index(description)["metadata"]["total_size"],
         **_summed(rows),
         "task_vectors": len(vectors),
-        "task_vector_elements": sum(row["elements"] for row in vectors),
+        "task_vector_elements": sum(row.elements for row in vectors),
         "sources": source_states(description, known),
         "source_sha256": known,
     }
 
 
 def _check_shards(
-    description: Mapping[str, Any], folder: Path, records: Mapping[str, Mapping[str, Any]]
+    description: BuildDescription, folder: Path, records: Mapping[str, MergeRecord]
 ) -> None:
-    for shard in description["shards"]:
-        path = folder / shard["file"]
-        record = records.get(shard["file"])
+    for shard in description.shards:
+        path = folder / shard.file
+        record = records.get(shard.file)
         if record is None:
             raise UserError("has no record of the job that made it", str(path))
-        if record.get("spec", shard["digest"]) != shard["digest"]:
+        if record.spec not in (None, shard.digest):
             raise UserError("was made for another plan", str(path), _AGAIN)
         header = read_header(path)
         size = path.stat().st_size
-        if size != record["size"]:
-            raise UserError(
-                f"has {size} bytes, but {record['size']} were written", str(path), _AGAIN
-            )
-        wanted = {name: (row[0], tuple(row[1])) for name, row in shard["tensors"].items()}
+        if size != record.size:
+            raise UserError(f"has {size} bytes, but {record.size} were written", str(path), _AGAIN)
+        wanted = shard.tensors
         found = {name: (entry.dtype, entry.shape) for name, entry in header.tensors.items()}
         for name in [*wanted, *found]:
             if wanted.get(name) != found.get(name):
@@ -127,10 +115,10 @@ def _check_shards(
                 )
 
 
-def _refuse_nonfinite(records: Mapping[str, Mapping[str, Any]]) -> None:
+def _refuse_nonfinite(records: Mapping[str, MergeRecord]) -> None:
     """Refuse what was made while ``allow_nonfinite`` was true and is not what false lets pass."""
     for file, record in records.items():
-        for tensor, count in sorted((record.get("nonfinite") or {}).items()):
+        for tensor, count in sorted(record.nonfinite.items()):
             raise UserError(
                 f"{count} merged values are infinite or NaN where no source is",
                 f"{file}, tensor {tensor!r}",
@@ -139,9 +127,9 @@ def _refuse_nonfinite(records: Mapping[str, Mapping[str, Any]]) -> None:
             )
 
 
-def _check_index(description: Mapping[str, Any], folder: Path) -> None:
+def _check_index(description: BuildDescription, folder: Path) -> None:
     path = folder / INDEX
-    if len(description["shards"]) == 1:
+    if len(description.shards) == 1:
         return  # an index would be a stray file
     if not path.exists():
         raise UserError("is missing", str(path))
@@ -166,7 +154,7 @@ def _check_index(description: Mapping[str, Any], folder: Path) -> None:
             )
 
 
-def _check_stray(description: Mapping[str, Any], folder: Path) -> None:
+def _check_stray(description: BuildDescription, folder: Path) -> None:
     """Refuse weights that are not of the model: loaders take whatever matches a name."""
     for path in stray_weights(description, folder):
         raise UserError(
@@ -176,47 +164,47 @@ def _check_stray(description: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _check_files(description: Mapping[str, Any], folder: Path) -> None:
-    for name in (*description["files"], *description["tokens"]["made"]):
+def _check_files(description: BuildDescription, folder: Path) -> None:
+    for name in (*description.files, *description.tokens.made):
         if not (folder / name).is_file():
             raise UserError("is missing", str(folder / name))
     config = load_json(folder / "config.json")
     dtype = config.get("dtype", config.get("torch_dtype"))
-    if description["dtype"] and dtype != description["dtype"]:
+    if description.dtype and dtype != description.dtype:
         raise UserError(
-            f"has dtype {dtype!r}, but the model is in {description['dtype']!r}",
+            f"has dtype {dtype!r}, but the model is in {description.dtype!r}",
             str(folder / "config.json"),
             _AGAIN,
         )
 
 
 def _check_checks(
-    description: Mapping[str, Any],
+    description: BuildDescription,
     folder: Path,
     paths: Iterable[Path],
-    records: Mapping[str, Mapping[str, Any]],
-) -> list[Mapping[str, Any]]:
+    records: Mapping[str, MergeRecord],
+) -> list[CheckRecord]:
     """Return the shards' checks, one of each, each of the file that is there."""
     checks = {}
     for path in paths:
-        check = _passed(path)
-        checks[check.get("shard")] = check
+        check = load_check(path)
+        checks[check.shard] = check
     rows = []
-    for shard in description["shards"]:
-        check = checks.get(shard["file"])
-        if check is None or check.get("spec") != shard["digest"]:
+    for shard in description.shards:
+        check = checks.get(shard.file)
+        if check is None or check.spec != shard.digest:
             state = "was not checked" if check is None else "was checked for another plan"
-            raise UserError(state, shard["file"])
-        path, record = folder / shard["file"], records[shard["file"]]
+            raise UserError(state, shard.file)
+        path, record = folder / shard.file, records[shard.file]
         _compare_hashes(check, record, str(path))
         if not _is_untouched(check, path):
-            check_hash(path, sha256_streamed(path), record["sha256"])
+            check_hash(path, sha256_streamed(path), record.sha256)
         rows.append(check)
     return rows
 
 
-def _compare_hashes(check: Mapping[str, Any], record: Mapping[str, Any], where: str) -> None:
-    if check.get("sha256") != record["sha256"]:
+def _compare_hashes(check: CheckRecord, record: MergeRecord, where: str) -> None:
+    if check.sha256 != record.sha256:
         raise UserError(
             "was checked before it was made anew",
             where,
@@ -224,37 +212,23 @@ def _compare_hashes(check: Mapping[str, Any], record: Mapping[str, Any], where: 
         )
 
 
-def _is_untouched(check: Mapping[str, Any], shard: Path) -> bool:
+def _is_untouched(check: CheckRecord, shard: Path) -> bool:
     """Whether a shard has the stamp that it was checked with, but for its device's number."""
-    stamp = check.get("stamp")
-    return isinstance(stamp, list) and stamp[:-1] == list(stamp_of(shard))[:-1]
+    return check.stamp[:-1] == stamp_of(shard)[:-1]
 
 
-def _summed(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _summed(rows: list[CheckRecord]) -> dict[str, Any]:
     """Return what the checks of all shards come to: how much was checked, and by which way."""
     ways = ("copies", "recomputed_independently", "recomputed_by_engine_steps")
     return {
         "hashed": len(rows),
-        **{way: sum(row[way] for row in rows) for way in ways},
-        "elements": sum(row["elements"] for row in rows),
-        "largest_error_in_bounds": max((r["largest_error_in_bounds"] for r in rows), default=0.0),
-        "undecided": sum(row["undecided"] for row in rows),
-        "nonfinite": sum(row["nonfinite"] for row in rows),
-        "not_sampled": [name for row in rows for name in row["not_sampled"]],
+        **{way: sum(getattr(row, way) for row in rows) for way in ways},
+        "elements": sum(row.elements for row in rows),
+        "largest_error_in_bounds": max((r.largest_error_in_bounds for r in rows), default=0.0),
+        "undecided": sum(row.undecided for row in rows),
+        "nonfinite": sum(row.nonfinite for row in rows),
+        "not_sampled": [name for row in rows for name in row.not_sampled],
     }
-
-
-def _passed(path: Path) -> Mapping[str, Any]:
-    check = load_json(path)
-    if check.get("passed") is not True or not all(
-        isinstance(check.get(key), kind) for key, kind in _FOUND.items()
-    ):
-        raise UserError(
-            "is not the record of a check that passed",
-            str(path),
-            "Delete it and run the workflow again, which checks anew.",
-        )
-    return check
 
 
 def _source_hash(path: Path) -> dict[str, str]:

@@ -16,13 +16,13 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, sha256_of, write_text
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.sealed import seal
+from shardmerge.plan.description import load_description
 from shardmerge.plan.files import (
     CACHE,
     check_spec,
     description_path,
-    list_path,
-    load_description,
     load_list,
+    plan_list_path,
     plan_path,
     spec_path,
     use_plan,
@@ -189,9 +189,9 @@ def _keep(planned: Planned, key: str) -> None:
             specs[name] = sha256 = hashlib.sha256(text.encode()).hexdigest()
             _write_anew(spec_path(sha256), text)
         for name, description in planned.descriptions.items():
-            _write_anew(description_path(name), json.dumps(description))
+            _write_anew(description_path(name), json.dumps(description.to_json()))
         files = {"specs": specs, "builds": list(planned.descriptions)}
-        _write_anew(list_path(key), seal(files, key))
+        _write_anew(plan_list_path(key), seal(files, key))
         # in its own order, so that a plan that is read lists sources and models as a new one does
         _write_anew(plan_path(key), seal(planned.plan.to_json(), key))
     except OSError as error:

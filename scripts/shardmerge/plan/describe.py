@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.coefficients import decoded_of, terms_of
@@ -11,8 +10,17 @@ from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.output_config import config_changes, config_removed
-from shardmerge.compose.tokenizer_files import config_values, generation_source
+from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
+from shardmerge.plan.description import (
+    BuildDescription,
+    DescribedShard,
+    DescribedSource,
+    RecipeFile,
+    StageText,
+    TokenizerContent,
+)
 from shardmerge.plan.plan import ShardJob
+from shardmerge.recipe.stage import Stage
 from shardmerge.sources.lock import LockedSource
 
 #: (model, file) of a source
@@ -21,7 +29,7 @@ FileKey = tuple[str, str]
 MODEL_FILES = ("generation_config.json",)
 
 
-def model_files(composer: Composer, stage: str) -> dict[str, FileKey]:
+def copied_files(composer: Composer, stage: str) -> dict[str, FileKey]:
     """Return the small source files of a build's package that are no tokenizer's, by name there."""
     files = {"config.json": (composer.reference_source(stage), "config.json")}
     key = generation_source(composer, stage)
@@ -33,60 +41,84 @@ def describe(
     composer: Composer,
     name: str,
     files: Mapping[str, str],
-    tokenizer: Mapping[str, Any],
+    tokenizer: TokenizerContent,
     groups: list[list[OutputTensor]],
     jobs: tuple[ShardJob, ...],
     sums: Mapping[str, ex.Expression],
-) -> dict[str, Any]:
+    *,
+    allow_nonfinite: bool,
+) -> BuildDescription:
     """Return the description of a build.
 
     Args:
         composer: Of the recipe.
         name: The stage that is built.
         files: Small files of the package by name, with the identity of their content.
-        tokenizer: What the tokenizer's files hold: ``tokenizer.packing.TokenizerFiles``.
+        tokenizer: What the tokenizer's files hold.
         groups: Tensors of every shard.
         jobs: The shards' jobs, in the same order.
         sums: What each tensor is (``Composer.sums``).
+        allow_nonfinite: Whether shards may hold what no source has: verified anew if it changes.
     """
     recipe, lock = composer.recipe, composer.lock
     stage = recipe.stages[name]
-    dtype = stage.out_dtype or stage.dtype
+    dtype = stage.out_dtype or stage.dtype or _common_dtype(groups)
     needed = recipe.needed(name)
     references = [r for s in needed for r in recipe.stages[s].references]
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
     used |= dict.fromkeys(r.lora for r in references if r.lora)
-    odd = {"config_removed": config_removed(composer, name), "decoded": decoded_of(sums.values())}
-    description = {
-        "name": name,
-        "recipe": {"file": recipe.path, "text": recipe.text},
-        "stages": [
-            {"name": s, "method": recipe.stages[s].method, "text": recipe.stages[s].text}
-            for s in needed
-        ],
-        "numerics": composer.numerics,
-        "dtype": DTYPES[dtype].name if dtype else None,
-        "config": config_changes(composer, name) | config_values(composer, name),
-        "reference": composer.reference_source(name),
-        "tokenizer": tokenizer["source"],
-        "tokens": tokenizer,
-        "files": {name: files[name] for name in sorted(files)},
-        "sources": {key: _origin(lock.sources[key]) for key in used},
-        "shards": [
-            {
-                "file": job.output.rsplit("/", 1)[1],
-                "digest": job.digest,
-                "tensors": {t.name: [t.dtype, list(t.shape)] for t in tensors},
-            }
-            for job, tensors in zip(jobs, groups, strict=True)
-        ],
-        "coefficients": {t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
-    }
-    return description | {k: v for k, v in odd.items() if v} | _seeds(sums.values())
+    return BuildDescription(
+        name=name,
+        recipe=RecipeFile(file=recipe.path, text=recipe.text),
+        stages=tuple(_stage_text(recipe.stages[s]) for s in needed),
+        numerics=composer.numerics,
+        dtype=DTYPES[dtype].name if dtype else None,
+        config=config_changes(composer, name) | config_values(composer, name),
+        reference=composer.reference_source(name),
+        tokenizer=tokenizer.source,
+        tokens=tokenizer,
+        files={name: files[name] for name in sorted(files)},
+        sources={key: _described(lock.sources[key]) for key in used},
+        shards=tuple(_shard(job, tensors) for job, tensors in zip(jobs, groups, strict=True)),
+        coefficients={t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
+        config_removed=tuple(config_removed(composer, name)),
+        decoded=decoded_of(sums.values()),
+        seeds=_seeds(sums.values()),
+        allow_nonfinite=allow_nonfinite,
+    )
 
 
-def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, Any]:
-    """Return the seeds of each stage that chooses at random, nothing if none does."""
+def tokenizer_content(made: TokenizerFiles, identities: Mapping[FileKey, str]) -> TokenizerContent:
+    """Return what is told of a tokenizer's files.
+
+    Args:
+        made: The files.
+        identities: Of the content of sources' files.
+    """
+    read = tuple((*key, identities[key]) for key in made.read)
+    return TokenizerContent(**made.description, made=made.made, read=read)
+
+
+def _common_dtype(groups: Iterable[Iterable[OutputTensor]]) -> str | None:
+    """Return the code of the type that all tensors of floats are saved in, None if they differ."""
+    codes = {t.dtype for tensors in groups for t in tensors if DTYPES[t.dtype].floating}
+    return codes.pop() if len(codes) == 1 else None
+
+
+def _stage_text(stage: Stage) -> StageText:
+    return StageText(name=stage.name, method=stage.method, text=stage.text)
+
+
+def _shard(job: ShardJob, tensors: Iterable[OutputTensor]) -> DescribedShard:
+    return DescribedShard(
+        file=job.output.rsplit("/", 1)[1],
+        digest=job.digest,
+        tensors={t.name: (t.dtype, tuple(t.shape)) for t in tensors},
+    )
+
+
+def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, tuple[int, ...]] | None:
+    """Return the seeds of each stage that chooses at random, None if none does."""
     found: dict[str, set[int]] = {}
     for expression in expressions:
         if isinstance(expression, ex.Source):
@@ -95,12 +127,13 @@ def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, Any]:
             values = dict(node.parameters) if isinstance(node, ex.Call) else {}
             if "seed" in values:
                 found.setdefault(values["stage"], set()).add(values["seed"])
-    return {"seeds": {stage: sorted(found[stage]) for stage in sorted(found)}} if found else {}
+    return {stage: tuple(sorted(found[stage])) for stage in sorted(found)} or None
 
 
-def _origin(source: LockedSource) -> dict[str, Any]:
-    files = {name: file.identity for name, file in source.files.items()}
-    origin = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
-    origin |= {"commit": source.commit}
-    origin |= {"role": None if source.role == "model" else source.role}
-    return {k: v for k, v in origin.items() if v is not None} | {"files": files}
+def _described(source: LockedSource) -> DescribedSource:
+    return DescribedSource(
+        kind=source.kind,
+        **source.origin._asdict(),
+        role=None if source.role == "model" else source.role,
+        files={name: file.identity for name, file in source.files.items()},
+    )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.algebra.spec import ShardSpec
-from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
 from shardmerge.base.sealed import AGAIN, unseal
@@ -25,7 +24,7 @@ CACHE = Path(".shardmerge")
 #: What is known of local files, by the workflow's first process and by jobs that hash them.
 IDENTITIES = CACHE / "identities.json"
 #: Tells jobs which plan they belong to. It is no parameter of theirs: it decides no bytes.
-VARIABLE = "SHARDMERGE_PLAN"
+PLAN_VARIABLE = "SHARDMERGE_PLAN"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def plan_path(key: str) -> Path:
     return CACHE / "plans" / f"{key}.json"
 
 
-def list_path(key: str) -> Path:
+def plan_list_path(key: str) -> Path:
     """Return where the list of what belongs to the plan of that key lies."""
     return CACHE / "jobs" / f"{key}.json"
 
@@ -63,7 +62,7 @@ def spec_path(sha256: str) -> Path:
 
 def use_plan(key: str) -> None:
     """Make a plan the one that this process and its jobs work on."""
-    os.environ[VARIABLE] = key
+    os.environ[PLAN_VARIABLE] = key
 
 
 def load_list(key: str) -> PlanFiles:
@@ -72,7 +71,7 @@ def load_list(key: str) -> PlanFiles:
     Raises:
         UserError: If that is not there or damaged.
     """
-    path = list_path(key)
+    path = plan_list_path(key)
     try:
         found = unseal(read_text(path), key, str(path))
         return PlanFiles(dict(found["specs"]), tuple(found["builds"]))
@@ -109,10 +108,10 @@ def parse_spec(data: dict[str, Any], where: str) -> ShardSpec:
 
 def load_spec_json(name: str) -> dict[str, Any]:
     """Return the same as JSON-able data, for one who needs little of it."""
-    key = os.environ.get(VARIABLE, "")
+    key = os.environ.get(PLAN_VARIABLE, "")
     sha256 = load_list(key).specs.get(name) if key else None
     if sha256 is None:
-        raise UserError(f"there is no plan with the job {name}", str(list_path(key)), AGAIN)
+        raise UserError(f"there is no plan with the job {name}", str(plan_list_path(key)), AGAIN)
     check_spec(sha256)
     return load_json(spec_path(sha256))
 
@@ -130,25 +129,3 @@ def check_spec(sha256: str) -> None:
         raise UserError(f"cannot be read ({error.strerror})", str(path), AGAIN) from None
     if found != sha256:
         raise UserError("is damaged", str(path), AGAIN)
-
-
-def load_description(name: str) -> dict[str, Any]:
-    """Return the description of a build, which the plan made.
-
-    Args:
-        name: The build's digest.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
-    path = description_path(name)
-    try:
-        found = load_json(path)
-        whole = digest(found) == name
-    except UserError as error:
-        raise UserError(error.message, error.where, AGAIN) from None
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError("is damaged", str(path), AGAIN)
-    return found

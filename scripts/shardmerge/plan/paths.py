@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+#: A model's file of the hashes of all its other files.
+CHECKSUMS = "SHA256SUMS"
+
 
 @dataclass(frozen=True)
 class Paths:

@@ -12,6 +12,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
+from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
 
 
@@ -80,7 +81,7 @@ class Build:
 
 
 @dataclass(frozen=True)
-class Model:
+class PlannedSource:
     """A source as a whole, for benchmarks: its folder, its files' paths, its weights' bytes."""
 
     folder: str
@@ -109,7 +110,7 @@ class Plan:
     builds: Mapping[str, Build]
     deltas: tuple[ShardJob, ...]
     fetches: Mapping[str, FetchJob]
-    sources: Mapping[str, Model]
+    sources: Mapping[str, PlannedSource]
     unread: Mapping[str, int]
     warnings: tuple[str, ...]
     schedule: Schedule = Schedule((), 0, ())
@@ -141,7 +142,7 @@ class Plan:
             deltas=_jobs(data["deltas"]),
             fetches={path: FetchJob(**job) for path, job in data["fetches"].items()},
             sources={
-                name: Model(m["folder"], tuple(m["files"]), m["identity"], m["size"])
+                name: PlannedSource(m["folder"], tuple(m["files"]), m["identity"], m["size"])
                 for name, m in data["sources"].items()
             },
             unread=data["unread"],
@@ -162,7 +163,7 @@ class Planned:
 
     plan: Plan
     specs: dict[str, ShardSpec] = field(default_factory=dict)
-    descriptions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    descriptions: dict[str, BuildDescription] = field(default_factory=dict)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

@@ -21,18 +21,18 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
-from shardmerge.plan.describe import FileKey, describe, model_files
+from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, Model, Plan, Planned, ShardJob
+from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe, chosen
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.lock import Lock, LockedSource
-from shardmerge.sources.sources import slug
 
 PathOf = Callable[[str, LockedSource, str], str]
 
@@ -107,7 +107,7 @@ class _Planner:
         found = {}
         for model, name in sorted(self.read):
             source = self.locked[model]
-            if source.kind == "local" and source.files[name].size > FULL_HASH_BYTES:
+            if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
         return found
 
@@ -121,7 +121,7 @@ class _Planner:
             composer = Composer(
                 recipe,
                 lock,
-                self.settings["numerics"],
+                self.settings.numerics,
                 self.settings.delta_dtype,
                 norms.geometric_stages(recipe, self.settings["norm_merge"]),
             )
@@ -184,16 +184,16 @@ class _Planner:
             for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
         )
         tokenizer = tokenizer_files(composer, name)
-        files = model_files(composer, name) | tokenizer.copied
+        files = copied_files(composer, name) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
-        read = [[*key, self.identities[key]] for key in tokenizer.read]
-        tokens = tokenizer.description | {"made": list(tokenizer.made), "read": read}
+        tokens = tokenizer_content(tokenizer, self.identities)
         sums = composer.sums(name, outputs)
         self.findings += check_build(composer, name, outputs, sums)
-        description = describe(composer, name, identities, tokens, groups, jobs, sums)
-        if self.settings["allow_nonfinite"]:  # what shards may hold: verified anew if it changes
-            description["allow_nonfinite"] = True
-        key = digest(description)
+        description = describe(
+            *(composer, name, identities, tokens, groups, jobs, sums),
+            allow_nonfinite=self.settings["allow_nonfinite"],
+        )
+        key = description.digest
         self.planned.descriptions[key] = description
         paths = {file: self._path(key) for file, key in files.items()}
         made = {file: self.paths.tokenizer_file(name, file) for file in tokenizer.made}
@@ -212,7 +212,7 @@ class _Planner:
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
-            numerics=self.settings["numerics"],
+            numerics=self.settings.numerics,
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         name = spec.digest
@@ -241,24 +241,24 @@ class _Planner:
         )
 
     def _path(self, key: FileKey) -> str:
-        """Return a source file's path; one of the Hub gets a job that fetches it."""
+        """Return a source file's path; one that is not here gets a job that fetches it."""
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
-        if source.kind == "hub":
+        if source.store.remote:
             file = source.files[name]
             self.fetches[path] = FetchJob(
                 path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid
             )
         return path
 
-    def _model(self, key: str) -> Model:
+    def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]
         paths = tuple(self._path((key, name)) for name in source.files)
         folder = paths[0].rsplit("/", 1)[0]
         identity = digest({name: file.identity for name, file in source.files.items()})
         size = sum(t.end - t.begin for t in source.tensors.values())
-        return Model(folder, paths, identity, size)
+        return PlannedSource(folder, paths, identity, size)
 
 
 def _largest_file(source: LockedSource) -> int:

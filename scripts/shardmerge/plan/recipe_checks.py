@@ -74,6 +74,13 @@ class _Case:
 
 
 _Check = Callable[[_Case], Iterator[Finding]]
+#: All that ``check_build`` asks, in the order in which it tells.
+_CHECKS: list[_Check] = []
+
+
+def _check(function: _Check) -> _Check:
+    _CHECKS.append(function)
+    return function
 
 
 def check_build(
@@ -91,20 +98,7 @@ def check_build(
         expressions: What each of them is, as sums (``Composer.sums``).
     """
     case = _Case(composer, name, outputs, expressions)
-    checks: tuple[_Check, ...] = (
-        _rope_blend,
-        _norms_summed,
-        _tokenizer_blend,
-        _fp16_range,
-        _weights_sum,
-        _layer_period,
-        _missing_tensor,
-        _quantised_source,
-        _stale_quantisation,
-        _unused_models,
-        _unmatched_filters,
-    )
-    return [finding for check in checks for finding in check(case)]
+    return [finding for check in _CHECKS for finding in check(case)]
 
 
 def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Finding]:
@@ -115,6 +109,7 @@ def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Fi
     return [Finding("norm-merge-unused", message, recipe.path)]
 
 
+@_check
 def _rope_blend(case: _Case) -> Iterator[Finding]:
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for tensor, blend in case.blends.items():
@@ -131,6 +126,7 @@ def _rope_blend(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _norms_summed(case: _Case) -> Iterator[Finding]:
     tensors = [
         tensor
@@ -145,6 +141,7 @@ def _norms_summed(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
     if any(stage.tokenizer for stage in case.stages):
         return
@@ -167,6 +164,7 @@ def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _fp16_range(case: _Case) -> Iterator[Finding]:
     locked = case.composer.lock.sources
     suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
@@ -187,6 +185,7 @@ def _fp16_range(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _weights_sum(case: _Case) -> Iterator[Finding]:
     if any(
         s.method == "passthrough" and "scale" in level for s in case.stages for level in s.levels
@@ -208,6 +207,7 @@ def _weights_sum(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _layer_period(case: _Case) -> Iterator[Finding]:
     for key, value in untold_periods(case.composer, case.name).items():
         yield case.finding(
@@ -218,6 +218,7 @@ def _layer_period(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _missing_tensor(case: _Case) -> Iterator[Finding]:
     tied: dict[tuple[str, ...], list[str]] = {}
     for tensor, blend in case.blends.items():
@@ -246,11 +247,12 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
         yield case.finding(
             "missing-tensor",
             f"{_places([f'{module}.weight' for module in modules])} have a bias in {having} but "
-            f"not in {others}. It is merged from the former alone, although to lack a bias is to "
-            "have one of 0; and config.json must say that there is one",
+            f"not in {others}. It is merged from the former alone, although a missing bias means "
+            "0. config.json must say that there is a bias",
         )
 
 
+@_check
 def _quantised_source(case: _Case) -> Iterator[Finding]:
     for model, forms in decoded_of(case.expressions.values()).items():
         yield case.finding(
@@ -260,6 +262,7 @@ def _quantised_source(case: _Case) -> Iterator[Finding]:
         )
 
 
+@_check
 def _stale_quantisation(case: _Case) -> Iterator[Finding]:
     for key in case.read:
         if case.composer.model(Reference(key)).is_stale:
@@ -270,6 +273,7 @@ def _stale_quantisation(case: _Case) -> Iterator[Finding]:
             )
 
 
+@_check
 def _unused_models(case: _Case) -> Iterator[Finding]:
     used = {model for blend in case.blends.values() for model in blend.models}
     recipe = case.composer.recipe
@@ -285,6 +289,7 @@ def _unused_models(case: _Case) -> Iterator[Finding]:
                 yield Finding("unused-model", message, item.where)
 
 
+@_check
 def _unmatched_filters(case: _Case) -> Iterator[Finding]:
     for stage in case.stages:
         for rule in case.composer.unmatched(stage.name):

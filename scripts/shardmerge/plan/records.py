@@ -1,38 +1,125 @@
-"""Records of merge jobs, read again: what they say is believed only if it has the form of one."""
+"""Records of merge jobs and of checks, read again: believed only if they have the form of one."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
+from shardmerge.base.forms import FormError, entry
 from shardmerge.plan.paths import record_path
 
-_SHA256 = re.compile("[0-9a-f]{64}")
 _IDENTITY = re.compile("sample:[0-9a-f]{64}")
+#: A sum of squares, which may be infinite.
+_squares = forms.holds(lambda value: type(value) in (int, float))
+_sampled = forms.holds(_IDENTITY.fullmatch)
 
 
-def load_record(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+@dataclass(frozen=True)
+class MergeRecord:
+    """What a merge job recorded: ``engine.record.ShardRecord``, and the job's digest.
+
+    Args:
+        sha256: Of the shard.
+        size: Bytes of the shard.
+        spec: The job's digest; None if the record does not tell.
+        bytes_read, bytes_written: That passed through the job.
+        peak_memory: Bytes.
+        whole_copy: Whether the shard is a source file byte for byte.
+        seconds: Busy time of each phase, and the wall time (total).
+        nonfinite: Tensors with infinite or NaN elements where no source has one: how many.
+        hashed: SHA-256 of source files that are known by a sample, by that.
+        tensors: For a shard of task vectors, the SHA-256 of each tensor.
+        deltas: Of each tensor, rows of task vectors: models, sum of squares, the base's or None.
+    """
+
+    sha256: str = entry(forms.sha256)
+    size: int = entry(forms.count)
+    spec: str | None = entry(forms.sha256, None)
+    bytes_read: int = entry(forms.count, 0)
+    bytes_written: int = entry(forms.count, 0)
+    peak_memory: int = entry(forms.count, 0)
+    whole_copy: bool = entry(forms.truth, False)
+    seconds: Mapping[str, float] = entry(forms.mapped(forms.number), default_factory=dict)
+    nonfinite: Mapping[str, int] = entry(forms.mapped(forms.count), default_factory=dict)
+    hashed: Mapping[str, str] = entry(forms.mapped(forms.sha256, _sampled), default_factory=dict)
+    tensors: Mapping[str, str] = entry(forms.mapped(forms.sha256), default_factory=dict)
+    deltas: Mapping[str, tuple[tuple[tuple[str, ...], float, float | None], ...]] = entry(
+        forms.mapped(
+            forms.listed(forms.row(forms.listed(forms.text), _squares, forms.maybe(_squares)))
+        ),
+        default_factory=dict,
+    )
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """What the check of a shard found: ``check.shard.check_shard``.
+
+    Args:
+        passed: Always true.
+        shard: Name of the file.
+        spec: The job's digest.
+        sha256: Of the shard.
+        stamp: Of the shard when it was checked: ``base.identities.Stamp``.
+        elements: Compared.
+        copies: Tensors that are a source's, bit by bit.
+        recomputed_independently, recomputed_by_engine_steps: Other tensors, by the way they were
+            recomputed.
+        largest_error_in_bounds: In parts of what rounding allows.
+        undecided: Elements that no bound could be told for.
+        nonfinite: Elements that are infinite or NaN.
+        not_sampled: Tensors that were not recomputed.
+    """
+
+    passed: bool = entry(forms.holds(lambda value: value is True))
+    shard: str = entry(forms.text)
+    spec: str = entry(forms.sha256)
+    sha256: str = entry(forms.sha256)
+    stamp: tuple[int, ...] = entry(forms.listed(forms.integer))
+    elements: int = entry(forms.count)
+    copies: int = entry(forms.count)
+    recomputed_independently: int = entry(forms.count)
+    recomputed_by_engine_steps: int = entry(forms.count)
+    largest_error_in_bounds: float = entry(forms.number)
+    undecided: int = entry(forms.count)
+    nonfinite: int = entry(forms.count)
+    not_sampled: tuple[str, ...] = entry(forms.listed(forms.text))
+
+
+def load_record(path: str | os.PathLike[str]) -> MergeRecord:
     """Return the record of a merge job.
 
     Raises:
         UserError: If it cannot be read or is none.
     """
     hint = f"Delete {str(path)!r} and run the workflow again: its shard is then made anew."
+    return _load(MergeRecord, path, "is not the record of a merge job", hint)
+
+
+def load_check(path: str | os.PathLike[str]) -> CheckRecord:
+    """Return the record of a check that passed.
+
+    Raises:
+        UserError: If it cannot be read or is none.
+    """
+    hint = "Delete it and run the workflow again, which checks anew."
+    return _load(CheckRecord, path, "is not the record of a check that passed", hint)
+
+
+def _load(cls: type[Any], path: str | os.PathLike[str], what: str, hint: str) -> Any:
     try:
-        record = load_json(path)
+        return forms.read(cls, load_json(path))
     except UserError as error:
         raise UserError(error.message, error.where, hint) from None
-    for key, (needed, is_right) in _FIELDS.items():
-        if needed if key not in record else not is_right(record[key]):
-            what = "lacks" if key not in record else "has no right"
-            raise UserError(f"is not the record of a merge job: it {what} {key!r}", str(path), hint)
-    return record
+    except FormError as error:
+        raise UserError(f"{what}: {error}", str(path), hint) from None
 
 
 def recorded_tensors(shard: Path) -> Mapping[str, str]:
@@ -42,55 +129,10 @@ def recorded_tensors(shard: Path) -> Mapping[str, str]:
         UserError: If the record cannot be read, or is of another kind of shard.
     """
     record = load_record(record_path(shard))
-    if not record.get("tensors"):
+    if not record.tensors:
         raise UserError(
             "does not tell the SHA-256 of its task vectors",
             record_path(shard),
             f"Delete {str(shard)!r} and run the workflow again, which makes both anew.",
         )
-    return record["tensors"]
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and bool(_SHA256.fullmatch(value))
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _maps(is_value: Callable[[object], bool], is_key: Callable[[str], object] = bool) -> Any:
-    return lambda table: (
-        isinstance(table, dict)
-        and all(is_key(key) for key in table)
-        and all(is_value(value) for value in table.values())
-    )
-
-
-def _is_norm(row: object) -> bool:
-    if not (isinstance(row, list) and len(row) == 3 and isinstance(row[0], list)):
-        return False
-    own, base = row[1:]
-    named = all(isinstance(model, str) for model in row[0])
-    return named and type(own) in (int, float) and (base is None or type(base) in (int, float))
-
-
-#: For each key, whether a record must have it, and what its value must be.
-_FIELDS: dict[str, tuple[bool, Callable[[Any], bool]]] = {
-    "sha256": (True, _is_sha256),
-    "size": (True, _is_count),
-    "spec": (False, _is_sha256),
-    "bytes_read": (False, _is_count),
-    "bytes_written": (False, _is_count),
-    "peak_memory": (False, _is_count),
-    "whole_copy": (False, lambda value: type(value) is bool),
-    "seconds": (False, _maps(_is_number)),
-    "nonfinite": (False, _maps(_is_count)),
-    "hashed": (False, _maps(_is_sha256, _IDENTITY.fullmatch)),
-    "tensors": (False, _maps(_is_sha256)),
-    "deltas": (False, _maps(lambda rows: isinstance(rows, list) and all(map(_is_norm, rows)))),
-}
+    return record.tensors

@@ -25,7 +25,7 @@ Exists = Callable[[str], bool]
 _AHEAD = 64
 
 
-class Job(Protocol):
+class ScheduledJob(Protocol):
     """A job that writes a shard, as ``plan.ShardJob``."""
 
     output: str
@@ -116,8 +116,8 @@ class Schedule:
 
 
 def make_schedule(
-    deltas: Sequence[Job],
-    shards: Sequence[Job],
+    deltas: Sequence[ScheduledJob],
+    shards: Sequence[ScheduledJob],
     fetched: Mapping[str, int],
     *,
     stay: Iterable[str] = (),
@@ -164,7 +164,7 @@ def _most(items: Sequence[Item], count: int, ahead: int) -> int:
     return max((came[k] - gone[max(0, k - ahead)] for k in range(1, count + 1)), default=came[0])
 
 
-def _in_turn(deltas: Sequence[Job], shards: Sequence[Job]) -> list[Job]:
+def _in_turn(deltas: Sequence[ScheduledJob], shards: Sequence[ScheduledJob]) -> list[ScheduledJob]:
     """Return the jobs as they are numbered, task vectors before the first shard of theirs."""
     waiting = {job.output: job for job in deltas}
     order = []
@@ -175,8 +175,8 @@ def _in_turn(deltas: Sequence[Job], shards: Sequence[Job]) -> list[Job]:
 
 
 def _least_first(
-    deltas: Sequence[Job], shards: Sequence[Job], fetched: Mapping[str, int]
-) -> list[Job]:
+    deltas: Sequence[ScheduledJob], shards: Sequence[ScheduledJob], fetched: Mapping[str, int]
+) -> list[ScheduledJob]:
     """Return the jobs so that the next one is always the one that has the least to be fetched."""
     made_by = {job.output: job for job in deltas}
     needs = [
@@ -206,7 +206,7 @@ def _least_first(
 
 
 def _items(
-    order: Sequence[Job], fetched: Mapping[str, int], stay: set[str], go: set[str]
+    order: Sequence[ScheduledJob], fetched: Mapping[str, int], stay: set[str], go: set[str]
 ) -> list[Item]:
     users: dict[str, list[int]] = {}
     for number, job in enumerate(order, 1):

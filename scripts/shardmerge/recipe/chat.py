@@ -1,4 +1,4 @@
-"""Chat templates: those that recipes may name, and the one that most of a merge's models have."""
+"""Chat templates: those that a recipe may name, and the one that most merged models have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardmerge.base.files import parse_object
 
 _FOLDER = Path(__file__).parent / "templates"
 #: Names of the formats that a recipe may write for a template.
-TEMPLATES = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
+CHAT_TEMPLATES = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
 #: File that transformers takes a model's template from, before any other.
 TEMPLATE_FILE = "chat_template.jinja"
 #: Files that may hold a model's template.
@@ -20,7 +20,7 @@ TEMPLATE_FILES = (TEMPLATE_FILE, "chat_template.json", "tokenizer_config.json")
 
 def named_template(text: str) -> str:
     """Return the template that a recipe's text stands for: of that name, or the text itself."""
-    if text not in TEMPLATES:
+    if text not in CHAT_TEMPLATES:
         return text
     return (_FOLDER / f"{text}.jinja").read_text(encoding="utf-8").removesuffix("\n")
 

@@ -97,7 +97,7 @@ def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding
                 raise UserError(
                     f"unknown parameter {name!r}",
                     setting.where,
-                    f"Did you mean {near!r}? mergekit passes over unknown parameters: without "
+                    f"Did you mean {near!r}? mergekit ignores unknown parameters: without "
                     "the line the model is the same.",
                 )
             declared = method.parameter(name)

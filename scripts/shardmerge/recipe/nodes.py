@@ -84,7 +84,7 @@ class Node:
             elsewhere: Of keys that mean something at another place, where that is.
 
         Raises:
-            UserError: If it is no mapping, a key is misspelt, or a known one stands twice.
+            UserError: If it is no mapping, a key is misspelt, or a known one is given twice.
         """
         if not isinstance(self.value, dict):
             raise self.error(f"{what} must be a mapping of keys to values, not {self.kind}")
@@ -99,7 +99,7 @@ class Node:
             if near := misspelt(key, known):
                 raise node.error(
                     f"unknown key {key!r} in {what}",
-                    f"Did you mean {near!r}? mergekit passes over unknown keys: without the line "
+                    f"Did you mean {near!r}? mergekit ignores unknown keys: without the line "
                     "the model is the same.",
                 )
             place = f": {elsewhere[key]}" if elsewhere and key in elsewhere else ""
@@ -256,9 +256,9 @@ class _Reader:
                 raise UserError(f"the key {shortened(what)} must be a text", f"{self._file}:{line}")
             if key in given:
                 repeated[key] = UserError(
-                    f"the key {key!r} stands twice, first in line {given[key]}",
+                    f"the key {key!r} is given twice, first in line {given[key]}",
                     f"{self._file}:{line}",
-                    "Take one of the two out; mergekit would take this one.",
+                    "Remove one of the two; mergekit would use this one.",
                 )
             if number >= self._merged[id(node)]:
                 given[key] = line

@@ -35,7 +35,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a recipe says of one parameter at one level: its rules, the first match wins."""
+    """What a recipe says about one parameter at one level: rules; the first match counts."""
 
     rules: tuple[Rule, ...]
     where: str
@@ -53,7 +53,7 @@ class Setting:
             if not rule.matches(tensor):
                 continue
             if not isinstance(rule.value, tuple):
-                return convert(rule.value, parameter, rule.where)
+                return checked_value(rule.value, parameter, rule.where)
             if not rule.value:
                 return None
             values = self._gradient(number, parameter)
@@ -64,7 +64,7 @@ class Setting:
             fraction = scaled - first
             second = min(first + 1, len(values) - 1)
             value = (1 - fraction) * values[first] + fraction * values[second]
-            return convert(value, parameter, rule.where)
+            return checked_value(value, parameter, rule.where)
         return None
 
     def _gradient(self, number: int, parameter: Parameter) -> list[Any]:
@@ -72,7 +72,7 @@ class Setting:
         key = (number, parameter.name)
         if key not in self._gradients:
             rule = self.rules[number]
-            self._gradients[key] = [convert(v, parameter, rule.where) for v in rule.value]
+            self._gradients[key] = [checked_value(v, parameter, rule.where) for v in rule.value]
         return self._gradients[key]
 
 
@@ -122,7 +122,7 @@ def _conditional(node: Node, name: str) -> Rule:
     return Rule(pattern, value.value, node.where)
 
 
-def convert(value: Scalar, parameter: Parameter, where: str) -> Any:
+def checked_value(value: Scalar, parameter: Parameter, where: str) -> Any:
     """Return a value in the parameter's type, within its bounds.
 
     Raises:

@@ -61,7 +61,7 @@ def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
     )
 
 
-#: Documents that may read one the other in a chain.
+#: Documents in a chain in which each reads the next one.
 MAX_CHAIN = 32
 
 
@@ -251,7 +251,7 @@ def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:
 
 def _too_long(stage: Stage) -> UserError:
     return UserError(
-        f"more than {MAX_CHAIN} documents read one the other in a chain",
+        f"more than {MAX_CHAIN} documents are in a chain in which each reads the next one",
         stage.where,
-        "Build a document of the middle as a model of its own, and start a new recipe from it.",
+        "Build a document from the middle as a model, and start a new recipe from this model.",
     )

@@ -12,11 +12,15 @@ from typing import Any
 
 from shardmerge.base.dtypes import dtype_code, suggest
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.numerics import Numerics
 from shardmerge.base.pathnames import check_path, check_text, check_word
 from shardmerge.base.text import parse_size
 
 #: Keys that tell a recipe from a configuration.
 _RECIPE_KEYS = ("merge_method", "slices", "modules", "base_model")
+_DEMO = "resources/demo"
+#: Folders of this project's that a configuration may name from anywhere.
+_SHIPPED = ("config/recipes/", "config/tasks/", f"{_DEMO}/")
 SCHEMA = Path(__file__).parents[3] / "config" / "schemas" / "config.schema.json"
 
 
@@ -28,6 +32,10 @@ class Settings:
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(self.values["numerics"])
 
     @property
     def delta_dtype(self) -> str | None:
@@ -91,9 +99,9 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     )  # tells their mistakes now
     norms = settings["norm_merge"]
     words = {norms} if isinstance(norms, str) else set(norms.values())
-    if settings["numerics"] != "float32" and "geometric" in words:
+    if not settings.numerics.folds and "geometric" in words:
         raise UserError(
-            f"`geometric` does not go with `numerics: {settings['numerics']}`, which only adds",
+            f"`geometric` does not go with `numerics: {settings.numerics}`, which only adds",
             "configuration: norm_merge",
             "Leave one of the two out.",
         )
@@ -118,6 +126,29 @@ def own_config(
     own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     demo = _schema()["properties"]["recipes"]["default"]
     return given if own.get("recipes") == demo != given["recipes"] else config
+
+
+def with_shipped(settings: Settings, home: Path) -> Settings:
+    """Return settings in which the demo is found from any folder.
+
+    Args:
+        settings: Their recipes, task files and models may be named as they lie in this project.
+        home: Its folder. What is not in the working folder is taken from there.
+    """
+
+    def found(path: str | None) -> str | None:
+        ours = bool(path) and path.startswith(_SHIPPED) and not Path(path).exists()
+        return str(home / path) if ours and (home / path).exists() else path
+
+    models = [f"{_DEMO}/{folder.name}" for folder in sorted((home / _DEMO).glob("*/"))]
+    elsewhere = {name: there for name in models if (there := found(name)) != name}
+    benchmark = settings["benchmark"]
+    changes = {
+        "recipes": [found(path) for path in settings["recipes"]],
+        "sources": elsewhere | settings["sources"],
+        "benchmark": benchmark | {"include_path": found(benchmark["include_path"])},
+    }
+    return Settings(settings.values | changes)
 
 
 def explain_options(settings: Settings) -> list[str]:
@@ -246,7 +277,7 @@ def _explain(error: Any) -> UserError:
     if error.validator_value == "array" and isinstance(error.instance, str):
         return UserError(f"{error.instance!r} is no list", where, f"Write `[{error.instance}]`.")
     if error.validator == "anyOf":
-        # Of the forms that the key may have, the one that fits furthest tells what is wrong.
+        # A key may have several forms. The one that fits best tells what is wrong.
         best = max(error.context, key=lambda e: (len(e.path), e.validator not in ("type", "const")))
         if best.validator != "type":
             return _explain(best)

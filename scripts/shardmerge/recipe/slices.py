@@ -204,7 +204,7 @@ def check_inputs(
             raise UserError(
                 f"model {str(item.model)!r} is listed twice",
                 item.where,
-                "Take one of the two out, and raise the other's weight if that is meant.",
+                "Remove one of the two, and raise the other's weight if you mean that.",
             )
     needs = method.inputs
     has_base = base in models
@@ -231,6 +231,6 @@ def check_inputs(
             wanted = f"exactly {low}" if low == high else f"at least {low}"
             wanted = f"at most {high}" if high is not None and count > high != low else wanted
             raise UserError(
-                f"merge_method {method.name!r} takes {wanted} {what}; here are {count}",
+                f"merge_method {method.name!r} takes {wanted} {what}, but {count} are given",
                 where,
             )

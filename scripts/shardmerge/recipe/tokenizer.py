@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from shardmerge.base.errors import did_you_mean
-from shardmerge.recipe.chat import TEMPLATES
+from shardmerge.recipe.chat import CHAT_TEMPLATES
 from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.references import Reference, parse_reference
 from shardmerge.recipe.slices import parse_model
@@ -58,12 +58,12 @@ def parse_chat_template(node: Node | None) -> str | None:
     if node is None:
         return None
     text = node.text("chat_template")
-    if text == "auto" or text in TEMPLATES:
+    if text == "auto" or text in CHAT_TEMPLATES:
         return text
     if len(text) < 20 or "{" not in text:
         raise node.error(
             f"the chat template {text!r} is neither a known name nor a Jinja template",
-            did_you_mean(text, ["auto", *TEMPLATES]),
+            did_you_mean(text, ["auto", *CHAT_TEMPLATES]),
         )
     return text
 

@@ -21,7 +21,7 @@ _TOP, _BOTTOM, _RIGHT, _VALUES = 0.6, 0.15, 0.05, 1.15
 
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 
-Row = Mapping[str, Any]
+Score = Mapping[str, Any]
 
 
 def draw_benchmarks(
@@ -35,7 +35,7 @@ def draw_benchmarks(
         merged: The model whose bars stand out.
     """
     models = list(table["models"])
-    panels: dict[str, list[Row]] = {}
+    panels: dict[str, list[Score]] = {}
     for row in sorted(table["cells"], key=lambda row: not row["headline"]):
         panels.setdefault(row["label"], []).append(row)
     title = "Benchmarks"
@@ -68,7 +68,7 @@ def draw_benchmarks(
             _draw_task(axes, label, rows, models, merged, names=column == 0)
 
 
-def _notes(table: Mapping[str, Any], panels: Mapping[str, Sequence[Row]]) -> list[str]:
+def _notes(table: Mapping[str, Any], panels: Mapping[str, Sequence[Score]]) -> list[str]:
     """Return the line under the title, and the table's footnotes."""
     rows = [row for panel in panels.values() for row in panel]
     counts = sorted({row["samples"] for row in rows if row["samples"]})
@@ -88,7 +88,7 @@ def _notes(table: Mapping[str, Any], panels: Mapping[str, Sequence[Row]]) -> lis
 def _draw_task(
     axes: Axes,
     label: str,
-    rows: Sequence[Row],
+    rows: Sequence[Score],
     models: Sequence[str],
     merged: str | None,
     *,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from shardmerge.algebra.call_terms import setting_of
 from shardmerge.algebra.coefficients import NOTHING
 from shardmerge.report.frame import Cell, Frame, frame_of
 
@@ -42,8 +44,25 @@ class Coefficients:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The terms that are something: a tensor may be zero, and what it is made of is no term."""
-        return tuple(term for term in self.terms if term != NOTHING) or self.terms
+        """The terms worth a picture: no zero tensors, and of parameters those whose value is not
+        one for all tensors and models.
+        """
+        return tuple(term for term in self.terms if self._is_shown(term)) or self.terms
+
+    def _is_shown(self, term: str) -> bool:
+        setting = setting_of(term)
+        return term != NOTHING if setting is None else self._of_all[setting[:3]].varies
+
+    @cached_property
+    def _of_all(self) -> Mapping[tuple[str, str, str], Spread]:
+        """Lowest and highest value of each parameter, whatever the tensor and the model."""
+        found: dict[tuple[str, str, str], list[float]] = {}
+        for term in self.terms:
+            if setting := setting_of(term):
+                values = found.setdefault(setting[:3], [])
+                spreads = [terms[term] for terms in self.cells.values() if term in terms]
+                values += [v for spread in spreads for v in (spread.low, spread.high)]
+        return {key: _spread(values) for key, values in found.items()}
 
     def of(self, term: str) -> dict[Cell, Spread]:
         """Return a term's value in every cell, 0 where a cell does not have it."""
@@ -63,7 +82,7 @@ def coefficients(tensors: Mapping[str, Terms]) -> Coefficients:
     for tensor, rows in tensors.items():
         values: dict[str, float] = {}
         for label, value in rows:
-            values[label] = values.get(label, 0.0) + value
+            values[label] = value if setting_of(label) else values.get(label, 0.0) + value
         terms |= dict.fromkeys(values)
         grouped.setdefault(frame.cells[tensor], []).append(values)
     cells = {

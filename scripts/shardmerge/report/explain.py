@@ -14,14 +14,15 @@ from shardmerge.algebra.coefficients import terms_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import LockedFile
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import geometric_stages
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.recipe.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
 from shardmerge.report.synthetic import adapter_of, family_for, source_of
-from shardmerge.sources.local import lock_adapter, lock_folder
 from shardmerge.sources.lock import Lock, LockedSource, read_lock
+from shardmerge.sources.locking import lock_adapter, lock_folder
 from shardmerge.sources.sources import lock_path
 
 #: Layers where nothing tells their number: those of a Llama of 70B.
@@ -78,7 +79,7 @@ def explain(
                 "It reads " + ", ".join([*references, *adapters]) + ".",
             )
     tensors = _tensors(recipe, folders, layers)
-    composer = Composer(recipe, tensors.lock, "float32", None, geometric_stages(recipe, norm_merge))
+    composer = Composer(recipe, tensors.lock, FLOAT32, None, geometric_stages(recipe, norm_merge))
     wanted = [n for n in recipe.stages if n in stages or ("final" in stages and n in recipe.final)]
     models, findings = {}, [*recipe.warnings, *check_norm_merge(recipe, norm_merge)]
     try:

@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Mapping
 from string import ascii_uppercase
 
-from shardmerge.base.text import number, ranges, shortener
+from shardmerge.algebra.coefficients import NOTHING
+from shardmerge.base.text import number, ranges
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.explain import Explanation
 from shardmerge.report.summary import summarize, write_lines
@@ -22,7 +24,7 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
     """Return an explanation as text: for each model a summary, then a table of its layers for each
     group of modules that are made of the same.
     """
-    shorten = shortener(explanation.sources)
+    shorten = shortener(short_names(explanation.sources))
     lines = _wrap(explanation.basis, terminal.width)
     for warning in explanation.warnings:
         lines += _wrap(f"warning: {warning}", terminal.width)
@@ -35,7 +37,8 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
         lines += [
             f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)
         ]
-        letters = dict(zip(found.terms, _letters(len(found.terms)), strict=True))
+        shown = tuple(term for term in found.terms if term in found.parts or term == NOTHING)
+        letters = dict(zip(shown, _letters(len(shown)), strict=True))
         lines += ["", *(f"  {letter} = {shorten(term)}" for term, letter in letters.items())]
         for rows, layers in _groups(found):
             title = _wrap(" ".join(rows), terminal.width - 2)

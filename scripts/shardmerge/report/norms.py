@@ -10,6 +10,7 @@ from typing import Any
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ShardSpec, delta_name
 from shardmerge.compose.architecture.names import layer_of, module_of
+from shardmerge.plan.records import MergeRecord
 from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell, Frame
 
@@ -34,7 +35,7 @@ class Norm:
         return self.norm / self.base if self.base else math.nan
 
 
-def measured(specs: Iterable[ShardSpec], records: Iterable[Mapping[str, Any]]) -> list[Norm]:
+def measured(specs: Iterable[ShardSpec], records: Iterable[MergeRecord]) -> list[Norm]:
     """Return what jobs measured of a build's task vectors, in the order of its tensors.
 
     Args:
@@ -44,7 +45,7 @@ def measured(specs: Iterable[ShardSpec], records: Iterable[Mapping[str, Any]]) -
     """
     rows: dict[str, list[_Row]] = {}
     for record in records:
-        rows |= record["deltas"]
+        rows |= record.deltas
     found = []
     for spec in specs:
         for tensor in spec.tensors:

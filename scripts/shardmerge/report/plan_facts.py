@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.plan.files import load_spec_json
 from shardmerge.plan.plan import Build, Plan, ShardJob
-
-Exists = Callable[[str], bool]
+from shardmerge.plan.schedule import Exists
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Shard:
     copied: str | None
 
 
-def totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
+def plan_totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
     """Return what a plan moves; files on disk are taken to be what they should be."""
     models = plan.shards
     jobs = [*plan.deltas, *models]

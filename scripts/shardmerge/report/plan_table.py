@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
-from shardmerge.base.text import human_bytes, plural, shortener
-from shardmerge.plan.files import load_description
+from shardmerge.base.text import human_bytes, plural
+from shardmerge.plan.description import BuildDescription, DescribedSource, load_description
 from shardmerge.plan.plan import Plan
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Shard
@@ -36,7 +36,7 @@ def plan_page(plan: Plan, name: str) -> str:
     build = plan.builds[name]
     found = load_description(build.digest)
     shards = plan_facts.shards(build)
-    shorten = shortener(list(found["sources"]))
+    shorten = shortener(short_names(found.sources))
     parts = [
         f"<h1>{escape(name)}</h1>",
         _table((), _facts(plan, found, shards)),
@@ -49,11 +49,11 @@ def plan_page(plan: Plan, name: str) -> str:
                     "everything else" if line.rest else ", ".join(line.modules),
                     line.formula,
                 )
-                for line in summarize(coefficients(found["coefficients"]), shorten)
+                for line in summarize(coefficients(found.coefficients), shorten)
             ),
         ),
         "<h2>Sources</h2>",
-        _table(("model", "from", "at"), _sources(found["sources"])),
+        _table(("model", "from", "at"), _sources(found.sources)),
         "<h2>Shards</h2>",
         _shards(shards),
     ]
@@ -62,7 +62,7 @@ def plan_page(plan: Plan, name: str) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def _facts(plan: Plan, found: Mapping[str, Any], shards: Sequence[Shard]) -> list[tuple[str, str]]:
+def _facts(plan: Plan, found: BuildDescription, shards: Sequence[Shard]) -> list[tuple[str, str]]:
     written = sum(shard.job.bytes_written for shard in shards)
     read = sum(shard.job.bytes_read for shard in shards)
     copies = sum(shard.copied is not None for shard in shards)
@@ -71,25 +71,22 @@ def _facts(plan: Plan, found: Mapping[str, Any], shards: Sequence[Shard]) -> lis
     rows = [
         (
             "model",
-            f"{human_bytes(written)}, {tensors}, {found['dtype'] or 'types as in the sources'}",
+            f"{human_bytes(written)}, {tensors}, {found.dtype or 'types as in the sources'}",
         ),
         ("shards", f"{len(shards)}, {copies} of them copies"),
         ("read by its jobs", human_bytes(read)),
         ("stored task vectors", plural(len(vectors), "shard") if vectors else "none"),
-        ("numerics", found["numerics"]),
+        ("numerics", found.numerics),
     ]
-    stages = [f"{stage['name']} ({stage['method']})" for stage in found["stages"]]
+    stages = [f"{stage.name} ({stage.method})" for stage in found.stages]
     rows.append(("documents", ", ".join(stages)))
     rows += [("warning", warning) for warning in plan.warnings]
     return rows
 
 
-def _sources(sources: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, str]]:
+def _sources(sources: Mapping[str, DescribedSource]) -> Iterable[tuple[str, str, str]]:
     for key, source in sources.items():
-        if source["kind"] == "hub":
-            yield key, "Hub", source["commit"]
-        else:
-            yield key, "local folder", "-"
+        yield key, source.store.title, source.commit or "-"
 
 
 def _shards(shards: Sequence[Shard]) -> str:

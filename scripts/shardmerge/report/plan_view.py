@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 import textwrap
 
-from shardmerge.base.text import human_bytes, plural, ranges, shortener
-from shardmerge.plan.files import load_description
+from shardmerge.base.numerics import Numerics
+from shardmerge.base.text import human_bytes, plural, ranges
+from shardmerge.plan.description import load_description
 from shardmerge.plan.plan import Plan
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Amount, Totals
@@ -27,7 +29,7 @@ def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:
     for name in plan.builds:
         lines += [*_build(plan, name, terminal, stages), ""]
     lines.append(terminal.bold("in all"))
-    lines += _rows(_totals(plan_facts.totals(plan)), terminal)
+    lines += _rows(_totals(plan_facts.plan_totals(plan)), terminal)
     for warning in plan.warnings:
         lines += textwrap.wrap(
             f"warning: {warning}", terminal.width, subsequent_indent="  ", break_on_hyphens=False
@@ -41,7 +43,7 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
     shards = plan_facts.shards(build)
     size = human_bytes(sum(shard.job.bytes_written for shard in shards))
     tensors = sum(shard.tensors for shard in shards)
-    dtype = found["dtype"] or "types as in the sources"
+    dtype = found.dtype or "types as in the sources"
     rows = [("shards", f"{len(shards)} ({size}, {plural(tensors, 'tensor')}, {dtype})")]
     copies = [shard.number for shard in shards if shard.copied]
     if copies:
@@ -50,21 +52,21 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
     vectors = dict.fromkeys(path for shard in shards for path in shard.job.deltas)
     if vectors:
         rows.append(("reads", f"{plural(len(vectors), 'stored task-vector shard')}"))
-    if found["numerics"] != "float32":
-        rows.append(("numerics", found["numerics"]))
-    shorten = shortener(list(found["sources"]))
-    summary = summarize(coefficients(found["coefficients"]), shorten)
+    if not Numerics(found.numerics).is_default:
+        rows.append(("numerics", found.numerics))
+    shorten = shortener(short_names(found.sources))
+    summary = summarize(coefficients(found.coefficients), shorten)
     lines = [terminal.bold(name), *_rows(rows, terminal)]
     lines += [f"  {line}" for line in write_lines(summary, terminal.width - 2)]
-    for stage in found["stages"] if stages else ():
-        role = "built here" if stage["name"] == name else "folded into it, not written"
-        if stage["name"] != name and stage["name"] in plan.builds:
+    for stage in found.stages if stages else ():
+        role = "built here" if stage.name == name else "folded into it, not written"
+        if stage.name != name and stage.name in plan.builds:
             role = "a model of its own too"
-        heading = f"  document {stage['name']} ({stage['method']}; {role})"
+        heading = f"  document {stage.name} ({stage.method}; {role})"
         lines += [
             "",
             terminal.dim(heading),
-            *(f"    {x}" for x in stage["text"].strip().split("\n")),
+            *(f"    {x}" for x in stage.text.strip().split("\n")),
         ]
     return lines
 

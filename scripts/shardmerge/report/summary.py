@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shardmerge.algebra.call_terms import SettingTerm, declared, setting_of
 from shardmerge.base.text import number, ranges
 from shardmerge.report.coefficients import Coefficients, Spread
 
@@ -109,7 +110,13 @@ def _names(terms: _Terms) -> tuple[str, ...]:
 def _formula(values: tuple[_Terms, ...], shorten: Callable[[str], str]) -> str:
     parts, notes = [], []
     names = iter(_FACTORS)
+    settings: dict[str, dict[str, list[tuple[str | None, str]]]] = {}
     for position, term in enumerate(_names(values[0])):
+        if setting := setting_of(term):
+            told = _setting_value(setting, [layer[position][1] for layer in values])
+            by_parameter = settings.setdefault(setting.call, {})
+            by_parameter.setdefault(setting.parameter, []).append((setting.model, told))
+            continue
         spreads = [layer[position][1] for layer in values]
         low, high = min(s.low for s in spreads), max(s.high for s in spreads)
         label = shorten(term)
@@ -123,7 +130,30 @@ def _formula(values: tuple[_Terms, ...], shorten: Callable[[str], str]) -> str:
         else:
             factor = "" if low == 1 else f"{number(low)} * "
         parts.append(f"{factor}({label})" if several and (factor or parts) else factor + label)
-    return ", ".join([" + ".join(parts).replace("+ -", "- "), *notes])
+    formula = ", ".join([" + ".join(parts).replace("+ -", "- "), *notes])
+    for call, parameters in settings.items():
+        of_call = "" if len(settings) == 1 else f" of {shorten(call)}"
+        listed = ", ".join(_setting(name, rows, shorten) for name, rows in parameters.items())
+        formula += f"; parameters{of_call}: {listed}"
+    return formula
+
+
+def _setting(name: str, rows: list[tuple[str | None, str]], shorten: Callable[[str], str]) -> str:
+    """Return a parameter with its value, or with one for each model where they differ."""
+    values = dict.fromkeys(value for _, value in rows)
+    if len(values) == 1:
+        return f"{name} {rows[0][1]}"
+    return f"{name} " + " and ".join(f"{value} ({shorten(model or '')})" for model, value in rows)
+
+
+def _setting_value(setting: SettingTerm, spreads: list[Spread]) -> str:
+    """Return a parameter's value in some layers: a word, a number, or its range."""
+    method = declared(setting.method)
+    parameter = method.parameter(setting.parameter) if method else None
+    low, high = min(s.low for s in spreads), max(s.high for s in spreads)
+    if parameter and parameter.type is bool:
+        return " or ".join(str(bool(v)).lower() for v in dict.fromkeys((low, high)))
+    return f"{number(low)}..{number(high)}" if Spread(low, low, high).varies else number(low)
 
 
 def _is_difference(label: str) -> bool:

@@ -43,7 +43,7 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 _EXPERTS = tuple(f"block_sparse_moe.experts.{i}.w{k}" for i in range(8) for k in (1, 2, 3))
 _EMBEDDING, _TAIL = _weights("model.embed_tokens"), _weights("model.norm", "lm_head")
 
-#: Of those that have most of what a recipe's filters name, the first is taken.
+#: The one that has most of what a recipe's filters name is taken; of several, the first.
 FAMILIES = (
     Family("Llama", _EMBEDDING, "model.layers.", _weights(*_ATTENTION, *_MLP, *_NORMS), _TAIL),
     Family(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.text import human_bytes, human_seconds, plural
+from shardmerge.plan.records import MergeRecord
 from shardmerge.report.canvas import (
     BLUE,
     FAINT,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: What a job is busy with, in the order in which it happens.
-PHASES = {"start": GREY, "read": SKY, "compute": ORANGE, "write": BLUE, "hash": GREEN}
-#: Of more shards than this the slowest are shown.
+PHASE_COLOURS = {"start": GREY, "read": SKY, "compute": ORANGE, "write": BLUE, "hash": GREEN}
+#: If there are more shards, only the slowest are shown.
 _MOST = 24
 #: Inches.
 _ROW, _TOP, _BOTTOM, _LEFT, _RIGHT = 0.2, 1.0, 0.5, 1.8, 1.9
@@ -52,16 +53,16 @@ class Timing:
     copy: bool = False
 
 
-def timing(name: str, record: Mapping[str, Any]) -> Timing:
-    """Return the timing in a job's record (``engine.record.ShardRecord``)."""
-    seconds = record["seconds"]
+def timing(name: str, record: MergeRecord) -> Timing:
+    """Return the timing in a job's record."""
+    seconds = record.seconds
     return Timing(
         name=name,
-        seconds={phase: seconds.get(phase, 0.0) for phase in PHASES},
+        seconds={phase: seconds.get(phase, 0.0) for phase in PHASE_COLOURS},
         wall=seconds["total"],
-        read=record["bytes_read"],
-        written=record["size"],
-        copy=record["whole_copy"],
+        read=record.bytes_read,
+        written=record.size,
+        copy=record.whole_copy,
     )
 
 
@@ -114,11 +115,11 @@ def _rate(count: int, seconds: float) -> str:
 
 def _write_phases(drawing: Any, timings: Sequence[Timing], y: float) -> None:
     """Write each phase's name in its colour with its share: the legend and the sum in one line."""
-    sums = {phase: sum(t.seconds[phase] for t in timings) for phase in PHASES}
+    sums = {phase: sum(t.seconds[phase] for t in timings) for phase in PHASE_COLOURS}
     busy = sum(sums.values()) or 1.0
     for i, (phase, seconds) in enumerate(sums.items()):
         x = 0.012 + i * 0.197
-        drawing.text(x, y, "■", color=PHASES[phase], size=10, va="center")
+        drawing.text(x, y, "■", color=PHASE_COLOURS[phase], size=10, va="center")
         text = f"{phase} {human_seconds(seconds)} ({100 * seconds / busy:.0f} %)"
         drawing.text(x + 0.016, y, text, size=8.5, va="center")
 
@@ -126,7 +127,7 @@ def _write_phases(drawing: Any, timings: Sequence[Timing], y: float) -> None:
 def _draw_bars(axes: Axes, shown: Sequence[Timing]) -> None:
     rows = range(len(shown))
     left = [0.0] * len(shown)
-    for phase, colour in PHASES.items():
+    for phase, colour in PHASE_COLOURS.items():
         values = [t.seconds[phase] for t in shown]
         axes.barh(rows, values, left=left, color=colour, height=0.72)
         left = [a + b for a, b in zip(left, values, strict=True)]

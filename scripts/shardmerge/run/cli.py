@@ -16,6 +16,7 @@ from shardmerge.base import claims, diskerrors
 from shardmerge.base.errors import UserError
 from shardmerge.base.printable import printable, printable_lines
 from shardmerge.report.terminal import Terminal
+from shardmerge.run import needed
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -24,7 +25,8 @@ _T = TypeVar("_T")
 def run(main: Callable[[], None]) -> None:
     """Run a command line; a UserError becomes one message on stderr and exit status 1.
 
-    So does what the operating system refuses: a full disk, a folder that is read-only.
+    So does what the operating system refuses (a full disk, a folder that is read-only), and a
+    package that only some jobs need.
 
     SIGTERM ends it as it would by itself, but only after unfinished files and claims are gone.
     """
@@ -42,7 +44,11 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if not diskerrors.is_told(error):
             raise
-        _fail(diskerrors.explain(error))
+        _fail(diskerrors.disk_error(error))
+    except ModuleNotFoundError as error:
+        if (told := needed.missing(error.name)) is None:
+            raise
+        _fail(told)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -97,7 +103,7 @@ def exit_on_user_error(function: Callable[_P, _T]) -> Callable[_P, _T]:
         except OSError as error:
             if not diskerrors.is_told(error):
                 raise
-            sys.exit(f"error: {diskerrors.explain(error)}")
+            sys.exit(f"error: {diskerrors.disk_error(error)}")
 
     return call
 

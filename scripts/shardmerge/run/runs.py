@@ -14,12 +14,13 @@ from pathlib import Path
 
 from shardmerge.base import claims
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json, write_text
+from shardmerge.base.files import write_text
 from shardmerge.plan.paths import record_path
 from shardmerge.plan.plan import FetchJob, ShardJob
+from shardmerge.plan.records import load_record
 
 #: Tells a job which run it belongs to; the cluster passes it on from the head.
-VARIABLE = "SHARDMERGE_RUN"
+RUN_VARIABLE = "SHARDMERGE_RUN"
 _RUN = Path(".shardmerge/run")
 
 
@@ -48,13 +49,13 @@ def begin(results: str | os.PathLike[str], say: claims.Say | None = None) -> Non
             f"A run that was killed elsewhere is forgotten {claims.minutes_to_stale()} minutes "
             "after its last sign of life.",
         ) from None
-    os.environ[VARIABLE] = name = secrets.token_hex(6)
+    os.environ[RUN_VARIABLE] = name = secrets.token_hex(6)
     write_text(_RUN, name + "\n")
 
 
 def is_replaced() -> bool:
     """Return whether this job's run was replaced by a later one, which makes its outputs anew."""
-    mine = os.environ.get(VARIABLE)
+    mine = os.environ.get(RUN_VARIABLE)
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return mine is not None and _RUN.read_text(encoding="utf-8").strip() != mine
     return False
@@ -90,7 +91,7 @@ def is_made(output: str | os.PathLike[str], record: str | os.PathLike[str], spec
         spec: Digest of the specification.
     """
     try:
-        told = load_json(record)
-        return told.get("spec") == spec and Path(output).stat().st_size == told["size"]
-    except (UserError, OSError, KeyError):
+        told = load_record(record)
+        return told.spec == spec and Path(output).stat().st_size == told.size
+    except (UserError, OSError):
         return False

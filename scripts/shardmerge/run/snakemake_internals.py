@@ -1,20 +1,26 @@
 """What the workflow asks of Snakemake beyond what its documentation promises: all of it is here.
 
-The version in requirements.txt is tested; with another, look here first. ``workflow`` is the object
-of that name that Snakemake gives to rule files.
+The version in requirements-merge.txt is tested; with another, look here first. ``workflow`` is the
+object of that name that Snakemake gives to rule files. A workflow that imports this one as a module
+gets neither our profile nor our handlers, and may give our rules other names.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
+#: A shard's identity is the digest in its params. Where its inputs lie, and when they or the code
+#: were touched, does not change it; as inputs that are there already are not asked for, Snakemake's
+#: trigger `input` would even make all shards anew.
+_TRIGGERS = ("mtime", "params")
 
-def is_head(workflow: Any) -> bool:
+
+def is_main_process(workflow: Any) -> bool:
     """Return whether this is the process that the user started, and not a job's."""
     return workflow.is_main_process
 
@@ -40,7 +46,7 @@ def is_whole_run(workflow: Any) -> bool:
     Known when the graph is made: what the user typed is not while rule files are read.
     """
     asked = workflow.dag_settings
-    return is_head(workflow) and not (asked.until or asked.omit_from)
+    return is_main_process(workflow) and not (asked.until or asked.omit_from)
 
 
 def is_forced(workflow: Any) -> bool:
@@ -52,9 +58,9 @@ def is_forced(workflow: Any) -> bool:
     return bool(asked.forceall or asked.forcetargets or asked.forcerun)
 
 
-def is_target(name: str) -> bool:
-    """Return whether the command line names a target."""
-    return name in sys.argv[1:]
+def is_target(workflow: Any, rule: str) -> bool:
+    """Return whether the command line names a rule of these files as a target."""
+    return rule_name(workflow, rule) in sys.argv[1:]
 
 
 def command_line_config(workflow: Any) -> Mapping[str, Any]:
@@ -82,3 +88,57 @@ def target_jobs(words: Sequence[str] = ()) -> list[tuple[str, Mapping[str, str]]
     after = words[words.index("--target-jobs") + 1 :]
     told = parse_target_jobs_cli_args(takewhile(lambda word: not word.startswith("-"), after))
     return [(target.rulename, target.wildcards_dict) for target in told]
+
+
+def rerun_by_identity(workflow: Any) -> None:
+    """Let changes of code, environment and sets of inputs make no job of this run again.
+
+    Snakemake reads its command line's settings after our files, so that what it asks is changed and
+    not what was set.
+
+    Args:
+        workflow: Snakemake's. Jobs on a cluster inherit what is asked here.
+    """
+    kind = type(workflow)
+    asked = kind.rerun_triggers
+
+    def triggers(self: Any) -> frozenset[Any]:
+        return frozenset(t for t in asked.fget(self) if str(t) in _TRIGGERS)
+
+    workflow.__class__ = type(kind.__name__, (kind,), {"rerun_triggers": property(triggers)})
+
+
+def rule_name(workflow: Any, rule: str) -> str:
+    """Return a rule's name in the workflow that runs: `use rule ... as` may have changed it.
+
+    Args:
+        workflow: Snakemake's, while our files are read.
+        rule: The name in our files.
+    """
+    return workflow.modifier.modify_rulename(rule)
+
+
+def at_start(workflow: Any, begin: Callable[[], object]) -> None:
+    """Call a function when jobs begin to run, before the importer's own `onstart`.
+
+    Snakemake takes no such handler from a module, and only the last of several.
+
+    Args:
+        workflow: Snakemake's.
+        begin: The function.
+    """
+    register, own = workflow.onstart, workflow._onstart
+
+    def both(func: Callable[[Any], object]) -> Callable[[Any], None]:
+        def start(log: Any) -> None:
+            begin()
+            func(log)
+
+        return start
+
+    def register_both(func: Callable[[Any], object]) -> None:
+        register(func)
+        if workflow.modifier.is_main_snakefile():
+            workflow._onstart = both(func)
+
+    workflow.onstart, workflow._onstart = register_both, both(own)

@@ -14,14 +14,13 @@ from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
+from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.checkpoint_files import INDEX
-from shardmerge.sources.sources import slug
 
-CHECKSUMS = "SHA256SUMS"
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
 #: Folder of the names of lm-eval's tasks.
@@ -273,11 +272,8 @@ class Targets:
         return 0 if benchmark["device"] == "cpu" else benchmark["gpus"]
 
     def label(self, key: str) -> str:
-        """Return a source's short name: its last part where that is its alone."""
-        names = [k.split("@")[0].rstrip("/").rsplit("/", 1)[-1] for k in self.plan.sources]
-        short = key.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
-        unique = names.count(short) == 1 and short not in self.plan.builds
-        return slug(short if unique else f"{short}-{digest(key)[:6]}")
+        """Return the name of the folder of a source's results."""
+        return folder_names(self.plan.sources, self.plan.builds)[key]
 
     def _merged(self, build: Build) -> Measured:
         return Measured(

@@ -24,10 +24,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from shardmerge.base.owner import started
+from shardmerge.base.owner import start_ticks
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
-VARIABLE = "SHARDMERGE_WORKER"
+WORKER_VARIABLE = "SHARDMERGE_WORKER"
 #: Kinds of process: with what every job needs, and with torch too.
 PLAIN, TORCH = "plain", "torch"
 #: Imported before the first job: all that merging and checking a shard needs.
@@ -39,6 +39,16 @@ _PLAIN = (
     "shardmerge.check.shard",
 )
 _PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.torch_lane")}
+#: Whether the system has what this takes; abstract addresses are Linux's alone.
+_CAN_SHARE = sys.platform == "linux" and all(
+    hasattr(module, name)
+    for module, name in (
+        (os, "pidfd_open"),
+        (signal, "pidfd_send_signal"),
+        (socket, "SO_PEERCRED"),
+        (socket, "SOCK_SEQPACKET"),
+    )
+)
 _MOST = 1 << 20  # bytes of a request: a command line and an environment
 _began: float | None = None
 #: Of a forked job: the run, and the kind of process that it was forked from.
@@ -56,12 +66,12 @@ class Worker:
 
     def __init__(self, process: int | None, *, expects: bool) -> None:
         self._name = None if process is None else str(process)
-        self._idle = process is None or not expects
+        self._idle = process is None or not (expects and _CAN_SHARE)
 
     @property
     def prefix(self) -> str:
         """What tells jobs of it, for their shell."""
-        return f"export {VARIABLE}={self._name}; " if self._name else ""
+        return f"export {WORKER_VARIABLE}={self._name}; " if self._name else ""
 
     def expect(self, files: Iterable[str], torch: bool) -> None:
         """Start the processes if one of these files is missing, so that there will be jobs.
@@ -82,7 +92,7 @@ def process_began() -> float:
         return _began
     now = time.perf_counter()
     with contextlib.suppress(AttributeError, ValueError):  # no clock of that name, no /proc
-        ticks = int(started(os.getpid()))
+        ticks = int(start_ticks(os.getpid()))
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     return now
 
@@ -96,8 +106,8 @@ def delegate(kind: str = PLAIN) -> None:
         kind: PLAIN, or TORCH as soon as it is known that torch is needed and before anything else.
     """
     global _run
-    _run = os.environ.pop(VARIABLE, None) or _run
-    if not _run or kind == _kind or _kind == TORCH or sys.platform != "linux":
+    _run = os.environ.pop(WORKER_VARIABLE, None) or _run
+    if not (_run and _CAN_SHARE) or kind == _kind or _kind == TORCH:
         return
     with contextlib.suppress(OSError), _connect(_run, kind) as connection:
         request = [sys.argv, os.getcwd(), dict(os.environ), process_began()]

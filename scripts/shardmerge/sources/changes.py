@@ -32,15 +32,15 @@ def _source_changes(old: LockedSource, new: LockedSource) -> list[str]:
     lines = []
     if old.commit != new.commit:
         what = new.revision or ("the default branch" if new.commit and old.commit else "it")
-        lines.append(f"{what} moved from {_short(old.commit)} to {_short(new.commit)}")
+        lines.append(f"{what} moved from {_short(old)} to {_short(new)}")
     lines += _config_changes(old.config, new.config)
     lines += _file_changes(old.files, new.files)
     lines += _tensor_changes(old.tensors, new.tensors)
     return lines
 
 
-def _short(commit: str | None) -> str:
-    return commit[:12] if commit else "a folder"
+def _short(source: LockedSource) -> str:
+    return source.commit[:12] if source.commit else source.told
 
 
 def _config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

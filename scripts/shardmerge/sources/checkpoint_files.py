@@ -12,6 +12,7 @@ from shardmerge.base.files import line_of
 from shardmerge.base.safetensors import Header
 from shardmerge.sources import adapter_config
 from shardmerge.sources.lock import LockedTensor
+from shardmerge.sources.store import TEMPLATES
 
 INDEX = "model.safetensors.index.json"
 #: What to do about a repository that has pickles only.
@@ -29,7 +30,6 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", 
 _TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-TEMPLATES = "additional_chat_templates/"
 
 
 def weight_files(

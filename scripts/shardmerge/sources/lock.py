@@ -12,6 +12,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import line_of, parse_object, read_text
 from shardmerge.base.identities import LockedFile
 from shardmerge.sources.lockschema import LockError, check_lock, told
+from shardmerge.sources.store import Origin, Store
+from shardmerge.sources.stores import store_type
 from shardmerge.sources.tokenizer.vocabulary import Vocabulary
 
 LOCK_VERSION = 1
@@ -34,7 +36,7 @@ class LockedSource:
     """A source model.
 
     Args:
-        kind: ``hub`` or ``local``.
+        kind: Of its store: ``hub``, ``local`` or another of ``stores.STORES``.
         repo: Repository on the Hub, or None.
         revision: Revision as asked for (branch, tag or commit), or None.
         commit: The 40-hex commit that it was at, or None for a folder.
@@ -63,6 +65,21 @@ class LockedSource:
     tokens: str | None = None
     side_files: Mapping[str, Any] = field(default_factory=dict)
     contents: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def store(self) -> type[Store]:
+        """The kind of place that it is from."""
+        return store_type(self.kind)
+
+    @property
+    def origin(self) -> Origin:
+        """What pins it, if it is not on this machine."""
+        return Origin(self.repo, self.revision, self.commit)
+
+    @property
+    def told(self) -> str:
+        """Where it is from, in words for the middle of a sentence."""
+        return self.store.told(self.origin)
 
     def has_contents_of(self, other: LockedSource) -> bool:
         """Whether two locks pin the same bytes of a model.

@@ -13,15 +13,15 @@ from typing import Any
 
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.filenames import is_commit, is_repo, safe_name, safe_tensor
+from shardmerge.base.filenames import is_commit, safe_name, safe_tensor
 from shardmerge.base.printable import is_printable
 from shardmerge.formats.announcement import SIDE_FILES
+from shardmerge.sources.store import Origin, Store
+from shardmerge.sources.stores import kinds
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
 _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
-#: A file is known by one of these, depending on where it is.
-_KNOWN_BY = {"hub": ("sha256", "git_oid"), "local": ("sha256", "sample")}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
     *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
@@ -96,12 +96,10 @@ def _source(
     source: Mapping[str, Any], vocabularies: Mapping[str, Any], path: tuple[str, ...]
 ) -> None:
     _keys(source, _SOURCE_KEYS, path)
-    kind = source.get("kind")
-    if kind not in ("hub", "local"):
-        raise LockError(f"{_brief(kind)} is neither `hub` nor `local`", (*path, "kind"))
+    store = _store(source.get("kind"), path)
     if source.get("role", "model") not in ("model", "adapter"):
         raise LockError("is neither `model` nor `adapter`", (*path, "role"))
-    _origin(source, kind, path)
+    _origin(source, store, path)
     _text(source, "chat_template", path, lambda text: True)
     for key in ("vocabulary", "tokens"):
         if key in source:
@@ -115,7 +113,7 @@ def _source(
         raise LockError(f"lacks {missing[0]}", (*path, "files"))
     seen: set[str] = set()
     for name, file in files.items():
-        _file(name, _table(file, (*path, "files", name)), kind, (*path, "files", name))
+        _file(name, _table(file, (*path, "files", name)), store, (*path, "files", name))
         for tensor in file.get("tensors", ()):
             if tensor in seen:
                 raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
@@ -145,22 +143,31 @@ def _contents(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[s
             raise LockError(f"is not the content of a tensor of {end - begin} bytes", (*path, name))
 
 
-def _origin(source: Mapping[str, Any], kind: str, path: tuple[str, ...]) -> None:
-    if kind == "local":
-        for key in ("repo", "revision", "commit"):
+def _store(kind: Any, path: tuple[str, ...]) -> type[Store]:
+    known = kinds()
+    if not isinstance(kind, str) or kind not in known:
+        *names, last = (f"`{name}`" for name in sorted(known))
+        message = f"{_brief(kind)} is none of {', '.join(names)} and {last}"
+        raise LockError(message, (*path, "kind"))
+    return known[kind]
+
+
+def _origin(source: Mapping[str, Any], store: type[Store], path: tuple[str, ...]) -> None:
+    if not store.remote:
+        for key in Origin._fields:
             if key in source:
-                raise LockError("does not go with `kind: local`", (*path, key))
+                raise LockError(f"does not go with `kind: {store.kind}`", (*path, key))
         return
-    if not is_repo(source.get("repo")):
-        message = f"{_brief(source.get('repo'))} is no repository's `owner/name`"
-        raise LockError(message, (*path, "repo"))
+    repo = source.get("repo")
+    if not isinstance(repo, str) or not store.claims(repo):
+        raise LockError(f"{_brief(repo)} is no {store.repo_form}", (*path, "repo"))
     if not is_commit(source.get("commit")):
         message = f"{_brief(source.get('commit'))} is no commit of 40 hexadecimal digits"
         raise LockError(message, (*path, "commit"))
     _text(source, "revision", path, lambda text: bool(text) and is_printable(text))
 
 
-def _file(name: str, file: Mapping[str, Any], kind: str, path: tuple[str, ...]) -> None:
+def _file(name: str, file: Mapping[str, Any], store: type[Store], path: tuple[str, ...]) -> None:
     try:
         safe_name(name, None, "")
     except UserError as error:
@@ -170,8 +177,8 @@ def _file(name: str, file: Mapping[str, Any], kind: str, path: tuple[str, ...]) 
     if not _is_count(size):
         raise LockError(f"{_brief(size)} is no number of bytes", (*path, "size"))
     held = [key for key in _IDENTITIES if key in file]
-    if len(held) != 1 or held[0] not in _KNOWN_BY[kind]:
-        wanted = " or ".join(f"`{key}`" for key in _KNOWN_BY[kind])
+    if len(held) != 1 or held[0] not in store.known_by:
+        wanted = " or ".join(f"`{key}`" for key in store.known_by)
         raise LockError(f"must have {wanted}, one of the two", path)
     key = held[0]
     digits = 40 if key == "git_oid" else 64

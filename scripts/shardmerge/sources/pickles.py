@@ -14,8 +14,14 @@ from shardmerge.base.files import atomic_path, load_json, write_json
 from shardmerge.base.identities import Identities
 from shardmerge.base.safetensors import read_header
 from shardmerge.sources import adapter_config
-from shardmerge.sources.checkpoint_files import INDEX, indexed_files, parse_weight_map, tensor_table
-from shardmerge.sources.local import auxiliary_files
+from shardmerge.sources.checkpoint_files import (
+    INDEX,
+    indexed_files,
+    model_files,
+    parse_weight_map,
+    tensor_table,
+)
+from shardmerge.sources.local import folder_files
 
 #: Goes up when the same pickle is converted to other bytes.
 CONVERTER_VERSION = 1
@@ -128,7 +134,7 @@ def find_conversion(
     weights = pickled_weights(folder, role)
     if not weights:
         return None
-    small = auxiliary_files(folder, {_INDEX: None})
+    small = [name for name in model_files(folder_files(folder), ()) if name != _INDEX]
     if role == "adapter":
         small = [name for name in small if name == adapter_config.CONFIG]
     locked = {name: identities.of(folder / name) for name in [*weights.values(), *small]}
@@ -142,7 +148,7 @@ def find_conversion(
     return Conversion(reference, folder, output, weights, tuple(small), sizes, record)
 
 
-def assemble(
+def finish_conversion(
     conversion_folder: Path,
     source: Path,
     small: Iterable[str],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from shardmerge import formats
@@ -67,7 +65,7 @@ def lacking(locked: LockedSource, where: str) -> list[str]:
     return _lacking_files(locked) or _lacking_contents(locked, where)
 
 
-def complete(
+def with_parameters(
     locked: LockedSource, read: Callable[[str], bytes], read_tensors: ReadTensors, where: str
 ) -> LockedSource:
     """Return a source's lock with what ``lacking`` named.
@@ -90,25 +88,6 @@ def complete(
             raise UserError("is too long for what it must hold", f"{where}, tensor {name!r}")
     contents = dict(zip(names, read_tensors(wanted) if wanted else (), strict=True))
     return replace(locked, contents={**locked.contents, **contents})
-
-
-def read_from_folder(folder: Path, tensors: Sequence[LockedTensor]) -> list[bytes]:
-    """Return the bytes of small tensors of a model in a local folder.
-
-    Raises:
-        UserError: If a file cannot be read or is too short.
-    """
-    found = []
-    for tensor in tensors:
-        path = folder / tensor.file
-        try:
-            with path.open("rb") as file:
-                found.append(os.pread(file.fileno(), tensor.end - tensor.begin, tensor.begin))
-        except OSError as error:
-            raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
-        if len(found[-1]) < tensor.end - tensor.begin:
-            raise UserError(f"ends before byte {tensor.end}", str(path))
-    return found
 
 
 def announcing_keys(config: Mapping[str, Any]) -> Iterator[str]:

@@ -5,36 +5,36 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shardmerge.base.digest import digest
+from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError, misspelt
-from shardmerge.base.files import near_path, read_bytes, write_text
+from shardmerge.base.files import near_path, write_text
 from shardmerge.base.identities import Identities
-from shardmerge.base.pathnames import MOST_NAME_BYTES, check_path, too_long
+from shardmerge.base.pathnames import check_path
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference, parse_reference
 from shardmerge.sources import quantised
 from shardmerge.sources.changes import describe_changes
-from shardmerge.sources.local import check_folder, lock_adapter, lock_folder
-from shardmerge.sources.lock import Lock, LockedSource, read_lock
+from shardmerge.sources.local import FolderStore
+from shardmerge.sources.lock import Lock, LockedSource, LockedTensor, read_lock
+from shardmerge.sources.locking import lock_source
 from shardmerge.sources.pickles import Conversion, find_conversion
-from shardmerge.sources.tokens import complete, lacking, with_tokens
+from shardmerge.sources.store import Store, StoreContext
+from shardmerge.sources.stores import claimant
+from shardmerge.sources.tokens import lacking, with_lacking, with_tokens
 
-#: What to do about a model that the Hub does not give.
-_HAVE = "A folder that has the model already is named under `sources` in the configuration."
-Say = Callable[[str], None]
 T = TypeVar("T")
 
 
 class Sources:
-    """Resolves a recipe's references to local folders or Hub repositories.
+    """Resolves a recipe's references to the places where models lie, and locks what is there.
 
     Args:
-        folders: The configuration's ``sources``: reference to local folder.
+        folders: The configuration's ``sources``: reference to a folder, or to where else it is.
         models: Folder that fetched models go to.
         cache: Folder for what can be computed again (content identities).
         converted: Folder of conversions of pickled weights, or None where these are not allowed.
@@ -58,42 +58,49 @@ class Sources:
         self._conversions: dict[str, Conversion] = {}
         self._identities = Identities(cache / "identities.json", keep=keep)
         self._dry = dry
+        self._stores: dict[str, Store] = {}
 
-    def folder(self, reference: Reference) -> Path | None:
-        """Return the local folder of a reference, or None where it is on the Hub.
+    def store(self, reference: Reference, say: Say | None = None) -> Store:
+        """Return where the model or adapter of a reference lies.
+
+        Args:
+            reference: As the recipe names it.
+            say: Takes one line for the user.
 
         Raises:
-            UserError: If it is neither.
+            UserError: If it is nowhere that models come from.
         """
+        context = StoreContext(self._models, self._identities, say)
         if conversion := self._conversions.get(reference.model):
-            return conversion.output
-        return self._given_folder(reference)
-
-    def _given_folder(self, reference: Reference) -> Path | None:
+            return FolderStore(str(conversion.output), reference, context)
         for key in (reference.model, reference.path):
             if key in self._folders:
-                return Path(self._folders[key]).expanduser()
-        path = Path(reference.path).expanduser()
-        if path.is_dir():
+                location = self._folders[key]
+                kind = claimant(location, bare_names=False) or FolderStore
+                return kind(location, reference, context)
+        kind = claimant(reference.path)
+        if kind is None:
+            raise self._nowhere(reference)
+        if not kind.remote:
             check_path(reference.path, f"model {reference.model!r}")
-            return path
-        if not reference.is_hub_name:
-            raise UserError(
-                f"model {reference.model!r} is neither a folder, nor a document's name, nor a "
-                "Hub repository (owner/name)",
-                hint=f"Did you mean {near!r}?"
-                if (near := misspelt(reference.path, self._folders))
-                else near_path(path)
-                or "Give its folder under `sources` in the configuration, or write the Hub's "
-                "`owner/name`.",
-            )
-        return None
+        return kind(reference.path, reference, context)
+
+    def _nowhere(self, reference: Reference) -> UserError:
+        near = misspelt(reference.path, self._folders)
+        return UserError(
+            f"model {reference.model!r} is neither a folder, nor a document's name, nor a "
+            "Hub repository (owner/name)",
+            hint=f"Did you mean {near!r}?"
+            if near
+            else near_path(Path(reference.path).expanduser())
+            or "Give its folder under `sources` in the configuration, or write the Hub's "
+            "`owner/name`.",
+        )
 
     def path(self, key: str, locked: LockedSource, file: str) -> str:
         """Return the path at which jobs find a source's file."""
-        if locked.kind == "hub":
-            return str(self._models / f"{slug(locked.repo)}@{locked.commit}" / file)
-        return str(self.folder(parse_reference(key)) / file)
+        store = self._stores.get(key) or self.store(parse_reference(key))
+        return store.path(file, locked.origin)
 
     def conversions(self, recipe: Recipe) -> list[Conversion]:
         """Return the conversions that a recipe's sources need, done or not.
@@ -103,11 +110,11 @@ class Sources:
         found = {}
         for reference, role in recipe.named if self._converted else ():
             key = reference.model
-            folder = self._given_folder(reference)
-            if folder is None or not folder.is_dir():
+            store = self.store(reference)
+            if not isinstance(store, FolderStore) or not store.folder.is_dir():
                 continue
             output = self._converted / slug(key)
-            if one := find_conversion(folder, key, role, output, self._identities):
+            if one := find_conversion(store.folder, key, role, output, self._identities):
                 found[key] = one
         self._conversions |= found
         return list(found.values())
@@ -134,54 +141,48 @@ class Sources:
             if key in recipe.stages or key in found:
                 other = "a document" if key in recipe.stages else "a model"
                 raise UserError(f"names {key!r} both as an adapter and as {other}", where)
-            folder = self._told_at(where, self.folder, reference)
+            store = self._stores[key] = self._told_at(where, self.store, reference, say)
             locked = None if renew else old.sources.get(key)
             if locked and locked.role != role:
                 locked = None
-            if locked and locked.kind != ("local" if folder else "hub"):
-                now = f"the folder {str(folder)!r}" if folder else "the Hub"
-                raise UserError(
-                    f"model {key!r} was locked from {_origin(locked)} but is now {now}",
-                    str(path),
-                    "Run `snakemake lock` to lock it anew.",
-                )
-            if locked is None:
+            if locked:
+                _check_kind(store, locked, str(path))
+                store.check(locked.files, str(path))
+            else:
                 if not write:
                     raise UserError(f"has no lock of model {key!r}", str(path))
-                locked = self._told_at(where, self._lock_one, reference, role, folder, say)
+                locked = self._told_at(where, _lock, store, role)
                 new.append(key)
-            elif folder:
-                check_folder(folder, locked, key, str(path), self._identities)
             if role == "model" and (more := lacking(recipe, locked)):
                 if not write:
                     raise UserError(f"has no {more[0]} of model {key!r}", str(path))
-                reader = self._reader(locked, folder, say)
-                locked = complete(locked, more, reader, f"model {key!r}")
+                locked = with_lacking(locked, more, _reader(store, locked), f"model {key!r}")
                 new = list(dict.fromkeys([*new, key]))
             named = f"model {key!r}"
             if role == "model" and self._told_at(where, quantised.lacking, locked, named):
                 if not write:
                     raise UserError(f"does not tell how model {key!r} is quantised", str(path))
-                locked = self._told_at(where, self._with_format, key, locked, folder, say)
+                locked = self._told_at(where, _with_format, store, locked)
                 new = list(dict.fromkeys([*new, key]))
             found[key] = locked
         if new:
-
-            def reader(key: str) -> Callable[[str], bytes]:
-                return self._reader(found[key], self.folder(parse_reference(key)), say)
-
-            found = with_tokens(found, reader)
+            found = with_tokens(found, lambda key: _reader(self._stores[key], found[key]))
         lock = Lock(found)
         if new:
-            if self._dry:
-                say(f"would lock {', '.join(new)} in {path}; a dry run writes no lock")
-            else:
-                _write(path, lock)
-                say(f"locked {', '.join(new)} in {path}")
-            if renew:
-                for line in describe_changes(old, lock):
-                    say(f"  {line}")
+            self._told_new(old, lock, new, path, renew=renew, say=say)
         return lock
+
+    def _told_new(
+        self, old: Lock, lock: Lock, new: list[str], path: Path, *, renew: bool, say: Say
+    ) -> None:
+        """Write a lock that has something new, and say what."""
+        if self._dry:
+            say(f"would lock {', '.join(new)} in {path}; a dry run writes no lock")
+        else:
+            _write(path, lock)
+            say(f"locked {', '.join(new)} in {path}")
+        for line in describe_changes(old, lock) if renew else ():
+            say(f"  {line}")
 
     @staticmethod
     def _told_at(where: str, call: Callable[..., T], *arguments: Any) -> T:
@@ -190,48 +191,37 @@ class Sources:
         except UserError as error:
             raise error.at(where) from None
 
-    def _lock_one(
-        self, reference: Reference, role: str, folder: Path | None, say: Say
-    ) -> LockedSource:
-        if folder is not None:
-            _check_there(folder, reference.model)
-            lock = lock_adapter if role == "adapter" else lock_folder
-            return lock(folder, reference.model, self._identities)
-        from shardmerge.sources import hub
 
-        try:
-            return hub.lock_source(reference.path, reference.revision, role=role, progress=say)
-        except UserError as error:
-            near = near_path(Path(reference.path).expanduser())
-            hint = " ".join(filter(None, [near, error.hint, _HAVE]))
-            raise UserError(error.message, error.where, hint) from None
-
-    def _with_format(
-        self, key: str, locked: LockedSource, folder: Path | None, say: Say
-    ) -> LockedSource:
-        """Return a source's lock with what tells how its weights are quantised."""
-        reader = self._reader(locked, folder, say)
-        if folder is not None:
-            read_tensors = partial(quantised.read_from_folder, folder)
-        else:
-            from shardmerge.sources import hub
-
-            read_tensors = partial(hub.read_tensors, locked, progress=say)
-        return quantised.complete(locked, reader, read_tensors, f"model {key!r}")
-
-    @staticmethod
-    def _reader(locked: LockedSource, folder: Path | None, say: Say) -> Callable[[str], bytes]:
-        """Return what reads a small file of a source that is locked."""
-        if folder is not None:
-            return lambda name: read_bytes(folder / name)
-        from shardmerge.sources import hub
-
-        return lambda name: hub.read_file(locked, name, progress=say)
+def _lock(store: Store, role: str) -> LockedSource:
+    try:
+        return lock_source(store, role)
+    except UserError as error:
+        raise store.explained(error) from None
 
 
-def _check_there(folder: Path, reference: str) -> None:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {str(folder)!r}", reference, near_path(folder))
+def _check_kind(store: Store, locked: LockedSource, lock: str) -> None:
+    if store.kind != locked.kind:
+        raise UserError(
+            f"model {store.reference.model!r} was locked from {locked.told} but is now "
+            f"{store.place}",
+            lock,
+            "Run `snakemake lock` to lock it anew.",
+        )
+
+
+def _with_format(store: Store, locked: LockedSource) -> LockedSource:
+    """Return a source's lock with what tells how its weights are quantised."""
+
+    def read_tensors(tensors: Sequence[LockedTensor]) -> list[bytes]:
+        return store.spans([(t.file, t.begin, t.end) for t in tensors], locked.origin)
+
+    where = f"model {store.reference.model!r}"
+    return quantised.with_parameters(locked, _reader(store, locked), read_tensors, where)
+
+
+def _reader(store: Store, locked: LockedSource) -> Callable[[str], bytes]:
+    """Return what reads a small file of a source that is locked."""
+    return lambda name: store.read(name, locked.files[name], locked.origin)
 
 
 def lock_path(recipe: str | os.PathLike[str]) -> Path:
@@ -247,22 +237,6 @@ def lock_text(lock: Lock) -> str:
         lambda m: f'["{m[1]}", [{", ".join(m[2].replace(",", " ").split())}], {m[3]}, {m[4]}]',
         text,
     )
-
-
-def slug(reference: str) -> str:
-    """Return a reference as a folder name of at most 100 bytes; different ones differ in it."""
-    name = reference.strip("./").replace("/", "--")
-    plain = re.sub(r"[^\w.+@-]+", "-", name)
-    long = too_long(plain)
-    if plain == name and "--" not in reference and not long:
-        return plain
-    if long:
-        plain = plain.encode()[: MOST_NAME_BYTES - 20].decode(errors="ignore")
-    return f"{plain}-{digest(reference)[:6]}"
-
-
-def _origin(locked: LockedSource) -> str:
-    return f"the Hub ({locked.repo}@{locked.commit})" if locked.kind == "hub" else "a folder"
 
 
 def _write(path: Path, lock: Lock) -> None:

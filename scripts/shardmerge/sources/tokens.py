@@ -11,7 +11,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.sources.lock import LockedSource
-from shardmerge.sources.tokenizer.files import Read, read_ids, read_vocabulary, vocabulary_files
+from shardmerge.sources.tokenizer.files import ReadFile, read_ids, read_vocabulary, vocabulary_files
 from shardmerge.sources.tokenizer.vocabulary import tokens_by_id
 
 
@@ -24,7 +24,9 @@ def lacking(recipe: Recipe, locked: LockedSource) -> list[str]:
     return [name for name, lacks in needs.items() if lacks]
 
 
-def complete(locked: LockedSource, wanted: Collection[str], read: Read, where: str) -> LockedSource:
+def with_lacking(
+    locked: LockedSource, wanted: Collection[str], read: ReadFile, where: str
+) -> LockedSource:
     """Return a source's lock with what ``lacking`` named.
 
     Args:
@@ -77,11 +79,11 @@ def compare(sources: Collection[LockedSource]) -> Tokens:
 
 
 def with_tokens(
-    sources: Mapping[str, LockedSource], reader: Callable[[str], Read]
+    sources: Mapping[str, LockedSource], reader: Callable[[str], ReadFile]
 ) -> dict[str, LockedSource]:
-    """Return the sources of a lock, with the tokens of models in folders where files differ.
+    """Return the sources of a lock, with the tokens of models at hand where files differ.
 
-    What is on the Hub is not fetched for it, and a file that cannot be read is left unknown.
+    Nothing is fetched for it, and a file that cannot be read is left unknown.
 
     Args:
         sources: By reference.
@@ -92,7 +94,8 @@ def with_tokens(
         return dict(sources)
     found = dict(sources)
     for key, source in models.items():
-        if source.kind == "local" and _tokens(source) is None and vocabulary_files(source.files):
+        needed = _tokens(source) is None and vocabulary_files(source.files)
+        if needed and not source.store.remote:
             try:
                 ids, _ = read_ids(source.files, reader(key), f"model {key!r}")
             except UserError:

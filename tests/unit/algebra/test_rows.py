@@ -15,6 +15,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.json import from_json, to_json
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import make_tasks, workspace_bytes
 
@@ -171,7 +172,7 @@ class TestEngine:
         record = models.build(models.spec({"one": ("F16", taken)}))
         assert record.bytes_read == 2 * 37 * 2
 
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_rows_of_a_method(self, tmp_path, numerics):
         models = _models(tmp_path)
         inputs = (models.source("a"), models.source("c"))
@@ -190,7 +191,7 @@ class TestEngine:
         found = check_shard(spec, tmp_path / "out.safetensors", sources, [])
         assert found["passed"] and not found["not_sampled"]
 
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_rows_of_what_an_adapter_adds(self, tmp_path, numerics):
         factors = {"b": normal((50, 3), 4, "F32"), "a": normal((3, 37), 5, "F32")}
         models = Models(tmp_path, {"m": {"w": normal((50, 37), 1)}, "l": factors})
@@ -220,7 +221,7 @@ class TestEngine:
         models = _models(tmp_path)
         a, c = models.source("a"), models.source("c")
         choice = ex.Choice((a, c), "0/1*50")
-        spec = models.spec({"one": ("F16", choice)}, numerics="mergekit-0.1.5")
+        spec = models.spec({"one": ("F16", choice)}, numerics=MERGEKIT)
         models.build(spec)
         total = torch.zeros(50, 37, dtype=torch.float16)
         for model in "ac":
@@ -243,7 +244,7 @@ class TestEngine:
 
 
 class TestCheck:
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("width", [37, 300])
     def test_a_right_shard_passes_and_a_changed_row_does_not(self, tmp_path, numerics, width):
         models = _models(tmp_path, width=width)
@@ -254,7 +255,7 @@ class TestCheck:
         found = check_shard(spec, shard, sources, [])
         assert found["elements"] == min(72 * width, 8160)
         # torch's own mean of rows is what mergekit's bits are
-        way = "independently" if numerics == "float32" else "by_engine_steps"
+        way = "independently" if numerics == FLOAT32 else "by_engine_steps"
         assert found[f"recomputed_{way}"] == 1
         other = dataclasses.replace(spec.tensors[0].expression, table="1*1,0*69,1*2")
         wrong = models.spec({"one": ("F16", other)}, numerics=numerics)

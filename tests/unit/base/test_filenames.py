@@ -16,14 +16,15 @@ from shardmerge.base.claimfile import create
 from shardmerge.base.claims import part_path
 from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import is_commit, is_repo, safe_name, safe_tensor
+from shardmerge.base.identities import Identities
 from shardmerge.base.printable import is_printable, printable, printable_lines
 from shardmerge.base.safetensors import Header, TensorEntry
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.references import parse_reference
 from shardmerge.report.terminal import Terminal
 from shardmerge.run import cli
 from shardmerge.sources.checkpoint_files import INDEX, parse_weight_map, tensor_table
-from shardmerge.sources.local import Identities, lock_folder
-from shardmerge.sources.sources import slug
+from shardmerge.sources.locking import lock_folder
 
 GOOD = (
     *("model.safetensors", "a/b/c.json", "with blank.json", " x", "it's.json", "$(touch x).json"),

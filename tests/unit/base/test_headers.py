@@ -78,7 +78,7 @@ class TestHostile:
             ({"a": row(dtype="F4", shape=(3,), end=2)}, "whole bytes"),
             ({"a": {"dtype": "F16"}}, "lacks"),
             ({"a": row(shape=(4.0,))}, "whole numbers"),
-            (b'{"a": 1, "a": 2}', "stands twice"),
+            (b'{"a": 1, "a": 2}', "given twice"),
             (b'{"a":' + b"[" * 100_000, "not JSON"),
         ],
     )

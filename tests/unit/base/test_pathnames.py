@@ -23,9 +23,9 @@ from shardmerge.base.pathnames import (
     check_word,
     too_long,
 )
+from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import load_settings
-from shardmerge.sources.sources import slug
 
 HIDDEN = ["a\nb", "a\x1b[31m", "a\x7f", "a\u202eb", "a\u2066b", "a\ud800", "a\u2028b"]
 RECIPE = """\
@@ -55,6 +55,9 @@ class TestPaths:
         with pytest.raises(UserError, match=f"^here: .*{says}") as refused:
             check_path(text, "here")
         assert str(refused.value).isprintable() or str(refused.value).count("\n") == 1
+
+    def test_joiners_that_scripts_need_are_text(self):
+        assert check_text("\u0645\u06cc\u200c\u062e", "here")
 
     @pytest.mark.parametrize("text", HIDDEN)
     def test_texts(self, text):

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from shardmerge.base.text import human_bytes, human_seconds, plural, ranges, short_names, shortener
+from shardmerge.base.text import human_bytes, human_seconds, plural, ranges
 from shardmerge.report.terminal import Terminal
 
 
@@ -41,26 +41,6 @@ class TestNumbers:
     def test_ranges_join_neighbours_in_any_order(self):
         assert ranges([72, 0, 1, 2, 9, 73, 9]) == "0-2, 9, 72-73"
         assert ranges([]) == ""
-
-
-class TestShortNames:
-    def test_the_owner_goes_where_the_name_is_unique(self):
-        names = short_names(["a/one", "b/two@main", "c/same", "d/same"])
-        assert names == {
-            "a/one": "one",
-            "b/two@main": "two",
-            "c/same": "c/same",
-            "d/same": "d/same",
-        }
-
-    def test_a_label_keeps_all_but_the_references(self):
-        shorten = shortener(["lab/tuned", "lab/tuned-more", "base"])
-        assert shorten("lab/tuned-more - lab/tuned") == "tuned-more - tuned"
-        assert shorten("ties(lab/tuned)") == "ties(tuned)"
-        assert shorten("other/lab/tuned") == "other/lab/tuned"
-
-    def test_no_references_change_nothing(self):
-        assert shortener([])("x - y") == "x - y"
 
 
 class TestTerminal:

@@ -10,6 +10,7 @@ import pytest
 
 from shardmerge.algebra.expression import Call, Source
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.check.memory import WHOLE, check_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import make_tasks
@@ -58,14 +59,14 @@ def spec_of(shape, models=4):
     )  # fmt: skip
     tensor = OutputTensor("t", "F16", shape, call)
     files = {(s.model, s.file): "sha256:0" for s in sources}
-    return ShardSpec((tensor,), files, "float32", False)
+    return ShardSpec((tensor,), files, FLOAT32, False)
 
 
 class TestCheckBytes:
     def test_samples_take_nothing_more(self):
         source = Source("m", "f", "t", "F16", (4096, 4096))
         tensor = OutputTensor("t", "F16", source.shape, source)
-        spec = ShardSpec((tensor,), {("m", "f"): "sha256:0"}, "float32", False)
+        spec = ShardSpec((tensor,), {("m", "f"): "sha256:0"}, FLOAT32, False)
         assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
 
     def test_a_tensor_that_is_too_large_is_not_recomputed(self):

@@ -225,7 +225,7 @@ class TestText:
         assert lines[2].index("0.925") + len("0.925 ± 0.019") == lines[3].index("0.500") + 5
 
     def test_json_has_a_record_per_value(self):
-        data = scores.to_json(self.TABLE)
+        data = scores.table_json(self.TABLE)
         assert data["models"] == ["a|b", "c"]
         assert [(c["model"], c["label"], c["value"]) for c in data["cells"]] == [
             ("a|b", "t/acc", 0.925),
@@ -325,15 +325,15 @@ class TestExplain:
             except OSError as error:
                 raise RuntimeError("could not load") from error
         except RuntimeError as error:
-            assert "the Hub cannot be reached" in benchmark.explain(error)
+            assert "the Hub cannot be reached" in benchmark.reason_of(error)
 
     def test_offline_mode_is_no_network(self):
         from huggingface_hub.errors import OfflineModeIsEnabled
 
-        assert "the Hub cannot be reached" in benchmark.explain(OfflineModeIsEnabled("off"))
+        assert "the Hub cannot be reached" in benchmark.reason_of(OfflineModeIsEnabled("off"))
 
     def test_errors_for_people_speak_for_themselves(self):
-        assert benchmark.explain(UserError("no", "here", "do that")) == "here: no\n  do that"
+        assert benchmark.reason_of(UserError("no", "here", "do that")) == "here: no\n  do that"
 
     def test_a_failure_that_is_not_foreseen_is_not_explained_away(self):
-        assert benchmark.explain(ZeroDivisionError("division by zero")) is None
+        assert benchmark.reason_of(ZeroDivisionError("division by zero")) is None

@@ -24,7 +24,7 @@ from shardmerge.check.samples import sample_runs
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import build_shard
 from shardmerge.engine.witness import Witness
-from shardmerge.methods.mergekit import steps
+from shardmerge.methods.registry import method
 from shardmerge.package.index import checksums, load_records
 from shardmerge.package.provenance import make_provenance
 from shardmerge.plan.decide import load_plan
@@ -95,7 +95,7 @@ class TestWitness:
 class TestShards:
     def test_bit_that_no_sample_reads(self, built):
         job, _ = built.shard_with(MERGED)
-        assert check(job)["sha256"] == load_record(record_path(job.output))["sha256"]
+        assert check(job)["sha256"] == load_record(record_path(job.output)).sha256
         flip(Path(job.output), outside_the_sample(Path(job.output)))
         with pytest.raises(UserError, match="is damaged: its SHA-256") as error:
             check(job)
@@ -138,7 +138,7 @@ class TestTaskVectors:
         sums = {path: recorded_tensors(path) for path in deltas}
         output = Path("again.safetensors")
         record = build_shard(spec, sources, output, deltas=deltas, sums=sums)
-        assert record.sha256 == load_record(record_path(job.output))["sha256"]
+        assert record.sha256 == load_record(record_path(job.output)).sha256
         output.unlink()
         (path,) = [d for d in deltas if _holds(d, spec)][:1]
         flip(path, outside_the_sample(path))
@@ -282,13 +282,13 @@ class TestIndependence:
 
     @pytest.mark.parametrize("name", ["linear", "task_arithmetic"])
     def test_wrong_translation_is_found(self, models, monkeypatch, name):
-        right = steps.MERGEKIT[name]
+        right = method(name).steps
 
         def wrong(group, writer):
             changed = tuple(w and w * 1.01 for w in group.per_input["weight"])
             return right(replace(group, per_input={**group.per_input, "weight": changed}), writer)
 
-        monkeypatch.setitem(steps.MERGEKIT, name, wrong)
+        monkeypatch.setattr(method(name), "steps", wrong)
         spec = self.spec_of(models, name, 2, normalize=False)
         models.build(spec)
         with pytest.raises(UserError, match="but must be"):

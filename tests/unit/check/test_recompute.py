@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmerge.algebra import expression as ex
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check import recompute
-from shardmerge.check.float_formats import FORMATS, decode, half_ulp, round_to, stored_dtype
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to, stored_dtype
 from shardmerge.check.recompute import Recomputer, TooLargeError
 from shardmerge.check.samples import RUN, RUNS, positions, sample_runs
 
@@ -30,7 +31,7 @@ def stored(tensor: torch.Tensor) -> np.ndarray:
 class Lab:
     """Source tensors in memory, and a recomputer over them."""
 
-    def __init__(self, numerics: str = "float32", **tensors: torch.Tensor) -> None:
+    def __init__(self, numerics: Numerics = FLOAT32, **tensors: torch.Tensor) -> None:
         self.tensors = tensors
         self.sources = {
             name: ex.Source(name, "f", "t", _code(t), tuple(t.shape)) for name, t in tensors.items()
@@ -84,12 +85,12 @@ class TestRoundoff:
 
     @pytest.mark.parametrize("code", list(TORCH))
     def test_largest_number(self, code):
-        assert FORMATS[code].maximum == torch.finfo(TORCH[code]).max
+        assert FLOAT_FORMATS[code].maximum == torch.finfo(TORCH[code]).max
 
     def test_every_bfloat16(self):
         bits = np.arange(1 << 16).astype(np.uint16)
         expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).double().numpy()
-        assert np.array_equal(decode(bits, "BF16"), expected, equal_nan=True)
+        assert np.array_equal(decoded(bits, "BF16"), expected, equal_nan=True)
 
 
 class TestSampleRuns:
@@ -224,7 +225,7 @@ class TestCalls:
 
     def test_runs_of_elementwise_kernels_are_the_whole_tensors(self):
         count = RUN * RUNS * 3 + 57
-        for numerics in ("float32", "mergekit-0.1.5"):
+        for numerics in (FLOAT32, MERGEKIT):
             lab = Lab(
                 numerics, a=normal(1, torch.float16, count), b=normal(2, torch.float16, count)
             )
@@ -236,7 +237,7 @@ class TestCalls:
 
     def test_mergekit_rounds_in_stated_types(self):
         a, b = normal(1, torch.float16), normal(2, torch.float16)
-        lab = Lab("mergekit-0.1.5", a=a, b=b)
+        lab = Lab(MERGEKIT, a=a, b=b)
         call = self.call(lab, "linear", (1000,), normalize=False, per_input={"weight": (0.3, 0.7)})
         estimate = lab.estimate(ex.Cast(call, "BF16"), "BF16")
         expected = (0.3 * a.float() + 0.7 * b.float()).half().bfloat16().double().numpy()

@@ -17,6 +17,7 @@ import check_shard as command
 from helpers.built_model import LARGE, MERGED, RECIPE, build_model, check, flip, inputs_of
 from helpers.models import save_model
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.base.safetensors import read_header
 from shardmerge.check import recompute
 from shardmerge.check.shard import check_shard
@@ -52,7 +53,7 @@ dtype: bfloat16
 """
 
 
-@pytest.fixture(scope="module", params=["float32", "mergekit-0.1.5"])
+@pytest.fixture(scope="module", params=[FLOAT32, MERGEKIT])
 def built(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +98,7 @@ class TestRightShards:
         count = sum(int(np.prod(t.shape)) for t in spec.tensors)
         assert 0 < check(job)["elements"] < count
 
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("recipe", [SLERP, TIES_OF_A_SUM], ids=["slerp", "ties"])
     def test_whole_methods(self, tmp_path, monkeypatch, recipe, numerics):
         monkeypatch.chdir(tmp_path)

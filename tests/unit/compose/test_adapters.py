@@ -16,15 +16,15 @@ from helpers.models import llama, llama_shapes, random_tensors, save_model
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.compose.adapters import Update, adapter_updates
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.models import Entry
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.references import parse_reference
 from shardmerge.report.explain import explain
-from shardmerge.sources import hub
-from shardmerge.sources.local import lock_adapter, lock_folder
 from shardmerge.sources.lock import Lock, LockedSource, LockedTensor
+from shardmerge.sources.locking import lock_adapter, lock_folder, lock_hub
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 TABLE = {
@@ -213,7 +213,7 @@ class Recipes:
             }
         )
 
-    def outputs(self, text: str, numerics: str = "float32") -> dict[str, ex.Expression]:
+    def outputs(self, text: str, numerics: Numerics = FLOAT32) -> dict[str, ex.Expression]:
         recipe = parse_recipe(f"name: out\n{text}", "r.yaml")
         return {t.name: t.expression for t in Composer(recipe, self.lock, numerics).outputs("out")}
 
@@ -264,7 +264,7 @@ class TestAlgebra:
         assert recipes.outputs(mapping) == recipes.outputs(TASK)
 
     def test_mergekit_numerics_rounds_the_adapted_model(self, recipes) -> None:
-        found = recipes.outputs(TASK, "mergekit-0.1.5")["model.layers.0.self_attn.q_proj.weight"]
+        found = recipes.outputs(TASK, MERGEKIT)["model.layers.0.self_attn.q_proj.weight"]
         adapted = found.inputs[0]
         assert isinstance(adapted, ex.Cast) and isinstance(adapted.operand, ex.Linear)
 
@@ -315,7 +315,7 @@ class TestHub:
     def test_locked_from_its_header(self, server) -> None:
         tensors = {f"{PREFIX}{Q}.lora_A.weight": torch.zeros(2, 5000)}
         folder = write_adapter(server.store.root / "o" / "lora", tensors)
-        found = hub.lock_source("o/lora", None, role="adapter")
+        found = lock_hub("o/lora", None, role="adapter")
         assert found.role == "adapter"
         assert sorted(found.files) == ["adapter_config.json", "adapter_model.safetensors"]
         assert found.config == json.loads((folder / "adapter_config.json").read_text())
@@ -326,12 +326,12 @@ class TestHub:
     def test_a_model_is_no_adapter(self, server) -> None:
         add_model(server.store.root, "o/m", ONE_FILE)
         with pytest.raises(UserError, match=r"no adapter_config\.json"):
-            hub.lock_source("o/m", None, role="adapter")
+            lock_hub("o/m", None, role="adapter")
 
     def test_an_adapter_is_no_model(self, server, tmp_path) -> None:
         write_adapter(server.store.root / "o" / "lora", factors({Q: (8, 8)}))
         with pytest.raises(UserError, match=r"MODEL\+ADAPTER"):
-            hub.lock_source("o/lora", None)
+            lock_hub("o/lora", None)
         folder = write_adapter(tmp_path / "lora", factors({Q: (8, 8)}))
         with pytest.raises(UserError, match=r"MODEL\+ADAPTER"):
             lock_folder(folder, "lora", Identities(tmp_path / "cache.json"))

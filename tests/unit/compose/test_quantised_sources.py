@@ -13,6 +13,7 @@ from helpers.planned import described
 from shardmerge.base.errors import UserError
 from shardmerge.package.card import make_card
 from shardmerge.package.config import output_config
+from shardmerge.plan.description import BuildDescription
 from shardmerge.recipe.recipe import load_recipe
 from shardmerge.sources.sources import Sources
 
@@ -70,7 +71,7 @@ class TestTold:
         assert f"a is quantised ({said})" in warnings[0]
         kinds = {row[0] for shard in description["shards"] for row in shard["tensors"].values()}
         assert kinds == {"BF16"}
-        card = make_card(description, {})
+        card = make_card(BuildDescription.from_json(description, "d"), {})
         assert f"decoded before they were merged: `a` ({said}, 14 weights)" in card
 
     def test_a_file_beside_the_config(self):
@@ -161,7 +162,9 @@ class TestStale:
         model("b")
         description, warnings = described(linear("a", "b"))
         assert len(warnings) == 1 and warnings[0].endswith("[stale-quantisation]")
-        made = output_config(Path("a/config.json").read_text(), description, "c")
+        made = output_config(
+            Path("a/config.json").read_text(), BuildDescription.from_json(description, "d"), "c"
+        )
         assert "quantization" not in made and "compression" not in made
         expected = json.loads(Path("a/config.json").read_text()) | {"dtype": "bfloat16"}
         del expected[key]

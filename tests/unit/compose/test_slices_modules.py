@@ -297,6 +297,39 @@ class TestTied:
             ("tied", "model.embed_tokens.weight"),
         ]
 
+    @pytest.mark.parametrize(
+        ("t", "tie"),
+        [({"value": 0.5}, {}), ({"filter": "lm_head", "value": 0}, {"tie_word_embeddings": False})],
+    )
+    def test_a_stored_head(self, work, t, tie):
+        """Files of tied models may hold the head all the same."""
+        for name in ("a", "b"):
+            change_config(name, tie_word_embeddings=True)
+        recipe = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}]}
+        recipe |= {"name": "out", "parameters": {"t": [t, {"value": 0.5}]}}
+        assert described(plan(recipe))["config"] == tie
+
+    @pytest.mark.parametrize("order", ["old new", "new old"])
+    @pytest.mark.parametrize(
+        "copy",
+        ["encoder.embed_tokens", "decoder.embed_tokens", "lm_head", "cls.predictions.decoder"],
+    )
+    def test_copies_of_the_embedding(self, work, order, copy):
+        """Old files have the embedding again where new ones have it once."""
+        shapes = {"shared.weight": (32, 16), "encoder.block.0.layer.weight": (16, 16)}
+        config = {"model_type": "x", "num_layers": 1}
+        save_model(Path("new"), random_tensors(shapes, 1), config=config)
+        shapes[f"{copy}.weight"] = (32, 16)
+        save_model(Path("old"), random_tensors(shapes, 2), config=config)
+        models = [{"model": m, "parameters": {"weight": 1}} for m in order.split()]
+        made = tensors(plan({"merge_method": "linear", "models": models}))[f"{copy}.weight"]
+        assert sorted(sources_of(made)) == [("new", "shared.weight"), ("old", f"{copy}.weight")]
+
+    def test_a_stored_head_of_an_untied_model(self, work):
+        change_config("a", tie_word_embeddings=True)
+        recipe = HALVES | {"models": [{"model": m, "parameters": {"weight": 1}} for m in "ab"]}
+        assert described(plan(recipe))["config"] == {"tie_word_embeddings": False}
+
     @pytest.mark.parametrize("first", ["a", "tied"])
     def test_the_result_is_untied(self, tied, first):
         models = sorted(HALVES["models"], key=lambda m: m["model"] != first)

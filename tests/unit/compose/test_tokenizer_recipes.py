@@ -16,9 +16,10 @@ from helpers.tiny_tokenizers import tokenized
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import config_values, generation_source, tokenizer_files
-from shardmerge.recipe.chat import TEMPLATES, most_common, named_template, own_template
+from shardmerge.recipe.chat import CHAT_TEMPLATES, most_common, named_template, own_template
 from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
@@ -162,7 +163,7 @@ class TestChatTemplates:
                 assert ours == self.render(theirs, turns, prompt)
 
     def test_names(self):
-        assert TEMPLATES == ("alpaca", "chatml", "exaone", "llama3", "mistral")
+        assert CHAT_TEMPLATES == ("alpaca", "chatml", "exaone", "llama3", "mistral")
         assert named_template("{{ x }}") == "{{ x }}"
 
     def test_of_a_model(self):
@@ -197,7 +198,9 @@ def models(tmp_path_factory) -> Path:
     return root
 
 
-def planned(folder: Path, models: Path, names: str, numerics: str = "float32", **keys) -> Composer:
+def planned(
+    folder: Path, models: Path, names: str, numerics: Numerics = FLOAT32, **keys
+) -> Composer:
     """Return the composer of a linear merge of models, locked."""
     made = {"merge_method": "linear", "dtype": "float16", "models": []} | keys
     for name in names.split():
@@ -333,7 +336,7 @@ class TestHub:
             assert len(server.requests("")) == asked
         assert lock.sources["o/a"].chat_template == "{{ a }}"
         assert "dog" in lock.sources["o/b"].vocabulary.ids
-        made = Composer(recipe, lock, "float32").tokenizers.of(Reference("r"))
+        made = Composer(recipe, lock, FLOAT32).tokenizers.of(Reference("r"))
         assert made.size == 23 and made.added["<x>"] == "o/b"
 
     def test_what_a_lock_lacks_is_added_to_it(self, tmp_path, models):

@@ -21,12 +21,12 @@ from helpers.engine_cases import Models, assert_same, call_of, normal
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ENGINE_VERSION, ShardSpec, delta_name
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.engine import native, stream
 from shardmerge.engine.device import Host, HostBuffer
 from shardmerge.methods.registry import in_mergekit, kernel_of, methods
 
-KERNELS = [(m.name, "float32") for m in methods() if m.kernel]
+KERNELS = [(m.name, FLOAT32) for m in methods() if m.kernel]
 KERNELS += [(m.name, MERGEKIT) for m in methods() if in_mergekit(m.name)]
 CUTS = [{"block": 64, "windows": (4096,)}, {"block": 1000, "windows": (12288,)}, {}]
 
@@ -260,7 +260,7 @@ class TestCalls:
         inner = call_of("slerp", group, [trio.source("base"), flagship(trio)])
         outer = call_of("slerp", group, [inner, trio.source("q")])
         spec = trio.spec({"w": ("F16", ex.Linear(((1.0, trio.source("q")), (0.5, outer))))})
-        kernel = kernel_of("slerp", "float32")[0]
+        kernel = kernel_of("slerp", FLOAT32)[0]
 
         def slerp(*tensors: torch.Tensor) -> torch.Tensor:
             return kernel(kernel_cases.replace(group, tensors=[t.float() for t in tensors]))
@@ -289,7 +289,7 @@ class TestCalls:
         }
         with cases.tuned(**cases.SMALL):
             models.build(models.spec(rows), threads=4)
-        kernel = kernel_of("slerp", "float32")[0]
+        kernel = kernel_of("slerp", FLOAT32)[0]
         for name, got in models.load().items():
             tensors = [tables[m][name].float() for m in "ab"]
             assert_same(got, kernel(kernel_cases.replace(group, tensors=tensors)).half())

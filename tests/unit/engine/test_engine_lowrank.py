@@ -16,12 +16,11 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.lowrank import ROWS, Product
 from shardmerge.engine.memory import STREAMING_BYTES, TUNING
-
-MERGEKIT = "mergekit-0.1.5"
 
 
 def in_order(
@@ -63,7 +62,7 @@ class Case:
         return cases.rounded(self.w.to(update.dtype) + update, code)
 
     def build(self, expression: ex.Expression, code: str = "F16", **values) -> torch.Tensor:
-        numerics = values.pop("numerics", "float32")
+        numerics = values.pop("numerics", FLOAT32)
         self.models.build(self.models.spec({"w": (code, expression)}, numerics=numerics), **values)
         return self.models.load()["w"]
 
@@ -188,7 +187,7 @@ class TestMergekit:
 class TestCheck:
     """The check of a written shard recomputes products from the factors."""
 
-    @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("codes", ["F16 F32", "F64 F32", "BF16 BF16"])
     @pytest.mark.parametrize("transposed", [False, True])
     def test_right_and_wrong(
@@ -200,7 +199,7 @@ class TestCheck:
         case.models.build(spec)
         shard = tmp_path / "out.safetensors"
         found = check_shard(spec, shard, case.models.paths, ())
-        way = "independently" if numerics == "float32" else "by_engine_steps"
+        way = "independently" if numerics == FLOAT32 else "by_engine_steps"
         assert found[f"recomputed_{way}"] == 1 and not found["undecided"]
         other = ex.LowRank(case.update.b, case.update.a, 1.701, transposed, case.update.dtype)
         wrong = ex.Linear((case.merged.terms[0], (1.0, other)))

@@ -20,6 +20,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.rows import ZERO, format_choice, format_rows
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.base.safetensors import write_header
 from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
@@ -41,13 +42,13 @@ def sparse(
     return {model: ex.Source(model, FILE, "w", code, shape) for model in models}
 
 
-def spec_of(code: str, expression: ex.Expression, numerics: str = "float32") -> ShardSpec:
+def spec_of(code: str, expression: ex.Expression, numerics: Numerics = FLOAT32) -> ShardSpec:
     files = {(s.model, s.file): s.model for s in ex.sources(expression)}
     tensor = OutputTensor("w", code, expression.shape, expression)
     return ShardSpec((tensor,), files, numerics)
 
 
-def call_of(name: str, sources: list[ex.Source], numerics: str = "float32") -> ex.Call:
+def call_of(name: str, sources: list[ex.Source], numerics: Numerics = FLOAT32) -> ex.Call:
     has_base = method(name).inputs.base == "required"
     group = kernel_cases.ordinary(name, (2, 2), models=len(sources) - has_base)
     inputs = sources if numerics == "float32" else [ex.Cast(s, s.dtype) for s in sources]
@@ -114,7 +115,7 @@ class TestStreaming:
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_an_elementwise_method(self, tmp_path: Path, numerics: str) -> None:
         s = sparse(tmp_path, "abcdefg", "F32", (3_000, 2_000))  # 24 MB each
         spec = spec_of("F32", call_of("ram", list(s.values()), numerics), numerics)
@@ -149,7 +150,7 @@ class TestWhole:
     """A method that must see whole tensors gets what its largest tensor needs."""
 
     @pytest.mark.parametrize(("name", "models"), [("ties", "abc"), ("slerp", "ab")])
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
         s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each
         spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)

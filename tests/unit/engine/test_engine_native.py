@@ -25,14 +25,13 @@ from helpers.engine_cases import Models, assert_same, call_of, normal
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.base.numerics import MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.float_formats import multiplied_and_added
 from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import Runs, positions
 from shardmerge.engine import native
 from shardmerge.engine.tasks import make_task, make_tasks, needs_torch
-from shardmerge.methods.mergekit import steps as stepwise
-from shardmerge.methods.registry import kernel_of
+from shardmerge.methods.registry import kernel_of, methods
 
 SIXTEEN = (torch.float16, torch.bfloat16)
 
@@ -83,7 +82,7 @@ class TestConversions:
         every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
         given = source(cases.CODES[dtype], tuple(every.shape))
         expression = ex.Linear(((1.0, given), (0.0, given)))
-        got = evaluated(OutputTensor("w", code, given.shape, expression), [every], "float32")
+        got = evaluated(OutputTensor("w", code, given.shape, expression), [every], FLOAT32)
         wide = every.float()
         same_numbers(got, (wide + wide * 0.0).to(got.dtype))
 
@@ -96,14 +95,14 @@ class TestConversions:
         near = [middle, middle.nextafter(torch.tensor(9e9)), middle.nextafter(-torch.tensor(9e9))]
         values = torch.cat(near)
         tensor = OutputTensor("w", code, tuple(values.shape), source("F32", tuple(values.shape)))
-        same_numbers(evaluated(tensor, [values], "float32"), values.to(dtype))
+        same_numbers(evaluated(tensor, [values], FLOAT32), values.to(dtype))
 
     @pytest.mark.parametrize("count", [1, 31, 32, 33, 16384 * 2 - 1, 16384 * 2 + 33])
     def test_any_number_of_elements(self, count: int) -> None:
         values = normal((count + 2,), 1, "F32")
         given = source("F32", (count,))
         tensor = OutputTensor("w", "F32", (count,), ex.Linear(((3.0, given),)))
-        steps = make_task(tensor, (), "float32").steps
+        steps = make_task(tensor, (), FLOAT32).steps
         out = torch.full((count + 2,), 7.0)
         place, constants = out.data_ptr() + 4, (ctypes.c_float * 1)(3.0)
         native.native(steps.program).run(place, [values.data_ptr() + 4], count, constants)
@@ -114,7 +113,7 @@ class TestConversions:
 class TestMergekitNumerics:
     """Steps make what the kernel makes, which is what mergekit makes."""
 
-    @pytest.mark.parametrize("name", sorted(stepwise.MERGEKIT))
+    @pytest.mark.parametrize("name", [m.name for m in methods() if m.steps])
     @settings(max_examples=300, deadline=None)
     @given(st.data())
     def test_equal_the_kernel(self, name: str, data: st.DataObject) -> None:
@@ -208,7 +207,7 @@ class TestProcessors:
         once = multiplied_and_added(
             pair[1].numpy(), np.float32(0.7), (pair[0] * np.float32(0.3)).numpy()
         )
-        assert_same(evaluated(total, pair, "float32"), pair[0] * 0.3 + pair[1] * 0.7)
+        assert_same(evaluated(total, pair, FLOAT32), pair[0] * 0.3 + pair[1] * 0.7)
         assert_same(evaluated(fused, pair, MERGEKIT), torch.from_numpy(once))
         native.native.cache_clear()
 
@@ -218,7 +217,7 @@ class TestProcessors:
         inputs = [source("F32", (9,), f"m{i}") for i in range(len(group.tensors))]
         tensor = OutputTensor("w", "F32", (9,), call_of("linear", group, inputs))
         assert make_task(tensor, (), MERGEKIT).kind == "native"
-        monkeypatch.setattr(stepwise, "torch_fuses", lambda: False)
+        monkeypatch.setattr("shardmerge.methods.linear.torch_fuses", lambda: False)
         assert make_task(tensor, (), MERGEKIT).kind == "blocks"
 
     @pytest.mark.parametrize(("level", "fuses"), [("default", False), ("avx2", True)])
@@ -228,7 +227,7 @@ class TestProcessors:
             pytest.skip("this processor has no fused multiply-add")
         script = (
             "import torch\n"
-            "from shardmerge.methods.mergekit.steps import torch_fuses\n"
+            "from shardmerge.methods.program import torch_fuses\n"
             "tiny = torch.full((99,), 1 + 2.0**-12)\n"
             "exact = torch.full((99,), -1.0).addcmul_(tiny, tiny)\n"
             "assert bool((exact == 2.0**-11 + 2.0**-24).all()) == torch_fuses()\n"
@@ -254,7 +253,9 @@ class TestProcessors:
 class TestWhatNeedsTorch:
     SHAPE = (4, 6)
 
-    def of(self, expression: ex.Expression, numerics: str = "float32", code: str = "F16") -> bool:
+    def of(
+        self, expression: ex.Expression, numerics: Numerics = FLOAT32, code: str = "F16"
+    ) -> bool:
         spec = ShardSpec((OutputTensor("w", code, self.SHAPE, expression),), {}, numerics=numerics)
         return needs_torch(make_tasks(spec))
 

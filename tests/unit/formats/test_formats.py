@@ -30,8 +30,8 @@ from helpers.format_cases import (
 from helpers.format_models import BLOCKS, MODELS, STATE, state
 from shardmerge import formats
 from shardmerge.base.errors import UserError
-from shardmerge.formats.interface import LogicalTensor, PartRef, runs, spans
-from shardmerge.formats.values import TABLES, unpacked
+from shardmerge.formats.interface import LogicalTensor, PartRef, row_spans, runs
+from shardmerge.formats.values import CODE_TABLES, unpacked
 
 
 def words(*values: int) -> torch.Tensor:
@@ -53,7 +53,7 @@ class TestNumbers:
     )
     def test_tables_are_torchs(self, code, dtype):
         every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
-        assert same(torch.from_numpy(TABLES[code]), every)
+        assert same(torch.from_numpy(CODE_TABLES[code]), every)
 
     @pytest.mark.parametrize("bits", range(1, 9))
     def test_a_stream_of_bits(self, bits):
@@ -227,7 +227,7 @@ class TestReading:
 
     def test_spans_end_with_a_matrix(self):
         one = LogicalTensor("w", (2, 4, 3), "fp8", {})
-        assert list(spans(one, 1, 6)) == [(1, 3), (4, 3)]
+        assert list(row_spans(one, 1, 6)) == [(1, 3), (4, 3)]
 
     def test_needs_no_torch(self):
         code = "import shardmerge.formats, sys; assert 'torch' not in sys.modules"
@@ -532,7 +532,7 @@ def _mutated(draw: chance.Random, tensor: torch.Tensor) -> torch.Tensor:
 def _within(one: LogicalTensor) -> None:
     """Check that boxes of all rows lie within their parts."""
     for first in range(0, one.rows, 5):
-        for begin, count in spans(one, first, min(5, one.rows - first)):
+        for begin, count in row_spans(one, first, min(5, one.rows - first)):
             for role, box in formats.rows(one, begin, count).items():
                 ref: PartRef = one.parts[role]
                 assert len(box) == len(ref.shape)

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from helpers import kernel_cases as cases
-from helpers.method_bytes import GOLDEN
+from helpers.method_bytes import GOLDEN, with_new
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
-from shardmerge.base.numerics import MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.methods.kernels import functions
 from shardmerge.methods.registry import methods, version_of
 
@@ -47,6 +47,18 @@ def test_golden_bytes(tmp_path: Path, level: str) -> None:
     assert found["hashes"] == GOLDEN["hashes"]
 
 
+class TestAdding:
+    def test_only_what_is_new_gets_hashes(self) -> None:
+        known = GOLDEN["hashes"] | {"old F16": "gone"}
+        versions = GOLDEN["versions"] | {"slerp": 1}
+        fresh = dict.fromkeys([*GOLDEN["hashes"], "new F16"], "made")
+        found = with_new({"versions": versions, "hashes": known}, fresh)
+        assert found["versions"] == GOLDEN["versions"]
+        changed = {label for label in found["hashes"] if found["hashes"][label] == "made"}
+        assert changed == {"new F16", *(x for x in fresh if x.split(" ")[0] == "slerp")}
+        assert "old F16" not in found["hashes"]
+
+
 class TestVersions:
     def test_are_those_of_the_golden_bytes(self) -> None:
         found = {m.name: m.version for m in methods() if m.version != 1}
@@ -61,17 +73,17 @@ class TestVersions:
         def versions(name: str, numerics: str) -> object:
             return self.spec(name, numerics).to_json().get("versions")
 
-        assert versions("slerp", "float32") == {"slerp": version_of("slerp", "float32")}
-        assert versions("ties", "float32") is None
+        assert versions("slerp", FLOAT32) == {"slerp": version_of("slerp", FLOAT32)}
+        assert versions("ties", FLOAT32) is None
         assert versions("slerp", MERGEKIT) is None
 
     def test_are_part_of_a_jobs_identity(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        before = {name: self.spec(name, "float32").digest for name in ("slerp", "ties")}
+        before = {name: self.spec(name, FLOAT32).digest for name in ("slerp", "ties")}
         monkeypatch.setattr(
             "shardmerge.algebra.spec.version_of", lambda name, _: 3 - 2 * (name == "ties")
         )
-        assert self.spec("slerp", "float32").digest != before["slerp"]
-        assert self.spec("ties", "float32").digest == before["ties"]
+        assert self.spec("slerp", FLOAT32).digest != before["slerp"]
+        assert self.spec("ties", FLOAT32).digest == before["ties"]
 
 
 class TestFunctions:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.methods.registry import (
     REQUIRED,
+    MergeMethod,
+    Parameter,
     Request,
     in_mergekit,
     kernel_of,
@@ -18,12 +21,13 @@ from shardmerge.methods.registry import (
     method,
     methods,
     result_dtype,
+    step_kernel,
     workspace_elements,
 )
-from shardmerge.recipe.parameters import convert
+from shardmerge.recipe.parameters import checked_value
 from tools.docs.methods import methods_markdown
 
-NUMERICS = "mergekit-0.1.5"
+NUMERICS = MERGEKIT
 ROOT = Path(__file__).parents[3]
 
 
@@ -37,6 +41,9 @@ def request_for(name: str, **values: object) -> Request:
         else:
             per_input[parameter.name] = (None, *value) if isinstance(value, tuple) else (value,) * 3
     return Request(("base", "first", "second"), 0, shared, per_input)
+
+
+ALL_PARAMETERS = [(m, p) for m in methods() for p in m.parameters]
 
 
 class TestRegistry:
@@ -55,13 +62,34 @@ class TestRegistry:
         with pytest.raises(ValueError, match="registered twice"):
             merge_method("ties", title="", reference="")(lambda group: group)
 
+    def test_a_kernel_and_steps_are_attached_once(self) -> None:
+        linear = method("linear")
+        with pytest.raises(ValueError, match="kernel 'linear' is registered twice"):
+            linear.mergekit_kernel()(lambda group: group)
+        with pytest.raises(ValueError, match="steps of 'linear' are registered twice"):
+            linear.mergekit_steps(lambda group, writer: 0)
+
+    def test_a_step_is_no_method(self) -> None:
+        with pytest.raises(ValueError, match="step 'slerp' is registered twice"):
+            step_kernel("slerp", FLOAT32)(lambda group: group)
+        with pytest.raises(ValueError, match="'dora' is registered twice"):
+            merge_method("dora", title="", reference="")(lambda group: group)
+
+    @pytest.mark.parametrize(
+        ("declared", "parameter"), ALL_PARAMETERS, ids=lambda v: getattr(v, "name", None)
+    )
+    def test_samples_are_in_bounds(self, declared: MergeMethod, parameter: Parameter) -> None:
+        assert len(parameter.samples) > 1 or parameter.type is not bool
+        for value in parameter.samples:
+            assert value is None or checked_value(value, parameter, "") == value
+
     def test_an_unknown_name_suggests(self) -> None:
         with pytest.raises(UserError, match="Did you mean 'dare_ties'"):
             method("dares_ties")
 
     def test_a_linear_method_has_no_float32_kernel(self) -> None:
         with pytest.raises(UserError, match="is linear"):
-            kernel_of("linear", "float32")
+            kernel_of("linear", FLOAT32)
 
     def test_ours_has_no_mergekit_kernel(self) -> None:
         assert not in_mergekit("geometric_task_arithmetic")
@@ -99,12 +127,12 @@ class TestRegistry:
     def test_workspace_counts_inputs_rows_and_blocks(self) -> None:
         tensor = 4096 * 4096
         two, three = (
-            workspace_elements("della", "float32", (4096, 4096), inputs) for inputs in (2, 3)
+            workspace_elements("della", FLOAT32, (4096, 4096), inputs) for inputs in (2, 3)
         )
         assert three - two == tensor // 4
-        flat = workspace_elements("della", "float32", (tensor,), 2)
+        flat = workspace_elements("della", FLOAT32, (tensor,), 2)
         assert flat - two == 12 * (tensor - 4096)
-        assert workspace_elements("slerp", "float32", (8192, 28672), 2) < 10_000_000
+        assert workspace_elements("slerp", FLOAT32, (8192, 28672), 2) < 10_000_000
 
 
 class TestChecks:
@@ -128,15 +156,12 @@ class TestChecks:
         check(request_for("multislerp", weight=(1.0, -0.5)))
 
 
-ALL_PARAMETERS = [(m, p) for m in methods() for p in m.parameters]
-
-
 class TestValues:
     """A value of another type or out of bounds is told in a sentence with file and line."""
 
     def refused(self, declared, parameter, value: object) -> str:
         with pytest.raises(UserError) as caught:
-            convert(value, parameter, "r.yaml:7")
+            checked_value(value, parameter, "r.yaml:7")
         text = str(caught.value)
         assert text.startswith("r.yaml:7: ") and repr(parameter.name) in text
         return text
@@ -157,12 +182,12 @@ class TestValues:
         if parameter.minimum is not None:
             told = self.refused(declared, parameter, parameter.minimum - 1)
             assert f"{parameter.minimum}" in told
-            assert convert(parameter.minimum, parameter, "") == parameter.minimum
+            assert checked_value(parameter.minimum, parameter, "") == parameter.minimum
         if parameter.maximum is not None:
             assert f"{parameter.maximum}" in self.refused(
                 declared, parameter, parameter.maximum + 1
             )
-            assert convert(parameter.maximum, parameter, "") == parameter.maximum
+            assert checked_value(parameter.maximum, parameter, "") == parameter.maximum
 
     def test_shares_have_bounds(self) -> None:
         """What is a share of something lies between 0 and 1."""

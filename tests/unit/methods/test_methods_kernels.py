@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from helpers import kernel_cases as cases
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.registry import Group, kernel_of, method, methods
+from shardmerge.methods.registry import Group, kernel_of, methods
 
 NAMES = [m.name for m in methods() if m.kernel]
-ELEMENTWISE = [m.name for m in methods() if m.kernel and m.elementwise]
+ELEMENTWISE = [m.name for m in methods() if m.kernel and kernel_of(m.name, FLOAT32)[1]]
 RANDOM = [m.name for m in methods() if not m.deterministic]
 
 
 def merged(group: Group, name: str) -> torch.Tensor:
-    return kernel_of(name, "float32")[0](group)
+    return kernel_of(name, FLOAT32)[0](group)
 
 
 @pytest.fixture
@@ -333,4 +334,4 @@ class TestGeometric:
         assert self.result((2.0, torch.inf, 3.0), weight=(None, 0.0, 1.0)).tolist() == [3.0]
 
     def test_has_no_counterpart_in_mergekit(self) -> None:
-        assert method(self.NAME).elementwise
+        assert kernel_of(self.NAME, FLOAT32)[1]

@@ -9,10 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from helpers import kernel_cases as cases
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.methods.registry import in_mergekit, kernel_of, methods, workspace_elements
 
-MERGEKIT = "mergekit-0.1.5"
-CASES = [(m.name, "float32") for m in methods() if m.kernel]
+CASES = [(m.name, FLOAT32) for m in methods() if m.kernel]
 CASES += [(m.name, MERGEKIT) for m in methods() if in_mergekit(m.name)]
 ROWS = {"nuslerp_flatten": False, "filter_wise": True, "rescale": True, "epsilon": 0.1}
 

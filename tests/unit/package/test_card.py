@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from markdown_it import MarkdownIt
 
 import add_scores
 import write_card
-from helpers.built_model import RECIPE, build_model
+from helpers.built_model import RECIPE, build_model, changed
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.base.markdown import block, code, link, table
@@ -68,6 +69,7 @@ class TestFrontMatter:
         assert front_matter(make_card(description, settings)) == {
             "base_model": ["lab/long", "lab/base", "lab/tuned"],
             "library_name": "transformers",
+            "pipeline_tag": "text-generation",
             "license": "llama2",
             "tags": ["mergekit", "merge", "shardmerge", "tiny"],
             "base_model_relation": "merge",
@@ -80,7 +82,7 @@ class TestFrontMatter:
             "some/longer/folder": {"kind": "local", "files": {}},
             "lab/fast@v1": {"kind": "hub", "repo": "lab/fast", "commit": "0" * 40, "files": {}},
         }
-        found = base_models(description | {"sources": sources, "reference": "lab/fast@v1"})
+        found = base_models(changed(description, sources=sources, reference="lab/fast@v1"))
         assert found == ["lab/fast", "lab/long"]
 
     def test_benchmarks(self, description):
@@ -105,9 +107,37 @@ class TestBody:
     def test_sections(self, description):
         text = make_card(description, {"description": "Why.", "prompt_format": "`{prompt}`"})
         titles = re.findall("^#+ (.*)", body(text).split("```")[0], flags=re.MULTILINE)
-        assert titles == ["merged", "Prompt format", "How it was built", "Sources", "Recipe"]
+        assert titles == ["merged", "Prompt format", "How to use it"]
+        titles = re.findall("^## (.*)", body(text), flags=re.MULTILINE)
+        assert titles[2:] == ["How it was built", "Sources", "Recipe"]
         assert section(text, "Prompt format").strip() == "`{prompt}`"
         assert body(text).index("Why.") < body(text).index("## Prompt format")
+
+    def test_usage_is_of_text_models(self, description):
+        text = section(make_card(description, {}), "How to use it")
+        assert 'from_pretrained(name, dtype="float16", device_map="auto")' in text
+        assert "vllm serve" in text
+        other = make_card(description, {"pipeline_tag": "image-text-to-text"})
+        assert "## How to use it" not in other
+        assert front_matter(other)["pipeline_tag"] == "image-text-to-text"
+
+    def test_one_formula_is_of_every_tensor(self, description):
+        terms = {name: [["lab/long", 0.5]] for name in description.coefficients}
+        text = make_card(replace(description, coefficients=terms), {})
+        assert "- every tensor: `0.5 * long`" in text
+        assert "everything else" not in text
+
+    def test_parameters_of_a_method_that_is_no_sum(self, description):
+        call = "ties(base lab/base, lab/tuned, lab/long)"
+        terms = {}
+        for layer, name in enumerate(description.coefficients):
+            rows = [[call, 1.0], [f"{call}: weight of lab/tuned", 0.1 * layer]]
+            terms[name] = [*rows, [f"{call}: weight of lab/long", 0.5], [f"{call}: normalize", 1.0]]
+        text = section(make_card(replace(description, coefficients=terms), {}), "How it was built")
+        assert "`ties(base base, tuned, long)`, parameters: weight" in text
+        assert "and 0.5 (long), normalize true" in text
+        assert "\nParameter `weight` of `tuned` in `ties(base base, tuned, long)`:\n" in text
+        assert "Coefficient of" not in text
 
     def test_recipe_as_written(self, description):
         block = re.search(r"```yaml\n(.*?)\n```\n", make_card(description, {}), re.DOTALL)
@@ -126,24 +156,23 @@ class TestBody:
     def test_sources_of_the_hub_are_links(self, description):
         commit = "0123456789abcdef" * 2 + "01234567"
         source = {"kind": "hub", "repo": "lab/fast", "revision": "v|1", "commit": commit}
-        changed = description | {"sources": description["sources"] | {"lab/fast@v|1": source}}
-        text = section(make_card(changed, {}), "Sources")
+        sources = description.to_json()["sources"] | {"lab/fast@v|1": source | {"files": {}}}
+        text = section(make_card(changed(description, sources=sources), {}), "Sources")
         assert "[`lab/fast`](https://huggingface.co/lab/fast)" in text
         assert f"[`{commit[:12]}`](https://huggingface.co/lab/fast/tree/{commit})" in text
         assert r"`v\|1`" in text
         assert "local folder" in text
 
     def test_folders_of_this_machine_are_not_told(self, description):
-        changed = json.loads(json.dumps(description).replace("lab/long", "/srv/someone/long"))
-        for stage in changed["stages"]:
-            stage["text"] = "as: written"
-        text = make_card(changed, {})
+        told = json.dumps(description.to_json()).replace("lab/long", "/srv/someone/long")
+        rows = [row | {"text": "as: written"} for row in json.loads(told)["stages"]]
+        text = make_card(changed(description, **json.loads(told) | {"stages": rows}), {})
         assert "someone" not in text
         assert "`long`" in section(text, "Sources")
 
     def test_one_source_copied(self, description):
-        terms = {name: [["lab/long", 1.0]] for name in description["coefficients"]}
-        text = make_card(description | {"coefficients": terms}, {})
+        terms = {name: [["lab/long", 1.0]] for name in description.coefficients}
+        text = make_card(changed(description, coefficients=terms), {})
         assert "Every tensor is that of `long`." in text
 
     def test_layers_with_equal_coefficients_share_a_row(self, description):
@@ -154,7 +183,7 @@ class TestBody:
                 rows = [["lab/long", 1.0]] + ([["lab/tuned - lab/base", share]] if share else [])
                 terms[f"model.layers.{layer}.{module}.weight"] = rows
         terms["lm_head.weight"] = [["lab/long", 1.0], ["lab/tuned - lab/base", 0.25]]
-        text = section(make_card(description | {"coefficients": terms}, {}), "How it was built")
+        text = section(make_card(changed(description, coefficients=terms), {}), "How it was built")
         assert section_of_term(text, "tuned - base") == [
             ("0-19", "0"),
             ("20-59", "0.5"),
@@ -176,17 +205,17 @@ def section_of_term(text: str, term: str) -> list[tuple[str, str]]:
 class TestHostileNames:
     @pytest.fixture
     def text(self, description):
-        changed = copy.deepcopy(description)
-        changed["sources"][HOSTILE] = {"kind": "local", "files": {}}
+        data = copy.deepcopy(description.to_json())
+        data["sources"][HOSTILE] = {"kind": "local", "files": {}}
         repo = {"kind": "hub", "repo": HOSTILE, "revision": HOSTILE, "commit": HOSTILE}
-        changed["sources"]["evil/hub"] = repo
-        changed["stages"][0] |= {"text": f"a: |\n  ```\n  ---\n  {HOSTILE}\n````\n# out\n"}
-        changed["stages"][0] |= {"method": HOSTILE, "name": HOSTILE}
-        first = next(iter(changed["coefficients"]))
-        changed["coefficients"][first] = [[HOSTILE, 0.5], [f"{HOSTILE} - lab/base", 0.25]]
-        changed["coefficients"][HOSTILE] = [["lab/long", 1.0]]
+        data["sources"]["evil/hub"] = repo | {"files": {}}
+        data["stages"][0] |= {"text": f"a: |\n  ```\n  ---\n  {HOSTILE}\n````\n# out\n"}
+        data["stages"][0] |= {"method": HOSTILE, "name": HOSTILE}
+        first = next(iter(data["coefficients"]))
+        data["coefficients"][first] = [[HOSTILE, 0.5], [f"{HOSTILE} - lab/base", 0.25]]
+        data["coefficients"][HOSTILE] = [["lab/long", 1.0]]
         tags = [HOSTILE, "a: b", "- c", "#d", "{e", "yes", "1"]
-        return make_card(changed, {"license": HOSTILE, "tags": tags})
+        return make_card(changed(description, **data), {"license": HOSTILE, "tags": tags})
 
     def test_front_matter(self, text):
         data = ModelCard(text).data.to_dict()
@@ -200,12 +229,14 @@ class TestHostileNames:
         """A Markdown parser sees our headings and cells only, and no HTML of theirs."""
         rendered = html(body(text))
         headings = re.findall("<h[1-6]>(.*?)</h", rendered)
-        assert headings == ["merged", "How it was built", "Sources", "Recipe"]
+        assert headings == ["merged", "How to use it", "How it was built", "Sources", "Recipe"]
         assert "<b>" not in rendered
         assert "<hr" not in rendered
-        assert rendered.count("<pre>") == 1
+        assert rendered.count("<pre>") == 3
         hosts = re.findall('href="([^"]*)"', rendered)
-        assert all(host.startswith("https://huggingface.co/") for host in hosts)
+        assert all(
+            host.startswith(("https://huggingface.co/", "https://arxiv.org/")) for host in hosts
+        )
 
     def test_table_cells(self, text):
         rendered = html(section(text, "Sources"))

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities, stamp_of
 from shardmerge.engine.watch import Watch
 from shardmerge.package.known import hash_source, known_hashes, source_states, with_states
+from shardmerge.plan.description import DescribedSource
 
 LARGE = 8 << 20
 
@@ -143,7 +145,7 @@ class TestFull:
 
 class TestWhatIsTold:
     SAMPLE, HASH = "sample:" + "a" * 64, "sha256:" + "b" * 64
-    SOURCE = {"kind": "local", "files": {"x": SAMPLE, "y": HASH, "z": "git:" + "c" * 40}}  # noqa: RUF012
+    SOURCE = DescribedSource(kind="local", files={"x": SAMPLE, "y": HASH, "z": "git:" + "c" * 40})
 
     def test_hashed_or_sampled(self):
         assert with_states(self.SOURCE, {})["checked"] == {
@@ -154,7 +156,7 @@ class TestWhatIsTold:
         found = with_states(self.SOURCE, {self.SAMPLE: "d" * 64})
         assert found["checked"]["x"] == "hashed"
         assert found["sha256"] == {"x": "d" * 64}
-        description = {"sources": {"m": self.SOURCE}}
+        description = SimpleNamespace(sources={"m": self.SOURCE})
         assert source_states(description, {}) == {"hashed": 2, "sampled": 1}
 
     def test_two_contents_of_one_sample(self):

@@ -8,14 +8,16 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from helpers.built_model import build_model
+from helpers.built_model import build_model, changed
 from shardmerge.base.errors import UserError
 from shardmerge.package.index import load_records
-from shardmerge.package.provenance import make_provenance, public_names, tool_versions
+from shardmerge.package.provenance import make_provenance, tool_versions
+from shardmerge.recipe.naming import public_names
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
@@ -31,7 +33,7 @@ def provenance(built, records=None, **changes):
     files = [built.folder / name for name in built.build.files]
     return make_provenance(
         built.build.digest,
-        built.description | changes,
+        changed(built.description, **changes),
         load_records(built.records()) if records is None else records,
         {"passed": True, "elements": 3, "generated": [1], "largest_error_in_bounds": 0.5},
         built.folder,
@@ -57,7 +59,7 @@ class TestProvenance:
     def test_what_went_in(self, built):
         found = provenance(built)
         assert found["build"] == built.build.digest
-        assert list(found["sources"]) == list(built.description["sources"])
+        assert list(found["sources"]) == list(built.description.sources)
         for name, source in found["sources"].items():
             assert source["kind"] == "local"
             config = Path("models", name, "config.json")
@@ -73,7 +75,7 @@ class TestProvenance:
     def test_timings_change_nothing(self, built):
         records = load_records(built.records())
         slower = {
-            name: {**record, "seconds": {"total": 99.0}, "peak_memory": 7, "bytes_read": 1}
+            name: replace(record, seconds={"total": 99.0}, peak_memory=7, bytes_read=1)
             for name, record in records.items()
         }
         assert provenance(built, records) == provenance(built, slower)
@@ -88,7 +90,7 @@ class TestProvenance:
             folder: {"kind": "local", "files": {}},
             "lab/long": {"kind": "local", "files": {}},
         }
-        recipe = built.description["recipe"] | {"file": "/srv/someone/recipes/r.yaml"}
+        recipe = {"file": "/srv/someone/recipes/r.yaml", "text": built.description.recipe.text}
         found = provenance(built, sources=sources, recipe=recipe, reference=folder)
         text = json.dumps(found)
         for word in ("/srv", "someone", socket.gethostname(), str(Path.cwd())):

@@ -15,6 +15,7 @@ import torch
 from helpers.models import llama, llama_shapes, random_tensors, save_model
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 from shardmerge.engine.memory import CUDA_BYTES
 from shardmerge.plan import decide
 from shardmerge.plan.decide import load_plan
@@ -161,14 +162,14 @@ class TestAuto:
         # become two, and to make the file takes two reads and a write.
         [(False, 2, False), (False, 9, False), (True, 2, False), (True, 3, False), (True, 4, True)],
     )
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_moves_the_fewest_bytes(self, work, numerics, shared, count, stores):
         text = self.variants(count, shared)
         found = {
             mode: plan(text, sources={}, numerics=numerics, deltas=mode)
             for mode in ("fuse", "store", "auto")
         }
-        if numerics == "float32":
+        if numerics == FLOAT32:
             assert bool(found["auto"].deltas) == stores
         assert moved(found["auto"]) == min(moved(found["fuse"]), moved(found["store"]))
         assert len({tuple(j.digest for j in f.shards) for f in found.values()}) == 1
@@ -208,14 +209,14 @@ class TestLocks:
 class TestTorch:
     """The plan says which jobs need torch, so that it is imported before the first of them."""
 
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("deltas", ["fuse", "store"])
     def test_sums_do_not(self, work, numerics, deltas):
         found = plan(FLAGSHIP, numerics=numerics, deltas=deltas)
         assert found.shards
         assert not found.torch
 
-    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_other_methods_do(self, work, numerics):
         text = LINEAR.replace("merge_method: linear", "merge_method: ties\nbase_model: l")
         text = text.replace("W1", "0.5, density: 0.5").replace("W2", "0.5, density: 0.5")

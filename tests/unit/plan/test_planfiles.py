@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from shardmerge.engine import build_shard
 from shardmerge.package.verify import verify_model
 from shardmerge.plan import files as planfiles
 from shardmerge.plan.decide import decide
-from shardmerge.plan.files import load_description, load_spec, plan_path
+from shardmerge.plan.description import load_description
+from shardmerge.plan.files import load_spec, plan_path
 from shardmerge.plan.plan import Plan, read_plan
 from shardmerge.recipe.settings import load_settings
 
@@ -50,7 +52,7 @@ dtype: float16
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(planfiles.VARIABLE, "")
+    monkeypatch.setenv(planfiles.PLAN_VARIABLE, "")
     for seed, name in enumerate(SOURCES):
         llama(Path("models", name), seed, layers=2, files=2)
 
@@ -146,7 +148,7 @@ class TestDamage:
     def test_a_job_without_its_plan(self, monkeypatch: pytest.MonkeyPatch) -> None:
         (build,) = plan().builds.values()
         for key in ("", "0" * 64, "../../etc"):
-            monkeypatch.setenv(planfiles.VARIABLE, key)
+            monkeypatch.setenv(planfiles.PLAN_VARIABLE, key)
             with pytest.raises(UserError, match="snakemake again"):
                 load_spec(build.shards[0].digest)
 
@@ -234,8 +236,7 @@ class TestStale:
 
         assert verify(made)["passed"] is True
         plan(text=text, allow_nonfinite=False)
-        strict = {k: v for k, v in made.description.items() if k != "allow_nonfinite"}
-        made.description = strict
+        made.description = replace(made.description, allow_nonfinite=False)
         with pytest.raises(UserError, match=r"infinite or NaN[\s\S]*allow_nonfinite: true"):
             verify(made)
 

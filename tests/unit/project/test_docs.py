@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import get_args
@@ -15,7 +16,8 @@ from shardmerge.algebra import expression
 from shardmerge.recipe.document import DOCUMENT_KEYS
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import SCHEMA, load_settings
-from shardmerge.report.plan_facts import totals
+from shardmerge.report.plan_facts import plan_totals
+from tools.docs.__main__ import main as write_docs
 from tools.docs.config import config_keys, config_markdown, with_tables
 from tools.docs.methods import methods_markdown
 
@@ -35,7 +37,8 @@ def _code(text: str) -> str:
     """Return what a Markdown text has in code spans and blocks, one piece a line."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
-    return "\n".join([*blocks, *spans])
+    indented = re.findall(r"^ {4}(\w.*)$", text, re.MULTILINE)
+    return "\n".join([*blocks, *spans, *indented])
 
 
 def _yaml_blocks(text: str) -> list[str]:
@@ -71,6 +74,16 @@ class TestGenerated:
     def test_methods(self):
         text = (REPO / "docs" / "methods.md").read_text(encoding="utf-8")
         assert text == methods_markdown(), "run `make docs`"
+
+    def test_make_docs_changes_nothing(self, tmp_path, monkeypatch):
+        manual = tmp_path / "README.md"
+        manual.write_text(MANUAL, encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["docs", f"--folder={tmp_path}", f"--config={manual}"])
+        write_docs()
+        assert manual.read_text(encoding="utf-8") == MANUAL
+        for name in ("methods.md", "flagship-coefficients.svg"):
+            kept = (REPO / "docs" / name).read_bytes()
+            assert (tmp_path / name).read_bytes() == kept, f"{name}: run `make docs`"
 
     def test_table_has_every_key_once(self):
         found = re.findall(r"^\| `([\w.]+)` \|", config_markdown(), re.MULTILINE)
@@ -171,6 +184,12 @@ class TestDesign:
         for name in names:
             resolve_name(f"shardmerge.{name}")
 
+    @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+    def test_modules_exist(self, page):
+        pattern = rf"(?<![\w/])(?:{'|'.join(self.ROOMS)})/[\w/]+\.py"
+        for path in re.findall(pattern, _code(page.read_text(encoding="utf-8"))):
+            assert (REPO / "scripts" / "shardmerge" / path).is_file(), path
+
     def test_every_kind_of_node_is_listed(self):
         table = self.TEXT.partition("| Node |")[2].partition("\n\n")[0]
         nodes = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
@@ -207,7 +226,7 @@ class TestFigures:
         return {name: rest.split(" | ") for name, rest in _ROW.findall(table)}
 
     def test_sizes(self, plans, rows):
-        found = [totals(plan, lambda path: False) for plan in plans]
+        found = [plan_totals(plan, lambda path: False) for plan in plans]
         models = [sum(model.size for model in plan.sources.values()) for plan in plans]
         fetch = [m - f.unread.bytes for m, f in zip(models, found, strict=True)]
         assert [len(plan.sources) for plan in plans] == [3, 3]

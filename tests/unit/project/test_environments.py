@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 REPO = Path(__file__).parents[3]
 ENVIRONMENTS = sorted((REPO / "envs").glob("*.yaml"))
@@ -35,8 +39,14 @@ def _pins(lines) -> dict[str, str]:
     return pins
 
 
-def _required(name: str = "requirements.txt") -> dict[str, str]:
-    return _pins((REPO / name).read_text().splitlines())
+#: What runs the workflow: for merging, for methods that are no sums, for benchmarks.
+LISTS = ("requirements-merge.txt", "requirements-torch.txt", "requirements-bench.txt")
+
+
+def _required(*names: str) -> dict[str, str]:
+    """Return the version of each distribution of these lists, by default of all that run it."""
+    lists = names or LISTS
+    return _pins(line for name in lists for line in (REPO / name).read_text().splitlines())
 
 
 def _tracked() -> list[Path]:
@@ -53,6 +63,18 @@ def _tracked() -> list[Path]:
 class TestPins:
     def test_requirements_are_exact(self):
         assert _required()["torch"] == "2.13.0"
+
+    def test_all_is_the_three_lists(self):
+        text = (REPO / "requirements.txt").read_text()
+        assert re.findall(r"^-r (.+)$", text, re.MULTILINE) == list(LISTS)
+        assert _pins(text.splitlines()) == {}
+
+    def test_merging_needs_neither_torch_nor_benchmarks(self):
+        """What a list's packages need is in it, or in one before it (as installed here)."""
+        merge, torch = _required(LISTS[0]), _required(*LISTS[:2])
+        assert not {"torch", "transformers", "lm-eval", "datasets"} & set(merge)
+        assert _closure(merge) <= set(merge)
+        assert _closure(torch) <= set(torch)
 
     def test_test_requirements_add_and_never_contradict(self):
         text = (REPO / "requirements-test.txt").read_text()
@@ -83,6 +105,50 @@ class TestPins:
             except PackageNotFoundError:
                 pytest.skip(f"{name} is not installed")
             assert found.partition("+")[0] == _required()[name]
+
+
+def _closure(names) -> set[str]:
+    """Return distributions and all that they need, as what is installed says."""
+    found, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        try:
+            needed = map(Requirement, requires(name) or ())
+        except PackageNotFoundError:
+            pytest.skip(f"{name} is not installed")
+        found.add(name)
+        plain = [r for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
+        waiting += [_normal(r.name) for r in plain]
+    return found
+
+
+class TestCommand:
+    def test_lists_are_the_projects_dependencies(self):
+        dynamic = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
+        told = dynamic["dynamic"]
+        assert told["dependencies"]["file"] == [LISTS[0]]
+        assert told["optional-dependencies"]["bench"]["file"] == list(LISTS[1:])
+
+    @pytest.mark.slow
+    def test_installs_without_a_network_and_runs_from_anywhere(self, tmp_path):
+        """As `make env` does, in an environment that sees the packages of this one."""
+        pytest.importorskip("setuptools")
+        copy = tmp_path / "checkout"
+        shutil.copytree(REPO / "scripts" / "shardmerge", copy / "scripts" / "shardmerge")
+        for name in ("pyproject.toml", "README.md", "Snakefile", *LISTS):
+            shutil.copy(REPO / name, copy / name)
+        venv = tmp_path / "venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+        (site,) = venv.glob("lib/python*/site-packages")
+        (site / "these.pth").write_text("\n".join(p for p in sys.path if "site-packages" in p))
+        install = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation"]
+        subprocess.run([venv / "bin/python", *install, "--editable", copy], check=True)
+        done = subprocess.run(
+            [venv / "bin/shardmerge", "--version"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.stdout == "shardmerge 0.1.0\n", done.stderr
 
 
 class TestRules:

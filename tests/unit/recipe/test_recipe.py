@@ -198,7 +198,7 @@ models:
     def test_a_key_twice(self):
         error = fails(GOOD.replace("{weight: 0.5}", "\n      weight: 0.5\n      weight: 0.7"))
         assert error.where == "r.yaml:8" and "first in line 7" in error.message
-        assert "mergekit would take this one" in error.hint
+        assert "mergekit would use this one" in error.hint
 
 
 class TestMistakes:
@@ -214,7 +214,7 @@ class TestMistakes:
             ("  - model: org/tuned", "  - modle: org/tuned", 5, "'model'"),
             ("model: org/tuned", "model: a@b@c", 5, "not a model reference"),
             ("base_model: org/base\n", "", 3, "needs a `base_model`"),
-            ("name: donor", "name: donor\nname: twice", 2, "stands twice"),
+            ("name: donor", "name: donor\nname: twice", 2, "given twice"),
             ("          value: [0, 1]", "          value: {a: 1}", 15, "must be a number"),
             ("        - value: 1", "        - 1", 16, "mixes plain values and filters"),
             ("merge_method: linear", "name: donor\nmerge_method: linear", 9, "second document"),

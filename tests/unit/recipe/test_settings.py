@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import parse_size
-from shardmerge.recipe.settings import SCHEMA, load_settings, own_config
+from shardmerge.recipe.settings import SCHEMA, load_settings, own_config, with_shipped
 
 ONE = {"recipes": ["r.yaml"]}
 DEMO = {
@@ -116,3 +118,36 @@ class TestSettings:
     )
     def test_sizes(self, text, size):
         assert parse_size(text) == size
+
+
+class TestShipped:
+    """The demo is found from any folder, and what lies in the working folder comes first."""
+
+    HOME = Path(__file__).parents[3]
+    RECIPE = "config/recipes/miquplus-midnight-tiny.yaml"
+    GIVEN: ClassVar = {
+        "recipes": [RECIPE, "config/recipes/mine.yaml"],
+        "benchmark": {"include_path": "config/tasks/demo"},
+    }
+
+    def test_from_elsewhere(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        found = with_shipped(load_settings(self.GIVEN), self.HOME)
+        assert found["recipes"] == [str(self.HOME / self.RECIPE), "config/recipes/mine.yaml"]
+        assert found["benchmark"]["include_path"] == str(self.HOME / "config/tasks/demo")
+        folder = str(self.HOME / "resources/demo/miqu-tiny")
+        assert found["sources"]["resources/demo/miqu-tiny"] == folder
+
+    def test_own_files_come_first(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for path in (self.RECIPE, "resources/demo/miqu-tiny/config.json"):
+            Path(path).parent.mkdir(parents=True)
+            Path(path).touch()
+        found = with_shipped(load_settings(self.GIVEN), self.HOME)
+        assert found["recipes"][0] == self.RECIPE
+        assert "resources/demo/miqu-tiny" not in found["sources"]
+
+    def test_in_the_projects_own_folder_nothing_changes(self, monkeypatch):
+        monkeypatch.chdir(self.HOME)
+        settings = load_settings(self.GIVEN)
+        assert with_shipped(settings, self.HOME) == settings

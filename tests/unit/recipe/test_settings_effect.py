@@ -133,7 +133,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("settings")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv(files.VARIABLE, "")
+        patch.setenv(files.PLAN_VARIABLE, "")
         for seed, name in enumerate(("base", "tuned")):
             llama(Path(name), seed, layers=2, files=2)
         shutil.copytree("base", "base-copy")

@@ -6,8 +6,9 @@ import pytest
 
 from helpers.large_models import llama_70b, mixtral
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.call_terms import setting_of
 from shardmerge.algebra.coefficients import terms_of
-from shardmerge.base.text import shortener
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report.coefficients import Spread, coefficients
 from shardmerge.report.explain import explain
 from shardmerge.report.frame import frame_of
@@ -84,22 +85,34 @@ class TestTerms:
         outer = ex.Linear(((0.5, ex.Cast(inner, "F16")), (0.5, source("a"))))
         assert terms_of(outer) == [["a", 0.75], ["b", 0.25]]
 
-    def test_a_method_that_weighs_models_shows_their_weights_beside_the_base(self):
+    def test_a_method_that_is_no_sum_is_its_call_and_its_parameters(self):
         inputs = (source("base"), source("x"), source("y"))
         call = ex.Call(
             "ties", inputs, 0, (("lambda", 1.0),), (("weight", (None, 0.2, 0.7)),),
             models=("base", "x", "y"), output_shape=(2,),
         )  # fmt: skip
         assert terms_of(ex.Linear(((0.5, call),))) == [
-            ["base", 0.5],
-            ["ties(x)", 0.1],
-            ["ties(y)", 0.35],
+            ["ties(base base, x, y)", 0.5],
+            ["ties(base base, x, y): weight of x", 0.2],
+            ["ties(base base, x, y): weight of y", 0.7],
+            ["ties(base base, x, y): lambda", 1.0],
         ]
 
-    def test_slerp_shows_both_ends_whichever_is_the_base(self):
+    def test_slerp_names_its_base_wherever_it_stands(self):
         inputs = (source("x"), source("base"))
         call = ex.Call("slerp", inputs, 1, (("t", 0.25),), models=("x", "base"), output_shape=(2,))
-        assert dict(terms_of(call)) == {"slerp(x)": 0.25, "slerp(base)": 0.75}
+        assert dict(terms_of(call)) == {"slerp(base base, x)": 1.0, "slerp(base base, x): t": 0.25}
+
+    def test_an_expression_that_has_a_call_twice_has_its_parameters_once(self):
+        call = ex.Call("slerp", (source("x"), source("y")), 0, (("t", 0.25),), models=("x", "y"))
+        both = ex.Linear(((0.5, call), (0.25, call)))
+        assert terms_of(both) == [["slerp(base x, y)", 0.75], ["slerp(base x, y): t", 0.25]]
+
+    def test_labels_of_parameters_are_told_from_models(self):
+        label = "ties(base a/b, c: d): density of c: d"
+        assert setting_of(label) == ("ties(base a/b, c: d)", "ties", "density", "c: d")
+        for other in ("ties(a): x y", "no_method(a): t", "a - b", "lab/ties(x)", "ties(a)"):
+            assert setting_of(other) is None
 
     def test_a_method_without_weights_is_one_term(self):
         inputs = (source("x"), source("y"))
@@ -141,11 +154,13 @@ class TestSummary:
 
     def test_the_flagship_is_two_lines(self):
         shorten = shortener(
-            [
-                "152334H/miqu-1-70b-sf",
-                "meta-llama/Llama-2-70b-hf",
-                "sophosympatheia/Midnight-Rose-70B-v2.0.3",
-            ]
+            short_names(
+                [
+                    "152334H/miqu-1-70b-sf",
+                    "meta-llama/Llama-2-70b-hf",
+                    "sophosympatheia/Midnight-Rose-70B-v2.0.3",
+                ]
+            )
         )
         first, rest = summarize(self.flagship(), shorten)
         assert first == Line(

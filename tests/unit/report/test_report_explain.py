@@ -7,13 +7,19 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from helpers.large_models import RECIPE, large_plan, llama_70b, mixtral
 from helpers.models import llama
 from shardmerge.base.errors import UserError
+from shardmerge.base.markdown import link
+from shardmerge.methods.registry import REQUIRED, MergeMethod, methods
+from shardmerge.package.card_usage import describe_methods
+from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.recipe.settings import explain_options, load_settings
 from shardmerge.report.explain import explain
 from shardmerge.report.explain_view import explanation_text
+from shardmerge.report.summary import summarize
 from shardmerge.report.terminal import Terminal
 
 SCRIPT = RECIPE.parents[2] / "scripts" / "explain.py"
@@ -192,7 +198,7 @@ class TestCommand:
         assert "\nmix\n" in done.stdout and "\nmiquplus-midnight-70b\n" in done.stdout
         assert len(list(tmp_path.glob("x-*.svg"))) == 2
 
-    def test_a_method_that_is_no_sum_shows_each_models_weight(self, tmp_path):
+    def test_a_method_that_is_no_sum_shows_its_parameters(self, tmp_path):
         text = (
             "name: mix\nmerge_method: ties\nbase_model: lab/c\nparameters: {density: 0.5}\n"
             "models:\n"
@@ -202,11 +208,68 @@ class TestCommand:
         done = self.run(write(tmp_path, text=text), "--layers", 3)
         assert done.returncode == 0, done.stderr
         rows = [line.split() for line in done.stdout.split("\n")]
-        assert ["B", "=", "ties(a)"] in rows and ["C", "=", "ties(b)"] in rows
+        assert "= ties(base c, a, b); parameters: weight 0..1 (a) and 0.25 (b)," in done.stdout
+        assert " * " not in done.stdout
+        call = ["ties(base", "c,", "a,", "b)"]
+        assert ["A", "=", *call] in rows
+        assert ["B", "=", *call[:-1], "b):", "weight", "of", "a"] in rows
+        assert ["C", "=", *call[:-1], "b):", "weight", "of", "b"] in rows
         bar = "█" * 12
         assert ["0", "1", bar, "0", "0.25", "███"] in rows
         assert ["1", "1", bar, "0.5", "█" * 6, "0.25", "███"] in rows
         assert ["2", "1", bar, "1", bar, "0.25", "███"] in rows
+
+
+def recipe_of(method: MergeMethod) -> str:
+    """Return a recipe of as few models as a method takes, with what it must be told."""
+    inputs = method.inputs
+    count = max(inputs.minimum, (inputs.minimum_models or 0) + 1, 2)
+    most = inputs.maximum or (inputs.maximum_models or count) + (inputs.base == "required")
+    count = min(count, most)
+    names = [f"lab/m{i}" for i in range(count)]
+    with_base = inputs.base == "required"
+    must = [p for p in method.parameters if p.default is REQUIRED]
+    own = {p.name: 0.5 for p in must if p.scope != "shared"}
+    document = {
+        "name": "made",
+        "merge_method": method.name,
+        "parameters": {p.name: 0.5 for p in must if p.scope == "shared"},
+        "models": [{"model": name, "parameters": own} for name in names[with_base:]],
+    }
+    if with_base:
+        document["base_model"] = names[0]
+        if method.name in ("slerp", "nearswap", "arcee_fusion"):
+            document["models"].insert(0, {"model": names[0]})
+    return yaml.safe_dump(document)
+
+
+class TestEveryMethod:
+    """Only sums are told by coefficients, all other methods by their parameters."""
+
+    @pytest.mark.parametrize("method", methods(), ids=lambda m: m.name)
+    def test_is_told_as_what_it_is(self, method, tmp_path):
+        found = explain(str(write(tmp_path, text=recipe_of(method))), {}, layers=1)
+        (model,) = found.models.values()
+        (line,) = summarize(model, shortener(short_names(found.sources)))
+        formula, _, told = line.formula.partition("; parameters: ")
+        if method.linear:
+            assert f"{method.name}(" not in line.formula and not told
+            return
+        assert formula.startswith(f"{method.name}(") and formula.endswith(")")
+        assert " * " not in formula and " + " not in formula
+        wanted = {
+            p.name
+            for p in method.parameters
+            if not p.unused and p.name != "int8_mask" and p.default is not None
+        }
+        assert {words.split()[0] for words in told.split(", ") if words} == wanted
+
+    def test_card_names_what_it_does_and_its_reference(self):
+        text = describe_methods(method.name for method in methods())
+        assert len(text.splitlines()) == len(methods())
+        for method in methods():
+            assert f"{method.title} (`{method.name}`): {method.summary}" in text
+            assert link("reference", method.reference) in text
 
 
 class TestTarget:

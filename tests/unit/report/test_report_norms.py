@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -18,7 +17,9 @@ from helpers.models import llama
 from shardmerge.base.files import write_json, write_text
 from shardmerge.engine import build_shard
 from shardmerge.plan.decide import load_plan
-from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.description import load_description
+from shardmerge.plan.files import load_spec
+from shardmerge.plan.records import load_record
 from shardmerge.recipe.settings import load_settings
 from shardmerge.report.frame import frame_of
 from shardmerge.report.norms import Norm, measured, norm_cells, norm_table
@@ -69,8 +70,8 @@ def build(recipe=RECIPE, **config):
 
 def measure(digest, records):
     description = load_description(digest)
-    specs = [load_spec(shard["digest"]) for shard in description["shards"]]
-    found = measured(specs, [json.loads(path.read_text()) for path in records])
+    specs = [load_spec(shard.digest) for shard in description.shards]
+    found = measured(specs, map(load_record, records))
     return description, found
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from helpers.large_models import large_plan, llama_70b, mixtral
 from shardmerge.algebra.expression import deltas
-from shardmerge.plan.files import load_description, load_spec
+from shardmerge.plan.description import load_description
+from shardmerge.plan.files import load_spec
 from shardmerge.report import plan_facts
 from shardmerge.report.plan_table import plan_page
 from shardmerge.report.plan_view import plan_text
@@ -28,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 class TestTotals:
     def test_they_are_sums_over_the_jobs(self, folder):
         plan = large_plan(folder, llama_70b(20), files=4, deltas="store")
-        totals = plan_facts.totals(plan, exists=lambda path: False)
+        totals = plan_facts.plan_totals(plan, exists=lambda path: False)
         shards = plan.builds[NAME].shards
         assert totals.models == plan_facts.Amount(4 + 1, sum(j.bytes_written for j in shards))
         assert totals.deltas.bytes == sum(j.bytes_written for j in plan.deltas) > 0
@@ -38,7 +39,7 @@ class TestTotals:
 
     def test_each_hub_file_is_counted_once_as_needed_or_only_for_benchmarks(self, folder):
         plan = large_plan(folder, llama_70b(20), files=12)
-        totals = plan_facts.totals(plan, exists=lambda path: False)
+        totals = plan_facts.plan_totals(plan, exists=lambda path: False)
         assert totals.fetch.files + totals.whole.files == len(plan.fetches)
         assert totals.unread.files > 0
         assert totals.unread.bytes == sum(plan.unread.values())
@@ -53,10 +54,10 @@ class TestTotals:
         first, *_ = plan.builds[NAME].shards
         source = first.sources[0]
         there = {first.output, source}
-        totals = plan_facts.totals(plan, exists=there.__contains__)
+        totals = plan_facts.plan_totals(plan, exists=there.__contains__)
         assert totals.present == plan_facts.Amount(1, plan.fetches[source].size)
         assert totals.done == plan_facts.Amount(1, first.bytes_written)
-        everything = plan_facts.totals(plan, exists=lambda path: False)
+        everything = plan_facts.plan_totals(plan, exists=lambda path: False)
         assert totals.disk == everything.disk - plan.fetches[source].size - first.bytes_written
 
 
@@ -103,8 +104,8 @@ class TestText:
         (found,) = [load_description(build.digest) for build in plan.builds.values()]
         text = plan_text(plan, Terminal(), stages=True)
         assert "(task_arithmetic; folded into it, not written)" in text
-        for stage in found["stages"]:
-            for line in stage["text"].strip().split("\n"):
+        for stage in found.stages:
+            for line in stage.text.strip().split("\n"):
                 assert f"    {line}\n" in text
         assert "merge_method" not in plan_text(plan, Terminal())
 

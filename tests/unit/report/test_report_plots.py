@@ -17,11 +17,13 @@ import pytest
 
 from helpers.large_models import large_plan, llama_70b, mixtral
 from shardmerge.base.errors import UserError
+from shardmerge.base.forms import written
+from shardmerge.plan.records import MergeRecord
 from shardmerge.report.benchmarks import draw_benchmarks
 from shardmerge.report.canvas import HEIGHT, WIDTH, figure
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plots import draw_coefficients
-from shardmerge.report.timings import PHASES, Timing, draw_timings, timing
+from shardmerge.report.timings import PHASE_COLOURS, Timing, draw_timings, timing
 
 SCRIPTS = Path(__file__).parents[3] / "scripts"
 NAME = "miquplus-midnight-70b"
@@ -132,9 +134,10 @@ class TestCoefficients:
 
 class TestTimings:
     def record(self, scale=1.0, **changes):
-        seconds = {phase: scale * (i + 1) / 10 for i, phase in enumerate(PHASES)}
-        record = {"seconds": {**seconds, "total": scale}, "bytes_read": 3 * 10**9}
-        return record | {"size": 10**9, "whole_copy": False} | changes
+        seconds = {phase: scale * (i + 1) / 10 for i, phase in enumerate(PHASE_COLOURS)}
+        seconds["total"] = scale
+        told = {"seconds": seconds, "bytes_read": 3 * 10**9, "size": 10**9}
+        return MergeRecord(sha256="0" * 64, **told | changes)
 
     def test_shares_speed_and_copies_are_written(self, tmp_path):
         records = [timing("one", self.record()), timing("two", self.record(2, whole_copy=True))]
@@ -158,7 +161,9 @@ class TestTimings:
     def test_no_record_and_no_time_are_no_error(self, tmp_path):
         draw_timings([], tmp_path / "x.svg")
         assert "No job has run." in texts(tmp_path / "x.svg")
-        draw_timings([Timing("x", dict.fromkeys(PHASES, 0.0), 0.0, 0, 0)], tmp_path / "y.svg")
+        draw_timings(
+            [Timing("x", dict.fromkeys(PHASE_COLOURS, 0.0), 0.0, 0, 0)], tmp_path / "y.svg"
+        )
         assert (tmp_path / "y.svg").exists()
 
 
@@ -249,7 +254,7 @@ class TestCommands:
         assert not Path("q.html").exists()
 
     def test_timings(self, build):
-        record = {"sha256": "0" * 64, "size": 1, **TestTimings().record()}
+        record = written(TestTimings().record())
         Path("model-00001-of-00002.json").write_text(json.dumps(record))
         self.same_twice("plot_timings.py", "--records", "model-00001-of-00002.json", output="t.svg")
         assert "model-00001-of-00002" in texts(Path("t.svg"))

@@ -16,7 +16,7 @@ from shardmerge.run import runs
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(runs.VARIABLE, raising=False)
+    monkeypatch.delenv(runs.RUN_VARIABLE, raising=False)
 
 
 def began(name: str, at: float = 1000) -> None:
@@ -28,7 +28,7 @@ def began(name: str, at: float = 1000) -> None:
 class TestReplaced:
     def test_a_later_run_replaces_a_job(self, monkeypatch: pytest.MonkeyPatch) -> None:
         began("first")
-        monkeypatch.setenv(runs.VARIABLE, "first")
+        monkeypatch.setenv(runs.RUN_VARIABLE, "first")
         assert not runs.is_replaced()
         began("second")
         assert runs.is_replaced()
@@ -38,12 +38,12 @@ class TestReplaced:
         assert not runs.is_replaced()
 
     def test_without_a_run_nothing_is_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(runs.VARIABLE, "first")
+        monkeypatch.setenv(runs.RUN_VARIABLE, "first")
         assert not runs.is_replaced()
 
 
 def shard_job() -> ShardJob:
-    return ShardJob("model/shard.safetensors", "digest", (), (), 0, 3, 0, 0, False)
+    return ShardJob("model/shard.safetensors", "d" * 64, (), (), 0, 3, 0, 0, False)
 
 
 def fetch_job() -> FetchJob:
@@ -69,7 +69,7 @@ class TestMadeMeanwhile:
         """An older one was there when the run began, and Snakemake wants it made anew."""
         began("run")
         output(at, data)
-        write_json("records/shard.json", {"spec": "digest", "size": 3})
+        write_json("records/shard.json", {"spec": "d" * 64, "size": 3, "sha256": "0" * 64})
         assert runs.made_meanwhile(make(), print) == made
 
     @pytest.mark.parametrize("record", [None, {}, {"spec": "another", "size": 3}])
@@ -83,5 +83,5 @@ class TestMadeMeanwhile:
     @pytest.mark.parametrize("make", [fetch_job, shard_job])
     def test_not_what_is_missing(self, make: Callable) -> None:
         began("run")
-        write_json("records/shard.json", {"spec": "digest", "size": 3})
+        write_json("records/shard.json", {"spec": "d" * 64, "size": 3, "sha256": "0" * 64})
         assert not runs.made_meanwhile(make(), print)

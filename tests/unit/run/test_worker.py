@@ -94,7 +94,7 @@ def start(tmp_path, served):
     def start(what, name=served[0]):
         return subprocess.Popen(
             [sys.executable, tmp_path / "script.py", what, "found"],
-            env=os.environ | {worker.VARIABLE: name, "MARK": "mine"},
+            env=os.environ | {worker.WORKER_VARIABLE: name, "MARK": "mine"},
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -131,7 +131,7 @@ class TestExpect:
         assert started == []
 
     def test_jobs_are_told_its_name(self):
-        assert worker.Worker(12, expects=False).prefix == f"export {worker.VARIABLE}=12; "
+        assert worker.Worker(12, expects=False).prefix == f"export {worker.WORKER_VARIABLE}=12; "
         assert worker.Worker(None, expects=True).prefix == ""
 
 

@@ -145,12 +145,12 @@ class TestRetrying:
         with pytest.raises(HfHubHTTPError):
             client.retrying(call, "o/m")
         assert len(waits) == 1
-        told = str(client.explain(error, "o/m"))
+        told = str(client.hub_error(error, "o/m"))
         assert "refused by the storage server storage.example (HTTP 403), a fresh link too" in told
         assert "Signature" not in told
 
     def test_what_came_renews_patience(self):
-        patience, error = client.Patience(1), failure(403, url="https://storage.example/x")
+        patience, error = client.RetryLimits(1), failure(403, url="https://storage.example/x")
         assert patience.wait(error) is not None
         assert patience.wait(error, gained=True) is not None
         assert patience.wait(error) is None
@@ -162,10 +162,10 @@ class TestExplain:
         [(401, "does not accept the token"), (403, "not the right"), (429, "too many requests")],
     )
     def test_statuses(self, status, words):
-        assert words in client.explain(failure(status), "o/m").message
+        assert words in client.hub_error(failure(status), "o/m").message
 
     def test_a_status_without_a_sentence_of_its_own(self):
-        error = client.explain(failure(503), "o/m", "main")
+        error = client.hub_error(failure(503), "o/m", "main")
         assert str(error).startswith("o/m@main: cannot be asked for: the Hub answers HTTP 503")
 
     @pytest.mark.parametrize(
@@ -175,11 +175,11 @@ class TestExplain:
     )
     def test_never_the_password_of_the_endpoint(self, monkeypatch, error):
         monkeypatch.setenv("HF_ENDPOINT", "https://me:s3cret@hub.example")
-        text = str(client.explain(error, "o/m", "main"))
+        text = str(client.hub_error(error, "o/m", "main"))
         assert "s3cret" not in text and "me:" not in text
 
     def test_never_the_token(self):
-        error = client.explain(httpx2.ConnectError(f"at Bearer {TOKEN}"), "o/m")
+        error = client.hub_error(httpx2.ConnectError(f"at Bearer {TOKEN}"), "o/m")
         assert TOKEN not in str(error)
         assert "http://127.0.0.1:9 does not answer" in str(error)
 

@@ -17,6 +17,7 @@ from shardmerge.sources import hub
 from shardmerge.sources.changes import describe_changes
 from shardmerge.sources.hub import client
 from shardmerge.sources.lock import Lock
+from shardmerge.sources.locking import lock_hub
 
 SHARDS = {
     "model-00001-of-00002.safetensors": [("a", "F16", (8, 4)), ("b", "BF16", (4,))],
@@ -38,14 +39,14 @@ def served(tmp_path, monkeypatch):
 
 def told(repo, revision=None):
     with pytest.raises(UserError) as caught:
-        hub.lock_source(repo, revision)
+        lock_hub(repo, revision)
     return str(caught.value)
 
 
 class TestLockSource:
     def test_pins_commit_files_config_and_tensors(self, served):
         folder = add_model(served.store.root, "o/m", SHARDS)
-        source = hub.lock_source("o/m", "main")
+        source = lock_hub("o/m", "main")
         assert source.kind == "hub"
         assert (source.repo, source.revision) == ("o/m", "main")
         assert source.commit == served.store.commit_of("o/m", folder)
@@ -74,7 +75,7 @@ class TestLockSource:
 
     def test_asks_once_for_metadata_and_once_for_each_header(self, served):
         add_model(served.store.root, "o/m", SHARDS)
-        hub.lock_source("o/m", None)
+        lock_hub("o/m", None)
         assert len(served.requests("^/api/")) == 1
         assert len(served.requests("/resolve/.*config.json")) == 1
         for name in SHARDS:
@@ -84,13 +85,13 @@ class TestLockSource:
     def test_reads_no_more_than_headers_of_large_files(self, served):
         tensors = {"model.safetensors": [("x", "F16", (2048, 1024))]}
         add_model(served.store.root, "o/m", tensors)
-        hub.lock_source("o/m", None)
+        lock_hub("o/m", None)
         assert sum(r.sent for r in served.requests("/_cdn/")) == 128 * 1024
 
     def test_a_header_longer_than_the_first_request(self, served):
         many = [(f"layer.{i}.{'x' * 90}", "F16", (1,)) for i in range(1500)]
         add_model(served.store.root, "o/m", {"model.safetensors": many})
-        source = hub.lock_source("o/m", None)
+        source = lock_hub("o/m", None)
         assert len(source.tensors) == 1500
         assert [r.range for r in served.requests("/_cdn/")][1].startswith("bytes=131072-")
 
@@ -98,26 +99,26 @@ class TestLockSource:
         many = [(f"layer.{i}.{'x' * 90}", "F16", (1,)) for i in range(1500)]
         add_model(served.store.root, "o/m", {"model.safetensors": many})
         served.fault("/_cdn/", "norange", times=9)
-        assert len(hub.lock_source("o/m", None).tensors) == 1500
+        assert len(lock_hub("o/m", None).tensors) == 1500
 
     def test_says_how_far_it_is(self, served):
         add_model(served.store.root, "o/m", SHARDS)
         lines = []
-        hub.lock_source("o/m", "main", progress=lines.append)
+        lock_hub("o/m", "main", progress=lines.append)
         assert lines == ["o/m@main: 2 of 2 headers"]
 
     def test_a_tag_or_branch_is_resolved(self, served):
         add_model(served.store.root, "o/m")
         folder = add_model(served.store.root, "o/m@v2", seed=7)
-        assert hub.lock_source("o/m", "v2").commit == served.store.commit_of("o/m", folder)
+        assert lock_hub("o/m", "v2").commit == served.store.commit_of("o/m", folder)
 
     def test_a_commit_stays_itself_after_the_branch_has_moved(self, served):
         add_model(served.store.root, "o/m")
-        first = hub.lock_source("o/m", None)
+        first = lock_hub("o/m", None)
         (served.store.root / "o/m").rename(served.store.root / "o/m@old")
         add_model(served.store.root, "o/m", seed=5)
-        assert hub.lock_source("o/m", first.commit).files == first.files
-        moved = hub.lock_source("o/m", None)
+        assert lock_hub("o/m", first.commit).files == first.files
+        moved = lock_hub("o/m", None)
         assert hub.latest_commit("o/m", None) == moved.commit != first.commit
         lines = describe_changes(Lock({"m": first}), Lock({"m": moved}))
         assert lines[0].startswith(f"m: the default branch moved from {first.commit[:12]}")
@@ -125,7 +126,7 @@ class TestLockSource:
 
     def test_is_the_same_twice(self, served):
         add_model(served.store.root, "o/m", SHARDS)
-        texts = [json.dumps(Lock({"m": hub.lock_source("o/m", None)}).to_json()) for _ in "ab"]
+        texts = [json.dumps(Lock({"m": lock_hub("o/m", None)}).to_json()) for _ in "ab"]
         assert texts[0] == texts[1]
 
 
@@ -135,13 +136,13 @@ class TestFaults:
     def test_a_busy_server_is_asked_again(self, served, status, path):
         add_model(served.store.root, "o/m")
         served.fault(path, "status", status=status, headers={"Retry-After": "3"})
-        hub.lock_source("o/m", None)
+        lock_hub("o/m", None)
         assert served.waits == [3]
 
     def test_a_dropped_header_is_asked_for_again(self, served):
         add_model(served.store.root, "o/m")
         served.fault("/_cdn/", "drop", after=20)
-        assert list(hub.lock_source("o/m", None).tensors) == ["lm_head.weight"]
+        assert list(lock_hub("o/m", None).tensors) == ["lm_head.weight"]
 
     def test_a_small_file_that_is_not_its_hash(self, served):
         add_model(served.store.root, "o/m")
@@ -212,18 +213,18 @@ class TestSentences:
     def test_gated_with_access(self, served, monkeypatch):
         add_model(served.store.root, "o/m", settings={"gated": True, "readers": [READER]})
         monkeypatch.setenv("HF_TOKEN", READER)
-        assert "lm_head.weight" in hub.lock_source("o/m", None).tensors
+        assert "lm_head.weight" in lock_hub("o/m", None).tensors
 
     def test_gated_with_access_from_the_login_file(self, served, monkeypatch, tmp_path):
         add_model(served.store.root, "o/m", settings={"gated": True, "readers": [READER]})
         (tmp_path / "login").write_text(READER + "\n")
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "login"))
-        assert "lm_head.weight" in hub.lock_source("o/m", None).tensors
+        assert "lm_head.weight" in lock_hub("o/m", None).tensors
 
     def test_the_token_goes_to_the_hub_and_not_to_storage(self, served, monkeypatch):
         add_model(served.store.root, "o/m")
         monkeypatch.setenv("HF_TOKEN", READER)
-        hub.lock_source("o/m", None)
+        lock_hub("o/m", None)
         assert all(r.auth for r in served.requests("/resolve/"))
         assert not any(r.auth for r in served.requests("/_cdn/"))
 
@@ -271,7 +272,7 @@ class TestWhatIsNotOfTheModel:
         write_weights(folder / "consolidated.safetensors", [("x", "F16", (4,))])
         for name in ("pytorch_model.bin", "m.gguf", "a b:c.png", "original/params.json"):
             (folder / name).write_text("x")
-        source = hub.lock_source("o/m", None)
+        source = lock_hub("o/m", None)
         assert list(source.files) == ["config.json", "model.safetensors", "tokenizer.json"]
         assert served.requests("bin|gguf|consolidated|original") == []
         shutil.rmtree(folder)

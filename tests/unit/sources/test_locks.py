@@ -301,8 +301,8 @@ class TestMutations:
         """What passes as a lock is planned with, or told: the flagship from the Hub."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sources, "_write", lambda path, lock: None)
-        monkeypatch.setattr(hub_package, "lock_source", refuse)
-        monkeypatch.setattr(hub_package, "read_file", refuse)
+        monkeypatch.setattr(hub_package, "commit_of", refuse)
+        monkeypatch.setattr(hub_package, "Commit", refuse)
         settings = load_settings({"recipes": ["recipe.yaml"]})
         shapes = llama_shapes(2)
         plan = large_plan(tmp_path, shapes, files=2)

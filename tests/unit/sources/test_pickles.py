@@ -25,8 +25,8 @@ from shardmerge.plan.plan import NO_PLAN
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources import unpickle
 from shardmerge.sources.checkpoint_files import adapter_files, weight_files
-from shardmerge.sources.local import lock_adapter, lock_folder
-from shardmerge.sources.pickles import RECORD, assemble, find_conversion, pickled_weights
+from shardmerge.sources.locking import lock_adapter, lock_folder
+from shardmerge.sources.pickles import RECORD, find_conversion, finish_conversion, pickled_weights
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 convert = partial(unpickle.convert, is_head=is_head)
@@ -164,7 +164,7 @@ class TestFolders:
         for name, pickled in conversion.weights.items():
             convert(conversion.folder / pickled, conversion.output / name, tied=False)
         assert not conversion.done
-        assemble(
+        finish_conversion(
             conversion.output, conversion.folder, conversion.small, conversion.weights,
             conversion.record,
         )  # fmt: skip
@@ -223,7 +223,7 @@ class TestFolders:
                 saved(tmp_path, {"w": torch.ones(1)}), tmp_path / f"{name}.safetensors", tied=False
             )
         with pytest.raises(UserError, match=r"tensor 'w' both in a\.safetensors and in b\."):
-            assemble(tmp_path, tmp_path, [], ["a.safetensors", "b.safetensors"], {})
+            finish_conversion(tmp_path, tmp_path, [], ["a.safetensors", "b.safetensors"], {})
         assert not (tmp_path / RECORD).exists()
 
 

@@ -14,6 +14,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.compose.tokenizer.combine import Tokenizer as Tokens
 from shardmerge.compose.tokenizer.combine import union
 from shardmerge.package.tokenizer import tokenizer_text
+from shardmerge.plan.description import TokenizerContent
 from shardmerge.sources.tokenizer.files import read_vocabulary
 from shardmerge.sources.tokenizer.vocabulary import Vocabulary
 
@@ -156,11 +157,13 @@ class TestUnion:
 class TestWriting:
     def write(self, folder: Path, made: Tokens, donors: dict[str, Path]) -> Path:
         """Write a tokenizer's files as a package has them and return their folder."""
-        description = {
-            "source": made.source,
-            "within": min(len(made.original), made.size),
-            "added": [[token, made.ids[token], key] for token, key in made.added.items()],
-        }
+        tokens = TokenizerContent(
+            source=made.source,
+            within=min(len(made.original), made.size),
+            added=tuple((token, made.ids[token], key) for token, key in made.added.items()),
+            made=(),
+            read=(),
+        )
         texts = {
             (key, path.name): path.read_text()
             for key, donor in donors.items()
@@ -168,7 +171,7 @@ class TestWriting:
         }
         folder.mkdir()
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / name).write_text(tokenizer_text(name, description, texts))
+            (folder / name).write_text(tokenizer_text(name, tokens, texts))
         return folder
 
     def test_union_loads(self, tmp_path):

@@ -22,6 +22,10 @@ _EMBEDDINGS = (
     "tok_embeddings",
     "shared",
 )
+#: Where models of encoder and decoder, and BERT with its head, have the embedding again.
+_COPY = re.compile(
+    r"(?:^|\.)(?:(?:encoder|decoder)\.embed_tokens|cls\.predictions\.decoder)\.weight$"
+)
 _HEADS = ("lm_head", "embed_out", "output", "output_layer")
 _BEFORE = re.compile(
     r"embed|embd|(?:^|\.)(?:wte|wpe|shared|conv1|conv2|patch_conv|ln_pre|layernorm_pre|relative_pe"
@@ -86,6 +90,14 @@ def is_head(tensor: str) -> bool:
 def is_embedding(tensor: str) -> bool:
     """Whether a tensor is the input embedding."""
     return tensor.split(".")[-2:-1] in [[e] for e in _EMBEDDINGS] and layer_of(tensor) is None
+
+
+def is_tied(tensor: str) -> bool:
+    """Whether a tensor is the input embedding again in models that tie the two.
+
+    Older files hold such copies, newer ones the input embedding alone.
+    """
+    return is_head(tensor) or _COPY.search(tensor) is not None
 
 
 def is_vocabulary(tensor: str) -> bool:

@@ -19,7 +19,7 @@ from shardmerge.compose.tokenizer.combine import Tokenizer
 from shardmerge.recipe.stage import TokenRule, unknown_rule
 
 #: What a row is made from: (input, row of its tensor) pairs, the mean of several, zeros if none.
-Row = tuple[tuple[int, int], ...]
+Choices = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Alignment:
 
     def _member_tables(self, index: int) -> tuple[dict[int, str], str | None]:
         own = self._own_rows[index]
-        given: dict[int, Row] = {}  # of the tokens whose own row is not used
+        given: dict[int, Choices] = {}  # of the tokens whose own row is not used
         for number, row in enumerate(own):
             if row == rows.ZERO or number in self._forced:
                 given[number] = self._default(number)
@@ -138,7 +138,7 @@ class Alignment:
     def _rule_of(self) -> dict[int, TokenRule]:
         return {self._ids[rule.token]: rule for rule in self._rules.values()}
 
-    def _default(self, number: int) -> Row:
+    def _default(self, number: int) -> Choices:
         """Return what an id is made from in a model that lacks it, or must not use its own."""
         if number not in self._defaults:
             rule = self._rule_of.get(number)
@@ -146,10 +146,10 @@ class Alignment:
         return self._defaults[number]
 
     @cached_property
-    def _defaults(self) -> dict[int, Row]:
+    def _defaults(self) -> dict[int, Choices]:
         return {}
 
-    def _usual(self, number: int) -> Row:
+    def _usual(self, number: int) -> Choices:
         found = ((i, own[number]) for i, own in enumerate(self._own_rows))
         having = {i: row for i, row in found if row != rows.ZERO}
         if len(having) > 1 and self.base in having:
@@ -161,7 +161,7 @@ class Alignment:
         found = member.ids.get(token)
         return found if found is not None and found < member.rows else None
 
-    def _ruled(self, rule: TokenRule) -> Row:
+    def _ruled(self, rule: TokenRule) -> Choices:
         if rule.kind is None:
             raise unknown_rule(rule)
         if rule.kind == "zero":

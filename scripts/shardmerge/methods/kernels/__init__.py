@@ -1,4 +1,4 @@
-"""What the merge methods compute: float32 kernels, and the bit-exact ones of mergekit 0.1.5.
+"""What kernels of several methods compute with: blocks, sums, functions, random numbers, ranks.
 
 Not imported until a kernel runs, since it needs torch.
 """

@@ -135,7 +135,7 @@ def acos(x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def at(function: Callable[[torch.Tensor], torch.Tensor], number: float) -> float:
+def at_number(function: Callable[[torch.Tensor], torch.Tensor], number: float) -> float:
     """Return a function's value at one number."""
     return float(function(torch.tensor(number, dtype=torch.float64)))
 

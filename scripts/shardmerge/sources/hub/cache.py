@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from shardmerge.sources.hub.content import BLOCK, has_content
+from shardmerge.sources.hub.content import CHUNK, has_content
 from shardmerge.sources.hub.partfile import PartFile
 
 CacheUse = Literal["link", "copy", "off"]
@@ -41,7 +41,7 @@ def find(repo: str, commit: str, name: str, wanted: str, size: int) -> Path | No
     return None
 
 
-def take(blob: Path, part: PartFile, use: CacheUse) -> str | None:
+def take_blob(blob: Path, part: PartFile, use: CacheUse) -> str | None:
     """Make a target of a cached file: clone, hard link, or copy.
 
     A clone costs no space and is a file of its own. A hard link costs no space either, but is
@@ -111,6 +111,6 @@ def _link(blob: Path, target: Path) -> bool:
 def _copy(blob: Path, part: PartFile) -> str:
     with open(blob, "rb") as source:
         source.seek(part.size)
-        while block := source.read(BLOCK):
+        while block := source.read(CHUNK):
             part.append(block)
     return "copied"

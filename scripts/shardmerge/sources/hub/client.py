@@ -27,14 +27,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 
 import shardmerge
+from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.urls import without_secrets
 from shardmerge.sources.hub.ambient import TIMEOUT, seconds
 
 T = TypeVar("T")
-Say = Callable[[str], None]
 
-#: What a call to the Hub may raise that ``explain`` turns into a sentence.
+#: What a call to the Hub may raise that ``hub_error`` turns into a sentence.
 HUB_ERRORS = (
     HfHubHTTPError,
     httpx2.HTTPError,
@@ -118,7 +118,7 @@ def is_refused_link(error: Exception) -> bool:
     return elsewhere and error.response.status_code in _REFUSED_LINK
 
 
-class Patience:
+class RetryLimits:
     """Which failures of one request are worth another attempt.
 
     Args:
@@ -197,7 +197,7 @@ def retrying(
     Raises:
         Exception: The last error of the call.
     """
-    patience = Patience(attempts - 1)
+    patience = RetryLimits(attempts - 1)
     while True:
         try:
             return call()
@@ -210,7 +210,7 @@ def retrying(
             pause(wait)
 
 
-def explain(
+def hub_error(
     error: Exception, repo: str, revision: str | None = None, name: str | None = None
 ) -> UserError:
     """Return a failure of the Hub as a sentence that says what to do.

@@ -9,7 +9,7 @@ from typing import Protocol
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import LockedFile
 
-BLOCK = 1 << 20
+CHUNK = 1 << 20
 
 
 class Hasher(Protocol):
@@ -51,6 +51,6 @@ def has_content(path: Path, locked: LockedFile) -> bool:
         return False
     hasher = new_hasher(locked)
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(CHUNK):
             hasher.update(block)
     return hasher.hexdigest() == (locked.sha256 or locked.git_oid)

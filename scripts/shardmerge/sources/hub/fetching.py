@@ -127,7 +127,7 @@ def _from_cache(
     if blob is None:
         return None
     try:
-        how = cache.take(blob, part, use)
+        how = cache.take_blob(blob, part, use)
     except OSError as error:
         meter.say(f"the Hugging Face cache's copy cannot be read ({error.strerror})")
         return None
@@ -152,7 +152,7 @@ class _Download:
 
 def _download(job: _Download) -> None:
     """Stream until the part is whole and right; every failure either waits or ends it."""
-    part, patience, wrong = job.part, client.Patience(job.retries), 0
+    part, patience, wrong = job.part, client.RetryLimits(job.retries), 0
     if part.size:
         job.meter.say(f"going on from {human_bytes(part.size)}")
     while True:
@@ -182,11 +182,11 @@ def _download(job: _Download) -> None:
             if patience.is_spent:
                 raise _given_up(job, error) from None
             if wait is None:
-                raise client.explain(error, job.repo, job.commit, job.name) from None
+                raise client.hub_error(error, job.repo, job.commit, job.name) from None
             job.meter.say(f"{client.brief(error)}; trying again in {wait:.1f} s")
             client.pause(wait)
         except client.HUB_ERRORS as error:
-            raise client.explain(error, job.repo, job.commit, job.name) from None
+            raise client.hub_error(error, job.repo, job.commit, job.name) from None
 
 
 def _is_out_of_range(error: Exception) -> bool:
@@ -194,7 +194,7 @@ def _is_out_of_range(error: Exception) -> bool:
 
 
 def _given_up(job: _Download, error: Exception) -> UserError:
-    told = client.explain(error, job.repo, job.commit, job.name)
+    told = client.hub_error(error, job.repo, job.commit, job.name)
     kept = f"{human_bytes(job.part.size)} of {human_bytes(job.part.locked.size)}"
     return UserError(
         f"gave up after {job.retries + 1} attempts in a row without a byte: it {told.message}",

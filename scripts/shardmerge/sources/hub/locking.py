@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx2
 from huggingface_hub import hf_hub_url
@@ -14,25 +13,16 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.filenames import is_commit, safe_name
+from shardmerge.base.filenames import is_commit, is_repo
 from shardmerge.base.identities import LockedFile
-from shardmerge.base.jsontext import parse_json
 from shardmerge.base.safetensors import Header, header_length, parse_header
-from shardmerge.sources.checkpoint_files import (
-    CONFIG,
-    INDEX,
-    adapter_files,
-    model_files,
-    parse_weight_map,
-    tensor_table,
-    weight_files,
-)
 from shardmerge.sources.hub import client
 from shardmerge.sources.hub.content import new_hasher, wanted_digest
-from shardmerge.sources.lock import LockedSource, LockedTensor
 
 #: Most headers are shorter, so that one request is enough.
 _FIRST_BYTES = 128 * 1024
+#: File, first byte, the one behind the last.
+Span = tuple[str, int, int]
 _LONGEST_TEXT = 64_000_000
 _AT_ONCE = 8
 
@@ -46,60 +36,38 @@ def latest_commit(repo: str, revision: str | None) -> str:
     return _model_info(repo, revision, files=False, progress=None).sha
 
 
-def lock_source(
-    repo: str,
-    revision: str | None,
-    *,
-    role: str = "model",
-    progress: client.Say | None = None,
-) -> LockedSource:
-    """Return a model or adapter on the Hub as it is now: commit, files, configuration, tensors.
+def commit_of(repo: str, revision: str | None, *, progress: client.Say | None = None) -> Commit:
+    """Return the commit that a branch, tag or commit is at now, with the files that it has.
 
     Args:
         repo: ``owner/name``.
         revision: Branch, tag or commit; None for the default branch.
-        role: ``model`` or ``adapter``.
         progress: Receives a line now and then.
 
     Raises:
-        UserError: If it cannot be had or is not such a thing in safetensors files; nothing was
-            downloaded then but headers and small texts.
+        UserError: If it cannot be had.
     """
     info = _model_info(repo, revision, files=True, progress=progress)
-    reader = _Reader(repo, revision, info.sha, progress, info.siblings or ())
-    return reader.lock_adapter() if role == "adapter" else reader.lock()
+    return Commit(repo, revision, info.sha, progress, info.siblings or ())
 
 
-def read_file(source: LockedSource, name: str, *, progress: client.Say | None = None) -> bytes:
-    """Return a small file of a model on the Hub, as it is locked.
+def base_model(
+    repo: str, revision: str | None, *, progress: client.Say | None = None
+) -> str | None:
+    """Return the one repository that a model's card says it was made from, or None.
 
     Args:
-        source: The model's lock.
-        name: One of its files.
+        repo: ``owner/name``.
+        revision: Branch, tag or commit; None for the default branch.
         progress: Receives a line now and then.
 
     Raises:
-        UserError: If it cannot be had, or has another content now.
+        UserError: If the Hub does not tell.
     """
-    reader = _Reader(source.repo, source.revision, source.commit, progress)
-    return reader.content(name, source.files[name])
-
-
-def read_tensors(
-    source: LockedSource, tensors: Sequence[LockedTensor], *, progress: client.Say | None = None
-) -> list[bytes]:
-    """Return the bytes of small tensors of a model on the Hub, in order.
-
-    Args:
-        source: The model's lock.
-        tensors: Of its weight files.
-        progress: Receives a line now and then.
-
-    Raises:
-        UserError: If they cannot be had.
-    """
-    reader = _Reader(source.repo, source.revision, source.commit, progress)
-    return reader.tensors(tensors)
+    card = _model_info(repo, revision, files=False, progress=progress).card_data
+    base = getattr(card, "base_model", None)
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    return base if is_repo(base) else None
 
 
 def _model_info(
@@ -113,7 +81,7 @@ def _model_info(
     try:
         info = client.retrying(ask, repo, progress=progress)
     except client.HUB_ERRORS as error:
-        raise client.explain(error, repo, revision) from None
+        raise client.hub_error(error, repo, revision) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"got an answer from {client.address()} that is not a Hub's ({client.brief(error)})",
@@ -125,69 +93,39 @@ def _model_info(
     return info
 
 
-class _Reader:
-    """Reads what a lock needs of one commit."""
+class Commit:
+    """One commit of a repository: its files, and what a lock needs of them.
+
+    Args:
+        repo: ``owner/name``.
+        revision: As asked for, for messages.
+        commit: 40 hexadecimal digits.
+        progress: Receives a line now and then.
+        siblings: What the Hub tells of its files; none to read what is locked.
+    """
 
     def __init__(
         self,
         repo: str,
         revision: str | None,
         commit: str,
-        progress: client.Say | None,
+        progress: client.Say | None = None,
         siblings: Iterable[RepoSibling] = (),
     ) -> None:
-        self._repo, self._revision, self._commit = repo, revision, commit
+        self._repo, self._revision, self.commit = repo, revision, commit
         self._where = f"{repo}@{revision}" if revision else repo
         self._progress = progress
         self._siblings = {
             sibling.rfilename: sibling for sibling in siblings if _is_name(sibling.rfilename)
         }
 
-    def lock(self) -> LockedSource:
-        """Return the lock of this commit."""
-        weight_map = None
-        if INDEX in self._siblings:
-            weight_map = parse_weight_map(self._read_json(INDEX), self._where)
-        weights = weight_files(self._siblings, weight_map, self._where)
-        if CONFIG not in self._siblings:
-            raise UserError(
-                f"has no {CONFIG}, so what kind of model it is cannot be told",
-                self._where,
-                f"See {client.address()}/{self._repo}/tree/main.",
-            )
-        names = model_files(self._siblings, weights)
-        return self._source("model", CONFIG, names, weights, weight_map)
+    @property
+    def names(self) -> Collection[str]:
+        """Names of its files."""
+        return self._siblings
 
-    def lock_adapter(self) -> LockedSource:
-        """Return the lock of the LoRA adapter in this commit."""
-        names = adapter_files(self._siblings, self._where)
-        return self._source("adapter", names[0], names, names[1:], None)
-
-    def _source(
-        self,
-        role: str,
-        config_name: str,
-        names: list[str],
-        weights: list[str],
-        weight_map: Mapping[str, str] | None,
-    ) -> LockedSource:
-        config = self._read_json(config_name)
-        if not isinstance(config, dict):
-            raise UserError(f"has a {config_name} that is not a JSON object", self._where)
-        files = {safe_name(name, None, self._where): self._locked(name) for name in names}
-        headers = self._read_headers(weights)
-        return LockedSource(
-            kind="hub",
-            repo=self._repo,
-            revision=self._revision,
-            commit=self._commit,
-            config=config,
-            files=files,
-            tensors=tensor_table(headers, weight_map, self._where),
-            role=role,
-        )
-
-    def _locked(self, name: str) -> LockedFile:
+    def identity(self, name: str) -> LockedFile:
+        """Return the size and hash that the Hub tells of a file."""
         sibling = self._siblings[name]
         if sibling.lfs and _is_size(sibling.lfs.size) and _is_hex(sibling.lfs.sha256, 64):
             return LockedFile(sibling.lfs.size, sha256=sibling.lfs.sha256)
@@ -207,18 +145,16 @@ class _Reader:
             raise UserError("came from the Hub with another content than its hash says", where)
         return data
 
-    def tensors(self, tensors: Sequence[LockedTensor]) -> list[bytes]:
-        """Return the bytes of tensors, in order."""
+    def spans(self, spans: Sequence[Span]) -> list[bytes]:
+        """Return ranges of files' bytes, in order."""
         pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
         try:
-            return list(pool.map(lambda t: self._read(t.file, t.begin, t.end), tensors))
+            return list(pool.map(lambda span: self._read(*span), spans))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read_json(self, name: str) -> Any:
-        return parse_json(self.content(name, self._locked(name)), f"{self._where}/{name}")
-
-    def _read_headers(self, names: list[str]) -> Mapping[str, Header]:
+    def headers(self, names: Collection[str]) -> Mapping[str, Header]:
+        """Return the headers of safetensors files, read at once."""
         done, counting = 0, threading.Lock()
 
         def read(name: str) -> Header:
@@ -237,7 +173,7 @@ class _Reader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _read_header(self, name: str) -> Header:
-        size = self._locked(name).size
+        size = self.identity(name).size
         where = f"{self._where}/{name}"
         raw = self._read(name, 0, min(_FIRST_BYTES, size))
         end = 8 + header_length(raw[:8], size, where)
@@ -256,10 +192,10 @@ class _Reader:
                 progress=self._progress,
             )
         except client.HUB_ERRORS as error:
-            raise client.explain(error, self._repo, self._revision, name) from None
+            raise client.hub_error(error, self._repo, self._revision, name) from None
 
     def _url(self, name: str) -> str:
-        return hf_hub_url(self._repo, name, revision=self._commit, endpoint=client.endpoint())
+        return hf_hub_url(self._repo, name, revision=self.commit, endpoint=client.endpoint())
 
 
 def _is_name(value: object) -> bool:

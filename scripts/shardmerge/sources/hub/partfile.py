@@ -12,7 +12,7 @@ from shardmerge.base import claims, diskerrors, files
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.text import human_bytes
-from shardmerge.sources.hub.content import BLOCK, has_content, new_hasher, wanted_digest
+from shardmerge.sources.hub.content import CHUNK, has_content, new_hasher, wanted_digest
 
 
 class PartFile:
@@ -106,7 +106,7 @@ class PartFile:
             self.discard()
             return True
         with self._telling_disk():
-            files.publish(self.path, self.target)
+            files.put_in_place(self.path, self.target)
         return True
 
     def discard(self) -> None:
@@ -140,7 +140,7 @@ class PartFile:
         self._hasher, self.size = new_hasher(self.locked), 0
         if os.fstat(self._fd).st_size > self.locked.size:
             os.ftruncate(self._fd, 0)
-        while block := os.pread(self._fd, BLOCK, self.size):
+        while block := os.pread(self._fd, CHUNK, self.size):
             self._hasher.update(block)
             self.size += len(block)
 
@@ -151,7 +151,7 @@ class PartFile:
         except OSError as error:
             if not diskerrors.is_told(error):
                 raise
-            told = diskerrors.explain(error, self.target)
+            told = diskerrors.disk_error(error, self.target)
             kept = f"{human_bytes(self.size)} of {human_bytes(self.locked.size)}"
             hint = f"{told.hint} {kept} are kept in {self.path.name}, to go on from there."
             raise UserError(told.message, told.where, hint) from None

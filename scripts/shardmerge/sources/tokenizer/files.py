@@ -26,7 +26,7 @@ NAMED_TOKENS = (
     "mask_token",
 )
 
-Read = Callable[[str], bytes]
+ReadFile = Callable[[str], bytes]
 
 
 def vocabulary_files(names: Collection[str]) -> list[str]:
@@ -35,7 +35,7 @@ def vocabulary_files(names: Collection[str]) -> list[str]:
     return [] if table is None else [table, *(name for name in SETTINGS if name in names)]
 
 
-def read_vocabulary(names: Collection[str], read: Read, where: str) -> Vocabulary:
+def read_vocabulary(names: Collection[str], read: ReadFile, where: str) -> Vocabulary:
     """Return the vocabulary of a model; one without tokens if it has no tokenizer.
 
     Args:
@@ -50,7 +50,7 @@ def read_vocabulary(names: Collection[str], read: Read, where: str) -> Vocabular
 
 
 def read_ids(
-    names: Collection[str], read: Read, where: str
+    names: Collection[str], read: ReadFile, where: str
 ) -> tuple[dict[str, int], dict[str, None]]:
     """Return ids by token, and the added tokens, as ``read_vocabulary`` does."""
     wanted = vocabulary_files(names)

@@ -1,0 +1,45 @@
+"""What the keys of a config.json say of layers, for all architectures: data, to be added to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Where the configuration of a module is, the first that there is; "" is the whole.
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "text_decoder": ("text_config", "llm_config", "language_config", ""),
+    "vision_tower": ("vision_config", "vision_tower_config", ""),
+    "audio_tower": ("audio_config", ""),
+}
+#: What architectures call the number of layers.
+COUNTS: Mapping[str, tuple[str, ...]] = {
+    "encoder": ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "num_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers"),
+}
+COUNT = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
+#: Lists, or texts of a letter each, of something for every layer. Slices bring theirs along.
+PER_LAYER = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "no_rope_layers",
+    "sliding_window_layers",
+    "attention_layers",
+    "block_configs",
+    "hybrid_override_pattern",
+    "num_query_heads",
+    "num_kv_heads",
+    "ffn_multipliers",
+    "moe_layer_freq",
+)
+#: Lists of numbers of layers, which are counted anew.
+NUMBERS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "cross_attention_layers",
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "fullatt_block_indexes",
+    "deepstack_visual_indexes",
+)
+#: How many of the first layers are special.
+FIRST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")

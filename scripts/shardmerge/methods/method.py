@@ -1,0 +1,125 @@
+"""What the registry holds of a merge method, and how kernels are attached to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
+from shardmerge.methods.contract import (
+    Inputs,
+    Kernel,
+    LinearForm,
+    Parameter,
+    Request,
+    StepWriter,
+    Workspace,
+)
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A kernel in one of the numerics, and what the engine must know of it.
+
+    Args:
+        kernel: The function.
+        elementwise: Each output element depends on the inputs' elements at the same place only:
+            given any block, with its ``offset`` and the ``total``, the kernel returns the bits
+            that it would for the whole tensor.
+        workspace: Memory that the kernel allocates; the job's ``mem_mb`` counts the inputs, the
+            result and this (``workspace_elements``).
+        promotes: The result is float32 where the inputs are float16 or bfloat16.
+        skips_zeros: An input of weight 0 changes no finite value, so that it need not be read.
+    """
+
+    kernel: Kernel
+    elementwise: bool = False
+    workspace: Workspace = Workspace()
+    promotes: bool = False
+    skips_zeros: bool = False
+
+
+@dataclass(eq=False)
+class MergeMethod:
+    """A registered merge method; see ``merge_method`` for the fields that it declares.
+
+    Args:
+        summary: First line of the function's docstring.
+        formula: The whole docstring.
+        linear: The function of a linear method.
+        renderings: Its kernels; a linear method needs none in float32 numerics.
+        steps: What its mergekit kernel does to one element, where native code can do it.
+    """
+
+    name: str
+    title: str
+    reference: str
+    summary: str
+    formula: str
+    parameters: tuple[Parameter, ...]
+    inputs: Inputs
+    linear: Callable[[Request], LinearForm] | None = None
+    deterministic: bool = True
+    check: Callable[[Request], None] | None = None
+    version: int = 1
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    renderings: dict[Numerics, Rendering] = field(default_factory=dict)
+    steps: StepWriter | None = None
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the result is a sum of the inputs, which the plan folds."""
+        return self.linear is not None
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel in float32 numerics; None for a sum."""
+        return self.renderings[FLOAT32].kernel if FLOAT32 in self.renderings else None
+
+    def parameter(self, name: str) -> Parameter | None:
+        """Return the parameter of that name, or None."""
+        return next((p for p in self.parameters if p.name == name), None)
+
+    def mergekit_kernel(
+        self,
+        *,
+        elementwise: bool = False,
+        workspace: Workspace = Workspace(tensors=2.0),
+        promotes: bool = False,
+        skips_zeros: bool = False,
+    ) -> Callable[[Kernel], Kernel]:
+        """Attach the decorated kernel: it has the bits of mergekit 0.1.5 (see ``Rendering``)."""
+
+        def attach(function: Kernel) -> Kernel:
+            if MERGEKIT in self.renderings:
+                raise ValueError(f"mergekit kernel {self.name!r} is registered twice")
+            self.renderings[MERGEKIT] = Rendering(
+                function, elementwise, workspace, promotes, skips_zeros
+            )
+            return function
+
+        return attach
+
+    def mergekit_steps(self, function: StepWriter) -> StepWriter:
+        """Attach the decorated function: it writes the mergekit kernel's arithmetic as steps.
+
+        The function raises ``program.Unsupported`` for what torch computes in another order.
+        """
+        if self.steps:
+            raise ValueError(f"steps of {self.name!r} are registered twice")
+        self.steps = function
+        return function
+
+    def rendering(self, numerics: Numerics) -> Rendering:
+        """Return its kernel in one of the numerics.
+
+        Raises:
+            UserError: If it has none.
+        """
+        if found := self.renderings.get(numerics):
+            return found
+        if self.is_sum:
+            raise UserError(f"merge_method {self.name!r} is linear and has no kernel in {numerics}")
+        raise UserError(f"merge_method {self.name!r} is not one of mergekit 0.1.5's")

@@ -1,0 +1,174 @@
+"""mergekit 0.1.5's interpolation on a sphere, and Model Stock, bit by bit.
+
+As in ``task_vectors.mergekit``, a full reduction's bits depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from shardmerge.base.errors import UserError
+from shardmerge.methods.contract import Group
+from shardmerge.methods.kernels.blocks import spans
+
+_SLERP_CHUNK = 1 << 20
+
+
+def slerp(group: Group) -> torch.Tensor:
+    """Interpolate in float32 from chunked norms and a chunked dot product."""
+    first = group.tensors[group.base]
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    pair = [group.tensors[i].reshape(1, -1) for i in (group.base, *group.others)]
+    t = torch.tensor([[group.parameters["t"]]], dtype=wide)
+    chunks = list(spans(first.numel(), _SLERP_CHUNK))
+    if not chunks:
+        return first.clone()
+
+    def norm(vector: torch.Tensor) -> torch.Tensor:
+        parts = [_row_norm(vector[:, chunk].to(wide)) for chunk in chunks]
+        length = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        return torch.where(length > 1e-8, length, 1)
+
+    norms = [norm(vector) for vector in pair]
+    dots = [
+        ((pair[0][:, c].to(wide) / norms[0]) * (pair[1][:, c].to(wide) / norms[1])).sum(1, True)
+        for c in chunks
+    ]
+    cosine = torch.stack(dots).sum(dim=0).clamp(-1, 1)
+    parallel = cosine.abs() > 0.9995
+    angle = torch.acos(torch.where(parallel, 0, cosine))
+    weights = [
+        torch.where(parallel, share, torch.sin(share * angle) / torch.sin(angle))
+        for share in (1 - t, t)
+    ]
+    out = torch.empty_like(pair[0])
+    for c in chunks:
+        out[:, c] = weights[0] * pair[0][:, c].to(wide) + weights[1] * pair[1][:, c].to(wide)
+    return out.view(first.shape)
+
+
+def _row_norm(x: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True)
+
+
+def nuslerp(group: Group) -> torch.Tensor:
+    """Interpolate tensors or task vectors, by whole tensors, rows or columns, in their dtype."""
+    left, right = (group.tensors[i] for i in group.others)
+    weights = [group.per_input["weight"][i] for i in group.others]
+    total = sum(weights)
+    t = 0.5 if abs(total) < 1e-6 else weights[1] / total
+    base = None if group.base is None else group.tensors[group.base]
+    if base is not None:
+        left, right = left - base, right - base
+    by_column = group.parameters["nuslerp_row_wise"] and not group.parameters["nuslerp_flatten"]
+    shape = left.shape
+    if group.parameters["nuslerp_flatten"]:
+        left, right = left.reshape(-1), right.reshape(-1)
+    elif by_column:
+        left, right = left.transpose(0, -1), right.transpose(0, -1)
+
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        return x / torch.norm(x, dim=-1, keepdim=True).clamp(min=1e-7)
+
+    cosine = torch.sum(unit(left) * unit(right), dim=-1, keepdim=True).clamp(-1, 1)
+    parallel = (1 - cosine.square()) <= 1e-16
+    angle = torch.acos(torch.where(parallel, 0, cosine))
+    arc = torch.sin((1 - t) * angle) * left + torch.sin(t * angle) * right
+    mixed = torch.where(parallel, (1 - t) * left + t * right, arc / torch.sin(angle))
+    mixed = (mixed.transpose(0, -1) if by_column else mixed).reshape(shape)
+    return mixed if base is None else base + mixed
+
+
+def multislerp(group: Group) -> torch.Tensor:
+    """Interpolate directions by the tangent space at their weighted mean, in their dtype."""
+    indices, eps = group.others, group.parameters["eps"]
+    if len(indices) == 1:
+        return group.tensors[indices[0]].clone()
+    base = None if group.base is None else group.tensors[group.base]
+    stack = torch.stack([group.tensors[i] for i in indices])
+    if base is not None:
+        stack -= base
+    vectors = stack.view(len(stack), -1)
+    weights = vectors.new_tensor([group.per_input["weight"][i] for i in indices])
+    if group.parameters["normalize_weights"]:
+        weights = weights / weights.sum()
+    norms = torch.norm(vectors, dim=-1, keepdim=True)
+    units = vectors / (norms + eps)
+    mean = (units * weights[:, None]).sum(0)
+    length = torch.norm(mean)
+    if length < eps:
+        if len(stack) != 2:
+            raise UserError(
+                "the weighted directions of the models cancel out, so they have no mean",
+                group.name or None,
+                "Give the models other weights, or merge this tensor with another method.",
+            )
+        mixed = (stack[0] * weights[0] + stack[1] * weights[1]).view(stack.shape[1:])
+        return mixed if base is None else mixed + base
+    mean = mean / length
+    tangents = units - (units * mean).sum(-1, keepdim=True) * mean
+    tangent = (tangents * weights[:, None]).sum(0)
+    step = torch.norm(tangent) + eps
+    mixed = mean * torch.cos(step) + tangent * (torch.sin(step) / step)
+    mixed = (mixed * (norms.squeeze(-1) * weights).sum()).view(stack.shape[1:])
+    return mixed if base is None else mixed + base
+
+
+def karcher(group: Group) -> torch.Tensor:
+    """Iterate to the mean of the directions, which are kept in the inputs' dtype."""
+    tensors, tolerance = group.tensors, group.parameters["tol"]
+    if len(tensors) == 1:
+        return tensors[0].clone()
+    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+
+    def length(x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.vector_norm(x.to(wide))
+
+    share, norms = 1.0 / len(tensors), [length(x) for x in tensors]
+    valid = [i for i, norm in enumerate(norms) if norm.item() > tolerance]
+    if not valid:
+        return sum(tensor * 0 for tensor in tensors)
+    units = [(tensors[i] / norms[i]).to(tensors[i].dtype) for i in valid]
+    weight = share / sum([share] * len(valid))
+    mean = torch.zeros_like(units[0])
+    for unit in units:
+        mean += weight * unit
+    norm = length(mean)
+    mean = units[0].clone() if norm.item() < tolerance else (mean / norm).to(mean.dtype)
+    for _ in range(group.parameters["max_iter"]):
+        tangent = torch.zeros_like(mean)
+        for unit in units:
+            cosine = torch.clamp(torch.dot(mean.flatten(), unit.flatten()), -1.0, 1.0)
+            angle = torch.arccos(cosine)
+            if not angle.item() < tolerance:
+                tangent += weight * (angle / torch.sin(angle)) * (unit - cosine * mean)
+        step = length(tangent)
+        if step.item() < tolerance:
+            break
+        mean = (torch.cos(step) * mean + torch.sin(step) * (tangent / step)).to(mean.dtype)
+        norm = length(mean)
+        if norm.item() > tolerance:
+            mean = (mean / norm).to(mean.dtype)
+    return sum(share * norm for norm in norms) * mean
+
+
+def model_stock(group: Group) -> torch.Tensor:
+    """Interpolate between base and mean by the mean cosine of the task vectors, in their dtype."""
+    base, models = group.tensors[group.base], [group.tensors[i] for i in group.others]
+    shape = base.shape
+    if not group.parameters["filter_wise"]:
+        base, models = base.reshape(-1), [model.reshape(-1) for model in models]
+    elif base.dim() == 1:
+        base, models = base.unsqueeze(0), [model.unsqueeze(0) for model in models]
+    cosines = []
+    for a, b in itertools.combinations([model - base for model in models], 2):
+        lengths = torch.norm(a, dim=-1) * torch.norm(b, dim=-1)
+        cosines.append(((a * b).sum(dim=-1) / lengths.clamp(min=1e-6)).clamp(-1, 1))
+    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
+    divisor = 1 + (len(models) - 1) * cosine
+    singular = divisor.abs() < 1e-6
+    t = (len(models) * cosine) / torch.where(singular, torch.ones_like(divisor), divisor)
+    t = torch.where(singular, torch.zeros_like(t), t)
+    return (t * (sum(models) / len(models)) + (1 - t) * base).reshape(shape)

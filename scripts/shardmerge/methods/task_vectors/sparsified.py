@@ -1,0 +1,303 @@
+"""The methods that sparsify task vectors, or elect signs, before they add them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmerge.base.errors import UserError
+from shardmerge.methods.registry import (
+    Group,
+    Inputs,
+    Parameter,
+    Request,
+    Workspace,
+    merge_method,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_BASE = Inputs(base="required")
+_GAMMA = Parameter(
+    "gamma",
+    float,
+    "model",
+    default=0.01,
+    minimum=0.0,
+    maximum=1.0,
+    description="Share of the largest magnitudes that is dropped.",
+    examples=(0.01, 0.0, 0.3),
+)
+_EPSILON = Parameter(
+    "epsilon",
+    float,
+    "model",
+    default=0.15,
+    minimum=0.0,
+    maximum=1.0,
+    description="The probability of being kept goes from density - epsilon to density + epsilon.",
+    examples=(0.01, 0.02, 0.04),
+)
+_SEED = Parameter(
+    "seed", int, default=0, description="Seed of the random choice; mergekit has no such key."
+)
+#: A mask of one byte an element for each input; one dimension is sorted as one row.
+_MASKS = Workspace(per_input=0.25, blocks=48.0)
+_RANKED = Workspace(per_input=0.25, rows=12.0, blocks=48.0)
+_MERGEKIT_SUM = Workspace(tensors=8.0, per_input=1.0)
+_MERGEKIT_VOTE = Workspace(tensors=3.0, per_input=3.0)
+
+
+def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parameter]:
+    return [
+        Parameter("weight", float, "model", description="Weight of the model's task vector."),
+        Parameter(
+            "density",
+            float,
+            "model",
+            default=1.0,
+            minimum=0.0,
+            maximum=1.0,
+            description="Share of the task vector that is kept.",
+            examples=(0.5, 0.0, 0.05, 0.3, 0.77, 1.0),
+        ),
+        *more,
+        Parameter(
+            "normalize",
+            bool,
+            default=normalize,
+            description="Divide by the sum of the weights (that agree in sign).",
+        ),
+        Parameter(
+            "rescale",
+            bool,
+            default=rescale,
+            description="Scale what is kept to the L1 norm of the whole task vector.",
+        ),
+        Parameter(
+            "lambda",
+            float,
+            default=1.0,
+            description="Factor of the summed task vectors.",
+            examples=(1.0, 0.5, 1.3),
+        ),
+        Parameter(
+            "int8_mask",
+            bool,
+            default=False,
+            description="Type of mergekit's sign masks. It changes no result.",
+        ),
+    ]
+
+
+def _check_della(request: Request | Group) -> None:
+    pairs = zip(request.per_input["density"], request.per_input["epsilon"], strict=True)
+    for index, (density, epsilon) in enumerate(pairs):
+        if index == request.base or density <= 0 or density >= 1:
+            continue
+        if density - epsilon <= 0 or density + epsilon >= 1:
+            raise UserError(
+                f"density {density:g} and epsilon {epsilon:g} of {request.models[index]} give"
+                " probabilities outside of 0 to 1",
+                hint=f"Choose an epsilon below {min(density, 1 - density):g}.",
+            )
+
+
+@merge_method(
+    "ties",
+    title="TIES",
+    reference="https://arxiv.org/abs/2306.01708",
+    parameters=_parameters(True, False),
+    inputs=_BASE,
+    workspace=_MASKS,
+)
+def ties(group: Group) -> torch.Tensor:
+    """Task vectors trimmed to their largest elements, merged where their signs agree.
+
+    Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept. Each element's
+    sign is that of ``sum(w_i * v_i)`` (0 counts as plus). The result is ``base + lambda * sum(w_i *
+    v_i) / sum(w_i)``, summed over the models whose element has this sign. Yadav et al. 2023,
+    "TIES-Merging".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    return kernels.merge_task_vectors(group, keep.magnitude, consensus=True)
+
+
+@ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
+def _mergekit_ties(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.magnitude(group), consensus=True)
+
+
+@merge_method(
+    "dare_ties",
+    title="DARE-TIES",
+    reference="https://arxiv.org/abs/2311.03099",
+    parameters=_parameters(False, True, _SEED),
+    inputs=_BASE,
+    workspace=_MASKS,
+    deterministic=False,
+)
+def dare_ties(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random, merged where their signs agree.
+
+    Each element of ``v_i = x_i - base`` is kept with probability ``density``. What is kept is
+    scaled to the L1 norm of the whole. Then signs are elected as in TIES. Yu et al. 2023, "Language
+    Models are Super Mario".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    return kernels.merge_task_vectors(group, keep.chance, consensus=True)
+
+
+@dare_ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
+def _mergekit_dare_ties(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.chance(group), consensus=True)
+
+
+@merge_method(
+    "dare_linear",
+    title="DARE-linear",
+    reference="https://arxiv.org/abs/2311.03099",
+    parameters=_parameters(False, True, _SEED),
+    inputs=_BASE,
+    workspace=_MASKS,
+    deterministic=False,
+)
+def dare_linear(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random, and added.
+
+    Each element of ``v_i = x_i - base`` is kept with probability ``density``. What is kept is
+    scaled to the L1 norm of the whole. The result is ``base + lambda * sum(w_i * v_i)``. Yu et al.
+    2023, "Language Models are Super Mario".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    return kernels.merge_task_vectors(group, keep.chance, consensus=False)
+
+
+@dare_linear.mergekit_kernel(workspace=_MERGEKIT_SUM)
+def _mergekit_dare_linear(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.chance(group), consensus=False)
+
+
+@merge_method(
+    "breadcrumbs",
+    title="Model Breadcrumbs",
+    reference="https://arxiv.org/abs/2312.06795",
+    parameters=_parameters(False, False, _GAMMA),
+    inputs=_BASE,
+    workspace=_MASKS,
+)
+def breadcrumbs(group: Group) -> torch.Tensor:
+    """Task vectors without their largest and their smallest elements, added.
+
+    Of each ``v_i = x_i - base`` the share ``gamma`` of largest magnitudes is dropped. Of the rest,
+    the largest that make up the share ``density`` are kept. The result is
+    ``base + lambda * sum(w_i * v_i)``. Davari and Belilovsky 2023, "Model Breadcrumbs".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    return kernels.merge_task_vectors(group, keep.between, consensus=False)
+
+
+@breadcrumbs.mergekit_kernel(workspace=_MERGEKIT_SUM)
+def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.between(group), consensus=False)
+
+
+@merge_method(
+    "breadcrumbs_ties",
+    title="Model Breadcrumbs with TIES",
+    reference="https://arxiv.org/abs/2312.06795",
+    parameters=_parameters(False, False, _GAMMA),
+    inputs=_BASE,
+    workspace=_MASKS,
+)
+def breadcrumbs_ties(group: Group) -> torch.Tensor:
+    """Task vectors without their largest and smallest elements, merged where their signs agree.
+
+    Sparsified as in Model Breadcrumbs, then signs are elected as in TIES. Davari and Belilovsky
+    2023, "Model Breadcrumbs".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    return kernels.merge_task_vectors(group, keep.between, consensus=True)
+
+
+@breadcrumbs_ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
+def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.between(group), consensus=True)
+
+
+@merge_method(
+    "della",
+    title="DELLA",
+    reference="https://arxiv.org/abs/2406.11617",
+    parameters=_parameters(True, True, _EPSILON, _SEED),
+    inputs=_BASE,
+    workspace=_RANKED,
+    deterministic=False,
+    check=_check_della,
+    examples={"": {"epsilon": 0.15}},
+)
+def della(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random by rank, merged where their signs agree.
+
+    Within each row of ``v_i = x_i - base``, an element of rank ``r`` of ``n`` by magnitude is kept
+    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``. What is kept is scaled to
+    the L1 norm of the whole. Then signs are elected as in TIES. Deep et al. 2024, "DELLA-Merging".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    _check_della(group)
+    return kernels.merge_task_vectors(group, keep.ranked_chance, consensus=True)
+
+
+@della.mergekit_kernel(workspace=_MERGEKIT_VOTE)
+def _mergekit_della(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=True)
+
+
+@merge_method(
+    "della_linear",
+    title="DELLA-linear",
+    reference="https://arxiv.org/abs/2406.11617",
+    parameters=_parameters(False, True, _EPSILON, _SEED),
+    inputs=_BASE,
+    workspace=_RANKED,
+    deterministic=False,
+    check=_check_della,
+    examples={"": {"epsilon": 0.15}},
+)
+def della_linear(group: Group) -> torch.Tensor:
+    """Task vectors thinned at random by rank, and added.
+
+    Within each row of ``v_i = x_i - base``, an element of rank ``r`` of ``n`` by magnitude is kept
+    with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``. What is kept is scaled to
+    the L1 norm of the whole. The result is ``base + lambda * sum(w_i * v_i)``. Deep et al. 2024,
+    "DELLA-Merging".
+    """
+    from shardmerge.methods.task_vectors import keep, kernels
+
+    _check_della(group)
+    return kernels.merge_task_vectors(group, keep.ranked_chance, consensus=False)
+
+
+@della_linear.mergekit_kernel(workspace=_MERGEKIT_SUM)
+def _mergekit_della_linear(group: Group) -> torch.Tensor:
+    from shardmerge.methods.task_vectors import mergekit
+
+    return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)

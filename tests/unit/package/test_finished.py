@@ -1,0 +1,96 @@
+"""A finished model's folder is checked by what lies in it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from shardmerge.base.errors import UserError
+from shardmerge.command.verifying import verify
+from shardmerge.package.finished import check_finished
+from shardmerge.package.index import checksums
+
+FILES = {"model.safetensors": b"weights", "config.json": b"{}", "odd\\na\nme.txt": b"text"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "results" / "model"
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    outputs = {n: {"sha256": hashlib.sha256(c).hexdigest()} for n, c in FILES.items()}
+    (folder / "provenance.json").write_text(json.dumps({"outputs": outputs}))
+    paths = [folder / name for name in (*FILES, "provenance.json")]
+    (folder / "SHA256SUMS").write_text(checksums(folder, paths, {}))
+    return folder
+
+
+def test_whole(folder, capsys):
+    del_odd(folder)
+    found = check_finished(folder)
+    assert found.wrong == () and len(found.files) == 3
+    verify(str(folder.parent))
+    assert "3 files" in capsys.readouterr().out
+
+
+def del_odd(folder: Path) -> None:
+    """Leave out the file whose name no source may have."""
+    odd = next(name for name in FILES if "odd" in name)
+    sums = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    told = json.loads((folder / "provenance.json").read_text())
+    del told["outputs"][odd]
+    (folder / "provenance.json").write_text(json.dumps(told))
+    (folder / odd).unlink()
+    sha256 = hashlib.sha256((folder / "provenance.json").read_bytes()).hexdigest()
+    kept = [line for line in sums if "odd" not in line and "provenance" not in line]
+    (folder / "SHA256SUMS").write_text("".join([*kept, f"{sha256}  provenance.json\n"]))
+
+
+def test_a_name_that_does_not_show_is_refused(folder):
+    with pytest.raises(UserError, match="names a file"):
+        check_finished(folder)
+
+
+class TestDamage:
+    @pytest.fixture(autouse=True)
+    def plain(self, folder):
+        del_odd(folder)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "provenance.json"])
+    def test_changed_or_missing(self, folder, name):
+        path = folder / name
+        path.write_bytes(path.read_bytes().replace(b"{", b"{ ").replace(b"w", b"v"))
+        assert any(f"{name} has the SHA-256" in line for line in check_finished(folder).wrong)
+        path.unlink()
+        assert any(f"{name} is missing" in line for line in check_finished(folder).wrong)
+
+    def test_lists_that_differ(self, folder):
+        """Who changes a file and its checksum has the provenance against them."""
+        (folder / "config.json").write_bytes(b"[]")
+        sums = (folder / "SHA256SUMS").read_text()
+        old, new = (hashlib.sha256(c).hexdigest() for c in (b"{}", b"[]"))
+        (folder / "SHA256SUMS").write_text(sums.replace(old, new))
+        wrong = check_finished(folder).wrong
+        assert wrong == ("config.json has another SHA-256 in provenance.json than in SHA256SUMS",)
+
+    def test_weights_of_another_model(self, folder, capsys):
+        (folder / "notes.txt").write_text("mine")
+        assert check_finished(folder).others == ("notes.txt",)
+        (folder / "model-00009-of-00009.safetensors").write_bytes(b"")
+        with pytest.raises(UserError, match="is a weight file that is not of the model"):
+            verify(str(folder))
+
+    @pytest.mark.parametrize("line", ["x  y", f"{'0' * 64}  ../up", f"{'0' * 64} *config.json"])
+    def test_lines_that_are_none(self, folder, line):
+        with (folder / "SHA256SUMS").open("a") as file:
+            file.write(f"{line}\n")
+        with pytest.raises(UserError):
+            check_finished(folder)
+
+    def test_no_checksums(self, tmp_path):
+        with pytest.raises(UserError, match="has no SHA256SUMS"):
+            verify(str(tmp_path))
