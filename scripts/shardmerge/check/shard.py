@@ -6,7 +6,7 @@ And its header against the plan, and a sample of every tensor against the source
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
-from shardmerge.engine.decoding import decode_elements
+from shardmerge.engine.decoding import Held, decode_elements
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
@@ -139,7 +139,8 @@ class _Leaves:
     def read(self, leaf: ex.Source | ex.Decoded | ex.Delta, runs: Runs) -> np.ndarray:
         """Return elements of a leaf as they are stored; of a decoded one its float32 values."""
         if isinstance(leaf, ex.Decoded):
-            made = [v for run in runs for v in decode_elements(leaf, self._part, *run)]
+            held: Held = {}
+            made = [v for run in runs for v in decode_elements(leaf, self._part, held, *run)]
             return np.concatenate([np.zeros(0, np.float32), *made])
         if isinstance(leaf, ex.Delta):
             place = self.stored[leaf]
@@ -155,9 +156,8 @@ class _Leaves:
             )
         return file.read(name, runs)
 
-    def _part(self, part: ex.Source, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
-        runs = tuple((begin, end - begin) for begin, end in ranges)
-        return self.read(part, runs).view(stored_type(part.dtype))
+    def _part(self, part: ex.Source, begin: int, end: int) -> np.ndarray:
+        return self.read(part, ((begin, end - begin),)).view(stored_type(part.dtype))
 
 
 def _check_header(spec: ShardSpec, output: TensorFile) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from shardmerge import formats
 from shardmerge.algebra import expression as ex
+from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.formats.interface import Box, LogicalTensor, PartRef, row_spans, runs
 
 if TYPE_CHECKING:
@@ -17,19 +19,25 @@ _PIECE = 1 << 20
 #: Bytes that all arrays of an element take while it is decoded.
 _WORK = 64
 
-#: Returns elements of a stored tensor, the ranges [begin, end) one after the other, in numpy's
-#: type for them (``formats.values.stored_type``).
-ReadRanges = Callable[[ex.Source, Sequence[tuple[int, int]]], "np.ndarray"]
+#: A matrix of a stored tensor whose needed elements lie in more ranges is read whole and held.
+_SCATTERED = 64
+
+#: Returns the elements [begin, end) of a stored tensor, in numpy's type for them
+#: (``formats.values.stored_type``).
+ReadRange = Callable[[ex.Source, int, int], "np.ndarray"]
+#: Matrices that are held: of each part the first element and the elements.
+Held = dict[ex.Source, "tuple[int, np.ndarray]"]
 
 
 def decode_elements(
-    node: ex.Decoded, read: ReadRanges, first: int, count: int
+    node: ex.Decoded, read: ReadRange, held: Held, first: int, count: int
 ) -> Iterator[np.ndarray]:
     """Yield consecutive elements of a decoded tensor, float32, piece by piece.
 
     Args:
         node: The tensor.
         read: Reads elements of its parts.
+        held: What is kept of parts from one call to the next; the caller lets it go.
         first, count: Which elements, of the flattened tensor.
 
     Raises:
@@ -38,30 +46,73 @@ def decode_elements(
     logical, parts = _logical(node), dict(node.parts)
     last, columns = first + count, logical.columns
     for row, number in _rows(logical, first, count):
-        blocks = {
-            role: read(parts[role], list(runs(parts[role].shape, box))).reshape(
-                [end - begin for begin, end in box]
-            )
-            for role, box in formats.rows(logical, row, number).items()
-        }
+        boxes = formats.rows(logical, row, number)
+        blocks = {role: _box(parts[role], box, read, held) for role, box in boxes.items()}
         values = formats.decode(logical, blocks, row, number).reshape(-1)
         begin = row * columns
         yield values[max(0, first - begin) : last - begin]
 
 
 def stored_ranges(node: ex.Decoded, first: int, count: int) -> Iterator[tuple[ex.Source, int, int]]:
-    """Yield (part, first element, number of elements) of all that elements are decoded from."""
+    """Yield (part, first element, number of elements) of what elements are decoded from.
+
+    What lies scattered is left out.
+    """
     logical, parts = _logical(node), dict(node.parts)
     for row, number in _rows(logical, first, count):
-        boxes: dict[str, Box] = formats.rows(logical, row, number)
-        for role, box in boxes.items():
-            for begin, end in runs(parts[role].shape, box):
-                yield parts[role], begin, end - begin
+        for role, box in formats.rows(logical, row, number).items():
+            if not _is_scattered(parts[role].shape, box):
+                for begin, end in runs(parts[role].shape, box):
+                    yield parts[role], begin, end - begin
 
 
 def decoding_bytes(node: ex.Decoded) -> int:
-    """Return the bytes of memory that it takes to decode a tensor, whatever its size."""
-    return _WORK * min(ex.elements(node), max(_PIECE, node.shape[-1]))
+    """Return the bytes of memory that it takes to decode a tensor.
+
+    They do not depend on its size, but where rows of floats lie scattered in what is stored, a
+    matrix of codes is held.
+    """
+    logical, parts = _logical(node), dict(node.parts)
+    work = _WORK * min(ex.elements(node), max(_PIECE, node.shape[-1]))
+    if not ex.elements(node):
+        return 0
+    boxes = formats.rows(logical, 0, 1).items()
+    scattered = [parts[role] for role, box in boxes if _is_scattered(parts[role].shape, box)]
+    return work + sum(tensor_bytes(part.dtype, _matrix(part.shape)) for part in scattered)
+
+
+def _box(part: ex.Source, box: Box, read: ReadRange, held: Held) -> np.ndarray:
+    """Return the elements of a stored tensor in a box."""
+    import numpy as np
+
+    shape = [end - begin for begin, end in box]
+    if not _is_scattered(part.shape, box):
+        found = [read(part, begin, end) for begin, end in runs(part.shape, box)]
+        return np.concatenate(found).reshape(shape)
+    matrix = _matrix(part.shape)
+    inner = box[len(box) - len(matrix) :]
+    size = math.prod(matrix)
+    start = box[0][0] * size if len(matrix) < len(box) else 0
+    found = held.get(part)  # another thread may let it go meanwhile
+    if found is None or found[0] != start:
+        held.pop(part, None)  # before another is read
+        found = held[part] = start, read(part, start, start + size)
+    return found[1].reshape(matrix)[tuple(slice(*ends) for ends in inner)].reshape(shape)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what is held at a time: of three dimensions on, under one first index."""
+    return shape[1:] if len(shape) > 2 else shape
+
+
+def _is_scattered(shape: tuple[int, ...], box: Box) -> bool:
+    """Whether the elements of a box lie in many ranges of one matrix."""
+    inner = len(shape)
+    while inner and box[inner - 1] == (0, shape[inner - 1]):
+        inner -= 1
+    outer = box[: max(0, inner - 1)]
+    alone = len(shape) <= 2 or box[0][1] - box[0][0] == 1
+    return alone and math.prod(end - begin for begin, end in outer) > _SCATTERED
 
 
 def _logical(node: ex.Decoded) -> LogicalTensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,7 +12,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.engine.decoding import decode_elements, stored_ranges
+from shardmerge.engine.decoding import Held, decode_elements, stored_ranges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,7 @@ class DecodedLocation:
     node: ex.Decoded
     parts: Mapping[ex.Source, Location]
     table: str | None = None
+    _held: Held = field(default_factory=dict, compare=False)
     dtype: ClassVar[str] = ex.Decoded.dtype
 
     def touched(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
@@ -101,22 +102,20 @@ class DecodedLocation:
             if source is None:
                 target[position : position + length] = 0
                 continue
-            for values in decode_elements(self.node, partial(self._part, read), source, length):
+            part = partial(self._part, read)
+            for values in decode_elements(self.node, part, self._held, source, length):
                 target[position : position + len(values)] = values
                 position += len(values)
+        if self.table is not None or first + count >= ex.elements(self.node):
+            self._held.clear()
 
-    def _part(
-        self, read: ReadBytes, part: ex.Source, ranges: Sequence[tuple[int, int]]
-    ) -> np.ndarray:
+    def _part(self, read: ReadBytes, part: ex.Source, begin: int, end: int) -> np.ndarray:
         import numpy as np
 
         from shardmerge.formats.values import stored_type
 
-        found = np.empty(sum(end - begin for begin, end in ranges), stored_type(part.dtype))
-        memory, position = memoryview(found).cast("B"), 0
-        for begin, end in ranges:
-            self.parts[part].read(read, begin, end - begin, memory[position:])
-            position += (end - begin) * found.itemsize
+        found = np.empty(end - begin, stored_type(part.dtype))
+        self.parts[part].read(read, begin, end - begin, memoryview(found).cast("B"))
         return found
 
     def _ranges(self, first: int, count: int) -> Iterator[tuple[int, int, int | None]]:
@@ -140,7 +139,7 @@ def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -
         case ex.Decoded():
             return DecodedLocation(leaf, {part: tensor(part) for part in ex.operands(leaf)})
         case ex.Rows(ex.Decoded() as operand, table):
-            return replace(locate(operand, tensor), table=table)
+            return replace(locate(operand, tensor), table=table, _held={})
         case ex.Rows(operand, table):
             return replace(tensor(operand), table=table, width=math.prod(operand.shape[1:]))
     return tensor(leaf)

@@ -201,7 +201,8 @@ def _keep(planned: Planned, key: str) -> None:
 
 def _write_anew(path: Path, text: str) -> None:
     with contextlib.suppress(UserError):
-        if read_text(path, exact=True) == text:
+        # a missing file's error looks for names that are alike, which takes long among many
+        if path.exists() and read_text(path, exact=True) == text:
             return
     write_text(path, text)
 

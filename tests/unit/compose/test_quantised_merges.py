@@ -28,6 +28,7 @@ from shardmerge.plan.files import load_spec
 def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decoding, "_PIECE", 150)  # elements: pieces end within tensors
+    monkeypatch.setattr(decoding, "_SCATTERED", 4)  # ranges: small matrices are held as large are
 
 
 def save(name: str, tensors: dict[str, torch.Tensor], config: dict) -> None:
@@ -193,6 +194,23 @@ def test_a_format_is_part_of_the_digest():
         digests.add(spec.digest)
         names.add(delta_name(ex.Delta(leaf, leaf, "F32"), spec.files))
     assert len(digests) == len(names) == 2
+
+
+def test_memory():
+    """It does not depend on the size, unless codes that lie scattered are held."""
+
+    def needed(name: str, form: str, shape: tuple[int, int], code: str, **parts: tuple[int, ...]):
+        made = tuple((r, ex.Source("m", "f", f"{name}.{r}", code, s)) for r, s in parts.items())
+        parameters = (("bits", 4), ("block", (128, 128)), ("group", 128), ("offset", 1))
+        return decoding.decoding_bytes(ex.Decoded(form, made, parameters, shape, 8))
+
+    small, large = (
+        needed("m", "fp8-block", (n, 1024), "F8_E4M3", codes=(n, 1024), scales=(n // 128, 8))
+        for n in (1024, 1 << 20)
+    )
+    assert small == large
+    parts = {"codes": (8192, 1024), "scales": (64, 8192), "zeros": (64, 1024)}
+    assert needed("m", "awq", (8192, 8192), "I32", **parts) >= 8192 * 1024 * 4
 
 
 def test_bytes_read_are_those_of_the_parts():

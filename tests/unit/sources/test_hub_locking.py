@@ -66,6 +66,13 @@ class TestLockSource:
         lock = Lock({"o/m": source})
         assert Lock.from_json(json.loads(json.dumps(lock.to_json())), "x") == lock
 
+    def test_gives_the_bytes_of_tensors(self, served):
+        folder = add_model(served.store.root, "o/m", SHARDS)
+        source = hub.lock_source("o/m", "main")
+        tensors = [source.tensors[name] for name in ("c", "a")]
+        found = hub.read_tensors(source, tensors)
+        assert found == [(folder / t.file).read_bytes()[t.begin : t.end] for t in tensors]
+
     def test_asks_once_for_metadata_and_once_for_each_header(self, served):
         add_model(served.store.root, "o/m", SHARDS)
         lock_hub("o/m", None)
