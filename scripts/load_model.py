@@ -36,6 +36,8 @@ def main() -> None:
     )
     write_json(args.output, {"passed": True, **found})
     print(f"loaded as {found['architecture']}, {found['loaded']}")
+    if found.get("text") is not None:
+        print(f'after "{found["prompt"]}" it goes on: "{found["text"]}"')
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+
+from shardmerge.base.text import plural
 
 #: Name of each check, and what it looks for.
 CHECKS = {
@@ -69,18 +71,36 @@ class Finding:
 
     Args:
         check: Key of CHECKS.
-        message: A sentence with the reason.
+        message: A sentence with the reason, which does not name the document.
         where: File and line.
+        document: Name of the document that it is about, if it is about one as a whole.
     """
 
     check: str
     message: str
     where: str
+    document: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message} [{self.check}]"
+        return _told([self])
 
 
 def unsilenced(findings: Iterable[Finding], silence: Collection[str]) -> tuple[str, ...]:
-    """Return findings as text, each once, without those of the checks that are silenced."""
-    return tuple(dict.fromkeys(str(f) for f in findings if f.check not in silence))
+    """Return findings as text, without those of the checks that are silenced.
+
+    What is said of several documents or places is said once, where it was found first.
+    """
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        if finding.check not in silence:
+            alike.setdefault((finding.check, finding.message), []).append(finding)
+    return tuple(map(_told, alike.values()))
+
+
+def _told(alike: Sequence[Finding]) -> str:
+    """Return findings of one check with one message as one line."""
+    places = list(dict.fromkeys(f.where for f in alike))
+    where = places[0] + (f" and {plural(len(places) - 1, 'more place')}" if places[1:] else "")
+    documents = ", ".join(dict.fromkeys(f.document for f in alike if f.document))
+    subject = f"{documents}: " if documents else ""
+    return f"{where}: {subject}{alike[0].message} [{alike[0].check}]"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
+from shardmerge.base.printable import printable
 
 #: Files of which any one makes transformers find a tokenizer.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-#: Tokens that are generated to see that the model runs.
-_TOKENS = 4
+#: Tokens that are generated to see that the model runs, and after a text to see what it says.
+_TOKENS, _TEXT_TOKENS = 4, 16
+#: The text that it goes on with.
+PROMPT = "Once upon a time"
 
 
 def stay_offline() -> None:
@@ -43,12 +47,8 @@ def load_tokenizer(
     if not any((folder / name).exists() for name in _TOKENIZERS):
         return {"tokenizer": "none"}
     with _quiet():
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder.resolve()), local_files_only=True, trust_remote_code=False
-            )
+            tokenizer = _tokenizer(folder)
             tokenizer.decode(tokenizer("Hello")["input_ids"])
         except ImportError as error:  # nothing is wrong with the model
             return {"tokenizer": f"not loaded: {_first_line(error)}"}
@@ -67,6 +67,14 @@ def load_tokenizer(
         return {"tokenizer": len(tokenizer)}
 
 
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        str(folder.resolve()), local_files_only=True, trust_remote_code=False
+    )
+
+
 def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) -> dict[str, Any]:
     """Load a model and let it generate, or only match its files with its architecture.
 
@@ -77,7 +85,9 @@ def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) ->
         allow_nonfinite: Whether what it computes may be infinite or NaN.
 
     Returns:
-        What was done, as JSON-able data.
+        What was done, as JSON-able data. ``generated`` holds the tokens that a model's greedy
+        choice adds to ``prompt``, and ``text`` what its tokenizer makes of them; both are None
+        without a tokenizer.
 
     Raises:
         UserError: If transformers cannot load it, or lacks a parameter, or the model fails.
@@ -147,8 +157,47 @@ def _start(config: Any) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Prompt:
+    """What a model goes on with: a text's tokens, or where there is no tokenizer a first one."""
+
+    tokens: list[int]
+    count: int
+    tokenizer: Any = None
+
+    def told(self, generated: list[int]) -> dict[str, Any]:
+        """Return what was generated, as one printable line too."""
+        text = None
+        if self.tokenizer is not None:
+            text = printable(self.tokenizer.decode(generated, clean_up_tokenization_spaces=False))
+        prompt = PROMPT if self.tokenizer is not None else None
+        return {"prompt": prompt, "generated": generated, "text": text}
+
+
+def _prompt(folder: Path, text: Any) -> _Prompt:
+    """Return the text to go on with if a model's tokenizer can write it and there is room.
+
+    Args:
+        folder: The model's.
+        text: Its config, of its text part.
+    """
+    plain = _Prompt([_start(text)], _TOKENS)
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        return plain
+    try:
+        tokenizer = _tokenizer(folder)
+        tokens = list(tokenizer(PROMPT)["input_ids"])
+    except Exception:  # ``load_tokenizer`` says why
+        return plain
+    room = getattr(text, "max_position_embeddings", None) or len(tokens) + _TEXT_TOKENS
+    rows = getattr(text, "vocab_size", None) or 0
+    if not tokens or max(tokens) >= rows or len(tokens) + _TEXT_TOKENS > room:
+        return plain
+    return _Prompt(tokens, _TEXT_TOKENS, tokenizer)
+
+
 def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]:
-    """Compute one token's output, and let a model that can do so generate.
+    """Compute the output for one text, and let a model that can do so generate.
 
     Models that read no text are not run, only loaded.
     """
@@ -157,10 +206,11 @@ def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]
 
     text = model.config.get_text_config()
     start = _start(text)
-    tokens = torch.tensor([[start]])
     if model.main_input_name != "input_ids":
         return {"generated": None}
-    decoded = {"decoder_input_ids": tokens} if text.is_encoder_decoder else {}
+    prompt = _prompt(folder, text)
+    tokens = torch.tensor([prompt.tokens])
+    decoded = {"decoder_input_ids": torch.tensor([[start]])} if text.is_encoder_decoder else {}
     try:
         with torch.inference_mode():
             made = model(input_ids=tokens, **decoded)
@@ -171,8 +221,8 @@ def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]
                 return {"generated": None, "finite": finite}
             # greedy and without an end, whatever the model's own settings are
             generation = GenerationConfig(
-                max_new_tokens=_TOKENS,
-                min_new_tokens=_TOKENS,
+                max_new_tokens=prompt.count,
+                min_new_tokens=prompt.count,
                 do_sample=False,
                 pad_token_id=start,
                 decoder_start_token_id=start,
@@ -180,13 +230,16 @@ def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]
             generated = model.generate(
                 tokens, attention_mask=torch.ones_like(tokens), generation_config=generation
             )
+            before = 1 if text.is_encoder_decoder else len(prompt.tokens)
+            new = generated[0, before:].tolist()
+            told = prompt.told(new)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"cannot generate: {_reason(error)}", str(folder)) from error
-    if generated.shape[1] != 1 + _TOKENS:
-        raise UserError(f"generated {generated.shape[1] - 1} tokens of {_TOKENS}", str(folder))
-    return {"generated": generated[0, 1:].tolist(), "finite": finite}
+    if len(new) != prompt.count:
+        raise UserError(f"generated {len(new)} tokens of {prompt.count}", str(folder))
+    return {**told, "finite": finite}
 
 
 @contextlib.contextmanager

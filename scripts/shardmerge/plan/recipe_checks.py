@@ -70,7 +70,7 @@ class _Case:
         return [k for k in dict.fromkeys(keys) if k in locked and locked[k].role == "model"]
 
     def finding(self, check: str, message: str) -> Finding:
-        return Finding(check, f"{self.name}: {message}", self.stage.where)
+        return Finding(check, message, self.stage.where, self.name)
 
 
 _Check = Callable[[_Case], Iterator[Finding]]
@@ -298,16 +298,16 @@ def _unused_models(case: _Case) -> Iterator[Finding]:
             key = item.model.model
             if key not in used and key not in given and key not in recipe.stages:
                 used.add(key)
-                message = f"{case.name}: takes nothing of {key}: its weights are 0 or cancel"
-                yield Finding("unused-model", message, item.where)
+                message = f"takes nothing of {key}: its weights are 0 or cancel"
+                yield Finding("unused-model", message, item.where, case.name)
 
 
 @_check
 def _unmatched_filters(case: _Case) -> Iterator[Finding]:
     for stage in case.stages:
         for rule in case.composer.unmatched(stage.name):
-            message = f"{stage.name}: the filter {rule.filter!r} matches no tensor of the model"
-            yield Finding("unmatched-filter", message, rule.where)
+            message = f"the filter {rule.filter!r} matches no tensor of the model"
+            yield Finding("unmatched-filter", message, rule.where, stage.name)
 
 
 def _places(tensors: Sequence[str]) -> str:

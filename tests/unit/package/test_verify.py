@@ -14,8 +14,9 @@ import torch
 
 from helpers.built_model import SOURCES, build_model, merge, verify
 from helpers.models import LLAMA, llama_shapes, random_tensors, save_model
+from helpers.tiny_tokenizers import save_tokenizer
 from shardmerge.base.errors import UserError
-from shardmerge.check.load import load_model, load_tokenizer
+from shardmerge.check.load import PROMPT, load_model, load_tokenizer
 from shardmerge.package.index import index_text, make_index
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
@@ -309,6 +310,39 @@ class TestLoading:
         assert (found["generated"] is not None) == generates
         assert load_model(tmp_path, weights=False)["architecture"] == name
 
+    def test_what_it_says(self, tmp_path):
+        tensors = random_tensors(llama_shapes(2), 3)
+        tensors["lm_head.weight"].zero_()  # so that the first token is the choice
+        folder = save_model(tmp_path / "m", tensors)
+        assert load_model(folder, weights=True)["text"] is None
+        save_letters(folder, ["\x1b[2J", *sorted(set(PROMPT))])
+        found = load_model(folder, weights=True)
+        assert (found["prompt"], found["generated"]) == (PROMPT, [0] * 16)
+        assert found["text"] == r"\x1b[2J" * 16
+
+    @pytest.mark.parametrize("odd", ["no letter", "room", "rows"])
+    def test_a_text_that_a_model_cannot_read(self, tmp_path, odd):
+        """It is run from its first token then, as without a tokenizer."""
+        room = 20 if odd == "room" else 64
+        config = LLAMA | {"num_hidden_layers": 2, "max_position_embeddings": room}
+        folder = save_model(tmp_path / "m", random_tensors(llama_shapes(2), 3), config=config)
+        letters = ["#"] if odd == "no letter" else sorted(set(PROMPT))
+        beyond = [f"<{i}>" for i in range(40)] if odd == "rows" else []
+        save_letters(folder, [*beyond, *letters])
+        found = load_model(folder, weights=True)
+        assert (len(found["generated"]), found["text"], found["prompt"]) == (4, None, None)
+
+    def test_what_an_encoder_and_decoder_say(self, tmp_path):
+        import transformers
+
+        torch.manual_seed(0)
+        config, sizes, _ = ENCODERS["T5ForConditionalGeneration"]
+        made = getattr(transformers, config)(**sizes, decoder_start_token_id=0)
+        transformers.T5ForConditionalGeneration(made).save_pretrained(tmp_path)
+        save_letters(tmp_path, sorted(set(PROMPT)))
+        found = load_model(tmp_path, weights=True)
+        assert len(found["generated"]) == 16 and isinstance(found["text"], str)
+
     def test_code_of_its_own_is_not_run(self, folder, tmp_path):
         proof = tmp_path / "ran"
         (folder / "own.py").write_text(f"open({str(proof)!r}, 'w')\nclass C: pass\nclass M: pass\n")
@@ -338,6 +372,16 @@ class TestLoading:
         assert load_tokenizer(folder) == {"tokenizer": 2}
 
 
+def save_letters(folder: Path, tokens: list[str]) -> None:
+    """Write a tokenizer that knows these tokens, and takes a text apart into letters."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.decoder = decoders.Fuse()
+    save_tokenizer(folder, made)
+
+
 class TestCommands:
     def run(self, script, built, *options):
         command = [sys.executable, SCRIPTS / script, "--model", built.folder]
@@ -359,6 +403,7 @@ class TestCommands:
         found = json.loads(Path("found.json").read_text())
         assert found["passed"] is True
         assert len(found["generated"]) == 4
+        assert "goes on" not in done.stdout  # it has no tokenizer
 
     @pytest.mark.slow
     def test_large_model(self, built):

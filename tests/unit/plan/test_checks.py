@@ -64,6 +64,7 @@ def donor(*weights: object, **document: object) -> str:
     return recipe("task_arithmetic", *models, base_model="a", **document)
 
 
+TYPO = {"lambda": [{"filter": "nowhere", "value": 1}, {"value": 1}]}
 KEEP_QK = [{"filter": "q_proj", "value": 0}, {"filter": "k_proj", "value": 0}, {"value": 0.5}]
 
 
@@ -361,7 +362,8 @@ class TestSilence:
         stacked = {"merge_method": "passthrough", "slices": rows, "dtype": "float16"}
         model("d", attn_layer_period=2)
         biased("e")
-        model("f", quantization_config={"quant_method": "fp8"})
+        own = {"AutoConfig": "own.C"}
+        model("f", quantization_config={"quant_method": "fp8"}, auto_map=own)
         name = "model.layers.0.self_attn.q_proj.weight"
         codes = torch.zeros(16, 16, dtype=torch.float8_e4m3fn)
         coded = random_tensors(llama_shapes(3), 9) | {name: codes, f"{name}_scale": torch.ones(1)}
@@ -416,3 +418,31 @@ class TestFlagship:
         assert [re.search(r"\[(.*)\]$", w)[1] for w in told] == ["rope-blend", "norms-summed"]
         assert "152334H/miqu-1-70b-sf (base 1e+06)" in told[0]
         assert "k_proj, q_proj of layers 0-79" in told[0]
+
+
+class TestTellingOnce:
+    """What is said of several documents is said once, with their names."""
+
+    def test_documents_with_one_fault(self):
+        variants = [donor(w, 0.5, name=f"v{w}", parameters=TYPO) for w in (1.1, 1.2, 1.3)]
+        told = warnings("\n---\n".join(variants))
+        (norms,) = [line for line in told if line.endswith("[norms-summed]")]
+        filters = [line for line in told if line.endswith("[unmatched-filter]")]
+        assert norms.startswith("r.yaml:1 and 2 more places: v1.1, v1.2, v1.3: ")
+        assert len(filters) == 1 and ": v1.1, v1.2, v1.3: the filter 'nowhere'" in filters[0]
+
+    def test_documents_with_faults_that_differ(self):
+        plain = {"parameters": {"normalize": False}}
+        weights = {f"v{w}": [("a", {"weight": w}), "b"] for w in (0.5, 0.7, 0.7000001)}
+        text = "\n---\n".join(recipe("linear", *m, name=n, **plain) for n, m in weights.items())
+        sums = [line for line in warnings(text) if line.endswith("[weights-sum]")]
+        assert [line.split(": ")[:2] for line in sums] == [
+            ["r.yaml:1", "v0.5"],
+            ["r.yaml:3 and 1 more place", "v0.7, v0.7000001"],
+        ]
+
+    def test_a_stage_that_two_models_are_made_of(self):
+        source = donor(0.1, 0.2, name="middle", parameters=TYPO)
+        made = [recipe("passthrough", ("middle", {}), name=name) for name in ("x", "y")]
+        (told,) = [w for w in warnings("\n---\n".join([source, *made])) if "unmatched" in w]
+        assert told.startswith("r.yaml:1: middle: ")
