@@ -15,7 +15,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, near_path, parse_object, read_bytes
 from shardmerge.base.safetensors import read_header
 from shardmerge.recipe.references import parse_reference
-from shardmerge.sources.checkpoint_files import CONFIG, INDEX, weight_files
+from shardmerge.sources.checkpoint_files import CONFIG, INDEX, follows_index, weight_files
 
 _FRONT = re.compile(r"\A---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
 _CARD = "README.md"
@@ -105,8 +105,9 @@ def _model(
 
 def _local_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     names = [path.name for path in folder.iterdir()]
-    index = parse_object(read_bytes(folder / INDEX), str(folder / INDEX)) if INDEX in names else {}
-    weight_map = index.get("weight_map")
+    weight_map = None
+    if follows_index(names):
+        weight_map = parse_object(read_bytes(folder / INDEX), str(folder / INDEX)).get("weight_map")
     files = weight_files(names, weight_map if isinstance(weight_map, dict) else None, str(folder))
     headers = [read_header(folder / file) for file in files]
     return {n: (e.dtype, e.shape) for header in headers for n, e in header.tensors.items()}

@@ -15,6 +15,7 @@ from shardmerge.sources.lock import LockedTensor
 from shardmerge.sources.store import TEMPLATES
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 #: What to do about a repository that has pickles only.
 DOWNLOAD = (
     "Or fetch it yourself (`hf download REPOSITORY --local-dir FOLDER`), name FOLDER under "
@@ -37,6 +38,19 @@ _SIDE = re.compile(
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
 
+def follows_index(names: Iterable[str]) -> bool:
+    """Return whether the index says where a model's tensors are.
+
+    The order is that of transformers: ``model.safetensors`` alone if it is there, whatever an
+    index beside it says; else the files that the index names.
+
+    Args:
+        names: All files of the repository.
+    """
+    names = set(names)
+    return INDEX in names and SINGLE not in names
+
+
 def weight_files(
     names: Iterable[str],
     weight_map: Mapping[str, str] | None,
@@ -47,7 +61,7 @@ def weight_files(
 
     Args:
         names: All files of the repository.
-        weight_map: File of every tensor, from the index if there is one.
+        weight_map: File of every tensor, from the index if the model ``follows_index``.
         where: What to say in errors.
         pickled: What to do if there are pickles only.
 
@@ -57,8 +71,8 @@ def weight_files(
     names = set(names)
     if weight_map is not None:
         return indexed_files(weight_map, names, where)
-    if "model.safetensors" in names:
-        return ["model.safetensors"]
+    if SINGLE in names:
+        return [SINGLE]
     shards = {name: match for name in names if (match := _SHARD.fullmatch(name))}
     if shards and len({match[2] for match in shards.values()}) == 1:
         count = int(next(iter(shards.values()))[2])
@@ -103,7 +117,7 @@ def _no_weights(names: set[str], where: str, pickled: str) -> UserError:
         )
     others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
     held = f" (it has {others[0]})" if others else ""
-    return UserError(f"has no model.safetensors and no {INDEX}{held}", where)
+    return UserError(f"has no {SINGLE} and no {INDEX}{held}", where)
 
 
 def adapter_files(names: Iterable[str], where: str, pickled: str = DOWNLOAD) -> list[str]:

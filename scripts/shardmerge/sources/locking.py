@@ -17,6 +17,7 @@ from shardmerge.sources.checkpoint_files import (
     FIND,
     INDEX,
     adapter_files,
+    follows_index,
     model_files,
     parse_weight_map,
     tensor_table,
@@ -79,7 +80,7 @@ def _folder(folder: Path, reference: str, identities: Identities) -> FolderStore
 
 def _lock_model(store: Store) -> LockedSource:
     names = store.names()
-    weight_map = _weight_map(store) if INDEX in names else None
+    weight_map = _weight_map(store) if follows_index(names) else None
     weights = weight_files(names, weight_map, store.where, store.pickled or FIND)
     if CONFIG not in names:
         message = f"has no {CONFIG}, so what kind of model it is cannot be told"

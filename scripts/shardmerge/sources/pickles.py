@@ -27,6 +27,7 @@ from shardmerge.sources.local import folder_files
 CONVERTER_VERSION = 1
 #: Written last: where it is and says what it should, the conversion beside it is whole.
 RECORD = "conversion.json"
+_SINGLE = "pytorch_model.bin"
 _INDEX = "pytorch_model.bin.index.json"
 _WEIGHTS = re.compile(r"pytorch_(model(?:-\d{5}-of-\d{5})?)\.bin")
 
@@ -108,7 +109,9 @@ def _model_pickles(folder: Path) -> dict[str, str]:
     if any(folder.glob("*.safetensors")):
         return {}
     names = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
-    if (folder / _INDEX).is_file():
+    if _SINGLE in names:  # transformers takes it whatever an index says (``follows_index``)
+        names = [_SINGLE]
+    elif (folder / _INDEX).is_file():
         weight_map = parse_weight_map(load_json(folder / _INDEX), str(folder), _INDEX)
         there = [n for n in set(weight_map.values()) if (folder / n).is_file()]
         names = indexed_files(weight_map, there, str(folder), _INDEX)

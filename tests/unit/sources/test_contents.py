@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
+from helpers.models import llama_shapes, random_tensors, save_model
 from shardmerge.base.errors import UserError
+from shardmerge.base.identities import Identities
 from shardmerge.base.safetensors import parse_header, write_header
 from shardmerge.sources.checkpoint_files import (
     model_files,
@@ -12,6 +17,7 @@ from shardmerge.sources.checkpoint_files import (
     tensor_table,
     weight_files,
 )
+from shardmerge.sources.locking import lock_folder
 
 INDEX = "model.safetensors.index.json"
 
@@ -34,6 +40,25 @@ class TestWeightFiles:
     def test_a_single_file_wins_over_its_neighbours(self):
         names = ["model.safetensors", "consolidated.safetensors", "adapter_model.safetensors"]
         assert weight_files(names, None, "o/m") == ["model.safetensors"]
+
+    @pytest.mark.parametrize("listed", ["whole", "broken", "itself"])
+    def test_a_single_file_beside_an_index_is_what_transformers_loads(self, tmp_path, listed):
+        """Whether the index names other weights, files that are gone, or this file."""
+        from shardmerge.check.load import load_model
+
+        folder = save_model(tmp_path / "m", random_tensors(llama_shapes(2), 1), files=2)
+        single = save_model(tmp_path / "n", random_tensors(llama_shapes(2), 2))
+        shutil.copy(single / "model.safetensors", folder)
+        if listed == "broken":
+            (folder / "model-00001-of-00002.safetensors").unlink()
+        if listed == "itself":
+            edit = json.loads((folder / INDEX).read_text())
+            edit["weight_map"] = dict.fromkeys(edit["weight_map"], "model.safetensors")
+            (folder / INDEX).write_text(json.dumps(edit))
+        locked = lock_folder(folder, "m", Identities(tmp_path / "cache.json"))
+        assert {t.file for t in locked.tensors.values()} == {"model.safetensors"}
+        said = [load_model(where, weights=True)["generated"] for where in (folder, single)]
+        assert said[0] == said[1]
 
     def test_all_shards_without_an_index_are_a_model(self):
         names = ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"]

@@ -182,6 +182,12 @@ class TestFolders:
         saved(tmp_path / "m", {"w": torch.ones(1)})
         assert pickled_weights(tmp_path / "m", "model") == {}
 
+    def test_a_single_pickle_beside_an_index_is_the_model(self, tmp_path: Path) -> None:
+        pickled_model(tmp_path / "m", 2)
+        saved(tmp_path / "m", {"w": torch.ones(1)}, "pytorch_model.bin")
+        found = pickled_weights(tmp_path / "m", "model")
+        assert found == {"model.safetensors": "pytorch_model.bin"}
+
     def test_other_pickles_are_left_alone(self, tmp_path: Path) -> None:
         pickled_model(tmp_path / "m", 1)
         torch.save({}, tmp_path / "m" / "optimizer.bin")
