@@ -15,7 +15,13 @@ from shardmerge.algebra.coefficients import Blend, blend_of, decoded_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.findings import Finding
 from shardmerge.base.text import ranges
-from shardmerge.compose.architecture.names import is_embedding, is_head, layer_of, module_of
+from shardmerge.compose.architecture.names import (
+    is_embedding,
+    is_head,
+    is_vocabulary,
+    layer_of,
+    module_of,
+)
 from shardmerge.compose.architecture.norms import is_scale
 from shardmerge.compose.architecture.rope import is_rotated, rope_of
 from shardmerge.compose.composer import Composer
@@ -147,7 +153,7 @@ def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
         return
     found: dict[tuple[str, ...], list[str]] = {}
     for tensor, blend in case.blends.items():
-        if len(blend.models) > 1 and (is_embedding(tensor) or is_head(tensor)):
+        if len(blend.models) > 1 and is_vocabulary(tensor):
             found.setdefault(tuple(case.sources(blend)), []).append(tensor)
     for models, tensors in found.items():
         tokens = compare([case.composer.lock.sources[model] for model in models])

@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from helpers.hub_cases import environment
@@ -19,9 +22,13 @@ from shardmerge.base.files import load_json
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import config_values, generation_source, tokenizer_files
+from shardmerge.engine import build_shard
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_spec
 from shardmerge.recipe.chat import CHAT_TEMPLATES, most_common, named_template, own_template
 from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.references import Reference
+from shardmerge.recipe.settings import load_settings
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.sources import Sources, lock_path
 
@@ -314,6 +321,39 @@ class TestPlanning:
         composer = planned(tmp_path, tmp_path, "s", tokenizer=block)
         with pytest.raises(UserError, match=r"has no tokenizer\.json"):
             tokenizer_files(composer, "r")
+
+
+class TestBiases:
+    """Numbers of tokens, such as the bias of BERT's last layer, follow the tokens as rows do."""
+
+    def test_by_token(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        names = ("cls.predictions.bias", "cls.predictions.decoder.bias")
+        ids, given = {}, {}
+        for seed, (name, words) in enumerate({"a": ["the", "cat"], "b": ["the", "dog"]}.items()):
+            folder = tokenized(Path(name), seed, words, SPECIAL)
+            ids[name] = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+            tensors = load_file(folder / "model.safetensors")
+            given[name] = torch.randn(len(ids[name])).half()
+            tensors |= {bias: given[name].clone() for bias in names}
+            save_file(tensors, folder / "model.safetensors")
+        models = [{"model": name, "parameters": {"weight": 0.5}} for name in "ab"]
+        recipe = {"merge_method": "linear", "dtype": "float16", "tokenizer_source": "union"}
+        Path("r.yaml").write_text(json.dumps(recipe | {"base_model": "a", "models": models}))
+        plan = load_plan(load_settings({"recipes": ["r.yaml"]}), say=lambda line: None)
+        (job,) = plan.builds["r"].shards
+        spec = load_spec(job.digest)
+        inputs = dict(zip(spec.required_files(), map(Path, job.sources), strict=True))
+        build_shard(spec, inputs, Path("out.safetensors"))
+        found = load_file("out.safetensors")
+        lock = Lock.from_json(load_json(lock_path("r.yaml")), "lock")
+        union = Composer(load_recipe("r.yaml"), lock, FLOAT32).tokenizers.of(Reference("r")).ids
+        assert len(union) > len(ids["a"])
+        for name in names:
+            assert found[name].shape == (len(union),)
+            for token, number in union.items():
+                own = [given[m][ids[m][token]].float() for m in "ab" if token in ids[m]]
+                assert found[name][number] == (sum(own) / len(own)).half(), token
 
 
 class TestHub:

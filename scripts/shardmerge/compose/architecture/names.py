@@ -26,6 +26,11 @@ _EMBEDDINGS = (
 _COPY = re.compile(
     r"(?:^|\.)(?:(?:encoder|decoder)\.embed_tokens|cls\.predictions\.decoder)\.weight$"
 )
+#: What BERT and its kin have for every token beside their embeddings: a last layer, and its bias.
+_PREDICTIONS = re.compile(
+    r"(?:^|\.)(?:predictions\.bias|predictions\.decoder\.(?:weight|bias)"
+    r"|(?:lm_head\.decoder|vocab_projector|generator_lm_head)\.(?:weight|bias))$"
+)
 _HEADS = ("lm_head", "embed_out", "output", "output_layer")
 _BEFORE = re.compile(
     r"embed|embd|(?:^|\.)(?:wte|wpe|shared|conv1|conv2|patch_conv|ln_pre|layernorm_pre|relative_pe"
@@ -101,8 +106,10 @@ def is_tied(tensor: str) -> bool:
 
 
 def is_vocabulary(tensor: str) -> bool:
-    """Whether a tensor has a row for every token."""
-    return is_embedding(tensor) or is_head(tensor)
+    """Whether a tensor has a row, or in a bias a number, for every token."""
+    if is_embedding(tensor) or is_head(tensor):
+        return True
+    return _PREDICTIONS.search(tensor) is not None and layer_of(tensor) is None
 
 
 def is_before(tensor: str) -> bool:
