@@ -144,3 +144,33 @@ def idle(name: str) -> set[str]:
     declared = method(name)
     found = {p.name for p in declared.parameters if p.unused or p.name == "int8_mask"}
     return found | (set() if declared.deterministic else {"rescale"})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "values"),
+    [
+        ("ties", "density", [1.4, -0.3, [-0.6, 2.2, 0.4]]),
+        ("breadcrumbs", "density", [1.4, -0.3, [-0.6, 2.2, 0.4]]),
+        ("breadcrumbs_ties", "density", [[1.8, 0.5, -1], 0.4, 1.1]),
+        ("dare_ties", "density", [1.4, 1.0, 7]),
+        ("dare_linear", "density", [1.4, 1.0, 7]),
+        ("della", "density", [1.4, -0.3, 0.0]),
+        ("della_linear", "density", [1.4, -0.3, 0.0]),
+        ("sce", "select_topk", [1.5]),
+        ("sce", "select_topk", [-1]),
+        ("sce", "select_topk", [[-0.6, 2.2, 0.4]]),
+    ],
+)
+def test_beyond_the_bounds(name, key, values, tmp_path) -> None:
+    """What mergekit takes the nearer bound for; a gradient is interpolated first."""
+    checkpoints = [llama(tmp_path / letter, seed=i, layers=5) for i, letter in enumerate("abcd")]
+    shared = len(values) == 1
+    given = {key: values[0] if shared else tuple(values)}
+    given |= {} if shared else {"weight": VALUES["weight"]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(document(name, "m", given, checkpoints, True), sort_keys=False)
+    )
+    theirs = run_mergekit(recipe, tmp_path / "mergekit")["m"]
+    ours = run_shardmerge(recipe, tmp_path, numerics=MERGEKIT)["m"]
+    assert differing_bits(theirs, ours) == {}

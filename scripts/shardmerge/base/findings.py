@@ -58,6 +58,10 @@ CHECKS = {
         "A key that the recipe's language does not have at that place. mergekit ignores it too."
     ),
     "ignored-parameter": "A parameter that the merge method does not use.",
+    "clamped-parameter": (
+        "A number beyond the bounds of its parameter, such as a `density` of 1.2, where mergekit "
+        "takes the nearer bound."
+    ),
     "unmatched-filter": "A filter that matches no tensor, so that its value is not used.",
     "empty-slice": "A slice without layers: the second number of a `layer_range` does not count.",
     "renamed": "A name that a folder cannot have, and what the model is called instead.",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from shardmerge.methods.program import Writer
 
 REQUIRED = object()
+#: For ``Parameter.clamped``.
+BOTH: frozenset[Literal["minimum", "maximum"]] = frozenset({"minimum", "maximum"})
 #: Elements that a kernel works on at a time.
 BLOCK = 1 << 17
 #: Numbers to try where a parameter has no default and names no examples.
@@ -30,6 +32,8 @@ class Parameter:
             for each model but the base).
         default: Value where a recipe gives none; REQUIRED where it must; None means unset.
         minimum, maximum: Closed bounds of a number, if any.
+        clamped: Which of the bounds counts in place of what is beyond it, as in mergekit; beyond
+            the others is an error.
         choices: The words that a ``str`` parameter may be, if few.
         unused: Whether the method accepts it without using it.
         description: One line for the documentation.
@@ -42,6 +46,7 @@ class Parameter:
     default: Any = REQUIRED
     minimum: float | None = None
     maximum: float | None = None
+    clamped: frozenset[Literal["minimum", "maximum"]] = frozenset()
     choices: tuple[str, ...] | None = None
     unused: bool = False
     description: str = ""
@@ -59,6 +64,14 @@ class Parameter:
         if known and self.type is float:
             usual = {float: (0.1, 0.5)}
         return tuple(dict.fromkeys((*known, *filter(self._is_within, usual.get(self.type, ())))))
+
+    def clamp(self, value: Any) -> Any:
+        """Return a value, or the bound that counts in its place."""
+        if "minimum" in self.clamped and value < self.minimum:
+            return self.minimum
+        if "maximum" in self.clamped and value > self.maximum:
+            return self.maximum
+        return value
 
     def _is_within(self, value: Any) -> bool:
         low, high = self.minimum, self.maximum

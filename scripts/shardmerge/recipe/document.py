@@ -9,7 +9,7 @@ from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.findings import Finding
 from shardmerge.methods import registry
 from shardmerge.recipe.nodes import Node
-from shardmerge.recipe.parameters import parse_settings
+from shardmerge.recipe.parameters import clamped_rules, parse_settings
 from shardmerge.recipe.slices import check_inputs, misplaced, parse_model, parse_modules
 from shardmerge.recipe.stage import Stage
 from shardmerge.recipe.tokenizer import parse_chat_template, parse_tokenizer
@@ -108,3 +108,10 @@ def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding
                     "mergekit does"
                 )
                 yield Finding("ignored-parameter", message, setting.where)
+                continue
+            for rule in clamped_rules(setting, declared):
+                message = (
+                    f"parameter {name!r} is beyond {declared.minimum:g} to {declared.maximum:g}; "
+                    "the nearer bound counts in its place, as in mergekit"
+                )
+                yield Finding("clamped-parameter", message, rule.where)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,7 @@ class Setting:
             if not rule.matches(tensor):
                 continue
             if not isinstance(rule.value, tuple):
-                return checked_value(rule.value, parameter, rule.where)
+                return parameter.clamp(checked_value(rule.value, parameter, rule.where))
             if not rule.value:
                 return None
             values = self._gradient(number, parameter)
@@ -64,7 +65,7 @@ class Setting:
             fraction = scaled - first
             second = min(first + 1, len(values) - 1)
             value = (1 - fraction) * values[first] + fraction * values[second]
-            return checked_value(value, parameter, rule.where)
+            return parameter.clamp(checked_value(value, parameter, rule.where))
         return None
 
     def _gradient(self, number: int, parameter: Parameter) -> list[Any]:
@@ -74,6 +75,16 @@ class Setting:
             rule = self.rules[number]
             self._gradients[key] = [checked_value(v, parameter, rule.where) for v in rule.value]
         return self._gradients[key]
+
+
+def clamped_rules(setting: Setting, parameter: Parameter) -> Iterator[Rule]:
+    """Yield the rules with a number that is beyond a bound which counts in its place."""
+    for rule in setting.rules if parameter.clamped else ():
+        values = rule.value if isinstance(rule.value, tuple) else (rule.value,)
+        with contextlib.suppress(UserError):  # told where the value is used
+            checked = [checked_value(value, parameter, rule.where) for value in values]
+            if any(parameter.clamp(value) != value for value in checked):
+                yield rule
 
 
 def parse_settings(node: Node) -> dict[str, Setting]:
@@ -123,7 +134,7 @@ def _conditional(node: Node, name: str) -> Rule:
 
 
 def checked_value(value: Scalar, parameter: Parameter, where: str) -> Any:
-    """Return a value in the parameter's type, within its bounds.
+    """Return a value in the parameter's type, within those of its bounds that do not clamp it.
 
     Raises:
         UserError: If it is not of the type or out of bounds.
@@ -155,6 +166,8 @@ def checked_value(value: Scalar, parameter: Parameter, where: str) -> Any:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise wrong from None
     low, high = parameter.minimum, parameter.maximum
+    if parameter.clamp(result) != result:
+        return result
     if (low is not None and result < low) or (high is not None and result > high):
         bounds = f"between {low} and {high}" if high is not None else f"at least {low}"
         raise UserError(f"parameter {parameter.name!r} must be {bounds}, not {value!r}", where)

@@ -130,7 +130,7 @@ class Stage:
         base_model: The document's base model, or None.
         modules: The output's parts; ``models`` and ``slices`` make one of the whole model.
         parameters: Settings at the top level.
-        dtype, out_dtype: safetensors codes, or None.
+        dtype, out_dtype: safetensors codes, or None; docs/numerics.md says what they mean.
         tokenizer: What its tokenizer is, or None for that of its reference model.
         chat_template: ``auto``, a known name, a Jinja template, or None.
         text: The document as written.

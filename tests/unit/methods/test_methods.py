@@ -179,11 +179,11 @@ class TestValues:
             wrong.append(2)
         for value in wrong:
             self.refused(declared, parameter, value)
-        if parameter.minimum is not None:
+        if parameter.minimum is not None and "minimum" not in parameter.clamped:
             told = self.refused(declared, parameter, parameter.minimum - 1)
             assert f"{parameter.minimum}" in told
             assert checked_value(parameter.minimum, parameter, "") == parameter.minimum
-        if parameter.maximum is not None:
+        if parameter.maximum is not None and "maximum" not in parameter.clamped:
             assert f"{parameter.maximum}" in self.refused(
                 declared, parameter, parameter.maximum + 1
             )

@@ -370,6 +370,7 @@ class TestSilence:
         save_model(Path("g"), coded, 1, LLAMA | {"num_hidden_layers": 3})
         found = set()
         lone = [recipe("linear", *names) for names in (("a", "e"), ("f",), ("g",))]
+        lone.append(recipe("ties", ("b", {"weight": 1, "density": 1.2}), base_model="a"))
         for one in (text, json.dumps(stacked), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []

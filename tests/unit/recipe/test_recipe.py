@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shardmerge.base.errors import UserError
+from shardmerge.methods import registry
 from shardmerge.methods.registry import Parameter
 from shardmerge.recipe.recipe import chosen, load_recipe, parse_recipe
 
@@ -67,6 +68,44 @@ class TestReading:
         text = GOOD.replace("{weight: 0.5}", "{weight: 0.5, density: 0.3}")
         (warning,) = parse_recipe(text, "r.yaml").warnings
         assert "does not use its parameter 'density'" in warning.message
+
+
+class TestBeyondBounds:
+    """Where mergekit takes the nearer bound it counts here too, and is told."""
+
+    def text(self, method: str, density: object) -> str:
+        text = GOOD.replace("task_arithmetic", method, 1)
+        return text.replace("{weight: 0.5}", f"{{weight: 0.5, density: {density}}}")
+
+    def values(self, text: str) -> list[float]:
+        stage = parse_recipe(text, "r.yaml").stages["donor"]
+        setting = stage.inputs[0].parameters["density"]
+        density = registry.method(stage.method).parameter("density")
+        return [setting.value("x", t / 4, density) for t in range(5)]
+
+    @pytest.mark.parametrize(
+        ("density", "values"),
+        [
+            (1.2, [1.0] * 5),
+            (-0.2, [0.0] * 5),
+            ([-1, 1, 3], [0, 0, 1, 1, 1]),
+            ([0, 2], [0, 0.5, 1, 1, 1]),
+        ],
+    )
+    def test_the_nearer_bound_counts(self, density, values):
+        text = self.text("ties", density)
+        (warning,) = parse_recipe(text, "r.yaml").warnings
+        assert (warning.check, warning.where) == ("clamped-parameter", "r.yaml:6")
+        assert "'density' is beyond 0 to 1" in warning.message
+        assert self.values(text) == values
+
+    def test_within_bounds_nothing_is_told(self):
+        assert not parse_recipe(self.text("ties", [0, 1]), "r.yaml").warnings
+
+    @pytest.mark.parametrize(("method", "density"), [("dare_ties", -0.1), ("ties", "much")])
+    def test_what_mergekit_refuses_too(self, method, density):
+        with pytest.raises(UserError, match=r"r\.yaml:6: parameter 'density' must be"):
+            self.values(self.text(method, density))
 
 
 class TestIgnored:

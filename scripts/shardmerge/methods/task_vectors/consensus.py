@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardmerge.methods.contract import BOTH
 from shardmerge.methods.registry import (
     Group,
     Inputs,
@@ -36,6 +37,7 @@ _CHANGE = Parameter(
             default=1.0,
             minimum=0.0,
             maximum=1.0,
+            clamped=BOTH,
             description="Share of the elements that vary between models that is kept.",
             examples=(0.5, 0.0, 0.1, 1.0),
         ),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shardmerge.base.errors import UserError
+from shardmerge.methods.contract import BOTH
 from shardmerge.methods.registry import (
     Group,
     Inputs,
@@ -41,6 +42,8 @@ _EPSILON = Parameter(
 _SEED = Parameter(
     "seed", int, default=0, description="Seed of the random choice; mergekit has no such key."
 )
+#: torch, which mergekit draws with, has no probabilities below 0.
+_CHANCE: frozenset[Literal["minimum", "maximum"]] = frozenset({"maximum"})
 #: A mask of one byte an element for each input; one dimension is sorted as one row.
 _MASKS = Workspace(per_input=0.25, blocks=48.0)
 _RANKED = Workspace(per_input=0.25, rows=12.0, blocks=48.0)
@@ -58,6 +61,7 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
             default=1.0,
             minimum=0.0,
             maximum=1.0,
+            clamped=_CHANCE if more == (_SEED,) else BOTH,
             description="Share of the task vector that is kept.",
             examples=(0.5, 0.0, 0.05, 0.3, 0.77, 1.0),
         ),
