@@ -69,7 +69,7 @@ def _verified(found: Verified | None) -> Iterator[str]:
         return
     ways = [
         (found.copies, "compared bit by bit with the source that they are copies of"),
-        (found.recomputed_independently, "recomputed in float64 by code of its own"),
+        (found.recomputed_independently, "recomputed in float64 by independent code"),
         (found.recomputed_by_engine_steps, "recomputed by the steps of the engine"),
     ]
     told = "; ".join(f"{plural(count, 'tensor')} {how}" for count, how in ways if count)
