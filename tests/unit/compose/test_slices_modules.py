@@ -13,6 +13,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.plan.decide import load_plan
+from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.files import description_path, load_spec
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import load_settings
@@ -485,6 +486,6 @@ class TestModules:
 
 class TestCard:
     def test_tells_of_whom_the_tensors_are(self, work):
-        text = describe_coefficients(described(plan(STACK)))
+        text = describe_coefficients(BuildDescription.from_json(described(plan(STACK)), "d"))
         assert "37 of 75 tensors are those of `a`, 34 those of `b`; the other 4 are" in text
         assert "Coefficient of `0`" not in text

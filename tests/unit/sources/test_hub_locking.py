@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -12,12 +13,16 @@ from huggingface_hub import constants
 from helpers.hub_cases import READER, add_model, write_weights
 from helpers.loopback_hub import LoopbackHub
 from shardmerge.base.errors import UserError
+from shardmerge.base.identities import Identities
 from shardmerge.base.safetensors import read_header
+from shardmerge.recipe.references import Reference
 from shardmerge.sources import hub
 from shardmerge.sources.changes import describe_changes
 from shardmerge.sources.hub import client
+from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.locking import lock_hub
+from shardmerge.sources.store import StoreContext
 
 SHARDS = {
     "model-00001-of-00002.safetensors": [("a", "F16", (8, 4)), ("b", "BF16", (4,))],
@@ -68,9 +73,11 @@ class TestLockSource:
 
     def test_gives_the_bytes_of_tensors(self, served):
         folder = add_model(served.store.root, "o/m", SHARDS)
-        source = hub.lock_source("o/m", "main")
+        source = lock_hub("o/m", "main")
+        context = StoreContext(Path(), Identities(Path(), keep=False))
+        store = HubStore("o/m", Reference("o/m", "main"), context)
         tensors = [source.tensors[name] for name in ("c", "a")]
-        found = hub.read_tensors(source, tensors)
+        found = store.spans([(t.file, t.begin, t.end) for t in tensors], source.origin)
         assert found == [(folder / t.file).read_bytes()[t.begin : t.end] for t in tensors]
 
     def test_asks_once_for_metadata_and_once_for_each_header(self, served):

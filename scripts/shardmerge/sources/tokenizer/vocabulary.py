@@ -11,10 +11,12 @@ from functools import cached_property
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError, shortened
-from shardmerge.base.jsontext import MAX_BYTES, parse_json
+from shardmerge.base.jsontext import parse_json
 
 #: Ids of a vocabulary; the largest ones have a quarter of a million.
 MAX_IDS = 1 << 20
+#: Bytes of the longest vocabulary as JSON: five times those of the largest that is known.
+_LONGEST = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _inflated(text: str) -> bytes:
         ValueError: If it holds more, or is cut off.
     """
     inflater = zlib.decompressobj()
-    data = inflater.decompress(base64.b64decode(text, validate=True), MAX_BYTES)
+    data = inflater.decompress(base64.b64decode(text, validate=True), _LONGEST)
     if not inflater.eof or inflater.unused_data:
         raise ValueError("is cut off, or too long")
     return data
