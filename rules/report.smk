@@ -5,7 +5,7 @@ Makes: results/NAME/report, and `snakemake --report report.html` puts all of it 
 """
 
 
-rule summarize:
+rule summarize_model:
     input:
         verified="<results>/{name}/verify.json",
         loaded=lambda w: TARGETS.loading(w.name, waits=HEAD and not REPORT_ALONE),
@@ -19,7 +19,7 @@ rule summarize:
             labels={"what": "at a glance"},
         ),
     log:
-        "<logs>/summarize/{name}.log",
+        "<logs>/summarize_model/{name}.log",
     group:
         "report"
     conda:
@@ -29,7 +29,7 @@ rule summarize:
         plan=DECISION.path,
         folder=lambda w: TARGETS.paths.folder(w.name),
     shell:
-        'python "$SCRIPTS"/summarize.py --plan={params.plan:q} --name={wildcards.name:q}'
+        'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
         " --folder={params.folder:q} --verified={input.verified:q} --loaded={input.loaded:q}"
         " --table={input.table:q} --output={output:q} > {log:q} 2>&1"
 

@@ -10,7 +10,7 @@ from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
-from shardmerge.report.html import heading, page, table
+from shardmerge.report.html import heading, html_table, page
 from shardmerge.report.plan_facts import Shard
 from shardmerge.report.summary import cells_of, summarize
 
@@ -27,14 +27,14 @@ def plan_page(plan: Plan, name: str) -> str:
     shards = plan_facts.shards(build)
     shorten = shortener(short_names(found.sources))
     parts = [
-        table((), _facts(plan, found, shards)),
+        html_table((), _facts(plan, found, shards)),
         heading("What the tensors are made of"),
-        table(
+        html_table(
             ("layers", "modules", "value"),
             cells_of(summarize(coefficients(found.coefficients), shorten)),
         ),
         heading("Sources"),
-        table(("model", "from", "at"), _sources(found.sources)),
+        html_table(("model", "from", "at"), _sources(found.sources)),
         heading("Shards"),
         _shards(shards),
     ]
@@ -78,4 +78,4 @@ def _shards(shards: Sequence[Shard]) -> str:
         file = job.output.rsplit("/", 1)[-1]
         rows.append((file, human_bytes(job.bytes_written), f"{shard.tensors:,}",
                      human_bytes(job.bytes_read), origin))  # fmt: skip
-    return table(header, rows, numbers=(1, 2, 3))
+    return html_table(header, rows, numbers=(1, 2, 3))

@@ -12,7 +12,7 @@ from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import folder_names, short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
-from shardmerge.report.html import heading, page, paragraph, table
+from shardmerge.report.html import heading, html_table, page, paragraph
 from shardmerge.report.summary import cells_of, summarize
 from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores, Verified
 
@@ -44,16 +44,16 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
     parts = [
         *_verdict(findings),
         heading("What it is"),
-        table((), _facts(found)),
+        html_table((), _facts(found)),
         heading("What its tensors are made of"),
-        table(("layers", "modules", "value"), cells_of(lines)),
+        html_table(("layers", "modules", "value"), cells_of(lines)),
         heading("Benchmarks"),
         *_benchmarks(findings.scores, name, _parents(plan, found)),
         heading("Warnings on the recipe"),
         *(paragraph(warning, "bad") for warning in plan.warnings),
         *([] if plan.warnings else [paragraph("There are none.")]),
         heading("Where its files lie"),
-        table((), _places(folder, findings)),
+        html_table((), _places(folder, findings)),
     ]
     return page(name, parts)
 
@@ -162,7 +162,7 @@ def _benchmarks(scores: Scores | None, name: str, parents: Sequence[str]) -> Ite
         rows.setdefault(score.label, {})[score.model] = score
     models = scores.models
     grid = ([_task(row), *(_value(row.get(model)) for model in models)] for row in rows.values())
-    yield table(("task", *models), grid, range(1, 1 + len(models)))
+    yield html_table(("task", *models), grid, range(1, 1 + len(models)))
     yield paragraph(_INTERVALS, "note")
     for number, note in enumerate(scores.footnotes, 1):
         yield paragraph(f"[{number}] {note}", "note")
@@ -182,7 +182,7 @@ def _differences(
     yield heading("Differences to the models that it is made from")
     grid = ([_task(row), *(_difference(row[name], row.get(p)) for p in parents)] for row in rows)
     header = ("task", *(f"minus {parent}" for parent in parents))
-    yield table(header, grid, range(1, len(header)))
+    yield html_table(header, grid, range(1, len(header)))
     yield paragraph(_DIFFERENCES, "note")
 
 
