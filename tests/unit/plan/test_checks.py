@@ -361,7 +361,7 @@ class TestSilence:
         stacked = {"merge_method": "passthrough", "slices": rows, "dtype": "float16"}
         model("d", attn_layer_period=2)
         biased("e")
-        model("f", quantization_config={"quant_method": "fp8"})
+        model("f", quantization_config={"quant_method": "fp8"}, auto_map={"AutoModel": "own.M"})
         name = "model.layers.0.self_attn.q_proj.weight"
         codes = torch.zeros(16, 16, dtype=torch.float8_e4m3fn)
         coded = random_tensors(llama_shapes(3), 9) | {name: codes, f"{name}_scale": torch.ones(1)}
