@@ -36,6 +36,7 @@ class Parameter:
             the others is an error.
         choices: The words that a ``str`` parameter may be, if few.
         unused: Whether the method accepts it without using it.
+        idle: Whether it changes no result, so that explanations leave it out without a warning.
         description: One line for the documentation.
         examples: Values that tests try, an ordinary one first; see ``samples``.
     """
@@ -49,6 +50,7 @@ class Parameter:
     clamped: frozenset[Literal["minimum", "maximum"]] = frozenset()
     choices: tuple[str, ...] | None = None
     unused: bool = False
+    idle: bool = False
     description: str = ""
     examples: tuple[Any, ...] = ()
 
