@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 #: Each a table of one kind of model: old prefix and new.
-TABLES: tuple[tuple[tuple[str, str], ...], ...] = (
+NAME_TABLES: tuple[tuple[tuple[str, str], ...], ...] = (
     (  # LLaVA, Gemma 3, PaliGemma, Mistral 3, Mllama, Aria and their like
         ("language_model.model.", "model.language_model."),
         ("language_model.lm_head.", "lm_head."),
@@ -41,7 +41,7 @@ def renamings(names: Iterable[str]) -> Iterator[Callable[[str], str]]:
         names: All of the model.
     """
     known = list(names)
-    for table in TABLES:
+    for table in NAME_TABLES:
         for rows in (table, tuple((new, old) for old, new in table)):
             if sum(any(name.startswith(row) for name in known) for row, _ in rows) > 1:
                 yield lambda name, rows=rows: _renamed(name, rows)
