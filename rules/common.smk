@@ -41,6 +41,10 @@ SHARED = HEAD and not (DEPLOYED or ON_GPU)
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
 SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
+# The report alone does not wait until transformers loads the models: the summary tells what is known.
+REPORT_ALONE = snakemake_internals.is_target(
+    workflow, "report"
+) and not snakemake_internals.is_target(workflow, "all")
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
 DECISION = exit_on_user_error(decide)(
     SETTINGS,

@@ -1,8 +1,37 @@
-"""What people look at: coefficients, task-vector norms, benchmarks, times, the plan.
+"""What people look at: a summary, coefficients, task-vector norms, benchmarks, times, the plan.
 
-Needs: the plan, the jobs' records, the benchmark table.
+Needs: the plan, the jobs' records, the benchmark table; of verification and loading what there is.
 Makes: results/NAME/report, and `snakemake --report report.html` puts all of it in one file.
 """
+
+
+rule summarize_model:
+    input:
+        verified="<results>/{name}/verify.json",
+        loaded=lambda w: TARGETS.loading(w.name, waits=HEAD and not REPORT_ALONE),
+        table=lambda w: TARGETS.table(w.name),
+    output:
+        report(
+            "<results>/{name}/report/summary.html",
+            caption="../report/summary.rst",
+            category="{name}",
+            # results are shown in the order of their labels
+            labels={"what": "at a glance"},
+        ),
+    log:
+        "<logs>/summarize_model/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        plan=DECISION.path,
+        folder=lambda w: TARGETS.paths.folder(w.name),
+    shell:
+        'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
+        " --folder={params.folder:q} --verified={input.verified:q} --loaded={input.loaded:q}"
+        " --table={input.table:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule tabulate_plan:

@@ -77,7 +77,8 @@ class TestReport:
         labels = report.run(
             "return [...document.querySelectorAll('nav tbody tr')].map(r => r.innerText.trim())"
         )
-        assert set(labels) == {*PLOTS, "plan"}
+        assert set(labels) == {*PLOTS, "plan", "at a glance"}
+        assert labels[0] == "at a glance"
         assert NAME in report.run("return document.querySelector('nav').innerText")
 
     @pytest.mark.parametrize("label", PLOTS)
@@ -95,7 +96,13 @@ class TestReport:
         assert plan == (project.folder / f"results/{NAME}/report/plan.html").read_text()
         assert all(shard in plan for shard in project.shards())
 
-    @pytest.mark.parametrize("label", [*PLOTS, "plan"])
+    def test_the_summary_says_what_is_known_so_far(self, project, report):
+        assert report.run(_PRESS, "at a glance", 0)
+        source = report.wait("return document.querySelector('#app iframe')?.src")
+        summary = base64.b64decode(source.split(",", 1)[1]).decode()
+        assert "Verified: " in summary and "Not loaded by transformers yet" in summary
+
+    @pytest.mark.parametrize("label", [*PLOTS, "plan", "at a glance"])
     def test_every_result_has_a_caption_that_names_the_model(self, report, label):
         assert report.run(_PRESS, label, 1)
         caption = report.wait("return document.querySelector('nav .prose')?.innerText")

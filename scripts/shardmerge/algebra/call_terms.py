@@ -13,8 +13,6 @@ from typing import NamedTuple
 from shardmerge.algebra import expression as ex
 from shardmerge.methods.registry import MergeMethod, Parameter, methods
 
-#: Parameters of mergekit's that change no result.
-_NO_EFFECT = ("int8_mask",)
 _SETTING = re.compile(r"((\w+)\(.*\)): (\w+)(?: of (.+))?", re.DOTALL)
 
 
@@ -75,7 +73,7 @@ def declared(method: str) -> MergeMethod | None:
 def _parameters(method: str) -> tuple[Parameter, ...]:
     found = declared(method)
     kept = found.parameters if found else ()
-    return tuple(p for p in kept if not p.unused and p.name not in _NO_EFFECT)
+    return tuple(p for p in kept if not (p.unused or p.idle))
 
 
 def _names(call: ex.Call) -> list[str]:

@@ -22,8 +22,10 @@ _CONFIG = "config.yaml"
 #: Snakemake finds this one by itself.
 _DEFAULT = "config/config.yaml"
 _HAS_RECIPES = re.compile(r"""^["']?recipes["']?\s*:""", re.MULTILINE)
-#: What Snakemake need not say of itself where people wait for jobs, and where they want an answer.
-_BRIEF = ("rules", "host", "progress", "reason")
+#: Folder of the display of a run's progress.
+_PLUGINS = HOME / "plugins"
+#: What the display need not show, and what Snakemake need not say where people want an answer.
+_BRIEF = ("host",)
 _SILENT = ("all",)
 
 
@@ -34,18 +36,18 @@ class Target:
     Args:
         name: The workflow's target.
         help: A few words on it.
-        quiet: What Snakemake leaves out.
+        waits: Whether people wait for jobs, which a display shows; else they want an answer.
     """
 
     name: str
     help: str
-    quiet: tuple[str, ...] = _BRIEF
+    waits: bool = True
 
 
 TARGETS = {
     "merge": Target("models", "build the models, verified"),
-    "plan": Target("plan", "print what would be built, read, fetched and written", _SILENT),
-    "lock": Target("lock", "lock all sources anew and print what moved", _SILENT),
+    "plan": Target("plan", "print what would be built, read, fetched and written", waits=False),
+    "lock": Target("lock", "lock all sources anew and print what moved", waits=False),
     "bench": Target("benchmarks", "build the models and their benchmark tables"),
     "report": Target("report", "build the models, their plots and tables"),
     "publish": Target("publish", "upload verified models to `publish.repository`"),
@@ -94,9 +96,17 @@ def start(args: argparse.Namespace, further: Sequence[str]) -> None:
 
     if find_spec("snakemake") is None:
         raise UserError("Snakemake is not installed here", hint="Run `make env`.")
-    say(shlex.join(["snakemake", *words]))
+    found = {"PYTHONPATH": _search_path()} if "--logger" in words else {}
+    shown = [f"{name}={shlex.quote(value)}" for name, value in found.items()]
+    say(" ".join([*shown, shlex.join(["snakemake", *words])]))
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *words])
+    python = [sys.executable, "-m", "snakemake"]
+    os.execve(sys.executable, [*python, *words], os.environ | found)
+
+
+def _search_path() -> str:
+    """Return where Python finds the display, and what else was to be found."""
+    return os.pathsep.join(filter(None, [str(_PLUGINS), os.environ.get("PYTHONPATH")]))
 
 
 def command(args: argparse.Namespace, further: Sequence[str]) -> list[str]:
@@ -119,13 +129,21 @@ def command(args: argparse.Namespace, further: Sequence[str]) -> list[str]:
     keys = [f"recipes={_quoted(recipes)}"] if recipes else []
     keys += [f"results={_quoted(args.out)}"] if args.out else []
     dry = ["--dry-run"] if args.dry_run else []
-    quiet = [] if args.dry_run else ["--quiet", *target.quiet]
-    words = ["--snakefile", str(HOME / "Snakefile"), "--cores", args.cores, *dry, *quiet]
+    words = ["--snakefile", str(HOME / "Snakefile"), "--cores", args.cores, *dry]
+    words += [] if args.dry_run else _screen(target, further)
     # further targets go before the options that take all words which follow
     words = [target.name, *further, *words]
     words += ["--configfile", *configs] if configs else []
     words += ["--config", *keys, *args.config] if keys or args.config else []
     return words
+
+
+def _screen(target: Target, further: Sequence[str]) -> list[str]:
+    """Return the options that say what is shown; a logger that is asked for is the only one."""
+    if not target.waits:
+        return ["--quiet", *_SILENT]
+    logger = [] if "--logger" in further else ["--logger", "shardmerge"]
+    return [*logger, "--quiet", *_BRIEF]
 
 
 def _sorted(files: Sequence[str]) -> tuple[list[str], list[str]]:

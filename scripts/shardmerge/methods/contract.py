@@ -32,6 +32,7 @@ class Parameter:
         minimum, maximum: Closed bounds of a number, if any.
         choices: The words that a ``str`` parameter may be, if few.
         unused: Whether the method accepts it without using it.
+        idle: Whether it changes no result, so that explanations leave it out without a warning.
         description: One line for the documentation.
         examples: Values that tests try, an ordinary one first; see ``samples``.
     """
@@ -44,6 +45,7 @@ class Parameter:
     maximum: float | None = None
     choices: tuple[str, ...] | None = None
     unused: bool = False
+    idle: bool = False
     description: str = ""
     examples: tuple[Any, ...] = ()
 

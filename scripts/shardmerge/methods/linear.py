@@ -126,7 +126,7 @@ def _linear_steps(group: Group, writer: Writer) -> int:
             examples=(0.5, 0.0, 1.0),
         ),
         Parameter("rescale", bool, default=False, unused=True, description=_UNUSED),
-        Parameter("int8_mask", bool, default=False, description=_UNUSED),
+        Parameter("int8_mask", bool, default=False, idle=True, description=_UNUSED),
     ],
     inputs=Inputs(base="required"),
     linear=True,

@@ -20,9 +20,13 @@ class Paths:
 
     results: str
 
+    def folder(self, name: str) -> str:
+        """Return the folder of all that is made of a build."""
+        return f"{self.results}/{name}"
+
     def build(self, name: str, file: str) -> str:
         """Return the path of a file about a build that is no part of its model."""
-        return f"{self.results}/{name}/{file}"
+        return f"{self.folder(name)}/{file}"
 
     def model(self, name: str) -> str:
         """Return the folder of a build's model."""

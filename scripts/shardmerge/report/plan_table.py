@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
 from shardmerge.base.text import human_bytes, plural
 from shardmerge.plan.description import BuildDescription, DescribedSource, load_description
@@ -11,19 +10,9 @@ from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report import plan_facts
 from shardmerge.report.coefficients import coefficients
+from shardmerge.report.html import heading, html_table, page
 from shardmerge.report.plan_facts import Shard
-from shardmerge.report.summary import summarize
-
-_STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; color: #24292f; margin: 1.5rem; max-width: 70rem; }
-h1 { font-size: 1.25rem; } h2 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
-table { border-collapse: collapse; } th, td { padding: .25rem .7rem; text-align: left; }
-th { border-bottom: 2px solid #d0d7de; white-space: nowrap; }
-td { border-bottom: 1px solid #eaeef2; vertical-align: top; overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
-td.key { color: #57606a; white-space: nowrap; }
-code { font-size: .92em; }
-"""
+from shardmerge.report.summary import cells_of, summarize
 
 
 def plan_page(plan: Plan, name: str) -> str:
@@ -38,28 +27,18 @@ def plan_page(plan: Plan, name: str) -> str:
     shards = plan_facts.shards(build)
     shorten = shortener(short_names(found.sources))
     parts = [
-        f"<h1>{escape(name)}</h1>",
-        _table((), _facts(plan, found, shards)),
-        "<h2>What the tensors are made of</h2>",
-        _table(
+        html_table((), _facts(plan, found, shards)),
+        heading("What the tensors are made of"),
+        html_table(
             ("layers", "modules", "value"),
-            (
-                (
-                    line.layers or ("" if line.rest else "-"),
-                    "everything else" if line.rest else ", ".join(line.modules),
-                    line.formula,
-                )
-                for line in summarize(coefficients(found.coefficients), shorten)
-            ),
+            cells_of(summarize(coefficients(found.coefficients), shorten)),
         ),
-        "<h2>Sources</h2>",
-        _table(("model", "from", "at"), _sources(found.sources)),
-        "<h2>Shards</h2>",
+        heading("Sources"),
+        html_table(("model", "from", "at"), _sources(found.sources)),
+        heading("Shards"),
         _shards(shards),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(name)}</title><style>{_STYLE}</style>'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return page(name, parts)
 
 
 def _facts(plan: Plan, found: BuildDescription, shards: Sequence[Shard]) -> list[tuple[str, str]]:
@@ -99,20 +78,4 @@ def _shards(shards: Sequence[Shard]) -> str:
         file = job.output.rsplit("/", 1)[-1]
         rows.append((file, human_bytes(job.bytes_written), f"{shard.tensors:,}",
                      human_bytes(job.bytes_read), origin))  # fmt: skip
-    return _table(header, rows, numbers=(1, 2, 3))
-
-
-def _table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()
-) -> str:
-    """Return an HTML table; without a header the first column holds keys."""
-
-    def cell(tag: str, i: int, text: str) -> str:
-        kind = "number" if i in numbers else "key" if not header and i == 0 else ""
-        return f"<{tag}{f' class={kind!r}' if kind else ''}>{escape(text)}</{tag}>"
-
-    lines = ["<table>"]
-    if header:
-        lines.append(f"<tr>{''.join(cell('th', i, text) for i, text in enumerate(header))}</tr>")
-    lines += [f"<tr>{''.join(cell('td', i, t) for i, t in enumerate(row))}</tr>" for row in rows]
-    return "\n".join([*lines, "</table>"])
+    return html_table(header, rows, numbers=(1, 2, 3))

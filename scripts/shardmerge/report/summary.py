@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra.call_terms import SettingTerm, declared, setting_of
@@ -59,6 +59,15 @@ def summarize(coefficients: Coefficients, shorten: Callable[[str], str]) -> list
         if formula != rest
     ]
     return [*found, Line("", (), rest, rest=True)]
+
+
+def cells_of(lines: Sequence[Line]) -> Iterator[tuple[str, str, str]]:
+    """Give the lines as rows of a table: layers, modules, and what they are made of."""
+    for line in lines:
+        if line.rest:
+            yield "", "everything else" if len(lines) > 1 else "every tensor", line.formula
+        else:
+            yield line.layers or "-", ", ".join(line.modules), line.formula
 
 
 def write_lines(lines: list[Line], width: int) -> list[str]:

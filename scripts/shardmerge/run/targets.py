@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -154,7 +155,20 @@ class Targets:
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
-        return [self.paths.build(name, "loaded.json") for name in self.plan.builds]
+        return [self._loaded(name) for name in self.plan.builds]
+
+    def loading(self, name: str, *, waits: bool) -> list[str]:
+        """Return what tells how transformers loads a build, none if it is not there and none waits.
+
+        Args:
+            name: Of the build.
+            waits: Whether it is to be made where it is not there.
+        """
+        path = self._loaded(name)
+        return [path] if waits or os.path.lexists(path) else []
+
+    def _loaded(self, name: str) -> str:
+        return self.paths.build(name, "loaded.json")
 
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
@@ -182,9 +196,11 @@ class Targets:
 
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
-        if not self.measured:
-            return []
-        return [self.paths.benchmark_file(name, "table.json") for name in self.plan.builds]
+        return [table for name in self.plan.builds for table in self.table(name)]
+
+    def table(self, name: str) -> list[str]:
+        """Return the benchmark table of a build, none if nothing is measured."""
+        return [self.paths.benchmark_file(name, "table.json")] if self.measured else []
 
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
@@ -195,7 +211,7 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build."""
-        names = ["plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
+        names = ["summary.html", "plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
         names += ["benchmarks.svg"] if self.measured else []
         return [self.paths.report_file(n, f) for n in self.plan.builds for f in names]
 

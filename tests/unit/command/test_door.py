@@ -37,8 +37,8 @@ def command(*words: str) -> list[str]:
     at = found.index("--snakefile")
     assert found[at + 1] == str(REPO / "Snakefile")
     del found[at : at + 2]
-    if "--quiet" in found:
-        at = found.index("--quiet")
+    for option in {"--logger", "--quiet"} & set(found):
+        at = found.index(option)
         end = next((i for i in range(at + 1, len(found)) if found[i].startswith("--")), len(found))
         del found[at:end]
     return found
@@ -87,6 +87,27 @@ class TestCommand:
         found = command("merge", name)
         assert found[-1] == 'recipes=["it\'s [a] \\"recipe\\".yaml"]'
         assert shlex.split(shlex.join(found)) == found
+
+    def test_jobs_are_shown_and_answers_are_not_disturbed(self):
+        def words(*given: str) -> str:
+            own, further = door._split(given)
+            return " ".join(workflow.command(door.make_parser().parse_args(own), further))
+
+        for name in ("merge", "bench", "report"):
+            assert " --logger shardmerge --quiet host" in words(name, "own.yaml")
+            assert "--logger" not in words(name, "own.yaml", "-n")
+        assert words("plan", "own.yaml").count("--logger") == 0
+        assert "--logger shardmerge" not in words("merge", "own.yaml", "--", "--logger", "rich")
+
+    def test_the_display_is_found_from_anywhere(self, monkeypatch):
+        seen = {}
+        monkeypatch.setattr(os, "execve", lambda *call: seen.update(call=call))
+        monkeypatch.setenv("PYTHONPATH", "theirs")
+        workflow.start(door.make_parser().parse_args(["merge", "own.yaml"]), ())
+        _, words, variables = seen["call"]
+        assert "--logger" in words
+        assert variables["PYTHONPATH"] == os.pathsep.join([str(REPO / "plugins"), "theirs"])
+        assert (REPO / "plugins" / "snakemake_logger_plugin_shardmerge").is_dir()
 
     def test_every_target_is_a_rule(self):
         rules = "".join(p.read_text() for p in [REPO / "Snakefile", *REPO.glob("rules/*.smk")])

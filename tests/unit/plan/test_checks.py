@@ -361,14 +361,16 @@ class TestSilence:
         stacked = {"merge_method": "passthrough", "slices": rows, "dtype": "float16"}
         model("d", attn_layer_period=2)
         biased("e")
-        model("f", quantization_config={"quant_method": "fp8"})
+        model("f", quantization_config={"quant_method": "fp8"}, auto_map={"AutoModel": "own.M"})
         name = "model.layers.0.self_attn.q_proj.weight"
         codes = torch.zeros(16, 16, dtype=torch.float8_e4m3fn)
         coded = random_tensors(llama_shapes(3), 9) | {name: codes, f"{name}_scale": torch.ones(1)}
         save_model(Path("g"), coded, 1, LLAMA | {"num_hidden_layers": 3})
+        model("h", num_hidden_layers=2, num_nextn_predict_layers=1)
+        ahead = stacked | {"slices": [{"sources": [{"model": "h", "layer_range": [0, 2]}]}]}
         found = set()
         lone = [recipe("linear", *names) for names in (("a", "e"), ("f",), ("g",))]
-        for one in (text, json.dumps(stacked), *lone):
+        for one in (text, *map(json.dumps, (stacked, ahead)), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []
             for name in told:

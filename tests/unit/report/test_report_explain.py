@@ -258,9 +258,7 @@ class TestEveryMethod:
         assert formula.startswith(f"{method.name}(") and formula.endswith(")")
         assert " * " not in formula and " + " not in formula
         wanted = {
-            p.name
-            for p in method.parameters
-            if not p.unused and p.name != "int8_mask" and p.default is not None
+            p.name for p in method.parameters if not (p.unused or p.idle) and p.default is not None
         }
         assert {words.split()[0] for words in told.split(", ") if words} == wanted
 

@@ -253,6 +253,15 @@ class TestCommands:
             self.run("tabulate_plan.py", "--plan", plan, "--name", "nope", "--output", "q.html")
         assert not Path("q.html").exists()
 
+    def test_summary(self, build):
+        (plan,) = Path(".shardmerge/plans").iterdir()
+        told = ("--plan", plan, "--folder", "r/x", "--verified=", "--loaded=gone.json", "--table=")
+        page = self.same_twice("summarize_model.py", *told, "--name", NAME, output="s.html")
+        assert "Not verified yet" in page and "r/x/model" in page
+        with pytest.raises(UserError, match="builds no model 'nope'"):
+            self.run("summarize_model.py", *told, "--name", "nope", "--output", "q.html")
+        assert not Path("q.html").exists()
+
     def test_timings(self, build):
         record = written(TestTimings().record())
         Path("model-00001-of-00002.json").write_text(json.dumps(record))

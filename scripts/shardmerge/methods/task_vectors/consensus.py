@@ -43,6 +43,7 @@ _CHANGE = Parameter(
             "int8_mask",
             bool,
             default=False,
+            idle=True,
             description="Type of mergekit's sign masks. It changes no result.",
         ),
     ],

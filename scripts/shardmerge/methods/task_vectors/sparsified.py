@@ -85,6 +85,7 @@ def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parame
             "int8_mask",
             bool,
             default=False,
+            idle=True,
             description="Type of mergekit's sign masks. It changes no result.",
         ),
     ]

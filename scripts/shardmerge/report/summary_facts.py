@@ -1,0 +1,128 @@
+"""What jobs found of a model, as its summary tells it: read from their files and checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from shardmerge.base import forms
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json
+from shardmerge.base.forms import FormError, entry
+
+_T = TypeVar("_T")
+#: A score may be infinite, as a perplexity is.
+_real = forms.holds(lambda value: type(value) in (int, float))
+_tokens = forms.holds(lambda value: isinstance(value, str) or type(value) is int)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What ``verify_model`` found; the counts are of tensors, shards and elements as there."""
+
+    build: str = entry(forms.text)
+    shards: int = entry(forms.count)
+    tensors: int = entry(forms.count)
+    copies: int = entry(forms.count)
+    recomputed_independently: int = entry(forms.count)
+    recomputed_by_engine_steps: int = entry(forms.count)
+    elements: int = entry(forms.count)
+    undecided: int = entry(forms.count)
+    nonfinite: int = entry(forms.count)
+    not_sampled: tuple[str, ...] = entry(forms.listed(forms.text))
+    sources: Mapping[str, int] = entry(forms.mapped(forms.count))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What ``load_model`` found: ``loaded`` is ``weights`` or only the ``architecture``."""
+
+    loaded: str = entry(forms.text)
+    architecture: str = entry(forms.text)
+    parameters: int = entry(forms.count)
+    unused: tuple[str, ...] = entry(forms.listed(forms.text))
+    tokenizer: int | str = entry(_tokens)
+    generated: tuple[int, ...] | None = entry(forms.maybe(forms.listed(forms.integer)), None)
+    finite: bool = entry(forms.truth, True)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A cell of the benchmark table, with what a comparison with another needs."""
+
+    model: str = entry(forms.text)
+    label: str = entry(forms.text)
+    headline: bool = entry(forms.truth)
+    higher_is_better: bool | None = entry(forms.maybe(forms.truth))
+    value: float = entry(_real)
+    stderr: float | None = entry(forms.maybe(_real))
+    settings: Mapping[str, Any] = entry(forms.table)
+    notes: tuple[int, ...] = entry(forms.listed(forms.count))
+
+    @property
+    def error(self) -> float | None:
+        """The standard error, None where it tells nothing."""
+        return self.stderr if self.stderr is not None and math.isfinite(self.stderr) else None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The benchmark table as ``scores.table_json`` writes it."""
+
+    models: tuple[str, ...] = entry(forms.listed(forms.text))
+    cells: tuple[Score, ...] = entry(forms.listed(forms.made_of(Score)))
+    footnotes: tuple[str, ...] = entry(forms.listed(forms.text))
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All of it; None is what no job has found yet.
+
+    Args:
+        verified: Of the check of the whole model.
+        loaded: Of transformers.
+        scores: Of lm-eval.
+    """
+
+    verified: Verified | None = None
+    loaded: Loaded | None = None
+    scores: Scores | None = None
+
+
+def read_findings(
+    build: str,
+    verified: str | os.PathLike[str] | None,
+    loaded: str | os.PathLike[str] | None,
+    scores: str | os.PathLike[str] | None,
+) -> Findings:
+    """Return what is known of a model.
+
+    Args:
+        build: The build's digest; what was verified of another build does not count.
+        verified: ``verify.json``, or None; each of these may be absent.
+        loaded: ``loaded.json``.
+        scores: ``table.json``.
+
+    Raises:
+        UserError: If a file that is there is damaged.
+    """
+    found = _read(Verified, verified)
+    if found and found.build != build:
+        found = None
+    return Findings(found, _read(Loaded, loaded), _read(Scores, scores))
+
+
+def _read(cls: type[_T], path: str | os.PathLike[str] | None) -> _T | None:
+    if not path or not os.path.lexists(path):
+        return None
+    try:
+        return forms.read(cls, load_json(path))
+    except FormError as error:
+        raise UserError(
+            f"is not what a job of the workflow writes: {error}",
+            str(path),
+            "Delete it and run the workflow again, which makes it anew.",
+        ) from None

@@ -1,0 +1,39 @@
+"""Write what is known of a model as one HTML page, which the report opens on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import write_text
+from shardmerge.plan.files import use_plan
+from shardmerge.plan.plan import read_plan
+from shardmerge.report.summary_facts import read_findings
+from shardmerge.report.summary_page import summary_page
+from shardmerge.run.cli import claim, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", required=True, help="the plan's JSON file")
+    parser.add_argument("--name", required=True, help="the build's name")
+    parser.add_argument("--folder", required=True, help="where the build's results lie")
+    parser.add_argument("--verified", help="JSON of verify_model.py, if there is one")
+    parser.add_argument("--loaded", help="JSON of load_model.py, if there is one")
+    parser.add_argument("--table", help="JSON of benchmark_table.py, if there is one")
+    parser.add_argument("--output", required=True, help="HTML file")
+    args = parser.parse_args()
+    claim(args.output)
+    plan = read_plan(args.plan)
+    use_plan(Path(args.plan).stem)
+    if args.name not in plan.builds:
+        hint = did_you_mean(args.name, plan.builds)
+        raise UserError(f"the plan builds no model {args.name!r}", args.plan, hint)
+    digest = plan.builds[args.name].digest
+    findings = read_findings(digest, args.verified, args.loaded, args.table)
+    write_text(args.output, summary_page(plan, args.name, findings, args.folder))
+
+
+if __name__ == "__main__":
+    run(main)

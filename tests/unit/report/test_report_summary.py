@@ -1,0 +1,241 @@
+"""The page that a model's report opens on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from helpers.large_models import large_plan, llama_70b
+from shardmerge.base.errors import UserError
+from shardmerge.package.card_coefficients import describe_coefficients
+from shardmerge.plan.description import load_description
+from shardmerge.recipe.naming import folder_names
+from shardmerge.report.summary_facts import Findings, read_findings
+from shardmerge.report.summary_page import summary_page
+
+NAME = "miquplus-midnight-70b"
+HOSTILE = "<script>alert(1)</script>&\"'"
+VERIFIED = {
+    "passed": True,
+    "shards": 3,
+    "tensors": 183,
+    "copies": 100,
+    "recomputed_independently": 83,
+    "recomputed_by_engine_steps": 0,
+    "elements": 4321,
+    "undecided": 0,
+    "nonfinite": 0,
+    "not_sampled": [],
+    "sources": {"hashed": 7, "sampled": 2},
+}
+LOADED = {
+    "passed": True,
+    "loaded": "weights",
+    "architecture": "LlamaForCausalLM",
+    "parameters": 1234,
+    "unused": [],
+    "tokenizer": 32000,
+    "generated": [1, 2, 3, 4],
+    "finite": True,
+}
+
+
+class _Parsed(HTMLParser):
+    """A page's tags, the texts of its paragraphs and the cells of its rows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.inside = ""
+        self.paragraphs: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.inside = tag
+        if tag == "p":
+            self.paragraphs.append("")
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "p":
+            self.paragraphs[-1] += data.strip()
+        elif self.inside in ("td", "th"):
+            self.rows[-1][-1] += data.strip()
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return large_plan(tmp_path, llama_70b(12), files=3)
+
+
+def scores(plan, *cells, footnotes=()):
+    """Return a benchmark table: (model, label, value, stderr, settings) of each cell."""
+    rows = [
+        {
+            "model": model,
+            "label": label,
+            "headline": True,
+            "higher_is_better": True,
+            "value": value,
+            "stderr": error,
+            "settings": settings,
+            "notes": [1] if footnotes else [],
+        }
+        for model, label, value, error, settings in cells
+    ]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    return {"models": models, "cells": rows, "footnotes": list(footnotes)}
+
+
+def write(folder, plan, verified=None, loaded=None, table=None) -> Findings:
+    """Return what is read of files that hold these data; None is a file that is not there."""
+    paths = []
+    for name, data in (("verify", verified), ("loaded", loaded), ("table", table)):
+        path = folder / f"{name}.json"
+        paths.append(path)
+        if data is not None:
+            path.write_text(json.dumps(data))
+    return read_findings(plan.builds[NAME].digest, *paths)
+
+
+def parent(plan, which: int) -> str:
+    """Return what one of the sources is called in the table."""
+    return list(folder_names(plan.sources, plan.builds).values())[which]
+
+
+class TestVerdict:
+    def test_whole_model(self, plan, tmp_path):
+        verified = VERIFIED | {"build": plan.builds[NAME].digest}
+        page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan, verified, LOADED), "r/x"))
+        told = " ".join(page.paragraphs)
+        assert "Verified: 183 tensors in 3 shards are as planned" in told
+        assert "100 tensors compared bit by bit" in told and "steps of the engine" not in told
+        assert "2 by a sample" in told
+        assert "Loaded by transformers: LlamaForCausalLM, 1,234 parameters" in told
+        assert "Generated 4 tokens, all finite" in told
+        assert ["what was verified", "r/x/verify.json"] in page.rows
+
+    def test_what_is_missing_is_said(self, plan, tmp_path):
+        page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan), "r/x"))
+        told = " ".join(page.paragraphs)
+        assert "Not verified yet" in told and "Not loaded by transformers yet" in told
+        assert "Nothing is measured" in told
+        assert summary_page(plan, NAME, Findings(), "r/x") == summary_page(
+            plan, NAME, read_findings("x", None, "", None), "r/x"
+        )
+
+    def test_what_was_verified_of_another_build_does_not_count(self, plan, tmp_path):
+        assert write(tmp_path, plan, VERIFIED | {"build": "0" * 64}).verified is None
+
+    def test_half_a_verdict_is_no_whole_one(self, plan, tmp_path):
+        verified = VERIFIED | {"build": plan.builds[NAME].digest, "not_sampled": ["a", "b"]}
+        loaded = LOADED | {"loaded": "architecture", "tokenizer": "none", "unused": ["c"]}
+        del loaded["generated"]
+        page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan, verified, loaded), "r/x"))
+        told = " ".join(page.paragraphs)
+        assert "2 tensors not recomputed." in told
+        assert "weights were not loaded" in told and "Generated" not in told
+        assert "Tokenizer: none." in told and "does not use: c" in told
+
+    @pytest.mark.parametrize("text", ['{"shards": -1}', "[]", "{", '{"cells": 3}'])
+    def test_damaged_file_is_one_sentence(self, plan, tmp_path, text):
+        for name in ("verify", "loaded", "table"):
+            path = tmp_path / f"{name}.json"
+            path.write_text(text)
+            with pytest.raises(UserError, match=name):
+                write(tmp_path, plan)
+            path.unlink()
+
+
+class TestBenchmarks:
+    def page(self, plan, folder, table) -> _Parsed:
+        return _Parsed(summary_page(plan, NAME, write(folder, plan, table=table), "r/x"))
+
+    def test_intervals_and_differences_to_parents(self, plan, tmp_path):
+        first, second = parent(plan, 0), parent(plan, 1)
+        page = self.page(
+            plan,
+            tmp_path,
+            scores(
+                plan,
+                (NAME, "t/acc", 0.6, 0.01, {}),
+                (first, "t/acc", 0.5, 0.01, {}),
+                (second, "t/acc", 0.59, 0.01, {}),
+                ("other", "t/acc", 0.1, 0.01, {}),
+            ),
+        )
+        assert ["t/acc ↑", "0.600 ± 0.020", "0.500 ± 0.020", "0.590 ± 0.020", "0.100 ± 0.020"] in (
+            page.rows
+        )
+        assert ["task", f"minus {first}", f"minus {second}"] in page.rows
+        assert ["t/acc ↑", "+0.100 ± 0.028 better", "+0.010 ± 0.028"] in page.rows
+        assert any("1.96 standard errors" in text for text in page.paragraphs)
+
+    def test_only_what_can_be_compared_is(self, plan, tmp_path):
+        first, second = parent(plan, 0), parent(plan, 1)
+        page = self.page(
+            plan,
+            tmp_path,
+            scores(
+                plan,
+                (NAME, "t/acc", 0.6, 0.01, {"limit": 5}),
+                (first, "t/acc", 0.5, 0.01, {"limit": 6}),
+                (NAME, "u/ppl", float("inf"), None, {}),
+                (second, "u/ppl", 3.0, float("nan"), {}),
+                footnotes=[HOSTILE],
+            ),
+        )
+        assert ["t/acc ↑", "measured differently", "-"] in page.rows
+        assert ["u/ppl ↑", "-", "-"] in page.rows
+        assert f"[1] {HOSTILE}" in page.paragraphs
+
+    def test_parents_or_the_model_may_not_be_measured(self, plan, tmp_path):
+        alone = self.page(plan, tmp_path, scores(plan, (NAME, "t/acc", 0.6, None, {})))
+        assert any("None of the models" in text for text in alone.paragraphs)
+        others = self.page(plan, tmp_path, scores(plan, (parent(plan, 0), "t/acc", 0.6, 0.1, {})))
+        assert any("itself was not measured" in text for text in others.paragraphs)
+
+
+class TestText:
+    def test_of_strangers_is_escaped(self, plan, tmp_path):
+        verified = VERIFIED | {"build": plan.builds[NAME].digest, "not_sampled": [HOSTILE]}
+        loaded = LOADED | dict.fromkeys(("architecture", "tokenizer"), HOSTILE)
+        loaded |= {"unused": [HOSTILE]}
+        table = scores(plan, (NAME, HOSTILE, 0.5, 0.1, {}), (HOSTILE, HOSTILE, 0.5, 0.1, {}))
+        found = write(tmp_path, plan, verified, loaded, table)
+        warned = replace(plan, warnings=(HOSTILE,))
+        text = summary_page(warned, NAME, found, HOSTILE)
+        page = _Parsed(text)
+        assert "script" not in page.tags and "<script" not in text
+        assert HOSTILE in page.paragraphs
+        assert ["model", f"{HOSTILE}/model"] in page.rows
+        assert sum(HOSTILE in cell for row in page.rows for cell in row) > 5
+
+    def test_needs_nothing_from_elsewhere_and_suits_dark_windows(self, plan):
+        text = summary_page(plan, NAME, Findings(), "r/x")
+        assert not {"script", "link", "img", "iframe"} & set(_Parsed(text).tags)
+        assert not re.search(r"url\(|@import|src=", text)
+        assert "prefers-color-scheme: dark" in text
+        assert text == summary_page(plan, NAME, Findings(), "r/x")
+
+    def test_formula_is_the_cards(self, plan):
+        page = _Parsed(summary_page(plan, NAME, Findings(), "r/x"))
+        assert ["", "everything else", "miqu-1-70b-sf"] in page.rows
+        card = describe_coefficients(load_description(plan.builds[NAME].digest))
+        at = page.rows.index(["layers", "modules", "value"])
+        formulas = [row[2] for row in page.rows[at + 1 :] if len(row) == 3]
+        assert len(formulas) > 1 and any(" * (" in formula for formula in formulas)
+        assert all(f"`{formula}`" in card for formula in formulas)

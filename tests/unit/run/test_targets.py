@@ -1,0 +1,40 @@
+"""What the workflow is asked to make, and what waits for what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shardmerge.plan.plan import NO_PLAN, Build
+from shardmerge.recipe.settings import load_settings
+from shardmerge.run.targets import Targets
+
+
+@pytest.fixture
+def targets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = Targets(load_settings({"recipes": ["r"]}), NO_PLAN)
+    build = Build("a", "digest", (), {})
+    found.plan = replace(NO_PLAN, builds={"a": build})
+    return found
+
+
+class TestSummary:
+    def test_everything_waits_for_loading_and_the_report_alone_takes_what_is_there(self, targets):
+        (path,) = targets.loaded()
+        assert targets.loading("a", waits=True) == [path]
+        assert targets.loading("a", waits=False) == []
+        Path(path).parent.mkdir(parents=True)
+        Path(path).write_text("{}")
+        assert targets.loading("a", waits=False) == [path]
+
+    def test_is_the_first_of_the_reports(self, targets):
+        assert targets.reports()[0] == "results/a/report/summary.html"
+        assert not any("benchmarks" in path for path in targets.reports())
+
+    def test_needs_no_table_where_nothing_is_measured(self, targets):
+        assert targets.table("a") == targets.tables() == []
+        targets.measured = {"a": None}
+        assert targets.table("a") == targets.tables() == ["results/a/benchmarks/table.json"]
