@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, TypeVar, Union
 
 from shardmerge.algebra import rows
+
+_T = TypeVar("_T")
 
 
 class _Node:
     """What all expressions share."""
 
-    @cached_property
+    @property
     def size(self) -> int:
         """The steps of an expression, each counted as often as it stands there."""
-        return 1 + sum(operand.size for operand in operands(self))
+        return _noted(self, "_size", lambda node: 1 + sum([e.size for e in operands(node)]))
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Source(_Node):
     tensor: str
     dtype: str
     shape: tuple[int, ...]
+    size: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -281,12 +283,35 @@ def walk(
         expression: Where to begin.
         until: True of those parts whose operands are left out; by default of none.
     """
+    if isinstance(expression, Source):
+        return iter((expression,))
+    if until is None:
+        return iter(_noted(expression, "_parts", _parts))
+    return _walk(expression, until)
+
+
+def _parts(expression: Expression) -> tuple[Expression, ...]:
+    return tuple(_walk(expression, lambda node: isinstance(node, Source)))
+
+
+def _walk(expression: Expression, until: Callable[[Expression], bool]) -> Iterator[Expression]:
     left = [expression]
     while left:
         node = left.pop()
         yield node
-        if not isinstance(node, Source) and not (until and until(node)):
+        if not until(node):
             left.extend(reversed(operands(node)))
+
+
+def _noted(expression: Expression, name: str, find: Callable[[Expression], _T]) -> _T:
+    """Return what is found of an expression, kept with it: a plan asks many times for it.
+
+    A cached property would do, but takes a lock each time.
+    """
+    notes = vars(expression)
+    if name not in notes:
+        notes[name] = find(expression)
+    return notes[name]
 
 
 def take_rows(expression: Expression, table: str) -> Expression:
@@ -315,12 +340,18 @@ def take_rows(expression: Expression, table: str) -> Expression:
 
 def sources(expression: Expression) -> tuple[Source, ...]:
     """Return the distinct source tensors of an expression in order of first use."""
-    return tuple(dict.fromkeys(e for e in walk(expression) if isinstance(e, Source)))
+    if isinstance(expression, Source):
+        return (expression,)
+    return _noted(expression, "_sources", _sources)
+
+
+def _sources(expression: Expression) -> tuple[Source, ...]:
+    return tuple(dict.fromkeys([e for e in walk(expression) if isinstance(e, Source)]))
 
 
 def deltas(expression: Expression) -> tuple[Delta, ...]:
     """Return the distinct task vectors of an expression in order of first use."""
-    return tuple(dict.fromkeys(e for e in walk(expression) if isinstance(e, Delta)))
+    return tuple(dict.fromkeys([e for e in walk(expression) if isinstance(e, Delta)]))
 
 
 def elements(expression: Expression) -> int:

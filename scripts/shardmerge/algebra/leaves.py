@@ -113,11 +113,15 @@ def file_leaves(
     Returns:
         Distinct leaves in order of first use.
     """
-
-    def read(part: ex.Expression) -> bool:
-        return is_read(part, stored)
-
-    return tuple(dict.fromkeys(part for part in ex.walk(expression, read) if read(part)))
+    found: dict[FileLeaf, None] = {}
+    left = [expression]
+    while left:
+        part = left.pop()
+        if is_read(part, stored):
+            found[part] = None
+        else:
+            left.extend(reversed(ex.operands(part)))
+    return tuple(found)
 
 
 def block_leaves(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.json import from_json, source_to_json, to_json
-from shardmerge.algebra.leaves import file_leaves, leaf_sources
+from shardmerge.algebra.leaves import FileLeaf, file_leaves, leaf_sources
 from shardmerge.base.digest import digest
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.methods.registry import version_of
@@ -115,9 +115,18 @@ class ShardSpec:
             stored: Task vectors that lie on disk as delta shards, so that what they are made of
                 is not read again.
         """
+        return files_of(self.leaves(stored))
+
+    def leaves(self, stored: Collection[ex.Delta] = ()) -> tuple[FileLeaf, ...]:
+        """Return all that is read, each once, in order of first use; ``stored`` as above."""
         leaves = (leaf for t in self.tensors for leaf in file_leaves(t.expression, stored))
-        sources = (source for leaf in leaves for source in leaf_sources(leaf))
-        return tuple(dict.fromkeys((source.model, source.file) for source in sources))
+        return tuple(dict.fromkeys(leaves))
+
+
+def files_of(leaves: Iterable[FileLeaf]) -> tuple[tuple[str, str], ...]:
+    """Return the (model, file) pairs that leaves are read from, in order of first use."""
+    sources = (source for leaf in leaves for source in leaf_sources(leaf))
+    return tuple(dict.fromkeys([(source.model, source.file) for source in sources]))
 
 
 def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:

@@ -17,6 +17,7 @@ _T = TypeVar("_T")
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LARGEST = 1 << 63
+_PLAIN = {str, int, float, bool, type(None)}
 
 
 class FormError(ValueError):
@@ -63,6 +64,8 @@ def read(cls: type[_T], data: Any) -> _T:
 
 def written(value: Any) -> Any:
     """Return a value as JSON-able data: dataclasses by their fields, less those with defaults."""
+    if type(value) in _PLAIN:  # most are
+        return value
     if hasattr(value, "__dataclass_fields__"):
         return {
             one.name: written(getattr(value, one.name))
@@ -72,7 +75,7 @@ def written(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: written(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [written(item) for item in value]
+        return [item if type(item) in _PLAIN else written(item) for item in value]
     return value
 
 

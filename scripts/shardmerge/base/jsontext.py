@@ -23,6 +23,8 @@ MAX_DIGITS = 100
 #: How an escaped half of a character begins; two of them make one.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(f"(?<![0-9])[0-9]{{{MAX_DIGITS + 1}}}")
+#: What such a number leaves of itself in every tenth character, which is quicker to look through.
+_TENTH = re.compile(f"[0-9]{{{MAX_DIGITS // 10}}}")
 
 
 def parse_json(
@@ -48,7 +50,7 @@ def parse_json(
             raise UserError(f"holds more than {MAX_VALUES} values", where)
         hook = _no_duplicates if unique else None
         # only a text that has so many digits in a row needs a look at each number
-        digits = _whole if _NUMBER.search(text) else None
+        digits = _whole if _TENTH.search(text[::10]) and _NUMBER.search(text) else None
         value = json.loads(text, object_pairs_hook=hook, parse_int=digits)
     except UnicodeDecodeError:
         raise UserError(f"{what} (it is not UTF-8)", where) from None
@@ -75,14 +77,13 @@ def _whole(digits: str) -> int:
 
 
 def _is_shallow(value: Any) -> bool:
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MAX_DEPTH + 1):
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            if isinstance(inner, (dict, list))
         ]
         if not level:
             return True

@@ -84,6 +84,10 @@ class Composer(Context):
                 self._models[key] = SourceModel(key, self.lock, self.numerics)
         return self._models[key]
 
+    def forget(self) -> None:
+        """Let go of the models, which know this composer: a collector takes long to find that."""
+        self._models.clear()
+
     def is_untied(self, stage: str) -> bool:
         """Whether a stage's model has an output embedding that its source's config denies it."""
         sources = self.lock.sources.items()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 from shardmerge.algebra import expression as ex
@@ -62,15 +61,19 @@ class StageModel(Model):
 
     def expression(self, tensor: str) -> ex.Expression:
         if tensor not in self._expressions:
-            with self._told_of(tensor):
+            try:
                 self._expressions[tensor] = self._expression(tensor, self.parts[tensor])
+            except OverflowError:
+                raise self._too_large(tensor) from None
             self._check_size(tensor, self._expressions[tensor].size)
         return self._expressions[tensor]
 
     def row(self, tensor: str) -> fold.Row:
         if tensor not in self._rows:
-            with self._told_of(tensor):
+            try:
                 row = self._row(tensor, self.parts[tensor])
+            except OverflowError:
+                raise self._too_large(tensor) from None
             self._check_size(tensor, sum(leaf.size for leaf in row))
             self._rows[tensor] = row
         return self._rows[tensor]
@@ -83,17 +86,13 @@ class StageModel(Model):
             return self._mergekit_expression(tensor, part)
         return fold.to_expression(self.row(tensor), self.table[tensor].shape)
 
-    @contextlib.contextmanager
-    def _told_of(self, tensor: str) -> Iterator[None]:
+    def _too_large(self, tensor: str) -> UserError:
         """Tell of coefficients that no float32 can hold where they arise."""
-        try:
-            yield
-        except OverflowError:
-            raise UserError(
-                f"the coefficients of tensor {tensor!r} are too large for float32",
-                self.parts[tensor].piece.where,
-                "Write smaller weights, or weights whose sum is further from 0.",
-            ) from None
+        return UserError(
+            f"the coefficients of tensor {tensor!r} are too large for float32",
+            self.parts[tensor].piece.where,
+            "Write smaller weights, or weights whose sum is further from 0.",
+        )
 
     def _check_size(self, tensor: str, size: int) -> None:
         """Refuse what takes more steps than can be planned: each document may double them."""

@@ -16,10 +16,9 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, sha256_of, write_text
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.sealed import seal
-from shardmerge.plan.description import load_description
 from shardmerge.plan.files import (
     CACHE,
-    check_spec,
+    check_whole,
     description_path,
     load_list,
     plan_list_path,
@@ -157,9 +156,7 @@ def lock_paths(settings: Settings) -> list[str]:
 
 def _key(settings: Settings, texts: dict[str, str], unwritten: Sequence[Lock] = ()) -> str:
     """Return what a plan is kept by; the locks are the files', or these that have none yet."""
-    locks: list[str | None] = [
-        hashlib.sha256(lock_text(lock).encode()).hexdigest() for lock in unwritten
-    ]
+    locks: list[str | None] = [_sha256(lock_text(lock)) for lock in unwritten]
     for path in texts if not unwritten else ():
         lock = lock_path(path)
         locks.append(sha256_of(lock) if lock.exists() else None)
@@ -173,30 +170,36 @@ def _cached(key: str) -> Plan | None:
     with contextlib.suppress(UserError):
         plan, files = read_plan(plan_path(key)), load_list(key)
         for sha256 in files.specs.values():
-            check_spec(sha256)
-        for name in files.builds:
-            load_description(name)
+            check_whole(spec_path(sha256), sha256)
+        for name, sha256 in files.builds.items():
+            check_whole(description_path(name), sha256)
         return plan
     return None
 
 
 def _keep(planned: Planned, key: str) -> None:
     """Write a plan and all that it names, the plan last; what is there and whole stays."""
-    specs = {}
+    specs, builds = {}, {}
     try:
         for name, spec in planned.specs.items():
             text = canonical_json(spec.to_json())
-            specs[name] = sha256 = hashlib.sha256(text.encode()).hexdigest()
+            specs[name] = sha256 = _sha256(text)
             _write_anew(spec_path(sha256), text)
         for name, description in planned.descriptions.items():
-            _write_anew(description_path(name), json.dumps(description.to_json()))
-        files = {"specs": specs, "builds": list(planned.descriptions)}
+            text = json.dumps(description.to_json())
+            builds[name] = _sha256(text)
+            _write_anew(description_path(name), text)
+        files = {"specs": specs, "builds": builds}
         _write_anew(plan_list_path(key), seal(files, key))
         # in its own order, so that a plan that is read lists sources and models as a new one does
         _write_anew(plan_path(key), seal(planned.plan.to_json(), key))
     except OSError as error:
         where = str(error.filename2 or error.filename or CACHE)
         raise UserError(f"cannot be written ({error.strerror})", where) from None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_anew(path: Path, text: str) -> None:

@@ -33,11 +33,11 @@ class PlanFiles:
 
     Args:
         specs: SHA-256 of each specification's file, by the job's digest.
-        builds: Digests of the builds' descriptions.
+        builds: SHA-256 of each description's file, by the build's digest.
     """
 
     specs: Mapping[str, str]
-    builds: tuple[str, ...]
+    builds: Mapping[str, str]
 
 
 def plan_path(key: str) -> Path:
@@ -74,7 +74,7 @@ def load_list(key: str) -> PlanFiles:
     path = plan_list_path(key)
     try:
         found = unseal(read_text(path), key, str(path))
-        return PlanFiles(dict(found["specs"]), tuple(found["builds"]))
+        return PlanFiles(dict(found["specs"]), dict(found["builds"]))
     except UserError as error:
         raise UserError(error.message, error.where, AGAIN) from None
     except (TypeError, KeyError, ValueError):
@@ -112,17 +112,16 @@ def load_spec_json(name: str) -> dict[str, Any]:
     sha256 = load_list(key).specs.get(name) if key else None
     if sha256 is None:
         raise UserError(f"there is no plan with the job {name}", str(plan_list_path(key)), AGAIN)
-    check_spec(sha256)
+    check_whole(spec_path(sha256), sha256)
     return load_json(spec_path(sha256))
 
 
-def check_spec(sha256: str) -> None:
-    """Make sure that a specification's file is as it was written.
+def check_whole(path: Path, sha256: str) -> None:
+    """Make sure that a file is as it was written.
 
     Raises:
         UserError: If it is gone or damaged.
     """
-    path = spec_path(sha256)
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -5,11 +5,14 @@ A pure function of recipes, locks and configuration. ``planning.load_plan`` keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.json import to_json
 from shardmerge.algebra.leaves import bytes_read
-from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name
+from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name, files_of
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
@@ -99,6 +102,8 @@ class _Planner:
             hashes=self._large_files(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
         )
+        for composer, _ in targets.values():
+            composer.forget()
         self.planned.plan = with_schedule(plan, self.settings)
         return self.planned
 
@@ -217,10 +222,10 @@ class _Planner:
         )
         name = spec.digest
         self.planned.specs[name] = spec
-        files = spec.required_files(delta_path)
+        leaves = spec.leaves(delta_path)
+        files = files_of(leaves)
         self.read |= set(files)
-        tasks = make_tasks(spec, delta_path)
-        leaves = dict.fromkeys(leaf for task in tasks for leaf in task.reads)
+        tasks = make_tasks(_kinds(spec, delta_path), delta_path)
         return ShardJob(
             output=output,
             digest=name,
@@ -259,6 +264,22 @@ class _Planner:
         identity = digest({name: file.identity for name, file in source.files.items()})
         size = sum(t.end - t.begin for t in source.tensors.values())
         return PlannedSource(folder, paths, identity, size)
+
+
+def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:
+    """Return a shard with one tensor of each kind: what differs in names takes the same memory."""
+    kinds: dict[tuple[Any, ...], OutputTensor] = {}
+    for tensor in spec.tensors:
+        numbers = {source: i for i, source in enumerate(ex.sources(tensor.expression))}
+
+        def nameless(source: ex.Source, numbers: Mapping[ex.Source, int] = numbers) -> list[Any]:
+            return [numbers[source], source.dtype, source.shape]
+
+        text = str(to_json(tensor.expression, nameless))
+        text = text.replace(f"'tensor': {tensor.name!r}", "")  # of a call
+        held = tuple(delta in stored for delta in ex.deltas(tensor.expression))
+        kinds.setdefault((tensor.dtype, tensor.shape, text, held), tensor)
+    return replace(spec, tensors=tuple(kinds.values()))
 
 
 def _largest_file(source: LockedSource) -> int:

@@ -16,7 +16,9 @@ from helpers.models import llama, llama_shapes, random_tensors, save_model
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
-from shardmerge.engine.memory import CUDA_BYTES
+from shardmerge.check.memory import check_bytes
+from shardmerge.engine import tasks
+from shardmerge.engine.memory import CUDA_BYTES, workspace_bytes
 from shardmerge.plan import decide
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import description_path, load_spec
@@ -97,6 +99,26 @@ class TestFlagship:
         assert repr(plan(FLAGSHIP)) == with_new_lock
         shutil.rmtree(".shardmerge")
         assert repr(plan(FLAGSHIP)) == with_new_lock
+
+    @pytest.mark.parametrize("method", ["linear", "ties", "slerp", "model_stock"])
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_jobs_get_what_their_hungriest_tensor_takes(self, work, monkeypatch, method, numerics):
+        text = (
+            f"merge_method: {method}\nbase_model: l\ndtype: float16\n"
+            "parameters: {t: 0.5, weight: 0.5, density: 0.5}\n"
+            f"models: [{'' if method == 'slerp' else '{model: m}, '}{{model: l}}, {{model: q}}]\n"
+        )
+        seen = []
+        make_task = tasks.make_task
+        monkeypatch.setattr(tasks, "make_task", lambda *a: seen.append(a) or make_task(*a))
+        jobs = plan(text, numerics=numerics).shards
+        planned = len(seen)
+        for job in jobs:
+            found = tasks.make_tasks(load_spec(job.digest))
+            assert job.memory == workspace_bytes(found)
+            assert job.check_memory == check_bytes(found)
+            assert job.torch == tasks.needs_torch(found)
+        assert planned < (len(seen) - planned) / 2  # one tensor of each kind was looked at
 
     def test_jobs_on_a_card_get_memory_for_its_libraries(self, work):
         text = LINEAR.replace("W1", "0.5").replace("W2", "0.5")

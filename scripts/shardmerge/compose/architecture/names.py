@@ -92,12 +92,16 @@ def is_mask(tensor: str, shape: Sequence[int]) -> bool:
 
 def is_head(tensor: str) -> bool:
     """Whether a tensor is the output embedding, which a tied model does not store."""
-    return tensor.split(".")[-2:-1] in [[h] for h in _HEADS] and layer_of(tensor) is None
+    return _last_module(tensor) in _HEADS and layer_of(tensor) is None
 
 
 def is_embedding(tensor: str) -> bool:
     """Whether a tensor is the input embedding."""
-    return tensor.split(".")[-2:-1] in [[e] for e in _EMBEDDINGS] and layer_of(tensor) is None
+    return _last_module(tensor) in _EMBEDDINGS and layer_of(tensor) is None
+
+
+def _last_module(tensor: str) -> str:
+    return tensor.rpartition(".")[0].rpartition(".")[2]
 
 
 def is_tied(tensor: str) -> bool:
