@@ -17,9 +17,9 @@ def slices(*runs: tuple[str, int, int]) -> dict[str, Any]:
     return {"name": "out", "merge_method": "passthrough", "slices": rows, "dtype": "float16"}
 
 
-def described(recipe: dict[str, Any], **config: Any) -> tuple[dict[str, Any], list[str]]:
+def described(*documents: dict[str, Any], **config: Any) -> tuple[dict[str, Any], list[str]]:
     """Plan a recipe of one model; return its description and the warnings."""
-    Path("recipe.yaml").write_text(json.dumps(recipe))
+    Path("recipe.yaml").write_text("\n---\n".join(map(json.dumps, documents)))
     Path("recipe.lock.json").unlink(missing_ok=True)
     settings = load_settings({"recipes": ["recipe.yaml"], **config})
     plan = load_plan(settings, say=lambda line: None)

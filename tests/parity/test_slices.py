@@ -268,3 +268,36 @@ class TestMissing:
             for found, models in ((oracle, "ab"), (ours, "abc")):
                 mean = sum(sources[m][name].double() for m in models) / len(models)
                 assert (found[name].double() - mean).abs().max() < 1e-6
+
+
+class TestPrediction:
+    """Layers for multi-token prediction, which mergekit leaves out."""
+
+    @pytest.fixture(scope="class")
+    def predicting(self, tmp_path_factory) -> Path:
+        root = tmp_path_factory.mktemp("predicting")
+        config = LLAMA | {"num_hidden_layers": 4, "num_nextn_predict_layers": 1}
+        for i, name in enumerate("ab"):
+            shapes = llama_shapes(5) | {"model.layers.4.eh_proj.weight": (16, 32)}
+            save_model(root / name, random_tensors(shapes, i), config=config)
+        save_model(root / "plain", random_tensors(llama_shapes(4), 2), config=config)
+        return root
+
+    @pytest.mark.parametrize("other", ["b", "plain"])
+    @pytest.mark.parametrize("sliced", [False, True])
+    def test_the_other_layers_are_mergekits(self, predicting, tmp_path, other, sliced):
+        inputs = [
+            {"model": str(predicting / name), "parameters": {"weight": weight}}
+            for name, weight in (("a", [1, 0.2]), (other, [0.1, 1]))
+        ]
+        document = {"merge_method": "linear", "dtype": "float16", "models": inputs}
+        if sliced:
+            sources = [row | {"layer_range": [0, 4]} for row in document.pop("models")]
+            document["slices"] = [{"sources": sources}]
+        recipe = tmp_path / "out.yaml"
+        recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+        theirs = run_mergekit(recipe, tmp_path / "theirs")["out"]
+        ours = run_shardmerge(recipe, tmp_path, numerics="mergekit-0.1.5")["out"]
+        more = {name for name in ours if name.startswith("model.layers.4.")}
+        assert len(more) == 10
+        assert differing_bits(theirs, {n: t for n, t in ours.items() if n not in more}) == {}

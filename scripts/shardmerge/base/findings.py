@@ -39,6 +39,11 @@ CHECKS = {
         "alone. For a missing output embedding, a tied model's input embedding is taken, and the "
         "result is untied."
     ),
+    "mtp-layers": (
+        "Layers for multi-token prediction (behind the last layer, or `mtp.*`) that cannot just be "
+        "merged: slices put them behind other layers, or only some models have them. Then those of "
+        "the base are kept as they are; if it has none, they are left out."
+    ),
     "quantised-source": (
         "A model whose weights are quantised (`docs/formats.md`): the result "
         "inherits what rounding has taken from them."

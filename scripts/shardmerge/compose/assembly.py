@@ -20,8 +20,9 @@ from shardmerge.compose.architecture.names import (
     layer_fraction,
     layer_of,
 )
+from shardmerge.compose.architecture.predictors import Behind, behind
 from shardmerge.compose.models import Model
-from shardmerge.compose.parts import Assembly, Part, Piece
+from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
 from shardmerge.compose.tensor_matching import align_names, complete
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Module, Slice, Stage
@@ -53,6 +54,7 @@ class _Assembler:
         self.pieces = 0
         self.keys = [m.name for m in stage.modules if m.name is not None]
         self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
+        self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
 
     def run(self) -> Assembly:
         for module in self.stage.modules:
@@ -98,6 +100,24 @@ class _Assembler:
             self._owned[model.name, module.name] = spelt
         return self._owned[model.name, module.name]
 
+    def _real(self, model: Model, module: Module) -> dict[str, str]:
+        """Return ``_tensors`` without layers for multi-token prediction."""
+        key = model.name, module.name
+        if key not in self._reals:
+            tensors, counts = self._tensors(model, module), model.layer_counts
+            self._reals[key] = {n: full for n, full in tensors.items() if not behind(full, counts)}
+        return self._reals[key]
+
+    def _behind(self, model: Model, module: Module) -> dict[Behind, tuple[str, str]]:
+        """Return the tensors of these layers: where to its name in the output and its own."""
+        found = {}
+        for name, full in self._tensors(model, module).items():
+            if behind(full, model.layer_counts):
+                own, spelt = layer_of(full), layer_of(name)
+                counts = {spelt[0]: model.layer_counts[own[0]]} if own and spelt else {}
+                found[behind(name, counts)] = name, full
+        return found
+
     def _no_module(self, module: Module, model: Model) -> None:
         known = list(dict.fromkeys(modules_of(model.table).values()))
         raise UserError(
@@ -141,7 +161,7 @@ class _Assembler:
             self.result.parts[name] = Part(piece, after, labels, t)
 
     def _whole(self, piece: Piece, module: Module) -> None:
-        columns = [self._tensors(model, module) for model in piece.models]
+        columns = [self._real(model, module) for model in piece.models]
         names = dict.fromkeys(columns[piece.lead])
         for column in columns:
             names |= dict.fromkeys(column)
@@ -152,16 +172,43 @@ class _Assembler:
             stack = layer_of(name)
             t = layer_fraction(name, counts) if stack is None or stack[0] in counts else 0.0
             self._add(name, piece, columns, found, labels, t)
+        self._predictors(piece, module, counts, sliced=False)
 
     def _sliced(self, pieces: list[Piece], module: Module) -> None:
         if module.name is None:
             self._check_single(pieces[0].models[0])
-        stack, _ = main_stack(self._tensors(self.like, module))
+        stack, _ = main_stack(self._real(self.like, module))
         self._outside(pieces[0], module, stack, before=True)
         layers = self.result.layers.setdefault(stack, [])
         for piece in pieces:
             self._layers(piece, module, stack, layers)
         self._outside(pieces[-1], module, stack, before=False)
+        self._predictors(pieces[-1], module, {stack: len(layers)}, sliced=True)
+
+    def _predictors(
+        self, piece: Piece, module: Module, counts: Mapping[str, int], *, sliced: bool
+    ) -> None:
+        """Add layers for multi-token prediction: the lead's as they are where not all have them."""
+        columns = [self._behind(model, module) for model in piece.models]
+        lead = columns[piece.lead]
+        having = [m.name for m, column in zip(piece.models, columns, strict=True) if column]
+        shared = all(column.keys() == lead.keys() for column in columns)
+        if self.stage.tokenizer is not None and any(is_vocabulary(p.rest) for p in lead):
+            lead = {}  # their rows would be for other tokens than those of the result
+        if having and (sliced or not shared or not lead):
+            name = piece.models[piece.lead].name
+            self.result.predictors.append(Predictors(name, tuple(having), bool(lead), shared))
+        for place, (label, full) in lead.items():
+            name = place.named(counts)
+            if shared:
+                found = [column[place] for column in columns]
+                labels, names = zip(*found, strict=True)
+                self._add(name, piece, [], names, labels, 1.0)
+            else:
+                names = [None] * len(columns)
+                names[piece.lead] = full
+                labels = (label,) * len(columns)
+                self.result.parts[name] = Part(piece, tuple(names), labels, 1.0, copied=True)
 
     def _check_single(self, model: Model) -> None:
         names = list(dict.fromkeys(modules_of(model.table).values()))
@@ -174,7 +221,7 @@ class _Assembler:
 
     def _outside(self, piece: Piece, module: Module, stack: str, *, before: bool) -> None:
         """Add what is outside the layers: t is 0 there, as mergekit has it."""
-        columns = [self._tensors(model, module) for model in piece.models]
+        columns = [self._real(model, module) for model in piece.models]
         names: dict[str, None] = {}
         for column in [columns[piece.lead], *columns]:
             names |= dict.fromkeys(n for n in column if not _in_stack(n, stack))
@@ -189,16 +236,21 @@ class _Assembler:
     def _layers(
         self, piece: Piece, module: Module, stack: str, layers: list[tuple[Model, str, int]]
     ) -> None:
-        columns = [self._tensors(model, module) for model in piece.models]
+        columns = [self._real(model, module) for model in piece.models]
         stacks = [_by_layer(column, stack) for column in columns]
         for item, model, found in zip(piece.inputs, piece.models, stacks, strict=True):
             count = max(found, default=-1) + 1
             if item.layers[1] > count:
+                hint = (
+                    f"The last layer is {count - 1}: write at most `[{item.layers[0]}, {count}]`."
+                )
+                if self._behind(model, module):
+                    hint += " Layers for multi-token prediction behind it come along."
                 raise UserError(
                     f"`layer_range` {list(item.layers)} ends beyond the {count} layers of "
                     f"{model.name!r}",
                     item.where,
-                    f"The last layer is {count - 1}: write at most `[{item.layers[0]}, {count}]`.",
+                    hint,
                 )
         starts = [item.layers[0] for item in piece.inputs]
         length = piece.inputs[0].layers[1] - starts[0]

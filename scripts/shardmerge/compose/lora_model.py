@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 from shardmerge.algebra import expression as ex
@@ -33,6 +34,10 @@ class LoraModel(Model):
     @cached_property
     def _updates(self) -> dict[str, Update]:
         return adapter_updates(self._key, self._adapter, self.table, self._base.name)
+
+    @property
+    def layer_counts(self) -> Mapping[str, int]:
+        return self._base.layer_counts
 
     def row(self, tensor: str) -> fold.Row:
         update = self._updates.get(tensor)

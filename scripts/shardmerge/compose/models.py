@@ -9,6 +9,8 @@ from functools import cached_property
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.base.numerics import Numerics
+from shardmerge.compose.architecture.names import layer_counts
+from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.quantised import weights_of
@@ -34,6 +36,11 @@ class Model:
 
     name: str
     table: Mapping[str, Entry]
+
+    @property
+    def layer_counts(self) -> Mapping[str, int]:
+        """The number of layers of every stack, without those for multi-token prediction."""
+        return layer_counts(self.table)
 
     def expression(self, tensor: str) -> ex.Expression:
         """Return what a tensor is."""
@@ -77,6 +84,11 @@ class SourceModel(Model):
         self.table = {name: Entry(dtype, shape) for name, (dtype, shape, _) in ordered}
         self._leaves = {name: leaf for name, (*_, leaf) in ordered}
         self._rounds = not numerics.rounds_once
+        self._config = source.config
+
+    @cached_property
+    def layer_counts(self) -> Mapping[str, int]:
+        return real_layers(self.table, self._config)
 
     def expression(self, tensor: str) -> ex.Expression:
         leaf = self._leaves[tensor]

@@ -10,7 +10,8 @@ from shardmerge.base.errors import UserError, shortened
 from shardmerge.compose.architecture import config_keys as keys
 from shardmerge.compose.architecture.layer_periods import implied, untold
 from shardmerge.compose.architecture.modules import modules_of
-from shardmerge.compose.architecture.names import layer_counts, layer_of
+from shardmerge.compose.architecture.names import layer_of
+from shardmerge.compose.architecture.predictors import behind, text_section
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.quantised import announcing_keys
 
@@ -37,6 +38,7 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for section, layers in _moved(composer, stage):
         changes |= section.changes(layers)
+    changes |= _without_predictors(composer, stage)
     if composer.is_untied(stage):
         changes["tie_word_embeddings"] = False
     check_finite(changes, composer.reference_source(stage))
@@ -86,13 +88,25 @@ def untold_periods(composer: Composer, stage: str) -> dict[str, Any]:
     return found
 
 
+def _without_predictors(composer: Composer, stage: str) -> dict[str, int]:
+    """Return the keys that promise layers for multi-token prediction which merging left out."""
+    model = composer.model(Reference(stage))
+    needed = (composer.model(Reference(name)) for name in composer.recipe.needed(stage))
+    lost = any(not one.kept for needs in needed for one in needs.assembly.predictors)
+    if not lost or any(behind(name, model.layer_counts) for name in model.table):
+        return {}
+    config = composer.lock.sources[composer.reference_source(stage)].config
+    prefix, section = text_section(config)
+    return {prefix + key: 0 for key in keys.PREDICTORS if section.get(key)}
+
+
 def _moved(composer: Composer, stage: str) -> Iterator[tuple[_Section, _Layers]]:
     """Yield the parts of the configuration whose stacks have other layers than in the source."""
     source = composer.reference_source(stage)
     config = composer.lock.sources[source].config
     model = composer.model(Reference(stage))
     before, after = composer.model(Reference(source)), model
-    old, new = layer_counts(before.table), layer_counts(after.table)
+    old, new = before.layer_counts, after.layer_counts
     owners = modules_of(before.table)
     for stack, count in new.items():
         if stack not in old:
@@ -101,7 +115,8 @@ def _moved(composer: Composer, stage: str) -> Iterator[tuple[_Section, _Layers]]
         if [number for _, _, number in layers] == list(range(old[stack])):
             continue
         module = next(m for name, m in owners.items() if (layer_of(name) or ("",))[0] == stack)
-        yield _Section(composer, config, module, source, old[stack]), layers
+        tensors = [name for name, owner in owners.items() if owner == module]
+        yield _Section(composer, config, module, source, old[stack], tensors), layers
 
 
 class _Section:
@@ -114,10 +129,12 @@ class _Section:
         module: str,
         source: str,
         count: int,
+        tensors: Sequence[str],
     ) -> None:
         self.composer = composer
         self.source = source
         self.count = count
+        self.tensors = tensors
         sections = [s for s in keys.SECTIONS.get(module, ("",)) if not s or s in config]
         self.key = sections[0]
         self.values = config[self.key] if self.key else config
@@ -134,6 +151,7 @@ class _Section:
                 f"config.json of {self.source!r}",
                 "Its architecture is not known well enough to take layers out or put them in.",
             )
+        self._check_shares()
         for key in keys.PER_LAYER:
             if len(_sized(self.values.get(key))) == self.count:
                 found[key] = self._per_layer(key, layers)
@@ -144,9 +162,15 @@ class _Section:
         for key in keys.NUMBERS:
             if isinstance(value := self.values.get(key), list):
                 found[key] = [i for i, (_, _, n) in enumerate(layers) if n in value]
+        for key in keys.BY_NUMBER:
+            if _is_by_number(self.values.get(key)):
+                found[key] = self._by_number(key, layers)
         for key in keys.FIRST:
             if isinstance(value := self.values.get(key), int):
                 found[key] = self._first(key, value, layers)
+        for key in keys.LAST:
+            if isinstance(value := self.values.get(key), int):
+                found[key] = self._last(key, value, layers)
         return {
             self.prefix + key: value
             for key, value in found.items()
@@ -157,8 +181,7 @@ class _Section:
         """Return a list of something for each layer, from the sources that the layers are of."""
         picked = []
         for source, _, number in layers:
-            config = self.composer.lock.sources[source].config
-            own = _listed(config.get(self.key, {}) if self.key else config, key, number)
+            own = _listed(self._own(source), key, number)
             values = own if number < len(own) else _listed(self.values, key, number)
             if number >= len(values):
                 raise UserError(
@@ -168,18 +191,54 @@ class _Section:
             picked.append(values[number])
         return "".join(picked) if isinstance(self.values.get(key), str) else picked
 
+    def _by_number(self, key: str, layers: _Layers) -> dict[str, Any]:
+        """Return an object of something for some layers, by the numbers that they have now."""
+        picked = {}
+        for i, (source, _, number) in enumerate(layers):
+            own = self._own(source).get(key)
+            if _is_by_number(own) and str(number) in own:
+                picked[str(i)] = own[str(number)]
+        return picked
+
+    def _own(self, source: str) -> Mapping[str, Any]:
+        """Return what another source's configuration says of this module."""
+        config = self.composer.lock.sources[source].config
+        values = config.get(self.key) if self.key else config
+        return values if isinstance(values, Mapping) else {}
+
+    def _check_shares(self) -> None:
+        """Refuse layers other than they were if a tensor beside them holds a share for each."""
+        shares = (t for t in self.tensors if any(part in keys.SHARES for part in t.split(".")))
+        if tensor := next(shares, None):
+            raise UserError(
+                f"tensor {tensor!r} of {self.source!r} holds a share for each of its {self.count} "
+                "layers, which cannot follow `slices`",
+                self.composer.recipe.path,
+                "Slices of such a model must keep all of its layers in their order.",
+            )
+
+    def _last(self, key: str, value: int, layers: _Layers) -> int:
+        """Return of how many last layers something is true; they must still be the last."""
+        special = [number >= self.count - value for _, _, number in layers]
+        if sorted(special) != special:
+            raise self._scattered(key, value, "last", "at the end")
+        return sum(special)
+
+    def _scattered(self, key: str, value: int, which: str, place: str) -> UserError:
+        return UserError(
+            f"`{key}: {value}` cannot be kept: of the new layers, those that it is about are "
+            f"not the {which}",
+            f"config.json of {self.source!r}",
+            f"Keep those layers {place}, and together.",
+        )
+
     def _first(self, key: str, value: int, layers: _Layers) -> int:
         """Return of how many first layers something is true; they must still be the first."""
         if value >= self.count:
             return max(len(layers), value - self.count + len(layers))
         special = [number < value for _, _, number in layers]
         if sorted(special, reverse=True) != special:
-            raise UserError(
-                f"`{key}: {value}` cannot be kept: of the new layers, those that it is about are "
-                "not the first",
-                f"config.json of {self.source!r}",
-                "Keep those layers in front, and together.",
-            )
+            raise self._scattered(key, value, "first", "in front")
         return sum(special)
 
 
@@ -191,3 +250,10 @@ def _listed(config: Mapping[str, Any], key: str, number: int) -> Sequence[Any]:
 
 def _sized(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, str)) else ()
+
+
+def _is_by_number(value: Any) -> bool:
+    """Whether a value is an object whose keys are all numbers of layers."""
+    return isinstance(value, Mapping) and all(
+        key.isascii() and key.isdecimal() for key in map(str, value)
+    )

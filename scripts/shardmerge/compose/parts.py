@@ -45,12 +45,14 @@ class Part:
         names: The tensor of each input, None where an input has none.
         labels: What each input's filters look at: its tensor's name, as the output would have it.
         t: Layer fraction within the slice.
+        copied: Whether it is the only input's that has the tensor as it is, whatever the method.
     """
 
     piece: Piece
     names: tuple[str | None, ...]
     labels: tuple[str, ...]
     t: float
+    copied: bool = False
 
     @cached_property
     def used(self) -> tuple[int, ...]:
@@ -74,6 +76,23 @@ class Part:
         return self.piece.models[i], self.names[i]
 
 
+@dataclass(frozen=True)
+class Predictors:
+    """What became of layers for multi-token prediction.
+
+    Args:
+        lead: The model that the output follows: its layers are kept, or it has none.
+        having: All models that have them.
+        kept: Whether its layers are in the output.
+        shared: Whether all have them, so that they are merged.
+    """
+
+    lead: str
+    having: tuple[str, ...]
+    kept: bool
+    shared: bool
+
+
 @dataclass
 class Assembly:
     """The tensors of a stage's model.
@@ -83,8 +102,11 @@ class Assembly:
         layers: For every stack of layers that slices make: the model, stack and number that each
             layer of the output has its place from.
         untied: Whether an input embedding stands for an output embedding that a tied model lacks.
+        predictors: What became of layers for multi-token prediction, unless whole models that all
+            have them are merged.
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
     layers: dict[str, list[tuple[Model, str, int]]] = field(default_factory=dict)
     untied: bool = False
+    predictors: list[Predictors] = field(default_factory=list)

@@ -11,6 +11,7 @@ from shardmerge.algebra import fold
 from shardmerge.base.dtypes import DTYPES, promoted
 from shardmerge.base.errors import UserError
 from shardmerge.compose import norms
+from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
@@ -52,6 +53,12 @@ class StageModel(Model):
     @cached_property
     def table(self) -> Mapping[str, Entry]:
         return {name: self._entry(part) for name, part in self.parts.items()}
+
+    @cached_property
+    def layer_counts(self) -> Mapping[str, int]:
+        known = self.context.model(self.stage.reference_model).layer_counts
+        found = {stack: known.get(stack, n) for stack, n in layer_counts(self.table).items()}
+        return found | {stack: len(layers) for stack, layers in self.assembly.layers.items()}
 
     def expression(self, tensor: str) -> ex.Expression:
         if tensor not in self._expressions:
@@ -210,10 +217,13 @@ class StageModel(Model):
 
     def _copies(self, part: Part) -> bool:
         """Whether a tensor that one input alone has is taken as it is."""
-        return len(part.used) == 1 < len(part.names) and self.method.inputs.if_single != "merged"
+        alone = len(part.used) == 1 < len(part.names)
+        return part.copied or (alone and self.method.inputs.if_single != "merged")
 
     def _check_used(self, tensor: str, part: Part) -> None:
         """Refuse a tensor that too few inputs have, or not the base."""
+        if part.copied:
+            return
         piece = part.piece
         lacking = [piece.models[i].name for i in range(len(part.names)) if i not in part.used]
         alone = self.method.inputs.if_single

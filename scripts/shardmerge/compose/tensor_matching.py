@@ -13,8 +13,8 @@ from shardmerge.compose.architecture.names import (
     is_optional,
     is_tied,
     is_vocabulary,
-    layer_counts,
 )
+from shardmerge.compose.architecture.renamings import renamings
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Part
 from shardmerge.formats import CODE_TYPES
@@ -37,6 +37,7 @@ def align_names(tensors: Iterable[str], like: Collection[str]) -> dict[str, str]
     for prefix in _PREFIXES:
         kinds.append(prefix.__add__)
         kinds.append(lambda name, prefix=prefix: name.removeprefix(prefix))
+    kinds += renamings(names)
     if all(name in like for name in names):
         kinds = kinds[:1]
     best = max(kinds, key=lambda kind: sum(kind(name) in like for name in names))
@@ -144,7 +145,7 @@ def _missing(
     has = models[next(i for i, name in enumerate(names) if name is not None)]
     lacks = models[names.index(None)]
     hint = None
-    counts = [layer_counts(model.table) for model in (has, lacks)]
+    counts = [model.layer_counts for model in (has, lacks)]
     if counts[0].keys() == counts[1].keys() and counts[0] != counts[1]:
         layers = " and ".join(str(max(c.values())) for c in counts)
         hint = (

@@ -237,7 +237,7 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
     lacking: dict[tuple[str, str], list[str]] = {}
     for stage in case.stages:
         for tensor, part in case.composer.model(Reference(stage.name)).parts.items():
-            if None in part.names and tensor in case.blends:
+            if None in part.names and not part.copied and tensor in case.blends:
                 models = list(zip(part.piece.inputs, part.names, strict=True))
                 having = dict.fromkeys(str(i.model) for i, name in models if name)
                 others = dict.fromkeys(str(i.model) for i, name in models if not name)
@@ -250,6 +250,31 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
             f"not in {others}. It is merged from the former alone, although a missing bias means "
             "0. config.json must say that there is a bias",
         )
+
+
+@_check
+def _mtp_layers(case: _Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        for one in case.composer.model(Reference(stage.name)).assembly.predictors:
+            if not one.kept:
+                reason = f"{one.lead}, which the result follows, has none"
+                if one.lead in one.having:
+                    reason = "they have embeddings of their own, which do not follow the tokenizer"
+                what = (
+                    f"leaves out the layers for multi-token prediction of {', '.join(one.having)}: "
+                    f"{reason}"
+                )
+            elif one.shared:
+                what = (
+                    "puts layers for multi-token prediction behind layers of slices, as the last "
+                    "slice has them; what they predict may be worse"
+                )
+            else:
+                what = (
+                    f"keeps the layers for multi-token prediction of {one.lead} as they are, for "
+                    "not all models have the same of them"
+                )
+            yield Finding("mtp-layers", f"{stage.name}: {what}", stage.where)
 
 
 @_check

@@ -276,6 +276,40 @@ class TestConfig:
         with pytest.raises(UserError, match="`first_k_dense_replace: 3` cannot be kept"):
             plan(STACK)
 
+    def test_objects_by_the_numbers_of_layers(self, work):
+        for name in "ab":
+            wide = {str(i): {"head_dim": name + str(i)} for i in (1, 5)}
+            change_config(name, per_layer_config=wide, id2label={"0": "no", "1": "yes"})
+        assert described(plan(STACK))["config"] == {
+            "num_hidden_layers": 8,
+            "per_layer_config": {"1": {"head_dim": "a1"}, "7": {"head_dim": "b5"}},
+        }
+
+    @pytest.mark.parametrize("value", [{"1": "x", "rest": "y"}, "x", None])
+    def test_an_object_of_other_keys_stays(self, work, value):
+        change_config("a", per_layer_config=value)
+        assert described(plan(STACK))["config"] == {"num_hidden_layers": 8}
+
+    def test_last_layers(self, work):
+        change_config("a", num_kv_shared_layers=3)
+        with pytest.raises(UserError, match="`num_kv_shared_layers: 3` cannot be kept"):
+            plan(STACK)
+        fewer = STACK.replace("[0, 4]", "[0, 2]").replace("[2, 6]", "[4, 6]")
+        assert described(plan(fewer))["config"] == {
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+        }
+
+    @pytest.mark.parametrize("tensor", ["embed_tokens_per_layer", "per_layer_model_projection"])
+    def test_a_tensor_with_a_share_for_each_layer_does_not_follow(self, work, tensor):
+        for i, name in enumerate("ab"):
+            shapes = llama_shapes(6) | {f"model.{tensor}.weight": (48, 16)}
+            save_model(Path(name), random_tensors(shapes, i), files=4)
+        with pytest.raises(UserError, match="a share for each of its 6 layers"):
+            plan(STACK)
+        whole = STACK.replace("[0, 4]", "[0, 2]")
+        assert described(plan(whole))["config"] == {}
+
     def test_unknown_key(self, work):
         config = {k: v for k, v in LLAMA.items() if k != "num_hidden_layers"}
         Path("a/config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))

@@ -366,9 +366,11 @@ class TestSilence:
         codes = torch.zeros(16, 16, dtype=torch.float8_e4m3fn)
         coded = random_tensors(llama_shapes(3), 9) | {name: codes, f"{name}_scale": torch.ones(1)}
         save_model(Path("g"), coded, 1, LLAMA | {"num_hidden_layers": 3})
+        model("h", num_hidden_layers=2, num_nextn_predict_layers=1)
+        ahead = stacked | {"slices": [{"sources": [{"model": "h", "layer_range": [0, 2]}]}]}
         found = set()
         lone = [recipe("linear", *names) for names in (("a", "e"), ("f",), ("g",))]
-        for one in (text, json.dumps(stacked), *lone):
+        for one in (text, *map(json.dumps, (stacked, ahead)), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []
             for name in told:

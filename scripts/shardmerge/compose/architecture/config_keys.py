@@ -30,7 +30,11 @@ PER_LAYER = (
     "num_kv_heads",
     "ffn_multipliers",
     "moe_layer_freq",
+    "intermediate_size",
+    "activation_sparsity_pattern",
 )
+#: Objects of something for some layers, by their numbers, which are counted anew.
+BY_NUMBER = ("per_layer_config",)
 #: Lists of numbers of layers, which are counted anew.
 NUMBERS = (
     "mlp_only_layers",
@@ -41,5 +45,16 @@ NUMBERS = (
     "fullatt_block_indexes",
     "deepstack_visual_indexes",
 )
+#: How many layers for multi-token prediction stand behind the last.
+PREDICTORS = (
+    "num_nextn_predict_layers",
+    "mtp_num_hidden_layers",
+    "mtp_num_layers",
+    "num_mtp_layers",
+)
 #: How many of the first layers are special.
 FIRST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
+#: How many of the last.
+LAST = ("num_kv_shared_layers",)
+#: Modules outside layers whose tensors hold a share for each layer: Gemma 3n and 4.
+SHARES = ("embed_tokens_per_layer", "per_layer_model_projection")

@@ -50,12 +50,15 @@ def layer_counts(tensors: Iterable[str]) -> dict[str, int]:
 
 
 def layer_fraction(tensor: str, counts: dict[str, int]) -> float:
-    """Return ``t``: layer i of n is at i/(n-1), a single layer at 1, other tensors at 0."""
+    """Return ``t``: layer i of n is at i/(n-1), a single layer at 1, other tensors at 0.
+
+    What stands behind the last layer is at 1.
+    """
     found = layer_of(tensor)
     if found is None:
         return 0.0
     count = counts[found[0]]
-    return found[1] / (count - 1) if count > 1 else 1.0
+    return min(found[1] / (count - 1), 1.0) if count > 1 else 1.0
 
 
 def module_of(tensor: str) -> str:
