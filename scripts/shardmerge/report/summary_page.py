@@ -20,7 +20,8 @@ from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores, Ver
 _HALF = 1.96
 _NOTHING = "-"
 _INTERVALS = (
-    "± is half of a 95 % interval: 1.96 standard errors, which count the choice of the questions."
+    "± is half of a 95 % interval: 1.96 standard errors of the choice of questions. A standard "
+    "error of 0, as where all answers are right, does not mean certainty."
 )
 _DIFFERENCES = (
     "The interval of a difference is 1.96 times the root of the sum of both squared standard "
