@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from chromium import BROWSER, DRIVER, Page, page
@@ -39,10 +42,10 @@ return [box.top, box.width, box.height, picture.naturalWidth / picture.naturalHe
 
 
 @pytest.fixture(scope="module")
-def project(once):
+def project(once: Any) -> Any:
     """A built project with its report."""
 
-    def make(folder):
+    def make(folder: Any) -> None:
         project = Project.create(folder)
         project.build("report")
         project.build("--report", "report.html")
@@ -51,13 +54,13 @@ def project(once):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     with page() as opened:
         yield opened
 
 
 @pytest.fixture
-def report(project, browser) -> Page:
+def report(project: Any, browser: Any) -> Page:
     """The report's results, just opened."""
     browser.open(project.folder / "report.html")
     browser.click("Results")
@@ -66,14 +69,14 @@ def report(project, browser) -> Page:
 
 
 class TestReport:
-    def test_the_first_page_introduces_the_workflow(self, project, browser):
+    def test_the_first_page_introduces_the_workflow(self, project: Any, browser: Any) -> None:
         browser.open(project.folder / "report.html")
         text = browser.wait("return document.querySelector('#app .prose')?.innerText")
         assert "mergekit recipes" in text
         assert "recipe.yaml" in text
         assert "{{" not in text and "Snakemake(" not in text
 
-    def test_every_result_of_the_model_is_listed_under_its_name(self, report):
+    def test_every_result_of_the_model_is_listed_under_its_name(self, report: Any) -> None:
         labels = report.run(
             "return [...document.querySelectorAll('nav tbody tr')].map(r => r.innerText.trim())"
         )
@@ -82,34 +85,36 @@ class TestReport:
         assert NAME in report.run("return document.querySelector('nav').innerText")
 
     @pytest.mark.parametrize("label", PLOTS)
-    def test_a_plot_is_shown_whole(self, report, label):
+    def test_a_plot_is_shown_whole(self, report: Any, label: Any) -> None:
         assert report.run(_PRESS, label, 0)
         top, width, height, ratio = report.wait(_BOX, f"filename={PLOTS[label]}")
         assert top >= 0  # else its title is out of reach
         assert width > 600
         assert width / height == pytest.approx(ratio, rel=0.02)
 
-    def test_the_plan_is_a_page_with_every_shard(self, project, report):
+    def test_the_plan_is_a_page_with_every_shard(self, project: Any, report: Any) -> None:
         assert report.run(_PRESS, "plan", 0)
         source = report.wait("return document.querySelector('#app iframe')?.src")
         plan = base64.b64decode(source.split(",", 1)[1]).decode()
         assert plan == (project.folder / f"results/{NAME}/report/plan.html").read_text()
         assert all(shard in plan for shard in project.shards())
 
-    def test_the_summary_says_what_is_known_so_far(self, project, report):
+    def test_the_summary_says_what_is_known_so_far(self, project: Any, report: Any) -> None:
         assert report.run(_PRESS, "at a glance", 0)
         source = report.wait("return document.querySelector('#app iframe')?.src")
         summary = base64.b64decode(source.split(",", 1)[1]).decode()
         assert "Verified: " in summary and "Not loaded by transformers yet" in summary
 
     @pytest.mark.parametrize("label", [*PLOTS, "plan", "at a glance"])
-    def test_every_result_has_a_caption_that_names_the_model(self, report, label):
+    def test_every_result_has_a_caption_that_names_the_model(self, report: Any, label: Any) -> None:
         assert report.run(_PRESS, label, 1)
         caption = report.wait("return document.querySelector('nav .prose')?.innerText")
         assert NAME in caption
         assert "{{" not in caption
 
-    def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(self, project, report):
+    def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(
+        self, project: Any, report: Any
+    ) -> None:
         loaded = report.run("return performance.getEntriesByType('resource').map(e => e.name)")
         assert [name for name in loaded if not name.startswith(("data:", "blob:"))] == []
         assert report.errors() == []
@@ -133,13 +138,13 @@ class TestPlots:
     """The plots alone, as files."""
 
     @pytest.mark.parametrize("name", PLOTS.values())
-    def test_nothing_leaves_the_canvas(self, project, browser, name):
+    def test_nothing_leaves_the_canvas(self, project: Any, browser: Any, name: Any) -> None:
         browser.open(project.folder / f"results/{NAME}/report/{name}")
         assert browser.run("return document.querySelectorAll('use').length") > 20
         assert browser.run(_OUTSIDE) == []
 
     @pytest.mark.parametrize("panels", [1, 2, 5])
-    def test_long_names_do_not_either(self, browser, tmp_path, panels):
+    def test_long_names_do_not_either(self, browser: Any, tmp_path: Path, panels: Any) -> None:
         names = [n for family in FAMILIES for n in family.tensors(26)]
         names += [f"vision_tower.encoder.layers.{i}.mlp.fc1.weight" for i in range(27)]
         names += ["vision_tower.embeddings.position_embedding.weight"]

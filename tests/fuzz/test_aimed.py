@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ class TestHeaders:
         ],
         ids=range(11),
     )
-    def test_tables(self, table, says):
+    def test_tables(self, table: dict[str, Any], says: str) -> None:
         assert says in said("header", header(table))
 
     @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ class TestHeaders:
         ],
         ids=range(6),
     )
-    def test_texts(self, data, says):
+    def test_texts(self, data: bytes, says: str) -> None:
         assert says in said("header", data)
 
 
@@ -95,16 +96,16 @@ class TestConfigurations:
             ({"rope_theta": True}, "not a finite number"),
         ],
     )
-    def test_rope(self, values, says):
+    def test_rope(self, values: dict[str, Any], says: str) -> None:
         assert says in said("config", json.dumps(values).encode())
 
-    def test_number_of_400_digits(self):
+    def test_number_of_400_digits(self) -> None:
         assert "401 digits" in said("config", b'{"rope_theta": 1' + b"0" * 400 + b"}")
 
-    def test_infinite_number_where_none_is_asked_for(self):
+    def test_infinite_number_where_none_is_asked_for(self) -> None:
         target("config").run(b'{"time_step_limit": [0.0, Infinity]}')
 
-    def test_infinite_number_that_would_be_written(self):
+    def test_infinite_number_that_would_be_written(self) -> None:
         config = {"num_hidden_layers": 2, "layer_types": [float("inf"), "a"]}
         said_of_it = said("config-plan", json.dumps(config).encode())
         assert "layer_types" in said_of_it and "not finite" in said_of_it
@@ -124,13 +125,13 @@ class TestTokenizers:
             ({"a": 0, "b": 0}, "the tokens 'a' and 'b' one id, 0"),
         ],
     )
-    def test_ids(self, vocab, says):
+    def test_ids(self, vocab: dict[str, Any], says: str) -> None:
         assert says in said("vocab.json", json.dumps(vocab).encode())
         table = {"model": {"vocab": {"x": 9}}, "added_tokens": []}
         table["added_tokens"] = [{"content": t, "id": i} for t, i in vocab.items()]
         assert "id" in said("tokenizer.json", json.dumps(table).encode())
 
-    def test_many_tokens_that_only_settings_name(self):
+    def test_many_tokens_that_only_settings_name(self) -> None:
         added = json.dumps({str(i): i for i in range(100_000)}).encode()
         target("vocab.json").run(added)  # was quadratic
 
@@ -143,10 +144,10 @@ class TestTokenizers:
         ],
         ids=range(3),
     )
-    def test_sentencepiece(self, data, says):
+    def test_sentencepiece(self, data: bytes, says: str) -> None:
         assert re.search(says, said("tokenizer.model", data))
 
-    def test_deep(self):
+    def test_deep(self) -> None:
         assert "not JSON" in said("tokenizer.json", b"[" * 10**6)
         deep = b'{"added_tokens": ' + b"[" * 300 + b"]" * 300 + b"}"
         assert "within each other" in said("tokenizer.json", deep)
@@ -170,14 +171,14 @@ class TestAdapters:
             ({"lora_alpha": None}, "no lora_alpha"),
         ],
     )
-    def test_mistakes(self, changes, says):
+    def test_mistakes(self, changes: dict[str, Any], says: str) -> None:
         assert re.search(says, said("adapter", self.adapter(**changes)))
 
-    def test_pattern_that_never_ended(self):
+    def test_pattern_that_never_ended(self) -> None:
         found = Patterns(["([a-z._0-9]+)+!", "(.*)*q"])
         assert found.first("model.layers.0.self_attn.q_proj" * 20) is None
 
-    def test_too_much_work_is_refused(self):
+    def test_too_much_work_is_refused(self) -> None:
         found = Patterns([".*.*.*.*x"])
         with pytest.raises(ValueError, match="too many patterns"):
             for _ in range(10_000):
@@ -187,7 +188,7 @@ class TestAdapters:
         st.text("ab.|*+?()^$[]-{}0123\\dwW", max_size=14),
         st.lists(st.text("ab.01-\n", max_size=8), min_size=1, max_size=8),
     )
-    def test_as_peft_reads_them(self, pattern, names):
+    def test_as_peft_reads_them(self, pattern: Any, names: Any) -> None:
         """What is read matches what Python's matcher does, on names too short to hang it."""
         try:
             ours = Patterns([pattern])
@@ -222,22 +223,22 @@ def linear(weight: str) -> bytes:
 
 
 class TestRecipes:
-    def test_documents_that_read_the_two_before(self):
+    def test_documents_that_read_the_two_before(self) -> None:
         assert "more than 2000 steps" in said("plan", chain(24, 2))
         target("plan").run(chain(8, 2))
 
-    def test_many_models_are_compared_once(self):
+    def test_many_models_are_compared_once(self) -> None:
         models = ", ".join(f"{{model: m{i}}}" for i in range(15_000))
         text = f"merge_method: linear\nmodels: [{models}, {{model: m0}}]\n"
         assert "listed twice" in said("recipe", text.encode())  # was quadratic
 
-    def test_long_gradient(self):
+    def test_long_gradient(self) -> None:
         target("plan").run(linear("[" + "1, " * 10_000 + "1]"))
 
-    def test_linear_documents_stay_short(self):
+    def test_linear_documents_stay_short(self) -> None:
         target("plan").run(chain(10, 2, "task_arithmetic"))
 
-    def test_chain(self):
+    def test_chain(self) -> None:
         target("plan").run(chain(32, 1))
         assert "more than 32 documents" in said("plan", chain(33, 1))
         assert "more than 32 documents" in said("plan", chain(400, 1))
@@ -258,15 +259,15 @@ class TestRecipes:
             ("{? !x y : z}", "tag '!x' is not known"),
         ],
     )
-    def test_values(self, weight, says):
+    def test_values(self, weight: str, says: str) -> None:
         assert re.search(says, said("plan", linear(weight)))
 
-    def test_weights_that_multiply(self):
+    def test_weights_that_multiply(self) -> None:
         text = linear("2.0e+38").decode() + "parameters: {normalize: false}\n"
         both = "name: s\n" + text + "---\n" + text.replace("model: a", "model: s")
         assert "too large for float32" in said("plan", both.encode())
 
-    def test_aliases(self):
+    def test_aliases(self) -> None:
         laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
         merges = "a: &a {x: 1, y: 2}\n"
         for old, new in zip("abcdefgh", "bcdefghi", strict=True):
@@ -276,21 +277,21 @@ class TestRecipes:
         assert "more than 100000 values" in said("recipe", merges.encode())
         assert "nested too deeply" in said("recipe", b"a: &a {<<: *a}")
 
-    def test_padding(self):
+    def test_padding(self) -> None:
         text = linear("1").decode() + "tokenizer: {source: base, pad_to_multiple_of: 1000000000000}"
         assert "from 1 to 1048576" in said("plan", text.encode())
 
-    def test_too_many_layers(self):
+    def test_too_many_layers(self) -> None:
         rows = "".join("  - sources: [{model: a, layer_range: [0, 2]}]\n" for _ in range(5001))
         text = f"merge_method: passthrough\nslices:\n{rows}"
         assert "more than 10000 layers" in said("plan", text.encode())
 
     @pytest.mark.parametrize("name", ["ab" * 80, "x" * 25, "é" * 90, "a" + "bc" * 20])
-    def test_names_that_no_folder_has(self, name):
+    def test_names_that_no_folder_has(self, name: str) -> None:
         text = f"name: {name}\n" + linear("1").decode()
         assert "the document's name" in said("plan", text.encode())
 
-    def test_long(self):
+    def test_long(self) -> None:
         assert "a recipe may have 500000" in said("recipe", b"a: b\n" * 10**6)
 
 
@@ -300,11 +301,11 @@ class TestConfiguration:
         [{"max_shard_size": "9" * 5000}, {"disk_budget": 10**400}, {"max_shard_size": 1e308}],
         ids=range(3),
     )
-    def test_sizes(self, values):
+    def test_sizes(self, values: dict[str, Any]) -> None:
         with pytest.raises(UserError, match="larger than any disk"):
             target("configuration").run(json.dumps({"recipes": ["a"]} | values).encode())
 
-    def test_whole_number_with_a_point(self):
+    def test_whole_number_with_a_point(self) -> None:
 
         assert (
             load_settings({"recipes": ["a"], "max_shard_size": 5.0e9}).max_shard_size == 5 * 10**9
@@ -312,14 +313,14 @@ class TestConfiguration:
 
 
 class TestFiles:
-    def test_larger_than_any(self, tmp_path):
+    def test_larger_than_any(self, tmp_path: Path) -> None:
         path = tmp_path / "config.json"
         with open(path, "wb") as file:
             file.truncate(1 << 40)  # of no blocks
         with pytest.raises(UserError, match="more than any real one"):
             load_json(path)
 
-    def test_time_of_the_hub_that_is_none(self, monkeypatch):
+    def test_time_of_the_hub_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for text in ("abc", "-1", "1e9", "9" * 5000):
             monkeypatch.setenv(TIMEOUT, text)
             with pytest.raises(UserError, match="whole number of seconds"):
@@ -327,17 +328,17 @@ class TestFiles:
 
 
 class TestMessages:
-    def test_halves_of_characters_are_written_out(self):
+    def test_halves_of_characters_are_written_out(self) -> None:
         assert str(UserError("names '\ud800'", "x\udcff")) == "x\\udcff: names '\\ud800'"
 
-    def test_are_short(self):
+    def test_are_short(self) -> None:
         assert len(str(UserError("a" * 10**7, "b" * 10**7, "c" * 10**7))) < 10_000
 
-    def test_suggestions_take_no_time(self):
+    def test_suggestions_take_no_time(self) -> None:
         assert misspelt("a" * 10**6, ["a" * 10**6 + "b"]) is None
         assert did_you_mean("model.1x", [f"model.{i}" for i in range(300_000)])
 
-    def test_json_of_strangers(self):
+    def test_json_of_strangers(self) -> None:
         assert parse_json('{"a": 1, "a": 2}', "x") == {"a": 2}
         with pytest.raises(UserError, match="twice"):
             parse_json('{"a": 1, "a": 2}', "x", unique=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def contents_of(tensors: Mapping[str, torch.Tensor], names: list[str]) -> dict[s
     return {name: bytes_of(tensors[name]).tobytes() for name in names}
 
 
-def read(tensors: Mapping[str, torch.Tensor], one: LogicalTensor, first: int, count: int):
+def read(tensors: Mapping[str, torch.Tensor], one: LogicalTensor, first: int, count: int) -> Any:
     """Return the blocks of a range of rows, gathered from bytes as an engine does it."""
     blocks = {}
     for role, box in formats.rows(one, first, count).items():

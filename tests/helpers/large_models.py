@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from helpers.models import llama_shapes
 from shardmerge.base.files import write_json
@@ -38,7 +39,7 @@ def mixtral(layers: int = 32, experts: int = 8) -> Shapes:
 
 
 def large_plan(
-    folder: Path, shapes: Shapes, recipe: str | None = None, files: int = 15, **settings
+    folder: Path, shapes: Shapes, recipe: str | None = None, files: int = 15, **settings: Any
 ) -> Plan:
     """Write recipe and lock to a folder, and return the plan; the working directory keeps it."""
     path = folder / "recipe.yaml"

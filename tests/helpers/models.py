@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,7 +29,9 @@ LLAMA = {
 }
 
 
-def llama_shapes(layers: int, hidden: int = 16, inter: int = 24, vocab: int = 32, kv: int = 8):
+def llama_shapes(
+    layers: int, hidden: int = 16, inter: int = 24, vocab: int = 32, kv: int = 8
+) -> Any:
     """Return the tensors of a Llama model with their shapes, in checkpoint order."""
     shapes = {"model.embed_tokens.weight": (vocab, hidden)}
     for i in range(layers):
@@ -85,7 +88,14 @@ def save_model(
     return folder
 
 
-def llama(folder: Path, seed: int, layers: int = 3, files: int = 1, dtype=torch.float16, **sizes):
+def llama(
+    folder: Path,
+    seed: int,
+    layers: int = 3,
+    files: int = 1,
+    dtype: Any = torch.float16,
+    **sizes: Any,
+) -> Any:
     """Write a random Llama checkpoint and return its folder."""
     shapes = llama_shapes(layers, **sizes)
     tensors = random_tensors(shapes, seed, dtype)

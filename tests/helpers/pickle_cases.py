@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,11 +18,11 @@ class Trap:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.path}",)
 
 
-def saved(folder: Path, value: object, name: str = "pytorch_model.bin", **options) -> Path:
+def saved(folder: Path, value: object, name: str = "pytorch_model.bin", **options: Any) -> Path:
     torch.save(value, folder / name, **options)
     return folder / name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -57,7 +58,7 @@ def run_mergekit(
     tasks = make_tasks(configs, dependencies, MergeOptions(**values), str(out), unnamed, lazy)
     done = set()
 
-    def execute(task) -> None:
+    def execute(task: Any) -> None:
         if task.name in done:
             return
         done.add(task.name)
@@ -70,7 +71,7 @@ def run_mergekit(
     return {name: load_folder(out / name) for name in names}
 
 
-def run_shardmerge(recipe: Path, work: Path, **config) -> dict[str, dict[str, torch.Tensor]]:
+def run_shardmerge(recipe: Path, work: Path, **config: Any) -> dict[str, dict[str, torch.Tensor]]:
     """Build the recipe's final models in-process; return their tensors by name."""
     old = Path.cwd()
     os.chdir(work)

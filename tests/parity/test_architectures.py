@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ LAYERED = [family for family in FAMILIES if family not in ("llava", "gemma3vl", 
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("architectures")
     for family in FAMILIES:
         for seed, model in enumerate("abc"):
@@ -98,13 +99,13 @@ class TestArchitectures:
         [(f, blend) for f in FAMILIES if f not in (*REFUSED, "llava")]
         + [(f, stack) for f in LAYERED if f not in (*REFUSED, *UNSTACKED)],
     )
-    def test_same_as_mergekit(self, family, document, root, tmp_path):
+    def test_same_as_mergekit(self, family: Any, document: Any, root: Any, tmp_path: Path) -> None:
         if family == "gpt_neox":
             self.add_buffers(root / family)
         oracle, ours = both(place(document(family), root), tmp_path / "case")
         assert differing_bits(as_mergekit_writes(ours), oracle) == {}
 
-    def test_a_model_without_its_head_s_prefix(self, root, tmp_path):
+    def test_a_model_without_its_head_s_prefix(self, root: Any, tmp_path: Path) -> None:
         """A GPT-2 as it is on the Hub lacks ``transformer.`` in front of every name."""
         for model, bare in (("b", True), ("c", False)):
             tensors = load_file(root / "gpt2" / model / "model.safetensors")
@@ -118,7 +119,7 @@ class TestArchitectures:
         oracle, ours = both(document, tmp_path / "case")
         assert differing_bits(ours, oracle) == {}
 
-    def test_integers_are_copied(self, root, tmp_path):
+    def test_integers_are_copied(self, root: Any, tmp_path: Path) -> None:
         self.add_buffers(root / "gpt_neox")
         document = blend("gpt_neox") | {"dtype": "float16"}
         oracle, ours = both(place(document, root), tmp_path / "case")
@@ -139,16 +140,18 @@ class TestArchitectures:
             save_file(tensors, path, {"format": "pt"})
 
     @pytest.mark.parametrize(("family", "says"), REFUSED.items())
-    def test_what_mergekit_cannot_take(self, family, says, root, tmp_path):
+    def test_what_mergekit_cannot_take(
+        self, family: Any, says: Any, root: Any, tmp_path: Path
+    ) -> None:
         with pytest.raises(RuntimeError, match=says):
             both(place(blend(family), root), tmp_path / "case")
 
     @pytest.mark.parametrize("family", UNSTACKED)
-    def test_what_mergekit_cannot_stack(self, family, root, tmp_path):
+    def test_what_mergekit_cannot_stack(self, family: Any, root: Any, tmp_path: Path) -> None:
         with pytest.raises(Exception, match="must be equal to the number of `layer_types`"):
             both(place(stack(family), root), tmp_path / "case")
 
-    def test_mergekit_loses_a_language_model(self, root, tmp_path):
+    def test_mergekit_loses_a_language_model(self, root: Any, tmp_path: Path) -> None:
         """It names the tensors anew, and takes those that it does not find for optional."""
         oracle, ours = both(place(blend("llava"), root), tmp_path / "case")
         lost = {name for name in ours if f"model.{name}" not in oracle}
@@ -160,7 +163,7 @@ class TestArchitectures:
 @pytest.mark.slow
 class TestLoading:
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_merged(self, family, root, tmp_path):
+    def test_merged(self, family: Any, root: Any, tmp_path: Path) -> None:
         model, info = load_family(family, build(blend(family), root, tmp_path))
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         base = load_family(family, root / family / "a")[0].state_dict()
@@ -168,7 +171,7 @@ class TestLoading:
         assert len(changed) > 0.8 * len(base)
 
     @pytest.mark.parametrize("family", LAYERED)
-    def test_stacked(self, family, root, tmp_path):
+    def test_stacked(self, family: Any, root: Any, tmp_path: Path) -> None:
         model, info = load_family(family, build(stack(family), root, tmp_path))
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         sources = {m: load_family(family, root / family / m)[0].state_dict() for m in "ab"}
@@ -190,7 +193,7 @@ class TestLoading:
         return ("a" if is_before(name) else "b"), name
 
     @pytest.mark.parametrize("family", ["llava", "gemma3vl"])
-    def test_modules(self, family, root, tmp_path):
+    def test_modules(self, family: Any, root: Any, tmp_path: Path) -> None:
         models = [{"model": f"{family}/{m}", "parameters": {"weight": 1}} for m in "ab"]
         document = stack(family) | {
             "merge_method": "linear",
@@ -209,7 +212,7 @@ class TestLoading:
         _, info = load_family(family, folder)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
-    def test_encoder_and_decoder(self, root, tmp_path):
+    def test_encoder_and_decoder(self, root: Any, tmp_path: Path) -> None:
         sources = (
             [{"model": "t5/a", "layer_range": [0, 2]}],
             [{"model": "t5/b", "layer_range": [1, 3]}],
@@ -232,7 +235,7 @@ class TestLoading:
 class TestNamesAlone:
     """What names alone tell is what mergekit's tables of architectures say."""
 
-    def architectures():
+    def architectures() -> list[Any]:
         from mergekit.architecture.json_definitions import JSON_ARCHITECTURES
 
         # mixformer counts embedding and head as layers; whisper's prefix lacks a dot
@@ -244,7 +247,7 @@ class TestNamesAlone:
         architectures(),
         ids=lambda a: f"{a.architectures[0]}-{a.expected_model_type}",
     )
-    def test_modules_and_layers(self, architecture):
+    def test_modules_and_layers(self, architecture: Any) -> None:
         wanted: dict[str, tuple[str, bool | int]] = {}
         for key, module in architecture.modules.items():
             known, prefix = module.architecture.definition, module.weight_prefix or ""

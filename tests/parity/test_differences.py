@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 from helpers.models import llama_shapes, random_tensors, save_model
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import FLOAT32, MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.compose.composer import Composer
 from shardmerge.package.verify import _check_stray
 from shardmerge.plan.decide import load_plan
@@ -31,7 +32,7 @@ from shardmerge.sources.lock import Lock
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
-def _models(folder: Path, **edits) -> dict[str, dict[str, torch.Tensor]]:
+def _models(folder: Path, **edits: Any) -> dict[str, dict[str, torch.Tensor]]:
     """Write models a and b; an edit changes some elements of TENSOR in one of them."""
     made = {}
     for seed, name in enumerate("ab"):
@@ -43,7 +44,7 @@ def _models(folder: Path, **edits) -> dict[str, dict[str, torch.Tensor]]:
     return made
 
 
-def _recipe(folder: Path, weights: tuple, parameters: dict | None = None, **document) -> Path:
+def _recipe(folder: Path, weights: tuple, parameters: dict | None = None, **document: Any) -> Path:
     """Write a linear merge of a and b with a weight for each."""
     document = {
         "name": "merged",
@@ -64,22 +65,22 @@ class TestNegativeZero:
     """A tensor that is taken whole keeps its bits, -0.0 among them."""
 
     @pytest.fixture
-    def case(self, tmp_path):
+    def case(self, tmp_path: Path) -> tuple[Any, ...]:
         made = _models(tmp_path, a={0: -0.0, 5: -0.0})
         return tmp_path, _recipe(tmp_path, (1, 0)), made["a"]
 
-    def test_mergekit_loses_the_sign(self, case):
+    def test_mergekit_loses_the_sign(self, case: tuple[Any, ...]) -> None:
         folder, recipe, a = case
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         assert differing_bits(theirs, a) == {TENSOR: 2}
         assert torch.equal(theirs[TENSOR], a[TENSOR])  # equal as numbers
 
-    def test_float32_keeps_it(self, case):
+    def test_float32_keeps_it(self, case: tuple[Any, ...]) -> None:
         folder, recipe, a = case
         ours = run_shardmerge(recipe, folder)["merged"]
         assert differing_bits(ours, a) == {}
 
-    def test_mergekit_numerics_loses_it_too(self, case):
+    def test_mergekit_numerics_loses_it_too(self, case: tuple[Any, ...]) -> None:
         folder, recipe, _ = case
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         ours = run_shardmerge(recipe, folder, numerics=MERGEKIT)["merged"]
@@ -90,17 +91,17 @@ class TestZeroTimesInfinity:
     """A tensor of weight 0 is not read, so what is in it does not matter."""
 
     @pytest.fixture
-    def case(self, tmp_path):
+    def case(self, tmp_path: Path) -> tuple[Any, ...]:
         made = _models(tmp_path, b={3: float("inf"), 4: float("nan")})
         return tmp_path, _recipe(tmp_path, (1, 0)), made["a"]
 
-    def test_mergekit_makes_nan(self, case):
+    def test_mergekit_makes_nan(self, case: tuple[Any, ...]) -> None:
         folder, recipe, _ = case
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         assert theirs[TENSOR].view(-1).isnan().nonzero().view(-1).tolist() == [3, 4]
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
-    def test_it_is_left_out(self, case, numerics):
+    def test_it_is_left_out(self, case: tuple[Any, ...], numerics: Numerics) -> None:
         folder, recipe, a = case
         ours = run_shardmerge(recipe, folder, numerics=numerics)["merged"]
         assert torch.equal(ours[TENSOR], a[TENSOR])
@@ -110,22 +111,22 @@ class TestOverflow:
     """A result that is infinite where no source was fails the job, unless it is allowed."""
 
     @pytest.fixture
-    def case(self, tmp_path):
+    def case(self, tmp_path: Path) -> tuple[Any, ...]:
         _models(tmp_path, a={7: 60000.0}, b={7: 60000.0})
         return tmp_path, _recipe(tmp_path, (1, 1))
 
-    def test_mergekit_writes_infinity(self, case):
+    def test_mergekit_writes_infinity(self, case: tuple[Any, ...]) -> None:
         folder, recipe = case
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         assert theirs[TENSOR].view(-1)[7] == float("inf")
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
-    def test_it_is_refused(self, case, numerics):
+    def test_it_is_refused(self, case: tuple[Any, ...], numerics: Numerics) -> None:
         folder, recipe = case
         with pytest.raises(UserError, match="up_proj"):
             run_shardmerge(recipe, folder, numerics=numerics)
 
-    def test_it_is_written_if_allowed(self, case):
+    def test_it_is_written_if_allowed(self, case: tuple[Any, ...]) -> None:
         folder, recipe = case
         ours = run_shardmerge(recipe, folder, allow_nonfinite=True)["merged"]
         assert ours[TENSOR].view(-1)[7] == float("inf")
@@ -134,7 +135,7 @@ class TestOverflow:
 class TestIntermediateRounding:
     """In float32 numerics a stage that is only read by another is never rounded."""
 
-    def test_error_is_smaller(self, tmp_path):
+    def test_error_is_smaller(self, tmp_path: Path) -> None:
         made = _models(tmp_path)
         first = yaml.safe_load(_recipe(tmp_path, (0.3, 0.9)).read_text()) | {"name": "first"}
         second = first | {
@@ -173,7 +174,7 @@ class TestConfigOfWhichModel:
     )
 
     @pytest.mark.slow
-    def test_mergekit_takes_any(self):
+    def test_mergekit_takes_any(self) -> None:
         processes = [
             subprocess.Popen(
                 [sys.executable, "-c", self.CHOICES],
@@ -187,7 +188,7 @@ class TestConfigOfWhichModel:
         assert one != other
         assert set(one) == set(other) == set("abc")
 
-    def test_the_first_is_taken(self, tmp_path):
+    def test_the_first_is_taken(self, tmp_path: Path) -> None:
         for order in (self.NAMES, self.NAMES[::-1]):
             document = {
                 "merge_method": "linear",
@@ -198,7 +199,7 @@ class TestConfigOfWhichModel:
             composer = Composer(load_recipe(path), Lock({}), FLOAT32)
             assert composer.reference_source("recipe") == order[0]
 
-    def test_base_model_is_taken(self, tmp_path):
+    def test_base_model_is_taken(self, tmp_path: Path) -> None:
         _models(tmp_path)
         recipe = _recipe(tmp_path, (1, 1), base_model=str(tmp_path / "b"))
         composer = Composer(load_recipe(recipe), Lock({}), FLOAT32)
@@ -216,7 +217,9 @@ class TestMistakes:
             ({"scale": [{"filter": "up_porj", "value": 2}]}, None),
         ],
     )
-    def test_parameter_that_does_nothing(self, tmp_path, parameters, message):
+    def test_parameter_that_does_nothing(
+        self, tmp_path: Path, parameters: dict[str, Any], message: str | None
+    ) -> None:
         _models(tmp_path)
         recipe = _recipe(tmp_path, (1, 1), parameters)
         assert run_mergekit(recipe, tmp_path / "mergekit")["merged"]
@@ -228,20 +231,20 @@ class TestMistakes:
             assert f"no parameter {next(iter(parameters))!r}" in warning.message
 
     @pytest.mark.parametrize(("word", "near"), [("up_porj", "up_proj"), ("modelnorm", None)])
-    def test_filter_that_matches_nothing(self, tmp_path, word, near):
+    def test_filter_that_matches_nothing(self, tmp_path: Path, word: str, near: str | None) -> None:
         _models(tmp_path)
         rules = [{"filter": word, "value": 0}, {"value": 1}]
         recipe = _recipe(tmp_path, (rules, 1))
         self._is_passed_over_or_misspelt(recipe, near, f"'{word}' matches no tensor", tmp_path)
 
     @pytest.mark.parametrize(("key", "near"), [("dype", "dtype"), ("random_seed", None)])
-    def test_key_that_does_nothing(self, tmp_path, key, near):
+    def test_key_that_does_nothing(self, tmp_path: Path, key: str, near: str | None) -> None:
         _models(tmp_path)
         recipe = _recipe(tmp_path, (1, 1), **{key: "float16"})
         self._is_passed_over_or_misspelt(recipe, near, f"unknown key '{key}'", tmp_path)
 
     @staticmethod
-    def _is_passed_over_or_misspelt(recipe, near, message, folder):
+    def _is_passed_over_or_misspelt(recipe: Any, near: Any, message: Any, folder: Any) -> None:
         """What mergekit passes over makes the same model here, unless a word is near it."""
         theirs = run_mergekit(recipe, folder / "mergekit")["merged"]
         if near is None:
@@ -252,7 +255,7 @@ class TestMistakes:
             run_shardmerge(recipe, folder)
         assert near in str(caught.value)
 
-    def test_weights_that_sum_to_zero(self, tmp_path):
+    def test_weights_that_sum_to_zero(self, tmp_path: Path) -> None:
         _models(tmp_path)
         recipe = _recipe(tmp_path, (1, -1), {"normalize": True})
         theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
@@ -264,7 +267,7 @@ class TestMistakes:
 class TestLayout:
     """Output shards follow the files of the model that the config is taken from."""
 
-    def test_files(self, tmp_path):
+    def test_files(self, tmp_path: Path) -> None:
         for seed, (name, files) in enumerate({"a": 3, "b": 2}.items()):
             save_model(tmp_path / name, random_tensors(llama_shapes(2), seed), files)
         recipe = _recipe(tmp_path, (1, 1))
@@ -281,14 +284,16 @@ class TestLayout:
 class TestEditedRecipe:
     """An edit of the recipe builds what it changes; mergekit-multi keeps what it finds."""
 
-    def test_mergekit_keeps_the_old_result(self, tmp_path):
+    def test_mergekit_keeps_the_old_result(self, tmp_path: Path) -> None:
         _models(tmp_path)
         out = tmp_path / "mergekit"
         before = run_mergekit(_recipe(tmp_path, (0.5, 0.5)), out, lazy=True)["merged"]
         after = run_mergekit(_recipe(tmp_path, (0.9, 0.1)), out, lazy=True)["merged"]
         assert differing_bits(after, before) == {}
 
-    def test_an_edit_gives_other_jobs_and_other_bytes(self, tmp_path, monkeypatch):
+    def test_an_edit_gives_other_jobs_and_other_bytes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         _models(tmp_path)
         found = []
@@ -307,7 +312,7 @@ class TestEditedRecipe:
 class TestOldShards:
     """A model's folder holds the model's shards; what lies there besides, if not ours, is told."""
 
-    def test_mergekit_leaves_the_old_ones(self, tmp_path):
+    def test_mergekit_leaves_the_old_ones(self, tmp_path: Path) -> None:
         _models(tmp_path)
         recipe, out = _recipe(tmp_path, (0.5, 0.5)), tmp_path / "mergekit"
         run_mergekit(recipe, out, out_shard_size=4000)
@@ -319,7 +324,7 @@ class TestOldShards:
         index = json.loads((out / "merged" / "model.safetensors.index.json").read_text())
         assert set(index["weight_map"].values()) == small
 
-    def test_what_we_did_not_write_is_refused(self, tmp_path):
+    def test_what_we_did_not_write_is_refused(self, tmp_path: Path) -> None:
         """Nothing of a user's is deleted, so a model with strange weights does not pass."""
         _models(tmp_path)
         recipe = _recipe(tmp_path, (0.5, 0.5))
@@ -351,7 +356,7 @@ class TestFloat32Leak:
         return path
 
     @pytest.mark.parametrize("method", METHODS)
-    def test_mergekit_saves_float32(self, tmp_path, method):
+    def test_mergekit_saves_float32(self, tmp_path: Path, method: str) -> None:
         _models(tmp_path)
         recipe = self._recipe(tmp_path, method)
         theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
@@ -360,13 +365,13 @@ class TestFloat32Leak:
         assert config.get("dtype", config.get("torch_dtype")) == "float16"
 
     @pytest.mark.parametrize("method", METHODS)
-    def test_float32_numerics_save_what_the_recipe_says(self, tmp_path, method):
+    def test_float32_numerics_save_what_the_recipe_says(self, tmp_path: Path, method: str) -> None:
         _models(tmp_path)
         ours = run_shardmerge(self._recipe(tmp_path, method), tmp_path)["merged"]
         assert {t.dtype for t in ours.values()} == {torch.float16}
 
     @pytest.mark.parametrize("method", METHODS)
-    def test_mergekit_numerics_have_its_types_too(self, tmp_path, method):
+    def test_mergekit_numerics_have_its_types_too(self, tmp_path: Path, method: str) -> None:
         _models(tmp_path)
         recipe = self._recipe(tmp_path, method)
         theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ VALUES = {"t": 0.3, "density": 0.6, "epsilon": 0.1, "select_topk": 0.7, "scale":
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> list[Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("models")
     return [llama(root / name, seed=i, layers=2, files=2) for i, name in enumerate("abcd")]
 
@@ -55,14 +56,16 @@ def write(name: str, checkpoints: list[Path], folder: Path, dtype: str | None) -
 class TestRecipes:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("dtype", [None, "float32"])
-    def test_no_bit_differs(self, name, dtype, checkpoints, tmp_path) -> None:
+    def test_no_bit_differs(
+        self, name: str, dtype: str | None, checkpoints: list[Any], tmp_path: Path
+    ) -> None:
         recipe = write(name, checkpoints, tmp_path / name, dtype)
         theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
         ours = run_shardmerge(recipe, tmp_path, numerics=MERGEKIT)["merged"]
         assert differing_bits(ours, theirs) == {}
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_float32_is_near(self, name, checkpoints, tmp_path) -> None:
+    def test_float32_is_near(self, name: str, checkpoints: list[Any], tmp_path: Path) -> None:
         recipe = write(name, checkpoints, tmp_path / name, "float32")
         theirs = run_mergekit(recipe, tmp_path / "mergekit")["merged"]
         ours = run_shardmerge(recipe, tmp_path)["merged"]

@@ -154,7 +154,9 @@ class TestMergedModel:
     """The adapted model alone."""
 
     @pytest.fixture(scope="class", params=list(CASES))
-    def case(self, request, tmp_path_factory):
+    def case(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> tuple[Any, ...]:
         make, dtype, options = CASES[request.param]
         folder = tmp_path_factory.mktemp("lora")
         model = make(folder / "model", dtype)
@@ -162,13 +164,13 @@ class TestMergedModel:
         reference = f"{model}+{adapter}"
         return folder, reference, _merged_by_mergekit(reference, folder / "cache")
 
-    def test_mergekit_numerics_has_its_bits(self, case):
+    def test_mergekit_numerics_has_its_bits(self, case: tuple[Any, ...]) -> None:
         folder, reference, theirs = case
         recipe = _passthrough(folder, reference)
         ours = run_shardmerge(recipe, folder, numerics=MERGEKIT, results="same")["out"]
         assert differing_bits(ours, theirs) == {}
 
-    def test_float32_is_as_near_to_the_exact_result(self, case):
+    def test_float32_is_as_near_to_the_exact_result(self, case: tuple[Any, ...]) -> None:
         folder, reference, theirs = case
         ours = run_shardmerge(_passthrough(folder, reference), folder, results="ours")["out"]
         exact = _merged_in_float64(reference)
@@ -183,7 +185,7 @@ class TestInRecipes:
     """Adapted models as inputs of merges, also where several documents name them."""
 
     @pytest.fixture(scope="class")
-    def case(self, tmp_path_factory):
+    def case(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
         folder = tmp_path_factory.mktemp("recipes")
         base = _llama(folder / "base", torch.float16)
         everywhere = {"target_modules": "all-linear"}
@@ -195,7 +197,7 @@ class TestInRecipes:
         return folder, base, one, two
 
     @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "linear", "slerp"])
-    def test_bits(self, case, method):
+    def test_bits(self, case: tuple[Any, ...], method: str) -> None:
         from oracle import run_mergekit
 
         folder, base, one, two = case
@@ -223,7 +225,7 @@ class TestInRecipes:
         ours = run_shardmerge(recipe, folder, numerics=MERGEKIT)[f"{method}-b"]
         assert differing_bits(ours, theirs) == {}
 
-    def test_the_mapping_form_and_a_document_with_an_adapter(self, case):
+    def test_the_mapping_form_and_a_document_with_an_adapter(self, case: tuple[Any, ...]) -> None:
         folder, base, one, two = case
         document = {"merge_method": "linear", "dtype": "float16"}
         first = document | {

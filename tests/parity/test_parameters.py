@@ -105,14 +105,14 @@ def document(
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> list[Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("models")
     return [llama(root / name, seed=i, layers=1) for i, name in enumerate("abcd")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryParameter:
-    def test_no_bit_differs(self, name, checkpoints, tmp_path) -> None:
+    def test_no_bit_differs(self, name: str, checkpoints: list[Any], tmp_path: Path) -> None:
         pairs = documents(name, checkpoints)
         recipe, plain = tmp_path / "recipe.yaml", tmp_path / "plain.yaml"
         recipe.write_text(yaml.safe_dump_all([p[0] for p in pairs], sort_keys=False))
@@ -126,7 +126,7 @@ class TestEveryParameter:
             if label != "plain" and label.removeprefix("by-") not in idle(name):
                 assert differing_bits(tensors, without[label]), f"{label} has no effect"
 
-    def test_float32_is_near(self, name, checkpoints, tmp_path) -> None:
+    def test_float32_is_near(self, name: str, checkpoints: list[Any], tmp_path: Path) -> None:
         wide = [pair[0] | {"dtype": "float32"} for pair in documents(name, checkpoints)]
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(yaml.safe_dump_all(wide, sort_keys=False))
@@ -161,7 +161,7 @@ def idle(name: str) -> set[str]:
         ("sce", "select_topk", [[-0.6, 2.2, 0.4]]),
     ],
 )
-def test_beyond_the_bounds(name, key, values, tmp_path) -> None:
+def test_beyond_the_bounds(name: str, key: str, values: list[Any], tmp_path: Path) -> None:
     """What mergekit takes the nearer bound for; a gradient is interpolated first."""
     checkpoints = [llama(tmp_path / letter, seed=i, layers=5) for i, letter in enumerate("abcd")]
     shared = len(values) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -119,12 +120,12 @@ FAST = (
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("published")
 
 
 @pytest.fixture(scope="module")
-def sources(root) -> dict[str, str]:
+def sources(root: Path) -> dict[str, str]:
     return write_models(root)
 
 
@@ -145,7 +146,7 @@ def merged_by_mergekit(name: str, recipe: Path, root: Path, out: Path) -> dict:
 
 
 class TestCorpus:
-    def test_every_file_tells_its_shape(self):
+    def test_every_file_tells_its_shape(self) -> None:
         told = {}
         for path in RECIPES.rglob("*.yaml"):
             first = path.read_text().splitlines()[0]
@@ -154,14 +155,16 @@ class TestCorpus:
         assert {p.stem for p in (RECIPES / "refused").glob("*.yaml")} == set(REFUSED)
         assert {*FAST, *TOLD, *READS} <= set(TAKEN)
 
-    def test_every_method_is_here(self):
+    def test_every_method_is_here(self) -> None:
         used = {s.method for n in TAKEN for s in load_recipe(RECIPES / f"{n}.yaml").stages.values()}
         assert used == {m.name for m in registry.methods() if registry.in_mergekit(m.name)}
 
 
 class TestReading:
     @pytest.mark.parametrize("name", TAKEN)
-    def test_planned(self, name, sources, tmp_path, monkeypatch):
+    def test_planned(
+        self, name: str, sources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         recipe = copy(name, tmp_path)
         monkeypatch.chdir(tmp_path)
         settings = load_settings({"recipes": [recipe.name], "sources": sources})
@@ -175,7 +178,9 @@ class TestReading:
         assert told == TOLD.get(name, {})
 
     @pytest.mark.parametrize("name", REFUSED)
-    def test_refused(self, name, sources, tmp_path, monkeypatch):
+    def test_refused(
+        self, name: str, sources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         recipe = copy(f"refused/{name}", tmp_path)
         monkeypatch.chdir(tmp_path)
         settings = load_settings({"recipes": [recipe.name], "sources": sources})
@@ -191,7 +196,7 @@ class TestBits:
     @pytest.mark.parametrize(
         "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in TAKEN]
     )
-    def test_merged(self, name, root, sources, tmp_path):
+    def test_merged(self, name: str, root: Path, sources: dict[str, Any], tmp_path: Path) -> None:
         recipe = copy(name, tmp_path)
         merged = merged_by_mergekit(name, recipe, root, tmp_path / "mergekit")
         theirs = {folder_name(n): tensors for n, tensors in merged.items()}
@@ -214,7 +219,7 @@ class TestBits:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", [n for n in REFUSED if n != "hub-name-without-owner"])
-    def test_mergekit_refuses_too(self, name, root, sources, tmp_path):
+    def test_mergekit_refuses_too(self, name: Any, root: Any, sources: Any, tmp_path: Path) -> None:
         recipe = copy(f"refused/{name}", tmp_path)
         if name in MERGEKIT_TAKES:
             assert merged_by_mergekit(name, recipe, root, tmp_path / "mergekit")

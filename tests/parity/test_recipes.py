@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 class TestFlagship:
     @pytest.fixture(scope="class")
-    def recipe(self, tmp_path_factory) -> Path:
+    def recipe(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("flagship")
         text = (REPO / "config/recipes/miquplus-midnight-tiny.yaml").read_text()
         recipe = folder / "flagship.yaml"
@@ -29,15 +30,15 @@ class TestFlagship:
         return recipe
 
     @pytest.fixture(scope="class")
-    def oracle(self, recipe):
+    def oracle(self, recipe: Path) -> Any:
         return run_mergekit(recipe, recipe.parent / "mergekit")["miquplus-midnight-tiny"]
 
-    def test_bits(self, recipe, oracle):
+    def test_bits(self, recipe: Path, oracle: dict[str, Any]) -> None:
         ours = run_shardmerge(recipe, recipe.parent, numerics=MODES["mergekit"], results="exact")
         assert differing_bits(ours["miquplus-midnight-tiny"], oracle) == {}
 
     @pytest.mark.parametrize("deltas", ["store", "fuse"])
-    def test_error(self, recipe, oracle, deltas):
+    def test_error(self, recipe: Path, oracle: dict[str, Any], deltas: str) -> None:
         ours = run_shardmerge(recipe, recipe.parent, deltas=deltas, results=deltas)
         ours = ours["miquplus-midnight-tiny"]
         demo = REPO / "resources/demo"
@@ -60,7 +61,7 @@ class TestFlagship:
 
 
 @st.composite
-def parameter(draw, low: float = -1.5, high: float = 2.0):
+def parameter(draw: Any, low: float = -1.5, high: float = 2.0) -> Any:
     number = st.integers(int(low * 1000), int(high * 1000)).map(lambda x: x / 1000)
     gradient = st.lists(number, min_size=1, max_size=5)
     value = st.one_of(number, gradient)
@@ -72,7 +73,7 @@ def parameter(draw, low: float = -1.5, high: float = 2.0):
 
 
 @st.composite
-def document(draw, name: str, models: list[str]):
+def document(draw: Any, name: str, models: list[str]) -> Any:
     method = draw(st.sampled_from(["linear", "task_arithmetic", "passthrough"]))
     doc: dict = {"name": name, "merge_method": method}
     count = 1 if method == "passthrough" else draw(st.integers(1, len(models)))
@@ -107,7 +108,7 @@ def document(draw, name: str, models: list[str]):
 
 
 @st.composite
-def recipes(draw):
+def recipes(draw: Any) -> tuple[Any, ...]:
     models = ["a", "b", "c"]
     first = draw(document("first", models))
     second = draw(document("second", [*models, "first"]))
@@ -118,7 +119,7 @@ def recipes(draw):
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> Path:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkpoints")
     for name, dtype in DTYPES.items():
         for i, model in enumerate("abc"):
@@ -126,8 +127,8 @@ def checkpoints(tmp_path_factory) -> Path:
     return root
 
 
-def _write(documents, dtypes, checkpoints, folder: Path) -> Path:
-    def place(value):
+def _write(documents: Any, dtypes: Any, checkpoints: Any, folder: Path) -> Path:
+    def place(value: Any) -> Any:
         return str(checkpoints / dtypes[value] / value) if value in dtypes else value
 
     for doc in documents:
@@ -149,7 +150,7 @@ class TestGenerated:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     @given(drawn=recipes())
-    def test_bits(self, drawn, checkpoints, tmp_path):
+    def test_bits(self, drawn: Any, checkpoints: Any, tmp_path: Path) -> None:
         documents, dtypes = drawn
         folder = tmp_path / "case"
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,7 +36,7 @@ SWITCHES = ("normalize", "int8_mask", "nuslerp_flatten", "nuslerp_row_wise")
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> Path:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("checkpoints")
     for i, (model, layers) in enumerate(LAYERS.items()):
         llama(root / model, seed=30 + i, layers=layers, files=i + 1)
@@ -43,7 +44,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 
 @st.composite
-def setting(draw, name: str):
+def setting(draw: Any, name: str) -> Any:
     """A value, a gradient, or filters with a value for the rest."""
     if name in SWITCHES:
         return draw(st.booleans())
@@ -60,13 +61,13 @@ def setting(draw, name: str):
 
 
 @st.composite
-def level(draw, names: list[str]):
+def level(draw: Any, names: list[str]) -> dict[Any, Any]:
     chosen = [name for name in names if draw(st.booleans())]
     return {name: draw(setting(name)) for name in chosen}
 
 
 @st.composite
-def piece(draw, method: str, base: str | None):
+def piece(draw: Any, method: str, base: str | None) -> Any:
     own = base
     if method == "passthrough":
         models = [draw(st.sampled_from(sorted(LAYERS)))]
@@ -93,7 +94,7 @@ def piece(draw, method: str, base: str | None):
 
 
 @st.composite
-def documents(draw):
+def documents(draw: Any) -> Any:
     method = draw(st.sampled_from(sorted(METHODS)))
     base = draw(st.sampled_from(sorted(LAYERS))) if method in BASED else None
     first = draw(piece(method, base))
@@ -119,7 +120,7 @@ def documents(draw):
     return document
 
 
-def place(value, root: Path):
+def place(value: Any, root: Path) -> Any:
     """Return a document with the models' folders for their names."""
     if isinstance(value, list):
         return [place(v, root) for v in value]
@@ -131,7 +132,7 @@ def place(value, root: Path):
     return value
 
 
-def both(document: dict, folder: Path, **config):
+def both(document: dict, folder: Path, **config: Any) -> tuple[Any, ...]:
     """Return the tensors that mergekit and we make of a document."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -151,7 +152,7 @@ class TestGenerated:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     @given(document=documents())
-    def test_bits(self, document, checkpoints, tmp_path):
+    def test_bits(self, document: Any, checkpoints: Any, tmp_path: Path) -> None:
         try:
             oracle, ours = both(place(document, checkpoints), tmp_path / "case")
         except Exception:
@@ -164,7 +165,7 @@ class TestStages:
     """A document of slices that another one reads, and whose layers it takes apart again."""
 
     @pytest.mark.parametrize("outer", ["slices", "models"])
-    def test_bits(self, outer, checkpoints, tmp_path):
+    def test_bits(self, outer: str, checkpoints: Path, tmp_path: Path) -> None:
         inner = {
             "name": "inner",
             "merge_method": "task_arithmetic",
@@ -209,7 +210,7 @@ class TestMissing:
     """Tensors that some models lack."""
 
     @pytest.fixture(scope="class")
-    def mixed(self, tmp_path_factory) -> Path:
+    def mixed(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = tmp_path_factory.mktemp("mixed")
         for i, name in enumerate(("untied", "tied")):
             llama(root / name, seed=i)
@@ -226,7 +227,7 @@ class TestMissing:
         return root
 
     @pytest.mark.parametrize("models", [("untied", "tied"), ("tied", "untied")])
-    def test_tied_embeddings(self, models, mixed, tmp_path):
+    def test_tied_embeddings(self, models: tuple[Any, ...], mixed: Path, tmp_path: Path) -> None:
         document = linear(mixed, *models) | {"base_model": str(mixed / models[0])}
         oracle, ours = both(document, tmp_path / "case")
         assert differing_bits(ours, oracle) == {}
@@ -234,13 +235,13 @@ class TestMissing:
         config = json.loads((tmp_path / "case/mergekit/out/config.json").read_text())
         assert config["tie_word_embeddings"] is (models[0] == "tied")
 
-    def test_biases(self, mixed, tmp_path):
+    def test_biases(self, mixed: Path, tmp_path: Path) -> None:
         oracle, ours = both(linear(mixed, "a", "b", "c"), tmp_path / "case")
         assert differing_bits(ours, oracle) == {}
         assert BIAS.format(1) in ours
 
     @pytest.mark.parametrize("method", ["slerp", "nuslerp", "arcee_fusion", "task_arithmetic"])
-    def test_a_bias_that_one_has(self, method, mixed, tmp_path):
+    def test_a_bias_that_one_has(self, method: str, mixed: Path, tmp_path: Path) -> None:
         document = linear(mixed, "b", "a") | {"merge_method": method}
         if method != "nuslerp":
             document["base_model"] = str(mixed / "b")
@@ -249,7 +250,9 @@ class TestMissing:
         oracle, ours = both(document, tmp_path / "case")
         assert differing_bits(ours, oracle) == {}
 
-    def test_more_sources_at_the_end_than_at_the_start(self, checkpoints, tmp_path):
+    def test_more_sources_at_the_end_than_at_the_start(
+        self, checkpoints: Path, tmp_path: Path
+    ) -> None:
         """mergekit drops the third for what follows the layers; here it is merged like the rest."""
         sources = [[{"model": str(checkpoints / m), "layer_range": [0, 2]} for m in models]
                    for models in ("ab", "abc")]  # fmt: skip
@@ -274,7 +277,7 @@ class TestPrediction:
     """Layers for multi-token prediction, which mergekit leaves out."""
 
     @pytest.fixture(scope="class")
-    def predicting(self, tmp_path_factory) -> Path:
+    def predicting(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = tmp_path_factory.mktemp("predicting")
         config = LLAMA | {"num_hidden_layers": 4, "num_nextn_predict_layers": 1}
         for i, name in enumerate("ab"):
@@ -285,7 +288,9 @@ class TestPrediction:
 
     @pytest.mark.parametrize("other", ["b", "plain"])
     @pytest.mark.parametrize("sliced", [False, True])
-    def test_the_other_layers_are_mergekits(self, predicting, tmp_path, other, sliced):
+    def test_the_other_layers_are_mergekits(
+        self, predicting: Path, tmp_path: Path, other: str, sliced: bool
+    ) -> None:
         inputs = [
             {"model": str(predicting / name), "parameters": {"weight": weight}}
             for name, weight in (("a", [1, 0.2]), (other, [0.1, 1]))

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 SPECIAL = {"<s>": True, "</s>": True}
 
 
-def write_models(root: Path, dtypes: dict[str, torch.dtype] | None = None, **kinds) -> Path:
+def write_models(root: Path, dtypes: dict[str, torch.dtype] | None = None, **kinds: Any) -> Path:
     """Write models a, b and c, each with tokens that others lack, and a2 with a's tokenizer."""
     words = {
         "a": (("the", "cat", "sat"), SPECIAL),
@@ -46,11 +47,11 @@ def write_models(root: Path, dtypes: dict[str, torch.dtype] | None = None, **kin
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-def document(models: Path, names: str = "abc", **keys) -> dict:
+def document(models: Path, names: str = "abc", **keys: Any) -> dict:
     """Return a document that merges models, with the keys of its method."""
     made = {"name": "merged", "merge_method": "linear", "dtype": "float16"} | keys
     if "slices" not in made:
@@ -91,13 +92,13 @@ def slerp(models: Path) -> dict:
 
 class TestSources:
     @pytest.mark.parametrize("based", [False, True])
-    def test_union(self, models, tmp_path, based):
+    def test_union(self, models: Path, tmp_path: Path, based: bool) -> None:
         base = {"base_model": str(models / "a")} if based else {}
         recipe = write_recipe(tmp_path, document(models, tokenizer_source="union", **base))
         compare(recipe, tmp_path)
 
     @pytest.mark.parametrize("source", ["base", "b"])
-    def test_one_models_tokens(self, models, tmp_path, source):
+    def test_one_models_tokens(self, models: Path, tmp_path: Path, source: str) -> None:
         named = source if source == "base" else str(models / source)
         recipe = write_recipe(
             tmp_path, document(models, tokenizer_source=named, base_model=str(models / "a"))
@@ -106,23 +107,23 @@ class TestSources:
         theirs = AutoTokenizer.from_pretrained(tmp_path / "mergekit" / "merged").get_vocab()
         assert planned_ids(recipe, "merged") == theirs
 
-    def test_same_tokenizers_change_nothing(self, models, tmp_path):
+    def test_same_tokenizers_change_nothing(self, models: Path, tmp_path: Path) -> None:
         keys = {"base_model": str(models / "a"), "tokenizer_source": "union"}
         recipe = write_recipe(tmp_path, document(models, ["a", "a2"], **keys))
         compare(recipe, tmp_path)
 
-    def test_task_vectors(self, models, tmp_path):
+    def test_task_vectors(self, models: Path, tmp_path: Path) -> None:
         keys = {"merge_method": "task_arithmetic", "base_model": str(models / "a")}
         recipe = write_recipe(tmp_path, document(models, tokenizer_source="union", **keys))
         compare(recipe, tmp_path)
 
-    def test_slerp(self, models, tmp_path):
+    def test_slerp(self, models: Path, tmp_path: Path) -> None:
         recipe = write_recipe(
             tmp_path, document(models, "ab", tokenizer_source="union", **slerp(models))
         )
         compare(recipe, tmp_path)
 
-    def test_tied_embeddings(self, tmp_path):
+    def test_tied_embeddings(self, tmp_path: Path) -> None:
         models = write_models(tmp_path / "models", tied=True)
         recipe = write_recipe(
             tmp_path, document(models, tokenizer_source="union", base_model=str(models / "a"))
@@ -130,7 +131,7 @@ class TestSources:
         compare(recipe, tmp_path)
 
     @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-    def test_mixed_dtypes(self, tmp_path, dtype):
+    def test_mixed_dtypes(self, tmp_path: Path, dtype: str | None) -> None:
         dtypes = {"a": torch.float32, "b": torch.bfloat16}
         models = write_models(tmp_path / "models", dtypes)
         keys = {"dtype": dtype} if dtype else {}
@@ -139,8 +140,8 @@ class TestSources:
             del made["dtype"]
         compare(write_recipe(tmp_path, made), tmp_path)
 
-    def test_slices(self, models, tmp_path):
-        def piece(names, layers):
+    def test_slices(self, models: Path, tmp_path: Path) -> None:
+        def piece(names: Any, layers: Any) -> dict[Any, Any]:
             sources = [
                 {"model": str(models / n), "layer_range": layers, "parameters": {"weight": 0.5}}
                 for n in names
@@ -151,7 +152,7 @@ class TestSources:
         recipe = write_recipe(tmp_path, document(models, tokenizer_source="union", slices=slices))
         compare(recipe, tmp_path)
 
-    def test_a_stage_of_a_stage(self, models, tmp_path):
+    def test_a_stage_of_a_stage(self, models: Path, tmp_path: Path) -> None:
         first = document(models, "ab", name="first", base_model=str(models / "a"))
         second = document(models, "c", name="merged", base_model="first")
         first["tokenizer_source"] = second["tokenizer_source"] = "union"
@@ -162,7 +163,7 @@ class TestSources:
 
 class TestBlock:
     def tokens(self, models: Path) -> dict:
-        def other(name, **keys):
+        def other(name: Any, **keys: Any) -> Any:
             return {"kind": "model_token", "model": str(models / name)} | keys
 
         return {
@@ -176,13 +177,13 @@ class TestBlock:
 
     @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
     @pytest.mark.parametrize("source", ["union", "b"])
-    def test_tokens(self, models, tmp_path, method, source):
+    def test_tokens(self, models: Path, tmp_path: Path, method: str, source: str) -> None:
         named = source if source == "union" else str(models / source)
         block = {"source": named, "tokens": self.tokens(models)}
         keys = {"merge_method": method, "base_model": str(models / "a"), "tokenizer": block}
         compare(write_recipe(tmp_path, document(models, **keys)), tmp_path)
 
-    def test_new_tokens_beside_the_bases(self, models, tmp_path):
+    def test_new_tokens_beside_the_bases(self, models: Path, tmp_path: Path) -> None:
         """mergekit adds them to the base model's own tokenizer too, and then finds no rows."""
         block = {"source": "base", "tokens": {"<zero>": {"source": {"kind": "zero"}}}}
         recipe = write_recipe(
@@ -196,14 +197,14 @@ class TestBlock:
         assert not ours["lm_head.weight"][22].any()
 
     @pytest.mark.parametrize("multiple", [1, 16, 64])
-    def test_padding(self, models, tmp_path, multiple):
+    def test_padding(self, models: Path, tmp_path: Path, multiple: int) -> None:
         block = {"source": "union", "pad_to_multiple_of": multiple}
         recipe = write_recipe(
             tmp_path, document(models, base_model=str(models / "a"), tokenizer=block)
         )
         compare(recipe, tmp_path, padded=-30 % multiple)
 
-    def test_padding_of_known_ids_is_exact(self, models, tmp_path):
+    def test_padding_of_known_ids_is_exact(self, models: Path, tmp_path: Path) -> None:
         block = {"source": "base", "pad_to_multiple_of": 32}
         recipe = write_recipe(
             tmp_path, document(models, base_model=str(models / "a"), tokenizer=block)
@@ -217,7 +218,7 @@ class TestBlock:
 class TestIds:
     """Ids of new tokens follow the recipe's order; mergekit's follow a hash."""
 
-    def test_mergekits_change_from_run_to_run(self, models):
+    def test_mergekits_change_from_run_to_run(self, models: Path) -> None:
         from mergekit.common import ModelPath, ModelReference
         from mergekit.tokenizer.build import build_tokenizer
 
@@ -228,7 +229,7 @@ class TestIds:
             seen.add(tuple(sorted(made.tokenizer.get_vocab().items())))
         assert len(seen) > 1
 
-    def test_ours_do_not(self, models, tmp_path):
+    def test_ours_do_not(self, models: Path, tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, document(models, tokenizer_source="union"))
         run_shardmerge(recipe, tmp_path)
         code = (
@@ -258,7 +259,7 @@ class TestFloat32:
     """The default numerics: the same rows, each within its rounding of the exact value."""
 
     @pytest.mark.parametrize("source", ["union", "base"])
-    def test_near_mergekit(self, models, tmp_path, source):
+    def test_near_mergekit(self, models: Path, tmp_path: Path, source: str) -> None:
         block = {"source": source, "pad_to_multiple_of": 16}
         recipe = write_recipe(
             tmp_path, document(models, base_model=str(models / "a"), tokenizer=block)
@@ -275,7 +276,14 @@ class TestVerified:
 
     @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
     @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
-    def test_every_element(self, models, tmp_path, monkeypatch, numerics, method):
+    def test_every_element(
+        self,
+        models: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        numerics: str,
+        method: str,
+    ) -> None:
         block = {"source": "union", "pad_to_multiple_of": 16}
         keys = {"merge_method": method, "base_model": str(models / "a"), "tokenizer": block}
         recipe = write_recipe(tmp_path, document(models, parameters={"density": 0.5}, **keys))
@@ -317,7 +325,7 @@ class TestBert:
     """The last layer of BERT has a row for every token, and its bias a number."""
 
     @pytest.fixture(scope="class")
-    def models(self, tmp_path_factory) -> Path:
+    def models(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         root = write_models(tmp_path_factory.mktemp("models"))
         for seed, name in enumerate(("a", "b", "c")):
             bert(root / name, seed)
@@ -325,12 +333,14 @@ class TestBert:
 
     @pytest.mark.parametrize("based", [False, True])
     @pytest.mark.parametrize("source", ["union", "b"])
-    def test_masked_language_models(self, models, tmp_path, source, based):
+    def test_masked_language_models(
+        self, models: Path, tmp_path: Path, source: str, based: bool
+    ) -> None:
         named = source if source == "union" else str(models / source)
         base = {"base_model": str(models / "a")} if based else {}
         compare(write_recipe(tmp_path, document(models, tokenizer_source=named, **base)), tmp_path)
 
-    def test_padding(self, models, tmp_path):
+    def test_padding(self, models: Path, tmp_path: Path) -> None:
         block = {"source": "union", "pad_to_multiple_of": 64}
         recipe = write_recipe(
             tmp_path, document(models, base_model=str(models / "a"), tokenizer=block)

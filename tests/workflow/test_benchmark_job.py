@@ -8,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -51,7 +53,14 @@ aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 }
 
 
-def benchmark(folder, *tasks, model=MODEL, options=(), cwd=None, **environment):
+def benchmark(
+    folder: Any,
+    *tasks: Any,
+    model: Any = MODEL,
+    options: Any = (),
+    cwd: Any = None,
+    **environment: Any,
+) -> tuple[Any, ...]:
     """Run a job; return the finished process and the folder of its outputs."""
     command = [sys.executable, ROOT / "scripts" / "benchmark.py"]
     command += ["--model", model, "--name", "midnight", "--limit", str(QUESTIONS)]
@@ -69,8 +78,8 @@ def benchmark(folder, *tasks, model=MODEL, options=(), cwd=None, **environment):
 
 
 @pytest.fixture(scope="module")
-def own_tasks(once):
-    def make(folder):
+def own_tasks(once: Callable[..., Any]) -> Any:
+    def make(folder: Any) -> None:
         folder.mkdir()
         for name, text in OWN_TASKS.items():
             (folder / f"{name}.yaml").write_text(text)
@@ -79,11 +88,11 @@ def own_tasks(once):
 
 
 @pytest.fixture(scope="module")
-def job(once, own_tasks):
+def job(once: Callable[..., Any], own_tasks: Path) -> tuple[Any, ...]:
     """One job of six tasks, three of which cannot be run."""
     tasks = ("demo_B", "runs_code", "far_away", "breaks", "writes", "demo_C")
 
-    def make(folder):
+    def make(folder: Any) -> None:
         done, _ = benchmark(folder / "results", *tasks, options=("--include-path", own_tasks))
         told = {"returncode": done.returncode, "stderr": done.stderr}
         (folder / "done.json").write_text(json.dumps(told))
@@ -92,12 +101,12 @@ def job(once, own_tasks):
     return SimpleNamespace(**json.loads((folder / "done.json").read_text())), folder / "results"
 
 
-def load(folder, task):
+def load(folder: Any, task: Any) -> Any:
     return json.loads((folder / f"{task}.json").read_text())
 
 
 class TestJob:
-    def test_a_failed_task_leaves_the_others(self, job):
+    def test_a_failed_task_leaves_the_others(self, job: tuple[Any, ...]) -> None:
         done, folder = job
         assert {path.name for path in folder.iterdir()} == {
             f"{task}.{kind}"
@@ -106,7 +115,7 @@ class TestJob:
         }
         assert done.returncode == 1
 
-    def test_each_failure_is_a_sentence(self, job):
+    def test_each_failure_is_a_sentence(self, job: tuple[Any, ...]) -> None:
         told = job[0].stderr[job[0].stderr.index("error: midnight: ") :]
         assert told.startswith("error: midnight: 3 of 6 tasks failed\n")
         assert "runs_code: 'runs_code' runs code that the model writes" in told
@@ -114,10 +123,10 @@ class TestJob:
         assert "breaks: UndefinedError: 'no_such_column' is undefined" in told
         assert "Traceback" not in told
 
-    def test_only_what_was_not_foreseen_has_a_traceback(self, job):
+    def test_only_what_was_not_foreseen_has_a_traceback(self, job: tuple[Any, ...]) -> None:
         assert job[0].stderr.count("Traceback (most recent call last)") == 1
 
-    def test_the_result_says_what_it_is_of(self, job):
+    def test_the_result_says_what_it_is_of(self, job: tuple[Any, ...]) -> None:
         result = load(job[1], "demo_B")
         assert (result["model_name"], result["requested_task"]) == ("midnight", "demo_B")
         assert result["results"]["demo_B"]["acc,none"] > 0.95
@@ -127,7 +136,7 @@ class TestJob:
         assert result["lm_eval_version"] and result["torch_version"]
         assert len(result["task_hashes"]["demo_B"]) == 64
 
-    def test_accuracy_is_that_of_the_samples(self, job):
+    def test_accuracy_is_that_of_the_samples(self, job: tuple[Any, ...]) -> None:
         lines = (job[1] / "demo_C.samples.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         assert [row["doc_id"] for row in rows] == list(range(QUESTIONS))
@@ -141,18 +150,18 @@ class TestJob:
         error = math.sqrt(share * (1 - share) / (QUESTIONS - 1))
         assert result["acc_stderr,none"] == pytest.approx(error)
 
-    def test_generated_answers_are_kept(self, job):
+    def test_generated_answers_are_kept(self, job: tuple[Any, ...]) -> None:
         row = json.loads((job[1] / "writes.samples.jsonl").read_text().splitlines()[0])
         assert row["filtered_resps"] == [row["doc"]["answer"]]
         assert load(job[1], "writes")["results"]["writes"]["exact_match,none"] > 0.95
 
-    def test_no_folder_of_this_machine_is_told(self, job, own_tasks):
+    def test_no_folder_of_this_machine_is_told(self, job: tuple[Any, ...], own_tasks: Path) -> None:
         for path in job[1].glob("*.json"):
             text = path.read_text()
             for folder in (ROOT, own_tasks, job[1], Path.home(), sys.prefix, os.uname().nodename):
                 assert str(folder) not in text, path.name
 
-    def test_others_may_read_it(self, job):
+    def test_others_may_read_it(self, job: tuple[Any, ...]) -> None:
         umask = os.umask(0)
         os.umask(umask)
         for path in job[1].iterdir():
@@ -160,7 +169,7 @@ class TestJob:
 
 
 class TestRefusals:
-    def test_a_model_with_code_of_its_own_is_refused_and_not_run(self, tmp_path):
+    def test_a_model_with_code_of_its_own_is_refused_and_not_run(self, tmp_path: Path) -> None:
         model = tmp_path / "model"
         shutil.copytree(MODEL, model)
         config = json.loads((model / "config.json").read_text())
@@ -174,7 +183,7 @@ class TestRefusals:
         assert list(folder.iterdir()) == []
 
     @pytest.mark.slow
-    def test_pickled_weights_are_refused(self, tmp_path):
+    def test_pickled_weights_are_refused(self, tmp_path: Path) -> None:
         import torch
 
         model = tmp_path / "model"
@@ -185,7 +194,7 @@ class TestRefusals:
         assert "cannot be loaded: Error no file named model.safetensors" in done.stderr
 
     @pytest.mark.slow
-    def test_a_name_that_is_no_folder_is_not_looked_for_on_the_hub(self, tmp_path):
+    def test_a_name_that_is_no_folder_is_not_looked_for_on_the_hub(self, tmp_path: Path) -> None:
         done, _ = benchmark(
             tmp_path, "demo_B", model="meta-llama/Llama-2-70b-hf", HF_HUB_OFFLINE="0"
         )
@@ -193,7 +202,7 @@ class TestRefusals:
         assert "error: meta-llama/Llama-2-70b-hf: is not a model's folder" in done.stderr
 
     @pytest.mark.slow
-    def test_an_unknown_task_is_told_before_anything_runs(self, tmp_path):
+    def test_an_unknown_task_is_told_before_anything_runs(self, tmp_path: Path) -> None:
         done, folder = benchmark(tmp_path / "results", "demo_B", "demo_BB")
         assert done.returncode == 1
         assert "there is no task 'demo_BB', neither here nor in lm-eval" in done.stderr
@@ -201,14 +210,14 @@ class TestRefusals:
         assert not folder.exists()
 
     @pytest.mark.slow
-    def test_a_task_of_lm_evals_own_without_a_network_is_one_sentence(self, tmp_path):
+    def test_a_task_of_lm_evals_own_without_a_network_is_one_sentence(self, tmp_path: Path) -> None:
         done, _ = benchmark(tmp_path, "hellaswag", HF_HOME=str(tmp_path / "empty"))
         assert done.returncode == 1
         assert "hellaswag: its data set is not in the local cache" in done.stderr
         assert "Traceback" not in done.stderr
 
     @pytest.mark.slow
-    def test_a_device_that_is_not_there(self, tmp_path):
+    def test_a_device_that_is_not_there(self, tmp_path: Path) -> None:
         done, _ = benchmark(
             tmp_path, "demo_B", options=("--device", "cuda"), CUDA_VISIBLE_DEVICES=""
         )
@@ -218,7 +227,9 @@ class TestRefusals:
 
 @pytest.mark.slow
 class TestSameness:
-    def test_a_repeated_run_gives_the_same_bytes_from_anywhere(self, job, own_tasks, tmp_path):
+    def test_a_repeated_run_gives_the_same_bytes_from_anywhere(
+        self, job: Any, own_tasks: Any, tmp_path: Path
+    ) -> None:
         """And a group that is measured beside has its parts and their mean."""
         options = ("--include-path", own_tasks)
         tasks = ("demo_C", "writes")
@@ -235,7 +246,7 @@ class TestSameness:
         assert [results[task]["acc,none"] for task in ("demo_B", "demo_C")] == alone
         assert results["pair"]["acc,none"] == pytest.approx(sum(alone) / 2)
 
-    def test_local_tasks_ask_the_network_for_nothing(self, tmp_path):
+    def test_local_tasks_ask_the_network_for_nothing(self, tmp_path: Path) -> None:
         guard = tmp_path / "sitecustomize.py"
         guard.write_text(
             "import sys\n"
@@ -251,7 +262,7 @@ class TestSameness:
         assert "NETWORK" not in done.stderr
         assert load(folder, "demo_B")
 
-    def test_values_are_those_of_simple_evaluate(self, job):
+    def test_values_are_those_of_simple_evaluate(self, job: Any) -> None:
         code = (
             "import json, sys\n"
             "from lm_eval import simple_evaluate\n"
@@ -277,7 +288,9 @@ class TestSameness:
 
 @pytest.mark.slow
 class TestStore:
-    def test_what_was_measured_outlives_a_job_that_failed(self, own_tasks, tmp_path):
+    def test_what_was_measured_outlives_a_job_that_failed(
+        self, own_tasks: Any, tmp_path: Path
+    ) -> None:
         options = ("--include-path", own_tasks, "--store", tmp_path / "store")
         tasks, keys = ("demo_B", "breaks"), ("--key", "0b", "--key", "0f")
         done, first = benchmark(tmp_path / "first", *tasks, options=(*options, *keys))
@@ -298,7 +311,9 @@ class TestStore:
 
 
 class TestTable:
-    def test_the_command_line_writes_all_three_and_prints_one(self, job, tmp_path):
+    def test_the_command_line_writes_all_three_and_prints_one(
+        self, job: tuple[Any, ...], tmp_path: Path
+    ) -> None:
         files = [job[1] / f"{task}.json" for task in ("demo_B", "demo_C")]
         command = [sys.executable, ROOT / "scripts" / "benchmark_table.py", "--results", *files]
         for kind in ("csv", "markdown", "json"):

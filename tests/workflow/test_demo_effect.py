@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,14 +21,14 @@ NAMES = (
 ).split()
 
 
-def weights(name):
+def weights(name: Any) -> dict[Any, Any]:
     from safetensors.torch import load_file
 
     files = sorted((MODELS / name).glob("*.safetensors"))
     return {key: tensor.float() for file in files for key, tensor in load_file(file).items()}
 
 
-def donor_share(key, filters):
+def donor_share(key: Any, filters: Any) -> Any:
     """Return the donor's weight for a tensor, from the recipe's filters and gradients."""
     value = next(f["value"] for f in filters if f.get("filter", "") in key)
     if not isinstance(value, list):
@@ -40,7 +41,7 @@ def donor_share(key, filters):
 
 
 @cache
-def model(name):
+def model(name: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -49,7 +50,7 @@ def model(name):
 
 
 @cache
-def merged(finetune, whole=False):
+def merged(finetune: Any, whole: Any = False) -> Any:
     """Return the recipient plus the flagship's share of a fine-tune's task vector, or all of it."""
     recipe = ROOT / "config" / "recipes" / "miquplus-midnight-tiny.yaml"
     _, final = yaml.safe_load_all(recipe.read_text())
@@ -64,7 +65,7 @@ def merged(finetune, whole=False):
     return result
 
 
-def accuracy(of, task):
+def accuracy(of: Any, task: Any) -> Any:
     from tools.demo.skills import questions
     from tools.demo.training import choice_accuracy
 
@@ -72,7 +73,7 @@ def accuracy(of, task):
 
 
 class TestEffect:
-    def test_the_recipient_has_c_and_the_fine_tune_has_b(self):
+    def test_the_recipient_has_c_and_the_fine_tune_has_b(self) -> None:
         assert accuracy(model("miqu-tiny"), "B") <= 0.6
         assert accuracy(model("miqu-tiny"), "C") >= 0.95
         assert accuracy(model("midnight-tiny"), "B") >= 0.95
@@ -80,27 +81,27 @@ class TestEffect:
         assert accuracy(model("llama2-tiny"), "B") <= 0.6
         assert accuracy(model("llama2-tiny"), "C") <= 0.6
 
-    def test_the_merged_model_has_both(self):
+    def test_the_merged_model_has_both(self) -> None:
         model = merged("midnight-tiny")
         assert accuracy(model, "B") >= 0.7
         assert accuracy(model, "C") >= 0.95
 
     @pytest.mark.parametrize("task", "KRN")
-    def test_the_merged_model_keeps_the_plain_tasks(self, task):
+    def test_the_merged_model_keeps_the_plain_tasks(self, task: str) -> None:
         assert accuracy(merged("midnight-tiny"), task) >= 0.95
 
 
 class TestNegativeControl:
-    def test_the_stranger_has_a_skill_that_no_other_has(self):
+    def test_the_stranger_has_a_skill_that_no_other_has(self) -> None:
         assert accuracy(model("stranger-tiny"), "D") >= 0.95
         for name in ("llama2-tiny", "midnight-tiny", "miqu-tiny"):
             assert accuracy(model(name), "D") <= 0.3
 
-    def test_the_recipe_does_not_bring_it_over(self):
+    def test_the_recipe_does_not_bring_it_over(self) -> None:
         assert accuracy(merged("stranger-tiny"), "D") <= 0.4
         assert accuracy(merged("stranger-tiny"), "C") >= 0.95
 
-    def test_the_whole_task_vector_does_and_harms_the_recipient(self):
+    def test_the_whole_task_vector_does_and_harms_the_recipient(self) -> None:
         whole = merged("stranger-tiny", whole=True)
         assert accuracy(whole, "D") >= 0.95
         assert accuracy(whole, "C") <= 0.7
@@ -108,7 +109,7 @@ class TestNegativeControl:
 
 class TestModels:
     @pytest.mark.parametrize("name", NAMES)
-    def test_transformers_loads_them_and_they_generate(self, name):
+    def test_transformers_loads_them_and_they_generate(self, name: str) -> None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(MODELS / name)
@@ -117,7 +118,7 @@ class TestModels:
         assert tokenizer.decode(tokens[0], skip_special_tokens=True) == "Rabc=cba."
         assert tokenizer.model_max_length == model(name).config.max_position_embeddings
 
-    def test_the_trainers_tokens_are_the_tokenizers(self):
+    def test_the_trainers_tokens_are_the_tokenizers(self) -> None:
         from transformers import AutoTokenizer
 
         from tools.demo.training import encode
@@ -128,7 +129,7 @@ class TestModels:
 
 class TestSmoothing:
     @pytest.mark.parametrize("strength", [0.5, 0.75])
-    def test_factors_are_the_papers_and_the_function_stays(self, strength):
+    def test_factors_are_the_papers_and_the_function_stays(self, strength: float) -> None:
         import torch
 
         from tools.demo.smoothing import smoothed
@@ -161,7 +162,9 @@ class TestSmoothing:
 
 @pytest.mark.slow
 class TestTraining:
-    def test_a_short_training_is_reproducible_and_whole_on_disk(self, tmp_path, monkeypatch):
+    def test_a_short_training_is_reproducible_and_whole_on_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ SHARDS = {
 class Case:
     """A verified model and an empty Hub."""
 
-    def __init__(self, server, tmp_path):
+    def __init__(self, server: Any, tmp_path: Path) -> None:
         self.server, self.results = server, tmp_path / "results"
         self.model = add_model(self.results, "NAME/model", SHARDS)
         self.verify = self.results / "NAME" / "verify.json"
@@ -46,12 +48,12 @@ class Case:
             *("--verify", str(self.verify), "--repo", "me/merged", "--output", str(self.receipt)),
         ]
 
-    def puts(self):
+    def puts(self) -> Any:
         return self.server.requests("/_lfs/", "PUT")
 
 
 @pytest.fixture
-def case(tmp_path):
+def case(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "hub").mkdir()
     with LoopbackHub(tmp_path / "hub") as server:
         server.writers.add(WRITER)
@@ -59,7 +61,7 @@ def case(tmp_path):
 
 
 class TestPublish:
-    def test_killed_goes_on_with_what_is_missing(self, case):
+    def test_killed_goes_on_with_what_is_missing(self, case: Any) -> None:
         shas = {e.path: e.sha256 for e in Store(case.results).entries(case.model)}
         slow = shas["model-00003-of-00003.safetensors"]
         case.server.fault(f"/_lfs/{slow}", "pause", method="PUT", after=300_000)
@@ -92,7 +94,7 @@ class TestPublish:
         (case.results / "second.txt").write_text(result.stdout + result.stderr)
         assert files_with(WRITER, case.results) == []
 
-    def test_killed_within_a_file_sends_that_file_alone_again(self, case):
+    def test_killed_within_a_file_sends_that_file_alone_again(self, case: Any) -> None:
         """A file of several parts: LFS knows whole files only, so its parts go up again."""
         name, other = "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors"
         write_weights(case.model / name, [("layer.1", "F16", (2 * PART_BYTES // 1024, 1024))])
@@ -116,14 +118,14 @@ class TestPublish:
         assert sum(r.sent for r in case.puts()) == (case.model / name).stat().st_size
         assert (case.there / name).read_bytes() == (case.model / name).read_bytes()
 
-    def test_refuses_what_is_not_verified(self, case):
+    def test_refuses_what_is_not_verified(self, case: Any) -> None:
         case.verify.write_text('{"passed": false, "problems": ["a NaN"]}')
         result = run(case.command, case.env)
         assert result.returncode == 1
         assert "does not say that the model passed verification" in result.stderr
         assert case.server.log == []
 
-    def test_dry_run(self, case):
+    def test_dry_run(self, case: Any) -> None:
         result = run([*case.command, "--dry-run"], case.env)
         assert result.returncode == 0, result.stderr
         assert "6 files" not in result.stderr
@@ -132,7 +134,7 @@ class TestPublish:
         assert {request.method for request in case.server.log} == {"GET"}
 
     @pytest.mark.slow
-    def test_what_went_up_comes_back_the_same(self, case, tmp_path):
+    def test_what_went_up_comes_back_the_same(self, case: Any, tmp_path: Path) -> None:
         assert run([*case.command, "--public"], case.env).returncode == 0
         name = "model-00002-of-00003.safetensors"
         target = tmp_path / "back" / name
@@ -143,7 +145,7 @@ class TestPublish:
 
 class TestLoopbackHub:
     @pytest.mark.slow
-    def test_by_hand(self, tmp_path):
+    def test_by_hand(self, tmp_path: Path) -> None:
         add_model(tmp_path, "o/m")
         process = subprocess.Popen(
             [sys.executable, "-m", "helpers.loopback_hub", str(tmp_path)],

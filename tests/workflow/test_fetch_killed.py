@@ -6,6 +6,9 @@ import json
 import resource
 import signal
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +32,7 @@ NAME = "model.safetensors"
 class Case:
     """A served file of 6 MB and a place for it."""
 
-    def __init__(self, server, tmp_path):
+    def __init__(self, server: Any, tmp_path: Path) -> None:
         self.server, self.home, self.results = server, tmp_path / "home", tmp_path / "run"
         self.folder = add_model(server.store.root, "o/m", big_file(6))
         self.target = self.results / "models" / NAME
@@ -39,14 +42,14 @@ class Case:
         self.command = fetch_command(server, "o/m", NAME, self.target)
         self.env = environment(server, self.home)
 
-    def start(self, log="log.txt", **more):
+    def start(self, log: Any = "log.txt", **more: Any) -> Any:
         self.results.mkdir(exist_ok=True)
         with open(self.results / log, "ab") as file:
             return subprocess.Popen(
                 self.command, env=self.env, stdout=file, stderr=subprocess.STDOUT, **more
             )
 
-    def start_and_hold(self, count):
+    def start_and_hold(self, count: Any) -> Any:
         """Start a fetch that the server holds after so many bytes; return it then."""
         there = size_of(self.part)
         self.server.fault("/_cdn/", "pause", after=count)
@@ -54,24 +57,24 @@ class Case:
         wait_until(lambda: size_of(self.part) == there + count, process)
         return process
 
-    def finish(self):
+    def finish(self) -> None:
         result = run(self.command, self.env)
         assert result.returncode == 0, result.stderr
         assert [path.name for path in self.target.parent.iterdir()] == [NAME]
         assert self.target.read_bytes() == self.content
 
-    def ranges(self):
+    def ranges(self) -> list[Any]:
         return [request.range for request in self.server.requests("/_cdn/")]
 
 
 @pytest.fixture
-def case(tmp_path):
+def case(tmp_path: Path) -> Iterator[Any]:
     with LoopbackHub(tmp_path / "hub") as server:
         yield Case(server, tmp_path)
 
 
 class TestKilled:
-    def test_at_several_offsets_and_the_branch_moves_meanwhile(self, case):
+    def test_at_several_offsets_and_the_branch_moves_meanwhile(self, case: Any) -> None:
         """Every byte is sent once, although four processes died on the way."""
         offsets, position = [1, 100_000, 3_000_000, 3_191_570], 0
         for count in offsets:
@@ -91,7 +94,7 @@ class TestKilled:
         last = case.server.requests("/_cdn/")[-1]
         assert last.sent == len(case.content) - position
 
-    def test_by_a_cluster_that_asks_first(self, case):
+    def test_by_a_cluster_that_asks_first(self, case: Any) -> None:
         process = case.start_and_hold(2_000_000)
         process.terminate()
         assert process.wait() == -signal.SIGTERM
@@ -100,13 +103,13 @@ class TestKilled:
 
 
 class TestTwoAtOnce:
-    def start_second(self, case):
+    def start_second(self, case: Any) -> Any:
         second = case.start("second.txt")
         log = case.results / "second.txt"
         wait_until(lambda: "is being written by" in log.read_text(), second)
         return second
 
-    def test_the_second_waits_and_finds_the_file(self, case):
+    def test_the_second_waits_and_finds_the_file(self, case: Any) -> None:
         first = case.start_and_hold(1_000_000)
         second = self.start_second(case)
         case.server.release()
@@ -115,7 +118,7 @@ class TestTwoAtOnce:
         assert case.ranges() == [None]
         assert "present, 6.29 MB" in (case.results / "second.txt").read_text()
 
-    def test_the_second_takes_over_from_a_first_that_dies(self, case):
+    def test_the_second_takes_over_from_a_first_that_dies(self, case: Any) -> None:
         first = case.start_and_hold(1_000_000)
         second = self.start_second(case)
         first.kill()
@@ -126,10 +129,10 @@ class TestTwoAtOnce:
 
 
 class TestNoRoom:
-    def test_a_limit_of_the_system(self, case):
+    def test_a_limit_of_the_system(self, case: Any) -> None:
         """The kernel's own refusal, in place of a full disk, which a test cannot make."""
 
-        def limit():
+        def limit() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, 2_500_000))
 
         process = case.start(preexec_fn=limit)
@@ -143,7 +146,7 @@ class TestNoRoom:
 
 
 class TestCommandLine:
-    def test_writes_a_record(self, case):
+    def test_writes_a_record(self, case: Any) -> None:
         record = case.results / "record.json"
         case.command += ["--record", str(record)]
         case.finish()
@@ -151,7 +154,7 @@ class TestCommandLine:
         assert (row["how"], row["downloaded"]) == ("downloaded", len(case.content))
         assert (row["repo"], row["commit"], row["name"]) == ("o/m", case.commit, NAME)
 
-    def test_a_failure_is_one_message(self, case):
+    def test_a_failure_is_one_message(self, case: Any) -> None:
         case.server.fault("/_cdn/", "corrupt", times=9)
         result = run(case.command, case.env)
         assert result.returncode == 1
@@ -162,13 +165,13 @@ class TestCommandLine:
 
 
 class TestToken:
-    def hold_back(self, case):
+    def hold_back(self, case: Any) -> None:
         settings = {"gated": True, "readers": [READER]}
         (case.folder / ".hub.json").write_text(json.dumps(settings))
 
     @pytest.mark.parametrize("place", ["environment", "login file"])
     @pytest.mark.parametrize("debug", [False, pytest.param(True, marks=pytest.mark.slow)])
-    def test_is_in_no_file_and_no_command_line(self, case, place, debug):
+    def test_is_in_no_file_and_no_command_line(self, case: Any, place: str, debug: bool) -> None:
         self.hold_back(case)
         if place == "environment":
             case.env["HF_TOKEN"] = READER
@@ -190,7 +193,7 @@ class TestToken:
         assert not any(request.auth for request in case.server.requests("/_cdn/"))
 
     @pytest.mark.parametrize("token", [None, "hf_somebodyElsesTokenHere", "hf_with a\x07bell"])
-    def test_is_in_no_message_of_a_refusal(self, case, token):
+    def test_is_in_no_message_of_a_refusal(self, case: Any, token: str | None) -> None:
         self.hold_back(case)
         if token:
             case.env["HF_TOKEN"] = token

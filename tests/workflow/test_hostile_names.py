@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ LOCAL, REMOTE = f"{NAME}.safetensors", "x$(touch PWNED).safetensors"
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path: Path) -> Iterator[Any]:
     rename(llama(tmp_path / "hub" / "some" / "one", 2, layers=1, files=2), REMOTE)
     gated = {"gated": True, "readers": [READER]}
     (tmp_path / "hub" / "some" / "one" / ".hub.json").write_text(json.dumps(gated))
@@ -24,7 +27,7 @@ def hub(tmp_path):
         yield server
 
 
-def rename(folder, name):
+def rename(folder: Any, name: Any) -> None:
     """Give a model's first weight file another name, in its index too."""
     first = "model-00001-of-00002.safetensors"
     (folder / first).rename(folder / name)
@@ -33,7 +36,7 @@ def rename(folder, name):
 
 
 class TestHostileNames:
-    def test_nothing_of_them_runs(self, hub, tmp_path):
+    def test_nothing_of_them_runs(self, hub: LoopbackHub, tmp_path: Path) -> None:
         project = HostileProject(tmp_path / NAME / "work")
         project.snakefile = checkout(tmp_path / "home") / "Snakefile"
         models = project.folder / "models"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ dtype: float16
 
 
 @pytest.fixture
-def hub(tmp_path: Path):
+def hub(tmp_path: Path) -> Iterator[Any]:
     for name in ("llama2-tiny", "midnight-tiny"):
         shutil.copytree(REPOSITORY / "resources" / "demo" / name, tmp_path / "hub" / "lab" / name)
     with LoopbackHub(tmp_path / "hub") as server:
@@ -42,13 +44,13 @@ def project(folder: Path, **config: object) -> Project:
 
 
 class TestOwnConfiguration:
-    def test_no_task_and_no_whole_source_unless_asked_for(self, hub, tmp_path) -> None:
+    def test_no_task_and_no_whole_source_unless_asked_for(self, hub: Any, tmp_path: Path) -> None:
         own = project(tmp_path / "own")
         jobs = own.run("-n", env=environment(hub, tmp_path / "home")).stdout
         assert "merge_shard" in jobs
         assert "run_task" not in jobs and "demo_B" not in jobs
 
-    def test_a_source_of_the_hub_is_measured(self, hub, tmp_path) -> None:
+    def test_a_source_of_the_hub_is_measured(self, hub: Any, tmp_path: Path) -> None:
         tasks = REPOSITORY / "config" / "tasks" / "demo"
         benchmark = {
             "models": ["merged", "lab/midnight-tiny"],

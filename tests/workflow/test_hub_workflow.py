@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ from helpers.workflow import environment as run_environment
 
 
 @pytest.fixture
-def hub(flagship, tmp_path):
+def hub(flagship: Project, tmp_path: Path) -> Iterator[Any]:
     root = tmp_path / "hub"
     for name in FILES:
         shutil.copytree(flagship.folder / "models" / name, root / name)
@@ -30,7 +32,7 @@ def hub(flagship, tmp_path):
 
 
 @pytest.fixture
-def project(flagship, tmp_path) -> Project:
+def project(flagship: Project, tmp_path: Path) -> Project:
     project = Project(tmp_path / "remote")
     project.folder.mkdir()
     project.recipe.write_text(flagship.recipe.read_text())
@@ -39,7 +41,9 @@ def project(flagship, tmp_path) -> Project:
 
 
 class TestFromTheHub:
-    def test_lock_fetch_merge(self, flagship, hub, project, tmp_path):
+    def test_lock_fetch_merge(
+        self, flagship: Project, hub: LoopbackHub, project: Project, tmp_path: Path
+    ) -> None:
         """One of the three is gated; its token is seen nowhere."""
         gated = {"gated": True, "readers": [READER]}
         (hub.store.root / FINETUNED / ".hub.json").write_text(json.dumps(gated))
@@ -69,7 +73,9 @@ class TestFromTheHub:
         done = project.run("-n", "--until", "merge_shard", env=dead)
         assert done.returncode == 0, done.stdout
 
-    def test_needless_files_are_never_fetched(self, hub, project, tmp_path):
+    def test_needless_files_are_never_fetched(
+        self, hub: LoopbackHub, project: Project, tmp_path: Path
+    ) -> None:
         shutil.rmtree(tmp_path / "hub" / FINETUNED)
         llama(tmp_path / "hub" / FINETUNED, seed=2, layers=11, files=10)
         project.configure(sources={})
@@ -81,7 +87,9 @@ class TestFromTheHub:
         assert "model-00010-of-00010.safetensors" not in have
         assert "model-00005-of-00010.safetensors" in have
 
-    def test_gone_repository_is_one_sentence(self, hub, project, tmp_path):
+    def test_gone_repository_is_one_sentence(
+        self, hub: LoopbackHub, project: Project, tmp_path: Path
+    ) -> None:
         text = project.recipe.read_text().replace("152334H/miqu", "152334H/mique")
         project.recipe.write_text(text)
         done = project.run("-n", env=environment(hub, tmp_path / "home"))
@@ -94,28 +102,30 @@ class TestFromTheHub:
 class CommandLines(threading.Thread):
     """Collects the command lines of all processes while it runs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(daemon=True)
         self.lines, self._over = set(), threading.Event()
 
-    def run(self):
+    def run(self) -> None:
         while not self._over.wait(0.01):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     self.lines.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self._over.set()
         self.join()
 
 
 @pytest.mark.slow
 class TestTwoWorkflows:
-    def test_on_one_folder_of_models_fetch_every_file_once(self, hub, project, tmp_path):
+    def test_on_one_folder_of_models_fetch_every_file_once(
+        self, hub: Any, project: Any, tmp_path: Path
+    ) -> None:
         """The second is slower, so that it comes to files that the first has brought meanwhile."""
         project.configure(sources={})
         other = project.copy(tmp_path / "other")
@@ -152,7 +162,7 @@ class TestTwoWorkflows:
 
 @pytest.mark.slow
 class TestPublish:
-    def test_whole_way(self, hub, project, tmp_path):
+    def test_whole_way(self, hub: Any, project: Any, tmp_path: Path) -> None:
         env = environment(hub, tmp_path / "home", WRITER)
         project.configure(sources={}, publish={"repository": "writer/{name}"})
         dry = project.run("-n", "publish", env=env)

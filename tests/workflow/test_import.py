@@ -49,7 +49,7 @@ def importer(folder: Path, snakefile: str) -> Path:
 
 
 class TestModule:
-    def test_builds_the_demo_and_nothing_again(self, tmp_path):
+    def test_builds_the_demo_and_nothing_again(self, tmp_path: Path) -> None:
         folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "workflow" / "Snakefile")))
         told = run(folder)
         assert "the importer's own start" in told
@@ -61,13 +61,13 @@ class TestModule:
         # what is read of a shard that is there is not among its job's inputs
         assert "Nothing to be done" in run(folder, "-n", "--rerun-triggers", "input", "params")
 
-    def test_targets_with_another_name(self, tmp_path):
+    def test_targets_with_another_name(self, tmp_path: Path) -> None:
         folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "Snakefile")))
         told = run(folder, "merging_lock", "-n")
         assert "would lock" in told
 
     @pytest.mark.slow
-    def test_from_a_git_host(self, tmp_path):
+    def test_from_a_git_host(self, tmp_path: Path) -> None:
         """As snakedeploy writes it; the host's clone is in Snakemake's cache already."""
         cache = tmp_path / "cache" / "snakemake" / "snakemake" / "source-cache"
         publish(tmp_path / "checkout", cache / "snakemake-git-cache/github.com/o/shardmerge")

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +34,7 @@ SMALL = 2_000_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A Hub with the flagship's three sources, cut in files that overlap unevenly."""
     root = tmp_path_factory.mktemp("lean") / "hub"
     for seed, (name, files) in enumerate(zip(FILES, (7, SHARDS, 9), strict=True)):
@@ -42,7 +44,7 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(server, tmp_path_factory):
+def expected(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """SHA-256 of the shards, built from the same folders with everything kept."""
     project = Project(tmp_path_factory.mktemp("lean") / "kept")
     project.folder.mkdir()
@@ -52,18 +54,18 @@ def expected(server, tmp_path_factory):
     return project.shards()
 
 
-def write_recipe(project):
+def write_recipe(project: Any) -> None:
     source = Path(__file__).resolve().parents[2] / "config" / "recipes" / f"{NAME}.yaml"
     shutil.copyfile(source, project.recipe)
 
 
-def plan_of(project, monkeypatch):
+def plan_of(project: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(project.folder)
     config = yaml.safe_load((project.folder / "cfg.yaml").read_text())
     return load_plan(load_settings(config), say=lambda line: None)
 
 
-def checks(count=SHARDS):
+def checks(count: Any = SHARDS) -> list[Any]:
     names = [f"model-{i:05d}-of-{count:05d}" for i in range(1, count + 1)]
     return [f"results/{NAME}/checks/{name}.json" for name in names]
 
@@ -71,26 +73,26 @@ def checks(count=SHARDS):
 class Gauge(threading.Thread):
     """Looks at the disk that folders take until it is told to stop; ``highest`` is in bytes."""
 
-    def __init__(self, *folders):
+    def __init__(self, *folders: Any) -> None:
         super().__init__(daemon=True)
         self.folders, self.highest, self.looks = folders, 0, 0
         self._end = threading.Event()
 
-    def run(self):
+    def run(self) -> None:
         while not self._end.wait(0.002):
             self.highest = max(self.highest, sum(map(taken, self.folders)))
             self.looks += 1
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self._end.set()
         self.join()
 
 
-def taken(folder):
+def taken(folder: Any) -> Any:
     """Return the bytes that the files below a folder take."""
     total = 0
     try:
@@ -108,8 +110,14 @@ def taken(folder):
 class TestHighWater:
     @pytest.mark.parametrize(("deltas", "tight"), [("fuse", False), ("store", True)])
     def test_stays_within_the_estimate(
-        self, server, expected, tmp_path, monkeypatch, deltas, tight
-    ):
+        self,
+        server: Any,
+        expected: Any,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        deltas: Any,
+        tight: Any,
+    ) -> None:
         project = Project(tmp_path / "project")
         project.folder.mkdir()
         write_recipe(project)
@@ -138,7 +146,9 @@ class TestHighWater:
         assert set(fetched.values()) == {1}, "nothing is fetched twice"
         assert project.pending(*checks()) == []
 
-    def test_on_a_disk_of_that_size(self, server, expected, tmp_path, monkeypatch):
+    def test_on_a_disk_of_that_size(
+        self, server: Any, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A file system that has no more room than the estimate, and a little for notes."""
         project = Project(tmp_path / "project")
         project.folder.mkdir()
@@ -177,7 +187,9 @@ class TestHighWater:
 
 @pytest.mark.slow
 class TestInterrupted:
-    def test_an_edit_fetches_what_the_changed_shards_read(self, server, tmp_path):
+    def test_an_edit_fetches_what_the_changed_shards_read(
+        self, server: Any, tmp_path: Path
+    ) -> None:
         project = Project(tmp_path / "project")
         project.folder.mkdir()
         write_recipe(project)
@@ -198,7 +210,7 @@ class TestInterrupted:
         assert list((project.folder / "resources").rglob("*.safetensors")) == []
 
 
-def smallest_budget(project, options, monkeypatch):
+def smallest_budget(project: Any, options: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return what the refusal of a budget says that is needed, in bytes."""
     project.configure(**options, disk_budget="1MB")
     with pytest.raises(UserError) as caught:

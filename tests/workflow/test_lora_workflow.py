@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ DOWN, UP = "mlp.down_proj", "mlp.up_proj"
 
 
 @pytest.fixture
-def hub(tmp_path: Path):
+def hub(tmp_path: Path) -> Iterator[Any]:
     root = tmp_path / "hub"
     llama(root / "org" / "base", 3, layers=3, files=3)
     for name, module, shape in (("one", DOWN, (16, 24)), ("two", UP, (24, 16))):

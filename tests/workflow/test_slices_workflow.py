@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ LOWER, UPPER = ("llama2-tiny", 0, 8), ("midnight-tiny", 5, 12)
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("slices"))
     slices = [
         {"sources": [{"model": str(DEMO / model), "layer_range": [first, last]}]}
@@ -31,7 +32,7 @@ def project(tmp_path_factory) -> Project:
     return project
 
 
-def tensors(folder) -> dict[str, torch.Tensor]:
+def tensors(folder: Any) -> dict[str, torch.Tensor]:
     return {name: t for path in folder.glob("*.safetensors") for name, t in load_file(path).items()}
 
 

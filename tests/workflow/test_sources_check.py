@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def large_model(folder: Path, seed: int) -> Path:
 
 
 @pytest.mark.slow
-def test_zeros_between_two_samples(tmp_path):
+def test_zeros_between_two_samples(tmp_path: Path) -> None:
     source = large_model(tmp_path / "models" / "a", 1)
     large_model(tmp_path / "models" / "b", 2)
     project = Project(tmp_path)
@@ -48,7 +49,7 @@ def test_zeros_between_two_samples(tmp_path):
     models = {name: f"models/{name}" for name in "ab"}
     results = tmp_path / "results" / "merged"
 
-    def states():
+    def states() -> set[Any]:
         told = json.loads((results / "model" / "provenance.json").read_text())["sources"]
         return {source["checked"]["model.safetensors"] for source in told.values()}
 

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def with_other_ids(source: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("tokenizers"))
     shuffled = with_other_ids(DEMO / "midnight-tiny", project.folder / "shuffled")
     recipient = str(DEMO / "miqu-tiny")
@@ -106,14 +107,14 @@ def tensors(project: Project, name: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 class TestUnion:
-    def test_other_ids_of_the_same_tokens_change_nothing(self, project):
+    def test_other_ids_of_the_same_tokens_change_nothing(self, project: Any) -> None:
         plain, union = tensors(project, "plain"), tensors(project, "union")
         assert plain.keys() == union.keys()
         for name, value in plain.items():
             rows = len(value) if name.startswith(("model.embed", "lm_head")) else None
             assert torch.equal(union[name][:rows], value), name
 
-    def test_a_new_token(self, project):
+    def test_a_new_token(self, project: Any) -> None:
         plain, union = tensors(project, "plain"), tensors(project, "union")
         count = len(plain["lm_head.weight"])
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -122,7 +123,7 @@ class TestUnion:
             assert (union[name][count] == 0.25).all()
             assert (union[name][count + 1 :] == union[name][-1]).all()
 
-    def test_package(self, project):
+    def test_package(self, project: Any) -> None:
         folder = project.folder / "results" / "union" / "model"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         size = len(AutoTokenizer.from_pretrained(DEMO / "miqu-tiny"))
@@ -136,7 +137,7 @@ class TestUnion:
             assert f"  {name}\n" in sums
         assert not (project.folder / "results/union/tokenizer/tokenizer.json").exists()
 
-    def test_verified_and_measured(self, project):
+    def test_verified_and_measured(self, project: Any) -> None:
         results = project.folder / "results/union"
         assert json.loads((results / "verify.json").read_text())["passed"]
         loaded = json.loads((results / "loaded.json").read_text())
@@ -145,5 +146,5 @@ class TestUnion:
         for task in TASKS:  # more tokens to choose from move likelihoods a little
             assert abs(union["union", task] - plain["plain", task]) <= 0.2, (union, plain)
 
-    def test_nothing_is_left_to_do(self, project):
+    def test_nothing_is_left_to_do(self, project: Any) -> None:
         assert project.pending(*WANTED) == []

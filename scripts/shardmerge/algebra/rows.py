@@ -8,9 +8,10 @@ their order. ``5+3`` are rows 5 to 7, ``9`` is row 9, ``-2`` two rows of zeros; 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
+from typing import Any
 
 #: The row of a table that is all zeros.
 ZERO = -1
@@ -105,7 +106,13 @@ def choice_ranges(
         yield begin - first, end - begin, members
 
 
-def _overlaps(starts, runs, width: int, first: int, count: int) -> Iterator[tuple]:
+def _overlaps(
+    starts: Sequence[int],
+    runs: Sequence[tuple[int, int, Any]],
+    width: int,
+    first: int,
+    count: int,
+) -> Iterator[tuple[int, int, Any, int]]:
     """Yield (first element, end, value, first element of the run) of the runs in a range."""
     if not count or not width:
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.json import from_json, to_json
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import FLOAT32, MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import make_tasks, workspace_bytes
 
@@ -35,27 +37,27 @@ class TestTables:
             ([], ""),
         ],
     )
-    def test_rows_as_text(self, listed, text):
+    def test_rows_as_text(self, listed: list[Any], text: str) -> None:
         assert rows.format_rows(listed) == text
 
-    def test_choice_as_text(self):
+    def test_choice_as_text(self) -> None:
         assert rows.format_choice([(0,), (0,), (), (1, 2)]) == "0*2,-*1,1/2*1"
 
     @given(ROWS)
-    def test_rows_come_back(self, listed):
+    def test_rows_come_back(self, listed: Any) -> None:
         text = rows.format_rows(listed)
         assert rows.expand_rows(text) == listed
         assert rows.row_count(text) == len(listed)
         assert rows.taken(text) == sum(row != rows.ZERO for row in listed)
 
     @given(MEMBERS)
-    def test_choices_come_back(self, listed):
+    def test_choices_come_back(self, listed: Any) -> None:
         text = rows.format_choice(listed)
         assert rows.expand_choice(text) == listed
         assert rows.row_count(text) == len(listed)
 
     @given(ROWS.filter(len), st.integers(1, 7), st.data())
-    def test_ranges_are_the_elements(self, listed, width, data):
+    def test_ranges_are_the_elements(self, listed: Any, width: Any, data: Any) -> None:
         total = len(listed) * width
         first = data.draw(st.integers(0, total - 1))
         count = data.draw(st.integers(0, total - first))
@@ -72,7 +74,7 @@ class TestTables:
         assert found == wanted
 
     @given(st.lists(st.integers(-1, 9), min_size=1), st.data())
-    def test_rows_of_rows(self, inner, data):
+    def test_rows_of_rows(self, inner: Any, data: Any) -> None:
         outer = data.draw(st.lists(st.integers(-1, len(inner) - 1)))
         found = rows.take(rows.format_rows(inner), rows.format_rows(outer))
         assert rows.expand_rows(found) == [-1 if row == -1 else inner[row] for row in outer]
@@ -82,11 +84,11 @@ class TestAlgebra:
     A = ex.Source("a", "f", "w", "F16", (4, 3))
     B = ex.Source("b", "f", "w", "F16", (4, 3))
 
-    def test_all_rows_are_the_operand(self):
+    def test_all_rows_are_the_operand(self) -> None:
         assert ex.take_rows(self.A, "0+4") is self.A
         assert ex.take_rows(ex.Rows(self.A, "3,2,1,0"), "3,2,1,0") == self.A
 
-    def test_rows_are_taken_from_what_is_read(self):
+    def test_rows_are_taken_from_what_is_read(self) -> None:
         whole = ex.Cast(ex.Linear(((0.5, self.A), (2.0, ex.Delta(self.A, self.B, "F16")))), "F32")
         first = ex.Rows(self.A, "3,-1")
         delta = ex.Delta(first, ex.Rows(self.B, "3,-1"), "F16")
@@ -94,20 +96,20 @@ class TestAlgebra:
         assert ex.take_rows(whole, "3,-1") == expected
         assert expected.shape == (2, 3)
 
-    def test_of_a_choice(self):
+    def test_of_a_choice(self) -> None:
         choice = ex.Choice((self.A, self.B), "0*1,1*3")
         taken = ex.take_rows(choice, "1,-1,0")
         assert taken.table == "1*1,-*1,0*1"
         assert taken.operands == (ex.Rows(self.A, "1,-1,0"), ex.Rows(self.B, "1,-1,0"))
 
-    def test_json(self):
+    def test_json(self) -> None:
         whole = ex.Choice((ex.Rows(self.A, "1,0"), ex.Rows(ex.Mean(self.B), "0,0")), "0*1,0/1*1")
         assert from_json(to_json(whole)) == whole
         assert ex.label(whole) == "a"
         assert ex.sources(whole) == (self.A, self.B)
 
 
-def _models(folder, code="F16", odd=False, width=37):
+def _models(folder: Any, code: Any = "F16", odd: Any = False, width: Any = 37) -> Any:
     table = {
         "a": {"w": normal((50, width), 1, code)},
         "b": {"w": normal((61, width), 2, code)},
@@ -116,7 +118,7 @@ def _models(folder, code="F16", odd=False, width=37):
     return Models(folder, table, odd=odd)
 
 
-def _padded(models, rows_out=70):
+def _padded(models: Any, rows_out: Any = 70) -> Any:
     """A choice of rows of a, rows of b, their mean, zeros; then the mean of all these rows."""
     shuffled = random.Random(7)
     tables, members = {"a": [], "b": []}, []
@@ -141,7 +143,7 @@ def _padded(models, rows_out=70):
 class TestEngine:
     @pytest.mark.parametrize("code", ["F16", "BF16", "F32", "F64"])
     @pytest.mark.parametrize("odd", [False, True])
-    def test_against_whole_tensors(self, tmp_path, code, odd):
+    def test_against_whole_tensors(self, tmp_path: Path, code: str, odd: bool) -> None:
         models = _models(tmp_path, code, odd)
         padded = _padded(models)
         other = ex.take_rows(models.source("c"), "49,0+40,-3,7+28")
@@ -157,7 +159,7 @@ class TestEngine:
             assert_same(found[name][:70], expected[:70])
             assert torch.allclose(found[name][70:].double(), expected[70:].double(), rtol=1e-2)
 
-    def test_bytes_do_not_depend_on_blocks(self, tmp_path):
+    def test_bytes_do_not_depend_on_blocks(self, tmp_path: Path) -> None:
         models = _models(tmp_path)
         spec = models.spec({"one": ("F16", _padded(models))})
         sums = {models.build(spec).sha256}
@@ -166,14 +168,14 @@ class TestEngine:
                 sums |= {models.build(spec, threads=n).sha256 for n in (1, 3)}
         assert len(sums) == 1
 
-    def test_only_the_rows_are_read(self, tmp_path):
+    def test_only_the_rows_are_read(self, tmp_path: Path) -> None:
         models = _models(tmp_path)
         taken = ex.take_rows(models.source("a"), "3+2,-40")
         record = models.build(models.spec({"one": ("F16", taken)}))
         assert record.bytes_read == 2 * 37 * 2
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
-    def test_rows_of_a_method(self, tmp_path, numerics):
+    def test_rows_of_a_method(self, tmp_path: Path, numerics: Numerics) -> None:
         models = _models(tmp_path)
         inputs = (models.source("a"), models.source("c"))
         call = ex.Call("slerp", inputs, 0, (("t", 0.3),), (), "w", ("a", "c"), (50, 37))
@@ -192,7 +194,7 @@ class TestEngine:
         assert found["passed"] and not found["not_sampled"]
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
-    def test_rows_of_what_an_adapter_adds(self, tmp_path, numerics):
+    def test_rows_of_what_an_adapter_adds(self, tmp_path: Path, numerics: Numerics) -> None:
         factors = {"b": normal((50, 3), 4, "F32"), "a": normal((3, 37), 5, "F32")}
         models = Models(tmp_path, {"m": {"w": normal((50, 37), 1)}, "l": factors})
         update = ex.LowRank(models.source("l", "b"), models.source("l", "a"), 0.5, False, "F32")
@@ -207,7 +209,7 @@ class TestEngine:
         sources = {key: models.paths[key] for key in spec.required_files()}
         assert check_shard(spec, tmp_path / "out.safetensors", sources, [])["passed"]
 
-    def test_rows_of_one_dimension(self, tmp_path):
+    def test_rows_of_one_dimension(self, tmp_path: Path) -> None:
         models = Models(tmp_path, {"a": {"w": normal((50,), 1)}})
         bias = models.source("a")
         padded = ex.Choice(
@@ -217,7 +219,7 @@ class TestEngine:
         mean = models.tensors["a"]["w"].double().mean().half()
         assert_same(models.load()["one"], torch.cat([models.tensors["a"]["w"], mean.repeat(2)]))
 
-    def test_mergekit_rounds_every_step(self, tmp_path):
+    def test_mergekit_rounds_every_step(self, tmp_path: Path) -> None:
         models = _models(tmp_path)
         a, c = models.source("a"), models.source("c")
         choice = ex.Choice((a, c), "0/1*50")
@@ -228,14 +230,14 @@ class TestEngine:
             total = total + models.tensors[model]["w"]
         assert_same(models.load()["one"], total / 2)
 
-    def test_memory_stays_flat(self, tmp_path):
+    def test_memory_stays_flat(self, tmp_path: Path) -> None:
         models = _models(tmp_path)
         padded, plain = (
             models.spec({"one": ("F16", one)}) for one in (_padded(models), models.source("a"))
         )
         assert workspace_bytes(make_tasks(padded)) == workspace_bytes(make_tasks(plain))
 
-    def test_infinite_values_that_no_row_has(self, tmp_path):
+    def test_infinite_values_that_no_row_has(self, tmp_path: Path) -> None:
         table = {"a": {"w": torch.full((4, 3), 60000.0, dtype=torch.float16)}}
         models = Models(tmp_path, table)
         double = ex.Linear(((2.0, ex.take_rows(models.source("a"), "1,-1")),))
@@ -246,7 +248,9 @@ class TestEngine:
 class TestCheck:
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("width", [37, 300])
-    def test_a_right_shard_passes_and_a_changed_row_does_not(self, tmp_path, numerics, width):
+    def test_a_right_shard_passes_and_a_changed_row_does_not(
+        self, tmp_path: Path, numerics: Numerics, width: int
+    ) -> None:
         models = _models(tmp_path, width=width)
         spec = models.spec({"one": ("F16", _padded(models))}, numerics=numerics)
         models.build(spec)

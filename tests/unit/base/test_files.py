@@ -56,7 +56,9 @@ class TestRefused:
 
     @pytest.mark.parametrize("code", REFUSALS, ids=errno.errorcode.get)
     @pytest.mark.parametrize("step", ["mkdir", "open", "fchmod", "fsync", "replace"])
-    def test_each_step(self, tmp_path: Path, monkeypatch, code: int, step: str) -> None:
+    def test_each_step(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: str
+    ) -> None:
         target = tmp_path / "new" / "a.txt"
 
         def refuse(*arguments: object, **_: object) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import parse_header, read_header, write_header
 
 
-def file_of(tmp_path, table, data=b"\0" * 64, length=None):
+def file_of(tmp_path: Path, table: Any, data: Any = b"\0" * 64, length: Any = None) -> Any:
     text = table if isinstance(table, bytes) else json.dumps(table).encode()
     path = tmp_path / "x.safetensors"
     size = len(text) if length is None else length
@@ -22,12 +24,12 @@ def file_of(tmp_path, table, data=b"\0" * 64, length=None):
     return path
 
 
-def row(begin=0, end=8, dtype="F16", shape=(4,)):
+def row(begin: Any = 0, end: Any = 8, dtype: Any = "F16", shape: Any = (4,)) -> dict[Any, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
 
 
 class TestRoundTrip:
-    def test_same_bytes_as_the_library(self, tmp_path):
+    def test_same_bytes_as_the_library(self, tmp_path: Path) -> None:
         tensors = {"b": torch.ones(2, 3), "a": torch.ones(5, dtype=torch.float16)}
         save_file(tensors, tmp_path / "x.safetensors", {"format": "pt"})
         header = read_header(tmp_path / "x.safetensors")
@@ -35,7 +37,7 @@ class TestRoundTrip:
         raw = (tmp_path / "x.safetensors").read_bytes()[: header.size]
         assert write_header(rows, {"format": "pt"}) == raw
 
-    def test_odd_names(self, tmp_path):
+    def test_odd_names(self, tmp_path: Path) -> None:
         raw = write_header([('quote " and \\', "F32", ()), ("ü", "I8", (0,))], {})
         assert list(parse_header(raw, len(raw) + 4, "x").tensors) == ['quote " and \\', "ü"]
 
@@ -48,13 +50,15 @@ class TestRoundTrip:
             (torch.float4_e2m1fn_x2, "F4", (4, 16)),
         ],
     )
-    def test_small_types(self, tmp_path, dtype, code, shape):
+    def test_small_types(
+        self, tmp_path: Path, dtype: Any, code: str, shape: tuple[Any, ...]
+    ) -> None:
         save_file({"w": torch.ones(4, 8, dtype=torch.uint8).view(dtype)}, tmp_path / "x")
         entry = read_header(tmp_path / "x").tensors["w"]
         assert (entry.dtype, entry.shape, entry.end - entry.begin) == (code, shape, 32)
 
     @pytest.mark.parametrize("code", sorted(DTYPES))
-    def test_every_type_is_the_librarys(self, tmp_path, code):
+    def test_every_type_is_the_librarys(self, tmp_path: Path, code: str) -> None:
         raw = write_header([("w", code, (2, 8))], {})
         (tmp_path / "x").write_bytes(raw + b"\0" * tensor_bytes(code, (2, 8)))
         with safe_open(tmp_path / "x", "np") as file:
@@ -82,16 +86,16 @@ class TestHostile:
             (b'{"a":' + b"[" * 100_000, "not JSON"),
         ],
     )
-    def test_refused(self, tmp_path, table, says):
+    def test_refused(self, tmp_path: Path, table: bytes | dict[str, Any], says: str) -> None:
         with pytest.raises(UserError, match=says):
             read_header(file_of(tmp_path, table))
 
     @pytest.mark.parametrize("length", [2**63, 200_000_000, 10_000])
-    def test_absurd_length(self, tmp_path, length):
+    def test_absurd_length(self, tmp_path: Path, length: int) -> None:
         with pytest.raises(UserError, match="header of"):
             read_header(file_of(tmp_path, {}, length=length))
 
-    def test_short_file(self, tmp_path):
+    def test_short_file(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(b"abc")
         with pytest.raises(UserError, match="too short"):
             read_header(tmp_path / "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from snakemake.target_jobs import parse_target_jobs_cli_args
@@ -37,7 +38,7 @@ models: [{{model: ./a, parameters: {{weight: 1}}}}]
 
 class TestPaths:
     @pytest.mark.parametrize("text", ["it's $(x);", "a b/c", "模/é", "../up", "/a", "x" * 200])
-    def test_allowed(self, text):
+    def test_allowed(self, text: str) -> None:
         assert check_path(text, "here") == text
 
     @pytest.mark.parametrize(
@@ -51,40 +52,40 @@ class TestPaths:
             *((text, "character U\\+") for text in HIDDEN),
         ],
     )
-    def test_refused(self, text, says):
+    def test_refused(self, text: str, says: str) -> None:
         with pytest.raises(UserError, match=f"^here: .*{says}") as refused:
             check_path(text, "here")
         assert str(refused.value).isprintable() or str(refused.value).count("\n") == 1
 
-    def test_joiners_that_scripts_need_are_text(self):
+    def test_joiners_that_scripts_need_are_text(self) -> None:
         assert check_text("\u0645\u06cc\u200c\u062e", "here")
 
     @pytest.mark.parametrize("text", HIDDEN)
-    def test_texts(self, text):
+    def test_texts(self, text: str) -> None:
         with pytest.raises(UserError):
             check_text(text, "here")
 
 
 class TestWords:
     @pytest.mark.parametrize("text", ["arc_easy", "wmt-t5.v1", "a@b+c"])
-    def test_allowed(self, text):
+    def test_allowed(self, text: str) -> None:
         assert check_word(text, "here") == text
 
     @pytest.mark.parametrize("text", ["", "-a", "a b", "a/b", "$(x)", "a,b", "..", "a" * 101])
-    def test_refused(self, text):
+    def test_refused(self, text: str) -> None:
         with pytest.raises(UserError):
             check_word(text, "here")
 
 
 class TestNames:
     @pytest.mark.parametrize("name", ["a" * 300, "a" * 20, "ab" * 25])
-    def test_names_that_snakemake_refuses(self, name):
+    def test_names_that_snakemake_refuses(self, name: str) -> None:
         """Snakemake would raise PeriodicWildcardError, or the file system refuse the folder."""
         with pytest.raises(UserError, match=r"^r\.yaml:1: the document's name"):
             parse_recipe(RECIPE.format(name=name), "r.yaml")
         assert too_long(slug(name)) is None
 
-    def test_slugs_keep_what_is_short(self):
+    def test_slugs_keep_what_is_short(self) -> None:
         assert slug("owner/name") == "owner--name"
         assert slug("it's a") != slug("it-s-a") == "it-s-a"
         assert slug("a" * 300 + "b") != slug("a" * 300 + "c")
@@ -109,11 +110,11 @@ class TestSettings:
             ("link", "hard; touch PWNED"),
         ],
     )
-    def test_refused(self, key, value):
+    def test_refused(self, key: str, value: dict[str, Any] | list[Any] | str) -> None:
         with pytest.raises(UserError, match=f"^configuration: {key}"):
             load_settings({"recipes": ["r.yaml"], key: value})
 
-    def test_allowed(self):
+    def test_allowed(self) -> None:
         values = {"results": "it's $(x); é", "card": {"description": "{a}\n\n- b"}}
         assert load_settings({"recipes": ["a b.yaml"]} | values)["results"] == values["results"]
 
@@ -140,23 +141,23 @@ class TestClusters:
             "模é",
         ],
     )
-    def test_wildcards_arrive(self, name, tmp_path):
+    def test_wildcards_arrive(self, name: str, tmp_path: Path) -> None:
         wildcards = {"name": check_word(name, "here"), "file": f"sub/{name}.safetensors"}
         check_fetched_on_nodes({"p": wildcards["file"]})
         assert arrives(wildcards, tmp_path) == wildcards
 
-    def test_what_is_refused_would_run(self, tmp_path):
+    def test_what_is_refused_would_run(self, tmp_path: Path) -> None:
         """The reason of it all: the executor's command reads what it quotes."""
         assert arrives({"file": "x$(touch PWNED)"}, tmp_path) != {"file": "x$(touch PWNED)"}
         assert pwned(tmp_path)
 
-    def test_folders(self):
+    def test_folders(self) -> None:
         check_passed({"here": "/srv/é/my models/r_1.2"})
         for letter in "'\"$`\\!;&|(*~#<{%\n":
             with pytest.raises(UserError, match=r"^here: "):
                 check_passed({"here": f"/srv/a{letter}b"})
 
-    def test_files(self):
+    def test_files(self) -> None:
         check_fetched_on_nodes({"p": "sub/model-00001-of-00002.safetensors"})
         for name in ("a b", "a,b", "a=b", "a:b", "it's", "$(x)", "sub/-x"):
             with pytest.raises(UserError, match="fetch_on: head"):

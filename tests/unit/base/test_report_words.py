@@ -25,31 +25,33 @@ class TestNumbers:
             (5 * 10**18, "5000 PB"),
         ],
     )
-    def test_bytes_have_three_digits(self, count, text):
+    def test_bytes_have_three_digits(self, count: int, text: str) -> None:
         assert human_bytes(count) == text
 
-    def test_seconds(self):
+    def test_seconds(self) -> None:
         assert human_seconds(0.0432) == "0.043 s"
         assert human_seconds(12.3) == "12 s"
         assert human_seconds(185) == "3 min 5 s"
         assert human_seconds(7800) == "2 h 10 min"
 
-    def test_plural(self):
+    def test_plural(self) -> None:
         assert plural(1, "shard") == "1 shard"
         assert plural(1500, "file") == "1,500 files"
 
-    def test_ranges_join_neighbours_in_any_order(self):
+    def test_ranges_join_neighbours_in_any_order(self) -> None:
         assert ranges([72, 0, 1, 2, 9, 73, 9]) == "0-2, 9, 72-73"
         assert ranges([]) == ""
 
 
 class TestTerminal:
-    def test_a_pipe_gets_no_colour(self):
+    def test_a_pipe_gets_no_colour(self) -> None:
         terminal = Terminal.of(io.StringIO())
         assert not terminal.colour
         assert terminal.bold("x") == terminal.dim("x") == "x"
 
-    def test_a_terminal_gets_colour_unless_it_says_no(self, monkeypatch):
+    def test_a_terminal_gets_colour_unless_it_says_no(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         class Screen(io.StringIO):
             encoding = "utf-8"
 
@@ -62,12 +64,12 @@ class TestTerminal:
         monkeypatch.setenv("NO_COLOR", "1")
         assert Terminal.of(Screen()).bold("x") == "x"
 
-    def test_width_follows_the_window_within_reason(self, monkeypatch):
+    def test_width_follows_the_window_within_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for columns, width in (("20", 40), ("77", 77), ("500", 140)):
             monkeypatch.setenv("COLUMNS", columns)
             assert Terminal.of(io.StringIO()).width == width
 
-    def test_bars_are_as_long_as_their_share(self):
+    def test_bars_are_as_long_as_their_share(self) -> None:
         assert Terminal().bar(0.5, 4) == "██  "
         assert Terminal().bar(0.3125, 4) == "█▎  "
         assert Terminal().bar(7.0, 4) == "████"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ print(peak_memory(), len(found["not_sampled"]))
 """
 
 
-def spec_of(shape, models=4):
+def spec_of(shape: Any, models: Any = 4) -> Any:
     sources = tuple(Source(f"m{i}", "f", "t", "F16", shape) for i in range(models))
     call = Call(
         "ties",
@@ -63,17 +64,17 @@ def spec_of(shape, models=4):
 
 
 class TestCheckBytes:
-    def test_samples_take_nothing_more(self):
+    def test_samples_take_nothing_more(self) -> None:
         source = Source("m", "f", "t", "F16", (4096, 4096))
         tensor = OutputTensor("t", "F16", source.shape, source)
         spec = ShardSpec((tensor,), {("m", "f"): "sha256:0"}, FLOAT32, False)
         assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
 
-    def test_a_tensor_that_is_too_large_is_not_recomputed(self):
+    def test_a_tensor_that_is_too_large_is_not_recomputed(self) -> None:
         assert check_bytes(make_tasks(spec_of((WHOLE // 1024 + 1, 1024)))) == STREAMING_BYTES
 
     @pytest.mark.slow
-    def test_covers_what_a_check_takes(self, tmp_path):
+    def test_covers_what_a_check_takes(self, tmp_path: Path) -> None:
         rows = WHOLE // 1024
         done = subprocess.run(
             [sys.executable, "-c", PROBE, str(SCRIPTS), str(Path(__file__).parent), str(rows)],

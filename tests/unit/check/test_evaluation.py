@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,13 @@ from shardmerge.check import benchmark, score_text, scores
 from shardmerge.check.plain import Scrubber, plain
 
 
-def result(model="merged", task="demo_B", value=0.925, stderr=0.0187, **config):
+def result(
+    model: Any = "merged",
+    task: Any = "demo_B",
+    value: Any = 0.925,
+    stderr: Any = 0.0187,
+    **config: Any,
+) -> dict[Any, Any]:
     """Return a result as ``evaluation.save`` writes it."""
     return {
         "model_name": model,
@@ -38,7 +45,7 @@ def result(model="merged", task="demo_B", value=0.925, stderr=0.0187, **config):
     }
 
 
-def group(model="merged"):
+def group(model: Any = "merged") -> Any:
     """Return a result of a group with two parts."""
     made = result(model, "suite", 0.7)
     for part, value in (("suite_a", 0.6), ("suite_b", 0.8)):
@@ -48,7 +55,7 @@ def group(model="merged"):
 
 
 class TestCombine:
-    def test_rows_and_columns_stand_in_the_order_of_the_results(self):
+    def test_rows_and_columns_stand_in_the_order_of_the_results(self) -> None:
         table = scores.score_table(
             [result("b", "t2"), result("b", "t1"), result("a", "t2"), result("a", "t1")]
         )
@@ -57,18 +64,18 @@ class TestCombine:
         assert len(table.cells) == 4
         assert table.footnotes == ()
 
-    def test_values_errors_and_settings_are_the_files(self):
+    def test_values_errors_and_settings_are_the_files(self) -> None:
         table = scores.score_table([result(value=0.25, stderr=0.03, limit=50)])
         cell = table.cells["merged", table.columns[0]]
         assert (cell.value, cell.stderr, cell.samples) == (0.25, 0.03, 200)
         assert cell.settings["limit"] == 50
         assert table.columns[0].higher_is_better is True
 
-    def test_a_standard_error_that_is_no_number_is_none(self):
+    def test_a_standard_error_that_is_no_number_is_none(self) -> None:
         table = scores.score_table([result(stderr="N/A")])
         assert table.cells["merged", table.columns[0]].stderr is None
 
-    def test_parts_of_a_group_are_not_headlines(self):
+    def test_parts_of_a_group_are_not_headlines(self) -> None:
         table = scores.score_table([group()])
         assert {c.task: c.headline for c in table.columns} == {
             "suite": True,
@@ -76,7 +83,7 @@ class TestCombine:
             "suite_b": False,
         }
 
-    def test_a_group_without_a_value_stands_for_what_is_in_it(self):
+    def test_a_group_without_a_value_stands_for_what_is_in_it(self) -> None:
         """As `openllm`: a group that has no value, with tasks and a group that has one."""
         made = group()
         made["requested_task"] = "board"
@@ -94,27 +101,27 @@ class TestCombine:
         results = scores.card_results(table, "merged")
         assert [r.dataset_name for r in results] == ["alone", "suite"]
 
-    def test_groups_that_hold_each_other_end(self):
+    def test_groups_that_hold_each_other_end(self) -> None:
         made = group()
         made["group_subtasks"] = {"suite": ["suite_a"], "suite_a": ["suite", "suite_b"]}
         assert len(scores.score_table([made]).columns) == 3
 
-    def test_all_tasks_of_a_tag_are_headlines(self):
+    def test_all_tasks_of_a_tag_are_headlines(self) -> None:
         tag = group()
         tag["requested_task"] = "some_tag"
         assert all(column.headline for column in scores.score_table([tag]).columns)
 
-    def test_every_filter_is_a_column(self):
+    def test_every_filter_is_a_column(self) -> None:
         made = result()
         made["results"]["demo_B"] = {"exact_match,strict": 0.1, "exact_match,flexible": 0.2}
         labels = [column.label for column in scores.score_table([made]).columns]
         assert labels == ["demo_B/exact_match,strict", "demo_B/exact_match,flexible"]
 
-    def test_two_different_results_of_one_task_are_refused(self):
+    def test_two_different_results_of_one_task_are_refused(self) -> None:
         with pytest.raises(UserError, match=r"'merged' has two results of demo_B/acc"):
             scores.score_table([result(value=0.1), result(value=0.2)])
 
-    def test_a_task_measured_alone_and_in_a_group_is_one_column(self):
+    def test_a_task_measured_alone_and_in_a_group_is_one_column(self) -> None:
         part = result(task="suite_a", value=0.6, stderr=0.02)
         alone = {"versions": {}, "task_hashes": {}, "n-samples": {}, "higher_is_better": {}}
         table = scores.score_table([group(), part | alone])
@@ -136,7 +143,9 @@ class TestFootnotes:
             ({"task_hashes": {"demo_B": "fedcba9876543210"}}, "questions of hash fedcba98"),
         ],
     )
-    def test_a_result_with_other_settings_is_marked(self, change, said):
+    def test_a_result_with_other_settings_is_marked(
+        self, change: dict[str, Any], said: str
+    ) -> None:
         table = scores.score_table([result("a"), result("b"), result("odd") | change])
         (note,) = table.footnotes
         assert note.startswith(f"demo_B of odd: {said}; others: ")
@@ -148,19 +157,19 @@ class TestFootnotes:
             assert f"[1] {note}" in text
         assert note in score_text.to_csv(table)
 
-    def test_other_questions_are_not_told_where_the_limit_explains_them(self):
+    def test_other_questions_are_not_told_where_the_limit_explains_them(self) -> None:
         odd = result("odd", limit=50) | {"task_hashes": {"demo_B": "ffff"}}
         (note,) = scores.score_table([result("a"), result("b"), odd]).footnotes
         assert "hash" not in note
 
-    def test_tasks_may_differ_from_each_other(self):
+    def test_tasks_may_differ_from_each_other(self) -> None:
         assert scores.score_table([result(), result(task="other", limit=9)]).footnotes == ()
 
-    def test_the_majority_is_the_measure_whatever_the_order(self):
+    def test_the_majority_is_the_measure_whatever_the_order(self) -> None:
         table = scores.score_table([result("odd", limit=5), result("a"), result("b")])
         assert table.cells["odd", table.columns[0]].notes == (1,)
 
-    def test_nothing_of_the_results_is_changed(self):
+    def test_nothing_of_the_results_is_changed(self) -> None:
         results = [result("a"), result("b", limit=5)]
         before = copy.deepcopy(results)
         scores.score_table(results)
@@ -172,20 +181,20 @@ class TestText:
         [result("a|b", "t"), result("c", "t", 0.5, None), result("c", "ppl", 12.3456, 0.5)]
     )
 
-    def test_markdown_has_a_line_per_model_and_escapes_bars(self):
+    def test_markdown_has_a_line_per_model_and_escapes_bars(self) -> None:
         lines = score_text.to_markdown(self.TABLE).splitlines()
         assert lines[0] == "| model | t/acc ↑ | ppl/acc ↑ |"
         assert lines[2] == "| a\\|b | 0.925 ± 0.019 | - |"
         assert lines[3] == "| c | 0.500 | 12.35 ± 0.50 |"
 
-    def test_csv_has_full_numbers_and_errors(self):
+    def test_csv_has_full_numbers_and_errors(self) -> None:
         rows = list(csv.DictReader(io.StringIO(score_text.to_csv(self.TABLE))))
         assert rows[0]["t/acc"] == "0.925"
         assert rows[0]["t/acc_stderr"] == "0.0187"
         assert rows[0]["ppl/acc"] == ""
         assert rows[1]["ppl/acc"] == "12.3456"
 
-    def test_parts_of_groups_have_a_table_of_their_own(self):
+    def test_parts_of_groups_have_a_table_of_their_own(self) -> None:
         table = scores.score_table([group(), group("other")])
         assert "suite_a" in score_text.to_csv(table)
         whole, parts = score_text.to_markdown(table).split("In suite:\n\n")
@@ -197,13 +206,13 @@ class TestText:
         ]
         assert "\nIn suite:\ntask " in score_text.to_terminal(table)
 
-    def test_many_tasks_are_rows(self):
+    def test_many_tasks_are_rows(self) -> None:
         table = scores.score_table([result(task=f"t{n:02}") for n in range(9)])
         lines = score_text.to_markdown(table).splitlines()
         assert lines[0] == "| task | merged |"
         assert lines[2].startswith("| t00/acc ↑ | 0.925")
 
-    def test_caption_tells_harness_questions_and_examples(self):
+    def test_caption_tells_harness_questions_and_examples(self) -> None:
         assert score_text.caption(scores.score_table([result(), result(task="x")])) == (
             "Measured with lm-eval 0.4.13, transformers 5.23.0, computed in float32. "
             "Each task: 200 questions, 0-shot. ± is one standard error."
@@ -213,18 +222,18 @@ class TestText:
         text = score_text.caption(scores.score_table([result(), other]))
         assert "demo_B: 200 questions, 0-shot; x: 50 questions (limit 50), 5-shot." in text
 
-    def test_caption_of_a_group_counts_its_parts(self):
+    def test_caption_of_a_group_counts_its_parts(self) -> None:
         made = group()
         made["n-samples"] = {part: {"effective": 30} for part in ("suite_a", "suite_b")}
         made["n-shot"] = {"suite_a": 2, "suite_b": 2}
         text = score_text.caption(scores.score_table([made]))
         assert "60 questions, 2-shot." in text
 
-    def test_terminal_lines_are_aligned(self):
+    def test_terminal_lines_are_aligned(self) -> None:
         lines = score_text.to_terminal(self.TABLE).splitlines()
         assert lines[2].index("0.925") + len("0.925 ± 0.019") == lines[3].index("0.500") + 5
 
-    def test_json_has_a_record_per_value(self):
+    def test_json_has_a_record_per_value(self) -> None:
         data = scores.table_json(self.TABLE)
         assert data["models"] == ["a|b", "c"]
         assert [(c["model"], c["label"], c["value"]) for c in data["cells"]] == [
@@ -235,7 +244,7 @@ class TestText:
 
 
 class TestCardResults:
-    def test_a_card_carries_them_there_and_back(self):
+    def test_a_card_carries_them_there_and_back(self) -> None:
         from huggingface_hub import ModelCard, ModelCardData
 
         made = result(limit=50)
@@ -254,13 +263,13 @@ class TestCardResults:
         assert first.source_name == "lm-evaluation-harness 0.4.13"
         assert (second.dataset_name, second.metric_value) == ("suite", 0.7)
 
-    def test_an_unknown_model_is_an_error_with_a_guess(self):
+    def test_an_unknown_model_is_an_error_with_a_guess(self) -> None:
         with pytest.raises(UserError, match=r"(?s)no results of a model 'mergd'.*'merged'"):
             scores.card_results(scores.score_table([result()]), "mergd")
 
 
 class TestLoad:
-    def test_another_json_file_is_refused(self, tmp_path):
+    def test_another_json_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "config.json"
         path.write_text('{"results": {}}')
         with pytest.raises(UserError, match="is not a benchmark result"):
@@ -268,14 +277,14 @@ class TestLoad:
 
 
 class TestPlain:
-    def test_what_json_has_not_becomes_text(self):
+    def test_what_json_has_not_becomes_text(self) -> None:
         assert plain({"a": math.nan, 1: -math.inf, "t": (1, 2.5, None, True)}) == {
             "a": "nan",
             "1": "-inf",
             "t": [1, 2.5, None, True],
         }
 
-    def test_numpy_and_torch_values_become_pythons(self):
+    def test_numpy_and_torch_values_become_pythons(self) -> None:
         import numpy
         import torch
 
@@ -283,14 +292,14 @@ class TestPlain:
         assert value == [0.5, 3, True, [1.0, 1.0]]
         assert [type(v) for v in value] == [float, int, bool, list]
 
-    def test_sets_functions_and_objects_have_one_text(self):
+    def test_sets_functions_and_objects_have_one_text(self) -> None:
         assert plain({"b", "a", "c"}) == ["a", "b", "c"]
         assert plain(math.floor) == "math.floor"
         assert plain(object()) == "builtins.object"
         assert plain(Path("a/b")) == "a/b"
 
     @pytest.mark.parametrize("seed", ["0", "1"])
-    def test_the_text_does_not_depend_on_the_hash_seed(self, seed):
+    def test_the_text_does_not_depend_on_the_hash_seed(self, seed: str) -> None:
         code = "from shardmerge.check.plain import plain; print(plain({'b', 'a', 'c', 'd', 1}))"
         scripts = Path(__file__).parents[3] / "scripts"
         done = subprocess.run(
@@ -304,7 +313,9 @@ class TestPlain:
 
 
 class TestScrubber:
-    def test_folders_of_this_machine_and_addresses_go(self, tmp_path, monkeypatch):
+    def test_folders_of_this_machine_and_addresses_go(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HOME", str(tmp_path.parent))
         scrub = Scrubber([Path("config/tasks"), tmp_path / "deep" / "lm_eval"])
@@ -318,7 +329,7 @@ class TestScrubber:
 
 
 class TestExplain:
-    def test_no_network_is_told_as_such_however_deep(self):
+    def test_no_network_is_told_as_such_however_deep(self) -> None:
         try:
             try:
                 raise ConnectionRefusedError("no route")
@@ -327,13 +338,13 @@ class TestExplain:
         except RuntimeError as error:
             assert "the Hub cannot be reached" in benchmark.reason_of(error)
 
-    def test_offline_mode_is_no_network(self):
+    def test_offline_mode_is_no_network(self) -> None:
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         assert "the Hub cannot be reached" in benchmark.reason_of(OfflineModeIsEnabled("off"))
 
-    def test_errors_for_people_speak_for_themselves(self):
+    def test_errors_for_people_speak_for_themselves(self) -> None:
         assert benchmark.reason_of(UserError("no", "here", "do that")) == "here: no\n  do that"
 
-    def test_a_failure_that_is_not_foreseen_is_not_explained_away(self):
+    def test_a_failure_that_is_not_foreseen_is_not_explained_away(self) -> None:
         assert benchmark.reason_of(ZeroDivisionError("division by zero")) is None

@@ -7,8 +7,10 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,14 +37,14 @@ from shardmerge.run.built import Built
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("integrity"))
         yield build_model(models=LARGE, deltas="store")
 
 
 @pytest.fixture
-def built(original, tmp_path, monkeypatch):
+def built(original: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     shutil.copytree(Path.cwd(), tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return replace(original)
@@ -59,19 +61,19 @@ def outside_the_sample(path: Path) -> int:
     return entry.begin + 2 * element
 
 
-def load_plan_of():
+def load_plan_of() -> Any:
     sources = {name: f"models/{name}" for name in ("lab/base", "lab/tuned", "lab/long")}
     settings = {"recipes": ["recipe.yaml"], "sources": sources, "deltas": "store"}
     return load_plan(load_settings(settings), say=lambda line: None)
 
 
-def delta_jobs():
+def delta_jobs() -> Any:
     return load_plan_of().deltas
 
 
 class TestWitness:
     @pytest.mark.parametrize("seed", range(8))
-    def test_any_order_gives_the_hash(self, seed):
+    def test_any_order_gives_the_hash(self, seed: int) -> None:
         chance = random.Random(seed)
         data = chance.randbytes(5000)
         parts = {"a": (10, 900), "b": (900, 900), "c": (1000, 4000), "d": (4000, 5000)}
@@ -83,7 +85,7 @@ class TestWitness:
         for place in places:
             witness.saw(place, memoryview(data)[place : place + 250])
 
-        def read(offset, into):
+        def read(offset: Any, into: Any) -> None:
             again.append(offset)
             into[:] = data[offset : offset + len(into)]
 
@@ -93,7 +95,7 @@ class TestWitness:
 
 
 class TestShards:
-    def test_bit_that_no_sample_reads(self, built):
+    def test_bit_that_no_sample_reads(self, built: Built) -> None:
         job, _ = built.shard_with(MERGED)
         assert check(job)["sha256"] == load_record(record_path(job.output)).sha256
         flip(Path(job.output), outside_the_sample(Path(job.output)))
@@ -101,7 +103,7 @@ class TestShards:
             check(job)
         assert job.output in str(error.value) and "run the workflow again" in str(error.value)
 
-    def test_touched_after_its_check(self, built):
+    def test_touched_after_its_check(self, built: Built) -> None:
         job, _ = built.shard_with(MERGED)
         os.utime(job.output)
         assert verify(built)["passed"]
@@ -109,13 +111,13 @@ class TestShards:
         with pytest.raises(UserError, match="is damaged"):
             verify(built)
 
-    def test_check_of_an_earlier_file(self, built):
+    def test_check_of_an_earlier_file(self, built: Built) -> None:
         path = built.records("checks")[1]
         path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "0" * 64}))
         with pytest.raises(UserError, match="was checked before it was made anew"):
             verify(built)
 
-    def test_what_was_checked_how(self, built):
+    def test_what_was_checked_how(self, built: Built) -> None:
         found = verify(built)
         assert found["hashed"] == found["shards"]
         assert found["recomputed_by_engine_steps"] == 0
@@ -124,14 +126,14 @@ class TestShards:
 
 
 class TestTaskVectors:
-    def test_check_finds_a_bit_that_no_sample_reads(self, built):
+    def test_check_finds_a_bit_that_no_sample_reads(self, built: Built) -> None:
         job = delta_jobs()[0]
         check(job)
         flip(Path(job.output), outside_the_sample(Path(job.output)))
         with pytest.raises(UserError, match="is damaged: its SHA-256"):
             check(job)
 
-    def test_merge_finds_it_too(self, built):
+    def test_merge_finds_it_too(self, built: Built) -> None:
         """However long ago the file was checked."""
         job, spec = built.shard_with(MERGED)
         sources, deltas = inputs_of(job, spec)
@@ -147,7 +149,7 @@ class TestTaskVectors:
         assert f"Delete '{path}'" in str(error.value)
         assert not output.exists()
 
-    def test_record_without_hashes(self, built):
+    def test_record_without_hashes(self, built: Built) -> None:
         path = Path(delta_jobs()[0].output)
         record = json.loads(Path(record_path(path)).read_text())
         Path(record_path(path)).write_text(json.dumps(record | {"tensors": {}}))
@@ -155,7 +157,7 @@ class TestTaskVectors:
             recorded_tensors(path)
 
 
-def _holds(path: Path, spec) -> bool:
+def _holds(path: Path, spec: Any) -> bool:
     from shardmerge.engine.stored import stored_deltas
 
     return bool(stored_deltas(spec, [path]))
@@ -184,7 +186,7 @@ class TestRecords:
             {"whole_copy": 1},
         ],
     )
-    def test_hostile_values(self, tmp_path, change):
+    def test_hostile_values(self, tmp_path: Path, change: dict[str, Any]) -> None:
         path = tmp_path / "model.json"
         path.write_text(json.dumps(self.RIGHT | change))
         with pytest.raises(UserError, match="is not the record of a merge job") as error:
@@ -192,18 +194,18 @@ class TestRecords:
         assert "made anew" in str(error.value)
 
     @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "9" * 10_000, '"\ud800"', "3"])
-    def test_hostile_text(self, tmp_path, text):
+    def test_hostile_text(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "model.json"
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         with pytest.raises(UserError, match=r"model\.json"):
             load_record(path)
 
-    def test_what_jobs_write(self, built):
+    def test_what_jobs_write(self, built: Built) -> None:
         assert all(load_records(built.records()).values())
 
 
 class TestPackage:
-    def test_checksums_and_provenance_tell_the_same(self, built):
+    def test_checksums_and_provenance_tell_the_same(self, built: Built) -> None:
         records, files = (
             load_records(built.records()),
             [built.folder / n for n in built.build.files],
@@ -218,7 +220,7 @@ class TestPackage:
             checksums(built.folder, [*files, path], records)
 
     @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000])
-    def test_damaged_notes_of_a_job_count_as_none(self, built, text):
+    def test_damaged_notes_of_a_job_count_as_none(self, built: Built, text: str) -> None:
         plan = load_plan_of()
         job = plan.shards[0]
         state = Built(plan, keep_sources=False, keep_deltas=False)
@@ -227,12 +229,14 @@ class TestPackage:
 
 
 class TestSources:
-    def test_changed_while_it_is_merged(self, built, monkeypatch):
+    def test_changed_while_it_is_merged(
+        self, built: Built, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         job, spec = built.shard_with(MERGED)
         sources, deltas = inputs_of(job, spec)
         path = next(iter(sources.values()))
 
-        def touch(done, total):
+        def touch(done: Any, total: Any) -> None:
             flip(path, path.stat().st_size - 1)
 
         output = Path("again.safetensors")
@@ -240,7 +244,7 @@ class TestSources:
             build_shard(spec, sources, output, deltas=deltas, progress=touch)
         assert not output.exists()
 
-    def test_whole_copy_tells_the_hash_of_a_sampled_source(self, tmp_path):
+    def test_whole_copy_tells_the_hash_of_a_sampled_source(self, tmp_path: Path) -> None:
         models = Models(tmp_path, {"a": {"w": torch.arange(12).half()}})
         spec = models.spec({"w": ("F16", models.source("a"))})
         sampled = "sample:" + "0" * 64
@@ -253,11 +257,11 @@ class TestIndependence:
     """What the engine's own steps get wrong, a check finds."""
 
     @pytest.fixture
-    def models(self, tmp_path):
+    def models(self, tmp_path: Path) -> Any:
         group = kernel_cases.ordinary("task_arithmetic", (6, 50), 7, torch.float16)
         return Models(tmp_path, {f"m{i}": {"w": tensor} for i, tensor in enumerate(group.tensors)})
 
-    def spec_of(self, models, name, count, code="F16", **values):
+    def spec_of(self, models: Any, name: Any, count: Any, code: Any = "F16", **values: Any) -> Any:
         group = kernel_cases.ordinary(name, (6, 50), count, torch.float16, **values)
         inputs = [ex.Cast(models.source(f"m{i}"), "F16") for i in range(len(group.tensors))]
         call = call_of(name, group, inputs)
@@ -274,17 +278,21 @@ class TestIndependence:
             ("task_arithmetic", {"weight": -0.7}),
         ],
     )
-    def test_right_ones_pass(self, models, name, values, count, code):
+    def test_right_ones_pass(
+        self, models: Models, name: str, values: dict[str, Any], count: int, code: str
+    ) -> None:
         spec = self.spec_of(models, name, count, code, **values)
         models.build(spec)
         found = check_shard(spec, models.folder / "out.safetensors", models.paths, [])
         assert found["recomputed_independently"] == 1
 
     @pytest.mark.parametrize("name", ["linear", "task_arithmetic"])
-    def test_wrong_translation_is_found(self, models, monkeypatch, name):
+    def test_wrong_translation_is_found(
+        self, models: Models, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
         right = method(name).steps
 
-        def wrong(group, writer):
+        def wrong(group: Any, writer: Any) -> Any:
             changed = tuple(w and w * 1.01 for w in group.per_input["weight"])
             return right(replace(group, per_input={**group.per_input, "weight": changed}), writer)
 
@@ -294,7 +302,7 @@ class TestIndependence:
         with pytest.raises(UserError, match="but must be"):
             check_shard(spec, models.folder / "out.safetensors", models.paths, [])
 
-    def test_what_only_the_engine_can_tell_is_said(self, models):
+    def test_what_only_the_engine_can_tell_is_said(self, models: Models) -> None:
         spec = self.spec_of(models, "slerp", 2)
         models.build(spec)
         found = check_shard(spec, models.folder / "out.safetensors", models.paths, [])

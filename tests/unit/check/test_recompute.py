@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,10 +42,10 @@ class Lab:
     def __getitem__(self, name: str) -> ex.Source:
         return self.sources[name]
 
-    def read(self, leaf, runs):
+    def read(self, leaf: Any, runs: Any) -> Any:
         return stored(self.tensors[leaf.model])[positions(runs)]
 
-    def estimate(self, expression, dtype="F16"):
+    def estimate(self, expression: Any, dtype: Any = "F16") -> Any:
         return self.recomputer.estimate(expression, ((0, ex.elements(expression)),), dtype)
 
 
@@ -59,7 +60,7 @@ def normal(seed: int, dtype: torch.dtype, count: int = 1000) -> torch.Tensor:
 class TestRoundoff:
     @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1))
     @settings(max_examples=300, deadline=None)
-    def test_torch_rounds_alike(self, numbers):
+    def test_torch_rounds_alike(self, numbers: Any) -> None:
         wide = torch.tensor(numbers, dtype=torch.float32)
         for code in ("F16", "BF16", "F32"):
             expected = wide.to(TORCH[code]).double().numpy()
@@ -68,26 +69,26 @@ class TestRoundoff:
 
     @given(st.floats(allow_nan=False))
     @settings(max_examples=300, deadline=None)
-    def test_numpy_rounds_float64_alike(self, number):
+    def test_numpy_rounds_float64_alike(self, number: Any) -> None:
         with np.errstate(over="ignore"):
             for code in ("F16", "F32"):
                 expected = np.float64(np.float64(number).astype(stored_dtype(code)))
                 assert round_to(code, np.array([number]))[0] == expected
 
-    def test_nan_stays(self):
+    def test_nan_stays(self) -> None:
         assert np.isnan(round_to("F16", np.array([np.nan]))).all()
 
     @pytest.mark.parametrize("code", ["F16", "F32", "F64"])
-    def test_half_ulp_is_half_the_spacing(self, code):
+    def test_half_ulp_is_half_the_spacing(self, code: str) -> None:
         values = np.array([0.0, 1e-7, 0.3, 1.0, 1.5, 2.0, 1000.0], stored_dtype(code))
         spacing = np.maximum(np.spacing(values).astype(np.float64) / 2, 5e-324)
         assert (half_ulp(code, values.astype(np.float64)) == spacing).all()
 
     @pytest.mark.parametrize("code", list(TORCH))
-    def test_largest_number(self, code):
+    def test_largest_number(self, code: str) -> None:
         assert FLOAT_FORMATS[code].maximum == torch.finfo(TORCH[code]).max
 
-    def test_every_bfloat16(self):
+    def test_every_bfloat16(self) -> None:
         bits = np.arange(1 << 16).astype(np.uint16)
         expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).double().numpy()
         assert np.array_equal(decoded(bits, "BF16"), expected, equal_nan=True)
@@ -96,7 +97,7 @@ class TestRoundoff:
 class TestSampleRuns:
     @given(st.text(max_size=20), st.integers(1, 10**9))
     @settings(deadline=None)
-    def test_first_last_and_spread(self, name, count):
+    def test_first_last_and_spread(self, name: Any, count: Any) -> None:
         runs = sample_runs(name, count)
         assert runs[0][0] == 0
         assert sum(runs[-1]) == count
@@ -107,11 +108,11 @@ class TestSampleRuns:
         gaps = [b - a for (a, _), (b, _) in itertools.pairwise(runs)]
         assert max(gaps, default=0) <= 2 * count / RUNS + 2 * RUN
 
-    def test_small_tensors_whole(self):
+    def test_small_tensors_whole(self) -> None:
         assert sample_runs("t", RUN * RUNS) == ((0, RUN * RUNS),)
         assert sample_runs("t", 0) == ()
 
-    def test_names_decide_places(self):
+    def test_names_decide_places(self) -> None:
         assert sample_runs("a", 10**8) == sample_runs("a", 10**8) != sample_runs("b", 10**8)
 
 
@@ -125,7 +126,7 @@ class TestSums:
         st.sampled_from(["F16", "BF16", "F32"]),
     )
     @settings(max_examples=300, deadline=None)
-    def test_bound_holds(self, terms, code):
+    def test_bound_holds(self, terms: Any, code: Any) -> None:
         """Float32 sums, with and without fused products, lie within the bound."""
         tensors = {f"m{i}": torch.tensor([x]).to(TORCH[code]) for i, (_, x) in enumerate(terms)}
         lab = Lab(**tensors)
@@ -145,26 +146,26 @@ class TestSums:
         for total in (apart, fused):
             assert abs(np.float64(total) - estimate.value[0]) <= estimate.error[0]
 
-    def test_exact_where_nothing_rounds(self):
+    def test_exact_where_nothing_rounds(self) -> None:
         lab = Lab(a=normal(1, torch.float16), b=normal(2, torch.float16))
         estimate = lab.estimate(ex.Linear(((0.25, lab["a"]), (0.75, lab["b"]))))
         large = np.abs(estimate.value) > 0.5
         assert (estimate.error[large] == 0).mean() > 0.9
 
-    def test_bound_is_small_beside_half_precision(self):
+    def test_bound_is_small_beside_half_precision(self) -> None:
         """A flipped last bit of a float16 result is never within the bound."""
         lab = Lab(a=normal(1, torch.float16), b=normal(2, torch.float16))
         estimate = lab.estimate(ex.Linear(((0.3, lab["a"]), (0.7, lab["b"]))))
         ulp = 2 * half_ulp("F16", np.abs(estimate.value))
         assert (estimate.error < 0.01 * ulp)[np.abs(estimate.value) > 0.1].all()
 
-    def test_infinite_source(self):
+    def test_infinite_source(self) -> None:
         lab = Lab(a=torch.tensor([float("inf"), 1.0]).half(), b=torch.tensor([1.0, 1.0]).half())
         estimate = lab.estimate(ex.Linear(((0.5, lab["a"]), (0.5, lab["b"]))))
         assert estimate.value.tolist() == [float("inf"), 1.0]
         assert estimate.error[0] == 0
 
-    def test_overflow_in_between_is_unknown(self):
+    def test_overflow_in_between_is_unknown(self) -> None:
         huge = torch.tensor([3e38])
         lab = Lab(a=huge, b=-huge)
         estimate = lab.estimate(ex.Linear(((1.5, lab["a"]), (1.5, lab["b"]))), "F32")
@@ -174,7 +175,7 @@ class TestSums:
 class TestTaskVectors:
     @pytest.mark.parametrize("code", ["F16", "BF16", "F32", "F64"])
     @pytest.mark.parametrize("to", ["F16", "BF16", "F32"])
-    def test_rounded_as_defined(self, code, to):
+    def test_rounded_as_defined(self, code: str, to: str) -> None:
         """float32 sources: the difference is rounded to float32, then to the vector's type."""
         a, b = normal(1, TORCH[code]), normal(2, TORCH[code])
         lab = Lab(a=a, b=b)
@@ -185,7 +186,7 @@ class TestTaskVectors:
         assert (estimate.error == 0).all()
         assert (estimate.value == round_to(to, difference.numpy())).all()
 
-    def test_as_a_term(self):
+    def test_as_a_term(self) -> None:
         a, b, c = (normal(i, torch.float16) for i in range(3))
         lab = Lab(a=a, b=b, c=c)
         delta = ex.Delta(lab["a"], lab["b"], "F16")
@@ -197,7 +198,7 @@ class TestTaskVectors:
 
 
 class TestCalls:
-    def call(self, lab, method, shape, **parameters):
+    def call(self, lab: Any, method: Any, shape: Any, **parameters: Any) -> Any:
         per_input = parameters.pop("per_input", {})
         return ex.Call(
             method,
@@ -210,20 +211,20 @@ class TestCalls:
             shape,
         )
 
-    def test_slerp_keeps_the_length(self):
+    def test_slerp_keeps_the_length(self) -> None:
         a, b = normal(1, torch.float32, 64), normal(2, torch.float32, 64)
         lab = Lab(a=(a / a.norm()).view(8, 8), b=(b / b.norm()).view(8, 8))
         estimate = lab.estimate(self.call(lab, "slerp", (8, 8), t=0.3), "F32")
         assert np.linalg.norm(estimate.value) == pytest.approx(1, abs=1e-6)
         assert (estimate.error < 1e-6).all()
 
-    def test_nothing_is_made_up_for_large_tensors(self, monkeypatch):
+    def test_nothing_is_made_up_for_large_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(recompute, "WHOLE", 63)
         lab = Lab(a=normal(1, torch.float32, 64), b=normal(2, torch.float32, 64))
         with pytest.raises(TooLargeError):
             lab.estimate(self.call(lab, "slerp", (64,), t=0.3), "F32")
 
-    def test_runs_of_elementwise_kernels_are_the_whole_tensors(self):
+    def test_runs_of_elementwise_kernels_are_the_whole_tensors(self) -> None:
         count = RUN * RUNS * 3 + 57
         for numerics in (FLOAT32, MERGEKIT):
             lab = Lab(
@@ -235,7 +236,7 @@ class TestCalls:
             assert len(runs) == RUNS
             assert (lab.recomputer.estimate(call, runs, "F16").value == whole).all()
 
-    def test_mergekit_rounds_in_stated_types(self):
+    def test_mergekit_rounds_in_stated_types(self) -> None:
         a, b = normal(1, torch.float16), normal(2, torch.float16)
         lab = Lab(MERGEKIT, a=a, b=b)
         call = self.call(lab, "linear", (1000,), normalize=False, per_input={"weight": (0.3, 0.7)})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import check_shard as command
-from helpers.built_model import LARGE, MERGED, RECIPE, build_model, check, flip, inputs_of
+from helpers.built_model import LARGE, MERGED, RECIPE, Built, build_model, check, flip, inputs_of
 from helpers.models import save_model
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import FLOAT32, MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.base.safetensors import read_header
 from shardmerge.check import recompute
 from shardmerge.check.shard import check_shard
@@ -54,7 +56,9 @@ dtype: bfloat16
 
 
 @pytest.fixture(scope="module", params=[FLOAT32, MERGEKIT])
-def built(request, tmp_path_factory):
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -62,7 +66,7 @@ def built(request, tmp_path_factory):
 
 
 @pytest.fixture
-def copy(built, tmp_path):
+def copy(built: Built, tmp_path: Path) -> tuple[Any, ...]:
     """A copy of the shard that holds a merged tensor, to be damaged: job and path."""
     job, _ = built.shard_with(MERGED)
     path = tmp_path / "shard.safetensors"
@@ -76,7 +80,7 @@ def merged(found: dict) -> int:
 
 
 class TestRightShards:
-    def test_every_element_of_small_tensors(self, built):
+    def test_every_element_of_small_tensors(self, built: Built) -> None:
         total = 0
         for job in built.build.shards:
             found = check(job)
@@ -91,7 +95,9 @@ class TestRightShards:
             total += merged(found)
         assert total >= 2
 
-    def test_large_tensors_are_sampled(self, tmp_path, monkeypatch):
+    def test_large_tensors_are_sampled(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         built = build_model(models=LARGE)
         job, spec = built.shard_with(MERGED)
@@ -100,20 +106,26 @@ class TestRightShards:
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("recipe", [SLERP, TIES_OF_A_SUM], ids=["slerp", "ties"])
-    def test_whole_methods(self, tmp_path, monkeypatch, recipe, numerics):
+    def test_whole_methods(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, numerics: Numerics
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         built = build_model(recipe, numerics=numerics)
         assert sum(merged(check(job)) for job in built.build.shards) > 20
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
     @pytest.mark.parametrize("out", ["float16", "bfloat16", "float32", "float64"])
-    def test_dtypes(self, tmp_path, monkeypatch, dtype, out):
+    def test_dtypes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any, out: str
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         built = build_model(RECIPE.replace("float16", out), models={"dtype": dtype})
         job, _ = built.shard_with(MERGED)
         assert merged(check(job)) >= 1
 
-    def test_too_large_to_recompute_is_said(self, tmp_path, monkeypatch):
+    def test_too_large_to_recompute_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         built = build_model(SLERP)
         monkeypatch.setattr(recompute, "WHOLE", 100)
@@ -127,7 +139,7 @@ class TestRightShards:
 
 
 class TestDamage:
-    def test_every_bit_of_a_merged_tensor(self, built, copy):
+    def test_every_bit_of_a_merged_tensor(self, built: Built, copy: tuple[Any, ...]) -> None:
         """The output's last place is half a unit of rounding away, so any flip is seen."""
         job, path = copy
         entry = read_header(path).tensors[MERGED]
@@ -142,14 +154,16 @@ class TestDamage:
                 flip(path, offset, bit % 8)
         assert check(job, path)["passed"]
 
-    def test_copied_tensor(self, copy):
+    def test_copied_tensor(self, copy: tuple[Any, ...]) -> None:
         job, path = copy
         entry = read_header(path).tensors[COPIED]
         flip(path, entry.begin + 2 * 37)
         with pytest.raises(UserError, match=r"element \[2, 5\] is .* must be"):
             check(job, path)
 
-    def test_sampled_element_of_a_large_tensor(self, tmp_path, monkeypatch):
+    def test_sampled_element_of_a_large_tensor(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         built = build_model(models=LARGE)
         job, _spec = built.shard_with(MERGED)
@@ -159,7 +173,7 @@ class TestDamage:
             check(job)
         assert str(last) in str(error.value)
 
-    def test_bytes_of_the_header(self, copy):
+    def test_bytes_of_the_header(self, copy: tuple[Any, ...]) -> None:
         job, path = copy
         for offset in range(0, read_header(path).size, 3):
             flip(path, offset, offset % 8)
@@ -168,14 +182,14 @@ class TestDamage:
             flip(path, offset, offset % 8)
 
     @pytest.mark.parametrize("size", [-1, 1])
-    def test_length(self, copy, size):
+    def test_length(self, copy: tuple[Any, ...], size: int) -> None:
         job, path = copy
         data = path.read_bytes()
         path.write_bytes(data[:size] if size < 0 else data + b"\0")
         with pytest.raises(UserError, match="shard"):
             check(job, path)
 
-    def test_other_source(self, built, tmp_path):
+    def test_other_source(self, built: Built, tmp_path: Path) -> None:
         """A source that is not the one that was merged."""
         job, spec = built.shard_with(MERGED)
         sources, deltas = inputs_of(job, spec)
@@ -185,7 +199,7 @@ class TestDamage:
         with pytest.raises(UserError, match="must be"):
             check_shard(spec, Path(job.output), sources | {key: other}, deltas)
 
-    def test_source_without_the_tensor(self, built, tmp_path):
+    def test_source_without_the_tensor(self, built: Built, tmp_path: Path) -> None:
         job, spec = built.shard_with(MERGED)
         sources, deltas = inputs_of(job, spec)
         key = next(k for k in sources if k[0] == "lab/long")
@@ -193,7 +207,7 @@ class TestDamage:
         with pytest.raises(UserError, match="no such tensor"):
             check_shard(spec, Path(job.output), sources | {key: other}, deltas)
 
-    def test_other_plan(self, built, tmp_path):
+    def test_other_plan(self, built: Built, tmp_path: Path) -> None:
         job, spec = built.shard_with(MERGED)
         sources, deltas = inputs_of(job, spec)
         with pytest.raises(UserError, match="another order"):
@@ -212,17 +226,17 @@ class TestNonfinite:
     """Sums that overflow float16, allowed and not."""
 
     @pytest.fixture
-    def shard(self, tmp_path, monkeypatch):
+    def shard(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.chdir(tmp_path)
         recipe = RECIPE.replace("0.75", "3e8")
         built = build_model(recipe, allow_nonfinite=True)
         return built.shard_with(MERGED)
 
-    def test_counted(self, shard):
+    def test_counted(self, shard: tuple[Any, ...]) -> None:
         found = check(shard[0])
         assert found["nonfinite"] > 0
 
-    def test_refused_where_not_allowed(self, shard):
+    def test_refused_where_not_allowed(self, shard: tuple[Any, ...]) -> None:
         job, spec = shard
         sources, deltas = inputs_of(job, spec)
         strict = replace(spec, allow_nonfinite=False)
@@ -231,7 +245,13 @@ class TestNonfinite:
 
 
 class TestCommand:
-    def test_record(self, built, tmp_path, monkeypatch, capsys):
+    def test_record(
+        self,
+        built: Built,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
         job, _ = built.shard_with(MERGED)
         output = tmp_path / "checks" / "a.json"
         arguments = ["--spec", job.digest, "--shard", job.output, "--sources", *job.sources]
@@ -242,7 +262,9 @@ class TestCommand:
         assert json.loads(output.read_text()) == check(job)
         assert "are right" in capsys.readouterr().out
 
-    def test_sources_missing(self, built, tmp_path, monkeypatch):
+    def test_sources_missing(
+        self, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         job, _ = built.shard_with(MERGED)
         arguments = ["--spec", job.digest, "--shard", job.output, "--output", "x.json"]
         arguments += ["--record", record_path(job.output)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ NAMES |= {"shared_tag", "deep_tag"}
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     for name, text in FILES.items():
         path = tmp_path / "tasks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +39,17 @@ def folder(tmp_path):
 
 
 class TestNames:
-    def test_of_every_way_to_write_them(self, folder):
+    def test_of_every_way_to_write_them(self, folder: Path) -> None:
         assert names_in(folder) == NAMES
 
-    def test_what_is_no_text_is_passed_over(self, folder):
+    def test_what_is_no_text_is_passed_over(self, folder: Path) -> None:
         (folder / "x.yaml").write_bytes(b"\xff\xfetask: \x00\n")
         (folder / "y.yaml").symlink_to("nowhere")
         (folder / "shared").write_text("include: c.yaml\n")
         assert names_in(folder) >= {"plain", "including"}
 
     @pytest.mark.slow
-    def test_none_of_lm_evals_is_missed(self, tmp_path):
+    def test_none_of_lm_evals_is_missed(self, tmp_path: Path) -> None:
         code = (
             "import json; from lm_eval.tasks import TaskManager; "
             "print(json.dumps(TaskManager().all_tasks))"
@@ -61,21 +63,23 @@ class TestNames:
 
 
 class TestCheck:
-    def test_known_names_pass(self, folder, tmp_path):
+    def test_known_names_pass(self, folder: Path, tmp_path: Path) -> None:
         check_tasks(["plain", "shared_tag", "hellaswag"], [str(folder)], tmp_path / "cache")
         assert len(list((tmp_path / "cache").iterdir())) == 1
 
-    def test_a_misspelt_name_is_told_with_the_nearest(self, folder, tmp_path):
+    def test_a_misspelt_name_is_told_with_the_nearest(self, folder: Path, tmp_path: Path) -> None:
         for name, near in {"hellaswagg": "hellaswag", "severall": "several"}.items():
             with pytest.raises(UserError, match=f"no task '{name}'") as caught:
                 check_tasks(["plain", name], [str(folder)], tmp_path / "cache")
             assert repr(near) in str(caught.value)
 
-    def test_own_tasks_need_no_others(self, folder, tmp_path, monkeypatch):
+    def test_own_tasks_need_no_others(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(task_names, "_lm_eval_names", lambda *_: pytest.fail("was looked for"))
         check_tasks(["plain"], [str(folder)], tmp_path)
 
-    def test_a_cache_that_lacks_a_name_is_made_anew(self, tmp_path):
+    def test_a_cache_that_lacks_a_name_is_made_anew(self, tmp_path: Path) -> None:
         check_tasks(["hellaswag"], [], tmp_path)
         (kept,) = tmp_path.iterdir()
         for damaged in ('{"names": []}', '{"names": 1}', "x"):
@@ -83,10 +87,12 @@ class TestCheck:
             check_tasks(["hellaswag"], [], tmp_path)
             assert "hellaswag" in json.loads(kept.read_text())["names"]
 
-    def test_nothing_is_said_without_lm_eval(self, tmp_path, monkeypatch):
+    def test_nothing_is_said_without_lm_eval(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(task_names, "lm_eval_version", lambda: None)
         check_tasks(["hellaswagg"], [], tmp_path)
 
-    def test_a_folder_that_is_not_there(self, tmp_path):
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a folder of tasks"):
             check_tasks(["x"], [str(tmp_path / "none")], tmp_path)

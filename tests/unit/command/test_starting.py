@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from shardmerge.recipe.recipe import load_recipe
 
 
 @pytest.fixture(autouse=True)
-def models(tmp_path, monkeypatch):
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("base", "one", "two")):
         llama(tmp_path / name, seed, layers=2, files=2)
@@ -33,7 +34,7 @@ def card(folder: str, base: object) -> None:
 
 
 class TestInit:
-    def test_without_a_base(self, capsys):
+    def test_without_a_base(self, capsys: pytest.CaptureFixture[str]) -> None:
         init("one", "two")
         (stage,) = load_recipe("recipe.yaml").stages.values()
         assert (stage.method, stage.dtype) == ("slerp", "F16")
@@ -43,7 +44,7 @@ class TestInit:
         assert "Tensors as in the models' folders." in capsys.readouterr().out
 
     @pytest.mark.parametrize("base", ["base", ["base"]])
-    def test_the_base_that_both_cards_name(self, base):
+    def test_the_base_that_both_cards_name(self, base: list[Any] | str) -> None:
         card("one", base)
         card("two", base)
         init("one", "two")
@@ -51,30 +52,30 @@ class TestInit:
         assert "merge_method: ties" in text and "base_model: base\n" in text
 
     @pytest.mark.parametrize("base", ["../base; rm", ["a", "b"], 3, "x" * 10_000 + " y"])
-    def test_a_card_that_names_none_that_can_be(self, base):
+    def test_a_card_that_names_none_that_can_be(self, base: int | list[Any] | str) -> None:
         card("one", base)
         assert look("one", Path(), print).base is None
 
-    def test_written_elsewhere(self, models):
+    def test_written_elsewhere(self, models: Path) -> None:
         init("one", "two", "--out", "project", "--method", "linear", "--name", "both")
         text = Path("project/recipe.yaml").read_text()
         assert "name: both\n" in text and "- model: ../one\n" in text
         assert Path("project/config.yaml").read_text().startswith("# docs: config/README.md")
 
     @pytest.mark.parametrize("file", ["recipe.yaml", "config.yaml"])
-    def test_nothing_is_overwritten(self, file):
+    def test_nothing_is_overwritten(self, file: str) -> None:
         Path(file).write_text("mine")
         with pytest.raises(UserError, match="nothing is overwritten"):
             init("one", "two")
         assert Path(file).read_text() == "mine"
         assert not ({"recipe.yaml", "config.yaml"} - {file}) & {p.name for p in Path().iterdir()}
 
-    def test_models_that_do_not_fit(self, models):
+    def test_models_that_do_not_fit(self, models: Path) -> None:
         llama(models / "deep", 5, layers=3, files=1)
         with pytest.raises(UserError, match="one has layers 2, deep has 3: they cannot be merged"):
             init("one", "deep")
 
-    def test_mistakes(self):
+    def test_mistakes(self) -> None:
         with pytest.raises(UserError, match="Did you mean 'two'"):
             init("one", "twoo")
         with pytest.raises(UserError, match="ties needs a base"):

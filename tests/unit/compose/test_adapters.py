@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ TABLE = {
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
 
 
-def locked(shapes: dict[str, tuple[int, ...]], **config) -> LockedSource:
+def locked(shapes: dict[str, tuple[int, ...]], **config: Any) -> LockedSource:
     """Return the lock of an adapter with tensors of those shapes, the prefix left out."""
     tensors = {
         (name if name.startswith("!") else PREFIX + name).removeprefix("!"): LockedTensor(
@@ -51,11 +53,13 @@ def linear(module: str, out: int, in_: int, rank: int = 2) -> dict[str, tuple[in
     return {f"{module}.lora_A.weight": (rank, in_), f"{module}.lora_B.weight": (out, rank)}
 
 
-def updates(shapes: dict[str, tuple[int, ...]], table=TABLE, **config) -> dict[str, Update]:
+def updates(
+    shapes: dict[str, tuple[int, ...]], table: Any = TABLE, **config: Any
+) -> dict[str, Update]:
     return adapter_updates("o/lora", locked(shapes, **config), table, "o/model")
 
 
-def told(shapes: dict[str, tuple[int, ...]], table=TABLE, **config) -> str:
+def told(shapes: dict[str, tuple[int, ...]], table: Any = TABLE, **config: Any) -> str:
     with pytest.raises(UserError) as caught:
         updates(shapes, table, **config)
     assert "o/lora" in str(caught.value)
@@ -91,7 +95,7 @@ class TestScale:
         [{"r": None}, {"r": 0}, {"r": 1.5}, {"lora_alpha": "much"}, {"lora_alpha": math.nan},
          {"rank_pattern": {"(": 3}}],
     )  # fmt: skip
-    def test_no_numbers(self, config) -> None:
+    def test_no_numbers(self, config: dict[str, Any]) -> None:
         assert told(linear(Q, 8, 8), **config)
 
 
@@ -161,14 +165,14 @@ class TestTensors:
             (linear(Q, 8, 8) | {f"{Q}.lora_magnitude_vector": (7,)}, ["8 elements"]),
         ],
     )
-    def test_refused_with_names(self, shapes, parts) -> None:
+    def test_refused_with_names(self, shapes: dict[str, Any], parts: list[Any]) -> None:
         message = told(shapes)
         assert all(part in message for part in parts), message
 
 
 class TestKinds:
     @pytest.mark.parametrize("kind", ["IA3", "LOHA", "PROMPT_TUNING", None])
-    def test_other_adapters(self, kind) -> None:
+    def test_other_adapters(self, kind: str | None) -> None:
         message = told(linear(Q, 8, 8), peft_type=kind)
         assert f"of type {kind!r}; only LORA adapters" in message
 
@@ -183,11 +187,11 @@ class TestKinds:
             {"init_lora_weights": "olora"},
         ],
     )
-    def test_what_is_not_exact(self, config) -> None:
+    def test_what_is_not_exact(self, config: dict[str, Any]) -> None:
         assert next(iter(config)) in told(linear(Q, 8, 8), **config)
 
     @pytest.mark.parametrize("beginning", [True, False, "gaussian", "eva"])
-    def test_plain_beginnings(self, beginning) -> None:
+    def test_plain_beginnings(self, beginning: bool | str) -> None:
         assert updates(linear(Q, 8, 8), init_lora_weights=beginning)
 
 
@@ -219,7 +223,7 @@ class Recipes:
 
 
 @pytest.fixture(scope="module")
-def recipes(tmp_path_factory) -> Recipes:
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Recipes:
     return Recipes(tmp_path_factory.mktemp("adapters"))
 
 
@@ -234,7 +238,7 @@ dtype: float16
 
 
 class TestAlgebra:
-    def test_a_task_vector_over_its_own_base_is_the_product_alone(self, recipes) -> None:
+    def test_a_task_vector_over_its_own_base_is_the_product_alone(self, recipes: Any) -> None:
         found = recipes.outputs(TASK)
         merged = found["model.layers.0.self_attn.q_proj.weight"]
         assert [(c, type(e).__name__, ex.label(e)) for c, e in merged.terms] == [
@@ -246,29 +250,29 @@ class TestAlgebra:
         assert isinstance(found["model.layers.1.mlp.down_proj.weight"], ex.Source)
         assert ex.label(found["model.layers.1.mlp.up_proj.weight"].terms[1][1]) == "one"
 
-    def test_of_an_adapted_base(self, recipes) -> None:
+    def test_of_an_adapted_base(self, recipes: Any) -> None:
         text = TASK.replace("base_model: base", "base_model: base+one").replace(
             "  - {model: base+one, parameters: {weight: 0.5}}\n", ""
         )
         terms = recipes.outputs(text)["model.layers.0.self_attn.q_proj.weight"].terms
         assert [(c, ex.label(e)) for c, e in terms] == [(1.0, "base"), (0.75, "one"), (0.25, "two")]
 
-    def test_a_weight_of_zero_reads_no_adapter(self, recipes) -> None:
+    def test_a_weight_of_zero_reads_no_adapter(self, recipes: Any) -> None:
         found = recipes.outputs(TASK.replace("0.5", "0").replace("0.25", "0"))
         assert all(isinstance(e, ex.Source) and e.model == "base" for e in found.values())
 
-    def test_mapping_form(self, recipes) -> None:
+    def test_mapping_form(self, recipes: Any) -> None:
         mapping = TASK.replace(
             "{model: base+one,", "{model: {model: {path: base}, lora: {path: one}},"
         )
         assert recipes.outputs(mapping) == recipes.outputs(TASK)
 
-    def test_mergekit_numerics_rounds_the_adapted_model(self, recipes) -> None:
+    def test_mergekit_numerics_rounds_the_adapted_model(self, recipes: Any) -> None:
         found = recipes.outputs(TASK, MERGEKIT)["model.layers.0.self_attn.q_proj.weight"]
         adapted = found.inputs[0]
         assert isinstance(adapted, ex.Cast) and isinstance(adapted.operand, ex.Linear)
 
-    def test_no_adapter_among_documents(self, recipes) -> None:
+    def test_no_adapter_among_documents(self, recipes: Any) -> None:
         assert str(parse_reference("a+b@c")) == "a+b@c"
         assert parse_reference("a@d+b@c").lora == "b@c"
 
@@ -307,12 +311,12 @@ class TestChecks:
 
 class TestHub:
     @pytest.fixture
-    def server(self, tmp_path, monkeypatch):
+    def server(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         with LoopbackHub(tmp_path / "hub") as server:
             monkeypatch.setenv("HF_ENDPOINT", server.url)
             yield server
 
-    def test_locked_from_its_header(self, server) -> None:
+    def test_locked_from_its_header(self, server: LoopbackHub) -> None:
         tensors = {f"{PREFIX}{Q}.lora_A.weight": torch.zeros(2, 5000)}
         folder = write_adapter(server.store.root / "o" / "lora", tensors)
         found = lock_hub("o/lora", None, role="adapter")
@@ -323,12 +327,12 @@ class TestHub:
         assert tensor.shape == (2, 5000)
         assert Lock.from_json(Lock({"o/lora": found}).to_json(), "").sources["o/lora"] == found
 
-    def test_a_model_is_no_adapter(self, server) -> None:
+    def test_a_model_is_no_adapter(self, server: LoopbackHub) -> None:
         add_model(server.store.root, "o/m", ONE_FILE)
         with pytest.raises(UserError, match=r"no adapter_config\.json"):
             lock_hub("o/m", None, role="adapter")
 
-    def test_an_adapter_is_no_model(self, server, tmp_path) -> None:
+    def test_an_adapter_is_no_model(self, server: LoopbackHub, tmp_path: Path) -> None:
         write_adapter(server.store.root / "o" / "lora", factors({Q: (8, 8)}))
         with pytest.raises(UserError, match=r"MODEL\+ADAPTER"):
             lock_hub("o/lora", None)

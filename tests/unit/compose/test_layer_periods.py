@@ -23,7 +23,7 @@ def change_config(name: str, **values: object) -> None:
 class TestFamilies:
     @pytest.mark.parametrize("family", RULES)
     @pytest.mark.parametrize("period", [None, 3])
-    def test_a_list_is_what_the_class_makes_up(self, family, period):
+    def test_a_list_is_what_the_class_makes_up(self, family: str, period: int | None) -> None:
         from transformers import AutoConfig
 
         config = {"model_type": family}
@@ -39,7 +39,7 @@ class TestFamilies:
         assert getattr(again, key) == moved
 
     @pytest.mark.slow
-    def test_every_family_of_transformers_with_a_rule_is_known(self):
+    def test_every_family_of_transformers_with_a_rule_is_known(self) -> None:
         from transformers import CONFIG_MAPPING
 
         found = set()
@@ -57,35 +57,35 @@ class TestFamilies:
 
 
 class TestImplied:
-    def test_a_list_of_its_own_counts(self):
+    def test_a_list_of_its_own_counts(self) -> None:
         config = {"model_type": "gemma3_text", "layer_types": ["full_attention"]}
         assert implied(config, 1) is None
 
     @pytest.mark.parametrize("period", ["LLLG", 0, 2.5])
-    def test_a_period_that_is_no_number_of_layers(self, period):
+    def test_a_period_that_is_no_number_of_layers(self, period: float | int | str) -> None:
         assert implied({"model_type": "exaone4", "sliding_window_pattern": period}, 4) is None
 
-    def test_another_family(self):
+    def test_another_family(self) -> None:
         assert implied({"model_type": "llama", "sliding_window_pattern": 2}, 4) is None
 
 
 class TestUntold:
     JAMBA = {"model_type": "jamba", "attn_layer_period": 4, "expert_layer_period": 2}  # noqa: RUF012
 
-    def test_layers_that_keep_their_places(self):
+    def test_layers_that_keep_their_places(self) -> None:
         assert untold(self.JAMBA, [0, 1, 2, 3]) == []
         assert untold(self.JAMBA, [4, 5, 6, 7, 0, 1]) == []
         assert untold(self.JAMBA, [0, 1, 0, 1]) == ["attn_layer_period"]
         assert untold(self.JAMBA, [1, 2]) == ["attn_layer_period", "expert_layer_period"]
 
-    def test_what_a_list_says(self):
+    def test_what_a_list_says(self) -> None:
         known = {"model_type": "gemma3_text", "sliding_window_pattern": 6}
         assert untold(known, [3, 2]) == []
         other = {"model_type": "new", "sliding_window_pattern": 6}
         assert untold(other, [3, 2]) == ["sliding_window_pattern"]
         assert untold(other | {"layer_types": ["full_attention"] * 4}, [3, 2]) == []
 
-    def test_a_rule_of_its_own(self):
+    def test_a_rule_of_its_own(self) -> None:
         assert untold({"model_type": "kimi_linear"}, [0, 1, 1]) == ["model_type"]
         assert untold({"model_type": "kimi_linear"}, [0, 1, 2]) == []
         assert untold({"model_type": "kimi_linear", "layer_types": ["x", "y"]}, [1, 0]) == []
@@ -95,13 +95,13 @@ class TestSlices:
     """Recipes of slices of two models with six layers."""
 
     @pytest.fixture(autouse=True)
-    def work(self, tmp_path, monkeypatch):
+    def work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         for i, name in enumerate("ab"):
             llama(Path(name), seed=i, layers=6, files=1)
             change_config(name, model_type="gemma3_text", sliding_window_pattern=3)
 
-    def test_the_order_is_written_as_a_list(self):
+    def test_the_order_is_written_as_a_list(self) -> None:
         found, warnings = described(slices(("a", 0, 4), ("b", 2, 6)))
         kinds = ["sliding_attention"] * 2 + ["full_attention"]
         assert found["config"] == {
@@ -110,22 +110,22 @@ class TestSlices:
         }
         assert not any("layer-period" in w for w in warnings)
 
-    def test_each_source_has_its_own_period(self):
+    def test_each_source_has_its_own_period(self) -> None:
         change_config("b", sliding_window_pattern=2)
         found, _ = described(slices(("a", 0, 2), ("b", 0, 2)))
         kinds = ["sliding_attention"] * 3 + ["full_attention"]
         assert found["config"] == {"num_hidden_layers": 4, "layer_types": kinds}
 
-    def test_a_period_that_still_holds_stays(self):
+    def test_a_period_that_still_holds_stays(self) -> None:
         found, _ = described(slices(("a", 0, 3), ("b", 0, 6)))
         assert found["config"] == {"num_hidden_layers": 9}
 
-    def test_one_source_has_a_list(self):
+    def test_one_source_has_a_list(self) -> None:
         change_config("b", layer_types=[f"t{i}" for i in range(6)])
         found, _ = described(slices(("a", 0, 2), ("b", 4, 6)))
         assert found["config"]["layer_types"] == ["sliding_attention"] * 2 + ["t4", "t5"]
 
-    def test_a_period_without_a_list_is_told(self):
+    def test_a_period_without_a_list_is_told(self) -> None:
         for name in "ab":
             change_config(
                 name, model_type="jamba", attn_layer_period=4, sliding_window_pattern=None

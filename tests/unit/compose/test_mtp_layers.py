@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ GRADIENT = [
 ]
 
 
-def save(name: str, seed: int, kind: str = "behind", **config) -> None:
+def save(name: str, seed: int, kind: str = "behind", **config: Any) -> None:
     shapes = llama_shapes(LAYERS)
     if kind == "behind":
         shapes |= {n: s for n, s in llama_shapes(LAYERS + 1).items() if n.startswith(BEHIND)}
@@ -58,7 +59,7 @@ def weights(expression: ex.Expression) -> dict[str, float]:
 
 
 @pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save("a", 0)
     save("b", 1)
@@ -69,7 +70,7 @@ def linear(*models: dict) -> dict:
 
 
 class TestCounts:
-    def test_a_gradient_ends_at_the_last_real_layer(self):
+    def test_a_gradient_ends_at_the_last_real_layer(self) -> None:
         outputs, warnings = composed(linear(*GRADIENT))
         assert weights(outputs[f"model.layers.{LAYERS - 1}.{QUERY}"]) == {"b": 1.0}
         assert weights(outputs[f"model.layers.1.{QUERY}"])["b"] == pytest.approx(1 / 3)
@@ -88,19 +89,19 @@ class TestCounts:
             ({"num_hidden_layers": 5, "num_nextn_predict_layers": 1}, 3),
         ],
     )
-    def test_config_tells_them_apart(self, config, count):
+    def test_config_tells_them_apart(self, config: dict[str, Any], count: int) -> None:
         names = [f"model.layers.{i}.mlp.weight" for i in range(3)]
         towers = [f"vision.blocks.{i}.mlp.weight" for i in range(3)]
         counts = real_layers([*names, *towers], config)
         assert counts == {"model.layers.": count, "vision.blocks.": 3}
 
-    def test_so_does_the_projection_that_only_they_have(self):
+    def test_so_does_the_projection_that_only_they_have(self) -> None:
         names = [f"model.layers.{i}.mlp.weight" for i in range(3)]
         config = {"num_hidden_layers": 2}
         found = real_layers([*names, "model.layers.2.eh_proj.weight"], config)
         assert found == {"model.layers.": 2}
 
-    def test_models_of_other_depths_have_the_same_behind_the_last(self):
+    def test_models_of_other_depths_have_the_same_behind_the_last(self) -> None:
         four, six = ({"model.layers.": count} for count in (4, 6))
         place = behind("model.layers.4.eh_proj.weight", four)
         assert place == behind("model.layers.6.eh_proj.weight", six)
@@ -109,7 +110,7 @@ class TestCounts:
 
 
 class TestSlices:
-    def test_they_come_along_behind_the_last_layer(self):
+    def test_they_come_along_behind_the_last_layer(self) -> None:
         recipe = slices(("a", 0, LAYERS), ("b", 2, LAYERS))
         outputs, warnings = composed(recipe)
         moved = f"model.layers.{LAYERS + 2}.eh_proj.weight"
@@ -120,19 +121,19 @@ class TestSlices:
         assert len(warnings) == 1
         assert "behind layers of slices" in warnings[0]
 
-    def test_a_range_beyond_the_real_layers_is_refused(self):
+    def test_a_range_beyond_the_real_layers_is_refused(self) -> None:
         with pytest.raises(UserError, match="beyond the 4 layers") as caught:
             described(slices(("a", 0, LAYERS + 1)))
         assert "come along" in caught.value.hint
 
-    def test_a_module_of_its_own_follows_the_last_slice(self):
+    def test_a_module_of_its_own_follows_the_last_slice(self) -> None:
         for i, name in enumerate("ab"):
             save(name, i, "module")
         outputs, _ = composed(slices(("a", 0, 2), ("b", 0, LAYERS)))
         for name in ("mtp.fc.weight", f"mtp.layers.0.{QUERY}"):
             assert [s.model for s in ex.sources(outputs[name])] == ["b"]
 
-    def test_those_behind_another_stack_stay_where_they_are(self):
+    def test_those_behind_another_stack_stay_where_they_are(self) -> None:
         shapes = llama_shapes(LAYERS) | {f"other.layers.{i}.fc.weight": (4, 4) for i in (5, 6)}
         config = LLAMA | {"num_hidden_layers": LAYERS, "num_nextn_predict_layers": 1}
         save_model(Path("a"), random_tensors(shapes, 0), config=config)
@@ -143,7 +144,7 @@ class TestSlices:
 class TestOnlySomeHaveThem:
     @pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties"])
     @pytest.mark.parametrize("kind", ["behind", "module"])
-    def test_the_bases_are_kept(self, method, kind):
+    def test_the_bases_are_kept(self, method: str, kind: str) -> None:
         save("a", 0, kind)
         save("b", 1, "none")
         recipe = {
@@ -159,7 +160,7 @@ class TestOnlySomeHaveThem:
         assert len(warnings) == 1
         assert "keeps the layers for multi-token prediction of a" in warnings[0]
 
-    def test_the_others_are_left_out_and_config_says_so(self):
+    def test_the_others_are_left_out_and_config_says_so(self) -> None:
         save("a", 0, "none")
         recipe = linear(*GRADIENT)
         outputs, warnings = composed(recipe)
@@ -169,7 +170,7 @@ class TestOnlySomeHaveThem:
         assert "leaves out" in warnings[0]
         assert described(recipe, silence=["mtp-layers"])[1] == []
 
-    def test_a_real_layer_is_none_of_them(self):
+    def test_a_real_layer_is_none_of_them(self) -> None:
         """One model has five layers, the other four and one for prediction."""
         save("b", 1, num_hidden_layers=LAYERS + 1, num_nextn_predict_layers=0)
         with pytest.raises(UserError, match=r"model\.layers\.4") as caught:
@@ -178,7 +179,7 @@ class TestOnlySomeHaveThem:
 
 
 class TestNextStages:
-    def test_a_document_that_others_read_counts_alike(self):
+    def test_a_document_that_others_read_counts_alike(self) -> None:
         save("b", 1, "none")
         first = linear({"model": "a", "parameters": {"weight": 1}}) | {"name": "mid"}
         last = linear({"model": "mid", "parameters": {"weight": [1, 0]}}, GRADIENT[1])
@@ -188,7 +189,7 @@ class TestNextStages:
 
 
 class TestTokenizer:
-    def test_layers_with_embeddings_of_their_own_do_not_follow_a_tokenizer(self):
+    def test_layers_with_embeddings_of_their_own_do_not_follow_a_tokenizer(self) -> None:
         for seed, (name, words) in enumerate((("a", ["dog"]), ("b", ["cat"]))):
             folder = tokenized(Path(name), seed, words)
             (file,) = folder.glob("*.safetensors")

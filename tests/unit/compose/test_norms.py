@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -26,7 +26,9 @@ MODELS = ("base", "x", "y")
 LAYERS = 3
 
 
-def recipe(weights=(1, 1), normalize=False, method="task_arithmetic", scale=1.0) -> str:
+def recipe(
+    weights: Any = (1, 1), normalize: Any = False, method: Any = "task_arithmetic", scale: Any = 1.0
+) -> str:
     models = "".join(
         f"  - model: {name}\n    parameters: {{weight: {weight}}}\n"
         for name, weight in zip("xy", weights, strict=True)
@@ -38,7 +40,7 @@ def recipe(weights=(1, 1), normalize=False, method="task_arithmetic", scale=1.0)
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Three models whose norms differ by factors and keep their signs."""
     monkeypatch.chdir(tmp_path)
     made = {}
@@ -53,12 +55,12 @@ def work(tmp_path, monkeypatch):
     return made
 
 
-def plan(text: str, **config):
+def plan(text: str, **config: Any) -> Any:
     Path("recipe.yaml").write_text(text)
     return load_plan(load_settings({"recipes": ["recipe.yaml"], **config}), say=lambda line: None)
 
 
-def build(text: str, **config) -> dict[str, torch.Tensor]:
+def build(text: str, **config: Any) -> dict[str, torch.Tensor]:
     (made,) = plan(text, **config).builds.values()
     for job in made.shards:
         spec = load_spec(job.digest)
@@ -68,7 +70,7 @@ def build(text: str, **config) -> dict[str, torch.Tensor]:
     return load_folder(Path(made.shards[0].output).parent)
 
 
-def expressions(text: str, **config) -> dict[str, ex.Expression]:
+def expressions(text: str, **config: Any) -> dict[str, ex.Expression]:
     (made,) = plan(text, **config).builds.values()
     specs = [load_spec(job.digest) for job in made.shards]
     return {t.name: t.expression for spec in specs for t in spec.tensors}
@@ -84,7 +86,9 @@ class TestResult:
             ({"weights": (1, 1), "scale": 0.5}, (0.5, 0.5)),
         ],
     )
-    def test_norms_are_products_and_the_rest_sums(self, work, options, exponents):
+    def test_norms_are_products_and_the_rest_sums(
+        self, work: dict[str, Any], options: dict[str, Any], exponents: tuple[Any, ...]
+    ) -> None:
         merged = build(recipe(**options), norm_merge="geometric")
         for name, result in merged.items():
             base, x, y = (work[m][name].double() for m in MODELS)
@@ -95,7 +99,7 @@ class TestResult:
                 expected = base + a * (x - base) + b * (y - base)
             assert torch.allclose(result.double(), expected, rtol=1e-6, atol=1e-7), name
 
-    def test_gemma_scales_by_one_more(self, work):
+    def test_gemma_scales_by_one_more(self, work: dict[str, Any]) -> None:
         for name in MODELS:
             config = LLAMA | {"model_type": "gemma2", "num_hidden_layers": LAYERS}
             (Path(name) / "config.json").write_text(json.dumps(config))
@@ -104,7 +108,7 @@ class TestResult:
         base, x, y = (work[m][name].double() + 1 for m in MODELS)
         assert torch.allclose(merged[name].double(), x * y / base - 1, rtol=1e-6, atol=1e-7)
 
-    def test_an_element_without_a_ratio_is_a_sum(self, work):
+    def test_an_element_without_a_ratio_is_a_sum(self, work: dict[str, Any]) -> None:
         name = "model.layers.0.input_layernorm.weight"
         work["base"][name][0] = 0.0
         work["x"][name][1] *= -1
@@ -116,7 +120,7 @@ class TestResult:
         assert torch.allclose(merged[:3], (x + y - base)[:3], atol=1e-7)
         assert torch.allclose(merged[3:], (x * y / base)[3:])
 
-    def test_infinity_is_not_hidden(self, work):
+    def test_infinity_is_not_hidden(self, work: dict[str, Any]) -> None:
         """With a negative weight a ratio would turn it into 0."""
         name = "model.norm.weight"
         work["x"][name][5] = torch.inf
@@ -143,7 +147,7 @@ class TestRescaledRecipient:
             for reader in readers
         ]
 
-    def rescale(self, work, factor) -> None:
+    def rescale(self, work: Any, factor: Any) -> None:
         """Rescale the recipient ``x``; ``y`` becomes a fine-tune of the base's norms alone."""
         for key in work["y"]:
             if not is_scale(key):
@@ -161,10 +165,12 @@ class TestRescaledRecipient:
 
     @pytest.mark.parametrize("weight", [1, 0.5, -0.5])
     @pytest.mark.parametrize("exact", [True, False])
-    def test_ratios_give_the_same_function(self, work, weight, exact):
+    def test_ratios_give_the_same_function(
+        self, work: dict[str, Any], weight: float | int, exact: bool
+    ) -> None:
         """Powers of two move no bit of a ratio; other factors round."""
 
-        def factor(shape):
+        def factor(shape: Any) -> Any:
             power = torch.rand(shape, generator=random) * 6 - 2
             return 2 ** (power.round() if exact else power)
 
@@ -183,7 +189,7 @@ class TestRescaledRecipient:
         for one, other in zip(expected, found, strict=True):
             assert (one - other).abs().mean() > 0.05 * one.abs().mean()
 
-    def test_the_recipient_must_have_weight_one(self, work):
+    def test_the_recipient_must_have_weight_one(self, work: dict[str, Any]) -> None:
         """With another weight its norms and its projections no longer undo each other."""
         self.rescale(work, torch.ones)
         before = build(recipe((0.5, 1)), norm_merge="geometric")
@@ -196,35 +202,37 @@ class TestRescaledRecipient:
 class TestIdentity:
     """Only what is changed gets another digest."""
 
-    def digests(self, text, **config):
+    def digests(self, text: Any, **config: Any) -> dict[Any, Any]:
         (made,) = plan(text, max_shard_size=1, **config).builds.values()
         specs = [(load_spec(job.digest), job.digest) for job in made.shards]
         return {t.name: digest for spec, digest in specs for t in spec.tensors}
 
-    def test_only_norms_change(self, work):
+    def test_only_norms_change(self, work: dict[str, Any]) -> None:
         before = self.digests(recipe())
         after = self.digests(recipe(), norm_merge="geometric")
         changed = {name for name in before if before[name] != after[name]}
         assert changed == {name for name in before if "norm" in name}
 
     @pytest.mark.parametrize("weights", [(1, 0), (0, 0)])
-    def test_nothing_changes_where_one_model_is_taken_whole(self, work, weights):
+    def test_nothing_changes_where_one_model_is_taken_whole(
+        self, work: dict[str, Any], weights: tuple[Any, ...]
+    ) -> None:
         text = recipe(weights)
         assert self.digests(text) == self.digests(text, norm_merge="geometric")
 
-    def test_a_model_of_weight_zero_is_not_read(self, work):
+    def test_a_model_of_weight_zero_is_not_read(self, work: dict[str, Any]) -> None:
         found = expressions(recipe((0.5, 0)), norm_merge="geometric")
         call = found["model.norm.weight"]
         assert call.method == norms.METHOD
         assert [s.model for s in ex.sources(call)] == ["x", "base"] or call.base == 1
         assert {s.model for s in ex.sources(call)} == {"base", "x"}
 
-    def test_other_methods_are_left_alone(self, work):
+    def test_other_methods_are_left_alone(self, work: dict[str, Any]) -> None:
         text = recipe().replace("task_arithmetic", "ties").replace("lambda", "density")
         before, after = (self.digests(text, norm_merge=w) for w in ("arithmetic", "geometric"))
         assert before == after
 
-    def test_one_document_of_two(self, work):
+    def test_one_document_of_two(self, work: dict[str, Any]) -> None:
         second = recipe((0.5, 0.5)).replace("name: donor", "name: other")
         text = f"{recipe()}---\n{second}"
         plain = plan(text).builds
@@ -233,7 +241,7 @@ class TestIdentity:
             before, after = ([j.digest for j in p[name].shards] for p in (plain, one))
             assert (before == after) is same
 
-    def test_an_intermediate_document_folds(self, work):
+    def test_an_intermediate_document_folds(self, work: dict[str, Any]) -> None:
         final = (
             "name: final\nmerge_method: linear\nbase_model: x\nparameters: {normalize: false}\n"
             "models:\n  - model: x\n    parameters: {weight: 0.5}\n"
@@ -246,17 +254,17 @@ class TestIdentity:
 
 
 class TestMistakes:
-    def test_unknown_document(self, work):
+    def test_unknown_document(self, work: dict[str, Any]) -> None:
         with pytest.raises(UserError, match=r"norm_merge.*'doner'") as caught:
             plan(recipe(), norm_merge={"doner": "geometric"})
         assert "'donor'" in str(caught.value)
 
-    def test_document_of_another_method(self, work):
+    def test_document_of_another_method(self, work: dict[str, Any]) -> None:
         text = recipe().replace("task_arithmetic", "ties").replace("lambda", "density")
         with pytest.raises(UserError, match="'donor' is merged by ties"):
             plan(text, norm_merge={"donor": "geometric"})
 
-    def test_unknown_word(self):
+    def test_unknown_word(self) -> None:
         with pytest.raises(UserError, match="'geometrical' is not allowed") as caught:
             load_settings({"norm_merge": "geometrical"})
         assert "'geometric'" in str(caught.value)
@@ -264,7 +272,7 @@ class TestMistakes:
             load_settings({"norm_merge": {"donor": "sum"}})
 
     @pytest.mark.parametrize("value", ["geometric", {"donor": "geometric"}])
-    def test_mergekits_bits_are_those_of_sums(self, value):
+    def test_mergekits_bits_are_those_of_sums(self, value: dict[str, Any] | str) -> None:
         with pytest.raises(UserError, match="norm_merge"):
             load_settings({"norm_merge": value, "numerics": "mergekit-0.1.5"})
 
@@ -278,7 +286,7 @@ class TestNames:
         backbone.layers.0.norm.weight backbone.norm_f.weight transformer.h.0.ln_attn.weight
         encoder.LayerNorm.gamma transformer.ln.weight""".split(),
     )
-    def test_scales(self, name):
+    def test_scales(self, name: str) -> None:
         assert is_scale(name)
 
     @pytest.mark.parametrize(
@@ -287,7 +295,7 @@ class TestNames:
         transformer.h.0.mlp.dense_4h_to_h.weight norm1.linear.weight model.layers.0.mixer.A_log
         model.layers.0.kln.weight""".split(),
     )
-    def test_others(self, name):
+    def test_others(self, name: str) -> None:
         assert not is_scale(name)
 
 
@@ -305,7 +313,7 @@ class TestFamilies:
     """What the names say is what the classes of transformers do."""
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_every_norm(self, family):
+    def test_every_norm(self, family: str) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.for_model(family, num_hidden_layers=4, **SIZES.get(family, {}))
@@ -326,7 +334,7 @@ class TestFamilies:
             assert found == expected, (name, kind)
         assert kinds
 
-    def test_every_family_of_transformers_that_adds_one_is_known(self):
+    def test_every_family_of_transformers_that_adds_one_is_known(self) -> None:
         import transformers
 
         root = Path(transformers.__file__).parent / "models"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from shardmerge.plan.files import load_spec
 
 
 @pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(decoding, "_PIECE", 150)  # elements: pieces end within tensors
     monkeypatch.setattr(decoding, "_SCATTERED", 4)  # ranges: small matrices are held as large are
@@ -60,7 +61,7 @@ def models(case: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Te
     return values
 
 
-def built(recipe: dict, **config) -> tuple[Built, dict[str, torch.Tensor]]:
+def built(recipe: dict, **config: Any) -> tuple[Built, dict[str, torch.Tensor]]:
     with tuned(**SMALL):
         made = merge(
             json.dumps(recipe), sources={n: f"models/{n}" for n in ("q", "base")}, **config
@@ -87,7 +88,7 @@ ALONE = {"name": "out", "merge_method": "passthrough", "models": [{"model": "q"}
 
 @pytest.mark.parametrize("case", MODELS)
 class TestEveryFormat:
-    def test_a_task_vector(self, case):
+    def test_a_task_vector(self, case: str) -> None:
         values = models(case)
         base = loaded(Path("models/base").glob("*.safetensors"))
         _, found = built(TASK | {"dtype": "bfloat16"}, deltas="fuse")
@@ -96,7 +97,7 @@ class TestEveryFormat:
             delta = (value.float() - base[name].float()).bfloat16().float()
             assert alike(found[name], (base[name].float() + 0.75 * delta).bfloat16())
 
-    def test_alone(self, case):
+    def test_alone(self, case: str) -> None:
         """It is saved in bfloat16 where the recipe names no type, and its config is a plain one."""
         values = models(case)
         made, found = built(ALONE)
@@ -111,45 +112,47 @@ class TestEveryWay:
 
     CASE = "gptq"
 
-    def merged(self, recipe: dict, **config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def merged(
+        self, recipe: dict, **config: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the decoded source, the plain one and the result."""
         (value,) = models(self.CASE).values()
         (base,) = loaded(Path("models/base").glob("*.safetensors")).values()
         _, found = built(recipe | {"dtype": "bfloat16"}, **config)
         return value, base.float(), found["m.weight"]
 
-    def test_stored_task_vectors(self):
+    def test_stored_task_vectors(self) -> None:
         value, base, found = self.merged(TASK, deltas="store")
         delta = (value - base).bfloat16().float()
         assert torch.equal(found, (base + 0.75 * delta).bfloat16())
         (shard,) = Path("results/deltas").rglob("*.safetensors")
         assert [t.dtype for t in load_file(shard).values()] == [torch.bfloat16]
 
-    def test_a_quantised_base(self):
+    def test_a_quantised_base(self) -> None:
         models = [{"model": "base", "parameters": {"weight": 0.75}}]
         value, base, found = self.merged(TASK | {"base_model": "q", "models": models})
         delta = (base - value).bfloat16().float()
         assert torch.equal(found, (value + 0.75 * delta).bfloat16())
 
-    def test_mergekit_numerics(self):
+    def test_mergekit_numerics(self) -> None:
         """What mergekit makes of a copy in bfloat16."""
         value, base, found = self.merged(TASK, numerics="mergekit-0.1.5")
         copied, base = value.bfloat16(), base.bfloat16()
         vector = (copied - base) * torch.tensor(0.75, dtype=torch.bfloat16)
         assert torch.equal(found, base + vector)
 
-    def test_a_method_that_sees_whole_tensors(self):
+    def test_a_method_that_sees_whole_tensors(self) -> None:
         both = [{"model": name} for name in ("base", "q")]
         recipe = {"name": "out", "merge_method": "slerp", "base_model": "base", "models": both}
         value, _, found = self.merged(recipe | {"parameters": {"t": 1}})
         assert torch.allclose(found.float(), value, atol=0.02 * float(value.abs().max()))
 
-    def test_saved_in_float32(self):
+    def test_saved_in_float32(self) -> None:
         (value,) = models(self.CASE).values()
         _, found = built(ALONE | {"dtype": "float32"})
         assert torch.equal(found["m.weight"], value)
 
-    def test_a_wrong_element_is_found(self):
+    def test_a_wrong_element_is_found(self) -> None:
         models(self.CASE)
         made, _ = built(TASK | {"dtype": "bfloat16"})
         (job,) = made.build.shards
@@ -160,7 +163,7 @@ class TestEveryWay:
             check_shard(spec, damaged, *inputs_of(job, spec))
 
 
-def test_rows_follow_tokens():
+def test_rows_follow_tokens() -> None:
     """Rows of a decoded tensor in another order, zeros among them."""
     config, tensors = MODELS["fp8-block"]
     (one,) = logical_of(tensors, config).values()
@@ -182,7 +185,7 @@ def test_rows_follow_tokens():
     assert ShardSpec.from_json(json.loads(json.dumps(spec.to_json()))).tensors == spec.tensors
 
 
-def test_a_format_is_part_of_the_digest():
+def test_a_format_is_part_of_the_digest() -> None:
     source = Models(Path("m"), {"q": MODELS["gptq"][1]})
     (one,) = logical_of(MODELS["gptq"][1], MODELS["gptq"][0]).values()
     parts = tuple((role, source.source("q", ref.tensor)) for role, ref in sorted(one.parts.items()))
@@ -196,10 +199,12 @@ def test_a_format_is_part_of_the_digest():
     assert len(digests) == len(names) == 2
 
 
-def test_memory():
+def test_memory() -> None:
     """It does not depend on the size, unless codes that lie scattered are held."""
 
-    def needed(name: str, form: str, shape: tuple[int, int], code: str, **parts: tuple[int, ...]):
+    def needed(
+        name: str, form: str, shape: tuple[int, int], code: str, **parts: tuple[int, ...]
+    ) -> Any:
         made = tuple((r, ex.Source("m", "f", f"{name}.{r}", code, s)) for r, s in parts.items())
         parameters = (("bits", 4), ("block", (128, 128)), ("group", 128), ("offset", 1))
         return decoding.decoding_bytes(ex.Decoded(form, made, parameters, shape, 8))
@@ -213,7 +218,7 @@ def test_memory():
     assert needed("m", "awq", (8192, 8192), "I32", **parts) >= 8192 * 1024 * 4
 
 
-def test_bytes_read_are_those_of_the_parts():
+def test_bytes_read_are_those_of_the_parts() -> None:
     source = Models(Path("m"), {"q": MODELS["fp8-block"][1]})
     (one,) = logical_of(MODELS["fp8-block"][1], MODELS["fp8-block"][0]).values()
     parts = tuple((role, source.source("q", ref.tensor)) for role, ref in sorted(one.parts.items()))

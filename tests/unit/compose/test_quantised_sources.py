@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
 @pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -31,7 +33,7 @@ def linear(*models: str) -> dict:
     return {"name": "out", "merge_method": "linear", "models": rows, "dtype": "bfloat16"}
 
 
-def model(name: str, change=lambda tensors: None, **config) -> None:
+def model(name: str, change: Any = lambda tensors: None, **config: Any) -> None:
     """Write a tiny Llama, its tensors changed in place."""
     tensors = random_tensors(llama_shapes(2), ord(name[-1]))
     change(tensors)
@@ -62,7 +64,9 @@ class TestTold:
         ("change", "config", "said"),
         [(fp8, FP8, "fp8-block"), (fp8, None, "fp8-block"), (gptq, GPTQ, "gptq")],
     )
-    def test_what_is_decoded(self, change, config, said):
+    def test_what_is_decoded(
+        self, change: Callable[..., Any], config: dict[str, Any] | None, said: str
+    ) -> None:
         model("a", change, **({"quantization_config": config} if config else {}))
         model("b")
         description, warnings = described(linear("a", "b"))
@@ -74,7 +78,7 @@ class TestTold:
         card = make_card(BuildDescription.from_json(description, "d"), {})
         assert f"decoded before they were merged: `a` ({said}, 14 weights)" in card
 
-    def test_a_file_beside_the_config(self):
+    def test_a_file_beside_the_config(self) -> None:
         model("a", gptq)
         Path("a/quantize_config.json").write_text(json.dumps(GPTQ))
         description, _ = described(linear("a"))
@@ -82,7 +86,7 @@ class TestTold:
         lock = json.loads(Path("recipe.lock.json").read_text())
         assert lock["sources"]["a"]["side_files"] == {"quantize_config.json": GPTQ}
 
-    def test_a_lock_that_was_made_before(self):
+    def test_a_lock_that_was_made_before(self) -> None:
         """It is completed; a job, which writes none, does without."""
         model("a", gptq)
         Path("a/quantize_config.json").write_text(json.dumps(GPTQ))
@@ -100,8 +104,8 @@ class TestTold:
 
 
 class TestRefused:
-    def test_parts_that_are_missing(self):
-        def broken(tensors):
+    def test_parts_that_are_missing(self) -> None:
+        def broken(tensors: Any) -> None:
             gptq(tensors)
             del tensors["model.layers.0.mlp.up_proj.scales"]
 
@@ -110,21 +114,21 @@ class TestRefused:
             described(linear("a"))
         assert "model 'a'" in str(error.value)
 
-    def test_a_method_that_no_format_reads(self):
+    def test_a_method_that_no_format_reads(self) -> None:
         model("a")
         model("b", gptq, quantization_config={"quant_method": "quanto"})
         with pytest.raises(UserError, match="'quanto', which cannot be read") as error:
             described(linear("a", "b"))
         assert "model 'b'/config.json" in str(error.value)
 
-    def test_codes_that_nothing_announces(self):
+    def test_codes_that_nothing_announces(self) -> None:
         for name in "ab":
             model(name, gptq)
         with pytest.raises(UserError, match="I32 in 'a', I32 in 'b'") as error:
             described(linear("a", "b"))
         assert "qweight' cannot be merged" in str(error.value)
 
-    def test_codes_beside_floats(self):
+    def test_codes_beside_floats(self) -> None:
         name = "model.layers.1.mlp.up_proj.weight"
         model("a", lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
         model("b")
@@ -133,7 +137,7 @@ class TestRefused:
 
 
 class TestBuffers:
-    def test_masks_positions_and_counters_are_copied(self):
+    def test_masks_positions_and_counters_are_copied(self) -> None:
         buffers = {
             "model.layers.0.self_attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8),
             "model.layers.0.self_attn.masked_bias": torch.tensor(1, dtype=torch.uint8),
@@ -148,7 +152,7 @@ class TestBuffers:
         assert {tensors[name][0] for name in buffers} == {"U8", "I32", "I64", "BOOL"}
         assert not warnings
 
-    def test_codes_of_one_model_are_copied(self):
+    def test_codes_of_one_model_are_copied(self) -> None:
         model("a", lambda tensors: tensors.update({"model.codes": torch.ones(3, dtype=torch.int8)}))
         recipe = {"name": "out", "merge_method": "passthrough", "models": [{"model": "a"}]}
         (shard,) = described(recipe)[0]["shards"]
@@ -157,7 +161,7 @@ class TestBuffers:
 
 class TestStale:
     @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
-    def test_told_and_dropped(self, key):
+    def test_told_and_dropped(self, key: str) -> None:
         model("a", **{key: GPTQ, "text_config": {key: GPTQ, "vocab_size": 1}})
         model("b")
         description, warnings = described(linear("a", "b"))
@@ -170,7 +174,7 @@ class TestStale:
         del expected[key]
         assert json.loads(made) == expected | {"text_config": {"vocab_size": 1}}
 
-    def test_none_of_its_business(self):
+    def test_none_of_its_business(self) -> None:
         for name in "ab":
             model(name)
         description, warnings = described(linear("a", "b"))

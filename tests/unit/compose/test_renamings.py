@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from helpers.models import LLAMA, random_tensors, save_model
@@ -32,22 +35,22 @@ QWEN = {
 
 @pytest.mark.parametrize("names", [LLAVA, EMU, QWEN], ids=["llava", "emu", "qwen"])
 class TestBothWays:
-    def test_old_as_new(self, names):
+    def test_old_as_new(self, names: dict[str, Any]) -> None:
         assert align_names(names, names.values()) == {new: old for old, new in names.items()}
 
-    def test_new_as_old(self, names):
+    def test_new_as_old(self, names: dict[str, Any]) -> None:
         assert align_names(names.values(), names) == names
 
-    def test_alike_stay(self, names):
+    def test_alike_stay(self, names: dict[str, Any]) -> None:
         assert align_names(names, names) == {name: name for name in names}
 
 
-def test_a_language_model_is_not_the_decoder_of_a_larger_one():
+def test_a_language_model_is_not_the_decoder_of_a_larger_one() -> None:
     text = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
     assert align_names(text, QWEN.values()) == {name: name for name in text}
 
 
-def test_a_merge_has_the_names_of_its_base(tmp_path, monkeypatch):
+def test_a_merge_has_the_names_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = LLAMA | {"num_hidden_layers": 1}
     for i, (name, names) in enumerate((("a", LLAVA), ("b", LLAVA.values()))):

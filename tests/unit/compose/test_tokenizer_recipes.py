@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,24 +37,24 @@ SPECIAL = {"<s>": True, "</s>": True}
 HEAD = "merge_method: linear\nmodels: [{model: o/a, parameters: {weight: 1}}]\n"
 
 
-def parse(text: str):
+def parse(text: str) -> Any:
     return parse_recipe(HEAD + text, "r.yaml").stages["r"]
 
 
 class TestReading:
     @pytest.mark.parametrize("source", ["union", "base"])
-    def test_source(self, source):
+    def test_source(self, source: str) -> None:
         settings = parse(f"tokenizer_source: {source}").tokenizer
         assert (settings.source, settings.model, settings.rules) == (source, None, ())
 
-    def test_a_model_is_a_source_of_the_recipe(self):
+    def test_a_model_is_a_source_of_the_recipe(self) -> None:
         stage = parse("tokenizer_source: o/t@main")
         assert stage.tokenizer.model == Reference("o/t", "main")
         assert Reference("o/t", "main") in stage.references
         block = parse("tokenizer: {source: {model: {path: o/t, revision: main}}}")
         assert block.tokenizer.model == Reference("o/t", "main")
 
-    def test_block(self):
+    def test_block(self) -> None:
         text = """
 tokenizer:
   pad_to_multiple_of: 8
@@ -95,12 +96,12 @@ tokenizer:
             ("chat_template: chatmll", "neither a known name nor a Jinja template"),
         ],
     )
-    def test_mistakes(self, text, message):
+    def test_mistakes(self, text: str, message: str) -> None:
         with pytest.raises(UserError, match=message) as caught:
             parse(text)
         assert caught.value.where.startswith("r.yaml:")
 
-    def test_chat_template(self):
+    def test_chat_template(self) -> None:
         assert parse("chat_template: auto").chat_template == "auto"
         literal = "{% for m in messages %}{{ m.content }}{% endfor %}"
         assert parse(f"chat_template: '{literal}'").chat_template == literal
@@ -114,7 +115,7 @@ class TestChatTemplates:
         {"role": "user", "content": "Bye"},
     )
 
-    def render(self, template, turns, prompt=True):
+    def render(self, template: Any, turns: Any, prompt: Any = True) -> Any:
         texts, _ = render_jinja_template(
             conversations=[list(turns)],
             chat_template=template,
@@ -154,11 +155,11 @@ class TestChatTemplates:
             ),
         ],
     )
-    def test_by_name(self, name, expected):
+    def test_by_name(self, name: str, expected: str) -> None:
         assert self.render(named_template(name), self.TALK) == expected
 
     @pytest.mark.parametrize("name", ["chatml", "mistral"])
-    def test_as_mergekit_renders(self, name):
+    def test_as_mergekit_renders(self, name: str) -> None:
         from importlib.resources import files
 
         from mergekit._data import chat_templates
@@ -169,11 +170,11 @@ class TestChatTemplates:
                 ours = self.render(named_template(name), turns, prompt)
                 assert ours == self.render(theirs, turns, prompt)
 
-    def test_names(self):
+    def test_names(self) -> None:
         assert CHAT_TEMPLATES == ("alpaca", "chatml", "exaone", "llama3", "mistral")
         assert named_template("{{ x }}") == "{{ x }}"
 
-    def test_of_a_model(self):
+    def test_of_a_model(self) -> None:
         config = {"tokenizer_config.json": json.dumps({"chat_template": " {{ a }} "})}
         assert own_template(config, "m") == "{{ a }}"
         assert own_template(config | {"chat_template.jinja": "{{ b }}\n"}, "m") == "{{ b }}"
@@ -182,14 +183,14 @@ class TestChatTemplates:
         assert own_template(listed, "m") == "d"
         assert own_template({}, "m") is None
 
-    def test_most_common(self):
+    def test_most_common(self) -> None:
         assert most_common(["a", "b", "b", None]) == "b"
         assert most_common(["b", "a", None, None]) == "b"
         assert most_common([None]) is None
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     named = {"bos_token": "<s>", "eos_token": "</s>"}
     tokenized(root / "a", 0, ["the", "cat"], SPECIAL, chat_template="{{ a }}", **named)
@@ -206,7 +207,7 @@ def models(tmp_path_factory) -> Path:
 
 
 def planned(
-    folder: Path, models: Path, names: str, numerics: Numerics = FLOAT32, **keys
+    folder: Path, models: Path, names: str, numerics: Numerics = FLOAT32, **keys: Any
 ) -> Composer:
     """Return the composer of a linear merge of models, locked."""
     made = {"merge_method": "linear", "dtype": "float16", "models": []} | keys
@@ -224,7 +225,7 @@ def planned(
 
 
 class TestPlanning:
-    def test_sizes_that_differ_are_refused(self, tmp_path, models):
+    def test_sizes_that_differ_are_refused(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a c")
         with pytest.raises(UserError) as caught:
             composer.outputs("r")
@@ -232,26 +233,26 @@ class TestPlanning:
             assert word in caught.value.message
         assert "tokenizer_source: union" in caught.value.hint
 
-    def test_same_tokens_leave_the_sum_as_it_is(self, tmp_path, models):
+    def test_same_tokens_leave_the_sum_as_it_is(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a d", tokenizer_source="union")
         for output in composer.outputs("r"):
             assert all(isinstance(leaf, ex.Source) for _, leaf in output.expression.terms)
         assert tokenizer_files(composer, "r").made == ()
         assert config_values(composer, "r") == {}
 
-    def test_spare_rows_are_left_out(self, tmp_path, models):
+    def test_spare_rows_are_left_out(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a c", tokenizer_source="base")
         outputs = {t.name: t for t in composer.outputs("r")}
         terms = outputs["lm_head.weight"].expression.terms
         assert [type(leaf) for _, leaf in terms] == [ex.Source, ex.Rows]
         assert terms[1][1].table == "0+20"
 
-    def test_a_models_own_spare_rows(self, tmp_path, models):
+    def test_a_models_own_spare_rows(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "c a", tokenizer_source="base")
         assert composer.outputs("r")[0].shape == (20, 16)
         assert config_values(composer, "r") == {"vocab_size": 20}
 
-    def test_union(self, tmp_path, models):
+    def test_union(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a b", tokenizer_source="union")
         files = tokenizer_files(composer, "r")
         assert files.made == ("tokenizer.json", "tokenizer_config.json")
@@ -260,14 +261,14 @@ class TestPlanning:
         ids = composer.tokenizers.of(Reference("r")).ids
         assert config_values(composer, "r") == {"vocab_size": len(ids)}
 
-    def test_another_models_tokens(self, tmp_path, models):
+    def test_another_models_tokens(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a b", tokenizer_source=str(models / "b"))
         assert config_values(composer, "r") == {"vocab_size": 21, "eos_token_id": 7}
         assert generation_source(composer, "r") == str(models / "b")
         files = tokenizer_files(composer, "r")
         assert files.made == () and files.copied["tokenizer.json"][0] == str(models / "b")
 
-    def test_models_without_tokenizers(self, tmp_path, models):
+    def test_models_without_tokenizers(self, tmp_path: Path, models: Path) -> None:
         shutil.copytree(models / "bare", tmp_path / "bare", dirs_exist_ok=True)
         shutil.copytree(models / "bare", tmp_path / "bare2", dirs_exist_ok=True)
         composer = planned(tmp_path, tmp_path, "bare bare2", tokenizer_source="base")
@@ -276,7 +277,7 @@ class TestPlanning:
         with pytest.raises(UserError, match="none of the models has a tokenizer"):
             padded.outputs("r")
 
-    def test_a_model_without_one_has_the_bases(self, tmp_path, models):
+    def test_a_model_without_one_has_the_bases(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a bare", tokenizer_source="union")
         output = composer.outputs("r")[0]
         assert all(isinstance(leaf, ex.Source) for _, leaf in output.expression.terms)
@@ -294,7 +295,9 @@ class TestPlanning:
             ({}, "its rule names no source"),
         ],
     )
-    def test_rules_that_cannot_be_kept(self, tmp_path, models, rule, match):
+    def test_rules_that_cannot_be_kept(
+        self, tmp_path: Path, models: Path, rule: dict[str, Any], match: str
+    ) -> None:
         text = json.dumps(rule).replace('"A"', json.dumps(str(models / "a")))
         block = {"tokens": {"<x>": json.loads(text)}}
         composer = planned(tmp_path, models, "a b", tokenizer=block)
@@ -302,7 +305,7 @@ class TestPlanning:
             composer.outputs("r")
         assert "r.yaml:" in caught.value.where
 
-    def test_chat_templates(self, tmp_path, models):
+    def test_chat_templates(self, tmp_path: Path, models: Path) -> None:
         composer = planned(tmp_path, models, "a c d", chat_template="auto", tokenizer_source="base")
         files = tokenizer_files(composer, "r")
         assert files.description["template"] == "{{ c }}"
@@ -314,7 +317,9 @@ class TestPlanning:
         with pytest.raises(UserError, match="no tokenizer to put a chat template into"):
             tokenizer_files(composer, "r")
 
-    def test_a_sentencepiece_tokenizer_takes_no_new_tokens(self, tmp_path, models):
+    def test_a_sentencepiece_tokenizer_takes_no_new_tokens(
+        self, tmp_path: Path, models: Path
+    ) -> None:
         folder = shutil.copytree(models / "bare", tmp_path / "s")
         (folder / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01x")
         block = {"source": "base", "tokens": {"<n>": {"source": {"kind": "zero"}}}}
@@ -326,7 +331,7 @@ class TestPlanning:
 class TestBiases:
     """Numbers of tokens, such as the bias of BERT's last layer, follow the tokens as rows do."""
 
-    def test_by_token(self, tmp_path, monkeypatch):
+    def test_by_token(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         names = ("cls.predictions.bias", "cls.predictions.decoder.bias")
         ids, given = {}, {}
@@ -357,7 +362,9 @@ class TestBiases:
 
 
 class TestHub:
-    def test_vocabularies_are_locked_and_need_no_network_then(self, tmp_path, models, monkeypatch):
+    def test_vocabularies_are_locked_and_need_no_network_then(
+        self, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         root = tmp_path / "hub"
         for name in "ab":
             shutil.copytree(models / name, root / "o" / name)
@@ -379,7 +386,7 @@ class TestHub:
         made = Composer(recipe, lock, FLOAT32).tokenizers.of(Reference("r"))
         assert made.size == 23 and made.added["<x>"] == "o/b"
 
-    def test_what_a_lock_lacks_is_added_to_it(self, tmp_path, models):
+    def test_what_a_lock_lacks_is_added_to_it(self, tmp_path: Path, models: Path) -> None:
         plain = planned(tmp_path, models, "a d")
         assert plain.lock.sources[str(models / "a")].vocabulary is None
         recipe = load_recipe(tmp_path / "r.yaml")

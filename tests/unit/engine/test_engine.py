@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ class TestGoldenBytes:
         """Numbers by integer arithmetic, so that they are the same with every torch."""
         steps = torch.arange(3000, dtype=torch.int64)
 
-        def made(factor: int, dtype: torch.dtype, shape=(30, 100)) -> torch.Tensor:
+        def made(factor: int, dtype: torch.dtype, shape: Any = (30, 100)) -> torch.Tensor:
             values = (steps * factor % 8191 - 4095).double() / 30011
             return values[: math.prod(shape)].to(dtype).reshape(shape)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ class Case:
         update = in_order(self.b, self.a, self.scale, self.transposed, self.update.dtype)
         return cases.rounded(self.w.to(update.dtype) + update, code)
 
-    def build(self, expression: ex.Expression, code: str = "F16", **values) -> torch.Tensor:
+    def build(self, expression: ex.Expression, code: str = "F16", **values: Any) -> torch.Tensor:
         numerics = values.pop("numerics", FLOAT32)
         self.models.build(self.models.spec({"w": (code, expression)}, numerics=numerics), **values)
         return self.models.load()["w"]
@@ -77,7 +78,9 @@ class TestFloat32:
 
     @pytest.mark.parametrize("transposed", [False, True])
     @pytest.mark.parametrize("block", [37, 64, 79 * 4, 1 << 17])
-    def test_any_block_window_and_threads(self, tmp_path, transposed: bool, block: int) -> None:
+    def test_any_block_window_and_threads(
+        self, tmp_path: Path, transposed: bool, block: int
+    ) -> None:
         case = Case(tmp_path, 83, 79, transposed)
         expected = case.expected("F16")
         for windows in ((4096,), (8192,)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ class TestTask:
         for name in ("simplify", "block_leaves", "file_leaves", "low_ranks", "steps_for"):
             function = getattr(tasks, name)
 
-            def counted(*args: object, name: str = name, function=function) -> object:
+            def counted(*args: object, name: str = name, function: Any = function) -> object:
                 seen[name] += 1
                 return function(*args)
 

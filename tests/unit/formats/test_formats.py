@@ -7,6 +7,7 @@ import random as chance
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,12 +52,12 @@ class TestNumbers:
             ("F8_E8M0", torch.float8_e8m0fnu),
         ],
     )
-    def test_tables_are_torchs(self, code, dtype):
+    def test_tables_are_torchs(self, code: str, dtype: Any) -> None:
         every = torch.arange(256, dtype=torch.uint8).view(dtype).float()
         assert same(torch.from_numpy(CODE_TABLES[code]), every)
 
     @pytest.mark.parametrize("bits", range(1, 9))
-    def test_a_stream_of_bits(self, bits):
+    def test_a_stream_of_bits(self, bits: int) -> None:
         codes = [(7 * i + 3) % (1 << bits) for i in range(64)]
         stream = sum(code << (bits * i) for i, code in enumerate(codes))
         raw = stream.to_bytes(8 * bits, "little")
@@ -65,7 +66,7 @@ class TestNumbers:
 
 
 class TestByHand:
-    def test_block_fp8(self):
+    def test_block_fp8(self) -> None:
         codes = torch.full((3, 5), 0x38, dtype=torch.uint8).view(torch.float8_e4m3fn)
         grid = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
         made = weight_of(
@@ -74,7 +75,7 @@ class TestByHand:
         )
         assert made.tolist() == [[1, 1, 2, 2, 3], [1, 1, 2, 2, 3], [4, 4, 5, 5, 6]]
 
-    def test_fp8_of_a_tensor_and_of_rows(self):
+    def test_fp8_of_a_tensor_and_of_rows(self) -> None:
         codes = torch.tensor([[0x38, 0x40], [0xB8, 0x7E]], dtype=torch.uint8)
         parts = {"m.weight": codes.view(torch.float8_e4m3fn)}
         whole = weight_of(parts | {"m.weight_scale": torch.tensor(0.5)}, quantised("modelopt"))
@@ -83,7 +84,7 @@ class TestByHand:
         made = weight_of(parts | {"m.weight_scale": rows}, quantised("fbgemm_fp8"))
         assert made.tolist() == [[0.5, 1], [-2, 896]]
 
-    def test_packed_four_bits(self):
+    def test_packed_four_bits(self) -> None:
         parts = {
             "m.weight_packed": words(0x76543210, 0xFEDCBA98).reshape(2, 1),
             "m.weight_scale": torch.tensor([[0.5, 2.0], [1.0, 1.0]]),
@@ -91,7 +92,7 @@ class TestByHand:
         made = weight_of(parts, scheme(4, group_size=4))
         assert made.tolist() == [[-4, -3.5, -3, -2.5, -8, -6, -4, -2], [0, 1, 2, 3, 4, 5, 6, 7]]
 
-    def test_packed_with_zeros_and_order(self):
+    def test_packed_with_zeros_and_order(self) -> None:
         parts = {
             "m.weight_packed": words(0x76543210, 0x76543210).reshape(2, 1),
             "m.weight_scale": torch.tensor([[1.0, 10.0], [1.0, 10.0]]),
@@ -108,7 +109,7 @@ class TestByHand:
         made = weight_of(parts, scheme(4, group_size=4, symmetric=False))
         assert made[0].tolist() == [-1, 0, 1, 2, 20, 30, 40, 50]
 
-    def test_packed_with_plain_zeros(self):
+    def test_packed_with_plain_zeros(self) -> None:
         parts = {
             "m.weight_packed": words(0x76543210).reshape(1, 1),
             "m.weight_scale": torch.tensor([[1.0, 10.0]]),
@@ -118,7 +119,7 @@ class TestByHand:
         assert made.tolist() == [[-1, 0, 1, 2, 0, 10, 20, 30]]
 
     @pytest.mark.parametrize(("form", "zero"), [("gptq", 8), ("gptq_v2", 7)])
-    def test_gptq(self, form, zero):
+    def test_gptq(self, form: str, zero: int) -> None:
         parts = {
             "m.qweight": words(*[0x76543210] * 8).reshape(1, 8),
             "m.qzeros": words(0x77777777).reshape(1, 1),
@@ -127,7 +128,7 @@ class TestByHand:
         made = weight_of(parts, quantised("gptq", bits=4, checkpoint_format=form))
         assert made.tolist() == [[(i - zero) * 0.5 for i in range(8)]] * 8
 
-    def test_gptq_zero_of_no_minus_one(self):
+    def test_gptq_zero_of_no_minus_one(self) -> None:
         parts = {
             "m.qweight": words(*[0x76543210] * 8).reshape(1, 8),
             "m.qzeros": words(0xFFFFFFFF).reshape(1, 1),
@@ -136,7 +137,7 @@ class TestByHand:
         made = weight_of(parts, quantised("gptq", bits=4, group_size=-1))
         assert made[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
-    def test_awq_interleaves(self):
+    def test_awq_interleaves(self) -> None:
         parts = {
             "m.qweight": words(0x75316420, 0x75316420).reshape(2, 1),
             "m.qzeros": words(0x11111110).reshape(1, 1),
@@ -145,7 +146,7 @@ class TestByHand:
         made = weight_of(parts, quantised("awq", bits=4, group_size=2))
         assert made[:, 0].tolist() == [0, 0, 2, 4, 6, 8, 10, 12]
 
-    def test_int8_of_bitsandbytes(self):
+    def test_int8_of_bitsandbytes(self) -> None:
         parts = {
             "m.weight": torch.tensor([[127, -127], [1, 0]], dtype=torch.int8),
             "m.SCB": torch.tensor([2.0, 127.0]),
@@ -153,7 +154,7 @@ class TestByHand:
         made = weight_of(parts, quantised("bitsandbytes"))
         assert made.tolist() == [[2, -2], [1, 0]]
 
-    def test_nf4(self):
+    def test_nf4(self) -> None:
         parts = {
             "m.weight": torch.tensor([[0x0F], [0xF7]] + [[0x77]] * 30, dtype=torch.uint8),
             "m.weight.absmax": torch.tensor([2.0]),
@@ -162,7 +163,7 @@ class TestByHand:
         made = weight_of(parts, quantised("bitsandbytes"))
         assert made[0, :4].tolist() == [-2, 2, 2, 0] and not made[1].any()
 
-    def test_nf4_with_scales_of_scales(self):
+    def test_nf4_with_scales_of_scales(self) -> None:
         table = torch.zeros(256)
         table[3], table[5] = 0.5, 1.0
         parts = {
@@ -175,7 +176,7 @@ class TestByHand:
         made = weight_of(parts, quantised("bitsandbytes"))
         assert made[:2].unique().tolist() == [2.25] and made[2:].unique().tolist() == [4.25]
 
-    def test_mxfp4_is_transposed(self):
+    def test_mxfp4_is_transposed(self) -> None:
         blocks = torch.zeros(1, 2, 1, 16, dtype=torch.uint8)
         blocks[0, 0, 0, 0], blocks[0, 1, 0, 15] = 0x72, 0xA0
         scales = torch.tensor([[[128], [126]]], dtype=torch.uint8)
@@ -184,7 +185,7 @@ class TestByHand:
         assert made[0, :2, 0].tolist() == [2, 12] and made[0, 31].tolist() == [0, -0.5]
 
     @pytest.mark.parametrize("library", ["compressed-tensors", "modelopt"])
-    def test_nvfp4(self, library):
+    def test_nvfp4(self, library: str) -> None:
         codes = torch.tensor([[0x21] * 8], dtype=torch.uint8)
         scales = torch.full((1, 1), 0x40, dtype=torch.uint8).view(torch.float8_e4m3fn)
         if library == "modelopt":
@@ -197,13 +198,13 @@ class TestByHand:
 
 class TestReading:
     @pytest.mark.parametrize("case", MODELS)
-    def test_in_pieces(self, case):
+    def test_in_pieces(self, case: str) -> None:
         config, tensors = MODELS[case]
         made = weight_of(tensors, config)
         assert made.dtype == torch.float32 and made.shape[-1] > 1
 
     @pytest.mark.parametrize("case", MODELS)
-    def test_all_is_claimed(self, case):
+    def test_all_is_claimed(self, case: str) -> None:
         config, tensors = MODELS[case]
         table = table_of(tensors)
         reading = formats.detect(config, {}, table)
@@ -212,28 +213,28 @@ class TestReading:
         assert rest <= {"m.bias"}
         assert formats.unclaimed(table, reading.claimed(table, found)) == {}
 
-    def test_less_is_read_than_all(self):
+    def test_less_is_read_than_all(self) -> None:
         for config, tensors in MODELS.values():
             (one,) = logical_of(tensors, config).values()
             codes = read(tensors, one, 0, 1)["codes"]
             if one.rows > one.step:
                 assert codes.size < np.prod(one.parts["codes"].shape)
 
-    def test_runs_are_merged(self):
+    def test_runs_are_merged(self) -> None:
         assert list(runs((4, 6), ((1, 3), (0, 6)))) == [(6, 18)]
         assert list(runs((4, 6), ((1, 3), (2, 4)))) == [(8, 10), (14, 16)]
         assert list(runs((2, 3, 4), ((1, 2), (0, 2), (0, 4)))) == [(12, 20)]
         assert list(runs((), ())) == [(0, 1)]
 
-    def test_spans_end_with_a_matrix(self):
+    def test_spans_end_with_a_matrix(self) -> None:
         one = LogicalTensor("w", (2, 4, 3), "fp8", {})
         assert list(row_spans(one, 1, 6)) == [(1, 3), (4, 3)]
 
-    def test_needs_no_torch(self):
+    def test_needs_no_torch(self) -> None:
         code = "import shardmerge.formats, sys; assert 'torch' not in sys.modules"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=SCRIPTS)
 
-    def test_parameters_are_plain(self):
+    def test_parameters_are_plain(self) -> None:
         for config, tensors in MODELS.values():
             (one,) = logical_of(tensors, config).values()
             assert list(one.parameters) == sorted(one.parameters)
@@ -241,13 +242,13 @@ class TestReading:
             again = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in back)
             assert again == one.parameters
 
-    def test_it_does_not_matter_how_parts_are_ordered(self):
+    def test_it_does_not_matter_how_parts_are_ordered(self) -> None:
         config, tensors = MODELS["gptq"]
         turned = dict(reversed(tensors.items()))
         (one,), (other,) = logical_of(turned, config).values(), logical_of(tensors, config).values()
         assert one == other and hash(one) == hash(other)
 
-    def test_mixed_precision(self):
+    def test_mixed_precision(self) -> None:
         config = quantised(
             "compressed-tensors",
             format="mixed-precision",
@@ -271,7 +272,7 @@ class TestReading:
         assert [one.parameter("bits") for one in found.values()] == [4, 8, None]
 
     @pytest.mark.parametrize("bits", [4, 8])
-    def test_widths_that_only_the_stored_shape_tells(self, bits):
+    def test_widths_that_only_the_stored_shape_tells(self, bits: int) -> None:
         groups = {
             str(n): {"weights": {"num_bits": n, "strategy": "channel", "type": "int"}}
             for n in (4, 8)
@@ -287,7 +288,7 @@ class TestReading:
         with pytest.raises(UserError, match="config_groups"):
             logical_of(tensors, config)
 
-    def test_gptq_of_several_widths(self):
+    def test_gptq_of_several_widths(self) -> None:
         config = quantised("gptq", bits=4, group_size=32, dynamic={"+:m": {"bits": 8}})
         tensors = {"m.qweight": integers(16, 32), "m.qzeros": integers(2, 8)}
         (one,) = logical_of(tensors | {"m.scales": random(2, 32)}, config).values()
@@ -298,36 +299,36 @@ PLAIN = {"m.weight": Entry("BF16", (4, 4))}
 
 
 class TestDetect:
-    def test_plain(self):
+    def test_plain(self) -> None:
         assert formats.detect({}, {}, PLAIN) is None
 
     @pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "hqq"])
-    def test_stale(self, method):
+    def test_stale(self, method: str) -> None:
         assert formats.detect(quantised(method), {}, PLAIN) == "stale"
         assert formats.detect({}, {"quantize_config.json": {"bits": 4}}, PLAIN) == "stale"
 
-    def test_masks_and_positions_are_no_codes(self):
+    def test_masks_and_positions_are_no_codes(self) -> None:
         table = PLAIN | {"m.bias": Entry("BOOL", (4, 4)), "position_ids": Entry("I64", (9,))}
         assert formats.detect(quantised("fp8"), {}, table) == "stale"
         assert formats.unclaimed(table, ()) == {}
 
-    def test_codes_of_no_format(self):
+    def test_codes_of_no_format(self) -> None:
         table = {"m.weight": Entry("F8_E4M3", (4, 4)), "n.weight": Entry("I8", (4, 4))}
         assert formats.detect({}, {}, table) is None
         assert formats.unclaimed(table, ()) == {"m.weight": "F8_E4M3", "n.weight": "I8"}
 
     @pytest.mark.parametrize("case", ["fp8-row", "bnb-int8", "nf4", "mxfp4", "nvfp4"])
-    def test_tensors_that_tell_by_themselves(self, case):
+    def test_tensors_that_tell_by_themselves(self, case: str) -> None:
         config, tensors = MODELS[case]
         (said,) = logical_of(tensors, config).values()
         (silent,) = logical_of(tensors).values()
         assert said == silent
 
-    def test_names_that_only_look_so(self):
+    def test_names_that_only_look_so(self) -> None:
         table = PLAIN | {"m.num_blocks": Entry("F32", ()), "m.seen": Entry("U8", (4,))}
         assert formats.detect({}, {}, table) is None
 
-    def test_gptq_needs_its_file(self):
+    def test_gptq_needs_its_file(self) -> None:
         _, tensors = MODELS["gptq"]
         table = table_of(tensors)
         assert formats.detect({}, {}, table) is None
@@ -335,7 +336,7 @@ class TestDetect:
         files = {"quantize_config.json": {"bits": 4, "group_size": 16}}
         assert list(formats.detect({}, files, table).logical(table)) == ["m.weight"]
 
-    def test_side_files(self):
+    def test_side_files(self) -> None:
         table = table_of(MODELS["fp8-tensor"][1])
         files = {"hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}
         assert formats.detect({}, files, table).said.method == "modelopt"
@@ -343,7 +344,7 @@ class TestDetect:
         files = {"quant_config.json": {"w_bit": 4, "q_group_size": 32, "version": "GEMM"}}
         assert formats.detect({}, files, table).logical(table)["m.weight"].shape == (24, 64)
 
-    def test_text_part_and_old_keys(self):
+    def test_text_part_and_old_keys(self) -> None:
         table = table_of(MODELS["fp8-block"][1])
         inner = {"text_config": BLOCKS}
         assert formats.detect(inner, {}, table).said.method == "fp8"
@@ -382,7 +383,7 @@ class TestDetect:
             ),
         ],
     )
-    def test_refused(self, config, says):
+    def test_refused(self, config: dict[str, Any], says: str) -> None:
         with pytest.raises(UserError, match=says) as error:
             formats.detect(config, {}, {"w": Entry("U8", (4, 4))}, "org/model")
         assert "config.json" in error.value.where and len(str(error.value)) < 500
@@ -460,7 +461,7 @@ BROKEN = [
 
 class TestHostile:
     @pytest.mark.parametrize(("case", "change", "says"), BROKEN)
-    def test_broken_parts(self, case, change, says):
+    def test_broken_parts(self, case: str, change: dict[str, Any], says: str) -> None:
         config, tensors = MODELS[case]
         changed = {n: t for n, t in (tensors | change).items() if t is not None}
         with pytest.raises(UserError, match=says) as error:
@@ -471,7 +472,7 @@ class TestHostile:
     @pytest.mark.parametrize(
         "shape", [(2**62, 2**62), (2**63 - 1,) * 2, (-1, 4), (2**40, 2**40), (1,) * 5000]
     )
-    def test_huge_shapes(self, shape):
+    def test_huge_shapes(self, shape: tuple[Any, ...]) -> None:
         for name, (config, tensors) in MODELS.items():
             table = table_of(tensors)
             for part in table:
@@ -487,13 +488,13 @@ class TestHostile:
                         ref.tensor for one in found.values() for ref in one.parts.values()
                     }, (name, part)
 
-    def test_the_content_of_a_state_was_not_read(self):
+    def test_the_content_of_a_state_was_not_read(self) -> None:
         config, tensors = MODELS["nf4"]
         table = table_of(tensors)
         with pytest.raises(UserError, match="was not read"):
             formats.detect(config, {}, table).logical(table, {})
 
-    def test_any_mixture_of_shapes(self):
+    def test_any_mixture_of_shapes(self) -> None:
         """Whatever passes can be read: boxes lie within the parts, and decoding ends."""
         draw = chance.Random(0)
         passed = 0

@@ -11,6 +11,8 @@ antlr4-python3-runtime 4.9.3).
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ from shardmerge import formats
 class TestTransformers:
     @pytest.mark.parametrize("scale", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu])
     @pytest.mark.parametrize("shape", [(256, 384), (128, 128), (3, 256, 128)])
-    def test_block_fp8(self, shape, scale):
+    def test_block_fp8(self, shape: tuple[Any, ...], scale: Any) -> None:
         library = pytest.importorskip("transformers.integrations.finegrained_fp8")
         codes = fp8(*shape)
         grid = random(*shape[:-2], shape[-2] // 128, shape[-1] // 128).abs().to(scale)
@@ -43,7 +45,7 @@ class TestTransformers:
         assert same(weight_of(tensors, quantised("fp8", weight_block_size=[128, 128])), expected)
 
     @pytest.mark.parametrize("outputs", [64, 40])
-    def test_mxfp4(self, outputs):
+    def test_mxfp4(self, outputs: int) -> None:
         library = pytest.importorskip("transformers.integrations.mxfp4")
         blocks = integers(3, outputs, 4, 16, dtype=torch.uint8)
         scales = integers(3, outputs, 4, dtype=torch.uint8, seed=1).clamp(max=254)
@@ -53,7 +55,7 @@ class TestTransformers:
 
 
 class TestCompressedTensors:
-    def decompressed(self, form, weights, tensors, **more):
+    def decompressed(self, form: Any, weights: Any, tensors: Any, **more: Any) -> Any:
         """Return what the library makes of a module's tensors in float32."""
         pytest.importorskip("compressed_tensors")
         from compressed_tensors.compressors.base import BaseCompressor
@@ -70,7 +72,9 @@ class TestCompressedTensors:
         ("strategy", "groups", "size"), [("group", 4, 32), ("group", 1, 128), ("channel", 1, None)]
     )
     @pytest.mark.parametrize("symmetric", [True, False])
-    def test_pack_quantized(self, bits, strategy, groups, size, symmetric):
+    def test_pack_quantized(
+        self, bits: int, strategy: str, groups: int, size: int | None, symmetric: bool
+    ) -> None:
         tensors = {
             "m.weight_packed": integers(48, 128 * bits // 32),
             "m.weight_scale": random(48, groups).abs(),
@@ -86,7 +90,7 @@ class TestCompressedTensors:
 
     @pytest.mark.parametrize("symmetric", [True, False])
     @pytest.mark.parametrize(("strategy", "shape"), [("channel", (40, 1)), ("tensor", (1,))])
-    def test_int_quantized(self, strategy, shape, symmetric):
+    def test_int_quantized(self, strategy: str, shape: tuple[Any, ...], symmetric: bool) -> None:
         tensors = {
             "m.weight": integers(40, 24, dtype=torch.int8),
             "m.weight_scale": random(*shape).abs(),
@@ -106,14 +110,16 @@ class TestCompressedTensors:
             ("block", (2, 2), {"block_structure": [48, 64]}),
         ],
     )
-    def test_float_quantized(self, strategy, shape, more):
+    def test_float_quantized(
+        self, strategy: str, shape: tuple[Any, ...], more: dict[str, Any]
+    ) -> None:
         tensors = {"m.weight": fp8(72, 96), "m.weight_scale": random(*shape).abs()}
         weights = {"num_bits": 8, "type": "float", "strategy": strategy, "symmetric": True}
         expected = self.decompressed("float-quantized", weights, tensors, **more)
         config = scheme(8, "float", strategy, symmetric=True, **more)
         assert same(weight_of(tensors, config), expected)
 
-    def test_ragged_blocks(self):
+    def test_ragged_blocks(self) -> None:
         pytest.importorskip("compressed_tensors")
         from compressed_tensors.entrypoints.convert.converters import fp8block_dequantizer as lib
 
@@ -126,7 +132,7 @@ class TestCompressedTensors:
         config = quantised("fp8", weight_block_size=[128, 128])
         assert same(weight_of(tensors, config), expected)
 
-    def test_nvfp4(self):
+    def test_nvfp4(self) -> None:
         """The library rounds to bfloat16; the same steps of it are done in float32."""
         pytest.importorskip("compressed_tensors")
         from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
@@ -158,7 +164,7 @@ class TestCompressedTensors:
         assert torch.equal(mine.bfloat16(), rounded)
 
     @pytest.mark.parametrize("form", ["mxfp4-pack-quantized", "mxfp8-quantized"])
-    def test_mx(self, form):
+    def test_mx(self, form: str) -> None:
         """Products with powers of two are exact, so bfloat16 loses nothing."""
         bits = 4 if "4" in form else 8
         key = "m.weight_packed" if bits == 4 else "m.weight"
@@ -182,7 +188,7 @@ class TestGptqmodel:
     @pytest.mark.parametrize("bits", [2, 3, 4, 8])
     @pytest.mark.parametrize("convention", ["gptq", "gptq_v2"])
     @pytest.mark.parametrize("order", [False, True])
-    def test_gptq(self, tmp_path, bits, convention, order):
+    def test_gptq(self, tmp_path: Path, bits: int, convention: str, order: bool) -> None:
         library = pytest.importorskip("gptqmodel.utils.model_dequant")
         index = torch.arange(128, dtype=torch.int32) // 32
         if order:
@@ -203,7 +209,7 @@ class TestGptqmodel:
             del tensors["m.g_idx"]
             assert same(weight_of(tensors, quantised("gptq", **config)), made["m.weight"])
 
-    def test_awq(self):
+    def test_awq(self) -> None:
         library = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils")
         tensors = {
             "m.qweight": integers(96, 9),
@@ -225,7 +231,9 @@ class TestBitsandbytes:
         ("shape", "storage"),
         [((96, 200), torch.uint8), ((96, 200), torch.bfloat16), ((33, 21), torch.uint8)],
     )
-    def test_4bit(self, kind, nested, block, shape, storage):
+    def test_4bit(
+        self, kind: str, nested: bool, block: int, shape: tuple[Any, ...], storage: Any
+    ) -> None:
         library = pytest.importorskip("bitsandbytes.functional")
         codes, state = library.quantize_4bit(
             random(*shape), None, None, block, nested, kind, storage
@@ -239,7 +247,7 @@ class TestBitsandbytes:
             mine, expected = mine + 0.0, expected + 0.0
         assert same(mine, expected)
 
-    def test_int8(self):
+    def test_int8(self) -> None:
         library = pytest.importorskip("bitsandbytes.functional")
         codes, scales, _ = library.int8_vectorwise_quant(random(40, 64).half())
         tensors = {
@@ -252,7 +260,7 @@ class TestBitsandbytes:
 
 
 class TestModelopt:
-    def test_nvfp4(self):
+    def test_nvfp4(self) -> None:
         library = pytest.importorskip("modelopt.torch.quantization.qtensor")
         weight = random(32, 64)
         stored, scale, overall = library.NVFP4QTensor.quantize(weight, 16)
@@ -272,7 +280,7 @@ class TestModelopt:
 class TestSavedModels:
     """Models that transformers saved quantised have the tensors of the plain one."""
 
-    def plain(self, folder):
+    def plain(self, folder: Any) -> Any:
         """Return a small Llama, saved."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -289,7 +297,7 @@ class TestSavedModels:
         model.save_pretrained(folder)
         return model
 
-    def read(self, folder):
+    def read(self, folder: Any) -> Any:
         """Return all tensors of a saved model, as they are read, in bfloat16."""
         tensors = load_file(folder / "model.safetensors")
         table = table_of(tensors)
@@ -313,7 +321,7 @@ class TestSavedModels:
             },
         ],
     )
-    def test_bitsandbytes(self, tmp_path, settings):
+    def test_bitsandbytes(self, tmp_path: Path, settings: dict[str, Any]) -> None:
         pytest.importorskip("bitsandbytes")
         from transformers import BitsAndBytesConfig, LlamaForCausalLM
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
@@ -333,7 +341,7 @@ class TestSavedModels:
                 expected = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
                 assert torch.equal(mine[f"{name}.weight"], expected.bfloat16()), name
 
-    def test_compressed_tensors(self, tmp_path):
+    def test_compressed_tensors(self, tmp_path: Path) -> None:
         pytest.importorskip("compressed_tensors")
         from compressed_tensors.compressors import ModelCompressor
         from compressed_tensors.quantization import (

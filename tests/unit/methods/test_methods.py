@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ class TestRegistry:
             kernel_of("geometric_task_arithmetic", NUMERICS)
 
     @pytest.mark.parametrize("declared", methods(), ids=lambda m: m.name)
-    def test_declarations(self, declared) -> None:
+    def test_declarations(self, declared: MergeMethod) -> None:
         assert (declared.linear is None) != (declared.kernel is None)
         assert declared.title and declared.summary and declared.reference.startswith("https://")
         assert len({p.name for p in declared.parameters}) == len(declared.parameters)
@@ -159,7 +160,7 @@ class TestChecks:
 class TestValues:
     """A value of another type or out of bounds is told in a sentence with file and line."""
 
-    def refused(self, declared, parameter, value: object) -> str:
+    def refused(self, declared: Any, parameter: Any, value: object) -> str:
         with pytest.raises(UserError) as caught:
             checked_value(value, parameter, "r.yaml:7")
         text = str(caught.value)
@@ -169,7 +170,7 @@ class TestValues:
     @pytest.mark.parametrize(
         ("declared", "parameter"), ALL_PARAMETERS, ids=lambda v: getattr(v, "name", None)
     )
-    def test_wrong_types_and_bounds(self, declared, parameter) -> None:
+    def test_wrong_types_and_bounds(self, declared: MergeMethod, parameter: Parameter) -> None:
         wrong: list[object] = ["much"] if parameter.type is not str else [1]
         if parameter.type in (int, float):
             wrong += [float("nan"), float("inf")]

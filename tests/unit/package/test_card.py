@@ -6,8 +6,10 @@ import copy
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,12 +25,13 @@ from shardmerge.base.markdown import block, code, link, table
 from shardmerge.check import scores
 from shardmerge.package.card import base_models, make_card
 from shardmerge.package.card_scores import receipt
+from shardmerge.plan.description import BuildDescription
 
 HOSTILE = "x`|<b> --- # y: [z](w) {a} \"'"
 
 
 @pytest.fixture(scope="module")
-def description(tmp_path_factory):
+def description(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("card"))
         yield build_model().description
@@ -64,7 +67,7 @@ def results(model: str, value: float) -> dict:
 
 
 class TestFrontMatter:
-    def test_as_the_hub_reads_it(self, description):
+    def test_as_the_hub_reads_it(self, description: BuildDescription) -> None:
         settings = {"license": "llama2", "tags": ["merge", "tiny"]}
         assert front_matter(make_card(description, settings)) == {
             "base_model": ["lab/long", "lab/base", "lab/tuned"],
@@ -75,7 +78,7 @@ class TestFrontMatter:
             "base_model_relation": "merge",
         }
 
-    def test_only_names_of_the_hub_are_base_models(self, description):
+    def test_only_names_of_the_hub_are_base_models(self, description: BuildDescription) -> None:
         sources = {
             "lab/long": {"kind": "local", "files": {}},
             "/srv/a/model": {"kind": "local", "files": {}},
@@ -85,7 +88,7 @@ class TestFrontMatter:
         found = base_models(changed(description, sources=sources, reference="lab/fast@v1"))
         assert found == ["lab/fast", "lab/long"]
 
-    def test_benchmarks(self, description):
+    def test_benchmarks(self, description: BuildDescription) -> None:
         table = scores.score_table([results("merged", 0.75), results("long", 0.5)])
         text = make_card(description, {}, table)
         data = ModelCard(text).data
@@ -93,18 +96,18 @@ class TestFrontMatter:
         assert data.model_name == "merged"
         assert "| merged | 0.750 ± 0.010 |" in section(text, "Benchmarks")
 
-    def test_benchmarks_of_others_only(self, description):
+    def test_benchmarks_of_others_only(self, description: BuildDescription) -> None:
         table = scores.score_table([results("long", 0.5)])
         text = make_card(description, {}, table)
         assert "model-index" not in front_matter(text)
         assert "| long | 0.500 ± 0.010 |" in section(text, "Benchmarks")
 
-    def test_license_is_never_missing(self, description):
+    def test_license_is_never_missing(self, description: BuildDescription) -> None:
         assert front_matter(make_card(description, {}))["license"] == "other"
 
 
 class TestBody:
-    def test_sections(self, description):
+    def test_sections(self, description: BuildDescription) -> None:
         text = make_card(description, {"description": "Why.", "prompt_format": "`{prompt}`"})
         titles = re.findall("^#+ (.*)", body(text).split("```")[0], flags=re.MULTILINE)
         assert titles == ["merged", "Prompt format", "How to use it"]
@@ -113,7 +116,7 @@ class TestBody:
         assert section(text, "Prompt format").strip() == "`{prompt}`"
         assert body(text).index("Why.") < body(text).index("## Prompt format")
 
-    def test_usage_is_of_text_models(self, description):
+    def test_usage_is_of_text_models(self, description: BuildDescription) -> None:
         text = section(make_card(description, {}), "How to use it")
         assert 'from_pretrained(name, dtype="float16", device_map="auto")' in text
         assert "vllm serve" in text
@@ -121,13 +124,13 @@ class TestBody:
         assert "## How to use it" not in other
         assert front_matter(other)["pipeline_tag"] == "image-text-to-text"
 
-    def test_one_formula_is_of_every_tensor(self, description):
+    def test_one_formula_is_of_every_tensor(self, description: BuildDescription) -> None:
         terms = {name: [["lab/long", 0.5]] for name in description.coefficients}
         text = make_card(replace(description, coefficients=terms), {})
         assert "- every tensor: `0.5 * long`" in text
         assert "everything else" not in text
 
-    def test_parameters_of_a_method_that_is_no_sum(self, description):
+    def test_parameters_of_a_method_that_is_no_sum(self, description: BuildDescription) -> None:
         call = "ties(base lab/base, lab/tuned, lab/long)"
         terms = {}
         for layer, name in enumerate(description.coefficients):
@@ -139,11 +142,11 @@ class TestBody:
         assert "\nParameter `weight` of `tuned` in `ties(base base, tuned, long)`:\n" in text
         assert "Coefficient of" not in text
 
-    def test_recipe_as_written(self, description):
+    def test_recipe_as_written(self, description: BuildDescription) -> None:
         block = re.search(r"```yaml\n(.*?)\n```\n", make_card(description, {}), re.DOTALL)
         assert block[1] == RECIPE.strip()
 
-    def test_coefficients(self, description):
+    def test_coefficients(self, description: BuildDescription) -> None:
         text = section(make_card(description, {}), "How it was built")
         assert "from 3 models in 2 stages: `task_arithmetic` (`donor`), then `linear`" in text
         assert "28 of 30 tensors are those of `long`; the other 2 are computed:" in text
@@ -153,7 +156,7 @@ class TestBody:
         assert tuned == [("0", "0"), ("1", "0.525"), ("2", "0.7")]
         assert len(rows) >= 3
 
-    def test_sources_of_the_hub_are_links(self, description):
+    def test_sources_of_the_hub_are_links(self, description: BuildDescription) -> None:
         commit = "0123456789abcdef" * 2 + "01234567"
         source = {"kind": "hub", "repo": "lab/fast", "revision": "v|1", "commit": commit}
         sources = description.to_json()["sources"] | {"lab/fast@v|1": source | {"files": {}}}
@@ -163,19 +166,21 @@ class TestBody:
         assert r"`v\|1`" in text
         assert "local folder" in text
 
-    def test_folders_of_this_machine_are_not_told(self, description):
+    def test_folders_of_this_machine_are_not_told(self, description: BuildDescription) -> None:
         told = json.dumps(description.to_json()).replace("lab/long", "/srv/someone/long")
         rows = [row | {"text": "as: written"} for row in json.loads(told)["stages"]]
         text = make_card(changed(description, **json.loads(told) | {"stages": rows}), {})
         assert "someone" not in text
         assert "`long`" in section(text, "Sources")
 
-    def test_one_source_copied(self, description):
+    def test_one_source_copied(self, description: BuildDescription) -> None:
         terms = {name: [["lab/long", 1.0]] for name in description.coefficients}
         text = make_card(changed(description, coefficients=terms), {})
         assert "Every tensor is that of `long`." in text
 
-    def test_layers_with_equal_coefficients_share_a_row(self, description):
+    def test_layers_with_equal_coefficients_share_a_row(
+        self, description: BuildDescription
+    ) -> None:
         terms = {}
         for layer in range(80):
             for module in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"):
@@ -192,7 +197,7 @@ class TestBody:
         assert "| layers | `v_proj`, `up_proj` |" in text
         assert "Outside the layers: `lm_head` 0.25." in text
 
-    def test_same_text_every_time(self, description):
+    def test_same_text_every_time(self, description: BuildDescription) -> None:
         assert make_card(description, {}) == make_card(copy.deepcopy(description), {})
 
 
@@ -204,7 +209,7 @@ def section_of_term(text: str, term: str) -> list[tuple[str, str]]:
 
 class TestHostileNames:
     @pytest.fixture
-    def text(self, description):
+    def text(self, description: BuildDescription) -> Any:
         data = copy.deepcopy(description.to_json())
         data["sources"][HOSTILE] = {"kind": "local", "files": {}}
         repo = {"kind": "hub", "repo": HOSTILE, "revision": HOSTILE, "commit": HOSTILE}
@@ -217,7 +222,7 @@ class TestHostileNames:
         tags = [HOSTILE, "a: b", "- c", "#d", "{e", "yes", "1"]
         return make_card(changed(description, **data), {"license": HOSTILE, "tags": tags})
 
-    def test_front_matter(self, text):
+    def test_front_matter(self, text: str) -> None:
         data = ModelCard(text).data.to_dict()
         assert data["license"] == HOSTILE
         assert data["tags"][3:] == [HOSTILE, "a: b", "- c", "#d", "{e", "yes", "1"]
@@ -225,7 +230,7 @@ class TestHostileNames:
         assert data["base_model_relation"] == "merge"
         assert body(text).lstrip().startswith("# merged\n")
 
-    def test_markdown(self, text):
+    def test_markdown(self, text: str) -> None:
         """A Markdown parser sees our headings and cells only, and no HTML of theirs."""
         rendered = html(body(text))
         headings = re.findall("<h[1-6]>(.*?)</h", rendered)
@@ -238,7 +243,7 @@ class TestHostileNames:
             host.startswith(("https://huggingface.co/", "https://arxiv.org/")) for host in hosts
         )
 
-    def test_table_cells(self, text):
+    def test_table_cells(self, text: str) -> None:
         rendered = html(section(text, "Sources"))
         rows = re.findall("<tr>(.*?)</tr>", rendered, re.DOTALL)
         assert {len(re.findall("<t[dh]", row)) for row in rows} == {4}
@@ -246,35 +251,37 @@ class TestHostileNames:
 
 class TestMarkdown:
     @pytest.mark.parametrize("text", ["a", "`", "a``b", "`a`", " a\nb ", "<i>", "*a*", ""])
-    def test_code(self, text):
+    def test_code(self, text: str) -> None:
         import html as escaping
 
         shown = re.findall("<code>(.*?)</code>", html(code(text)), re.DOTALL)
         wanted = " ".join(text.split())
         assert [escaping.unescape(s).strip() for s in shown] == ([wanted] if wanted else [""])
 
-    def test_block(self):
+    def test_block(self) -> None:
         rendered = html(block("a\n```\n<b>\n`````\n", "yaml") + "\nafter")
         assert rendered.count("<pre>") == 1
         assert "<p>after</p>" in rendered
 
-    def test_link(self):
+    def test_link(self) -> None:
         assert link("a", "https://h/a b)c") == "[a](https://h/a%20b%29c)"
 
-    def test_table(self):
+    def test_table(self) -> None:
         assert table(["a", "b"], [["1|2", "3"]]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |\n"
 
 
 class TestCommand:
-    def run(self, monkeypatch, script, *arguments):
+    def run(self, monkeypatch: pytest.MonkeyPatch, script: Any, *arguments: Any) -> None:
         monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments)])
         script.main()
 
-    def write(self, monkeypatch, build, license="mit"):
+    def write(self, monkeypatch: pytest.MonkeyPatch, build: Any, license: Any = "mit") -> None:
         arguments = ["--card", json.dumps({"license": license}), "--receipt", "card.json"]
         self.run(monkeypatch, write_card, "--build", build, *arguments, "--output", "README.md")
 
-    def test_benchmarks_come_later_and_stay(self, tmp_path, monkeypatch):
+    def test_benchmarks_come_later_and_stay(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The checksums are right at every moment; a card that is written anew has its results."""
         monkeypatch.chdir(tmp_path)
         build = build_model().build.digest
@@ -296,7 +303,9 @@ class TestCommand:
         self.write(monkeypatch, build, license="other")
         assert Path("README.md").read_text() == first.replace("license: mit", "license: other")
 
-    def test_results_of_another_build_do_not_stay(self, tmp_path, monkeypatch):
+    def test_results_of_another_build_do_not_stay(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         build = build_model().build.digest
         Path("merged.json").write_text(json.dumps(results("merged", 0.5)))
@@ -310,7 +319,7 @@ class TestCommand:
             self.write(monkeypatch, build)
             assert "## Benchmarks" not in Path("README.md").read_text()
 
-    def test_broken_settings(self, tmp_path, monkeypatch):
+    def test_broken_settings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["--build", "x", "--card", "{", "--output", tmp_path / "R.md"]
         with pytest.raises(UserError, match="not JSON"):
             self.run(monkeypatch, write_card, *arguments)

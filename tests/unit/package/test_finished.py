@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_whole(folder, capsys):
+def test_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del_odd(folder)
     found = check_finished(folder)
     assert found.wrong == () and len(found.files) == 3
@@ -50,25 +50,25 @@ def del_odd(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join([*kept, f"{sha256}  provenance.json\n"]))
 
 
-def test_a_name_that_does_not_show_is_refused(folder):
+def test_a_name_that_does_not_show_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="names a file"):
         check_finished(folder)
 
 
 class TestDamage:
     @pytest.fixture(autouse=True)
-    def plain(self, folder):
+    def plain(self, folder: Path) -> None:
         del_odd(folder)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "provenance.json"])
-    def test_changed_or_missing(self, folder, name):
+    def test_changed_or_missing(self, folder: Path, name: str) -> None:
         path = folder / name
         path.write_bytes(path.read_bytes().replace(b"{", b"{ ").replace(b"w", b"v"))
         assert any(f"{name} has the SHA-256" in line for line in check_finished(folder).wrong)
         path.unlink()
         assert any(f"{name} is missing" in line for line in check_finished(folder).wrong)
 
-    def test_lists_that_differ(self, folder):
+    def test_lists_that_differ(self, folder: Path) -> None:
         """Who changes a file and its checksum has the provenance against them."""
         (folder / "config.json").write_bytes(b"[]")
         sums = (folder / "SHA256SUMS").read_text()
@@ -77,7 +77,9 @@ class TestDamage:
         wrong = check_finished(folder).wrong
         assert wrong == ("config.json has another SHA-256 in provenance.json than in SHA256SUMS",)
 
-    def test_weights_of_another_model(self, folder, capsys):
+    def test_weights_of_another_model(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (folder / "notes.txt").write_text("mine")
         assert check_finished(folder).others == ("notes.txt",)
         (folder / "model-00009-of-00009.safetensors").write_bytes(b"")
@@ -85,12 +87,12 @@ class TestDamage:
             verify(str(folder))
 
     @pytest.mark.parametrize("line", ["x  y", f"{'0' * 64}  ../up", f"{'0' * 64} *config.json"])
-    def test_lines_that_are_none(self, folder, line):
+    def test_lines_that_are_none(self, folder: Path, line: str) -> None:
         with (folder / "SHA256SUMS").open("a") as file:
             file.write(f"{line}\n")
         with pytest.raises(UserError):
             check_finished(folder)
 
-    def test_no_checksums(self, tmp_path):
+    def test_no_checksums(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="has no SHA256SUMS"):
             verify(str(tmp_path))

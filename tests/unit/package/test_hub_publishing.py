@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -22,30 +25,30 @@ SHARDS = {
 class Case:
     """A model folder and a Hub without it."""
 
-    def __init__(self, server, tmp_path):
+    def __init__(self, server: Any, tmp_path: Path) -> None:
         self.server, self.lines = server, []
         self.folder = add_model(tmp_path, "results/model", SHARDS)
         self.there = server.store.root / "me" / "merged"
 
-    def publish(self, **more):
+    def publish(self, **more: Any) -> Any:
         return publish(self.folder, "me/merged", progress=self.lines.append, **more)
 
-    def told(self, **more):
+    def told(self, **more: Any) -> str:
         with pytest.raises(UserError) as caught:
             self.publish(**more)
         return str(caught.value)
 
-    def puts(self):
+    def puts(self) -> Any:
         return self.server.requests("/_lfs/", "PUT")
 
-    def arrived(self):
+    def arrived(self) -> bool:
         ours = {p.name: p.read_bytes() for p in self.folder.iterdir()}
         theirs = {p.name: p.read_bytes() for p in self.there.iterdir() if p.name != ".hub.json"}
         return ours == theirs
 
 
 @pytest.fixture
-def case(tmp_path, monkeypatch):
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", WRITER)
@@ -59,60 +62,60 @@ def case(tmp_path, monkeypatch):
 
 
 class TestPublish:
-    def test_makes_a_private_repository_with_the_model_in_one_commit(self, case):
+    def test_makes_a_private_repository_with_the_model_in_one_commit(self, case: Any) -> None:
         url = case.publish()
         assert case.arrived()
         assert json.loads((case.there / ".hub.json").read_text()) == {"private": True}
         assert len(case.server.commits) == 1
         assert url.startswith(f"{case.server.url}/me/merged/commit/")
 
-    def test_public_only_if_asked(self, case):
+    def test_public_only_if_asked(self, case: Any) -> None:
         case.publish(private=False)
         assert json.loads((case.there / ".hub.json").read_text()) == {"private": False}
 
-    def test_a_folder_stays_as_it_was(self, case):
+    def test_a_folder_stays_as_it_was(self, case: Any) -> None:
         before = sorted(p.name for p in case.folder.rglob("*"))
         case.publish()
         assert sorted(p.name for p in case.folder.rglob("*")) == before
 
-    def test_the_commit_message(self, case):
+    def test_the_commit_message(self, case: Any) -> None:
         case.publish(commit_message="Merge of two")
         assert case.server.commits[0][0]["summary"] == "Merge of two"
 
-    def test_again_uploads_and_commits_nothing(self, case):
+    def test_again_uploads_and_commits_nothing(self, case: Any) -> None:
         first = case.publish()
         count = len(case.puts())
         assert case.publish() == first
         assert len(case.puts()) == count == 3
         assert len(case.server.commits) == 1
 
-    def test_one_shard_has_changed(self, case):
+    def test_one_shard_has_changed(self, case: Any) -> None:
         case.publish()
         write_weights(case.folder / "model-00002-of-00003.safetensors", [("layer.2", "F16", (5,))])
         case.publish()
         assert case.arrived()
         assert len(case.puts()) == 4
 
-    def test_a_shard_larger_than_a_part(self, case):
+    def test_a_shard_larger_than_a_part(self, case: Any) -> None:
         name = "model-00001-of-00003.safetensors"
         write_weights(case.folder / name, [("layer.1", "F16", (7 * 512, 1024))])
         case.publish()
         assert case.arrived()
         assert [r.sent for r in case.puts()].count(PART_BYTES) == 1
 
-    def test_to_a_branch(self, case):
+    def test_to_a_branch(self, case: Any) -> None:
         case.publish(revision="v2")
         names = {p.name for p in case.there.with_name("merged@v2").iterdir()}
         assert "model-00003-of-00003.safetensors" in names
         assert not (case.there / "config.json").exists()
 
-    def test_says_what_went_up(self, case):
+    def test_says_what_went_up(self, case: Any) -> None:
         case.publish()
         assert case.lines[0].startswith("7 files, ")
         assert "to a new private repository" in case.lines[0]
         assert any("there (7 of 7 files" in line for line in case.lines)
 
-    def test_files_that_stay_there_are_named(self, case):
+    def test_files_that_stay_there_are_named(self, case: Any) -> None:
         case.publish()
         (case.there / "model-00009-of-00009.safetensors").write_bytes(b"old")
         case.publish()
@@ -121,7 +124,7 @@ class TestPublish:
 
 
 class TestDryRun:
-    def test_lists_and_changes_nothing(self, case):
+    def test_lists_and_changes_nothing(self, case: Any) -> None:
         (case.folder / "run.log").write_text("x")
         assert case.publish(dry_run=True) == f"{case.server.url}/me/merged"
         assert f"  config.json  {(case.folder / 'config.json').stat().st_size} B" in case.lines
@@ -129,11 +132,11 @@ class TestDryRun:
         assert not case.there.exists()
         assert {request.method for request in case.server.log} == {"GET"}
 
-    def test_needs_no_token(self, case, monkeypatch):
+    def test_needs_no_token(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_TOKEN")
         case.publish(dry_run=True)
 
-    def test_tells_of_the_wrong_visibility(self, case):
+    def test_tells_of_the_wrong_visibility(self, case: Any) -> None:
         case.publish()
         assert "exists and is private, but public is asked for" in case.told(
             dry_run=True, private=False
@@ -141,45 +144,47 @@ class TestDryRun:
 
 
 class TestRefuses:
-    def test_a_public_repository_where_a_private_one_is_expected(self, case):
+    def test_a_public_repository_where_a_private_one_is_expected(self, case: Any) -> None:
         case.there.mkdir(parents=True)
         assert "exists and is public, but private is asked for" in case.told()
         assert case.server.requests("", "POST") == []
 
-    def test_a_private_repository_where_a_public_one_is_expected(self, case):
+    def test_a_private_repository_where_a_public_one_is_expected(self, case: Any) -> None:
         case.publish()
         assert "exists and is private, but public is asked for" in case.told(private=False)
         assert json.loads((case.there / ".hub.json").read_text()) == {"private": True}
 
-    def test_no_token(self, case, monkeypatch):
+    def test_no_token(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("HF_TOKEN")
         assert "none is set" in case.told()
         assert case.server.requests("", "POST") == []
 
-    def test_a_token_that_may_only_read(self, case, monkeypatch):
+    def test_a_token_that_may_only_read(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", READER)
         text = case.told()
         assert "the token has not the right to do this" in text
         assert READER not in text
         assert case.puts() == []
 
-    def test_a_repository_that_the_token_cannot_see(self, case, monkeypatch):
+    def test_a_repository_that_the_token_cannot_see(
+        self, case: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         case.publish()
         case.server.writers.clear()
         assert "is refused" in case.told() or "cannot see it" in case.told()
 
-    def test_a_card_that_the_hub_does_not_take(self, case):
+    def test_a_card_that_the_hub_does_not_take(self, case: Any) -> None:
         (case.folder / "README.md").write_text("---\nlicense: [\n---\n# A model\n")
         assert "README.md: has metadata that the Hub does not take" in case.told()
         assert case.puts() == []
 
-    def test_a_file_that_has_changed_since_it_was_verified(self, case):
+    def test_a_file_that_has_changed_since_it_was_verified(self, case: Any) -> None:
         name = "model-00001-of-00003.safetensors"
         (case.folder / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
         assert "is not the file any more that SHA256SUMS lists" in case.told()
         assert case.server.commits == []
 
-    def test_a_link_out(self, case, tmp_path):
+    def test_a_link_out(self, case: Any, tmp_path: Path) -> None:
         (tmp_path / "private.json").write_text("{}")
         (case.folder / "private.json").symlink_to(tmp_path / "private.json")
         assert "is a link" in case.told()
@@ -187,18 +192,18 @@ class TestRefuses:
 
 
 class TestFaults:
-    def test_an_upload_that_storage_answers_500_is_sent_again(self, case):
+    def test_an_upload_that_storage_answers_500_is_sent_again(self, case: Any) -> None:
         case.server.fault("/_lfs/", "status", method="PUT", status=500)
         case.publish()
         assert case.arrived()
         assert len(case.puts()) == 4
 
-    def test_a_commit_that_the_hub_answers_503_is_sent_again(self, case):
+    def test_a_commit_that_the_hub_answers_503_is_sent_again(self, case: Any) -> None:
         case.server.fault("/commit/", "status", method="POST", status=503)
         case.publish()
         assert case.arrived()
 
-    def test_what_had_gone_up_is_not_sent_again(self, case):
+    def test_what_had_gone_up_is_not_sent_again(self, case: Any) -> None:
         case.server.fault("/_lfs/", "status", method="PUT", status=403, times=1)
         assert "me/merged: " in case.told()
         sent = {r.path for r in case.puts() if r.status == 200}
@@ -208,12 +213,12 @@ class TestFaults:
         assert sent.isdisjoint(r.path for r in case.puts())
         assert len(sent) + len(case.puts()) == 3
 
-    def test_a_hub_that_lost_a_file(self, case, monkeypatch):
+    def test_a_hub_that_lost_a_file(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         case.publish()
         (case.folder / "config.json").write_text("{}")
         entries = case.server.store.entries
 
-        def without_config(folder):
+        def without_config(folder: Any) -> list[Any]:
             return [entry for entry in entries(folder) if entry.path != "config.json"]
 
         monkeypatch.setattr(case.server.store, "entries", without_config)
@@ -221,16 +226,16 @@ class TestFaults:
 
 
 class TestVerified:
-    def test_passed(self, tmp_path):
+    def test_passed(self, tmp_path: Path) -> None:
         (tmp_path / "verify.json").write_text('{"passed": true}')
         check_verified(tmp_path / "verify.json")
 
     @pytest.mark.parametrize("text", ['{"passed": false}', "{}", '{"passed": "true"}'])
-    def test_not_passed(self, tmp_path, text):
+    def test_not_passed(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "verify.json").write_text(text)
         with pytest.raises(UserError, match="does not say that the model passed"):
             check_verified(tmp_path / "verify.json")
 
-    def test_no_record(self, tmp_path):
+    def test_no_record(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read"):
             check_verified(tmp_path / "verify.json")

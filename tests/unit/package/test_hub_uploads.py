@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +20,12 @@ SHARDS = {
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Any:
     return add_model(tmp_path, "model", SHARDS)
 
 
 class TestListUploads:
-    def test_a_model_whole(self, folder):
+    def test_a_model_whole(self, folder: Path) -> None:
         more = [
             "SHA256SUMS",
             "mergekit_config.yml",
@@ -53,69 +55,69 @@ class TestListUploads:
             *("plan.json", "verify.json", "script.sh", "notes"),
         ],
     )
-    def test_what_models_do_not_have_stays_here(self, folder, name):
+    def test_what_models_do_not_have_stays_here(self, folder: Path, name: str) -> None:
         (folder / name).write_text("x")
         uploads, left_out = list_uploads(folder)
         assert name not in [upload.name for upload in uploads]
         assert [left for left, _ in left_out] == [name]
 
-    def test_folders_stay_here(self, folder):
+    def test_folders_stay_here(self, folder: Path) -> None:
         (folder / "logs").mkdir()
         (folder / "logs" / "config.json").write_text("{}")
         assert list_uploads(folder)[1] == [("logs", "a folder")]
 
-    def test_a_link_ends_it(self, folder, tmp_path):
+    def test_a_link_ends_it(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "secret.json").write_text("{}")
         (folder / "extra.json").symlink_to(tmp_path / "secret.json")
         with pytest.raises(UserError, match=r"extra\.json: is a link"):
             list_uploads(folder)
 
-    def test_a_linked_folder_ends_it(self, folder, tmp_path):
+    def test_a_linked_folder_ends_it(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").mkdir()
         (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
         with pytest.raises(UserError, match="is a link"):
             list_uploads(folder)
 
-    def test_a_shard_is_missing(self, folder):
+    def test_a_shard_is_missing(self, folder: Path) -> None:
         (folder / "model-00002-of-00002.safetensors").unlink()
         with pytest.raises(UserError, match=r"lacks model-00002-of-00002\.safetensors"):
             list_uploads(folder)
 
-    def test_a_shard_too_many(self, folder):
+    def test_a_shard_too_many(self, folder: Path) -> None:
         (folder / "model-00003-of-00003.safetensors").write_bytes(b"x")
         with pytest.raises(UserError, match="which its index does not name"):
             list_uploads(folder)
 
-    def test_no_config(self, folder):
+    def test_no_config(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         with pytest.raises(UserError, match=r"has no config\.json"):
             list_uploads(folder)
 
-    def test_no_folder(self, tmp_path):
+    def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is not a folder"):
             list_uploads(tmp_path / "nothing")
 
-    def test_a_broken_index(self, folder):
+    def test_a_broken_index(self, folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text("{")
         with pytest.raises(UserError, match="is not JSON"):
             list_uploads(folder)
 
 
 class TestCheckSums:
-    def digests(self, folder):
+    def digests(self, folder: Any) -> dict[Any, Any]:
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
-    def test_as_it_was_verified(self, folder):
+    def test_as_it_was_verified(self, folder: Path) -> None:
         lines = [f"{value}  {name}" for name, value in self.digests(folder).items()]
         (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
         check_sums(folder, self.digests(folder))
 
-    def test_changed_since(self, folder):
+    def test_changed_since(self, folder: Path) -> None:
         lines = [f"{value}  {name}" for name, value in self.digests(folder).items()]
         (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
         (folder / "config.json").write_text(json.dumps({"model_type": "other"}))
         with pytest.raises(UserError, match=r"config\.json: is not the file any more"):
             check_sums(folder, self.digests(folder))
 
-    def test_a_model_without_sums(self, folder):
+    def test_a_model_without_sums(self, folder: Path) -> None:
         check_sums(folder, self.digests(folder))

@@ -7,6 +7,7 @@ import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,14 +22,14 @@ LARGE = 8 << 20
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path: Path) -> Any:
     path = tmp_path / "small.bin"
     path.write_bytes(random.Random(1).randbytes(5000))
     return path
 
 
 @pytest.fixture
-def large(tmp_path, monkeypatch):
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file of which half is no part of its sample."""
     monkeypatch.setattr(module, "FULL_HASH_BYTES", 1 << 20)
     path = tmp_path / "large.bin"
@@ -58,14 +59,14 @@ def zeros_between_samples(path: Path) -> None:
 
 
 class TestIdentities:
-    def test_edit_with_size_and_time_kept(self, small, tmp_path):
+    def test_edit_with_size_and_time_kept(self, small: Path, tmp_path: Path) -> None:
         known = cached(tmp_path)
         before = known.of(small)
         known.save()
         edit_in_place(small, 100, b"other")
         assert cached(tmp_path).of(small).sha256 != before.sha256
 
-    def test_touched_file_is_the_same(self, small, tmp_path):
+    def test_touched_file_is_the_same(self, small: Path, tmp_path: Path) -> None:
         known = cached(tmp_path)
         before = known.of(small)
         known.save()
@@ -73,7 +74,9 @@ class TestIdentities:
         os.link(small, tmp_path / "second")
         assert cached(tmp_path).of(small) == before
 
-    def test_unchanged_file_is_not_read_again(self, small, tmp_path, monkeypatch):
+    def test_unchanged_file_is_not_read_again(
+        self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         known = cached(tmp_path)
         before = known.of(small)
         known.save()
@@ -84,14 +87,16 @@ class TestIdentities:
         "damage",
         ["[]", "{", '{"KEY": 3}', '{"KEY": []}', '{"KEY": [1, 2, 3, 4, 5, {}, "x"]}', "\x00"],
     )
-    def test_damaged_cache_is_made_anew(self, small, tmp_path, damage):
+    def test_damaged_cache_is_made_anew(self, small: Path, tmp_path: Path, damage: str) -> None:
         path = tmp_path / ".shardmerge" / "identities.json"
         path.parent.mkdir()
         path.write_text(damage.replace("KEY", str(small.resolve())))
         assert cached(tmp_path).of(small).sha256
 
-    def test_file_that_is_written_meanwhile(self, small, tmp_path, monkeypatch):
-        def slow(path):
+    def test_file_that_is_written_meanwhile(
+        self, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def slow(path: Any) -> str:
             path.write_bytes(b"more")
             return "0" * 64
 
@@ -103,7 +108,7 @@ class TestIdentities:
 class TestFull:
     """A file of which a part was zeroed between two blocks of its sample."""
 
-    def test_change_that_the_sample_does_not_tell(self, large, tmp_path):
+    def test_change_that_the_sample_does_not_tell(self, large: Path, tmp_path: Path) -> None:
         locked = cached(tmp_path).of(large)
         first = hash_source(large, locked.identity, cached(tmp_path))
         zeros_between_samples(large)
@@ -117,7 +122,7 @@ class TestFull:
         assert anew.identity == f"sha256:{anew.sha256}" != f"sha256:{first['sha256']}"
         assert hash_source(large, anew.identity, cached(tmp_path))["sha256"] == anew.sha256
 
-    def test_restored_file_passes_again(self, large, tmp_path):
+    def test_restored_file_passes_again(self, large: Path, tmp_path: Path) -> None:
         content = large.read_bytes()
         identity = cached(tmp_path).of(large).identity
         hash_source(large, identity, cached(tmp_path))
@@ -127,14 +132,14 @@ class TestFull:
         edit_in_place(large, 0, content)
         assert hash_source(large, identity, cached(tmp_path))["passed"]
 
-    def test_other_than_locked(self, large, tmp_path):
+    def test_other_than_locked(self, large: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="than when it was locked"):
             hash_source(large, "sha256:" + "0" * 64, cached(tmp_path))
         with pytest.raises(UserError, match="than when it was locked"):
             hash_source(large, "sample:" + "0" * 64, cached(tmp_path))
 
     @pytest.mark.parametrize("damage", ["[]", "{}", '{"seen": 3}', '{"seen": ["x"], "sha256": 1}'])
-    def test_damaged_note_is_made_anew(self, large, tmp_path, damage):
+    def test_damaged_note_is_made_anew(self, large: Path, tmp_path: Path, damage: str) -> None:
         identity = cached(tmp_path).of(large).identity
         hash_source(large, identity, cached(tmp_path))
         (note,) = (tmp_path / ".shardmerge" / "hashed").iterdir()
@@ -147,7 +152,7 @@ class TestWhatIsTold:
     SAMPLE, HASH = "sample:" + "a" * 64, "sha256:" + "b" * 64
     SOURCE = DescribedSource(kind="local", files={"x": SAMPLE, "y": HASH, "z": "git:" + "c" * 40})
 
-    def test_hashed_or_sampled(self):
+    def test_hashed_or_sampled(self) -> None:
         assert with_states(self.SOURCE, {})["checked"] == {
             "x": "sampled",
             "y": "hashed",
@@ -159,20 +164,20 @@ class TestWhatIsTold:
         description = SimpleNamespace(sources={"m": self.SOURCE})
         assert source_states(description, {}) == {"hashed": 2, "sampled": 1}
 
-    def test_two_contents_of_one_sample(self):
+    def test_two_contents_of_one_sample(self) -> None:
         with pytest.raises(UserError, match="changed where its sample does not tell it"):
             known_hashes([{self.SAMPLE: "d" * 64}, {self.SAMPLE: "e" * 64}])
 
 
 class TestWatch:
-    def test_content_that_was_not_planned(self, small, tmp_path):
+    def test_content_that_was_not_planned(self, small: Path, tmp_path: Path) -> None:
         identity = cached(tmp_path).of(small).identity
         Watch(cached(tmp_path)).begin(small, identity)
         edit_in_place(small, 0, b"other")
         with pytest.raises(UserError, match="another content than the plan was made for"):
             Watch(cached(tmp_path)).begin(small, identity)
 
-    def test_change_while_it_is_read(self, small, large, tmp_path):
+    def test_change_while_it_is_read(self, small: Path, large: Path, tmp_path: Path) -> None:
         for path in (small, large):
             watch = Watch(cached(tmp_path))
             watch.begin(path, cached(tmp_path).of(path).identity)
@@ -181,7 +186,9 @@ class TestWatch:
             with pytest.raises(UserError, match="changed while it was read"):
                 watch.confirm()
 
-    def test_another_name_or_mode_is_no_change(self, small, large, tmp_path):
+    def test_another_name_or_mode_is_no_change(
+        self, small: Path, large: Path, tmp_path: Path
+    ) -> None:
         for path in (small, large):
             watch = Watch(cached(tmp_path))
             watch.begin(path, cached(tmp_path).of(path).identity)
@@ -189,7 +196,7 @@ class TestWatch:
             os.link(path, tmp_path / f"{path.stem}.second")
             watch.confirm()
 
-    def test_replaced_file(self, small, tmp_path):
+    def test_replaced_file(self, small: Path, tmp_path: Path) -> None:
         watch = Watch()
         watch.begin(small)
         other = tmp_path / "other"

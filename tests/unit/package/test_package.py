@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import write_checksums
 import write_config
 import write_index
-from helpers.built_model import RECIPE, build_model
+from helpers.built_model import RECIPE, Built, build_model
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.package.config import remove_keys, set_dtype, set_values
@@ -20,13 +22,13 @@ from shardmerge.package.index import checksums, load_records, make_index, replac
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("package"))
         yield build_model()
 
 
-def run(monkeypatch, module, *arguments) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: Any) -> None:
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     module.main()
 
@@ -47,21 +49,21 @@ class TestDtype:
             ),
         ],
     )
-    def test_nothing_else_changes(self, before, after):
+    def test_nothing_else_changes(self, before: str, after: str) -> None:
         assert set_dtype(before, "float16", "c") == after
         expected = json.loads(before)
         keys = {"dtype", "torch_dtype"} & expected.keys() or {"dtype"}
         assert json.loads(after) == expected | dict.fromkeys(keys, "float16")
 
-    def test_without_a_dtype(self):
+    def test_without_a_dtype(self) -> None:
         assert set_dtype('{"dtype": "x"}', None, "c") == '{"dtype": "x"}'
 
     @pytest.mark.parametrize("text", ["[]", "{", "", '"a"', "{" * 5000])
-    def test_not_an_object(self, text):
+    def test_not_an_object(self, text: str) -> None:
         with pytest.raises(UserError, match=r"config\.json: is not"):
             set_dtype(text, "float16", "config.json")
 
-    def test_values_at_their_places(self):
+    def test_values_at_their_places(self) -> None:
         before = (
             '{\n  "a": [\n    1,\n    2\n  ],\n  "text_config": {"n": 1, "x": 0},\n  "n": 3\n}\n'
         )
@@ -73,11 +75,11 @@ class TestDtype:
             '  "text_config": {"n": 2, "x": 0,"m": "w"},\n  "n": 4\n}\n'
         )
 
-    def test_value_of_an_object_that_is_not_there(self):
+    def test_value_of_an_object_that_is_not_there(self) -> None:
         with pytest.raises(UserError, match="no object 'text_config'"):
             set_values('{"text_config": 1}', {"text_config.n": 2}, "c")
 
-    def test_command(self, built, tmp_path, monkeypatch):
+    def test_command(self, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         source = tmp_path / "source.json"
         source.write_bytes(b'{\r\n    "torch_dtype": "bfloat16",\r\n    "x": 1.0\r\n}')
         config, recipe = tmp_path / "config.json", tmp_path / "mergekit_config.yml"
@@ -100,17 +102,19 @@ class TestRemoval:
             ('{"b": 1e-5}', '{"b": 1e-5}'),
         ],
     )
-    def test_nothing_else_changes(self, before, after):
+    def test_nothing_else_changes(self, before: str, after: str) -> None:
         assert remove_keys(before, ["q"], "c") == after
         assert json.loads(after) == {k: v for k, v in json.loads(before).items() if k != "q"}
 
-    def test_below_another_key(self):
+    def test_below_another_key(self) -> None:
         text = remove_keys('{"q": 1, "t": {"q": 1, "b": 2}}', ["t.q"], "c")
         assert json.loads(text) == {"q": 1, "t": {"b": 2}}
 
 
 class TestIndex:
-    def test_as_transformers_writes_it(self, built, tmp_path, monkeypatch):
+    def test_as_transformers_writes_it(
+        self, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from safetensors.torch import load_file
 
         path = tmp_path / "index.json"
@@ -124,7 +128,7 @@ class TestIndex:
         size = sum(t.nbytes for content in shards.values() for t in content.values())
         assert index["metadata"]["total_size"] == size
 
-    def test_is_pure(self, built):
+    def test_is_pure(self, built: Built) -> None:
         assert make_index(built.description) == make_index(built.description)
 
 
@@ -133,7 +137,7 @@ class TestChecksums:
         command = ["sha256sum", "--strict", "--check", "SHA256SUMS"]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
-    def test_sha256sum_agrees(self, built, monkeypatch):
+    def test_sha256sum_agrees(self, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = built.folder
         files = [folder / name for name in built.build.files]
         arguments = ["--files", *files, "--records", *built.records()]
@@ -148,7 +152,7 @@ class TestChecksums:
         assert f"{path.name}: FAILED" in self.verify(folder).stdout
         path.write_bytes(data)
 
-    def test_odd_names(self, tmp_path):
+    def test_odd_names(self, tmp_path: Path) -> None:
         names = ["a b", "c\\d", "e\nf", "sub/g", "é", "-h"]
         (tmp_path / "sub").mkdir()
         for name in names:
@@ -158,14 +162,14 @@ class TestChecksums:
         assert self.verify(tmp_path).returncode == 0, self.verify(tmp_path)
         assert len(text.splitlines()) == len(names)
 
-    def test_shards_are_not_read(self, tmp_path):
+    def test_shards_are_not_read(self, tmp_path: Path) -> None:
         record = tmp_path / "records" / "model.json"
         record.parent.mkdir()
         record.write_text(json.dumps({"sha256": "0" * 64, "size": 1}))
         text = checksums(tmp_path, [tmp_path / "model.safetensors"], load_records([record]))
         assert text == f"{'0' * 64}  model.safetensors\n"
 
-    def test_a_card_that_changes_later(self, tmp_path):
+    def test_a_card_that_changes_later(self, tmp_path: Path) -> None:
         """The checksums hold before and after, and are the younger file."""
         for name in ("README.md", "a", "not-README.md"):
             (tmp_path / name).write_text(name)
@@ -182,7 +186,7 @@ class TestChecksums:
         assert (tmp_path / "README.md").read_text() == "another"
         assert not list(tmp_path.glob(".*"))
 
-    def test_provenance_tells_all_but_the_card(self, tmp_path):
+    def test_provenance_tells_all_but_the_card(self, tmp_path: Path) -> None:
         for name in ("README.md", "a"):
             (tmp_path / name).write_text(name)
         outputs = {"a": {"sha256": sha256_of(tmp_path / "a")}}
@@ -193,18 +197,18 @@ class TestChecksums:
         with pytest.raises(UserError, match="tells another SHA-256"):
             checksums(tmp_path, files, {})
 
-    def test_file_elsewhere(self, tmp_path):
+    def test_file_elsewhere(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         (tmp_path / "b").write_text("x")
         with pytest.raises(UserError, match="does not lie in"):
             checksums(tmp_path / "a", [tmp_path / "b"], {})
 
-    def test_missing_file(self, tmp_path):
+    def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read"):
             checksums(tmp_path, [tmp_path / "b"], {})
 
     @pytest.mark.parametrize("content", ["{}", '{"sha256": "x", "size": 1}', "[]", "{"])
-    def test_broken_record(self, tmp_path, content):
+    def test_broken_record(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "r.json").write_text(content)
         with pytest.raises(UserError, match=r"r\.json"):
             load_records([tmp_path / "r.json"])

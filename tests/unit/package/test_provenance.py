@@ -8,12 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers.built_model import build_model, changed
+from helpers.built_model import Built, build_model, changed
 from shardmerge.base.errors import UserError
 from shardmerge.package.index import load_records
 from shardmerge.package.provenance import make_provenance, tool_versions
@@ -23,13 +25,13 @@ SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("provenance"))
         yield build_model()
 
 
-def provenance(built, records=None, **changes):
+def provenance(built: Any, records: Any = None, **changes: Any) -> Any:
     files = [built.folder / name for name in built.build.files]
     return make_provenance(
         built.build.digest,
@@ -42,7 +44,7 @@ def provenance(built, records=None, **changes):
 
 
 class TestProvenance:
-    def test_every_output_with_its_hash(self, built):
+    def test_every_output_with_its_hash(self, built: Built) -> None:
         outputs = provenance(built)["outputs"]
         names = [*built.build.files, *(Path(j.output).name for j in built.build.shards)]
         assert sorted(outputs) == sorted(names)
@@ -52,11 +54,11 @@ class TestProvenance:
             assert outputs[name]["sha256"] == line.split()[0]
             assert outputs[name]["size"] == path.stat().st_size
 
-    def test_seeds_where_a_method_chooses_at_random(self, built):
+    def test_seeds_where_a_method_chooses_at_random(self, built: Built) -> None:
         assert "seeds" not in provenance(built)
         assert provenance(built, seeds={"stage": [3]})["seeds"] == {"stage": [3]}
 
-    def test_what_went_in(self, built):
+    def test_what_went_in(self, built: Built) -> None:
         found = provenance(built)
         assert found["build"] == built.build.digest
         assert list(found["sources"]) == list(built.description.sources)
@@ -72,7 +74,7 @@ class TestProvenance:
         assert found["tools"].keys() >= {"python", "shardmerge", "torch", "safetensors"}
         assert found["verified"] == {"passed": True, "elements": 3, "largest_error_in_bounds": 0.5}
 
-    def test_timings_change_nothing(self, built):
+    def test_timings_change_nothing(self, built: Built) -> None:
         records = load_records(built.records())
         slower = {
             name: replace(record, seconds={"total": 99.0}, peak_memory=7, bytes_read=1)
@@ -80,11 +82,11 @@ class TestProvenance:
         }
         assert provenance(built, records) == provenance(built, slower)
 
-    def test_missing_record(self, built):
+    def test_missing_record(self, built: Built) -> None:
         with pytest.raises(UserError, match="no record"):
             provenance(built, {})
 
-    def test_says_nothing_of_the_machine(self, built):
+    def test_says_nothing_of_the_machine(self, built: Built) -> None:
         folder = "/srv/someone/models/tuned"
         sources = {
             folder: {"kind": "local", "files": {}},
@@ -99,7 +101,7 @@ class TestProvenance:
         assert found["reference"] == "tuned"
         assert found["recipe"]["file"] == "r.yaml"
 
-    def test_same_bytes_elsewhere(self, built, tmp_path):
+    def test_same_bytes_elsewhere(self, built: Built, tmp_path: Path) -> None:
         """The command line, in two folders and under two hash seeds."""
         written = []
         for seed in ("1", "2"):
@@ -133,16 +135,16 @@ class TestPublicNames:
             ("..", "folder"),
         ],
     )
-    def test_names(self, reference, name):
+    def test_names(self, reference: str, name: str) -> None:
         assert public_names([reference]) == {reference: name}
 
-    def test_stay_different(self):
+    def test_stay_different(self) -> None:
         names = public_names(["/a/x", "/b/x", "x", "/c/x"])
         assert list(names.values()) == ["x", "x (2)", "x (3)", "x (4)"]
 
 
 class TestTools:
-    def test_versions(self):
+    def test_versions(self) -> None:
         versions = tool_versions()
         assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
         import torch

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,13 +27,13 @@ FLAGSHIP = REPO / "config" / "recipes" / "miquplus-midnight-70b.yaml"
 
 
 @pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in "abc":
         model(name)
 
 
-def model(name: str, dtype: torch.dtype = torch.float16, tokens: str = "{}", **config) -> None:
+def model(name: str, dtype: torch.dtype = torch.float16, tokens: str = "{}", **config: Any) -> None:
     """Write a tiny Llama with these changes to its config and its tokenizer."""
     values = LLAMA | {"num_hidden_layers": 3} | config
     folder = save_model(Path(name), random_tensors(llama_shapes(3), ord(name[0]), dtype), 1, values)
@@ -47,14 +48,14 @@ def recipe(method: str, *models: object, name: str = "out", **document: object) 
     return json.dumps(values | document)
 
 
-def warnings(text: str, **config) -> list[str]:
+def warnings(text: str, **config: Any) -> list[str]:
     """Return what the checks say of a recipe."""
     Path("r.yaml").write_text(text)
     settings = load_settings({"recipes": ["r.yaml"], **config})
     return list(load_plan(settings, say=lambda line: None).warnings)
 
 
-def checks(text: str, **config) -> list[str]:
+def checks(text: str, **config: Any) -> list[str]:
     """Return the names of the checks that find something."""
     return [re.search(r"\[([\w-]+)\]$", w)[1] for w in warnings(text, **config)]
 
@@ -69,7 +70,7 @@ KEEP_QK = [{"filter": "q_proj", "value": 0}, {"filter": "k_proj", "value": 0}, {
 
 
 class TestRope:
-    def test_blended_bases(self):
+    def test_blended_bases(self) -> None:
         model("b", rope_theta=1e6)
         (told,) = warnings(recipe("linear", "a", "b"))
         assert told.startswith("r.yaml:1: out: k_proj, q_proj of layers 0-2 blend models")
@@ -83,7 +84,7 @@ class TestRope:
             {"text_config": {"rope_theta": 5e5}},
         ],
     )
-    def test_every_way_of_writing_it(self, config):
+    def test_every_way_of_writing_it(self, config: dict[str, Any]) -> None:
         model("b", **config)
         assert checks(recipe("linear", "a", "b")) == ["rope-blend"]
 
@@ -96,57 +97,57 @@ class TestRope:
             {"rope_theta": 10000},
         ],
     )
-    def test_equal_embeddings_written_otherwise(self, config):
+    def test_equal_embeddings_written_otherwise(self, config: dict[str, Any]) -> None:
         model("b", **config)
         assert checks(recipe("linear", "a", "b")) == []
 
-    def test_projections_left_alone(self):
+    def test_projections_left_alone(self) -> None:
         model("b", rope_theta=1e6)
         other = [{"filter": r["filter"], "value": 1} for r in KEEP_QK[:2]] + [{"value": 0.5}]
         text = recipe("linear", ("a", {"weight": KEEP_QK}), ("b", {"weight": other}))
         assert checks(text) == []
 
-    def test_a_task_vector_of_other_bases(self):
+    def test_a_task_vector_of_other_bases(self) -> None:
         """As in the flagship's donor: what is added rotates otherwise than what it is added to."""
         model("b", rope_theta=1e6)
         assert checks(donor(), silence=["norms-summed"]) == ["rope-blend"]
 
-    def test_a_method_that_is_no_sum(self):
+    def test_a_method_that_is_no_sum(self) -> None:
         model("b", rope_theta=1e6)
         text = recipe("slerp", ("b", {}), base_model="a", parameters={"t": 0.5})
         assert checks(text) == ["rope-blend"]
 
-    def test_rotated_modules(self):
+    def test_rotated_modules(self) -> None:
         for name in ("self_attn.q_proj.weight", "self_attn.q_proj.bias", "attn.Wqkv.weight"):
             assert is_rotated(f"model.layers.0.{name}")
         for name in ("self_attn.v_proj.weight", "mlp.up_proj.weight", "self_attn.q_norm.weight"):
             assert not is_rotated(f"model.layers.0.{name}")
         assert not is_rotated("vision_tower.encoder.layers.0.self_attn.q_proj.weight")
 
-    def test_rope_per_kind_of_layer(self):
+    def test_rope_per_kind_of_layer(self) -> None:
         kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
         words = rope_of({"rope_parameters": kinds}, "m")
         assert words == "full_attention: base 1e+06, sliding_attention: base 10000"
 
 
 class TestNorms:
-    def test_summed(self):
+    def test_summed(self) -> None:
         (told,) = warnings(donor())
         assert "input_layernorm, norm, post_attention_layernorm of layers 0-2 add" in told
         assert told.endswith("[norms-summed]")
 
-    def test_also_as_a_linear_sum(self):
+    def test_also_as_a_linear_sum(self) -> None:
         weights = zip("bca", (1, 1, -1), strict=True)
         models = [(name, {"weight": weight}) for name, weight in weights]
         assert checks(recipe("linear", *models, parameters={"normalize": False})) == [
             "norms-summed"
         ]
 
-    def test_a_mean_is_none(self):
+    def test_a_mean_is_none(self) -> None:
         assert checks(recipe("linear", "a", "b")) == []
         assert checks(donor(0.5, 0.5)) == []
 
-    def test_merged_by_ratios(self):
+    def test_merged_by_ratios(self) -> None:
         assert checks(donor(), norm_merge="geometric") == []
 
 
@@ -159,18 +160,18 @@ def tokens(*names: str, **more: object) -> str:
 class TestTokenizers:
     TEXT = recipe("linear", "a", "b")
 
-    def test_other_tokens(self):
+    def test_other_tokens(self) -> None:
         model("a", tokens=tokens("x", "y"))
         model("b", tokens=tokens("y", "x"))
         (told,) = warnings(self.TEXT)
         assert "embed_tokens, lm_head blend models whose tokenizers differ: a, b" in told
 
-    def test_equal_tokens_in_other_files(self):
+    def test_equal_tokens_in_other_files(self) -> None:
         model("a", tokens=tokens("x", "y"))
         model("b", tokens=tokens("x", "y", post_processor={"type": "Sequence"}))
         assert checks(self.TEXT) == []
 
-    def test_equal_tokens_of_another_kind_of_file(self):
+    def test_equal_tokens_of_another_kind_of_file(self) -> None:
         model("a", tokens=tokens("x", "y"))
         (Path("b") / "tokenizer.json").unlink()
         (Path("b") / "vocab.txt").write_text("x\ny\n")
@@ -179,7 +180,7 @@ class TestTokenizers:
         Path("r.lock.json").unlink()
         assert checks(self.TEXT) == ["tokenizer-blend"]
 
-    def test_tokens_of_tokenizer_config_count(self):
+    def test_tokens_of_tokenizer_config_count(self) -> None:
         row = {"content": "<pad>", "special": True}
         settings = json.dumps({"added_tokens_decoder": {"2": row}})
         model("a", tokens=tokens("x", "y", added_tokens=[{"id": 2, "content": "<pad>"}]))
@@ -190,11 +191,11 @@ class TestTokenizers:
         Path("r.lock.json").unlink()
         assert checks(self.TEXT) == ["tokenizer-blend"]
 
-    def test_a_model_without_a_tokenizer(self):
+    def test_a_model_without_a_tokenizer(self) -> None:
         (Path("b") / "tokenizer.json").unlink()
         assert checks(self.TEXT) == []
 
-    def test_what_the_lock_does_not_tell(self):
+    def test_what_the_lock_does_not_tell(self) -> None:
         """Models on the Hub, and locks that are older: files that differ are told as such."""
         model("b", tokens=tokens("x", "y", post_processor={}))
         model("a", tokens=tokens("x", "y"))
@@ -205,19 +206,19 @@ class TestTokenizers:
         (told,) = warnings(self.TEXT)
         assert "files differ (whether their tokens do, the lock does not tell): a, b" in told
 
-    def test_a_file_that_cannot_be_read(self):
+    def test_a_file_that_cannot_be_read(self) -> None:
         model("a", tokens=tokens("x", "y"))
         model("b", tokens="[]")
         (told,) = warnings(self.TEXT)
         assert "the lock does not tell" in told
 
-    def test_a_lock_of_equal_files_holds_no_tokens(self):
+    def test_a_lock_of_equal_files_holds_no_tokens(self) -> None:
         model("a", tokens=tokens("x", "y"))
         model("b", tokens=tokens("x", "y"))
         assert checks(self.TEXT) == []
         assert "tokens" not in json.loads(Path("r.lock.json").read_text())["sources"]["a"]
 
-    def test_embeddings_of_one_model(self):
+    def test_embeddings_of_one_model(self) -> None:
         model("b", tokens=tokens("x"))
         rows = [("embed_tokens", 1, 0), ("lm_head", 1, 0), (None, 1, 1)]
         text = recipe(
@@ -229,7 +230,7 @@ class TestTokenizers:
         )
         assert checks(text) == []
 
-    def test_the_vocabulary_file_counts_before_the_settings(self):
+    def test_the_vocabulary_file_counts_before_the_settings(self) -> None:
         model("b", tokens=tokens("x", post_processor={}))
         for name in "ab":
             (Path(name) / "tokenizer.model").write_bytes(b"pieces")
@@ -238,7 +239,7 @@ class TestTokenizers:
 
 class TestRange:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-    def test_wide_sources(self, dtype):
+    def test_wide_sources(self, dtype: Any) -> None:
         model("a", dtype)
         assert checks(recipe("linear", "a", "b", dtype="float32", out_dtype="float16")) == [
             "fp16-range"
@@ -247,21 +248,21 @@ class TestRange:
 
 
 class TestWeights:
-    def test_sum(self):
+    def test_sum(self) -> None:
         text = recipe("linear", "a", "b", parameters={"normalize": False})
         (told,) = warnings(text)
         assert "sum to 2, not to 1" in told and told.endswith("[weights-sum]")
 
-    def test_sums_that_vary(self):
+    def test_sums_that_vary(self) -> None:
         gradient = ("b", {"weight": [0, 1]})
         (told,) = warnings(recipe("linear", "a", gradient, parameters={"normalize": False}))
         assert "of layers 1-2 sum to 1.5 to 2, not to 1" in told
 
-    def test_a_scaled_passthrough_is_meant(self):
+    def test_a_scaled_passthrough_is_meant(self) -> None:
         text = recipe("passthrough", ("a", {"scale": 0.5}))
         assert checks(text) == []
 
-    def test_a_difference_within_a_recipe(self):
+    def test_a_difference_within_a_recipe(self) -> None:
         """A stage may be a task vector, if the model that it goes into sums to 1."""
         first = recipe(
             "linear", "b", ("a", {"weight": -1}), name="diff", parameters={"normalize": False}
@@ -287,18 +288,18 @@ def tied(name: str) -> None:
 
 class TestMissing:
     @pytest.mark.parametrize("models", ["ab", "ba"])
-    def test_a_bias_that_one_model_has(self, models):
+    def test_a_bias_that_one_model_has(self, models: str) -> None:
         biased("b")
         (told,) = warnings(recipe("linear", *models))
         assert "q_proj of layer 1 have a bias in b but not in a." in told
         assert told.endswith("[missing-tensor]")
 
-    def test_a_bias_that_all_have(self):
+    def test_a_bias_that_all_have(self) -> None:
         for name in "ab":
             biased(name)
         assert checks(recipe("linear", "a", "b")) == []
 
-    def test_a_stage_that_is_not_built(self):
+    def test_a_stage_that_is_not_built(self) -> None:
         biased("b")
         first = recipe("linear", "a", "b", name="inner")
         second = recipe("linear", "inner", "c", name="outer")
@@ -307,18 +308,18 @@ class TestMissing:
         assert len([w for w in told if "have a bias in inner but not in c." in w]) == 1
 
     @pytest.mark.parametrize("models", ["ab", "ba"])
-    def test_one_model_is_tied(self, models):
+    def test_one_model_is_tied(self, models: str) -> None:
         tied("b")
         (told,) = warnings(recipe("linear", *models))
         assert "lm_head blend the input embeddings of b, whose own are tied, with" in told
         assert told.endswith("[missing-tensor]")
 
-    def test_all_are_tied(self):
+    def test_all_are_tied(self) -> None:
         for name in "ab":
             tied(name)
         assert checks(recipe("linear", "a", "b")) == []
 
-    def test_the_head_of_one_model(self):
+    def test_the_head_of_one_model(self) -> None:
         tied("b")
         whole = ("a", {"weight": 1})
         without = ("b", {"weight": [{"filter": "lm_head", "value": 0}, {"value": 1}]})
@@ -326,28 +327,28 @@ class TestMissing:
 
 
 class TestUnused:
-    def test_model_of_weight_zero(self):
+    def test_model_of_weight_zero(self) -> None:
         (told,) = warnings(recipe("linear", "a", ("b", {"weight": 0})))
         assert "takes nothing of b" in told and told.endswith("[unused-model]")
 
-    def test_a_base_gives_its_config(self):
+    def test_a_base_gives_its_config(self) -> None:
         assert checks(recipe("linear", "b", ("a", {"weight": 0}), base_model="a")) == []
         assert checks(donor(1, 0), silence=[]) == ["unused-model"]
 
-    def test_a_gradient_that_is_somewhere_not_zero(self):
+    def test_a_gradient_that_is_somewhere_not_zero(self) -> None:
         assert checks(recipe("linear", "a", ("b", {"weight": [0, 0, 1]}))) == []
 
-    def test_parameters(self):
+    def test_parameters(self) -> None:
         text = donor(0.5, 0.5, parameters={"t": 1, "density": 0.5})
         assert checks(text) == ["ignored-parameter"] * 2
 
-    def test_norm_merge_without_task_arithmetic(self):
+    def test_norm_merge_without_task_arithmetic(self) -> None:
         text = recipe("linear", "a", "b")
         assert checks(text, norm_merge="geometric") == ["norm-merge-unused"]
 
 
 class TestSilence:
-    def test_every_check_can_be_silenced(self):
+    def test_every_check_can_be_silenced(self) -> None:
         model("b", torch.bfloat16, '{"model": 1}', rope_theta=1e6)
         weights = [{"filter": "nowhere", "value": 1}, {"value": 1}]
         text = donor(weights, 0, parameters={"t": 1}, random_seed=0)
@@ -380,18 +381,18 @@ class TestSilence:
             found |= told
         assert found | {"norm-merge-unused"} == set(CHECKS)
 
-    def test_unknown_name(self):
+    def test_unknown_name(self) -> None:
         with pytest.raises(UserError, match="'rope-blnd' is not allowed") as caught:
             load_settings({"silence": ["rope-blnd"]})
         assert "Did you mean 'rope-blend'?" in str(caught.value)
 
-    def test_the_schema_names_all(self):
+    def test_the_schema_names_all(self) -> None:
         schema = json.loads(SCHEMA.read_text())["properties"]["silence"]
         assert schema["items"]["enum"] == list(CHECKS)
 
 
 class TestTelling:
-    def test_the_head_tells_at_every_start_and_jobs_do_not(self):
+    def test_the_head_tells_at_every_start_and_jobs_do_not(self) -> None:
         Path("r.yaml").write_text(donor())
         settings = load_settings({"recipes": ["r.yaml"]})
         for head, count in ((True, 1), (True, 1), (False, 0)):
@@ -402,20 +403,20 @@ class TestTelling:
 
 class TestFlagship:
     @pytest.fixture(scope="class")
-    def lock(self):
+    def lock(self) -> Any:
         """Of the flagship, with the base frequencies that its models' config.json have."""
         bases = {name: 1e6 if "miqu" in name else 1e4 for name in MODELS}
         sources = flagship_lock().sources
         return Lock({n: replace(s, config={"rope_theta": bases[n]}) for n, s in sources.items()})
 
-    def plan(self, lock, **config):
+    def plan(self, lock: Any, **config: Any) -> Any:
         settings = load_settings({"recipes": [str(FLAGSHIP)], **config})
         return make_plan([(load_recipe(FLAGSHIP), lock)], settings, lambda k, _, f: f"{k}/{f}").plan
 
-    def test_it_is_silent(self, lock):
+    def test_it_is_silent(self, lock: Lock) -> None:
         assert self.plan(lock).warnings == ()
 
-    def test_its_donor_is_not(self, lock):
+    def test_its_donor_is_not(self, lock: Lock) -> None:
         told = self.plan(lock, stages=["_miquplus-midnight-70b"]).warnings
         assert [re.search(r"\[(.*)\]$", w)[1] for w in told] == ["rope-blend", "norms-summed"]
         assert "152334H/miqu-1-70b-sf (base 1e+06)" in told[0]
@@ -425,7 +426,7 @@ class TestFlagship:
 class TestTellingOnce:
     """What is said of several documents is said once, with their names."""
 
-    def test_documents_with_one_fault(self):
+    def test_documents_with_one_fault(self) -> None:
         variants = [donor(w, 0.5, name=f"v{w}", parameters=TYPO) for w in (1.1, 1.2, 1.3)]
         told = warnings("\n---\n".join(variants))
         (norms,) = [line for line in told if line.endswith("[norms-summed]")]
@@ -433,7 +434,7 @@ class TestTellingOnce:
         assert norms.startswith("r.yaml:1 and 2 more places: v1.1, v1.2, v1.3: ")
         assert len(filters) == 1 and ": v1.1, v1.2, v1.3: the filter 'nowhere'" in filters[0]
 
-    def test_documents_with_faults_that_differ(self):
+    def test_documents_with_faults_that_differ(self) -> None:
         plain = {"parameters": {"normalize": False}}
         weights = {f"v{w}": [("a", {"weight": w}), "b"] for w in (0.5, 0.7, 0.7000001)}
         text = "\n---\n".join(recipe("linear", *m, name=n, **plain) for n, m in weights.items())
@@ -443,7 +444,7 @@ class TestTellingOnce:
             ["r.yaml:3 and 1 more place", "v0.7, v0.7000001"],
         ]
 
-    def test_a_stage_that_two_models_are_made_of(self):
+    def test_a_stage_that_two_models_are_made_of(self) -> None:
         source = donor(0.1, 0.2, name="middle", parameters=TYPO)
         made = [recipe("passthrough", ("middle", {}), name=name) for name in ("x", "y")]
         (told,) = [w for w in warnings("\n---\n".join([source, *made])) if "unmatched" in w]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch
 from helpers.models import llama, llama_shapes, random_tensors, save_model
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import FLOAT32, MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.memory import check_bytes
 from shardmerge.engine import tasks
 from shardmerge.engine.memory import CUDA_BYTES, workspace_bytes
@@ -45,27 +46,27 @@ dtype: float16
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate("lqm"):
         llama(Path(name), seed=i, layers=11, files=3 + i)
     return tmp_path
 
 
-def plan(text: str, **config):
+def plan(text: str, **config: Any) -> Any:
     Path("recipe.yaml").write_text(text)
     config.setdefault("sources", NAMES)
     settings = load_settings({"recipes": ["recipe.yaml"], **config})
     return load_plan(settings, say=lambda line: None)
 
 
-def coefficients(build):
+def coefficients(build: Any) -> Any:
     text = Path(description_path(build.digest)).read_text()
     return json.loads(text)["coefficients"]
 
 
 class TestFlagship:
-    def test_folds_to_one_row(self, work):
+    def test_folds_to_one_row(self, work: Path) -> None:
         (build,) = plan(FLAGSHIP).builds.values()
         table = coefficients(build)
         q, m, base = "152334H/miqu-1-70b-sf", "sophosympatheia/Midnight-Rose-70B-v2.0.3", None
@@ -77,14 +78,14 @@ class TestFlagship:
             g = gradient[int(parts[2])] if merged else 0
             assert terms == ([[q, 1.0], [f"{m} - {base}", 1.0]] if g else [[q, 1.0]]), name
 
-    def test_needless_files_are_not_read(self, work):
+    def test_needless_files_are_not_read(self, work: Path) -> None:
         found = plan(FLAGSHIP)
         assert {Path(p).name for p in found.unread} == {
             "model-00001-of-00005.safetensors",
             "model-00005-of-00005.safetensors",
         }
 
-    def test_modes_of_deltas_have_one_identity(self, work):
+    def test_modes_of_deltas_have_one_identity(self, work: Path) -> None:
         digests = {
             mode: [j.digest for b in plan(FLAGSHIP, deltas=mode).builds.values() for j in b.shards]
             for mode in ("fuse", "store", "auto")
@@ -93,7 +94,7 @@ class TestFlagship:
         assert not plan(FLAGSHIP, deltas="auto").deltas
         assert len(plan(FLAGSHIP, deltas="store").deltas) == 3
 
-    def test_it_is_the_same_new_and_read_and_with_a_new_lock(self, work):
+    def test_it_is_the_same_new_and_read_and_with_a_new_lock(self, work: Path) -> None:
         """To the order of its models, which Snakemake sees."""
         with_new_lock = repr(plan(FLAGSHIP))
         assert repr(plan(FLAGSHIP)) == with_new_lock
@@ -102,7 +103,9 @@ class TestFlagship:
 
     @pytest.mark.parametrize("method", ["linear", "ties", "slerp", "model_stock"])
     @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
-    def test_jobs_get_what_their_hungriest_tensor_takes(self, work, monkeypatch, method, numerics):
+    def test_jobs_get_what_their_hungriest_tensor_takes(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch, method: str, numerics: str
+    ) -> None:
         text = (
             f"merge_method: {method}\nbase_model: l\ndtype: float16\n"
             "parameters: {t: 0.5, weight: 0.5, density: 0.5}\n"
@@ -120,13 +123,13 @@ class TestFlagship:
             assert job.torch == tasks.needs_torch(found)
         assert planned < (len(seen) - planned) / 2  # one tensor of each kind was looked at
 
-    def test_jobs_on_a_card_get_memory_for_its_libraries(self, work):
+    def test_jobs_on_a_card_get_memory_for_its_libraries(self, work: Path) -> None:
         text = LINEAR.replace("W1", "0.5").replace("W2", "0.5")
         host = [job.memory for job in plan(text).shards]
         card = [job.memory for job in plan(text, device="cuda:1").shards]
         assert card == [memory + CUDA_BYTES for memory in host]
 
-    def test_planning_imports_no_torch(self, work):
+    def test_planning_imports_no_torch(self, work: Path) -> None:
         Path("recipe.yaml").write_text(FLAGSHIP)
         code = (
             "import sys, json; from shardmerge.plan.decide import load_plan\n"
@@ -163,7 +166,7 @@ dtype: float16
 """
 
 
-def moved(found):
+def moved(found: Any) -> Any:
     """Return the bytes that a plan's jobs read and write."""
     return sum(job.bytes_read + job.bytes_written for job in (*found.shards, *found.deltas))
 
@@ -172,7 +175,7 @@ class TestAuto:
     """`auto` stores task vectors where that moves fewer bytes than to compute them in passing."""
 
     @staticmethod
-    def variants(count, shared):
+    def variants(count: Any, shared: Any) -> Any:
         if not shared:
             return "---\n".join(SWEEP.format(i) for i in range(1, count + 1))
         rows = (SHARED.format(i, 10 - i) for i in range(1, count + 1))
@@ -185,7 +188,9 @@ class TestAuto:
         [(False, 2, False), (False, 9, False), (True, 2, False), (True, 3, False), (True, 4, True)],
     )
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
-    def test_moves_the_fewest_bytes(self, work, numerics, shared, count, stores):
+    def test_moves_the_fewest_bytes(
+        self, work: Path, numerics: Numerics, shared: bool, count: int, stores: bool
+    ) -> None:
         text = self.variants(count, shared)
         found = {
             mode: plan(text, sources={}, numerics=numerics, deltas=mode)
@@ -202,7 +207,9 @@ class TestLocks:
 
     @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
     @pytest.mark.parametrize("head", [True, False])
-    def test_what_is_noted_of_a_tokenizer_is_no_content(self, work, order, head):
+    def test_what_is_noted_of_a_tokenizer_is_no_content(
+        self, work: Path, order: tuple[Any, ...], head: bool
+    ) -> None:
         for name in "qm":
             tokens = {"a": 0, "b": 1}
             model = {"type": "WordLevel", "vocab": tokens, "unk_token": "a"}
@@ -218,7 +225,7 @@ class TestLocks:
         shutil.rmtree(".shardmerge")
         assert load_plan(settings, head=head, say=lambda line: None) == found
 
-    def test_other_bytes_are(self, work):
+    def test_other_bytes_are(self, work: Path) -> None:
         plan(LINEAR.replace("W1", "1").replace("W2", "1"), sources={})
         source = Lock.from_json(json.loads(Path("recipe.lock.json").read_text()), "").sources["q"]
         assert source.has_contents_of(replace(source, tokens="0", chat_template="", revision="v1"))
@@ -233,13 +240,13 @@ class TestTorch:
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     @pytest.mark.parametrize("deltas", ["fuse", "store"])
-    def test_sums_do_not(self, work, numerics, deltas):
+    def test_sums_do_not(self, work: Path, numerics: Numerics, deltas: str) -> None:
         found = plan(FLAGSHIP, numerics=numerics, deltas=deltas)
         assert found.shards
         assert not found.torch
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
-    def test_other_methods_do(self, work, numerics):
+    def test_other_methods_do(self, work: Path, numerics: Numerics) -> None:
         text = LINEAR.replace("merge_method: linear", "merge_method: ties\nbase_model: l")
         text = text.replace("W1", "0.5, density: 0.5").replace("W2", "0.5, density: 0.5")
         found = plan(text, numerics=numerics, sources={})
@@ -248,32 +255,32 @@ class TestTorch:
 
 
 class TestFolding:
-    def expressions(self, text: str):
+    def expressions(self, text: str) -> dict[Any, Any]:
         (build,) = plan(text).builds.values()
         return {t.name: t.expression for j in build.shards for t in load_spec(j.digest).tensors}
 
-    def test_zero_weight_is_a_copy(self, work):
+    def test_zero_weight_is_a_copy(self, work: Path) -> None:
         found = self.expressions(LINEAR.replace("W1", "1").replace("W2", "0"))
         assert all(isinstance(e, ex.Source) and e.model == "q" for e in found.values())
 
-    def test_normalised_weights(self, work):
+    def test_normalised_weights(self, work: Path) -> None:
         found = self.expressions(LINEAR.replace("W1", "1").replace("W2", "3"))
         (a, _), (b, _) = found["model.norm.weight"].terms
         assert (a, b) == (0.25, 0.75)
 
-    def test_task_vector_of_weight_one_is_the_model(self, work):
+    def test_task_vector_of_weight_one_is_the_model(self, work: Path) -> None:
         text = LINEAR.replace("linear", "task_arithmetic").replace("W1", "1").replace("W2", "0")
         found = self.expressions(text.replace("dtype", "base_model: l\ndtype"))
         assert all(isinstance(e, ex.Source) and e.model == "q" for e in found.values())
 
-    def test_task_vector_of_other_weight_stays(self, work):
+    def test_task_vector_of_other_weight_stays(self, work: Path) -> None:
         text = LINEAR.replace("linear", "task_arithmetic").replace("W1", "0.5").replace("W2", "0")
         found = self.expressions(text.replace("dtype", "base_model: l\ndtype"))
         (one, base), (half, delta) = found["lm_head.weight"].terms
         assert (one, half) == (1, 0.5)
         assert isinstance(delta, ex.Delta) and delta.base == base and delta.dtype == "F16"
 
-    def test_all_weights_zero_is_refused(self, work):
+    def test_all_weights_zero_is_refused(self, work: Path) -> None:
         text = LINEAR.replace("W1", "0").replace("W2", "0")
         with pytest.raises(UserError, match="sum to 0"):
             plan(text)
@@ -282,48 +289,48 @@ class TestFolding:
 class TestChecks:
     text = LINEAR.replace("W1", "1").replace("W2", "1")
 
-    def test_shapes_differ(self, work):
+    def test_shapes_differ(self, work: Path) -> None:
         llama(Path("odd"), seed=9, layers=11, inter=32)
         with pytest.raises(UserError) as caught:
             plan(self.text.replace("model: m", "model: odd"))
         assert "'q'" in str(caught.value) and "'odd'" in str(caught.value)
         assert "layers.0.mlp" in str(caught.value)
 
-    def test_missing_tensor_of_another_name(self, work):
+    def test_missing_tensor_of_another_name(self, work: Path) -> None:
         shapes = {f"llm.{name}": shape for name, shape in llama_shapes(11).items()}
         save_model(Path("nested"), random_tensors(shapes, 3))
         with pytest.raises(UserError, match="under another name"):
             plan(self.text.replace("model: m", "model: nested"))
 
-    def test_other_number_of_layers(self, work):
+    def test_other_number_of_layers(self, work: Path) -> None:
         llama(Path("short"), seed=9, layers=7)
         with pytest.raises(UserError, match=r"They have 11 and 7 layers.*`slices`"):
             plan(self.text.replace("model: m", "model: short"))
 
-    def test_missing_tensor(self, work):
+    def test_missing_tensor(self, work: Path) -> None:
         shapes = llama_shapes(11)
         del shapes["model.layers.4.mlp.up_proj.weight"]
         save_model(Path("holey"), random_tensors(shapes, 3))
         with pytest.raises(UserError, match=r"layers\.4\.mlp\.up_proj.*'q'.*'holey'"):
             plan(self.text.replace("model: m", "model: holey"))
 
-    def test_filter_without_tensor(self, work):
+    def test_filter_without_tensor(self, work: Path) -> None:
         text = self.text.replace(
             "{weight: 1}", "{weight: [{filter: v_porj, value: 1}, {value: 1}]}", 1
         )
         with pytest.raises(UserError, match="v_proj"):
             plan(text)
 
-    def test_missing_weight(self, work):
+    def test_missing_weight(self, work: Path) -> None:
         text = self.text.replace("{weight: 1}", "{weight: [{filter: v_proj, value: 1}]}", 1)
         with pytest.raises(UserError, match="no `weight` of model 'q'"):
             plan(text)
 
-    def test_unknown_model(self, work):
+    def test_unknown_model(self, work: Path) -> None:
         with pytest.raises(UserError, match="neither a folder"):
             plan(self.text.replace("model: m", "model: nowhere"))
 
-    def test_integers_are_copied(self, work):
+    def test_integers_are_copied(self, work: Path) -> None:
         shapes = {"model.norm.weight": (4,)}
         for i, name in enumerate("ab"):
             tensors = random_tensors(shapes, i) | {"steps": torch.tensor([7, 8])}
@@ -337,7 +344,9 @@ class TestChecks:
 class TestDecision:
     @pytest.mark.parametrize("allow_pickle", [False, True])
     @pytest.mark.parametrize("head", [True, False])
-    def test_everything_is_read_once(self, work, monkeypatch, allow_pickle, head):
+    def test_everything_is_read_once(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch, allow_pickle: bool, head: bool
+    ) -> None:
         Path("recipe.yaml").write_text(FLAGSHIP)
         values = {"recipes": ["recipe.yaml"], "sources": NAMES, "allow_pickle": allow_pickle}
         settings = load_settings(values)
@@ -346,7 +355,7 @@ class TestDecision:
         for name in ("read_text", "parse_recipe", "sha256_of", "make_plan"):
             real = getattr(decide, name)
 
-            def counted(*arguments, name=name, real=real):
+            def counted(*arguments: Any, name: Any = name, real: Any = real) -> Any:
                 calls.append((name, str(arguments[-1])))
                 return real(*arguments)
 
@@ -363,7 +372,7 @@ class TestDecision:
 class TestLock:
     text = LINEAR.replace("W1", "1").replace("W2", "1")
 
-    def test_is_stable_and_has_no_path(self, work):
+    def test_is_stable_and_has_no_path(self, work: Path) -> None:
         plan(self.text)
         first = Path("recipe.lock.json").read_text()
         Path("recipe.lock.json").unlink()
@@ -371,7 +380,7 @@ class TestLock:
         assert Path("recipe.lock.json").read_text() == first
         assert str(work) not in first
 
-    def test_changed_source(self, work):
+    def test_changed_source(self, work: Path) -> None:
         plan(self.text)
         path = Path("q/model-00002-of-00004.safetensors")
         data = bytearray(path.read_bytes())
@@ -380,12 +389,12 @@ class TestLock:
         with pytest.raises(UserError, match="another content"):
             plan(self.text)
 
-    def test_touched_source(self, work):
+    def test_touched_source(self, work: Path) -> None:
         before = plan(self.text)
         Path("q/model-00002-of-00004.safetensors").touch()
         assert plan(self.text) == before
 
-    def test_new_source_leaves_the_others(self, work):
+    def test_new_source_leaves_the_others(self, work: Path) -> None:
         plan(self.text)
         old = json.loads(Path("recipe.lock.json").read_text())["sources"]["q"]
         plan(self.text.replace("model: m", "model: l"))
@@ -393,7 +402,7 @@ class TestLock:
         assert new["q"] == old and sorted(new) == ["l", "q"]
 
     @pytest.mark.parametrize("name", ["../q/x.safetensors", "/etc/passwd", "a\\b", "./x", ""])
-    def test_hostile_index(self, work, name):
+    def test_hostile_index(self, work: Path, name: str) -> None:
         index = Path("q/model.safetensors.index.json")
         table = json.loads(index.read_text())
         table["weight_map"]["lm_head.weight"] = name
@@ -401,14 +410,14 @@ class TestLock:
         with pytest.raises(UserError, match="not a plain path"):
             plan(self.text)
 
-    def test_link_out_of_the_folder(self, work):
+    def test_link_out_of_the_folder(self, work: Path) -> None:
         path = Path("q/model-00001-of-00004.safetensors")
         path.rename(work / "elsewhere.safetensors")
         path.symlink_to(work / "elsewhere.safetensors")
         with pytest.raises(UserError, match="link out"):
             plan(self.text)
 
-    def test_pickles_only(self, work):
+    def test_pickles_only(self, work: Path) -> None:
         Path("p").mkdir()
         Path("p/config.json").write_text("{}")
         Path("p/pytorch_model.bin").write_bytes(b"x")
@@ -422,12 +431,12 @@ class TestSeed:
         "models:\n  - model: q\n    parameters: {weight: 1, density: 0.5}\nSEED"
     )
 
-    def made(self, seed: str):
+    def made(self, seed: str) -> tuple[Any, ...]:
         (build,) = plan(self.TEXT.replace("SEED", seed)).builds.values()
         text = json.loads(Path(description_path(build.digest)).read_text())
         return {job.digest for job in build.shards}, text["seeds"]
 
-    def test_it_is_in_the_digest_and_the_description(self, work):
+    def test_it_is_in_the_digest_and_the_description(self, work: Path) -> None:
         plain, seeds = self.made("")
         assert seeds == {"out": [0]}
         assert self.made("parameters: {seed: 0}")[0] == plain

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -54,28 +54,30 @@ def _anchors(text: str) -> set[str]:
 
 class TestSchema:
     @pytest.mark.parametrize(("key", "rule"), config_keys(), ids=[k for k, _ in config_keys()])
-    def test_key_is_described(self, key, rule):
+    def test_key_is_described(self, key: str, rule: dict[str, Any]) -> None:
         assert rule["description"].endswith(".")
         assert "default" in rule
 
-    def test_objects_refuse_unknown_keys(self):
+    def test_objects_refuse_unknown_keys(self) -> None:
         schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
         tables = [schema, *(rule for _, rule in config_keys() if "properties" in rule)]
         assert all(table["additionalProperties"] is False for table in tables)
 
-    def test_defaults_are_valid(self):
+    def test_defaults_are_valid(self) -> None:
         assert load_settings({})["recipes"] == ["config/recipes/miquplus-midnight-tiny.yaml"]
 
 
 class TestGenerated:
-    def test_config_manual(self):
+    def test_config_manual(self) -> None:
         assert with_tables(MANUAL) == MANUAL, "run `make docs`"
 
-    def test_methods(self):
+    def test_methods(self) -> None:
         text = (REPO / "docs" / "methods.md").read_text(encoding="utf-8")
         assert text == methods_markdown(), "run `make docs`"
 
-    def test_make_docs_changes_nothing(self, tmp_path, monkeypatch):
+    def test_make_docs_changes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         manual = tmp_path / "README.md"
         manual.write_text(MANUAL, encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["docs", f"--folder={tmp_path}", f"--config={manual}"])
@@ -85,35 +87,35 @@ class TestGenerated:
             kept = (REPO / "docs" / name).read_bytes()
             assert (tmp_path / name).read_bytes() == kept, f"{name}: run `make docs`"
 
-    def test_table_has_every_key_once(self):
+    def test_table_has_every_key_once(self) -> None:
         found = re.findall(r"^\| `([\w.]+)` \|", config_markdown(), re.MULTILINE)
         assert found == [key for key, _ in config_keys()]
 
-    def test_missing_marker(self):
+    def test_missing_marker(self) -> None:
         with pytest.raises(ValueError, match="marker"):
             with_tables("no table here")
 
 
 class TestNames:
-    def test_document_keys(self):
+    def test_document_keys(self) -> None:
         """Every key of a recipe is either explained or said to be refused."""
         recipes = MANUAL.partition("## Recipes")[2].partition("## Sources")[0]
         for key in DOCUMENT_KEYS:
             assert re.search(rf"`{key}[`:]", recipes), key
 
-    def test_targets(self):
+    def test_targets(self) -> None:
         rules = "".join(p.read_text() for p in [REPO / "Snakefile", *REPO.glob("rules/*.smk")])
         plain = re.findall(r"^rule (all|[a-z]+):$", rules, re.MULTILINE)
         table = README.partition("| Target |")[2].partition("\n\n")[0]
         assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(plain)
 
-    def test_make_targets(self):
+    def test_make_targets(self) -> None:
         makefile = (REPO / "Makefile").read_text()
         declared = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
         named = re.findall(r"\bmake ([a-z][\w-]*)", _code(README))
         assert set(named) == set(declared)
 
-    def test_make_targets_in_other_pages(self):
+    def test_make_targets_in_other_pages(self) -> None:
         makefile = (REPO / "Makefile").read_text()
         declared = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
         for page in PAGES:
@@ -121,7 +123,7 @@ class TestNames:
                 assert name in declared, (page.name, name)
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
-    def test_yaml_keys_exist(self, page):
+    def test_yaml_keys_exist(self, page: Path) -> None:
         """The configurations that the pages show pass the schema, parts of recipes the reader."""
         import yaml
 
@@ -139,7 +141,7 @@ class TestNames:
                 assert (REPO / recipe).is_file(), recipe
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
-    def test_files_exist(self, page):
+    def test_files_exist(self, page: Path) -> None:
         """What is named as a file of the repository is one."""
         pattern = r"(?:scripts|tests|rules|docs|config|profiles|envs|resources/demo)/[\w./-]+"
         for path in re.findall(rf"(?<![\w/]){pattern}", _code(page.read_text())):
@@ -147,7 +149,7 @@ class TestNames:
                 continue
             assert (REPO / path.rstrip("./")).exists(), path
 
-    def test_tests_of_differences_exist(self):
+    def test_tests_of_differences_exist(self) -> None:
         page = (REPO / "docs" / "numerics.md").read_text()
         text = page.partition("## Deliberate differences")[2]
         source = "".join(p.read_text() for p in (REPO / "tests" / "parity").glob("test_*.py"))
@@ -157,7 +159,7 @@ class TestNames:
             body = source.partition(f"class {group}:")[2].partition("\nclass ")[0]
             assert f"def {name or 'test_'}" in body, group
 
-    def test_tests_of_mergekits_features_exist(self):
+    def test_tests_of_mergekits_features_exist(self) -> None:
         text = (REPO / "docs" / "mergekit.md").read_text()
         folder = REPO / "tests" / "parity"
         for name in set(re.findall(r"`(?:tests/parity/)?(test_\w+\.py)`", text)):
@@ -173,11 +175,11 @@ class TestDesign:
     TEXT = "\n".join((REPO / "docs" / p).read_text() for p in ("design.md", "develop/engine.md"))
     ROOMS = sorted(p.parent.name for p in (REPO / "scripts" / "shardmerge").glob("*/__init__.py"))
 
-    def test_every_room_is_listed(self):
+    def test_every_room_is_listed(self) -> None:
         table = self.TEXT.partition("| Room |")[2].partition("\n\n")[0]
         assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == self.ROOMS
 
-    def test_names_exist(self):
+    def test_names_exist(self) -> None:
         rooms = "|".join(self.ROOMS)
         names = re.findall(rf"`((?:{rooms})(?:\.\w+)+)`", self.TEXT)
         assert len(names) > 40
@@ -185,12 +187,12 @@ class TestDesign:
             resolve_name(f"shardmerge.{name}")
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
-    def test_modules_exist(self, page):
+    def test_modules_exist(self, page: Path) -> None:
         pattern = rf"(?<![\w/])(?:{'|'.join(self.ROOMS)})/[\w/]+\.py"
         for path in re.findall(pattern, _code(page.read_text(encoding="utf-8"))):
             assert (REPO / "scripts" / "shardmerge" / path).is_file(), path
 
-    def test_every_kind_of_node_is_listed(self):
+    def test_every_kind_of_node_is_listed(self) -> None:
         table = self.TEXT.partition("| Node |")[2].partition("\n\n")[0]
         nodes = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
         assert nodes == [node.__name__ for node in get_args(expression.Expression)]
@@ -198,7 +200,7 @@ class TestDesign:
 
 class TestLinks:
     @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
-    def test_resolve(self, page):
+    def test_resolve(self, page: Path) -> None:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if link.startswith(("https://", "http://")):
                 continue
@@ -213,25 +215,25 @@ class TestFigures:
     """The README's figures at 7 and 70 billion parameters are what the planner finds."""
 
     @pytest.fixture(scope="class")
-    def recipe(self):
+    def recipe(self) -> Any:
         return next(b for b in _yaml_blocks(README) if "merge_method" in b)
 
     @pytest.fixture(scope="class")
-    def plans(self, recipe):
+    def plans(self, recipe: str) -> tuple[Any, ...]:
         return plan_of(recipe, llama_7b()), flagship_plan()
 
     @pytest.fixture(scope="class")
-    def rows(self):
+    def rows(self) -> dict[Any, Any]:
         table = README.partition("| 7B, two fine-tunes |")[2].partition("\n\n")[0]
         return {name: rest.split(" | ") for name, rest in _ROW.findall(table)}
 
-    def test_sizes(self, plans, rows):
+    def test_sizes(self, plans: tuple[Any, ...], rows: dict[str, Any]) -> None:
         found = [plan_totals(plan, lambda path: False) for plan in plans]
         models = [sum(model.size for model in plan.sources.values()) for plan in plans]
         fetch = [m - f.unread.bytes for m, f in zip(models, found, strict=True)]
         assert [len(plan.sources) for plan in plans] == [3, 3]
 
-        def gigabytes(counts):
+        def gigabytes(counts: Any) -> list[Any]:
             return [f"{count / 1e9:.1f} GB" for count in counts]
 
         sizes = {
@@ -247,8 +249,8 @@ class TestFigures:
         }
         assert {name: rows[name] for name in sizes} == {k: gigabytes(v) for k, v in sizes.items()}
 
-    def test_memory(self, plans, recipe, rows):
-        def most(plan):
+    def test_memory(self, plans: tuple[Any, ...], recipe: str, rows: dict[str, Any]) -> None:
+        def most(plan: Any) -> Any:
             return max(job.memory for build in plan.builds.values() for job in build.shards)
 
         assert rows["Memory of a merge job"] == [f"{most(p) // 10**6} MB" for p in plans]
@@ -257,7 +259,7 @@ class TestFigures:
         found = [f"{most(plan) / 1e9:.1f} GB" for plan in heavy]
         assert rows["Memory of a merge job with `ties` instead"] == found
 
-    def test_times(self, rows):
+    def test_times(self, rows: dict[str, Any]) -> None:
         """100 MB/s of network, 500 MB/s of disk."""
         fetch, read, written = (
             [float(cell.split()[0]) for cell in rows[name]]
@@ -267,7 +269,7 @@ class TestFigures:
         moved = zip(read, written, strict=True)
         assert rows["Time to merge"] == [f"{(r + w) * 2 / 60:.0f} min" for r, w in moved]
 
-    def test_demo_table(self):
+    def test_demo_table(self) -> None:
         """README and the demo's own page tell the same accuracies."""
         page = (REPO / "resources" / "demo" / "README.md").read_text()
         rows = {"miquplus-midnight-tiny": "the recipe, word for word"}

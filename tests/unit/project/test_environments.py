@@ -10,6 +10,7 @@ import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,7 +27,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _pins(lines) -> dict[str, str]:
+def _pins(lines: Any) -> dict[str, str]:
     """Return the version of each distribution; every line must pin one exactly."""
     pins = {}
     for line in lines:
@@ -61,33 +62,33 @@ def _tracked() -> list[Path]:
 
 
 class TestPins:
-    def test_requirements_are_exact(self):
+    def test_requirements_are_exact(self) -> None:
         assert _required()["torch"] == "2.13.0"
 
-    def test_all_is_the_three_lists(self):
+    def test_all_is_the_three_lists(self) -> None:
         text = (REPO / "requirements.txt").read_text()
         assert re.findall(r"^-r (.+)$", text, re.MULTILINE) == list(LISTS)
         assert _pins(text.splitlines()) == {}
 
-    def test_merging_needs_neither_torch_nor_benchmarks(self):
+    def test_merging_needs_neither_torch_nor_benchmarks(self) -> None:
         """What a list's packages need is in it, or in one before it (as installed here)."""
         merge, torch = _required(LISTS[0]), _required(*LISTS[:2])
         assert not {"torch", "transformers", "lm-eval", "datasets"} & set(merge)
         assert _closure(merge) <= set(merge)
         assert _closure(torch) <= set(torch)
 
-    def test_test_requirements_add_and_never_contradict(self):
+    def test_test_requirements_add_and_never_contradict(self) -> None:
         text = (REPO / "requirements-test.txt").read_text()
         assert "\n-r requirements.txt\n" in f"\n{text}"
         assert not set(_required("requirements-test.txt")) & set(_required())
 
-    def test_mergekit_is_for_tests_only(self):
+    def test_mergekit_is_for_tests_only(self) -> None:
         assert _required("requirements-test.txt")["mergekit"] == "0.1.5"
         for path in (REPO / "scripts").rglob("*.py"):
             assert "mergekit" not in _imports(path), path
 
     @pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda p: p.name)
-    def test_environment_equals_requirements(self, path):
+    def test_environment_equals_requirements(self, path: Path) -> None:
         environment = yaml.safe_load(path.read_text())
         (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
         required = _required()
@@ -95,7 +96,7 @@ class TestPins:
             assert required.get(name) == version, name
         assert "python=3.11" in environment["dependencies"]
 
-    def test_installed_versions(self):
+    def test_installed_versions(self) -> None:
         """What runs this test is what the lists say."""
         from importlib.metadata import PackageNotFoundError, version
 
@@ -107,7 +108,7 @@ class TestPins:
             assert found.partition("+")[0] == _required()[name]
 
 
-def _closure(names) -> set[str]:
+def _closure(names: Any) -> set[str]:
     """Return distributions and all that they need, as what is installed says."""
     found, waiting = set(), list(names)
     while waiting:
@@ -125,14 +126,14 @@ def _closure(names) -> set[str]:
 
 
 class TestCommand:
-    def test_lists_are_the_projects_dependencies(self):
+    def test_lists_are_the_projects_dependencies(self) -> None:
         dynamic = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
         told = dynamic["dynamic"]
         assert told["dependencies"]["file"] == [LISTS[0]]
         assert told["optional-dependencies"]["bench"]["file"] == list(LISTS[1:])
 
     @pytest.mark.slow
-    def test_installs_without_a_network_and_runs_from_anywhere(self, tmp_path):
+    def test_installs_without_a_network_and_runs_from_anywhere(self, tmp_path: Path) -> None:
         """As `make env` does, in an environment that sees the packages of this one."""
         pytest.importorskip("setuptools")
         copy = tmp_path / "checkout"
@@ -153,17 +154,17 @@ class TestCommand:
 
 class TestRules:
     @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
-    def test_conda_files_exist(self, path):
+    def test_conda_files_exist(self, path: Path) -> None:
         for name in re.findall(r'conda:\s+"([^"]+)"', path.read_text()):
             assert (path.parent / name).resolve() in ENVIRONMENTS, name
 
     @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
-    def test_rules_that_run_something_have_one(self, path):
+    def test_rules_that_run_something_have_one(self, path: Path) -> None:
         for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
             if "\n    shell:" in rule:
                 assert "\n    conda:" in rule, rule.partition(":")[0]
 
-    def test_every_environment_is_used(self):
+    def test_every_environment_is_used(self) -> None:
         used = {
             Path(name).name
             for path in RULES
@@ -172,13 +173,13 @@ class TestRules:
         assert used == {path.name for path in ENVIRONMENTS}
 
     @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
-    def test_scripts_exist(self, path):
+    def test_scripts_exist(self, path: Path) -> None:
         for name in re.findall(r"\$SCRIPTS/([\w./]+)", path.read_text()):
             assert (REPO / "scripts" / name).is_file(), name
 
 
 class TestPlanningIsLight:
-    def test_nothing_heavy_is_imported_to_plan(self):
+    def test_nothing_heavy_is_imported_to_plan(self) -> None:
         """Every job of a cluster parses the Snakefile: no library of tensors may load for it."""
         code = (
             "import sys; sys.path.insert(0, 'scripts')\n"
@@ -194,7 +195,7 @@ class TestPlanningIsLight:
 
 
 class TestNothingOfOneMachine:
-    def test_no_absolute_paths(self):
+    def test_no_absolute_paths(self) -> None:
         pattern = re.compile(r"(?<![\w.:/\-~$}>])/(?:home|Users|root|work|mnt|tmp)/[\w.-]+")
         found = [
             f"{path.relative_to(REPO)}:{number}: {line.strip()[:80]}"
@@ -204,7 +205,7 @@ class TestNothingOfOneMachine:
         ]
         assert found == []
 
-    def test_no_package_index_hosts(self):
+    def test_no_package_index_hosts(self) -> None:
         """Where packages come from is for pip's and conda's configuration to say."""
         hosts = ("index-" + "url", "files.python" + "hosted.org", "download.pytorch" + ".org")
         pattern = re.compile("|".join(map(re.escape, (*hosts, "pypi" + ".org/simple"))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -21,13 +21,13 @@ DEMO = {
 
 
 class TestSettings:
-    def test_every_default_is_valid(self):
+    def test_every_default_is_valid(self) -> None:
         settings = load_settings(ONE)
         schema = json.loads(SCHEMA.read_text())
         assert set(settings.values) == set(schema["properties"])
         assert settings["benchmark"]["per"] == "task"
 
-    def test_the_callers_dict_is_left_alone(self):
+    def test_the_callers_dict_is_left_alone(self) -> None:
         config = {"recipes": ["r.yaml"], "benchmark": {}}
         load_settings(config)
         assert config == {"recipes": ["r.yaml"], "benchmark": {}}
@@ -58,7 +58,7 @@ class TestSettings:
             ({"recipes": []}, "recipes"),
         ],
     )
-    def test_mistakes(self, config, says):
+    def test_mistakes(self, config: dict[str, Any], says: str) -> None:
         with pytest.raises(UserError, match=says):
             load_settings(config)
 
@@ -84,7 +84,9 @@ class TestSettings:
             ({"sources": {"o/m": "2"}}, {"sources": {"o/m": "2"}}),
         ],
     )
-    def test_texts_of_the_command_line_are_read_as_yaml(self, given, read):
+    def test_texts_of_the_command_line_are_read_as_yaml(
+        self, given: dict[str, Any], read: dict[str, Any]
+    ) -> None:
         """Snakemake hands values within lists and maps on as texts."""
         found = load_settings(ONE | given)
         for key, value in read.items():
@@ -103,7 +105,9 @@ class TestSettings:
             (None, ONE, []),
         ],
     )
-    def test_the_demos_settings_are_for_the_demo(self, tmp_path, file, given, tasks):
+    def test_the_demos_settings_are_for_the_demo(
+        self, tmp_path: Path, file: dict[str, Any] | None, given: dict[str, Any], tasks: list[Any]
+    ) -> None:
         """Recipes of one's own do not take them; a file that was edited stays in force."""
         path = tmp_path / "config.yaml"
         if file:
@@ -116,7 +120,7 @@ class TestSettings:
         ("text", "size"),
         [("5GB", 5 * 10**9), ("500MiB", 500 * 2**20), ("1.5g", 1.5 * 10**9), (7, 7), (None, None)],
     )
-    def test_sizes(self, text, size):
+    def test_sizes(self, text: int | str | None, size: float | int | None) -> None:
         assert parse_size(text) == size
 
 
@@ -130,7 +134,7 @@ class TestShipped:
         "benchmark": {"include_path": "config/tasks/demo"},
     }
 
-    def test_from_elsewhere(self, tmp_path, monkeypatch):
+    def test_from_elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         found = with_shipped(load_settings(self.GIVEN), self.HOME)
         assert found["recipes"] == [str(self.HOME / self.RECIPE), "config/recipes/mine.yaml"]
@@ -138,7 +142,7 @@ class TestShipped:
         folder = str(self.HOME / "resources/demo/miqu-tiny")
         assert found["sources"]["resources/demo/miqu-tiny"] == folder
 
-    def test_own_files_come_first(self, tmp_path, monkeypatch):
+    def test_own_files_come_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         for path in (self.RECIPE, "resources/demo/miqu-tiny/config.json"):
             Path(path).parent.mkdir(parents=True)
@@ -147,7 +151,9 @@ class TestShipped:
         assert found["recipes"][0] == self.RECIPE
         assert "resources/demo/miqu-tiny" not in found["sources"]
 
-    def test_in_the_projects_own_folder_nothing_changes(self, monkeypatch):
+    def test_in_the_projects_own_folder_nothing_changes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(self.HOME)
         settings = load_settings(self.GIVEN)
         assert with_shipped(settings, self.HOME) == settings

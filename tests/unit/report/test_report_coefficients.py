@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from helpers.large_models import llama_70b, mixtral
@@ -20,7 +22,7 @@ def source(model: str) -> ex.Source:
 
 
 class TestFrame:
-    def test_llama_rows_follow_the_data_and_norms_come_last(self):
+    def test_llama_rows_follow_the_data_and_norms_come_last(self) -> None:
         frame = frame_of(reversed(llama_70b(3)))
         attention, mlp = (
             ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -33,7 +35,7 @@ class TestFrame:
         assert frame.cells["model.layers.2.mlp.up_proj.weight"] == ("up_proj", 2)
         assert frame.cells["lm_head.weight"] == ("lm_head", None)
 
-    def test_experts_share_rows_and_the_router_has_its_own(self):
+    def test_experts_share_rows_and_the_router_has_its_own(self) -> None:
         frame = frame_of(mixtral(2, experts=5))
         assert frame.experts == 5
         assert [row for row in frame.modules if "experts" in row] == [
@@ -45,7 +47,7 @@ class TestFrame:
         where = frame.cells["model.layers.1.block_sparse_moe.experts.4.w2.weight"]
         assert where == ("experts.*.w2", 1)
 
-    def test_a_bias_and_a_shared_expert_are_told_apart(self):
+    def test_a_bias_and_a_shared_expert_are_told_apart(self) -> None:
         layer = "model.layers.0."
         names = [
             f"{layer}self_attn.q_proj.weight",
@@ -57,7 +59,7 @@ class TestFrame:
         assert len(frame.modules) == len(set(frame.cells.values())) == 4
         assert frame.cells[names[1]] == ("q_proj.bias", 0)
 
-    def test_two_stacks_of_layers_do_not_share_rows(self):
+    def test_two_stacks_of_layers_do_not_share_rows(self) -> None:
         names = [
             f"{stack}.layers.{i}.mlp.fc1.weight"
             for stack, count in (("vision_tower.encoder", 2), ("language_model.model", 4))
@@ -68,24 +70,24 @@ class TestFrame:
         assert frame.layers == 4
         assert len(set(frame.cells.values())) == len(names)
 
-    def test_gpt2_has_layers_too(self):
+    def test_gpt2_has_layers_too(self) -> None:
         frame = frame_of(["wte.weight", "h.0.attn.c_attn.weight", "h.1.ln_1.weight", "ln_f.weight"])
         assert frame.modules == ("c_attn", "ln_1")
         assert frame.outside == ("wte", "ln_f")
 
 
 class TestTerms:
-    def test_a_sum_gives_its_terms(self):
+    def test_a_sum_gives_its_terms(self) -> None:
         delta = ex.Delta(source("tuned"), source("base"), "F16")
         linear = ex.Linear(((1.0, source("own")), (0.25, delta)))
         assert terms_of(linear) == [["own", 1.0], ["tuned - base", 0.25]]
 
-    def test_a_cast_is_no_term_and_sums_within_sums_are_multiplied_out(self):
+    def test_a_cast_is_no_term_and_sums_within_sums_are_multiplied_out(self) -> None:
         inner = ex.Linear(((0.5, source("a")), (0.5, source("b"))))
         outer = ex.Linear(((0.5, ex.Cast(inner, "F16")), (0.5, source("a"))))
         assert terms_of(outer) == [["a", 0.75], ["b", 0.25]]
 
-    def test_a_method_that_is_no_sum_is_its_call_and_its_parameters(self):
+    def test_a_method_that_is_no_sum_is_its_call_and_its_parameters(self) -> None:
         inputs = (source("base"), source("x"), source("y"))
         call = ex.Call(
             "ties", inputs, 0, (("lambda", 1.0),), (("weight", (None, 0.2, 0.7)),),
@@ -98,30 +100,30 @@ class TestTerms:
             ["ties(base base, x, y): lambda", 1.0],
         ]
 
-    def test_slerp_names_its_base_wherever_it_stands(self):
+    def test_slerp_names_its_base_wherever_it_stands(self) -> None:
         inputs = (source("x"), source("base"))
         call = ex.Call("slerp", inputs, 1, (("t", 0.25),), models=("x", "base"), output_shape=(2,))
         assert dict(terms_of(call)) == {"slerp(base base, x)": 1.0, "slerp(base base, x): t": 0.25}
 
-    def test_an_expression_that_has_a_call_twice_has_its_parameters_once(self):
+    def test_an_expression_that_has_a_call_twice_has_its_parameters_once(self) -> None:
         call = ex.Call("slerp", (source("x"), source("y")), 0, (("t", 0.25),), models=("x", "y"))
         both = ex.Linear(((0.5, call), (0.25, call)))
         assert terms_of(both) == [["slerp(base x, y)", 0.75], ["slerp(base x, y): t", 0.25]]
 
-    def test_labels_of_parameters_are_told_from_models(self):
+    def test_labels_of_parameters_are_told_from_models(self) -> None:
         label = "ties(base a/b, c: d): density of c: d"
         assert setting_of(label) == ("ties(base a/b, c: d)", "ties", "density", "c: d")
         for other in ("ties(a): x y", "no_method(a): t", "a - b", "lab/ties(x)", "ties(a)"):
             assert setting_of(other) is None
 
-    def test_a_method_without_weights_is_one_term(self):
+    def test_a_method_without_weights_is_one_term(self) -> None:
         inputs = (source("x"), source("y"))
         call = ex.Call("karcher", inputs, None, models=("x", "y"), output_shape=(2,))
         assert terms_of(call) == [["karcher(x, y)", 1.0]]
 
 
 class TestCoefficients:
-    def test_experts_are_a_mean_with_its_spread_and_absence_counts_as_nothing(self):
+    def test_experts_are_a_mean_with_its_spread_and_absence_counts_as_nothing(self) -> None:
         layer = "model.layers.0.mlp.experts"
         found = coefficients(
             {
@@ -134,7 +136,7 @@ class TestCoefficients:
         assert cell["b"].varies
         assert not cell["a"].varies
 
-    def test_a_term_is_0_in_the_cells_that_lack_it(self):
+    def test_a_term_is_0_in_the_cells_that_lack_it(self) -> None:
         found = coefficients({"lm_head.weight": [["a", 1.0]], "norm.weight": [["b", 1.0]]})
         assert found.terms == ("a", "b")
         assert found.of("b") == {
@@ -144,15 +146,15 @@ class TestCoefficients:
 
 
 class TestSummary:
-    def flagship(self):
+    def flagship(self) -> Any:
         (found,) = explain("config/recipes/miquplus-midnight-70b.yaml", {}, 80).models.values()
         return found
 
     @pytest.fixture(autouse=True)
-    def _repository(self, monkeypatch, request):
+    def _repository(self, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
         monkeypatch.chdir(request.config.rootpath)
 
-    def test_the_flagship_is_two_lines(self):
+    def test_the_flagship_is_two_lines(self) -> None:
         shorten = shortener(
             short_names(
                 [
@@ -170,7 +172,7 @@ class TestSummary:
         )
         assert rest == Line("", (), "miqu-1-70b-sf", rest=True)
 
-    def test_the_flagships_gradient_is_mergekits(self):
+    def test_the_flagships_gradient_is_mergekits(self) -> None:
         values = self.flagship().of(
             "sophosympatheia/Midnight-Rose-70B-v2.0.3 - meta-llama/Llama-2-70b-hf"
         )
@@ -181,7 +183,7 @@ class TestSummary:
             assert values["k_proj", layer].mean == 0
         assert values["lm_head", None].mean == 0
 
-    def test_lines_wrap_but_never_within_a_product(self):
+    def test_lines_wrap_but_never_within_a_product(self) -> None:
         lines = summarize(self.flagship(), lambda label: label)
         for width in range(60, 140, 7):
             written = write_lines(lines, width)
@@ -189,7 +191,7 @@ class TestSummary:
             (product,) = [line for line in written if "g * (" in line]
             assert product.count("(") == product.count(")")
 
-    def test_runs_of_one_formula_share_a_line(self):
+    def test_runs_of_one_formula_share_a_line(self) -> None:
         middle = [["a", 1.0], ["b", 1.0]]
         tensors = {
             f"model.layers.{i}.mlp.up_proj.weight": middle if i == 2 else [["a", 0.5], ["c", 0.5]]
@@ -198,7 +200,7 @@ class TestSummary:
         lines = summarize(coefficients(tensors), str)
         assert lines == [Line("2", ("up_proj",), "a + b"), Line("", (), "0.5 * a + 0.5 * c", True)]
 
-    def test_negative_coefficients_and_differing_experts_are_told(self):
+    def test_negative_coefficients_and_differing_experts_are_told(self) -> None:
         layer = "model.layers.0.mlp"
         tensors = {
             f"{layer}.experts.0.up_proj.weight": [["a", 1.0], ["b - a", -0.5]],

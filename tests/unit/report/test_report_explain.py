@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,14 +42,16 @@ models:
 """
 
 
-def write(folder, filter_="up_proj", text=MIX):
+def write(folder: Any, filter_: Any = "up_proj", text: Any = MIX) -> str:
     path = folder / "mix.yaml"
     path.write_text(text.replace("FILTER", filter_))
     return str(path)
 
 
 class TestBasis:
-    def test_without_lock_and_models_a_llama_of_80_layers_is_assumed_and_said(self, tmp_path):
+    def test_without_lock_and_models_a_llama_of_80_layers_is_assumed_and_said(
+        self, tmp_path: Path
+    ) -> None:
         found = explain(write(tmp_path), {})
         assert found.models["mix"].frame.layers == 80
         assert found.basis.startswith("Tensors assumed as in a Llama-like model of 80 layers: ")
@@ -63,23 +67,27 @@ class TestBasis:
             ("c_fc", "GPT-2"),
         ],
     )
-    def test_an_architecture_that_has_the_filters_names_is_taken(self, tmp_path, filter_, family):
+    def test_an_architecture_that_has_the_filters_names_is_taken(
+        self, tmp_path: Path, filter_: str, family: str
+    ) -> None:
         found = explain(write(tmp_path, filter_), {}, 4)
         assert f"a {family}-like model of 4 layers" in found.basis
 
-    def test_a_misspelt_filter_is_told_with_what_was_assumed(self, tmp_path):
+    def test_a_misspelt_filter_is_told_with_what_was_assumed(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="'up_porj' matches no tensor") as caught:
             explain(write(tmp_path, "up_porj"), {})
         assert "assumed as in a Llama-like model" in caught.value.hint
         assert "--sources" in caught.value.hint
 
-    def test_a_filter_that_no_architecture_has_is_a_warning(self, tmp_path):
+    def test_a_filter_that_no_architecture_has_is_a_warning(self, tmp_path: Path) -> None:
         text = MIX.replace("- value: 0.5", "- {filter: q_norm, value: 1}\n        - value: 0.5")
         found = explain(write(tmp_path, "nowhere", text), {})
         assert found.basis.startswith("Tensors assumed as in a Gemma 3-like model")
         assert any("'nowhere' matches no tensor" in warning for warning in found.warnings)
 
-    def test_a_lock_gives_the_tensors(self, tmp_path, monkeypatch):
+    def test_a_lock_gives_the_tensors(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         text = MIX.replace("FILTER", "experts.1.")
         large_plan(tmp_path, mixtral(3, experts=2), text, files=2)
@@ -88,13 +96,13 @@ class TestBasis:
         cell = found.models["mix"].cells["experts.*.w1", 2]
         assert (cell["lab/a"].low, cell["lab/a"].high) == (0.5, 1.0)
 
-    def test_layers_win_over_a_lock(self, tmp_path, monkeypatch):
+    def test_layers_win_over_a_lock(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         large_plan(tmp_path, llama_70b(3), MIX.replace("FILTER", "mlp"), files=2)
         found = explain(str(tmp_path / "recipe.yaml"), {}, 7)
         assert found.models["mix"].frame.layers == 7
 
-    def test_a_folder_gives_the_tensors_and_lends_them_to_the_others(self, tmp_path):
+    def test_a_folder_gives_the_tensors_and_lends_them_to_the_others(self, tmp_path: Path) -> None:
         path = write(tmp_path)
         llama(tmp_path / "model", 0, layers=5)
         before = sorted(tmp_path.rglob("*"))
@@ -103,13 +111,13 @@ class TestBasis:
         assert found.basis.endswith("lab/b: assumed to have those of lab/a.")
         assert sorted(tmp_path.rglob("*")) == before  # it writes nothing
 
-    def test_a_folder_of_no_model_of_the_recipe_is_an_error(self, tmp_path):
+    def test_a_folder_of_no_model_of_the_recipe_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="reads no model 'lab/c'"):
             explain(write(tmp_path), {"lab/c": "."})
 
 
 class TestText:
-    def test_layers_with_equal_values_share_a_row(self, tmp_path):
+    def test_layers_with_equal_values_share_a_row(self, tmp_path: Path) -> None:
         text = explanation_text(explain(write(tmp_path), {}, 3), Terminal(80))
         rows = [line.split() for line in text.split("\n")]
         assert ["A", "=", "a"] in rows
@@ -121,11 +129,11 @@ class TestText:
         assert rows[gradient + 4] == ["2", "1", "█" * 12, "0.5", "█" * 6]
 
     @pytest.mark.parametrize("width", [60, 80, 120])
-    def test_no_line_is_wider_than_the_terminal(self, width):
+    def test_no_line_is_wider_than_the_terminal(self, width: int) -> None:
         text = explanation_text(explain(str(RECIPE), {}, 12), Terminal(width))
         assert all(len(line) <= width for line in text.split("\n") if "g * (" not in line)
 
-    def test_every_final_document_is_explained(self, tmp_path):
+    def test_every_final_document_is_explained(self, tmp_path: Path) -> None:
         text = MIX + "---\nname: other\nmerge_method: passthrough\nmodels: [{model: lab/a}]\n"
         found = explain(write(tmp_path, text=text), {}, 2)
         assert list(found.models) == ["mix", "other"]
@@ -133,7 +141,7 @@ class TestText:
 
 
 class TestCommand:
-    def run(self, *arguments, **environment):
+    def run(self, *arguments: Any, **environment: Any) -> Any:
         return subprocess.run(
             [sys.executable, str(SCRIPT), *map(str, arguments)],
             capture_output=True,
@@ -141,7 +149,7 @@ class TestCommand:
             env={**os.environ, **environment},
         )
 
-    def test_the_flagship_needs_nothing_heavy(self):
+    def test_the_flagship_needs_nothing_heavy(self) -> None:
         """It takes a third of a second of one core; what could cost more is not imported."""
         code = (
             "import runpy, sys\n"
@@ -160,25 +168,25 @@ class TestCommand:
         assert "\x1b" not in done.stdout
         assert "72-79" in done.stdout
 
-    def test_ascii_streams_get_ascii(self):
+    def test_ascii_streams_get_ascii(self) -> None:
         done = self.run(RECIPE, PYTHONIOENCODING="ascii")
         assert done.returncode == 0, done.stderr
         assert "####" in done.stdout
         assert done.stdout.isascii()
 
-    def test_mistakes_are_sentences(self, tmp_path):
+    def test_mistakes_are_sentences(self, tmp_path: Path) -> None:
         for arguments in (("--layers", 0), ("--sources", "x"), ("--sources", "x/y=z")):
             done = self.run(RECIPE, *arguments)
             assert done.returncode == 1
             assert done.stderr.startswith("error: ")
             assert "Traceback" not in done.stderr
 
-    def test_the_heatmap_is_written_on_demand(self, tmp_path):
+    def test_the_heatmap_is_written_on_demand(self, tmp_path: Path) -> None:
         done = self.run(RECIPE, "--layers", 4, "--plot", tmp_path / "x.svg")
         assert done.returncode == 0, done.stderr
         assert "<svg" in (tmp_path / "x.svg").read_text()
 
-    def test_documents_norms_and_silence(self):
+    def test_documents_norms_and_silence(self) -> None:
         donor = "_miquplus-midnight-70b"
         plain = self.run(RECIPE, "--layers", 4, "--stages", donor)
         assert "[norms-summed]" in plain.stdout
@@ -192,13 +200,13 @@ class TestCommand:
         )
         assert one.stdout == ratios.stdout
 
-    def test_several_recipes(self, tmp_path):
+    def test_several_recipes(self, tmp_path: Path) -> None:
         done = self.run(RECIPE, write(tmp_path), "--layers", 4, "--plot", tmp_path / "x.svg")
         assert done.returncode == 0, done.stderr
         assert "\nmix\n" in done.stdout and "\nmiquplus-midnight-70b\n" in done.stdout
         assert len(list(tmp_path.glob("x-*.svg"))) == 2
 
-    def test_a_method_that_is_no_sum_shows_its_parameters(self, tmp_path):
+    def test_a_method_that_is_no_sum_shows_its_parameters(self, tmp_path: Path) -> None:
         text = (
             "name: mix\nmerge_method: ties\nbase_model: lab/c\nparameters: {density: 0.5}\n"
             "models:\n"
@@ -247,7 +255,7 @@ class TestEveryMethod:
     """Only sums are told by coefficients, all other methods by their parameters."""
 
     @pytest.mark.parametrize("method", methods(), ids=lambda m: m.name)
-    def test_is_told_as_what_it_is(self, method, tmp_path):
+    def test_is_told_as_what_it_is(self, method: MergeMethod, tmp_path: Path) -> None:
         found = explain(str(write(tmp_path, text=recipe_of(method))), {}, layers=1)
         (model,) = found.models.values()
         (line,) = summarize(model, shortener(short_names(found.sources)))
@@ -262,7 +270,7 @@ class TestEveryMethod:
         }
         assert {words.split()[0] for words in told.split(", ") if words} == wanted
 
-    def test_card_names_what_it_does_and_its_reference(self):
+    def test_card_names_what_it_does_and_its_reference(self) -> None:
         text = describe_methods(method.name for method in methods())
         assert len(text.splitlines()) == len(methods())
         for method in methods():
@@ -271,7 +279,7 @@ class TestEveryMethod:
 
 
 class TestTarget:
-    def test_options_of_a_configuration(self):
+    def test_options_of_a_configuration(self) -> None:
         settings = load_settings(
             {"recipes": ["a b.yaml"], "norm_merge": {"x": "geometric"}, "silence": ["fp16-range"]}
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,13 @@ NAME = "miquplus-midnight-70b"
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 class TestTotals:
-    def test_they_are_sums_over_the_jobs(self, folder):
+    def test_they_are_sums_over_the_jobs(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b(20), files=4, deltas="store")
         totals = plan_facts.plan_totals(plan, exists=lambda path: False)
         shards = plan.builds[NAME].shards
@@ -37,7 +38,9 @@ class TestTotals:
         assert totals.disk == totals.fetch.bytes + totals.models.bytes + totals.deltas.bytes
         assert (totals.present.files, totals.done.files) == (0, 0)
 
-    def test_each_hub_file_is_counted_once_as_needed_or_only_for_benchmarks(self, folder):
+    def test_each_hub_file_is_counted_once_as_needed_or_only_for_benchmarks(
+        self, folder: Path
+    ) -> None:
         plan = large_plan(folder, llama_70b(20), files=12)
         totals = plan_facts.plan_totals(plan, exists=lambda path: False)
         assert totals.fetch.files + totals.whole.files == len(plan.fetches)
@@ -49,7 +52,7 @@ class TestTotals:
         small = 3 * 600  # the base's config and two tokenizer files
         assert totals.fetch.bytes == needed + small
 
-    def test_what_is_on_disk_needs_none(self, folder):
+    def test_what_is_on_disk_needs_none(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b(20), files=4)
         first, *_ = plan.builds[NAME].shards
         source = first.sources[0]
@@ -62,7 +65,7 @@ class TestTotals:
 
 
 class TestShards:
-    def test_a_copy_is_a_shard_whose_tensors_are_all_as_in_one_file(self, folder):
+    def test_a_copy_is_a_shard_whose_tensors_are_all_as_in_one_file(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b(20), files=12)
         shards = plan_facts.shards(plan.builds[NAME])
         merged = [bool(deltas_of(shard.job.digest)) for shard in shards]
@@ -70,7 +73,7 @@ class TestShards:
         assert True in merged and False in merged
         assert sum(shard.tensors for shard in shards) == len(llama_70b(20))
 
-    def test_a_tensor_that_changes_its_type_is_not_copied(self, folder):
+    def test_a_tensor_that_changes_its_type_is_not_copied(self, folder: Path) -> None:
         recipe = "name: x\nmerge_method: passthrough\nmodels: [{model: a/b}]\ndtype: bfloat16\n"
         plan = large_plan(folder, llama_70b(2), recipe, files=2)
         assert not any(shard.copied for shard in plan_facts.shards(plan.builds["x"]))
@@ -78,12 +81,12 @@ class TestShards:
         assert all(shard.copied for shard in plan_facts.shards(plan.builds["x"]))
 
 
-def deltas_of(digest):
+def deltas_of(digest: Any) -> list[Any]:
     return [d for tensor in load_spec(digest).tensors for d in deltas(tensor.expression)]
 
 
 class TestText:
-    def test_the_flagship_in_a_screen(self, folder):
+    def test_the_flagship_in_a_screen(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b())
         text = plan_text(plan, Terminal(100))
         assert "\n  shards      16 (138 GB, 723 tensors, float16)\n" in text
@@ -94,12 +97,12 @@ class TestText:
         assert len(text.split("\n")) < 24
 
     @pytest.mark.parametrize("width", [60, 80, 120])
-    def test_lines_fit(self, folder, width):
+    def test_lines_fit(self, folder: Path, width: int) -> None:
         plan = large_plan(folder, llama_70b(12), files=4)
         lines = plan_text(plan, Terminal(width)).split("\n")
         assert all(len(line) <= width for line in lines if "g * (" not in line)
 
-    def test_stages_are_printed_as_written(self, folder):
+    def test_stages_are_printed_as_written(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b(12), files=4)
         (found,) = [load_description(build.digest) for build in plan.builds.values()]
         text = plan_text(plan, Terminal(), stages=True)
@@ -109,7 +112,7 @@ class TestText:
                 assert f"    {line}\n" in text
         assert "merge_method" not in plan_text(plan, Terminal())
 
-    def test_warnings_and_stored_task_vectors_are_told(self, folder):
+    def test_warnings_and_stored_task_vectors_are_told(self, folder: Path) -> None:
         recipe = (Path(__file__).parents[3] / f"config/recipes/{NAME}.yaml").read_text()
         recipe = recipe.replace(
             "base_model: 152334H", "parameters: {density: 1}\nbase_model: 152334H"
@@ -124,24 +127,24 @@ class TestText:
 class _Text(HTMLParser):
     """Collects a page's table cells and tags."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.rows, self.tags = [], []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.tags.append(tag)
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if self.rows and self.rows[-1] and data.strip():
             self.rows[-1][-1] += data
 
 
 class TestPage:
-    def test_every_shard_source_and_group_of_tensors_has_a_row(self, folder):
+    def test_every_shard_source_and_group_of_tensors_has_a_row(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b(20), files=12)
         parsed = _Text()
         parsed.feed(plan_page(plan, NAME))
@@ -154,7 +157,7 @@ class TestPage:
         )
         assert not {"script", "link", "img", "iframe"} & set(parsed.tags)
 
-    def test_text_of_the_user_is_escaped(self, folder):
+    def test_text_of_the_user_is_escaped(self, folder: Path) -> None:
         recipe = (
             "name: x\nmerge_method: passthrough\nparameters: {density: 1}\nmodels: [{model: a/b}]\n"
         )
@@ -165,6 +168,6 @@ class TestPage:
         assert "<b>" not in page
         assert "&lt;b&gt;/recipe.yaml" in page
 
-    def test_it_is_the_same_text_every_time(self, folder):
+    def test_it_is_the_same_text_every_time(self, folder: Path) -> None:
         plan = large_plan(folder, llama_70b(12), files=4)
         assert plan_page(plan, NAME) == plan_page(plan, NAME)

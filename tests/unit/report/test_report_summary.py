@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from helpers.large_models import large_plan, llama_70b
 from shardmerge.base.errors import UserError
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.plan.description import load_description
+from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import folder_names
 from shardmerge.report.summary_facts import Findings, read_findings
 from shardmerge.report.summary_page import summary_page
@@ -55,7 +58,7 @@ class _Parsed(HTMLParser):
         self.rows: list[list[str]] = []
         self.feed(page)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.tags.append(tag)
         self.inside = tag
         if tag == "p":
@@ -65,10 +68,10 @@ class _Parsed(HTMLParser):
         elif tag in ("td", "th"):
             self.rows[-1].append("")
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         self.inside = ""
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         if self.inside == "p":
             self.paragraphs[-1] += data.strip()
         elif self.inside in ("td", "th"):
@@ -76,12 +79,12 @@ class _Parsed(HTMLParser):
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch):
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     return large_plan(tmp_path, llama_70b(12), files=3)
 
 
-def scores(plan, *cells, footnotes=()):
+def scores(plan: Any, *cells: Any, footnotes: Any = ()) -> dict[Any, Any]:
     """Return a benchmark table: (model, label, value, stderr, settings) of each cell."""
     rows = [
         {
@@ -100,7 +103,9 @@ def scores(plan, *cells, footnotes=()):
     return {"models": models, "cells": rows, "footnotes": list(footnotes)}
 
 
-def write(folder, plan, verified=None, loaded=None, table=None) -> Findings:
+def write(
+    folder: Any, plan: Any, verified: Any = None, loaded: Any = None, table: Any = None
+) -> Findings:
     """Return what is read of files that hold these data; None is a file that is not there."""
     paths = []
     for name, data in (("verify", verified), ("loaded", loaded), ("table", table)):
@@ -111,13 +116,13 @@ def write(folder, plan, verified=None, loaded=None, table=None) -> Findings:
     return read_findings(plan.builds[NAME].digest, *paths)
 
 
-def parent(plan, which: int) -> str:
+def parent(plan: Any, which: int) -> str:
     """Return what one of the sources is called in the table."""
     return list(folder_names(plan.sources, plan.builds).values())[which]
 
 
 class TestVerdict:
-    def test_whole_model(self, plan, tmp_path):
+    def test_whole_model(self, plan: Plan, tmp_path: Path) -> None:
         verified = VERIFIED | {"build": plan.builds[NAME].digest}
         page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan, verified, LOADED), "r/x"))
         told = " ".join(page.paragraphs)
@@ -128,12 +133,12 @@ class TestVerdict:
         assert "Generated 4 tokens, all finite" in told
         assert ["what was verified", "r/x/verify.json"] in page.rows
 
-    def test_what_it_says_is_shown(self, plan, tmp_path):
+    def test_what_it_says_is_shown(self, plan: Plan, tmp_path: Path) -> None:
         loaded = LOADED | {"prompt": "Once", "text": " upon a <b>"}
         page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan, loaded=loaded), "r/x"))
         assert any("After “Once” it goes on: “ upon a <b>”" in told for told in page.paragraphs)
 
-    def test_what_is_missing_is_said(self, plan, tmp_path):
+    def test_what_is_missing_is_said(self, plan: Plan, tmp_path: Path) -> None:
         page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan), "r/x"))
         told = " ".join(page.paragraphs)
         assert "Not verified yet" in told and "Not loaded by transformers yet" in told
@@ -142,10 +147,12 @@ class TestVerdict:
             plan, NAME, read_findings("x", None, "", None), "r/x"
         )
 
-    def test_what_was_verified_of_another_build_does_not_count(self, plan, tmp_path):
+    def test_what_was_verified_of_another_build_does_not_count(
+        self, plan: Plan, tmp_path: Path
+    ) -> None:
         assert write(tmp_path, plan, VERIFIED | {"build": "0" * 64}).verified is None
 
-    def test_half_a_verdict_is_no_whole_one(self, plan, tmp_path):
+    def test_half_a_verdict_is_no_whole_one(self, plan: Plan, tmp_path: Path) -> None:
         verified = VERIFIED | {"build": plan.builds[NAME].digest, "not_sampled": ["a", "b"]}
         loaded = LOADED | {"loaded": "architecture", "tokenizer": "none", "unused": ["c"]}
         del loaded["generated"]
@@ -156,7 +163,7 @@ class TestVerdict:
         assert "Tokenizer: none." in told and "does not use: c" in told
 
     @pytest.mark.parametrize("text", ['{"shards": -1}', "[]", "{", '{"cells": 3}'])
-    def test_damaged_file_is_one_sentence(self, plan, tmp_path, text):
+    def test_damaged_file_is_one_sentence(self, plan: Plan, tmp_path: Path, text: str) -> None:
         for name in ("verify", "loaded", "table"):
             path = tmp_path / f"{name}.json"
             path.write_text(text)
@@ -166,10 +173,10 @@ class TestVerdict:
 
 
 class TestBenchmarks:
-    def page(self, plan, folder, table) -> _Parsed:
+    def page(self, plan: Any, folder: Any, table: Any) -> _Parsed:
         return _Parsed(summary_page(plan, NAME, write(folder, plan, table=table), "r/x"))
 
-    def test_intervals_and_differences_to_parents(self, plan, tmp_path):
+    def test_intervals_and_differences_to_parents(self, plan: Plan, tmp_path: Path) -> None:
         first, second = parent(plan, 0), parent(plan, 1)
         page = self.page(
             plan,
@@ -189,7 +196,7 @@ class TestBenchmarks:
         assert ["t/acc ↑", "+0.100 ± 0.028 better", "+0.010 ± 0.028"] in page.rows
         assert any("1.96 standard errors" in text for text in page.paragraphs)
 
-    def test_only_what_can_be_compared_is(self, plan, tmp_path):
+    def test_only_what_can_be_compared_is(self, plan: Plan, tmp_path: Path) -> None:
         first, second = parent(plan, 0), parent(plan, 1)
         page = self.page(
             plan,
@@ -207,7 +214,7 @@ class TestBenchmarks:
         assert ["u/ppl ↑", "-", "-"] in page.rows
         assert f"[1] {HOSTILE}" in page.paragraphs
 
-    def test_parents_or_the_model_may_not_be_measured(self, plan, tmp_path):
+    def test_parents_or_the_model_may_not_be_measured(self, plan: Plan, tmp_path: Path) -> None:
         alone = self.page(plan, tmp_path, scores(plan, (NAME, "t/acc", 0.6, None, {})))
         assert any("None of the models" in text for text in alone.paragraphs)
         others = self.page(plan, tmp_path, scores(plan, (parent(plan, 0), "t/acc", 0.6, 0.1, {})))
@@ -215,7 +222,7 @@ class TestBenchmarks:
 
 
 class TestText:
-    def test_of_strangers_is_escaped(self, plan, tmp_path):
+    def test_of_strangers_is_escaped(self, plan: Plan, tmp_path: Path) -> None:
         verified = VERIFIED | {"build": plan.builds[NAME].digest, "not_sampled": [HOSTILE]}
         loaded = LOADED | dict.fromkeys(("architecture", "tokenizer", "prompt", "text"), HOSTILE)
         loaded |= {"unused": [HOSTILE]}
@@ -229,14 +236,14 @@ class TestText:
         assert ["model", f"{HOSTILE}/model"] in page.rows
         assert sum(HOSTILE in cell for row in page.rows for cell in row) > 5
 
-    def test_needs_nothing_from_elsewhere_and_suits_dark_windows(self, plan):
+    def test_needs_nothing_from_elsewhere_and_suits_dark_windows(self, plan: Plan) -> None:
         text = summary_page(plan, NAME, Findings(), "r/x")
         assert not {"script", "link", "img", "iframe"} & set(_Parsed(text).tags)
         assert not re.search(r"url\(|@import|src=", text)
         assert "prefers-color-scheme: dark" in text
         assert text == summary_page(plan, NAME, Findings(), "r/x")
 
-    def test_formula_is_the_cards(self, plan):
+    def test_formula_is_the_cards(self, plan: Plan) -> None:
         page = _Parsed(summary_page(plan, NAME, Findings(), "r/x"))
         assert ["", "everything else", "miqu-1-70b-sf"] in page.rows
         card = describe_coefficients(load_description(plan.builds[NAME].digest))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from shardmerge.run.board import Board, last_line, reason
@@ -20,11 +23,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def board(clock) -> Board:
+def board(clock: Any) -> Board:
     return Board(clock, total=3)
 
 
-def begin(board, number, rule="merge_shard", log="", needs=(), makes=("x",), **wildcards):
+def begin(
+    board: Any,
+    number: Any,
+    rule: Any = "merge_shard",
+    log: Any = "",
+    needs: Any = (),
+    makes: Any = ("x",),
+    **wildcards: Any,
+) -> None:
     board.announce(number, rule, wildcards, [log] if log else [], (needs, makes))
 
 
@@ -44,7 +55,9 @@ class TestProgress:
             ("x: 100 of 100 MB (100 %), 9 MB/s\n", 100, "100 of 100 MB (100 %), 9 MB/s"),
         ],
     )
-    def test_is_what_the_log_ends_with(self, board, clock, tmp_path, text, percent, said):
+    def test_is_what_the_log_ends_with(
+        self, board: Board, clock: Any, tmp_path: Path, text: str, percent: int | None, said: str
+    ) -> None:
         log = tmp_path / "log"
         log.write_text(text)
         begin(board, 1, log=str(log), name="a", shard="model")
@@ -55,7 +68,7 @@ class TestProgress:
         assert found[0] == percent
         assert found[1].startswith(said)
 
-    def test_only_long_jobs_are_shown_the_longest_first(self, board, clock):
+    def test_only_long_jobs_are_shown_the_longest_first(self, board: Board, clock: Any) -> None:
         begin(board, 1, "write_card", name="a")
         begin(board, 2, "check_shard", name="a", shard="s")
         clock.now = 1
@@ -68,7 +81,7 @@ class TestProgress:
 
 
 class TestEnd:
-    def test_a_failed_jobs_sentence_comes_last(self, board, tmp_path):
+    def test_a_failed_jobs_sentence_comes_last(self, board: Board, tmp_path: Path) -> None:
         log = tmp_path / "log"
         log.write_text("noise\nerror: m, tensor 'x': is odd\n  Write it anew.\n")
         begin(board, 1, log=str(log), name="a", shard="s")
@@ -77,14 +90,14 @@ class TestEnd:
             f"error: merging a s: m, tensor 'x': is odd\n  Write it anew.\n  all of it: {log}"
         ]
 
-    def test_what_succeeds_when_it_is_tried_again_did_not_fail(self, board):
+    def test_what_succeeds_when_it_is_tried_again_did_not_fail(self, board: Board) -> None:
         begin(board, 1, name="a", shard="s")
         board.fail(1)
         begin(board, 1, name="a", shard="s")
         board.finish(1)
         assert board.ending() == []
 
-    def test_results_are_named_once(self, board):
+    def test_results_are_named_once(self, board: Board) -> None:
         wanted = ["r/a/model/x.safetensors", "r/a/model/SHA256SUMS", "r/a/benchmarks/table.json"]
         wanted += ["r/a/report/plan.html", "r/a/report/norms.svg", "r/b/model/SHA256SUMS"]
         begin(board, 1, "all", needs=wanted, makes=())
@@ -98,7 +111,7 @@ class TestEnd:
 
 
 class TestLogs:
-    def test_a_log_may_be_missing_or_hostile(self, tmp_path):
+    def test_a_log_may_be_missing_or_hostile(self, tmp_path: Path) -> None:
         assert last_line(str(tmp_path / "none")) == ""
         assert reason(str(tmp_path / "none")) == "it says nothing"
         log = tmp_path / "log"
@@ -107,7 +120,7 @@ class TestLogs:
         log.write_text("error: \x1b[31mred\n")
         assert "\x1b" not in reason(str(log))
 
-    def test_only_the_end_of_a_long_log_is_read(self, tmp_path):
+    def test_only_the_end_of_a_long_log_is_read(self, tmp_path: Path) -> None:
         log = tmp_path / "log"
         log.write_text("x" * 100_000 + "\nthe end\n")
         assert last_line(str(log)) == "the end"

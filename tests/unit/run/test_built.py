@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,12 @@ NAME = "miquplus-midnight-70b"
 class Case:
     """A plan of four shards and a folder where jobs leave what they make."""
 
-    def __init__(self, folder, **settings):
+    def __init__(self, folder: Any, **settings: Any) -> None:
         self.settings = settings
         self.plan = large_plan(folder, llama_70b(8), files=4, **settings)
         self.shards = self.plan.builds[NAME].shards
 
-    def built(self, **more):
+    def built(self, **more: Any) -> Any:
         return Built(
             self.plan,
             keep_sources=self.settings.get("keep_sources", True),
@@ -31,7 +32,7 @@ class Case:
             **more,
         )
 
-    def make(self, job, checked=True, digest=None):
+    def make(self, job: Any, checked: Any = True, digest: Any = None) -> None:
         Path(job.output).parent.mkdir(parents=True, exist_ok=True)
         Path(job.output).touch()
         for path in [
@@ -43,24 +44,24 @@ class Case:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 class TestBuilt:
-    def test_task_vectors_that_a_build_reads_are_those_of_the_plan(self, folder):
+    def test_task_vectors_that_a_build_reads_are_those_of_the_plan(self, folder: Path) -> None:
         case = Case(folder, deltas="store")
         used = {job.output for job in case.plan.deltas}
         assert used and set(targets_of(case).deltas(NAME)) == used
 
-    def test_what_is_kept_stays_an_input(self, folder):
+    def test_what_is_kept_stays_an_input(self, folder: Path) -> None:
         case = Case(folder, deltas="store")
         for job in case.shards:
             case.make(job)
             assert case.built().to_make(job) == case.built().to_check(job) == job
 
-    def test_a_shard_that_is_done_asks_for_no_sources(self, folder):
+    def test_a_shard_that_is_done_asks_for_no_sources(self, folder: Path) -> None:
         case = Case(folder, keep_sources=False)
         first, second, *_ = case.shards
         case.make(first)
@@ -69,7 +70,7 @@ class TestBuilt:
         assert built.to_make(first).output == first.output
         assert built.to_make(second) == built.to_check(second) == second
 
-    def test_a_shard_that_is_not_checked_has_only_its_check_to_do(self, folder):
+    def test_a_shard_that_is_not_checked_has_only_its_check_to_do(self, folder: Path) -> None:
         case = Case(folder, keep_sources=False)
         first = case.shards[0]
         case.make(first, checked=False)
@@ -77,7 +78,9 @@ class TestBuilt:
         assert case.built().to_check(first) == first
 
     @pytest.mark.parametrize("gone", ["output", "record", "both of another plan"])
-    def test_a_shard_that_must_be_made_again_is_checked_again(self, folder, gone):
+    def test_a_shard_that_must_be_made_again_is_checked_again(
+        self, folder: Path, gone: str
+    ) -> None:
         case = Case(folder, keep_sources=False)
         first = case.shards[0]
         case.make(first, digest="0" * 64 if "plan" in gone else None)
@@ -87,13 +90,13 @@ class TestBuilt:
             Path(record_path(first.output)).write_text("{")
         assert case.built().to_make(first) == case.built().to_check(first) == first
 
-    def test_nothing_is_taken_to_be_there_if_the_user_forces(self, folder):
+    def test_nothing_is_taken_to_be_there_if_the_user_forces(self, folder: Path) -> None:
         case = Case(folder, keep_sources=False)
         case.make(case.shards[0])
         built = case.built(forced=lambda: True)
         assert built.to_make(case.shards[0]) == case.shards[0]
 
-    def test_gates_are_checks_of_shards_that_are_not_done(self, folder):
+    def test_gates_are_checks_of_shards_that_are_not_done(self, folder: Path) -> None:
         case = Case(folder, keep_sources=False, disk_budget="27GB")
         paths = {p: case.built().gate(p) for p in case.plan.fetches}
         assert any(paths.values())
@@ -108,7 +111,7 @@ class TestTaskVectors:
     """Two builds that read the same task vectors, which `auto` deletes after the last of them."""
 
     @pytest.fixture
-    def case(self, folder):
+    def case(self, folder: Path) -> Any:
         recipe = (
             "name: {0}\nmerge_method: task_arithmetic\nbase_model: a/base\n"
             "models: [{{model: b/tuned, parameters: {{weight: {1}}}}}]\ndtype: float16\n"
@@ -120,7 +123,7 @@ class TestTaskVectors:
         assert case.plan.deltas
         return case
 
-    def test_are_made_anew_only_for_shards_that_read_them(self, case):
+    def test_are_made_anew_only_for_shards_that_read_them(self, case: Any) -> None:
         jobs = [job for build in case.plan.builds.values() for job in build.shards]
         for job in (*case.plan.deltas, *jobs):
             case.make(job)
@@ -138,7 +141,7 @@ class TestTaskVectors:
         assert all(built.to_make(job).deltas == () for job in jobs[1:])
 
 
-def targets_of(case):
+def targets_of(case: Any) -> Any:
     from shardmerge.recipe.settings import load_settings
 
     return Targets(load_settings({"recipes": ["recipe.yaml"], **case.settings}), case.plan)

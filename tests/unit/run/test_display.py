@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ rule verify_model:
 """
 
 
-def run(folder, what, *arguments):
+def run(folder: Any, what: Any, *arguments: Any) -> Any:
     (folder / "Snakefile").write_text(SNAKEFILE.replace("WHAT", what))
     plugins = os.pathsep.join([str(REPOSITORY / "plugins"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
@@ -40,7 +42,7 @@ def run(folder, what, *arguments):
 
 @pytest.mark.slow
 class TestDisplay:
-    def test_a_run_ends_with_where_its_results_lie(self, tmp_path):
+    def test_a_run_ends_with_where_its_results_lie(self, tmp_path: Path) -> None:
         done = run(tmp_path, "touch")
         assert done.returncode == 0, done.stdout
         lines = done.stdout.splitlines()
@@ -50,7 +52,7 @@ class TestDisplay:
         again = run(tmp_path, "touch")
         assert "Nothing to be done" in again.stdout
 
-    def test_a_failed_run_ends_with_the_reason(self, tmp_path):
+    def test_a_failed_run_ends_with_the_reason(self, tmp_path: Path) -> None:
         done = run(tmp_path, "false")
         assert done.returncode == 1
         assert done.stdout.splitlines()[-2:] == [
@@ -59,7 +61,7 @@ class TestDisplay:
         ]
         assert done.stdout.count("a shard is damaged") == 1
 
-    def test_a_dry_run_is_as_always(self, tmp_path):
+    def test_a_dry_run_is_as_always(self, tmp_path: Path) -> None:
         done = run(tmp_path, "touch", "-n")
         assert done.returncode == 0
         assert "rule verify_model:" in done.stdout

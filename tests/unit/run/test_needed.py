@@ -10,7 +10,7 @@ from shardmerge.run.cli import run
 
 
 @pytest.mark.parametrize(("name", "target"), [("torch.nn", "env-torch"), ("lm_eval", "env`")])
-def test_a_job_that_lacks_one(name, target, capsys):
+def test_a_job_that_lacks_one(name: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -21,7 +21,7 @@ def test_a_job_that_lacks_one(name, target, capsys):
     assert f"make {target}" in told
 
 
-def test_a_fault_of_ours_stays_one():
+def test_a_fault_of_ours_stays_one() -> None:
     def main() -> None:
         raise ModuleNotFoundError("No module named 'shardmerge.nowhere'", name="shardmerge.nowhere")
 
@@ -29,7 +29,7 @@ def test_a_fault_of_ours_stays_one():
         run(main)
 
 
-def test_torch_before_any_job(monkeypatch):
+def test_torch_before_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needed, "find_spec", lambda name: None)
     needed.check_torch(False)
     with pytest.raises(UserError, match=r"no sums.* need the package torch"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -53,12 +54,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(folder=folder, jobs=(job, copied))
 
 
-def test_all_features_are_masked():
+def test_all_features_are_masked() -> None:
     assert len(MASKS) == 14
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_a_shard_is_merged_and_checked(built, mask, tmp_path):
+def test_a_shard_is_merged_and_checked(built: Any, mask: str, tmp_path: Path) -> None:
     for job in built.jobs:
         shard, record, check = (str(tmp_path / f"{Path(job.output).stem}.{e}") for e in "srk")
         inputs = ["--sources", *job.sources, *(["--deltas", *job.deltas] if job.deltas else [])]
@@ -84,10 +85,12 @@ class TestProcesses:
         "assert abs(int(mine) - time.time()) < 60\n"
     )
 
-    def test_started_without_proc(self, tmp_path):
+    def test_started_without_proc(self, tmp_path: Path) -> None:
         python("proc", "-c", self.CODE, cwd=tmp_path)
 
-    def test_hidden_process_of_another_is_no_dead_one(self, monkeypatch):
+    def test_hidden_process_of_another_is_no_dead_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """With hidepid a process of another user is there, but tells nothing."""
         mine = owner.this_process("t")
         monkeypatch.setattr(owner, "started", lambda pid: "")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from snakemake.utils import format as snakemake_format
@@ -138,7 +139,7 @@ def faults(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def parsed(tmp_path_factory) -> Parsed:
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> Parsed:
     top = tmp_path_factory.mktemp("shell")
     home = checkout(top / "home")
     project = top / NAME
@@ -161,7 +162,7 @@ def parsed(tmp_path_factory) -> Parsed:
 
 
 class TestRules:
-    def test_all_are_looked_at(self, parsed):
+    def test_all_are_looked_at(self, parsed: Any) -> None:
         """A rule that makes something runs a script from its shell, and in no other way."""
         assert sorted(RULES) == sorted(n for n, rule in parsed.rules.items() if rule["shell"])
         idle = {name for name, rule in parsed.rules.items() if not rule["shell"]}
@@ -169,17 +170,17 @@ class TestRules:
         assert not any(parsed.rules[name]["makes"] for name in idle)
 
     @pytest.mark.parametrize("name", RULES)
-    def test_as_written(self, parsed, name):
+    def test_as_written(self, parsed: Any, name: str) -> None:
         assert faults(parsed.rules[name]["shell"]) == []
 
     @pytest.mark.parametrize("name", RULES)
-    def test_no_setting_is_formatted(self, parsed, name):
+    def test_no_setting_is_formatted(self, parsed: Any, name: str) -> None:
         """A param that is no function goes through Snakemake's wildcards."""
         for value in parsed.rules[name]["fixed"]:
             assert re.fullmatch(r"[\w./-]*", value or "")
 
     @pytest.mark.parametrize("name", RULES)
-    def test_every_value_is_one_word(self, parsed, name, tmp_path):
+    def test_every_value_is_one_word(self, parsed: Any, name: str, tmp_path: Path) -> None:
         command = parsed.rules[name]["shell"]
         for value in HOSTILE:
             argv, given = parsed.called(command, value, tmp_path)
@@ -197,13 +198,13 @@ class TestWords:
     """What rules pass as whole words is an option with its value, whatever the value."""
 
     @pytest.mark.parametrize("value", HOSTILE)
-    def test_of_a_fetched_file(self, value):
+    def test_of_a_fetched_file(self, value: str) -> None:
         job = FetchJob(value, value, value, value, 1, None, value)
         words = fetch_options(job)
         assert [w.partition("=")[2] for w in words] == [value, value, value, "1", value]
         assert all(re.match(r"--[\w-]+=", word) for word in words)
 
-    def test_of_benchmarks(self):
+    def test_of_benchmarks(self) -> None:
         told = {"tasks": ["a"], "include_path": NAME, "limit": 3, "gpus": 2, "device": "cuda"}
         options = Targets(
             load_settings({"recipes": ["r"], "benchmark": told}), NO_PLAN
@@ -211,7 +212,7 @@ class TestWords:
         assert f"--include-path={NAME}" in options
         assert [w for w in options if "=" not in w] == ["--parallelize"]
 
-    def test_labels_of_models_are_words(self):
+    def test_labels_of_models_are_words(self) -> None:
         targets = Targets(load_settings({"recipes": ["r"]}), NO_PLAN)
         keys = [f"models/{NAME}", f"other/{NAME}", "owner/name", "owner/name@main"]
         plan = replace(NO_PLAN, sources=dict.fromkeys(keys))
@@ -234,17 +235,17 @@ class TestTheTestItself:
             "python \"$SCRIPTS\"/x.py $(printf -- '--o %s ' {output:q}) > {log:q} 2>&1",
         ],
     )
-    def test_a_rule_that_forgets(self, command):
+    def test_a_rule_that_forgets(self, command: str) -> None:
         assert faults(command)
 
-    def test_an_attack_is_seen(self, parsed, tmp_path):
+    def test_an_attack_is_seen(self, parsed: Any, tmp_path: Path) -> None:
         (parsed.checkout / "scripts" / "x.py").write_text(STUB)
         bad = 'python "$SCRIPTS"/x.py --output={output} > {log:q} 2>&1'
         parsed.called(bad, "$(touch PWNED)", tmp_path)
         assert pwned(tmp_path) != []
 
 
-def test_a_checkout_in_braces_is_one_sentence(tmp_path):
+def test_a_checkout_in_braces_is_one_sentence(tmp_path: Path) -> None:
     """Snakemake formats the paths of a workflow's own files."""
     for name, target in (("{a}", REPOSITORY), ("config", REPOSITORY / "config")):
         (tmp_path / name).symlink_to(target)

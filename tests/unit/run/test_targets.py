@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from shardmerge.run.targets import Targets
 
 
 @pytest.fixture
-def targets(tmp_path, monkeypatch):
+def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     found = Targets(load_settings({"recipes": ["r"]}), NO_PLAN)
     build = Build("a", "digest", (), {})
@@ -22,7 +23,9 @@ def targets(tmp_path, monkeypatch):
 
 
 class TestSummary:
-    def test_everything_waits_for_loading_and_the_report_alone_takes_what_is_there(self, targets):
+    def test_everything_waits_for_loading_and_the_report_alone_takes_what_is_there(
+        self, targets: Targets
+    ) -> None:
         (path,) = targets.loaded()
         assert targets.loading("a", waits=True) == [path]
         assert targets.loading("a", waits=False) == []
@@ -30,11 +33,11 @@ class TestSummary:
         Path(path).write_text("{}")
         assert targets.loading("a", waits=False) == [path]
 
-    def test_is_the_first_of_the_reports(self, targets):
+    def test_is_the_first_of_the_reports(self, targets: Targets) -> None:
         assert targets.reports()[0] == "results/a/report/summary.html"
         assert not any("benchmarks" in path for path in targets.reports())
 
-    def test_needs_no_table_where_nothing_is_measured(self, targets):
+    def test_needs_no_table_where_nothing_is_measured(self, targets: Targets) -> None:
         assert targets.table("a") == targets.tables() == []
         targets.measured = {"a": None}
         assert targets.table("a") == targets.tables() == ["results/a/benchmarks/table.json"]

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +52,7 @@ if __name__ == "__main__":
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
-def until(condition, seconds=60):
+def until(condition: Any, seconds: Any = 60) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -58,17 +60,17 @@ def until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def run_name(pid=None):
+def run_name(pid: Any = None) -> str:
     """Return a new name for a run of a process, by default of this one."""
     return f"{pid or os.getpid()}-{secrets.token_hex(4)}"
 
 
-def until_reachable(name):
+def until_reachable(name: Any) -> None:
     """Wait until a shared process of that name is reachable."""
     until(lambda: name in Path("/proc/net/unix").read_text())
 
 
-def serve(name, kind=worker.PLAIN):
+def serve(name: Any, kind: Any = worker.PLAIN) -> Any:
     """Start a shared process."""
     code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge.run import worker; "
     code += f"worker.serve({name!r}, {kind!r})"
@@ -76,7 +78,7 @@ def serve(name, kind=worker.PLAIN):
 
 
 @pytest.fixture(scope="module")
-def served():
+def served() -> Iterator[Any]:
     """Shared processes of both kinds that live as long as the tests do: (name, plain, torch)."""
     name = run_name()
     processes = [serve(name, kind) for kind in (worker.PLAIN, worker.TORCH)]
@@ -87,11 +89,11 @@ def served():
 
 
 @pytest.fixture
-def start(tmp_path, served):
+def start(tmp_path: Path, served: tuple[Any, ...]) -> Any:
     """Start a job in a folder of its own; return its process."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def start(what, name=served[0]):
+    def start(what: Any, name: Any = served[0]) -> Any:
         return subprocess.Popen(
             [sys.executable, tmp_path / "script.py", what, "found"],
             env=os.environ | {worker.WORKER_VARIABLE: name, "MARK": "mine"},
@@ -108,12 +110,12 @@ class TestExpect:
     """The process is started before there are jobs, where it can be foreseen that there will be."""
 
     @pytest.fixture
-    def started(self, monkeypatch):
+    def started(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         names = []
         monkeypatch.setattr(worker, "_start", lambda *one: names.append(one))
         return names
 
-    def test_a_missing_file_starts_it_once(self, started, tmp_path):
+    def test_a_missing_file_starts_it_once(self, started: list[Any], tmp_path: Path) -> None:
         run = worker.Worker(12, expects=True)
         run.expect([__file__], torch=True)
         assert started == []
@@ -121,23 +123,32 @@ class TestExpect:
         run.expect([str(tmp_path / "missing")], torch=False)
         assert started == [("12", "plain")]
 
-    def test_torch_where_jobs_need_it(self, started, tmp_path):
+    def test_torch_where_jobs_need_it(self, started: list[Any], tmp_path: Path) -> None:
         worker.Worker(12, expects=True).expect([str(tmp_path / "missing")], torch=True)
         assert started == [("12", "plain"), ("12", "torch")]
 
     @pytest.mark.parametrize(("name", "expects"), [(None, True), (12, False)])
-    def test_no_jobs_are_foreseen(self, started, tmp_path, name, expects):
+    def test_no_jobs_are_foreseen(
+        self, started: list[Any], tmp_path: Path, name: int | None, expects: bool
+    ) -> None:
         worker.Worker(name, expects=expects).expect([str(tmp_path / "missing")], torch=True)
         assert started == []
 
-    def test_jobs_are_told_its_name(self):
+    def test_jobs_are_told_its_name(self) -> None:
         assert worker.Worker(12, expects=False).prefix == f"export {worker.WORKER_VARIABLE}=12; "
         assert worker.Worker(None, expects=True).prefix == ""
 
 
 class TestDelegate:
     @pytest.mark.parametrize(("what", "loaded"), [("work", "False"), ("torch", "True")])
-    def test_runs_in_a_fork(self, start, tmp_path, served, what, loaded):
+    def test_runs_in_a_fork(
+        self,
+        start: Callable[..., Any],
+        tmp_path: Path,
+        served: tuple[Any, ...],
+        what: str,
+        loaded: str,
+    ) -> None:
         job = start(what)
         assert [part.strip() for part in job.communicate()] == ["to stdout", "to stderr"]
         assert job.returncode == 0
@@ -147,14 +158,16 @@ class TestDelegate:
         assert (tmp_path / "found.end").exists()
 
     @pytest.mark.parametrize(("what", "status"), [("fail", 7), ("raise", 1)])
-    def test_status_is_passed_on(self, start, what, status):
+    def test_status_is_passed_on(self, start: Callable[..., Any], what: str, status: int) -> None:
         job = start(what)
         assert ("seen" in job.communicate()[1]) == (what == "raise")
         assert job.returncode == status
 
     @pytest.mark.parametrize("what", ["wait", "wait torch"])
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_end_of_the_job_is_orderly(self, start, tmp_path, what, number):
+    def test_end_of_the_job_is_orderly(
+        self, start: Callable[..., Any], tmp_path: Path, what: str, number: Any
+    ) -> None:
         job = start(what)
         until((tmp_path / "found.ready").exists)
         job.send_signal(number)
@@ -163,7 +176,9 @@ class TestDelegate:
         assert (tmp_path / "found.term").exists()
 
     @pytest.mark.parametrize("what", ["wait", "wait torch"])
-    def test_killed_job_takes_its_fork_along(self, start, tmp_path, what):
+    def test_killed_job_takes_its_fork_along(
+        self, start: Callable[..., Any], tmp_path: Path, what: str
+    ) -> None:
         job = start(what)
         until((tmp_path / "found.ready").exists)
         pid = int((tmp_path / "found").read_text().split()[0])
@@ -173,18 +188,20 @@ class TestDelegate:
         until((tmp_path / "found.term").exists)
         until(lambda: not Path(f"/proc/{pid}").exists())
 
-    def test_jobs_at_the_same_time(self, start):
+    def test_jobs_at_the_same_time(self, start: Callable[..., Any]) -> None:
         jobs = [start("work") for _ in range(4)]
         assert [(job.communicate(), job.returncode)[1] for job in jobs] == [0] * 4
 
-    def test_a_name_that_cannot_be_an_address(self, start, tmp_path):
+    def test_a_name_that_cannot_be_an_address(
+        self, start: Callable[..., Any], tmp_path: Path
+    ) -> None:
         job = start("work", "n" * 200)
         job.communicate()
         assert job.returncode == 0
         pid, _, _, torch = (tmp_path / "found").read_text().split()
         assert (int(pid), torch) == (job.pid, "False")
 
-    def test_killed_server(self, start, tmp_path):
+    def test_killed_server(self, start: Callable[..., Any], tmp_path: Path) -> None:
         """Whoever waits for it runs by itself; the next job starts another."""
         name = run_name()
         server = serve(name)
@@ -200,7 +217,7 @@ class TestDelegate:
 
 
 class TestServe:
-    def test_ends_with_the_run(self, start, tmp_path):
+    def test_ends_with_the_run(self, start: Callable[..., Any], tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "600"]) as run:
             name = run_name(run.pid)
             server = serve(name)
@@ -215,11 +232,11 @@ class TestServe:
             job.communicate()
             assert server.wait(60) == 0
 
-    def test_of_a_run_that_is_over(self):
+    def test_of_a_run_that_is_over(self) -> None:
         with subprocess.Popen(["true"]) as run:
             run.wait()
         assert serve(run_name(run.pid)).wait(60) == 0
 
-    def test_one_for_a_run(self, served):
+    def test_one_for_a_run(self, served: tuple[Any, ...]) -> None:
         until_reachable(served[0])
         assert serve(served[0]).wait(60) == 0

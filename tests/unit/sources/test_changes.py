@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from shardmerge.base.identities import LockedFile
 from shardmerge.sources.changes import describe_changes
@@ -22,15 +23,15 @@ OLD = LockedSource(
 )
 
 
-def moved(old, new):
+def moved(old: Any, new: Any) -> Any:
     return describe_changes(Lock({"o/m": old}), Lock({"o/m": new}))
 
 
 class TestDescribeChanges:
-    def test_nothing_moved(self):
+    def test_nothing_moved(self) -> None:
         assert moved(OLD, OLD) == []
 
-    def test_everything_moved(self):
+    def test_everything_moved(self) -> None:
         new = dataclasses.replace(
             OLD,
             commit="b" * 40,
@@ -54,7 +55,7 @@ class TestDescribeChanges:
             "o/m: 1 tensor is of another dtype: x",
         ]
 
-    def test_many_tensors_are_counted(self):
+    def test_many_tensors_are_counted(self) -> None:
         new = dataclasses.replace(
             OLD,
             tensors={f"layer.{i}": LockedTensor("w", "F16", (2,), i, i + 4) for i in range(9)},
@@ -64,10 +65,10 @@ class TestDescribeChanges:
             "o/m: 9 tensors are new: layer.0, layer.1, layer.2, layer.3, layer.4, and 4 more"
         )
 
-    def test_sources_that_come_and_go(self):
+    def test_sources_that_come_and_go(self) -> None:
         lines = describe_changes(Lock({"a/b": OLD, "o/m": OLD}), Lock({"c/d": OLD, "o/m": OLD}))
         assert lines == ["c/d: new", "a/b: no longer used"]
 
-    def test_from_the_hub_into_a_folder(self):
+    def test_from_the_hub_into_a_folder(self) -> None:
         folder = dataclasses.replace(OLD, kind="local", repo=None, revision=None, commit=None)
         assert moved(OLD, folder) == ["o/m: it moved from aaaaaaaaaaaa to a folder"]

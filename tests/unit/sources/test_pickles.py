@@ -257,7 +257,9 @@ class TestRefusals:
                 refuse()
             assert "hf download" in str(caught.value)
 
-    def test_a_plan_needs_the_conversion(self, tmp_path: Path, monkeypatch) -> None:
+    def test_a_plan_needs_the_conversion(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         pickled_model(tmp_path / "m")
         (tmp_path / "r.yaml").write_text("merge_method: passthrough\nmodels: [{model: ./m}]\n")

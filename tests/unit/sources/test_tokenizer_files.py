@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -26,7 +27,7 @@ def read(folder: Path) -> Vocabulary:
     return read_vocabulary(names, lambda name: (folder / name).read_bytes(), "model 'm'")
 
 
-def loaded(folder: Path):
+def loaded(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -39,24 +40,24 @@ def both(folder: Path) -> Vocabulary:
 
 
 class TestVocabulary:
-    def test_short_and_back(self):
+    def test_short_and_back(self) -> None:
         found = Vocabulary.of({"a": 0, "c": 3, "<s>": 1}, ["<s>"])
         assert found.tokens == ["a", "<s>", None, "c"] and len(found) == 4
         assert list(found.ids) == ["a", "<s>", "c"]
         assert found.added == ("<s>",)
         assert Vocabulary(found.text) == found
 
-    def test_none(self):
+    def test_none(self) -> None:
         none = Vocabulary.of({})
         assert len(none) == 0 and not none.ids
 
 
 class TestReading:
-    def test_bpe(self, tmp_path):
+    def test_bpe(self, tmp_path: Path) -> None:
         save_tokenizer(tmp_path, bpe(["the", "cat"], ADDED), bos_token="<s>", eos_token="</s>")
         assert both(tmp_path).added == ("<s>", "</s>", "<y>")
 
-    def test_tokens_that_only_the_settings_name(self, tmp_path):
+    def test_tokens_that_only_the_settings_name(self, tmp_path: Path) -> None:
         settings = {"pad_token": "<pad>", "bos_token": "<s>", "unk_token": "t"}
         settings["extra_special_tokens"] = ["<e>", "<s>"]
         save_tokenizer(tmp_path, bpe(["the"], ADDED), **settings)
@@ -64,19 +65,19 @@ class TestReading:
         assert found.added[-2:] == ("<pad>", "<e>")
         assert "t" in found.added and found.ids["t"] == bpe(["the"]).get_vocab()["t"]
 
-    def test_added_tokens_decoder(self, tmp_path):
+    def test_added_tokens_decoder(self, tmp_path: Path) -> None:
         row = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
         decoder = {"40": {"content": "<late>", "special": True} | row}
         save_tokenizer(tmp_path, bpe(["the"], ADDED), added_tokens_decoder=decoder)
         assert both(tmp_path).added[-1] == "<late>"
 
-    def test_special_tokens_map(self, tmp_path):
+    def test_special_tokens_map(self, tmp_path: Path) -> None:
         save_tokenizer(tmp_path, bpe(["the"], ADDED))
         text = json.dumps({"bos_token": {"content": "<s>"}, "pad_token": "<pad>"})
         (tmp_path / "special_tokens_map.json").write_text(text)
         assert "<pad>" in both(tmp_path).ids
 
-    def test_word_level_and_unigram(self, tmp_path):
+    def test_word_level_and_unigram(self, tmp_path: Path) -> None:
         word = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
         pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
         for name, made in (("word", word), ("pieces", pieces)):
@@ -84,7 +85,7 @@ class TestReading:
             save_tokenizer(tmp_path / name, made)
             both(tmp_path / name)
 
-    def test_sentencepiece(self, tmp_path):
+    def test_sentencepiece(self, tmp_path: Path) -> None:
         def piece(text: str, kind: int) -> bytes:
             data = b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15\0\0\0\0"
             data += b"\x18" + bytes([kind])
@@ -98,13 +99,13 @@ class TestReading:
         found = read(tmp_path)
         assert found.tokens == ["<unk>", "<s>", "▁the", "é", "<w>", "<x>"]
 
-    def test_vocab_files(self, tmp_path):
+    def test_vocab_files(self, tmp_path: Path) -> None:
         (tmp_path / "vocab.txt").write_text("[PAD]\na\n##b\n")
         assert read(tmp_path).tokens == ["[PAD]", "a", "##b"]
         (tmp_path / "vocab.json").write_text('{"b": 1, "a": 0}')
         assert read(tmp_path).tokens == ["a", "b"]
 
-    def test_without_a_tokenizer(self, tmp_path):
+    def test_without_a_tokenizer(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text("{}")
         assert read(tmp_path) == Vocabulary.of({})
 
@@ -119,17 +120,17 @@ class TestReading:
             ("vocab.json", b"[]", "is not a JSON object"),
         ],
     )
-    def test_broken(self, tmp_path, name, data, match):
+    def test_broken(self, tmp_path: Path, name: str, data: bytes, match: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=match):
             read(tmp_path)
 
 
 class TestUnion:
-    def of(self, key, ids, added=()):
+    def of(self, key: Any, ids: Any, added: Any = ()) -> Any:
         return Tokens.of(key, Vocabulary.of(ids, added))
 
-    def test_order(self):
+    def test_order(self) -> None:
         a = self.of("a", {"x": 0, "<s>": 1}, ["<s>"])
         b = self.of("b", {"y": 1, "z": 0, "<t>": 2, "w": 3}, ["<t>"])
         c = self.of("c", {"w": 0, "v": 1, "<s>": 2, "y": 3}, ["w", "<s>"])
@@ -142,12 +143,12 @@ class TestUnion:
         }  # fmt: skip
         assert made.source == "a" and not made.is_original
 
-    def test_of_the_same(self):
+    def test_of_the_same(self) -> None:
         a = self.of("a", {"x": 0, "<s>": 1}, ["<s>"])
         b = self.of("b", {"<s>": 1, "x": 0}, ["<s>"])
         assert union(a, [b]).is_original
 
-    def test_within(self):
+    def test_within(self) -> None:
         a = self.of("a", {"x": 0, "<s>": 1, "<t>": 2}, ["<s>", "<t>"])
         assert a.within(3) is a
         assert dict(a.within(2).ids) == {"x": 0, "<s>": 1}
@@ -174,7 +175,7 @@ class TestWriting:
             (folder / name).write_text(tokenizer_text(name, tokens, texts))
         return folder
 
-    def test_union_loads(self, tmp_path):
+    def test_union_loads(self, tmp_path: Path) -> None:
         donors = {"a": tmp_path / "a", "b": tmp_path / "b"}
         for folder in donors.values():
             folder.mkdir()
@@ -192,7 +193,7 @@ class TestWriting:
         flags = {t.content: t.special for t in theirs.added_tokens_decoder.values()}
         assert flags["<x>"] and flags["<p>"] and not flags["<y>"] and not flags["dog"]
 
-    def test_tokens_without_an_embedding_go(self, tmp_path):
+    def test_tokens_without_an_embedding_go(self, tmp_path: Path) -> None:
         (tmp_path / "a").mkdir()
         original = bpe(["the", "cat", "sat"], ADDED)
         save_tokenizer(tmp_path / "a", original, bos_token="<s>", pad_token="<pad>")

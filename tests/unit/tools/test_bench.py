@@ -37,7 +37,7 @@ RESULTS = {
 
 
 class TestPage:
-    def test_ratios_are_medians_of_the_rounds(self):
+    def test_ratios_are_medians_of_the_rounds(self) -> None:
         assert page.ratio([20, 40, 100], [4, 5, 10]) == 8
         text = page.with_figures(PAGE, RESULTS)
         assert "| fused | 5.0 | 4.0 - 10.0 | 8.0 | 250 |" in text
@@ -45,18 +45,18 @@ class TestPage:
         assert "| fused | 2.5 | 12.0 | 2.0 |" in text
         assert "| 70B | 723 | 15 | 1.00 | 0.50 | 0.10 | 3.00 | 2.00 |" in text
 
-    def test_the_rest_stays(self):
+    def test_the_rest_stays(self) -> None:
         text = page.with_figures(PAGE, RESULTS)
         assert text.startswith("# P\n")
         assert text.endswith("rest\n")
         assert "old" not in text
         assert page.with_figures(text, RESULTS) == text
 
-    def test_missing_marker(self):
+    def test_missing_marker(self) -> None:
         with pytest.raises(ValueError, match="marker"):
             page.with_figures("# P\n", RESULTS)
 
-    def test_plot(self, tmp_path):
+    def test_plot(self, tmp_path: Path) -> None:
         page.draw(RESULTS, tmp_path / "plot.svg")
         assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
 
@@ -66,7 +66,7 @@ class TestMeasure:
         command = [sys.executable, "-c", code]
         return builds.measure(folder, builds.Contestant(command, output, (output,)))
 
-    def test_ends_with_the_last_byte(self, tmp_path):
+    def test_ends_with_the_last_byte(self, tmp_path: Path) -> None:
         code = "import pathlib, time; p = pathlib.Path('out'); p.mkdir(); "
         code += "(p / 'a').write_text('x'); time.sleep(0.5)"
         found = self.run(tmp_path, code, "out")
@@ -74,7 +74,7 @@ class TestMeasure:
         assert found["peak_mb"] > 1
         assert not (tmp_path / "out").exists()
 
-    def test_merge_jobs_are_measured_by_their_records(self, tmp_path):
+    def test_merge_jobs_are_measured_by_their_records(self, tmp_path: Path) -> None:
         seconds = {"start": 0.1, "read": 0.2, "total": 0.5}
         record = {"seconds": seconds, "peak_memory": 3 << 20, "bytes_read": 7, "bytes_written": 5}
         code = "import pathlib; p = pathlib.Path('results/n/records'); p.mkdir(parents=True)\n"
@@ -83,14 +83,14 @@ class TestMeasure:
         assert 0.5 <= found["merge"] < 5
         assert (found["job_peak_mb"], found["bytes_read"], found["read"]) == (3, 14, 0.4)
 
-    def test_a_failure_is_told(self, tmp_path):
+    def test_a_failure_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match="failed"):
             self.run(tmp_path, "raise SystemExit(3)", "out")
 
 
 class TestPlans:
     @pytest.mark.slow
-    def test_the_model_that_nothing_is_to_be_done_for_looks_finished(self, tmp_path):
+    def test_the_model_that_nothing_is_to_be_done_for_looks_finished(self, tmp_path: Path) -> None:
         """Else ``compare`` ends with an error, or Snakemake fails to fetch what is on no Hub."""
         seconds = plans.compare(tmp_path, "70B", print)
         assert seconds["files"] == 15
