@@ -90,7 +90,7 @@ test-all: lint
 	pytest -m slurm tests
 
 fuzz: env-test
-	PYTHONPATH=scripts:tests python -m fuzz --seconds $(FUZZ_SECONDS)
+	PYTHONPATH=scripts:tests python -m fuzz --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 demo-models: env
 	python -m tools.demo --output $(or $(OUTPUT),demo-models)
