@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import Any
 
+_HEX = frozenset("0123456789abcdef")
+
 
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, shortest floats, no NaN."""
@@ -15,3 +17,13 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """Return the SHA-256 of a value's canonical JSON, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def is_hex(value: object, digits: int) -> bool:
+    """Return whether a value is a text of so many lower-case hexadecimal digits."""
+    return isinstance(value, str) and len(value) == digits and _HEX.issuperset(value)
+
+
+def is_digest(value: object) -> bool:
+    """Return whether a value is a SHA-256 as text."""
+    return is_hex(value, 64)

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from shardmerge.base.digest import is_hex
 from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.printable import is_printable
 
@@ -24,7 +25,6 @@ _LONGEST_TENSOR = 1000
 #: Ends of the names of files that are made beside others while these are written.
 _OWN_ENDS = (".part", ".claim", ".new")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def safe_name(name: object, folder: str | os.PathLike[str] | None, where: str) -> str:
@@ -73,7 +73,7 @@ def is_repo(name: object) -> bool:
 
 def is_commit(name: object) -> bool:
     """Return whether a value is a commit: 40 hexadecimal digits."""
-    return isinstance(name, str) and _COMMIT.fullmatch(name) is not None
+    return is_hex(name, 40)
 
 
 def _unfit(name: object) -> str | None:

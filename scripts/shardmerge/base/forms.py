@@ -7,15 +7,15 @@ dataclass has it, or raises ``FormError``.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
+from shardmerge.base.digest import is_digest
+
 Reader = Callable[[Any], Any]
 _T = TypeVar("_T")
 
-_SHA256 = re.compile("[0-9a-f]{64}")
 _LARGEST = 1 << 63
 _PLAIN = {str, int, float, bool, type(None)}
 
@@ -99,7 +99,7 @@ truth = holds(lambda value: type(value) is bool)
 count = holds(lambda value: type(value) is int and 0 <= value < _LARGEST)
 integer = holds(lambda value: type(value) is int)
 number = holds(lambda value: type(value) in (int, float) and math.isfinite(value))
-sha256 = holds(lambda value: isinstance(value, str) and _SHA256.fullmatch(value))
+sha256 = holds(is_digest)
 table = holds(lambda value: isinstance(value, dict))
 
 

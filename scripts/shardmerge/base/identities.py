@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from shardmerge.base.digest import digest
+from shardmerge.base.digest import digest, is_digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text, sha256_of, write_json, write_text
 from shardmerge.base.safetensors import MAX_HEADER_BYTES
@@ -20,7 +20,6 @@ from shardmerge.base.sealed import seal, unseal
 FULL_HASH_BYTES = 64 << 20
 _SAMPLE_BLOCKS = 64
 _SAMPLE_BYTES = 64 << 10
-_HEX = frozenset("0123456789abcdef")
 
 
 class Stamp(NamedTuple):
@@ -149,11 +148,6 @@ def _identify(path: Path, stamp: Stamp) -> tuple[str | None, str | None]:
             "changed while it was read", str(path), "Wait until it is written, then run again."
         )
     return found
-
-
-def is_digest(value: object) -> bool:
-    """Return whether a value is a SHA-256 as text."""
-    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
 
 
 def _sample(path: Path, size: int) -> str:

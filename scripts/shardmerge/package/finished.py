@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.base.digest import is_digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import load_json, read_bytes
 from shardmerge.base.hashing import sha256_streamed
-from shardmerge.base.identities import is_digest
 from shardmerge.package.index import PROVENANCE
 from shardmerge.sources.checkpoint_files import INDEX
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shardmerge.base.digest import is_digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.hashing import sha256_streamed
-from shardmerge.base.identities import is_digest, stamp_of
+from shardmerge.base.identities import stamp_of
 from shardmerge.base.safetensors import read_header
 from shardmerge.check.shard import check_hash
 from shardmerge.package.index import load_records, make_index

@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_url
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
+from shardmerge.base.digest import is_hex
 from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import is_commit, is_repo
 from shardmerge.base.identities import LockedFile
@@ -127,9 +128,9 @@ class Commit:
     def identity(self, name: str) -> LockedFile:
         """Return the size and hash that the Hub tells of a file."""
         sibling = self._siblings[name]
-        if sibling.lfs and _is_size(sibling.lfs.size) and _is_hex(sibling.lfs.sha256, 64):
+        if sibling.lfs and _is_size(sibling.lfs.size) and is_hex(sibling.lfs.sha256, 64):
             return LockedFile(sibling.lfs.size, sha256=sibling.lfs.sha256)
-        if sibling.lfs or not _is_size(sibling.size) or not _is_hex(sibling.blob_id, 40):
+        if sibling.lfs or not _is_size(sibling.size) or not is_hex(sibling.blob_id, 40):
             raise UserError(f"has a file {name!r} of unknown size or hash", self._where)
         return LockedFile(sibling.size, git_oid=sibling.blob_id)
 
@@ -205,10 +206,6 @@ def _is_name(value: object) -> bool:
 
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_hex(value: object, digits: int) -> bool:
-    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 
 def _read_range(url: str, begin: int, end: int) -> bytes:
