@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
-from shardmerge.check.task_names import check_tasks
+from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped

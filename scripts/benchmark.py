@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from shardmerge.base.errors import UserError
-from shardmerge.check import benchmark
+from shardmerge.benchmark import harness
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -41,20 +41,20 @@ def main() -> None:
     if args.store:
         stored = {t: args.store / f"{k}.json" for t, k in zip(args.task, args.key, strict=True)}
 
-    options = {name: getattr(args, name) for name in benchmark.EvalSettings.__dataclass_fields__}
-    settings = benchmark.EvalSettings(**options | {"include_path": tuple(args.include_path)})
-    benchmark.prepare(args.threads)
-    manager = benchmark.find_tasks(args.task, settings.include_path)
+    options = {name: getattr(args, name) for name in harness.EvalSettings.__dataclass_fields__}
+    settings = harness.EvalSettings(**options | {"include_path": tuple(args.include_path)})
+    harness.prepare(args.threads)
+    manager = harness.find_tasks(args.task, settings.include_path)
     claim(*args.output)
     failures: dict[str, str] = {}
     loaded = {}
     for task, output in zip(args.task, args.output, strict=True):
-        if task in stored and benchmark.copy(stored[task], output):
+        if task in stored and harness.copy(stored[task], output):
             print(f"{args.name}: {task} was measured before", file=sys.stderr)
     todo = [t for t in args.task if t not in stored or not stored[t].exists()]
     for task in todo:  # before the model, as that may take an hour to load
         try:
-            loaded[task] = benchmark.load_task(manager, task, settings.num_fewshot)
+            loaded[task] = harness.load_task(manager, task, settings.num_fewshot)
         except Exception as error:
             failures[task] = _failure(error)
     with ExitStack() as stack:
@@ -63,15 +63,15 @@ def main() -> None:
             parent = args.output[0].parent
             parent.mkdir(parents=True, exist_ok=True)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
-        model = benchmark.load_model(args.model, settings, folder) if loaded else None
+        model = harness.language_model(args.model, settings, folder) if loaded else None
         for task, output in zip(args.task, args.output, strict=True):
             if task in loaded:
                 start = time.monotonic()
                 try:
-                    done = benchmark.evaluate(model, args.name, task, loaded[task], settings)
-                    benchmark.save(done, output)
+                    done = harness.evaluate(model, args.name, task, loaded[task], settings)
+                    harness.save(done, output)
                     if task in stored:
-                        benchmark.copy(output, stored[task])
+                        harness.copy(output, stored[task])
                 except Exception as error:
                     failures[task] = _failure(error)
                 else:
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _failure(error: Exception) -> str:
-    if reason := benchmark.reason_of(error):
+    if reason := harness.reason_of(error):
         return reason
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}".strip().split("\n")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shardmerge.base.files import write_json, write_text
-from shardmerge.check import score_text, scores
+from shardmerge.benchmark import score_text, scores
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import write_text
-from shardmerge.check import scores
+from shardmerge.benchmark import scores
 from shardmerge.package.card import make_card, parse_card_settings
 from shardmerge.package.card_scores import added_results
 from shardmerge.plan.description import load_description

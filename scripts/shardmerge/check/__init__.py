@@ -1,1 +1,1 @@
-"""Whether what was built is right: shards recomputed, models loaded and benchmarked."""
+"""Whether what was built is right: shards recomputed, models loaded."""

@@ -11,8 +11,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import parse_object
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
-from shardmerge.check.score_text import to_markdown
-from shardmerge.check.scores import ScoreTable, card_results
+from shardmerge.benchmark.score_text import to_markdown
+from shardmerge.benchmark.scores import ScoreTable, card_results
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.package.card_usage import describe_methods, usage
 from shardmerge.plan.description import BuildDescription, DescribedSource

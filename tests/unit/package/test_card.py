@@ -22,7 +22,7 @@ from helpers.built_model import RECIPE, build_model, changed
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.base.markdown import block, code, link, table
-from shardmerge.check import scores
+from shardmerge.benchmark import scores
 from shardmerge.package.card import base_models, make_card
 from shardmerge.package.card_scores import receipt
 from shardmerge.plan.description import BuildDescription

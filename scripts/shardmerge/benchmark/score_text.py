@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shardmerge.base import markdown
 from shardmerge.base.text import plural
-from shardmerge.check.scores import Column, ScoreCell, ScoreTable
+from shardmerge.benchmark.scores import Column, ScoreCell, ScoreTable
 
 _NOTHING = "-"
 #: Columns of values that a table has before it is turned, a row for each of them.

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.check import task_names
-from shardmerge.check.task_names import check_tasks, names_in
+from shardmerge.benchmark import task_names
+from shardmerge.benchmark.task_names import check_tasks, names_in
 
 FILES = {
     "a.yaml": "task: plain\ntag: one_tag  # why\n",

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.check import benchmark, score_text, scores
-from shardmerge.check.plain import Scrubber, plain
+from shardmerge.benchmark import harness, score_text, scores
+from shardmerge.benchmark.plain import Scrubber, plain
 
 
 def result(
@@ -300,7 +300,7 @@ class TestPlain:
 
     @pytest.mark.parametrize("seed", ["0", "1"])
     def test_the_text_does_not_depend_on_the_hash_seed(self, seed: str) -> None:
-        code = "from shardmerge.check.plain import plain; print(plain({'b', 'a', 'c', 'd', 1}))"
+        code = "from shardmerge.benchmark.plain import plain; print(plain({'b', 'a', 'c', 'd', 1}))"
         scripts = Path(__file__).parents[3] / "scripts"
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -336,15 +336,15 @@ class TestExplain:
             except OSError as error:
                 raise RuntimeError("could not load") from error
         except RuntimeError as error:
-            assert "the Hub cannot be reached" in benchmark.reason_of(error)
+            assert "the Hub cannot be reached" in harness.reason_of(error)
 
     def test_offline_mode_is_no_network(self) -> None:
         from huggingface_hub.errors import OfflineModeIsEnabled
 
-        assert "the Hub cannot be reached" in benchmark.reason_of(OfflineModeIsEnabled("off"))
+        assert "the Hub cannot be reached" in harness.reason_of(OfflineModeIsEnabled("off"))
 
     def test_errors_for_people_speak_for_themselves(self) -> None:
-        assert benchmark.reason_of(UserError("no", "here", "do that")) == "here: no\n  do that"
+        assert harness.reason_of(UserError("no", "here", "do that")) == "here: no\n  do that"
 
     def test_a_failure_that_is_not_foreseen_is_not_explained_away(self) -> None:
-        assert benchmark.reason_of(ZeroDivisionError("division by zero")) is None
+        assert harness.reason_of(ZeroDivisionError("division by zero")) is None

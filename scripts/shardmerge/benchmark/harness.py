@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import atomic_path, write_json
-from shardmerge.check.plain import Scrubber, plain
+from shardmerge.benchmark.plain import Scrubber, plain
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
@@ -144,7 +144,7 @@ def load_task(manager: TaskManager, name: str, num_fewshot: int | None) -> Mappi
     return loaded
 
 
-def load_model(folder: Path, settings: EvalSettings, offload: Path | None = None) -> HFLM:
+def language_model(folder: Path, settings: EvalSettings, offload: Path | None = None) -> HFLM:
     """Load a model from safetensors files; never from pickles, never with code of its own.
 
     Args:
@@ -192,7 +192,7 @@ def evaluate(
     """Run one loaded task on a loaded model.
 
     Args:
-        model: From ``load_model``.
+        model: From ``language_model``.
         name: What the model is called in the result.
         requested: The task's name as asked for.
         task: From ``load_task``.

@@ -1,0 +1,1 @@
+"""Measures models: lm-eval, its tasks and their scores."""
