@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.call_terms import declared, input_names
+from shardmerge.methods.registry import method
+
+#: Statistics that not every model has.
+PAIRS, KEPT = "pairs", "kept"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,22 @@ def comparable(expression: ex.Expression) -> Comparable:
             label: Vector(terms[0]) for label, terms in found.parents.items() if len(terms) == 1
         }
     return found
+
+
+def worth_showing(expressions: Iterable[ex.Expression]) -> tuple[str, ...]:
+    """Return which statistics there are of a model: of pairs of task vectors, of what is kept."""
+    found: set[str] = set()
+    for expression in expressions:
+        if isinstance(expression, ex.Source):
+            continue
+        one = comparable(expression)
+        if len(one.vectors) > 1:
+            found.add(PAIRS)
+        if any(method(sparse.call.method).kept for sparse in one.calls):
+            found.add(KEPT)
+        if len(found) == 2:
+            break
+    return tuple(sorted(found))
 
 
 def _visit(

@@ -13,6 +13,8 @@ from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import folder_names, short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.html import heading, html_table, page, paragraph
+from shardmerge.report.interference import Interference
+from shardmerge.report.interference_words import facts, warnings
 from shardmerge.report.summary import cells_of, summarize
 from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores, Verified
 
@@ -27,6 +29,10 @@ _DIFFERENCES = (
     "The interval of a difference is 1.96 times the root of the sum of both squared standard "
     "errors, as if each model had answered questions of its own. Both answered the same, so that "
     "it is rather too wide. “better” and “worse” stand where it does not reach zero."
+)
+_ABOUT = (
+    "A cosine of 0 and half of the signs are what unrelated task vectors have. A distance is that of "
+    "the layer over the norm of the parent's. The plots beside this page show every layer."
 )
 
 
@@ -50,6 +56,7 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         html_table(("layers", "modules", "value"), cells_of(lines)),
         heading("Benchmarks"),
         *_benchmarks(findings.scores, name, _parents(plan, found)),
+        *_interference(findings.statistics),
         heading("Warnings on the recipe"),
         *(paragraph(warning, "bad") for warning in plan.warnings),
         *([] if plan.warnings else [paragraph("There are none.")]),
@@ -57,6 +64,16 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         html_table((), _places(folder, findings)),
     ]
     return page(name, parts)
+
+
+def _interference(found: Interference | None) -> Iterator[str]:
+    rows = facts(found) if found else []
+    if not (found and rows):
+        return
+    yield heading("Task vectors and parents")
+    yield html_table(("what", "of", "lowest and highest of all layers"), rows)
+    yield from (paragraph(warning, "bad") for warning in warnings(found))
+    yield paragraph(_ABOUT, "note")
 
 
 def _verdict(findings: Findings) -> Iterator[str]:
