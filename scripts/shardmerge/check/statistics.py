@@ -209,7 +209,7 @@ def _kept_by(sparse: Sparse, tensor: OutputTensor, value: _Value) -> dict[str, i
         return {}
     count = len(values[0])
     shape = tensor.shape if count == math.prod(tensor.shape) else (-1, RUN)
-    if len(tensor.shape) < 2 or count % RUN and shape[0] == -1:
+    if len(tensor.shape) < 2 or (count % RUN and shape[0] == -1):
         shape = (count,)
     masks = says(group_of(sparse.call, [one.reshape(shape) for one in values]))
     return {

@@ -10,8 +10,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     Inputs,
-    Kernel,
     KeptElements,
+    Kernel,
     LinearForm,
     Parameter,
     Request,

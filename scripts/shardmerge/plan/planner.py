@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.interference import worth_showing
 from shardmerge.algebra.json import to_json
 from shardmerge.algebra.leaves import bytes_read
-from shardmerge.algebra.interference import worth_showing
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name, files_of
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, tensor_bytes

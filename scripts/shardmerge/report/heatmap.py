@@ -183,9 +183,7 @@ def _draw_outside(
     axes.imshow(grid, cmap=colours.map, norm=colours.norm, aspect="auto", interpolation="none")
     for i in range(1, len(values)):
         axes.axhline(i - 0.5, color="white", linewidth=0.8)
-    texts = [
-        "-" if math.isnan(colours.value(value)) else number(value.mean) for value in values
-    ]
+    texts = ["-" if math.isnan(colours.value(value)) else number(value.mean) for value in values]
     if names:
         texts = [f"{row}  {text}" for row, text in zip(frame.outside, texts, strict=True)]
     axes.set_yticks(range(len(values)), texts)
@@ -193,4 +191,3 @@ def _draw_outside(
     axes.tick_params(right=False)
     axes.set_xticks([])
     axes.spines[:].set_visible(True)
-

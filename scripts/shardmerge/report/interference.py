@@ -215,9 +215,7 @@ class _Part(NamedTuple):
     whole: bool
 
 
-def _parts(
-    found: TensorStatistics, labels: Sequence[str]
-) -> Iterator[tuple[str, str, str, _Part]]:
+def _parts(found: TensorStatistics, labels: Sequence[str]) -> Iterator[tuple[str, str, str, _Part]]:
     k, whole = found.factor, found.sampled == found.elements
     for a, b, dot, one, other, agree, both, error in found.pairs:
         pair = labels[a], labels[b]

@@ -13,7 +13,7 @@ from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import folder_names, short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.html import heading, html_table, page, paragraph
-from shardmerge.report.interference import Interference
+from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
 from shardmerge.report.summary import cells_of, summarize
 from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores, Verified
@@ -30,10 +30,11 @@ _DIFFERENCES = (
     "errors, as if each model had answered questions of its own. Both answered the same, so that "
     "it is rather too wide. “better” and “worse” stand where it does not reach zero."
 )
-_ABOUT = (
-    "A cosine of 0 and half of the signs are what unrelated task vectors have. A distance is that of "
-    "the layer over the norm of the parent's. The plots beside this page show every layer."
+_ABOUT_DISTANCES = (
+    "A distance is the norm of the difference over the norm of the parent's layer. The plots beside "
+    "this page show every layer."
 )
+_ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 
 
 def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
@@ -73,7 +74,8 @@ def _interference(found: Interference | None) -> Iterator[str]:
     yield heading("Task vectors and parents")
     yield html_table(("what", "of", "lowest and highest of all layers"), rows)
     yield from (paragraph(warning, "bad") for warning in warnings(found))
-    yield paragraph(_ABOUT, "note")
+    about = [_ABOUT_PAIRS] if found.of(COSINE) else []
+    yield paragraph(" ".join([*about, _ABOUT_DISTANCES]), "note")
 
 
 def _verdict(findings: Findings) -> Iterator[str]:

@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def call(method: str, per_input: Any, **parameters: Any) -> Any:
 
 
 class TestByHand:
-    VALUES = {"base": BASE, "one": ONE, "two": TWO}
+    VALUES: ClassVar[dict[str, list[float]]] = {"base": BASE, "one": ONE, "two": TWO}
 
     def test_task_vectors_of_a_sum(self, tmp_path: Path) -> None:
         found = measured(tmp_path, sum_of_two, self.VALUES)

@@ -25,7 +25,10 @@ DELTA = PATHS.delta("{pair}", "{delta}.safetensors")
         PATHS.tokenizer_file("{name}", "{file}"),
         PATHS.benchmark_file("{name}", "{model}/{task}.json"),
         PATHS.benchmark_file("{name}", "table.json"),
-        *(PATHS.report_file("{name}", file) for file in ("summary.html", "plan.html", "norms.svg")),
+        *(
+            PATHS.report_file("{name}", file)
+            for file in ("summary.html", "plan.html", "norms.svg", "interference.json")
+        ),
     ],
 )
 def test_a_rule_makes_it(path: str) -> None:
