@@ -1,4 +1,4 @@
-"""What of a merged tensor can be compared: its task vectors with each other, it with its parents."""
+"""What of a merged tensor can be compared: its task vectors, and the tensor with its parents."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How task vectors of a shard agree, how far it is from its parents, what sparse methods keep.
 
 Sums over the elements that the check recomputes, in float64 and in one fixed order: the bits depend
-on the sources and the recipe alone. Tensors are added up to layers and modules by whoever reads them.
+on the sources and the recipe alone. The report adds tensors up to layers and modules.
 """
 
 from __future__ import annotations

@@ -12,7 +12,15 @@ from shardmerge.report.canvas import BLUE, FAINT, GREEN, GREY, ORANGE, SKY, WIDT
 from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell
 from shardmerge.report.heatmap import Scale, draw_heatmap
-from shardmerge.report.interference import ALL, COSINE, DISTANCE, KEPT, SIGNS, Interference, Row
+from shardmerge.report.interference import (
+    ALL,
+    COSINE,
+    DISTANCE,
+    KEPT,
+    SIGNS,
+    Interference,
+    Measurement,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +61,7 @@ def draw_directions(found: Interference, output: str | os.PathLike[str]) -> None
 
 
 def draw_signs(found: Interference, output: str | os.PathLike[str]) -> None:
-    """Draw how often the signs of two task vectors agree; arguments as of ``draw_directions``."""
+    """Draw how often the signs of two task vectors agree; arguments as above."""
     title = f"{found.name}: how the signs of its task vectors agree"
     rows = [row for row in found.rows if row.measure == SIGNS and row.module != ALL]
     half = max(_SMALLEST_REACH / 2, *(abs(row.value - 0.5) for row in rows), 0.0)
@@ -81,7 +89,7 @@ def _draw_pairs(
 
 
 def draw_kept(found: Interference, output: str | os.PathLike[str]) -> None:
-    """Draw which share of each task vector sparse methods keep; arguments as of ``draw_directions``."""
+    """Draw which share of each task vector sparse methods keep; arguments as above."""
     title = f"{found.name}: share of each task vector that is kept"
     kept = {labels: cells for labels, cells in found.of(KEPT).items() if cells}
     if not kept:
@@ -96,7 +104,7 @@ def draw_kept(found: Interference, output: str | os.PathLike[str]) -> None:
 
 
 def draw_distances(found: Interference, output: str | os.PathLike[str]) -> None:
-    """Draw how far the model is from each parent, layer by layer; arguments as of ``draw_directions``."""
+    """Draw how far the model is from each parent, layer by layer; arguments as above."""
     title = f"{found.name}: how far it is from each parent"
     lines = found.by_layer(DISTANCE)
     if not lines:
@@ -119,7 +127,7 @@ def draw_distances(found: Interference, output: str | os.PathLike[str]) -> None:
 
 
 def _draw_lines(
-    axes: Axes, found: Interference, lines: Mapping[str, Mapping[int | None, Row]]
+    axes: Axes, found: Interference, lines: Mapping[str, Mapping[int | None, Measurement]]
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -155,7 +163,7 @@ def _wrapped(text: str) -> str:
 
 
 def _most(
-    found: Mapping[Labels, Mapping[Cell, Row]], telling: Callable[[Row], float]
+    found: Mapping[Labels, Mapping[Cell, Measurement]], telling: Callable[[Measurement], float]
 ) -> list[Labels]:
     """Return the labels whose rows tell most, in their order."""
     if len(found) <= _MOST:
@@ -190,7 +198,7 @@ def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[:half]}...{name[-half:]}"
 
 
-def _spreads(rows: Mapping[Cell, Row]) -> dict[Cell, Spread]:
+def _spreads(rows: Mapping[Cell, Measurement]) -> dict[Cell, Spread]:
     values = {cell: round(row.value, 3) + 0.0 for cell, row in rows.items()}
     return {cell: Spread(value, value, value) for cell, value in values.items()}
 

@@ -31,8 +31,8 @@ _DIFFERENCES = (
     "it is rather too wide. “better” and “worse” stand where it does not reach zero."
 )
 _ABOUT_DISTANCES = (
-    "A distance is the norm of the difference over the norm of the parent's layer. The plots beside "
-    "this page show every layer."
+    "A distance is the norm of the difference over the norm of the parent's layer. The plots "
+    "beside this page show every layer."
 )
 _ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 

@@ -14,12 +14,12 @@ import numpy as np
 from shardmerge.methods.contract import Group
 
 #: Returns which elements of an input's task vector a method keeps before signs are elected.
-Rule = Callable[[Group, int, np.ndarray], np.ndarray]
+KeepRule = Callable[[Group, int, np.ndarray], np.ndarray]
 #: L1 norms below this are not divided by.
 _SMALLEST_NORM = 1e-7
 
 
-def sparsified(group: Group, rule: Rule, *, consensus: bool) -> Mapping[int, np.ndarray]:
+def sparsified(group: Group, rule: KeepRule, *, consensus: bool) -> Mapping[int, np.ndarray]:
     """Return which elements stay: chosen by a rule, not 0, and of the elected sign.
 
     Args:
