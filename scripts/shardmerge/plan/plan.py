@@ -143,7 +143,7 @@ class Plan:
                         **b,
                         "shards": _jobs(b["shards"]),
                         "tokenizer": tuple(b["tokenizer"]),
-                        "statistics": tuple(b.get("statistics", ())),
+                        "statistics": tuple(b["statistics"]),
                     }
                 )
                 for name, b in data["builds"].items()
