@@ -66,6 +66,7 @@ class Build:
         files: Small files that the package copies or reads: name in the package to path, of a
             source or of what is written for the tokenizer.
         tokenizer: Paths of the source files that the tokenizer's are written from.
+        varied: Whether not all of its tensors are made of the same.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Build:
     shards: tuple[ShardJob, ...]
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
+    varied: bool = False
 
     @property
     def bytes_written(self) -> int:

@@ -208,6 +208,7 @@ class _Planner:
             shards=jobs,
             files=paths | made,
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
+            varied=description.varied,
         )
 
     def _job(

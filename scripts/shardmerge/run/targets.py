@@ -12,7 +12,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
@@ -113,6 +113,11 @@ class Targets:
         if len(build.shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
+
+    def picture(self, name: str) -> list[str]:
+        """Return the picture that a build's card shows, none if it has none."""
+        shown = self.plan.builds[name].varied and self._cards[name].get("picture", True)
+        return [self.paths.model_file(name, PICTURE)] if shown else []
 
     def models(self) -> list[str]:
         """Return what shows that every model is built, verified and summed up.
