@@ -216,9 +216,13 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build."""
+        return [file for name in self.plan.builds for file in self.report_of(name)]
+
+    def report_of(self, name: str) -> list[str]:
+        """Return the plots and tables of a build."""
         names = ["summary.html", "plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
         names += ["benchmarks.svg"] if self.measured else []
-        return [self.paths.report_file(n, f) for n in self.plan.builds for f in names]
+        return [self.paths.report_file(name, file) for file in names]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
