@@ -23,7 +23,7 @@ from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
-from shardmerge.run.unfinished import lacking, present
+from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 
 snakemake_internals.rerun_by_identity(workflow)
@@ -110,7 +110,7 @@ def wanted(files):
 
 if REPORTS:
     # the report's first page tells it
-    config["lacking"] = lacking(TARGETS)
+    config["lacking"] = unfinished(TARGETS)
     for name, lacks in config["lacking"].items():
         tell(
             f"{name} is not whole, and its report is of what is there; it lacks: {'; '.join(lacks)}"

@@ -16,7 +16,7 @@ def present(files: Iterable[str]) -> list[str]:
     return [file for file in files if os.path.lexists(file)]
 
 
-def lacking(targets: Targets) -> dict[str, list[str]]:
+def unfinished(targets: Targets) -> dict[str, list[str]]:
     """Return, for each model that is not whole, what it lacks: a few words each.
 
     Args:

@@ -116,7 +116,7 @@ class TestCoefficients:
 
     def test_no_folder_of_this_machine_is_named(self, tmp_path: Path) -> None:
         """The picture is published with the card."""
-        one, two = "/home/somebody/a/model", "/home/somebody/b/model"
+        one, two = "/srv/somebody/a/model", "/srv/somebody/b/model"
         terms = {"lm_head.weight": [[one, 1.0], [f"{two} - {one}", 0.5]]}
         picture = self.draw(tmp_path, terms, [one, two])
         assert {"model", "model (2) - model"} <= set(texts(picture))
