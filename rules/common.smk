@@ -42,18 +42,23 @@ SHARED = HEAD and not (DEPLOYED or ON_GPU)
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
 REPORTS = snakemake_internals.is_report()
-SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
+ASKED = {
+    target
+    for target in ("lock", "plan", "explain", "convert", "report", "all")
+    if snakemake_internals.is_target(workflow, target)
+}
+SHOWN = ASKED & {"lock", "plan", "explain"}
 # The report alone does not wait until transformers loads the models: the summary tells what is known.
-REPORT_ALONE = snakemake_internals.is_target(
-    workflow, "report"
-) and not snakemake_internals.is_target(workflow, "all")
+REPORT_ALONE = "report" in ASKED and "all" not in ASKED
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
     head=HEAD,
-    renew=HEAD and snakemake_internals.is_target(workflow, "lock"),
-    convert=snakemake_internals.is_target(workflow, "convert"),
+    renew=HEAD and "lock" in ASKED,
+    convert="convert" in ASKED,
     dry=DRY,
+    # these targets tell the plan's warnings themselves
+    warn=DRY or not ASKED & {"plan", "explain"},
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
