@@ -67,6 +67,7 @@ class Build:
             source or of what is written for the tokenizer.
         tokenizer: Paths of the source files that the tokenizer's are written from.
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
+        varied: Whether not all of its tensors are made of the same.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Build:
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    varied: bool = False
 
     @property
     def bytes_written(self) -> int:

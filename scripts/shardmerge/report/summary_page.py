@@ -10,13 +10,14 @@ from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.text import human_bytes, plural
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.plan import Plan
+from shardmerge.plan.records import VerifyRecord
 from shardmerge.recipe.naming import folder_names, short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.html import heading, html_table, page, paragraph
 from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
 from shardmerge.report.summary import cells_of, summarize
-from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores, Verified
+from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores
 
 #: Half of a 95 % interval, in standard errors.
 _HALF = 1.96
@@ -83,7 +84,7 @@ def _verdict(findings: Findings) -> Iterator[str]:
     yield from _loaded(findings.loaded)
 
 
-def _verified(found: Verified | None) -> Iterator[str]:
+def _verified(found: VerifyRecord | None) -> Iterator[str]:
     if found is None:
         yield paragraph("Not verified yet: the target `models` does it.", "bad")
         return
