@@ -79,7 +79,7 @@ def bootstrap(
     Args:
         own, other: A group's tasks, or one: arrays of shape (parts, questions), what the metric
             is made of for each question.
-        value: Of such an array the metric, over the last axis.
+        value: Of such parts the metric, over the axis ``axis``.
     """
     import numpy
     from scipy import stats
@@ -89,7 +89,7 @@ def bootstrap(
         parts, n = first.shape
 
         def difference(*rows: Numbers, axis: int = -1, parts: int = parts) -> Numbers:
-            return value(*rows[:parts], axis=axis) - value(*rows[parts:], axis=axis)
+            return value(rows[:parts], axis=axis) - value(rows[parts:], axis=axis)
 
         found = stats.bootstrap(
             (*first, *second),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy
 import pytest
@@ -17,8 +18,8 @@ def answers(both: int, gained: int, lost: int, neither: int) -> tuple[numpy.ndar
     return numpy.array(own, float), numpy.array(other, float)
 
 
-def mean(values: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
-    return values.mean(axis)
+def mean(parts: Sequence[numpy.ndarray], axis: int = -1) -> numpy.ndarray:
+    return parts[0].mean(axis)
 
 
 class TestMcnemar:
