@@ -141,6 +141,8 @@ class Comparer:
         cells = [self.table.cells[name, column] for name in (model, reference)]
         if apart := _apart(cells[0].settings, cells[1].settings):
             raise _UntestedError(f"measured differently: {apart}")
+        if not all(math.isfinite(cell.value) for cell in cells):
+            raise _UntestedError("a value is infinite")
         tasks = self._leaves(column)
         both = [self._parts(name, column, tasks) for name in (model, reference)]
         ways = [

@@ -127,6 +127,6 @@ def pairs_with(
     return [(model, other) for model, other in chosen if other and other != model]
 
 
-def _rounded(value: float) -> float | str:
-    """Return a number with six digits: more would differ between processors."""
-    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+def _rounded(value: float) -> float | None:
+    """Return a number with six digits, since more may differ between processors."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

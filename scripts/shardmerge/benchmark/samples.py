@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: A question: its number in the data set and hashes of its text and of the right answer.
 Question = tuple[int, str, str]
 #: What one question adds to a metric: a number, or a sum with its weight.
-Part = tuple[float, ...]
+Addend = tuple[float, ...]
 #: A task, a filter and a metric.
 Series = tuple[str, str, str]
 
@@ -34,7 +34,7 @@ class Answers:
         prompts: Hash of the prompt by task and question.
     """
 
-    parts: dict[Series, dict[Question, Part]] = field(default_factory=dict)
+    parts: dict[Series, dict[Question, Addend]] = field(default_factory=dict)
     prompts: dict[str, dict[Question, str]] = field(default_factory=dict)
 
 
@@ -70,12 +70,12 @@ def _add(answers: Answers, row: Mapping[str, Any]) -> None:
     question = (int(row["doc_id"]), str(row["doc_hash"]), str(row["target_hash"]))
     answers.prompts.setdefault(row["task"], {})[question] = str(row["prompt_hash"])
     for metric in row["metrics"]:
-        part = _part(row.get(metric))
+        part = _addend(row.get(metric))
         if part is not None:
             answers.parts.setdefault((row["task"], row["filter"], metric), {})[question] = part
 
 
-def _part(value: Any) -> Part | None:
+def _addend(value: Any) -> Addend | None:
     """Return what a question adds, None if it is no number."""
     numbers = value if isinstance(value, list) and len(value) == 2 else [value]
     if not all(isinstance(number, (int, float)) for number in numbers):
@@ -142,7 +142,7 @@ def aggregation(tasks: Iterable[Numbers], value: float) -> tuple[bool, Aggregati
     return None
 
 
-def as_array(parts: Iterable[Part]) -> Numbers:
+def as_array(parts: Iterable[Addend]) -> Numbers:
     """Return parts of questions as an array of shape (parts, questions)."""
     import numpy
 

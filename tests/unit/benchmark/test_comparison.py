@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
+from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark.comparison import Comparer, Comparison
+from shardmerge.benchmark.comparison_rows import Scores, value_text
 from shardmerge.benchmark.comparison_table import comparer, comparison_json, pairs_with
 from shardmerge.benchmark.comparison_text import (
     comparison_csv,
     comparison_markdown,
     flips_csv,
-    value_text,
 )
 
 RIGHT, WRONG = 1.0, 0.0
@@ -97,6 +98,10 @@ def compared(*paths: Path) -> tuple[Comparer, list[Comparison]]:
     made = comparer(paths)
     first, *others = made.table.models
     return made, made.compare([(model, first) for model in others])
+
+
+def scores(made: Comparer, found: list[Comparison]) -> Scores:
+    return forms.read(Scores, json.loads(json.dumps(comparison_json(made, found))))
 
 
 def only(*paths: Path) -> Comparison:
@@ -281,7 +286,7 @@ class TestTold:
 
     def test_markdown_and_csv(self, tmp_path: Path) -> None:
         base = write(tmp_path, "base", {"t": [WRONG] * 50})
-        data = comparison_json(*compared(base, write(tmp_path, "m", {"t": [RIGHT] * 50})))
+        data = scores(*compared(base, write(tmp_path, "m", {"t": [RIGHT] * 50})))
         text = comparison_markdown(data)
         assert "| m | 1.000 [0.929, 1.000] ▲ |" in text
         assert "| t/acc ↑ | m | base | +1.000 [+0.887, +1.000] | 50 won, 0 lost of 50 |" in text
@@ -294,12 +299,11 @@ class TestTold:
         assert first == again
 
     def test_no_comparison_is_no_note(self, tmp_path: Path) -> None:
-        data = comparison_json(*compared(write(tmp_path, "a", {"t": [RIGHT] * 5})))
-        assert data["notes"] == data["comparisons"] == []
+        data = scores(*compared(write(tmp_path, "a", {"t": [RIGHT] * 5})))
+        assert data.notes == data.comparisons == ()
         assert comparison_markdown(data).startswith("| task | a |")
 
-    def test_values_that_are_no_numbers_stay(self) -> None:
-        assert value_text("inf", None, None) == "inf"
+    def test_large_values_have_fewer_digits(self) -> None:
         assert value_text(12.345, 10.0, 14.0) == "12.35 [10.00, 14.00]"
 
 
