@@ -124,7 +124,7 @@ class Comparer:
         if own and _binary([own]):
             right = sum(value for (value,) in own.values())
             if math.isclose(right / len(own), cell.value, abs_tol=1e-9):
-                return paired.share_interval(round(right), len(own))
+                return paired.share_interval(right / len(own), len(own))
         if cell.stderr is None or not math.isfinite(cell.stderr):
             return None
         return cell.value - paired.Z * cell.stderr, cell.value + paired.Z * cell.stderr

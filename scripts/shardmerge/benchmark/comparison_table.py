@@ -88,8 +88,8 @@ def _methods(tested: Sequence[Comparison]) -> list[str]:
     if asked < len(tested):
         told += ", and those of each group's parts for the parts"
     return [
-        f"{told}. So the probability that all marks are right is at least "
-        f"{100 * (1 - paired.ALPHA):.0f} %. No mark does not mean that two models are equally good."
+        f"{told}. So the probability that even one mark is wrong is at most "
+        f"{100 * paired.ALPHA:.0f} %. No mark does not mean that two models are equally good."
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy
 import pytest
+from scipy import stats
 
 from shardmerge.benchmark import paired
 from shardmerge.benchmark.paired import bootstrap, holm, least_flips, mcnemar, share_interval
@@ -124,5 +125,10 @@ class TestLeastFlips:
 
 
 def test_interval_of_all_right_is_no_certainty() -> None:
-    low, high = share_interval(20, 20)
-    assert (low, high) == pytest.approx((20 / (20 + 1.959964**2), 1.0))
+    assert share_interval(1.0, 20) == pytest.approx((20 / (20 + 1.959964**2), 1.0))
+
+
+@pytest.mark.parametrize(("right", "questions"), [(0, 7), (3, 7), (50, 200), (200, 200)])
+def test_interval_of_a_share_is_scipys(right: int, questions: int) -> None:
+    found = stats.binomtest(right, questions).proportion_ci(0.95, method="wilson")
+    assert share_interval(right / questions, questions) == pytest.approx([*found], abs=1e-6)
