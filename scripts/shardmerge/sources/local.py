@@ -12,6 +12,7 @@ from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import near_path, read_bytes
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.safetensors import Header, read_header
+from shardmerge.base.weightfolders import is_folder
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.store import TEMPLATES, Origin, Store, StoreContext
 
@@ -127,5 +128,7 @@ def _span(path: Path, begin: int, end: int) -> bytes:
 
 def folder_files(folder: Path) -> list[str]:
     """Return a folder's files as a repository would name them, sorted."""
-    paths = [*folder.iterdir(), *folder.glob(f"{TEMPLATES}*"), *folder.glob("[0-9]*_*/*")]
+    top = list(folder.iterdir())
+    below = [path for path in top if is_folder(path.name) or f"{path.name}/" == TEMPLATES]
+    paths = [*top, *(p for path in below if path.is_dir() for p in path.iterdir())]
     return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())

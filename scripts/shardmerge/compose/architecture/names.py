@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
+from shardmerge.base.weightfolders import folder_of
+
 _INDEX = "(0|[1-9][0-9]{0,3})"
 _LAYER = re.compile(rf"(?:^|\.)(?:layers|h|blocks|block|layer)\.{_INDEX}\.")
 #: A stack of another name: a number and below it a module, not just a parameter.
@@ -77,6 +79,8 @@ def module_of(tensor: str) -> str:
 
 
 def _layer(tensor: str) -> re.Match[str] | None:
+    if folder_of(tensor):
+        return None
     return _LAYER.search(tensor) or _NUMBER.search(tensor)
 
 
