@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -37,6 +38,8 @@ class Model:
 
     name: str
     table: Mapping[str, Entry]
+    #: What config.json says of it, or of the source that it follows.
+    config: Mapping[str, Any]
 
     @property
     def layer_counts(self) -> Mapping[str, int]:
@@ -88,11 +91,11 @@ class SourceModel(Model):
         self.table = {name: Entry(dtype, shape) for name, (dtype, shape, _) in ordered}
         self._leaves = {name: leaf for name, (*_, leaf) in ordered}
         self._rounds = not numerics.rounds_once
-        self._config = source.config
+        self.config = source.config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:
-        return real_layers(self.table, self._config)
+        return real_layers(self.table, self.config)
 
     def expression(self, tensor: str) -> ex.Expression:
         leaf = self._leaves[tensor]

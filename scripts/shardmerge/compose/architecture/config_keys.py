@@ -16,6 +16,21 @@ COUNTS: Mapping[str, tuple[str, ...]] = {
     "decoder": ("decoder_layers", "num_decoder_layers"),
 }
 COUNT = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
+#: What they call the other sizes that tensors follow, by a term, with how it is told.
+SIZES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "width": ("width {}", ("hidden_size", "n_embd", "d_model", "dim", "model_dim")),
+    "heads": ("{} heads", ("num_attention_heads", "n_head", "num_heads", "n_heads")),
+    "key heads": (
+        "{} heads for keys and values",
+        ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    ),
+    "head size": ("heads of size {}", ("head_dim", "d_kv", "kv_channels")),
+    "inner width": (
+        "inner width {}",
+        ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"),
+    ),
+    "experts": ("{} experts", ("num_local_experts", "num_experts", "n_routed_experts")),
+}
 #: Lists, or texts of a letter each, of something for every layer. Slices bring theirs along.
 PER_LAYER = (
     "layer_types",
