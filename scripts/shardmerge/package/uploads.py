@@ -15,7 +15,7 @@ from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
 from shardmerge.sources.store import TEMPLATES
 
 _ALLOWED = re.compile(
-    r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"
+    r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
 #: Allowed by its suffix, yet never part of a model.

@@ -29,12 +29,12 @@ FIND = (
 CONFIG = "config.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 #: Beside the weights: configuration, tokenizer, templates, licence.
-_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
+_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 #: What users of a model need besides config and tokenizer: for images, sound and sentences.
 _SIDE = re.compile(
-    r"\w+_preprocessor_config\.json|modules\.json|sentence_bert_config\.json"
-    r"|config_sentence_transformers\.json|router_config\.json|tekken\.json"
+    r"(?:\w+_)?preprocessor_config\.json|processor_config\.json|modules\.json"
+    r"|sentence_[\w-]+_config\.json|config_sentence_transformers\.json|router_config\.json"
 )
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 

@@ -71,11 +71,11 @@ class FolderStore(Store):
 
     def identity(self, name: str) -> LockedFile:
         """Return the size of a file and its content's identity, remembered by its stamp."""
-        return self.context.identities.of(self.folder / name)
+        return self.context.identities.of(self._within(name))
 
     def read_now(self, name: str) -> bytes:
         """Return a small file; its identity is asked for with those of the others."""
-        return read_bytes(self.folder / name)
+        return read_bytes(self._within(name))
 
     def read(self, name: str, locked: LockedFile, origin: Origin) -> bytes:
         """Return a small file; ``check`` has compared it with the lock."""
@@ -83,8 +83,11 @@ class FolderStore(Store):
 
     def headers(self, names: Collection[str]) -> Mapping[str, Header]:
         """Return the headers of safetensors files."""
-        folder, where = self.folder, self.where
-        return {name: read_header(folder / safe_name(name, folder, where)) for name in names}
+        return {name: read_header(self._within(name)) for name in names}
+
+    def _within(self, name: str) -> Path:
+        """Return the path of a file, shown not to lead out of the folder."""
+        return self.folder / safe_name(name, self.folder, self.where)
 
     def spans(self, spans: Sequence[tuple[str, int, int]], origin: Origin) -> list[bytes]:
         """Return ranges of files' bytes."""
