@@ -60,6 +60,14 @@ NUMBERS = (
     "fullatt_block_indexes",
     "deepstack_visual_indexes",
 )
+#: Lists of something for the first layers, which is repeated for the others: RecurrentGemma.
+CYCLES = ("block_types",)
+#: The first and the last of the layers that are special; -1 is the last of all: ERNIE.
+SPANS = (("moe_layer_start_index", "moe_layer_end_index"),)
+#: Modules of layers that share their parameters, which one of the layers holds: Zamba.
+SHARING = ("shared_transf", "shared_transformer")
+#: A module that each of these layers has of its own.
+SHARERS = (*SHARING, "mamba_decoder")
 #: How many layers for multi-token prediction stand behind the last.
 PREDICTORS = (
     "num_nextn_predict_layers",
