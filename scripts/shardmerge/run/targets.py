@@ -113,7 +113,7 @@ class Targets:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.shards) > 1:
+        if len(build.main_shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
 
