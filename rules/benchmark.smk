@@ -34,7 +34,7 @@ rule run_task:
     benchmark:
         "<benchmarks>/run_task/{model}/{task}.tsv"
     conda:
-        lambda w: f"../envs/{measuring(w).environment}"
+        lambda w: environment(w, "../envs/benchmark.yaml", vllm="../envs/vllm.yaml")
     threads: RESOURCES["benchmark_threads"]
     resources:
         mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
-from shardmerge.benchmark.options import resolve
+from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -133,12 +133,17 @@ def tasks_of(w):
 
 def task_options():
     """Return the options of each task, whatever model it is asked of."""
-    return [resolve(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
 
 
 def measuring(w):
     """Return how a benchmark job measures its model; its tasks load it in the same way."""
     return TARGETS.benchmark_job(w.model, tasks_of(w)[0])
+
+
+def environment(w, usual, **own):
+    """Return the environment file of a benchmark job's backend."""
+    return own.get(measuring(w).backend, usual)
 
 
 def fetch_job(w):

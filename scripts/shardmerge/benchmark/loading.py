@@ -36,8 +36,8 @@ def language_model(folder: Path, options: EvalOptions, offload: Path | None = No
     _check_device(options)
     from lm_eval.api.registry import get_model
 
+    kind = get_model(options.backend)
     try:
-        kind = get_model(options.backend)
         return kind.create_from_arg_obj(model_arguments(folder, options, offload))
     except (OSError, ValueError, RuntimeError) as error:
         raise _reason(error, folder) from error

@@ -73,11 +73,6 @@ class EvalOptions:
         }
 
     @property
-    def environment(self) -> str:
-        """The environment file of jobs with these options."""
-        return "vllm.yaml" if self.backend == "vllm" else "benchmark.yaml"
-
-    @property
     def gpus_asked(self) -> int:
         """GPUs that a job with these options asks for."""
         return 0 if self.device == "cpu" else self.gpus
@@ -104,7 +99,7 @@ class EvalOptions:
         return canonical_json(values)
 
 
-def resolve(
+def options_of(
     benchmark: Mapping[str, Any], model: Mapping[str, Any] | None = None, task: str | None = None
 ) -> EvalOptions:
     """Return the options of a task of a model: the task's, else the model's, else those of all.
@@ -126,6 +121,20 @@ def resolve(
     return EvalOptions(**values)
 
 
+def options_text(config: Mapping[str, Any]) -> str | None:
+    """Return the options of lm-eval that are not its defaults, None if there is none such.
+
+    Args:
+        config: Part of a result of that name.
+    """
+    usual = asdict(EvalOptions())
+    keys = [key for key in usual if key not in (*_ALWAYS, *_NEVER, "backend", "seed")]
+    found = {key: config[key] for key in keys if config.get(key, usual[key]) != usual[key]}
+    if config.get("model", "hf") != "hf":
+        found["backend"] = config["model"]
+    return canonical_json(found) if found else None
+
+
 def parse_options(text: str, more: Mapping[str, Any]) -> EvalOptions:
     """Return the options that a command line gives, checked as the configuration is.
 
@@ -143,4 +152,4 @@ def parse_options(text: str, more: Mapping[str, Any]) -> EvalOptions:
     if not isinstance(given, dict):
         raise UserError("is no table of options in JSON", "--options")
     settings = load_settings({"recipes": ["recipe.yaml"], "benchmark": {**more, **given}})
-    return resolve(settings["benchmark"])
+    return options_of(settings["benchmark"])

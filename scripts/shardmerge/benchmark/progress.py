@@ -47,7 +47,8 @@ class QuestionMeter:
         self._share = 0.0
 
     def watch(self, model: LM) -> None:
-        """Follow what a model is asked from now on."""
+        """Follow what a model is asked; time counts from now on."""
+        self._began = self._clock()
         model.set_cache_hook(self)
         for name in _METHODS:
             setattr(model, name, self._counting(getattr(model, name)))

@@ -11,7 +11,7 @@ from typing import Any
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
-from shardmerge.benchmark.options import EvalOptions, resolve
+from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
@@ -248,7 +248,7 @@ class Targets:
 
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
-        return resolve(self.settings["benchmark"], self.measured[model].options, task)
+        return options_of(self.settings["benchmark"], self.measured[model].options, task)
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
