@@ -64,6 +64,7 @@ def model_with(folder: Path, **templates: str) -> Path:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Register a model of lm-eval's that notes what it is made with and asked."""
+    import lm_eval.models  # noqa: F401 (else lm-eval's own models are not known)
     from lm_eval.api import registry
     from lm_eval.api.model import LM
     from transformers import AutoTokenizer
