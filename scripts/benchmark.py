@@ -29,8 +29,9 @@ def main() -> None:
     if needs_hub(args.task, args.include_path):
         network.use_cache_where_offline(say)
     harness.prepare(args.threads, code=any(o.allow_code_execution for o in job.options.values()))
+    manager = harness.find_tasks(args.task, job.folders, job.common.model_args)
     claim(*args.output)
-    if failures := run_job(job, say):
+    if failures := run_job(job, manager, say):
         reasons = "".join(f"\n  {task}: {reason}" for task, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(args.task)} tasks failed{reasons}", args.name)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import atomic_path, write_json
+from shardmerge.benchmark.conditions import BOOTSTRAP_ITERATIONS, conditions, versions
 from shardmerge.benchmark.dataset_revisions import revisions_of
 from shardmerge.benchmark.loading import chat_template
 from shardmerge.benchmark.options import EvalOptions
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
-#: Samples of a bootstrapped standard error; accuracies have a closed form and need none.
-BOOTSTRAP_ITERATIONS = 1000
-
-_SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _KEPT = ("results", "groups", "group_subtasks", "configs", "versions")
 _KEPT += ("n-shot", "higher_is_better", "n-samples")
 #: Errors, of several libraries, that say that a server was not reached.
@@ -119,13 +116,11 @@ def load_task(manager: TaskManager, name: str, options: EvalOptions) -> Mapping[
     Raises:
         Exception: Whatever the task's data raises; ``reason_of`` makes a sentence of it.
     """
+    entry = manager.task_index[name].cfg or {}  # its own code, which loading runs, may need this
+    _check_code(name, bool(entry.get("unsafe_code")), options)
     loaded = manager.load([name])
     for label, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False) and not options.allow_code_execution:
-            raise UserError(
-                f"{label!r} runs code that the model writes",
-                hint="If it may, write `allow_code_execution: true` under `benchmark`.",
-            )
+        _check_code(label, getattr(task, "UNSAFE_CODE", False), options)
         if options.gen_kwargs and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value=dict(options.gen_kwargs), update=True)
         own = task.get_config("num_fewshot")
@@ -135,6 +130,14 @@ def load_task(manager: TaskManager, name: str, options: EvalOptions) -> Mapping[
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=options.seed[3])
     return loaded
+
+
+def _check_code(name: str, runs: bool, options: EvalOptions) -> None:
+    if runs and not options.allow_code_execution:
+        raise UserError(
+            f"{name!r} runs code that the model writes",
+            hint="If it may, write `allow_code_execution: true` under `benchmark`.",
+        )
 
 
 def questions_of(task: Mapping[str, Any], options: EvalOptions) -> int:
@@ -193,8 +196,8 @@ def evaluate(
         "model_name": name,
         "requested_task": requested,
         "task_hashes": {key: _task_hash(rows) for key, rows in raw["samples"].items()},
-        **_versions(),
-        "config": _config(model, options),
+        **versions(options.backend),
+        "config": conditions(model, options),
     }
     if revisions := revisions_of(task):
         result["dataset_revisions"] = revisions
@@ -249,42 +252,6 @@ def failure_of(error: Exception) -> str:
         return reason
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}".strip().split("\n")[0]
-
-
-def _versions() -> dict[str, str]:
-    import datasets
-    import lm_eval
-    import torch
-    import transformers
-
-    return {
-        "lm_eval_version": lm_eval.__version__,
-        "transformers_version": transformers.__version__,
-        "torch_version": torch.__version__,
-        "datasets_version": datasets.__version__,
-    }
-
-
-def _config(model: LM, options: EvalOptions) -> dict[str, Any]:
-    """Return what a result says of its settings, by lm-eval's names."""
-    import torch
-
-    loaded = getattr(model, "model", None)
-    found = {"model": options.backend, "max_length": getattr(model, "max_length", None)}
-    if isinstance(loaded, torch.nn.Module):
-        found["model_dtype"] = str(loaded.dtype).removeprefix("torch.")
-        found["model_num_parameters"] = loaded.num_parameters()
-    further = {key: value for key, value in options.further.items() if key != "seed"}
-    found |= {key: value for key, value in further.items() if key != "backend"}
-    return found | {
-        "dtype": options.dtype,
-        "device": options.device.partition(":")[0],
-        "batch_size": options.batch_size,
-        "limit": options.limit,
-        "num_fewshot": options.num_fewshot,
-        "bootstrap_iters": BOOTSTRAP_ITERATIONS,
-        **dict(zip(_SEEDS, options.seed, strict=True)),
-    }
 
 
 def _task_hash(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark import harness, loading
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.progress import QuestionMeter
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,12 @@ class BenchmarkJob:
         return first
 
 
-def run_job(job: BenchmarkJob, say: Callable[[str], None]) -> dict[str, str]:
+def run_job(job: BenchmarkJob, manager: TaskManager, say: Callable[[str], None]) -> dict[str, str]:
     """Run a job; each result has its place as soon as it is there.
 
     Args:
         job: What to do, in a process that ``harness.prepare`` has set up.
+        manager: From ``harness.find_tasks``.
         say: Receives lines on how far it is.
 
     Returns:
@@ -61,7 +65,6 @@ def run_job(job: BenchmarkJob, say: Callable[[str], None]) -> dict[str, str]:
     Raises:
         UserError: If the model cannot be loaded, or has not the chat templates that tasks want.
     """
-    manager = harness.find_tasks(list(job.outputs), job.folders, job.common.model_args)
     todo = [task for task in job.outputs if not _taken(job, task, say)]
     failures: dict[str, str] = {}
     loaded: dict[str, Mapping[str, Any]] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 #: Seconds in which the Hub must answer.
 _PATIENCE = 5.0
-_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 
 
 def use_cache_where_offline(say: Callable[[str], None], patience: float = _PATIENCE) -> bool:

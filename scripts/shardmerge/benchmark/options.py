@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from shardmerge.base.digest import canonical_json
+from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError
 from shardmerge.recipe.benchmark_entries import laid_over
 from shardmerge.recipe.settings import load_settings
@@ -132,7 +132,13 @@ def options_text(config: Mapping[str, Any]) -> str | None:
     found = {key: config[key] for key in keys if config.get(key, usual[key]) != usual[key]}
     if config.get("model", "hf") != "hf":
         found["backend"] = config["model"]
-    return canonical_json(found) if found else None
+    return ", ".join(f"{key} {_shown(value)}" for key, value in found.items()) or None
+
+
+def _shown(value: Any) -> str:
+    """Return a value in a few words, other words for other values: a long text has its hash."""
+    text = value if isinstance(value, str) else canonical_json(value)
+    return text if len(text) < 60 and text.isprintable() else f"of hash {digest(text)[:8]}"
 
 
 def parse_options(text: str, more: Mapping[str, Any]) -> EvalOptions:

@@ -85,9 +85,11 @@ def _check_limit(options: dict[str, Any], where: str) -> None:
 
 
 def _check_backend(options: Mapping[str, Any], where: str) -> None:
-    if options["backend"] == "vllm" and options["device"] == "cpu":
+    if options["backend"] == "vllm" and options["device"] != "cuda":
         raise UserError(
-            "`backend: vllm` needs a GPU", where, "Write `device: cuda` beside it, or leave it out."
+            f"`backend: vllm` needs a GPU, and chooses it itself; `device` is {options['device']}",
+            where,
+            "Write `device: cuda` beside it, or leave it out.",
         )
 
 

@@ -110,7 +110,8 @@ def measured(tmp_path: Path, tasks: Path, model: Path, task: str, **options: Any
     """Return the result of a task on the stand-in."""
     chosen = EvalOptions(backend="stand-in", **options)
     job = BenchmarkJob(model, "m", {task: chosen}, {task: tmp_path / "r.json"}, {}, (tasks,))
-    failures = run_job(job, lambda line: None)
+    manager = harness.find_tasks([task], job.folders)
+    failures = run_job(job, manager, lambda line: None)
     assert failures == {}
     return json.loads((tmp_path / "r.json").read_text())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ class TestRefusals:
             ({"fewshot_as_multiturn": True}, "needs a chat template"),
             ({"models": [{"model": "m", "fewshot_as_multiturn": True}]}, "benchmark.models: m"),
             ({"backend": "vllm"}, "needs a GPU"),
+            ({"backend": "vllm", "device": "cuda:1"}, "`device` is cuda:1"),
             ({"models": [{"model": "m", "backend": "vllm"}]}, "benchmark.models: m"),
             ({"system_instruction": "a\x1b[2Jb", "seed": [1, 2]}, "benchmark.seed"),
         ],
@@ -137,12 +139,12 @@ class TestIdentity:
 
     def test_a_result_says_what_is_not_usual(self) -> None:
         assert options_text({"model": "hf", "limit": 3, "random_seed": 9}) is None
-        config = {"model": "vllm", "apply_chat_template": True, "fewshot_as_multiturn": True}
-        assert json.loads(options_text(config) or "") == {
-            "backend": "vllm",
-            "apply_chat_template": True,
-            "fewshot_as_multiturn": True,
-        }
+        config = {"model": "vllm", "apply_chat_template": True, "gen_kwargs": {"top_k": 3}}
+        told = 'apply_chat_template true, gen_kwargs {"top_k":3}, backend vllm'
+        assert options_text(config) == told
+        texts = [options_text({"system_instruction": text}) or "" for text in ("a\nb", "a\nc")]
+        assert texts[0] != texts[1]
+        assert all(re.fullmatch(r"system_instruction of hash \w{8}", text) for text in texts)
 
 
 class TestCommandLine:
