@@ -53,7 +53,7 @@ def blend_of(expression: ex.Expression) -> Blend:
         match node:
             case ex.Source(tensor=tensor) if tensor.endswith(ADDED_BIAS):
                 pass
-            case ex.Source() | ex.Decoded():
+            case ex.Source() | ex.Decoded() | ex.Arranged():
                 model = node.model
                 if factor is None:
                     through[model] = None
