@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, Union
 
 from shardmerge.algebra import rows
-from shardmerge.algebra.pieces import Arrangement, Piece
+from shardmerge.algebra.pieces import Arrangement, Piece, spans
 from shardmerge.base.dtypes import promoted
 
 _T = TypeVar("_T")
@@ -130,6 +130,14 @@ class Arranged(_Node):
     @property
     def arrangement(self) -> Arrangement:
         return Arrangement(self.output_shape, self.pieces)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """For each piece its first element and the one behind its last."""
+        return _noted(self, "_spans", lambda node: spans(node.arrangement))
+
+    def __hash__(self) -> int:
+        return _noted(self, "_hash", lambda node: hash((node.pieces, node.output_shape)))
 
 
 @dataclass(frozen=True)

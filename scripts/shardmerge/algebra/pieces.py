@@ -46,8 +46,15 @@ class Piece:
     @property
     def in_order(self) -> bool:
         """Whether the operand's elements have the order that the result's have."""
-        named = [axis for axis, n in zip(self.axes, self.sizes, strict=True) if n > 1]
-        return named == sorted(named)
+        return _ascends(self.axes, self.sizes)
+
+    @property
+    def turned(self) -> bool:
+        """Whether only the operand's last two axes are exchanged."""
+        if len(self.axes) < 2 or self.in_order or NONE in self.axes[-2:]:
+            return False
+        swap = (*range(len(self.axes) - 2), len(self.axes) - 1, len(self.axes) - 2)
+        return _ascends([self.axes[i] for i in swap], [self.sizes[i] for i in swap])
 
 
 class Arrangement(NamedTuple):
@@ -159,21 +166,30 @@ def transpose(part: Arrangement, first: int, second: int) -> Arrangement:
     return Arrangement(swapped(part.shape), tuple(pieces))
 
 
-def invert(part: Arrangement, operand: Hashable, name: Hashable) -> tuple[Piece, ...]:
-    """Return what of an operand an arrangement holds, as pieces that are taken from it.
+def invert(part: Arrangement, name: Hashable) -> dict[Any, list[Piece]]:
+    """Return for each operand what an arrangement holds of it, as pieces taken from that.
 
     Args:
         part: The arrangement.
-        operand: One of its operands.
-        name: What the arrangement is called as an operand of the result.
+        name: What it is called as an operand of the results.
     """
-    found = []
+    found: dict[Any, list[Piece]] = {}
     for piece in part.pieces:
-        if piece.operand == operand:
-            along = {axis: own for own, axis in enumerate(piece.axes) if axis != NONE}
-            axes = tuple(along.get(axis, NONE) for axis in range(len(part.shape)))
-            found.append(Piece(name, piece.at, piece.extents, axes, piece.begin))
-    return tuple(found)
+        along = {axis: own for own, axis in enumerate(piece.axes) if axis != NONE}
+        axes = tuple(along.get(axis, NONE) for axis in range(len(part.shape)))
+        turned = Piece(name, piece.at, piece.extents, axes, piece.begin)
+        found.setdefault(piece.operand, []).append(turned)
+    return found
+
+
+def is_alike(one: Arrangement, other: Arrangement) -> bool:
+    """Whether two arrangements differ in nothing but their operands, each taken once and whole."""
+    if one.shape != other.shape or len(one.pieces) != len(other.pieces):
+        return False
+    pairs = zip(one.pieces, other.pieces, strict=True)
+    if any(replace(a, operand=b.operand) != b for a, b in pairs):
+        return False
+    return len(one.operands()) == len(other.operands()) == len(one.pieces)
 
 
 def compose(outer: Arrangement, inner: Callable[[Any], Arrangement]) -> Arrangement:
@@ -190,6 +206,21 @@ def compose(outer: Arrangement, inner: Callable[[Any], Arrangement]) -> Arrangem
         if (made := _meet(piece, part)) is not None
     ]
     return normal(Arrangement(outer.shape, tuple(pieces)))
+
+
+def steps(shape: Sequence[int]) -> list[int]:
+    """Return how many elements lie between neighbours along each axis."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def spans(made: Arrangement) -> tuple[tuple[int, int], ...]:
+    """Return for each piece its first element and the one behind its last."""
+    along, found = steps(made.shape), []
+    for piece in made.pieces:
+        begin = sum(a * s for a, s in zip(piece.at, along, strict=True))
+        length = sum((n - 1) * s for n, s in zip(piece.extents, along, strict=True)) + 1
+        found.append((begin, begin + length))
+    return tuple(found)
 
 
 def normal(made: Arrangement) -> Arrangement:
@@ -268,6 +299,11 @@ def _insert(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
 
 def _with(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
     return (*values[:place], value, *values[place + 1 :])
+
+
+def _ascends(axes: Sequence[int], sizes: Sequence[int]) -> bool:
+    named = [axis for axis, n in zip(axes, sizes, strict=True) if n > 1]
+    return named == sorted(named)
 
 
 def _check(sound: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -52,6 +53,10 @@ class StageModel(Model):
     @cached_property
     def table(self) -> Mapping[str, Entry]:
         return {name: self._entry(part) for name, part in self.parts.items()}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.context.model(self.stage.reference_model).config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:

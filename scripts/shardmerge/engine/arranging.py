@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.pieces import NONE, Piece
+from shardmerge.algebra.pieces import NONE, Piece, steps
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.decoding import decoding_bytes
 
@@ -60,12 +59,12 @@ def fill_elements(
     last = first + len(target)
     for number in _within(node, first, last):
         piece = node.pieces[number]
-        if piece.in_order:
-            for run in _runs(node, piece, first, last):
-                part = target[run.place - first : run.place - first + run.length]
-                _read(piece.operand, read, run.source, part, node.dtype)
-        else:
+        if piece.turned:
             _fill_turned(node, number, read, held, first, target)
+            continue
+        for run in _runs(node, piece, first, last):
+            part = target[run.place - first : run.place - first + run.length]
+            _read(piece.operand, read, run.source, part, node.dtype)
 
 
 def arranged_ranges(
@@ -77,7 +76,7 @@ def arranged_ranges(
     """
     for number in _within(node, first, first + count):
         piece = node.pieces[number]
-        if piece.in_order:
+        if not piece.turned:
             for run in _runs(node, piece, first, first + count):
                 yield piece.operand, run.source, run.length
 
@@ -88,7 +87,7 @@ def arranging_bytes(node: ex.Arranged) -> int:
     decoding = max(
         (decoding_bytes(one) for one in operands if isinstance(one, ex.Decoded)), default=0
     )
-    turned = (piece for piece in node.pieces if not piece.in_order)
+    turned = (piece for piece in node.pieces if piece.turned)
     return decoding + max((3 * _band_bytes(piece) for piece in turned), default=0)
 
 
@@ -102,40 +101,22 @@ def _band_bytes(piece: Piece) -> int:
 
 def _within(node: ex.Arranged, first: int, last: int) -> Iterator[int]:
     """Yield the numbers of the pieces that have elements in a range."""
-    for number, (begin, end) in enumerate(_spans(node)):
+    for number, (begin, end) in enumerate(node.spans):
         if begin < last and end > first:
             yield number
 
 
-@lru_cache(maxsize=64)
-def _spans(node: ex.Arranged) -> tuple[tuple[int, int], ...]:
-    """Return for each piece its first element and the one behind its last."""
-    steps = _steps(node.shape)
-    found = []
-    for piece in node.pieces:
-        begin = sum(a * s for a, s in zip(piece.at, steps, strict=True))
-        end = sum((n - 1) * s for n, s in zip(piece.extents, steps, strict=True)) + 1
-        found.append((begin, begin + end))
-    return tuple(found)
-
-
-def _steps(shape: Sequence[int]) -> list[int]:
-    """Return how many elements lie between neighbours along each axis."""
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-
-
 def _axes(node: ex.Arranged, piece: Piece) -> list[_Axis]:
     """Return the axes of a piece's box, in the result's order."""
-    source = _steps(piece.operand.shape)
+    source, along = steps(piece.operand.shape), steps(node.shape)
     own = {axis: step for axis, step in zip(piece.axes, source, strict=True) if axis != NONE}
-    steps = _steps(node.shape)
-    return [_Axis(n, steps[a], own.get(a, 0)) for a, n in enumerate(piece.extents)]
+    return [_Axis(n, along[a], own.get(a, 0)) for a, n in enumerate(piece.extents)]
 
 
 def _start(piece: Piece) -> int:
     """Return the first element of an operand that a piece has."""
-    steps = _steps(piece.operand.shape)
-    return sum(b * s for b, s in zip(piece.begin, steps, strict=True))
+    along = steps(piece.operand.shape)
+    return sum(b * s for b, s in zip(piece.begin, along, strict=True))
 
 
 def _runs(node: ex.Arranged, piece: Piece, first: int, last: int) -> Iterator[_Run]:
@@ -143,7 +124,7 @@ def _runs(node: ex.Arranged, piece: Piece, first: int, last: int) -> Iterator[_R
     axes, length = _axes(node, piece), 1
     while axes and (axes[-1].length == 1 or axes[-1].step == axes[-1].source == length):
         length *= axes.pop().length
-    place = sum(a * s for a, s in zip(piece.at, _steps(node.shape), strict=True))
+    place = sum(a * s for a, s in zip(piece.at, steps(node.shape), strict=True))
     yield from _walk(axes, length, place, _start(piece), first, last)
 
 
@@ -173,7 +154,7 @@ def _fill_turned(
     # the operand's last two axes are exchanged, whatever stands before them keeps its order
     row, column = piece.axes[-1], piece.axes[-2]
     outer = [axis for i, axis in enumerate(axes) if i not in (row, column)]
-    place = sum(a * s for a, s in zip(piece.at, _steps(node.shape), strict=True))
+    place = sum(a * s for a, s in zip(piece.at, steps(node.shape), strict=True))
     width, step = axes[column].length, axes[row].step
     span = (axes[row].length - 1) * step + width
     for matrix, source in _matrices(outer, place, _start(piece)):
