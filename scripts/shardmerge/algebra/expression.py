@@ -280,6 +280,11 @@ class Choice(_Node):
     def shape(self) -> tuple[int, ...]:
         return self.operands[0].shape
 
+    @property
+    def width(self) -> int:
+        """Elements of a row of the table: of one index, or of several where rows are split."""
+        return elements(self) // max(rows.row_count(self.table), 1)
+
 
 @dataclass(frozen=True)
 class Mean(_Node):

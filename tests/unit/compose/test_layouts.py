@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from helpers.adapter_cases import factors, write_adapter
 from helpers.built_model import Built, merge
 from helpers.engine_cases import SMALL, tuned
+from helpers.models import LLAMA, random_tensors, save_model
 from shardmerge.base.errors import UserError
 from shardmerge.engine import arranging
 
@@ -126,6 +128,38 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def phi3(folder: Path, seed: int, fused: bool, **config: Any) -> Path:
+    """Write a model of two layers with fused projections, or its weights as a Llama's."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (32, 16)}
+    for i in range(2):
+        p = f"model.layers.{i}."
+        shapes |= {
+            f"{p}self_attn.qkv_proj.weight": (32, 16),
+            f"{p}self_attn.o_proj.weight": (16, 16),
+            f"{p}mlp.gate_up_proj.weight": (48, 16),
+            f"{p}mlp.down_proj.weight": (16, 24),
+        }
+    values = random_tensors(shapes, seed, torch.float32)
+    kind = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]} if fused else {}
+    config = LLAMA | {"num_hidden_layers": 2} | kind | config
+    return save_model(folder, values if fused else apart(values), 2, config)
+
+
+def apart(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of such a model as a Llama has them."""
+    found = {}
+    for name, value in values.items():
+        if "qkv_proj" in name:
+            rows = {"q_proj": value[:16], "k_proj": value[16:24], "v_proj": value[24:]}
+        elif "gate_up_proj" in name:
+            rows = {"gate_proj": value[:24], "up_proj": value[24:]}
+        else:
+            rows = {"": value}
+        fused = "qkv_proj" if "qkv_proj" in name else "gate_up_proj"
+        found |= {name.replace(fused, k) if k else name: v.clone() for k, v in rows.items()}
+    return found
+
+
 def copied(found: Built) -> Path:
     """Return a copy of a merged model: the next one is built in the same place."""
     target = Path(f"copy{len(list(Path().glob('copy*')))}")
@@ -221,3 +255,139 @@ class TestFamilies:
         mixed = copied(built(folder / "a-files", folder / "b-running", recipe))
         plain = copied(built(folder / "a-running", folder / "b-running", recipe))
         assert same(mixed, plain)
+
+
+class TestRelatives:
+    """Phi-3 has projections in one tensor that Llama has apart."""
+
+    @pytest.mark.parametrize("fused", [(True, False), (False, True)], ids=["into", "out of"])
+    def test_projections(self, fused: tuple[bool, bool]) -> None:
+        phi3(Path("a"), 1, fused[0])
+        phi3(Path("b"), 2, fused[1])
+        phi3(Path("c"), 2, fused[0])
+        mixed = copied(built(Path("a"), Path("b"), TASK))
+        plain = copied(built(Path("a"), Path("c"), TASK))
+        assert same(mixed, plain)
+        assert tensors(mixed).keys() == tensors(Path("a")).keys()
+
+    def test_through_two_documents(self) -> None:
+        """What is put together in one document and cut again in the next is read as it was."""
+        phi3(Path("a"), 1, True)
+        phi3(Path("b"), 2, False)
+        first = TASK | {"name": "first"}
+        second = {
+            "name": "second",
+            "merge_method": "linear",
+            "models": [
+                {"model": "b", "parameters": {"weight": 0.5}},
+                {"model": "first", "parameters": {"weight": 0.5}},
+            ],
+            "dtype": "float32",
+        }
+        Path("recipe.lock.json").unlink(missing_ok=True)
+        text = "\n---\n".join(map(json.dumps, (first, second)))
+        with tuned(**SMALL):
+            made = merge(text, sources={"a": "a", "b": "b"}, stages=["second"])
+        one, other = apart(tensors(Path("a"))), tensors(Path("b"))
+        for name, value in tensors(made.folder).items():
+            assert torch.allclose(value, 0.25 * one[name] + 0.75 * other[name], atol=1e-6)
+
+    def test_adapter_of_a_projection(self) -> None:
+        """A slice of what an adapter adds is the product of a slice of a factor."""
+        phi3(Path("a"), 1, False)
+        phi3(Path("b"), 2, True)
+        modules = {f"model.layers.{i}.self_attn.qkv_proj": (32, 16) for i in range(2)}
+        write_adapter(Path("lora"), factors(modules))
+        recipe = TASK | {"models": [{"model": "b+lora", "parameters": {"weight": 1}}]}
+        Path("recipe.lock.json").unlink(missing_ok=True)
+        with tuned(**SMALL):
+            made = merge(json.dumps(recipe), sources={"a": "a", "b": "b", "lora": "lora"})
+        whole = tensors(Path("b"))
+        for name, (down, up) in {
+            m: [load_file("lora/adapter_model.safetensors")[f"base_model.model.{m}.lora_{x}.weight"]
+                for x in "AB"] for m in modules
+        }.items():  # fmt: skip
+            whole[f"{name}.weight"] = whole[f"{name}.weight"] + 2 * up @ down
+        for name, value in apart(whole).items():
+            assert torch.allclose(tensors(made.folder)[name], value, atol=1e-5), name
+
+    def test_adapters_of_parts_are_refused(self) -> None:
+        phi3(Path("a"), 1, True)
+        phi3(Path("b"), 2, False)
+        write_adapter(Path("lora"), factors({"model.layers.0.self_attn.q_proj": (16, 16)}))
+        recipe = TASK | {"models": [{"model": "b+lora", "parameters": {"weight": 1}}]}
+        with pytest.raises(UserError, match=r"cannot be made of '.*q_proj.weight' to '.*v_proj"):
+            merge(json.dumps(recipe), sources={"a": "a", "b": "b", "lora": "lora"})
+
+
+def filtered(*rules: tuple[str, float], **changes: Any) -> dict[str, Any]:
+    """Return a recipe whose second model has weights by filter, and none elsewhere."""
+    weight = [{"filter": name, "value": value} for name, value in rules] + [{"value": 0}]
+    return TASK | {"models": [{"model": "b", "parameters": {"weight": weight}}]} | changes
+
+
+class TestFilters:
+    """Projections that share a tensor follow filters as those do that have one each."""
+
+    @pytest.fixture(autouse=True)
+    def models(self) -> None:
+        for seed, name in enumerate("ab"):
+            phi3(Path(name), seed, True)
+            phi3(Path(f"{name}-apart"), seed, False)
+
+    def test_each_has_its_own(self) -> None:
+        recipe = filtered(("q_proj", 1.0), (".v_proj", 0.5), ("gate_proj", 0.25))
+        made = built(Path("a"), Path("b"), recipe)
+        assert not [w for w in said(recipe) if "filter" in w]
+        found = apart(tensors(copied(made)))
+        plain = built(Path("a-apart"), Path("b-apart"), recipe)
+        wanted = tensors(plain.folder)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+    def test_a_name_that_is_part_of_the_whole(self) -> None:
+        """``up_proj`` is in ``gate_up_proj``, as mergekit reads it."""
+        recipe = filtered(("up_proj", 1.0))
+        made = tensors(built(Path("a"), Path("b"), recipe).folder)
+        name = "model.layers.0.mlp.gate_up_proj.weight"
+        assert torch.equal(made[name], tensors(Path("b"))[name])
+        (told,) = [w for w in said(recipe) if "fused-filter" in w]
+        assert "the filter 'up_proj'" in told and "it counts for all of it" in told
+        assert "'.up_proj' is the name of the projection alone" in told
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"merge_method": "ties"}, {"numerics": "mergekit-0.1.5"}],
+        ids=["no sum", "as mergekit"],
+    )
+    def test_where_it_cannot_be(self, changes: dict[str, Any]) -> None:
+        numerics = changes.pop("numerics", "float32") if "numerics" in changes else "float32"
+        recipe = filtered(("self_attn.q_proj", 1.0), **changes)
+        made = tensors(built(Path("a"), Path("b"), recipe, numerics=numerics).folder)
+        name = "model.layers.0.self_attn.qkv_proj.weight"
+        assert torch.equal(made[name], tensors(Path("a"))[name])
+        (told,) = [w for w in said(recipe, numerics=numerics) if "fused-filter" in w]
+        assert "it does not count for any of it" in told
+
+    def test_single_experts(self, saved: Path) -> None:
+        recipe = filtered(("experts.1.", 1.0))
+        folder = saved / "mixtral"
+        fused = copied(built(folder / "a-running", folder / "b-running", recipe))
+        alone = copied(built(folder / "a-files", folder / "b-running", recipe))
+        again = copied(built(folder / "a-files", fused, PASS))
+        assert same(again, alone)
+
+
+PASS = {"name": "out", "merge_method": "linear", "dtype": "float32", "models": [
+    {"model": "a", "parameters": {"weight": 0}}, {"model": "b", "parameters": {"weight": 1}}
+]}  # fmt: skip
+
+
+def said(recipe: dict[str, Any], **config: Any) -> list[str]:
+    """Return the warnings of the recipe that was merged last."""
+    from shardmerge.plan.decide import load_plan
+    from shardmerge.recipe.settings import load_settings
+
+    sources = {"a": "a", "b": "b"}
+    settings = load_settings({"recipes": ["recipe.yaml"], "sources": sources, **config})
+    return list(load_plan(settings, say=lambda line: None).warnings)
