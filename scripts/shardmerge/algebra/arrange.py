@@ -9,6 +9,9 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.algebra.pieces import Arrangement, by_operand, compose, normal, only, whole
 
+#: What arrangements of are leaves.
+_LEAVES = ex.Source | ex.Decoded | ex.Arranged
+
 
 class MixedPartsError(Exception):
     """The parts of a tensor are made in ways that are no one expression together."""
@@ -31,11 +34,13 @@ def arrange(made: Arrangement, part: Mapping[Any, ex.Expression]) -> ex.Expressi
         inner = dict(zip(names, map(find, parts), strict=True))
         return arrange(made, inner)
 
-    if all(isinstance(one, ex.Source | ex.Decoded | ex.Arranged) for one in parts):
+    if all(isinstance(one, _LEAVES) for one in parts):
         return _leaf(made, dict(zip(names, parts, strict=True)))
+    casts = {p.dtype for p in parts if isinstance(p, ex.Cast)}
+    if len(casts) == 1 and all(_is_rounded(p, *casts) for p in parts):
+        # what has the type already is widened and rounded back, which changes nothing
+        return ex.Cast(again(lambda one: one.operand if isinstance(one, ex.Cast) else one), *casts)
     match parts[0]:
-        case ex.Cast(_, dtype) if all(isinstance(p, ex.Cast) and p.dtype == dtype for p in parts):
-            return ex.Cast(again(lambda one: one.operand), dtype)
         case ex.Delta(_, _, dtype) if all(
             isinstance(p, ex.Delta) and p.dtype == dtype for p in parts
         ):
@@ -73,6 +78,10 @@ def arrange_rows(made: Arrangement, part: Mapping[Any, fold.Row]) -> fold.Row:
         key = arrange(made, dict(zip(names, leaves, strict=True)))
         total.append((1.0, {key: rows[0][leaves[0]]}))
     return fold.add_rows(total)
+
+
+def _is_rounded(part: ex.Expression, dtype: str) -> bool:
+    return isinstance(part, ex.Cast | _LEAVES) and part.dtype == dtype
 
 
 def _leaf(made: Arrangement, part: Mapping[Any, ex.Expression]) -> ex.Expression:

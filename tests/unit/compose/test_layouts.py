@@ -257,6 +257,30 @@ class TestFamilies:
         assert same(mixed, plain)
 
 
+class TestQuantised:
+    """Experts of FP8, one by one, and a base that has them fused."""
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("some", [".experts.", ".up_proj"], ids=["all", "some"])
+    def test_stacked(self, saved: Path, some: str, numerics: str) -> None:
+        folder = saved / "qwen3_moe"
+        codes, values = {}, {}
+        for name, value in tensors(folder / "b-files").items():
+            codes[name] = values[name] = value.bfloat16()
+            if ".experts." in name and some in name:
+                codes[name] = (value * 16).to(torch.float8_e4m3fn)
+                codes[f"{name}_scale_inv"] = torch.full((1, 1), 1 / 16)
+                values[name] = (codes[name].float() / 16).bfloat16()  # which is exact
+        config = json.loads((folder / "b-files" / "config.json").read_text())
+        save_model(Path("plain"), values, 1, config)
+        said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        save_model(Path("codes"), codes, 2, config | {"quantization_config": said})
+        recipe = TASK | {"dtype": "bfloat16"}
+        mixed = copied(built(folder / "a-running", Path("codes"), recipe, numerics=numerics))
+        plain = copied(built(folder / "a-running", Path("plain"), recipe, numerics=numerics))
+        assert same(mixed, plain)
+
+
 class TestRelatives:
     """Phi-3 has projections in one tensor that Llama has apart."""
 
