@@ -59,7 +59,7 @@ def fill_elements(
     last = first + len(target)
     for number in _within(node, first, last):
         piece = node.pieces[number]
-        if piece.turned:
+        if _is_turned(node, piece):
             _fill_turned(node, number, read, held, first, target)
             continue
         for run in _runs(node, piece, first, last):
@@ -76,7 +76,7 @@ def arranged_ranges(
     """
     for number in _within(node, first, first + count):
         piece = node.pieces[number]
-        if not piece.turned:
+        if not _is_turned(node, piece):
             for run in _runs(node, piece, first, first + count):
                 yield piece.operand, run.source, run.length
 
@@ -87,8 +87,13 @@ def arranging_bytes(node: ex.Arranged) -> int:
     decoding = max(
         (decoding_bytes(one) for one in operands if isinstance(one, ex.Decoded)), default=0
     )
-    turned = (piece for piece in node.pieces if piece.turned)
+    turned = (piece for piece in node.pieces if _is_turned(node, piece))
     return decoding + max((3 * _band_bytes(piece) for piece in turned), default=0)
+
+
+def _is_turned(node: ex.Arranged, piece: Piece) -> bool:
+    """Whether columns of an operand's matrix are rows of the result, which are read in bands."""
+    return piece.turned and steps(node.shape)[piece.axes[-2]] == 1
 
 
 def _band_bytes(piece: Piece) -> int:
