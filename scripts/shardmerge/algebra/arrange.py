@@ -7,7 +7,7 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.algebra.pieces import Arrangement, by_operand, compose, normal, only, whole
+from shardmerge.algebra.pieces import Arrangement, by_operand, compose, entire, normal, only
 
 #: What arrangements of are leaves.
 _LEAVES = ex.Source | ex.Decoded | ex.Arranged
@@ -87,7 +87,7 @@ def _is_rounded(part: ex.Expression, dtype: str) -> bool:
 def _leaf(made: Arrangement, part: Mapping[Any, ex.Expression]) -> ex.Expression:
     def inner(name: Any) -> Arrangement:
         one = part[name]
-        return one.arrangement if isinstance(one, ex.Arranged) else whole(one, one.shape)
+        return one.arrangement if isinstance(one, ex.Arranged) else entire(one, one.shape)
 
     if any(isinstance(one, ex.Arranged) for one in part.values()):
         made = compose(made, inner)
@@ -117,7 +117,7 @@ def _low_rank(made: Arrangement, product: ex.LowRank) -> ex.LowRank:
 def _cut(factor: ex.Expression, axis: int, begin: int, length: int) -> ex.Expression:
     if (begin, length) == (0, factor.shape[axis]):
         return factor
-    box = whole(0, factor.shape).pieces[0]
+    box = entire(0, factor.shape).pieces[0]
     sizes = tuple(length if i == axis else n for i, n in enumerate(factor.shape))
     start = tuple(begin if i == axis else 0 for i in range(len(sizes)))
     piece = type(box)(0, start, sizes, box.axes, box.at)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, Union
 
 from shardmerge.algebra import rows
-from shardmerge.algebra.pieces import Arrangement, Piece, spans
+from shardmerge.algebra.pieces import Arrangement, Patch, element_spans
 from shardmerge.base.dtypes import promoted
 
 _T = TypeVar("_T")
@@ -97,7 +97,7 @@ class Arranged(_Node):
         output_shape: Of the whole.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Patch, ...]
     output_shape: tuple[int, ...]
     size: ClassVar[int] = 1
 
@@ -134,7 +134,7 @@ class Arranged(_Node):
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
         """For each piece its first element and the one behind its last."""
-        return _noted(self, "_spans", lambda node: spans(node.arrangement))
+        return _noted(self, "_spans", lambda node: element_spans(node.arrangement))
 
     def __hash__(self) -> int:
         return _noted(self, "_hash", lambda node: hash((node.pieces, node.output_shape)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.pieces import Piece
+from shardmerge.algebra.pieces import Patch
 
 
 def source_to_json(source: ex.Source) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
             )
         case "arranged":
             return ex.Arranged(
-                tuple(Piece(from_json(one), *map(tuple, box)) for one, *box in data["pieces"]),
+                tuple(Patch(from_json(one), *map(tuple, box)) for one, *box in data["pieces"]),
                 tuple(data["shape"]),
             )
         case "delta":

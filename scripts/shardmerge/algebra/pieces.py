@@ -17,7 +17,7 @@ NONE = -1
 
 
 @dataclass(frozen=True)
-class Piece:
+class Patch:
     """A box of a tensor, and the box of an operand that is there.
 
     Args:
@@ -61,7 +61,7 @@ class Arrangement(NamedTuple):
     """A tensor as boxes: its shape, and pieces that fill it, none over another."""
 
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Patch, ...]
 
     @property
     def is_full(self) -> bool:
@@ -73,10 +73,10 @@ class Arrangement(NamedTuple):
         return list(dict.fromkeys(piece.operand for piece in self.pieces))
 
 
-def whole(operand: Hashable, shape: Sequence[int]) -> Arrangement:
+def entire(operand: Hashable, shape: Sequence[int]) -> Arrangement:
     """Return an operand as it is."""
     count = len(shape)
-    piece = Piece(operand, (0,) * count, tuple(shape), tuple(range(count)), (0,) * count)
+    piece = Patch(operand, (0,) * count, tuple(shape), tuple(range(count)), (0,) * count)
     return Arrangement(tuple(shape), (piece,))
 
 
@@ -134,7 +134,7 @@ def chunk(part: Arrangement, count: int, axis: int = 0) -> list[Arrangement]:
     """
     _check(axis < len(part.shape) and part.shape[axis] % count == 0)
     length = part.shape[axis] // count
-    inner = whole(None, part.shape)
+    inner = entire(None, part.shape)
     found = []
     for number in range(count):
         piece = replace(
@@ -166,18 +166,18 @@ def transpose(part: Arrangement, first: int, second: int) -> Arrangement:
     return Arrangement(swapped(part.shape), tuple(pieces))
 
 
-def invert(part: Arrangement, name: Hashable) -> dict[Any, list[Piece]]:
+def invert(part: Arrangement, name: Hashable) -> dict[Any, list[Patch]]:
     """Return for each operand what an arrangement holds of it, as pieces taken from that.
 
     Args:
         part: The arrangement.
         name: What it is called as an operand of the results.
     """
-    found: dict[Any, list[Piece]] = {}
+    found: dict[Any, list[Patch]] = {}
     for piece in part.pieces:
         along = {axis: own for own, axis in enumerate(piece.axes) if axis != NONE}
         axes = tuple(along.get(axis, NONE) for axis in range(len(part.shape)))
-        turned = Piece(name, piece.at, piece.extents, axes, piece.begin)
+        turned = Patch(name, piece.at, piece.extents, axes, piece.begin)
         found.setdefault(piece.operand, []).append(turned)
     return found
 
@@ -213,7 +213,7 @@ def steps(shape: Sequence[int]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def spans(made: Arrangement) -> tuple[tuple[int, int], ...]:
+def element_spans(made: Arrangement) -> tuple[tuple[int, int], ...]:
     """Return for each piece its first element and the one behind its last."""
     along, found = steps(made.shape), []
     for piece in made.pieces:
@@ -231,7 +231,7 @@ def normal(made: Arrangement) -> Arrangement:
     return Arrangement(made.shape, tuple(sorted(pieces, key=lambda piece: piece.at)))
 
 
-def _meet(piece: Piece, part: Piece) -> Piece | None:
+def _meet(piece: Patch, part: Patch) -> Patch | None:
     """Return what a piece takes of one of its operand's own pieces."""
     low = tuple(map(max, piece.begin, part.at))
     ends = zip(piece.begin, piece.sizes, part.at, part.extents, strict=True)
@@ -248,10 +248,10 @@ def _meet(piece: Piece, part: Piece) -> Piece | None:
     for axis, outer in enumerate(piece.axes):
         if outer != NONE:
             at[outer] += low[axis] - piece.begin[axis]
-    return Piece(part.operand, tuple(begin), tuple(sizes), tuple(axes), tuple(at))
+    return Patch(part.operand, tuple(begin), tuple(sizes), tuple(axes), tuple(at))
 
 
-def _paired(piece: Piece) -> Piece:
+def _paired(piece: Patch) -> Patch:
     """Return a piece whose axes without a partner have one, in their order."""
     free = [axis for axis in range(len(piece.at)) if axis not in piece.axes]
     if len(free) != piece.axes.count(NONE):
@@ -260,10 +260,10 @@ def _paired(piece: Piece) -> Piece:
     return replace(piece, axes=tuple(next(left) if a == NONE else a for a in piece.axes))
 
 
-def _joined(pieces: Iterable[Piece], axis: int) -> list[Piece]:
+def _joined(pieces: Iterable[Patch], axis: int) -> list[Patch]:
     """Return pieces with neighbours along an axis as one."""
-    rows: dict[tuple[Any, ...], list[tuple[int, Piece]]] = {}
-    found: list[Piece] = []
+    rows: dict[tuple[Any, ...], list[tuple[int, Patch]]] = {}
+    found: list[Patch] = []
     for piece in pieces:
         if axis not in piece.axes:
             found.append(piece)
@@ -279,7 +279,7 @@ def _joined(pieces: Iterable[Piece], axis: int) -> list[Piece]:
         rows.setdefault(key, []).append((own, piece))
     for row in rows.values():
         row.sort(key=lambda item: item[1].at[axis])
-        last: Piece | None = None
+        last: Patch | None = None
         for own, piece in row:
             if last is not None and (
                 last.at[axis] + last.sizes[own] == piece.at[axis]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from shardmerge.algebra import pieces
-from shardmerge.algebra.pieces import Arrangement, Piece
+from shardmerge.algebra.pieces import Arrangement, Patch
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.architecture import layouts
 from shardmerge.compose.models import Entry, Model
@@ -46,7 +46,7 @@ class Pattern:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self._meanings: dict[layouts.Layout, _Meaning] = {}
+        self._meanings: dict[layouts.StorageLayout, _Meaning] = {}
 
     def fit(self, model: Model) -> Fit:
         """Return a model in this layout, as far as it is known how."""
@@ -64,10 +64,10 @@ class Pattern:
         return Fit(relaid, {new.get(own, own): own for own in relaid.table})
 
     @cached_property
-    def _layout(self) -> layouts.Layout:
+    def _layout(self) -> layouts.StorageLayout:
         return layouts.layout_of(self.model.config)
 
-    def _meaning(self, other: layouts.Layout) -> _Meaning:
+    def _meaning(self, other: layouts.StorageLayout) -> _Meaning:
         if other not in self._meanings:
             converters = (*self._layout.converters, *other.converters)
             self._meanings[other] = _Meaning(self.model.table, self._layout, converters)
@@ -85,7 +85,7 @@ class _Meaning:
     """
 
     table: Mapping[str, Entry]
-    layout: layouts.Layout
+    layout: layouts.StorageLayout
     converters: Iterable[layouts.Converter] = field(default=())
 
     @cached_property
@@ -98,7 +98,7 @@ class _Meaning:
         """What other tensors are made of."""
         shapes = {new: self.table[name].shape for new, name in self._running.items()
                   if DTYPES[self.table[name].dtype].floating}  # fmt: skip
-        found = layouts.convert(shapes, dict.fromkeys(self.converters))
+        found = layouts.converted(shapes, dict.fromkeys(self.converters))
         return {name: pieces.by_operand(made, self._running) for name, made in found.items()}
 
     @cached_property
@@ -115,7 +115,7 @@ class _Meaning:
     def arrangement(self, name: str) -> Arrangement:
         """Return what a tensor is made of, from the stored ones."""
         own = self.same.get(name)
-        return self.made[name] if own is None else pieces.whole(own, self.table[own].shape)
+        return self.made[name] if own is None else pieces.entire(own, self.table[own].shape)
 
     def __contains__(self, name: str) -> bool:
         return name in self.same or name in self.made
@@ -160,7 +160,7 @@ def _ordered(names: Mapping[str, str], table: Iterable[str]) -> dict[str, str]:
 
 def _parts(shared: Mapping[str, Arrangement], like: _Meaning) -> Iterator[tuple[str, Arrangement]]:
     """Yield the tensors of another model that a model has all of, and what makes them."""
-    boxes: dict[str, list[Piece]] = {}
+    boxes: dict[str, list[Patch]] = {}
     for there in shared:
         for own, found in pieces.invert(like.arrangement(there), there).items():
             boxes.setdefault(own, []).extend(found)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.pieces import NONE, Piece, steps
+from shardmerge.algebra.pieces import NONE, Patch, steps
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.decoding import decoding_bytes
 
@@ -91,12 +91,12 @@ def arranging_bytes(node: ex.Arranged) -> int:
     return decoding + max((3 * _band_bytes(piece) for piece in turned), default=0)
 
 
-def _is_turned(node: ex.Arranged, piece: Piece) -> bool:
+def _is_turned(node: ex.Arranged, piece: Patch) -> bool:
     """Whether columns of an operand's matrix are rows of the result, which are read in bands."""
     return piece.turned and steps(node.shape)[piece.axes[-2]] == 1
 
 
-def _band_bytes(piece: Piece) -> int:
+def _band_bytes(piece: Patch) -> int:
     size, matrix = DTYPES[piece.operand.dtype].size, math.prod(piece.sizes[-2:])
     if isinstance(piece.operand, ex.Decoded):
         # rows are decoded whole
@@ -111,20 +111,20 @@ def _within(node: ex.Arranged, first: int, last: int) -> Iterator[int]:
             yield number
 
 
-def _axes(node: ex.Arranged, piece: Piece) -> list[_Axis]:
+def _axes(node: ex.Arranged, piece: Patch) -> list[_Axis]:
     """Return the axes of a piece's box, in the result's order."""
     source, along = steps(piece.operand.shape), steps(node.shape)
     own = {axis: step for axis, step in zip(piece.axes, source, strict=True) if axis != NONE}
     return [_Axis(n, along[a], own.get(a, 0)) for a, n in enumerate(piece.extents)]
 
 
-def _start(piece: Piece) -> int:
+def _start(piece: Patch) -> int:
     """Return the first element of an operand that a piece has."""
     along = steps(piece.operand.shape)
     return sum(b * s for b, s in zip(piece.begin, along, strict=True))
 
 
-def _runs(node: ex.Arranged, piece: Piece, first: int, last: int) -> Iterator[_Run]:
+def _runs(node: ex.Arranged, piece: Patch, first: int, last: int) -> Iterator[_Run]:
     """Yield the runs of a piece whose elements keep their order, cut to a range."""
     axes, length = _axes(node, piece), 1
     while axes and (axes[-1].length == 1 or axes[-1].step == axes[-1].source == length):
@@ -186,7 +186,7 @@ def _matrices(axes: Sequence[_Axis], place: int, source: int) -> Iterator[tuple[
 
 
 def _turned_row(
-    piece: Piece, number: int, source: int, index: int, read: ReadInto, held: Band
+    piece: Patch, number: int, source: int, index: int, read: ReadInto, held: Band
 ) -> np.ndarray:
     """Return a row of a transposed piece, out of the band that it lies in."""
     height = _band_rows(piece)
@@ -198,7 +198,7 @@ def _turned_row(
     return found[index % height]
 
 
-def _band_rows(piece: Piece) -> int:
+def _band_rows(piece: Patch) -> int:
     """Return how many columns of an operand are read together."""
     count, columns = piece.sizes[-2:]
     if isinstance(piece.operand, ex.Decoded):
@@ -206,7 +206,7 @@ def _band_rows(piece: Piece) -> int:
     return min(columns, max(1, _BAND // (count * DTYPES[piece.operand.dtype].size)))
 
 
-def _band(piece: Piece, source: int, first: int, height: int, read: ReadInto) -> np.ndarray:
+def _band(piece: Patch, source: int, first: int, height: int, read: ReadInto) -> np.ndarray:
     """Return columns of an operand's matrix as rows."""
     import numpy as np
 

@@ -63,7 +63,7 @@ def experts() -> tuple[Numbers, dict[str, ex.Source], Arrangement]:
     names = [f"{kind}{i}" for kind in "gu" for i in range(EXPERTS)]
     parts = {name: numbers.source(name, (ROWS, COLUMNS)) for name in names}
     halves = [
-        pieces.stack([pieces.whole(f"{kind}{i}", (ROWS, COLUMNS)) for i in range(EXPERTS)])
+        pieces.stack([pieces.entire(f"{kind}{i}", (ROWS, COLUMNS)) for i in range(EXPERTS)])
         for kind in "gu"
     ]
     return numbers, parts, pieces.concatenate(halves, 1)
@@ -120,7 +120,7 @@ class TestFusedAndApart:
     def test_widths_that_differ_are_widened(self) -> None:
         numbers = Numbers()
         parts = {0: numbers.source("a", (2, 3)), 1: numbers.source("b", (4, 3), "F16")}
-        made = pieces.concatenate([pieces.whole(i, one.shape) for i, one in parts.items()])
+        made = pieces.concatenate([pieces.entire(i, one.shape) for i, one in parts.items()])
         node = arrange(made, parts)
         assert node.dtype == "F32"
         assert np.array_equal(
@@ -128,7 +128,7 @@ class TestFusedAndApart:
         )
 
     def test_shapes_that_do_not_go_together(self) -> None:
-        one, other = pieces.whole("a", (2, 3)), pieces.whole("b", (2, 4))
+        one, other = pieces.entire("a", (2, 3)), pieces.entire("b", (2, 4))
         for wrong in (
             lambda: pieces.stack([one, other]),
             lambda: pieces.concatenate([one, other], 0),
@@ -147,7 +147,7 @@ def test_any_chain_of_operations() -> None:
         numbers = Numbers()
         count, shape = chance.randint(1, 3), (chance.randint(1, 4) * 2, chance.randint(1, 4) * 2)
         parts = {i: numbers.source(str(i), shape) for i in range(count)}
-        made = pieces.stack([pieces.whole(i, shape) for i in parts])
+        made = pieces.stack([pieces.entire(i, shape) for i in parts])
         value = np.stack([numbers.values[parts[i]] for i in parts])
         for _ in range(chance.randint(0, 4)):
             kind = chance.choice(("turn", "cut", "join", "swap"))

@@ -121,7 +121,7 @@ class TestStreaming:
         names = [f"e{i}" for i in range(16)]
         experts = sparse(tmp_path, names, "F16", (4_000, 2_000))  # 16 MB each
         base = sparse(tmp_path, ["base"], "F16", (16, 4_000, 2_000))["base"]
-        made = pieces.stack([pieces.whole(name, (4_000, 2_000)) for name in names])
+        made = pieces.stack([pieces.entire(name, (4_000, 2_000)) for name in names])
         delta = ex.Delta(arrange(made, experts), base, "F16")
         spec = spec_of("F16", ex.Linear(((1.0, base), (0.4, delta))))
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
@@ -130,7 +130,7 @@ class TestStreaming:
     def test_transposed_experts(self, tmp_path: Path) -> None:
         """Bands of them are held, and foretold."""
         (s,) = sparse(tmp_path, "a", "F16", (2, 10_000, 6_000)).values()  # 120 MB a matrix
-        turned = arrange(pieces.transpose(pieces.whole(0, s.shape), 1, 2), {0: s})
+        turned = arrange(pieces.transpose(pieces.entire(0, s.shape), 1, 2), {0: s})
         spec = spec_of("F32", ex.Linear(((0.5, turned),)))
         foretold = workspace_bytes(make_tasks(spec))
         assert STREAMING_BYTES < foretold < STREAMING_BYTES + 120e6

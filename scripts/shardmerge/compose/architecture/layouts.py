@@ -85,7 +85,7 @@ class Converter:
 
 
 @dataclass(frozen=True)
-class Layout:
+class StorageLayout:
     """How a model's stored tensors become those that it holds.
 
     Args:
@@ -108,7 +108,7 @@ class Layout:
         return {name: new if counts[new] == 1 else name for name, new in found.items()}
 
 
-def layout_of(config: Mapping[str, Any]) -> Layout:
+def layout_of(config: Mapping[str, Any]) -> StorageLayout:
     """Return the layout of checkpoints with a configuration.
 
     Args:
@@ -147,7 +147,7 @@ def _data() -> dict[str, Any]:
 
 
 @cache
-def _layout(root: tuple[str, ...], inner: tuple[str, ...]) -> Layout:
+def _layout(root: tuple[str, ...], inner: tuple[str, ...]) -> StorageLayout:
     """Return a layout.
 
     Args:
@@ -170,7 +170,7 @@ def _layout(root: tuple[str, ...], inner: tuple[str, ...]) -> Layout:
         sources = tuple(re.compile(one) for one in row["from"])
         steps = tuple(map(tuple, row["steps"]))
         converters.append(Converter(sources, tuple(row["to"]), steps))
-    return Layout(tuple(renamings), tuple(dict.fromkeys(converters)))
+    return StorageLayout(tuple(renamings), tuple(dict.fromkeys(converters)))
 
 
 def _rows(kind: str) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ def _anchored(row: Mapping[str, Any]) -> bool:
     return any(one.startswith("^") for one in row["from"])
 
 
-def convert(
+def converted(
     shapes: Mapping[str, tuple[int, ...]], converters: Iterable[Converter]
 ) -> dict[str, Arrangement]:
     """Return the tensors that others become, as arrangements of them, by name.
@@ -251,7 +251,7 @@ def _made(
         row = parts.rows.get(index, {})
         if sorted(row) != list(range(len(row))) or not row:
             raise ValueError
-        rows.append([pieces.whole(row[i], shapes[row[i]]) for i in range(len(row))])
+        rows.append([pieces.entire(row[i], shapes[row[i]]) for i in range(len(row))])
     for name, *axes in converter.steps:
         rows = _STEPS[name](rows, len(parts.names), *axes)
     if len(rows) != len(parts.names) or any(len(row) != 1 for row in rows):
