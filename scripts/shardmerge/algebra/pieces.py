@@ -70,7 +70,7 @@ class Arrangement(NamedTuple):
 
     def operands(self) -> list[Any]:
         """Return the distinct operands in order of first use."""
-        return list(dict.fromkeys(piece.operand for piece in self.pieces))
+        return list(dict.fromkeys([piece.operand for piece in self.pieces]))
 
 
 def entire(operand: Hashable, shape: Sequence[int]) -> Arrangement:

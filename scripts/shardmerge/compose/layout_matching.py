@@ -144,7 +144,7 @@ def _matched(model: _Meaning, like: _Meaning) -> tuple[dict[str, str], dict[str,
         made = pieces.transpose(made, 1, 2) if there in turned else made
         if pieces.is_alike(made, wanted) and there not in turned:
             names |= {p.operand: q.operand for p, q in zip(wanted.pieces, made.pieces, strict=True)}
-        elif made.shape == wanted.shape:
+        elif made.shape == wanted.shape and 0 not in made.shape:
             shared[there] = made
     parts = dict(_parts(shared, like))
     used = {*names.values(), *(one for made in parts.values() for one in made.operands())}

@@ -78,8 +78,9 @@ class RelaidModel(Model):
         starts: dict[str, list[str]] = {}
         used = set()
         for name, made in self._parts.items():
-            starts.setdefault(made.operands()[0], []).append(name)
-            used.update(made.operands())
+            operands = made.operands()
+            starts.setdefault(operands[0], []).append(name)
+            used.update(operands)
         for own, entry in self._model.table.items():
             for name in starts.get(own, ()):
                 made = self._parts[name]
@@ -90,7 +91,7 @@ class RelaidModel(Model):
 
     def _lead(self, tensor: str) -> str:
         made = self._parts.get(tensor)
-        return made.operands()[0] if made else tensor
+        return made.pieces[0].operand if made else tensor
 
     def _mixed(self, tensor: str) -> UserError:
         names = self._parts[tensor].operands()
