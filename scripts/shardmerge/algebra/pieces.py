@@ -183,7 +183,7 @@ def invert(part: Arrangement, name: Hashable) -> dict[Any, list[Patch]]:
 
 
 def is_alike(one: Arrangement, other: Arrangement) -> bool:
-    """Whether two arrangements differ in nothing but their operands, each taken once and whole."""
+    """Whether two arrangements differ in nothing but their operands, each taken once."""
     if one.shape != other.shape or len(one.pieces) != len(other.pieces):
         return False
     pairs = zip(one.pieces, other.pieces, strict=True)

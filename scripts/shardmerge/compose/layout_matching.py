@@ -117,6 +117,10 @@ class _Meaning:
         own = self.same.get(name)
         return self.made[name] if own is None else pieces.entire(own, self.table[own].shape)
 
+    def has_all(self, made: Arrangement) -> bool:
+        """Whether an arrangement takes its operands whole."""
+        return all(one.sizes == self.table[one.operand].shape for one in made.pieces)
+
     def __contains__(self, name: str) -> bool:
         return name in self.same or name in self.made
 
@@ -142,8 +146,10 @@ def _matched(model: _Meaning, like: _Meaning) -> tuple[dict[str, str], dict[str,
             continue
         made, wanted = model.arrangement(name), like.arrangement(there)
         made = pieces.transpose(made, 1, 2) if there in turned else made
-        if pieces.is_alike(made, wanted) and there not in turned:
-            names |= {p.operand: q.operand for p, q in zip(wanted.pieces, made.pieces, strict=True)}
+        renamed = there not in turned and pieces.is_alike(made, wanted)
+        if renamed and model.has_all(made) and like.has_all(wanted):
+            both = zip(wanted.pieces, made.pieces, strict=True)
+            names |= {theirs.operand: own.operand for theirs, own in both}
         elif made.shape == wanted.shape and 0 not in made.shape:
             shared[there] = made
     parts = dict(_parts(shared, like))

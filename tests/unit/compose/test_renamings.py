@@ -110,7 +110,7 @@ class TestOperations:
     @pytest.mark.parametrize(
         ("kind", "fused", "parts"),
         [
-            ("hrm_text", "model.layers.0.mlp.gate_up_proj.weight", ("mlp.gate_proj", "mlp.up_proj")),
+            ("hrm_text", "blocks.0.mlp.gate_up_proj.weight", ("mlp.gate_proj", "mlp.up_proj")),
             ("Molmo2TextModel", "blocks.0.self_attn.att_proj.weight",
              ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ],
