@@ -23,6 +23,7 @@ from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
+from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 
 snakemake_internals.rerun_by_identity(workflow)
@@ -40,22 +41,28 @@ HEAD = snakemake_internals.is_main_process(workflow)
 SHARED = HEAD and not (DEPLOYED or ON_GPU)
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
-SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
+REPORTS = snakemake_internals.is_report()
+ASKED = {
+    target
+    for target in ("lock", "plan", "explain", "convert", "report", "all")
+    if snakemake_internals.is_target(workflow, target)
+}
+SHOWN = ASKED & {"lock", "plan", "explain"}
 # The report alone does not wait until transformers loads the models: the summary tells what is known.
-REPORT_ALONE = snakemake_internals.is_target(
-    workflow, "report"
-) and not snakemake_internals.is_target(workflow, "all")
-WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
+REPORT_ALONE = "report" in ASKED and "all" not in ASKED
+WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
     head=HEAD,
-    renew=HEAD and snakemake_internals.is_target(workflow, "lock"),
-    convert=snakemake_internals.is_target(workflow, "convert"),
+    renew=HEAD and "lock" in ASKED,
+    convert="convert" in ASKED,
     dry=DRY,
+    # these targets tell the plan's warnings themselves
+    warn=DRY or not ASKED & {"plan", "explain"},
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
-if HEAD and not (DEPLOYED or DRY or SHOWN):
+if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
 WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
@@ -99,6 +106,20 @@ wildcard_constraints:
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
+
+
+def wanted(files):
+    """Return what a target asks for: of a report, which makes nothing, what is there."""
+    return present(files) if REPORTS else files
+
+
+if REPORTS:
+    # the report's first page tells it
+    config["lacking"] = unfinished(TARGETS)
+    for name, lacks in config["lacking"].items():
+        tell(
+            f"{name} is not whole, and its report is of what is there; it lacks: {'; '.join(lacks)}"
+        )
 
 
 def build(w):

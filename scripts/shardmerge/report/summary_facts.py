@@ -12,28 +12,13 @@ from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
+from shardmerge.plan.records import VerifyRecord
+from shardmerge.report.interference import Interference
 
 _T = TypeVar("_T")
 #: A score may be infinite, as a perplexity is.
 _real = forms.holds(lambda value: type(value) in (int, float))
 _tokens = forms.holds(lambda value: isinstance(value, str) or type(value) is int)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What ``verify_model`` found; the counts are of tensors, shards and elements as there."""
-
-    build: str = entry(forms.text)
-    shards: int = entry(forms.count)
-    tensors: int = entry(forms.count)
-    copies: int = entry(forms.count)
-    recomputed_independently: int = entry(forms.count)
-    recomputed_by_engine_steps: int = entry(forms.count)
-    elements: int = entry(forms.count)
-    undecided: int = entry(forms.count)
-    nonfinite: int = entry(forms.count)
-    not_sampled: tuple[str, ...] = entry(forms.listed(forms.text))
-    sources: Mapping[str, int] = entry(forms.mapped(forms.count))
 
 
 @dataclass(frozen=True)
@@ -87,11 +72,13 @@ class Findings:
         verified: Of the check of the whole model.
         loaded: Of transformers.
         scores: Of lm-eval.
+        statistics: Of the checks of shards.
     """
 
-    verified: Verified | None = None
+    verified: VerifyRecord | None = None
     loaded: Loaded | None = None
     scores: Scores | None = None
+    statistics: Interference | None = None
 
 
 def read_findings(
@@ -99,6 +86,7 @@ def read_findings(
     verified: str | os.PathLike[str] | None,
     loaded: str | os.PathLike[str] | None,
     scores: str | os.PathLike[str] | None,
+    statistics: str | os.PathLike[str] | None = None,
 ) -> Findings:
     """Return what is known of a model.
 
@@ -107,14 +95,16 @@ def read_findings(
         verified: ``verify.json``, or None; each of these may be absent.
         loaded: ``loaded.json``.
         scores: ``table.json``.
+        statistics: ``interference.json``.
 
     Raises:
         UserError: If a file that is there is damaged.
     """
-    found = _read(Verified, verified)
+    found = _read(VerifyRecord, verified)
     if found and found.build != build:
         found = None
-    return Findings(found, _read(Loaded, loaded), _read(Scores, scores))
+    measured = _read(Interference, statistics)
+    return Findings(found, _read(Loaded, loaded), _read(Scores, scores), measured)
 
 
 def _read(cls: type[_T], path: str | os.PathLike[str] | None) -> _T | None:
