@@ -71,3 +71,6 @@ if HEAD and not LOCAL:
 snakemake_internals.at_start(
     workflow, lambda: exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
 )
+snakemake_internals.at_start(
+    workflow, lambda: exit_on_user_error(SWEEPS.prepare)() if SWEEPING else None
+)
