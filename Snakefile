@@ -42,6 +42,7 @@ rule all:
         TARGETS.models(),
         TARGETS.loaded(),
         TARGETS.tables(),
+        TARGETS.comparison(),
         TARGETS.cards(),
         TARGETS.reports(),
 
@@ -54,6 +55,7 @@ rule models:
 rule benchmarks:
     input:
         TARGETS.tables(),
+        TARGETS.comparison(),
         TARGETS.cards(),
 
 

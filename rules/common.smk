@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -151,6 +152,11 @@ def told_of_sweep(sweep):
 def tasks_of(w):
     """Return the tasks that a benchmark job runs: one, or all of them."""
     return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
+
+
+def samples_of(results):
+    """Return where the answers to single questions lie, beside results."""
+    return [str(samples_path(path)) for path in results]
 
 
 def fetch_job(w):

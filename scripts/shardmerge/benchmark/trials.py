@@ -16,6 +16,7 @@ from typing import Any
 
 from shardmerge.base import forms
 from shardmerge.base.forms import entry
+from shardmerge.benchmark.paired import Z, share_interval
 
 #: How a trial may stand: still to come, measured, gone wrong, given up since others are better.
 STATUSES = ("planned", "done", "failed", "stopped")
@@ -44,9 +45,21 @@ class Measurement:
     questions: int | None = entry(forms.maybe(forms.count), None)
 
     @property
-    def error(self) -> float | None:
-        """The standard error, None where it tells nothing."""
-        return self.stderr if self.stderr is not None and math.isfinite(self.stderr) else None
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, None where nothing tells it; of right answers by Wilson's method."""
+        if self.stderr is None or not math.isfinite(self.stderr + self.value):
+            return None
+        if self._is_share:
+            return share_interval(self.value, self.questions or 1)
+        return self.value - Z * self.stderr, self.value + Z * self.stderr
+
+    @property
+    def _is_share(self) -> bool:
+        """Whether the standard error is that of a share of right answers."""
+        n, share = self.questions or 0, self.value
+        if n < 2 or not 0 <= share <= 1 or self.stderr is None:
+            return False
+        return math.isclose(self.stderr, math.sqrt(share * (1 - share) / n), rel_tol=1 / n)
 
 
 @dataclass(frozen=True)

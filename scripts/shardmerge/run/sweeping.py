@@ -92,7 +92,7 @@ class SweepTargets:
         return () if self._is_done(sweep, trial) else self._targets.trials[label].files
 
     def before(self, build: str) -> list[str]:
-        """Return what must be settled before a model is built, so that trials' weights find room."""
+        """Return what must be settled before a model is built, so that its weights find room."""
         place, window = self._places.get(build), self._targets.plan.room.window
         if place is None or not window or place < window:
             return []

@@ -113,7 +113,7 @@ def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
         if label in row["metrics"]
     ]
     if few := [count for count in asked if count and count < _FEW]:
-        yield f"Scores from {plural(min(few), 'question')} tell little: most differences are chance."
+        yield f"{plural(min(few), 'question')} tell little: most differences are chance."
 
 
 def best_recipe(sweep: Sweep, data: Mapping[str, Any]) -> str:

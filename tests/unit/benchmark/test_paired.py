@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy
 import pytest
+from scipy import stats
 
 from shardmerge.benchmark import paired
 from shardmerge.benchmark.paired import bootstrap, holm, least_flips, mcnemar, share_interval
@@ -17,8 +19,8 @@ def answers(both: int, gained: int, lost: int, neither: int) -> tuple[numpy.ndar
     return numpy.array(own, float), numpy.array(other, float)
 
 
-def mean(values: numpy.ndarray, axis: int = -1) -> numpy.ndarray:
-    return values.mean(axis)
+def mean(parts: Sequence[numpy.ndarray], axis: int = -1) -> numpy.ndarray:
+    return parts[0].mean(axis)
 
 
 class TestMcnemar:
@@ -123,5 +125,10 @@ class TestLeastFlips:
 
 
 def test_interval_of_all_right_is_no_certainty() -> None:
-    low, high = share_interval(20, 20)
-    assert (low, high) == pytest.approx((20 / (20 + 1.959964**2), 1.0))
+    assert share_interval(1.0, 20) == pytest.approx((20 / (20 + 1.959964**2), 1.0))
+
+
+@pytest.mark.parametrize(("right", "questions"), [(0, 7), (3, 7), (50, 200), (200, 200)])
+def test_interval_of_a_share_is_scipys(right: int, questions: int) -> None:
+    found = stats.binomtest(right, questions).proportion_ci(0.95, method="wilson")
+    assert share_interval(right / questions, questions) == pytest.approx([*found], abs=1e-6)
