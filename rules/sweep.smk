@@ -11,10 +11,10 @@ use rule run_tasks as measure_trial with:
         lambda w: ancient(SWEEPS.measured_files(w.model)),
     log:
         "<logs>/measure_trial/{model}.log",
-    wildcard_constraints:
-        model="|".join(map(re.escape, SWEEPS.labels)) or "-",
     benchmark:
         "<benchmarks>/measure_trial/{model}.tsv"
+    wildcard_constraints:
+        model="|".join(map(re.escape, SWEEPS.labels)) or "-",
     priority: 3  # before other trials are built
 
 
@@ -95,3 +95,25 @@ rule keep_trials:
     shell:
         'python "$SCRIPTS"/keep_trials.py {params.told:q} --inputs={params.inputs:q}'
         " --output={output:q} > {log:q} 2>&1"
+
+
+rule plot_sweep:
+    input:
+        "<results>/sweeps/{sweep}/trials.json",
+    output:
+        # and pictures beside it, by the variables that there are
+        report(
+            "<results>/sweeps/{sweep}/plots/trials.html",
+            caption="../report/trials.rst",
+            category="Sweeps",
+            labels={"what": "{sweep}"},
+        ),
+    log:
+        "<logs>/plot_sweep/{sweep}.log",
+    conda:
+        "../envs/merge.yaml"
+    params:
+        inputs=lambda w, input: listed(output=SWEEPS.plots(w.sweep)),
+    shell:
+        'python "$SCRIPTS"/plot_sweep.py --trials={input:q} --inputs={params.inputs:q}'
+        " > {log:q} 2>&1"

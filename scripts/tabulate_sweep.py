@@ -12,6 +12,7 @@ from shardmerge.run.cli import claim, run, show
 from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep import tables
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
+from shardmerge.sweep.evidence import verdicts
 from shardmerge.sweep.sweeps import load_sweep
 
 
@@ -36,7 +37,8 @@ def main() -> None:
     for path in args.references:
         others.setdefault(load([path])[0]["model_name"], []).append(path)
     references = {name: read_metrics(paths) for name, paths in others.items()}
-    data = tables.table_data(sweep, points, best, references)
+    found = verdicts(sweep, files, best)
+    data = tables.table_data(sweep, points, best, references, found)
     text = tables.table_markdown(data)
     write_json(outputs[0], data)
     write_text(outputs[1], tables.table_csv(data))

@@ -129,6 +129,16 @@ class SweepTargets:
         jobs = [job for c in own.candidates for job in plan.builds[own.build(c.name)].shards]
         return megabytes(max(max(job.memory, job.check_memory) for job in jobs))
 
+    def plots(self, sweep: str) -> list[str]:
+        """Return what is drawn of a sweep, by the variables and objectives that it has."""
+        own = self.sweeps[sweep]
+        variables = list(own.candidates[0].values)
+        names = ["trials.html", *(f"over-{name}.svg" for name in variables)]
+        names += ["pareto.svg"] if len(own.objectives) > 1 else []
+        names += ["grid.svg"] if len(variables) == 2 else []
+        names += ["parallel.svg"] if len(variables) > 1 else []
+        return [f"{self.folder(sweep)}/plots/{name}" for name in names]
+
     def folder(self, sweep: str) -> str:
         """Return the folder of a sweep's results."""
         return f"{self._results}/sweeps/{sweep}"
@@ -142,7 +152,7 @@ class SweepTargets:
         if not self.sweeps and self._targets.plan.builds:
             hint = "docs/howto/sweep.md has an example."
             raise UserError("there is no `sweep`", "configuration", hint)
-        names = (*TABLES, "kept.json")
+        names = (*TABLES, "kept.json", "plots/trials.html")
         return [f"{self.folder(sweep)}/{file}" for sweep in self.sweeps for file in names]
 
     def prepare(self) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardmerge.base import forms, markdown
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json
+from shardmerge.base.forms import FormError
+from shardmerge.base.sealed import AGAIN
 from shardmerge.base.text import plural
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
 from shardmerge.sweep.best import fulfils
+from shardmerge.sweep.evidence import Verdicts
 from shardmerge.sweep.sweeps import Sweep
 
 #: Measured models that are no trials, for comparison.
@@ -20,7 +26,11 @@ _FEW = 100
 
 
 def table_data(
-    sweep: Sweep, points: TrialSet, best: Sequence[str], references: References
+    sweep: Sweep,
+    points: TrialSet,
+    best: Sequence[str],
+    references: References,
+    found: Verdicts,
 ) -> dict[str, Any]:
     """Return all that a sweep's table knows, as JSON-able data.
 
@@ -29,9 +39,13 @@ def table_data(
         points: Its trials.
         best: Names of the best, the first one the first.
         references: Measured models that are no trials, by name.
+        found: How trials compare with the first of the best.
     """
     values = {candidate.name: dict(candidate.values) for candidate in sweep.candidates}
-    rows = [_row(sweep, trial, values[trial.name], best) for trial in points.trials]
+    rows = [
+        _row(sweep, trial, values[trial.name], best) | {"verdicts": found.get(trial.name, {})}
+        for trial in points.trials
+    ]
     others = [
         {"model": name, "metrics": {label: forms.written(m) for label, m in metrics.items()}}
         for name, metrics in references.items()
@@ -58,6 +72,18 @@ def _row(sweep: Sweep, trial: Trial, values: Any, best: Sequence[str]) -> dict[s
     }
 
 
+def load_points(path: str | os.PathLike[str]) -> TrialSet:
+    """Return the trials in trials.json.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        return forms.read(TrialSet, load_json(path))
+    except FormError as error:
+        raise UserError(f"is damaged: {error}", str(path), AGAIN) from None
+
+
 def table_csv(data: Mapping[str, Any]) -> str:
     """Return a table's trials as CSV, numbers in full."""
     names = _variables(data)
@@ -81,7 +107,7 @@ def table_markdown(data: Mapping[str, Any]) -> str:
     header = ["trial", *names, *labels]
     rows = []
     for row in data["trials"]:
-        cells = [_score(row["metrics"].get(label)) for label in labels]
+        cells = [_judged(row, label) for label in labels]
         values = [_text(row["variables"][name]) for name in names]
         mark = "**" if row["best"] else ""
         first = f"{mark}{row['trial']}{mark}" + ("" if row["fulfils"] else " (excluded)")
@@ -104,6 +130,10 @@ def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
         count = len(data["best"])
         what = "no other trial beats it" if count == 1 else "no other trial beats one of these"
         yield f"Bold: {what}. Trial {data['best'][0]} balances the objectives and is in best.yaml."
+        yield (
+            f"`better`, `worse`: than trial {data['best'][0]}, by a paired test on the same questions, "
+            "corrected for the number of trials. Where neither stands, the difference may be chance."
+        )
     else:
         yield "No trial fulfils the constraints, so that there is no best one."
     asked = [
@@ -140,6 +170,13 @@ def _labels(data: Mapping[str, Any], *, all_of_them: bool = False) -> list[str]:
     if all_of_them:
         labels += [label for row in data["trials"] for label in row["metrics"]]
     return list(dict.fromkeys(labels))
+
+
+def _judged(row: Mapping[str, Any], label: str) -> str:
+    """Return a trial's score, with a word where it is surely not that of the best trial."""
+    verdict = row["verdicts"].get(label)
+    word = f" {verdict}" if verdict in ("better", "worse") else ""
+    return f"{_score(row['metrics'].get(label))}{word}"
 
 
 def _score(cell: Mapping[str, Any] | None) -> str:
