@@ -167,7 +167,7 @@ def _sorted(files: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_configuration(file: str) -> bool:
-    """Return whether a file is a configuration and not a recipe: it has the key `recipes` or `sweep`.
+    """Return whether a file is a configuration: it has the key `recipes` or `sweep`.
 
     Raises:
         UserError: If it cannot be read.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.text import human_bytes
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,27 @@ def make_room(
         UserError: If one trial at a time is too much.
     """
     if wish.keep == "all":
-        check(None if budget is None else max(1, budget - sum(sizes)))
+        _check_rest(budget, sum(sizes), check)
         return TrialRoom(0, sum(sizes))
     largest, kept = max(sizes), int(wish.keep == "best")
     for window in range(min(wish.parallel, len(sizes)), 0, -1):
         room = TrialRoom(window, (window + kept) * largest, budget and kept * largest)
         try:
-            check(None if budget is None else max(1, budget - room.bytes))
+            _check_rest(budget, room.bytes, check)
         except UserError:
             if window == 1:
                 raise
         else:
             return room
     raise AssertionError("a window has at least one trial")
+
+
+def _check_rest(budget: int | None, taken: int, check: Callable[[int | None], object]) -> None:
+    """Make sure that what trials leave of a budget is enough for all else."""
+    if budget is not None and taken >= budget:
+        raise UserError(
+            f"{human_bytes(budget)} are too little: weights of trials take {human_bytes(taken)}",
+            "configuration: disk_budget",
+            "Write `keep: none` for the sweep, or a larger budget.",
+        )
+    check(None if budget is None else budget - taken)

@@ -109,7 +109,7 @@ def _seconds(paths: Iterable[Path]) -> Sequence[float]:
     """Return the seconds in Snakemake's tables; what is no such table is passed over."""
     found = []
     for path in sorted(paths):
-        with contextlib.suppress(OSError, ValueError, KeyError, csv.Error):
-            with open(path, encoding="utf-8", newline="") as file:
-                found += [float(row["s"]) for row in csv.DictReader(file, delimiter="\t")]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, csv.Error):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [float(row["s"]) for row in csv.DictReader(lines, delimiter="\t")]
     return found

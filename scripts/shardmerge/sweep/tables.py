@@ -130,10 +130,9 @@ def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
         count = len(data["best"])
         what = "no other trial beats it" if count == 1 else "no other trial beats one of these"
         yield f"Bold: {what}. Trial {data['best'][0]} balances the objectives and is in best.yaml."
-        yield (
-            f"`better`, `worse`: than trial {data['best'][0]}, by a paired test on the same questions, "
-            "corrected for the number of trials. Where neither stands, the difference may be chance."
-        )
+        yield f"`better`, `worse`: than trial {data['best'][0]}, by a paired test on the same"
+        yield "questions that is corrected for the number of trials. Without such a word the"
+        yield "difference may be chance."
     else:
         yield "No trial fulfils the constraints, so that there is no best one."
     asked = [
