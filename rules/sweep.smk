@@ -101,13 +101,8 @@ rule plot_sweep:
     input:
         "<results>/sweeps/{sweep}/trials.json",
     output:
-        # and pictures beside it, by the variables that there are
-        report(
-            "<results>/sweeps/{sweep}/plots/trials.html",
-            caption="../report/trials.rst",
-            category="Sweeps",
-            labels={"what": "{sweep}"},
-        ),
+        # and others beside it, by the variables and objectives that there are
+        "<results>/sweeps/{sweep}/plots/parallel.svg",
     log:
         "<logs>/plot_sweep/{sweep}.log",
     conda:
@@ -117,3 +112,21 @@ rule plot_sweep:
     shell:
         'python "$SCRIPTS"/plot_sweep.py --trials={input:q} --inputs={params.inputs:q}'
         " > {log:q} 2>&1"
+
+
+rule explore_sweep:
+    input:
+        "<results>/sweeps/{sweep}/trials.json",
+    output:
+        report(
+            "<results>/sweeps/{sweep}/plots/trials.html",
+            caption="../report/trials.rst",
+            category="Sweeps",
+            labels={"what": "{sweep}"},
+        ),
+    log:
+        "<logs>/explore_sweep/{sweep}.log",
+    conda:
+        "../envs/benchmark.yaml"
+    shell:
+        'python "$SCRIPTS"/plot_sweep.py --trials={input:q} --output={output:q} > {log:q} 2>&1'

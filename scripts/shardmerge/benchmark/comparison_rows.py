@@ -113,13 +113,15 @@ class Scores:
         cells: Model by model.
         footnotes: Of scores, by their number from 1.
         comparisons: Metric by metric.
-        notes: Sentences on all comparisons.
+        small: Sentences on what has too few questions.
+        notes: Sentences on how models are compared.
     """
 
     models: tuple[str, ...] = entry(forms.listed(forms.text))
     cells: tuple[ScoreRow, ...] = entry(forms.listed(forms.made_of(ScoreRow)))
     footnotes: tuple[str, ...] = entry(forms.listed(forms.text))
     comparisons: tuple[Difference, ...] = entry(forms.listed(forms.made_of(Difference)), ())
+    small: tuple[str, ...] = entry(forms.listed(forms.text), ())
     notes: tuple[str, ...] = entry(forms.listed(forms.text), ())
 
     def first(self) -> dict[tuple[str, str], Difference]:

@@ -47,7 +47,8 @@ def comparison_json(made: Comparer, comparisons: Sequence[Comparison]) -> dict[s
         interval = made.interval(*key)
         record["low"], record["high"] = map(_rounded, interval) if interval else (None, None)
     data["comparisons"] = [_record(one) for one in comparisons]
-    data["notes"] = notes(comparisons)
+    tested = [one for one in comparisons if one.found]
+    data["small"], data["notes"] = _too_small(tested), _methods(tested)
     return data
 
 
@@ -65,15 +66,10 @@ def _record(one: Comparison) -> dict[str, Any]:
     return row | {"verdict": one.verdict, "notes": list(one.notes)}
 
 
-def notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return sentences on how models were compared, and on tasks that are too small to tell."""
-    tested = [one for one in comparisons if one.found]
+def _methods(tested: Sequence[Comparison]) -> list[str]:
+    """Return sentences on how models were compared."""
     if not tested:
         return []
-    return [*_too_small(tested), *_methods(tested)]
-
-
-def _methods(tested: Sequence[Comparison]) -> list[str]:
     kinds = {one.found.test for one in tested if one.found}
     how = {
         "mcnemar": "McNemar's exact test (right or wrong answers)",
@@ -94,6 +90,7 @@ def _methods(tested: Sequence[Comparison]) -> list[str]:
 
 
 def _too_small(tested: Sequence[Comparison]) -> list[str]:
+    """Return sentences on what has too few questions to tell models apart."""
     asked = [one for one in tested if one.column.headline]
     flips = paired.least_flips(len(asked))
     sizes: dict[int, dict[str, None]] = {}
@@ -102,21 +99,21 @@ def _too_small(tested: Sequence[Comparison]) -> list[str]:
     small = {count: tasks for count, tasks in sizes.items() if flips > _COARSE * count}
     told = []
     if small and len(small) == len(sizes):
-        told.append("This table is too small to tell which model is better.")
-    for count, tasks in sorted(small.items()):
-        names = ", ".join(tasks)
-        has = "have" if len(tasks) > 1 else "has"
-        each = " each" if len(tasks) > 1 else ""
-        text = f"{names} {has} {plural(count, 'question')}{each}, which is too few."
-        if flips <= count:
-            text += (
-                f" At least {flips} answers must change from wrong to right, and none back, until "
-                f"a difference is no chance: {flips / count:.2f}."
-            )
-        else:
-            text += " Whatever the answers are, no difference can be told from chance."
-        told.append(text)
-    return told
+        marked = any(one.verdict != "unclear" for one in asked)
+        what = "small differences" if marked else "which model is better"
+        told.append(f"This table is too small to tell {what}.")
+    return told + [_few(count, [*tasks], flips) for count, tasks in sorted(small.items())]
+
+
+def _few(count: int, tasks: Sequence[str], flips: int) -> str:
+    have, each = ("have", " each") if len(tasks) > 1 else ("has", "")
+    text = f"{', '.join(tasks)} {have} only {plural(count, 'question')}{each}. "
+    if flips > count:
+        return text + "Whatever the answers are, no difference can be told from chance."
+    return text + (
+        f"A difference below {flips / count:.2f} cannot be told from chance: at least {flips} "
+        "answers must change from wrong to right, and none back."
+    )
 
 
 def pairs_with(

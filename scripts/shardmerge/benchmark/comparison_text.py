@@ -55,7 +55,8 @@ def flips_csv(flips: Iterable[Flip]) -> str:
 
 def comparison_markdown(scores: Scores) -> str:
     """Return scores with intervals and marks, differences, and notes."""
-    parts = [_table(*score_grid(scores, [c for c in scores.cells if c.headline]))]
+    parts = [f"{_plain(line)}\n" for line in scores.small]
+    parts += [_table(*score_grid(scores, [c for c in scores.cells if c.headline]))]
     for group in groups(scores):
         inner = [cell for cell in scores.cells if cell.part_of == group]
         parts.append(f"In {_plain(group)}:\n\n" + _table(*score_grid(scores, inner)))

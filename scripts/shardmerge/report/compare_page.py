@@ -30,6 +30,7 @@ def compare_page(plan: Plan, scores: Scores) -> str:
     asked = [one for one in scores.comparisons if one.headline]
     parts = [
         *_verdicts(plan, asked),
+        *(paragraph(note, "bad") for note in scores.small),
         heading("Scores"),
         _grid(scores, None),
         *(

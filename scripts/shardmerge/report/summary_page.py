@@ -174,6 +174,8 @@ def _differences(scores: Scores, name: str, sources: Sequence[str]) -> Iterator[
         yield paragraph("No task was measured of it and of a model that it is made from.", "note")
         return
     yield heading("Differences to the models that it is made from")
+    for note in scores.small:
+        yield paragraph(note, "bad")
     yield difference_table(found)
     for note in scores.notes:
         yield paragraph(note, "note")

@@ -133,10 +133,10 @@ class SweepTargets:
         """Return what is drawn of a sweep, by the variables and objectives that it has."""
         own = self.sweeps[sweep]
         variables = list(own.candidates[0].values)
-        names = ["trials.html", *(f"over-{name}.svg" for name in variables)]
+        names = [f"over-{name}.svg" for name in variables]
         names += ["pareto.svg"] if len(own.objectives) > 1 else []
         names += ["grid.svg"] if len(variables) == 2 else []
-        names += ["parallel.svg"] if len(variables) > 1 else []
+        names.append("parallel.svg")
         return [f"{self.folder(sweep)}/plots/{name}" for name in names]
 
     def folder(self, sweep: str) -> str:
@@ -152,7 +152,7 @@ class SweepTargets:
         if not self.sweeps and self._targets.plan.builds:
             hint = "docs/howto/sweep.md has an example."
             raise UserError("there is no `sweep`", "configuration", hint)
-        names = (*TABLES, "kept.json", "plots/trials.html")
+        names = (*TABLES, "kept.json", "plots/parallel.svg", "plots/trials.html")
         return [f"{self.folder(sweep)}/{file}" for sweep in self.sweeps for file in names]
 
     def prepare(self) -> None:

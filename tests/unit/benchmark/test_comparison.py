@@ -264,16 +264,25 @@ class TestTold:
 
     def test_twenty_questions_are_too_few(self, tmp_path: Path) -> None:
         data = comparison_json(*self.table(tmp_path, 20))
-        assert data["notes"][0] == "This table is too small to tell which model is better."
-        assert data["notes"][1].startswith("t has 20 questions, which is too few. At least 6 ")
-        assert "0.30" in data["notes"][1]
+        first, second = data["small"]
+        assert first == "This table is too small to tell which model is better."
+        assert second.startswith("t has only 20 questions. A difference below 0.30 cannot be told")
+        assert "at least 6 answers must change" in second
+
+    def test_a_large_difference_is_seen_in_a_small_table(self, tmp_path: Path) -> None:
+        base = write(tmp_path, "base", {"t": [WRONG] * 20})
+        made = scores(*compared(base, write(tmp_path, "m", {"t": [RIGHT] * 20})))
+        assert made.small[0] == "This table is too small to tell small differences."
+        assert comparison_markdown(made).startswith(made.small[0])
 
     def test_five_questions_tell_nothing_whatever_they_are(self, tmp_path: Path) -> None:
         data = comparison_json(*self.table(tmp_path, 5))
-        assert "no difference can be told from chance" in data["notes"][1]
+        assert "no difference can be told from chance" in data["small"][1]
 
     def test_two_hundred_are_not_too_few(self, tmp_path: Path) -> None:
-        (note,) = comparison_json(*self.table(tmp_path, 200))["notes"]
+        data = comparison_json(*self.table(tmp_path, 200))
+        assert data["small"] == []
+        (note,) = data["notes"]
         assert "McNemar" in note and "Holm" in note and "1 comparison." in note
 
     def test_flips_are_listed(self, tmp_path: Path) -> None:

@@ -48,10 +48,10 @@ class TestComparePage:
     def test_says_in_words_what_each_model_is_better_at(self, plan: Plan) -> None:
         cells = [cell(NAME), cell(NAME, "u/acc"), cell(RECIPIENT), cell(RECIPIENT, "u/acc")]
         found = [compared(NAME), compared(NAME, "u/acc", verdict="unclear")]
-        text = compare_page(plan, table(cells, found, notes=["It is small."]))
+        text = compare_page(plan, table(cells, found, small=["It is small."]))
         told = f"{NAME}: better than {RECIPIENT} on t/acc; no clear difference on u/acc."
         assert f"<p class='good'>{told}</p>" in text
-        assert "0.500 [0.400, 0.600] ▲" in text and "It is small." in text
+        assert "0.500 [0.400, 0.600] ▲" in text and "<p class='bad'>It is small.</p>" in text
         assert "+0.100 [+0.050, +0.150]" in text and "30 won, 10 lost of 200" in text
 
     def test_worse_is_never_hidden_by_better(self, plan: Plan) -> None:
@@ -68,7 +68,9 @@ class TestComparePage:
     def test_text_of_strangers_is_escaped(self, plan: Plan) -> None:
         cells = [cell(HOSTILE, HOSTILE, part_of=HOSTILE, headline=False), cell(NAME, HOSTILE)]
         found = [compared(NAME, HOSTILE, reference=HOSTILE, notes=[HOSTILE])]
-        text = compare_page(plan, table(cells, found, footnotes=[HOSTILE], notes=[HOSTILE]))
+        text = compare_page(
+            plan, table(cells, found, footnotes=[HOSTILE], notes=[HOSTILE], small=[HOSTILE])
+        )
         assert "<script" not in text
         assert "http" not in text.replace("https://arxiv.org", "")
 

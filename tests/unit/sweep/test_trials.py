@@ -294,7 +294,7 @@ class TestWeights:
 class TestRoom:
     def test_few_at_a_time(self) -> None:
         own = settings()
-        sweep, made, _ = planned(own)
+        _, made, _ = planned(own)
         size = next(iter(made.plan.trials.values())).bytes_written
         assert (made.plan.room.window, made.plan.room.bytes) == (2, 3 * size)
 
