@@ -23,7 +23,7 @@ from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
-from shardmerge.run.sweeping import TABLES, SweepTargets
+from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.sources.pickles import RECORD
 from shardmerge.sweep.sweeps import keep_recipes, read_sweeps, with_tasks

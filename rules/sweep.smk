@@ -56,7 +56,7 @@ rule tabulate_sweep:
         settled=lambda w: ancient(SWEEPS.settled(w.sweep)),
         references=SWEEPS.references(),
     output:
-        expand("<results>/sweeps/{{sweep}}/{file}", file=TABLES),
+        expand("<results>/sweeps/{{sweep}}/{file}", file=SWEEP_FILES),
     log:
         "<logs>/tabulate_sweep/{sweep}.log",
     localrule: True

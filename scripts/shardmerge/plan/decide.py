@@ -32,7 +32,7 @@ from shardmerge.plan.planner import make_plan
 from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
 from shardmerge.recipe.settings import Settings
-from shardmerge.recipe.variants import Family, Variant
+from shardmerge.recipe.variants import RecipeFamily, Variant
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.pickles import Conversion
 from shardmerge.sources.sources import Sources, lock_path, lock_text
@@ -143,11 +143,11 @@ def _decide(
     return _decided(plan, key, conversions)
 
 
-def _families(variants: Sequence[Variant]) -> list[Family]:
+def _families(variants: Sequence[Variant]) -> list[RecipeFamily]:
     """Return the recipes of trials, those of one template as one family."""
     templates = dict.fromkeys(variant.template for variant in variants)
     return [
-        Family(template, [v.parse() for v in variants if v.template == template])
+        RecipeFamily(template, [v.parse() for v in variants if v.template == template])
         for template in templates
     ]
 

@@ -44,7 +44,7 @@ class Variant:
         return replace(recipe, build=self.build)
 
 
-class Family:
+class RecipeFamily:
     """Recipes as one, for their lock: what all of them name and need.
 
     Args:

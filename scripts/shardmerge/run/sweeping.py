@@ -15,7 +15,7 @@ from shardmerge.sweep.sweeps import Sweep, keep_sweep
 from shardmerge.sweep.weights import use_scratch
 
 #: What a sweep's table comes with, in the sweep's folder.
-TABLES = ("table.json", "table.csv", "table.md", "trials.json", "best.yaml")
+SWEEP_FILES = ("table.json", "table.csv", "table.md", "trials.json", "best.yaml")
 
 
 class SweepTargets:
@@ -152,7 +152,7 @@ class SweepTargets:
         if not self.sweeps and self._targets.plan.builds:
             hint = "docs/howto/sweep.md has an example."
             raise UserError("there is no `sweep`", "configuration", hint)
-        names = (*TABLES, "kept.json", "plots/parallel.svg", "plots/trials.html")
+        names = (*SWEEP_FILES, "kept.json", "plots/parallel.svg", "plots/trials.html")
         return [f"{self.folder(sweep)}/{file}" for sweep in self.sweeps for file in names]
 
     def prepare(self) -> None:

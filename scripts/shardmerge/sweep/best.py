@@ -10,7 +10,7 @@ from dataclasses import replace
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
-from shardmerge.sweep.sweeps import Sweep, shown
+from shardmerge.sweep.sweeps import Sweep, plot_value
 
 _BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(\S+)\s*")
 _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -37,7 +37,7 @@ def read_points(sweep: Sweep, files: Files) -> TrialSet:
             if label not in metrics:
                 message = f"no task has the metric {label!r}"
                 raise UserError(message, f"sweep {sweep.name}", did_you_mean(label, metrics))
-        values = {name: shown(value) for name, value in candidate.values.items()}
+        values = {name: plot_value(value) for name, value in candidate.values.items()}
         status = "done" if paths else "planned"
         trials.append(Trial(name=candidate.name, variables=values, metrics=metrics, status=status))
     higher = {label: word == "maximize" for label, word in sweep.objectives.items()}

@@ -23,7 +23,7 @@ Point = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Choices:
+class ValueList:
     """Values that are listed."""
 
     values: tuple[Any, ...]
@@ -62,7 +62,7 @@ class Variable:
     """
 
     name: str
-    domain: Choices | Range
+    domain: ValueList | Range
     points: int | None = None
 
     @property
@@ -94,7 +94,7 @@ def _variable(name: str, rule: Mapping[str, Any], where: str) -> Variable:
     if forms in (["grid"], ["choice"]):
         if "log" in rule or "step" in rule:
             raise UserError("lists its values, so that `log` and `step` mean nothing", where)
-        return Variable(name, Choices(tuple(rule[forms[0]])), points)
+        return Variable(name, ValueList(tuple(rule[forms[0]])), points)
     if forms != ["low", "high"]:
         hint = "Write `grid: [...]`, `choice: [...]`, or `low` and `high`."
         raise UserError("is not clear about its values", where, hint)
@@ -107,7 +107,7 @@ def _variable(name: str, rule: Mapping[str, Any], where: str) -> Variable:
         return Variable(name, Range(float(low), float(high), log), points)
     if log:
         raise UserError("`log` and `step` do not go together", where)
-    return Variable(name, Choices(_steps(low, high, step, where)), points)
+    return Variable(name, ValueList(_steps(low, high, step, where)), points)
 
 
 def _steps(low: float, high: float, step: float, where: str) -> tuple[float, ...]:

@@ -33,7 +33,7 @@ _any = forms.holds(lambda value: True)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SweepTrial:
     """One recipe of a sweep.
 
     Args:
@@ -67,7 +67,7 @@ class Sweep:
     constraints: Mapping[str, str] = entry(forms.mapped(forms.text))
     keep: str = entry(forms.text)
     scratch: str | None = entry(forms.maybe(forms.text), None)
-    candidates: tuple[Candidate, ...] = entry(forms.listed(forms.made_of(Candidate)))
+    candidates: tuple[SweepTrial, ...] = entry(forms.listed(forms.made_of(SweepTrial)))
 
     @property
     def tasks(self) -> list[str]:
@@ -130,11 +130,11 @@ def _sweep(config: Mapping[str, Any], where: str) -> Sweep:
     points = _points(config, where)
     names = {name for point in points for name in point}
     template.check(config["space"] or names, f"{where}.space")
-    candidates: dict[str, Candidate] = {}
+    candidates: dict[str, SweepTrial] = {}
     for point in points:
         text = template.render(point)
         name = digest(text)[:_DIGITS]
-        candidates.setdefault(name, Candidate(name=name, values=point, text=text))
+        candidates.setdefault(name, SweepTrial(name=name, values=point, text=text))
     return Sweep(
         name=config["name"] or folder_name(Path(recipe).stem),
         recipe=recipe,
@@ -208,7 +208,7 @@ def _plain(value: Any, where: str) -> Any:
         raise UserError(f"{str(value)[:80]!r} cannot be a value", where, hint) from None
 
 
-def shown(value: Any) -> Value:
+def plot_value(value: Any) -> Value:
     """Return a variable's value as tables and plots have it: what is no number or word is cut."""
     if isinstance(value, str | int | float | bool):
         return value

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from shardmerge.algebra.spec import files_of
 from shardmerge.base import claims
+from shardmerge.base.claims import Say
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_json
@@ -30,7 +31,6 @@ from shardmerge.plan.records import is_as_recorded, load_record
 from shardmerge.sweep.best import best_trials
 from shardmerge.sweep.sweeps import Sweep
 
-Say = Callable[[str], None]
 #: Path of a source's file by model and name.
 _Places = Mapping[tuple[str, str], str]
 

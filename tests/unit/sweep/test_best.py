@@ -13,7 +13,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
 from shardmerge.sweep import tables
 from shardmerge.sweep.best import best_trials, read_points
-from shardmerge.sweep.sweeps import Candidate, Sweep
+from shardmerge.sweep.sweeps import Sweep, SweepTrial
 
 
 def sweep(scores: Mapping[str, Any], **changes: Any) -> Sweep:
@@ -24,7 +24,8 @@ def sweep(scores: Mapping[str, Any], **changes: Any) -> Sweep:
         "constraints": {},
         "keep": "best",
         "candidates": tuple(
-            Candidate(name=name, values={"w": i}, text=f"w: {i}\n") for i, name in enumerate(scores)
+            SweepTrial(name=name, values={"w": i}, text=f"w: {i}\n")
+            for i, name in enumerate(scores)
         ),
     }
     return Sweep(**values | changes)
