@@ -118,7 +118,7 @@ rule compare_models:
     conda:
         "../envs/benchmark.yaml"
     params:
-        builds=[made.digest for made in PLAN.builds.values()],
+        builds=[made.digest for made in PLAN.models.values()],
         reference=TARGETS.reference or "",
         measured=TARGETS.all_measurements(),
         plan=lambda w, input: DECISION.path,

@@ -22,6 +22,7 @@ from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
+from shardmerge.check.statistics import Statistics
 from shardmerge.engine.decoding import Held, decode_elements
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.engine.tasks import TensorTask, make_task
@@ -83,9 +84,13 @@ def check_shard(
         leaves = _Leaves(spec, sources, deltas, stack)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read)
         findings = _Findings()
+        statistics = Statistics(recomputer)
         for tensor in spec.tensors:
             task = make_task(tensor, leaves.stored, spec.numerics)
-            _check_tensor(task, output, leaves, recomputer, spec.allow_nonfinite, findings)
+            recomputer.forget()
+            _check_tensor(
+                task, output, leaves, recomputer, spec.allow_nonfinite, findings, statistics
+            )
         if whole:
             check_hash(shard, whole.result(), sha256)
         watch.confirm()
@@ -105,6 +110,7 @@ def check_shard(
         "undecided": findings.undecided,
         "nonfinite": findings.nonfinite,
         "not_sampled": findings.not_sampled,
+        "statistics": statistics.to_json(),
     }
 
 
@@ -193,6 +199,7 @@ def _check_tensor(
     recomputer: Recomputer,
     allow_nonfinite: bool,
     findings: _Findings,
+    statistics: Statistics,
 ) -> None:
     tensor = task.tensor
     where = f"{output.path}, tensor {tensor.name!r}"
@@ -202,7 +209,9 @@ def _check_tensor(
     stored = output.read(tensor.name, runs)
     floating = tensor.dtype in FLOAT_FORMATS
     found = decoded(stored, tensor.dtype) if floating else stored
-    findings.nonfinite += int((~np.isfinite(found)).sum()) if floating else 0
+    if floating:
+        findings.nonfinite += int((~np.isfinite(found)).sum())
+        statistics.add(tensor, runs, found, copied=task.kind == "copy")
     if task.kind == "copy":
         wanted = leaves.read(task.expression, runs)
         bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")

@@ -67,6 +67,7 @@ class Build:
         files: Small files that the package copies or reads: name in the package to path, of a
             source or of what is written for the tokenizer.
         tokenizer: Paths of the source files that the tokenizer's are written from.
+        statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
         trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
     """
 
@@ -75,6 +76,7 @@ class Build:
     shards: tuple[ShardJob, ...]
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
     trial: bool = False
 
     @property
@@ -151,7 +153,14 @@ class Plan:
         """Return the plan that ``to_json`` wrote."""
         return cls(
             builds={
-                name: Build(**{**b, "shards": _jobs(b["shards"]), "tokenizer": (*b["tokenizer"],)})
+                name: Build(
+                    **{
+                        **b,
+                        "shards": _jobs(b["shards"]),
+                        "tokenizer": tuple(b["tokenizer"]),
+                        "statistics": tuple(b["statistics"]),
+                    }
+                )
                 for name, b in data["builds"].items()
             },
             deltas=_jobs(data["deltas"]),
