@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
@@ -154,6 +155,20 @@ class SweepTargets:
             raise UserError("there is no `sweep`", "configuration", hint)
         names = (*SWEEP_FILES, "kept.json", "plots/parallel.svg", "plots/trials.html")
         return [f"{self.folder(sweep)}/{file}" for sweep in self.sweeps for file in names]
+
+    def check_shared(self) -> None:
+        """Refuse scratch folders that jobs on other machines cannot see.
+
+        Raises:
+            UserError: If one is in the memory of this machine.
+        """
+        for sweep in self.sweeps.values():
+            if sweep.scratch and Path(sweep.scratch).absolute().is_relative_to("/dev/shm"):
+                raise UserError(
+                    f"{sweep.scratch} is memory of one machine, and jobs run on others",
+                    "configuration: sweep.scratch",
+                    "Name a folder on a shared disk, or run on one machine (`--cores`).",
+                )
 
     def prepare(self) -> None:
         """Make the places of weights on scratch disks.

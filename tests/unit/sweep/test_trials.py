@@ -349,6 +349,13 @@ class TestTargets:
         told.write_text(json.dumps({"identity": "another"}))
         assert targets().measured_files(label)
 
+    def test_memory_of_one_machine_is_no_scratch_disk_of_a_cluster(self) -> None:
+        own = settings({"scratch": "/dev/shm/x"})
+        sweep, made, _ = planned(own)
+        targets = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=True, forced=bool)
+        with pytest.raises(UserError, match="memory of one machine"):
+            targets.check_shared()
+
     def test_trials_are_not_among_models(self) -> None:
         own = settings(benchmark={"models": ["merged", "sources"]})
         sweep, made, _ = planned(own)
