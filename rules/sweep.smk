@@ -65,7 +65,7 @@ rule tabulate_sweep:
     params:
         content=lambda w: SWEEPS.content(w.sweep),
         sweep=lambda w, input: SWEEPS.files[w.sweep],
-        results=SETTINGS["results"],
+        results=lambda w: SETTINGS["results"],
         folder=lambda w: SWEEPS.folder(w.sweep),
         inputs=lambda w, input: listed(task=BENCHMARK["tasks"], references=input.references),
     shell:
