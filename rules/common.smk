@@ -25,6 +25,7 @@ from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
+from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 from shardmerge.sweep.sweeps import keep_recipes, read_sweeps, with_tasks
 
@@ -43,30 +44,36 @@ HEAD = snakemake_internals.is_main_process(workflow)
 SHARED = HEAD and not (DEPLOYED or ON_GPU)
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
-SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
+REPORTS = snakemake_internals.is_report()
+ASKED = {
+    target
+    for target in ("lock", "plan", "explain", "convert", "report", "sweep", "all")
+    if snakemake_internals.is_target(workflow, target)
+}
+SHOWN = ASKED & {"lock", "plan", "explain"}
 # The report alone does not wait until transformers loads the models: the summary tells what is known.
-REPORT_ALONE = snakemake_internals.is_target(
-    workflow, "report"
-) and not snakemake_internals.is_target(workflow, "all")
-WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
+REPORT_ALONE = "report" in ASKED and "all" not in ASKED
+WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
 # A trial is a recipe that is written for all to see, and planned as any other.
 TRIED = exit_on_user_error(read_sweeps)(SETTINGS)
 SETTINGS = with_tasks(SETTINGS, TRIED)
-if HEAD and not DRY:
+if HEAD and not (DRY or REPORTS):
     exit_on_user_error(keep_recipes)(TRIED, SETTINGS["results"])
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
     [variant for sweep in TRIED for variant in sweep.variants(SETTINGS["results"])],
     head=HEAD,
-    renew=HEAD and snakemake_internals.is_target(workflow, "lock"),
-    convert=snakemake_internals.is_target(workflow, "convert"),
+    renew=HEAD and "lock" in ASKED,
+    convert="convert" in ASKED,
     dry=DRY,
+    # these targets tell the plan's warnings themselves
+    warn=DRY or not ASKED & {"plan", "explain"},
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
-if HEAD and not (DEPLOYED or DRY or SHOWN):
+if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
-SWEEPING = snakemake_internals.is_target(workflow, "sweep")
+SWEEPING = "sweep" in ASKED
 EXPECTED = [b for b in PLAN.builds.values() if SWEEPING or not b.trial]
 WORKER.expect((job.output for build in EXPECTED for job in build.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
@@ -115,6 +122,20 @@ wildcard_constraints:
     task="[^/]+",
     sweep="[^/]+",
     trial="[^/]+",
+
+
+def wanted(files):
+    """Return what a target asks for: of a report, which makes nothing, what is there."""
+    return present(files) if REPORTS else files
+
+
+if REPORTS:
+    # the report's first page tells it
+    config["lacking"] = unfinished(TARGETS)
+    for name, lacks in config["lacking"].items():
+        tell(
+            f"{name} is not whole, and its report is of what is there; it lacks: {'; '.join(lacks)}"
+        )
 
 
 def build(w):

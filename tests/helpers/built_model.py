@@ -22,7 +22,7 @@ from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.files import load_spec
 from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.plan.plan import Build, ShardJob
-from shardmerge.plan.records import load_record, recorded_tensors
+from shardmerge.plan.records import VerifyRecord, load_record, recorded_tensors
 from shardmerge.recipe.settings import load_settings
 
 RECIPE = """\
@@ -58,6 +58,30 @@ SOURCES = ("lab/base", "lab/tuned", "lab/long")
 MERGED = "model.layers.1.self_attn.v_proj.weight"
 #: Sizes of models whose tensors are larger than the sample of a check.
 LARGE = {"hidden": 64, "inter": 160, "vocab": 300, "kv": 192}
+
+
+#: What a verification may find, as ``verify.json`` has it.
+VERIFIED: dict[str, Any] = {
+    "passed": True,
+    "name": "merged",
+    "build": "0" * 64,
+    "shards": 3,
+    "tensors": 183,
+    "bytes": 8642,
+    "hashed": 3,
+    "copies": 100,
+    "recomputed_independently": 83,
+    "recomputed_by_engine_steps": 0,
+    "elements": 4321,
+    "largest_error_in_bounds": 0.5,
+    "undecided": 0,
+    "nonfinite": 0,
+    "not_sampled": [],
+    "task_vectors": 0,
+    "task_vector_elements": 0,
+    "sources": {"hashed": 7, "sampled": 2},
+    "source_sha256": {},
+}
 
 
 @dataclass
@@ -164,7 +188,7 @@ def verify(
     built: Built,
     checks: Iterable[Path] | None = None,
     records: Iterable[Path] | None = None,
-) -> dict[str, Any]:
+) -> VerifyRecord:
     """Return what the verification of a model finds."""
     return verify_model(
         built.build.digest,

@@ -6,7 +6,7 @@ The checks have read every shard whole; one that was touched since is hashed her
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from shardmerge.package.known import known_hashes, source_states
 from shardmerge.package.superseded import remove_superseded, stray_weights
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.paths import record_of_check
-from shardmerge.plan.records import CheckRecord, MergeRecord, load_check, load_record
+from shardmerge.plan.records import (
+    CheckRecord,
+    MergeRecord,
+    VerifyRecord,
+    load_check,
+    load_record,
+)
 from shardmerge.sources.checkpoint_files import INDEX
 
 _AGAIN = "Delete the file and run the workflow again."
@@ -37,8 +43,8 @@ def verify_model(
     deltas: Iterable[Path] = (),
     hashes: Iterable[Path] = (),
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Check a model's files against its description and the jobs' records.
+) -> VerifyRecord:
+    """Check a model's files against its description and the jobs' records; return what was found.
 
     What an earlier plan of the model left in its folder is removed, once the shards are right.
 
@@ -51,9 +57,6 @@ def verify_model(
         deltas: What ``check_shard`` found of the stored task vectors that were read.
         hashes: What ``hash_source`` found of local files.
         say: Takes a line for each file that is removed.
-
-    Returns:
-        What was found, as JSON-able data.
 
     Raises:
         UserError: If anything is not as it must be.
@@ -75,19 +78,19 @@ def verify_model(
     _check_stray(description, folder)
     _check_index(description, folder)
     _check_files(description, folder)
-    return {
-        "passed": True,
-        "name": description.name,
-        "build": build,
-        "shards": len(description.shards),
-        "tensors": sum(len(shard.tensors) for shard in description.shards),
-        "bytes": make_index(description)["metadata"]["total_size"],
+    return VerifyRecord(
+        name=description.name,
+        build=build,
+        shards=len(description.shards),
+        tensors=sum(len(shard.tensors) for shard in description.shards),
+        bytes=make_index(description)["metadata"]["total_size"],
+        hashed=len(rows),
+        task_vectors=len(vectors),
+        task_vector_elements=sum(row.elements for row in vectors),
+        sources=source_states(description, known),
+        source_sha256=known,
         **_summed(rows),
-        "task_vectors": len(vectors),
-        "task_vector_elements": sum(row.elements for row in vectors),
-        "sources": source_states(description, known),
-        "source_sha256": known,
-    }
+    )
 
 
 def _check_shards(
@@ -218,17 +221,15 @@ def _is_untouched(check: CheckRecord, shard: Path) -> bool:
     return check.stamp[:-1] == stamp_of(shard)[:-1]
 
 
-def _summed(rows: list[CheckRecord]) -> dict[str, Any]:
-    """Return what the checks of all shards come to: how much was checked, and by which way."""
-    ways = ("copies", "recomputed_independently", "recomputed_by_engine_steps")
+def _summed(rows: Sequence[CheckRecord]) -> dict[str, Any]:
+    """Return what the checks of all shards come to, by the fields of ``Recomputed``."""
+    counts = ("elements", "copies", "recomputed_independently", "recomputed_by_engine_steps")
+    counts += ("undecided", "nonfinite")
     return {
-        "hashed": len(rows),
-        **{way: sum(getattr(row, way) for row in rows) for way in ways},
-        "elements": sum(row.elements for row in rows),
+        "passed": True,
+        **{key: sum(getattr(row, key) for row in rows) for key in counts},
         "largest_error_in_bounds": max((r.largest_error_in_bounds for r in rows), default=0.0),
-        "undecided": sum(row.undecided for row in rows),
-        "nonfinite": sum(row.nonfinite for row in rows),
-        "not_sampled": [name for row in rows for name in row.not_sampled],
+        "not_sampled": tuple(name for row in rows for name in row.not_sampled),
     }
 
 

@@ -162,6 +162,12 @@ class BuildDescription:
     allow_nonfinite: bool = entry(forms.truth, False)
 
     @property
+    def varied(self) -> bool:
+        """Whether not all tensors are made of the same: a picture of the terms shows something."""
+        terms = list(self.coefficients.values())
+        return any(other != terms[0] for other in terms)
+
+    @property
     def digest(self) -> str:
         """Of all that the package is made from; names the description's file."""
         return digest(self.to_json())

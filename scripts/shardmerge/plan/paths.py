@@ -8,6 +8,8 @@ from pathlib import Path
 
 #: A model's file of the hashes of all its other files.
 CHECKSUMS = "SHA256SUMS"
+#: The picture of its coefficients, which its card shows.
+PICTURE = "coefficients.svg"
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Build:
             source or of what is written for the tokenizer.
         tokenizer: Paths of the source files that the tokenizer's are written from.
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
+        varied: Whether not all of its tensors are made of the same.
         trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
     """
 
@@ -77,6 +78,7 @@ class Build:
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    varied: bool = False
     trial: bool = False
 
     @property

@@ -221,6 +221,7 @@ class _Planner:
             files=paths | made,
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
             statistics=worth_showing(t.expression for t in outputs),
+            varied=description.varied,
             trial=composer.recipe.build is not None,
         )
 

@@ -13,7 +13,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
@@ -119,6 +119,11 @@ class Targets:
         if len(build.shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
+
+    def picture(self, name: str) -> list[str]:
+        """Return the picture that a build's card shows, none if it has none."""
+        shown = self.plan.builds[name].varied and self._cards[name].get("picture", True)
+        return [self.paths.model_file(name, PICTURE)] if shown else []
 
     def models(self) -> list[str]:
         """Return what shows that every model is built, verified and summed up.
@@ -240,15 +245,17 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build, and the page that compares them."""
-        made = [self.paths.report_file(n, f) for n in self.plan.models for f in self._report(n)]
+        made = [self.paths.report_file(n, f) for n in self.plan.models for f in self.report_of(n)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
-    def _report(self, name: str) -> list[str]:
+    def report_of(self, name: str) -> list[str]:
+        """Return the plots and tables of a build."""
         names = ["summary.html", "plan.html", "coefficients.svg", "norms.svg", "distances.svg"]
         statistics = self.plan.builds[name].statistics
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
-        return [*names, "timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        return [self.paths.report_file(name, file) for file in names]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""

@@ -305,7 +305,7 @@ class TestSavedModels:
         reading = formats.detect(config, {}, table)
         found = reading.logical(table, contents_of(tensors, reading.needed(table)))
         claimed = reading.claimed(table, found)
-        assert formats.unclaimed(table, claimed) == {}
+        assert not any(table[n].dtype in formats.CODE_TYPES for n in set(table) - claimed)
         rest = {name: tensor for name, tensor in tensors.items() if name not in claimed}
         return rest | {name: decoded(tensors, one, 30).bfloat16() for name, one in found.items()}
 

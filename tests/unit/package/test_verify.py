@@ -88,12 +88,12 @@ def edit(path: Path, **changes: Any) -> None:
 class TestFiles:
     def test_whole(self, built: Built) -> None:
         found = verify(built)
-        assert found["passed"] is True
-        assert found["tensors"] == len(llama_shapes(3))
-        assert found["shards"] == 4
-        assert found["bytes"] == sum(2 * torch.Size(s).numel() for s in llama_shapes(3).values())
-        assert found["elements"] == found["bytes"] // 2
-        assert found["not_sampled"] == []
+        assert found.passed is True
+        assert found.tensors == len(llama_shapes(3))
+        assert found.shards == 4
+        assert found.bytes == sum(2 * torch.Size(s).numel() for s in llama_shapes(3).values())
+        assert found.elements == found.bytes // 2
+        assert found.not_sampled == ()
 
     def test_shard_missing(self, built: Built) -> None:
         Path(built.build.shards[1].output).unlink()
@@ -192,7 +192,7 @@ class TestFiles:
             patch.setattr(Path, "unlink", killed)
             with pytest.raises(KeyboardInterrupt):
                 verify(new)
-        assert verify(new)["passed"]
+        assert verify(new).passed
         assert len(list(new.folder.glob("*.safetensors"))) == 3
 
     @pytest.mark.parametrize("change", ["bytes", "record", "link", "folder"])

@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "card.prompt_format": "Ask.",
     "card.tags": ["x"],
     "card.pipeline_tag": "image-text-to-text",
+    "card.picture": False,
     "card.models": {"out": {"license": "mit"}},
     "benchmark.models": ["sources"],
     "benchmark.reference": "base",
