@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.base.weightfolders import FOLDER
 from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
@@ -115,7 +116,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    shard=r"model(-\d{5}-of-\d{5})?",
+    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",

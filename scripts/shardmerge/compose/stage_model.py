@@ -14,6 +14,7 @@ from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
+from shardmerge.compose.differences import side_by_side
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
@@ -42,6 +43,7 @@ class StageModel(Model):
         self.context = context
         self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
+        self.config = context.lock.sources[context.reference_source(stage.name)].config
         self.settings = Resolver(stage, self.method, self.parts)
         self._rows: dict[str, fold.Row] = {}
         self._expressions: dict[str, ex.Expression] = {}
@@ -228,11 +230,12 @@ class StageModel(Model):
         alone = self.method.inputs.if_single
         if self._copies(part) and (alone == "copied" or part.base is not None):
             return
+        told = side_by_side(part.lead[0], piece.models[part.names.index(None)])
         error = UserError(
             f"tensor {tensor!r} is not in {lacking[0]!r}, and merge_method {self.method.name!r} "
             "cannot do without it",
             piece.where,
-            "Take the model out, or merge models that all have the tensor.",
+            " ".join(filter(None, [told, "Merge models that all have the tensor."])),
         )
         if piece.base is not None and part.base is None and self.method.inputs.base != "ignored":
             raise error

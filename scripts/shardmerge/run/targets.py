@@ -116,7 +116,7 @@ class Targets:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.shards) > 1:
+        if len(build.main_shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
 
@@ -245,7 +245,7 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build, and the page that compares them."""
-        made = [self.paths.report_file(n, f) for n in self.plan.models for f in self.report_of(n)]
+        made = [file for name in self.plan.models for file in self.report_of(name)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
     def report_of(self, name: str) -> list[str]:
