@@ -25,7 +25,7 @@ from shardmerge.sweep.space import MOST_TRIALS, Point, drawn, grid, read_space
 from shardmerge.sweep.template import Template
 
 #: Folder of sweeps below the results.
-FOLDER = "sweeps"
+SWEEPS = "sweeps"
 _DIGITS = 10
 _LONGEST_SHOWN = 40
 
@@ -77,7 +77,7 @@ class Sweep:
 
     def build(self, trial: str) -> str:
         """Return the name of a trial's folder below the results."""
-        return f"{FOLDER}/{self.name}/trials/{trial}"
+        return f"{SWEEPS}/{self.name}/trials/{trial}"
 
     def label(self, trial: str) -> str:
         """Return what a trial is called among measured models."""

@@ -71,7 +71,7 @@ def settle(sweep: Sweep, plan: Plan, points: TrialSet, trial: str, say: Say) -> 
         if name not in kept and (freed := drop(build, say)):
             say(f"deleted the weights of trial {name}, {human_bytes(freed)}")
         if name == trial and name not in kept:
-            leave_scratch(Path(build.shards[0].output).parent)
+            leave_scratch(model_folder(build))
 
 
 def drop(build: Build, say: Say) -> int:
@@ -104,7 +104,7 @@ def restore(build: Build, plan: Plan, say: Say) -> list[dict]:
     Raises:
         UserError: If a file is in the way, or what is built again has other bytes than before.
     """
-    leave_scratch(Path(build.shards[0].output).parent)
+    leave_scratch(model_folder(build))
     places = _places(plan, build)
     return [_restored(job, places, say) for job in build.shards]
 
@@ -143,6 +143,12 @@ def _places(plan: Plan, build: Build) -> _Places:
         if job in vectors:
             stored |= {tensor.expression for tensor in spec.tensors}
     return found
+
+
+def model_folder(build: Build) -> Path:
+    """Return the folder of a trial's model; a shard may lie in a folder within it."""
+    before, _, _ = build.shards[0].output.rpartition(f"/{build.name}/model/")
+    return Path(f"{before}/{build.name}/model")
 
 
 def scratch_folder(sweep: Sweep, trial: str, results: str) -> Path:
