@@ -165,12 +165,6 @@ def room_for(w):
     return SWEEPS.before(w.name) if hasattr(w, "name") else []
 
 
-def told_of_sweep(sweep):
-    """Return the options that tell a job of a sweep."""
-    told = {"sweep": SWEEPS.files[sweep], "plan": DECISION.path, "results": SETTINGS["results"]}
-    return [f"--{option}={value}" for option, value in told.items()]
-
-
 def tasks_of(w):
     """Return the tasks that a benchmark job runs: one, or all of them."""
     return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]

@@ -27,10 +27,10 @@ rule plan:
     params:
         plan=DECISION.path,
         results=SETTINGS["results"],
-        sweeps=list(SWEEPS.files.values()),
+        inputs=lambda w: listed(sweeps=SWEEPS.files.values()),
     shell:
         'python "$SCRIPTS"/show_plan.py --plan={params.plan:q} --results={params.results:q}'
-        " --sweeps {params.sweeps:q} 2> {log:q}"
+        " --inputs={params.inputs:q} 2> {log:q}"
 
 
 rule explain:

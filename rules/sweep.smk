@@ -42,10 +42,13 @@ rule settle_trial:
     params:
         identity=lambda w: SWEEPS.identity(w.sweep, w.trial),
         # what it finds of other trials makes nothing run again
-        told=lambda w, input: told_of_sweep(w.sweep),
+        sweep=lambda w, input: SWEEPS.files[w.sweep],
+        plan=lambda w, input: DECISION.path,
+        results=lambda w, input: SETTINGS["results"],
         inputs=lambda w, input: listed(task=BENCHMARK["tasks"], known=SWEEPS.known(w.sweep)),
     shell:
-        'python "$SCRIPTS"/settle_trial.py {params.told:q} --trial={wildcards.trial:q}'
+        'python "$SCRIPTS"/settle_trial.py --sweep={params.sweep:q} --plan={params.plan:q}'
+        " --results={params.results:q} --trial={wildcards.trial:q}"
         " --inputs={params.inputs:q} --output={output.scores:q} --lock={output.lock:q}"
         " > {log:q} 2>&1"
 
@@ -90,10 +93,13 @@ rule keep_trials:
         ),
     params:
         content=lambda w: SWEEPS.content(w.sweep),
-        told=lambda w, input: told_of_sweep(w.sweep),
+        sweep=lambda w, input: SWEEPS.files[w.sweep],
+        plan=lambda w, input: DECISION.path,
+        results=lambda w, input: SETTINGS["results"],
         inputs=lambda w, input: listed(task=BENCHMARK["tasks"]),
     shell:
-        'python "$SCRIPTS"/keep_trials.py {params.told:q} --inputs={params.inputs:q}'
+        'python "$SCRIPTS"/keep_trials.py --sweep={params.sweep:q} --plan={params.plan:q}'
+        " --results={params.results:q} --inputs={params.inputs:q}"
         " --output={output:q} > {log:q} 2>&1"
 
 

@@ -9,6 +9,7 @@ from shardmerge.plan.files import use_plan
 from shardmerge.plan.plan import read_plan
 from shardmerge.report.plan_view import plan_text
 from shardmerge.run.cli import run, show
+from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep.forecast import forecast, measured_speeds
 from shardmerge.sweep.sweeps import load_sweep
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--results", default="results", help="folder of all results")
     parser.add_argument("--benchmarks", type=Path, default=Path("benchmarks"),
                         help="folder of what Snakemake measured")  # fmt: skip
-    args = parser.parse_args()
+    args = parse_args(parser)
     plan = read_plan(args.plan)
     use_plan(Path(args.plan).stem)
     sweeps = list(map(load_sweep, args.sweeps))

@@ -163,7 +163,7 @@ class SweepTargets:
             UserError: If one is in the memory of this machine.
         """
         for sweep in self.sweeps.values():
-            if sweep.scratch and Path(sweep.scratch).absolute().is_relative_to("/dev/shm"):
+            if sweep.scratch and Path(sweep.scratch).absolute().is_relative_to("/dev"):
                 raise UserError(
                     f"{sweep.scratch} is memory of one machine, and jobs run on others",
                     "configuration: sweep.scratch",
