@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import torch
 
+    from shardmerge.methods.passes import Passes
     from shardmerge.methods.program import Writer
 
 REQUIRED = object()
@@ -141,6 +142,7 @@ class Group:
         models: The inputs' names in the recipe.
         offset: Index of the block's first element in the flattened tensor.
         total: Elements of the whole tensor; 0 if this is all of it.
+        shape: Of the whole tensor; empty if the tensors say it.
     """
 
     tensors: Sequence[torch.Tensor]
@@ -151,6 +153,7 @@ class Group:
     models: tuple[str, ...] = ()
     offset: int = 0
     total: int = 0
+    shape: tuple[int, ...] = ()
 
     @property
     def others(self) -> list[int]:
@@ -159,6 +162,8 @@ class Group:
 
 
 Kernel = Callable[[Group], "torch.Tensor"]
+#: Begins a method's passes; the group's tensors are not looked at, only their number.
+BeginPasses = Callable[[Group], "Passes"]
 #: Writes a method's arithmetic for one element as steps: (inputs as values, writer) -> value.
 StepWriter = Callable[[Group, "Writer"], int]
 

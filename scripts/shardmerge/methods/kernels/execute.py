@@ -1,0 +1,123 @@
+"""Passes by torch: the same bits as native code's, on any device, for float64 too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from shardmerge.methods.contract import BeginPasses, Group
+from shardmerge.methods.kernels.blocks import row_sums, spans
+from shardmerge.methods.passes import (
+    Axis,
+    Counts,
+    Sums,
+    Wanted,
+    along_first,
+    resolve,
+    vectors,
+)
+
+#: Returns consecutive elements of each input, in the type that is computed in: (first, count).
+Read = Callable[[int, int], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class TorchElements:
+    """Consecutive elements of a call's inputs.
+
+    Args:
+        tensors: One for each input, one-dimensional, of one type.
+        shape: Of the tensor that they are elements of.
+        first: Index of the first.
+    """
+
+    tensors: Sequence[torch.Tensor]
+    shape: Sequence[int]
+    first: int
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.tensors[index]
+
+    def full(self, number: float) -> torch.Tensor:
+        return torch.full_like(self.tensors[0], number)
+
+    def where(self, mask: torch.Tensor, yes: Any, no: Any) -> torch.Tensor:
+        return torch.where(mask, yes, no)
+
+    def number(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask.to(self.tensors[0].dtype)
+
+    def along(self, values: np.ndarray, axis: Axis) -> torch.Tensor | float:
+        like = self.tensors[0]
+        numbers = torch.from_numpy(values).to(like.device, like.dtype)
+        count, length = vectors(self.shape, axis)
+        places = torch.arange(self.first, self.first + len(like), device=like.device)
+        return numbers[places % count if along_first(self.shape, axis) else places // length]
+
+
+def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
+    """Return what a method's passes make of whole tensors, or of a block if they reduce nothing."""
+    tensors = [tensor.reshape(-1) for tensor in group.tensors]
+    group = replace(group, shape=group.shape or tuple(group.tensors[0].shape))
+    out = torch.empty_like(tensors[0])
+
+    def read(first: int, count: int) -> list[torch.Tensor]:
+        return [tensor[first : first + count] for tensor in tensors]
+
+    if out.numel():
+        make = resolve(begin(group), partial(answered, shape=group.shape, read=read))
+        for span in spans(out.numel()):
+            parts = read(span.start, span.stop - span.start)
+            out[span] = make(TorchElements(parts, group.shape, group.offset + span.start))
+    return out.view(group.tensors[0].shape)
+
+
+def answered(wanted: Wanted, shape: Sequence[int], read: Read) -> Any:
+    """Return what a pass over some elements' tensors wants to know.
+
+    Args:
+        wanted: What it asks for.
+        shape: Of the tensors, which have elements.
+        read: Reads elements.
+    """
+    match wanted:
+        case Sums(function, axis):
+            return _sums(function, axis, shape, read)
+        case Counts(function):
+            return _counts(function, shape, read)
+    raise TypeError(f"not known to passes: {wanted!r}")
+
+
+def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: Read) -> np.ndarray:
+    rows, columns = vectors(shape, axis)
+    strided = along_first(shape, axis)
+
+    def tiles(row: slice, column: slice) -> Iterator[torch.Tensor]:
+        if strided:
+            lines = range(column.start, column.stop)
+            parts = [read(line * rows + row.start, row.stop - row.start) for line in lines]
+            size = row.stop - row.start
+            tensors = [torch.stack(each).t().reshape(-1) for each in zip(*parts, strict=True)]
+        else:
+            size = row.stop - row.start
+            count = size * (column.stop - column.start)
+            tensors = list(read(row.start * columns + column.start, count))
+        values = function(TorchElements(tensors, shape, -1))
+        return (value.clone().view(size, -1) for value in values)
+
+    return row_sums(tiles, rows, columns).numpy()
+
+
+def _counts(function: Callable, shape: Sequence[int], read: Read) -> list[int]:
+    _, count = vectors(shape, "all")
+    found: list[int] = []
+    for span in spans(count):
+        masks = function(TorchElements(read(span.start, span.stop - span.start), shape, span.start))
+        more = [int(mask.sum()) for mask in masks]
+        found = [a + b for a, b in zip(found, more, strict=True)] if found else more
+    return found
