@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import Leaves, in_passes
 from shardmerge.base.numerics import Numerics
-from shardmerge.methods.passes import Map, Sums, Wanted
-from shardmerge.methods.program import TYPES, Program, Reduction, Unsupported, Writer
+from shardmerge.methods.passes import Elements, Map, Value
+from shardmerge.methods.program import TYPES, Kind, Program, Reduction, Unsupported, Writer
 from shardmerge.methods.registry import steps_of
-from shardmerge.methods.symbolic import Load, SymbolicElements
+from shardmerge.methods.symbolic import Given, SymbolicElements
 
 #: Returns what a call does to elements, once it is known.
 Maps = Callable[[ex.Call], Map]
@@ -48,29 +47,32 @@ def steps_for(
         return None
     writer, measured = compiler.writer, tuple(compiler.measured)
     program = Program(dtypes, tuple(writer.steps), result, dtype, measured, tuple(writer.loads))
-    steps = tuple(writer.constants), tuple(compiler.squares), tuple(compiler.loads)
-    return Steps(program, *steps)
+    return Steps(program, compiler.given, tuple(compiler.squares))
 
 
 def reduction_for(
-    call: ex.Call, wanted: Wanted, leaves: Leaves, numerics: Numerics, maps: Maps
-) -> tuple[Reduction, tuple[float, ...], tuple[Load, ...]]:
-    """Return what a call's pass reduces, as steps, with their constants and what they load.
+    call: ex.Call,
+    function: Callable[[Elements], Sequence[Value]],
+    kind: Kind,
+    leaves: Leaves,
+    numerics: Numerics,
+    maps: Maps,
+) -> tuple[Reduction, Given]:
+    """Return what a call's pass reduces, as steps, and what they need besides.
 
     Args:
         call: The call.
-        wanted: What the pass wants to know.
+        function: Returns what is reduced.
+        kind: How.
         leaves: What its inputs start from.
         numerics: In which it is computed.
         maps: Of calls among its inputs.
     """
     compiler = _compiler(leaves, numerics, {}, maps)
-    kind: Literal["sums", "counts"] = "sums" if isinstance(wanted, Sums) else "counts"
-    values = tuple(value.number for value in wanted.function(compiler.elements(call)))
+    values = tuple(value.number for value in function(compiler.elements(call)))
     writer = compiler.writer
     dtypes, steps = tuple(leaf.dtype for leaf in leaves.files), tuple(writer.steps)
-    reduction = Reduction(dtypes, steps, tuple(writer.loads), kind, values)
-    return reduction, tuple(writer.constants), tuple(compiler.loads)
+    return Reduction(dtypes, steps, tuple(writer.loads), kind, values), compiler.given
 
 
 def _compiler(
@@ -78,7 +80,7 @@ def _compiler(
 ) -> _Compiler:
     values = {leaf: value for value, leaf in enumerate(leaves.files)}
     writer = Writer([leaf.dtype for leaf in leaves.files])
-    return _Compiler(writer, values, dict(numbers), numerics, maps)
+    return _Compiler(writer, values, dict(numbers), numerics, maps, Given(writer.constants))
 
 
 @dataclass
@@ -87,8 +89,8 @@ class _Compiler:
     values: dict[ex.Expression, int]
     numbers: dict[ex.Delta, int]
     numerics: Numerics
-    maps: Maps | None = None
-    loads: list[Load] = field(default_factory=list)
+    maps: Maps | None
+    given: Given
     measured: list[int] = field(default_factory=list)
     squares: list[tuple[int, int, int | None]] = field(default_factory=list)
 
@@ -130,7 +132,7 @@ class _Compiler:
     def elements(self, call: ex.Call) -> SymbolicElements:
         """Return the elements of a call's inputs."""
         inputs = [self.value(one) for one in call.inputs]
-        return SymbolicElements(self.writer, inputs, call.inputs[0].shape, self.loads)
+        return SymbolicElements(self.writer, inputs, call.inputs[0].shape, self.given)
 
     def _scaled(self, coefficient: float, operand: ex.Expression) -> int:
         value = self.value(operand)
@@ -150,13 +152,16 @@ class Steps:
 
     Args:
         program: Its steps.
-        constants: That they name.
+        given: What they need besides the elements of files.
         squares: For each task vector that is measured: its number, where in ``program.measured``
             it stands, and where its base does (None if it is read from a file).
-        loads: What makes the elements of each leaf that is no file's.
     """
 
     program: Program
-    constants: tuple[float, ...]
+    given: Given
     squares: tuple[tuple[int, int, int | None], ...]
-    loads: tuple[Load, ...] = ()
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """The constants that the steps name, of the first element."""
+        return tuple(self.given.constants)

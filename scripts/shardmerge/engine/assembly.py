@@ -13,14 +13,24 @@ from shardmerge.methods.program import CONSTANTS, WITH_CONSTANT, Program, Reduct
 #: Elements of a vector of the generated code: registers of any processor are a fraction of it.
 LANES = 32
 #: What an element is in memory, by type code.
-_ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float", "F64": "double"}
+_ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float", "F64": "double", "U32": "i32"}
 STORED = {code: f"<{LANES} x {element}>" for code, element in _ELEMENT.items()}
-_HALF, _BITS, FLOAT, DOUBLE = STORED.values()
-INT = f"<{LANES} x i32>"
+_HALF, _BITS, FLOAT, DOUBLE, INT = STORED.values()
 MASK = f"<{LANES} x i1>"
 _OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus": "fadd"}
 _OPERATIONS |= {"times": "fmul", "over": "fdiv"}
-_COMPARISONS = {"gt": "ogt", "ge": "oge", "lt": "olt", "eq": "oeq"}
+_COMPARISONS = {name: f"fcmp o{name}" for name in ("gt", "ge", "lt", "eq")}
+_COMPARISONS |= {"ne": "fcmp une"}
+_COMPARISONS |= {"at least": "icmp sge", "at most": "icmp sle", "below": "icmp ult"}
+#: How a constant, which lies in memory as float64, becomes one of another type.
+_CONSTANT = {
+    "F32": ("  %c{k}.one = fptrunc double %c{k}.wide to float",),
+    "F64": ("  %c{k}.one = fadd double %c{k}.wide, -0.0",),
+    "U32": (
+        "  %c{k}.long = fptosi double %c{k}.wide to i64",
+        "  %c{k}.one = trunc i64 %c{k}.long to i32",
+    ),
+}
 
 
 def splat(value: int) -> str:
@@ -58,9 +68,7 @@ class Assembly:
             lines += [
                 f"  %c{k}.at = getelementptr double, ptr %constants, i64 {k}",
                 f"  %c{k}.wide = load double, ptr %c{k}.at",
-                f"  %c{k}.one = fptrunc double %c{k}.wide to float"
-                if code == "F32"
-                else f"  %c{k}.one = fadd double %c{k}.wide, -0.0",
+                *(line.format(k=k) for line in _CONSTANT[code]),
                 f"  %c{k}.first = insertelement {kind} poison, {one} %c{k}.one, i64 0",
                 f"  %c{k} = shufflevector {kind} %c{k}.first, {kind} poison, {INT} zeroinitializer",
             ]
@@ -103,7 +111,11 @@ class Assembly:
         stored = self.new(
             f"load {STORED[code]}, ptr {self.place(f'%leaf{leaf}', code, self._at)}, align 1"
         )
-        self.widen(stored, code, name)
+        if code == "U32":
+            self._types[name] = INT
+            self.new(f"add {INT} {stored}, zeroinitializer", name)
+        else:
+            self.widen(stored, code, name)
 
     def widen(self, stored: str, code: str, name: str | None = None) -> str:
         """Write float32 of what lies in memory."""
@@ -136,7 +148,7 @@ class Assembly:
         return stored, self.widen(stored, code)
 
     def _step(self, name: str, operands: Sequence[int], value: str) -> None:
-        kind, _, code = name.partition(" ")
+        kind, _, code = name.partition(" ") if name not in _COMPARISONS else (name, "", "")
         first = self.value(operands[0]) if operands else ""
         of = self._types.get(first, FLOAT)
         if kind == "round":
@@ -164,6 +176,12 @@ class Assembly:
         elif kind == "wide":
             self._types[value] = DOUBLE
             self.new(f"fpext {FLOAT} {first} to {DOUBLE}", value)
+        elif kind == "single":
+            self.new(f"fptrunc {DOUBLE} {first} to {FLOAT}", value)
+        elif kind == "key":
+            self._types[value] = INT
+            bits = self.new(f"bitcast {FLOAT} {first} to {INT}")
+            self.new(f"and {INT} {bits}, {splat(0x7FFFFFFF)}", value)
         elif kind == "select":
             yes, no = (self.typed(self.value(k)) for k in operands[1:])
             self._types[value] = self._types.get(self.value(operands[1]), FLOAT)
@@ -171,7 +189,7 @@ class Assembly:
         elif kind in _COMPARISONS:
             self._types[value] = MASK
             second = self.value(operands[1])
-            self.new(f"fcmp {_COMPARISONS[kind]} {of} {first}, {second}", value)
+            self.new(f"{_COMPARISONS[kind]} {of} {first}, {second}", value)
         elif kind == "and":
             self._types[value] = MASK
             self.new(f"and {MASK} {first}, {self.value(operands[1])}", value)

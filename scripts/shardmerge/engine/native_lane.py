@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
 from shardmerge.engine.input_files import InputFiles
@@ -62,14 +63,21 @@ class NativeLane:
         """Compute a chunk's elements; count and measure what is found."""
         task = self._tasks[chunk.tensor]
         steps, name = self._steps(chunk.tensor), task.tensor.name
-        made = [load(chunk.first, chunk.count) for load in steps.loads]
-        leaves = [slot.arena.address + position for position, _ in chunk.leaves]
-        leaves += [array.ctypes.data for array in made]
-        address = ctypes.addressof(ctypes.c_char.from_buffer(target))
-        finite, sums = native(steps.program).run(address, leaves, chunk.count, steps.constants)
-        for number, own, base in steps.squares:
-            self._tally.add_squares(name, number, sums[own], None if base is None else sums[base])
-        if not finite:
+        code = native(steps.program)
+        made = [load(chunk.first, chunk.count) for load in steps.given.loads]
+        places = [(slot.arena.address + at, DTYPES[one].size) for at, one in chunk.leaves]
+        places += [(array.ctypes.data, array.itemsize) for array in made]
+        output = ctypes.addressof(ctypes.c_char.from_buffer(target))
+        places.append((output, chunk.itemsize))
+        all_finite = True
+        for first, count, constants in steps.given.pieces(chunk.first, chunk.count):
+            *leaves, out = (place + (first - chunk.first) * size for place, size in places)
+            finite, sums = code.run(out, leaves, count, constants)
+            all_finite &= finite
+            for number, own, base in steps.squares:
+                row = sums[own], None if base is None else sums[base]
+                self._tally.add_squares(name, number, *row)
+        if not all_finite:
             self._inspect(chunk, slot, target, task)
 
     def _inspect(self, chunk: Chunk, slot: Slot, target: memoryview, task: TensorTask) -> None:

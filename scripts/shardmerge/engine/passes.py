@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,16 +17,34 @@ from shardmerge.algebra.leaves import block_leaves
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import AnyLocation
-from shardmerge.engine.reductions import native_reduction
+from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import Counts, Map, Sums, Wanted, along_first, resolve, vectors
-from shardmerge.methods.program import Reduction
+from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
+from shardmerge.methods.passes import (
+    Band,
+    Bands,
+    Counts,
+    Elements,
+    Map,
+    RowRanks,
+    Sums,
+    Value,
+    Wanted,
+    along_first,
+    resolve,
+    vectors,
+)
+from shardmerge.methods.program import Kind, Reduction
 from shardmerge.methods.registry import passes_of
-from shardmerge.methods.symbolic import Load
+from shardmerge.methods.symbolic import Given
 
+_T = TypeVar("_T")
+#: Tiles whose counts fit in 32 bits many times over.
+_COUNTED = 1 << 12
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
 
@@ -52,18 +71,63 @@ class NativePasses:
         return self._made[call]
 
     def _answer(self, call: ex.Call, wanted: Wanted) -> Any:
-        leaves = block_leaves(call, self._files.stored, self._numerics)
-        found = reduction_for(call, wanted, leaves, self._numerics, self.map)
-        tiles = _Tiles([self._files.locate(leaf) for leaf in leaves.files], self._files, *found)
-        shape = call.inputs[0].shape
+        shape, count = call.inputs[0].shape, ex.elements(call.inputs[0])
         match wanted:
-            case Sums(_, axis) if along_first(shape, axis):
+            case Sums(function, axis) if along_first(shape, axis):
+                tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
-            case Sums(_, axis):
-                return tiles.sums(*vectors(shape, axis))
-            case Counts():
-                return tiles.counts(ex.elements(call.inputs[0]))
+            case Sums(function, axis):
+                return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
+            case Counts(function):
+                return self._tiles(call, function, "counts").counts(count)
+            case RowRanks(function):
+                return self._row_ranks(call, function)
+            case Bands():
+                return self._bands(call, wanted, count)
         raise TypeError(f"not known to native code: {wanted!r}")
+
+    def _tiles(
+        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]], kind: Kind
+    ) -> Tiles:
+        leaves = block_leaves(call, self._files.stored, self._numerics)
+        found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
+        return Tiles([self._files.locate(leaf) for leaf in leaves.files], self._files, *found)
+
+    def _row_ranks(
+        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]]
+    ) -> list[RanksInRows]:
+        def of(k: int) -> RanksInRows:
+            def values(first: int, count: int) -> np.ndarray:
+                tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
+                return tiles.values(first, count).astype(np.float32)
+
+            return RanksInRows(values, call.inputs[0].shape)
+
+        asked: list[int] = []
+        self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
+        return [of(k) for k in range(asked[0])]
+
+    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[Band]:
+        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+            def keys(x: Elements) -> list[Value]:
+                values = [value.key() for value in wanted.function(x)]
+                return [values[k] for k, _ in pairs]
+
+            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
+            return tiles.histograms(count, [prefix for _, prefix in pairs])
+
+        def locate(k: int, key: int, number: int) -> int:
+            every = 0, count
+            equal = Band(key, key, every, every)
+
+            def mask(x: Elements) -> Value:
+                return x.inside(wanted.function(x)[k], equal)
+
+            counted = self._tiles(call, lambda x: [mask(x)], "counts")
+            shown = self._tiles(call, lambda x: [x.number(mask(x)).double()], "sums")
+            return counted.locate(shown, count, number)
+
+        return find_bands(wanted.ranks, count, 32, histograms, locate)
 
 
 class StepsOf:
@@ -104,7 +168,7 @@ class StepsOf:
         return steps_for(task.expression, task.tensor.dtype, *rest)
 
 
-class _Tiles:
+class Tiles:
     """The elements of a reduction's leaves, read tile by tile."""
 
     def __init__(
@@ -112,24 +176,25 @@ class _Tiles:
         locations: Sequence[AnyLocation],
         files: InputFiles,
         reduction: Reduction,
-        constants: Sequence[float],
-        loads: Sequence[Load],
+        given: Given,
     ) -> None:
         self._locations, self._files = locations, files
-        self._code = native_reduction(reduction)
-        self._constants, self._loads = constants, loads
-        self._buffers = [np.empty(BLOCK * DTYPES[code].size, np.uint8) for code in reduction.leaves]
+        self._code, self._given = native_reduction(reduction), given
+        self._sizes = [DTYPES[code].size for code in (*reduction.leaves, *reduction.loads)]
+        own = self._sizes[: len(reduction.leaves)]
+        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
 
     def sums(self, rows: int, columns: int) -> np.ndarray:
         """Return the sums over vectors whose elements follow each other, [sums, vectors]."""
         done, parts = [], []
         for first, count, last in _tiles(rows, columns):
             length = min(count, columns)
-            if rows == 1 and count == BLOCK:
-                values = self._run(first, count, self._code.sums)[:, None]
-            else:
-                values = self._run(first, count, self._code.values)
-                values = values.reshape(len(values), -1, length)
+            whole = rows == 1 and count == BLOCK
+            found = self._run(first, count, self._code.sums if whole else self._code.values)
+            if whole and len(found) > 1:
+                found = self._run(first, count, self._code.values)
+            values = np.concatenate(found, axis=1)
+            values = values[:, None] if whole else values.reshape(len(values), -1, length)
             parts.append(tree_sum(values))
             if last:
                 done.append(tree_sum(np.stack(parts, axis=-1)))
@@ -138,8 +203,40 @@ class _Tiles:
 
     def counts(self, count: int) -> list[int]:
         """Return how often each mask is set."""
-        found = [self._run(first, size, self._code.counts) for first, size, _ in _tiles(1, count)]
+        found = [self._counts(first, size) for first, size, _ in _tiles(1, count)]
         return [int(total) for total in np.sum(found, axis=0)]
+
+    def _counts(self, first: int, count: int) -> np.ndarray:
+        return np.sum(self._run(first, count, self._code.counts), axis=0)
+
+    def locate(self, shown: Tiles, count: int, number: int) -> int:
+        """Return the index of the element that is so manieth for which the mask is set.
+
+        Args:
+            shown: Adds up the mask as numbers.
+            count: Elements.
+            number: Which of them, from 0.
+        """
+        for first, size, _ in _tiles(1, count):
+            there = int(self._counts(first, size)[0])
+            if number < there:
+                values = np.concatenate(shown._run(first, size, shown._code.values), axis=1)
+                return first + int(np.flatnonzero(values[0])[number])
+            number -= there
+        raise ValueError("there are not so many")
+
+    def histograms(self, count: int, prefixes: Sequence[int]) -> list[np.ndarray]:
+        """Return how often each half of the keys occurs, int64 [DIGITS] for each value."""
+        tables = np.zeros((len(prefixes), TABLES, DIGITS + 1), np.uint32)
+        total = np.zeros((len(prefixes), DIGITS), np.int64)
+        of = np.array(prefixes, np.int32)
+        tiles = list(_tiles(1, count))
+        for number, (first, size, _) in enumerate(tiles, 1):
+            self._run(first, size, partial(self._code.add_digits, tables), of)
+            if number % _COUNTED == 0 or number == len(tiles):
+                total += tables[:, :, :DIGITS].sum(axis=1, dtype=np.int64)
+                tables[:] = 0
+        return list(total)
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""
@@ -148,6 +245,10 @@ class _Tiles:
             for first in range(0, rows, BLOCK)
         ]
         return tree_sum(np.stack(parts, axis=-1))
+
+    def values(self, begin: int, count: int) -> np.ndarray:
+        """Return the first of the values of consecutive elements, float64 [elements]."""
+        return self._row(begin, count)[0]
 
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns]."""
@@ -167,14 +268,27 @@ class _Tiles:
     def _row(self, begin: int, count: int) -> np.ndarray:
         spans = range(begin, begin + count, BLOCK)
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
-        return np.concatenate(parts, axis=1)
+        return np.concatenate([piece for part in parts for piece in part], axis=1)
 
-    def _run(self, first: int, count: int, function: Callable[..., np.ndarray]) -> np.ndarray:
+    def _run(
+        self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
+    ) -> list[_T]:
+        """Return what a function makes of a tile, in pieces where constants change."""
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))
-        made = [load(first, count) for load in self._loads]
-        leaves = [array.ctypes.data for array in (*self._buffers, *made)]
-        return function(leaves, count, self._constants)
+        made = [_longer(load(first, count)) for load in self._given.loads]
+        places = [array.ctypes.data for array in (*self._buffers, *made)]
+        results = []
+        for begin, size, constants in self._given.pieces(first, count):
+            pairs = zip(places, self._sizes, strict=True)
+            leaves = [place + (begin - first) * one for place, one in pairs]
+            results.append(function(leaves, size, constants, *more))
+        return results
+
+
+def _longer(x: np.ndarray) -> np.ndarray:
+    """Return an array with room for whole vectors at its end."""
+    return np.concatenate([x, np.zeros(LANES, x.dtype)])
 
 
 def tree_sum(x: np.ndarray) -> np.ndarray:

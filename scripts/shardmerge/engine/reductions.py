@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, MASK, Assembly
+from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, MASK, Assembly, splat
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
@@ -23,6 +23,9 @@ from shardmerge.methods.program import Reduction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+#: Halves of a key that there are, and tables that are counted in turn: so that equal keys one after
+#: the other need not wait for each other.
+DIGITS, TABLES = 1 << 16, 4
 #: Parts of a tile that are added up at once, by the most sums for which registers are enough.
 _WAYS = ((4, 8), (12, 4), (1 << 30, 2))
 
@@ -82,6 +85,25 @@ class NativeReduction:
             total += found[:, :rest].sum(axis=1)
         return total
 
+    def add_digits(
+        self,
+        tables: np.ndarray,
+        leaves: Sequence[int],
+        count: int,
+        constants: Sequence[float],
+        prefixes: np.ndarray,
+    ) -> None:
+        """Count halves of keys.
+
+        Args:
+            tables: uint32 [values, TABLES, DIGITS + 1], counted up; the last place is of no use.
+            leaves: Address of the first element of each leaf, of which whole vectors can be read.
+            count: Elements.
+            constants: That the steps name.
+            prefixes: For each value the high half of which low halves are counted, int32.
+        """
+        self._call(1, tables, leaves, count, constants, prefixes)
+
     def _call(
         self,
         ways: int,
@@ -89,13 +111,14 @@ class NativeReduction:
         leaves: Sequence[int],
         count: int,
         constants: Sequence[float],
+        prefixes: np.ndarray | None = None,
     ) -> None:
         if ways not in self.functions:
-            text = _counts(self.reduction) if self.reduction.kind == "counts" else None
-            self.functions[ways] = compiled(text or _sums(self.reduction, ways))
+            self.functions[ways] = compiled(_text(self.reduction, ways))
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
         numbers = (ctypes.c_double * len(constants))(*constants)
-        self.functions[ways][0](output.ctypes.data, addresses, count, numbers, None)
+        more = None if prefixes is None else prefixes.ctypes.data
+        self.functions[ways][0](output.ctypes.data, addresses, count, numbers, more)
 
 
 @cache
@@ -104,7 +127,13 @@ def native_reduction(reduction: Reduction) -> NativeReduction:
     return NativeReduction(reduction)
 
 
-_HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %unused) {"
+_HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %prefixes) {"
+
+
+def _text(reduction: Reduction, ways: int) -> str:
+    if reduction.kind == "sums":
+        return _sums(reduction, ways)
+    return _counts(reduction) if reduction.kind == "counts" else _digits(reduction)
 
 
 def _sums(reduction: Reduction, ways: int) -> str:
@@ -211,6 +240,60 @@ def _counts(reduction: Reduction) -> str:
         "done:",
         *(f"  %at{k} = getelementptr {INT}, ptr %output, i64 {k}\n"
           f"  store {INT} %added{k}, ptr %at{k}, align 4" for k in kept),
+        "  ret void",
+        "}",
+        *DECLARATIONS,
+    ])  # fmt: skip
+
+
+def _digits(reduction: Reduction) -> str:
+    """Return a function that counts how often keys have a high half, or a low one after some."""
+    writer = Assembly(reduction)
+    entry = writer.entry()
+    lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
+    for k in range(len(reduction.values)):
+        entry += [
+            f"  %prefix{k}.at = getelementptr i32, ptr %prefixes, i64 {k}",
+            f"  %prefix{k}.one = load i32, ptr %prefix{k}.at",
+            f"  %prefix{k}.first = insertelement {INT} poison, i32 %prefix{k}.one, i64 0",
+            f"  %prefix{k} = shufflevector {INT} %prefix{k}.first, {INT} poison, "
+            f"{INT} zeroinitializer",
+        ]
+    writer.values()
+    left = writer.new("sub i64 %count, %i")
+    left = writer.new(f"trunc i64 {left} to i32")
+    left = writer.new(f"insertelement {INT} poison, i32 {left}, i64 0")
+    left = writer.new(f"shufflevector {INT} {left}, {INT} poison, {INT} zeroinitializer")
+    there = writer.new(f"icmp slt {INT} <{lanes}>, {left}")
+    for k, key in enumerate(map(writer.value, reduction.values)):
+        high, wanted = writer.new(f"lshr {INT} {key}, {splat(16)}"), there
+        digit = high
+        if reduction.kind == "low":
+            digit = writer.new(f"and {INT} {key}, {splat(DIGITS - 1)}")
+            wanted = writer.new(f"icmp eq {INT} {high}, %prefix{k}")
+            wanted = writer.new(f"and {MASK} {wanted}, {there}")
+        digit = writer.new(f"select {MASK} {wanted}, {INT} {digit}, {INT} {splat(DIGITS)}")
+        for lane in range(LANES):
+            one = writer.new(f"extractelement {INT} {digit}, i64 {lane}")
+            one = writer.new(f"zext i32 {one} to i64")
+            table = (k * TABLES + lane % TABLES) * (DIGITS + 1)
+            one = writer.new(f"add i64 {one}, {table}")
+            place = writer.place("%output", "U32", one)
+            before = writer.new(f"load i32, ptr {place}")
+            after = writer.new(f"add i32 {before}, 1")
+            writer.lines.append(f"  store i32 {after}, ptr {place}")
+    return "\n".join([
+        _HEAD,
+        "entry:",
+        *entry,
+        "  br label %loop",
+        "loop:",
+        "  %i = phi i64 [0, %entry], [%after, %loop]",
+        *writer.lines,
+        f"  %after = add i64 %i, {LANES}",
+        "  %more = icmp ult i64 %after, %count",
+        "  br i1 %more, label %loop, label %done",
+        "done:",
         "  ret void",
         "}",
         *DECLARATIONS,

@@ -156,6 +156,11 @@ class Group:
     shape: tuple[int, ...] = ()
 
     @property
+    def count(self) -> int:
+        """Elements of the whole tensor."""
+        return math.prod(self.shape)
+
+    @property
     def others(self) -> list[int]:
         """Indices of the inputs that are not the base."""
         return [i for i in range(len(self.tensors)) if i != self.base]

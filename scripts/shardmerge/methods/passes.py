@@ -33,10 +33,26 @@ class Elements(Protocol):
     def number(self, mask: Value) -> Value:
         """Return 1 where a mask is set, 0 elsewhere."""
 
+    def rounded(self, value: Value) -> Value:
+        """Return a float64 value rounded to the inputs' type."""
+
+    def inside(self, value: Value, band: Band) -> Value:
+        """Return the mask of elements whose values, none below 0, have ranks in a band."""
+
+    def chance(self, key: tuple[int, int], probability: float) -> Value:
+        """Return a mask that is set with a probability below 1, by the random stream of a key."""
+
+    def chosen(self, mask: Masks) -> Value:
+        """Return the mask that a function tells beside."""
+
     def along(self, values: np.ndarray, axis: Axis) -> Value:
         """Return for each element the number of its vector, rounded to the inputs' type."""
 
 
+#: Returns for consecutive elements, (first, count), whether each is chosen: bool [count].
+Masks = Callable[[int, int], "np.ndarray"]
+#: Returns for consecutive elements the rank of each within its row, int64 [count].
+RanksOf = Callable[[int, int], "np.ndarray"]
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
 Axis = Literal["all", "last", "first"]
 
@@ -65,7 +81,111 @@ class Counts:
     function: Callable[[Elements], Sequence[Value]]
 
 
-Wanted = Sums | Counts
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of a tensor's elements, from 0; of equal ones the first has the lowest.
+
+    Args:
+        start, stop: The ranks, stop not among them; there may be none, or more than elements.
+        descending: The greatest element has rank 0, not the least.
+    """
+
+    start: int
+    stop: int
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Asks where values that are not negative have some ranks; the answer is a list of bands.
+
+    Args:
+        function: Returns the values; NaN counts as the greatest.
+        ranks: Of each value.
+    """
+
+    function: Callable[[Elements], Sequence[Value]]
+    ranks: tuple[Ranks, ...]
+
+
+@dataclass(frozen=True)
+class RowRanks:
+    """Asks for the ranks of values within their rows; the answer is a list of ``RanksOf``.
+
+    A row is what the second dimension counts; a tensor of one dimension is one row.
+
+    Args:
+        function: Returns the values, not negative; of equal ones the first has the lowest rank.
+    """
+
+    function: Callable[[Elements], Sequence[Value]]
+
+
+@dataclass(frozen=True)
+class Band:
+    """The elements that have some ranks, by their keys: a value's bits, which order as it does.
+
+    Args:
+        low, high: Keys; all elements between them are in the band.
+        at_low, at_high: From which to which element (not included) it has those of either key.
+    """
+
+    low: int
+    high: int
+    at_low: tuple[int, int]
+    at_high: tuple[int, int]
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Return the least and the greatest key that an element of an index may have."""
+        return (
+            self.low + (not self.at_low[0] <= index < self.at_low[1]),
+            self.high - (not self.at_high[0] <= index < self.at_high[1]),
+        )
+
+
+NOTHING = Band(1, 0, (0, 0), (0, 0))
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """An element of some rank.
+
+    Args:
+        key: Its key.
+        before: How many elements of another key have lower ranks.
+        equal: How many have its key.
+    """
+
+    key: int
+    before: int
+    equal: int
+
+
+def band_of(
+    ranks: Ranks, first: Statistic, last: Statistic, locate: Callable[[int, int], int]
+) -> Band:
+    """Return the band between the elements of the first and of the last of some ranks.
+
+    Args:
+        ranks: At least one.
+        first, last: The elements with ranks ``start`` and ``stop - 1``.
+        locate: Returns the index of the element that is so manieth of a key: (key, number).
+    """
+
+    def range_of(one: Statistic) -> tuple[int, int]:
+        begin, end = ranks.start - one.before, ranks.stop - one.before
+        return (
+            0 if begin <= 0 else locate(one.key, begin),
+            1 << 62 if end >= one.equal else locate(one.key, end),
+        )
+
+    ends = range_of(first), range_of(last)
+    if ranks.descending:
+        return Band(last.key, first.key, *ends[::-1])
+    return Band(first.key, last.key, *ends)
+
+
+Wanted = Sums | Counts | Bands | RowRanks
 #: Makes an element of the result.
 Map = Callable[[Elements], Value]
 Passes = Generator[Wanted, Any, Map]

@@ -23,7 +23,7 @@ TYPES = ("F16", "BF16", "F32")
 #: Steps whose second operand is a constant.
 WITH_CONSTANT = ("mul", "div", "plus", "fma")
 #: Steps that are a constant, by its type.
-CONSTANTS = {"full F32": "F32", "full F64": "F64"}
+CONSTANTS = {"full F32": "F32", "full F64": "F64", "full U32": "U32"}
 
 
 #: Terms that torch adds in order, whatever the shape.
@@ -43,9 +43,11 @@ class Program:
         steps: (operation, operands) of each further value: ``sub``, ``add`` (two values), ``fma``
             (value, constant, value: their product and sum rounded once), ``mul``, ``div``, ``plus``
             (value, constant), ``round F16``, ``round BF16`` or ``round F32`` (value), ``zero``;
-            ``full F32``, ``full F64`` (constant), ``load`` (number of a load), ``times``, ``over``,
-            ``gt``, ``ge``, ``lt``, ``eq``, ``and`` (two values), ``abs``, ``wide`` (value),
-            ``select`` (mask, two values).
+            ``full F32``, ``full F64``, ``full U32`` (constant), ``load`` (number of a load),
+            ``times``, ``over``, ``gt``, ``ge``, ``lt``, ``eq``, ``ne``, ``and`` (two values),
+            ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
+            magnitude), ``select`` (mask, two values), ``at least``, ``at most`` (two keys),
+            ``below`` (two unsigned numbers).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.
@@ -60,20 +62,25 @@ class Program:
     loads: tuple[str, ...] = ()
 
 
+#: How values are reduced.
+Kind = Literal["sums", "counts", "high", "low"]
+
+
 @dataclass(frozen=True)
 class Reduction:
     """Steps whose values are reduced to few numbers.
 
     Args:
         leaves, steps, loads: As of a ``Program``.
-        kind: ``sums`` of float64 values, or ``counts`` of masks.
+        kind: ``sums`` of float64 values, ``counts`` of masks, or how often keys have a ``high``
+            half, or a ``low`` half after some high one.
         values: What is reduced.
     """
 
     leaves: tuple[str, ...]
     steps: tuple[tuple[str, tuple[int, ...]], ...]
     loads: tuple[str, ...]
-    kind: Literal["sums", "counts"]
+    kind: Kind
     values: tuple[int, ...]
 
 
@@ -102,8 +109,8 @@ class Writer:
         return len(self.constants) - 1
 
     def full(self, value: float, dtype: str) -> int:
-        """Write a constant of float32 or float64 as a value."""
-        self.constants.append(value if dtype == "F64" else _single(value))
+        """Write a constant of float32, float64 or 32 bits as a value."""
+        self.constants.append(_single(value) if dtype == "F32" else value)
         number = self.step(f"full {dtype}", len(self.constants) - 1)
         self.dtypes[number] = dtype
         return number
@@ -111,7 +118,9 @@ class Writer:
     def load(self, dtype: str) -> int:
         """Write that a further leaf is loaded."""
         self.loads.append(dtype)
-        return self.step("load", len(self.loads) - 1)
+        value = self.step("load", len(self.loads) - 1)
+        self.dtypes[value] = dtype
+        return value
 
     def round(self, value: int, dtype: str) -> int:
         """Round a value to a type."""
