@@ -72,7 +72,7 @@ def by_the_engine(
         most = max((group.tensors for _, group in made.values()), key=len)
         models = cases.Models(folder / code, {f"m{i}": {"w": t} for i, t in enumerate(most)})
         rows = {
-            label: ("F32" if code == "F16" else "F64", _call(name, group, models))
+            label: ("F32" if code == "F16" else "F64", call_of(name, group, models))
             for label, (name, group) in made.items()
         }
         with cases.tuned(**cut):
@@ -92,7 +92,8 @@ def by_kernels(threads: int) -> dict[str, str]:
     }
 
 
-def _call(name: str, group: Group, models: cases.Models) -> ex.Call:
+def call_of(name: str, group: Group, models: cases.Models) -> ex.Call:
+    """Return the call of a method on the models' tensors."""
     return ex.Call(
         method=name,
         inputs=tuple(models.source(f"m{i}") for i in range(len(group.tensors))),

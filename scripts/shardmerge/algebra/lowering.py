@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import Leaves, in_passes
+from shardmerge.algebra.leaves import Leaves, block_leaves, in_passes
 from shardmerge.base.numerics import Numerics
 from shardmerge.methods.passes import Elements, Map, Value
 from shardmerge.methods.program import TYPES, Kind, Program, Reduction, Unsupported, Writer
@@ -48,6 +48,13 @@ def steps_for(
     writer, measured = compiler.writer, tuple(compiler.measured)
     program = Program(dtypes, tuple(writer.steps), result, dtype, measured, tuple(writer.loads))
     return Steps(program, compiler.given, tuple(compiler.squares))
+
+
+def is_native(call: ex.Call, stored: Collection[ex.Delta], numerics: Numerics) -> bool:
+    """Whether native code makes a call's passes and elements, where there is native code."""
+    leaves = block_leaves(call, stored, numerics)
+    inner = in_passes(call, numerics)
+    return inner and steps_for(call, "F32", leaves, {}, numerics) is not None
 
 
 def reduction_for(

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
-from shardmerge.algebra.leaves import block_leaves
+from shardmerge.algebra.leaves import FileLeaf, block_leaves
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
-from shardmerge.engine.locations import AnyLocation
 from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
@@ -49,6 +48,18 @@ _COUNTED = 1 << 12
 _REMEMBERED = 16
 
 
+class ReadFiles(Protocol):
+    """Open files of which elements of leaves are read."""
+
+    stored: Collection[ex.Delta]
+
+    def locate(self, leaf: FileLeaf) -> Any:
+        """Return where a leaf lies."""
+
+    def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
+        """Fill the beginning of a buffer with elements of what was located."""
+
+
 class NativePasses:
     """Finds what the calls of a tensor's expression do to its elements.
 
@@ -57,7 +68,7 @@ class NativePasses:
         numerics: In which it computes.
     """
 
-    def __init__(self, files: InputFiles, numerics: Numerics) -> None:
+    def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         self._files, self._numerics = files, numerics
         self._made: dict[ex.Call, Map] = {}
 
@@ -173,8 +184,8 @@ class Tiles:
 
     def __init__(
         self,
-        locations: Sequence[AnyLocation],
-        files: InputFiles,
+        locations: Sequence[Any],
+        files: ReadFiles,
         reduction: Reduction,
         given: Given,
     ) -> None:
