@@ -1,6 +1,7 @@
-"""What people look at: a summary, coefficients, task-vector norms, benchmarks, times, the plan.
+"""What people look at: a summary, coefficients, task vectors, interference, benchmarks, times, the plan.
 
-Needs: the plan, the jobs' records, the benchmark table; of verification and loading what there is.
+Needs: the plan, the records of jobs and checks, the benchmark table; of verification and loading
+what there is.
 Makes: results/NAME/report, and `snakemake --report report.html` puts all of it in one file.
 """
 
@@ -10,6 +11,7 @@ rule summarize_model:
         verified="<results>/{name}/verify.json",
         loaded=lambda w: TARGETS.loading(w.name, waits=HEAD and not REPORT_ALONE),
         table=lambda w: TARGETS.table(w.name),
+        statistics="<results>/{name}/report/interference.json",
     output:
         report(
             "<results>/{name}/report/summary.html",
@@ -31,7 +33,8 @@ rule summarize_model:
     shell:
         'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
         " --folder={params.folder:q} --verified={input.verified:q} --loaded={input.loaded:q}"
-        " --table={input.table:q} --output={output:q} > {log:q} 2>&1"
+        " --table={input.table:q} --statistics={input.statistics:q} --output={output:q}"
+        " > {log:q} 2>&1"
 
 
 rule tabulate_plan:
@@ -101,6 +104,91 @@ rule plot_norms:
     shell:
         'python "$SCRIPTS"/plot_norms.py --build={params.build:q} --inputs={params.inputs:q}'
         " --output={output.plot:q} --table={output.table:q} > {log:q} 2>&1"
+
+
+rule collect_statistics:
+    input:
+        lambda w: TARGETS.checks(w.name),
+    output:
+        json="<results>/{name}/report/interference.json",
+        csv="<results>/{name}/report/interference.csv",
+    log:
+        "<logs>/collect_statistics/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        inputs=lambda w, input: listed(checks=input),
+    shell:
+        'python "$SCRIPTS"/collect_statistics.py --build={params.build:q} --inputs={params.inputs:q}'
+        " --output={output.json:q} --table={output.csv:q} > {log:q} 2>&1"
+
+
+rule plot_directions:
+    input:
+        "<results>/{name}/report/interference.json",
+    output:
+        report(
+            "<results>/{name}/report/directions.svg",
+            caption="../report/directions.rst",
+            category="{name}",
+            labels={"what": "interference: directions"},
+        ),
+    log:
+        "<logs>/plot_directions/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        what="directions",
+    shell:
+        'python "$SCRIPTS"/plot_statistics.py --what={params.what:q} --statistics={input:q}'
+        " --output={output:q} > {log:q} 2>&1"
+
+
+use rule plot_directions as plot_signs with:
+    output:
+        report(
+            "<results>/{name}/report/signs.svg",
+            caption="../report/signs.rst",
+            category="{name}",
+            labels={"what": "interference: signs"},
+        ),
+    log:
+        "<logs>/plot_signs/{name}.log",
+    params:
+        what="signs",
+
+
+use rule plot_directions as plot_kept with:
+    output:
+        report(
+            "<results>/{name}/report/kept.svg",
+            caption="../report/kept.rst",
+            category="{name}",
+            labels={"what": "kept"},
+        ),
+    log:
+        "<logs>/plot_kept/{name}.log",
+    params:
+        what="kept",
+
+
+use rule plot_directions as plot_distances with:
+    output:
+        report(
+            "<results>/{name}/report/distances.svg",
+            caption="../report/distances.rst",
+            category="{name}",
+            labels={"what": "distance to parents"},
+        ),
+    log:
+        "<logs>/plot_distances/{name}.log",
+    params:
+        what="distances",
 
 
 rule plot_timings:

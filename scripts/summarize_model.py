@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--verified", help="JSON of verify_model.py, if there is one")
     parser.add_argument("--loaded", help="JSON of load_model.py, if there is one")
     parser.add_argument("--table", help="JSON of benchmark_table.py, if there is one")
+    parser.add_argument("--statistics", help="JSON of collect_statistics.py, if there is one")
     parser.add_argument("--output", required=True, help="HTML file")
     args = parser.parse_args()
     claim(args.output)
@@ -31,7 +32,7 @@ def main() -> None:
         hint = did_you_mean(args.name, plan.builds)
         raise UserError(f"the plan builds no model {args.name!r}", args.plan, hint)
     digest = plan.builds[args.name].digest
-    findings = read_findings(digest, args.verified, args.loaded, args.table)
+    findings = read_findings(digest, args.verified, args.loaded, args.table, args.statistics)
     write_text(args.output, summary_page(plan, args.name, findings, args.folder))
 
 

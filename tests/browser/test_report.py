@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 PLOTS = {"coefficients": "coefficients.svg", "task vector": "norms.svg", "time": "timings.svg"}
+PLOTS |= {"distance to parents": "distances.svg"}
 #: Opens a result by its label: the first of its row's buttons shows it, the second tells of it.
 _PRESS = """
 const rows = [...document.querySelectorAll('nav tbody tr')];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -48,6 +49,19 @@ class TestDemo:
         listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").open()}
         present = {p.name for p in folder.iterdir()} - {"SHA256SUMS"}
         assert {name.strip() for name in listed} == present
+
+    def test_its_distance_to_the_recipient_is_measured(self, built: Project) -> None:
+        """Its outer layers are copies, and it has one task vector, which cannot interfere."""
+        report = built.folder / "results" / NAME / "report"
+        assert (report / "distances.svg").is_file()
+        assert not (report / "directions.svg").exists() and not (report / "kept.svg").exists()
+        with (report / "interference.csv").open(encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["module"] == "(all)"]
+        assert {row["measure"] for row in rows} == {"distance"}
+        distances = {row["layer"]: float(row["value"]) for row in rows}
+        assert distances["0"] == distances["11"] == distances[""] == 0
+        assert 0 < distances["5"] < 0.1
+        assert "distance to a parent" in (report / "summary.html").read_text(encoding="utf-8")
 
     def test_second_run_does_nothing(self, built: Project) -> None:
         assert built.pending(*EVERYTHING) == []

@@ -34,7 +34,7 @@ class SettingTerm(NamedTuple):
 
 def call_label(call: ex.Call) -> str:
     """Return a call as ``method(base A, B, C)``, with the inputs' names in the recipe."""
-    names = _names(call)
+    names = input_names(call)
     if call.base is not None:
         names.insert(0, f"base {names.pop(call.base)}")
     return f"{call.method}({', '.join(names)})"
@@ -45,7 +45,7 @@ def setting_rows(call: ex.Call) -> list[tuple[str, float]]:
 
     True is 1 and false 0; a parameter that is not set, or changes nothing, has no row.
     """
-    label, names = call_label(call), _names(call)
+    label, names = call_label(call), input_names(call)
     shared, per_input = dict(call.parameters), dict(call.per_input)
     rows: list[tuple[str, float]] = []
     for parameter in _parameters(call.method):
@@ -76,7 +76,8 @@ def _parameters(method: str) -> tuple[Parameter, ...]:
     return tuple(p for p in kept if not (p.unused or p.idle))
 
 
-def _names(call: ex.Call) -> list[str]:
+def input_names(call: ex.Call) -> list[str]:
+    """Return what a call's inputs are called: by their models, or by the recipe's name of a sum."""
     models = call.models or ("",) * len(call.inputs)
     return [
         model if model and isinstance(operand, ex.Linear | ex.Call) else ex.label(operand)

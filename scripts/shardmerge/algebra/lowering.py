@@ -10,7 +10,7 @@ from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import Leaves, block_leaves, in_passes
 from shardmerge.base.numerics import Numerics
 from shardmerge.methods.passes import Elements, Map, Value
-from shardmerge.methods.program import TYPES, Kind, Program, Reduction, Unsupported, Writer
+from shardmerge.methods.program import TYPES, Program, Reducing, Reduction, Unsupported, Writer
 from shardmerge.methods.registry import steps_of
 from shardmerge.methods.symbolic import Given, SymbolicElements
 
@@ -60,7 +60,7 @@ def is_native(call: ex.Call, stored: Collection[ex.Delta], numerics: Numerics) -
 def reduction_for(
     call: ex.Call,
     function: Callable[[Elements], Sequence[Value]],
-    kind: Kind,
+    kind: Reducing,
     leaves: Leaves,
     numerics: Numerics,
     maps: Maps,

@@ -40,7 +40,7 @@ from shardmerge.check.float_formats import decoded, half_ulp
 from shardmerge.check.memory import WHOLE
 from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
-from shardmerge.check.samples import Runs, positions
+from shardmerge.check.samples import RUN, RUNS, Runs, positions
 from shardmerge.engine.native import is_usable
 from shardmerge.engine.passes import NativePasses, ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 #: Allowance for a method's inputs that are sums themselves, relative to the largest of them.
 _NESTED = 2.0**-18
+
+#: What is evaluated once for a tensor's sample: statistics ask for it again.
+_KEPT = (ex.Source, ex.Decoded, ex.Delta, ex.LowRank, ex.Rows)
 
 #: Returns elements of a source tensor or stored task vector as they lie in the file.
 Read = Callable[["ex.Source | ex.Decoded | ex.Delta", Runs], np.ndarray]
@@ -82,6 +85,11 @@ class Recomputer:
         self._stored = stored
         self._read = read
         self._files = files
+        self._known: dict[tuple[ex.Expression, Runs], Estimate] = {}
+
+    def forget(self) -> None:
+        """Drop what was kept of a tensor's leaves and task vectors."""
+        self._known.clear()
 
     def estimate(self, expression: ex.Expression, runs: Runs, dtype: str) -> Estimate:
         """Return what elements of an expression must be before they are rounded to an output type.
@@ -107,10 +115,25 @@ class Recomputer:
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
             return Estimate(value, slack, whole, independent=False)
 
+    def value(self, expression: ex.Expression, runs: Runs) -> np.ndarray:
+        """Return elements of an expression without calls, float64, as exactly as they are known.
+
+        A task vector is rounded to its type, whether it is read or computed.
+        """
+        with np.errstate(all="ignore"):
+            return self._float32(expression, runs).value
+
     def _adds_up(self, part: ex.Expression) -> bool:
         return is_whole(part, self._numerics) or isinstance(part, ex.LowRank)
 
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
+        if not isinstance(node, _KEPT) or _count(runs) > RUN * RUNS:
+            return self._evaluate(node, runs)
+        if (node, runs) not in self._known:
+            self._known[node, runs] = self._evaluate(node, runs)
+        return self._known[node, runs]
+
+    def _evaluate(self, node: ex.Expression, runs: Runs) -> Estimate:
         if is_stored(node, self._stored):
             value = decoded(self._read(node, runs), node.dtype)
             return Estimate(value, np.zeros_like(value))
@@ -204,6 +227,8 @@ class Recomputer:
         make, shape = self._passes.map(call), call.inputs[0].shape
         dtype = np.float64 if code == "F64" else np.float32
         arrays = [value.astype(dtype) for value in values]
+        if dtype == np.float32:  # so that thresholds are compared with what they were found of
+            arrays = self._passes.inputs(call, runs)
         results, place = [np.zeros(0)], 0
         for first, count in runs:
             parts = [array[place : place + count] for array in arrays]

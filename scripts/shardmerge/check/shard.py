@@ -23,6 +23,7 @@ from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
+from shardmerge.check.statistics import Statistics
 from shardmerge.engine.decoding import Held, decode_elements
 from shardmerge.engine.locations import AnyLocation, Location, locate
 from shardmerge.engine.stored import stored_deltas
@@ -85,9 +86,13 @@ def check_shard(
         leaves = _Leaves(spec, sources, deltas, stack)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read, leaves)
         findings = _Findings()
+        statistics = Statistics(recomputer)
         for tensor in spec.tensors:
             task = make_task(tensor, leaves.stored, spec.numerics)
-            _check_tensor(task, output, leaves, recomputer, spec.allow_nonfinite, findings)
+            recomputer.forget()
+            _check_tensor(
+                task, output, leaves, recomputer, spec.allow_nonfinite, findings, statistics
+            )
         if whole:
             check_hash(shard, whole.result(), sha256)
         watch.confirm()
@@ -107,6 +112,7 @@ def check_shard(
         "undecided": findings.undecided,
         "nonfinite": findings.nonfinite,
         "not_sampled": findings.not_sampled,
+        "statistics": statistics.to_json(),
     }
 
 
@@ -213,6 +219,7 @@ def _check_tensor(
     recomputer: Recomputer,
     allow_nonfinite: bool,
     findings: _Findings,
+    statistics: Statistics,
 ) -> None:
     tensor = task.tensor
     where = f"{output.path}, tensor {tensor.name!r}"
@@ -222,7 +229,9 @@ def _check_tensor(
     stored = output.read(output.header.tensors[tensor.name], runs)
     floating = tensor.dtype in FLOAT_FORMATS
     found = decoded(stored, tensor.dtype) if floating else stored
-    findings.nonfinite += int((~np.isfinite(found)).sum()) if floating else 0
+    if floating:
+        findings.nonfinite += int((~np.isfinite(found)).sum())
+        statistics.add(tensor, runs, found, copied=task.kind == "copy")
     if task.kind == "copy":
         wanted = leaves.read(task.expression, runs)
         bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")

@@ -38,7 +38,7 @@ def splat(value: int) -> str:
     return "<" + ", ".join([f"i32 {value}"] * LANES) + ">"
 
 
-class Assembly:
+class StepLines:
     """Lines of a function. Values are ``%v0``, ``%v1`` and so on, with a prefix.
 
     Args:

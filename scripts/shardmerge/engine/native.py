@@ -13,7 +13,7 @@ from itertools import chain
 from llvmlite import binding
 
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, FLOAT, LANES, STORED, Assembly
+from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, FLOAT, LANES, STORED, StepLines
 from shardmerge.methods.program import Program, Reduction
 
 #: Elements after which sums of squares go from float32 to float64.
@@ -139,7 +139,7 @@ def _initialise() -> None:
 
 def assembly(program: Program) -> str:
     """Return a program as a function in LLVM's assembly language."""
-    writer = Assembly(program)
+    writer = StepLines(program)
     sums = range(1 + len(program.measured))
     return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %sums) {",
@@ -175,7 +175,7 @@ def assembly(program: Program) -> str:
     ])  # fmt: skip
 
 
-def _loop(program: Program, writer: Assembly) -> list[str]:
+def _loop(program: Program, writer: StepLines) -> list[str]:
     """Return what is done with one vector of elements."""
     writer.values()
     stored, wide = writer.narrow(writer.value(program.result), program.output)

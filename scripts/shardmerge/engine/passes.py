@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -34,15 +34,15 @@ from shardmerge.methods.passes import (
     Value,
     Wanted,
     along_first,
-    resolve,
+    end_of,
     vectors,
 )
-from shardmerge.methods.program import Kind, Reduction
+from shardmerge.methods.program import Reducing, Reduction
 from shardmerge.methods.registry import passes_of
 from shardmerge.methods.symbolic import Given
 
 _T = TypeVar("_T")
-#: Tiles whose counts fit in 32 bits many times over.
+#: ReducedTiles whose counts fit in 32 bits many times over.
 _COUNTED = 1 << 12
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
@@ -76,10 +76,22 @@ class NativePasses:
         """Return what a call that is computed in passes does to elements."""
         if call not in self._made:
             begin = passes_of(call.method, self._numerics)
-            self._made[call] = resolve(
+            self._made[call] = end_of(
                 begin_passes(call, begin), lambda wanted: self._answer(call, wanted)
             )
         return self._made[call]
+
+    def inputs(self, call: ex.Call, runs: Iterable[tuple[int, int]]) -> list[np.ndarray]:
+        """Return elements of a call's inputs as native code makes them, float32 [elements] each.
+
+        Args:
+            call: The call.
+            runs: Which: (first, number).
+        """
+        each = range(len(call.inputs))
+        tiles = self._tiles(call, lambda x: [x[i].double() for i in each], "sums")
+        parts = [tiles.values(*run) for run in runs]
+        return list(np.concatenate(parts, axis=1).astype(np.float32))
 
     def _answer(self, call: ex.Call, wanted: Wanted) -> Any:
         shape, count = call.inputs[0].shape, ex.elements(call.inputs[0])
@@ -98,11 +110,12 @@ class NativePasses:
         raise TypeError(f"not known to native code: {wanted!r}")
 
     def _tiles(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]], kind: Kind
-    ) -> Tiles:
+        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]], kind: Reducing
+    ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
-        return Tiles([self._files.locate(leaf) for leaf in leaves.files], self._files, *found)
+        places = [self._files.locate(leaf) for leaf in leaves.files]
+        return ReducedTiles(places, self._files, *found)
 
     def _row_ranks(
         self, call: ex.Call, function: Callable[[Elements], Sequence[Value]]
@@ -110,7 +123,7 @@ class NativePasses:
         def of(k: int) -> RanksInRows:
             def values(first: int, count: int) -> np.ndarray:
                 tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
-                return tiles.values(first, count).astype(np.float32)
+                return tiles.values(first, count)[0].astype(np.float32)
 
             return RanksInRows(values, call.inputs[0].shape)
 
@@ -179,7 +192,7 @@ class StepsOf:
         return steps_for(task.expression, task.tensor.dtype, *rest)
 
 
-class Tiles:
+class ReducedTiles:
     """The elements of a reduction's leaves, read tile by tile."""
 
     def __init__(
@@ -206,9 +219,9 @@ class Tiles:
                 found = self._run(first, count, self._code.values)
             values = np.concatenate(found, axis=1)
             values = values[:, None] if whole else values.reshape(len(values), -1, length)
-            parts.append(tree_sum(values))
+            parts.append(halved_sum(values))
             if last:
-                done.append(tree_sum(np.stack(parts, axis=-1)))
+                done.append(halved_sum(np.stack(parts, axis=-1)))
                 parts = []
         return np.concatenate(done, axis=1)
 
@@ -220,7 +233,7 @@ class Tiles:
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
 
-    def locate(self, shown: Tiles, count: int, number: int) -> int:
+    def locate(self, shown: ReducedTiles, count: int, number: int) -> int:
         """Return the index of the element that is so manieth for which the mask is set.
 
         Args:
@@ -255,11 +268,13 @@ class Tiles:
             self._halves(first, min(BLOCK, rows - first), columns)
             for first in range(0, rows, BLOCK)
         ]
-        return tree_sum(np.stack(parts, axis=-1))
+        return halved_sum(np.stack(parts, axis=-1))
 
     def values(self, begin: int, count: int) -> np.ndarray:
-        """Return the first of the values of consecutive elements, float64 [elements]."""
-        return self._row(begin, count)[0]
+        """Return the values of consecutive elements, float64 [values, elements]."""
+        spans = range(begin, begin + count, BLOCK)
+        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
+        return np.concatenate([piece for part in parts for piece in part], axis=1)
 
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns]."""
@@ -269,17 +284,12 @@ class Tiles:
 
         def total(level: int, row: int) -> np.ndarray:
             if level == 0:
-                return self._row((first + row) * columns, columns)
+                return self.values((first + row) * columns, columns)
             value = total(level - 1, row)
             other = row + sizes[level]
             return value + total(level - 1, other) if other < sizes[level - 1] else value
 
         return total(len(sizes) - 1, 0)
-
-    def _row(self, begin: int, count: int) -> np.ndarray:
-        spans = range(begin, begin + count, BLOCK)
-        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
-        return np.concatenate([piece for part in parts for piece in part], axis=1)
 
     def _run(
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
@@ -302,8 +312,8 @@ def _longer(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x, np.zeros(LANES, x.dtype)])
 
 
-def tree_sum(x: np.ndarray) -> np.ndarray:
-    """Return the sum over the last dimension as ``kernels.blocks.tree_sum`` makes it."""
+def halved_sum(x: np.ndarray) -> np.ndarray:
+    """Return the sum over the last dimension as ``kernels.blocks.halved_sum`` makes it."""
     count = x.shape[-1]
     if count == 0:
         return np.zeros(x.shape[:-1])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, MASK, Assembly, splat
+from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, MASK, StepLines, splat
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
@@ -141,7 +141,7 @@ def _sums(reduction: Reduction, ways: int) -> str:
 
     It writes the values [sums, count / ways]; with one part only the values themselves.
     """
-    writer = Assembly(reduction)
+    writer = StepLines(reduction)
     kept = range(len(reduction.values))
     entry = writer.entry()
     parts = []
@@ -178,7 +178,7 @@ def _sums(reduction: Reduction, ways: int) -> str:
     ])  # fmt: skip
 
 
-def _halved(writer: Assembly, parts: list[str]) -> str:
+def _halved(writer: StepLines, parts: list[str]) -> str:
     """Write the sum of parts by halves; return its name."""
     while len(parts) > 1:
         half = len(parts) // 2
@@ -218,7 +218,7 @@ def _fold(k: int) -> list[str]:
 
 def _counts(reduction: Reduction) -> str:
     """Return a function that counts, for each place of a vector, where masks are set."""
-    writer = Assembly(reduction)
+    writer = StepLines(reduction)
     kept = range(len(reduction.values))
     entry = writer.entry()
     writer.values()
@@ -248,7 +248,7 @@ def _counts(reduction: Reduction) -> str:
 
 def _digits(reduction: Reduction) -> str:
     """Return a function that counts how often keys have a high half, or a low one after some."""
-    writer = Assembly(reduction)
+    writer = StepLines(reduction)
     entry = writer.entry()
     lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
     for k in range(len(reduction.values)):

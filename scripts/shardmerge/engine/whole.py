@@ -26,7 +26,7 @@ from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.kernels.execute import answered
-from shardmerge.methods.passes import Map, resolve
+from shardmerge.methods.passes import Map, end_of
 from shardmerge.methods.registry import kernel_of, passes_of
 
 
@@ -117,7 +117,7 @@ class Maker:
 
             answer = partial(answered, shape=call.inputs[0].shape, read=read)
             begin = passes_of(call.method, self._numerics)
-            self._maps[call] = resolve(begin_passes(call, begin), answer)
+            self._maps[call] = end_of(begin_passes(call, begin), answer)
         return self._maps[call]
 
     def make(self, task: TensorTask) -> list[torch.Tensor]:

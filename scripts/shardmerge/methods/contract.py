@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from shardmerge.methods.passes import Passes
@@ -169,6 +170,9 @@ class Group:
 Kernel = Callable[[Group], "torch.Tensor"]
 #: Begins a method's passes; the group's tensors are not looked at, only their number.
 BeginPasses = Callable[[Group], "Passes"]
+#: Says of each task vector, by the index of its input, which elements have a part in the result:
+#: a Call's group with float64 numpy arrays in place of tensors -> bool arrays of their shape.
+KeptElements = Callable[["Group"], "Mapping[int, np.ndarray]"]
 #: Writes a method's arithmetic for one element as steps: (inputs as values, writer) -> value.
 StepWriter = Callable[[Group, "Writer"], int]
 

@@ -11,6 +11,7 @@ from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     BeginPasses,
     Inputs,
+    KeptElements,
     Kernel,
     LinearForm,
     Parameter,
@@ -55,6 +56,7 @@ class MergeMethod:
         linear: The function of a linear method.
         renderings: Its kernels; a linear method needs none in float32 numerics.
         steps: What its mergekit kernel does to one element, where native code can do it.
+        kept: Of a method that leaves elements of task vectors out, which ones stay.
     """
 
     name: str
@@ -71,6 +73,7 @@ class MergeMethod:
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     renderings: dict[Numerics, Rendering] = field(default_factory=dict)
     steps: StepWriter | None = None
+    kept: KeptElements | None = None
 
     @property
     def is_sum(self) -> bool:
@@ -114,6 +117,13 @@ class MergeMethod:
         if self.steps:
             raise ValueError(f"steps of {self.name!r} are registered twice")
         self.steps = function
+        return function
+
+    def keeps(self, function: KeptElements) -> KeptElements:
+        """Attach the decorated function: it says which elements of task vectors stay."""
+        if self.kept:
+            raise ValueError(f"{self.name!r} says twice what it keeps")
+        self.kept = function
         return function
 
     def rendering(self, numerics: Numerics) -> Rendering:

@@ -143,7 +143,7 @@ class Band:
         )
 
 
-NOTHING = Band(1, 0, (0, 0), (0, 0))
+NO_BAND = Band(1, 0, (0, 0), (0, 0))
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ Map = Callable[[Elements], Value]
 Passes = Generator[Wanted, Any, Map]
 
 
-def resolve(passes: Passes, answer: Callable[[Wanted], Any]) -> Map:
+def end_of(passes: Passes, answer: Callable[[Wanted], Any]) -> Map:
     """Return what a method's passes end with.
 
     Args:

@@ -63,7 +63,7 @@ class Program:
 
 
 #: How values are reduced.
-Kind = Literal["sums", "counts", "high", "low"]
+Reducing = Literal["sums", "counts", "high", "low"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Reduction:
     leaves: tuple[str, ...]
     steps: tuple[tuple[str, tuple[int, ...]], ...]
     loads: tuple[str, ...]
-    kind: Kind
+    kind: Reducing
     values: tuple[int, ...]
 
 

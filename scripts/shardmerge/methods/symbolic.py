@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Key = tuple[int, int]
 _MOST = (1 << 32) - 1
 #: Returns the elements from one on of what is computed beside the steps: (first, count) -> array.
-Load = Callable[[int, int], "np.ndarray"]
+Made = Callable[[int, int], "np.ndarray"]
 
 
 class Value:
@@ -104,7 +104,7 @@ class Given:
     """
 
     constants: list[float]
-    loads: list[Load] = field(default_factory=list)
+    loads: list[Made] = field(default_factory=list)
     moving: list[tuple[int, Band, int]] = field(default_factory=list)
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:

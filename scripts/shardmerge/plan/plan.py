@@ -66,6 +66,7 @@ class Build:
         files: Small files that the package copies or reads: name in the package to path, of a
             source or of what is written for the tokenizer.
         tokenizer: Paths of the source files that the tokenizer's are written from.
+        statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
     """
 
     name: str
@@ -73,6 +74,7 @@ class Build:
     shards: tuple[ShardJob, ...]
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
 
     @property
     def bytes_written(self) -> int:
@@ -136,7 +138,14 @@ class Plan:
         """Return the plan that ``to_json`` wrote."""
         return cls(
             builds={
-                name: Build(**{**b, "shards": _jobs(b["shards"]), "tokenizer": (*b["tokenizer"],)})
+                name: Build(
+                    **{
+                        **b,
+                        "shards": _jobs(b["shards"]),
+                        "tokenizer": tuple(b["tokenizer"]),
+                        "statistics": tuple(b["statistics"]),
+                    }
+                )
                 for name, b in data["builds"].items()
             },
             deltas=_jobs(data["deltas"]),

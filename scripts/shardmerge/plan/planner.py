@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.interference import worth_showing
 from shardmerge.algebra.json import to_json
 from shardmerge.algebra.leaves import bytes_read
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name, files_of
@@ -208,6 +209,7 @@ class _Planner:
             shards=jobs,
             files=paths | made,
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
+            statistics=worth_showing(t.expression for t in outputs),
         )
 
     def _job(

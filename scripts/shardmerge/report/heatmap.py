@@ -37,12 +37,14 @@ class Scale:
             where no value is negative.
         label: What the colours are.
         low, high: Values of its ends.
+        zero: Whether a value of 0 has a colour; else it is white, as what is not there.
     """
 
     colours: str
     label: str
     low: float
     high: float
+    zero: bool = False
 
 
 def draw_heatmap(
@@ -69,7 +71,9 @@ def draw_heatmap(
     columns = next((n for n, height in heights.items() if height <= HEIGHT), 3)
     columns = min(columns, len(panels))
     height = heights[columns]
-    side = _SPACE + _ROW + _VALUES if frame.outside else _SPACE
+    # A minus takes room too.
+    values = _VALUES + (_LETTER if scale.low < 0 else 0)
+    side = _SPACE + _ROW + values if frame.outside else _SPACE
     start = 0.25 + _LETTER * max(map(len, frame.modules), default=0)
     names = _LETTER * max(map(len, frame.outside), default=0)
     room = WIDTH - start - columns * side - names
@@ -120,6 +124,10 @@ class _Colours:
         self.map = colours.with_extremes(bad="white")
         self.norm = Normalize(scale.low, scale.high)
 
+    def value(self, spread: Spread | None) -> float:
+        """Return a cell's value, NaN where it stays white."""
+        return spread.mean if spread and (spread.mean or self.scale.zero) else math.nan
+
     def draw_bar(self, drawing: Figure, height: float) -> None:
         from matplotlib.cm import ScalarMappable
         from matplotlib.ticker import MaxNLocator
@@ -139,7 +147,7 @@ def _axes(drawing: Figure, left: float, top: float, width: float, rows: int, hei
 
 
 def _draw_layers(axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours) -> None:
-    grid = [[_mean(cells.get((row, n))) for n in range(frame.layers)] for row in frame.modules]
+    grid = [[colours.value(cells.get((m, n))) for n in range(frame.layers)] for m in frame.modules]
     if not grid:
         axes.set_axis_off()
         return
@@ -171,11 +179,11 @@ def _draw_outside(
     axes: Axes, frame: Frame, cells: Mapping[Cell, Spread], colours: _Colours, *, names: bool
 ) -> None:
     values = [cells.get((row, None)) for row in frame.outside]
-    grid = [[_mean(value)] for value in values]
+    grid = [[colours.value(value)] for value in values]
     axes.imshow(grid, cmap=colours.map, norm=colours.norm, aspect="auto", interpolation="none")
     for i in range(1, len(values)):
         axes.axhline(i - 0.5, color="white", linewidth=0.8)
-    texts = [number(value.mean) if value and value.mean else "-" for value in values]
+    texts = ["-" if math.isnan(colours.value(value)) else number(value.mean) for value in values]
     if names:
         texts = [f"{row}  {text}" for row, text in zip(frame.outside, texts, strict=True)]
     axes.set_yticks(range(len(values)), texts)
@@ -183,7 +191,3 @@ def _draw_outside(
     axes.tick_params(right=False)
     axes.set_xticks([])
     axes.spines[:].set_visible(True)
-
-
-def _mean(spread: Spread | None) -> float:
-    return spread.mean if spread and spread.mean else float("nan")

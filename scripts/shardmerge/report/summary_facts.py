@@ -12,6 +12,7 @@ from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
+from shardmerge.report.interference import Interference
 
 _T = TypeVar("_T")
 #: A score may be infinite, as a perplexity is.
@@ -87,11 +88,13 @@ class Findings:
         verified: Of the check of the whole model.
         loaded: Of transformers.
         scores: Of lm-eval.
+        statistics: Of the checks of shards.
     """
 
     verified: Verified | None = None
     loaded: Loaded | None = None
     scores: Scores | None = None
+    statistics: Interference | None = None
 
 
 def read_findings(
@@ -99,6 +102,7 @@ def read_findings(
     verified: str | os.PathLike[str] | None,
     loaded: str | os.PathLike[str] | None,
     scores: str | os.PathLike[str] | None,
+    statistics: str | os.PathLike[str] | None = None,
 ) -> Findings:
     """Return what is known of a model.
 
@@ -107,6 +111,7 @@ def read_findings(
         verified: ``verify.json``, or None; each of these may be absent.
         loaded: ``loaded.json``.
         scores: ``table.json``.
+        statistics: ``interference.json``.
 
     Raises:
         UserError: If a file that is there is damaged.
@@ -114,7 +119,8 @@ def read_findings(
     found = _read(Verified, verified)
     if found and found.build != build:
         found = None
-    return Findings(found, _read(Loaded, loaded), _read(Scores, scores))
+    measured = _read(Interference, statistics)
+    return Findings(found, _read(Loaded, loaded), _read(Scores, scores), measured)
 
 
 def _read(cls: type[_T], path: str | os.PathLike[str] | None) -> _T | None:

@@ -13,6 +13,8 @@ from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import folder_names, short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.html import heading, html_table, page, paragraph
+from shardmerge.report.interference import COSINE, Interference
+from shardmerge.report.interference_words import facts, warnings
 from shardmerge.report.summary import cells_of, summarize
 from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores, Verified
 
@@ -28,6 +30,11 @@ _DIFFERENCES = (
     "errors, as if each model had answered questions of its own. Both answered the same, so that "
     "it is rather too wide. “better” and “worse” stand where it does not reach zero."
 )
+_ABOUT_DISTANCES = (
+    "A distance is the norm of the difference over the norm of the parent's layer. The plots "
+    "beside this page show every layer."
+)
+_ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 
 
 def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
@@ -50,6 +57,7 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         html_table(("layers", "modules", "value"), cells_of(lines)),
         heading("Benchmarks"),
         *_benchmarks(findings.scores, name, _parents(plan, found)),
+        *_interference(findings.statistics),
         heading("Warnings on the recipe"),
         *(paragraph(warning, "bad") for warning in plan.warnings),
         *([] if plan.warnings else [paragraph("There are none.")]),
@@ -57,6 +65,17 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         html_table((), _places(folder, findings)),
     ]
     return page(name, parts)
+
+
+def _interference(found: Interference | None) -> Iterator[str]:
+    rows = facts(found) if found else []
+    if not (found and rows):
+        return
+    yield heading("Task vectors and parents")
+    yield html_table(("what", "of", "lowest and highest of all layers"), rows)
+    yield from (paragraph(warning, "bad") for warning in warnings(found))
+    about = [_ABOUT_PAIRS] if found.of(COSINE) else []
+    yield paragraph(" ".join([*about, _ABOUT_DISTANCES]), "note")
 
 
 def _verdict(findings: Findings) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
@@ -211,9 +212,14 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build."""
-        names = ["summary.html", "plan.html", "coefficients.svg", "norms.svg", "timings.svg"]
-        names += ["benchmarks.svg"] if self.measured else []
-        return [self.paths.report_file(n, f) for n in self.plan.builds for f in names]
+        return [self.paths.report_file(n, f) for n in self.plan.builds for f in self._report(n)]
+
+    def _report(self, name: str) -> list[str]:
+        names = ["summary.html", "plan.html", "coefficients.svg", "norms.svg", "distances.svg"]
+        statistics = self.plan.builds[name].statistics
+        names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
+        names += ["kept.svg"] if KEPT in statistics else []
+        return [*names, "timings.svg", *(["benchmarks.svg"] if self.measured else [])]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""

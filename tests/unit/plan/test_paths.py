@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shardmerge.plan.paths import Paths, check_record_path, record_of_check, record_path
+from shardmerge.report.interference_plots import PLOTS
 
 RULES = "".join(p.read_text() for p in (Path(__file__).parents[3] / "rules").glob("*.smk"))
 PATHS = Paths("<results>")
@@ -26,6 +27,8 @@ DELTA = PATHS.delta("{pair}", "{delta}.safetensors")
         PATHS.benchmark_file("{name}", "{model}/{task}.json"),
         PATHS.benchmark_file("{name}", "table.json"),
         *(PATHS.report_file("{name}", file) for file in ("summary.html", "plan.html", "norms.svg")),
+        *(PATHS.report_file("{name}", f"interference.{kind}") for kind in ("json", "csv")),
+        *(PATHS.report_file("{name}", f"{plot}.svg") for plot in PLOTS),
     ],
 )
 def test_a_rule_makes_it(path: str) -> None:

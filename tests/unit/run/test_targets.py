@@ -36,6 +36,20 @@ class TestSummary:
     def test_is_the_first_of_the_reports(self, targets: Targets) -> None:
         assert targets.reports()[0] == "results/a/report/summary.html"
         assert not any("benchmarks" in path for path in targets.reports())
+        shown = ("directions", "signs", "kept")
+        assert not any(word in path for word in shown for path in targets.reports())
+
+    def test_statistics_are_shown_where_there_are_some(self, targets: Targets) -> None:
+        shown = {
+            (): {"distances"},
+            ("pairs",): {"distances", "directions", "signs"},
+            ("kept", "pairs"): {"distances", "directions", "signs", "kept"},
+        }
+        for statistics, plots in shown.items():
+            build = Build("a", "digest", (), {}, statistics=statistics)
+            targets.plan = replace(NO_PLAN, builds={"a": build})
+            found = {Path(path).stem for path in targets.reports()}
+            assert found & shown["kept", "pairs"] == plots
 
     def test_needs_no_table_where_nothing_is_measured(self, targets: Targets) -> None:
         assert targets.table("a") == targets.tables() == []

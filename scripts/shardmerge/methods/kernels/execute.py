@@ -26,12 +26,12 @@ from shardmerge.methods.passes import (
     Sums,
     Wanted,
     along_first,
-    resolve,
+    end_of,
     vectors,
 )
 
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
-Read = Callable[[int, int], Sequence[torch.Tensor]]
+ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
         return [tensor[first : first + count] for tensor in tensors]
 
     if out.numel():
-        make = resolve(begin(group), partial(answered, shape=group.shape, read=read))
+        make = end_of(begin(group), partial(answered, shape=group.shape, read=read))
         for span in spans(out.numel()):
             parts = read(span.start, span.stop - span.start)
             out[span] = make(TorchElements(parts, group.shape, group.offset + span.start))
     return out.view(group.tensors[0].shape)
 
 
-def answered(wanted: Wanted, shape: Sequence[int], read: Read) -> Any:
+def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs) -> Any:
     """Return what a pass over some elements' tensors wants to know.
 
     Args:
@@ -130,7 +130,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: Read) -> Any:
     raise TypeError(f"not known to passes: {wanted!r}")
 
 
-def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: Read) -> np.ndarray:
+def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
     rows, columns = vectors(shape, axis)
     strided = along_first(shape, axis)
 
@@ -150,7 +150,7 @@ def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: Read) -> n
 
 
 def _bands(
-    function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: Read
+    function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: ReadInputs
 ) -> list[Band]:
     _, count = vectors(shape, "all")
     bits = torch.finfo(read(0, 1)[0].dtype).bits
@@ -183,7 +183,7 @@ def _bands(
     return find_bands(ranks, count, bits, histograms, locate)
 
 
-def _counts(function: Callable, shape: Sequence[int], read: Read) -> list[int]:
+def _counts(function: Callable, shape: Sequence[int], read: ReadInputs) -> list[int]:
     _, count = vectors(shape, "all")
     found: list[int] = []
     for span in spans(count):

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NOTHING, Band, Ranks, Statistic, band_of
+from shardmerge.methods.passes import NO_BAND, Band, Ranks, Statistic, band_of
 
 _DIGIT = 16
 #: Groups of rows whose ranks are kept: threads work on few at a time.
@@ -49,7 +49,7 @@ def find_bands(
     return [
         band_of(one, next(found), next(found), partial(locate, k))
         if one.start < one.stop
-        else NOTHING
+        else NO_BAND
         for k, one in enumerate(ranks)
     ]
 

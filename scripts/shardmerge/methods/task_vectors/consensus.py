@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shardmerge.methods.contract import BOTH
@@ -14,6 +15,7 @@ from shardmerge.methods.registry import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from shardmerge.methods.passes import Passes
@@ -72,6 +74,13 @@ def _mergekit_sce(group: Group) -> torch.Tensor:
     from shardmerge.methods.task_vectors import mergekit
 
     return mergekit.sce(group)
+
+
+@sce.keeps
+def _kept_by_sce(group: Group) -> Mapping[int, np.ndarray]:
+    from shardmerge.methods.task_vectors import kept
+
+    return kept.varied(group)
 
 
 @merge_method(
@@ -134,3 +143,11 @@ def _mergekit_ramplus_tl(group: Group) -> torch.Tensor:
     from shardmerge.methods.task_vectors import mergekit
 
     return mergekit.reinforced(group, rescale_unique=True)
+
+
+@ram.keeps
+@ramplus_tl.keeps
+def _kept_by_ram(group: Group) -> Mapping[int, np.ndarray]:
+    from shardmerge.methods.task_vectors import kept
+
+    return kept.changed(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from shardmerge.base.errors import UserError
@@ -9,6 +10,7 @@ from shardmerge.methods.contract import BOTH
 from shardmerge.methods.registry import (
     Group,
     Inputs,
+    MergeMethod,
     Parameter,
     Request,
     Workspace,
@@ -16,6 +18,7 @@ from shardmerge.methods.registry import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from shardmerge.methods.passes import Passes
@@ -305,3 +308,20 @@ def _mergekit_della_linear(group: Group) -> torch.Tensor:
     from shardmerge.methods.task_vectors import mergekit
 
     return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)
+
+
+def _says_what_stays(method: MergeMethod, rule: str, *, consensus: bool) -> None:
+    @method.keeps
+    def _kept(group: Group) -> Mapping[int, np.ndarray]:
+        from shardmerge.methods.task_vectors import kept
+
+        return kept.sparsified(group, getattr(kept, rule), consensus=consensus)
+
+
+_says_what_stays(ties, "largest", consensus=True)
+_says_what_stays(dare_ties, "chance", consensus=True)
+_says_what_stays(dare_linear, "chance", consensus=False)
+_says_what_stays(breadcrumbs, "between", consensus=False)
+_says_what_stays(breadcrumbs_ties, "between", consensus=True)
+_says_what_stays(della, "ranked_chance", consensus=True)
+_says_what_stays(della_linear, "ranked_chance", consensus=False)

@@ -1,0 +1,125 @@
+"""Which elements of task vectors have a part in what a sparse method makes: for statistics.
+
+The rules are those of ``keep`` and ``passes``, in float64 numpy, since checks of methods that are
+native code run without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from shardmerge.methods.contract import Group
+
+#: Returns which elements of an input's task vector a method keeps before signs are elected.
+KeepRule = Callable[[Group, int, np.ndarray], np.ndarray]
+#: L1 norms below this are not divided by.
+_SMALLEST_NORM = 1e-7
+
+
+def sparsified(group: Group, rule: KeepRule, *, consensus: bool) -> Mapping[int, np.ndarray]:
+    """Return which elements stay: chosen by a rule, not 0, and of the elected sign.
+
+    Args:
+        group: With ``weight``, ``density`` and ``rescale``.
+        rule: Chooses elements of a task vector.
+        consensus: Whether a sign is elected for each element.
+    """
+    vectors = _vectors(group)
+    masks = {
+        i: _all(v) if group.per_input["density"][i] >= 1 else rule(group, i, v)
+        for i, v in vectors.items()
+    }
+    factors = {i: group.per_input["weight"][i] for i in vectors}
+    if group.parameters["rescale"]:
+        factors = {i: f * _rescaling(vectors[i], masks[i]) for i, f in factors.items()}
+    parts = {i: np.where(masks[i], v, 0.0) * factors[i] for i, v in vectors.items()}
+    return _agreeing(parts) if consensus else {i: part != 0 for i, part in parts.items()}
+
+
+def largest(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
+    """Choose the ``density`` largest magnitudes; of equal ones the first."""
+    density = group.per_input["density"][index]
+    count = max(1, int(density * vector.size)) if density > 0 else 0
+    return _ranked(-np.abs(vector), 0, count)
+
+
+def between(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
+    """Choose ``density`` of the magnitudes, without the ``gamma`` largest and the smallest."""
+    count = int(group.per_input["density"][index] * vector.size)
+    dropped = int(group.per_input["gamma"][index] * vector.size)
+    start = max(0, vector.size - count - dropped)
+    return _ranked(np.abs(vector), start, start + count)
+
+
+def chance(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
+    """Choose each element with probability ``density``."""
+    return _draws(group, index, vector) < group.per_input["density"][index]
+
+
+def ranked_chance(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
+    """Choose each element with a probability that grows with its rank within its row."""
+    density, epsilon = group.per_input["density"][index], group.per_input["epsilon"][index]
+    if density <= 0 or not vector.size:
+        return np.zeros(vector.shape, bool)
+    length = vector.shape[1] if vector.ndim > 1 else vector.size
+    magnitudes = np.abs(vector).reshape(-1, length, math.prod(vector.shape[2:]))
+    ranks = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1, kind="stable")
+    relative = ranks.reshape(vector.shape) / (length - 1) if length > 1 else 0.5
+    return _draws(group, index, vector) < (density - epsilon) + relative * (2 * epsilon)
+
+
+def varied(group: Group) -> Mapping[int, np.ndarray]:
+    """Return what SCE lets in: of the largest variances between models, and of the elected sign."""
+    vectors, share = _vectors(group), group.parameters["select_topk"]
+    if not vectors:
+        return {}
+    variances = np.var(np.stack(list(vectors.values())), axis=0)
+    mask = np.ones(variances.shape, bool)
+    if share < 1:
+        mask = _ranked(-variances, 0, int(np.count_nonzero(variances) * share))
+    return _agreeing({i: np.where(mask, v, 0.0) for i, v in vectors.items()})
+
+
+def changed(group: Group) -> Mapping[int, np.ndarray]:
+    """Return what is further from the base than ``epsilon``."""
+    epsilon = group.parameters["epsilon"]
+    return {i: np.abs(v) > epsilon for i, v in _vectors(group).items()}
+
+
+def _vectors(group: Group) -> dict[int, np.ndarray]:
+    base = group.tensors[group.base]
+    return {i: group.tensors[i] - base for i in group.others}
+
+
+def _all(vector: np.ndarray) -> np.ndarray:
+    return np.ones(vector.shape, bool)
+
+
+def _ranked(keys: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return which elements have ascending ranks from start to stop; equal ones in order."""
+    mask = np.zeros(keys.size, bool)
+    mask[np.argsort(keys, axis=None, kind="stable")[start:stop]] = True
+    return mask.reshape(keys.shape)
+
+
+def _draws(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
+    from shardmerge.methods.kernels.keys import draws
+    from shardmerge.methods.task_vectors import keep
+
+    drawn = draws(keep.stream(group, index), 0, vector.size) * 2.0**-32
+    return drawn.reshape(vector.shape)
+
+
+def _rescaling(vector: np.ndarray, mask: np.ndarray) -> float:
+    before = math.fsum(np.abs(vector).ravel())
+    after = math.fsum(np.abs(vector[mask]))
+    return before / after if min(before, after) >= _SMALLEST_NORM else 1.0
+
+
+def _agreeing(parts: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return which elements have the sign of the sum; a sum of 0 counts as plus."""
+    positive = sum(parts.values()) >= 0
+    return {i: np.where(positive, part > 0, part < 0) for i, part in parts.items()}
