@@ -251,7 +251,7 @@ class ReducedTiles:
 
     def histograms(self, count: int, prefixes: Sequence[int]) -> list[np.ndarray]:
         """Return how often each half of the keys occurs, int64 [DIGITS] for each value."""
-        tables = np.zeros((len(prefixes), TABLES, DIGITS + 1), np.uint32)
+        tables = np.zeros((len(prefixes), TABLES, DIGITS + LANES), np.uint32)
         total = np.zeros((len(prefixes), DIGITS), np.int64)
         of = np.array(prefixes, np.int32)
         tiles = list(_tiles(1, count))

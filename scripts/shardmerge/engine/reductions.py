@@ -8,6 +8,7 @@ values never lie in memory.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -96,7 +97,7 @@ class NativeReduction:
         """Count halves of keys.
 
         Args:
-            tables: uint32 [values, TABLES, DIGITS + 1], counted up; the last place is of no use.
+            tables: uint32 [values, TABLES, DIGITS + LANES], counted up; the last are of no use.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
@@ -250,7 +251,9 @@ def _digits(reduction: Reduction) -> str:
     """Return a function that counts how often keys have a high half, or a low one after some."""
     writer = StepLines(reduction)
     entry = writer.entry()
-    lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
+    lanes, nowhere = (
+        ", ".join(f"i32 {begin + lane}" for lane in range(LANES)) for begin in (0, DIGITS)
+    )
     for k in range(len(reduction.values)):
         entry += [
             f"  %prefix{k}.at = getelementptr i32, ptr %prefixes, i64 {k}",
@@ -258,6 +261,12 @@ def _digits(reduction: Reduction) -> str:
             f"  %prefix{k}.first = insertelement {INT} poison, i32 %prefix{k}.one, i64 0",
             f"  %prefix{k} = shufflevector {INT} %prefix{k}.first, {INT} poison, "
             f"{INT} zeroinitializer",
+            f"  %digits{k} = alloca {INT}, align 64",
+            *(
+                f"  %table{k}.{one} = getelementptr i32, ptr %output, "
+                f"i64 {(k * TABLES + one) * (DIGITS + LANES)}"
+                for one in range(TABLES)
+            ),
         ]
     writer.values()
     left = writer.new("sub i64 %count, %i")
@@ -272,16 +281,15 @@ def _digits(reduction: Reduction) -> str:
             digit = writer.new(f"and {INT} {key}, {splat(DIGITS - 1)}")
             wanted = writer.new(f"icmp eq {INT} {high}, %prefix{k}")
             wanted = writer.new(f"and {MASK} {wanted}, {there}")
-        digit = writer.new(f"select {MASK} {wanted}, {INT} {digit}, {INT} {splat(DIGITS)}")
-        for lane in range(LANES):
-            one = writer.new(f"extractelement {INT} {digit}, i64 {lane}")
-            one = writer.new(f"zext i32 {one} to i64")
-            table = (k * TABLES + lane % TABLES) * (DIGITS + 1)
-            one = writer.new(f"add i64 {one}, {table}")
-            place = writer.place("%output", "U32", one)
-            before = writer.new(f"load i32, ptr {place}")
-            after = writer.new(f"add i32 {before}, 1")
-            writer.lines.append(f"  store i32 {after}, ptr {place}")
+        digit = writer.new(f"select {MASK} {wanted}, {INT} {digit}, {INT} <{nowhere}>")
+        writer.lines.append(f"  store {INT} {digit}, ptr %digits{k}, align 64")
+    for k, lane in itertools.product(range(len(reduction.values)), range(LANES)):
+        one = writer.new(f"load i32, ptr {writer.place(f'%digits{k}', 'U32', str(lane))}")
+        one = writer.new(f"zext i32 {one} to i64")
+        place = writer.place(f"%table{k}.{lane % TABLES}", "U32", one)
+        before = writer.new(f"load i32, ptr {place}")
+        after = writer.new(f"add i32 {before}, 1")
+        writer.lines.append(f"  store i32 {after}, ptr {place}")
     return "\n".join([
         _HEAD,
         "entry:",

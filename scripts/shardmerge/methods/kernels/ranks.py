@@ -112,8 +112,19 @@ class RanksInRows:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Return the ranks along the second dimension."""
-    order = np.argsort(values, axis=1, kind="stable")
+    order = _order(values)
     ranks = np.empty_like(order)
     steps = np.arange(values.shape[1]).reshape(1, -1, 1)
     np.put_along_axis(ranks, order, np.broadcast_to(steps, order.shape), axis=1)
     return ranks
+
+
+def _order(values: np.ndarray) -> np.ndarray:
+    """Return what sorts values that are not negative along the second dimension, stably."""
+    if values.dtype != np.float32:
+        return np.argsort(values, axis=1, kind="stable")
+    # numpy sorts numbers of 16 bits by their digits, a third of the time: by the low half first
+    keys = np.ascontiguousarray(values).view(np.uint32)
+    order = np.argsort(keys.astype(np.uint16), axis=1, kind="stable")
+    high = np.take_along_axis((keys >> _DIGIT).astype(np.uint16), order, axis=1)
+    return np.take_along_axis(order, np.argsort(high, axis=1, kind="stable"), axis=1)
