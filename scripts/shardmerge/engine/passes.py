@@ -20,6 +20,7 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
+from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
@@ -125,7 +126,7 @@ class NativePasses:
                 tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
                 return tiles.values(first, count)[0].astype(np.float32)
 
-            return RanksInRows(values, call.inputs[0].shape)
+            return RanksInRows(values, call.inputs[0].shape, native_ranks)
 
         asked: list[int] = []
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")

@@ -51,7 +51,7 @@ class Elements(Protocol):
 
 #: Returns for consecutive elements, (first, count), whether each is chosen: bool [count].
 Masks = Callable[[int, int], "np.ndarray"]
-#: Returns for consecutive elements the rank of each within its row, int64 [count].
+#: Returns for consecutive elements the rank of each within its row, integers [count].
 RanksOf = Callable[[int, int], "np.ndarray"]
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
 Axis = Literal["all", "last", "first"]

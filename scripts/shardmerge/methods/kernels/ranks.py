@@ -78,10 +78,16 @@ class RanksInRows:
     Args:
         values: Returns consecutive values, not negative: (first, count).
         shape: Of the tensor.
+        ranks: Finds the ranks along the second of three dimensions.
     """
 
-    def __init__(self, values: Callable[[int, int], np.ndarray], shape: Sequence[int]) -> None:
-        self._values = values
+    def __init__(
+        self,
+        values: Callable[[int, int], np.ndarray],
+        shape: Sequence[int],
+        ranks: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self._values, self._ranks = values, ranks or ranks_along
         self._length = shape[1] if len(shape) > 1 else math.prod(shape)
         self._inner = math.prod(shape[2:])
         self._count = math.prod(shape)
@@ -91,7 +97,7 @@ class RanksInRows:
         self._found: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __call__(self, first: int, count: int) -> np.ndarray:
-        """Return the ranks of consecutive elements, int64 [count]."""
+        """Return the ranks of consecutive elements, integers [count]."""
         spans = range(first // self._step * self._step, first + count, self._step)
         found = np.concatenate([self._rows(begin) for begin in spans])
         return found[first - spans.start :][:count]
@@ -102,7 +108,7 @@ class RanksInRows:
             if begin in self._found:
                 return self._found[begin]
         values = self._values(begin, min(self._step, self._count - begin))
-        ranks = _ranks(values.reshape(-1, self._length, self._inner)).reshape(-1)
+        ranks = self._ranks(values.reshape(-1, self._length, self._inner)).reshape(-1)
         with self._lock:
             self._found[begin] = ranks
             if len(self._found) > _REMEMBERED:
@@ -110,7 +116,7 @@ class RanksInRows:
         return ranks
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks_along(values: np.ndarray) -> np.ndarray:
     """Return the ranks along the second dimension."""
     order = _order(values)
     ranks = np.empty_like(order)

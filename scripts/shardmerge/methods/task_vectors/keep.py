@@ -103,16 +103,20 @@ def ranked_chance(group: Group) -> Passes:
     if not ranked:
         return none
     length = shape[1] if len(shape) > 1 else group.count
+    import numpy as np
+
     found = yield RowRanks(lambda x: [(x[i] - x[base]).abs() for i in ranked])
 
     def of(index: int, ranks: RanksOf) -> Callable[[Elements, Value], Value]:
         key, epsilon = stream(group, index), group.per_input["epsilon"][index]
+        # A row of one element has the mean probability.
+        relative = np.arange(length) / (length - 1) if length > 1 else np.full(1, 0.5)
+        chances = (density[index] - epsilon) + relative * (2 * epsilon)
+        # a draw is a number of 32 bits over 2**32
+        least = np.ceil(np.clip(chances, 0, 1) * 2.0**32).astype(np.uint64)
 
         def mask(first: int, count: int) -> np.ndarray:
-            # A row of one element has the mean probability.
-            relative = ranks(first, count) / (length - 1) if length > 1 else 0.5
-            drawn = draws(key, first, count) * 2.0**-32
-            return drawn < (density[index] - epsilon) + relative * (2 * epsilon)
+            return draws(key, first, count) < least[ranks(first, count)]
 
         return lambda x, part: x.chosen(mask)
 
