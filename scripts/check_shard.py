@@ -48,7 +48,9 @@ def main() -> None:
             f"Delete {str(args.shard)!r} and run the workflow again, which makes both anew.",
         )
     watch = Watch(Identities(IDENTITIES))
-    found = check_shard(spec, args.shard, sources, args.deltas, recorded.sha256, watch)
+    found = check_shard(
+        spec, args.shard, sources, args.deltas, recorded.sha256, watch, recorded.passes
+    )
     write_json(args.output, found)
     print(
         f"{args.shard.name}: all bytes are as they were written; {found['elements']:,} elements of "

@@ -79,6 +79,7 @@ class RanksInRows:
         values: Returns consecutive values, not negative: (first, count).
         shape: Of the tensor.
         ranks: Finds the ranks along the second of three dimensions.
+        together: Elements of rows that are sorted together, if rows are shorter.
     """
 
     def __init__(
@@ -86,13 +87,14 @@ class RanksInRows:
         values: Callable[[int, int], np.ndarray],
         shape: Sequence[int],
         ranks: Callable[[np.ndarray], np.ndarray] | None = None,
+        together: int = BLOCK,
     ) -> None:
         self._values, self._ranks = values, ranks or ranks_along
         self._length = shape[1] if len(shape) > 1 else math.prod(shape)
         self._inner = math.prod(shape[2:])
         self._count = math.prod(shape)
         row = self._length * self._inner
-        self._step = row * max(1, BLOCK // row)
+        self._step = row * max(1, together // row)
         self._lock = threading.Lock()
         self._found: OrderedDict[int, np.ndarray] = OrderedDict()
 
