@@ -24,6 +24,7 @@ from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, rou
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.check.statistics import Statistics
+from shardmerge.engine.arranging import Band, fill_elements
 from shardmerge.engine.decoding import Held, decode_elements
 from shardmerge.engine.locations import AnyLocation, Location, locate
 from shardmerge.engine.stored import stored_deltas
@@ -157,12 +158,14 @@ class _Leaves:
         """Fill the beginning of a buffer with elements of a leaf."""
         leaf.read(lambda number, *range: self._files[number].fill(*range), first, count, into)
 
-    def read(self, leaf: ex.Source | ex.Decoded | ex.Delta, runs: Runs) -> np.ndarray:
+    def read(self, leaf: ex.Source | ex.Decoded | ex.Arranged | ex.Delta, runs: Runs) -> np.ndarray:
         """Return elements of a leaf as they are stored; of a decoded one its float32 values."""
         if isinstance(leaf, ex.Decoded):
             held: Held = {}
             made = [v for run in runs for v in decode_elements(leaf, self._part, held, *run)]
             return np.concatenate([np.zeros(0, np.float32), *made])
+        if isinstance(leaf, ex.Arranged):
+            return self._arranged(leaf, runs)
         file, entry = self._entry(leaf)
         return file.read(entry, runs)
 
@@ -185,6 +188,18 @@ class _Leaves:
                 "The file changed since the plan was made.",
             )
         return file, entry
+
+    def _arranged(self, leaf: ex.Arranged, runs: Runs) -> np.ndarray:
+        held: Band = {}
+        made = np.empty(sum(count for _, count in runs), stored_type(leaf.dtype))
+        place = 0
+        for first, count in runs:
+            fill_elements(leaf, self._fill, held, first, made[place : place + count])
+            place += count
+        return made
+
+    def _fill(self, part: ex.Source | ex.Decoded, begin: int, target: np.ndarray) -> None:
+        target[:] = self.read(part, ((begin, len(target)),)).view(target.dtype)
 
     def _part(self, part: ex.Source, begin: int, end: int) -> np.ndarray:
         return self.read(part, ((begin, end - begin),)).view(stored_type(part.dtype))

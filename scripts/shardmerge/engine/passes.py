@@ -20,6 +20,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.locations import apart
 from shardmerge.engine.record import Tally
 from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
 from shardmerge.engine.row_ranks import native_ranks
@@ -138,7 +139,7 @@ class NativePasses:
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
-        places = [self._files.locate(leaf) for leaf in leaves.files]
+        places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
     def _row_ranks(
