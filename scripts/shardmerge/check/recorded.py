@@ -20,7 +20,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.passes import NativePasses, ReadFiles, ReducedTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NO_BAND, Band, Bands, Elements, Ranks, Value
+from shardmerge.methods.passes import NO_BAND, Bands, Elements, ElementValue, KeyBand, Ranks
 
 #: One of so many tiles is added up again, and at least two.
 _EVERY = 16
@@ -61,7 +61,7 @@ class RecordedPasses(NativePasses):
             raise _wrong(call, "sums")
         return table
 
-    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[Band]:
+    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         if (known := self._known(call)) is None:
             return super()._bands(call, wanted, count)
         bands = [_band(row) for row in known]
@@ -70,7 +70,7 @@ class RecordedPasses(NativePasses):
         ranks = [Ranks(one.start, min(one.stop, count), one.descending) for one in wanted.ranks]
         pairs = list(zip(bands, ranks, strict=True))
 
-        def masks(x: Elements) -> list[Value]:
+        def masks(x: Elements) -> list[ElementValue]:
             values = wanted.function(x)
             return [
                 x.inside(value, part)
@@ -91,14 +91,14 @@ class RecordedPasses(NativePasses):
         return bands
 
 
-def _before(band: Band, ranks: Ranks) -> Band:
+def _before(band: KeyBand, ranks: Ranks) -> KeyBand:
     """Return the band of the elements of lower ranks."""
     if ranks.descending:
-        return Band(band.high, _GREATEST, (0, band.at_high[0]), _ALL)
-    return Band(-1, band.low, (0, 0), (0, band.at_low[0]))
+        return KeyBand(band.high, _GREATEST, (0, band.at_high[0]), _ALL)
+    return KeyBand(-1, band.low, (0, 0), (0, band.at_low[0]))
 
 
-def _is_stretch(band: Band, ranks: Ranks, count: int) -> bool:
+def _is_stretch(band: KeyBand, ranks: Ranks, count: int) -> bool:
     """Whether the elements of a band have ranks one after the other."""
     if band.low == band.high:
         return band.at_low == band.at_high
@@ -108,13 +108,13 @@ def _is_stretch(band: Band, ranks: Ranks, count: int) -> bool:
     return first[1] >= count and last[0] == 0
 
 
-def _band(row: Any) -> Band | None:
+def _band(row: Any) -> KeyBand | None:
     if len(row) != 6 or any(type(one) is not int or not 0 <= one <= 1 << 62 for one in row):
         return None
     low, high, *ends = row
     if max(low, high) > _GREATEST:
         return None
-    return Band(low, high, (ends[0], ends[1]), (ends[2], ends[3]))
+    return KeyBand(low, high, (ends[0], ends[1]), (ends[2], ends[3]))
 
 
 def _numbers(text: Any) -> np.ndarray:

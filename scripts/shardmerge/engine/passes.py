@@ -28,14 +28,14 @@ from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
 from shardmerge.methods.passes import (
-    Band,
     Bands,
     Counts,
     Elements,
+    ElementValue,
+    KeyBand,
     Map,
     RowRanks,
     Sums,
-    Value,
     Wanted,
     along_first,
     end_of,
@@ -135,7 +135,7 @@ class NativePasses:
         return tiles.table(count, range(-(-count // BLOCK)))
 
     def _tiles(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]], kind: Reducing
+        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]], kind: Reducing
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
@@ -143,7 +143,7 @@ class NativePasses:
         return ReducedTiles(places, self._files, *found)
 
     def _row_ranks(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]]
+        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]]
     ) -> list[RanksInRows]:
         def of(k: int) -> RanksInRows:
             def values(first: int, count: int) -> np.ndarray:
@@ -156,9 +156,9 @@ class NativePasses:
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
         return [of(k) for k in range(asked[0])]
 
-    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[Band]:
+    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-            def keys(x: Elements) -> list[Value]:
+            def keys(x: Elements) -> list[ElementValue]:
                 values = [value.key() for value in wanted.function(x)]
                 return [values[k] for k, _ in pairs]
 
@@ -167,9 +167,9 @@ class NativePasses:
 
         def locate(k: int, key: int, number: int) -> int:
             every = 0, count
-            equal = Band(key, key, every, every)
+            equal = KeyBand(key, key, every, every)
 
-            def mask(x: Elements) -> Value:
+            def mask(x: Elements) -> ElementValue:
                 return x.inside(wanted.function(x)[k], equal)
 
             counted = self._tiles(call, lambda x: [mask(x)], "counts")

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NO_BAND, Band, Ranks, Statistic, band_of
+from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks, Statistic, band_of
 
 _DIGIT = 16
 #: Groups of rows whose ranks are kept: threads work on few at a time.
@@ -29,7 +29,7 @@ Locate = Callable[[int, int, int], int]
 
 def find_bands(
     ranks: Sequence[Ranks], count: int, bits: int, histograms: Histograms, locate: Locate
-) -> list[Band]:
+) -> list[KeyBand]:
     """Return the band of each value's ranks.
 
     Args:
