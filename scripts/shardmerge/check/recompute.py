@@ -43,7 +43,7 @@ from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.check.samples import RUN, RUNS, Runs, positions
 from shardmerge.engine.native import is_usable
-from shardmerge.engine.passes import ReadFiles
+from shardmerge.engine.tiles import ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
 from shardmerge.methods.registry import kernel_of
 

@@ -18,7 +18,8 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
-from shardmerge.engine.passes import NativePasses, ReadFiles, ReducedTiles
+from shardmerge.engine.passes import NativePasses
+from shardmerge.engine.tiles import ReadFiles, ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import NO_BAND, Bands, Elements, ElementValue, KeyBand, Ranks
 
