@@ -23,7 +23,7 @@ from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
+from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -31,6 +31,8 @@ from shardmerge.methods.passes import (
     ElementValue,
     KeyBand,
     Map,
+    Maxima,
+    OrderStatistics,
     RowRanks,
     Sums,
     Wanted,
@@ -107,6 +109,10 @@ class NativePasses:
                 return tiles.sums_along_first(*vectors(shape, axis))
             case Sums(function, axis):
                 return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
+            case Maxima(function, axis):
+                return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
+            case OrderStatistics(function, ranks):
+                return self._order_statistics(call, function, ranks, count)
             case RowRanks(function):
                 return self._row_ranks(call, function)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -136,6 +142,23 @@ class NativePasses:
         asked: list[int] = []
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
         return [of(k) for k in range(asked[0])]
+
+    def _order_statistics(
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], ElementValue],
+        ranks: Sequence[int],
+        count: int,
+    ) -> list[float]:
+        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+            def keys(x: Elements) -> list[ElementValue]:
+                return [function(x).key()] * len(pairs)
+
+            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
+            return tiles.histograms(count, [prefix for _, prefix in pairs])
+
+        keys = find_keys(ranks, 32, histograms)
+        return np.array(keys, np.int32).view(np.float32).tolist()
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -64,6 +64,17 @@ class ReducedTiles:
                 parts = []
         return np.concatenate(done, axis=1)
 
+    def maxima(self, rows: int, columns: int) -> np.ndarray:
+        """Return the greatest values of vectors whose elements follow each other, as ``sums``."""
+        done, parts = [], []
+        for first, count, last in _tiles(rows, columns):
+            values = self.values(first, count)
+            parts.append(values.reshape(len(values), -1, min(count, columns)).max(axis=-1))
+            if last:
+                done.append(np.max(parts, axis=0))
+                parts = []
+        return np.concatenate(done, axis=1)
+
     def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
         """Return what some tiles add to sums or counts, float64 [sums, tiles].
 

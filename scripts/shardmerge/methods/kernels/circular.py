@@ -1,6 +1,6 @@
 """Sine, cosine and their inverse in float64, for coefficients: the same bits on every processor.
 
-Made as those of ``functions``, of single rounded operations, by numpy: no torch is needed.
+Made as those of ``elementary``, of single rounded operations, by numpy: no torch is needed.
 """
 
 from __future__ import annotations
