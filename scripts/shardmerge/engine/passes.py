@@ -102,6 +102,10 @@ class NativePasses:
                 bands = self._bands(call, wanted, count)
                 note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
                 return bands
+            case OrderStatistics():
+                keys = self._order_statistics(call, wanted, count)
+                note(keys)
+                return np.array(keys, np.int32).view(np.float32).tolist()
         note(None)
         match wanted:
             case Sums(function, axis) if along_first(shape, axis):
@@ -111,8 +115,6 @@ class NativePasses:
                 return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
             case Maxima(function, axis):
                 return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
-            case OrderStatistics(function, ranks):
-                return self._order_statistics(call, function, ranks, count)
             case RowRanks(function):
                 return self._row_ranks(call, function)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -143,22 +145,17 @@ class NativePasses:
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
         return [of(k) for k in range(asked[0])]
 
-    def _order_statistics(
-        self,
-        call: ex.Call,
-        function: Callable[[Elements], ElementValue],
-        ranks: Sequence[int],
-        count: int,
-    ) -> list[float]:
+    def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
+        """Return the keys of the values that have some ranks."""
+
         def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
             def keys(x: Elements) -> list[ElementValue]:
-                return [function(x).key()] * len(pairs)
+                return [wanted.function(x).key()] * len(pairs)
 
             tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
             return tiles.histograms(count, [prefix for _, prefix in pairs])
 
-        keys = find_keys(ranks, 32, histograms)
-        return np.array(keys, np.int32).view(np.float32).tolist()
+        return find_keys(wanted.ranks, 32, histograms)
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -68,6 +68,7 @@ __all__ = [
 
 _METHODS: dict[str, MergeMethod] = {}
 _STEPS: dict[str, dict[Numerics, Rendering]] = {}
+_STEP_VERSIONS: dict[tuple[str, Numerics], int] = {}
 
 
 def merge_method(
@@ -137,7 +138,7 @@ def merge_method(
 
 
 def step_kernel(
-    name: str, numerics: Numerics, *, workspace: Workspace = Workspace()
+    name: str, numerics: Numerics, *, workspace: Workspace = Workspace(), version: int = 1
 ) -> Callable[[Kernel], Kernel]:
     """Register the decorated kernel as a step that no recipe names; it gets whole tensors.
 
@@ -145,6 +146,7 @@ def step_kernel(
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
         workspace: Memory that the kernel allocates.
+        version: Grows when its bytes change, as a method's does.
 
     Raises:
         ValueError: If the name is taken.
@@ -154,6 +156,7 @@ def step_kernel(
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
         _STEPS.setdefault(name, {})[numerics] = Rendering(function, workspace=workspace)
+        _STEP_VERSIONS[name, numerics] = version
         return function
 
     return register
@@ -212,8 +215,10 @@ def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
 
 
 def version_of(name: str, numerics: Numerics) -> int:
-    """Return the version of a method's bytes; what mergekit makes of it does not change."""
-    return 1 if name in _STEPS or numerics == MERGEKIT else method(name).version
+    """Return the version of a method's or step's bytes; what mergekit makes does not change."""
+    if name in _STEPS:
+        return _STEP_VERSIONS[name, numerics]
+    return 1 if numerics == MERGEKIT else method(name).version
 
 
 def in_mergekit(name: str) -> bool:
