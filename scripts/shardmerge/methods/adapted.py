@@ -29,7 +29,7 @@ def _dora(group: Group) -> torch.Tensor:
     if not matrix.numel():
         return matrix.clone()
     squares = row_sums(
-        lambda row, column: [by_output[row, column].double().square_()], *by_output.shape
+        lambda row, column: [by_output[row, column].double().square()], *by_output.shape
     )
     lengths = torch.from_numpy(root(squares[0].numpy()))
     factor = (norms.reshape(-1).double().cpu() / lengths).to(matrix.device, matrix.dtype)
