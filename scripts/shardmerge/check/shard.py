@@ -17,9 +17,11 @@ from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash
 from shardmerge.base.identities import stamp_of
+from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
+from shardmerge.check.kernels import TooLargeError
 from shardmerge.check.leaves import OpenLeaves, described
-from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
+from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.check.statistics import Statistics
 from shardmerge.engine.tasks import TensorTask, make_task

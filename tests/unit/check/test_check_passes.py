@@ -19,7 +19,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.base.safetensors import read_header
-from shardmerge.check import recompute, recorded
+from shardmerge.check import kernels, recorded
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import native, passes
 from shardmerge.methods.registry import method
@@ -53,7 +53,7 @@ def test_they_pass_whatever_their_size(
     built: tuple[cases.Models, ShardSpec, Passes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, spec, _ = built
-    monkeypatch.setattr(recompute, "WHOLE", 100)
+    monkeypatch.setattr(kernels, "WHOLE", 100)
     found = check_shard(spec, models.folder / "out.safetensors", models.paths, [])
     assert found["not_sampled"] == []
     assert found["undecided"] == 0
