@@ -41,6 +41,7 @@ rule all:
         TARGETS.models(),
         TARGETS.loaded(),
         TARGETS.tables(),
+        TARGETS.comparison(),
         TARGETS.cards(),
         TARGETS.reports(),
 
@@ -53,6 +54,7 @@ rule models:
 rule benchmarks:
     input:
         TARGETS.tables(),
+        TARGETS.comparison(),
         TARGETS.cards(),
 
 

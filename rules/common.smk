@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
 from shardmerge.benchmark.options import options_of
+from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -144,6 +145,11 @@ def measuring(w):
 def environment(w, usual, **own):
     """Return the environment file of a benchmark job's backend."""
     return own.get(measuring(w).backend, usual)
+
+
+def samples_of(results):
+    """Return where the answers to single questions lie, beside results."""
+    return [str(samples_path(path)) for path in results]
 
 
 def fetch_job(w):

@@ -44,6 +44,10 @@ class Paths:
         """Return the path of a build's benchmark result or table."""
         return self.build(name, f"benchmarks/{file}")
 
+    def measurement(self, file: str) -> str:
+        """Return the path of a model's benchmark result, or of what compares all models."""
+        return f"{self.results}/benchmarks/{file}"
+
     def report_file(self, name: str, file: str) -> str:
         """Return the path of a build's plot or table."""
         return self.build(name, f"report/{file}")

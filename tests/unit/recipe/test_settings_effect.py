@@ -87,6 +87,7 @@ OTHER: dict[str, Any] = {
     "card.pipeline_tag": "image-text-to-text",
     "card.models": {"out": {"license": "mit"}},
     "benchmark.models": ["sources"],
+    "benchmark.reference": "base",
     "benchmark.tasks": ["one"],
     "benchmark.apply_chat_template": True,
     "benchmark.fewshot_as_multiturn": False,
@@ -205,6 +206,7 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "cards": [targets.card(name) for name in decision.plan.builds],
         "tables": [targets.tables(), *(targets.measurements(n) for n in decision.plan.builds)],
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
+        "reference": targets.reference,
         "repositories": [targets.repository(name) for name in decision.plan.builds],
         "private": settings["publish"]["private"],
     }
