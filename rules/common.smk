@@ -16,6 +16,7 @@ from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
+from shardmerge.recipe.benchmark_entries import lm_eval_tasks
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -65,7 +66,7 @@ RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"],
+        lm_eval_tasks(BENCHMARK),
         filter(None, [BENCHMARK["include_path"]]),
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
@@ -124,7 +125,7 @@ def job_of(w):
 
 
 def measured(w):
-    return TARGETS.measured[w.model]
+    return TARGETS.measured.get(w.model) or TARGETS.references[w.model]
 
 
 def tasks_of(w):
@@ -134,7 +135,7 @@ def tasks_of(w):
 
 def task_options():
     """Return the options of each task, whatever model it is asked of."""
-    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+    return [options_of(BENCHMARK, task=task).to_json() for task in lm_eval_tasks(BENCHMARK)]
 
 
 def measuring(w):
