@@ -88,7 +88,7 @@ class Comparer:
             (model, reference, column, *self._test(model, reference, column))
             for column in self.table.columns
             for model, reference in pairs
-            if (model, column) in cells and (reference, column) in cells
+            if (model, column) in cells and (reference, column) in cells and self._asks(column)
         ]
         adjusted: list[float | None] = [None] * len(rows)
         for family in dict.fromkeys(row[2].part_of for row in rows):
@@ -128,6 +128,13 @@ class Comparer:
         if cell.stderr is None or not math.isfinite(cell.stderr):
             return None
         return cell.value - paired.Z * cell.stderr, cell.value + paired.Z * cell.stderr
+
+    def _asks(self, column: Column) -> bool:
+        """Whether models can be better on a metric, or answer questions for it."""
+        if column.higher_is_better is not None:
+            return True
+        leaves = [(task, column.filter, column.metric) for task in self._leaves(column)]
+        return any(s in answers.parts for answers in self.answers.values() for s in leaves)
 
     def _test(
         self, model: str, reference: str, column: Column

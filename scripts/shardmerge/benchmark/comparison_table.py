@@ -93,6 +93,8 @@ def _too_small(tested: Sequence[Comparison]) -> list[str]:
     """Return sentences on what has too few questions to tell models apart."""
     asked = [one for one in tested if one.column.headline]
     flips = paired.least_flips(len(asked))
+    # the passages of a text are no answers that are right or wrong
+    asked = [one for one in asked if one.column.higher_is_better is not False]
     sizes: dict[int, dict[str, None]] = {}
     for one in asked:
         sizes.setdefault(one.found.questions if one.found else 0, {})[one.column.task] = None

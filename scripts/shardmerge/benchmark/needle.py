@@ -63,13 +63,15 @@ def haystacks(
     def cut(words: str) -> tuple[int, ...]:
         return tuple(tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
 
-    straw, question = cut(text), cut(f"\n{options.question}")
+    before, _, after = options.question.partition("{secret}")
+    asked = before.rstrip(" ")
+    gap, straw, question = before[len(asked) :], cut(text), cut(f"\n{asked}")
     for length in options.haystacks(declared):
         for depth in options.depths:
             for number in range(options.needles):
                 rng = random.Random(f"{options.seed} {length} {depth} {number}")
                 secrets, right = _secrets(rng, options.symbols)
-                answers = tuple(cut(f" {secret}") for secret in secrets)
+                answers = tuple(cut(f"{gap}{secret}{after}") for secret in secrets)
                 _check_apart(answers, tokenizer.unk_token_id, options)
                 needle = cut(f"\n{options.needle.replace('{secret}', secrets[right])}\n")
                 room = length - 1 - len(needle) - len(question) - max(map(len, answers))

@@ -43,7 +43,7 @@ class ProbeOptions:
         depths: Where in it the needle is, from 0 (beginning) to 1.
         needles: For each length and depth.
         needle: The sentence, with ``{secret}``.
-        question: What the secret follows after.
+        question: What stands at the end, with ``{secret}``.
         symbols: What a secret is made of.
         seed: Of secrets and haystacks.
     """

@@ -90,10 +90,10 @@ def _probes(probes: Mapping[str, Any], tasks: Mapping[str, Any]) -> list[str]:
     if both := next((probe for probe in asked if probe in tasks), None):
         hint = "Leave it out there, or give the task another name."
         raise UserError(f"{both!r} is a probe and a task", f"{_WHERE}.tasks", hint)
-    if "{secret}" not in probes["needle"]:
-        raise UserError(
-            "does not say where the secret stands", f"{where}.needle", "Write {secret}."
-        )
+    for key in ("needle", "question"):
+        if "{secret}" not in probes[key]:
+            hint = "Write `{secret}` in it."
+            raise UserError("does not say where the secret stands", f"{where}.{key}", hint)
     if len(set(probes["symbols"])) < 2:
         raise UserError("has fewer than two symbols", f"{where}.symbols")
     return asked

@@ -143,7 +143,7 @@ OTHER: dict[str, Any] = {
             "depths": [0.5],
             "needles": 2,
             "needle": "It is {secret}.",
-            "question": "Which? It is",
+            "question": "Which? It is {secret}.",
             "symbols": "abc",
             "seed": 1,
         }.items()
