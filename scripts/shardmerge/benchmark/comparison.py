@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.benchmark import paired
+from shardmerge.benchmark.agreement import Agreement, agreements
 from shardmerge.benchmark.paired import ALPHA, Paired
 from shardmerge.benchmark.samples import (
     Answers,
@@ -115,6 +116,15 @@ class Comparer:
                 for question in sorted(own.keys() & other.keys()):
                     if own[question] != other[question]:
                         yield Flip(*key, question, own[question] > other[question])
+
+    def agreements(self, pairs: Iterable[tuple[str, str]]) -> list[Agreement]:
+        """Return how models' answers agree with those of others, on what was asked for.
+
+        Args:
+            pairs: A model and another.
+        """
+        asked = {c.task: self._leaves(c) for c in self.table.columns if c.headline}
+        return agreements(self.answers, pairs, asked)
 
     def interval(self, model: str, column: Column) -> tuple[float, float] | None:
         """Return the 95 % interval of a score, None if nothing tells it."""

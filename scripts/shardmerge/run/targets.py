@@ -266,7 +266,21 @@ class Targets:
         statistics = self.plan.builds[name].statistics
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
-        return [*names, "timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        return [
+            *names,
+            "timings.svg",
+            *(["benchmarks.svg"] if self.measured else []),
+            *self._probe_plots(),
+        ]
+
+    def _probe_plots(self) -> list[str]:
+        """Return the plots of probes that are asked for."""
+        drawn = {"kl": "divergence.svg", "needle": "needles.svg"} if self.measured else {}
+        return [file for probe, file in drawn.items() if self._is_asked_probe(probe)]
+
+    def probe_results(self, name: str, probe: str) -> list[str]:
+        """Return a probe's results in the table of a build."""
+        return [path for path in self.measurements(name) if path.endswith(f"/{probe}.json")]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
@@ -333,6 +347,9 @@ class Targets:
 
     def _is_probe(self, task: str) -> bool:
         return task not in lm_eval_tasks(self.settings["benchmark"])
+
+    def _is_asked_probe(self, probe: str) -> bool:
+        return probe in self.settings["benchmark"]["tasks"] and self._is_probe(probe)
 
     def _compared(self, model: str, task: str) -> dict[str, str]:
         """Return the others that a model is compared with, with their identities."""
