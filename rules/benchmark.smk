@@ -28,7 +28,6 @@ rule prefetch:
 rule run_task:
     input:
         lambda w: ancient(measured(w).files),
-        # new ones of the same content, for another model, make nothing run again
         logits=lambda w: ancient(TARGETS.logits(w.model, tasks_of(w))),
     output:
         results="<results>/benchmarks/{model}/{task}.json",

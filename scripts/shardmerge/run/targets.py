@@ -28,6 +28,8 @@ from shardmerge.sources.checkpoint_files import INDEX
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
+#: Folder of benchmark results by their identities.
+RESULTS = CACHE / "benchmarks"
 #: Folder of the names of lm-eval's tasks.
 TASKS = CACHE / "tasks"
 
@@ -333,9 +335,16 @@ class Targets:
         return {"probes": [self.probes.to_json()]} | {k: v for k, v in logits.items() if v}
 
     def logits(self, model: str, tasks: Sequence[str]) -> list[str]:
-        """Return the files that a benchmark job of a model compares its predictions with."""
-        others = [other for task in tasks for other in self._compared(model, task)]
+        """Return the files that a benchmark job of a model compares its predictions with.
+
+        A result that is stored needs none, so that they are not made again for one more model.
+        """
+        todo = [t for t in tasks if not self._stored(model, t)]
+        others = [other for task in todo for other in self._compared(model, task)]
         return [self.paths.measurement(f"{other}/logits.safetensors") for other in others]
+
+    def _stored(self, model: str, task: str) -> bool:
+        return (RESULTS / f"{self.benchmark_identity(model, task)}.json").exists()
 
     def logits_job(self, model: str) -> EvalOptions:
         """Return how a model is loaded that others are compared with."""
