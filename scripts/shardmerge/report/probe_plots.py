@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Inches.
 _ROW, _TITLE, _GAP, _TOP, _BOTTOM = 0.26, 0.3, 0.45, 0.65, 0.3
 _LETTER = 0.075
+#: Inches beside a panel, for its numbers.
+_VALUES = 2.3
 _CELL_HEIGHT = 0.3
 _KL = "kl_"
 _MARKS = (("median", "o", "white"), ("mean", "o", None), ("p95", "|", None), ("p99", "D", None))
@@ -54,7 +56,7 @@ def draw_divergences(
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
         for i, (reference, rows) in enumerate(panels.items()):
             bottom = height - _TOP - (i + 1) * (_TITLE + body) - i * _GAP
-            place = (left / WIDTH, bottom / height, (WIDTH - left - 2.1) / WIDTH, body / height)
+            place = (left / WIDTH, bottom / height, (WIDTH - left - _VALUES) / WIDTH, body / height)
             axes = drawing.add_axes(place)
             _draw_reference(axes, reference, rows, names, merged)
             axes.set_xlim(lowest, highest)
@@ -82,7 +84,11 @@ def _draw_reference(
     names: Sequence[str],
     merged: str | None,
 ) -> None:
+    from matplotlib.ticker import FuncFormatter
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(lambda *_: "")
     for y, model in enumerate(names):
         metrics = rows.get(model)
         if metrics is None:
