@@ -31,6 +31,7 @@ include: "rules/package.smk"
 include: "rules/verify.smk"
 include: "rules/delta.smk"
 include: "rules/benchmark.smk"
+include: "rules/sweep.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -38,26 +39,31 @@ include: "rules/publish.smk"
 rule all:
     default_target: True
     input:
-        TARGETS.models(),
-        TARGETS.loaded(),
-        TARGETS.tables(),
-        TARGETS.comparison(),
-        TARGETS.cards(),
-        TARGETS.reports(),
+        wanted(TARGETS.models()),
+        wanted(TARGETS.loaded()),
+        wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
+        wanted(TARGETS.cards()),
+        wanted(TARGETS.reports()),
 
 
 rule models:
     input:
-        TARGETS.models(),
+        wanted(TARGETS.models()),
 
 
 rule benchmarks:
     input:
-        TARGETS.tables(),
-        TARGETS.comparison(),
-        TARGETS.cards(),
+        wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
+        wanted(TARGETS.cards()),
 
 
 rule report:
     input:
-        TARGETS.reports(),
+        wanted(TARGETS.reports()),
+
+
+rule sweep:
+    input:
+        wanted(SWEEPS.finished() if SWEEPING else []),

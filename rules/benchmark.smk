@@ -166,9 +166,9 @@ rule compare_models:
     conda:
         "../envs/benchmark.yaml"
     params:
-        builds=[made.digest for made in PLAN.builds.values()],
-        reference=TARGETS.reference or "",
-        measured=TARGETS.all_measurements(),
+        builds=lambda w: [made.digest for made in PLAN.models.values()],
+        reference=lambda w: TARGETS.reference or "",
+        measured=lambda w: TARGETS.all_measurements(),
         plan=lambda w, input: DECISION.path,
         inputs=lambda w, input: listed(results=input.results),
     shell:

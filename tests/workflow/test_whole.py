@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.workflow import DEMO, DEMO_NAME, Once, Project, demo, scores, sha256
+from shardmerge.package.finished import check_finished
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +48,7 @@ class TestDemo:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").open()}
+        assert check_finished(folder).wrong == ()
         present = {p.name for p in folder.iterdir()} - {"SHA256SUMS"}
         assert {name.strip() for name in listed} == present
 

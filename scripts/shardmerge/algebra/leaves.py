@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -9,11 +10,11 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.base.dtypes import combine_dtype, tensor_bytes
 from shardmerge.base.numerics import MERGEKIT, Numerics
-from shardmerge.methods.registry import kernel_of, result_dtype
+from shardmerge.methods.registry import kernel_of, passes_of, result_dtype
 
-#: What is read from files: a tensor of a source, as it is or decoded, rows of one, or a task vector
-#: that is stored.
-FileLeaf = ex.Source | ex.Decoded | ex.Rows | ex.Delta
+#: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
+#: task vector that is stored.
+FileLeaf = ex.Source | ex.Decoded | ex.Arranged | ex.Rows | ex.Delta
 #: What is held whole while it is used: a method's result, a mean of rows, rows of either.
 HeldLeaf = ex.Call | ex.Mean | ex.Rows
 
@@ -76,7 +77,7 @@ def is_stored(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
         part: What is asked about.
         stored: Task vectors that lie in files.
     """
-    if isinstance(part, ex.Source | ex.Decoded):
+    if isinstance(part, ex.Source | ex.Decoded | ex.Arranged):
         return True
     return isinstance(part, ex.Delta) and part in stored
 
@@ -89,16 +90,41 @@ def is_read(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
 def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta]) -> bool:
     """Whether a simplified expression, written in a dtype, is a tensor of a file as it lies there.
 
-    Rows of one are gathered and what is decoded is computed, so that these are no copies.
+    Rows of one are gathered, what is decoded or arranged is computed, so that these are no copies.
     """
-    if isinstance(expression, ex.Decoded):
+    if isinstance(expression, ex.Decoded | ex.Arranged):
         return False
     return is_stored(expression, stored) and expression.dtype == dtype
 
 
 def is_whole(expression: ex.Expression, numerics: Numerics) -> bool:
-    """Whether an expression is a call that must see the whole tensor at once."""
+    """Whether an expression is a call whose elements depend on the whole of its inputs."""
     return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
+
+
+def in_passes(expression: ex.Expression, numerics: Numerics) -> bool:
+    """Whether an expression is a call that is computed in passes, so that nothing is held."""
+    return isinstance(expression, ex.Call) and bool(passes_of(expression.method, numerics))
+
+
+def is_held(expression: ex.Expression, numerics: Numerics) -> bool:
+    """Whether an expression is a call that is made from whole tensors and held whole."""
+    return is_whole(expression, numerics) and not in_passes(expression, numerics)
+
+
+def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Call, ...]:
+    """Return the distinct calls that are computed in passes, inner ones first.
+
+    Args:
+        expression: What is computed; what is held whole for it is not looked into.
+        numerics: In which it is computed.
+    """
+
+    def ends(part: ex.Expression) -> bool:
+        return isinstance(part, ex.Rows | ex.Mean) or is_held(part, numerics)
+
+    found = [p for p in ex.walk(expression, ends) if not ends(p) and in_passes(p, numerics)]
+    return tuple(dict.fromkeys(reversed(found)))
 
 
 def file_leaves(
@@ -136,11 +162,11 @@ def block_leaves(
         numerics: Decides which calls are elementwise.
     """
 
-    def is_held(part: ex.Expression) -> bool:
-        return isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics)
+    def held_whole(part: ex.Expression) -> bool:
+        return isinstance(part, ex.Rows | ex.Mean) or is_held(part, numerics)
 
     def ends(part: ex.Expression) -> bool:
-        return isinstance(part, ex.LowRank) or is_read(part, stored) or is_held(part)
+        return isinstance(part, ex.LowRank) or is_read(part, stored) or held_whole(part)
 
     files: dict[FileLeaf, None] = {}
     held: dict[HeldLeaf, None] = {}
@@ -150,7 +176,7 @@ def block_leaves(
             deltas[part] = None
         if is_read(part, stored):
             files[part] = None
-        elif is_held(part):
+        elif held_whole(part):
             held[part] = None
     return Leaves(tuple(files), tuple(held), tuple(deltas))
 
@@ -171,5 +197,8 @@ def bytes_read(leaf: FileLeaf) -> int:
     if isinstance(leaf, ex.Rows):
         whole = bytes_read(leaf.operand)
         return whole * rows.taken(leaf.table) // max(leaf.operand.shape[0], 1)
+    if isinstance(leaf, ex.Arranged):
+        boxes = ((piece.operand, math.prod(piece.sizes)) for piece in leaf.pieces)
+        return sum(bytes_read(one) * n // max(ex.elements(one), 1) for one, n in boxes)
     parts = ex.operands(leaf) if isinstance(leaf, ex.Decoded) else (leaf,)
     return sum(tensor_bytes(part.dtype, part.shape) for part in parts)

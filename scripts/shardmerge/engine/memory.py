@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_whole, stated_dtype, sum_dtype
+from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
@@ -74,7 +75,7 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
         (part.method, task.numerics, len(part.inputs), DTYPES[sum_dtype(part)].size)
         for task in tasks
         for part in ex.walk(task.expression)
-        if isinstance(part, ex.Call) and not is_whole(part, task.numerics)
+        if isinstance(part, ex.Call) and not is_held(part, task.numerics)
     }
 
     def need(length: int) -> int:
@@ -94,7 +95,11 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
 
 def _decoding(task: TensorTask) -> int:
     leaves = (leaf.operand if isinstance(leaf, ex.Rows) else leaf for leaf in task.reads)
-    return max((decoding_bytes(one) for one in leaves if isinstance(one, ex.Decoded)), default=0)
+    found = list(leaves)
+    decoded = (decoding_bytes(one) for one in found if isinstance(one, ex.Decoded))
+    # each keeps its band from one window to the next
+    arranged = sum(arranging_bytes(one) for one in found if isinstance(one, ex.Arranged))
+    return max(decoded, default=0) + arranged
 
 
 def _factors(products: Iterable[ex.LowRank]) -> int:
@@ -135,7 +140,7 @@ def _call_peak(call: ex.Call, numerics: Numerics) -> int:
     """Peak while a whole call is made: inputs one after the other, then the kernel."""
     held = peak = 0
     for operand in call.inputs:
-        own = 0 if is_whole(operand, numerics) else _size(operand, numerics, call)
+        own = 0 if is_held(operand, numerics) else _size(operand, numerics, call)
         peak = max(peak, held + _inner_peak(operand, numerics) + own)
         held += _size(operand, numerics, call)
     shape = call.inputs[0].shape

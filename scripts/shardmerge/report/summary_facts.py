@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,27 +11,11 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.benchmark.comparison_rows import Scores
+from shardmerge.plan.records import VerifyRecord
 from shardmerge.report.interference import Interference
 
 _T = TypeVar("_T")
 _tokens = forms.holds(lambda value: isinstance(value, str) or type(value) is int)
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What ``verify_model`` found; the counts are of tensors, shards and elements as there."""
-
-    build: str = entry(forms.text)
-    shards: int = entry(forms.count)
-    tensors: int = entry(forms.count)
-    copies: int = entry(forms.count)
-    recomputed_independently: int = entry(forms.count)
-    recomputed_by_engine_steps: int = entry(forms.count)
-    elements: int = entry(forms.count)
-    undecided: int = entry(forms.count)
-    nonfinite: int = entry(forms.count)
-    not_sampled: tuple[str, ...] = entry(forms.listed(forms.text))
-    sources: Mapping[str, int] = entry(forms.mapped(forms.count))
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Findings:
         statistics: Of the checks of shards.
     """
 
-    verified: Verified | None = None
+    verified: VerifyRecord | None = None
     loaded: Loaded | None = None
     scores: Scores | None = None
     statistics: Interference | None = None
@@ -86,7 +69,7 @@ def read_findings(
     Raises:
         UserError: If a file that is there is damaged.
     """
-    found = _read(Verified, verified)
+    found = _read(VerifyRecord, verified)
     if found and found.build != build:
         found = None
     measured = _read(Interference, statistics)

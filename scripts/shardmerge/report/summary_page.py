@@ -11,6 +11,7 @@ from shardmerge.base.text import human_bytes, plural
 from shardmerge.benchmark.comparison_rows import Scores
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.plan import Plan
+from shardmerge.plan.records import VerifyRecord
 from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.compare_page import agreement_parts, difference_table
@@ -19,7 +20,7 @@ from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
 from shardmerge.report.parents import parents
 from shardmerge.report.summary import cells_of, summarize
-from shardmerge.report.summary_facts import Findings, Loaded, Verified
+from shardmerge.report.summary_facts import Findings, Loaded
 
 _NOTHING = "-"
 _INTERVALS = "Brackets: 95 % interval, for the choice of questions."
@@ -76,7 +77,7 @@ def _verdict(findings: Findings) -> Iterator[str]:
     yield from _loaded(findings.loaded)
 
 
-def _verified(found: Verified | None) -> Iterator[str]:
+def _verified(found: VerifyRecord | None) -> Iterator[str]:
     if found is None:
         yield paragraph("Not verified yet: the target `models` does it.", "bad")
         return

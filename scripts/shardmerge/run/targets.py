@@ -17,7 +17,7 @@ from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import CHECKSUMS, Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, references
 from shardmerge.recipe.naming import folder_names
@@ -25,6 +25,7 @@ from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
+from shardmerge.sweep.sweeps import Sweep
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
@@ -40,19 +41,21 @@ class Targets:
     Args:
         settings: The configuration.
         plan: Its plan.
+        sweeps: The sweeps that it has, whose trials are in the plan.
 
     Raises:
         UserError: If the configuration names a model to benchmark that is none of the plan's, or
             a reference that is not measured.
     """
 
-    def __init__(self, settings: Settings, plan: Plan) -> None:
+    def __init__(self, settings: Settings, plan: Plan, sweeps: Sequence[Sweep] = ()) -> None:
         self.settings = settings
         self.plan = plan
         self.paths = Paths(settings["results"])
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
+        self.trials = self._trials(sweeps)
         self.references = self._references()
         self.reference = self._reference()
         self._cards = self._own_cards()
@@ -121,9 +124,14 @@ class Targets:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.shards) > 1:
+        if len(build.main_shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
+
+    def picture(self, name: str) -> list[str]:
+        """Return the picture that a build's card shows, none if it has none."""
+        shown = self.plan.builds[name].varied and self._cards[name].get("picture", True)
+        return [self.paths.model_file(name, PICTURE)] if shown else []
 
     def models(self) -> list[str]:
         """Return what shows that every model is built, verified and summed up.
@@ -131,7 +139,7 @@ class Targets:
         What that follows from is among it, since Snakemake makes nothing anew that was deleted
         below what is up to date.
         """
-        return [file for name in self.plan.builds for file in self._model(name)]
+        return [file for name in self.plan.models for file in self._model(name)]
 
     def _model(self, name: str) -> list[str]:
         made = [*self.shards(name), *self.records(name)]
@@ -141,7 +149,7 @@ class Targets:
 
     def cards(self) -> list[str]:
         """Return what shows that every card has its benchmarks, none if nothing is measured."""
-        return [self.scored(name) for name in self.plan.builds if self.measured]
+        return [self.scored(name) for name in self.plan.models if self.measured]
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
@@ -154,7 +162,7 @@ class Targets:
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
         shared = dict(self.settings["card"])
-        own, builds = shared.pop("models", {}), self.plan.builds
+        own, builds = shared.pop("models", {}), self.plan.models
         for name in own if builds else ():
             if name not in builds:
                 raise UserError(
@@ -166,7 +174,7 @@ class Targets:
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
-        return [self._loaded(name) for name in self.plan.builds]
+        return [self._loaded(name) for name in self.plan.models]
 
     def loading(self, name: str, *, waits: bool) -> list[str]:
         """Return what tells how transformers loads a build, none if it is not there and none waits.
@@ -184,10 +192,9 @@ class Targets:
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
-        builds = self.plan.builds
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
-        for name in wanted if self.settings["benchmark"]["tasks"] and builds else ():
+        for name in wanted if self.settings["benchmark"]["tasks"] and self.plan.builds else ():
             chosen = self._named(name, "models")
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
@@ -199,7 +206,7 @@ class Targets:
 
     def _named(self, name: str, key: str) -> list[Measured]:
         """Return the models that a name of the configuration stands for."""
-        builds, sources = self.plan.builds, self.plan.sources
+        builds, sources = self.plan.models, self.plan.sources
         if name == "merged":
             return [self._merged(build) for build in builds.values()]
         if name == "sources":
@@ -216,13 +223,13 @@ class Targets:
 
     def _references(self) -> Mapping[str, Measured]:
         """Return the models that others' predictions are compared with, by label."""
-        wanted = references(self.settings["benchmark"]) if self.measured else ()
+        wanted = references(self.settings["benchmark"]) if self.plan.builds else ()
         models = [model for name in wanted for model in self._named(name, "probes.against")]
         return {model.name: self.measured.get(model.name, model) for model in models}
 
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
-        return [table for name in self.plan.builds for table in self.table(name)]
+        return [table for name in self.plan.models for table in self.table(name)]
 
     def table(self, name: str) -> list[str]:
         """Return the benchmark table of a build, none if nothing is measured."""
@@ -231,7 +238,7 @@ class Targets:
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
         own = {name, *self.settings["benchmark"]["models"]}
-        chosen = [m for m in self.measured if m in own or m not in self.plan.builds]
+        chosen = [m for m in self.measured if m in own or m not in self.plan.models]
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
@@ -260,20 +267,18 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build, and the page that compares them."""
-        made = [self.paths.report_file(n, f) for n in self.plan.builds for f in self._report(n)]
+        made = [file for name in self.plan.models for file in self.report_of(name)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
-    def _report(self, name: str) -> list[str]:
+    def report_of(self, name: str) -> list[str]:
+        """Return the plots and tables of a build."""
         names = ["summary.html", "plan.html", "coefficients.svg", "norms.svg", "distances.svg"]
         statistics = self.plan.builds[name].statistics
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
-        return [
-            *names,
-            "timings.svg",
-            *(["benchmarks.svg"] if self.measured else []),
-            *self._probe_plots(),
-        ]
+        names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        names += self._probe_plots()
+        return [self.paths.report_file(name, file) for file in names]
 
     def _probe_plots(self) -> list[str]:
         """Return the plots of probes that are asked for."""
@@ -286,7 +291,7 @@ class Targets:
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        return [self.paths.build(name, "published.json") for name in self.plan.builds]
+        return [self.paths.build(name, "published.json") for name in self.plan.models]
 
     def repository(self, name: str) -> str:
         """Return the Hub repository that a build is published to.
@@ -298,9 +303,9 @@ class Targets:
         where = "configuration: publish.repository"
         if not pattern:
             raise UserError("names no repository to publish to", where, "Write `owner/{name}`.")
-        if len(self.plan.builds) > 1 and "{name}" not in pattern:
+        if len(self.plan.models) > 1 and "{name}" not in pattern:
             raise UserError(
-                f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
+                f"{pattern!r} would take {len(self.plan.models)} models", where, "Use `{name}`."
             )
         repository = pattern.replace("{name}", name)
         if not Reference(repository).is_hub_name:
@@ -310,15 +315,24 @@ class Targets:
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
         if self._is_probe(task):
-            return self._loaded_as(self.measured[model])
-        return options_of(self.settings["benchmark"], self.measured[model].options, task)
+            return self._loaded_as(self._any(model))
+        return options_of(self.settings["benchmark"], self._any(model).options, task)
+
+    def model(self, label: str) -> Measured:
+        """Return a model that is measured, or that others are compared with, by its label."""
+        return self.measured.get(label) or self.trials.get(label) or self.references[label]
+
+    def _any(self, model: str) -> Measured:
+        """Return a model to benchmark, or a trial of a sweep, by its label."""
+        return self.measured.get(model) or self.trials[model]
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
+        measured = self._any(model)
         if self._is_probe(task):
-            return digest([self._probed(self.measured[model], task), self._compared(model, task)])
+            return digest([self._probed(measured, task), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
-        parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
+        parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
     @cached_property
@@ -391,11 +405,24 @@ class Targets:
 
     def label(self, key: str) -> str:
         """Return the name of the folder of a source's results."""
-        return folder_names(self.plan.sources, self.plan.builds)[key]
+        return folder_names(self.plan.sources, self.plan.models)[key]
 
-    def _merged(self, build: Build) -> Measured:
+    def _trials(self, sweeps: Sequence[Sweep]) -> Mapping[str, Measured]:
+        """Return the trials of sweeps to benchmark by label."""
+        builds = self.plan.builds
+        # a trial is measured as what is built from recipes
+        options = self.settings["benchmark"]["model_options"].get("merged", {})
+        found = {}
+        for sweep in sweeps if builds else ():
+            for one in sweep.candidates:
+                label = sweep.label(one.name)
+                made = self._merged(builds[sweep.build(one.name)], label)
+                found[label] = replace(made, options=options)
+        return found
+
+    def _merged(self, build: Build, label: str | None = None) -> Measured:
         return Measured(
-            name=build.name,
+            name=label or build.name,
             folder=self.paths.model(build.name),
             files=(*self.shards(build.name), *self.package_files(build.name)),
             identity=digest([build.digest, [job.digest for job in build.shards]]),

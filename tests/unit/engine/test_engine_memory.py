@@ -17,6 +17,8 @@ import pytest
 from helpers import kernel_cases
 from helpers.engine_cases import FILE
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra import pieces
+from shardmerge.algebra.arrange import arrange
 from shardmerge.algebra.rows import ZERO, format_choice, format_rows
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
@@ -24,9 +26,14 @@ from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.base.safetensors import write_header
 from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
-from shardmerge.methods.registry import method
+from shardmerge.methods.registry import MergeMethod, method, methods
 
 LIMIT = 400_000_000
+
+
+def passes_of_float32(declared: MergeMethod) -> bool:
+    """Whether a method is declared as passes."""
+    return bool(declared.kernel and declared.rendering(FLOAT32).passes)
 
 
 def sparse(
@@ -115,6 +122,25 @@ class TestStreaming:
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
+    def test_a_stack_of_experts(self, tmp_path: Path) -> None:
+        names = [f"e{i}" for i in range(16)]
+        experts = sparse(tmp_path, names, "F16", (4_000, 2_000))  # 16 MB each
+        base = sparse(tmp_path, ["base"], "F16", (16, 4_000, 2_000))["base"]
+        made = pieces.stack([pieces.entire(name, (4_000, 2_000)) for name in names])
+        delta = ex.Delta(arrange(made, experts), base, "F16")
+        spec = spec_of("F16", ex.Linear(((1.0, base), (0.4, delta))))
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    def test_transposed_experts(self, tmp_path: Path) -> None:
+        """Bands of them are held, and foretold."""
+        (s,) = sparse(tmp_path, "a", "F16", (2, 10_000, 6_000)).values()  # 120 MB a matrix
+        turned = arrange(pieces.transpose(pieces.entire(0, s.shape), 1, 2), {0: s})
+        spec = spec_of("F32", ex.Linear(((0.5, turned),)))
+        foretold = workspace_bytes(make_tasks(spec))
+        assert STREAMING_BYTES < foretold < STREAMING_BYTES + 120e6
+        assert measured(tmp_path, spec, threads=2) <= foretold
+
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_an_elementwise_method(self, tmp_path: Path, numerics: str) -> None:
         s = sparse(tmp_path, "abcdefg", "F32", (3_000, 2_000))  # 24 MB each
@@ -122,6 +148,13 @@ class TestStreaming:
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert block_length(make_tasks(spec)) < TUNING.block
         assert measured(tmp_path, spec, threads=6) <= LIMIT
+
+    @pytest.mark.parametrize("name", [m.name for m in methods() if passes_of_float32(m)])
+    def test_a_method_in_passes(self, tmp_path: Path, name: str) -> None:
+        s = sparse(tmp_path, "abcd"[: 4 if name == "model_stock" else 2], "F16", (25_000, 2_000))
+        spec = spec_of("F16", call_of(name, list(s.values())))  # 100 MB each
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     @pytest.mark.slow
     def test_is_flat(self, tmp_path: Path) -> None:
@@ -149,8 +182,10 @@ def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
 class TestWhole:
     """A method that must see whole tensors gets what its largest tensor needs."""
 
-    @pytest.mark.parametrize(("name", "models"), [("ties", "abc"), ("slerp", "ab")])
-    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
+    @pytest.mark.parametrize(
+        ("name", "models", "numerics"),
+        [("arcee_fusion", "ab", FLOAT32), ("ties", "abc", MERGEKIT), ("slerp", "ab", MERGEKIT)],
+    )
     def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
         s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each
         spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)
@@ -162,10 +197,10 @@ class TestWhole:
         tensors = []
         for rows in (1_000, 5_000, 3_000):
             sources = [ex.Source(m, FILE, str(rows), "F16", (rows, 100)) for m in "ab"]
-            call = call_of("slerp", sources)
+            call = call_of("slerp", sources, MERGEKIT)
             tensors.append(OutputTensor(str(rows), "F16", call.shape, call))
         files = {("a", FILE): "a", ("b", FILE): "b"}
-        tasks = make_tasks(ShardSpec(tuple(tensors), files))
+        tasks = make_tasks(ShardSpec(tuple(tensors), files, MERGEKIT))
         alone = [workspace_bytes([task]) for task in tasks]
         assert workspace_bytes(tasks) == max(alone) == alone[1]
 

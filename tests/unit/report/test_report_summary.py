@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from helpers.built_model import VERIFIED
 from helpers.large_models import large_plan, llama_70b
 from shardmerge.base.errors import UserError
 from shardmerge.package.card_coefficients import describe_coefficients
@@ -22,19 +23,6 @@ from shardmerge.report.summary_page import summary_page
 
 NAME = "miquplus-midnight-70b"
 HOSTILE = "<script>alert(1)</script>&\"'"
-VERIFIED = {
-    "passed": True,
-    "shards": 3,
-    "tensors": 183,
-    "copies": 100,
-    "recomputed_independently": 83,
-    "recomputed_by_engine_steps": 0,
-    "elements": 4321,
-    "undecided": 0,
-    "nonfinite": 0,
-    "not_sampled": [],
-    "sources": {"hashed": 7, "sampled": 2},
-}
 LOADED = {
     "passed": True,
     "loaded": "weights",

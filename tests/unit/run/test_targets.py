@@ -58,6 +58,24 @@ class TestSummary:
         assert targets.table("a") == targets.tables() == ["results/a/benchmarks/table.json"]
 
 
+class TestComparison:
+    def test_is_made_where_something_is_measured(self, targets: Targets) -> None:
+        assert targets.comparison() == [] and targets.reference is None
+        targets.measured = {"a": None}
+        assert targets.comparison() == ["results/benchmarks/table.json"]
+        assert targets.reports()[-1] == "results/benchmarks/compare.html"
+
+    def test_a_reference_that_is_not_measured_is_an_error_with_a_guess(
+        self, targets: Targets
+    ) -> None:
+        targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "bas"}})
+        targets.measured = {"base": None, "other": None}
+        with pytest.raises(UserError, match=r"(?s)'bas' is no model that is measured.*'base'"):
+            targets._reference()
+        targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "other"}})
+        assert targets._reference() == "other"
+
+
 class TestBenchmarks:
     def made(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **benchmark: Any) -> Targets:
         monkeypatch.chdir(tmp_path)
@@ -90,24 +108,6 @@ class TestBenchmarks:
         model = identities(tasks=["t", "u"], models=["merged", {"model": "b", "seed": 3}])
         assert [a == b for a, b in zip(usual, task, strict=True)] == [True, False, True, False]
         assert [a == b for a, b in zip(usual, model, strict=True)] == [True, True, False, False]
-
-
-class TestComparison:
-    def test_is_made_where_something_is_measured(self, targets: Targets) -> None:
-        assert targets.comparison() == [] and targets.reference is None
-        targets.measured = {"a": None}
-        assert targets.comparison() == ["results/benchmarks/table.json"]
-        assert targets.reports()[-1] == "results/benchmarks/compare.html"
-
-    def test_a_reference_that_is_not_measured_is_an_error_with_a_guess(
-        self, targets: Targets
-    ) -> None:
-        targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "bas"}})
-        targets.measured = {"base": None, "other": None}
-        with pytest.raises(UserError, match=r"(?s)'bas' is no model that is measured.*'base'"):
-            targets._reference()
-        targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "other"}})
-        assert targets._reference() == "other"
 
 
 class TestProbes:
