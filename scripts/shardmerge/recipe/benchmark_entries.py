@@ -70,6 +70,19 @@ def lm_eval_tasks(benchmark: Mapping[str, Any]) -> list[str]:
     return [task for task in benchmark["tasks"] if task not in probes]
 
 
+def whole_of(benchmark: Mapping[str, Any], task: str) -> str:
+    """Return the probe that measures a part of it, such as ``kl`` of ``kl_SOURCE``; else the task.
+
+    Args:
+        benchmark: From ``by_name``.
+        task: Name of a task, a probe, or a part of one.
+    """
+    if not benchmark["probes"]["text"] or task in benchmark["task_options"]:
+        return task
+    probes = (p for p in benchmark["probes"]["measure"] if task.startswith(f"{p}_"))
+    return next(probes, task)
+
+
 def references(benchmark: Mapping[str, Any]) -> list[str]:
     """Return the models that others' predictions are compared with, as they are named.
 

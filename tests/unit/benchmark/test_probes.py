@@ -23,6 +23,7 @@ from shardmerge.benchmark.probe_options import ProbeOptions, parse_probes
 from shardmerge.benchmark.probe_text import ProbeText, Window, windows
 from shardmerge.benchmark.reference_logits import keep_logits
 from shardmerge.benchmark.resampling import Passages
+from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.settings import load_settings
 
 ALPHABET = "<abcdefghijklmnopqrstuvwxyz0123456789. \n"
@@ -256,6 +257,14 @@ class TestConfiguration:
             "merged",
             "sources",
         )
+
+    def test_a_sweep_that_aims_at_a_part_of_a_probe_measures_the_probe(self) -> None:
+        made = {"probes": {"text": "t"}, "tasks": ["needle_own"]}
+        benchmark = load_settings({"recipes": ["r"], "benchmark": made})["benchmark"]
+        asked = ["kl_base", "needle_64", "needle_own", "kl", "other"]
+        assert [whole_of(benchmark, task) for task in asked] == [
+            "kl", "needle", "needle_own", "kl", "other",
+        ]  # fmt: skip
 
     @pytest.mark.parametrize(
         ("benchmark", "words"),
