@@ -19,7 +19,7 @@ from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
-from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, references
+from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_references
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
@@ -223,7 +223,7 @@ class Targets:
 
     def _references(self) -> Mapping[str, Measured]:
         """Return the models that others' predictions are compared with, by label."""
-        wanted = references(self.settings["benchmark"]) if self.plan.builds else ()
+        wanted = named_references(self.settings["benchmark"]) if self.plan.builds else ()
         models = [model for name in wanted for model in self._named(name, "probes.against")]
         return {model.name: self.measured.get(model.name, model) for model in models}
 
