@@ -67,6 +67,10 @@ CHECKS = {
         "A number beyond the bounds of its parameter, such as a `density` of 1.2, where mergekit "
         "takes the nearer bound."
     ),
+    "fused-filter": (
+        "A filter that names one of several projections which share a tensor (`q_proj` where the "
+        "model has `qkv_proj`), and that tensor is merged as a whole: `docs/layouts.md` says when."
+    ),
     "unmatched-filter": "A filter that matches no tensor, so that its value is not used.",
     "empty-slice": "A slice without layers: the second number of a `layer_range` does not count.",
     "renamed": "A name that a folder cannot have, and what the model is called instead.",

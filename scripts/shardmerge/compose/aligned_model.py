@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -53,6 +54,10 @@ class AlignedModel(Model):
         self._index, self._models, self._tensors = index, models, tensors
         self._alignment, self._stated = alignment, stated
         self._own = models[index]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._own.config
 
     @cached_property
     def table(self) -> Mapping[str, Entry]:

@@ -21,9 +21,10 @@ from shardmerge.compose.architecture.names import (
     layer_of,
 )
 from shardmerge.compose.architecture.predictors import Behind, behind
+from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
-from shardmerge.compose.tensor_matching import align_names, complete
+from shardmerge.compose.tensor_matching import complete
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Module, Slice, Stage
 
@@ -53,6 +54,7 @@ class _Assembler:
         self.result = Assembly()
         self.pieces = 0
         self.keys = [m.name for m in stage.modules if m.name is not None]
+        self._fits: dict[str, Fit] = {}
         self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
         self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
 
@@ -75,6 +77,16 @@ class _Assembler:
         references = [i.model for i in item.inputs]
         return self.model_of(base if base in references else references[0])
 
+    @cached_property
+    def _pattern(self) -> Pattern:
+        return Pattern(self.like)
+
+    def _fit(self, model: Model) -> Fit:
+        """Return a model in the layout of the output."""
+        if model.name not in self._fits:
+            self._fits[model.name] = self._pattern.fit(model)
+        return self._fits[model.name]
+
     def _piece(self, item: Slice, module: Module) -> Piece:
         base = item.base_model or self.stage.base_model
         references = [i.model for i in item.inputs]
@@ -82,7 +94,7 @@ class _Assembler:
         return Piece(
             number=self.pieces - 1,
             inputs=item.inputs,
-            models=tuple(map(self.model_of, references)),
+            models=tuple(self._fit(self.model_of(one)).model for one in references),
             base=references.index(base) if base in references else None,
             levels=(item.parameters, module.parameters, self.stage.parameters),
             where=item.where,
@@ -91,7 +103,7 @@ class _Assembler:
     def _tensors(self, model: Model, module: Module) -> dict[str, str]:
         """Return a model's tensors that belong to a module: name in the output to its own."""
         if (model.name, module.name) not in self._owned:
-            spelt = align_names(model.table, self.like.table)
+            spelt = self._fit(model).names
             if module.name is not None:
                 owner = assign(spelt, self.keys)
                 spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}

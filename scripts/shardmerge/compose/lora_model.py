@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -34,6 +35,10 @@ class LoraModel(Model):
     @cached_property
     def _updates(self) -> dict[str, Update]:
         return adapter_updates(self._key, self._adapter, self.table, self._base.name)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._base.config
 
     @property
     def layer_counts(self) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -36,6 +37,11 @@ class Model:
 
     name: str
     table: Mapping[str, Entry]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config.json that tells its architecture."""
+        raise NotImplementedError
 
     @property
     def layer_counts(self) -> Mapping[str, int]:
@@ -85,6 +91,10 @@ class SourceModel(Model):
         self._leaves = {name: leaf for name, (*_, leaf) in ordered}
         self._rounds = not numerics.rounds_once
         self._config = source.config
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
+from shardmerge.algebra.rows import format_runs
 from shardmerge.base.dtypes import DTYPES, promoted
 from shardmerge.base.errors import UserError
 from shardmerge.compose import norms
+from shardmerge.compose.architecture.fused import FusedPart, FusedTensors
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
@@ -42,7 +45,9 @@ class StageModel(Model):
         self.context = context
         self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
-        self.settings = Resolver(stage, self.method, self.parts)
+        splits = context.numerics.folds and self.method.linear is not None
+        fused = FusedTensors(self.config)
+        self.settings = Resolver(stage, self.method, self.parts, fused, splits)
         self._rows: dict[str, fold.Row] = {}
         self._expressions: dict[str, ex.Expression] = {}
         for tensor, part in self.parts.items():
@@ -52,6 +57,10 @@ class StageModel(Model):
     @cached_property
     def table(self) -> Mapping[str, Entry]:
         return {name: self._entry(part) for name, part in self.parts.items()}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.context.model(self.stage.reference_model).config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:
@@ -128,11 +137,32 @@ class StageModel(Model):
             shape = self.table[tensor].shape
             operands = tuple(fold.to_expression(row, shape) for row in rows)
             return fold.leaf(self._call(tensor, part, operands))
+        if groups := self.settings.apart(tensor):
+            return fold.leaf(self._apart(tensor, part, rows, groups))
         form = self._linear_form(tensor)
         if self.name in self.context.geometric and is_scale(tensor):
             return self._ratio_row(tensor, part, form, rows)
+        return self._sum(part, form, rows)
+
+    def _sum(self, part: Part, form: registry.LinearForm, rows: list[fold.Row]) -> fold.Row:
         delta_dtype = self.context.delta_dtype or self.stage.dtype
         return fold.apply_form(form, rows, part.base, delta_dtype or _promoted(part))
+
+    def _apart(
+        self,
+        tensor: str,
+        part: Part,
+        rows: list[fold.Row],
+        groups: Mapping[int, tuple[registry.Request, list[FusedPart]]],
+    ) -> ex.Choice:
+        """Return a tensor that projections share which are not all merged alike: row by row."""
+        shape, runs, sums = self.table[tensor].shape, [], []
+        for number, (request, found) in groups.items():
+            form = self._linear_form(tensor, request)
+            sums.append(fold.to_expression(self._sum(part, form, rows), shape))
+            runs += [(one.first, number, one.count) for one in found]
+        table = format_runs((number, count) for _, number, count in sorted(runs))
+        return ex.Choice(tuple(sums), table)
 
     def _ratio_row(
         self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
@@ -148,8 +178,10 @@ class StageModel(Model):
             offset(self.context.lock.sources[source].config, tensor),
         )
 
-    def _linear_form(self, tensor: str) -> registry.LinearForm:
-        request = self.settings.request(tensor)
+    def _linear_form(
+        self, tensor: str, request: registry.Request | None = None
+    ) -> registry.LinearForm:
+        request = request or self.settings.request(tensor)
         try:
             return self.method.linear(request)
         except UserError as error:

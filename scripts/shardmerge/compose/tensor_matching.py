@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
@@ -14,42 +14,9 @@ from shardmerge.compose.architecture.names import (
     is_tied,
     is_vocabulary,
 )
-from shardmerge.compose.architecture.renamings import renamings
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Part
 from shardmerge.formats import CODE_TYPES
-
-#: What checkpoints of a model without its head lack in front of every name.
-_PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
-#: What the first implementations called the parameters of a LayerNorm.
-_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
-
-def align_names(tensors: Iterable[str], like: Collection[str]) -> dict[str, str]:
-    """Return a model's tensors by the names that another model has for them.
-
-    Args:
-        tensors: Of the model, as its files name them.
-        like: Of the other model.
-    """
-    names = list(tensors)
-    kinds: list[Callable[[str], str]] = [lambda name: name]
-    for prefix in _PREFIXES:
-        kinds.append(prefix.__add__)
-        kinds.append(lambda name, prefix=prefix: name.removeprefix(prefix))
-    kinds += renamings(names)
-    if all(name in like for name in names):
-        kinds = kinds[:1]
-    best = max(kinds, key=lambda kind: sum(kind(name) in like for name in names))
-    spelt = {}
-    for name in names:
-        new = best(name)
-        new = new if new in like else name
-        old = next((o for o in _OLD if new.endswith(o)), None)
-        if old and new.removesuffix(old) + _OLD[old] in like:
-            new = new.removesuffix(old) + _OLD[old]
-        spelt[new] = name
-    return spelt
 
 
 def complete(

@@ -38,6 +38,8 @@ from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.lock import Lock, LockedSource
 
+#: Kinds of tensor whose difference may be stored: others follow one recipe.
+_STORABLE = ex.Source | ex.Decoded | ex.Arranged
 PathOf = Callable[[str, LockedSource, str], str]
 
 
@@ -142,7 +144,7 @@ class _Planner:
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
-                if all(isinstance(e, ex.Source | ex.Decoded) for e in ex.operands(delta)):
+                if all(isinstance(e, _STORABLE) for e in ex.operands(delta)):
                     users[delta] = users.get(delta, 0) + 1
         match self.settings["deltas"]:
             case "store":

@@ -27,6 +27,7 @@ from shardmerge.compose.architecture.rope import is_rotated, rope_of
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import AUTO_MAP, untold_periods
+from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
@@ -339,6 +340,25 @@ def _unmatched_filters(case: _Case) -> Iterator[Finding]:
         for rule in case.composer.unmatched(stage.name):
             message = f"the filter {rule.filter!r} matches no tensor of the model"
             yield Finding("unmatched-filter", message, rule.where, stage.name)
+
+
+@_check
+def _fused_filters(case: _Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        found: dict[Rule, list[str]] = {}
+        for tensor, rules in case.composer.unclear(stage.name).items():
+            for rule in rules:
+                found.setdefault(rule, []).append(tensor)
+        for rule, tensors in found.items():
+            whole = rule.matches(tensors[0])
+            counts = "counts for all" if whole else "does not count for any"
+            message = (
+                f"the filter {rule.filter!r} names some of the projections that share "
+                f"{tensors[0]!r}, which is merged as a whole: it {counts} of it"
+            )
+            if whole and "." not in rule.filter:
+                message += f"; {'.' + rule.filter!r} is the name of the projection alone"
+            yield Finding("fused-filter", message, rule.where, stage.name)
 
 
 def _places(tensors: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from helpers.models import LLAMA, random_tensors, save_model
 from helpers.planned import described
-from shardmerge.compose.tensor_matching import align_names
+from shardmerge.compose.layout_matching import Pattern
+from shardmerge.compose.models import Entry, Model
 
 LLAVA = {
     "language_model.model.layers.0.mlp.up_proj.weight": (
@@ -31,28 +33,62 @@ QWEN = {
     "visual.blocks.0.fc.weight": "model.visual.blocks.0.fc.weight",
     "lm_head.weight": "lm_head.weight",
 }
+CONFIGS = {
+    "llava": {"model_type": "llava_next"},
+    "emu": {"model_type": "emu3"},
+    "qwen": {
+        "model_type": "qwen2_vl",
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "text_config": {"model_type": "qwen2_vl_text"},
+    },
+}
 
 
-@pytest.mark.parametrize("names", [LLAVA, EMU, QWEN], ids=["llava", "emu", "qwen"])
+class Named(Model):
+    """A model of names alone."""
+
+    def __init__(self, names: Iterable[str], config: Mapping[str, Any]) -> None:
+        self.name = "named"
+        self.table = dict.fromkeys(names, Entry("F32", (2, 2)))
+        self._config = config
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
+
+
+def aligned(names: Iterable[str], like: Iterable[str], config: Mapping[str, Any]) -> Any:
+    """Return a model's names by those that another has for them."""
+    return Pattern(Named(like, config)).fit(Named(names, config)).names
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(LLAVA, "llava"), (EMU, "emu"), (QWEN, "qwen")],
+    ids=["llava", "emu", "qwen"],
+)
 class TestBothWays:
-    def test_old_as_new(self, names: dict[str, Any]) -> None:
-        assert align_names(names, names.values()) == {new: old for old, new in names.items()}
+    def test_old_as_new(self, names: dict[str, Any], kind: str) -> None:
+        found = aligned(names, names.values(), CONFIGS[kind])
+        assert found == {new: old for old, new in names.items()}
 
-    def test_new_as_old(self, names: dict[str, Any]) -> None:
-        assert align_names(names.values(), names) == names
+    def test_new_as_old(self, names: dict[str, Any], kind: str) -> None:
+        assert aligned(names.values(), names, CONFIGS[kind]) == names
 
-    def test_alike_stay(self, names: dict[str, Any]) -> None:
-        assert align_names(names, names) == {name: name for name in names}
+    def test_alike_stay(self, names: dict[str, Any], kind: str) -> None:
+        assert aligned(names, names, CONFIGS[kind]) == {name: name for name in names}
 
 
 def test_a_language_model_is_not_the_decoder_of_a_larger_one() -> None:
     text = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
-    assert align_names(text, QWEN.values()) == {name: name for name in text}
+    pattern = Pattern(Named(QWEN.values(), CONFIGS["qwen"]))
+    found = pattern.fit(Named(text, {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
+    assert found.names == {name: name for name in text}
 
 
 def test_a_merge_has_the_names_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = LLAMA | {"num_hidden_layers": 1}
+    config = LLAMA | {"num_hidden_layers": 1, "architectures": None} | CONFIGS["llava"]
     for i, (name, names) in enumerate((("a", LLAVA), ("b", LLAVA.values()))):
         save_model(tmp_path / name, random_tensors(dict.fromkeys(names, (4, 4)), i), config=config)
     for base in "ab":
