@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shardmerge.base.numerics import Numerics
 from shardmerge.compose.models import Model
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
+
+if TYPE_CHECKING:
+    from shardmerge.compose.experts.routers import HiddenStates
 
 
 class Context(Protocol):
@@ -21,6 +24,7 @@ class Context(Protocol):
         numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
+        hidden: What jobs make of prompts, by (model, file) as expressions name it.
     """
 
     recipe: Recipe
@@ -28,6 +32,7 @@ class Context(Protocol):
     numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
+    hidden: dict[tuple[str, str], HiddenStates]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

@@ -56,6 +56,35 @@ class FetchJob:
 
 
 @dataclass(frozen=True)
+class HiddenJob:
+    """A job in which a model reads prompts.
+
+    Args:
+        output: Path of the safetensors file with a direction for each expert and layer.
+        digest: Of all that determines it.
+        folder: The model's.
+        files: Paths of all files of the model.
+        size: Bytes of its weights.
+        mode: How directions are taken from hidden states, as recipes say it.
+        prompts: For each expert its positive and its negative prompts.
+    """
+
+    output: str
+    digest: str
+    folder: str
+    files: tuple[str, ...]
+    size: int
+    mode: str
+    prompts: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HiddenJob:
+        """Return the job that ``dataclasses.asdict`` made JSON-able."""
+        prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
+        return cls(**{**data, "files": tuple(data["files"]), "prompts": prompts})
+
+
+@dataclass(frozen=True)
 class Build:
     """A model to be built.
 
@@ -107,6 +136,7 @@ class Plan:
             identity.
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         warnings: One sentence each.
+        hidden: Jobs in which models read prompts, by the digests of what they make.
     """
 
     builds: Mapping[str, Build]
@@ -118,6 +148,7 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
+    hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
 
     @property
     def shards(self) -> tuple[ShardJob, ...]:
@@ -159,6 +190,7 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
+            hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
         )
 
 

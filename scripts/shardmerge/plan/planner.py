@@ -22,13 +22,14 @@ from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
+from shardmerge.compose.experts.routers import HiddenStates
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
+from shardmerge.plan.plan import Build, FetchJob, HiddenJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import group, shard_names
@@ -70,6 +71,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
+        self.hidden: dict[FileKey, HiddenStates] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
@@ -103,6 +105,7 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
+            hidden=self._hidden_jobs(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
         )
         for composer, _ in targets.values():
@@ -113,7 +116,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read):
+        for model, name in sorted(self.read - self.hidden.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -136,6 +139,8 @@ class _Planner:
             for name, of in wanted.items():
                 if of is recipe:
                     targets[name] = (composer, composer.outputs(name))
+            self.hidden |= composer.hidden
+        self.identities |= {key: one.identity for key, one in self.hidden.items()}
         return targets
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
@@ -251,6 +256,8 @@ class _Planner:
 
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
+        if key in self.hidden:
+            return self.paths.hidden(self.hidden[key].file)
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
@@ -260,6 +267,25 @@ class _Planner:
                 path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid
             )
         return path
+
+    def _hidden_jobs(self) -> dict[str, HiddenJob]:
+        """Return the jobs that let models read prompts, by the digests of what they make."""
+        found = {}
+        for key, one in self.hidden.items():
+            source = self.locked[one.model]
+            paths = tuple(self._path((one.model, name)) for name in source.files)
+            size = sum(t.end - t.begin for t in source.tensors.values())
+            prompts = tuple((*pair,) for pair in one.prompts)
+            found[one.digest] = HiddenJob(
+                self._path(key),
+                one.digest,
+                paths[0].rsplit("/", 1)[0],
+                paths,
+                size,
+                one.mode,
+                prompts,
+            )
+        return found
 
     def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]
