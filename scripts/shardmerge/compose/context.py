@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.models import Model
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
-
-if TYPE_CHECKING:
-    from shardmerge.compose.experts.routers import HiddenStates
 
 
 class Context(Protocol):

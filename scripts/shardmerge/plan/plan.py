@@ -64,6 +64,7 @@ class HiddenJob:
         digest: Of all that determines it.
         folder: The model's.
         files: Paths of all files of the model.
+        identities: Of the content of each.
         size: Bytes of its weights.
         mode: How directions are taken from hidden states, as recipes say it.
         prompts: For each expert its positive and its negative prompts.
@@ -73,6 +74,7 @@ class HiddenJob:
     digest: str
     folder: str
     files: tuple[str, ...]
+    identities: tuple[str, ...]
     size: int
     mode: str
     prompts: tuple[tuple[tuple[str, ...], ...], ...]
@@ -81,7 +83,8 @@ class HiddenJob:
     def from_json(cls, data: Mapping[str, Any]) -> HiddenJob:
         """Return the job that ``dataclasses.asdict`` made JSON-able."""
         prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
-        return cls(**{**data, "files": tuple(data["files"]), "prompts": prompts})
+        lists = {key: tuple(data[key]) for key in ("files", "identities")}
+        return cls(**{**data, **lists, "prompts": prompts})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.experts.routers import HiddenStates
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
@@ -275,15 +275,15 @@ class _Planner:
             source = self.locked[one.model]
             paths = tuple(self._path((one.model, name)) for name in source.files)
             size = sum(t.end - t.begin for t in source.tensors.values())
-            prompts = tuple((*pair,) for pair in one.prompts)
             found[one.digest] = HiddenJob(
-                self._path(key),
-                one.digest,
-                paths[0].rsplit("/", 1)[0],
-                paths,
-                size,
-                one.mode,
-                prompts,
+                output=self._path(key),
+                digest=one.digest,
+                folder=paths[0].rsplit("/", 1)[0],
+                files=paths,
+                identities=tuple(file.identity for file in source.files.values()),
+                size=size,
+                mode=one.mode,
+                prompts=one.prompts,
             )
         return found
 
