@@ -194,9 +194,7 @@ def _fp16_range(case: _Case) -> Iterator[Finding]:
 
 @_check
 def _weights_sum(case: _Case) -> Iterator[Finding]:
-    if any(
-        s.method == "passthrough" and "scale" in level for s in case.stages for level in s.levels
-    ):
+    if any(_scales(stage) for stage in case.stages):
         return
     sums = {
         tensor: sum(blend.coefficients.values())
@@ -212,6 +210,49 @@ def _weights_sum(case: _Case) -> Iterator[Finding]:
             f"the coefficients of {_places(list(odd))} sum to {values}, not to 1, which scales "
             "the result. Write weights that sum to 1, or `normalize: true`",
         )
+
+
+def _scales(stage: Stage) -> bool:
+    """Whether a stage scales tensors on purpose."""
+    if stage.mixture:
+        return any(one.residual is not None for one in stage.mixture.all)
+    return stage.method == "passthrough" and any("scale" in level for level in stage.levels)
+
+
+@_check
+def _equal_experts(case: _Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        if stage.mixture is None:
+            continue
+        routed = stage.inputs[: len(stage.mixture.experts)]
+        noisy = any(one.noise for one in stage.mixture.experts)
+        if len(routed) > 1 and len({item.model for item in routed}) == 1 and not noisy:
+            message = (
+                f"all experts are {routed[0].model}: the mixture computes what one of them does, "
+                "until it is trained"
+            )
+            yield Finding("equal-experts", message, routed[0].where, stage.name)
+
+
+@_check
+def _expert_tokenizers(case: _Case) -> Iterator[Finding]:
+    composer = case.composer
+    for stage in case.stages:
+        if stage.mixture is None:
+            continue
+        wanted = [stage.reference_model, *(item.model for item in stage.inputs)]
+        keys = list(dict.fromkeys(composer.reference_source(one.model) for one in wanted))
+        tokens = compare([composer.lock.sources[key] for key in keys])
+        if tokens is Tokens.SAME:
+            continue
+        what = "tokenizers differ"
+        if tokens is Tokens.UNKNOWN:
+            what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
+        message = (
+            f"assembles models whose {what}: {', '.join(keys)}. All experts get the tokens of "
+            f"{keys[0]}, the base model"
+        )
+        yield Finding("expert-tokenizers", message, stage.where, stage.name)
 
 
 @_check

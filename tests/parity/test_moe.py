@@ -100,7 +100,7 @@ def _loaded(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     config = {k: v for k, v in model.config.to_dict().items() if k not in _IDLE}
     with torch.no_grad():
         assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
-    return {name: tensor for name, tensor in model.state_dict().items()}, config
+    return dict(model.state_dict()), config
 
 
 @pytest.mark.parametrize(
