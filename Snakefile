@@ -39,24 +39,26 @@ include: "rules/publish.smk"
 rule all:
     default_target: True
     input:
-        TARGETS.models(),
-        TARGETS.loaded(),
-        TARGETS.tables(),
-        TARGETS.cards(),
-        TARGETS.reports(),
+        wanted(TARGETS.models()),
+        wanted(TARGETS.loaded()),
+        wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
+        wanted(TARGETS.cards()),
+        wanted(TARGETS.reports()),
 
 
 rule models:
     input:
-        TARGETS.models(),
+        wanted(TARGETS.models()),
 
 
 rule benchmarks:
     input:
-        TARGETS.tables(),
-        TARGETS.cards(),
+        wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
+        wanted(TARGETS.cards()),
 
 
 rule report:
     input:
-        TARGETS.reports(),
+        wanted(TARGETS.reports()),

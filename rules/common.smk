@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.base.weightfolders import FOLDER
+from shardmerge.benchmark.samples import samples_path
+from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -23,6 +26,7 @@ from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
+from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 
 snakemake_internals.rerun_by_identity(workflow)
@@ -40,22 +44,28 @@ HEAD = snakemake_internals.is_main_process(workflow)
 SHARED = HEAD and not (DEPLOYED or ON_GPU)
 LOCAL = not snakemake_internals.is_on_cluster(workflow)
 DRY = snakemake_internals.is_dry_run(workflow)
-SHOWN = any(snakemake_internals.is_target(workflow, rule) for rule in ("lock", "plan", "explain"))
+REPORTS = snakemake_internals.is_report()
+ASKED = {
+    target
+    for target in ("lock", "plan", "explain", "convert", "report", "all")
+    if snakemake_internals.is_target(workflow, target)
+}
+SHOWN = ASKED & {"lock", "plan", "explain"}
 # The report alone does not wait until transformers loads the models: the summary tells what is known.
-REPORT_ALONE = snakemake_internals.is_target(
-    workflow, "report"
-) and not snakemake_internals.is_target(workflow, "all")
-WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not DRY)
+REPORT_ALONE = "report" in ASKED and "all" not in ASKED
+WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
     head=HEAD,
-    renew=HEAD and snakemake_internals.is_target(workflow, "lock"),
-    convert=snakemake_internals.is_target(workflow, "convert"),
+    renew=HEAD and "lock" in ASKED,
+    convert="convert" in ASKED,
     dry=DRY,
+    # these targets tell the plan's warnings themselves
+    warn=DRY or not ASKED & {"plan", "explain"},
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
-if HEAD and not (DEPLOYED or DRY or SHOWN):
+if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
 WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
@@ -63,7 +73,10 @@ RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
+        BENCHMARK["tasks"],
+        filter(None, [BENCHMARK["include_path"]]),
+        TASKS,
+        allow_code=BENCHMARK["allow_code_execution"],
     )
 COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
@@ -94,11 +107,25 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    shard=r"model(-\d{5}-of-\d{5})?",
+    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
+
+
+def wanted(files):
+    """Return what a target asks for: of a report, which makes nothing, what is there."""
+    return present(files) if REPORTS else files
+
+
+if REPORTS:
+    # the report's first page tells it
+    config["lacking"] = unfinished(TARGETS)
+    for name, lacks in config["lacking"].items():
+        tell(
+            f"{name} is not whole, and its report is of what is there; it lacks: {'; '.join(lacks)}"
+        )
 
 
 def build(w):
@@ -129,6 +156,26 @@ def measured(w):
 def tasks_of(w):
     """Return the tasks that a benchmark job runs: one, or all of them."""
     return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
+
+
+def samples_of(results):
+    """Return where the answers to single questions lie, beside results."""
+    return [str(samples_path(path)) for path in results]
+
+
+def task_options():
+    """Return the options of each task, whatever model it is asked of."""
+    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+
+
+def measuring(w):
+    """Return how a benchmark job measures its model; its tasks load it in the same way."""
+    return TARGETS.benchmark_job(w.model, tasks_of(w)[0])
+
+
+def environment(w, usual, **own):
+    """Return the environment file of a benchmark job's backend."""
+    return own.get(measuring(w).backend, usual)
 
 
 def fetch_job(w):

@@ -99,6 +99,23 @@ rule write_card:
         " --receipt={params.receipt:q} --output={output:q} > {log:q} 2>&1"
 
 
+rule draw_card:
+    output:
+        "<results>/{name}/model/coefficients.svg",
+    log:
+        "<logs>/draw_card/{name}.log",
+    priority: 1
+    group:
+        "package"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        'python "$SCRIPTS"/plot_coefficients.py --build={params.build:q} --output={output:q}'
+        " > {log:q} 2>&1"
+
+
 rule write_provenance:
     input:
         records=records,
@@ -126,6 +143,7 @@ rule write_checksums:
         records=records,
         files=package_files,
         card="<results>/{name}/model/README.md",
+        picture=lambda w: TARGETS.picture(w.name),
         provenance="<results>/{name}/model/provenance.json",
     output:
         "<results>/{name}/model/SHA256SUMS",
@@ -137,7 +155,8 @@ rule write_checksums:
         "../envs/merge.yaml"
     params:
         inputs=lambda w, input: listed(
-            records=input.records, files=[*input.files, input.card, input.provenance]
+            records=input.records,
+            files=[*input.files, input.card, *input.picture, input.provenance],
         ),
     shell:
         'python "$SCRIPTS"/write_checksums.py --inputs={params.inputs:q} --output={output:q}'

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import TORCH, delegate
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
@@ -15,12 +15,11 @@ def main() -> None:
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.check.shard import check_shard
-    from shardmerge.engine.stored import stored_deltas
-    from shardmerge.engine.tasks import make_tasks, needs_torch
     from shardmerge.engine.watch import Watch
-    from shardmerge.plan.files import IDENTITIES, load_spec
+    from shardmerge.plan.files import IDENTITIES
     from shardmerge.plan.records import load_record
     from shardmerge.run.inputlists import parse_args
+    from shardmerge.run.shard_inputs import shard_inputs
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
@@ -30,16 +29,9 @@ def main() -> None:
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parse_args(parser)
-    spec = load_spec(args.spec)
-    stored = stored_deltas(spec, args.deltas)
-    if needs_torch(make_tasks(spec, stored)):
-        delegate(TORCH)
+    job = shard_inputs(args.spec, args.sources, args.deltas)
     claim(args.output)
 
-    files = spec.required_files(stored)
-    if len(files) != len(args.sources):
-        raise UserError(f"needs {len(files)} files, {len(args.sources)} are given", "--sources")
-    sources = dict(zip(files, args.sources, strict=True))
     recorded = load_record(args.record)
     if recorded.spec not in (None, args.spec):
         raise UserError(
@@ -48,7 +40,7 @@ def main() -> None:
             f"Delete {str(args.shard)!r} and run the workflow again, which makes both anew.",
         )
     watch = Watch(Identities(IDENTITIES))
-    found = check_shard(spec, args.shard, sources, args.deltas, recorded.sha256, watch)
+    found = check_shard(job.spec, args.shard, job.sources, job.deltas, recorded.sha256, watch)
     write_json(args.output, found)
     print(
         f"{args.shard.name}: all bytes are as they were written; {found['elements']:,} elements of "

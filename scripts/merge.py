@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from shardmerge.run.cli import claim, run, say
-from shardmerge.run.worker import TORCH, delegate, process_began
+from shardmerge.run.worker import delegate, process_began
 
 
 def main() -> None:
@@ -15,18 +15,17 @@ def main() -> None:
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.engine import build_shard
-    from shardmerge.engine.stored import stored_deltas
-    from shardmerge.engine.tasks import make_tasks, needs_torch
     from shardmerge.engine.watch import Watch
-    from shardmerge.plan.files import IDENTITIES, load_spec
+    from shardmerge.plan.files import IDENTITIES
     from shardmerge.plan.records import recorded_tensors
     from shardmerge.run.inputlists import parse_args
     from shardmerge.run.runs import is_made
+    from shardmerge.run.shard_inputs import shard_inputs
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
-    parser.add_argument("--sources", nargs="*", default=[], help="files, in its order")
-    parser.add_argument("--deltas", nargs="*", default=[], help="stored task vectors")
+    parser.add_argument("--sources", nargs="*", default=[], type=Path, help="files, in its order")
+    parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--record", required=True, type=Path)
     parser.add_argument("--threads", type=int, default=1)
@@ -34,28 +33,23 @@ def main() -> None:
     parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
     args = parse_args(parser)
 
-    spec = load_spec(args.spec)
-    deltas = [Path(path) for path in args.deltas]
-    stored = stored_deltas(spec, deltas)
-    if args.device == "cpu" and needs_torch(make_tasks(spec, stored)):
-        delegate(TORCH)
+    job = shard_inputs(args.spec, args.sources, args.deltas, on_cpu=args.device == "cpu")
     waited = claim(args.output, args.record)
     if waited and is_made(args.output, args.record, args.spec):
         say(f"{args.output.name}: another job has made it; nothing is left to do")
         return
-    files = spec.required_files(stored)
-    sums = {path: recorded_tensors(path) for path in {one.path: None for one in stored.values()}}
+    read = {one.path: None for one in job.stored.values()}
     record = build_shard(
-        spec,
-        dict(zip(files, map(Path, args.sources), strict=True)),
+        job.spec,
+        job.sources,
         args.output,
-        deltas=deltas,
+        deltas=job.deltas,
         threads=args.threads,
         device=args.device,
         link=args.link,
         progress=_Progress(args.output.name),
         began=process_began(),
-        sums=sums,
+        sums={path: recorded_tensors(path) for path in read},
         watch=Watch(Identities(IDENTITIES)),
     )
     write_json(args.record, {"spec": args.spec, **record.to_json()})

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base import files
-from shardmerge.package.publish import check_verified, publish
+from shardmerge.package.publish import publish
 from shardmerge.package.uploads import list_uploads
+from shardmerge.plan.records import load_verified
 from shardmerge.run import cli
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="receipt, JSON")
     args = parser.parse_args()
     cli.claim(args.output)
-    check_verified(args.verify)
+    load_verified(args.verify)  # what is not verified is not published
     url = publish(
         args.folder,
         args.repo,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from shardmerge.base.text import human_bytes
 from shardmerge.run.cli import run, show
 from shardmerge.sources.lock import read_lock
 
@@ -18,7 +19,7 @@ def main() -> None:
             origin = f"{source.repo}@{source.commit}" if source.repo else source.store.title
             show(
                 f"  {name}: {origin}, {len(source.tensors)} tensors in "
-                f"{len({t.file for t in source.tensors.values()})} files, {size / 1e9:.3g} GB\n"
+                f"{len({t.file for t in source.tensors.values()})} files, {human_bytes(size)}\n"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from shardmerge.base import forms
 from shardmerge.base.files import write_json
 from shardmerge.package.verify import verify_model
 from shardmerge.plan.description import load_description
@@ -27,10 +28,9 @@ def main() -> None:
     claim(args.output)
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
-    description = load_description(args.build)
     found = verify_model(
         args.build,
-        description,
+        load_description(args.build),
         args.model,
         args.checks,
         args.records,
@@ -38,12 +38,12 @@ def main() -> None:
         args.hashes,
         say,
     )
-    write_json(args.output, found)
+    write_json(args.output, forms.written(found))
     print(
-        f"{description.name}: {found['tensors']:,} tensors in {found['shards']} shards are as "
-        f"planned, all bytes are as they were written, {found['elements']:,} elements recomputed; "
-        f"of the source files {found['sources']['hashed']} are known by all their bytes, "
-        f"{found['sources']['sampled']} by a sample"
+        f"{found.name}: {found.tensors:,} tensors in {found.shards} shards are as "
+        f"planned, all bytes are as they were written, {found.elements:,} elements recomputed; "
+        f"of the source files {found.sources['hashed']} are known by all their bytes, "
+        f"{found.sources['sampled']} by a sample"
     )
 
 

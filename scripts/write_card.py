@@ -8,6 +8,7 @@ from pathlib import Path
 from shardmerge.base.files import write_text
 from shardmerge.benchmark import scores
 from shardmerge.package.card import make_card, parse_card_settings
+from shardmerge.package.card_picture import remove_picture, shows_picture
 from shardmerge.package.card_scores import added_results
 from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
@@ -25,8 +26,10 @@ def main() -> None:
 
     results = added_results(args.receipt, args.build) if args.receipt else []
     table = scores.score_table(scores.load(results)) if results else None
-    settings = parse_card_settings(args.card)
-    write_text(args.output, make_card(load_description(args.build), settings, table))
+    settings, description = parse_card_settings(args.card), load_description(args.build)
+    write_text(args.output, make_card(description, settings, table))
+    if not shows_picture(description, settings):
+        remove_picture(args.output.parent)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import load_json, write_json
+from shardmerge.base.files import write_json
 from shardmerge.package.index import load_records
 from shardmerge.package.provenance import make_provenance
 from shardmerge.plan.description import load_description
+from shardmerge.plan.records import load_verified
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -29,7 +30,7 @@ def main() -> None:
             args.build,
             load_description(args.build),
             load_records(args.records),
-            load_json(args.verify),
+            load_verified(args.verify),
             args.output.parent,
             args.files,
         ),

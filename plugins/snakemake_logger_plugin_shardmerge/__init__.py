@@ -30,7 +30,7 @@ _EVERY = 60
 #: Jobs that have a line each in a terminal.
 _LINES = 8
 #: Messages of Snakemake's that are for people who wait, by how they begin.
-_TOLD = ("Nothing to be done", "Will exit", "Terminating", "Waiting")
+_TOLD = ("Nothing to be done", "Report created", "Will exit", "Terminating", "Waiting")
 #: What Snakemake says of a failure besides, which its jobs say better.
 _UNTOLD = (
     "At least one job did not complete",

@@ -22,7 +22,7 @@ from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.files import load_spec
 from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.plan.plan import Build, ShardJob
-from shardmerge.plan.records import load_record, recorded_tensors
+from shardmerge.plan.records import VerifyRecord, load_record, recorded_tensors
 from shardmerge.recipe.settings import load_settings
 
 RECIPE = """\
@@ -60,6 +60,30 @@ MERGED = "model.layers.1.self_attn.v_proj.weight"
 LARGE = {"hidden": 64, "inter": 160, "vocab": 300, "kv": 192}
 
 
+#: What a verification may find, as ``verify.json`` has it.
+VERIFIED: dict[str, Any] = {
+    "passed": True,
+    "name": "merged",
+    "build": "0" * 64,
+    "shards": 3,
+    "tensors": 183,
+    "bytes": 8642,
+    "hashed": 3,
+    "copies": 100,
+    "recomputed_independently": 83,
+    "recomputed_by_engine_steps": 0,
+    "elements": 4321,
+    "largest_error_in_bounds": 0.5,
+    "undecided": 0,
+    "nonfinite": 0,
+    "not_sampled": [],
+    "task_vectors": 0,
+    "task_vector_elements": 0,
+    "sources": {"hashed": 7, "sampled": 2},
+    "source_sha256": {},
+}
+
+
 @dataclass
 class Built:
     """A merged model and what its jobs know.
@@ -81,7 +105,8 @@ class Built:
         return self.folder.parent
 
     def records(self, kind: str = "records") -> list[Path]:
-        return [self.results / kind / f"{Path(j.output).stem}.json" for j in self.build.shards]
+        path = {"records": record_path, "checks": check_record_path}[kind]
+        return [Path(path(job.output)) for job in self.build.shards]
 
     def shard_with(self, tensor: str) -> tuple[ShardJob, ShardSpec]:
         """Return the job and the specification of the shard that holds a tensor."""
@@ -144,10 +169,11 @@ def merge(recipe: str, **config: Any) -> Built:
     build = list(plan.builds.values())[-1]
     built = Built(build, load_description(build.digest))
     for name, source in build.files.items():
+        (built.folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(source, built.folder / name)
     config_file = built.folder / "config.json"
     config_file.write_text(output_config(config_file.read_text(), built.description, ""))
-    if len(build.shards) > 1:
+    if len(build.main_shards) > 1:
         index = index_text(make_index(built.description))
         write_text(built.folder / "model.safetensors.index.json", index)
     return built
@@ -164,7 +190,7 @@ def verify(
     built: Built,
     checks: Iterable[Path] | None = None,
     records: Iterable[Path] | None = None,
-) -> dict[str, Any]:
+) -> VerifyRecord:
     """Return what the verification of a model finds."""
     return verify_model(
         built.build.digest,

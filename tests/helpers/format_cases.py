@@ -10,7 +10,8 @@ import torch
 
 from shardmerge import formats
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.formats.interface import LogicalTensor, row_spans, runs
+from shardmerge.formats.boxes import row_spans, runs
+from shardmerge.formats.interface import LogicalTensor
 from shardmerge.formats.values import stored_type
 
 CODES = {getattr(torch, d.name): d.code for d in DTYPES.values() if d.bits % 8 == 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,31 @@ onstart:
     print("the importer's own start")
 """
 
+#: What `snakedeploy deploy-workflow` 0.17.1 writes as workflow/Snakefile, beside copies of the
+#: folders config and profiles; only the repository's address is another.
+DEPLOYED = """
+from snakemake.utils import min_version
+
+
+min_version("6.10.0")
+
+
+configfile: "config/config.yaml"
+
+
+# declare https://github.com/o/shardmerge as a module
+module shardmerge:
+    snakefile: 
+        {snakefile}
+    config:
+        config
+
+
+# use all rules from https://github.com/o/shardmerge
+use rule * from shardmerge
+"""  # noqa: W291
+HOSTED = 'github("o/shardmerge", path="workflow/Snakefile", tag="v0.1.0")'
+
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
     done = subprocess.run(
@@ -48,6 +74,32 @@ def importer(folder: Path, snakefile: str) -> Path:
     return folder
 
 
+def deployed(folder: Path, snakefile: str) -> Path:
+    """Return a folder as snakedeploy leaves it."""
+    for name in ("config", "profiles"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    (folder / "workflow").mkdir()
+    (folder / "workflow" / "Snakefile").write_text(DEPLOYED.format(snakefile=snakefile))
+    return folder
+
+
+class TestDeployed:
+    def test_no_target_means_all(self, tmp_path: Path) -> None:
+        folder = deployed(tmp_path / "mine", repr(str(REPOSITORY / "workflow" / "Snakefile")))
+        jobs = run(folder, "-n")
+        assert all(f"rule {job}:" in jobs for job in ("merge_shard", "load_model", "run_tasks"))
+
+    @pytest.mark.slow
+    def test_builds_from_a_git_host(self, tmp_path: Path) -> None:
+        """The host's clone is in Snakemake's cache already."""
+        cache = tmp_path / "cache" / "snakemake" / "snakemake" / "source-cache"
+        publish(tmp_path / "checkout", cache / "snakemake-git-cache/github.com/o/shardmerge")
+        folder = deployed(tmp_path / "mine", HOSTED)
+        run(folder, "models", XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert (folder / "results" / DEMO_NAME / "model" / "SHA256SUMS").is_file()
+        assert not (folder / "resources").exists()
+
+
 class TestModule:
     def test_builds_the_demo_and_nothing_again(self, tmp_path: Path) -> None:
         folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "workflow" / "Snakefile")))
@@ -65,16 +117,6 @@ class TestModule:
         folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "Snakefile")))
         told = run(folder, "merging_lock", "-n")
         assert "would lock" in told
-
-    @pytest.mark.slow
-    def test_from_a_git_host(self, tmp_path: Path) -> None:
-        """As snakedeploy writes it; the host's clone is in Snakemake's cache already."""
-        cache = tmp_path / "cache" / "snakemake" / "snakemake" / "source-cache"
-        publish(tmp_path / "checkout", cache / "snakemake-git-cache/github.com/o/shardmerge")
-        hosted = 'github("o/shardmerge", path="workflow/Snakefile", tag="v0.1.0")'
-        folder = importer(tmp_path / "mine", hosted)
-        run(folder, XDG_CACHE_HOME=str(tmp_path / "cache"))
-        assert "model-00001-of-00006.safetensors" in (folder / "mine.txt").read_text()
 
 
 def publish(checkout: Path, clone: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.workflow import DEMO, DEMO_NAME, Once, Project, demo, scores, sha256
+from shardmerge.package.finished import check_finished
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +48,7 @@ class TestDemo:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").open()}
+        assert check_finished(folder).wrong == ()
         present = {p.name for p in folder.iterdir()} - {"SHA256SUMS"}
         assert {name.strip() for name in listed} == present
 
@@ -68,6 +70,21 @@ class TestDemo:
         before = built.snapshot()
         built.build(*EVERYTHING)
         assert built.snapshot() == before
+
+    def test_all_models_are_compared_on_the_same_questions(self, built: Project) -> None:
+        folder = built.folder / "results" / "benchmarks"
+        data = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        found = {(c["model"], c["label"]): c for c in data["comparisons"]}
+        merged = found[NAME, "demo_B/acc"]
+        assert (merged["reference"], merged["test"]) == ("miqu-tiny", "mcnemar")
+        assert (merged["verdict"], merged["questions"]) == ("better", 200)
+        flips = (folder / "flips.csv").read_text(encoding="utf-8").splitlines()
+        changed = sum(c["up"] + c["down"] for c in data["comparisons"])
+        assert len(flips) == 1 + changed
+        told = f"{NAME}: better than miqu-tiny on demo_B/acc"
+        assert told in (folder / "compare.html").read_text(encoding="utf-8")
+        summary = built.folder / "results" / NAME / "report" / "summary.html"
+        assert "won, 0 lost of 200" in summary.read_text(encoding="utf-8")
 
     def test_models_are_whole_without_benchmarks(self, tmp_path: Path) -> None:
         done = demo(tmp_path / "pristine").run("-n", "models")

@@ -1,340 +1,56 @@
 """A recipe is algebra: what an output tensor is, as an expression over source tensors.
 
-Expressions are immutable, hashable and JSON-able (``expression_json``). They say what is computed,
-never where the bytes lie or how they are streamed; that is the engine's part.
+Expressions are immutable, hashable and JSON-able (``algebra.json``). They say what is computed,
+never where the bytes lie or how they are streamed; that is the engine's part. Their kinds of node
+are in ``nodes``; here is what is asked of whole expressions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar, Union
 
 from shardmerge.algebra import rows
-from shardmerge.algebra.pieces import Arrangement, Patch, element_spans
-from shardmerge.base.dtypes import promoted
-
-_T = TypeVar("_T")
-
-
-class _Node:
-    """What all expressions share."""
-
-    @property
-    def size(self) -> int:
-        """The steps of an expression, each counted as often as it stands there."""
-        return _noted(self, "_size", lambda node: 1 + sum([e.size for e in operands(node)]))
-
-
-@dataclass(frozen=True)
-class Source(_Node):
-    """A tensor of a source checkpoint, as it is stored.
-
-    Args:
-        model: Key of the source in the lock (the reference as the recipe writes it).
-        file: Name of the safetensors file within the source.
-        tensor: Name in that file.
-        dtype: safetensors code of the stored elements.
-        shape: As in the file's header.
-    """
-
-    model: str
-    file: str
-    tensor: str
-    dtype: str
-    shape: tuple[int, ...]
-    size: ClassVar[int] = 1
-
-
-@dataclass(frozen=True)
-class Decoded(_Node):
-    """A tensor of floats that stored tensors of a source make: a quantised weight.
-
-    Args:
-        format: Name of the format that says how.
-        parts: The stored tensors with their roles in the format, sorted by role.
-        parameters: What else decoding needs, sorted pairs of plain values.
-        output_shape: Of the floats.
-        step: Rows that are best decoded together.
-    """
-
-    format: str
-    parts: tuple[tuple[str, Source], ...]
-    parameters: tuple[tuple[str, Any], ...]
-    output_shape: tuple[int, ...]
-    step: int = 1
-    dtype: ClassVar[str] = "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.output_shape
-
-    @property
-    def lead(self) -> Source:
-        """The stored tensor that tells where the whole lies: its codes."""
-        return dict(self.parts).get("codes", self.parts[0][1])
-
-    @property
-    def model(self) -> str:
-        return self.lead.model
-
-    @property
-    def file(self) -> str:
-        return self.lead.file
-
-    @property
-    def tensor(self) -> str:
-        return self.lead.tensor
-
-
-@dataclass(frozen=True)
-class Arranged(_Node):
-    """A tensor that boxes of other tensors of files make: a stack of experts, a slice of rows.
-
-    Args:
-        pieces: What is where, none over another; operands are tensors of sources, decoded or not.
-        output_shape: Of the whole.
-    """
-
-    pieces: tuple[Patch, ...]
-    output_shape: tuple[int, ...]
-    size: ClassVar[int] = 1
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.output_shape
-
-    @property
-    def dtype(self) -> str:
-        """Code of the type that holds the values of all operands."""
-        return _noted(self, "_dtype", lambda node: promoted([p.operand.dtype for p in node.pieces]))
-
-    @property
-    def lead(self) -> Source | Decoded:
-        """The operand that tells where the whole lies."""
-        return self.pieces[0].operand
-
-    @property
-    def model(self) -> str:
-        return self.lead.model
-
-    @property
-    def file(self) -> str:
-        return self.lead.file
-
-    @property
-    def tensor(self) -> str:
-        return self.lead.tensor
-
-    @property
-    def arrangement(self) -> Arrangement:
-        return Arrangement(self.output_shape, self.pieces)
-
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """For each piece its first element and the one behind its last."""
-        return _noted(self, "_spans", lambda node: element_spans(node.arrangement))
-
-    def __hash__(self) -> int:
-        return _noted(self, "_hash", lambda node: hash((node.pieces, node.output_shape)))
-
-
-@dataclass(frozen=True)
-class Delta(_Node):
-    """A task vector, ``finetuned - base``, rounded to ``dtype`` by definition.
-
-    Ilharco et al. 2022, "Editing Models with Task Arithmetic", https://arxiv.org/abs/2212.04089.
-    """
-
-    finetuned: Expression
-    base: Expression
-    dtype: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-
-@dataclass(frozen=True)
-class LowRank(_Node):
-    """What a LoRA adapter adds to a matrix: ``scale * b @ a``, or its transpose.
-
-    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
-    https://arxiv.org/abs/2106.09685.
-
-    Args:
-        b: Tensor of the adapter, [rows, rank].
-        a: Tensor of the adapter, [rank, columns].
-        scale: The adapter's own factor, such as alpha / rank.
-        transposed: Whether the result is [columns, rows].
-        dtype: Code of the type that it is computed in, F32 or F64.
-    """
-
-    b: Source
-    a: Source
-    scale: float
-    transposed: bool
-    dtype: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        rows, columns = self.b.shape[0], self.a.shape[1]
-        return (columns, rows) if self.transposed else (rows, columns)
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
-
-
-@dataclass(frozen=True)
-class Linear(_Node):
-    """A sum of coefficient times operand, computed in float32 (float64 if an operand is)."""
-
-    terms: tuple[tuple[float, Expression], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.terms[0][1].shape
-
-
-@dataclass(frozen=True)
-class Cast(_Node):
-    """The operand rounded to ``dtype`` (to nearest, ties to even)."""
-
-    operand: Expression
-    dtype: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.operand.shape
-
-
-@dataclass(frozen=True)
-class Call(_Node):
-    """A merge method that is not a sum, applied to operands of one shape.
-
-    Args:
-        method: Name in the registry.
-        inputs: Operands in the recipe's order, the base model's among them.
-        base: Index of the base model among the inputs, or None.
-        parameters: Shared parameters, sorted by name.
-        per_input: For each per-model parameter (sorted by name), a value for each input
-            (None where the method takes none for the base).
-        tensor: Name of the output tensor: what a random method's generator is keyed by.
-        models: The inputs' names in the recipe, for the same purpose.
-        output_shape: Shape of the result.
-    """
-
-    method: str
-    inputs: tuple[Expression, ...]
-    base: int | None
-    parameters: tuple[tuple[str, Any], ...] = ()
-    per_input: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    tensor: str = ""
-    models: tuple[str, ...] = ()
-    output_shape: tuple[int, ...] = field(default=())
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.output_shape
-
-
-@dataclass(frozen=True)
-class Rows(_Node):
-    """Rows of the operand, gathered: how a model's embeddings follow another tokenizer.
-
-    Args:
-        operand: What must be seen whole for them, or a source's tensor: with all else rows
-            commute (``take_rows``).
-        table: Which of its rows, as ``shardmerge.algebra.rows`` writes them.
-    """
-
-    operand: Expression
-    table: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (rows.row_count(self.table), *self.operand.shape[1:])
-
-    @property
-    def dtype(self) -> str:
-        return self.operand.dtype
-
-
-@dataclass(frozen=True)
-class Choice(_Node):
-    """Row by row one of the operands, the mean of several, or zeros.
-
-    A mean starts at 0, adds in the operands' order and divides by their number.
-
-    Args:
-        operands: Of one shape; in mergekit numerics of one dtype too.
-        table: Which operands make each row, as ``shardmerge.algebra.rows`` writes them.
-    """
-
-    operands: tuple[Expression, ...]
-    table: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.operands[0].shape
-
-    @property
-    def width(self) -> int:
-        """Elements of a row of the table: of one index, or of several where rows are split."""
-        return elements(self) // max(rows.row_count(self.table), 1)
-
-
-@dataclass(frozen=True)
-class Mean(_Node):
-    """The mean of the operand's rows, as one row."""
-
-    operand: Expression
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, *self.operand.shape[1:])
-
-
-@dataclass(frozen=True)
-class Zero(_Node):
-    """A tensor of zeros: what is left where every coefficient is 0."""
-
-    output_shape: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.output_shape
-
-
-Expression = Union[
-    Source, Decoded, Arranged, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero
+from shardmerge.algebra.nodes import (
+    Arranged,
+    Call,
+    Cast,
+    Choice,
+    Decoded,
+    Delta,
+    Expression,
+    Linear,
+    LowRank,
+    Mean,
+    Rows,
+    Source,
+    Zero,
+    noted,
+    operands,
+)
+
+__all__ = [
+    "Arranged",
+    "Call",
+    "Cast",
+    "Choice",
+    "Decoded",
+    "Delta",
+    "Expression",
+    "Linear",
+    "LowRank",
+    "Mean",
+    "Rows",
+    "Source",
+    "Zero",
+    "deltas",
+    "elements",
+    "label",
+    "operands",
+    "sources",
+    "take_rows",
+    "walk",
 ]
-
-
-def operands(expression: Expression) -> tuple[Expression, ...]:
-    """Return the direct operands of an expression, in order."""
-    match expression:
-        case Source() | Zero():
-            return ()
-        case Decoded():
-            return tuple([source for _, source in expression.parts])
-        case Arranged():
-            return tuple(expression.arrangement.operands())
-        case Delta():
-            return (expression.finetuned, expression.base)
-        case LowRank():
-            return (expression.b, expression.a)
-        case Linear():
-            return tuple([operand for _, operand in expression.terms])
-        case Cast() | Rows() | Mean():
-            return (expression.operand,)
-        case Call():
-            return expression.inputs
-        case Choice():
-            return expression.operands
-    raise TypeError(f"not an expression: {expression!r}")
 
 
 def walk(
@@ -349,7 +65,7 @@ def walk(
     if isinstance(expression, Source):
         return iter((expression,))
     if until is None:
-        return iter(_noted(expression, "_parts", _parts))
+        return iter(noted(expression, "_parts", _parts))
     return _walk(expression, until)
 
 
@@ -364,17 +80,6 @@ def _walk(expression: Expression, until: Callable[[Expression], bool]) -> Iterat
         yield node
         if not until(node):
             left.extend(reversed(operands(node)))
-
-
-def _noted(expression: Expression, name: str, find: Callable[[Expression], _T]) -> _T:
-    """Return what is found of an expression, kept with it: a plan asks many times for it.
-
-    A cached property would do, but takes a lock each time.
-    """
-    notes = vars(expression)
-    if name not in notes:
-        notes[name] = find(expression)
-    return notes[name]
 
 
 def take_rows(expression: Expression, table: str) -> Expression:
@@ -405,7 +110,7 @@ def sources(expression: Expression) -> tuple[Source, ...]:
     """Return the distinct source tensors of an expression in order of first use."""
     if isinstance(expression, Source):
         return (expression,)
-    return _noted(expression, "_sources", _sources)
+    return noted(expression, "_sources", _sources)
 
 
 def _sources(expression: Expression) -> tuple[Source, ...]:

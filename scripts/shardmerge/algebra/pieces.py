@@ -70,7 +70,7 @@ class Arrangement(NamedTuple):
 
     def operands(self) -> list[Any]:
         """Return the distinct operands in order of first use."""
-        return list(dict.fromkeys(piece.operand for piece in self.pieces))
+        return list(dict.fromkeys([piece.operand for piece in self.pieces]))
 
 
 def entire(operand: Hashable, shape: Sequence[int]) -> Arrangement:
@@ -183,7 +183,7 @@ def invert(part: Arrangement, name: Hashable) -> dict[Any, list[Patch]]:
 
 
 def is_alike(one: Arrangement, other: Arrangement) -> bool:
-    """Whether two arrangements differ in nothing but their operands, each taken once and whole."""
+    """Whether two arrangements differ in nothing but their operands, each taken once."""
     if one.shape != other.shape or len(one.pieces) != len(other.pieces):
         return False
     pairs = zip(one.pieces, other.pieces, strict=True)

@@ -58,6 +58,9 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
 def _start(words: Sequence[str]) -> None:
     own, further = _split(words)
     parser = make_parser()
+    if not own:
+        parser.print_help()
+        return
     _check_command(parser, own)
     args = parser.parse_args(own)
     if args.command in workflow.TARGETS:

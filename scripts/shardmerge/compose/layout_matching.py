@@ -14,6 +14,7 @@ from shardmerge.algebra import pieces
 from shardmerge.algebra.pieces import Arrangement, Patch
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.architecture import layouts
+from shardmerge.compose.folders import main_tensors
 from shardmerge.compose.models import Entry, Model
 from shardmerge.compose.relaid_model import RelaidModel
 
@@ -50,7 +51,7 @@ class Pattern:
 
     def fit(self, model: Model) -> Fit:
         """Return a model in this layout, as far as it is known how."""
-        table, like = model.table, self.model.table
+        table, like = _main(model), self._table
         if table.keys() <= like.keys() and not any(_turned(table, like)):
             return Fit(model, {name: name for name in table})
         own = layouts.layout_of(model.config)
@@ -61,7 +62,11 @@ class Pattern:
             return Fit(model, names)
         relaid = RelaidModel(model, parts)
         new = {own: name for name, own in names.items()}
-        return Fit(relaid, {new.get(own, own): own for own in relaid.table})
+        return Fit(relaid, {new.get(own, own): own for own in _main(relaid)})
+
+    @cached_property
+    def _table(self) -> Mapping[str, Entry]:
+        return _main(self.model)
 
     @cached_property
     def _layout(self) -> layouts.StorageLayout:
@@ -70,7 +75,7 @@ class Pattern:
     def _meaning(self, other: layouts.StorageLayout) -> _Meaning:
         if other not in self._meanings:
             converters = (*self._layout.converters, *other.converters)
-            self._meanings[other] = _Meaning(self.model.table, self._layout, converters)
+            self._meanings[other] = _Meaning(self._table, self._layout, converters)
         return self._meanings[other]
 
 
@@ -117,8 +122,17 @@ class _Meaning:
         own = self.same.get(name)
         return self.made[name] if own is None else pieces.entire(own, self.table[own].shape)
 
+    def has_all(self, made: Arrangement) -> bool:
+        """Whether an arrangement takes its operands whole."""
+        return all(one.sizes == self.table[one.operand].shape for one in made.pieces)
+
     def __contains__(self, name: str) -> bool:
         return name in self.same or name in self.made
+
+
+def _main(model: Model) -> dict[str, Entry]:
+    """Return a model's tensors that are of none of its folders."""
+    return {name: model.table[name] for name in main_tensors(model)}
 
 
 def _matched(model: _Meaning, like: _Meaning) -> tuple[dict[str, str], dict[str, Arrangement]]:
@@ -142,9 +156,11 @@ def _matched(model: _Meaning, like: _Meaning) -> tuple[dict[str, str], dict[str,
             continue
         made, wanted = model.arrangement(name), like.arrangement(there)
         made = pieces.transpose(made, 1, 2) if there in turned else made
-        if pieces.is_alike(made, wanted) and there not in turned:
-            names |= {p.operand: q.operand for p, q in zip(wanted.pieces, made.pieces, strict=True)}
-        elif made.shape == wanted.shape:
+        renamed = there not in turned and pieces.is_alike(made, wanted)
+        if renamed and model.has_all(made) and like.has_all(wanted):
+            both = zip(wanted.pieces, made.pieces, strict=True)
+            names |= {theirs.operand: own.operand for theirs, own in both}
+        elif made.shape == wanted.shape and 0 not in made.shape:
             shared[there] = made
     parts = dict(_parts(shared, like))
     used = {*names.values(), *(one for made in parts.values() for one in made.operands())}

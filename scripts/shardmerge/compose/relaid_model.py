@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -25,13 +24,9 @@ class RelaidModel(Model):
     """
 
     def __init__(self, model: Model, parts: Mapping[str, Arrangement]) -> None:
-        self.name = model.name
+        self.name, self.config = model.name, model.config
         self._model, self._parts = model, parts
         self.table = dict(self._entries())
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._model.config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:
@@ -78,8 +73,9 @@ class RelaidModel(Model):
         starts: dict[str, list[str]] = {}
         used = set()
         for name, made in self._parts.items():
-            starts.setdefault(made.operands()[0], []).append(name)
-            used.update(made.operands())
+            operands = made.operands()
+            starts.setdefault(operands[0], []).append(name)
+            used.update(operands)
         for own, entry in self._model.table.items():
             for name in starts.get(own, ()):
                 made = self._parts[name]
@@ -90,7 +86,7 @@ class RelaidModel(Model):
 
     def _lead(self, tensor: str) -> str:
         made = self._parts.get(tensor)
-        return made.operands()[0] if made else tensor
+        return made.pieces[0].operand if made else tensor
 
     def _mixed(self, tensor: str) -> UserError:
         names = self._parts[tensor].operands()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from shardmerge import formats
 from shardmerge.algebra import expression as ex
 from shardmerge.base.dtypes import tensor_bytes
-from shardmerge.formats.interface import Box, LogicalTensor, PartRef, row_spans, runs
+from shardmerge.formats.boxes import row_spans, runs
+from shardmerge.formats.interface import Box, LogicalTensor, PartRef
 
 if TYPE_CHECKING:
     import numpy as np

@@ -193,17 +193,6 @@ def detect(
     return Reading(said, formats)
 
 
-def unclaimed(table: Table, claimed: Iterable[str]) -> dict[str, str]:
-    """Return the stored tensors that could be codes and that no format claims, with their types.
-
-    Args:
-        table: All stored tensors.
-        claimed: Names that are parts of logical tensors or dropped.
-    """
-    rest = set(table) - set(claimed)
-    return {n: table[n].dtype for n in sorted(rest) if table[n].dtype in CODE_TYPES}
-
-
 def rows(logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
     """Return what of every part is needed to decode a range of rows (``Format.rows``)."""
     return FORMATS[logical.format].rows(logical, first, count)

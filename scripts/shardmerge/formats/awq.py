@@ -10,7 +10,7 @@ Lin et al. 2023, "AWQ", https://arxiv.org/abs/2306.00978; https://github.com/cas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from shardmerge.formats.interface import (
     part,
     short,
 )
+from shardmerge.formats.shaped import Shaped, before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,7 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 @dataclass(frozen=True)
-class Awq:
+class Awq(Shaped):
     """Modules with a ``qweight``.
 
     Args:
@@ -46,16 +47,12 @@ class Awq:
     group_size: int = 128
     name = "awq"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        names = [n.removesuffix("qweight") for n in table if n.endswith(".qweight")]
-        return [self._one(table, module) for module in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [stem + "." for stem in before(table, ".qweight")]
 
-    def needed(self, table: Table) -> list[str]:
-        """Return no tensors: shapes tell all."""
-        return []
-
-    def _one(self, table: Table, module: str) -> LogicalTensor:
+    def one(self, table: Table, module: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         name = module + "weight"
         codes = part(table, module + "qweight", name, ("I32",), (2,))
         scales = part(table, module + "scales", name, FLOATS, (2,))

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
+from shardmerge.formats.boxes import at, matrix_rows, whole
 from shardmerge.formats.interface import (
     MAX_ELEMENTS,
     Announcement,
@@ -31,13 +32,11 @@ from shardmerge.formats.interface import (
     LogicalTensor,
     PartRef,
     Table,
-    at,
     filled,
-    matrix_rows,
     misfit,
     part,
-    whole,
 )
+from shardmerge.formats.shaped import Shaped, before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,21 +50,17 @@ _PER_127 = 7.874015718698502e-3
 
 
 @dataclass(frozen=True)
-class Bnb8:
+class Bnb8(Shaped):
     """Modules with an ``SCB``."""
 
     name = "bitsandbytes-int8"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        names = [n.removesuffix("SCB") for n in table if n.endswith(".SCB")]
-        return [self._one(table, module) for module in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [stem + "." for stem in before(table, ".SCB")]
 
-    def needed(self, table: Table) -> list[str]:
-        """Return no tensors: shapes are those of the codes."""
-        return []
-
-    def _one(self, table: Table, module: str) -> LogicalTensor:
+    def one(self, table: Table, module: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         name = module + "weight"
         codes = part(table, name, name, ("I8",), (2,))
         scales = part(table, module + "SCB", name, ("F32",), (1, 2))

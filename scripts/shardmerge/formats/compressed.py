@@ -14,11 +14,12 @@ https://github.com/neuralmagic/compressed-tensors, ``compressors/pack_quantized`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
+from shardmerge.formats.boxes import whole
 from shardmerge.formats.groups import group_numbers
 from shardmerge.formats.interface import (
     FLOATS,
@@ -31,7 +32,6 @@ from shardmerge.formats.interface import (
     filled,
     misfit,
     part,
-    whole,
 )
 from shardmerge.formats.scaled import CHANNEL, TENSOR, BlockShape, Scaled, block_of
 from shardmerge.formats.schemes import Scheme, weight_schemes
@@ -211,12 +211,12 @@ class IntQuantized(Scaled):
     blocks: tuple[BlockShape, ...] = ()
     name = "int-quantized"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        names = [n for n in table if n + "_scale" in table and table[n].dtype == "I8"]
-        return [self._one(table, name) for name in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [n for n in table if n + "_scale" in table and table[n].dtype == "I8"]
 
-    def _one(self, table: Table, name: str) -> LogicalTensor:
+    def one(self, table: Table, name: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         codes = part(table, name, name, ("I8",), (1, 2, 3))
         parts = {"codes": codes, "scales": part(table, name + "_scale", name, FLOATS, (0, 1, 2, 3))}
         block = block_of(name, codes, parts["scales"], self.blocks or (TENSOR, CHANNEL))

@@ -19,10 +19,11 @@ https://github.com/NVIDIA/TensorRT-Model-Optimizer, ``nvfp4_tensor.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardmerge.formats.boxes import at, matrix_rows, whole
 from shardmerge.formats.interface import (
     Announcement,
     Blocks,
@@ -30,13 +31,11 @@ from shardmerge.formats.interface import (
     LogicalTensor,
     PartRef,
     Table,
-    at,
     filled,
-    matrix_rows,
     misfit,
     part,
-    whole,
 )
+from shardmerge.formats.shaped import Shaped, before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,26 +44,20 @@ _EXPONENTS = ("U8", "F8_E8M0")
 
 
 @dataclass(frozen=True)
-class Fp4:
+class Fp4(Shaped):
     """Tensors of two codes in a byte, with a ``_scale`` for a group of columns."""
 
     name = "fp4"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        packed = [n.removesuffix("_packed") for n in table if n.endswith("_packed")]
-        packed = [n for n in packed if table[n + "_packed"].dtype == "U8"]
-        plain = [n.removesuffix("_scale_2") for n in table if n.endswith("_scale_2")]
-        plain = [n for n in plain if n in table and table[n].dtype == "U8"]
-        made = [self._one(table, n, n + "_packed", "_global_scale") for n in packed]
-        made += [self._one(table, n, n, "_scale_2") for n in plain]
-        return sorted(made, key=lambda one: one.name)
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``; one that is stored both ways is there twice, and refused."""
+        plain = [n for n in before(table, "_scale_2") if _is_codes(table, n)]
+        return [*(n for n in before(table, "_packed") if _is_codes(table, n + "_packed")), *plain]
 
-    def needed(self, table: Table) -> list[str]:
-        """Return no tensors: shapes tell all."""
-        return []
-
-    def _one(self, table: Table, name: str, stored: str, overall: str) -> LogicalTensor:
+    def one(self, table: Table, name: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
+        packed = _is_codes(table, name + "_packed")
+        stored, overall = (name + "_packed", "_global_scale") if packed else (name, "_scale_2")
         codes = part(table, stored, name, ("U8",), (2, 3))
         scales = part(table, name + "_scale", name, ("F8_E4M3", *_EXPONENTS), (2, 3))
         filled(name, codes, scales)
@@ -76,7 +69,7 @@ class Fp4:
         parts = {"codes": codes, "scales": scales}
         if group == 16:
             parts["overall"] = _overall(table, name, overall, codes)
-        settings = (("divide", overall == "_global_scale"), ("group", group))
+        settings = (("divide", packed), ("group", group))
         return LogicalTensor(name, shape, self.name, parts, settings)
 
     def rows(self, logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
@@ -103,6 +96,10 @@ class Fp4:
             overall = blocks["overall"].reshape(-1)[0]
             scales = scales / overall if logical.parameter("divide") else scales * overall
         return E2M1[codes] * scales[:, np.arange(logical.columns) // group]
+
+
+def _is_codes(table: Table, name: str) -> bool:
+    return name in table and table[name].dtype == "U8"
 
 
 def _overall(table: Table, name: str, suffix: str, codes: PartRef) -> PartRef:

@@ -15,7 +15,7 @@ https://github.com/neuralmagic/compressed-tensors, ``compressors/naive_quantized
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardmerge.formats.interface import FLOATS, FP8, Announcement, LogicalTensor, Table, part
@@ -38,12 +38,12 @@ class Fp8(Scaled):
     blocks: tuple[BlockShape, ...] = ()
     name = "fp8"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        names = [n for n in table if n + SUFFIX in table and table[n].dtype in FP8]
-        return [self._one(table, name) for name in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [n for n in table if n + SUFFIX in table and table[n].dtype in FP8]
 
-    def _one(self, table: Table, name: str) -> LogicalTensor:
+    def one(self, table: Table, name: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         codes = part(table, name, name, FP8, (1, 2, 3, 4))
         kinds = (*FLOATS, "F8_E8M0", "U8")
         scales = part(table, name + SUFFIX, name, kinds, (0, 1, 2, 3, 4))

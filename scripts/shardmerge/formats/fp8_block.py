@@ -11,7 +11,7 @@ https://github.com/deepseek-ai/DeepSeek-V3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shardmerge.base.errors import UserError
@@ -40,12 +40,12 @@ class Fp8Block(Scaled):
     block: BlockShape = (128, 128)
     name = "fp8-block"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        names = [n for n in table if n + SUFFIX in table and table[n].dtype in FP8]
-        return [self._one(table, name) for name in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [n for n in table if n + SUFFIX in table and table[n].dtype in FP8]
 
-    def _one(self, table: Table, name: str) -> LogicalTensor:
+    def one(self, table: Table, name: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         codes = part(table, name, name, FP8, (1, 2, 3, 4))
         scales = part(table, name + SUFFIX, name, (*FLOATS, "F8_E8M0", "U8"), (0, 1, 2, 3, 4))
         block = block_of(name, codes, scales, (self.block,))

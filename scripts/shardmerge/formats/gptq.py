@@ -13,11 +13,12 @@ https://github.com/ModelCloud/GPTQModel, ``nn_modules/qlinear`` (``dequantize_we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
+from shardmerge.formats.boxes import whole
 from shardmerge.formats.groups import group_numbers
 from shardmerge.formats.interface import (
     FLOATS,
@@ -31,8 +32,8 @@ from shardmerge.formats.interface import (
     misfit,
     part,
     short,
-    whole,
 )
+from shardmerge.formats.shaped import Shaped, before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +43,7 @@ _CONVENTIONS = {"": 1, "gptq": 1, "gptq_v2": 0}
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(Shaped):
     """Modules with a ``qweight``.
 
     Args:
@@ -58,16 +59,12 @@ class Gptq:
     varied: bool = False
     name = "gptq"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        names = [n.removesuffix("qweight") for n in table if n.endswith(".qweight")]
-        return [self._one(table, module) for module in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [stem + "." for stem in before(table, ".qweight")]
 
-    def needed(self, table: Table) -> list[str]:
-        """Return no tensors: shapes tell all."""
-        return []
-
-    def _one(self, table: Table, module: str) -> LogicalTensor:
+    def one(self, table: Table, module: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         name = module + "weight"
         codes = part(table, module + "qweight", name, ("I32",), (2,))
         scales = part(table, module + "scales", name, FLOATS, (2,))

@@ -11,22 +11,22 @@ model card", https://arxiv.org/abs/2508.10925; https://github.com/openai/gpt-oss
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardmerge.formats.boxes import at, matrix_rows
 from shardmerge.formats.interface import (
     Announcement,
     Blocks,
     Box,
     LogicalTensor,
     Table,
-    at,
     filled,
-    matrix_rows,
     misfit,
     part,
 )
+from shardmerge.formats.shaped import Shaped, before
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,22 +35,17 @@ _GROUP = 32
 
 
 @dataclass(frozen=True)
-class Mxfp4:
+class Mxfp4(Shaped):
     """Tensors with ``_blocks`` and ``_scales``."""
 
     name = "mxfp4"
 
-    def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
-        """As ``Format.logical``."""
-        stored = (n for n in table if n.endswith("_blocks") and table[n].dtype == "U8")
-        names = [n.removesuffix("_blocks") for n in stored]
-        return [self._one(table, name) for name in sorted(names)]
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [n for n in before(table, "_blocks") if table[n + "_blocks"].dtype == "U8"]
 
-    def needed(self, table: Table) -> list[str]:
-        """Return no tensors: shapes tell all."""
-        return []
-
-    def _one(self, table: Table, name: str) -> LogicalTensor:
+    def one(self, table: Table, name: str) -> LogicalTensor:
+        """As ``Shaped.one``."""
         codes = part(table, name + "_blocks", name, ("U8",), (4,))
         scales = part(table, name + "_scales", name, ("U8", "F8_E8M0"), (3,))
         filled(name, codes, scales)

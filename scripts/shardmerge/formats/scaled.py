@@ -11,16 +11,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from shardmerge.formats.interface import (
-    Blocks,
-    Box,
-    LogicalTensor,
-    PartRef,
-    at,
-    filled,
-    matrix_rows,
-    misfit,
-)
+from shardmerge.formats.boxes import at, matrix_rows
+from shardmerge.formats.interface import Blocks, Box, LogicalTensor, PartRef, filled, misfit
+from shardmerge.formats.shaped import Shaped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,12 +121,8 @@ def scaled_decode(logical: LogicalTensor, blocks: Blocks, first: int, count: int
     return values * spread(logical, as_float32(blocks["scales"], code), first, count)
 
 
-class Scaled:
+class Scaled(Shaped):
     """``rows`` and ``decode`` of formats that are codes times a grid of scales."""
-
-    def needed(self, table: object) -> list[str]:
-        """Return no tensors: shapes are those of the codes."""
-        return []
 
     def rows(self, logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:
         """As ``Format.rows``."""

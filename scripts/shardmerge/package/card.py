@@ -14,8 +14,10 @@ from shardmerge.base.text import plural
 from shardmerge.benchmark.score_text import to_markdown
 from shardmerge.benchmark.scores import ScoreTable, card_results
 from shardmerge.package.card_coefficients import describe_coefficients
+from shardmerge.package.card_picture import shows_picture
 from shardmerge.package.card_usage import describe_methods, usage
 from shardmerge.plan.description import BuildDescription, DescribedSource
+from shardmerge.plan.paths import PICTURE
 from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
 from shardmerge.sources.store import Origin
@@ -102,6 +104,8 @@ def _sections(
     parts += ["## How it was built\n", _how(description)]
     parts += [describe_methods(stage.method for stage in description.stages)]
     parts += [describe_coefficients(description)]
+    if shows_picture(description, settings):
+        parts.append(f"![Coefficients of every layer and module]({PICTURE})\n")
     parts += ["## Sources\n", _sources(description)]
     if scores is not None:
         parts += ["## Benchmarks\n", to_markdown(scores)]
@@ -117,8 +121,8 @@ def _how(description: BuildDescription) -> str:
         f"Merged by shardmerge {__version__} from "
         f"{plural(len(description.sources), 'model')} in {plural(len(stages), 'stage')}: "
         f"{steps}. {_NUMERICS[description.numerics]} to {dtype}. The file "
-        "`provenance.json` tells the content of every file that went in and, but for this card, "
-        "came out.\n"
+        "`provenance.json` tells the content of every file that went in and, but for this card "
+        "and its picture, came out.\n"
     )
 
 

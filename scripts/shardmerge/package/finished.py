@@ -15,7 +15,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import load_json, read_bytes
 from shardmerge.base.hashing import sha256_streamed
-from shardmerge.package.index import PROVENANCE
+from shardmerge.package.index import PROVENANCE, UNTOLD
 from shardmerge.sources.checkpoint_files import INDEX
 
 SUMS = "SHA256SUMS"
@@ -112,7 +112,7 @@ def _outputs(path: Path) -> Mapping[str, object]:
 def _compared(sums: Mapping[str, str], outputs: Mapping[str, object]) -> list[str]:
     """Return where the two lists differ; a provenance that is missing is told by the sums."""
     told = {n: row.get("sha256") for n, row in outputs.items() if isinstance(row, dict)}
-    names = {*told, *sums} - {PROVENANCE} if outputs else ()
+    names = {*told, *sums} - UNTOLD if outputs else ()
     return [
         f"{name} has another SHA-256 in {PROVENANCE} than in {SUMS}"
         for name in sorted(names)

@@ -10,19 +10,22 @@ from typing import Any
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.plan.description import BuildDescription
-from shardmerge.plan.paths import CHECKSUMS
+from shardmerge.plan.paths import CHECKSUMS, PICTURE
 from shardmerge.plan.records import MergeRecord, load_record
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"
+#: What provenance does not tell of: it is about what went in and came out, not about its looks.
+UNTOLD = frozenset({PROVENANCE, CARD, PICTURE})
 
 
 def make_index(description: BuildDescription) -> dict[str, Any]:
-    """Return the index of a build's shards: bytes of all tensors, and each tensor's file."""
+    """Return the index of a build's main shards: bytes of all tensors, and each tensor's file."""
     tensors = {
         name: (shard.file, tensor_bytes(*row))
-        for shard in description.shards
+        for shard in description.main_shards
         for name, row in shard.tensors.items()
     }
     return {
@@ -40,14 +43,15 @@ def load_records(paths: Iterable[Path]) -> dict[str, MergeRecord]:
     """Return the merge jobs' records by the name of the shard that they are about.
 
     Args:
-        paths: ``SHARD.json`` each, where ``SHARD.safetensors`` is the shard.
+        paths: ``SHARD.json`` each, where ``SHARD.safetensors`` is the shard; in a folder likewise
+            if the shard is in one.
 
     Raises:
         UserError: If a file is not such a record.
     """
     records = {}
     for path in map(Path, paths):
-        records[f"{path.stem}.safetensors"] = load_record(path)
+        records[shard_name(path)] = load_record(path)
     return records
 
 
@@ -57,7 +61,7 @@ def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, MergeRe
     Args:
         folder: The model's, which the names are relative to.
         files: Files in it, hashed here unless a record tells their hash; provenance.json among
-            them must tell the same hashes of all but the card.
+            them must tell the same hashes of all but the card and its picture.
         records: The shards' records, by name.
 
     Raises:
@@ -103,7 +107,7 @@ def _compare_with_provenance(sums: Mapping[str, str], path: Path) -> None:
     outputs = load_json(path).get("outputs")
     rows = outputs if isinstance(outputs, dict) else {}
     told = {name: row.get("sha256") for name, row in rows.items() if isinstance(row, dict)}
-    for name in sorted({*sums, *told} - {PROVENANCE, CARD}):
+    for name in sorted({*sums, *told} - UNTOLD):
         if sums.get(name) != told.get(name):
             raise UserError(
                 f"{path.name} tells another SHA-256 of it ({told.get(name)}) than it has "

@@ -17,7 +17,7 @@ from shardmerge.base.files import sha256_of
 from shardmerge.package.index import name_within
 from shardmerge.package.known import with_states
 from shardmerge.plan.description import BuildDescription, DescribedShard
-from shardmerge.plan.records import MergeRecord
+from shardmerge.plan.records import MergeRecord, VerifyRecord
 from shardmerge.recipe.naming import public_names
 
 PROVENANCE_VERSION = 1
@@ -44,7 +44,7 @@ def make_provenance(
     build: str,
     description: BuildDescription,
     records: Mapping[str, MergeRecord],
-    verified: Mapping[str, Any],
+    verified: VerifyRecord,
     folder: Path,
     files: Iterable[Path],
 ) -> dict[str, Any]:
@@ -92,12 +92,12 @@ def make_provenance(
         "reference": names.get(description.reference, description.reference),
         "tokenizer": names.get(description.tokenizer, description.tokenizer),
         "sources": {
-            names[key]: with_states(source, verified.get("source_sha256", {}))
+            names[key]: with_states(source, verified.source_sha256)
             for key, source in description.sources.items()
         },
         "copied": dict(description.files),
         "tools": tool_versions(),
-        "verified": {key: verified[key] for key in _VERIFIED if key in verified},
+        "verified": {key: getattr(verified, key) for key in _VERIFIED},
         "outputs": outputs,
     }
 

@@ -16,7 +16,6 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import disable_progress_bars, get_session
 
-from shardmerge.base import files
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import human_bytes, human_time
 from shardmerge.package.index import CARD
@@ -24,20 +23,6 @@ from shardmerge.package.uploads import Upload, check_sums, list_uploads
 
 #: Files that go up at the same time over LFS; xet is parallel within a file.
 _AT_ONCE = 4
-
-
-def check_verified(record: Path) -> None:
-    """Make sure that a model's verify record says that it passed.
-
-    Raises:
-        UserError: If it is missing, or says anything else.
-    """
-    if files.load_json(record).get("passed") is not True:
-        raise UserError(
-            "does not say that the model passed verification, so it is not published",
-            str(record),
-            "Read there what failed; build the model again.",
-        )
 
 
 def publish(

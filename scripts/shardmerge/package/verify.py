@@ -6,23 +6,31 @@ The checks have read every shard whole; one that was touched since is hashed her
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import is_digest
+from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.hashing import sha256_streamed
 from shardmerge.base.identities import stamp_of
 from shardmerge.base.safetensors import read_header
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.check.shard import check_hash
 from shardmerge.package.index import load_records, make_index
 from shardmerge.package.known import known_hashes, source_states
 from shardmerge.package.superseded import remove_superseded, stray_weights
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.paths import record_of_check
-from shardmerge.plan.records import CheckRecord, MergeRecord, load_check, load_record
+from shardmerge.plan.records import (
+    CheckRecord,
+    MergeRecord,
+    VerifyRecord,
+    load_check,
+    load_record,
+)
 from shardmerge.sources.checkpoint_files import INDEX
 
 _AGAIN = "Delete the file and run the workflow again."
@@ -37,8 +45,8 @@ def verify_model(
     deltas: Iterable[Path] = (),
     hashes: Iterable[Path] = (),
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Check a model's files against its description and the jobs' records.
+) -> VerifyRecord:
+    """Check a model's files against its description and the jobs' records; return what was found.
 
     What an earlier plan of the model left in its folder is removed, once the shards are right.
 
@@ -51,9 +59,6 @@ def verify_model(
         deltas: What ``check_shard`` found of the stored task vectors that were read.
         hashes: What ``hash_source`` found of local files.
         say: Takes a line for each file that is removed.
-
-    Returns:
-        What was found, as JSON-able data.
 
     Raises:
         UserError: If anything is not as it must be.
@@ -75,19 +80,19 @@ def verify_model(
     _check_stray(description, folder)
     _check_index(description, folder)
     _check_files(description, folder)
-    return {
-        "passed": True,
-        "name": description.name,
-        "build": build,
-        "shards": len(description.shards),
-        "tensors": sum(len(shard.tensors) for shard in description.shards),
-        "bytes": make_index(description)["metadata"]["total_size"],
+    return VerifyRecord(
+        name=description.name,
+        build=build,
+        shards=len(description.shards),
+        tensors=sum(len(shard.tensors) for shard in description.shards),
+        bytes=sum(tensor_bytes(*t) for s in description.shards for t in s.tensors.values()),
+        hashed=len(rows),
+        task_vectors=len(vectors),
+        task_vector_elements=sum(row.elements for row in vectors),
+        sources=source_states(description, known),
+        source_sha256=known,
         **_summed(rows),
-        "task_vectors": len(vectors),
-        "task_vector_elements": sum(row.elements for row in vectors),
-        "sources": source_states(description, known),
-        "source_sha256": known,
-    }
+    )
 
 
 def _check_shards(
@@ -130,7 +135,7 @@ def _refuse_nonfinite(records: Mapping[str, MergeRecord]) -> None:
 
 def _check_index(description: BuildDescription, folder: Path) -> None:
     path = folder / INDEX
-    if len(description.shards) == 1:
+    if len(description.main_shards) == 1:
         return  # an index would be a stray file
     if not path.exists():
         raise UserError("is missing", str(path))
@@ -188,8 +193,7 @@ def _check_checks(
     """Return the shards' checks, one of each, each of the file that is there."""
     checks = {}
     for path in paths:
-        check = load_check(path)
-        checks[check.shard] = check
+        checks[shard_name(path)] = load_check(path)
     rows = []
     for shard in description.shards:
         check = checks.get(shard.file)
@@ -218,17 +222,15 @@ def _is_untouched(check: CheckRecord, shard: Path) -> bool:
     return check.stamp[:-1] == stamp_of(shard)[:-1]
 
 
-def _summed(rows: list[CheckRecord]) -> dict[str, Any]:
-    """Return what the checks of all shards come to: how much was checked, and by which way."""
-    ways = ("copies", "recomputed_independently", "recomputed_by_engine_steps")
+def _summed(rows: Sequence[CheckRecord]) -> dict[str, Any]:
+    """Return what the checks of all shards come to, by the fields of ``Recomputed``."""
+    counts = ("elements", "copies", "recomputed_independently", "recomputed_by_engine_steps")
+    counts += ("undecided", "nonfinite")
     return {
-        "hashed": len(rows),
-        **{way: sum(getattr(row, way) for row in rows) for way in ways},
-        "elements": sum(row.elements for row in rows),
+        "passed": True,
+        **{key: sum(getattr(row, key) for row in rows) for key in counts},
         "largest_error_in_bounds": max((r.largest_error_in_bounds for r in rows), default=0.0),
-        "undecided": sum(row.undecided for row in rows),
-        "nonfinite": sum(row.nonfinite for row in rows),
-        "not_sampled": [name for row in rows for name in row.not_sampled],
+        "not_sampled": tuple(name for row in rows for name in row.not_sampled),
     }
 
 

@@ -61,6 +61,7 @@ def decide(
     renew: bool = False,
     convert: bool = False,
     dry: bool = False,
+    warn: bool = True,
     say: Callable[[str], None],
 ) -> Decision:
     """Return what a configuration comes to; lock what has no lock, check what has one.
@@ -71,13 +72,17 @@ def decide(
         renew: Whether to lock all sources anew.
         convert: Whether conversions are asked for, so that they need not be done.
         dry: Whether this is a dry run, which writes no lock, and with ``renew`` no cache either.
+        warn: Whether the plan's warnings are said, if no job is to tell them.
         say: Takes one line for the user.
 
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
     with _uncollected():
-        return _decide(settings, head, renew, convert or not head, dry, say)
+        decision = _decide(settings, head, renew, convert or not head, dry, say)
+    for warning in decision.plan.warnings if head and warn else ():
+        say(f"warning: {warning}")
+    return decision
 
 
 def load_plan(settings: Settings, *, head: bool = True, say: Callable[[str], None]) -> Plan:
@@ -126,8 +131,6 @@ def _decide(
                 if keep:
                     _keep(planned, key)
                 plan = planned.plan
-    for warning in plan.warnings if head else ():
-        say(f"warning: {warning}")
     return _decided(plan, key, conversions)
 
 

@@ -12,6 +12,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
+from shardmerge.base.weightfolders import folder_of, shard_name
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
 
@@ -99,6 +100,7 @@ class Build:
             source or of what is written for the tokenizer.
         tokenizer: Paths of the source files that the tokenizer's are written from.
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
+        varied: Whether not all of its tensors are made of the same.
     """
 
     name: str
@@ -107,6 +109,12 @@ class Build:
     files: Mapping[str, str]
     tokenizer: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
+    varied: bool = False
+
+    @property
+    def main_shards(self) -> tuple[ShardJob, ...]:
+        """The shards that an index names: not those of folders with weights of their own."""
+        return tuple(job for job in self.shards if not folder_of(shard_name(job.output)))
 
     @property
     def bytes_written(self) -> int:

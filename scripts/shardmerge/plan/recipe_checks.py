@@ -7,82 +7,36 @@ document that no model is built from, or a tensor that folds to one model, gives
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.coefficients import Blend, blend_of, decoded_of
+from shardmerge.algebra.coefficients import decoded_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.findings import Finding
-from shardmerge.base.text import ranges
 from shardmerge.compose.architecture.names import (
     is_embedding,
     is_head,
     is_vocabulary,
-    layer_of,
-    module_of,
 )
 from shardmerge.compose.architecture.norms import is_scale
 from shardmerge.compose.architecture.rope import is_rotated, rope_of
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import AUTO_MAP, untold_periods
+from shardmerge.plan.checked_build import Case, places
+from shardmerge.plan.mixture_checks import equal_experts, expert_tokenizers, scales
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
-from shardmerge.recipe.stage import Stage
-from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.checkpoint_files import module_settings
 from shardmerge.sources.tokens import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
 _TOLERANCE = 1e-4
 _WIDE = ("BF16", "F32", "F64")
-#: Modules that a message names.
-_NAMED = 6
 
-
-@dataclass(frozen=True)
-class _Case:
-    """A model to be built, as the checks see it."""
-
-    composer: Composer
-    name: str
-    outputs: Sequence[OutputTensor]
-    expressions: Mapping[str, ex.Expression]
-
-    @cached_property
-    def blends(self) -> Mapping[str, Blend]:
-        return {name: blend_of(expression) for name, expression in self.expressions.items()}
-
-    @property
-    def stage(self) -> Stage:
-        return self.composer.recipe.stages[self.name]
-
-    @cached_property
-    def stages(self) -> list[Stage]:
-        """The stages that go into it, itself the last."""
-        recipe = self.composer.recipe
-        return [recipe.stages[name] for name in recipe.needed(self.name)]
-
-    def sources(self, blend: Blend) -> dict[str, LockedSource]:
-        locked = self.composer.lock.sources
-        return {model: locked[model] for model in blend.models if model in locked}
-
-    @property
-    def read(self) -> list[str]:
-        """The models that it takes anything of, its config among them."""
-        keys = [self.composer.reference_source(self.name)]
-        keys += [model for blend in self.blends.values() for model in blend.models]
-        locked = self.composer.lock.sources
-        return [k for k in dict.fromkeys(keys) if k in locked and locked[k].role == "model"]
-
-    def finding(self, check: str, message: str) -> Finding:
-        return Finding(check, message, self.stage.where, self.name)
-
-
-_Check = Callable[[_Case], Iterator[Finding]]
+_Check = Callable[[Case], Iterator[Finding]]
 #: All that ``check_build`` asks, in the order in which it tells.
-_CHECKS: list[_Check] = []
+_CHECKS: list[_Check] = [equal_experts, expert_tokenizers]
 
 
 def _check(function: _Check) -> _Check:
@@ -104,7 +58,7 @@ def check_build(
         outputs: Its tensors.
         expressions: What each of them is, as sums (``Composer.sums``).
     """
-    case = _Case(composer, name, outputs, expressions)
+    case = Case(composer, name, outputs, expressions)
     return [finding for check in _CHECKS for finding in check(case)]
 
 
@@ -117,7 +71,7 @@ def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Fi
 
 
 @_check
-def _rope_blend(case: _Case) -> Iterator[Finding]:
+def _rope_blend(case: Case) -> Iterator[Finding]:
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for tensor, blend in case.blends.items():
         if len(blend.models) > 1 and is_rotated(tensor):
@@ -128,13 +82,13 @@ def _rope_blend(case: _Case) -> Iterator[Finding]:
         models = " and ".join(f"{model} ({rope})" for model, rope in ropes)
         yield case.finding(
             "rope-blend",
-            f"{_places(tensors)} blend models whose rotary embeddings differ: {models}. Rotations "
+            f"{places(tensors)} blend models whose rotary embeddings differ: {models}. Rotations "
             "by different frequencies do not add; leave these projections to one model",
         )
 
 
 @_check
-def _norms_summed(case: _Case) -> Iterator[Finding]:
+def _norms_summed(case: Case) -> Iterator[Finding]:
     tensors = [
         tensor
         for tensor, blend in case.blends.items()
@@ -143,13 +97,13 @@ def _norms_summed(case: _Case) -> Iterator[Finding]:
     if tensors:
         yield case.finding(
             "norms-summed",
-            f"{_places(tensors)} add differences of models, but the scale of a norm multiplies. "
+            f"{places(tensors)} add differences of models, but the scale of a norm multiplies. "
             "Leave norms to one model, or merge them by ratios with `norm_merge: geometric`",
         )
 
 
 @_check
-def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
+def _tokenizer_blend(case: Case) -> Iterator[Finding]:
     if any(stage.tokenizer for stage in case.stages):
         return
     found: dict[tuple[str, ...], list[str]] = {}
@@ -165,14 +119,14 @@ def _tokenizer_blend(case: _Case) -> Iterator[Finding]:
             what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
         yield case.finding(
             "tokenizer-blend",
-            f"{_places(tensors)} blend models whose {what}: {', '.join(models)}. "
+            f"{places(tensors)} blend models whose {what}: {', '.join(models)}. "
             "One row may stand for different tokens; take embeddings from one model, or write "
             "`tokenizer_source: union`",
         )
 
 
 @_check
-def _fp16_range(case: _Case) -> Iterator[Finding]:
+def _fp16_range(case: Case) -> Iterator[Finding]:
     locked = case.composer.lock.sources
     suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
     wide: dict[str, None] = {}
@@ -193,8 +147,8 @@ def _fp16_range(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _weights_sum(case: _Case) -> Iterator[Finding]:
-    if any(_scales(stage) for stage in case.stages):
+def _weights_sum(case: Case) -> Iterator[Finding]:
+    if any(scales(stage) for stage in case.stages):
         return
     sums = {
         tensor: sum(blend.coefficients.values())
@@ -207,56 +161,13 @@ def _weights_sum(case: _Case) -> Iterator[Finding]:
         values = f"{low:.3g}" if high - low < _TOLERANCE else f"{low:.3g} to {high:.3g}"
         yield case.finding(
             "weights-sum",
-            f"the coefficients of {_places(list(odd))} sum to {values}, not to 1, which scales "
+            f"the coefficients of {places(list(odd))} sum to {values}, not to 1, which scales "
             "the result. Write weights that sum to 1, or `normalize: true`",
         )
 
 
-def _scales(stage: Stage) -> bool:
-    """Whether a stage scales tensors on purpose."""
-    if stage.mixture:
-        return any(one.residual is not None for one in stage.mixture.all)
-    return stage.method == "passthrough" and any("scale" in level for level in stage.levels)
-
-
 @_check
-def _equal_experts(case: _Case) -> Iterator[Finding]:
-    for stage in case.stages:
-        if stage.mixture is None:
-            continue
-        routed = stage.inputs[: len(stage.mixture.experts)]
-        noisy = any(one.noise for one in stage.mixture.experts)
-        if len(routed) > 1 and len({item.model for item in routed}) == 1 and not noisy:
-            message = (
-                f"all experts are {routed[0].model}: the mixture computes what one of them does, "
-                "until it is trained"
-            )
-            yield Finding("equal-experts", message, routed[0].where, stage.name)
-
-
-@_check
-def _expert_tokenizers(case: _Case) -> Iterator[Finding]:
-    composer = case.composer
-    for stage in case.stages:
-        if stage.mixture is None:
-            continue
-        wanted = [stage.reference_model, *(item.model for item in stage.inputs)]
-        keys = list(dict.fromkeys(composer.reference_source(one.model) for one in wanted))
-        tokens = compare([composer.lock.sources[key] for key in keys])
-        if tokens is Tokens.SAME:
-            continue
-        what = "tokenizers differ"
-        if tokens is Tokens.UNKNOWN:
-            what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
-        message = (
-            f"assembles models whose {what}: {', '.join(keys)}. All experts get the tokens of "
-            f"{keys[0]}, the base model"
-        )
-        yield Finding("expert-tokenizers", message, stage.where, stage.name)
-
-
-@_check
-def _layer_period(case: _Case) -> Iterator[Finding]:
+def _layer_period(case: Case) -> Iterator[Finding]:
     for key, value in untold_periods(case.composer, case.name).items():
         yield case.finding(
             "layer-period",
@@ -267,7 +178,7 @@ def _layer_period(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _missing_tensor(case: _Case) -> Iterator[Finding]:
+def _missing_tensor(case: Case) -> Iterator[Finding]:
     tied: dict[tuple[str, ...], list[str]] = {}
     for tensor, blend in case.blends.items():
         if is_head(tensor) and len(blend.models) > 1:
@@ -278,7 +189,7 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
     for models, tensors in tied.items():
         yield case.finding(
             "missing-tensor",
-            f"{_places(tensors)} blend the input embeddings of {', '.join(models)}, whose own are "
+            f"{places(tensors)} blend the input embeddings of {', '.join(models)}, whose own are "
             "tied, with the output embeddings of other models. The result is untied; take it from "
             "one model if that is not meant",
         )
@@ -294,14 +205,14 @@ def _missing_tensor(case: _Case) -> Iterator[Finding]:
     for (having, others), modules in lacking.items():
         yield case.finding(
             "missing-tensor",
-            f"{_places([f'{module}.weight' for module in modules])} have a bias in {having} but "
+            f"{places([f'{module}.weight' for module in modules])} have a bias in {having} but "
             f"not in {others}. It is merged from the former alone, although a missing bias means "
             "0. config.json must say that there is a bias",
         )
 
 
 @_check
-def _mtp_layers(case: _Case) -> Iterator[Finding]:
+def _mtp_layers(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         for one in case.composer.model(Reference(stage.name)).assembly.predictors:
             if not one.kept:
@@ -326,7 +237,35 @@ def _mtp_layers(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _quantised_source(case: _Case) -> Iterator[Finding]:
+def _module_folders(case: Case) -> Iterator[Finding]:
+    locked = case.composer.lock.sources
+    for stage in case.stages:
+        for one in case.composer.model(Reference(stage.name)).assembly.folders:
+            others = ", ".join(name for name in one.having if name != one.lead)
+            what = None
+            if not one.kept:
+                what = f"leaves out {one.folder} of {others}: {one.lead} has no such folder"
+            elif not one.shared:
+                has = (
+                    f"those of {others} are of other shapes" if others else "no other model has it"
+                )
+                what = f"keeps the weights in {one.folder} of {one.lead} as they are: {has}"
+            if what:
+                yield Finding("module-folders", what, stage.where, stage.name)
+    base = case.composer.reference_source(case.name)
+    for key in case.read:
+        own, kept = locked[key].files, locked[base].files
+        names = [name for name in module_settings(kept) if name in own]
+        if differing := [n for n in names if own[n].identity != kept[n].identity]:
+            yield case.finding(
+                "module-folders",
+                f"{', '.join(differing)} of {key} and {base} differ; the result has those of "
+                f"{base}",
+            )
+
+
+@_check
+def _quantised_source(case: Case) -> Iterator[Finding]:
     for model, forms in decoded_of(case.expressions.values()).items():
         yield case.finding(
             "quantised-source",
@@ -336,7 +275,7 @@ def _quantised_source(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _stale_quantisation(case: _Case) -> Iterator[Finding]:
+def _stale_quantisation(case: Case) -> Iterator[Finding]:
     for key in case.read:
         if case.composer.model(Reference(key)).is_stale:
             yield case.finding(
@@ -347,7 +286,7 @@ def _stale_quantisation(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _remote_code(case: _Case) -> Iterator[Finding]:
+def _remote_code(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         source = case.composer.reference_source(stage.name)
         if AUTO_MAP in case.composer.lock.sources[source].config:
@@ -360,14 +299,14 @@ def _remote_code(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _unused_models(case: _Case) -> Iterator[Finding]:
+def _unused_models(case: Case) -> Iterator[Finding]:
     used = {model for blend in case.blends.values() for model in blend.models}
     recipe = case.composer.recipe
     # A base gives config, layout and tokenizer at least.
     given = {case.composer.reference_source(stage.name) for stage in case.stages}
     given |= {s.base_model.model for s in case.stages if s.base_model}
     for stage in case.stages:
-        for item in stage.inputs:
+        for item in stage.inputs if not stage.mixture else ():  # its experts may be left out
             key = item.model.model
             if key not in used and key not in given and key not in recipe.stages:
                 used.add(key)
@@ -376,7 +315,7 @@ def _unused_models(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _unmatched_filters(case: _Case) -> Iterator[Finding]:
+def _unmatched_filters(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         for rule in case.composer.unmatched(stage.name):
             message = f"the filter {rule.filter!r} matches no tensor of the model"
@@ -384,7 +323,7 @@ def _unmatched_filters(case: _Case) -> Iterator[Finding]:
 
 
 @_check
-def _fused_filters(case: _Case) -> Iterator[Finding]:
+def _fused_filters(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         found: dict[Rule, list[str]] = {}
         for tensor, rules in case.composer.unclear(stage.name).items():
@@ -400,15 +339,3 @@ def _fused_filters(case: _Case) -> Iterator[Finding]:
             if whole and "." not in rule.filter:
                 message += f"; {'.' + rule.filter!r} is the name of the projection alone"
             yield Finding("fused-filter", message, rule.where, stage.name)
-
-
-def _places(tensors: Sequence[str]) -> str:
-    """Return tensors as modules and layers: ``k_proj, q_proj of layers 8-71``."""
-    modules = sorted({module_of(tensor).rsplit(".", 1)[-1] for tensor in tensors})
-    layers = {place[1] for place in map(layer_of, tensors) if place}
-    shown = ", ".join(modules[:_NAMED])
-    if len(modules) > _NAMED:
-        shown += f" and {len(modules) - _NAMED} more"
-    if not layers:
-        return shown
-    return f"{shown} of layer{'s' if len(layers) > 1 else ''} {ranges(layers)}"

@@ -1,4 +1,4 @@
-"""Records of merge jobs and of checks, read again: believed only if they have the form of one."""
+"""Records of jobs, read again: believed only if they have the form of one."""
 
 from __future__ import annotations
 
@@ -59,15 +59,11 @@ class MergeRecord:
 
 
 @dataclass(frozen=True)
-class CheckRecord:
-    """What the check of a shard found: ``check.shard.check_shard``.
+class Recomputed:
+    """How much was compared with the sources, and by which way.
 
     Args:
         passed: Always true.
-        shard: Name of the file.
-        spec: The job's digest.
-        sha256: Of the shard.
-        stamp: Of the shard when it was checked: ``base.identities.Stamp``.
         elements: Compared.
         copies: Tensors that are a source's, bit by bit.
         recomputed_independently, recomputed_by_engine_steps: Other tensors, by the way they were
@@ -79,10 +75,6 @@ class CheckRecord:
     """
 
     passed: bool = entry(forms.holds(lambda value: value is True))
-    shard: str = entry(forms.text)
-    spec: str = entry(forms.sha256)
-    sha256: str = entry(forms.sha256)
-    stamp: tuple[int, ...] = entry(forms.listed(forms.integer))
     elements: int = entry(forms.count)
     copies: int = entry(forms.count)
     recomputed_independently: int = entry(forms.count)
@@ -91,6 +83,52 @@ class CheckRecord:
     undecided: int = entry(forms.count)
     nonfinite: int = entry(forms.count)
     not_sampled: tuple[str, ...] = entry(forms.listed(forms.text))
+
+
+@dataclass(frozen=True)
+class CheckRecord(Recomputed):
+    """What the check of a shard found: ``check.shard.check_shard``.
+
+    Args:
+        shard: Name of the file.
+        spec: The job's digest.
+        sha256: Of the shard.
+        stamp: Of the shard when it was checked: ``base.identities.Stamp``.
+    """
+
+    shard: str = entry(forms.text)
+    spec: str = entry(forms.sha256)
+    sha256: str = entry(forms.sha256)
+    stamp: tuple[int, ...] = entry(forms.listed(forms.integer))
+
+
+@dataclass(frozen=True)
+class VerifyRecord(Recomputed):
+    """What the verification of a model found, ``verify.json``: the sums over its shards' checks.
+
+    Args:
+        name: Of the build.
+        build: Its digest.
+        shards, tensors: How many the model has.
+        bytes: Of its tensors.
+        hashed: Shards whose bytes are all as they were written.
+        task_vectors, task_vector_elements: Stored ones that were read, and what was compared of
+            them.
+        sources: How many source files are known by all their bytes (``hashed``) and by a sample
+            (``sampled``).
+        source_sha256: Of source files that are known by a sample, by that.
+    """
+
+    name: str = entry(forms.text)
+    build: str = entry(forms.text)
+    shards: int = entry(forms.count)
+    tensors: int = entry(forms.count)
+    bytes: int = entry(forms.count)
+    hashed: int = entry(forms.count)
+    task_vectors: int = entry(forms.count)
+    task_vector_elements: int = entry(forms.count)
+    sources: Mapping[str, int] = entry(forms.mapped(forms.count))
+    source_sha256: Mapping[str, str] = entry(forms.mapped(forms.sha256, _sampled))
 
 
 def load_record(path: str | os.PathLike[str]) -> MergeRecord:
@@ -111,6 +149,16 @@ def load_check(path: str | os.PathLike[str]) -> CheckRecord:
     """
     hint = "Delete it and run the workflow again, which checks anew."
     return _load(CheckRecord, path, "is not the record of a check that passed", hint)
+
+
+def load_verified(path: str | os.PathLike[str]) -> VerifyRecord:
+    """Return the record of a model that passed verification.
+
+    Raises:
+        UserError: If it cannot be read or is none.
+    """
+    hint = "Delete it and run the workflow again, which verifies the model anew."
+    return _load(VerifyRecord, path, "does not say that the model passed verification", hint)
 
 
 def _load(cls: type[Any], path: str | os.PathLike[str], what: str, hint: str) -> Any:

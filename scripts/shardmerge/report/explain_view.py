@@ -37,6 +37,8 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
         lines += [
             f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)
         ]
+        if len({tuple(terms.items()) for terms in found.cells.values()}) == 1:
+            continue  # the formula tells all
         shown = tuple(term for term in found.terms if term in found.parts or term == NOTHING)
         letters = dict(zip(shown, _letters(len(shown)), strict=True))
         lines += ["", *(f"  {letter} = {shorten(term)}" for term, letter in letters.items())]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from shardmerge.base.text import plural
-from shardmerge.recipe.naming import short_names, shortener
+from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.canvas import message
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.frame import Cell, Frame
@@ -24,7 +24,7 @@ def draw_coefficients(
         sources: References that are written by their short names.
         output: The file to write.
     """
-    shorten = shortener(short_names(sources))
+    shorten = shortener(short_public_names(sources))
     panels = {shorten(term): found.of(term) for term in found.parts}
     means = [spread.mean for cells in panels.values() for spread in cells.values()]
     scale = Scale("RdBu", "coefficient", min(0.0, *means), max(1.0, *means))
@@ -56,7 +56,7 @@ def draw_norms(
     if not norms:
         message(output, title, nothing)
         return
-    shorten = shortener(short_names(sources))
+    shorten = shortener(short_public_names(sources))
     panels = {shorten(label): cells for label, cells in norms.items()}
     values = [spread.mean for cells in panels.values() for spread in cells.values()]
     note = "Norm of the task vector over the norm of its base. White: not in this model."

@@ -63,6 +63,16 @@ def is_target(workflow: Any, rule: str) -> bool:
     return rule_name(workflow, rule) in sys.argv[1:]
 
 
+def is_report(words: Sequence[str] = ()) -> bool:
+    """Return whether nothing is run, and a report is written of what there is.
+
+    Args:
+        words: Of the command line; this process's own by default.
+    """
+    options = {word.partition("=")[0] for word in words or sys.argv[1:]}
+    return bool(options & {"--report", "--reporter"}) and "--report-after-run" not in options
+
+
 def command_line_config(workflow: Any) -> Mapping[str, Any]:
     """Return the configuration of the command line: ``--config`` and ``--configfile``."""
     return workflow.config_settings.overwrite_config

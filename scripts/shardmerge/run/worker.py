@@ -10,11 +10,8 @@ an abstract address, which leaves nothing behind, and takes jobs of its own user
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
-import runpy
-import selectors
 import signal
 import socket
 import struct
@@ -22,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from shardmerge.base.owner import start_ticks
 
@@ -30,15 +26,6 @@ from shardmerge.base.owner import start_ticks
 WORKER_VARIABLE = "SHARDMERGE_WORKER"
 #: Kinds of process: with what every job needs, and with torch too.
 PLAIN, TORCH = "plain", "torch"
-#: Imported before the first job: all that merging and checking a shard needs.
-_PLAIN = (
-    "shardmerge.engine.native_lane",
-    "shardmerge.methods",
-    "shardmerge.plan.files",
-    "shardmerge.plan.records",
-    "shardmerge.check.shard",
-)
-_PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.torch_lane")}
 #: Whether the system has what this takes; abstract addresses are Linux's alone.
 _CAN_SHARE = sys.platform == "linux" and all(
     hasattr(module, name)
@@ -49,7 +36,7 @@ _CAN_SHARE = sys.platform == "linux" and all(
         (socket, "SOCK_SEQPACKET"),
     )
 )
-_MOST = 1 << 20  # bytes of a request: a command line and an environment
+MOST = 1 << 20  # bytes of a request: a command line and an environment
 _began: float | None = None
 #: Of a forked job: the run, and the kind of process that it was forked from.
 _run: str | None = None
@@ -84,6 +71,18 @@ class Worker:
             self._idle = True
             for kind in (PLAIN, TORCH) if torch else (PLAIN,):
                 _start(self._name, kind)
+
+
+def become(run: str, kind: str) -> None:
+    """Note that this process, and what is forked from it, is a run's shared one of a kind."""
+    global _run, _kind
+    _run, _kind = run, kind
+
+
+def begin(began: float) -> None:
+    """Note when the process began whose job this fork takes over."""
+    global _began
+    _began = began
 
 
 def process_began() -> float:
@@ -129,11 +128,11 @@ def _connect(name: str, kind: str) -> socket.socket:
         for pause in (0.0, *[0.02] * 100):
             time.sleep(pause)
             with contextlib.suppress(ConnectionRefusedError):
-                connection.connect(_address(name, kind))
+                connection.connect(address_of(name, kind))
                 break
             if not pause:
                 _start(name, kind)
-        if _peer(connection) != os.getuid():
+        if peer_of(connection) != os.getuid():
             raise PermissionError
     except BaseException:
         connection.close()
@@ -143,7 +142,7 @@ def _connect(name: str, kind: str) -> socket.socket:
 
 def _start(name: str, kind: str) -> None:
     scripts = os.path.abspath(f"{os.path.dirname(__file__)}/../..")
-    code = f"import sys; sys.path[0] = {scripts!r}; from {__name__} import serve; "
+    code = f"import sys; sys.path[0] = {scripts!r}; from shardmerge.run.forking import serve; "
     subprocess.Popen(
         [sys.executable, "-c", code + f"serve({name!r}, {kind!r})"],
         stdin=subprocess.DEVNULL,
@@ -175,144 +174,19 @@ def _stopping(connection: socket.socket) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@dataclass
-class _Fork:
-    pid: int
-    watched: int
-    connection: socket.socket
-
-
-class _Server:
-    """Forks a process for each request, passes its status on, ends it where its client is gone."""
-
-    def __init__(self, listener: socket.socket, run: int) -> None:
-        self._listener = listener
-        self._run = run
-        self._over = False
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ)
-        self._selector.register(run, selectors.EVENT_READ)
-        self._forks: list[_Fork] = []
-
-    def serve(self) -> None:
-        """Take jobs until the run is over and all are done."""
-        while self._forks or not self._over:
-            for key, _ in self._selector.select():
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.fileobj == self._run:
-                    self._over = True
-                    self._selector.unregister(self._run)
-                elif key.fileobj == key.data.watched:
-                    self._ended(key.data)
-                elif key.data in self._forks:  # the client is gone, or was told to stop
-                    self._selector.unregister(key.data.connection)
-                    signal.pidfd_send_signal(key.data.watched, signal.SIGTERM)
-
-    def _accept(self) -> None:
-        connection, _ = self._listener.accept()
-        message, descriptors, _, _ = socket.recv_fds(connection, _MOST, 3)
-        if _peer(connection) != os.getuid() or len(descriptors) != 3:
-            connection.close()
-            return
-        pid = os.fork()
-        if not pid:
-            connection.close()
-            self._selector.close()
-            self._listener.close()
-            os.close(self._run)
-            _run_here(json.loads(message), descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        fork = _Fork(pid, os.pidfd_open(pid), connection)
-        self._selector.register(fork.watched, selectors.EVENT_READ, fork)
-        self._selector.register(connection, selectors.EVENT_READ, fork)
-        self._forks.append(fork)
-
-    def _ended(self, fork: _Fork) -> None:
-        _, status = os.waitpid(fork.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        with contextlib.suppress(OSError):  # the client may be gone
-            fork.connection.send(b"%d" % (code if code >= 0 else 128 - code))
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(fork.connection)
-        self._selector.unregister(fork.watched)
-        os.close(fork.watched)
-        fork.connection.close()
-        self._forks.remove(fork)
-
-
-def _run_here(request: list, descriptors: list[int]) -> None:
-    """Be the client's process: its files, folder, environment and script; never returns."""
-    global _began
-    status = 1
-    try:
-        for number, descriptor in enumerate(descriptors):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        sys.argv, folder, environment, _began = request
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
-        gc.enable()
-        status = _status_of(sys.argv[0])
-    finally:
-        os._exit(status)
-
-
-def _status_of(script: str) -> int:
-    import atexit
-    import traceback
-
-    try:
-        runpy.run_path(script, run_name="__main__")
-        return 0
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        atexit._run_exitfuncs()  # what an interpreter does at its end; os._exit does not
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
 def _packed(request: list) -> bytes:
     packed = json.dumps(request).encode()
-    if len(packed) > _MOST:
+    if len(packed) > MOST:
         raise OSError("too long")
     return packed
 
 
-def _address(name: str, kind: str) -> str:
+def address_of(name: str, kind: str) -> str:
+    """Return the abstract address of a run's process of a kind."""
     return f"\0shardmerge-{os.getuid()}-{name}-{kind}"
 
 
-def _peer(connection: socket.socket) -> int:
-    """Return the user id at the other end."""
+def peer_of(connection: socket.socket) -> int:
+    """Return the user id at the other end of a connection."""
     row = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return struct.unpack("3i", row)[1]
-
-
-def serve(name: str, kind: str) -> None:
-    """Be the process that a run's jobs are forked from, until the run is over.
-
-    Args:
-        name: Names the run: the id of its process, and what else it likes after a hyphen.
-        kind: PLAIN or TORCH.
-    """
-    global _run, _kind
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        try:
-            run = os.pidfd_open(int(name.partition("-")[0]))
-            listener.bind(_address(name, kind))
-        except OSError:  # the run is over, or another job has started one
-            return
-        listener.listen(64)
-        _run, _kind = name, kind
-        gc.disable()  # a fifth of what importing torch takes
-        for module in _PRELOADED[kind]:
-            __import__(module)
-        gc.freeze()  # so that forks share what they do not change
-        _Server(listener, run).serve()

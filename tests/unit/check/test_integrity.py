@@ -106,7 +106,7 @@ class TestShards:
     def test_touched_after_its_check(self, built: Built) -> None:
         job, _ = built.shard_with(MERGED)
         os.utime(job.output)
-        assert verify(built)["passed"]
+        assert verify(built).passed
         flip(Path(job.output), outside_the_sample(Path(job.output)))
         with pytest.raises(UserError, match="is damaged"):
             verify(built)
@@ -119,10 +119,10 @@ class TestShards:
 
     def test_what_was_checked_how(self, built: Built) -> None:
         found = verify(built)
-        assert found["hashed"] == found["shards"]
-        assert found["recomputed_by_engine_steps"] == 0
-        ways = found["copies"] + found["recomputed_independently"]
-        assert ways + len(found["not_sampled"]) == found["tensors"]
+        assert found.hashed == found.shards
+        assert found.recomputed_by_engine_steps == 0
+        ways = found.copies + found.recomputed_independently
+        assert ways + len(found.not_sampled) == found.tensors
 
 
 class TestTaskVectors:
@@ -212,7 +212,9 @@ class TestPackage:
         )
         path = built.folder / "provenance.json"
         build = built.build.digest
-        found = make_provenance(build, built.description, records, {}, built.folder, files)
+        found = make_provenance(
+            build, built.description, records, verify(built), built.folder, files
+        )
         path.write_text(json.dumps(found))
         assert "provenance.json" in checksums(built.folder, [*files, path], records)
         (built.folder / "config.json").write_text("{}")

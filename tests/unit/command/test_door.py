@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from helpers.models import llama
 from shardmerge.base.errors import UserError
 from shardmerge.command import door, workflow
 
@@ -121,6 +122,21 @@ class TestScreens:
         done = run("merg", cwd=folder)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "error: unknown command 'merg'\n  Did you mean 'merge'?\n"
+
+    def test_no_words_print_the_help(self, folder: Path) -> None:
+        done = run(cwd=folder)
+        assert done.returncode == 0 and done.stdout.startswith("usage: shardmerge")
+        assert "init" in done.stdout
+
+    def test_a_plan_says_each_warning_once(self, folder: Path) -> None:
+        models = "[{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]"
+        for seed, name in enumerate("ab"):
+            llama(folder / name, seed)
+        text = f"merge_method: linear\nparameters: {{normalize: false}}\nmodels: {models}\n"
+        (folder / "warned.yaml").write_text(text)
+        done = run("plan", "warned.yaml", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert (done.stderr + done.stdout).count("[weights-sum]") == 1
 
     def test_explanation_is_all_that_is_printed(self, folder: Path) -> None:
         done = run("explain", "recipe.yaml", cwd=folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,75 @@ class TestFamilies:
         mixed = copied(built(folder / "a-files", folder / "b-running", recipe))
         plain = copied(built(folder / "a-running", folder / "b-running", recipe))
         assert same(mixed, plain)
+
+
+def changed(folder: Path, name: str, change: Callable[[str, torch.Tensor], Any]) -> Path:
+    """Write a copy of a model with other tensors: pairs of name and value, None for none."""
+    pairs = (change(key, value) for key, value in tensors(folder).items())
+    values = {key: value.contiguous() for key, value in filter(None, pairs)}
+    return save_model(Path(name), values, 1, json.loads((folder / "config.json").read_text()))
+
+
+class TestVariants:
+    """Other ways in which files of experts differ."""
+
+    @pytest.mark.parametrize("fused", ["a", "b"])
+    def test_the_last_two_dimensions_exchanged(self, saved: Path, fused: str) -> None:
+        folder = saved / "qwen3_moe"
+        turn = lambda key, value: (key, value.mT if value.ndim == 3 else value)  # noqa: E731
+        turned = changed(folder / f"{fused}-running", "turned", turn)
+        pair = {n: folder / f"{n}-files" for n in "ab"}
+        mixed = copied(built(*(pair | {fused: turned}).values(), PASS))
+        plain = copied(built(*pair.values(), PASS))
+        if fused == "b":
+            assert same(mixed, plain)
+            return
+        wanted = built(folder / "a-running", folder / "b-files", PASS).folder
+        back = changed(mixed, "back", turn)
+        assert same(back, wanted)
+
+    def test_square_ones_are_as_the_others(self, saved: Path) -> None:
+        """``down_proj`` is square here, ``gate_up_proj`` is not."""
+        folder, shapes = saved / "qwen3_moe", {}
+        for seed, name in enumerate("ab"):
+            stem = "model.layers.0.mlp.experts."
+            shapes = {f"{stem}gate_up_proj": (3, 16, 8), f"{stem}down_proj": (3, 8, 8)}
+            values = random_tensors(shapes, seed, torch.float32)
+            config = json.loads((folder / "a-running" / "config.json").read_text())
+            save_model(Path(name), values, 1, config | {"num_hidden_layers": 1})
+        turned = changed(Path("b"), "turned", lambda key, value: (key, value.mT))
+        mixed = copied(built(Path("a"), turned, TASK))
+        assert same(mixed, built(Path("a"), Path("b"), TASK).folder)
+
+    def test_without_the_outer_prefix(self, saved: Path) -> None:
+        folder = saved / "mixtral"
+        bare = changed(
+            folder / "b-running", "bare", lambda key, value: (key.removeprefix("model."), value)
+        )
+        mixed = copied(built(folder / "a-files", bare, LINEAR))
+        assert same(mixed, built(folder / "a-files", folder / "b-files", LINEAR).folder)
+
+    def test_a_missing_expert_is_told(self, saved: Path) -> None:
+        folder = saved / "mixtral"
+        lame = changed(
+            folder / "b-files",
+            "lame",
+            lambda key, value: (
+                None if "layers.1" in key and "experts.1.w3" in key else (key, value)
+            ),
+        )
+        with pytest.raises(UserError, match=r"tensor 'model.layers.1.*gate_up_proj' is in 'a'"):
+            built(folder / "a-running", lame, LINEAR)
+
+    def test_experts_of_no_size(self) -> None:
+        stem = "model.layers.0.block_sparse_moe.experts."
+        config = LLAMA | {"model_type": "mixtral", "num_hidden_layers": 1, "architectures": None}
+        shapes = {f"{stem}{i}.{w}.weight": (0, 4) for i in range(2) for w in ("w1", "w3")}
+        save_model(Path("a"), random_tensors(shapes, 1), 1, config)
+        running = {"model.layers.0.mlp.experts.gate_up_proj": (2, 0, 4)}
+        save_model(Path("b"), random_tensors(running, 1), 1, config)
+        with pytest.raises(UserError, match="is in 'a' but not in 'b'"):
+            built(Path("a"), Path("b"), LINEAR)
 
 
 class TestQuantised:

@@ -47,14 +47,15 @@ CONFIGS = {
 class Named(Model):
     """A model of names alone."""
 
-    def __init__(self, names: Iterable[str], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, names: Iterable[str], config: Mapping[str, Any], shape: tuple[int, ...] = (2, 2)
+    ) -> None:
         self.name = "named"
-        self.table = dict.fromkeys(names, Entry("F32", (2, 2)))
-        self._config = config
+        self.table = dict.fromkeys(names, Entry("F32", shape))
+        self.config = config
 
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._config
+    def place(self, tensor: str) -> Any:
+        return tensor
 
 
 def aligned(names: Iterable[str], like: Iterable[str], config: Mapping[str, Any]) -> Any:
@@ -97,3 +98,40 @@ def test_a_merge_has_the_names_of_its_base(tmp_path: Path, monkeypatch: pytest.M
         shards = described(recipe)[0]["shards"]
         found = {name for shard in shards for name in shard["tensors"]}
         assert found == set(LLAVA if base == "a" else LLAVA.values())
+
+
+class TestOperations:
+    """Rows of tables that have no family of their own in the tests of merges."""
+
+    @pytest.mark.parametrize(
+        ("kind", "fused", "parts"),
+        [
+            ("hrm_text", "blocks.0.mlp.gate_up_proj.weight", ("mlp.gate_proj", "mlp.up_proj")),
+            ("Molmo2TextModel", "blocks.0.self_attn.att_proj.weight",
+             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ],
+        ids=["chunk", "split"],
+    )  # fmt: skip
+    def test_cut_and_joined(self, kind: str, fused: str, parts: tuple[str, ...]) -> None:
+        stem = fused.rsplit(".", 3)[0]
+        names = [f"{stem}.{part}.weight" for part in parts]
+        config = {"model_type": "x", "architectures": [kind]}
+        one = Named([fused], config, (6 * len(parts), 4))
+        apart = Named(names, config, (6, 4))
+        joined = Pattern(one).fit(apart).model
+        cut = Pattern(apart).fit(one).model
+        assert {n: e.shape for n, e in joined.table.items()} == {fused: (6 * len(parts), 4)}
+        assert {n: e.shape for n, e in cut.table.items()} == dict.fromkeys(names, (6, 4))
+        assert joined.place(fused) == names[0]
+
+    def test_what_holds_at_the_beginning_does_not_hold_in_a_part(self) -> None:
+        """``gemma3n_text`` alone loses a prefix that its place in a larger model has."""
+        name = "model.language_model.layers.0.mlp.up_proj.weight"
+        part = {"model_type": "x", "text_config": {"model_type": "gemma3n_text"}}
+        like = ["model.layers.0.mlp.up_proj.weight"]
+        assert aligned([name], like, part) == {name: name}
+        assert aligned([name], like, {"model_type": "gemma3n_text"}) == {like[0]: name}
+
+    def test_a_strangers_config(self) -> None:
+        config = {"architectures": [["x"]], "model_type": 3, "text_config": {"model_type": {}}}
+        assert aligned(["model.a.weight"], ["a.weight"], config) == {"a.weight": "model.a.weight"}

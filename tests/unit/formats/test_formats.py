@@ -31,7 +31,8 @@ from helpers.format_cases import (
 from helpers.format_models import BLOCKS, MODELS, STATE, state
 from shardmerge import formats
 from shardmerge.base.errors import UserError
-from shardmerge.formats.interface import LogicalTensor, PartRef, row_spans, runs
+from shardmerge.formats.boxes import row_spans, runs
+from shardmerge.formats.interface import LogicalTensor, PartRef
 from shardmerge.formats.values import CODE_TABLES, unpacked
 
 
@@ -211,7 +212,6 @@ class TestReading:
         found = reading.logical(table, contents_of(tensors, reading.needed(table)))
         rest = set(table) - reading.claimed(table, found)
         assert rest <= {"m.bias"}
-        assert formats.unclaimed(table, reading.claimed(table, found)) == {}
 
     def test_less_is_read_than_all(self) -> None:
         for config, tensors in MODELS.values():
@@ -310,12 +310,10 @@ class TestDetect:
     def test_masks_and_positions_are_no_codes(self) -> None:
         table = PLAIN | {"m.bias": Entry("BOOL", (4, 4)), "position_ids": Entry("I64", (9,))}
         assert formats.detect(quantised("fp8"), {}, table) == "stale"
-        assert formats.unclaimed(table, ()) == {}
 
     def test_codes_of_no_format(self) -> None:
         table = {"m.weight": Entry("F8_E4M3", (4, 4)), "n.weight": Entry("I8", (4, 4))}
         assert formats.detect({}, {}, table) is None
-        assert formats.unclaimed(table, ()) == {"m.weight": "F8_E4M3", "n.weight": "I8"}
 
     @pytest.mark.parametrize("case", ["fp8-row", "bnb-int8", "nf4", "mxfp4", "nvfp4"])
     def test_tensors_that_tell_by_themselves(self, case: str) -> None:
@@ -332,7 +330,6 @@ class TestDetect:
         _, tensors = MODELS["gptq"]
         table = table_of(tensors)
         assert formats.detect({}, {}, table) is None
-        assert "m.qweight" in formats.unclaimed(table, ())
         files = {"quantize_config.json": {"bits": 4, "group_size": 16}}
         assert list(formats.detect({}, files, table).logical(table)) == ["m.weight"]
 

@@ -24,8 +24,12 @@ from shardmerge.base.files import sha256_of
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.benchmark import scores
 from shardmerge.package.card import base_models, make_card
+from shardmerge.package.card_picture import remove_picture, shows_picture
 from shardmerge.package.card_scores import receipt
 from shardmerge.plan.description import BuildDescription
+from shardmerge.plan.plan import NO_PLAN, Build
+from shardmerge.recipe.settings import load_settings
+from shardmerge.run.targets import Targets
 
 HOSTILE = "x`|<b> --- # y: [z](w) {a} \"'"
 
@@ -323,3 +327,31 @@ class TestCommand:
         arguments = ["--build", "x", "--card", "{", "--output", tmp_path / "R.md"]
         with pytest.raises(UserError, match="not JSON"):
             self.run(monkeypatch, write_card, *arguments)
+
+
+class TestPicture:
+    def test_is_shown_where_tensors_differ_unless_turned_off(self, description: Any) -> None:
+        image = "](coefficients.svg)"
+        assert image in make_card(description, {})
+        assert image not in make_card(description, {"picture": False})
+        same = [["x", 0.5], ["y", 0.5]]
+        alike = changed(description, coefficients=dict.fromkeys(description.coefficients, same))
+        assert image not in make_card(alike, {})
+
+    def test_the_plan_asks_for_what_the_card_shows(self, description: BuildDescription) -> None:
+        plan = replace(NO_PLAN, builds={"a": Build("a", "digest", (), {}, varied=True)})
+        for settings in ({}, {"picture": False}, {"models": {"a": {"picture": False}}}):
+            targets = Targets(load_settings({"recipes": ["r"], "card": settings}), plan)
+            shown = shows_picture(description, json.loads(targets.card("a")))
+            assert targets.picture("a") == ["results/a/model/coefficients.svg"] * shown
+
+    def test_an_earlier_one_goes_if_it_is_ours(self, tmp_path: Path) -> None:
+        picture = tmp_path / "coefficients.svg"
+        picture.write_text("mine")
+        remove_picture(tmp_path)
+        (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {picture.name}\n")
+        remove_picture(tmp_path)
+        assert picture.exists()
+        (tmp_path / "SHA256SUMS").write_text(f"{sha256_of(picture)}  {picture.name}\n")
+        remove_picture(tmp_path)
+        assert not picture.exists()

@@ -24,7 +24,11 @@ def folder(tmp_path: Path) -> Path:
         (folder / name).write_bytes(content)
     outputs = {n: {"sha256": hashlib.sha256(c).hexdigest()} for n, c in FILES.items()}
     (folder / "provenance.json").write_text(json.dumps({"outputs": outputs}))
-    paths = [folder / name for name in (*FILES, "provenance.json")]
+    # provenance tells nothing of the card
+    (folder / "README.md").write_text("card")
+    (folder / "coefficients.svg").write_text("picture")
+    card = ("README.md", "coefficients.svg")
+    paths = [folder / name for name in (*FILES, *card, "provenance.json")]
     (folder / "SHA256SUMS").write_text(checksums(folder, paths, {}))
     return folder
 
@@ -32,9 +36,9 @@ def folder(tmp_path: Path) -> Path:
 def test_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del_odd(folder)
     found = check_finished(folder)
-    assert found.wrong == () and len(found.files) == 3
+    assert found.wrong == () and len(found.files) == 5
     verify(str(folder.parent))
-    assert "3 files" in capsys.readouterr().out
+    assert "5 files" in capsys.readouterr().out
 
 
 def del_odd(folder: Path) -> None:

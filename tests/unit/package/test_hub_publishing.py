@@ -14,7 +14,7 @@ from helpers.hub_cases import READER, WRITER, add_model, write_weights
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_uploads import PART_BYTES
 from shardmerge.base.errors import UserError
-from shardmerge.package.publish import check_verified, publish
+from shardmerge.package.publish import publish
 from shardmerge.sources.hub import client
 
 SHARDS = {
@@ -223,19 +223,3 @@ class TestFaults:
 
         monkeypatch.setattr(case.server.store, "entries", without_config)
         assert "has not got config.json as it is here" in case.told()
-
-
-class TestVerified:
-    def test_passed(self, tmp_path: Path) -> None:
-        (tmp_path / "verify.json").write_text('{"passed": true}')
-        check_verified(tmp_path / "verify.json")
-
-    @pytest.mark.parametrize("text", ['{"passed": false}', "{}", '{"passed": "true"}'])
-    def test_not_passed(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "verify.json").write_text(text)
-        with pytest.raises(UserError, match="does not say that the model passed"):
-            check_verified(tmp_path / "verify.json")
-
-    def test_no_record(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="cannot be read"):
-            check_verified(tmp_path / "verify.json")

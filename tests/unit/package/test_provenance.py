@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from helpers.built_model import Built, build_model, changed
+from helpers.built_model import VERIFIED, Built, build_model, changed
+from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.package.index import load_records
 from shardmerge.package.provenance import make_provenance, tool_versions
+from shardmerge.plan.records import VerifyRecord
 from shardmerge.recipe.naming import public_names
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
@@ -37,7 +39,7 @@ def provenance(built: Any, records: Any = None, **changes: Any) -> Any:
         built.build.digest,
         changed(built.description, **changes),
         load_records(built.records()) if records is None else records,
-        {"passed": True, "elements": 3, "generated": [1], "largest_error_in_bounds": 0.5},
+        forms.read(VerifyRecord, VERIFIED),
         built.folder,
         files,
     )
@@ -72,7 +74,9 @@ class TestProvenance:
             "linear",
         ]
         assert found["tools"].keys() >= {"python", "shardmerge", "torch", "safetensors"}
-        assert found["verified"] == {"passed": True, "elements": 3, "largest_error_in_bounds": 0.5}
+        told = found["verified"]
+        assert (told["passed"], told["elements"], told["hashed"]) == (True, 4321, 3)
+        assert "name" not in told and "source_sha256" not in told
 
     def test_timings_change_nothing(self, built: Built) -> None:
         records = load_records(built.records())
@@ -108,7 +112,7 @@ class TestProvenance:
             place = tmp_path / seed
             shutil.copytree(Path.cwd(), place)
             model = Path("results/merged/model")
-            (place / "verify.json").write_text('{"passed": true}')
+            (place / "verify.json").write_text(json.dumps(VERIFIED))
             command = [sys.executable, SCRIPTS / "write_provenance.py"]
             command += ["--build", built.build.digest, "--records", *built.records()]
             command += ["--verify", "verify.json", "--files", model / "config.json"]

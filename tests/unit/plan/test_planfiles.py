@@ -234,7 +234,7 @@ class TestStale:
                 built.build.digest, built.description, built.folder, checks, records
             )
 
-        assert verify(made)["passed"] is True
+        assert verify(made).passed is True
         plan(text=text, allow_nonfinite=False)
         made.description = replace(made.description, allow_nonfinite=False)
         with pytest.raises(UserError, match=r"infinite or NaN[\s\S]*allow_nonfinite: true"):

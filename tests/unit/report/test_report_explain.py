@@ -137,7 +137,10 @@ class TestText:
         text = MIX + "---\nname: other\nmerge_method: passthrough\nmodels: [{model: lab/a}]\n"
         found = explain(write(tmp_path, text=text), {}, 2)
         assert list(found.models) == ["mix", "other"]
-        assert "every tensor = a\n" in explanation_text(found, Terminal())
+        text = explanation_text(found, Terminal())
+        assert "every tensor = a\n" in text
+        # where one formula is true of all tensors, no table repeats it
+        assert "layers" not in text.split("every tensor = a\n")[1]
 
 
 class TestCommand:

@@ -114,6 +114,14 @@ class TestCoefficients:
         found = texts(self.draw(tmp_path, terms, ["lab/a", "lab/b"]))
         assert {"a", "b - a", "lm_head  1", "lm_head  0.5"} <= set(found)
 
+    def test_no_folder_of_this_machine_is_named(self, tmp_path: Path) -> None:
+        """The picture is published with the card."""
+        one, two = "/srv/somebody/a/model", "/srv/somebody/b/model"
+        terms = {"lm_head.weight": [[one, 1.0], [f"{two} - {one}", 0.5]]}
+        picture = self.draw(tmp_path, terms, [one, two])
+        assert {"model", "model (2) - model"} <= set(texts(picture))
+        assert "somebody" not in picture.read_text(encoding="utf-8")
+
     def test_experts_that_differ_are_said_to(self, tmp_path: Path) -> None:
         name = "model.layers.0.mlp.experts.{}.up_proj.weight"
         same = {name.format(i): [["a", 0.5]] for i in range(3)}

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,48 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 def test_all_features_are_masked() -> None:
     assert len(MASKS) == 14
+
+
+#: What only Linux has, as code names it, and the mask that takes it away: else it is not used.
+LINUX_ALONE = {
+    "pidfd_open": "pidfd",
+    "pidfd_send_signal": "pidfd-signal",
+    "SO_PEERCRED": "peer",
+    "SOCK_SEQPACKET": "packets",  # macOS has the name, and no such sockets of files
+    "O_DIRECT": "direct",
+    "_FICLONE": "clone",
+    "fallocate": "fallocate",
+    "posix_fadvise": "advice",
+    "preadv": "preadv",
+    "sched_getaffinity": "affinity",
+    "CLOCK_BOOTTIME": "boottime",
+    "MADV_HUGEPAGE": "hugepages",
+} | dict.fromkeys(
+    """sched_setaffinity posix_fallocate fdatasync copy_file_range sync_file_range memfd_create
+    splice sendfile eventfd signalfd inotify_init prctl prlimit setns unshare O_TMPFILE O_NOATIME
+    O_PATH preadv2 pwritev2 getxattr setxattr listxattr waitid epoll P_PIDFD RLIMIT_AS
+    PR_SET_PDEATHSIG MAP_POPULATE MAP_LOCKED MADV_DONTFORK""".split()
+)
+#: Folders that only Linux has, in texts.
+LINUX_FOLDERS = {"/proc/": "proc", "/sys/": None, "/dev/shm": None, "/run/": None}
+
+
+def test_what_only_linux_has_is_masked() -> None:
+    """Whoever uses another such thing gives it a substitute, and a mask that shows it."""
+    assert {mask for mask in LINUX_ALONE.values() if mask} <= {*MASKS}
+    used = set()
+    for folder in ("scripts", "tools", "plugins"):
+        for path in sorted((REPO / folder).rglob("*.py")):
+            with tokenize.open(path) as file:
+                for token in tokenize.generate_tokens(file.readline):
+                    word = token.string.strip("\"'")
+                    if word in LINUX_ALONE and token.type in (tokenize.NAME, tokenize.STRING):
+                        used.add((word, LINUX_ALONE[word], path.name))
+                    if token.type == tokenize.STRING and not word.startswith('"'):
+                        found = (f for f in LINUX_FOLDERS if word.lstrip("f\"'").startswith(f))
+                        used |= {(f, LINUX_FOLDERS[f], path.name) for f in found}
+    assert {word for word, _, _ in used} >= {"pidfd_open", "_FICLONE", "/proc/"}
+    assert [one for one in sorted(used, key=str) if one[1] is None] == []
 
 
 @pytest.mark.parametrize("mask", MASKS)

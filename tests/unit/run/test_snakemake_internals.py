@@ -20,6 +20,20 @@ def test_jobs_that_a_process_was_started_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "reports"),
+    [
+        (["all", "--report", "x.html"], True),
+        (["--report=x.html"], True),
+        (["--reporter", "html"], True),
+        (["report", "--report-stylesheet", "x.css"], False),
+        (["--report", "x.html", "--report-after-run"], False),
+    ],
+)
+def test_reports(words: list[str], reports: bool) -> None:
+    assert internals.is_report(words) is reports
+
+
+@pytest.mark.parametrize(
     ("head", "asked", "whole"),
     [(True, {}, True), (False, {}, False), (True, {"until": {"a"}}, False)],
 )

@@ -72,8 +72,8 @@ def until_reachable(name: Any) -> None:
 
 def serve(name: Any, kind: Any = worker.PLAIN) -> Any:
     """Start a shared process."""
-    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge.run import worker; "
-    code += f"worker.serve({name!r}, {kind!r})"
+    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; from shardmerge.run import forking; "
+    code += f"forking.serve({name!r}, {kind!r})"
     return subprocess.Popen([sys.executable, "-c", code])
 
 

@@ -244,12 +244,14 @@ def _made(
     """Return the tensors that a group becomes.
 
     Raises:
-        ValueError: If some are missing, or shapes do not fit.
+        ValueError: If some are missing or empty, or shapes do not fit.
     """
     rows = []
     for index in range(len(converter.sources)):
         row = parts.rows.get(index, {})
         if sorted(row) != list(range(len(row))) or not row:
+            raise ValueError
+        if any(0 in shapes[name] for name in row.values()):
             raise ValueError
         rows.append([pieces.entire(row[i], shapes[row[i]]) for i in range(len(row))])
     for name, *axes in converter.steps:

@@ -1,0 +1,151 @@
+"""The process that a run's jobs are forked from; ``worker`` is what jobs and runs see of it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+
+from shardmerge.run.worker import MOST, PLAIN, TORCH, address_of, become, begin, peer_of
+
+#: Imported before the first job: all that merging and checking a shard needs.
+_PLAIN = (
+    "shardmerge.engine.native_lane",
+    "shardmerge.methods",
+    "shardmerge.plan.files",
+    "shardmerge.plan.records",
+    "shardmerge.check.shard",
+)
+_PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.torch_lane")}
+
+
+@dataclass
+class _Fork:
+    pid: int
+    watched: int
+    connection: socket.socket
+
+
+class _Server:
+    """Forks a process for each request, passes its status on, ends it where its client is gone."""
+
+    def __init__(self, listener: socket.socket, run: int) -> None:
+        self._listener = listener
+        self._run = run
+        self._over = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(run, selectors.EVENT_READ)
+        self._forks: list[_Fork] = []
+
+    def serve(self) -> None:
+        """Take jobs until the run is over and all are done."""
+        while self._forks or not self._over:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj == self._run:
+                    self._over = True
+                    self._selector.unregister(self._run)
+                elif key.fileobj == key.data.watched:
+                    self._ended(key.data)
+                elif key.data in self._forks:  # the client is gone, or was told to stop
+                    self._selector.unregister(key.data.connection)
+                    signal.pidfd_send_signal(key.data.watched, signal.SIGTERM)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        message, descriptors, _, _ = socket.recv_fds(connection, MOST, 3)
+        if peer_of(connection) != os.getuid() or len(descriptors) != 3:
+            connection.close()
+            return
+        pid = os.fork()
+        if not pid:
+            connection.close()
+            self._selector.close()
+            self._listener.close()
+            os.close(self._run)
+            _run_here(json.loads(message), descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        fork = _Fork(pid, os.pidfd_open(pid), connection)
+        self._selector.register(fork.watched, selectors.EVENT_READ, fork)
+        self._selector.register(connection, selectors.EVENT_READ, fork)
+        self._forks.append(fork)
+
+    def _ended(self, fork: _Fork) -> None:
+        _, status = os.waitpid(fork.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        with contextlib.suppress(OSError):  # the client may be gone
+            fork.connection.send(b"%d" % (code if code >= 0 else 128 - code))
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fork.connection)
+        self._selector.unregister(fork.watched)
+        os.close(fork.watched)
+        fork.connection.close()
+        self._forks.remove(fork)
+
+
+def _run_here(request: list, descriptors: list[int]) -> None:
+    """Be the client's process: its files, folder, environment and script; never returns."""
+    status = 1
+    try:
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        sys.argv, folder, environment, began = request
+        begin(began)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        gc.enable()
+        status = _status_of(sys.argv[0])
+    finally:
+        os._exit(status)
+
+
+def _status_of(script: str) -> int:
+    import atexit
+    import traceback
+
+    try:
+        runpy.run_path(script, run_name="__main__")
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        atexit._run_exitfuncs()  # what an interpreter does at its end; os._exit does not
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def serve(name: str, kind: str) -> None:
+    """Be the process that a run's jobs are forked from, until the run is over.
+
+    Args:
+        name: Names the run: the id of its process, and what else it likes after a hyphen.
+        kind: PLAIN or TORCH.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        try:
+            run = os.pidfd_open(int(name.partition("-")[0]))
+            listener.bind(address_of(name, kind))
+        except OSError:  # the run is over, or another job has started one
+            return
+        listener.listen(64)
+        become(name, kind)
+        gc.disable()  # a fifth of what importing torch takes
+        for module in _PRELOADED[kind]:
+            __import__(module)
+        gc.freeze()  # so that forks share what they do not change
+        _Server(listener, run).serve()
