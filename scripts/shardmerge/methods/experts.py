@@ -25,10 +25,10 @@ _NOISE = Workspace(tensors=30.0)
 @step_kernel("normal_noise", MERGEKIT, elementwise=True, workspace=_NOISE)
 def _normal_noise(group: Group) -> torch.Tensor:
     """Add normal noise of a standard deviation."""
-    from shardmerge.methods.kernels.normal import normal
+    from shardmerge.methods.kernels.normal import normal_numbers
 
     tensor = group.tensors[0]
-    noise = normal(_stream(group), group.offset, tensor.numel(), tensor.device)
+    noise = normal_numbers(_stream(group), group.offset, tensor.numel(), tensor.device)
     return _added(group, noise.mul_(group.parameters["scale"]))
 
 

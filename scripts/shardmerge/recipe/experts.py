@@ -106,7 +106,7 @@ def _mixture(
         )
     routed, experts = _experts(table["experts"], "experts", prompted=mode not in RANDOM)
     inputs, shared = list(routed), ()
-    if "shared_experts" in table:
+    if "shared_experts" in table and table["shared_experts"].value != []:
         more, shared = _experts(table["shared_experts"], "shared_experts", prompted=False)
         inputs += more
         if len({bool(one.positive) for one in shared}) > 1:

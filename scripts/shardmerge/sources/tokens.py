@@ -12,7 +12,7 @@ from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.sources.lock import LockedSource
 from shardmerge.sources.tokenizer.files import ReadFile, read_ids, read_vocabulary, vocabulary_files
-from shardmerge.sources.tokenizer.prompts import read_prompts
+from shardmerge.sources.tokenizer.prompts import prompt_tokens
 from shardmerge.sources.tokenizer.vocabulary import tokens_by_id
 
 
@@ -52,7 +52,7 @@ def with_lacking(
         UserError: If a file of its tokenizer is broken or of an unknown kind.
     """
     if "tokens of prompts" in wanted:
-        locked = replace(locked, prompts=read_prompts(prompts, locked.files, read, where))
+        locked = replace(locked, prompts=prompt_tokens(prompts, locked.files, read, where))
     if "vocabulary" in wanted:
         locked = replace(locked, vocabulary=read_vocabulary(locked.files, read, where))
     if "chat template" in wanted:

@@ -10,7 +10,7 @@ import torch
 
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels.normal import normal, quantile
+from shardmerge.methods.kernels.normal import normal_numbers, quantile
 from shardmerge.methods.registry import kernel_of
 
 _COUNT = 200_000
@@ -33,7 +33,7 @@ def test_quantiles_are_those_of_the_normal_distribution() -> None:
 
 
 def test_normal_noise_is_normal() -> None:
-    noise = normal((1, 2), 0, _COUNT).sort().values
+    noise = normal_numbers((1, 2), 0, _COUNT).sort().values
     steps = torch.arange(1, _COUNT + 1, dtype=torch.float64) / _COUNT
     # Kolmogorov and Smirnov's distance; 1.95 / sqrt(n) is passed once in a thousand times
     assert (torch.special.ndtr(noise) - steps).abs().max() < 1.95 / math.sqrt(_COUNT)

@@ -48,7 +48,8 @@ def test_every_key_is_read() -> None:
 
 
 def test_what_is_not_given_is_as_in_mergekit() -> None:
-    text = "base_model: b\nexperts:\n" + "- {source_model: a, positive_prompts: [x]}\n" * 2
+    text = "base_model: b\nshared_experts: []\nexperts:\n"
+    text += "- {source_model: a, positive_prompts: [x]}\n" * 2
     made = parse_recipe(text, "r.yaml").stages["r"].mixture
     assert (made.gate_mode, made.experts_per_token, made.shared) == ("hidden", 2, ())
     assert made.architecture is None

@@ -62,7 +62,9 @@ _TAIL = (
 _HALF_STEP = 2.0**-33
 
 
-def normal(key: Key, start: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
+def normal_numbers(
+    key: Key, start: int, count: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Return part of a stream of normal numbers of mean 0 and variance 1; float64 [count].
 
     Args:

@@ -12,7 +12,7 @@ from shardmerge.sources.tokenizer.files import ReadFile, added_tokens, token_con
 _TABLE, _CONFIG, _SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 
 
-def read_prompts(
+def prompt_tokens(
     prompts: Sequence[str], names: Collection[str], read: ReadFile, where: str
 ) -> dict[str, tuple[int, ...]]:
     """Return the tokens' ids of every text, its model's first token before it if there is one.
