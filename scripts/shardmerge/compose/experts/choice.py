@@ -16,6 +16,12 @@ from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.predictors import text_section
 from shardmerge.compose.context import Context
 from shardmerge.compose.derived_model import ConfigChange, DerivedModel, cast, typed
+from shardmerge.compose.experts.modules import (
+    EXPERT,
+    STACKED,
+    expert_count,
+    expert_modules,
+)
 from shardmerge.compose.models import Entry, Place
 from shardmerge.recipe.experts import check_choice
 from shardmerge.recipe.stage import ExpertChoice, Stage
@@ -23,11 +29,6 @@ from shardmerge.recipe.stage import ExpertChoice, Stage
 #: Keys of config.json that say how many experts there are, and how many a token is sent to.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk")
-_EXPERT = re.compile(r"(.*\.)experts\.(0|[1-9][0-9]{0,3})\.(.+)")
-_STACKED = re.compile(r"(.*\.)experts\.([^.]+(?:\.[^.]+)?)")
-#: Names in a module with experts of what has a row for each.
-_ROUTER = re.compile(r"(?:gate|router)(?:\.|$)")
-_SHARED = re.compile(r"shared_experts?(?:_gate)?\.")
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,6 @@ class _Rows:
 _Part = str | _Rows | Arrangement
 
 
-@dataclass
-class _Module:
-    """A layer's module with experts: all its tensors by what they are."""
-
-    separate: dict[int, dict[str, str]] = field(default_factory=dict)
-    stacked: dict[str, str] = field(default_factory=dict)
-    routers: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
-
-
 class ExpertChoiceModel(DerivedModel):
     """A stage that takes experts out of a mixture.
 
@@ -106,8 +97,8 @@ class ExpertChoiceModel(DerivedModel):
 
     def __init__(self, context: Context, stage: Stage) -> None:
         super().__init__(context, stage)
-        self._modules = self._found()
-        self.count = self._count()
+        self._modules = expert_modules(self.base, stage.where)
+        self.count = expert_count(self.base, self._modules, stage.where)
         self._prefix, self._section = text_section(self.base.config)
         check_choice(self.choice, self.count, self._per_token, self.base.name)
         self._parts = dict(self._dense() if self.choice.dense else self._kept())
@@ -164,47 +155,6 @@ class ExpertChoiceModel(DerivedModel):
             "Build that model first, as a recipe of its own.",
         )
 
-    def _found(self) -> dict[str, _Module]:
-        """Return the modules with experts by the beginning of their tensors' names."""
-        modules: dict[str, _Module] = {}
-        for name in self.base.table:
-            if match := _EXPERT.fullmatch(name):
-                experts = modules.setdefault(match[1], _Module()).separate
-                experts.setdefault(int(match[2]), {})[match[3]] = name
-            elif match := _STACKED.fullmatch(name):
-                modules.setdefault(match[1], _Module()).stacked[match[2]] = name
-        for name in self.base.table:
-            for prefix, rest in _prefixes(name):
-                if prefix in modules and _ROUTER.match(rest):
-                    modules[prefix].routers.append(name)
-                elif prefix in modules and _SHARED.match(rest):
-                    modules[prefix].shared.append(name)
-        if not modules:
-            raise UserError(
-                f"model {self.base.name!r} has no experts that are known by their names",
-                self.stage.where,
-            )
-        return modules
-
-    def _count(self) -> int:
-        """Return how many experts each module has, the same in all."""
-        counts = set()
-        for module in self._modules.values():
-            if module.separate:
-                counts.add(len(module.separate))
-                if sorted(module.separate) != list(range(len(module.separate))):
-                    counts.add(-1)
-            counts |= {(self.base.table[name].shape or (0,))[0] for name in module.stacked.values()}
-            for name in module.routers:
-                counts.add((self.base.table[name].shape or (0,))[0])
-        if len(counts) != 1:
-            raise UserError(
-                f"the layers of {self.base.name!r} do not all have the same number of experts, "
-                "or hold them in another way than is known here",
-                self.stage.where,
-            )
-        return counts.pop()
-
     @property
     def _per_token(self) -> int:
         if self.choice.experts_per_token is not None:
@@ -214,9 +164,9 @@ class ExpertChoiceModel(DerivedModel):
 
     def _kept(self) -> Iterator[tuple[str, _Part]]:
         chosen = self.choice.experts
-        every = {n for m in self._modules.values() for n in (*m.routers, *m.stacked.values())}
+        every = {n for m in self._modules.values() for n in (*m.routers, *m.stacked)}
         for name in self.base.table:
-            match = _EXPERT.fullmatch(name)
+            match = EXPERT.fullmatch(name)
             if match and int(match[2]) in chosen:
                 number = chosen.index(int(match[2]))
                 yield f"{match[1]}experts.{number}.{match[3]}", name
@@ -263,10 +213,10 @@ class ExpertChoiceModel(DerivedModel):
         (number,) = self.choice.experts
         left = {n for m in self._modules.values() for n in (*m.routers, *m.shared)}
         for name, entry in self.base.table.items():
-            if match := _EXPERT.fullmatch(name):
+            if match := EXPERT.fullmatch(name):
                 if int(match[2]) == number:
                     yield self._projection(match[1], match[3].removesuffix(".weight")), name
-            elif (match := _STACKED.fullmatch(name)) and match[1] in self._modules:
+            elif (match := STACKED.fullmatch(name)) and match[1] in self._modules:
                 yield from self._slices(match[1], match[2], name, entry.shape, number)
             elif name not in left:
                 yield name, name
@@ -311,14 +261,6 @@ class ExpertChoiceModel(DerivedModel):
         if "rope_parameters" in config:
             implied.pop("rope_theta", None)
         return ConfigChange(values | implied, [key for key in _ROUTING if key in config])
-
-
-def _prefixes(name: str) -> Iterator[tuple[str, str]]:
-    """Yield every beginning of a name up to a dot, with the rest."""
-    place = name.find(".")
-    while place >= 0:
-        yield name[: place + 1], name[place + 1 :]
-        place = name.find(".", place + 1)
 
 
 def _lead(part: _Part) -> str:
