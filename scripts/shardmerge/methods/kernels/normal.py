@@ -83,11 +83,12 @@ def quantile(p: torch.Tensor) -> torch.Tensor:
         p: float64, from 2**-33 to 1 - 2**-33, which keeps results within 6.4.
     """
     q = p - 0.5
-    middle = 0.180625 - q * q
-    inner = q * _ratio(_MIDDLE, middle)
+    found = q * _ratio(_MIDDLE, 0.180625 - q * q)
+    tails = (q.abs() > 0.425).nonzero().squeeze(1)  # one in seven
+    p, q = p[tails], q[tails]
     outer = _ratio(_TAIL, torch.sqrt(-_log(torch.minimum(p, 1.0 - p))) - 1.6)
-    outer = torch.where(q < 0, -outer, outer)
-    return torch.where(q.abs() <= 0.425, inner, outer)
+    found[tails] = torch.where(q < 0, -outer, outer)
+    return found
 
 
 def _ratio(
