@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from shardmerge.base.errors import UserError, shortened
@@ -37,14 +38,23 @@ def prompt_tokens(
     data = {name: read(name) for name in wanted}
     texts = {name: parse_object(data[name], f"{where}, {name}") for name in wanted}
     tokenizer = _tokenizer(data[_TABLE], texts, f"{where}, {_TABLE}")
-    begin = _begin(texts)
-    try:
+    with _told("cannot split a prompt", where):
+        begin = _begin(texts)
         return {
             text: tuple(tokenizer.encode(begin + text, add_special_tokens=False).ids)
             for text in prompts
         }
-    except Exception as error:
-        raise UserError(f"cannot split a prompt ({shortened(str(error))})", where) from None
+
+
+@contextlib.contextmanager
+def _told(what: str, where: str) -> Iterator[None]:
+    """Tell of whatever the library finds; its panics are no ``Exception``."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise UserError(f"{what} ({shortened(str(error))})", where) from None
 
 
 def _tokenizer(table: bytes, texts: Mapping[str, Any], where: str) -> Any:
@@ -57,7 +67,7 @@ def _tokenizer(table: bytes, texts: Mapping[str, Any], where: str) -> Any:
             where,
             "Install it: `pip install -r requirements-bench.txt`, or `pip install tokenizers`.",
         ) from None
-    try:
+    with _told("is not a tokenizer that can be read", where):
         made = Tokenizer.from_buffer(table)
         known = made.get_vocab(with_added_tokens=True)
         for token, flags in added_tokens(texts).items():
@@ -68,9 +78,6 @@ def _tokenizer(table: bytes, texts: Mapping[str, Any], where: str) -> Any:
         made.no_padding()
         made.no_truncation()
         return made
-    except Exception as error:
-        reason = shortened(str(error))
-        raise UserError(f"is not a tokenizer that can be read ({reason})", where) from None
 
 
 def _begin(texts: Mapping[str, Any]) -> str:
