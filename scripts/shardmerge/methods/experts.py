@@ -44,7 +44,7 @@ def _uniform_noise(group: Group) -> torch.Tensor:
 
 
 def _stream(group: Group) -> tuple[int, int]:
-    from shardmerge.methods.kernels.rng import stream_key
+    from shardmerge.methods.kernels.keys import stream_key
 
     values = group.parameters
     return stream_key(values["seed"], values["stage"], group.name, values["model"])

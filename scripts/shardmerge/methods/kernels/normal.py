@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from shardmerge.methods.kernels.rng import Key, uniform
+from shardmerge.methods.kernels.keys import Key
+from shardmerge.methods.kernels.rng import uniform
 
 #: Coefficients of numerators and denominators, from the constant on, in the middle, in the tails
 #: and far out: algorithm AS 241, Wichura 1988, https://doi.org/10.2307/2347330.
@@ -68,7 +69,7 @@ def normal_numbers(
     """Return part of a stream of normal numbers of mean 0 and variance 1; float64 [count].
 
     Args:
-        key: Of the stream (``rng.stream_key``).
+        key: Of the stream (``keys.stream_key``).
         start: Index of the first number in the stream.
         count: How many numbers.
         device: Where they are needed.
