@@ -17,6 +17,7 @@ from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
+from shardmerge.recipe.benchmark_entries import lm_eval_tasks
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -86,7 +87,7 @@ RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 if HEAD and (TARGETS.measured or SWEEPS.sweeps):
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"],
+        lm_eval_tasks(BENCHMARK),
         filter(None, [BENCHMARK["include_path"]]),
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
@@ -165,7 +166,7 @@ def job_of(w):
 
 
 def measured(w):
-    return TARGETS.measured.get(w.model) or TARGETS.trials[w.model]
+    return TARGETS.model(w.model)
 
 
 def room_for(w):
@@ -185,7 +186,7 @@ def samples_of(results):
 
 def task_options():
     """Return the options of each task, whatever model it is asked of."""
-    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+    return [options_of(BENCHMARK, task=task).to_json() for task in lm_eval_tasks(BENCHMARK)]
 
 
 def measuring(w):
