@@ -152,6 +152,10 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
+def hidden_job(w):
+    return PLAN.hidden[w.hidden]
+
+
 def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 

@@ -56,6 +56,10 @@ class Paths:
         """Return the path of a build's plot or table."""
         return self.build(name, f"report/{file}")
 
+    def hidden(self, file: str) -> str:
+        """Return the path of what a model makes of prompts."""
+        return f"{self.results}/hidden/{file}"
+
     def delta(self, pair: str, file: str) -> str:
         """Return the path of a shard of stored task vectors.
 
