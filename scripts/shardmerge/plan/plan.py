@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
+from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
 
@@ -85,6 +87,43 @@ class Build:
 
 
 @dataclass(frozen=True)
+class FactorJob:
+    """A job that writes a file of LoRA factors.
+
+    Args:
+        output: Path of the file.
+        digest: The job's identity, and the name of its specification.
+        update: Path of the file of updates that it reads.
+        bytes_read, bytes_written: What it must move, at most.
+        memory: Bytes that it needs at most.
+    """
+
+    output: str
+    digest: str
+    update: str
+    bytes_read: int
+    bytes_written: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter to be made.
+
+    Args:
+        name: Of the stage, and of the folder below the results.
+        digest: Of all that the package is made from; names the adapter's description.
+        updates: Jobs that write what the model has beyond its base, in the order of their names.
+        factors: Jobs that make factors of them, in the same order.
+    """
+
+    name: str
+    digest: str
+    updates: tuple[ShardJob, ...]
+    factors: tuple[FactorJob, ...]
+
+
+@dataclass(frozen=True)
 class PlannedSource:
     """A source as a whole, for benchmarks: its folder, its files' paths, its weights' bytes."""
 
@@ -109,6 +148,7 @@ class Plan:
             identity.
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         warnings: One sentence each.
+        adapters: LoRA adapters to be made, by name.
     """
 
     builds: Mapping[str, Build]
@@ -120,16 +160,18 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def shards(self) -> tuple[ShardJob, ...]:
-        """The shards of all models."""
-        return tuple(job for build in self.builds.values() for job in build.shards)
+        """The shards of all models, and those of the updates that adapters are made from."""
+        models = [job for build in self.builds.values() for job in build.shards]
+        return (*models, *(job for adapter in self.adapters.values() for job in adapter.updates))
 
     @property
     def torch(self) -> bool:
         """Whether a job needs torch."""
-        return any(job.torch for job in (*self.shards, *self.deltas))
+        return bool(self.adapters) or any(job.torch for job in (*self.shards, *self.deltas))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
@@ -161,6 +203,15 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
+            adapters={
+                name: Adapter(
+                    name=a["name"],
+                    digest=a["digest"],
+                    updates=_jobs(a["updates"]),
+                    factors=tuple(FactorJob(**job) for job in a["factors"]),
+                )
+                for name, a in data["adapters"].items()
+            },
         )
 
 
@@ -170,11 +221,11 @@ NO_PLAN = Plan({}, (), {}, {}, {}, ())
 
 @dataclass
 class Planned:
-    """A plan and what its jobs read: specifications and descriptions of builds, by digest."""
+    """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec] = field(default_factory=dict)
-    descriptions: dict[str, BuildDescription] = field(default_factory=dict)
+    specs: dict[str, ShardSpec | FactorSpec] = field(default_factory=dict)
+    descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

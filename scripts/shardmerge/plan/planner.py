@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from shardmerge.algebra import expression as ex
@@ -19,12 +20,14 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
@@ -87,6 +90,17 @@ class _Planner:
             name: self._build(name, composer, outputs, delta_path)
             for name, (composer, outputs) in targets.items()
         }
+        adapters = {
+            name: plan_adapter(
+                composer,
+                name,
+                paths=self.paths,
+                planned=self.planned,
+                make_job=partial(self._job, delta_path={}, numerics=FLOAT32),
+                max_shard_size=self.settings.max_shard_size,
+            )
+            for name, composer in self._adapters().items()
+        }
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -102,6 +116,7 @@ class _Planner:
             unread=unread,
             hashes=self._large_files(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
+            adapters=adapters,
         )
         for composer, _ in targets.values():
             composer.forget()
@@ -132,9 +147,25 @@ class _Planner:
                 norms.geometric_stages(recipe, self.settings["norm_merge"]),
             )
             for name, of in wanted.items():
-                if of is recipe:
+                if of is recipe and not recipe.stages[name].extraction:
                     targets[name] = (composer, composer.outputs(name))
         return targets
+
+    def _adapters(self) -> dict[str, Composer]:
+        """Return the documents that make adapters; sums are what these are made of."""
+        wanted = chosen([recipe for recipe, _ in self.recipes], self.settings["stages"])
+        return {
+            name: Composer(
+                recipe,
+                lock,
+                FLOAT32,
+                self.settings.delta_dtype,
+                norms.geometric_stages(recipe, self.settings["norm_merge"]),
+            )
+            for recipe, lock in self.recipes
+            for name, of in wanted.items()
+            if of is recipe and recipe.stages[name].extraction
+        }
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
         """Return the task vectors that are worth a file, in order of first use."""
@@ -214,13 +245,17 @@ class _Planner:
         )
 
     def _job(
-        self, output: str, tensors: tuple[OutputTensor, ...], delta_path: Mapping[ex.Delta, str]
+        self,
+        output: str,
+        tensors: tuple[OutputTensor, ...],
+        delta_path: Mapping[ex.Delta, str],
+        numerics: Numerics | None = None,
     ) -> ShardJob:
         used = {(s.model, s.file): None for t in tensors for s in ex.sources(t.expression)}
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
-            numerics=self.settings.numerics,
+            numerics=numerics or self.settings.numerics,
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         name = spec.digest

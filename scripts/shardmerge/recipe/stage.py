@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardmerge.base.errors import UserError
+from shardmerge.recipe.extraction import Extraction
 from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.references import Reference
 
@@ -135,6 +136,7 @@ class Stage:
         chat_template: ``auto``, a known name, a Jinja template, or None.
         text: The document as written.
         where: File and line.
+        extraction: How its model becomes an adapter, or None where it makes a model.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Stage:
     chat_template: str | None
     text: str
     where: str
+    extraction: Extraction | None = None
 
     @property
     def slices(self) -> tuple[Slice, ...]:
