@@ -8,24 +8,24 @@ results/NAME/adapter that peft reads, and results/NAME/report.
 
 use rule merge_shard as write_update with:
     output:
-        shard=temp("<results>/{adapter}/updates/{update}.safetensors"),
-        record="<results>/{adapter}/updates/records/{update}.json",
+        shard=temp("<results>/{adapter}/updates/{updates}.safetensors"),
+        record="<results>/{adapter}/updates/records/{updates}.json",
     log:
-        "<logs>/write_update/{adapter}/{update}.log",
+        "<logs>/write_update/{adapter}/{updates}.log",
     benchmark:
-        "<benchmarks>/write_update/{adapter}/{update}.tsv"
+        "<benchmarks>/write_update/{adapter}/{updates}.tsv"
 
 
 use rule check_shard as check_update with:
     output:
-        "<results>/{adapter}/updates/checks/{update}.json",
+        "<results>/{adapter}/updates/checks/{updates}.json",
     log:
-        "<logs>/check_update/{adapter}/{update}.log",
+        "<logs>/check_update/{adapter}/{updates}.log",
 
 
 rule build_factors:
     input:
-        update=lambda w: factor_job(w).update,
+        updates=lambda w: factor_job(w).update,
         record=lambda w: record_path(factor_job(w).update),
     output:
         factors="<results>/{adapter}/factors/{factors}.safetensors",
@@ -47,13 +47,13 @@ rule build_factors:
         # not the threads that are there: bits of singular values may depend on their number
         options=lambda w, input: FACTOR_OPTIONS,
     shell:
-        'python "$SCRIPTS"/build_factors.py --spec={params.spec:q} --update={input.update:q}'
+        'python "$SCRIPTS"/build_factors.py --spec={params.spec:q} --update={input.updates:q}'
         " --output={output.factors:q} --record={output.record:q} {params.options:q} > {log:q} 2>&1"
 
 
 rule check_factors:
     input:
-        update=lambda w: factor_job(w).update,
+        updates=lambda w: factor_job(w).update,
         factors="<results>/{adapter}/factors/{factors}.safetensors",
         record="<results>/{adapter}/factors/records/{factors}.json",
     output:
@@ -68,7 +68,7 @@ rule check_factors:
     params:
         spec=lambda w: factor_job(w).digest,
     shell:
-        'python "$SCRIPTS"/check_factors.py --spec={params.spec:q} --update={input.update:q}'
+        'python "$SCRIPTS"/check_factors.py --spec={params.spec:q} --update={input.updates:q}'
         " --factors={input.factors:q} --record={input.record:q} --output={output:q} > {log:q} 2>&1"
 
 

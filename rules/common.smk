@@ -107,7 +107,7 @@ wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
     shard=r"model(-\d{5}-of-\d{5})?",
     adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
-    update=r"update(-\d{5}-of-\d{5})?",
+    updates=r"update(-\d{5}-of-\d{5})?",
     factors=r"factors(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
@@ -146,7 +146,7 @@ def adapter(w):
 
 
 def update_job(w):
-    return TARGETS.update(w.adapter, w.update)
+    return TARGETS.update(w.adapter, w.updates)
 
 
 def factor_job(w):
@@ -154,7 +154,7 @@ def factor_job(w):
 
 
 #: Who finds the job of a shard, by the wildcard that only shards of that kind have.
-JOBS = {"pair": delta_job, "update": update_job, "shard": shard_job}
+JOBS = {"pair": delta_job, "updates": update_job, "shard": shard_job}
 
 
 def job_of(w):
