@@ -42,6 +42,7 @@ rule all:
         wanted(TARGETS.models()),
         wanted(TARGETS.loaded()),
         wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
         wanted(TARGETS.reports()),
 
@@ -54,6 +55,7 @@ rule models:
 rule benchmarks:
     input:
         wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
 
 

@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.base.weightfolders import FOLDER
+from shardmerge.benchmark.samples import samples_path
+from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -70,7 +73,10 @@ RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
+        BENCHMARK["tasks"],
+        filter(None, [BENCHMARK["include_path"]]),
+        TASKS,
+        allow_code=BENCHMARK["allow_code_execution"],
     )
 COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
@@ -105,7 +111,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    shard=r"model(-\d{5}-of-\d{5})?",
+    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
     adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
     updates=r"update(-\d{5}-of-\d{5})?",
     factors=r"factors(-\d{5}-of-\d{5})?",
@@ -169,6 +175,26 @@ def measured(w):
 def tasks_of(w):
     """Return the tasks that a benchmark job runs: one, or all of them."""
     return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
+
+
+def samples_of(results):
+    """Return where the answers to single questions lie, beside results."""
+    return [str(samples_path(path)) for path in results]
+
+
+def task_options():
+    """Return the options of each task, whatever model it is asked of."""
+    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+
+
+def measuring(w):
+    """Return how a benchmark job measures its model; its tasks load it in the same way."""
+    return TARGETS.benchmark_job(w.model, tasks_of(w)[0])
+
+
+def environment(w, usual, **own):
+    """Return the environment file of a benchmark job's backend."""
+    return own.get(measuring(w).backend, usual)
 
 
 def fetch_job(w):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import load_json
+from shardmerge.benchmark.options import options_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 _LM_EVAL = "https://github.com/EleutherAI/lm-evaluation-harness"
 _CARD_METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
 #: What two models' results of one task must share to be compared, and how a footnote says it.
-_COMPARED = {
+COMPARED = {
     "limit": "limit {}",
     "num_fewshot": "{} examples in the prompt",
     "dtype": "computed in {}",
     "seed": "seeds {}",
+    "options": "options {}",
     "task_version": "version {} of the task",
     "lm_eval": "lm-eval {}",
     "transformers": "transformers {}",
@@ -227,6 +229,7 @@ def _cells(
             "num_fewshot": result.get("n-shot", {}).get(task, config.get("num_fewshot")),
             "dtype": config.get("dtype"),
             "seed": ", ".join(str(config[k]) for k in sorted(config) if k.endswith("_seed")),
+            "options": options_text(config),
             "task_version": result.get("versions", {}).get(task),
             "lm_eval": result.get("lm_eval_version"),
             "transformers": result.get("transformers_version"),
@@ -267,8 +270,8 @@ def _annotate(
             if odd.keys() - {"questions"}:
                 odd.pop("questions", None)  # they differ because something else does
             if odd:
-                here = ", ".join(_COMPARED[k].format(_text(v)) for k, v in odd.items())
-                others = ", ".join(_COMPARED[k].format(_text(usual[k])) for k in odd)
+                here = ", ".join(COMPARED[k].format(_text(v)) for k, v in odd.items())
+                others = ", ".join(COMPARED[k].format(_text(usual[k])) for k in odd)
                 text = f"{column.task} of {model}: {here}; others: {others}. Do not compare."
                 marked[model, column].append(notes.setdefault(text, len(notes) + 1))
     annotated = {

@@ -228,5 +228,5 @@ def _uncollected() -> Iterator[None]:
 @cache
 def _code() -> str:
     """Return a digest of the library, so that a newer one plans anew."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    files = sorted(p for p in Path(__file__).parents[1].rglob("*") if p.suffix in (".py", ".json"))
     return digest([sha256_of(path) for path in files])

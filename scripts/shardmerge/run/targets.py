@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,14 +12,16 @@ from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
+from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FactorJob, FetchJob, Plan, ShardJob
+from shardmerge.recipe.benchmark_entries import laid_over
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
-from shardmerge.run.measured import OPTIONS, Measured, folder_digest
+from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 
 #: Folder of what jobs found of large local files.
@@ -39,7 +42,8 @@ class Targets:
         plan: Its plan.
 
     Raises:
-        UserError: If the configuration names a model to benchmark that is none of the plan's.
+        UserError: If the configuration names a model to benchmark that is none of the plan's, or
+            a reference that is not measured.
     """
 
     def __init__(self, settings: Settings, plan: Plan) -> None:
@@ -49,6 +53,7 @@ class Targets:
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
+        self.reference = self._reference()
         self._cards = self._own_cards()
 
     def shard(self, name: str, shard: str) -> ShardJob:
@@ -141,7 +146,7 @@ class Targets:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.shards) > 1:
+        if len(build.main_shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
 
@@ -227,7 +232,12 @@ class Targets:
                     "configuration: benchmark.models",
                     did_you_mean(name, ["merged", "sources", *builds, *sources]),
                 )
-            found |= {model.name: model for model in chosen}
+            options = self.settings["benchmark"]["model_options"][name]
+            for model in chosen:
+                one, other = options, found[model.name].options if model.name in found else {}
+                if name in ("merged", "sources"):  # what is said of one model goes before
+                    one, other = other, one
+                found[model.name] = replace(model, options=laid_over(other, one))
         return found
 
     def tables(self) -> list[str]:
@@ -245,12 +255,34 @@ class Targets:
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
+    def all_measurements(self) -> list[str]:
+        """Return the benchmark results of all models, which those of builds are copies of."""
+        tasks = self.settings["benchmark"]["tasks"]
+        return [self.paths.measurement(f"{m}/{t}.json") for m in self.measured for t in tasks]
+
+    def comparison(self) -> list[str]:
+        """Return the table that compares all models, none if nothing is measured."""
+        return [self.paths.measurement("table.json")] if self.measured else []
+
+    def _reference(self) -> str | None:
+        """Return the label of the model that all others are compared with, None if none is set."""
+        name = self.settings["benchmark"]["reference"]
+        if name is None or not self.measured:
+            return None
+        label = self.label(name) if name in self.plan.sources else name
+        if label not in self.measured:
+            raise UserError(
+                f"{name!r} is no model that is measured",
+                "configuration: benchmark.reference",
+                did_you_mean(name, self.measured),
+            )
+        return label
+
     def reports(self) -> list[str]:
-        """Return the plots and tables of every build."""
-        files = [file for name in self.plan.builds for file in self.report_of(name)]
-        return files + [
-            file for name in self.plan.adapters for file in self.report_of_adapter(name)
-        ]
+        """Return the plots and tables of every result, and the page that compares models."""
+        made = [file for name in self.plan.builds for file in self.report_of(name)]
+        made += [file for name in self.plan.adapters for file in self.report_of_adapter(name)]
+        return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
     def report_of_adapter(self, name: str) -> list[str]:
         """Return the plots and tables of an adapter."""
@@ -288,9 +320,13 @@ class Targets:
             raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
         return repository
 
+    def benchmark_job(self, model: str, task: str) -> EvalOptions:
+        """Return how a model is measured in a task."""
+        return options_of(self.settings["benchmark"], self.measured[model].options, task)
+
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
-        options = {k: v for k, v in self.settings["benchmark"].items() if k in OPTIONS}
+        options = self.benchmark_job(model, task).identity()
         parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
@@ -301,20 +337,8 @@ class Targets:
 
     def benchmark_options(self) -> list[str]:
         """Return the command-line options that all benchmark jobs share."""
-        benchmark = self.settings["benchmark"]
-        options = []
-        for key in OPTIONS:
-            if benchmark[key] is not None:
-                options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
-        if benchmark["gpus"] > 1:
-            options.append("--parallelize")
-        return options
-
-    @property
-    def benchmark_gpus(self) -> int:
-        """GPUs that a benchmark job asks for."""
-        benchmark = self.settings["benchmark"]
-        return 0 if benchmark["device"] == "cpu" else benchmark["gpus"]
+        folder = self.settings["benchmark"]["include_path"]
+        return [f"--include-path={folder}"] if folder else []
 
     def label(self, key: str) -> str:
         """Return the name of the folder of a source's results."""
