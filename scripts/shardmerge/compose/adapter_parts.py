@@ -13,6 +13,7 @@ from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.compose.architecture.names import is_derived, is_embedding, is_head, layer_of
 from shardmerge.compose.composer import Composer
+from shardmerge.compose.layout_matching import Pattern
 from shardmerge.compose.models import Model
 from shardmerge.recipe.extraction import Extraction
 from shardmerge.recipe.references import Reference
@@ -76,7 +77,9 @@ def adapter_parts(composer: Composer, name: str) -> AdapterParts:
 
 class _Reader:
     def __init__(self, stage: Stage, base: Model, model: Model, family: str) -> None:
-        self._stage, self._base, self._model = stage, base, model
+        self._stage, self._base = stage, base
+        fit = Pattern(base).fit(model)
+        self._model, self._names = fit.model, fit.names
         self._asked: Extraction = stage.extraction
         self._turned, self._turned_experts = family in _TURNED, family in _TURNED_EXPERTS
         prefix = _PREFIXES.get(family, "")
@@ -104,24 +107,25 @@ class _Reader:
 
     def _sort(self, tensor: str, module: str, found: AdapterParts) -> None:
         saved = _ends(module, self._asked.save)
-        if tensor not in self._model.table:
+        own = self._names.get(tensor)
+        if own is None:
             if saved or self._is_adapted(tensor, module):
                 if is_head(tensor) and not saved:
                     return
                 raise self._error(tensor, "is in the base model only")
             return
         if saved:
-            entry = self._model.table[tensor]
-            whole = OutputTensor(tensor, entry.dtype, entry.shape, self._model.expression(tensor))
+            entry = self._model.table[own]
+            whole = OutputTensor(tensor, entry.dtype, entry.shape, self._model.expression(own))
             found.saved.append((f"base_model.model.{self._prefix}{tensor}", whole))
             return
         if is_derived(tensor):
             return
         adapted = self._is_adapted(tensor, module)
-        if self._model.table[tensor].shape != self._base.table[tensor].shape:
+        if self._model.table[own].shape != self._base.table[tensor].shape:
             if adapted:
-                shapes = (list(m.table[tensor].shape) for m in (self._model, self._base))
-                raise self._error(tensor, "is {}, but the base's is {}".format(*shapes))
+                shape, other = self._model.table[own].shape, self._base.table[tensor].shape
+                raise self._error(tensor, f"is {list(shape)}, but the base's is {list(other)}")
             found.left.append(tensor)
             return
         row = self._update(tensor)
@@ -133,7 +137,9 @@ class _Reader:
             found.left.append(tensor)
 
     def _update(self, tensor: str) -> fold.Row:
-        return fold.add_rows([(1.0, self._model.row(tensor)), (-1.0, self._base.row(tensor))])
+        return fold.add_rows(
+            [(1.0, self._model.row(self._names[tensor])), (-1.0, self._base.row(tensor))]
+        )
 
     def _is_adapted(self, tensor: str, module: str) -> bool:
         shape = self._base.table[tensor].shape

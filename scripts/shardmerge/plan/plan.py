@@ -13,8 +13,8 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
-from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.base.weightfolders import folder_of, shard_name
+from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
 
