@@ -39,6 +39,7 @@ class AdapterParts:
         saved: Tensors that are saved whole: name in the adapter, and the tensor.
         left: Tensors that differ from the base's and are not in the adapter.
         equal: Tensors that were asked for and are the base's.
+        sums: What the update of each adapted tensor is, and what each saved one is.
         all: Every module of the base that has tensors.
         turned: Whether the base's layers keep their matrices as [inputs, outputs].
     """
@@ -47,6 +48,7 @@ class AdapterParts:
     saved: list[tuple[str, OutputTensor]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     equal: list[str] = field(default_factory=list)
+    sums: dict[str, ex.Expression] = field(default_factory=dict)
     all: tuple[str, ...] = ()
     turned: bool = False
 
@@ -117,6 +119,7 @@ class _Reader:
         if saved:
             entry = self._model.table[own]
             whole = OutputTensor(tensor, entry.dtype, entry.shape, self._model.expression(own))
+            found.sums[tensor] = whole.expression
             found.saved.append((f"base_model.model.{self._prefix}{tensor}", whole))
             return
         if is_derived(tensor):
@@ -132,7 +135,8 @@ class _Reader:
         if not row:
             found.equal += [tensor] if adapted else []
         elif adapted:
-            found.modules.append(self._adapted(tensor, module, row))
+            found.sums[tensor] = fold.to_expression(row, self._base.table[tensor].shape)
+            found.modules.append(self._adapted(tensor, module, row, found.sums[tensor]))
         else:
             found.left.append(tensor)
 
@@ -160,7 +164,7 @@ class _Reader:
         return True
 
     def _adapted(
-        self, tensor: str, module: str, row: fold.Row
+        self, tensor: str, module: str, row: fold.Row, expression: ex.Expression
     ) -> tuple[FactorModule, tuple[OutputTensor, ...]]:
         shape = self._base.table[tensor].shape
         kind = "linear"
@@ -194,7 +198,6 @@ class _Reader:
         )
         if products:
             return made, tuple(_factors(made, products, row))
-        expression = fold.to_expression(row, shape)
         return made, (OutputTensor(tensor, _wide([expression]), shape, expression),)
 
     def _all_there(self, names: Iterable[str], key: str, modules: Iterable[str]) -> None:

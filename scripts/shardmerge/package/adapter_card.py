@@ -61,7 +61,7 @@ def adapter_card(
 
 
 def _sections(description: AdapterDescription, made: Sequence[Made], base: str) -> list[str]:
-    names = public_names([*description.sources, description.model])
+    names = public_names(dict.fromkeys([*description.sources, description.model]))
     written = [record for _, record in made if record.rank]
     model = names[description.model]
     total = math.fsum(record.norm**2 for _, record in made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 
@@ -18,12 +19,12 @@ KEYS = (
 )
 #: As mergekit-extract-lora calls its options.
 _OTHER_NAMES = {
-    "max_rank": "it is called `rank` here",
-    "sv_epsilon": "it is called `singular_value_cut` here",
-    "embed_lora": "list the embedding among `modules`",
-    "save_module": "it is called `modules_to_save` here",
-    "lora_alpha": "it is called `alpha` here",
-    "target_modules": "it is called `modules` here",
+    "max_rank": "it is called `rank`",
+    "sv_epsilon": "it is called `singular_value_cut`",
+    "embed_lora": "the embedding is listed among `modules`",
+    "save_module": "it is called `modules_to_save`",
+    "lora_alpha": "it is called `alpha`",
+    "target_modules": "it is called `modules`",
 }
 #: As mergekit-extract-lora has it.
 DEFAULT_RANK = 128
@@ -36,19 +37,14 @@ def parse_extraction(node: Node, text: str, default_name: str) -> Stage:
     Raises:
         UserError: With file and line, for any mistake that shows without the models.
     """
-    merging = dict.fromkeys(
-        ("merge_method", "models", "slices", "parameters", "base_model", "dtype"),
-        "an adapter has its keys under `extract_lora`",
-    )
     if isinstance(node.value, dict) and "merge_method" in node.value:
         raise node.error(
             "the document has `merge_method` and `extract_lora`",
             "Merge in a document of its own, and give its name as `model` of `extract_lora`.",
         )
-    document = node.mapping("a document of an adapter", ("name", EXTRACT), merging)
-    inner = document[EXTRACT]
-    table = inner.mapping(f"`{EXTRACT}`", KEYS, _OTHER_NAMES)
-    table = {key: value for key, value in table.items() if value.value is not None}
+    document = _known(node, "a document of an adapter", ("name", EXTRACT), {})
+    inner = node.value[EXTRACT]
+    table = _known(inner, f"`{EXTRACT}`", KEYS, _OTHER_NAMES)
     for key in ("model", "base_model"):
         if key not in table:
             raise inner.error(f"`{EXTRACT}` has no `{key}`", f"Write `{key}: owner/name`.")
@@ -56,7 +52,7 @@ def parse_extraction(node: Node, text: str, default_name: str) -> Stage:
     if model == base:
         raise table["model"].error("`model` and `base_model` are the same: nothing is extracted")
     return Stage(
-        name=_name(document, default_name),
+        name=document["name"].text("name") if "name" in document else default_name,
         method=EXTRACT,
         base_model=base,
         modules=(_whole(Input(model, {}, None, table["model"].where), inner.where),),
@@ -71,9 +67,18 @@ def parse_extraction(node: Node, text: str, default_name: str) -> Stage:
     )
 
 
-def _name(document: Mapping[str, Node], default: str) -> str:
-    given = document.get("name")
-    return default if given is None or given.value is None else given.text("name")
+def _known(
+    node: Node, what: str, known: tuple[str, ...], others: Mapping[str, str]
+) -> dict[str, Node]:
+    """Return the keys of a mapping that are given, all of which are known."""
+    table = node.mapping(what)
+    for key, value in table.items():
+        if key in others:
+            raise value.error(f"{what} has no key {key!r}", f"In shardmerge {others[key]}.")
+        if key not in known:
+            hint = f"`{EXTRACT}` has it." if key in KEYS else did_you_mean(key, known)
+            raise value.error(f"unknown key {key!r} in {what}", hint)
+    return {key: value for key, value in table.items() if value.value is not None}
 
 
 def _whole(item: Input, where: str) -> Module:
@@ -143,10 +148,12 @@ def _number(table: Mapping[str, Node], key: str, most: float = math.inf) -> floa
     if key not in table:
         return None
     value = table[key].value
-    if type(value) not in (int, float) or not 0 < value <= most:
+    with contextlib.suppress(TypeError, ValueError):
+        value = value if isinstance(value, bool) else float(value)  # YAML has 1e-3 as a text
+    if type(value) is not float or not 0 < value <= most or value == math.inf:
         bound = f"above 0 and at most {most:g}" if most < math.inf else "above 0"
         raise table[key].error(f"`{key}` must be a number {bound}, not {table[key].kind}")
-    return float(value)
+    return value
 
 
 def _dtype(table: Mapping[str, Node]) -> str:
