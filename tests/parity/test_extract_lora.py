@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -222,3 +223,45 @@ def test_conv1d_layers_of_gpt2_are_turned() -> None:
     model.save_pretrained("tuned")
     adapter, _ = extract(document(rank=4))
     assert torch.allclose(logits("base", adapter), logits("tuned"), atol=1e-4)
+
+
+class TestExperts:
+    """Adapters of experts, which transformers keeps in one tensor and checkpoints may not."""
+
+    def _models(self, config: Any, parts: str) -> None:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.save_pretrained("base")
+        with torch.no_grad():
+            for name, tensor in model.named_parameters():
+                if re.search(parts, name):
+                    left = torch.randn(*tensor.shape[:-1], 2)
+                    right = torch.randn(*tensor.shape[:-2], 2, tensor.shape[-1])
+                    tensor += 0.05 * left @ right
+        model.save_pretrained("tuned")
+
+    def test_experts_that_are_stored_one_by_one(self) -> None:
+        from transformers import MixtralConfig
+
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+        self._models(MixtralConfig(vocab_size=32, **sizes, **heads), "experts|q_proj")
+        adapter, records = extract(document(rank=4))
+        names = [m.name for record in records for m in record.modules]
+        assert any("experts.2.w3" in name for name in names)
+        assert torch.allclose(logits("base", adapter), logits("tuned"), atol=1e-4)
+
+    def test_experts_that_are_stored_as_one(self) -> None:
+        from transformers import GptOssConfig
+
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+        more = {"num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2}
+        self._models(
+            GptOssConfig(vocab_size=32, **sizes, **heads, **more),
+            r"experts\.(gate_up|down)_proj$|q_proj.weight",
+        )
+        adapter, records = extract(document(rank=4))
+        kept = [m.kept for record in records for m in record.modules if m.kept]
+        assert kept == [(2, 2, 2)] * 4
+        assert torch.allclose(logits("base", adapter), logits("tuned"), atol=1e-4)

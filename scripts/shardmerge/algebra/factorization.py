@@ -27,6 +27,8 @@ class FactorModule:
         products: How many pairs of factors the update is given as; 0 if it is given whole.
         uniform: Whether its rank is the largest that is allowed, whatever its update needs:
             libraries stack the factors of a layer's experts.
+        within: How many adapted tensors of the same module come after it: peft wraps the module
+            once for each, the first one innermost.
     """
 
     name: str = entry(forms.text)
@@ -35,6 +37,7 @@ class FactorModule:
     transposed: bool = entry(forms.truth, False)
     products: int = entry(forms.count, 0)
     uniform: bool = entry(forms.truth, False)
+    within: int = entry(forms.count, 0)
 
     def factor_names(self, number: int) -> tuple[str, str]:
         """Return what the factors b and a of a pair are called where the update is read from."""
@@ -46,6 +49,9 @@ class FactorModule:
         prefix = f"base_model.model.{self.name}."
         if self.kind == "embedding":
             return f"{prefix}lora_embedding_B", f"{prefix}lora_embedding_A"
+        if self.kind == "experts":
+            parent = self.name.rpartition(".")[0]
+            prefix = f"base_model.model.{parent}.{'base_layer.' * self.within}"
         return f"{prefix}lora_B.weight", f"{prefix}lora_A.weight"
 
 

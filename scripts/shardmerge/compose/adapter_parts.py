@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -29,6 +29,9 @@ _PREFIXES = {"gpt2": "transformer."}
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 
+#: A module that is adapted, and the tensors that its update is read as.
+_Adapted = tuple[FactorModule, tuple[OutputTensor, ...]]
+
 
 @dataclass
 class AdapterParts:
@@ -44,7 +47,7 @@ class AdapterParts:
         turned: Whether the base's layers keep their matrices as [inputs, outputs].
     """
 
-    modules: list[tuple[FactorModule, tuple[OutputTensor, ...]]] = field(default_factory=list)
+    modules: list[_Adapted] = field(default_factory=list)
     saved: list[tuple[str, OutputTensor]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     equal: list[str] = field(default_factory=list)
@@ -96,6 +99,7 @@ class _Reader:
         self._all_there(self._asked.save, "modules_to_save", modules.values())
         for tensor, module in modules.items():
             self._sort(tensor, module, found)
+        found.modules = _nested(found.modules)
         if not found.modules and not found.saved:
             asked = "of the modules that are asked for " if self._asked.modules else ""
             raise UserError(
@@ -165,7 +169,7 @@ class _Reader:
 
     def _adapted(
         self, tensor: str, module: str, row: fold.Row, expression: ex.Expression
-    ) -> tuple[FactorModule, tuple[OutputTensor, ...]]:
+    ) -> _Adapted:
         shape = self._base.table[tensor].shape
         kind = "linear"
         if len(shape) == 3:
@@ -217,6 +221,27 @@ class _Reader:
             self._stage.inputs[0].where,
             "Leave it out with `exclude`, or save it whole with `modules_to_save`.",
         )
+
+
+def _nested(modules: list[_Adapted]) -> list[_Adapted]:
+    """Return modules, of fused experts with how many of the same module come after each.
+
+    They have the order of the module's parameters in transformers: what leads into the experts
+    comes first.
+    """
+    groups: dict[str, list[str]] = {}
+    for module, _ in modules:
+        if module.kind == "experts":
+            parent, _, last = module.name.rpartition(".")
+            groups.setdefault(parent, []).append(last)
+    found = []
+    for module, tensors in modules:
+        parent, _, last = module.name.rpartition(".")
+        if module.kind == "experts":
+            order = sorted(groups[parent], key=lambda name: (name.startswith("down"), name))
+            module = replace(module, within=len(order) - 1 - order.index(last))
+        found.append((module, tensors))
+    return found
 
 
 def _factors(

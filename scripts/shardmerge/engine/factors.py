@@ -184,7 +184,7 @@ def _experts(spec: FactorSpec, module: FactorModule, updates: UpdateFile, device
     records = [one.record for one in made]
     squares = (sum(getattr(r, key) ** 2 for r in records) for key in ("norm", "error"))
     norm, error = (total**0.5 for total in squares)
-    rank = records[0].rank if norm else 0
+    rank = records[0].rank
     record = ModuleRecord(
         name=module.name,
         rank=rank,
@@ -193,8 +193,6 @@ def _experts(spec: FactorSpec, module: FactorModule, updates: UpdateFile, device
         values=tuple(v for r in records for v in r.values),
         kept=tuple(len(r.values) for r in records),
     )
-    if not rank:
-        return _Made(record, None)
     b = torch.stack([one.pair[0] for one in made], dim=2).flatten(1)
     return _Made(record, (b, torch.cat([one.pair[1] for one in made], dim=0)))
 
