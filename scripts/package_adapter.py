@@ -11,11 +11,15 @@ from shardmerge.package.adapter import (
     base_name,
     config_text,
     join_factors,
-    made_modules,
 )
 from shardmerge.package.adapter_card import adapter_card, adapter_provenance
 from shardmerge.package.card import parse_card_settings
-from shardmerge.plan.adapter_description import load_adapter, load_factor_record, load_factor_spec
+from shardmerge.plan.adapter_description import (
+    load_adapter,
+    load_factor_record,
+    load_factor_spec,
+    made_modules,
+)
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 

@@ -6,8 +6,12 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import write_text
-from shardmerge.package.adapter import made_modules
-from shardmerge.plan.adapter_description import load_adapter, load_factor_record, load_factor_spec
+from shardmerge.plan.adapter_description import (
+    load_adapter,
+    load_factor_record,
+    load_factor_spec,
+    made_modules,
+)
 from shardmerge.report.adapter import adapter_page, adapter_table, draw_errors, draw_ranks
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args

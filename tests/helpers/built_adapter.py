@@ -16,9 +16,8 @@ from shardmerge.package.adapter import (
     base_name,
     config_text,
     join_factors,
-    made_modules,
 )
-from shardmerge.plan.adapter_description import load_adapter, load_factor_spec
+from shardmerge.plan.adapter_description import load_adapter, load_factor_spec, made_modules
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
 from shardmerge.recipe.settings import load_settings

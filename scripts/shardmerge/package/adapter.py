@@ -9,19 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardmerge.algebra.factorization import FactorModule, FactorSpec, ModuleRecord
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import read_header, write_header
-from shardmerge.plan.adapter_description import AdapterDescription
+from shardmerge.plan.adapter_description import AdapterDescription, Made
 from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
 from shardmerge.sources.adapter_config import CONFIG, WEIGHTS
 
 #: What an adapter's folder has, in the order in which it is made.
 FILES = (WEIGHTS, CONFIG, "mergekit_config.yml", "README.md", "provenance.json")
-
-Made = tuple[FactorModule, ModuleRecord]
 
 
 def join_factors(files: Sequence[Path], output: Path, chunk: int = 1 << 24) -> str:
@@ -135,14 +132,3 @@ def base_name(description: AdapterDescription) -> str:
 def config_text(config: Mapping[str, Any]) -> str:
     """Return adapter_config.json as peft writes it."""
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-
-def made_modules(
-    specs: Iterable[FactorSpec], records: Iterable[Iterable[ModuleRecord]]
-) -> list[Made]:
-    """Return each module of a few specifications with what became of it."""
-    return [
-        pair
-        for spec, told in zip(specs, records, strict=True)
-        for pair in zip(spec.modules, told, strict=True)
-    ]

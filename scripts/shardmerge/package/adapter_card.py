@@ -14,10 +14,10 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.markdown import block, code, table
 from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import module_of
-from shardmerge.package.adapter import Made, base_name
+from shardmerge.package.adapter import base_name
 from shardmerge.package.known import with_states
 from shardmerge.package.provenance import PROVENANCE_VERSION, tool_versions
-from shardmerge.plan.adapter_description import AdapterDescription
+from shardmerge.plan.adapter_description import AdapterDescription, Made
 from shardmerge.recipe.naming import public_names
 
 TAGS = ("mergekit", "peft", "lora", "shardmerge")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardmerge.algebra.factorization import FactorRecord, FactorSpec
+from shardmerge.algebra.factorization import FactorModule, FactorRecord, FactorSpec, ModuleRecord
 from shardmerge.base import forms
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
@@ -16,6 +16,9 @@ from shardmerge.base.forms import FormError, entry
 from shardmerge.base.sealed import AGAIN
 from shardmerge.plan.description import DescribedSource, RecipeFile, StageText
 from shardmerge.plan.files import description_path, load_spec_json
+
+#: A module, and what became of its update.
+Made = tuple[FactorModule, ModuleRecord]
 
 
 @dataclass(frozen=True)
@@ -112,3 +115,14 @@ def load_factor_record(path: str | os.PathLike[str]) -> FactorRecord:
     except FormError as error:
         hint = "Delete it and run the workflow again."
         raise UserError(f"is no record of factors: {error}", str(path), hint) from None
+
+
+def made_modules(
+    specs: Iterable[FactorSpec], records: Iterable[Iterable[ModuleRecord]]
+) -> list[Made]:
+    """Return each module of a few specifications with what became of it."""
+    return [
+        pair
+        for spec, told in zip(specs, records, strict=True)
+        for pair in zip(spec.modules, told, strict=True)
+    ]

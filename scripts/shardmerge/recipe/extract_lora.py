@@ -13,7 +13,7 @@ from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.slices import parse_model
 from shardmerge.recipe.stage import Input, Module, Slice, Stage
 
-KEYS = (
+_KEYS = (
     *("model", "base_model", "rank", "energy", "singular_value_cut", "alpha", "modules"),
     *("exclude", "modules_to_save", "decomposition", "seed", "dtype"),
 )
@@ -44,7 +44,7 @@ def parse_extraction(node: Node, text: str, default_name: str) -> Stage:
         )
     document = _known(node, "a document of an adapter", ("name", EXTRACT), {})
     inner = node.value[EXTRACT]
-    table = _known(inner, f"`{EXTRACT}`", KEYS, _OTHER_NAMES)
+    table = _known(inner, f"`{EXTRACT}`", _KEYS, _OTHER_NAMES)
     for key in ("model", "base_model"):
         if key not in table:
             raise inner.error(f"`{EXTRACT}` has no `{key}`", f"Write `{key}: owner/name`.")
@@ -76,7 +76,7 @@ def _known(
         if key in others:
             raise value.error(f"{what} has no key {key!r}", f"In shardmerge {others[key]}.")
         if key not in known:
-            hint = f"`{EXTRACT}` has it." if key in KEYS else did_you_mean(key, known)
+            hint = f"`{EXTRACT}` has it." if key in _KEYS else did_you_mean(key, known)
             raise value.error(f"unknown key {key!r} in {what}", hint)
     return {key: value for key, value in table.items() if value.value is not None}
 

@@ -10,14 +10,12 @@ from shardmerge.algebra.factorization import FactorModule, ModuleRecord
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import layer_of, module_of
-from shardmerge.plan.adapter_description import AdapterDescription
+from shardmerge.plan.adapter_description import AdapterDescription, Made
 from shardmerge.report import html
 from shardmerge.report.canvas import message
 from shardmerge.report.coefficients import Spread
 from shardmerge.report.frame import Cell, frame_of
 from shardmerge.report.heatmap import Scale, draw_heatmap
-
-Made = tuple[FactorModule, ModuleRecord]
 
 _HEADER = "module layer rank norm error relative_error energy largest_value smallest_value".split()
 
