@@ -14,6 +14,29 @@ FACTORS_VERSION = 1
 #: How a module's tensor is kept by peft, and what its update is a product of.
 KINDS = ("linear", "embedding", "experts")
 
+_scalar = forms.holds(lambda value: value is None or isinstance(value, (str, bool, int, float)))
+
+
+@dataclass(frozen=True)
+class AlignedMerge:
+    """A merge of adapters that is done in the space that all their updates share (KnOTS).
+
+    Args:
+        method: Name of the merge method.
+        base: Index of the base model among the inputs.
+        parameters, per_input, models: As of ``algebra.nodes.Call``.
+        products: How many pairs of factors each input has.
+    """
+
+    method: str = entry(forms.text)
+    base: int = entry(forms.count)
+    parameters: tuple[tuple[str, Any], ...] = entry(forms.listed(forms.row(forms.text, _scalar)))
+    per_input: tuple[tuple[str, tuple[Any, ...]], ...] = entry(
+        forms.listed(forms.row(forms.text, forms.listed(_scalar)))
+    )
+    models: tuple[str, ...] = entry(forms.listed(forms.text))
+    products: tuple[int, ...] = entry(forms.listed(forms.count))
+
 
 @dataclass(frozen=True)
 class FactorModule:
@@ -29,6 +52,7 @@ class FactorModule:
             libraries stack the factors of a layer's experts.
         within: How many adapted tensors of the same module come after it: peft wraps the module
             once for each, the first one innermost.
+        merge: How the pairs of factors are merged, or None where their products are summed.
     """
 
     name: str = entry(forms.text)
@@ -38,6 +62,7 @@ class FactorModule:
     products: int = entry(forms.count, 0)
     uniform: bool = entry(forms.truth, False)
     within: int = entry(forms.count, 0)
+    merge: AlignedMerge | None = entry(forms.made_of(AlignedMerge), None)
 
     def factor_names(self, number: int) -> tuple[str, str]:
         """Return what the factors b and a of a pair are called where the update is read from."""

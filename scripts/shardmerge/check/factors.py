@@ -23,7 +23,9 @@ from shardmerge.engine.factors import UpdateFile
 #: Relative size of an element's rounding error, by the type's code.
 _ROUNDING = {"F32": 2.0**-24, "BF16": 2.0**-9, "F16": 2.0**-11}
 #: Of singular vectors in float32, and of two ways to add up a sum.
-_VECTORS, _SUMS = 1e-4, 1e-6
+_VECTORS, _NORMS, _SUMS = 1e-4, 1e-5, 1e-6
+#: Of merges in a shared space that are computed anew.
+_CHOICES = 0.02
 _STEPS = 12
 _AGAIN = "Delete it and run the workflow again, which makes it anew."
 
@@ -83,12 +85,14 @@ def _faults(
         squares = sum(_squares(whole) for whole in wholes)
         missed = sum(squared_error(w, *p, scale) for w, p in zip(wholes, pairs, strict=True))
         norm, error = math.sqrt(squares), math.sqrt(missed)
+        # a method may choose other elements where two are equal but for rounding
+        same, sums = (_CHOICES, _CHOICES) if module.merge else (_NORMS, _SUMS)
         found = [
-            ("the update is not the one that was recorded", _share(norm, told.norm, norm * 1e-5)),
-            ("misses by another error than recorded", _share(error, told.error, norm * _SUMS)),
+            ("the update is not the one that was recorded", _share(norm, told.norm, norm * same)),
+            ("misses by another error than recorded", _share(error, told.error, norm * sums)),
         ]
         if spec.decomposition == "concatenate":
-            bound = _ROUNDING[spec.dtype] * _lengths(pairs, scale) * 2 + norm * _SUMS
+            bound = _ROUNDING[spec.dtype] * _lengths(pairs, scale) * 2 + norm * sums
             return [*found, ("is not the sum of its adapters", error / bound if bound else 0.0)]
         counts = told.kept or (len(told.values),)
         first = 0
@@ -96,12 +100,14 @@ def _faults(
             values = torch.tensor(told.values[first : first + count], dtype=torch.float64)
             first += count
             if count:
-                found += _singular(spec, whole, pair, values, scale)
+                found += _singular(spec, pair, values, scale)
+            if count and spec.decomposition == "exact" and not module.merge:
+                found.append(_left_out(spec, whole, pair, values, scale))
         return found
 
 
 def _singular(
-    spec: FactorSpec, whole: torch.Tensor | Pair, pair: Pair, values: torch.Tensor, scale: float
+    spec: FactorSpec, pair: Pair, values: torch.Tensor, scale: float
 ) -> list[tuple[str, float]]:
     b, a = (factor.double() for factor in pair)
     count, rank = len(values), len(a)
@@ -109,16 +115,20 @@ def _singular(
     wanted[range(count), range(count)] = values / scale
     rounding = 4 * _ROUNDING[spec.dtype]
     bound = (_VECTORS + rounding) * float(values[0]) / scale
-    found = [
+    return [
         ("its factors are not singular vectors", float((product - wanted).abs().max()) / bound)
         for product in (a @ a.t(), b.t() @ b)
     ]
-    if spec.decomposition == "exact":
-        length = _spectral_norm(whole, b, a, scale)
-        noise = (_VECTORS + rounding * math.sqrt(rank)) * float(values[0])
-        limit = float(values[-1]) + noise
-        found.append(("a larger part of the update was left out", length / limit))
-    return found
+
+
+def _left_out(
+    spec: FactorSpec, whole: torch.Tensor | Pair, pair: Pair, values: torch.Tensor, scale: float
+) -> tuple[str, float]:
+    """Return how the largest part that factors miss compares with the smallest that they keep."""
+    b, a = (factor.double() for factor in pair)
+    rounding = 4 * _ROUNDING[spec.dtype] * math.sqrt(len(a))
+    limit = float(values[-1]) + (_VECTORS + rounding) * float(values[0])
+    return "a larger part of the update was left out", _spectral_norm(whole, b, a, scale) / limit
 
 
 def _spectral_norm(

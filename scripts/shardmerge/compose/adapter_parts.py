@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.algebra.factorization import FactorModule
+from shardmerge.algebra.factorization import AlignedMerge, FactorModule
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.compose.architecture.names import is_derived, is_embedding, is_head, layer_of
@@ -181,6 +181,9 @@ class _Reader:
             "embedding": True,
             "experts": self._turned_experts,
         }[kind]
+        merge = None
+        if self._asked.align:
+            merge, row = self._merge(tensor, module, row)
         products = [leaf for leaf in row if isinstance(leaf, ex.LowRank)]
         products = [p for p in products if p.transposed == turned]
         if len(products) < len(row) or kind == "experts":
@@ -199,10 +202,43 @@ class _Reader:
             transposed=turned,
             products=len(products),
             uniform=_EXPERTS.search(f"{module}.") is not None,
+            merge=merge,
         )
         if products:
             return made, tuple(_factors(made, products, row))
         return made, (OutputTensor(tensor, _wide([expression]), shape, expression),)
+
+    def _merge(
+        self, tensor: str, module: str, row: fold.Row
+    ) -> tuple[AlignedMerge | None, fold.Row]:
+        """Return how adapters are merged, and their products in the order of the inputs."""
+        whole = fold.add_rows([(1.0, row), (1.0, self._base.row(tensor))])
+        call = next(iter(whole))
+        own = self._base.expression(tensor)
+        products: list[list[ex.LowRank]] = []
+        if len(whole) == 1 and isinstance(call, ex.Call) and call.base is not None:
+            products = [_products(one, own) for one in call.inputs]
+        flat = [p for one in products for p in one or ()]
+        if not flat or None in products or call.inputs[call.base] != own:
+            raise UserError(
+                f"the update of {module!r} is no merge of LoRA adapters of {self._base.name!r} "
+                "by a method such as `ties`",
+                self._asked.lines["align"],
+                "Merge `base+adapter` with the same base_model. Sums need no alignment.",
+            )
+        merge = AlignedMerge(
+            method=call.method,
+            base=call.base,
+            parameters=call.parameters,
+            per_input=call.per_input,
+            models=call.models,
+            products=tuple(map(len, products)),
+        )
+        if len(set(flat)) < len(flat):
+            raise UserError(
+                f"the same adapter is merged twice into {module!r}", self._asked.lines["align"]
+            )
+        return merge, dict.fromkeys(flat, (1.0, 1.0))
 
     def _all_there(self, names: Iterable[str], key: str, modules: Iterable[str]) -> None:
         known = list(modules)
@@ -221,6 +257,17 @@ class _Reader:
             self._stage.inputs[0].where,
             "Leave it out with `exclude`, or save it whole with `modules_to_save`.",
         )
+
+
+def _products(expression: ex.Expression, base: ex.Expression) -> list[ex.LowRank] | None:
+    """Return the products that an expression adds to the base, None if it adds anything else."""
+    if expression == base:
+        return []
+    terms = {e: c for c, e in expression.terms} if isinstance(expression, ex.Linear) else {}
+    fits = terms.pop(base, None) == 1 and all(
+        isinstance(e, ex.LowRank) and c == 1 for e, c in terms.items()
+    )
+    return list(terms) if fits else None
 
 
 def _nested(modules: list[_Adapted]) -> list[_Adapted]:

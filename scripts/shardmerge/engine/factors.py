@@ -15,6 +15,7 @@ from shardmerge.algebra.factorization import FactorModule, FactorRecord, FactorS
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, read_into
 from shardmerge.base.safetensors import Header, read_header, write_header
+from shardmerge.engine.aligned import aligned
 from shardmerge.engine.buffers import torch_dtype
 from shardmerge.engine.decompose import (
     Pair,
@@ -66,13 +67,13 @@ class UpdateFile:
         return flat.reshape(entry.shape).to(device)
 
     def pairs(self, module: FactorModule, device: str) -> list[Pair]:
-        """Return the factors that a module's update is given as, none if it is given whole."""
+        """Return factors whose products add up to a module's update, none if it is given whole."""
         found = []
         for number in range(module.products):
             b, a = (self.tensor(name, device) for name in module.factor_names(number))
             wide = torch.promote_types(b.dtype, torch.float32)
             found.append((b.to(wide), a.to(wide)))
-        return found
+        return [aligned(found, module)] if module.merge else found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from shardmerge import __version__
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
-from shardmerge.base.markdown import block, code, table
+from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import module_of
 from shardmerge.package.adapter import base_name
@@ -75,6 +75,9 @@ def _sections(description: AdapterDescription, made: Sequence[Made], base: str) 
         f"leaves out of their updates has {share:.3%} of their norm.\n",
         _table(made),
     ]
+    if description.align:
+        paper = link("KnOTS", "https://arxiv.org/abs/2410.19735")
+        lines.append(f"The adapters were merged in the space that their updates share ({paper}).\n")
     if description.saved:
         saved = ", ".join(map(code, description.saved))
         lines.append(f"Saved whole, not as factors: {saved}.\n")

@@ -32,7 +32,7 @@ class AdapterDescription:
         model: The model that it is extracted from, as the recipe names it.
         base: The model that it is an adapter of.
         sources: By reference: what the recipe is made of.
-        decomposition, rank, energy, cut, alpha, seed, dtype: As in the recipe.
+        decomposition, rank, energy, cut, alpha, seed, dtype, align: As in the recipe.
         turned: Whether the base's layers keep their matrices as [inputs, outputs].
         factors: Digests of the jobs that make factors.
         modules: Every module of the base that has tensors.
@@ -54,6 +54,7 @@ class AdapterDescription:
     alpha: float | None = entry(forms.maybe(forms.number))
     seed: int = entry(forms.count)
     dtype: str = entry(forms.text)
+    align: bool = entry(forms.truth, False)
     turned: bool = entry(forms.truth)
     factors: tuple[str, ...] = entry(forms.listed(forms.sha256))
     modules: tuple[str, ...] = entry(forms.listed(forms.text))

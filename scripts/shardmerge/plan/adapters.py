@@ -151,6 +151,7 @@ def _describe(
         alpha=asked.alpha,
         seed=asked.seed,
         dtype=asked.dtype,
+        align=asked.align,
         turned=parts.turned,
         factors=tuple(factors),
         modules=parts.all,

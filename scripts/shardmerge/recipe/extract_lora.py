@@ -15,7 +15,7 @@ from shardmerge.recipe.stage import Input, Module, Slice, Stage
 
 _KEYS = (
     *("model", "base_model", "rank", "energy", "singular_value_cut", "alpha", "modules"),
-    *("exclude", "modules_to_save", "decomposition", "seed", "dtype"),
+    *("exclude", "modules_to_save", "decomposition", "align", "seed", "dtype"),
 )
 #: As mergekit-extract-lora calls its options.
 _OTHER_NAMES = {
@@ -100,6 +100,8 @@ def _extraction(table: Mapping[str, Node]) -> Extraction:
                 )
     if "seed" in table and how != "randomized":
         raise table["seed"].error("`seed` is for `decomposition: randomized` only")
+    if "align" in table and table["align"].value != "knots":
+        raise table["align"].error(f"`align` must be `knots`, not {table['align'].kind}")
     modules, exclude, save = (_names(table, k) for k in ("modules", "exclude", "modules_to_save"))
     for name in modules:
         if name in (*exclude, *save):
@@ -119,6 +121,7 @@ def _extraction(table: Mapping[str, Node]) -> Extraction:
         decomposition=how,
         seed=_integer(table, "seed", 0, 2**63 - 1) or 0,
         dtype=_dtype(table),
+        align="align" in table,
         lines={key: value.where for key, value in table.items()},
     )
 

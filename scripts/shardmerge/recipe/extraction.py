@@ -27,6 +27,7 @@ class Extraction:
         decomposition: One of ``DECOMPOSITIONS``.
         seed: Of random projections.
         dtype: Code of the factors' type.
+        align: Whether adapters are merged in the space that their updates share.
         lines: File and line of each key that is given.
     """
 
@@ -40,4 +41,5 @@ class Extraction:
     decomposition: str
     seed: int
     dtype: str
+    align: bool = False
     lines: Mapping[str, str] = field(default_factory=dict, compare=False)

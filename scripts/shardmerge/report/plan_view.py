@@ -93,6 +93,8 @@ def _adapter(plan: Plan, name: str, terminal: Terminal) -> list[str]:
         ("jobs", f"{len(specs)} ({human_bytes(size)} at most, {DTYPES[found.dtype].name})"),
         ("on the way", f"{human_bytes(updates)} of updates, deleted once they are used"),
     ]
+    if found.align:
+        rows.append(("aligned", "merged in the space that the updates share (KnOTS)"))
     if found.saved:
         rows.append(("saved whole", ", ".join(found.saved)))
     if found.left:

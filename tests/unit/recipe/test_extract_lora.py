@@ -69,6 +69,7 @@ def test_it_is_what_a_recipe_makes_and_a_merge_is_what_it_reads() -> None:
         ("modules: [a, a]", "`modules` has 'a' twice"),
         ("decomposition: svd", "unknown decomposition 'svd'"),
         ("seed: 1", "`seed` is for `decomposition: randomized` only"),
+        ("align: true", "`align` must be `knots`, not True"),
         ("dtype: float64", "factors are saved as float32, float16 or bfloat16, not float64"),
         ("ranc: 3", "unknown key 'ranc' in `extract_lora`"),
     ],

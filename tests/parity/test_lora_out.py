@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from helpers.adapter_cases import factors, write_adapter
 from helpers.built_adapter import extract
 from helpers.models import llama_shapes, random_tensors, save_model
+from shardmerge.base.errors import UserError
 
 SHAPES = llama_shapes(2)
 MATRICES = [n for n, s in SHAPES.items() if ".layers." in n and len(s) == 2]
@@ -160,6 +161,36 @@ class TestManyToOne:
             "name": "out",
             "extract_lora": {"model": "both", "base_model": "base", **keys},
         }
+
+    @pytest.mark.parametrize("how", ["exact", "concatenate"])
+    def test_alignment_before_ties(self, how: str) -> None:
+        merge, asked = self._recipe(align="knots", decomposition=how)
+        merge |= {"merge_method": "ties", "parameters": {"density": 0.5, "normalize": False}}
+        merge["models"][1]["parameters"]["weight"] = 0.5
+        adapter, records = extract(merge, asked)
+        made = load_file(adapter / "adapter_model.safetensors")
+        for record in (m for one in records for m in one.modules):
+            assert record.rank <= 5
+            updates = []
+            for seed, rank in ((1, 2), (2, 3)):
+                own = load_file(f"lora{seed}/adapter_model.safetensors")
+                b, a = (own[f"base_model.model.{record.name}.lora_{x}.weight"] for x in "BA")
+                updates.append(4 / rank * b.double() @ a.double())
+            u, s, v = torch.linalg.svd(torch.cat(updates, dim=1), full_matrices=False)
+            parts = []
+            for part, weight in zip(v[:5].chunk(2, dim=1), (0.75, 0.5), strict=True):
+                count = int(0.5 * part.numel())
+                least = part.abs().flatten().sort(descending=True).values[count - 1]
+                parts.append(weight * part * (part.abs() >= least))
+            sign = sum(parts).sign()
+            wanted = (u[:, :5] * s[:5]) @ sum(part * (part.sign() == sign) for part in parts)
+            b, a = (made[f"base_model.model.{record.name}.lora_{x}.weight"].double() for x in "BA")
+            assert float((b @ a - wanted).norm() / wanted.norm()) < 1e-3
+        assert logits("base", adapter).isfinite().all()
+
+    def test_a_sum_needs_no_alignment(self) -> None:
+        with pytest.raises(UserError, match="is no merge of LoRA adapters of 'base' by a method"):
+            extract(*self._recipe(align="knots"))
 
     def _wanted(self, module: str) -> torch.Tensor:
         total = torch.zeros(self.modules[module], dtype=torch.float64)
