@@ -32,6 +32,7 @@ include: "rules/verify.smk"
 include: "rules/delta.smk"
 include: "rules/adapter.smk"
 include: "rules/benchmark.smk"
+include: "rules/sweep.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -62,3 +63,8 @@ rule benchmarks:
 rule report:
     input:
         wanted(TARGETS.reports()),
+
+
+rule sweep:
+    input:
+        wanted(SWEEPS.finished() if SWEEPING else []),

@@ -17,6 +17,7 @@ from shardmerge.base.weightfolders import folder_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
+from shardmerge.plan.trialroom import TrialRoom
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Build:
     """A model to be built.
 
     Args:
-        name: Of the stage, and of the folder below the results.
+        name: Of the folder below the results; of the stage too, unless it is a trial.
         digest: Of all that the package is made from; names the build's description.
         shards: In the order of their names.
         files: Small files that the package copies or reads: name in the package to path, of a
@@ -71,6 +72,7 @@ class Build:
         tokenizer: Paths of the source files that the tokenizer's are written from.
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
         varied: Whether not all of its tensors are made of the same.
+        trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Build:
     tokenizer: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     varied: bool = False
+    trial: bool = False
 
     @property
     def main_shards(self) -> tuple[ShardJob, ...]:
@@ -153,6 +156,7 @@ class Plan:
         hashes: Large files of local models that jobs read, and what each is known by: path to
             identity.
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
+        room: What trials of sweeps take.
         warnings: One sentence each.
         adapters: LoRA adapters to be made, by name.
     """
@@ -166,11 +170,22 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
+    room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
+    def models(self) -> Mapping[str, Build]:
+        """The models that were asked for by themselves."""
+        return {name: build for name, build in self.builds.items() if not build.trial}
+
+    @property
+    def trials(self) -> Mapping[str, Build]:
+        """The trials of sweeps."""
+        return {name: build for name, build in self.builds.items() if build.trial}
+
+    @property
     def shards(self) -> tuple[ShardJob, ...]:
-        """The shards of all models, and those of the updates that adapters are made from."""
+        """The shards of all models, trials too, and of the updates that adapters are made from."""
         models = [job for build in self.builds.values() for job in build.shards]
         return (*models, *(job for adapter in self.adapters.values() for job in adapter.updates))
 
@@ -209,6 +224,7 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
+            room=TrialRoom(**data["room"]),
             adapters={
                 name: Adapter(
                     name=a["name"],

@@ -175,7 +175,7 @@ class TestCommandLine:
 
 
 def test_no_option_is_forgotten() -> None:
-    """Every key of the configuration is an option, or says what is measured, what with, and how jobs share."""
+    """Every key of the configuration is an option, or says what is measured and how jobs share."""
     schema = json.loads(
         (Path(__file__).parents[3] / "config/schemas/config.schema.json").read_text()
     )
