@@ -12,7 +12,7 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import read_header, write_header
-from shardmerge.plan.adapter_description import AdapterDescription, Made
+from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
 from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
 from shardmerge.sources.adapter_config import CONFIG, WEIGHTS
@@ -53,7 +53,7 @@ def join_factors(files: Sequence[Path], output: Path, chunk: int = 1 << 24) -> s
 
 
 def adapter_config(
-    description: AdapterDescription, made: Iterable[Made], base: str
+    description: AdapterDescription, made: Iterable[MadeModule], base: str
 ) -> dict[str, Any]:
     """Return adapter_config.json as peft reads it.
 

@@ -17,7 +17,7 @@ from shardmerge.compose.architecture.names import module_of
 from shardmerge.package.adapter import base_name
 from shardmerge.package.known import with_states
 from shardmerge.package.provenance import PROVENANCE_VERSION, tool_versions
-from shardmerge.plan.adapter_description import AdapterDescription, Made
+from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
 from shardmerge.recipe.naming import public_names
 
 TAGS = ("mergekit", "peft", "lora", "shardmerge")
@@ -29,7 +29,7 @@ _WAYS = {
 
 
 def adapter_card(
-    description: AdapterDescription, made: Sequence[Made], settings: Mapping[str, Any]
+    description: AdapterDescription, made: Sequence[MadeModule], settings: Mapping[str, Any]
 ) -> str:
     """Return the text of an adapter's README.md.
 
@@ -60,7 +60,7 @@ def adapter_card(
     return text
 
 
-def _sections(description: AdapterDescription, made: Sequence[Made], base: str) -> list[str]:
+def _sections(description: AdapterDescription, made: Sequence[MadeModule], base: str) -> list[str]:
     names = public_names(dict.fromkeys([*description.sources, description.model]))
     written = [record for _, record in made if record.rank]
     model = names[description.model]
@@ -98,7 +98,7 @@ def _sections(description: AdapterDescription, made: Sequence[Made], base: str) 
     ]
 
 
-def _table(made: Sequence[Made]) -> str:
+def _table(made: Sequence[MadeModule]) -> str:
     groups: dict[str, list[Any]] = {}
     for module, record in made:
         groups.setdefault(module_of(f"{module.name}.weight"), []).append(record)
@@ -115,7 +115,7 @@ def _table(made: Sequence[Made]) -> str:
 def adapter_provenance(
     digest: str,
     description: AdapterDescription,
-    made: Sequence[Made],
+    made: Sequence[MadeModule],
     outputs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the provenance of an adapter as JSON-able data, without times and machines.

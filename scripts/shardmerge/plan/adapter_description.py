@@ -18,7 +18,7 @@ from shardmerge.plan.description import DescribedSource, RecipeFile, StageText
 from shardmerge.plan.files import description_path, load_spec_json
 
 #: A module, and what became of its update.
-Made = tuple[FactorModule, ModuleRecord]
+MadeModule = tuple[FactorModule, ModuleRecord]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def load_factor_record(path: str | os.PathLike[str]) -> FactorRecord:
 
 def made_modules(
     specs: Iterable[FactorSpec], records: Iterable[Iterable[ModuleRecord]]
-) -> list[Made]:
+) -> list[MadeModule]:
     """Return each module of a few specifications with what became of it."""
     return [
         pair

@@ -10,7 +10,7 @@ from shardmerge.algebra.factorization import FactorModule, ModuleRecord
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import layer_of, module_of
-from shardmerge.plan.adapter_description import AdapterDescription, Made
+from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
 from shardmerge.report import html
 from shardmerge.report.canvas import message
 from shardmerge.report.coefficients import Spread
@@ -20,7 +20,7 @@ from shardmerge.report.heatmap import Scale, draw_heatmap
 _HEADER = "module layer rank norm error relative_error energy largest_value smallest_value".split()
 
 
-def adapter_table(made: Sequence[Made]) -> str:
+def adapter_table(made: Sequence[MadeModule]) -> str:
     """Return what became of each module as tab-separated text."""
     lines = [_HEADER, *(_row(module, record) for module, record in made)]
     return "".join("\t".join(line) + "\n" for line in lines)
@@ -38,7 +38,7 @@ def _row(module: FactorModule, record: ModuleRecord) -> list[str]:
     ]
 
 
-def adapter_page(description: AdapterDescription, made: Sequence[Made]) -> str:
+def adapter_page(description: AdapterDescription, made: Sequence[MadeModule]) -> str:
     """Return an HTML page about an adapter: a row for each kind of module."""
     groups: dict[str, list[ModuleRecord]] = {}
     for module, record in made:
@@ -95,14 +95,14 @@ def adapter_page(description: AdapterDescription, made: Sequence[Made]) -> str:
     )
 
 
-def draw_errors(name: str, made: Sequence[Made], output: str | os.PathLike[str]) -> None:
+def draw_errors(name: str, made: Sequence[MadeModule], output: str | os.PathLike[str]) -> None:
     """Draw the relative error of every module of an adapter."""
     title = f"{name}: what the adapter leaves out of each update"
     note = "Norm of what the factors miss over the norm of the update. White: not in the adapter."
     _draw(title, note, "relative error", made, lambda record: record.relative, output)
 
 
-def draw_ranks(name: str, made: Sequence[Made], output: str | os.PathLike[str]) -> None:
+def draw_ranks(name: str, made: Sequence[MadeModule], output: str | os.PathLike[str]) -> None:
     """Draw the rank of every module of an adapter."""
     title = f"{name}: the rank of each update"
     note = "Number of singular values that are kept. White: not in the adapter."
@@ -113,7 +113,7 @@ def _draw(
     title: str,
     note: str,
     label: str,
-    made: Sequence[Made],
+    made: Sequence[MadeModule],
     of: Callable[[ModuleRecord], float],
     output: str | os.PathLike[str],
 ) -> None:
