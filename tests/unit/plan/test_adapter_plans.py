@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from shardmerge.base.errors import UserError
 from shardmerge.plan.adapter_description import load_adapter, load_factor_spec
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.plan import Plan
+from shardmerge.plan.planner import make_plan
+from shardmerge.recipe.recipe import load_recipe
 from shardmerge.recipe.settings import load_settings
+from shardmerge.report.explain import explain
+from shardmerge.report.plan_view import plan_text
+from shardmerge.report.terminal import Terminal
+from shardmerge.sources.lock import read_lock
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +127,21 @@ def test_adapters_stay_factors() -> None:
     # a rank 3 of 16 x 16: less is written than the whole
     written = sum(job.bytes_written for job in found.adapters["out"].updates)
     assert written == 3 * 2 * 3 * 16 * 4
+
+
+def test_plan_and_explain_show_what_is_made() -> None:
+    found = plan(rank=4, energy=0.9, modules_to_save=["norm"])
+    text = plan_text(found, Terminal(80, False, False))
+    assert "21 modules, exact, rank 4 at most, 0.9 of the energy" in text
+    assert "left out    8 tensors that differ: embed_tokens" in text
+    terms = explain("r.yaml", {}).models["out"].cells["q_proj", 0]
+    assert {label: spread.mean for label, spread in terms.items()} == {"tuned": 1.0, "base": -1.0}
+
+
+def test_no_sweep_makes_adapters() -> None:
+    plan(rank=4)
+    recipe = replace(load_recipe("r.yaml"), build="trial-1")
+    lock = read_lock(Path("r.lock.json"))
+    settings = load_settings({"recipes": ["r.yaml"]})
+    with pytest.raises(UserError, match="the trials of a sweep are models"):
+        make_plan([(recipe, lock)], settings, lambda *place: "/".join(map(str, place[::2])))
