@@ -25,13 +25,13 @@ MODULES = tuple(f"model.layers.{i}.self_attn.{x}_proj" for i in range(2) for x i
 def described(**changes: Any) -> AdapterDescription:
     values: dict[str, Any] = {
         "name": "small",
-        "recipe": RecipeFile(file="/home/me/r.yaml", text="name: small\n"),
+        "recipe": RecipeFile(file="/data/me/r.yaml", text="name: small\n"),
         "stages": (StageText(name="small", method="extract_lora", text="name: small\n"),),
-        "model": "/home/me/tuned",
+        "model": "/data/me/tuned",
         "base": "org/base",
         "sources": {
             "org/base": DescribedSource(kind="hub", repo="org/base", commit="0" * 40, files={}),
-            "/home/me/tuned": DescribedSource(kind="local", files={}),
+            "/data/me/tuned": DescribedSource(kind="local", files={}),
         },
         "decomposition": "exact",
         "rank": 8,
@@ -106,14 +106,14 @@ def test_the_card_tells_of_the_base_and_not_of_this_machine() -> None:
     text = adapter_card(described(), made(4, 4, 4, 4, 4, 2), {"license": "mit"})
     assert "base_model: org/base\n" in text
     assert "library_name: peft\n" in text
-    assert "/home/me" not in text
+    assert "/data/me" not in text
     assert "`self_attn.v_proj` | 2 | 2 to 4 | 0.2500" in text
     assert "Not in the adapter: 1 tensor" in text
 
 
 def test_provenance_has_no_paths() -> None:
     told = adapter_provenance("0" * 64, described(), made(*[4] * 6), {})
-    assert "/home/me" not in json.dumps(told)
+    assert "/data/me" not in json.dumps(told)
     assert told["modules"][MODULES[0]] == {"rank": 4, "norm": 2.0, "error": 0.5}
 
 
