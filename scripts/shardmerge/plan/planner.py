@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from shardmerge.algebra import expression as ex
@@ -19,6 +20,7 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
@@ -27,6 +29,7 @@ from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
@@ -100,6 +103,17 @@ class _Planner:
         stored = self._stored({name: outputs for name, (_, _, outputs) in targets.items()})
         delta_jobs, delta_path = self._delta_jobs(stored)
         builds = {name: self._build(name, *target, delta_path) for name, target in targets.items()}
+        adapters = {
+            name: plan_adapter(
+                composer,
+                name,
+                paths=self.paths,
+                planned=self.planned,
+                make_job=partial(self._job, delta_path={}, numerics=FLOAT32),
+                max_shard_size=self.settings.max_shard_size,
+            )
+            for name, composer in self._adapters().items()
+        }
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -116,6 +130,7 @@ class _Planner:
             hashes=self._large_files(),
             hidden=self._hidden_jobs(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
+            adapters=adapters,
         )
         for composer, _, _ in targets.values():
             composer.forget()
@@ -149,10 +164,27 @@ class _Planner:
             for name, of in wanted.items():
                 if of is recipe:
                     stage = recipe.final[0] if recipe.build else name
-                    targets[name] = (composer, stage, composer.outputs(stage))
+                    if not recipe.stages[stage].extraction:
+                        targets[name] = (composer, stage, composer.outputs(stage))
             self.hidden |= composer.hidden
         self.identities |= {key: one.identity for key, one in self.hidden.items()}
         return targets
+
+    def _adapters(self) -> dict[str, Composer]:
+        """Return the documents that make adapters; sums are what these are made of."""
+        wanted = chosen([recipe for recipe, _ in self.recipes], self.settings["stages"])
+        return {
+            name: Composer(
+                recipe,
+                lock,
+                FLOAT32,
+                self.settings.delta_dtype,
+                norms.geometric_stages(recipe, self.settings["norm_merge"]),
+            )
+            for recipe, lock in self.recipes
+            for name, of in wanted.items()
+            if of is recipe and _makes_adapter(recipe, name)
+        }
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
         """Return the task vectors that are worth a file, in order of first use."""
@@ -235,13 +267,17 @@ class _Planner:
         )
 
     def _job(
-        self, output: str, tensors: tuple[OutputTensor, ...], delta_path: Mapping[ex.Delta, str]
+        self,
+        output: str,
+        tensors: tuple[OutputTensor, ...],
+        delta_path: Mapping[ex.Delta, str],
+        numerics: Numerics | None = None,
     ) -> ShardJob:
         used = {(s.model, s.file): None for t in tensors for s in ex.sources(t.expression)}
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
-            numerics=self.settings.numerics,
+            numerics=numerics or self.settings.numerics,
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         name = spec.digest
@@ -309,6 +345,22 @@ class _Planner:
         identity = digest({name: file.identity for name, file in source.files.items()})
         size = sum(t.end - t.begin for t in source.tensors.values())
         return PlannedSource(folder, paths, identity, size)
+
+
+def _makes_adapter(recipe: Recipe, name: str) -> bool:
+    """Whether what is made under that name is an adapter.
+
+    Raises:
+        UserError: If it would be one of a sweep, whose trials are models.
+    """
+    stage = recipe.stages[recipe.final[0] if recipe.build else name]
+    if stage.extraction and recipe.build:
+        raise UserError(
+            "the trials of a sweep are models, and its last document makes an adapter",
+            stage.where,
+            "Leave `extract_lora` out of the sweep, and extract from the best trial.",
+        )
+    return stage.extraction is not None
 
 
 def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:

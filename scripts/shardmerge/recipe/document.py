@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.findings import Finding
 from shardmerge.methods import registry
-from shardmerge.recipe.experts import is_about_experts, parse_experts
+from shardmerge.recipe.experts import EXPERT_KINDS, parse_experts
+from shardmerge.recipe.extract_lora import parse_extraction
+from shardmerge.recipe.extraction import EXTRACT
 from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.parameters import clamped_rules, parse_settings
 from shardmerge.recipe.slices import (
@@ -43,6 +45,12 @@ _FOREIGN = {
     ),
 }
 
+#: Documents that are not about merging: the key that each has, and who reads it.
+_KINDS: Mapping[str, Callable[[Node, str, str], Stage]] = {
+    EXTRACT: parse_extraction,
+    **dict.fromkeys(EXPERT_KINDS, parse_experts),
+}
+
 
 def parse_stage(node: Node, text: str, default_name: str) -> Stage:
     """Return the stage that a document describes; what is odd is noted on the node.
@@ -58,8 +66,9 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
     for key, (tool, purpose, advice) in _FOREIGN.items():
         if isinstance(node.value, dict) and key in node.value:
             raise node.error(f"this is a recipe for `{tool}`, which {purpose}", advice)
-    if is_about_experts(node):
-        return parse_experts(node, text, default_name)
+    for key, parse in _KINDS.items():
+        if isinstance(node.value, dict) and key in node.value:
+            return parse(node, text, default_name)
     table = node.mapping("a recipe document", DOCUMENT_KEYS, misplaced())
     table = {key: value for key, value in table.items() if value.value is not None}
     name = table["name"].text("name") if "name" in table else default_name

@@ -30,12 +30,7 @@ _MERGING = dict.fromkeys(
     "experts are not merged; merge them in documents of their own, and name these",
 )
 #: Keys of which one makes a document one about experts.
-_KINDS = ("experts", "take_expert", "keep_experts")
-
-
-def is_about_experts(node: Node) -> bool:
-    """Whether a document assembles a mixture of experts, or takes experts out of one."""
-    return isinstance(node.value, dict) and any(key in node.value for key in _KINDS)
+EXPERT_KINDS = ("experts", "take_expert", "keep_experts")
 
 
 def parse_experts(node: Node, text: str, default_name: str) -> Stage:
@@ -44,7 +39,7 @@ def parse_experts(node: Node, text: str, default_name: str) -> Stage:
     Raises:
         UserError: With file and line, for any mistake that shows without the models.
     """
-    given = [key for key in _KINDS if key in node.value]
+    given = [key for key in EXPERT_KINDS if key in node.value]
     if len(given) > 1:
         both = " and ".join(f"`{key}`" for key in given)
         raise node.error(f"the document has {both}", "Write a document for each of them.")

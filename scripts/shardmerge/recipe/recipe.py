@@ -187,6 +187,7 @@ def parse_recipe(text: str, path: str) -> Recipe:
     warnings: dict[tuple[str, str], Finding] = {}
     for found in documents[0][0].warnings:  # what is odd in many places is told of the first
         warnings.setdefault((found.check, found.message), found)
+    _check_readers(stages)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
     return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
@@ -250,6 +251,19 @@ def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
             given.warn("renamed", message)
         stages[name] = renamed(stage, names)
     return stages
+
+
+def _check_readers(stages: Mapping[str, Stage]) -> None:
+    """Raise UserError if a document reads an adapter of this recipe as if it were a model."""
+    adapters = {name for name, stage in stages.items() if stage.extraction}
+    for stage in stages.values():
+        for reference in stage.references:
+            if adapters & {reference.model, reference.lora}:
+                raise UserError(
+                    f"reads {str(reference)!r}, but a document makes an adapter of that name",
+                    stage.where,
+                    "Build the adapter first; then name its folder as `model+folder`.",
+                )
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:

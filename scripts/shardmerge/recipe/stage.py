@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardmerge.base.errors import UserError
+from shardmerge.recipe.extraction import Extraction
 from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.references import Reference
 
@@ -197,6 +198,7 @@ class Stage:
         where: File and line.
         mixture: The mixture of experts that it assembles, or None.
         choice: The experts that it takes out of a mixture, or None.
+        extraction: How its model becomes an adapter, or None where it makes a model.
     """
 
     name: str
@@ -212,6 +214,7 @@ class Stage:
     where: str
     mixture: Mixture | None = None
     choice: ExpertChoice | None = None
+    extraction: Extraction | None = None
 
     @property
     def slices(self) -> tuple[Slice, ...]:
