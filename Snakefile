@@ -41,6 +41,7 @@ rule all:
         wanted(TARGETS.models()),
         wanted(TARGETS.loaded()),
         wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
         wanted(TARGETS.reports()),
 
@@ -53,6 +54,7 @@ rule models:
 rule benchmarks:
     input:
         wanted(TARGETS.tables()),
+        wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
 
 

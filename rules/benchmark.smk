@@ -3,7 +3,7 @@
 Needs: whole models, task files; GPUs where `benchmark.device` is cuda.
 Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
 gets too. A source is measured once for all builds: its results are in results/benchmarks and
-are copied to each build.
+are copied to each build. results/benchmarks/table.json compares all models of the run.
 """
 
 
@@ -81,7 +81,8 @@ rule collect_benchmark:
 
 rule tabulate_benchmarks:
     input:
-        lambda w: TARGETS.measurements(w.name),
+        results=lambda w: TARGETS.measurements(w.name),
+        samples=lambda w: samples_of(TARGETS.measurements(w.name)),
     output:
         json="<results>/{name}/benchmarks/table.json",
         csv="<results>/{name}/benchmarks/table.csv",
@@ -93,11 +94,40 @@ rule tabulate_benchmarks:
     conda:
         "../envs/benchmark.yaml"
     params:
+        build=lambda w: build(w).digest,
         measured=lambda w: TARGETS.measurements(w.name),
-        inputs=lambda w, input: listed(results=input),
+        plan=lambda w, input: DECISION.path,
+        inputs=lambda w, input: listed(results=input.results),
     shell:
-        'python "$SCRIPTS"/benchmark_table.py --inputs={params.inputs:q} --json={output.json:q}'
+        'python "$SCRIPTS"/benchmark_table.py --plan={params.plan:q} --name={wildcards.name:q}'
+        " --inputs={params.inputs:q} --json={output.json:q}"
         " --csv={output.csv:q} --markdown={output.markdown:q} > {log:q} 2>&1"
+
+
+rule compare_models:
+    input:
+        results=TARGETS.all_measurements(),
+        samples=samples_of(TARGETS.all_measurements()),
+    output:
+        json="<results>/benchmarks/table.json",
+        csv="<results>/benchmarks/table.csv",
+        markdown="<results>/benchmarks/table.md",
+        flips="<results>/benchmarks/flips.csv",
+    log:
+        "<logs>/compare_models.log",
+    conda:
+        "../envs/benchmark.yaml"
+    params:
+        builds=[made.digest for made in PLAN.builds.values()],
+        reference=TARGETS.reference or "",
+        measured=TARGETS.all_measurements(),
+        plan=lambda w, input: DECISION.path,
+        inputs=lambda w, input: listed(results=input.results),
+    shell:
+        'python "$SCRIPTS"/compare_benchmarks.py --plan={params.plan:q}'
+        " --reference={params.reference:q} --inputs={params.inputs:q} --json={output.json:q}"
+        " --csv={output.csv:q} --markdown={output.markdown:q} --flips={output.flips:q}"
+        " > {log:q} 2>&1"
 
 
 rule add_scores:

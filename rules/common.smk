@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.base.weightfolders import FOLDER
+from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -101,7 +103,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    shard=r"model(-\d{5}-of-\d{5})?",
+    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
@@ -146,6 +148,11 @@ def measured(w):
 def tasks_of(w):
     """Return the tasks that a benchmark job runs: one, or all of them."""
     return [w.task] if hasattr(w, "task") else BENCHMARK["tasks"]
+
+
+def samples_of(results):
+    """Return where the answers to single questions lie, beside results."""
+    return [str(samples_path(path)) for path in results]
 
 
 def fetch_job(w):

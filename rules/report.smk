@@ -234,3 +234,27 @@ rule plot_benchmarks:
     shell:
         'python "$SCRIPTS"/plot_benchmarks.py --table={input:q} --merged={wildcards.name:q}'
         " --output={output:q} > {log:q} 2>&1"
+
+
+rule compare_page:
+    input:
+        "<results>/benchmarks/table.json",
+    output:
+        report(
+            "<results>/benchmarks/compare.html",
+            caption="../report/compare.rst",
+            category="Compare",
+            labels={"what": "all models"},
+        ),
+    log:
+        "<logs>/compare_page.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        builds=[made.digest for made in PLAN.builds.values()],
+        plan=DECISION.path,
+    shell:
+        'python "$SCRIPTS"/compare_page.py --plan={params.plan:q} --table={input:q}'
+        " --output={output:q} > {log:q} 2>&1"

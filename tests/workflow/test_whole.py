@@ -71,6 +71,21 @@ class TestDemo:
         built.build(*EVERYTHING)
         assert built.snapshot() == before
 
+    def test_all_models_are_compared_on_the_same_questions(self, built: Project) -> None:
+        folder = built.folder / "results" / "benchmarks"
+        data = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+        found = {(c["model"], c["label"]): c for c in data["comparisons"]}
+        merged = found[NAME, "demo_B/acc"]
+        assert (merged["reference"], merged["test"]) == ("miqu-tiny", "mcnemar")
+        assert (merged["verdict"], merged["questions"]) == ("better", 200)
+        flips = (folder / "flips.csv").read_text(encoding="utf-8").splitlines()
+        changed = sum(c["up"] + c["down"] for c in data["comparisons"])
+        assert len(flips) == 1 + changed
+        told = f"{NAME}: better than miqu-tiny on demo_B/acc"
+        assert told in (folder / "compare.html").read_text(encoding="utf-8")
+        summary = built.folder / "results" / NAME / "report" / "summary.html"
+        assert "won, 0 lost of 200" in summary.read_text(encoding="utf-8")
+
     def test_models_are_whole_without_benchmarks(self, tmp_path: Path) -> None:
         done = demo(tmp_path / "pristine").run("-n", "models")
         assert done.returncode == 0, done.stdout

@@ -46,6 +46,11 @@ CHECKS = {
         "merged: slices put them behind other layers, or only some models have them. Then those of "
         "the base are kept as they are; if it has none, they are left out."
     ),
+    "module-folders": (
+        "Folders of modules, such as `2_Dense` of a sentence-transformers model, that not all "
+        "models have with the same tensors or settings. The base's are kept as they are; what only "
+        "other models have is left out."
+    ),
     "quantised-source": (
         "A model whose weights are quantised (`docs/formats.md`): the result "
         "inherits what rounding has taken from them."

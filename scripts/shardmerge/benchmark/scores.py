@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _LM_EVAL = "https://github.com/EleutherAI/lm-evaluation-harness"
 _CARD_METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
 #: What two models' results of one task must share to be compared, and how a footnote says it.
-_COMPARED = {
+COMPARED = {
     "limit": "limit {}",
     "num_fewshot": "{} examples in the prompt",
     "dtype": "computed in {}",
@@ -267,8 +267,8 @@ def _annotate(
             if odd.keys() - {"questions"}:
                 odd.pop("questions", None)  # they differ because something else does
             if odd:
-                here = ", ".join(_COMPARED[k].format(_text(v)) for k, v in odd.items())
-                others = ", ".join(_COMPARED[k].format(_text(usual[k])) for k in odd)
+                here = ", ".join(COMPARED[k].format(_text(v)) for k, v in odd.items())
+                others = ", ".join(COMPARED[k].format(_text(usual[k])) for k in odd)
                 text = f"{column.task} of {model}: {here}; others: {others}. Do not compare."
                 marked[model, column].append(notes.setdefault(text, len(notes) + 1))
     annotated = {

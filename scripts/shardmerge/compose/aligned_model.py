@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -53,11 +52,7 @@ class AlignedModel(Model):
         self.name = models[index].name
         self._index, self._models, self._tensors = index, models, tensors
         self._alignment, self._stated = alignment, stated
-        self._own = models[index]
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._own.config
+        self._own, self.config = models[index], models[index].config
 
     @cached_property
     def table(self) -> Mapping[str, Entry]:

@@ -21,6 +21,7 @@ from shardmerge.compose.architecture.names import (
     layer_of,
 )
 from shardmerge.compose.architecture.predictors import Behind, behind
+from shardmerge.compose.folders import add_folders, main_tensors
 from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
@@ -59,12 +60,15 @@ class _Assembler:
         self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
 
     def run(self) -> Assembly:
+        firsts = []
         for module in self.stage.modules:
             pieces = [self._piece(item, module) for item in module.slices]
             if module.slices[0].whole:
                 self._whole(pieces[0], module)
             else:
                 self._sliced(pieces, module)
+            firsts.append(pieces[0])
+        add_folders(self.result, firsts[0])
         if self.keys:
             self._check_keys()
         return self.result
@@ -103,7 +107,9 @@ class _Assembler:
     def _tensors(self, model: Model, module: Module) -> dict[str, str]:
         """Return a model's tensors that belong to a module: name in the output to its own."""
         if (model.name, module.name) not in self._owned:
-            spelt = self._fit(model).names
+            fit = self._fit(model)
+            own = set(main_tensors(fit.model))
+            spelt = {name: full for name, full in fit.names.items() if full in own}
             if module.name is not None:
                 owner = assign(spelt, self.keys)
                 spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}
@@ -131,7 +137,7 @@ class _Assembler:
         return found
 
     def _no_module(self, module: Module, model: Model) -> None:
-        known = list(dict.fromkeys(modules_of(model.table).values()))
+        known = list(dict.fromkeys(modules_of(main_tensors(model)).values()))
         raise UserError(
             f"model {model.name!r} has no module {module.name!r}",
             module.where,
@@ -140,10 +146,11 @@ class _Assembler:
 
     def _check_keys(self) -> None:
         """Refuse modules that are not mentioned: the output would lack them."""
-        owner = assign(self.like.table, self.keys)
+        table = main_tensors(self.like)
+        owner = assign(table, self.keys)
         lost = [name for name, key in owner.items() if key is None]
         if lost:
-            names = dict.fromkeys(modules_of(lost if self._by_stack else self.like.table).values())
+            names = dict.fromkeys(modules_of(lost if self._by_stack else table).values())
             raise UserError(
                 f"`modules` leaves out {len(lost)} tensors of {self.like.name!r}, such as "
                 f"{lost[0]!r}",
@@ -223,7 +230,7 @@ class _Assembler:
                 self.result.parts[name] = Part(piece, tuple(names), labels, 1.0, copied=True)
 
     def _check_single(self, model: Model) -> None:
-        names = list(dict.fromkeys(modules_of(model.table).values()))
+        names = list(dict.fromkeys(modules_of(main_tensors(model)).values()))
         if len(names) > 1:
             raise UserError(
                 f"model {model.name!r} has several modules: {', '.join(names)}",

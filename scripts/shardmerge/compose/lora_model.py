@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -29,16 +28,12 @@ class LoraModel(Model):
         self, name: str, base: Model, key: str, adapter: LockedSource, numerics: Numerics
     ) -> None:
         self.name = name
-        self.table = base.table
+        self.table, self.config = base.table, base.config
         self._base, self._key, self._adapter, self._numerics = base, key, adapter, numerics
 
     @cached_property
     def _updates(self) -> dict[str, Update]:
         return adapter_updates(self._key, self._adapter, self.table, self._base.name)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._base.config
 
     @property
     def layer_counts(self) -> Mapping[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -25,13 +24,9 @@ class RelaidModel(Model):
     """
 
     def __init__(self, model: Model, parts: Mapping[str, Arrangement]) -> None:
-        self.name = model.name
+        self.name, self.config = model.name, model.config
         self._model, self._parts = model, parts
         self.table = dict(self._entries())
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._model.config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -17,6 +16,7 @@ from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
+from shardmerge.compose.differences import side_by_side
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
@@ -45,6 +45,7 @@ class StageModel(Model):
         self.context = context
         self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
+        self.config = context.model(stage.reference_model).config
         splits = context.numerics.folds and self.method.linear is not None
         fused = FusedTensors(self.config)
         self.settings = Resolver(stage, self.method, self.parts, fused, splits)
@@ -57,10 +58,6 @@ class StageModel(Model):
     @cached_property
     def table(self) -> Mapping[str, Entry]:
         return {name: self._entry(part) for name, part in self.parts.items()}
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self.context.model(self.stage.reference_model).config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:
@@ -260,11 +257,12 @@ class StageModel(Model):
         alone = self.method.inputs.if_single
         if self._copies(part) and (alone == "copied" or part.base is not None):
             return
+        told = side_by_side(part.lead[0], piece.models[part.names.index(None)])
         error = UserError(
             f"tensor {tensor!r} is not in {lacking[0]!r}, and merge_method {self.method.name!r} "
             "cannot do without it",
             piece.where,
-            "Take the model out, or merge models that all have the tensor.",
+            " ".join(filter(None, [told, "Merge models that all have the tensor."])),
         )
         if piece.base is not None and part.base is None and self.method.inputs.base != "ignored":
             raise error

@@ -29,7 +29,7 @@ def stray_weights(description: BuildDescription, folder: Path) -> list[Path]:
         folder: The model's.
     """
     known = {shard.file for shard in description.shards}
-    known |= {INDEX} if len(known) > 1 else set()
+    known |= {INDEX} if len(description.main_shards) > 1 else set()
     return [
         path
         for path in sorted(folder.rglob("*.safetensors*"))

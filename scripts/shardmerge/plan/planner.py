@@ -19,6 +19,7 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
+from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
@@ -31,7 +32,7 @@ from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
-from shardmerge.plan.shards import group, shard_names
+from shardmerge.plan.shards import as_stored, shard_names, shards_of
 from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe, chosen
 from shardmerge.recipe.references import Reference
@@ -166,7 +167,8 @@ class _Planner:
             names = sorted({t.file for t in self.locked[finetuned].tensors.values()})
             shards = dict(zip(names, shard_names(len(names), "delta"), strict=True))
             for file, deltas in sorted(files.items()):
-                deltas.sort(key=lambda d: self.locked[finetuned].tensors[d.finetuned.tensor].begin)
+                table, of = self.locked[finetuned].tensors, folder_of(file)
+                deltas.sort(key=lambda d: table[in_folder(of, d.finetuned.tensor)].begin)
                 tensors = tuple(
                     OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
                     for d in deltas
@@ -186,10 +188,10 @@ class _Planner:
         model = composer.model(Reference(name))
         places = {t.name: model.place(t.name) for t in outputs}
         usual = _largest_file(self.locked[composer.reference_source(name)])
-        groups = group(outputs, places, self.settings.max_shard_size, usual)
+        shards = shards_of(outputs, places, self.settings.max_shard_size, usual)
         jobs = tuple(
-            self._job(self.paths.model_file(name, file), tuple(tensors), delta_path)
-            for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
+            self._job(self.paths.model_file(name, file), tuple(map(as_stored, tensors)), delta_path)
+            for file, tensors in shards.items()
         )
         tokenizer = tokenizer_files(composer, name)
         files = copied_files(composer, name) | tokenizer.copied
@@ -198,7 +200,7 @@ class _Planner:
         sums = composer.sums(name, outputs)
         self.findings += check_build(composer, name, outputs, sums)
         description = describe(
-            *(composer, name, identities, tokens, groups, jobs, sums),
+            *(composer, name, identities, tokens, shards, jobs, sums),
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         key = description.digest

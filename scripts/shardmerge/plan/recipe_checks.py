@@ -26,6 +26,7 @@ from shardmerge.plan.checked_build import Case, places
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
+from shardmerge.sources.checkpoint_files import module_settings
 from shardmerge.sources.tokens import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
@@ -234,6 +235,34 @@ def _mtp_layers(case: Case) -> Iterator[Finding]:
                     "not all models have the same of them"
                 )
             yield Finding("mtp-layers", what, stage.where, stage.name)
+
+
+@_check
+def _module_folders(case: Case) -> Iterator[Finding]:
+    locked = case.composer.lock.sources
+    for stage in case.stages:
+        for one in case.composer.model(Reference(stage.name)).assembly.folders:
+            others = ", ".join(name for name in one.having if name != one.lead)
+            what = None
+            if not one.kept:
+                what = f"leaves out {one.folder} of {others}: {one.lead} has no such folder"
+            elif not one.shared:
+                has = (
+                    f"those of {others} are of other shapes" if others else "no other model has it"
+                )
+                what = f"keeps the weights in {one.folder} of {one.lead} as they are: {has}"
+            if what:
+                yield Finding("module-folders", what, stage.where, stage.name)
+    base = case.composer.reference_source(case.name)
+    for key in case.read:
+        own, kept = locked[key].files, locked[base].files
+        names = [name for name in module_settings(kept) if name in own]
+        if differing := [n for n in names if own[n].identity != kept[n].identity]:
+            yield case.finding(
+                "module-folders",
+                f"{', '.join(differing)} of {key} and {base} differ; the result has those of "
+                f"{base}",
+            )
 
 
 @_check

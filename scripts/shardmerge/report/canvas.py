@@ -24,6 +24,7 @@ INK, FAINT = "#24292F", "#6E7781"
 _STYLE = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along
     "font.size": 9,
+    "text.parse_math": False,  # names may hold dollars
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#C8CDD3",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from urllib.parse import quote
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --faint: #57606a; --paper: #ffffff;
@@ -23,8 +25,24 @@ th { border-bottom: 2px solid var(--line); overflow-wrap: anywhere; }
 td { border-bottom: 1px solid var(--thin); vertical-align: top; overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; }
 td.number { white-space: nowrap; overflow-wrap: normal; }
+td.good { color: var(--good); } td.bad { color: var(--bad); } a { color: inherit; }
 td.key { color: var(--faint); white-space: nowrap; }
 """
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A cell of a table that is more than its text.
+
+    Args:
+        text: Plain.
+        kind: ``good`` or ``bad`` for a result.
+        file: A file beside the page that the text is a link to, as a relative path.
+    """
+
+    text: str
+    kind: str = ""
+    file: str = ""
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -55,7 +73,7 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def html_table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()
+    header: Sequence[str], rows: Iterable[Sequence[str | Marked]], numbers: Sequence[int] = ()
 ) -> str:
     """Return a table of plain texts; without a header the first column holds keys.
 
@@ -65,9 +83,14 @@ def html_table(
         numbers: Columns of numbers.
     """
 
-    def cell(tag: str, i: int, text: str) -> str:
+    def cell(tag: str, i: int, content: str | Marked) -> str:
+        made = content if isinstance(content, Marked) else Marked(content)
         kind = "number" if i in numbers else "key" if not header and i == 0 else ""
-        return f"<{tag}{f' class={kind!r}' if kind else ''}>{escape(text)}</{tag}>"
+        kind = f"{kind} {made.kind}".strip()
+        text = escape(made.text)
+        if made.file:
+            text = f'<a href="{escape(quote(made.file))}">{text}</a>'
+        return f"<{tag}{f' class={kind!r}' if kind else ''}>{text}</{tag}>"
 
     lines = ["<table>"]
     if header:

@@ -25,7 +25,7 @@ ALL = "(all)"
 _MINUS = " - "
 
 
-class Measurement(NamedTuple):
+class Observation(NamedTuple):
     """A value of the table.
 
     Args:
@@ -66,9 +66,9 @@ class Interference:
     experts: int = entry(forms.count)
     sampled: int = entry(forms.count)
     elements: int = entry(forms.count)
-    rows: tuple[Measurement, ...] = entry(
+    rows: tuple[Observation, ...] = entry(
         forms.listed(
-            lambda value: Measurement(
+            lambda value: Observation(
                 *forms.row(
                     forms.one_of(lambda: MEASURES),
                     *[forms.text] * 3,
@@ -84,17 +84,17 @@ class Interference:
         """The model's frame, without its tensors."""
         return Frame(self.modules, self.outside, self.layers, self.experts, {})
 
-    def of(self, measure: str) -> dict[tuple[str, str], dict[Cell, Measurement]]:
+    def of(self, measure: str) -> dict[tuple[str, str], dict[Cell, Observation]]:
         """Return a measure's rows of single modules: both labels to cell to row."""
-        found: dict[tuple[str, str], dict[Cell, Measurement]] = {}
+        found: dict[tuple[str, str], dict[Cell, Observation]] = {}
         for row in self.rows:
             if row.measure == measure and row.module != ALL:
                 found.setdefault(row[1:3], {})[row.module, row.layer] = row
         return found
 
-    def by_layer(self, measure: str) -> dict[tuple[str, str], dict[int | None, Measurement]]:
+    def by_layer(self, measure: str) -> dict[tuple[str, str], dict[int | None, Observation]]:
         """Return a measure's rows of whole layers: both labels to layer to row."""
-        found: dict[tuple[str, str], dict[int | None, Measurement]] = {}
+        found: dict[tuple[str, str], dict[int | None, Observation]] = {}
         for row in self.rows:
             if row.measure == measure and row.module == ALL:
                 found.setdefault(row[1:3], {})[row.layer] = row
@@ -146,7 +146,7 @@ def collect(
                     key = (measure, first, second, row, layer)
                     parts.setdefault(key, []).append(part)
     values = (
-        Measurement(*key, *map(_short, value))
+        Observation(*key, *map(_short, value))
         for key, group in parts.items()
         if (value := _VALUES[key[0]](group)) is not None
     )

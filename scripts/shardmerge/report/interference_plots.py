@@ -19,7 +19,7 @@ from shardmerge.report.interference import (
     KEPT,
     SIGNS,
     Interference,
-    Measurement,
+    Observation,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def draw_distances(found: Interference, output: str | os.PathLike[str]) -> None:
 
 
 def _draw_lines(
-    axes: Axes, found: Interference, lines: Mapping[str, Mapping[int | None, Measurement]]
+    axes: Axes, found: Interference, lines: Mapping[str, Mapping[int | None, Observation]]
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -163,7 +163,7 @@ def _wrapped(text: str) -> str:
 
 
 def _most(
-    found: Mapping[Labels, Mapping[Cell, Measurement]], telling: Callable[[Measurement], float]
+    found: Mapping[Labels, Mapping[Cell, Observation]], telling: Callable[[Observation], float]
 ) -> list[Labels]:
     """Return the labels whose rows tell most, in their order."""
     if len(found) <= _MOST:
@@ -198,7 +198,7 @@ def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else f"{name[:half]}...{name[-half:]}"
 
 
-def _spreads(rows: Mapping[Cell, Measurement]) -> dict[Cell, Spread]:
+def _spreads(rows: Mapping[Cell, Observation]) -> dict[Cell, Spread]:
     values = {cell: round(row.value, 3) + 0.0 for cell, row in rows.items()}
     return {cell: Spread(value, value, value) for cell, value in values.items()}
 

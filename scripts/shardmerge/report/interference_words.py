@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from shardmerge.base.text import plural, ranges
 from shardmerge.report.frame import Cell
-from shardmerge.report.interference import COSINE, DISTANCE, KEPT, SIGNS, Interference, Measurement
+from shardmerge.report.interference import COSINE, DISTANCE, KEPT, SIGNS, Interference, Observation
 
 #: Below this cosine two task vectors take away from each other what can be noticed.
 _OPPOSITE = -0.1
@@ -54,12 +54,12 @@ def facts(found: Interference) -> list[tuple[str, str, str]]:
 
 
 def _places(
-    cells: Mapping[Cell, Measurement],
-    matters: Callable[[Measurement], bool],
+    cells: Mapping[Cell, Observation],
+    matters: Callable[[Observation], bool],
     worst: Callable[[Sequence[float]], float],
 ) -> Iterator[tuple[str, str]]:
     """Yield where rows matter, module by module, with the worst value there."""
-    modules: dict[str, list[Measurement]] = {}
+    modules: dict[str, list[Observation]] = {}
     for (module, _), row in cells.items():
         if matters(row):
             modules.setdefault(module, []).append(row)
@@ -71,11 +71,11 @@ def _places(
         yield where, f"down to {value}" if len(rows) > 1 else value
 
 
-def _is_opposite(row: Measurement) -> bool:
+def _is_opposite(row: Observation) -> bool:
     return row.value + _SURE * row.error < _OPPOSITE
 
 
-def _is_little(row: Measurement) -> bool:
+def _is_little(row: Observation) -> bool:
     return row.value + _SURE * row.error < _LITTLE
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
+from shardmerge.benchmark.comparison_rows import Scores
 from shardmerge.plan.records import VerifyRecord
 from shardmerge.report.interference import Interference
 
 _T = TypeVar("_T")
-#: A score may be infinite, as a perplexity is.
-_real = forms.holds(lambda value: type(value) in (int, float))
 _tokens = forms.holds(lambda value: isinstance(value, str) or type(value) is int)
 
 
@@ -34,34 +31,6 @@ class Loaded:
     finite: bool = entry(forms.truth, True)
     prompt: str | None = entry(forms.maybe(forms.text), None)
     text: str | None = entry(forms.maybe(forms.text), None)
-
-
-@dataclass(frozen=True)
-class Score:
-    """A cell of the benchmark table, with what a comparison with another needs."""
-
-    model: str = entry(forms.text)
-    label: str = entry(forms.text)
-    headline: bool = entry(forms.truth)
-    higher_is_better: bool | None = entry(forms.maybe(forms.truth))
-    value: float = entry(_real)
-    stderr: float | None = entry(forms.maybe(_real))
-    settings: Mapping[str, Any] = entry(forms.table)
-    notes: tuple[int, ...] = entry(forms.listed(forms.count))
-
-    @property
-    def error(self) -> float | None:
-        """The standard error, None where it tells nothing."""
-        return self.stderr if self.stderr is not None and math.isfinite(self.stderr) else None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The benchmark table as ``scores.table_json`` writes it."""
-
-    models: tuple[str, ...] = entry(forms.listed(forms.text))
-    cells: tuple[Score, ...] = entry(forms.listed(forms.made_of(Score)))
-    footnotes: tuple[str, ...] = entry(forms.listed(forms.text))
 
 
 @dataclass(frozen=True)
@@ -105,6 +74,18 @@ def read_findings(
         found = None
     measured = _read(Interference, statistics)
     return Findings(found, _read(Loaded, loaded), _read(Scores, scores), measured)
+
+
+def read_scores(path: str | os.PathLike[str]) -> Scores:
+    """Return a benchmark table.
+
+    Raises:
+        UserError: If it is damaged, or not there.
+    """
+    found = _read(Scores, path)
+    if found is None:
+        raise UserError("is not there", str(path))
+    return found
 
 
 def _read(cls: type[_T], path: str | os.PathLike[str] | None) -> _T | None:

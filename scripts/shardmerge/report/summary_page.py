@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from shardmerge.algebra.call_terms import declared
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.text import human_bytes, plural
+from shardmerge.benchmark.comparison_rows import Scores
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.plan.records import VerifyRecord
-from shardmerge.recipe.naming import folder_names, short_public_names, shortener
+from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
+from shardmerge.report.compare_page import difference_table
 from shardmerge.report.html import heading, html_table, page, paragraph
 from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
+from shardmerge.report.parents import parents
 from shardmerge.report.summary import cells_of, summarize
-from shardmerge.report.summary_facts import Findings, Loaded, Score, Scores
+from shardmerge.report.summary_facts import Findings, Loaded
 
-#: Half of a 95 % interval, in standard errors.
-_HALF = 1.96
 _NOTHING = "-"
-_INTERVALS = (
-    "± is half of a 95 % interval: 1.96 standard errors of the choice of questions. A standard "
-    "error of 0, as where all answers are right, does not mean certainty."
-)
-_DIFFERENCES = (
-    "The interval of a difference is 1.96 times the root of the sum of both squared standard "
-    "errors, as if each model had answered questions of its own. Both answered the same, so that "
-    "it is rather too wide. “better” and “worse” stand where it does not reach zero."
-)
+_INTERVALS = "Brackets: 95 % interval, for the choice of questions."
 _ABOUT_DISTANCES = (
     "A distance is the norm of the difference over the norm of the parent's layer. The plots "
     "beside this page show every layer."
@@ -57,7 +50,7 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         heading("What its tensors are made of"),
         html_table(("layers", "modules", "value"), cells_of(lines)),
         heading("Benchmarks"),
-        *_benchmarks(findings.scores, name, _parents(plan, found)),
+        *_benchmarks(findings.scores, name, parents(plan, found)),
         *_interference(findings.statistics),
         heading("Warnings on the recipe"),
         *(paragraph(warning, "bad") for warning in plan.warnings),
@@ -171,79 +164,41 @@ def _facts(found: BuildDescription) -> Iterator[tuple[str, str]]:
     yield "numerics", found.numerics
 
 
-def _parents(plan: Plan, found: BuildDescription) -> list[str]:
-    """Return what the build's sources are called in tables of benchmarks."""
-    labels = folder_names(plan.sources, plan.builds)
-    return [labels[key] for key in found.sources if key in labels]
-
-
-def _benchmarks(scores: Scores | None, name: str, parents: Sequence[str]) -> Iterator[str]:
+def _benchmarks(scores: Scores | None, name: str, sources: Sequence[str]) -> Iterator[str]:
     if scores is None or not scores.cells:
         yield paragraph("Nothing is measured: `benchmark.tasks` names what to measure.", "note")
         return
-    rows: dict[str, dict[str, Score]] = {}
+    rows: dict[str, dict[str, str]] = {}
     for score in sorted(scores.cells, key=lambda score: not score.headline):
-        rows.setdefault(score.label, {})[score.model] = score
+        rows.setdefault(score.heading, {})[score.model] = score.text
     models = scores.models
-    grid = ([_task(row), *(_value(row.get(model)) for model in models)] for row in rows.values())
+    grid = ([key, *(row.get(model, _NOTHING) for model in models)] for key, row in rows.items())
     yield html_table(("task", *models), grid, range(1, 1 + len(models)))
     yield paragraph(_INTERVALS, "note")
     for number, note in enumerate(scores.footnotes, 1):
         yield paragraph(f"[{number}] {note}", "note")
-    own = [row for row in rows.values() if name in row]
-    if own:
-        yield from _differences(own, name, [p for p in parents if p in models])
+    if name in models:
+        yield from _differences(scores, name, [source for source in sources if source in models])
     else:
         yield paragraph("The model itself was not measured.", "bad")
 
 
-def _differences(
-    rows: Iterable[Mapping[str, Score]], name: str, parents: Sequence[str]
-) -> Iterator[str]:
-    if not parents:
+def _differences(scores: Scores, name: str, sources: Sequence[str]) -> Iterator[str]:
+    if not sources:
         yield paragraph("None of the models that it is made from was measured.", "note")
         return
+    found = [
+        one for one in scores.comparisons if (one.model, one.reference in sources) == (name, True)
+    ]
+    if not found:
+        yield paragraph("No task was measured of it and of a model that it is made from.", "note")
+        return
     yield heading("Differences to the models that it is made from")
-    grid = ([_task(row), *(_difference(row[name], row.get(p)) for p in parents)] for row in rows)
-    header = ("task", *(f"minus {parent}" for parent in parents))
-    yield html_table(header, grid, range(1, len(header)))
-    yield paragraph(_DIFFERENCES, "note")
-
-
-def _task(row: Mapping[str, Score]) -> str:
-    first = next(iter(row.values()))
-    return first.label + {True: " ↑", False: " ↓", None: ""}[first.higher_is_better]
-
-
-def _value(score: Score | None) -> str:
-    if score is None:
-        return _NOTHING
-    notes = "".join(f" [{note}]" for note in score.notes)
-    return _with_interval(score.value, score.error) + notes
-
-
-def _with_interval(value: float, error: float | None, sign: str = "") -> str:
-    digits = 3 if abs(value) < 10 else 2
-    half = "" if error is None else f" ± {_HALF * error:.{digits}f}"
-    return f"{value:{sign}.{digits}f}{half}"
-
-
-def _difference(own: Score, other: Score | None) -> str:
-    """Return a difference with its interval and what it means, nothing if it would mislead."""
-    if other is None:
-        return _NOTHING
-    if own.settings != other.settings:
-        return "measured differently"
-    difference = own.value - other.value
-    if not math.isfinite(difference):
-        return _NOTHING
-    if own.error is None or other.error is None:
-        return _with_interval(difference, None, "+")
-    error = math.hypot(own.error, other.error)
-    text = _with_interval(difference, error, "+")
-    if own.higher_is_better is None or abs(difference) <= _HALF * error:
-        return text
-    return f"{text} {'better' if (difference > 0) == own.higher_is_better else 'worse'}"
+    for note in scores.small:
+        yield paragraph(note, "bad")
+    yield difference_table(found)
+    for note in scores.notes:
+        yield paragraph(note, "note")
 
 
 def _places(folder: str, findings: Findings) -> Iterable[tuple[str, str]]:

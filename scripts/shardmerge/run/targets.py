@@ -35,7 +35,8 @@ class Targets:
         plan: Its plan.
 
     Raises:
-        UserError: If the configuration names a model to benchmark that is none of the plan's.
+        UserError: If the configuration names a model to benchmark that is none of the plan's, or
+            a reference that is not measured.
     """
 
     def __init__(self, settings: Settings, plan: Plan) -> None:
@@ -45,6 +46,7 @@ class Targets:
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
+        self.reference = self._reference()
         self._cards = self._own_cards()
 
     def shard(self, name: str, shard: str) -> ShardJob:
@@ -111,7 +113,7 @@ class Targets:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.shards) > 1:
+        if len(build.main_shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
 
@@ -215,9 +217,33 @@ class Targets:
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
+    def all_measurements(self) -> list[str]:
+        """Return the benchmark results of all models, which those of builds are copies of."""
+        tasks = self.settings["benchmark"]["tasks"]
+        return [self.paths.measurement(f"{m}/{t}.json") for m in self.measured for t in tasks]
+
+    def comparison(self) -> list[str]:
+        """Return the table that compares all models, none if nothing is measured."""
+        return [self.paths.measurement("table.json")] if self.measured else []
+
+    def _reference(self) -> str | None:
+        """Return the label of the model that all others are compared with, None if none is set."""
+        name = self.settings["benchmark"]["reference"]
+        if name is None or not self.measured:
+            return None
+        label = self.label(name) if name in self.plan.sources else name
+        if label not in self.measured:
+            raise UserError(
+                f"{name!r} is no model that is measured",
+                "configuration: benchmark.reference",
+                did_you_mean(name, self.measured),
+            )
+        return label
+
     def reports(self) -> list[str]:
-        """Return the plots and tables of every build."""
-        return [file for name in self.plan.builds for file in self.report_of(name)]
+        """Return the plots and tables of every build, and the page that compares them."""
+        made = [file for name in self.plan.builds for file in self.report_of(name)]
+        return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
     def report_of(self, name: str) -> list[str]:
         """Return the plots and tables of a build."""

@@ -88,6 +88,7 @@ OTHER: dict[str, Any] = {
     "card.picture": False,
     "card.models": {"out": {"license": "mit"}},
     "benchmark.models": ["sources"],
+    "benchmark.reference": "base",
     "benchmark.tasks": ["one"],
     "benchmark.include_path": "tasks",
     "benchmark.limit": 3,
@@ -156,6 +157,7 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "cards": [targets.card(name) for name in decision.plan.builds],
         "tables": [targets.tables(), *(targets.measurements(n) for n in decision.plan.builds)],
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
+        "reference": targets.reference,
         "repositories": [targets.repository(name) for name in decision.plan.builds],
         "private": settings["publish"]["private"],
     }

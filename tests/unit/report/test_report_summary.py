@@ -82,6 +82,8 @@ def scores(plan: Any, *cells: Any, footnotes: Any = ()) -> dict[Any, Any]:
             "higher_is_better": True,
             "value": value,
             "stderr": error,
+            "low": value - 2 * error if error else None,
+            "high": value + 2 * error if error else None,
             "settings": settings,
             "notes": [1] if footnotes else [],
         }
@@ -89,6 +91,14 @@ def scores(plan: Any, *cells: Any, footnotes: Any = ()) -> dict[Any, Any]:
     ]
     models = list(dict.fromkeys(row["model"] for row in rows))
     return {"models": models, "cells": rows, "footnotes": list(footnotes)}
+
+
+def difference(model: str, reference: str, **other: Any) -> dict[str, Any]:
+    """Return a comparison as a table has it."""
+    row = {"model": model, "reference": reference, "label": "t/acc", "headline": True}
+    row |= {"higher_is_better": True, "test": "mcnemar", "difference": 0.1}
+    row |= {"low": 0.05, "high": 0.15, "p": 0.001, "adjusted": 0.003, "questions": 200}
+    return row | {"up": 30, "down": 10, "verdict": "unclear", "notes": []} | other
 
 
 def write(
@@ -166,40 +176,46 @@ class TestBenchmarks:
 
     def test_intervals_and_differences_to_parents(self, plan: Plan, tmp_path: Path) -> None:
         first, second = parent(plan, 0), parent(plan, 1)
-        page = self.page(
+        table = scores(
             plan,
-            tmp_path,
-            scores(
-                plan,
-                (NAME, "t/acc", 0.6, 0.01, {}),
-                (first, "t/acc", 0.5, 0.01, {}),
-                (second, "t/acc", 0.59, 0.01, {}),
-                ("other", "t/acc", 0.1, 0.01, {}),
-            ),
+            (NAME, "t/acc", 0.6, 0.01, {}),
+            (first, "t/acc", 0.5, 0.01, {}),
+            (second, "t/acc", 0.59, 0.01, {}),
+            ("other", "t/acc", 0.1, 0.01, {}),
         )
-        assert ["t/acc ↑", "0.600 ± 0.020", "0.500 ± 0.020", "0.590 ± 0.020", "0.100 ± 0.020"] in (
-            page.rows
-        )
-        assert ["task", f"minus {first}", f"minus {second}"] in page.rows
-        assert ["t/acc ↑", "+0.100 ± 0.028 better", "+0.010 ± 0.028"] in page.rows
-        assert any("1.96 standard errors" in text for text in page.paragraphs)
+        table["comparisons"] = [
+            difference(NAME, first, verdict="better"),
+            difference(NAME, second, adjusted=0.5, notes=["of the 5 questions that both answered"]),
+            difference(NAME, "other", verdict="better"),
+            difference("other", first, verdict="worse"),
+        ]
+        table["notes"] = ["It is so."]
+        page = self.page(plan, tmp_path, table)
+        shown = [f"{v:.3f} [{v - 0.02:.3f}, {v + 0.02:.3f}]" for v in (0.6, 0.5, 0.59, 0.1)]
+        assert ["t/acc ↑", *shown] in page.rows
+        tested = ["+0.100 [+0.050, +0.150]", "30 won, 10 lost of 200"]
+        assert ["t/acc ↑", NAME, first, *tested, "0.003", "better"] in page.rows
+        told = "not clear; of the 5 questions that both answered"
+        assert ["t/acc ↑", NAME, second, *tested, "0.500", told] in page.rows
+        assert sum(len(row) == 7 for row in page.rows) == 3  # with the header
+        assert "It is so." in page.paragraphs
+        assert any("95 % interval" in text for text in page.paragraphs)
 
-    def test_only_what_can_be_compared_is(self, plan: Plan, tmp_path: Path) -> None:
-        first, second = parent(plan, 0), parent(plan, 1)
-        page = self.page(
+    def test_what_cannot_be_compared_says_why(self, plan: Plan, tmp_path: Path) -> None:
+        first = parent(plan, 0)
+        table = scores(
             plan,
-            tmp_path,
-            scores(
-                plan,
-                (NAME, "t/acc", 0.6, 0.01, {"limit": 5}),
-                (first, "t/acc", 0.5, 0.01, {"limit": 6}),
-                (NAME, "u/ppl", float("inf"), None, {}),
-                (second, "u/ppl", 3.0, float("nan"), {}),
-                footnotes=[HOSTILE],
-            ),
+            (NAME, "u/ppl", float("inf"), None, {}),
+            (first, "u/ppl", 3.0, float("nan"), {}),
+            footnotes=[HOSTILE],
         )
-        assert ["t/acc ↑", "measured differently", "-"] in page.rows
-        assert ["u/ppl ↑", "-", "-"] in page.rows
+        numbers = dict.fromkeys(("test", "difference", "low", "high", "p", "adjusted"))
+        table["comparisons"] = [
+            difference(NAME, first, **numbers, verdict="untested", notes=[HOSTILE])
+        ]
+        page = self.page(plan, tmp_path, table)
+        assert ["t/acc ↑", NAME, first, "-", "-", "-", HOSTILE] in page.rows
+        assert ["u/ppl ↑", "inf [1]", "3.000 [1]"] in page.rows
         assert f"[1] {HOSTILE}" in page.paragraphs
 
     def test_parents_or_the_model_may_not_be_measured(self, plan: Plan, tmp_path: Path) -> None:

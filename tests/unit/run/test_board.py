@@ -100,6 +100,7 @@ class TestEnd:
     def test_results_are_named_once(self, board: Board) -> None:
         wanted = ["r/a/model/x.safetensors", "r/a/model/SHA256SUMS", "r/a/benchmarks/table.json"]
         wanted += ["r/a/report/plan.html", "r/a/report/norms.svg", "r/b/model/SHA256SUMS"]
+        wanted += ["r/benchmarks/compare.html"]
         begin(board, 1, "all", needs=wanted, makes=())
         assert board.long_jobs() == []
         assert board.ending() == [
@@ -107,6 +108,7 @@ class TestEnd:
             "benchmarks: r/a/benchmarks/table.md",
             "plots: r/a/report",
             "model: r/b/model",
+            "comparison: r/benchmarks/compare.html",
         ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shardmerge.base.errors import UserError
 from shardmerge.plan.plan import NO_PLAN, Build
 from shardmerge.recipe.settings import load_settings
 from shardmerge.run.targets import Targets
@@ -55,3 +56,21 @@ class TestSummary:
         assert targets.table("a") == targets.tables() == []
         targets.measured = {"a": None}
         assert targets.table("a") == targets.tables() == ["results/a/benchmarks/table.json"]
+
+
+class TestComparison:
+    def test_is_made_where_something_is_measured(self, targets: Targets) -> None:
+        assert targets.comparison() == [] and targets.reference is None
+        targets.measured = {"a": None}
+        assert targets.comparison() == ["results/benchmarks/table.json"]
+        assert targets.reports()[-1] == "results/benchmarks/compare.html"
+
+    def test_a_reference_that_is_not_measured_is_an_error_with_a_guess(
+        self, targets: Targets
+    ) -> None:
+        targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "bas"}})
+        targets.measured = {"base": None, "other": None}
+        with pytest.raises(UserError, match=r"(?s)'bas' is no model that is measured.*'base'"):
+            targets._reference()
+        targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "other"}})
+        assert targets._reference() == "other"

@@ -1,0 +1,39 @@
+"""Which models a model is made from, and which one it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from shardmerge.plan.description import BuildDescription, load_description
+from shardmerge.plan.plan import Plan
+from shardmerge.recipe.naming import folder_names
+
+
+def parents(plan: Plan, found: BuildDescription) -> list[str]:
+    """Return what a build's sources are called in tables of benchmarks."""
+    labels = folder_names(plan.sources, plan.builds)
+    return [labels[key] for key in found.sources if key in labels]
+
+
+def references(plan: Plan, models: Collection[str], wanted: str | None) -> dict[str, str | None]:
+    """Return the model that each model is compared with.
+
+    Args:
+        plan: Its builds' descriptions lie where ``planning`` keeps them.
+        models: Models that are measured.
+        wanted: One of them for all, or None: for a build the model that gives it its configuration,
+            for a source the one of the first build that has it.
+    """
+    if wanted is not None:
+        return dict.fromkeys(models, wanted)
+    labels = folder_names(plan.sources, plan.builds)
+    found: dict[str, str | None] = {}
+    for name, build in plan.builds.items():
+        description = load_description(build.digest)
+        recipient = labels.get(description.reference)
+        if recipient not in models:
+            recipient = next((model for model in models if model != name), None)
+        for model in (name, *parents(plan, description)):
+            found.setdefault(model, recipient)
+    first = next(iter(found.values()), None)
+    return {model: found.get(model, first) for model in models}
