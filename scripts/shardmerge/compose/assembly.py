@@ -21,13 +21,15 @@ from shardmerge.compose.architecture.names import (
     layer_of,
 )
 from shardmerge.compose.architecture.predictors import Behind, behind
+from shardmerge.compose.architecture.text_part import TEXT
 from shardmerge.compose.folders import add_folders, main_tensors
 from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
 from shardmerge.compose.tensor_matching import complete
+from shardmerge.compose.text_model import text_model
 from shardmerge.recipe.references import Reference
-from shardmerge.recipe.stage import Module, Slice, Stage
+from shardmerge.recipe.stage import Input, Module, Slice, Stage
 
 #: Brings the models of a piece to a stage's tokens, for tensors that have a row for each.
 Align = Callable[[Stage, Piece, tuple[str | None, ...]], Piece]
@@ -61,6 +63,8 @@ class _Assembler:
 
     def run(self) -> Assembly:
         firsts = []
+        if self.stage.drops:
+            self._check_dropped()
         for module in self.stage.modules:
             pieces = [self._piece(item, module) for item in module.slices]
             if module.slices[0].whole:
@@ -69,17 +73,28 @@ class _Assembler:
                 self._sliced(pieces, module)
             firsts.append(pieces[0])
         add_folders(self.result, firsts[0])
-        if self.keys:
+        if self.stage.keeps:
+            self._keep_others()
+        elif self.keys and not self.stage.drops:
             self._check_keys()
         return self.result
 
     @cached_property
     def like(self) -> Model:
         """The model that output tensors are spelt as."""
+        return self._model(self._like_reference)
+
+    @property
+    def _like_reference(self) -> Reference:
         item = self.stage.slices[0]
         base = item.base_model or self.stage.base_model
         references = [i.model for i in item.inputs]
-        return self.model_of(base if base in references else references[0])
+        return base if base in references else references[0]
+
+    def _model(self, reference: Reference) -> Model:
+        """Return the model that a reference names, its text decoder where that alone is built."""
+        model = self.model_of(reference)
+        return text_model(model) if self.stage.drops else model
 
     @cached_property
     def _pattern(self) -> Pattern:
@@ -98,7 +113,7 @@ class _Assembler:
         return Piece(
             number=self.pieces - 1,
             inputs=item.inputs,
-            models=tuple(self._fit(self.model_of(one)).model for one in references),
+            models=tuple(self._fit(self._model(one)).model for one in references),
             base=references.index(base) if base in references else None,
             levels=(item.parameters, module.parameters, self.stage.parameters),
             where=item.where,
@@ -110,8 +125,9 @@ class _Assembler:
             fit = self._fit(model)
             own = set(main_tensors(fit.model))
             spelt = {name: full for name, full in fit.names.items() if full in own}
-            if module.name is not None:
-                owner = assign(spelt, self.keys)
+            if module.name is not None and not self.stage.drops:
+                table = self.like.table if fit.lacks else ()
+                owner = assign([*table, *spelt], self.keys)
                 spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}
                 if not spelt:
                     self._no_module(module, model)
@@ -144,6 +160,28 @@ class _Assembler:
             did_you_mean(module.name, known),
         )
 
+    def _check_dropped(self) -> None:
+        """Refuse to leave out parts of a model other than those beside its text decoder."""
+        module = self.stage.modules[0]
+        if self.keys != [TEXT]:
+            raise UserError(
+                "`other_modules: drop` makes a model of a text decoder alone",
+                module.where,
+                f"Write `modules:` with `{TEXT}` and no other module.",
+            )
+
+    def _keep_others(self) -> None:
+        """Add the tensors of modules that are not mentioned, as the output's model has them."""
+        owner = assign(self.like.table, self.keys)
+        item = Input(self._like_reference, {}, None, self.stage.where)
+        piece = Piece(self.pieces, (item,), (self.like,), None, (), self.stage.where)
+        for name, key in owner.items():
+            if key is not None or name in self.result.parts:
+                continue
+            tokens = is_vocabulary(name)
+            kept = self.align(self.stage, piece, (name,)) if tokens else piece
+            self.result.parts[name] = Part(kept, (name,), (name,), 0.0, copied=True)
+
     def _check_keys(self) -> None:
         """Refuse modules that are not mentioned: the output would lack them."""
         table = main_tensors(self.like)
@@ -155,7 +193,9 @@ class _Assembler:
                 f"`modules` leaves out {len(lost)} tensors of {self.like.name!r}, such as "
                 f"{lost[0]!r}",
                 self.stage.modules[0].where,
-                f"Its modules are {', '.join(names)}: mention all of them.",
+                f"Its modules are {', '.join(names)}: mention all of them, or write "
+                "`other_modules: keep` (as the base model has them)"
+                + (" or `other_modules: drop` (the text alone)." if self.keys == [TEXT] else "."),
             )
 
     @property
@@ -173,11 +213,34 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
+        if None in before and (having := self._having(name, piece, before)):
+            self._some(name, piece, before, having, labels, t)
+            return
         after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
             piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece
             self.result.untied |= after != before
             self.result.parts[name] = Part(piece, after, labels, t)
+
+    def _having(self, name: str, piece: Piece, names: tuple[str | None, ...]) -> tuple[int, ...]:
+        """Return which models have a tensor of a part that the others, text models, do not have."""
+        having = tuple(i for i, own in enumerate(names) if own is not None)
+        lacking = (m for m, own in zip(piece.models, names, strict=True) if own is None)
+        return having if all(name in self._fit(model).lacks for model in lacking) else ()
+
+    def _some(
+        self,
+        name: str,
+        piece: Piece,
+        names: tuple[str | None, ...],
+        having: tuple[int, ...],
+        labels: tuple[str, ...],
+        t: float,
+    ) -> None:
+        """Add a tensor that text models do not have: merged from the others, or the only one's."""
+        models = [piece.models[i] for i in having]
+        complete(name, [names[i] for i in having], models, [{}] * len(having), piece.where)
+        self.result.parts[name] = Part(piece, names, labels, t, copied=len(having) == 1)
 
     def _whole(self, piece: Piece, module: Module) -> None:
         columns = [self._real(model, module) for model in piece.models]

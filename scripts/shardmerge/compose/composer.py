@@ -7,10 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.numerics import FLOAT32, Numerics
+from shardmerge.compose.architecture.text_part import has_other_parts
 from shardmerge.compose.context import Context
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
+from shardmerge.compose.text_model import text_model
 from shardmerge.compose.tokenizers import StageTokenizers
 from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
@@ -108,6 +110,25 @@ class Composer(Context):
     def unclear(self, stage: str) -> Mapping[str, Sequence[Rule]]:
         """Return the rules of a stage that name parts of a tensor merged as a whole, by tensor."""
         return self.model(Reference(stage)).settings.unclear
+
+    def is_text_alone(self, stage: str) -> bool:
+        """Whether a stage's model is the text decoder of the source that its config is from."""
+        key = stage
+        while key in self.recipe.stages:
+            if self.recipe.stages[key].drops:
+                return has_other_parts(self.model(Reference(self.reference_source(key))).table)
+            key = self.recipe.stages[key].reference_model.model
+        return False
+
+    def origin(self, stage: str, source: str | None = None) -> Model:
+        """Return a source as the model that a stage's config, layers and layout are counted from.
+
+        Args:
+            stage: The stage.
+            source: The source; by default ``reference_source``.
+        """
+        model = self.model(Reference(source or self.reference_source(stage)))
+        return text_model(model) if self.is_text_alone(stage) else model
 
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""

@@ -6,7 +6,7 @@ same there is taken as the other model has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,8 +14,10 @@ from shardmerge.algebra import pieces
 from shardmerge.algebra.pieces import Arrangement, Patch
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.architecture import layouts
+from shardmerge.compose.architecture.text_part import has_other_parts
 from shardmerge.compose.models import Entry, Model
 from shardmerge.compose.relaid_model import RelaidModel
+from shardmerge.compose.text_model import ExtendedModel, text_model
 
 #: What checkpoints of a model without its head lack in front of every name.
 _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
@@ -31,10 +33,12 @@ class Fit:
     Args:
         model: The model, in the layout of the one that the output follows.
         names: Its tensors by the names that they have there.
+        lacks: The other's tensors that are of parts which it does not have: it is a text model.
     """
 
     model: Model
     names: Mapping[str, str]
+    lacks: Collection[str] = ()
 
 
 class Pattern:
@@ -46,11 +50,19 @@ class Pattern:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self._text: Pattern | None = None
         self._meanings: dict[layouts.StorageLayout, _Meaning] = {}
 
     def fit(self, model: Model) -> Fit:
-        """Return a model in this layout, as far as it is known how."""
+        """Return a model in this layout, as far as it is known how.
+
+        Raises:
+            UserError: If one of the two is a text model, and the other's text decoder is not like
+                it.
+        """
         table, like = model.table, self.model.table
+        if table.keys() != like.keys() and has_other_parts(table) != has_other_parts(like):
+            return self._fit_text(model)
         if table.keys() <= like.keys() and not any(_turned(table, like)):
             return Fit(model, {name: name for name in table})
         own = layouts.layout_of(model.config)
@@ -62,6 +74,24 @@ class Pattern:
         relaid = RelaidModel(model, parts)
         new = {own: name for name, own in names.items()}
         return Fit(relaid, {new.get(own, own): own for own in relaid.table})
+
+    def _fit_text(self, model: Model) -> Fit:
+        """Return a text model in a layout that has other parts too, or the other way round."""
+        if not has_other_parts(self.model.table):
+            return self.fit(text_model(model))
+        if self._text is None:
+            self._text = Pattern(text_model(self.model))
+        view, own = self._text.model, self._text.model.part.own
+        found = self._text.fit(model)
+        names = {own.get(name, name): full for name, full in found.names.items()}
+        more = {
+            found.names[name]: own[name]
+            for name, rows in view.cut.items()
+            if name in found.names and found.model.table[found.names[name]].shape[0] == rows
+        }
+        fitted = ExtendedModel(found.model, self.model, more) if more else found.model
+        lacks = self.model.table.keys() - set(own.values())
+        return Fit(fitted, names, frozenset(lacks))
 
     @cached_property
     def _layout(self) -> layouts.StorageLayout:

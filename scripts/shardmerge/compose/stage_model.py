@@ -21,6 +21,7 @@ from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
 from shardmerge.compose.tensor_matching import check_buffers
+from shardmerge.compose.text_model import text_model
 from shardmerge.methods import registry
 from shardmerge.recipe.slices import check_inputs
 from shardmerge.recipe.stage import Stage
@@ -45,7 +46,8 @@ class StageModel(Model):
         self.context = context
         self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
-        self.config = context.model(stage.reference_model).config
+        reference = context.model(stage.reference_model)
+        self.config = (text_model(reference) if stage.drops else reference).config
         splits = context.numerics.folds and self.method.linear is not None
         fused = FusedTensors(self.config)
         self.settings = Resolver(stage, self.method, self.parts, fused, splits)
@@ -119,7 +121,8 @@ class StageModel(Model):
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         if stack not in self.assembly.layers:
-            return self.context.model(self.stage.reference_model).layer(stack, number)
+            reference = self.context.model(self.stage.reference_model)
+            return (text_model(reference) if self.stage.drops else reference).layer(stack, number)
         model, own, index = self.assembly.layers[stack][number]
         return model.layer(own, index)
 
@@ -164,7 +167,6 @@ class StageModel(Model):
     def _ratio_row(
         self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
     ) -> fold.Row:
-        source = self.context.reference_source(self.name)
         return norms.ratio_row(
             form,
             part.base,
@@ -172,7 +174,7 @@ class StageModel(Model):
             [model.name for model, _ in part.inputs],
             tensor,
             self.table[tensor].shape,
-            offset(self.context.lock.sources[source].config, tensor),
+            offset(self.config, tensor),
         )
 
     def _linear_form(
