@@ -1,4 +1,4 @@
-"""Tiny models that see, and text models like their decoders, as transformers makes and saves them."""
+"""Tiny models that see, and text models like their decoders, as transformers saves them."""
 
 from __future__ import annotations
 

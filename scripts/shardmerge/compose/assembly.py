@@ -22,10 +22,17 @@ from shardmerge.compose.architecture.names import (
 )
 from shardmerge.compose.architecture.predictors import Behind, behind
 from shardmerge.compose.architecture.text_part import TEXT
+from shardmerge.compose.differences import (
+    ARCHITECTURE,
+    LAYERS,
+    VOCABULARY,
+    differing,
+    side_by_side,
+)
 from shardmerge.compose.folders import add_folders, main_tensors
 from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
-from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
+from shardmerge.compose.parts import Assembly, Part, Piece, Predictors, TextMerge
 from shardmerge.compose.tensor_matching import complete
 from shardmerge.compose.text_model import text_model
 from shardmerge.recipe.references import Reference
@@ -104,7 +111,31 @@ class _Assembler:
         """Return a model in the layout of the output."""
         if model.name not in self._fits:
             self._fits[model.name] = self._pattern.fit(model)
+            if pair := self._fits[model.name].pair:
+                self._check_text(*pair)
+                whole = pair[1].name
+                self.result.texts.append(TextMerge(pair[0].name, whole, whole == self.like.name))
         return self._fits[model.name]
+
+    def _check_text(self, text: Model, decoder: Model) -> None:
+        """Refuse a text model that is not like the text decoder of the one that it is merged with.
+
+        Tokens may differ where embeddings follow them, and layers where slices name them.
+        """
+        sliced = any(not item.whole for item in self.stage.slices)
+        differ = differing(decoder, text) - {
+            ARCHITECTURE,
+            VOCABULARY,
+            *([LAYERS] if sliced else []),
+        }
+        if differ:
+            raise UserError(
+                f"{text.name!r} is a text model that is not like the text decoder of "
+                f"{decoder.name!r}",
+                self.stage.where,
+                f"{side_by_side(decoder, text)} Take text models of the base that "
+                f"{decoder.name!r} was built on.",
+            )
 
     def _piece(self, item: Slice, module: Module) -> Piece:
         base = item.base_model or self.stage.base_model

@@ -47,6 +47,7 @@ class Composer(Context):
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
         self._models: dict[str, Model] = {}
+        self._texts: dict[str, Model] = {}
 
     def outputs(self, stage: str) -> list[OutputTensor]:
         """Return the tensors of a stage built as a model, in the order of its reference model.
@@ -89,6 +90,7 @@ class Composer(Context):
     def forget(self) -> None:
         """Let go of the models, which know this composer: a collector takes long to find that."""
         self._models.clear()
+        self._texts.clear()
 
     def is_untied(self, stage: str) -> bool:
         """Whether a stage's model has an output embedding that its source's config denies it."""
@@ -127,8 +129,12 @@ class Composer(Context):
             stage: The stage.
             source: The source; by default ``reference_source``.
         """
-        model = self.model(Reference(source or self.reference_source(stage)))
-        return text_model(model) if self.is_text_alone(stage) else model
+        key = source or self.reference_source(stage)
+        if not self.is_text_alone(stage):
+            return self.model(Reference(key))
+        if key not in self._texts:
+            self._texts[key] = text_model(self.model(Reference(key)))
+        return self._texts[key]
 
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""

@@ -7,7 +7,7 @@ same there is taken as the other model has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from shardmerge.algebra import pieces
@@ -34,11 +34,13 @@ class Fit:
         model: The model, in the layout of the one that the output follows.
         names: Its tensors by the names that they have there.
         lacks: The other's tensors that are of parts which it does not have: it is a text model.
+        pair: Where one of the two is a text model: that, and the other's text decoder.
     """
 
     model: Model
     names: Mapping[str, str]
     lacks: Collection[str] = ()
+    pair: tuple[Model, Model] | None = None
 
 
 class Pattern:
@@ -54,12 +56,7 @@ class Pattern:
         self._meanings: dict[layouts.StorageLayout, _Meaning] = {}
 
     def fit(self, model: Model) -> Fit:
-        """Return a model in this layout, as far as it is known how.
-
-        Raises:
-            UserError: If one of the two is a text model, and the other's text decoder is not like
-                it.
-        """
+        """Return a model in this layout, as far as it is known how."""
         table, like = model.table, self.model.table
         if table.keys() != like.keys() and has_other_parts(table) != has_other_parts(like):
             return self._fit_text(model)
@@ -78,7 +75,8 @@ class Pattern:
     def _fit_text(self, model: Model) -> Fit:
         """Return a text model in a layout that has other parts too, or the other way round."""
         if not has_other_parts(self.model.table):
-            return self.fit(text_model(model))
+            decoder = text_model(model)
+            return replace(self.fit(decoder), pair=(self.model, decoder))
         if self._text is None:
             self._text = Pattern(text_model(self.model))
         view, own = self._text.model, self._text.model.part.own
@@ -91,7 +89,7 @@ class Pattern:
         }
         fitted = ExtendedModel(found.model, self.model, more) if more else found.model
         lacks = self.model.table.keys() - set(own.values())
-        return Fit(fitted, names, frozenset(lacks))
+        return Fit(fitted, names, frozenset(lacks), (model, view))
 
     @cached_property
     def _layout(self) -> layouts.StorageLayout:

@@ -10,14 +10,15 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.algebra.arrange import MixedPartsError, arrange, arrange_rows
 from shardmerge.algebra.pieces import Arrangement, Patch, concatenate
-from shardmerge.base.errors import UserError
+from shardmerge.base.errors import UserError, shortened
 from shardmerge.compose.architecture.names import is_embedding, is_head
-from shardmerge.compose.architecture.predictors import real_layers
+from shardmerge.compose.architecture.predictors import real_layers, text_section
 from shardmerge.compose.architecture.text_part import (
     TextPart,
     has_other_parts,
     text_config,
     text_part,
+    text_type,
 )
 from shardmerge.compose.models import Entry, Model, Place
 
@@ -29,9 +30,6 @@ def text_model(model: Model) -> Model:
 
     Args:
         model: A source, or what is made of some.
-
-    Raises:
-        UserError: If no class is known that holds such a decoder.
     """
     return TextModel(model) if has_other_parts(model.table) else model
 
@@ -44,9 +42,6 @@ class TextModel(Model):
 
     Args:
         model: That ``has_other_parts``.
-
-    Raises:
-        UserError: If no class is known that holds such a decoder.
     """
 
     def __init__(self, model: Model) -> None:
@@ -61,15 +56,23 @@ class TextModel(Model):
             if heads and is_embedding(name) and entry.shape[0] > heads[0]:
                 self.cut[name] = heads[0]
                 self.table[name] = Entry(entry.dtype, (heads[0], *entry.shape[1:]))
-        config = text_config(model.config, tied=not heads)
-        if config is None:
+        made = text_config(model.config, tied=not heads)
+        self._is_known = made is not None
+        self.config = made or text_section(model.config)[1]
+
+    def check_known(self) -> None:
+        """Check that a model of its config can be made.
+
+        Raises:
+            UserError: If no class is known that holds such a decoder alone.
+        """
+        if not self._is_known:
             raise UserError(
-                f"it is not known which class of transformers holds the text decoder of "
-                f"{model.name!r} alone",
-                f"config.json of {model.name!r}",
-                "Its type is `text_config.model_type`.",
+                "it is not known which class of transformers holds a text decoder of the type "
+                f"{shortened(text_type(self._model.config))} alone",
+                f"config.json of {self.name!r}",
+                "Merge it within the whole model, without `other_modules: drop`.",
             )
-        self.config = config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:

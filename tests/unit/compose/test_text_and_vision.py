@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from helpers.built_model import Built, merge
 from helpers.engine_cases import SMALL, tuned
 from helpers.vision_models import FAMILIES, Family, load, told
+from shardmerge.base.errors import UserError
+from shardmerge.plan.decide import load_plan
+from shardmerge.recipe.settings import load_settings
 
 QUICK = ("llava", "mllama")
 ALL = [
@@ -69,9 +73,12 @@ def by_hand(family: Family, folder: Path) -> torch.nn.Module:
     """Return the model that sees with half of a task vector in its decoder."""
     whole = load(folder / "vlm", family.whole[0])
     base, tuned_ = (load(folder / name, family.text[0]).state_dict() for name in ("base", "tuned"))
-    tensors = whole.state_dict()
+    tensors, seen = whole.state_dict(), set()
     with torch.no_grad():
         for name in base:
+            if base[name].data_ptr() in seen:
+                continue  # the output embedding of a tied model
+            seen.add(base[name].data_ptr())
             there = tensors[family.named(name)]
             there[: len(base[name])] += 0.5 * (tuned_[name] - base[name])
     return whole
@@ -105,3 +112,185 @@ class TestTextAlone:
             assert torch.equal(value, own[: len(value)]), tensor
         if name not in BLIND:
             assert torch.allclose(told(model), told(whole), atol=1e-5)
+
+
+FAST = "llava"
+
+
+def two_documents(second: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the text decoder alone as document ``text``, and one that reads it."""
+    return [TEXT_ALONE | {"name": "text"}, second | {"name": "out"}]
+
+
+def findings(folder: Path, *recipe: dict[str, Any]) -> list[str]:
+    """Return what recipe checks say of what is merged of texts and pictures."""
+    sources = {path.name: str(path) for path in sorted(folder.iterdir())}
+    Path("recipe.yaml").write_text("\n---\n".join(json.dumps(one) for one in recipe))
+    settings = load_settings({"recipes": ["recipe.yaml"], "sources": sources})
+    plan = load_plan(settings, say=lambda line: None)
+    return [said for said in plan.warnings if "text-into-vision" in said]
+
+
+class TestRecipes:
+    def test_an_obvious_task_vector_over_the_model_that_sees(self, models: Any) -> None:
+        family, folder = FAMILIES[FAST], models(FAST)
+        recipe = weighed("task_arithmetic", tuned=0.25) | {"base_model": "vlm"}
+        out = load(built(folder, recipe).folder, family.whole[0]).state_dict()
+        whole = load(folder / "vlm", family.whole[0]).state_dict()
+        text = load(folder / "tuned", family.text[0]).state_dict()
+        known = {family.named(name): value for name, value in text.items()}
+        for name, value in whole.items():
+            wanted = value + 0.25 * (known[name] - value) if name in known else value
+            assert torch.allclose(out[name], wanted, atol=1e-6), name
+
+    def test_a_text_base_makes_a_text_model(self, models: Any) -> None:
+        family, folder = FAMILIES[FAST], models(FAST)
+        recipe = weighed("task_arithmetic", vlm=0.5) | {"base_model": "base"}
+        out = load(built(folder, recipe).folder, family.text[0]).state_dict()
+        whole = load(folder / "vlm", family.whole[0]).state_dict()
+        for name, value in load(folder / "base", family.text[0]).state_dict().items():
+            wanted = (value + whole[family.named(name)]) / 2
+            assert torch.allclose(out[name], wanted, atol=1e-6), name
+        assert "a text model as 'base' is" in findings(folder, recipe)[0]
+
+    @pytest.mark.parametrize("method", ["ties", "slerp", "nuslerp"])
+    def test_other_methods_leave_the_other_parts_as_they_are(
+        self, method: str, models: Any
+    ) -> None:
+        family, folder = FAMILIES[FAST], models(FAST)
+        values = {"t": 0.5} if method == "slerp" else {"weight": 0.5, "density": 0.5}
+        others = {"slerp": ["tuned"], "nuslerp": ["tuned", "vlm"]}.get(method, ["tuned", "base"])
+        recipe = {
+            "merge_method": method,
+            "models": [{"model": name} for name in others],
+            "parameters": values,
+            "dtype": "float32",
+        } | ({} if method == "nuslerp" else {"base_model": "vlm"})
+        if method == "nuslerp":
+            recipe["models"].reverse()
+        out = load(built(folder, recipe).folder, family.whole[0]).state_dict()
+        for name, value in load(folder / "vlm", family.whole[0]).state_dict().items():
+            same = torch.equal(out[name], value)
+            assert same == ("vision" in name or "projector" in name), name
+
+    @pytest.mark.parametrize("numerics", ["mergekit-0.1.5"])
+    def test_in_the_numerics_of_mergekit(self, numerics: str, models: Any) -> None:
+        family, folder = FAMILIES[FAST], models(FAST)
+        out = load(built(folder, TASK_VECTOR, numerics=numerics).folder, family.whole[0])
+        wanted = by_hand(family, folder).state_dict()
+        assert all(torch.allclose(v, wanted[n], atol=1e-6) for n, v in out.state_dict().items())
+
+    def test_modules_name_the_decoder_and_the_others_are_kept(self, models: Any) -> None:
+        family, folder = FAMILIES[FAST], models(FAST)
+        rows = TASK_VECTOR["models"]
+        recipe = {
+            "merge_method": "linear",
+            "modules": {"text_decoder": {"models": rows}},
+            "parameters": {"normalize": False},
+            "other_modules": "keep",
+            "dtype": "float32",
+        }
+        out = load(built(folder, recipe).folder, family.whole[0]).state_dict()
+        wanted = by_hand(family, folder).state_dict()
+        assert all(torch.allclose(out[name], value, atol=1e-6) for name, value in wanted.items())
+
+    def test_the_text_alone_is_read_by_another_document(self, models: Any) -> None:
+        family, folder = FAMILIES[FAST], models(FAST)
+        out = built(folder, *two_documents(weighed(text=0.5, tuned=0.5))).folder
+        made = load(out, family.text[0]).state_dict()
+        whole = load(folder / "vlm", family.whole[0]).state_dict()
+        for name, value in load(folder / "tuned", family.text[0]).state_dict().items():
+            wanted = (value + whole[family.named(name)]) / 2
+            assert torch.allclose(made[name], wanted, atol=1e-6), name
+
+    @pytest.mark.parametrize("name", ["llava", "mllama"])
+    def test_layers_of_the_text_alone_are_counted_from_it(self, name: str, models: Any) -> None:
+        family, folder = FAMILIES[name], models(name)
+        picked = [{"sources": [{"model": "vlm", "layer_range": [n, n + 1]}]} for n in (1, 0, 1)]
+        recipe = TEXT_ALONE | {"modules": {"text_decoder": {"slices": picked}}}
+        out = built(folder, recipe).folder
+        assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 3
+        made = load(out, family.text[0]).state_dict()
+        whole = load(folder / "vlm", family.whole[0]).state_dict()
+        for new, old in enumerate((1, 0, 1)):
+            key = "layers.{}.mlp.up_proj.weight"
+            own = whole[family.named(f"model.{key.format(old)}")]
+            assert torch.equal(made[f"model.{key.format(new)}"], own)
+
+    def test_a_finding_says_which_part_is_merged(self, models: Any) -> None:
+        (said,) = findings(models(FAST), TASK_VECTOR)
+        assert "'tuned', 'base' are text models" in said
+        assert "'vlm', whose other parts stay" in said
+        assert not findings(models(FAST), TEXT_ALONE)
+
+
+class TestSideFiles:
+    def test_nothing_for_pictures_comes_along_with_the_text(
+        self, models: Any, tmp_path: Path
+    ) -> None:
+        shutil.copytree(models(FAST), tmp_path / "models")
+        for name in ("preprocessor_config.json", "processor_config.json", "vocab.json"):
+            (tmp_path / "models/vlm" / name).write_text("{}")
+        assert set(built(tmp_path / "models", TEXT_ALONE).build.files) == {
+            "config.json",
+            "generation_config.json",
+            "vocab.json",
+        }
+        assert "processor_config.json" in built(tmp_path / "models", TASK_VECTOR).build.files
+
+
+class TestRefusals:
+    def test_a_decoder_of_another_size_is_told_side_by_side(
+        self, models: Any, tmp_path: Path
+    ) -> None:
+        shutil.copytree(models(FAST), tmp_path / "models")
+        FAMILIES[FAST].save_text(
+            tmp_path / "models/tuned", 5, num_hidden_layers=3, num_attention_heads=2
+        )
+        with pytest.raises(UserError, match="not like the text decoder of 'vlm'") as error:
+            built(tmp_path / "models", TASK_VECTOR)
+        assert "'vlm' has 2 layers, 4 heads" in error.value.hint
+        assert "'tuned' has 3 layers, 2 heads" in error.value.hint
+
+    def test_another_number_of_tokens_is_told_with_a_way_out(
+        self, models: Any, tmp_path: Path
+    ) -> None:
+        shutil.copytree(models(FAST), tmp_path / "models")
+        for name in ("tuned", "base"):
+            FAMILIES[FAST].save_text(tmp_path / "models" / name, 5, vocab_size=44)
+        with pytest.raises(UserError, match=r"has shape \[48, 16\] in 'vlm' but") as error:
+            built(tmp_path / "models", TASK_VECTOR)
+        assert "tokenizer_source: base" in error.value.hint
+
+    def test_other_parts_are_not_left_out_by_forgetting_them(self, models: Any) -> None:
+        recipe = {k: v for k, v in TEXT_ALONE.items() if k != "other_modules"}
+        with pytest.raises(UserError, match="`modules` leaves out") as error:
+            built(models(FAST), recipe)
+        assert "`other_modules: drop`" in error.value.hint
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"other_modules": "maybe"}, "must be `keep` or `drop`"),
+            ({"modules": {"vision_tower": TEXT_ALONE["modules"]["text_decoder"]}}, "text decoder"),
+        ],
+    )
+    def test_what_is_left_out_must_be_clear(
+        self, change: dict[str, Any], said: str, models: Any
+    ) -> None:
+        with pytest.raises(UserError, match=said):
+            built(models(FAST), TEXT_ALONE | change)
+
+    def test_the_key_needs_modules(self, models: Any) -> None:
+        with pytest.raises(UserError, match="`other_modules` needs `modules`"):
+            built(models(FAST), TASK_VECTOR | {"other_modules": "drop"})
+
+    def test_an_unknown_kind_of_decoder(self, models: Any, tmp_path: Path) -> None:
+        shutil.copytree(models(FAST), tmp_path / "models")
+        file = tmp_path / "models/vlm/config.json"
+        config = json.loads(file.read_text())
+        config["text_config"]["model_type"] = "of_my_own"
+        file.write_text(json.dumps(config))
+        with pytest.raises(UserError, match="not known which class") as error:
+            built(tmp_path / "models", TEXT_ALONE)
+        assert "of_my_own" in str(error.value)

@@ -116,10 +116,7 @@ def text_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any] | No
     """
     data = _data()
     prefix, section = text_section(config)
-    kind = section.get("model_type") if prefix else None
-    if not isinstance(kind, str):
-        whole = str(config.get("model_type"))
-        kind = data["parts"].get(whole, whole)
+    kind = text_type(config)
     relative = data["relatives"].get(kind)
     values = _section_values(config, section, prefix)
     if relative:
@@ -130,6 +127,14 @@ def text_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any] | No
         return None
     values |= {"architectures": [data["classes"][kind]], "model_type": kind}
     return values | {"tie_word_embeddings": tied}
+
+
+def text_type(config: Mapping[str, Any]) -> str:
+    """Return the ``model_type`` of a model's text decoder."""
+    prefix, section = text_section(config)
+    kind = section.get("model_type") if prefix else None
+    whole = str(config.get("model_type"))
+    return kind if isinstance(kind, str) else _data()["parts"].get(whole, whole)
 
 
 def _section_values(
