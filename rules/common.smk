@@ -13,6 +13,7 @@ from pathlib import Path
 from shardmerge.base.pathnames import check_path
 from shardmerge.base.weightfolders import FOLDER
 from shardmerge.benchmark.samples import samples_path
+from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -72,7 +73,10 @@ RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 if HEAD and TARGETS.measured:
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
+        BENCHMARK["tasks"],
+        filter(None, [BENCHMARK["include_path"]]),
+        TASKS,
+        allow_code=BENCHMARK["allow_code_execution"],
     )
 COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
@@ -153,6 +157,21 @@ def tasks_of(w):
 def samples_of(results):
     """Return where the answers to single questions lie, beside results."""
     return [str(samples_path(path)) for path in results]
+
+
+def task_options():
+    """Return the options of each task, whatever model it is asked of."""
+    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+
+
+def measuring(w):
+    """Return how a benchmark job measures its model; its tasks load it in the same way."""
+    return TARGETS.benchmark_job(w.model, tasks_of(w)[0])
+
+
+def environment(w, usual, **own):
+    """Return the environment file of a benchmark job's backend."""
+    return own.get(measuring(w).backend, usual)
 
 
 def fetch_job(w):

@@ -49,6 +49,9 @@ TARGETS = {
     "plan": Target("plan", "print what would be built, read, fetched and written", waits=False),
     "lock": Target("lock", "lock all sources anew and print what moved", waits=False),
     "bench": Target("benchmarks", "build the models and their benchmark tables"),
+    "prefetch": Target(
+        "prefetch", "fetch the data sets of benchmarks for nodes without a network", waits=False
+    ),
     "report": Target("report", "build the models, their plots and tables"),
     "publish": Target("publish", "upload verified models to `publish.repository`"),
 }

@@ -154,8 +154,7 @@ class _Assembler:
         """Return a model's tensors that belong to a module: name in the output to its own."""
         if (model.name, module.name) not in self._owned:
             fit = self._fit(model)
-            own = set(main_tensors(fit.model))
-            spelt = {name: full for name, full in fit.names.items() if full in own}
+            spelt = fit.names
             if module.name is not None and not self.stage.drops:
                 table = self.like.table if fit.lacks else ()
                 owner = assign([*table, *spelt], self.keys)

@@ -15,6 +15,7 @@ from shardmerge.algebra.pieces import Arrangement, Patch
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.architecture import layouts
 from shardmerge.compose.architecture.text_part import has_other_parts
+from shardmerge.compose.folders import main_tensors
 from shardmerge.compose.models import Entry, Model
 from shardmerge.compose.relaid_model import RelaidModel
 from shardmerge.compose.text_model import ExtendedModel, text_model
@@ -57,7 +58,7 @@ class Pattern:
 
     def fit(self, model: Model) -> Fit:
         """Return a model in this layout, as far as it is known how."""
-        table, like = model.table, self.model.table
+        table, like = _main(model), self._table
         if table.keys() != like.keys() and has_other_parts(table) != has_other_parts(like):
             return self._fit_text(model)
         if table.keys() <= like.keys() and not any(_turned(table, like)):
@@ -70,7 +71,11 @@ class Pattern:
             return Fit(model, names)
         relaid = RelaidModel(model, parts)
         new = {own: name for name, own in names.items()}
-        return Fit(relaid, {new.get(own, own): own for own in relaid.table})
+        return Fit(relaid, {new.get(own, own): own for own in _main(relaid)})
+
+    @cached_property
+    def _table(self) -> Mapping[str, Entry]:
+        return _main(self.model)
 
     def _fit_text(self, model: Model) -> Fit:
         """Return a text model in a layout that has other parts too, or the other way round."""
@@ -98,7 +103,7 @@ class Pattern:
     def _meaning(self, other: layouts.StorageLayout) -> _Meaning:
         if other not in self._meanings:
             converters = (*self._layout.converters, *other.converters)
-            self._meanings[other] = _Meaning(self.model.table, self._layout, converters)
+            self._meanings[other] = _Meaning(self._table, self._layout, converters)
         return self._meanings[other]
 
 
@@ -151,6 +156,11 @@ class _Meaning:
 
     def __contains__(self, name: str) -> bool:
         return name in self.same or name in self.made
+
+
+def _main(model: Model) -> dict[str, Entry]:
+    """Return a model's tensors that are of none of its folders."""
+    return {name: model.table[name] for name in main_tensors(model)}
 
 
 def _matched(model: _Meaning, like: _Meaning) -> tuple[dict[str, str], dict[str, Arrangement]]:

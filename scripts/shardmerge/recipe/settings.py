@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,12 +16,16 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.pathnames import check_path, check_text, check_word
 from shardmerge.base.text import parse_size
+from shardmerge.recipe.benchmark_entries import by_name
+from shardmerge.recipe.schema import written_out
 
 #: Keys that tell a recipe from a configuration.
 _RECIPE_KEYS = ("merge_method", "slices", "modules", "base_model")
 _DEMO = "resources/demo"
 #: Folders of this project's that a configuration may name from anywhere.
 _SHIPPED = ("config/recipes/", "config/tasks/", f"{_DEMO}/")
+#: Keys whose texts may have lines.
+_MAY_HAVE_LINES = re.compile(r"^card\.|\.(system_instruction|gen_kwargs|chat_template_args)\b")
 SCHEMA = Path(__file__).parents[3] / "config" / "schemas" / "config.schema.json"
 
 
@@ -90,7 +95,7 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
         raise UserError("is nested too deeply", "configuration") from None
     if errors:
         raise _explain(errors[0])
-    settings = Settings(values)
+    settings = Settings(values | {"benchmark": by_name(values["benchmark"])})
     _check_names(settings)
     _ = (
         settings.max_shard_size,
@@ -166,7 +171,7 @@ def explain_options(settings: Settings) -> list[str]:
 def _check_names(settings: Settings) -> None:
     """Refuse texts that cannot be the names that they stand for."""
     for key, text in _texts(settings.values):
-        if not key.startswith("card."):  # its texts have lines
+        if not _MAY_HAVE_LINES.search(key):
             check_text(text, f"configuration: {key}")
     benchmark, stages, norms = (settings[key] for key in ("benchmark", "stages", "norm_merge"))
     paths = {
@@ -199,7 +204,8 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 @cache
 def _schema() -> Mapping[str, Any]:
-    return json.loads(SCHEMA.read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    return written_out(schema, schema)
 
 
 def _is_planned(rule: Mapping[str, Any]) -> bool:

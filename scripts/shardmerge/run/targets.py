@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,14 +12,16 @@ from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
+from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
+from shardmerge.recipe.benchmark_entries import laid_over
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
-from shardmerge.run.measured import OPTIONS, Measured, folder_digest
+from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 
 #: Folder of what jobs found of large local files.
@@ -199,7 +202,12 @@ class Targets:
                     "configuration: benchmark.models",
                     did_you_mean(name, ["merged", "sources", *builds, *sources]),
                 )
-            found |= {model.name: model for model in chosen}
+            options = self.settings["benchmark"]["model_options"][name]
+            for model in chosen:
+                one, other = options, found[model.name].options if model.name in found else {}
+                if name in ("merged", "sources"):  # what is said of one model goes before
+                    one, other = other, one
+                found[model.name] = replace(model, options=laid_over(other, one))
         return found
 
     def tables(self) -> list[str]:
@@ -277,9 +285,13 @@ class Targets:
             raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
         return repository
 
+    def benchmark_job(self, model: str, task: str) -> EvalOptions:
+        """Return how a model is measured in a task."""
+        return options_of(self.settings["benchmark"], self.measured[model].options, task)
+
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
-        options = {k: v for k, v in self.settings["benchmark"].items() if k in OPTIONS}
+        options = self.benchmark_job(model, task).identity()
         parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
@@ -290,20 +302,8 @@ class Targets:
 
     def benchmark_options(self) -> list[str]:
         """Return the command-line options that all benchmark jobs share."""
-        benchmark = self.settings["benchmark"]
-        options = []
-        for key in OPTIONS:
-            if benchmark[key] is not None:
-                options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
-        if benchmark["gpus"] > 1:
-            options.append("--parallelize")
-        return options
-
-    @property
-    def benchmark_gpus(self) -> int:
-        """GPUs that a benchmark job asks for."""
-        benchmark = self.settings["benchmark"]
-        return 0 if benchmark["device"] == "cpu" else benchmark["gpus"]
+        folder = self.settings["benchmark"]["include_path"]
+        return [f"--include-path={folder}"] if folder else []
 
     def label(self, key: str) -> str:
         """Return the name of the folder of a source's results."""

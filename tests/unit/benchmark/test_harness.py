@@ -136,6 +136,10 @@ class TestFootnotes:
             ({"config": {"limit": None, "dtype": "auto", "random_seed": 0}}, "computed in auto"),
             ({"config": {"limit": None, "dtype": "float32", "random_seed": 7}}, "seeds 7"),
             ({"n-shot": {"demo_B": 5}}, "5 examples in the prompt"),
+            (
+                {"config": {"limit": None, "dtype": "float32", "random_seed": 0, "model": "vllm"}},
+                "options backend vllm",
+            ),
             ({"versions": {"demo_B": 2.0}}, "version 2.0 of the task"),
             ({"lm_eval_version": "0.4.8"}, "lm-eval 0.4.8"),
             ({"transformers_version": "4.57.0"}, "transformers 4.57.0"),

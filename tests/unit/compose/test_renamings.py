@@ -52,11 +52,7 @@ class Named(Model):
     ) -> None:
         self.name = "named"
         self.table = dict.fromkeys(names, Entry("F32", shape))
-        self._config = config
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._config
+        self.config = config
 
     def place(self, tensor: str) -> Any:
         return tensor
