@@ -116,7 +116,7 @@ class Family:
         return f"{self.root}layers.{self.layers[int(number)]}.{rest}"
 
     def save(self, folder: Path, seed: int) -> Path:
-        """Write a model that sees, with random weights."""
+        """Write a model that sees, with random weights, in several files."""
         return _save(self.whole, self.values, folder, seed)
 
     def save_text(self, folder: Path, seed: int, **values: Any) -> Path:
@@ -250,5 +250,5 @@ def _save(classes: tuple[str, str], values: dict[str, Any], folder: Path, seed: 
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.add_(torch.randn(tensor.shape) * 0.05)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="30KB")
     return folder
