@@ -30,7 +30,7 @@ DOCUMENT_KEYS = (
     "chat_template",
 )
 #: What ``other_modules`` may be.
-OTHERS = ("keep", "drop")
+_OTHER_MODULES = ("keep", "drop")
 #: Keys of other tools' recipes: the tool, what it does, and what to do.
 _FOREIGN = {
     "experts": (
@@ -95,9 +95,9 @@ def _other_modules(table: Mapping[str, Node]) -> str | None:
     node = table["other_modules"]
     if "modules" not in table:
         raise node.error("`other_modules` needs `modules`, which says which are not the others")
-    if node.value not in OTHERS:
+    if node.value not in _OTHER_MODULES:
         raise node.error(
-            f"`other_modules` must be {' or '.join(f'`{one}`' for one in OTHERS)}",
+            f"`other_modules` must be {' or '.join(f'`{one}`' for one in _OTHER_MODULES)}",
             "`keep` takes them as the base model has them, `drop` makes a model of the text alone.",
         )
     return node.value

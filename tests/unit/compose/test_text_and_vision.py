@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from helpers.built_model import Built, merge
 from helpers.engine_cases import SMALL, tuned
+from helpers.tiny_tokenizers import tokenized
 from helpers.vision_models import FAMILIES, Family, load, told
 from shardmerge.base.errors import UserError
+from shardmerge.compose.architecture.text_part import text_config, text_part
 from shardmerge.plan.decide import load_plan
 from shardmerge.recipe.settings import load_settings
 
@@ -244,6 +248,7 @@ class TestRefusals:
         self, models: Any, tmp_path: Path
     ) -> None:
         shutil.copytree(models(FAST), tmp_path / "models")
+        shutil.rmtree(tmp_path / "models/tuned")
         FAMILIES[FAST].save_text(
             tmp_path / "models/tuned", 5, num_hidden_layers=3, num_attention_heads=2
         )
@@ -257,6 +262,7 @@ class TestRefusals:
     ) -> None:
         shutil.copytree(models(FAST), tmp_path / "models")
         for name in ("tuned", "base"):
+            shutil.rmtree(tmp_path / "models" / name)
             FAMILIES[FAST].save_text(tmp_path / "models" / name, 5, vocab_size=44)
         with pytest.raises(UserError, match=r"has shape \[48, 16\] in 'vlm' but") as error:
             built(tmp_path / "models", TASK_VECTOR)
@@ -294,3 +300,123 @@ class TestRefusals:
         with pytest.raises(UserError, match="not known which class") as error:
             built(tmp_path / "models", TEXT_ALONE)
         assert "of_my_own" in str(error.value)
+
+
+class TestTokens:
+    def test_rows_follow_tokens_and_a_picture_keeps_its_own(self) -> None:
+        sizes = {"vlm": ("<image>", "the", "cat"), "tuned": ("cat", "dog"), "base": ("cat",)}
+        folder = Path("models")
+        for seed, (name, words) in enumerate(sizes.items()):
+            added = {word: True for word in words if word.startswith("<")}
+            plain = [word for word in words if word not in added]
+            tokenized(folder / name, seed, plain, added, dtype=torch.float32, spare=seed)
+        seeing(folder / "vlm")
+        recipe = weighed("task_arithmetic", tuned=0.5)
+        out = tensors(
+            built(folder, recipe | {"base_model": "vlm", "tokenizer_source": "base"}).folder
+        )
+        name = "embed_tokens.weight"
+        whole = tensors(folder / "vlm")[f"language_model.model.{name}"]
+        text = tensors(folder / "tuned")[f"model.{name}"]
+        ids = {key: vocabulary(folder / key) for key in ("vlm", "tuned")}
+        made = out[f"language_model.model.{name}"]
+        assert len(made) == len(whole) and "<image>" not in ids["tuned"]
+        assert torch.equal(made[ids["vlm"]["<image>"]], whole[ids["vlm"]["<image>"]])
+        for token in set(ids["vlm"]) & set(ids["tuned"]):
+            have, other = whole[ids["vlm"][token]], text[ids["tuned"][token]]
+            wanted = have + 0.5 * (other - have)
+            assert torch.allclose(made[ids["vlm"][token]], wanted, atol=1e-6), token
+
+
+def test_a_quantised_text_model_is_decoded_into_the_decoder() -> None:
+    folder = Path("models")
+    for seed, name in enumerate(("vlm", "tuned")):
+        tokenized(folder / name, seed, ["cat"], dtype=torch.float32)
+    seeing(folder / "vlm")
+    own = tensors(folder / "tuned")
+    name = "model.layers.1.mlp.up_proj.weight"
+    codes, scale = own[name].to(torch.float8_e4m3fn), torch.tensor([0.5])
+    save_file(own | {name: codes, f"{name}_scale": scale}, folder / "tuned/model.safetensors")
+    out = tensors(built(folder, weighed(vlm=0.5, tuned=0.5)).folder)
+    wanted = (tensors(folder / "vlm")[f"language_model.{name}"] + codes.float() * scale) / 2
+    assert torch.allclose(out[f"language_model.{name}"], wanted, atol=1e-6)
+
+
+def seeing(folder: Path) -> None:
+    """Make a tiny Llama the decoder of a model that sees."""
+    text = {f"language_model.{name}": tensor for name, tensor in tensors(folder).items()}
+    picture = {"vision_tower.vision_model.embeddings.class_embedding": torch.ones(3)}
+    picture |= {f"vision_tower.layers.{i}.fc.weight": torch.full((2, 2), i + 1.0) for i in range(3)}
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    save_file({**text, **picture}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": config}))
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = (load_file(path) for path in sorted(folder.glob("*.safetensors")))
+    return {name: tensor for one in found for name, tensor in one.items()}
+
+
+def vocabulary(folder: Path) -> dict[str, int]:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+
+
+class TestConfigurations:
+    def test_keys_of_older_files_that_have_no_sections(self) -> None:
+        values = {
+            "model_type": "qwen2_vl",
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "hidden_size": 3584,
+            "num_hidden_layers": 28,
+            "rope_theta": 1000000.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "vision_start_token_id": 1,
+            "image_token_id": 2,
+            "bos_token_id": 3,
+            "vision_config": {"depth": 32},
+            "quantization_config": {"quant_method": "fp8"},
+        }
+        made = text_config(values, tied=False)
+        defaults = {"num_key_value_heads": 8, "rms_norm_eps": 1e-05, "vocab_size": 152064}
+        assert made.items() >= defaults.items()
+        wanted = {
+            "model_type": "qwen2",
+            "architectures": ["Qwen2ForCausalLM"],
+            "hidden_size": 3584,
+            "rope_scaling": None,
+            "rope_theta": 1000000.0,
+            "bos_token_id": 3,
+            "tie_word_embeddings": False,
+        }
+        assert made.items() >= wanted.items()
+        assert not {"vision_start_token_id", "image_token_id", "vision_config"} & set(made)
+        assert "quantization_config" not in made
+
+    def test_a_section_without_its_type_is_of_the_default_one(self) -> None:
+        config = {"model_type": "llava", "text_config": {"hidden_size": 4}, "eos_token_id": 7}
+        made = text_config(config, tied=True)
+        assert made["architectures"] == ["LlamaForCausalLM"]
+        assert made["eos_token_id"] == 7 and made["tie_word_embeddings"] is True
+
+    def test_layers_for_pictures_are_not_counted(self) -> None:
+        section = {"num_hidden_layers": 40, "cross_attention_layers": [3, 8], "rope_theta": 1.0}
+        made = text_config({"model_type": "mllama", "text_config": section}, tied=False)
+        assert made["num_hidden_layers"] == 38 and made["rope_theta"] == 1.0
+        assert "cross_attention_layers" not in made
+
+    @pytest.mark.parametrize(
+        "section",
+        [
+            {"model_type": ["llama"]},
+            {"cross_attention_layers": [[1], None, "x"], "num_hidden_layers": "2"},
+            {"rope_scaling": {"type": "mrope", "factor": [1, {}]}, "rope_parameters": [1]},
+        ],
+    )
+    def test_strange_values_of_a_stranger(self, section: dict[str, Any]) -> None:
+        config = {"model_type": "mllama", "text_config": section, "architectures": 3}
+        assert text_config(config, tied=False)["model_type"] == "llama"
+        names = [f"language_model.model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+        names += ["vision_model.layers.0.fc1.weight"]
+        assert text_part(names, config).layers
