@@ -21,17 +21,17 @@ from shardmerge.compose.architecture.names import (
     layer_of,
 )
 from shardmerge.compose.architecture.predictors import Behind, behind
-from shardmerge.compose.architecture.text_part import TEXT
-from shardmerge.compose.differences import (
-    ARCHITECTURE,
-    LAYERS,
-    VOCABULARY,
-    differing,
-    side_by_side,
-)
 from shardmerge.compose.folders import add_folders, main_tensors
 from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
+from shardmerge.compose.other_modules import (
+    check_dropped,
+    check_mentioned,
+    check_text,
+    having,
+    kept,
+    module_keys,
+)
 from shardmerge.compose.parts import Assembly, Part, Piece, Predictors, TextMerge
 from shardmerge.compose.tensor_matching import complete
 from shardmerge.compose.text_model import text_model
@@ -63,15 +63,14 @@ class _Assembler:
         self.align = align
         self.result = Assembly()
         self.pieces = 0
-        self.keys = [m.name for m in stage.modules if m.name is not None]
+        self.keys = module_keys(stage)
         self._fits: dict[str, Fit] = {}
         self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
         self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
 
     def run(self) -> Assembly:
         firsts = []
-        if self.stage.drops:
-            self._check_dropped()
+        check_dropped(self.stage)
         for module in self.stage.modules:
             pieces = [self._piece(item, module) for item in module.slices]
             if module.slices[0].whole:
@@ -80,10 +79,8 @@ class _Assembler:
                 self._sliced(pieces, module)
             firsts.append(pieces[0])
         add_folders(self.result, firsts[0])
-        if self.stage.keeps:
-            self._keep_others()
-        elif self.keys and not self.stage.drops:
-            self._check_keys()
+        check_mentioned(self.stage, self.like)
+        self._keep_others()
         return self.result
 
     @cached_property
@@ -112,30 +109,10 @@ class _Assembler:
         if model.name not in self._fits:
             self._fits[model.name] = self._pattern.fit(model)
             if pair := self._fits[model.name].pair:
-                self._check_text(*pair)
+                check_text(self.stage, *pair)
                 whole = pair[1].name
                 self.result.texts.append(TextMerge(pair[0].name, whole, whole == self.like.name))
         return self._fits[model.name]
-
-    def _check_text(self, text: Model, decoder: Model) -> None:
-        """Refuse a text model that is not like the text decoder of the one that it is merged with.
-
-        Tokens may differ where embeddings follow them, and layers where slices name them.
-        """
-        sliced = any(not item.whole for item in self.stage.slices)
-        differ = differing(decoder, text) - {
-            ARCHITECTURE,
-            VOCABULARY,
-            *([LAYERS] if sliced else []),
-        }
-        if differ:
-            raise UserError(
-                f"{text.name!r} is a text model that is not like the text decoder of "
-                f"{decoder.name!r}",
-                self.stage.where,
-                f"{side_by_side(decoder, text)} Take text models of the base that "
-                f"{decoder.name!r} was built on.",
-            )
 
     def _piece(self, item: Slice, module: Module) -> Piece:
         base = item.base_model or self.stage.base_model
@@ -190,48 +167,6 @@ class _Assembler:
             did_you_mean(module.name, known),
         )
 
-    def _check_dropped(self) -> None:
-        """Refuse to leave out parts of a model other than those beside its text decoder."""
-        module = self.stage.modules[0]
-        if self.keys != [TEXT]:
-            raise UserError(
-                "`other_modules: drop` makes a model of a text decoder alone",
-                module.where,
-                f"Write `modules:` with `{TEXT}` and no other module.",
-            )
-
-    def _keep_others(self) -> None:
-        """Add the tensors of modules that are not mentioned, as the output's model has them."""
-        owner = assign(self.like.table, self.keys)
-        item = Input(self._like_reference, {}, None, self.stage.where)
-        piece = Piece(self.pieces, (item,), (self.like,), None, (), self.stage.where)
-        for name, key in owner.items():
-            if key is not None or name in self.result.parts:
-                continue
-            tokens = is_vocabulary(name)
-            kept = self.align(self.stage, piece, (name,)) if tokens else piece
-            self.result.parts[name] = Part(kept, (name,), (name,), 0.0, copied=True)
-
-    def _check_keys(self) -> None:
-        """Refuse modules that are not mentioned: the output would lack them."""
-        table = main_tensors(self.like)
-        owner = assign(table, self.keys)
-        lost = [name for name, key in owner.items() if key is None]
-        if lost:
-            names = dict.fromkeys(modules_of(lost if self._by_stack else table).values())
-            raise UserError(
-                f"`modules` leaves out {len(lost)} tensors of {self.like.name!r}, such as "
-                f"{lost[0]!r}",
-                self.stage.modules[0].where,
-                f"Its modules are {', '.join(names)}: mention all of them, or write "
-                "`other_modules: keep` (as the base model has them)"
-                + (" or `other_modules: drop` (the text alone)." if self.keys == [TEXT] else "."),
-            )
-
-    @property
-    def _by_stack(self) -> bool:
-        return any("." in key for key in self.keys)
-
     def _add(
         self,
         name: str,
@@ -243,8 +178,9 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
-        if None in before and (having := self._having(name, piece, before)):
-            self._some(name, piece, before, having, labels, t)
+        lacks = [name in self._fit(model).lacks for model in piece.models]
+        if some := having(before, lacks):
+            self._some(name, piece, before, some, labels, t)
             return
         after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
@@ -252,25 +188,28 @@ class _Assembler:
             self.result.untied |= after != before
             self.result.parts[name] = Part(piece, after, labels, t)
 
-    def _having(self, name: str, piece: Piece, names: tuple[str | None, ...]) -> tuple[int, ...]:
-        """Return which models have a tensor of a part that the others, text models, do not have."""
-        having = tuple(i for i, own in enumerate(names) if own is not None)
-        lacking = (m for m, own in zip(piece.models, names, strict=True) if own is None)
-        return having if all(name in self._fit(model).lacks for model in lacking) else ()
-
     def _some(
         self,
         name: str,
         piece: Piece,
         names: tuple[str | None, ...],
-        having: tuple[int, ...],
+        some: tuple[int, ...],
         labels: tuple[str, ...],
         t: float,
     ) -> None:
         """Add a tensor that text models do not have: merged from the others, or the only one's."""
-        models = [piece.models[i] for i in having]
-        complete(name, [names[i] for i in having], models, [{}] * len(having), piece.where)
-        self.result.parts[name] = Part(piece, names, labels, t, copied=len(having) == 1)
+        models = [piece.models[i] for i in some]
+        complete(name, [names[i] for i in some], models, [{}] * len(some), piece.where)
+        self.result.parts[name] = Part(piece, names, labels, t, copied=len(some) == 1)
+
+    def _keep_others(self) -> None:
+        """Add the tensors of modules that are not mentioned and kept, as they are."""
+        item = Input(self._like_reference, {}, None, self.stage.where)
+        piece = Piece(self.pieces, (item,), (self.like,), None, (), self.stage.where)
+        for name in list(kept(self.stage, self.like, self.result.parts)):
+            tokens = is_vocabulary(name)
+            one = self.align(self.stage, piece, (name,)) if tokens else piece
+            self.result.parts[name] = Part(one, (name,), (name,), 0.0, copied=True)
 
     def _whole(self, piece: Piece, module: Module) -> None:
         columns = [self._real(model, module) for model in piece.models]
