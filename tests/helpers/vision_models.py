@@ -81,6 +81,15 @@ _IDEFICS_VISION = {
     "image_size": 16,
     "patch_size": 8,
 }
+_AUDIO = {
+    "model_type": "qwen2_audio_encoder",
+    "d_model": 16,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "num_mel_bins": 8,
+    "max_source_positions": 16,
+}
 _PLAIN = {k: v for k, v in _TEXT.items() if k != "num_key_value_heads"}
 _LLAMA = ("LlamaForCausalLM", "LlamaConfig")
 
@@ -132,6 +141,24 @@ FAMILIES = {
             "vision_config": _CLIP,
             "image_token_index": 3,
         },
+    ),
+    "llava_next": Family(
+        ("LlavaNextForConditionalGeneration", "LlavaNextConfig"),
+        {
+            "text_config": _TEXT | {"model_type": "mistral"},
+            "vision_config": _CLIP,
+            "image_token_index": 3,
+        },
+        ("MistralForCausalLM", "MistralConfig"),
+    ),
+    "qwen2_audio": Family(
+        ("Qwen2AudioForConditionalGeneration", "Qwen2AudioConfig"),
+        {
+            "text_config": _TEXT | {"model_type": "qwen2"},
+            "audio_config": _AUDIO,
+            "audio_token_index": 3,
+        },
+        ("Qwen2ForCausalLM", "Qwen2Config"),
     ),
     "qwen2_vl": Family(
         ("Qwen2VLForConditionalGeneration", "Qwen2VLConfig"),

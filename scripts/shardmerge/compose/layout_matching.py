@@ -14,7 +14,7 @@ from shardmerge.algebra import pieces
 from shardmerge.algebra.pieces import Arrangement, Patch
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.architecture import layouts
-from shardmerge.compose.architecture.text_part import has_other_parts
+from shardmerge.compose.architecture.text_part import has_other_parts, is_text_into
 from shardmerge.compose.folders import main_tensors
 from shardmerge.compose.models import Entry, Model
 from shardmerge.compose.relaid_model import RelaidModel
@@ -59,7 +59,7 @@ class Pattern:
     def fit(self, model: Model) -> Fit:
         """Return a model in this layout, as far as it is known how."""
         table, like = _main(model), self._table
-        if table.keys() != like.keys() and has_other_parts(table) != has_other_parts(like):
+        if table.keys() != like.keys() and is_text_into(table, like):
             return self._fit_text(model)
         if table.keys() <= like.keys() and not any(_turned(table, like)):
             return Fit(model, {name: name for name in table})

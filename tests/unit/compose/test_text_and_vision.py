@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,21 @@ class TestRecipes:
         wanted = by_hand(family, folder).state_dict()
         assert all(torch.allclose(out[name], value, atol=1e-6) for name, value in wanted.items())
 
+    def test_an_output_embedding_of_the_text_models_unties_the_whole(self, tmp_path: Path) -> None:
+        family = FAMILIES[FAST]
+        tied = family.values | {"tie_word_embeddings": True}
+        tied["text_config"] = tied["text_config"] | {"tie_word_embeddings": True}
+        replace(family, values=tied).save(tmp_path / "models/vlm", 0)
+        for seed, name in enumerate(("base", "tuned")):
+            family.save_text(tmp_path / "models" / name, seed + 1)
+        out = built(tmp_path / "models", TASK_VECTOR).folder
+        made = load(out, family.whole[0]).state_dict()
+        texts = {n: tensors(tmp_path / "models" / n) for n in ("base", "tuned")}
+        whole = tensors(tmp_path / "models/vlm")["language_model.model.embed_tokens.weight"]
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            wanted = whole + 0.5 * (texts["tuned"][name] - texts["base"][name])
+            assert torch.allclose(made[family.named(name)], wanted, atol=1e-6), name
+
     def test_the_text_alone_is_read_by_another_document(self, models: Any) -> None:
         family, folder = FAMILIES[FAST], models(FAST)
         out = built(folder, *two_documents(weighed(text=0.5, tuned=0.5))).folder
@@ -256,6 +272,17 @@ class TestRefusals:
             built(tmp_path / "models", TASK_VECTOR)
         assert "'vlm' has 2 layers, 4 heads" in error.value.hint
         assert "'tuned' has 3 layers, 2 heads" in error.value.hint
+
+    def test_a_vision_tower_alone_is_no_text_model(self, tmp_path: Path) -> None:
+        shape = (2, 2)
+        tower = {f"vision_model.layers.{i}.fc.weight": torch.ones(shape) for i in range(2)}
+        text = {f"text_model.layers.{i}.fc.weight": torch.ones(shape) for i in range(2)}
+        for name, found in (("a", tower | text), ("b", tower)):
+            (tmp_path / "models" / name).mkdir(parents=True)
+            save_file(found, tmp_path / "models" / name / "model.safetensors")
+            (tmp_path / "models" / name / "config.json").write_text('{"model_type": "clip"}')
+        with pytest.raises(UserError, match="text_model.* is in 'a' but not in 'b'"):
+            built(tmp_path / "models", weighed(a=1, b=1))
 
     def test_another_number_of_tokens_is_told_with_a_way_out(
         self, models: Any, tmp_path: Path
@@ -405,6 +432,17 @@ class TestConfigurations:
         made = text_config({"model_type": "mllama", "text_config": section}, tied=False)
         assert made["num_hidden_layers"] == 38 and made["rope_theta"] == 1.0
         assert "cross_attention_layers" not in made
+
+    def test_a_whole_that_says_nothing_of_its_text(self) -> None:
+        assert text_config({"model_type": "smolvlm", "vision_config": {}}, tied=False) is None
+
+    def test_layers_for_multi_token_prediction_are_part_of_the_text(self) -> None:
+        names = [f"model.language_model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+        names += ["mtp.layers.0.mlp.up_proj.weight", "mtp.norm.weight"]
+        names += ["model.visual.blocks.0.mlp.up_proj.weight"]
+        part = text_part(names, {"model_type": "qwen3_5"})
+        assert set(part.own.values()) == set(names[:-1])
+        assert {"mtp.layers.0.mlp.up_proj.weight", "mtp.norm.weight"} <= set(part.own)
 
     @pytest.mark.parametrize(
         "section",

@@ -18,12 +18,13 @@ from shardmerge.compose.architecture import config_keys as keys
 from shardmerge.compose.architecture.layouts import layout_of
 from shardmerge.compose.architecture.modules import modules_of
 from shardmerge.compose.architecture.names import is_head, layer_counts, layer_of
-from shardmerge.compose.architecture.predictors import text_section
+from shardmerge.compose.architecture.predictors import behind, text_section
 
 TEXT_MODELS_FILE = Path(__file__).parent / "text_models.json"
 #: Names of ``modules_of``.
 TEXT = "text_decoder"
 _OTHER_PARTS = {"vision_tower", "audio_tower", "multi_modal_projector"}
+_OTHER_INPUTS = re.compile(r"vision|visual|audio")
 #: Layers that a decoder has anew to look at pictures.
 _CROSS = "cross_attention_layers"
 #: What stands among a text decoder's tensors, and is none of a text model's.
@@ -61,6 +62,19 @@ def has_other_parts(tensors: Iterable[str]) -> bool:
     return TEXT in found and bool(found & _OTHER_PARTS)
 
 
+def is_text_into(tensors: Iterable[str], like: Iterable[str]) -> bool:
+    """Whether one of two models is a text model and the other has a text decoder besides others.
+
+    Args:
+        tensors: All of a model.
+        like: All of the other.
+    """
+    for one, other in ((tensors, like), (like, tensors)):
+        if has_other_parts(one):
+            return not any(_OTHER_INPUTS.search(name) for name in other)
+    return False
+
+
 def text_part(tensors: Iterable[str], config: Mapping[str, Any]) -> TextPart:
     """Return the text decoder of a model that ``has_other_parts``.
 
@@ -82,14 +96,22 @@ def text_part(tensors: Iterable[str], config: Mapping[str, Any]) -> TextPart:
     found, stack = {}, main
     for own, new in text.items():
         place = layer_of(new)
-        if place is None:
-            if not _ADDED.search(new):
+        if behind(new, {}):  # for multi-token prediction, in a module of its own
+            found[new] = own
+        elif place is None:
+            if _is_texts(new, root):
                 found[_outside(new, root, alone)] = own
         elif place[0] == main and place[1] in number:
             rest = new.removeprefix(f"{main}{place[1]}.")
             found[f"{alone}{main.removeprefix(root)}{number[place[1]]}.{rest}"] = own
             stack = layer_of(own)[0]
     return TextPart(found, stack, layers)
+
+
+def _is_texts(name: str, root: str) -> bool:
+    """Whether a tensor outside layers is one that a text model has."""
+    known = name.startswith(root) or is_head(name) or _WHOLE.match(name) is not None
+    return known and not _ADDED.search(name)
 
 
 def _alone(root: str) -> str:
@@ -117,6 +139,8 @@ def text_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any] | No
     data = _data()
     prefix, section = text_section(config)
     kind = text_type(config)
+    if not prefix and not any(key in config for key in keys.COUNT):
+        return None  # not even the number of layers: all of it is the whole's default
     relative = data["relatives"].get(kind)
     values = _section_values(config, section, prefix)
     if relative:
