@@ -135,7 +135,7 @@ rule compare_models:
     conda:
         "../envs/benchmark.yaml"
     params:
-        builds=lambda w: [made.digest for made in PLAN.builds.values()],
+        builds=lambda w: [made.digest for made in PLAN.models.values()],
         reference=lambda w: TARGETS.reference or "",
         measured=lambda w: TARGETS.all_measurements(),
         plan=lambda w, input: DECISION.path,

@@ -253,7 +253,7 @@ rule compare_page:
     conda:
         "../envs/merge.yaml"
     params:
-        builds=lambda w: [made.digest for made in PLAN.builds.values()],
+        builds=lambda w: [made.digest for made in PLAN.models.values()],
         plan=lambda w: DECISION.path,
     shell:
         'python "$SCRIPTS"/compare_page.py --plan={params.plan:q} --table={input:q}'

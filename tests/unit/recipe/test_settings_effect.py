@@ -137,6 +137,14 @@ OTHER: dict[str, Any] = {
     "benchmark.dtype": "bfloat16",
     "benchmark.per": Same("model", "whether tasks share a job; each has its result"),
     "benchmark.gpus": Same(2, "over how many devices a model is spread"),
+    "sweep": Same(
+        {
+            "recipe": "own.yaml",
+            "space": {"w": {"grid": [1]}},
+            "objectives": {"one/acc": "maximize"},
+        },
+        "trials are recipes that are made of it, and given beside the settings",
+    ),
     "publish.repository": "me/{name}-2",
     "publish.private": False,
 }
