@@ -281,7 +281,7 @@ class TestRefusals:
             (tmp_path / "models" / name).mkdir(parents=True)
             save_file(found, tmp_path / "models" / name / "model.safetensors")
             (tmp_path / "models" / name / "config.json").write_text('{"model_type": "clip"}')
-        with pytest.raises(UserError, match="text_model.* is in 'a' but not in 'b'"):
+        with pytest.raises(UserError, match=r"text_model.* is in 'a' but not in 'b'"):
             built(tmp_path / "models", weighed(a=1, b=1))
 
     def test_another_number_of_tokens_is_told_with_a_way_out(
