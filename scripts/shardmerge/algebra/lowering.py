@@ -9,7 +9,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import Leaves, block_leaves, in_passes
 from shardmerge.base.numerics import Numerics
-from shardmerge.methods.passes import Elements, Map, Value
+from shardmerge.methods.passes import Elements, ElementValue, Map
 from shardmerge.methods.program import TYPES, Program, Reducing, Reduction, Unsupported, Writer
 from shardmerge.methods.registry import steps_of
 from shardmerge.methods.symbolic import Given, SymbolicElements
@@ -59,7 +59,7 @@ def is_native(call: ex.Call, stored: Collection[ex.Delta], numerics: Numerics) -
 
 def reduction_for(
     call: ex.Call,
-    function: Callable[[Elements], Sequence[Value]],
+    function: Callable[[Elements], Sequence[ElementValue]],
     kind: Reducing,
     leaves: Leaves,
     numerics: Numerics,

@@ -13,11 +13,11 @@ way; all else is what the engine's own kernels make of the dtypes that the expre
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,10 +39,11 @@ from shardmerge.check.error_bounds import (
 from shardmerge.check.float_formats import decoded, half_ulp
 from shardmerge.check.memory import WHOLE
 from shardmerge.check.mergekit import Formulas, NotASumError
+from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.check.samples import RUN, RUNS, Runs, positions
 from shardmerge.engine.native import is_usable
-from shardmerge.engine.passes import NativePasses, ReadFiles
+from shardmerge.engine.passes import ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
 from shardmerge.methods.registry import kernel_of
 
@@ -85,11 +86,17 @@ class Recomputer:
         self._stored = stored
         self._read = read
         self._files = files
+        self._recorded: Mapping[ex.Call, Sequence[Any]] = {}
         self._known: dict[tuple[ex.Expression, Runs], Estimate] = {}
 
-    def forget(self) -> None:
-        """Drop what was kept of a tensor's leaves and task vectors."""
+    def forget(self, recorded: Mapping[ex.Call, Sequence[Any]] | None = None) -> None:
+        """Drop what was kept of a tensor's leaves and task vectors.
+
+        Args:
+            recorded: What the merge job found of whole tensors for each call of the next one.
+        """
         self._known.clear()
+        self._recorded = recorded or {}
 
     def estimate(self, expression: ex.Expression, runs: Runs, dtype: str) -> Estimate:
         """Return what elements of an expression must be before they are rounded to an output type.
@@ -105,7 +112,8 @@ class Recomputer:
         with np.errstate(all="ignore"):
             if self._numerics.rounds_once:
                 # what was found of one tensor is of no use for the next
-                self._passes = self._files and NativePasses(self._files, self._numerics)
+                files, numerics = self._files, self._numerics
+                self._passes = files and RecordedPasses(files, numerics, self._recorded)
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)

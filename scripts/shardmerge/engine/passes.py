@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,20 +20,22 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.locations import apart
+from shardmerge.engine.record import Tally
 from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
 from shardmerge.methods.passes import (
-    Band,
     Bands,
     Counts,
     Elements,
+    ElementValue,
+    KeyBand,
     Map,
     RowRanks,
     Sums,
-    Value,
     Wanted,
     along_first,
     end_of,
@@ -69,14 +72,20 @@ class NativePasses:
         numerics: In which it computes.
     """
 
+    #: Elements of rows whose ranks are found together.
+    _together = BLOCK
+
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         self._files, self._numerics = files, numerics
         self._made: dict[ex.Call, Map] = {}
+        #: Of each call what its passes found, as JSON-able data; None for what is not kept.
+        self.answers: dict[ex.Call, list[Any]] = {}
 
     def map(self, call: ex.Call) -> Map:
         """Return what a call that is computed in passes does to elements."""
         if call not in self._made:
             begin = passes_of(call.method, self._numerics)
+            self.answers[call] = []
             self._made[call] = end_of(
                 begin_passes(call, begin), lambda wanted: self._answer(call, wanted)
             )
@@ -96,45 +105,60 @@ class NativePasses:
 
     def _answer(self, call: ex.Call, wanted: Wanted) -> Any:
         shape, count = call.inputs[0].shape, ex.elements(call.inputs[0])
+        note = self.answers[call].append
+        match wanted:
+            case Sums(function, axis) if vectors(shape, axis)[0] == 1:
+                table = self._table(call, self._tiles(call, function, "sums"), count)
+                note(to_text(table))
+                return halved_sum(table)[:, None]
+            case Counts(function):
+                table = self._table(call, self._tiles(call, function, "counts"), count)
+                note(to_text(table))
+                return [int(total) for total in table.sum(axis=1)]
+            case Bands():
+                bands = self._bands(call, wanted, count)
+                note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
+                return bands
+        note(None)
         match wanted:
             case Sums(function, axis) if along_first(shape, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
             case Sums(function, axis):
                 return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
-            case Counts(function):
-                return self._tiles(call, function, "counts").counts(count)
             case RowRanks(function):
                 return self._row_ranks(call, function)
-            case Bands():
-                return self._bands(call, wanted, count)
         raise TypeError(f"not known to native code: {wanted!r}")
 
+    def _table(self, call: ex.Call, tiles: ReducedTiles, count: int) -> np.ndarray:
+        """Return what each tile adds to a call's sums or counts, float64 [sums, tiles]."""
+        return tiles.table(count, range(-(-count // BLOCK)))
+
     def _tiles(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]], kind: Reducing
+        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]], kind: Reducing
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
-        places = [self._files.locate(leaf) for leaf in leaves.files]
+        places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
     def _row_ranks(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[Value]]
+        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]]
     ) -> list[RanksInRows]:
         def of(k: int) -> RanksInRows:
             def values(first: int, count: int) -> np.ndarray:
                 tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
                 return tiles.values(first, count)[0].astype(np.float32)
 
-            return RanksInRows(values, call.inputs[0].shape, native_ranks)
+            return RanksInRows(values, call.inputs[0].shape, native_ranks, self._together)
 
         asked: list[int] = []
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
         return [of(k) for k in range(asked[0])]
 
-    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[Band]:
+    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-            def keys(x: Elements) -> list[Value]:
+            def keys(x: Elements) -> list[ElementValue]:
                 values = [value.key() for value in wanted.function(x)]
                 return [values[k] for k, _ in pairs]
 
@@ -143,9 +167,9 @@ class NativePasses:
 
         def locate(k: int, key: int, number: int) -> int:
             every = 0, count
-            equal = Band(key, key, every, every)
+            equal = KeyBand(key, key, every, every)
 
-            def mask(x: Elements) -> Value:
+            def mask(x: Elements) -> ElementValue:
                 return x.inside(wanted.function(x)[k], equal)
 
             counted = self._tiles(call, lambda x: [mask(x)], "counts")
@@ -161,10 +185,11 @@ class StepsOf:
     Args:
         tasks: Of the shard's tensors.
         files: That a job reads.
+        tally: Where what was found is noted.
     """
 
-    def __init__(self, tasks: Sequence[TensorTask], files: InputFiles) -> None:
-        self._tasks, self._files = tasks, files
+    def __init__(self, tasks: Sequence[TensorTask], files: InputFiles, tally: Tally) -> None:
+        self._tasks, self._files, self._tally = tasks, files, tally
         self._lock = threading.Lock()
         self._found: OrderedDict[int, Future[Steps]] = OrderedDict()
 
@@ -188,9 +213,12 @@ class StepsOf:
         return found.result()
 
     def _make(self, task: TensorTask) -> Steps:
-        maps = NativePasses(self._files, task.numerics).map
-        rest = task.leaves, task.direct, task.numerics, maps
-        return steps_for(task.expression, task.tensor.dtype, *rest)
+        passes = NativePasses(self._files, task.numerics)
+        rest = task.leaves, task.direct, task.numerics, passes.map
+        steps = steps_for(task.expression, task.tensor.dtype, *rest)
+        answers = [passes.answers.get(call, []) for call in task.calls]
+        self._tally.add_passes(task.tensor.name, answers)
+        return steps
 
 
 class ReducedTiles:
@@ -213,23 +241,29 @@ class ReducedTiles:
         """Return the sums over vectors whose elements follow each other, [sums, vectors]."""
         done, parts = [], []
         for first, count, last in _tiles(rows, columns):
-            length = min(count, columns)
-            whole = rows == 1 and count == BLOCK
-            found = self._run(first, count, self._code.sums if whole else self._code.values)
-            if whole and len(found) > 1:
-                found = self._run(first, count, self._code.values)
-            values = np.concatenate(found, axis=1)
-            values = values[:, None] if whole else values.reshape(len(values), -1, length)
-            parts.append(halved_sum(values))
+            values = self.values(first, count)
+            parts.append(halved_sum(values.reshape(len(values), -1, min(count, columns))))
             if last:
                 done.append(halved_sum(np.stack(parts, axis=-1)))
                 parts = []
         return np.concatenate(done, axis=1)
 
-    def counts(self, count: int) -> list[int]:
-        """Return how often each mask is set."""
-        found = [self._counts(first, size) for first, size, _ in _tiles(1, count)]
-        return [int(total) for total in np.sum(found, axis=0)]
+    def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
+        """Return what some tiles add to sums or counts, float64 [sums, tiles].
+
+        Args:
+            count: Elements of the whole tensor.
+            chosen: Numbers of the tiles.
+        """
+        counts = self._code.reduction.kind == "counts"
+        one = self._counts if counts else self._sums
+        spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
+        return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
+
+    def _sums(self, first: int, count: int) -> np.ndarray:
+        found = self._run(first, count, self._code.sums)
+        # parts of a tile, between which constants change, are added up together
+        return halved_sum(found[0] if len(found) == 1 else self.values(first, count))
 
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
@@ -311,6 +345,11 @@ class ReducedTiles:
 def _longer(x: np.ndarray) -> np.ndarray:
     """Return an array with room for whole vectors at its end."""
     return np.concatenate([x, np.zeros(LANES, x.dtype)])
+
+
+def to_text(table: np.ndarray) -> str:
+    """Return float64 numbers as text, for a record."""
+    return base64.b64encode(table.astype("<f8").tobytes()).decode()
 
 
 def halved_sum(x: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ class Stream:
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
             others, stop = self._make_torch_lanes()
-        steps = StepsOf(self.tasks, self.files)
+        steps = StepsOf(self.tasks, self.files, self.tally)
         own = self.tasks, self.files, steps, self.tally, self._native
         lanes = [NativeLane(*own, other) for other in others]
         return [lane.compute for lane in lanes], stop

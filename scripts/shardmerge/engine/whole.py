@@ -13,7 +13,7 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes, group_of
-from shardmerge.algebra.leaves import FileLeaf, HeldLeaf, block_leaves, is_held, sum_dtype
+from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, sum_dtype
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
@@ -21,6 +21,7 @@ from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.engine.device import Cuda, Host, HostBuffer, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
@@ -192,11 +193,12 @@ class Maker:
         shared = self._numerics, self._buffers, squares, self._products, self.map
         evaluator = Evaluator(expression, leaves, *shared)
         held, length = self._held(leaves.held), self._buffers.length
+        locations = [apart(self._files.locate(leaf)) for leaf in leaves.files]
 
         def blocks(begin: int, count: int) -> Iterator[tuple[int, torch.Tensor]]:
             for place in range(0, count, length):
                 first, size = begin + place, min(length, count - place)
-                views = self._read(leaves.files, first, size)
+                views = self._read(locations, first, size)
                 views += held_views(leaves.held, held, first, size)
                 block = Block(views, first, size)
                 yield place, evaluator.run(block)
@@ -207,9 +209,8 @@ class Maker:
 
         return blocks
 
-    def _read(self, leaves: Sequence[FileLeaf], first: int, count: int) -> list[torch.Tensor]:
+    def _read(self, locations: Sequence[AnyLocation], first: int, count: int) -> list[torch.Tensor]:
         """Return some elements of each file leaf, where they can be computed with."""
-        locations = [self._files.locate(leaf) for leaf in leaves]
         dtypes = [torch_dtype(location.dtype) for location in locations]
         room = [-(-count * dtype.itemsize // 64) * 64 for dtype in dtypes]
         starts = [0, *itertools.accumulate(room)]

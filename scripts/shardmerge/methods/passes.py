@@ -16,36 +16,38 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Elements of an input, or what is made of them: a torch tensor, or a value of ``symbolic``.
-Value = Any
+ElementValue = Any
 
 
 class Elements(Protocol):
     """What a function of elements gets: ``x[i]`` are those of input i."""
 
-    def __getitem__(self, index: int) -> Value: ...
+    def __getitem__(self, index: int) -> ElementValue: ...
 
-    def full(self, number: float) -> Value:
+    def full(self, number: float) -> ElementValue:
         """Return a number for every element."""
 
-    def where(self, mask: Value, yes: Value | float, no: Value | float) -> Value:
+    def where(
+        self, mask: ElementValue, yes: ElementValue | float, no: ElementValue | float
+    ) -> ElementValue:
         """Return for each element one of two values."""
 
-    def number(self, mask: Value) -> Value:
+    def number(self, mask: ElementValue) -> ElementValue:
         """Return 1 where a mask is set, 0 elsewhere."""
 
-    def rounded(self, value: Value) -> Value:
+    def rounded(self, value: ElementValue) -> ElementValue:
         """Return a float64 value rounded to the inputs' type."""
 
-    def inside(self, value: Value, band: Band) -> Value:
+    def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
         """Return the mask of elements whose values, none below 0, have ranks in a band."""
 
-    def chance(self, key: tuple[int, int], probability: float) -> Value:
+    def chance(self, key: tuple[int, int], probability: float) -> ElementValue:
         """Return a mask that is set with a probability below 1, by the random stream of a key."""
 
-    def chosen(self, mask: Masks) -> Value:
+    def chosen(self, mask: Masks) -> ElementValue:
         """Return the mask that a function tells beside."""
 
-    def along(self, values: np.ndarray, axis: Axis) -> Value:
+    def along(self, values: np.ndarray, axis: Axis) -> ElementValue:
         """Return for each element the number of its vector, rounded to the inputs' type."""
 
 
@@ -66,7 +68,7 @@ class Sums:
         axis: Which elements are added up.
     """
 
-    function: Callable[[Elements], Sequence[Value]]
+    function: Callable[[Elements], Sequence[ElementValue]]
     axis: Axis = "all"
 
 
@@ -78,7 +80,7 @@ class Counts:
         function: Returns masks.
     """
 
-    function: Callable[[Elements], Sequence[Value]]
+    function: Callable[[Elements], Sequence[ElementValue]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Bands:
         ranks: Of each value.
     """
 
-    function: Callable[[Elements], Sequence[Value]]
+    function: Callable[[Elements], Sequence[ElementValue]]
     ranks: tuple[Ranks, ...]
 
 
@@ -118,11 +120,11 @@ class RowRanks:
         function: Returns the values, not negative; of equal ones the first has the lowest rank.
     """
 
-    function: Callable[[Elements], Sequence[Value]]
+    function: Callable[[Elements], Sequence[ElementValue]]
 
 
 @dataclass(frozen=True)
-class Band:
+class KeyBand:
     """The elements that have some ranks, by their keys: a value's bits, which order as it does.
 
     Args:
@@ -143,7 +145,7 @@ class Band:
         )
 
 
-NO_BAND = Band(1, 0, (0, 0), (0, 0))
+NO_BAND = KeyBand(1, 0, (0, 0), (0, 0))
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class Statistic:
 
 def band_of(
     ranks: Ranks, first: Statistic, last: Statistic, locate: Callable[[int, int], int]
-) -> Band:
+) -> KeyBand:
     """Return the band between the elements of the first and of the last of some ranks.
 
     Args:
@@ -181,13 +183,13 @@ def band_of(
 
     ends = range_of(first), range_of(last)
     if ranks.descending:
-        return Band(last.key, first.key, *ends[::-1])
-    return Band(first.key, last.key, *ends)
+        return KeyBand(last.key, first.key, *ends[::-1])
+    return KeyBand(first.key, last.key, *ends)
 
 
 Wanted = Sums | Counts | Bands | RowRanks
 #: Makes an element of the result.
-Map = Callable[[Elements], Value]
+Map = Callable[[Elements], ElementValue]
 Passes = Generator[Wanted, Any, Map]
 
 

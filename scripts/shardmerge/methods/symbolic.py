@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from shardmerge.methods.passes import Axis, Band, Masks, vectors
+from shardmerge.methods.passes import Axis, KeyBand, Masks, vectors
 from shardmerge.methods.program import Writer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MOST = (1 << 32) - 1
 Made = Callable[[int, int], "np.ndarray"]
 
 
-class Value:
+class StepValue:
     """A value that steps compute, with the operators that torch's tensors have.
 
     Args:
@@ -39,56 +39,57 @@ class Value:
         """Code of its type: F64, BOOL, or one that float32 holds."""
         return self.writer.dtypes[self.number]
 
-    def _step(self, name: str, *others: Value | float, dtype: str | None = None) -> Value:
+    def _step(self, name: str, *others: StepValue | float, dtype: str | None = None) -> StepValue:
         wide = "F64" if self.dtype == "F64" else "F32"
         numbers = [
-            one.number if isinstance(one, Value) else self.writer.full(one, wide) for one in others
+            one.number if isinstance(one, StepValue) else self.writer.full(one, wide)
+            for one in others
         ]
         value = self.writer.step(name, self.number, *numbers)
         self.writer.dtypes[value] = dtype or wide
-        return Value(self.writer, value)
+        return StepValue(self.writer, value)
 
-    def __add__(self, other: Value | float) -> Value:
+    def __add__(self, other: StepValue | float) -> StepValue:
         return self._step("add", other)
 
-    def __sub__(self, other: Value | float) -> Value:
+    def __sub__(self, other: StepValue | float) -> StepValue:
         return self._step("sub", other)
 
-    def __mul__(self, other: Value | float) -> Value:
+    def __mul__(self, other: StepValue | float) -> StepValue:
         return self._step("times", other)
 
-    def __truediv__(self, other: Value | float) -> Value:
+    def __truediv__(self, other: StepValue | float) -> StepValue:
         return self._step("over", other)
 
-    def __gt__(self, other: Value | float) -> Value:
+    def __gt__(self, other: StepValue | float) -> StepValue:
         return self._step("gt", other, dtype="BOOL")
 
-    def __ge__(self, other: Value | float) -> Value:
+    def __ge__(self, other: StepValue | float) -> StepValue:
         return self._step("ge", other, dtype="BOOL")
 
-    def __lt__(self, other: Value | float) -> Value:
+    def __lt__(self, other: StepValue | float) -> StepValue:
         return self._step("lt", other, dtype="BOOL")
 
-    def __and__(self, other: Value) -> Value:
+    def __and__(self, other: StepValue) -> StepValue:
         return self._step("and", other, dtype="BOOL")
 
-    def eq(self, other: Value | float) -> Value:
+    def eq(self, other: StepValue | float) -> StepValue:
         """Return where two values are equal."""
         return self._step("eq", other, dtype="BOOL")
 
-    def ne(self, other: Value | float) -> Value:
+    def ne(self, other: StepValue | float) -> StepValue:
         """Return where two values differ."""
         return self._step("ne", other, dtype="BOOL")
 
-    def key(self) -> Value:
+    def key(self) -> StepValue:
         """Return the bits of the magnitude, which order as magnitudes do."""
         return self._step("key", dtype="U32")
 
-    def abs(self) -> Value:
+    def abs(self) -> StepValue:
         """Return the magnitude."""
         return self._step("abs")
 
-    def double(self) -> Value:
+    def double(self) -> StepValue:
         """Return the value as float64."""
         return self if self.dtype == "F64" else self._step("wide", dtype="F64")
 
@@ -105,7 +106,7 @@ class Given:
 
     constants: list[float]
     loads: list[Made] = field(default_factory=list)
-    moving: list[tuple[int, Band, int]] = field(default_factory=list)
+    moving: list[tuple[int, KeyBand, int]] = field(default_factory=list)
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
         """Yield (first element, number, constants) of parts of which constants are the same."""
@@ -135,25 +136,25 @@ class SymbolicElements:
     shape: tuple[int, ...]
     given: Given
 
-    def __getitem__(self, index: int) -> Value:
-        return Value(self.writer, self.inputs[index])
+    def __getitem__(self, index: int) -> StepValue:
+        return StepValue(self.writer, self.inputs[index])
 
-    def full(self, number: float) -> Value:
-        return Value(self.writer, self.writer.full(number, "F32"))
+    def full(self, number: float) -> StepValue:
+        return StepValue(self.writer, self.writer.full(number, "F32"))
 
-    def where(self, mask: Value, yes: Value | float, no: Value | float) -> Value:
-        pair = [one if isinstance(one, Value) else self.full(one) for one in (yes, no)]
+    def where(self, mask: StepValue, yes: StepValue | float, no: StepValue | float) -> StepValue:
+        pair = [one if isinstance(one, StepValue) else self.full(one) for one in (yes, no)]
         value = self.writer.step("select", mask.number, *(one.number for one in pair))
         self.writer.dtypes[value] = "BOOL" if pair[0].dtype == "BOOL" else "F32"
-        return Value(self.writer, value)
+        return StepValue(self.writer, value)
 
-    def number(self, mask: Value) -> Value:
+    def number(self, mask: StepValue) -> StepValue:
         return self.where(mask, 1.0, 0.0)
 
-    def rounded(self, value: Value) -> Value:
+    def rounded(self, value: StepValue) -> StepValue:
         return value._step("single", dtype="F32") if value.dtype == "F64" else value
 
-    def inside(self, value: Value, band: Band) -> Value:
+    def inside(self, value: StepValue, band: KeyBand) -> StepValue:
         key, masks = value.key(), []
         for side, name in enumerate(("at least", "at most")):
             bound = self._bits(band.bounds(0)[side])
@@ -161,8 +162,8 @@ class SymbolicElements:
             masks.append(key._step(name, bound, dtype="BOOL"))
         return masks[0] & masks[1]
 
-    def chance(self, key: Key, probability: float) -> Value:
-        drawn = Value(self.writer, self.writer.load("U32"))
+    def chance(self, key: Key, probability: float) -> StepValue:
+        drawn = StepValue(self.writer, self.writer.load("U32"))
         self.given.loads.append(partial(_draws, key))
         # a draw is a number of 32 bits over 2**32
         least = math.ceil(probability * 2.0**32)
@@ -170,19 +171,19 @@ class SymbolicElements:
             return self.full(0.0).eq(0.0)
         return drawn._step("below", self._bits(max(least, 0)), dtype="BOOL")
 
-    def chosen(self, mask: Masks) -> Value:
+    def chosen(self, mask: Masks) -> StepValue:
         self.given.loads.append(partial(_numbers, mask))
-        loaded = Value(self.writer, self.writer.load("U32"))
+        loaded = StepValue(self.writer, self.writer.load("U32"))
         return loaded._step("at least", self._bits(1), dtype="BOOL")
 
-    def _bits(self, number: int) -> Value:
-        return Value(self.writer, self.writer.full(number, "U32"))
+    def _bits(self, number: int) -> StepValue:
+        return StepValue(self.writer, self.writer.full(number, "U32"))
 
-    def along(self, values: np.ndarray, axis: Axis) -> Value:
+    def along(self, values: np.ndarray, axis: Axis) -> StepValue:
         if len(values) == 1:
             return self.full(float(values[0]))
         self.given.loads.append(partial(_along, values.astype("<f4"), self.shape, axis))
-        return Value(self.writer, self.writer.load("F32"))
+        return StepValue(self.writer, self.writer.load("F32"))
 
 
 def _draws(key: Key, first: int, count: int) -> np.ndarray:

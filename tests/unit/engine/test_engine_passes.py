@@ -19,7 +19,7 @@ from shardmerge.engine.passes import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
 from shardmerge.methods.kernels.ranks import ranks_along
-from shardmerge.methods.passes import Band, Ranks, Statistic, band_of
+from shardmerge.methods.passes import KeyBand, Ranks, Statistic, band_of
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
 from shardmerge.methods.symbolic import Given
@@ -53,7 +53,7 @@ class TestBands:
     @settings(max_examples=50, deadline=None, derandomize=True)
     def test_pieces_have_constant_bounds(self, data: st.DataObject) -> None:
         cuts = [tuple(sorted(data.draw(st.tuples(*[st.integers(0, 60)] * 2)))) for _ in range(2)]
-        band = Band(5, 9, *cuts)
+        band = KeyBand(5, 9, *cuts)
         given = Given([0.0, 0.0], [], [(0, band, 0), (1, band, 1)])
         first, count = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 40))
         seen = []

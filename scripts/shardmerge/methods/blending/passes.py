@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.passes import Elements, Passes, Value
+from shardmerge.methods.passes import Elements, ElementValue, Passes
 
 _SMALLEST_DISTANCE = 1e-6
 
@@ -12,7 +12,7 @@ def nearswap(group: Group) -> Passes:
     """Move elements that are near the base's to the other model's."""
     near, (index,), base = group.parameters["t"], group.others, group.base
 
-    def blended(x: Elements) -> Value:
+    def blended(x: Elements) -> ElementValue:
         distance = (x[base] - x[index]).abs()
         distance = x.where(distance < _SMALLEST_DISTANCE, _SMALLEST_DISTANCE, distance)
         share = x.full(near) / distance

@@ -17,9 +17,9 @@ from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import sort_keys
 from shardmerge.methods.passes import (
     Axis,
-    Band,
     Bands,
     Counts,
+    KeyBand,
     Masks,
     Ranks,
     RowRanks,
@@ -63,7 +63,7 @@ class TorchElements:
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self.tensors[0].dtype)
 
-    def inside(self, value: torch.Tensor, band: Band) -> torch.Tensor:
+    def inside(self, value: torch.Tensor, band: KeyBand) -> torch.Tensor:
         keys = sort_keys(value)
         places = torch.arange(self.first, self.first + len(keys), device=keys.device)
         mask = (keys > band.low) & (keys < band.high)
@@ -151,7 +151,7 @@ def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs
 
 def _bands(
     function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: ReadInputs
-) -> list[Band]:
+) -> list[KeyBand]:
     _, count = vectors(shape, "all")
     bits = torch.finfo(read(0, 1)[0].dtype).bits
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.methods.kernels.keys import Key, draws
-from shardmerge.methods.passes import Axis, Band, Masks, along_first, vectors
+from shardmerge.methods.passes import Axis, KeyBand, Masks, along_first, vectors
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PlainElements:
     def rounded(self, value: Numbers) -> Numbers:
         return Numbers(value.array.astype(self.arrays[0].dtype))
 
-    def inside(self, value: Numbers, band: Band) -> Numbers:
+    def inside(self, value: Numbers, band: KeyBand) -> Numbers:
         keys = value.array.astype(np.float32).view(np.int32).astype(np.int64)
         places = self.first + np.arange(len(keys))
         mask = (keys > band.low) & (keys < band.high)

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NO_BAND, Band, Ranks, Statistic, band_of
+from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks, Statistic, band_of
 
 _DIGIT = 16
 #: Groups of rows whose ranks are kept: threads work on few at a time.
@@ -29,7 +29,7 @@ Locate = Callable[[int, int, int], int]
 
 def find_bands(
     ranks: Sequence[Ranks], count: int, bits: int, histograms: Histograms, locate: Locate
-) -> list[Band]:
+) -> list[KeyBand]:
     """Return the band of each value's ranks.
 
     Args:
@@ -79,6 +79,7 @@ class RanksInRows:
         values: Returns consecutive values, not negative: (first, count).
         shape: Of the tensor.
         ranks: Finds the ranks along the second of three dimensions.
+        together: Elements of rows that are sorted together, if rows are shorter.
     """
 
     def __init__(
@@ -86,13 +87,14 @@ class RanksInRows:
         values: Callable[[int, int], np.ndarray],
         shape: Sequence[int],
         ranks: Callable[[np.ndarray], np.ndarray] | None = None,
+        together: int = BLOCK,
     ) -> None:
         self._values, self._ranks = values, ranks or ranks_along
         self._length = shape[1] if len(shape) > 1 else math.prod(shape)
         self._inner = math.prod(shape[2:])
         self._count = math.prod(shape)
         row = self._length * self._inner
-        self._step = row * max(1, BLOCK // row)
+        self._step = row * max(1, together // row)
         self._lock = threading.Lock()
         self._found: OrderedDict[int, np.ndarray] = OrderedDict()
 

@@ -13,7 +13,7 @@ import numpy as np
 from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.circular import acos, at_number, cos, sin
-from shardmerge.methods.passes import Axis, Elements, Map, Passes, Sums, Value
+from shardmerge.methods.passes import Axis, Elements, ElementValue, Map, Passes, Sums
 
 _SMALLEST_NORM = 1e-8
 #: Cosine from which slerp interpolates linearly.
@@ -71,7 +71,7 @@ def multislerp(group: Group) -> Passes:
     units = [w / (n + eps) for w, n in zip(weights, norms, strict=True)]
 
     # Not from the dot products: that would lose what is left where the directions cancel.
-    def mean(x: Elements) -> list[Value]:
+    def mean(x: Elements) -> list[ElementValue]:
         result = x.full(0.0).double()
         for unit, part in zip(units, _differences(x, indices, base), strict=True):
             result = result + part.double() * unit
@@ -172,14 +172,14 @@ def _norm(square: float) -> float:
     return math.sqrt(max(square, 0.0))
 
 
-def _differences(x: Elements, indices: Sequence[int], origin: int | None) -> list[Value]:
+def _differences(x: Elements, indices: Sequence[int], origin: int | None) -> list[ElementValue]:
     return [x[i] if origin is None else x[i] - x[origin] for i in indices]
 
 
 def _dots(indices: Sequence[int], origin: int | None = None, axis: Axis = "all") -> Sums:
     """Ask for the dot products of inputs, or of their differences from one, each with each."""
 
-    def products(x: Elements) -> list[Value]:
+    def products(x: Elements) -> list[ElementValue]:
         wide = [part.double() for part in _differences(x, indices, origin)]
         return [left * right for i, left in enumerate(wide) for right in wide[i:]]
 
@@ -211,7 +211,7 @@ def _combination(
         axis: Of the vectors.
     """
 
-    def combined(x: Elements) -> Value:
+    def combined(x: Elements) -> ElementValue:
         total = x.full(0.0)
         for index, coefficient in zip(indices, coefficients, strict=True):
             if isinstance(coefficient, float) and coefficient == 0:

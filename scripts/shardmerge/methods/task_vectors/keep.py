@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.keys import Key, draws, stream_key
 from shardmerge.methods.passes import (
-    Band,
     Bands,
     Elements,
+    ElementValue,
+    KeyBand,
     Passes,
     Ranks,
     RanksOf,
     RowRanks,
-    Value,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def between(group: Group) -> Passes:
 def chance(group: Group) -> Passes:
     """Keep each element with probability ``density``."""
 
-    def of(index: int) -> Callable[[Elements, Value], Value]:
+    def of(index: int) -> Callable[[Elements, ElementValue], ElementValue]:
         key, density = stream(group, index), group.per_input["density"][index]
         return lambda x, part: x.chance(key, density)
 
@@ -82,10 +82,10 @@ def _banded(base: int, ranks: dict[int, Ranks]) -> Passes:
     if not ranks:
         return {}
 
-    def magnitudes(x: Elements) -> list[Value]:
+    def magnitudes(x: Elements) -> list[ElementValue]:
         return [(x[i] - x[base]).abs() for i in ranks]
 
-    def of(band: Band) -> Callable[[Elements, Value], Value]:
+    def of(band: KeyBand) -> Callable[[Elements, ElementValue], ElementValue]:
         return lambda x, part: x.inside(part.abs(), band)
 
     bands = yield Bands(magnitudes, tuple(ranks.values()))
@@ -107,7 +107,7 @@ def ranked_chance(group: Group) -> Passes:
 
     found = yield RowRanks(lambda x: [(x[i] - x[base]).abs() for i in ranked])
 
-    def of(index: int, ranks: RanksOf) -> Callable[[Elements, Value], Value]:
+    def of(index: int, ranks: RanksOf) -> Callable[[Elements, ElementValue], ElementValue]:
         key, epsilon = stream(group, index), group.per_input["epsilon"][index]
         # A row of one element has the mean probability.
         relative = np.arange(length) / (length - 1) if length > 1 else np.full(1, 0.5)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.passes import Bands, Counts, Elements, Passes, Ranks, Sums, Value
+from shardmerge.methods.passes import Bands, Counts, Elements, ElementValue, Passes, Ranks, Sums
 from shardmerge.methods.task_vectors.keep import Keep
 
 #: Norms and weights below these are not divided by.
@@ -14,7 +14,7 @@ _SMALLEST_NORM = 1e-7
 _SMALLEST_WEIGHT = 1e-8
 _SMALLEST_SHARE = 1e-6
 #: Returns which elements of a task vector are kept: (elements, task vector) -> mask.
-_Mask = Callable[[Elements, Value], Value]
+_Mask = Callable[[Elements, ElementValue], ElementValue]
 
 
 def merge_task_vectors(group: Group, keep: Keep, consensus: bool) -> Passes:
@@ -37,7 +37,7 @@ def merge_task_vectors(group: Group, keep: Keep, consensus: bool) -> Passes:
     total = sum(weights)
     divisor = total if values["normalize"] and abs(total) >= _SMALLEST_WEIGHT else 1.0
 
-    def merged(x: Elements) -> Value:
+    def merged(x: Elements) -> ElementValue:
         parts = [_masked(x, base, i, masks) * factors[i] for i in indices]
         mixed = _sum(x, parts)
         if consensus:
@@ -58,14 +58,14 @@ def sce(group: Group) -> Passes:
         return lambda x: x[base]
     selected = yield from _most_varied(base, indices, group.parameters["select_topk"])
 
-    def parts(x: Elements) -> list[Value]:
+    def parts(x: Elements) -> list[ElementValue]:
         vectors = [x[i] - x[base] for i in indices]
         if selected is None:
             return vectors
         mask = x.inside(_variance(x, vectors), selected)
         return [x.where(mask, vector, 0.0) for vector in vectors]
 
-    def energies(x: Elements) -> list[Value]:
+    def energies(x: Elements) -> list[ElementValue]:
         wide = [part.double() for part in parts(x)]
         return [part * part for part in wide]
 
@@ -74,7 +74,7 @@ def sce(group: Group) -> Passes:
     total = sum(shares)
     weights = [1 / len(shares) if total < _SMALLEST_SHARE else share / total for share in shares]
 
-    def merged(x: Elements) -> Value:
+    def merged(x: Elements) -> ElementValue:
         vectors = parts(x)
         positive = _sum(x, vectors) >= 0
         divisor = mixed = x.full(0.0)
@@ -99,7 +99,7 @@ def reinforced(group: Group, rescale_unique: bool) -> Passes:
     if not indices:
         return lambda x: x[base]
 
-    def changes(x: Elements) -> tuple[list[Value], list[Value], Value]:
+    def changes(x: Elements) -> tuple[list[ElementValue], list[ElementValue], ElementValue]:
         parts = [x[i] - x[base] for i in indices]
         changed = [part.abs() > epsilon for part in parts]
         return parts, changed, _sum(x, [x.number(mask) for mask in changed])
@@ -108,7 +108,7 @@ def reinforced(group: Group, rescale_unique: bool) -> Passes:
     if rescale_unique:
         factors = yield from _unique_factors(changes, group.parameters)
 
-    def merged(x: Elements) -> Value:
+    def merged(x: Elements) -> ElementValue:
         parts, changed, count = changes(x)
         mixed = x.full(0.0)
         for part, mask, factor in zip(parts, changed, factors, strict=True):
@@ -122,7 +122,7 @@ def reinforced(group: Group, rescale_unique: bool) -> Passes:
 def _unique_factors(changes: Callable[[Elements], Any], parameters: dict) -> Passes:
     """Return 1 + r * (shared / unique changes, at most alpha) for each model."""
 
-    def masks(x: Elements) -> list[Value]:
+    def masks(x: Elements) -> list[ElementValue]:
         _, changed, count = changes(x)
         return [mask & other for mask in changed for other in (count > 1.0, count.eq(1.0))]
 
@@ -139,7 +139,7 @@ def _most_varied(base: int, indices: Sequence[int], share: float) -> Passes:
     if share >= 1:
         return None
 
-    def variance(x: Elements) -> Value:
+    def variance(x: Elements) -> ElementValue:
         return _variance(x, [x[i] - x[base] for i in indices])
 
     (varied,) = yield Counts(lambda x: [variance(x).ne(0.0)])
@@ -148,7 +148,7 @@ def _most_varied(base: int, indices: Sequence[int], share: float) -> Passes:
     return band
 
 
-def _variance(x: Elements, vectors: Sequence[Value]) -> Value:
+def _variance(x: Elements, vectors: Sequence[ElementValue]) -> ElementValue:
     """Return the variances of elements between vectors, rounded to the inputs' type."""
     wide, zero = [vector.double() for vector in vectors], x.full(0.0).double()
     mean = sum(wide, zero) / len(wide)
@@ -159,7 +159,7 @@ def _variance(x: Elements, vectors: Sequence[Value]) -> Value:
 def _rescaling(base: int, masks: dict[int, _Mask]) -> Passes:
     """Return the factors that give masked task vectors the L1 norms of the whole ones."""
 
-    def norms(x: Elements) -> list[Value]:
+    def norms(x: Elements) -> list[ElementValue]:
         values = []
         for i, mask in masks.items():
             part = x[i] - x[base]
@@ -172,7 +172,9 @@ def _rescaling(base: int, masks: dict[int, _Mask]) -> Passes:
     return {i: b / a if min(b, a) >= _SMALLEST_NORM else 1.0 for i, a, b in pairs}
 
 
-def _agreeing(x: Elements, parts: list[Value], weights: list[float], normalize: bool) -> Value:
+def _agreeing(
+    x: Elements, parts: list[ElementValue], weights: list[float], normalize: bool
+) -> ElementValue:
     """Return the sum, or the weighted mean, of the parts that have the elected sign."""
     positive = _sum(x, parts) >= 0
     divisor = mixed = x.full(0.0)
@@ -183,15 +185,15 @@ def _agreeing(x: Elements, parts: list[Value], weights: list[float], normalize: 
     return mixed / x.where(divisor.eq(0.0), 1.0, divisor) if normalize else mixed
 
 
-def _agrees(x: Elements, part: Value, positive: Value) -> Value:
+def _agrees(x: Elements, part: ElementValue, positive: ElementValue) -> ElementValue:
     return x.where(positive, part > 0, part < 0)
 
 
-def _sum(x: Elements, parts: Sequence[Value]) -> Value:
+def _sum(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
     """Return a sum in the order of the parts, from zero."""
     return sum(parts, x.full(0.0))
 
 
-def _masked(x: Elements, base: int, index: int, masks: dict[int, _Mask]) -> Value:
+def _masked(x: Elements, base: int, index: int, masks: dict[int, _Mask]) -> ElementValue:
     part = x[index] - x[base]
     return x.where(masks[index](x, part), part, 0.0) if index in masks else part
