@@ -31,6 +31,7 @@ include: "rules/package.smk"
 include: "rules/verify.smk"
 include: "rules/delta.smk"
 include: "rules/benchmark.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -43,6 +44,7 @@ rule all:
         wanted(TARGETS.tables()),
         wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
+        wanted(TARGETS.exports.packages()),
         wanted(TARGETS.reports()),
 
 

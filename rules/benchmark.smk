@@ -27,6 +27,7 @@ rule run_task:
     params:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
+        tokenizer=lambda w: TARGETS.benchmark_tokenizer(w.model),
         inputs=lambda w, output: listed(
             task=tasks_of(w),
             output=output.results,
@@ -35,7 +36,7 @@ rule run_task:
         options=lambda w: TARGETS.benchmark_options(),
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
-        " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
+        " {params.tokenizer:q} --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
         " {params.options:q} > {log:q} 2>&1"
 
 

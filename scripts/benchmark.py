@@ -20,7 +20,14 @@ def main() -> None:
     """Read the command line, load what is needed once, run the tasks, tell which failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="FOLDER", help="a transformers model")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a transformers model, or a GGUF file's",
+    )
+    add("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer, if not the model's")
     add("--name", required=True, help="what the model is called in results")
     add("--task", nargs="+", action="extend", required=True, help="tasks, groups or tags")
     add("--output", nargs="+", action="extend", type=Path, required=True, help="a JSON for each")
@@ -63,7 +70,8 @@ def main() -> None:
             parent = args.output[0].parent
             parent.mkdir(parents=True, exist_ok=True)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
-        model = harness.language_model(args.model, settings, folder) if loaded else None
+        load = harness.language_model
+        model = load(args.model, settings, folder, args.tokenizer) if loaded else None
         for task, output in zip(args.task, args.output, strict=True):
             if task in loaded:
                 start = time.monotonic()

@@ -144,19 +144,24 @@ def load_task(manager: TaskManager, name: str, num_fewshot: int | None) -> Mappi
     return loaded
 
 
-def language_model(folder: Path, settings: EvalSettings, offload: Path | None = None) -> HFLM:
-    """Load a model from safetensors files; never from pickles, never with code of its own.
+def language_model(
+    folder: Path,
+    settings: EvalSettings,
+    offload: Path | None = None,
+    tokenizer: Path | None = None,
+) -> HFLM:
+    """Load a model from safetensors or GGUF; never from pickles, never with code of its own.
 
     Args:
-        folder: The model's folder.
+        folder: The model's folder; without a config.json, that of a GGUF file.
         settings: Device, type and batch size.
         offload: Folder for what fits in no memory, where ``settings.parallelize`` is set.
+        tokenizer: Folder of the tokenizer, None for the model's own.
 
     Raises:
         UserError: If it cannot be loaded, or the device is not there.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError("is not a model's folder: it has no config.json", str(folder))
+    source = _source_arguments(folder)
 
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -167,7 +172,8 @@ def language_model(folder: Path, settings: EvalSettings, offload: Path | None = 
             f"the device {settings.device!r} is not there: torch sees {seen or 'no'} GPU",
             hint="Set `benchmark.device` to cpu, or send the job where such a GPU is.",
         )
-    arguments = {"offload_folder": str(offload)} if offload else {}
+    arguments = source | ({"offload_folder": str(offload)} if offload else {})
+    arguments |= {"tokenizer": str(tokenizer.resolve())} if tokenizer else {}
     try:
         return HFLM(
             pretrained=str(folder.resolve()),
@@ -176,7 +182,6 @@ def language_model(folder: Path, settings: EvalSettings, offload: Path | None = 
             batch_size=settings.batch_size,
             parallelize=settings.parallelize,
             trust_remote_code=False,
-            use_safetensors=True,
             **arguments,
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -184,6 +189,22 @@ def language_model(folder: Path, settings: EvalSettings, offload: Path | None = 
         if "trust_remote_code" in str(error):
             text = "it needs code of its own, which is never run here"
         raise UserError(f"cannot be loaded: {text}", str(folder)) from error
+
+
+def _source_arguments(folder: Path) -> dict[str, Any]:
+    """Return what says which files of a folder the weights are read from."""
+    if (folder / "config.json").is_file():
+        return {"use_safetensors": True}
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if not files:
+        raise UserError("is not a model's folder: it has no config.json", str(folder))
+    if len(files) > 1:
+        raise UserError(
+            f"has {len(files)} files, and transformers reads GGUF from a single one",
+            str(folder),
+            "Raise `exports.gguf.split_size`, or take this export out of `benchmark.models`.",
+        )
+    return {"gguf_file": files[0]}
 
 
 def evaluate(

@@ -50,7 +50,8 @@ TARGETS = {
     "lock": Target("lock", "lock all sources anew and print what moved", waits=False),
     "bench": Target("benchmarks", "build the models and their benchmark tables"),
     "report": Target("report", "build the models, their plots and tables"),
-    "publish": Target("publish", "upload verified models to `publish.repository`"),
+    "export": Target("exports", "export the models to the forms under `exports`, such as GGUF"),
+    "publish": Target("publish", "upload verified models and exports to `publish.repository`"),
 }
 
 

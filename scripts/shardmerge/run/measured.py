@@ -29,6 +29,8 @@ class Measured:
         files: All of them that must be there.
         identity: Digest of its content.
         size: Bytes of its weights.
+        build: The build that it is an export of, None if it is none.
+        tokenizer: Folder of the tokenizer, where it is not that of the model's files.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Measured:
     files: tuple[str, ...]
     identity: str
     size: int
+    build: str | None = None
+    tokenizer: str | None = None
 
 
 def folder_digest(folder: str | None) -> str | None:

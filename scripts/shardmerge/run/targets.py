@@ -18,6 +18,7 @@ from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.exports import Exports
 from shardmerge.run.measured import OPTIONS, Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 
@@ -45,6 +46,8 @@ class Targets:
         self.paths = Paths(settings["results"])
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
+        self.exports = Exports(settings, plan, self.paths)
+        self.exports.check()
         self.measured = self._measured()
         self.reference = self._reference()
         self._cards = self._own_cards()
@@ -146,7 +149,8 @@ class Targets:
 
     def card(self, name: str) -> str:
         """Return the settings of a build's card as JSON."""
-        return canonical_json(self._cards[name])
+        forms = self.exports.repositories(name)
+        return canonical_json(self._cards[name] | ({"exports": forms} if forms else {}))
 
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
@@ -182,6 +186,7 @@ class Targets:
         """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
         builds, sources = self.plan.builds, self.plan.sources
+        exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
         for name in wanted if self.settings["benchmark"]["tasks"] and builds else ():
@@ -193,11 +198,15 @@ class Targets:
                 chosen = [self._merged(builds[name])]
             elif name in sources:
                 chosen = [self._source(name)]
+            elif name == "exports":
+                chosen = list(exports.values())
+            elif name in exports:
+                chosen = [exports[name]]
             else:
                 raise UserError(
                     f"there is no model {name!r} to benchmark",
                     "configuration: benchmark.models",
-                    did_you_mean(name, ["merged", "sources", *builds, *sources]),
+                    did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
                 )
             found |= {model.name: model for model in chosen}
         return found
@@ -213,7 +222,11 @@ class Targets:
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
         own = {name, *self.settings["benchmark"]["models"]}
-        chosen = [m for m in self.measured if m in own or m not in self.plan.builds]
+        chosen = [
+            label
+            for label, model in self.measured.items()
+            if label in own or (label not in self.plan.builds and model.build in (None, name))
+        ]
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
@@ -256,7 +269,8 @@ class Targets:
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        return [self.paths.build(name, "published.json") for name in self.plan.builds]
+        models = [self.paths.build(name, "published.json") for name in self.plan.builds]
+        return models + self.exports.receipts()
 
     def repository(self, name: str) -> str:
         """Return the Hub repository that a build is published to.
@@ -282,6 +296,11 @@ class Targets:
         options = {k: v for k, v in self.settings["benchmark"].items() if k in OPTIONS}
         parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
+
+    def benchmark_tokenizer(self, model: str) -> list[str]:
+        """Return the option that names a tokenizer's folder, none where it is the model's own."""
+        folder = self.measured[model].tokenizer
+        return [f"--tokenizer={folder}"] if folder else []
 
     @cached_property
     def _tasks(self) -> str | None:
