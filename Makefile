@@ -83,10 +83,10 @@ format: env-test
 	snakefmt Snakefile rules workflow
 
 test: lint
-	pytest -m "not slow and not browser and not gpu and not slurm" -n 2 --dist worksteal tests
+	pytest -m "not slow and not browser and not gpu and not slurm and not gguf" -n 2 --dist worksteal tests
 
 test-all: lint
-	pytest -m "not gpu and not slurm" -n 2 --dist worksteal tests
+	pytest -m "not gpu and not slurm and not gguf" -n 2 --dist worksteal tests
 	pytest -m slurm tests
 
 fuzz: env-test

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,21 @@ class ModelFiles:
     Args:
         config: ``config.json``, or the part of it that is about text.
         template: The chat template, None if there is none.
+        tokens: Texts of the vocabulary by number, as far as tokenizer.json has them; added
+            tokens are left out.
     """
 
     config: Mapping[str, Any]
     template: str | None
+    tokens: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> ModelFiles:
         """Return those of a folder."""
         config = load_json(folder / "config.json")
         inner = config.get("text_config")
-        return cls(config | inner if isinstance(inner, dict) else config, _template(folder))
+        config = config | inner if isinstance(inner, dict) else config
+        return cls(config, _template(folder), _tokens(folder))
 
 
 @dataclass
@@ -172,6 +176,7 @@ def _compare_tokens(
     tokens, rows = len(found.get("tokenizer.ggml.tokens", ())), tensors.get("token_embd.weight")
     if rows:
         seen.see("tokenizer.ggml.tokens", tokens, rows[-1])
+    _compare_texts(seen, found.get("tokenizer.ggml.tokens", ()), model.tokens)
     size = model.config.get("vocab_size")
     if type(size) is int and rows:
         seen.see("vocabulary", rows[-1], size)
@@ -180,6 +185,18 @@ def _compare_tokens(
     told = found.get("tokenizer.chat_template")
     if told is not None or model.template is not None:
         seen.see("tokenizer.chat_template", told, model.template)
+
+
+def _compare_texts(seen: Comparison, found: Sequence[Any], wanted: Mapping[int, str]) -> None:
+    """Compare tokens one by one: files of a tokenizer may contradict each other."""
+    other = [i for i, text in sorted(wanted.items()) if i >= len(found) or found[i] != text]
+    if other:
+        first = other[0]
+        text = _shown(found[first]) if first < len(found) else "not there"
+        seen.wrong["tokens"] = (
+            f"differ from tokenizer.json in {len(other)}; token {first} is {text}, and not "
+            f"{_shown(wanted[first])}"
+        )
 
 
 def _compare_mark(
@@ -201,6 +218,26 @@ def _template(folder: Path) -> str | None:
         rows = [row for row in told if isinstance(row, dict)]
         told = next((r.get("template") for r in rows if r.get("name") == "default"), None)
     return told if isinstance(told, str) else None
+
+
+def _tokens(folder: Path) -> dict[int, str]:
+    """Return the texts of a vocabulary, less those that are also added tokens."""
+    path = folder / "tokenizer.json"
+    told = load_json(path) if path.is_file() else {}
+    model = told.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # with scores
+        pairs = enumerate(row[0] for row in vocabulary if isinstance(row, list) and row)
+        found = dict(pairs)
+    elif isinstance(vocabulary, dict):
+        found = {i: text for text, i in vocabulary.items() if isinstance(i, int)}
+    else:
+        return {}
+    added = told.get("added_tokens")
+    rows = added if isinstance(added, list) else []
+    for row in rows:
+        found.pop(row.get("id") if isinstance(row, dict) else None, None)
+    return found
 
 
 def _shown(value: Any) -> str:

@@ -69,9 +69,15 @@ class Exports:
         """Return the folder of an export's package."""
         return os.path.dirname(self.paths.export(name, form, CHECKSUMS))
 
-    def records(self, name: str) -> list[str]:
-        """Return the paths of what the checks of all of a build's exports found."""
-        return [path for form in self.forms() for path in self.checks(name, form.name)]
+    def found(self, name: str, *, waits: bool) -> list[str]:
+        """Return what the checks of a build's exports found.
+
+        Args:
+            name: Of the build.
+            waits: Whether it is to be made where it is not there.
+        """
+        paths = [path for form in self.forms() for path in self.checks(name, form.name)]
+        return [path for path in paths if waits or os.path.lexists(path)]
 
     def receipts(self) -> list[str]:
         """Return the receipts of the uploads of all exports."""

@@ -71,7 +71,7 @@ class TestConvert:
 
     def test_failure_leaves_nothing(self, stand_ins: StandIns, model: Path, tmp_path: Path) -> None:
         stand_ins.write("convert_hf_to_gguf.py", "open('base.gguf', 'w'); exit('no such tensor')")
-        with pytest.raises(UserError, match="convert_hf_to_gguf.py failed.*\n  no such tensor"):
+        with pytest.raises(UserError, match=r"convert_hf_to_gguf\.py failed.*\n  no such tensor"):
             convert(LlamaCpp(stand_ins.folder), model, "x", "bf16", tmp_path / "out" / "b.gguf")
         assert list((tmp_path / "out").iterdir()) == []
 

@@ -98,6 +98,12 @@ class TestCompare:
         seen = compared({"rope_scaling": {"rope_type": "longrope"}})
         assert seen.wrong == {} and "longrope" in seen.unknown["llama.rope.scaling.type"]
 
+    def test_tokens_are_compared_one_by_one(self) -> None:
+        """A tokenizer.model that was left from another vocabulary is converted without a word."""
+        for tokens, wrong in (({0: "a", 4: "e"}, False), ({1: "x"}, True), ({9: "z"}, True)):
+            seen = compare_metadata(FOUND, TENSORS, ModelFiles(CONFIG, "{{ x }}", tokens))
+            assert ("tokens" in seen.wrong) is wrong
+
     def test_layers_that_predict_may_be_counted(self) -> None:
         config = {"num_nextn_predict_layers": 1}
         assert compared(config, {"llama.block_count": 4}).wrong == {}
@@ -110,6 +116,15 @@ class TestModelFiles:
         assert ModelFiles.of(tmp_path) == ModelFiles(
             {"text_config": {"hidden_size": 8}, "hidden_size": 8}, None
         )
+
+    @pytest.mark.parametrize(
+        "vocabulary", [{"a": 0, "b": 1, "c": 2}, [["a", 0], ["b", 0], ["c", 0]]]
+    )
+    def test_tokens(self, tmp_path: Path, vocabulary: Any) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        told = {"model": {"vocab": vocabulary}, "added_tokens": [{"id": 1, "content": "b"}, 7]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+        assert ModelFiles.of(tmp_path).tokens == {0: "a", 2: "c"}
 
     @pytest.mark.parametrize(
         ("template", "found"),

@@ -96,12 +96,12 @@ class TestRunning:
     def test_told_no_secrets_and_no_network(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setenv("HF_TOKEN", "secret")
+        monkeypatch.setenv("HF_TOKEN", "hf_abc123")
         monkeypatch.setenv("PYTHONPATH", "elsewhere")
         body = "import os; print(sorted((k, v) for k, v in os.environ.items()))"
         run_program(script(tmp_path, body), tmp_path, "the model")
         said = capfd.readouterr().err
-        assert "secret" not in said and "elsewhere" not in said
+        assert "hf_abc123" not in said and "elsewhere" not in said
         assert "('HF_HUB_OFFLINE', '1')" in said
 
     def test_ends_with_the_job(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,12 @@ class TestPins:
         assert "\n-r requirements.txt\n" in f"\n{text}"
         assert not set(_required("requirements-test.txt")) & set(_required())
 
+    def test_lists_of_single_subjects_contradict_none(self) -> None:
+        known = _required() | _required("requirements-test.txt")
+        for name in ("requirements-gguf.txt", "requirements-gguf-test.txt"):
+            own = _required(name)
+            assert {n: known.get(n, version) for n, version in own.items()} == own
+
     def test_mergekit_is_for_tests_only(self) -> None:
         assert _required("requirements-test.txt")["mergekit"] == "0.1.5"
         for path in (REPO / "scripts").rglob("*.py"):
@@ -91,7 +97,7 @@ class TestPins:
     def test_environment_equals_requirements(self, path: Path) -> None:
         environment = yaml.safe_load(path.read_text())
         (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-        required = _required()
+        required = _required(*LISTS, "requirements-gguf.txt")
         for name, version in _pins(packages).items():
             assert required.get(name) == version, name
         assert "python=3.11" in environment["dependencies"]
