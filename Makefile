@@ -2,6 +2,7 @@
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
 # make env-torch    the same, and torch for the other merge methods
+# make env-gguf     what exports to GGUF need besides (docs/howto/export.md)
 # make env-test     all, and what the tests need
 # make test         everything that is checked before a change goes in
 # make test-all     the slow tests too
@@ -22,7 +23,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-test demo test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-test demo test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -30,6 +31,7 @@ help:
 env: $(VENV)/.installed
 env-merge: $(VENV)/.installed-merge
 env-torch: $(VENV)/.installed-torch
+env-gguf: $(VENV)/.installed-gguf
 env-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
@@ -51,6 +53,11 @@ $(VENV)/.installed-torch: $(VENV)/.installed-merge requirements-torch.txt
 $(VENV)/.installed: $(VENV)/.installed-torch requirements-bench.txt
 	@echo "Installing what benchmarks need ..."
 	@$(PIP) -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.installed-gguf: $(VENV)/.installed requirements-gguf.txt
+	@echo "Installing what exports to GGUF need ..."
+	@$(PIP) --no-deps -r requirements-gguf.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.export.gguf_making import convert, plain_type
+from shardmerge.export.gguf_making import convert_model, plain_type
 from shardmerge.export.tools import LlamaCpp
 from shardmerge.plan.description import load_description
 from shardmerge.plan.records import load_verified
@@ -27,7 +27,7 @@ def main() -> None:
     load_verified(args.verify)  # what is not verified is not exported
     description = load_description(args.build)
     tools = LlamaCpp(args.llama_cpp)
-    convert(tools, args.model, description.name, plain_type(description), args.output)
+    convert_model(tools, args.model, description.name, plain_type(description), args.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Rows of a tensor that are compared, spread evenly.
-ROWS = 256
+COMPARED_ROWS = 256
 #: Beyond this a tensor is no rounded copy: the converter stores something else in its place.
 _ANOTHER = 0.9
 #: The median error that a type may have, by the bits of a weight (up to so many).
@@ -110,7 +110,7 @@ def compare_weights(
     values = sorted(error for name, error in errors.items() if name in matrices) or [0.0]
     return ExportErrors(
         compared=len(errors),
-        rows=ROWS,
+        rows=COMPARED_ROWS,
         median=_rounded(median(values)),
         largest=_rounded(values[-1]),
         tensors={name: _rounded(error) for name, error in sorted(errors.items())},
@@ -193,9 +193,9 @@ def _relative(values: np.ndarray, wanted: np.ndarray) -> float:
 
 def _spread(count: int) -> list[int]:
     """Return the numbers of rows that are compared."""
-    if count <= ROWS:
+    if count <= COMPARED_ROWS:
         return list(range(count))
-    return [i * (count - 1) // (ROWS - 1) for i in range(ROWS)]
+    return [i * (count - 1) // (COMPARED_ROWS - 1) for i in range(COMPARED_ROWS)]
 
 
 def _rounded(value: float) -> float:

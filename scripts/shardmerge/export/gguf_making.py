@@ -37,7 +37,7 @@ def plain_type(description: BuildDescription) -> str:
     return PLAIN[held[0]] if held else "f32"
 
 
-def convert(tools: LlamaCpp, model: Path, name: str, kind: str, output: Path) -> None:
+def convert_model(tools: LlamaCpp, model: Path, name: str, kind: str, output: Path) -> None:
     """Convert a model to one GGUF file.
 
     The converter runs code that a model's folder names, so it is shown a folder of links to what
@@ -63,7 +63,7 @@ def measure_importance(tools: LlamaCpp, base: Path, text: Path, threads: int, ou
 
     Args:
         tools: llama.cpp.
-        base: From ``convert``.
+        base: From ``convert_model``.
         text: What the model reads.
         threads: To compute with.
         output: The importance matrix.
@@ -96,7 +96,7 @@ def quantize(
 
     Args:
         tools: llama.cpp.
-        base: From ``convert``.
+        base: From ``convert_model``.
         kind: The type.
         stem: Of the files' names.
         split: The most bytes of a file.
@@ -144,7 +144,7 @@ def _show(model: Path, folder: Path) -> None:
     for path in sorted(model.iterdir()):
         if not (path.is_file() and _SEEN.fullmatch(path.name)):
             continue
-        if path.name in ("config.json", "tokenizer_config.json"):
+        if path.name.endswith("config.json"):
             text = canonical_json(_without_code(load_json(path)))
             (folder / path.name).write_text(text, encoding="utf-8")
         else:

@@ -45,7 +45,7 @@ class ModelFiles:
 
 
 @dataclass
-class Comparison:
+class MetadataComparison:
     """What was compared: keys that are right, wrong, or that no rule here is about."""
 
     right: dict[str, str] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Comparison:
 
 def compare_metadata(
     found: Mapping[str, Any], tensors: Mapping[str, tuple[int, ...]], model: ModelFiles
-) -> Comparison:
+) -> MetadataComparison:
     """Return how a GGUF file's metadata agree with the model.
 
     Args:
@@ -70,7 +70,7 @@ def compare_metadata(
         tensors: Shapes of its tensors, the fastest dimension first.
         model: What the model says.
     """
-    seen = Comparison()
+    seen = MetadataComparison()
     architecture = found.get("general.architecture")
     if not isinstance(architecture, str):
         seen.wrong["general.architecture"] = "is not there"
@@ -87,7 +87,7 @@ def compare_metadata(
     return seen
 
 
-def check_metadata(seen: Comparison, where: str) -> None:
+def check_metadata(seen: MetadataComparison, where: str) -> None:
     """Refuse a file that says what the model does not.
 
     Raises:
@@ -115,7 +115,7 @@ def _plain(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _compare_layers(
-    seen: Comparison, found: Mapping[str, Any], key: str, config: Mapping[str, Any]
+    seen: MetadataComparison, found: Mapping[str, Any], key: str, config: Mapping[str, Any]
 ) -> None:
     layers = config.get("num_hidden_layers")
     if type(layers) is int:
@@ -132,7 +132,7 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _compare_rope(
-    seen: Comparison,
+    seen: MetadataComparison,
     found: Mapping[str, Any],
     architecture: str,
     tensors: Mapping[str, tuple[int, ...]],
@@ -155,14 +155,16 @@ def _compare_rope(
         seen.unknown[f"{prefix}.type"] = f"the model's scaling is {kind!r}"
 
 
-def _compare_number(seen: Comparison, found: Mapping[str, Any], key: str, wanted: Any) -> None:
+def _compare_number(
+    seen: MetadataComparison, found: Mapping[str, Any], key: str, wanted: Any
+) -> None:
     value = found.get(key)
     both = type(value) in (int, float) and type(wanted) in (int, float)
     seen.see(key, value, wanted, both and math.isclose(value, wanted, rel_tol=1e-5))
 
 
 def _compare_tokens(
-    seen: Comparison,
+    seen: MetadataComparison,
     found: Mapping[str, Any],
     tensors: Mapping[str, tuple[int, ...]],
     model: ModelFiles,
@@ -187,7 +189,9 @@ def _compare_tokens(
         seen.see("tokenizer.chat_template", told, model.template)
 
 
-def _compare_texts(seen: Comparison, found: Sequence[Any], wanted: Mapping[int, str]) -> None:
+def _compare_texts(
+    seen: MetadataComparison, found: Sequence[Any], wanted: Mapping[int, str]
+) -> None:
     """Compare tokens one by one: files of a tokenizer may contradict each other."""
     other = [i for i, text in sorted(wanted.items()) if i >= len(found) or found[i] != text]
     if other:
@@ -200,7 +204,11 @@ def _compare_texts(seen: Comparison, found: Sequence[Any], wanted: Mapping[int, 
 
 
 def _compare_mark(
-    seen: Comparison, found: Mapping[str, Any], key: str, config: Mapping[str, Any], mark: str
+    seen: MetadataComparison,
+    found: Mapping[str, Any],
+    key: str,
+    config: Mapping[str, Any],
+    mark: str,
 ) -> None:
     wanted = config.get(f"{mark}_token_id")
     wanted = wanted if isinstance(wanted, list) else [wanted]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from shardmerge.export.form import Form
 from shardmerge.export.gguf import Gguf
 
-FORMS: tuple[Form, ...] = (Gguf(),)
+EXPORT_FORMS: tuple[Form, ...] = (Gguf(),)
 
 
 def form_of(name: str) -> Form:
     """Return the form that the configuration calls so."""
-    return {form.name: form for form in FORMS}[name]
+    return {form.name: form for form in EXPORT_FORMS}[name]

@@ -10,7 +10,7 @@ from typing import Any
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.export.form import Form
-from shardmerge.export.registry import FORMS, form_of
+from shardmerge.export.registry import EXPORT_FORMS, form_of
 from shardmerge.plan.paths import CHECKSUMS, Paths
 from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.references import Reference
@@ -43,7 +43,7 @@ class Exports:
 
     def forms(self) -> list[Form]:
         """Return the forms that are asked for."""
-        return [form for form in FORMS if form.variants(self.options(form.name))]
+        return [form for form in EXPORT_FORMS if form.variants(self.options(form.name))]
 
     def options(self, form: str) -> Mapping[str, Any]:
         """Return the configuration of a form."""

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.stand_ins import StandIns
 from shardmerge.base.errors import UserError
-from shardmerge.export.gguf_making import convert, measure_importance, plain_type, quantize
+from shardmerge.export.gguf_making import convert_model, measure_importance, plain_type, quantize
 from shardmerge.export.tools import LlamaCpp
 
 ODD = "it's $(touch PWNED) {ftype} model"
@@ -49,7 +49,7 @@ class TestConvert:
     def test_sees_no_code(self, stand_ins: StandIns, model: Path, tmp_path: Path) -> None:
         """The converter trusts what a tokenizer's configuration names; so nothing is named."""
         output = tmp_path / "out" / "base.gguf"
-        convert(LlamaCpp(stand_ins.folder), model, "-x", "bf16", output)
+        convert_model(LlamaCpp(stand_ins.folder), model, "-x", "bf16", output)
         (told,) = stand_ins.told()
         assert told["model"] == [
             *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -62,7 +62,7 @@ class TestConvert:
     def test_no_name_of_ours_is_an_option_or_a_pattern(
         self, stand_ins: StandIns, model: Path, tmp_path: Path
     ) -> None:
-        convert(LlamaCpp(stand_ins.folder), model, "-x", "bf16", tmp_path / ODD / "base.gguf")
+        convert_model(LlamaCpp(stand_ins.folder), model, "-x", "bf16", tmp_path / ODD / "base.gguf")
         (told,) = stand_ins.told()
         assert told["words"] == [
             *("model", "--outfile=base.gguf", "--outtype=bf16", "--model-name=-x")
@@ -72,7 +72,9 @@ class TestConvert:
     def test_failure_leaves_nothing(self, stand_ins: StandIns, model: Path, tmp_path: Path) -> None:
         stand_ins.write("convert_hf_to_gguf.py", "open('base.gguf', 'w'); exit('no such tensor')")
         with pytest.raises(UserError, match=r"convert_hf_to_gguf\.py failed.*\n  no such tensor"):
-            convert(LlamaCpp(stand_ins.folder), model, "x", "bf16", tmp_path / "out" / "b.gguf")
+            convert_model(
+                LlamaCpp(stand_ins.folder), model, "x", "bf16", tmp_path / "out" / "b.gguf"
+            )
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_a_program_that_leaves_no_file(
@@ -80,7 +82,7 @@ class TestConvert:
     ) -> None:
         stand_ins.write("convert_hf_to_gguf.py", "")
         with pytest.raises(UserError, match="left no file"):
-            convert(LlamaCpp(stand_ins.folder), model, "x", "bf16", tmp_path / "b.gguf")
+            convert_model(LlamaCpp(stand_ins.folder), model, "x", "bf16", tmp_path / "b.gguf")
 
     def test_what_a_killed_job_left_goes(
         self, stand_ins: StandIns, model: Path, tmp_path: Path
@@ -89,7 +91,7 @@ class TestConvert:
         earlier, other = (output.parent / n for n in (".b[1].gguf.0a.part", ".b1.gguf.0a.part"))
         for folder in (earlier, other):
             folder.mkdir(parents=True)
-        convert(LlamaCpp(stand_ins.folder), model, "x", "bf16", output)
+        convert_model(LlamaCpp(stand_ins.folder), model, "x", "bf16", output)
         assert not earlier.exists() and other.exists()
 
 

@@ -12,7 +12,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_json
 from shardmerge.export import package
 from shardmerge.export.record import ExportRecord, load_export
-from shardmerge.export.registry import FORMS, form_of
+from shardmerge.export.registry import EXPORT_FORMS, form_of
 from shardmerge.package.uploads import list_export
 
 BUILD, SHA = "b" * 64, "a" * 64
@@ -84,7 +84,11 @@ class TestCard:
 
 
 def test_forms_have_names_of_their_own() -> None:
-    assert len({form.name for form in FORMS}) == len({form.title for form in FORMS}) == len(FORMS)
+    assert (
+        len({form.name for form in EXPORT_FORMS})
+        == len({form.title for form in EXPORT_FORMS})
+        == len(EXPORT_FORMS)
+    )
 
 
 class TestUploads:
