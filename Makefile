@@ -1,4 +1,5 @@
 # make demo         build the demo model, benchmark it, show the table
+# make demo-sweep   try nine weights of a merge of the demo models, show which is best
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
 # make env-torch    the same, and torch for the other merge methods
@@ -23,7 +24,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-gguf env-test demo test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-test demo demo-sweep test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -76,6 +77,15 @@ demo: env
 	@echo
 	@echo "model:  results/miquplus-midnight-tiny/model"
 	@echo "report: results/report.html"
+
+demo-sweep: env
+	@echo "Merging the demo models with nine weights, and benchmarking all of them ..."
+	@$(LOGGER) sweep --cores $(CORES) --configfile config/sweep.yaml --quiet host
+	@echo
+	@cat results/sweeps/tiny-sweep/table.md
+	@echo
+	@echo "best recipe: results/sweeps/tiny-sweep/best.yaml"
+	@echo "pictures:    results/sweeps/tiny-sweep/plots"
 
 lint: env-test
 	ruff check .

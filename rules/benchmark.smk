@@ -1,10 +1,26 @@
 """lm-eval over merged models, sources and stages: one job for each model and task.
 
 Needs: whole models, task files; GPUs where `benchmark.device` is cuda.
-Makes: results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
+Makes: the data sets of tasks in the cache of the Hub's libraries (target `prefetch`);
+results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
 gets too. A source is measured once for all builds: its results are in results/benchmarks and
 are copied to each build. results/benchmarks/table.json compares all models of the run.
 """
+
+
+rule prefetch:
+    log:
+        "<logs>/prefetch.log",
+    localrule: True
+    conda:
+        "../envs/benchmark.yaml"
+    params:
+        output=f"{SETTINGS['results']}/benchmarks/datasets.json",
+        inputs=lambda w: listed(task=BENCHMARK["tasks"], options=task_options()),
+        options=lambda w: TARGETS.benchmark_options(),
+    shell:
+        'python "$SCRIPTS"/prefetch.py --inputs={params.inputs:q} --output={params.output:q}'
+        " {params.options:q} 2> {log:q}"
 
 
 rule run_task:
@@ -18,26 +34,28 @@ rule run_task:
     benchmark:
         "<benchmarks>/run_task/{model}/{task}.tsv"
     conda:
-        "../envs/benchmark.yaml"
+        lambda w: environment(w, "../envs/benchmark.yaml", vllm="../envs/vllm.yaml")
     threads: RESOURCES["benchmark_threads"]
     resources:
         mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
         runtime=lambda w, attempt: 240 * attempt * len(tasks_of(w)),
-        gpu=TARGETS.benchmark_gpus,
+        gpu=lambda w: measuring(w).gpus_asked,
     params:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
-        tokenizer=lambda w: TARGETS.benchmark_tokenizer(w.model),
+        # made of the input: the identity has what counts of it
+        tokenizer=lambda w, input: TARGETS.benchmark_tokenizer(w.model),
         inputs=lambda w, output: listed(
             task=tasks_of(w),
             output=output.results,
+            options=[TARGETS.benchmark_job(w.model, t).to_json() for t in tasks_of(w)],
             key=[TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         ),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
-        " {params.tokenizer:q} --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
-        " {params.options:q} > {log:q} 2>&1"
+        " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
+        " {params.tokenizer:q} {params.options:q} > {log:q} 2>&1"
 
 
 use rule run_task as run_tasks with:
@@ -119,9 +137,9 @@ rule compare_models:
     conda:
         "../envs/benchmark.yaml"
     params:
-        builds=[made.digest for made in PLAN.builds.values()],
-        reference=TARGETS.reference or "",
-        measured=TARGETS.all_measurements(),
+        builds=lambda w: [made.digest for made in PLAN.models.values()],
+        reference=lambda w: TARGETS.reference or "",
+        measured=lambda w: TARGETS.all_measurements(),
         plan=lambda w, input: DECISION.path,
         inputs=lambda w, input: listed(results=input.results),
     shell:

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 from shardmerge.base.pathnames import check_path
+from shardmerge.base.weightfolders import FOLDER
 from shardmerge.benchmark.samples import samples_path
+from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
@@ -23,9 +25,11 @@ from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
+from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
+from shardmerge.sweep.sweeps import keep_recipes, read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
@@ -45,15 +49,21 @@ DRY = snakemake_internals.is_dry_run(workflow)
 REPORTS = snakemake_internals.is_report()
 ASKED = {
     target
-    for target in ("lock", "plan", "explain", "convert", "report", "all")
+    for target in ("lock", "plan", "explain", "convert", "report", "sweep", "all")
     if snakemake_internals.is_target(workflow, target)
 }
 SHOWN = ASKED & {"lock", "plan", "explain"}
 # The report alone does not wait until transformers loads the models: the summary tells what is known.
 REPORT_ALONE = "report" in ASKED and "all" not in ASKED
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
+# A trial is a recipe that is written for all to see, and planned as any other.
+TRIED = exit_on_user_error(read_sweeps)(SETTINGS)
+SETTINGS = with_tasks(SETTINGS, TRIED)
+if HEAD and not (DRY or REPORTS):
+    exit_on_user_error(keep_recipes)(TRIED, SETTINGS["results"])
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
+    [variant for sweep in TRIED for variant in sweep.variants(SETTINGS["results"])],
     head=HEAD,
     renew=HEAD and "lock" in ASKED,
     convert="convert" in ASKED,
@@ -65,13 +75,21 @@ DECISION = exit_on_user_error(decide)(
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
 if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
-WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
-TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
+SWEEPING = "sweep" in ASKED
+EXPECTED = [b for b in PLAN.builds.values() if SWEEPING or not b.trial]
+WORKER.expect((job.output for build in EXPECTED for job in build.shards), PLAN.torch)
+TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
+SWEEPS = SweepTargets(
+    TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
+)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
-if HEAD and TARGETS.measured:
+if HEAD and (TARGETS.measured or SWEEPS.sweeps):
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"], filter(None, [BENCHMARK["include_path"]]), TASKS
+        BENCHMARK["tasks"],
+        filter(None, [BENCHMARK["include_path"]]),
+        TASKS,
+        allow_code=BENCHMARK["allow_code_execution"],
     )
 COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
@@ -102,11 +120,13 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
-    shard=r"model(-\d{5}-of-\d{5})?",
+    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
+    sweep="[^/]+",
+    trial="[^/]+",
 
 
 def wanted(files):
@@ -141,7 +161,12 @@ def job_of(w):
 
 
 def measured(w):
-    return TARGETS.measured[w.model]
+    return TARGETS.measured.get(w.model) or TARGETS.trials[w.model]
+
+
+def room_for(w):
+    """Return what must be done before a shard is made, so that weights of trials find room."""
+    return SWEEPS.before(w.name) if hasattr(w, "name") else []
 
 
 def tasks_of(w):
@@ -152,6 +177,21 @@ def tasks_of(w):
 def samples_of(results):
     """Return where the answers to single questions lie, beside results."""
     return [str(samples_path(path)) for path in results]
+
+
+def task_options():
+    """Return the options of each task, whatever model it is asked of."""
+    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+
+
+def measuring(w):
+    """Return how a benchmark job measures its model; its tasks load it in the same way."""
+    return TARGETS.benchmark_job(w.model, tasks_of(w)[0])
+
+
+def environment(w, usual, **own):
+    """Return the environment file of a benchmark job's backend."""
+    return own.get(measuring(w).backend, usual)
 
 
 def fetch_job(w):

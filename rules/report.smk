@@ -29,7 +29,7 @@ rule summarize_model:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
-        plan=DECISION.path,
+        plan=lambda w: DECISION.path,
         folder=lambda w: TARGETS.paths.folder(w.name),
     shell:
         'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
@@ -55,7 +55,7 @@ rule tabulate_plan:
         "../envs/merge.yaml"
     params:
         build=lambda w: build(w).digest,
-        plan=DECISION.path,
+        plan=lambda w: DECISION.path,
     shell:
         'python "$SCRIPTS"/tabulate_plan.py --plan={params.plan:q} --name={wildcards.name:q}'
         " --output={output:q} > {log:q} 2>&1"
@@ -255,8 +255,8 @@ rule compare_page:
     conda:
         "../envs/merge.yaml"
     params:
-        builds=[made.digest for made in PLAN.builds.values()],
-        plan=DECISION.path,
+        builds=lambda w: [made.digest for made in PLAN.models.values()],
+        plan=lambda w: DECISION.path,
     shell:
         'python "$SCRIPTS"/compare_page.py --plan={params.plan:q} --table={input:q}'
         " --output={output:q} > {log:q} 2>&1"

@@ -27,10 +27,10 @@ def main() -> None:
     claim(args.output, args.table)
 
     build = load_description(args.build)
-    specs = [load_spec(shard.digest) for shard in build.shards]
-    norms = measured(specs, map(load_record, args.records))
+    specs = {shard.file: load_spec(shard.digest) for shard in build.shards}
+    norms = measured(specs, {path: load_record(path) for path in args.records})
     frame = frame_of(build.coefficients)
-    if any(deltas(tensor.expression) for spec in specs for tensor in spec.tensors):
+    if any(deltas(tensor.expression) for spec in specs.values() for tensor in spec.tensors):
         nothing = "The records of this model's jobs tell no norms of its task vectors."
     elif not Numerics(build.numerics).folds:
         nothing = f"Not measured: numerics {build.numerics} computes no task vectors apart."

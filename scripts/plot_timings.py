@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.plan.records import load_record
 from shardmerge.report.timings import draw_timings, timing
 from shardmerge.run.cli import claim, run
@@ -19,7 +19,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="SVG file")
     args = parse_args(parser)
     claim(args.output)
-    rows = [timing(Path(path).stem, load_record(path)) for path in args.records]
+    rows = [
+        timing(shard_name(path).removesuffix(".safetensors"), load_record(path))
+        for path in args.records
+    ]
     draw_timings(rows, args.output)
 
 

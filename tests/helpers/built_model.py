@@ -105,7 +105,8 @@ class Built:
         return self.folder.parent
 
     def records(self, kind: str = "records") -> list[Path]:
-        return [self.results / kind / f"{Path(j.output).stem}.json" for j in self.build.shards]
+        path = {"records": record_path, "checks": check_record_path}[kind]
+        return [Path(path(job.output)) for job in self.build.shards]
 
     def shard_with(self, tensor: str) -> tuple[ShardJob, ShardSpec]:
         """Return the job and the specification of the shard that holds a tensor."""
@@ -168,10 +169,11 @@ def merge(recipe: str, **config: Any) -> Built:
     build = list(plan.builds.values())[-1]
     built = Built(build, load_description(build.digest))
     for name, source in build.files.items():
+        (built.folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(source, built.folder / name)
     config_file = built.folder / "config.json"
     config_file.write_text(output_config(config_file.read_text(), built.description, ""))
-    if len(build.shards) > 1:
+    if len(build.main_shards) > 1:
         index = index_text(make_index(built.description))
         write_text(built.folder / "model.safetensors.index.json", index)
     return built

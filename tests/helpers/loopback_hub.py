@@ -3,7 +3,8 @@
 Repositories are folders ``ROOT/OWNER/NAME`` (branch main) and ``ROOT/OWNER/NAME@REVISION``. A
 commit's id is the hash of its files, so a folder renamed to ``NAME@old`` is still found by the
 commit that it was. ``.hub.json`` in a folder may say ``{"gated": true, "private": true,
-"readers": ["hf_..."]}``. Large files are served from another origin (``localhost`` instead of
+"readers": ["hf_..."]}``. Data sets are such folders
+too. Large files are served from another origin (``localhost`` instead of
 ``127.0.0.1``) behind a signed redirect, as the Hub does. Uploads: see ``loopback_uploads``.
 
 By hand: ``PYTHONPATH=tests python -m helpers.loopback_hub ROOT [PORT]`` prints the address to put
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from helpers.loopback_datasets import DatasetHandlers
 from helpers.loopback_downloads import DownloadHandlers
 from helpers.loopback_store import Store
 from helpers.loopback_uploads import UploadHandlers
@@ -136,7 +138,9 @@ class LoopbackHub(http.server.ThreadingHTTPServer):
         return None
 
 
-class _Handler(DownloadHandlers, UploadHandlers, http.server.BaseHTTPRequestHandler):
+class _Handler(
+    DatasetHandlers, DownloadHandlers, UploadHandlers, http.server.BaseHTTPRequestHandler
+):
     protocol_version = "HTTP/1.1"
     server: LoopbackHub
 
@@ -149,6 +153,8 @@ class _Handler(DownloadHandlers, UploadHandlers, http.server.BaseHTTPRequestHand
             return
         path, query = self.path_of, parse_qs(urlsplit(self.path).query)
         repo = r"([^/]+/[^/]+)"
+        if self.answer_dataset(path):
+            return
         if path == "/_log":
             self.reply(200, [vars(request) for request in self.server.log])
         elif path == "/api/whoami-v2":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from helpers.hub_cases import wait_until
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "resources" / "demo" / "midnight-tiny"
@@ -53,6 +56,15 @@ aggregate_metric_list: [{metric: acc, weight_by_size: true}]
 }
 
 
+def command_line(folder: Any, *tasks: Any, model: Any = MODEL, options: Any = ()) -> list[str]:
+    command = [sys.executable, ROOT / "scripts" / "benchmark.py"]
+    command += ["--model", model, "--name", "midnight", "--limit", str(QUESTIONS)]
+    command += ["--include-path", TASKS, "--batch-size", "40", *options]
+    for task in tasks:
+        command += ["--task", task, "--output", folder / f"{task}.json"]
+    return list(map(str, command))
+
+
 def benchmark(
     folder: Any,
     *tasks: Any,
@@ -62,19 +74,23 @@ def benchmark(
     **environment: Any,
 ) -> tuple[Any, ...]:
     """Run a job; return the finished process and the folder of its outputs."""
-    command = [sys.executable, ROOT / "scripts" / "benchmark.py"]
-    command += ["--model", model, "--name", "midnight", "--limit", str(QUESTIONS)]
-    command += ["--include-path", TASKS, "--batch-size", "40", *options]
-    for task in tasks:
-        command += ["--task", task, "--output", folder / f"{task}.json"]
     done = subprocess.run(
-        list(map(str, command)),
+        command_line(folder, *tasks, model=model, options=options),
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
         cwd=cwd,
         capture_output=True,
         text=True,
     )
     return done, folder
+
+
+def started(folder: Any, *tasks: Any, options: Any = ()) -> subprocess.Popen:
+    """Start a job."""
+    return subprocess.Popen(
+        command_line(folder, *tasks, options=options),
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.DEVNULL,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +135,7 @@ class TestJob:
         told = job[0].stderr[job[0].stderr.index("error: midnight: ") :]
         assert told.startswith("error: midnight: 3 of 6 tasks failed\n")
         assert "runs_code: 'runs_code' runs code that the model writes" in told
+        assert "allow_code_execution: true" in told
         assert "far_away: its data set is not in the local cache, and the Hub cannot be" in told
         assert "breaks: UndefinedError: 'no_such_column' is undefined" in told
         assert "Traceback" not in told
@@ -308,6 +325,34 @@ class TestStore:
         assert "demo_B was measured before" in done.stderr
         for name in ("demo_B.json", "demo_B.samples.jsonl"):
             assert (second / name).read_bytes() == (first / name).read_bytes()
+
+    def test_a_killed_job_repeats_the_task_that_it_was_at(self, tmp_path: Path) -> None:
+        own = tmp_path / "own"
+        own.mkdir()
+        (own / "wait.py").write_text(
+            "import pathlib, time\n"
+            "def wait(doc, results):\n"
+            "    while not pathlib.Path(__file__).with_name('go').exists():\n"
+            "        time.sleep(0.05)\n"
+            "    return {'acc': 1.0}\n"
+        )
+        text = LOCAL + "process_results: !function wait.wait\n"
+        (own / "waits.yaml").write_text(text + "task: waits\n")
+        tasks = ("demo_B", "demo_C", "waits", "demo_copy")
+        options: list[Any] = ["--include-path", own, "--store", tmp_path / "store"]
+        for task in tasks:
+            options += ["--key", f"key-{task}"]
+        with started(tmp_path / "results", *tasks, options=options) as killed:
+            wait_until((tmp_path / "store" / "key-demo_C.json").exists, killed)
+            killed.kill()
+        assert not (tmp_path / "results" / "waits.json").exists()
+        shutil.rmtree(tmp_path / "results")  # as Snakemake does with what a killed job made
+        (own / "go").touch()
+        done, folder = benchmark(tmp_path / "results", *tasks, options=options)
+        assert done.returncode == 0, done.stderr
+        assert re.findall(r"(\w+) was measured before", done.stderr) == ["demo_B", "demo_C"]
+        assert re.findall(r"(\w+) done in", done.stderr) == ["waits", "demo_copy"]
+        assert all(load(folder, task)["results"] for task in tasks)
 
 
 class TestTable:

@@ -85,6 +85,10 @@ class TestConfiguration:
         project.configure(benchmark={"tasks": ["demo_B"], "models": ["mergd"]})
         refused(project, "configuration: benchmark.models", "Did you mean 'merged'?")
 
+    def test_a_task_that_runs_code(self, project: Project) -> None:
+        project.configure(benchmark={"tasks": ["humaneval"]})
+        refused(project, "'humaneval' runs code that the model writes", "allow_code_execution")
+
     def test_nothing_to_publish_to(self, project: Project) -> None:
         """Told when the jobs are made, not when the Snakefile is read."""
         done = project.run("-n", "publish")

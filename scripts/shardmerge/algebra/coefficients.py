@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra import rows
 from shardmerge.algebra.call_terms import call_label, setting_of, setting_rows
 
 #: How the name of a bias ends that an adapter adds to the model's.
@@ -53,7 +54,7 @@ def blend_of(expression: ex.Expression) -> Blend:
         match node:
             case ex.Source(tensor=tensor) if tensor.endswith(ADDED_BIAS):
                 pass
-            case ex.Source() | ex.Decoded():
+            case ex.Source() | ex.Decoded() | ex.Arranged():
                 model = node.model
                 if factor is None:
                     through[model] = None
@@ -69,6 +70,9 @@ def blend_of(expression: ex.Expression) -> Blend:
                     visit(operand, None if factor is None else factor * c)
             case ex.Cast() | ex.Rows():
                 visit(node.operand, factor)
+            case ex.Choice(found) if shares := _shares(node):
+                for operand, share in zip(found, shares, strict=True):
+                    visit(operand, None if factor is None else factor * share)
             case ex.Call():
                 weights = dict(node.per_input).get("weight", (None,) * len(node.inputs))
                 for i, operand in enumerate(node.inputs):
@@ -100,12 +104,21 @@ def decoded_of(expressions: Iterable[ex.Expression]) -> dict[str, dict[str, int]
     return found
 
 
+def _shares(choice: ex.Choice) -> list[float]:
+    """Return how much of a tensor each operand of a choice makes, if these are sums."""
+    if not any(isinstance(one, ex.Linear) for one in choice.operands):
+        return []
+    return rows.shares(choice.table, len(choice.operands))
+
+
 def _terms(expression: ex.Expression, factor: float) -> dict[str, float]:
     match expression:
         case ex.Cast(operand, _):
             return _terms(operand, factor)
         case ex.Linear(terms):
             parts = [_terms(operand, factor * c) for c, operand in terms]
+        case ex.Choice(found) if shares := _shares(expression):
+            parts = [_terms(one, factor * n) for one, n in zip(found, shares, strict=True)]
         case ex.Rows(operand) if isinstance(operand, ex.Call):
             return _terms(operand, factor)
         case ex.Call():

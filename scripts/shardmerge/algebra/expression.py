@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from shardmerge.algebra import rows
 from shardmerge.algebra.nodes import (
+    Arranged,
     Call,
     Cast,
     Choice,
@@ -29,6 +30,7 @@ from shardmerge.algebra.nodes import (
 )
 
 __all__ = [
+    "Arranged",
     "Call",
     "Cast",
     "Choice",
@@ -128,7 +130,7 @@ def elements(expression: Expression) -> int:
 def label(expression: Expression) -> str:
     """Return a name for an expression: a model, a difference of models, a method's call."""
     match expression:
-        case Source() | Decoded():
+        case Source() | Decoded() | Arranged():
             return expression.model
         case Rows(operand) | Mean(operand):
             return label(operand)

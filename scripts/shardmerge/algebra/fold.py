@@ -92,10 +92,14 @@ def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
     return ex.Linear(tuple(terms))
 
 
-def _plain(row: Row) -> ex.Source | ex.Decoded | ex.Rows | ex.Choice | None:
+#: Kinds of leaf whose difference is a task vector.
+_PLAIN = ex.Source | ex.Decoded | ex.Arranged | ex.Rows | ex.Choice
+
+
+def _plain(row: Row) -> _PLAIN | None:
     if len(row) == 1:
         ((key, (coefficient, _)),) = row.items()
-        if coefficient == 1 and isinstance(key, ex.Source | ex.Decoded | ex.Rows | ex.Choice):
+        if coefficient == 1 and isinstance(key, _PLAIN):
             return key
     return None
 

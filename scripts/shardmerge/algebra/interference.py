@@ -100,7 +100,7 @@ def _visit(
             deltas[node] = None
         case ex.LowRank():
             found.vectors.setdefault(ex.label(node), Vector(node))
-        case ex.Source() | ex.Decoded():
+        case ex.Source() | ex.Decoded() | ex.Arranged():
             found.parents.setdefault(ex.label(node), (node,))
         case ex.Rows(operand):
             if _is_model(operand):
@@ -139,4 +139,4 @@ def _is_model(expression: ex.Expression) -> bool:
     """Whether an expression is a tensor of one model, or rows of it."""
     if isinstance(expression, ex.Rows):
         expression = expression.operand
-    return isinstance(expression, ex.Source | ex.Decoded)
+    return isinstance(expression, ex.Source | ex.Decoded | ex.Arranged)

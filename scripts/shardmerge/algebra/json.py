@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.pieces import Patch
 
 
 def source_to_json(source: ex.Source) -> dict[str, Any]:
@@ -44,6 +45,15 @@ def to_json(
                 "parameters": dict(expression.parameters),
                 "shape": list(expression.output_shape),
                 "step": expression.step,
+            }
+        case ex.Arranged():
+            return {
+                "op": "arranged",
+                "pieces": [
+                    [inner(p.operand), *map(list, (p.begin, p.sizes, p.axes, p.at))]
+                    for p in expression.pieces
+                ],
+                "shape": list(expression.output_shape),
             }
         case ex.Delta(finetuned, base, dtype):
             return {
@@ -102,6 +112,11 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
                 parameters=tuple((k, _hashed(v)) for k, v in sorted(data["parameters"].items())),
                 output_shape=tuple(data["shape"]),
                 step=data["step"],
+            )
+        case "arranged":
+            return ex.Arranged(
+                tuple(Patch(from_json(one), *map(tuple, box)) for one, *box in data["pieces"]),
+                tuple(data["shape"]),
             )
         case "delta":
             return ex.Delta(from_json(data["finetuned"]), from_json(data["base"]), data["dtype"])

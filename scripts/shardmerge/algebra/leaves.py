@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -11,9 +12,9 @@ from shardmerge.base.dtypes import combine_dtype, tensor_bytes
 from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.registry import kernel_of, result_dtype
 
-#: What is read from files: a tensor of a source, as it is or decoded, rows of one, or a task vector
-#: that is stored.
-FileLeaf = ex.Source | ex.Decoded | ex.Rows | ex.Delta
+#: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
+#: task vector that is stored.
+FileLeaf = ex.Source | ex.Decoded | ex.Arranged | ex.Rows | ex.Delta
 #: What is held whole while it is used: a method's result, a mean of rows, rows of either.
 HeldLeaf = ex.Call | ex.Mean | ex.Rows
 
@@ -76,7 +77,7 @@ def is_stored(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
         part: What is asked about.
         stored: Task vectors that lie in files.
     """
-    if isinstance(part, ex.Source | ex.Decoded):
+    if isinstance(part, ex.Source | ex.Decoded | ex.Arranged):
         return True
     return isinstance(part, ex.Delta) and part in stored
 
@@ -89,9 +90,9 @@ def is_read(part: ex.Expression, stored: Collection[ex.Delta]) -> bool:
 def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta]) -> bool:
     """Whether a simplified expression, written in a dtype, is a tensor of a file as it lies there.
 
-    Rows of one are gathered and what is decoded is computed, so that these are no copies.
+    Rows of one are gathered, what is decoded or arranged is computed, so that these are no copies.
     """
-    if isinstance(expression, ex.Decoded):
+    if isinstance(expression, ex.Decoded | ex.Arranged):
         return False
     return is_stored(expression, stored) and expression.dtype == dtype
 
@@ -171,5 +172,8 @@ def bytes_read(leaf: FileLeaf) -> int:
     if isinstance(leaf, ex.Rows):
         whole = bytes_read(leaf.operand)
         return whole * rows.taken(leaf.table) // max(leaf.operand.shape[0], 1)
+    if isinstance(leaf, ex.Arranged):
+        boxes = ((piece.operand, math.prod(piece.sizes)) for piece in leaf.pieces)
+        return sum(bytes_read(one) * n // max(ex.elements(one), 1) for one, n in boxes)
     parts = ex.operands(leaf) if isinstance(leaf, ex.Decoded) else (leaf,)
     return sum(tensor_bytes(part.dtype, part.shape) for part in parts)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, Union
 
 from shardmerge.algebra import rows
+from shardmerge.algebra.pieces import Arrangement, Patch, element_spans
+from shardmerge.base.dtypes import promoted
 
 _T = TypeVar("_T")
 
@@ -79,6 +82,58 @@ class Decoded(_Node):
     @property
     def tensor(self) -> str:
         return self.lead.tensor
+
+
+@dataclass(frozen=True)
+class Arranged(_Node):
+    """A tensor that boxes of other tensors of files make: a stack of experts, a slice of rows.
+
+    Args:
+        pieces: What is where, none over another; operands are tensors of sources, decoded or not.
+        output_shape: Of the whole.
+    """
+
+    pieces: tuple[Patch, ...]
+    output_shape: tuple[int, ...]
+    size: ClassVar[int] = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.output_shape
+
+    @property
+    def dtype(self) -> str:
+        """Code of the type that holds the values of all operands."""
+        return noted(self, "_dtype", lambda node: promoted([p.operand.dtype for p in node.pieces]))
+
+    @property
+    def lead(self) -> Source | Decoded:
+        """The operand that tells where the whole lies."""
+        return self.pieces[0].operand
+
+    @property
+    def model(self) -> str:
+        return self.lead.model
+
+    @property
+    def file(self) -> str:
+        return self.lead.file
+
+    @property
+    def tensor(self) -> str:
+        return self.lead.tensor
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return Arrangement(self.output_shape, self.pieces)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """For each piece its first element and the one behind its last."""
+        return noted(self, "_spans", lambda node: element_spans(node.arrangement))
+
+    def __hash__(self) -> int:
+        return noted(self, "_hash", lambda node: hash((node.pieces, node.output_shape)))
 
 
 @dataclass(frozen=True)
@@ -221,6 +276,11 @@ class Choice(_Node):
     def shape(self) -> tuple[int, ...]:
         return self.operands[0].shape
 
+    @property
+    def width(self) -> int:
+        """Elements of a row of the table: of one index, or of several where rows are split."""
+        return math.prod(self.shape) // max(rows.row_count(self.table), 1)
+
 
 @dataclass(frozen=True)
 class Mean(_Node):
@@ -244,7 +304,9 @@ class Zero(_Node):
         return self.output_shape
 
 
-Expression = Union[Source, Decoded, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero]
+Expression = Union[
+    Source, Decoded, Arranged, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero
+]
 
 
 def operands(expression: Expression) -> tuple[Expression, ...]:
@@ -254,6 +316,8 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
             return ()
         case Decoded():
             return tuple([source for _, source in expression.parts])
+        case Arranged():
+            return tuple(expression.arrangement.operands())
         case Delta():
             return (expression.finetuned, expression.base)
         case LowRank():

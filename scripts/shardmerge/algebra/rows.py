@@ -39,6 +39,12 @@ def format_choice(members: Iterable[tuple[int, ...]]) -> str:
     return ",".join(parts)
 
 
+def format_runs(runs: Iterable[tuple[int, int]]) -> str:
+    """Return the table of a choice of (tensor, number of rows) in their order."""
+    grouped = groupby(runs, key=lambda run: run[0])
+    return ",".join(f"{chosen}*{sum(n for _, n in group)}" for chosen, group in grouped)
+
+
 def all_rows(count: int) -> str:
     """Return the table of all of a tensor's rows in their order."""
     return "" if not count else f"0+{count}" if count > 1 else "0"
@@ -58,6 +64,15 @@ def row_count(table: str) -> int:
     """Return the number of rows of a table or of a choice."""
     _, runs = _choice(table) if "*" in table else _rows(table)
     return runs[-1][0] + runs[-1][1] if runs else 0
+
+
+def shares(table: str, count: int) -> list[float]:
+    """Return which part of the rows each tensor of a choice makes; of a mean an equal part."""
+    found, whole = [0.0] * count, row_count(table)
+    for _, n, members in _choice(table)[1]:
+        for member in members:
+            found[member] += n / len(members) / whole
+    return found
 
 
 def take(table: str, outer: str) -> str:

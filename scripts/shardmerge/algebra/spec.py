@@ -139,7 +139,7 @@ def delta_name(delta: ex.Delta, files: Mapping[tuple[str, str], str]) -> str:
     def content(expression: ex.Expression) -> Any:
         if isinstance(expression, ex.Source):
             return [files[expression.model, expression.file], expression.tensor]
-        if isinstance(expression, ex.Decoded):
+        if isinstance(expression, ex.Decoded | ex.Arranged):
             return to_json(expression, content)
         return [type(expression).__name__, *map(content, ex.operands(expression))]
 

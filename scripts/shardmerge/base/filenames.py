@@ -13,6 +13,7 @@ from pathlib import Path
 from shardmerge.base.digest import is_hex
 from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.printable import is_printable
+from shardmerge.base.weightfolders import folder_of
 
 #: Layers of a stack; the deepest models have some hundreds.
 MAX_LAYERS = 10_000
@@ -102,6 +103,8 @@ def _unfit_tensor(name: str) -> str | None:
         return f"of {len(name)} characters"
     if not is_printable(name):
         return "that has characters that do not show"
+    if folder_of(name):
+        return f"as if it were of the folder {folder_of(name)!r}"
     if beyond := _BEYOND.search(name):
         layer = f"of layer {shortened(beyond[1])}"
         return f"{layer}; models of more than {MAX_LAYERS} layers are not merged here"

@@ -46,6 +46,11 @@ CHECKS = {
         "merged: slices put them behind other layers, or only some models have them. Then those of "
         "the base are kept as they are; if it has none, they are left out."
     ),
+    "module-folders": (
+        "Folders of modules, such as `2_Dense` of a sentence-transformers model, that not all "
+        "models have with the same tensors or settings. The base's are kept as they are; what only "
+        "other models have is left out."
+    ),
     "quantised-source": (
         "A model whose weights are quantised (`docs/formats.md`): the result "
         "inherits what rounding has taken from them."
@@ -66,6 +71,10 @@ CHECKS = {
     "clamped-parameter": (
         "A number beyond the bounds of its parameter, such as a `density` of 1.2, where mergekit "
         "takes the nearer bound."
+    ),
+    "fused-filter": (
+        "A filter that names one of several projections which share a tensor (`q_proj` where the "
+        "model has `qkv_proj`), and that tensor is merged as a whole: `docs/layouts.md` says when."
     ),
     "unmatched-filter": "A filter that matches no tensor, so that its value is not used.",
     "empty-slice": "A slice without layers: the second number of a `layer_range` does not count.",

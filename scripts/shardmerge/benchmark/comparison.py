@@ -75,18 +75,21 @@ class Comparer:
     answers: Mapping[str, Answers]
     inside: Mapping[str, Sequence[str]]
 
-    def compare(self, pairs: Iterable[tuple[str, str]]) -> list[Comparison]:
+    def compare(
+        self, pairs: Iterable[tuple[str, str]], columns: Iterable[Column] | None = None
+    ) -> list[Comparison]:
         """Return every pair's comparisons, in the order of the columns.
 
         What was asked for is one family of comparisons, and the parts of each group are another.
 
         Args:
             pairs: A model and its reference.
+            columns: What is compared; all of the table if there are none.
         """
         cells, pairs = self.table.cells, list(pairs)
         rows = [
             (model, reference, column, *self._test(model, reference, column))
-            for column in self.table.columns
+            for column in (self.table.columns if columns is None else columns)
             for model, reference in pairs
             if (model, column) in cells and (reference, column) in cells
         ]

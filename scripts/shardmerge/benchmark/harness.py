@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import random
-import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import atomic_path, write_json
+from shardmerge.benchmark.conditions import BOOTSTRAP_ITERATIONS, conditions, versions
+from shardmerge.benchmark.dataset_revisions import revisions_of
+from shardmerge.benchmark.loading import chat_template
+from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.plain import Scrubber, plain
 
 if TYPE_CHECKING:
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
-
-#: lm-eval's own default seeds.
-SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
-#: Samples of a bootstrapped standard error; accuracies have a closed form and need none.
-BOOTSTRAP_ITERATIONS = 1000
 
 _KEPT = ("results", "groups", "group_subtasks", "configs", "versions")
 _KEPT += ("n-shot", "higher_is_better", "n-samples")
@@ -40,29 +39,6 @@ _NO_NETWORK = {
 
 
 @dataclass(frozen=True)
-class EvalSettings:
-    """How tasks are run.
-
-    Args:
-        include_path: Folders of task files besides lm-eval's own.
-        limit: Questions of each task (or their share, if below 1), or None for all.
-        num_fewshot: Examples in the prompt, or None for each task's own number.
-        batch_size: Requests in a batch, or ``auto``.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: Type that the model computes in, or ``auto`` for its own.
-        parallelize: Whether to spread the model over all visible GPUs.
-    """
-
-    include_path: tuple[Path, ...] = ()
-    limit: float | None = None
-    num_fewshot: int | None = None
-    batch_size: int | str = 16
-    device: str = "cpu"
-    dtype: str = "float32"
-    parallelize: bool = False
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """A task's result, and one row per question and filter."""
 
@@ -70,19 +46,23 @@ class Evaluation:
     samples: Sequence[Mapping[str, Any]] = field(repr=False)
 
 
-def prepare(threads: int) -> None:
+def prepare(threads: int, *, code: bool = False) -> None:
     """Set the process up for lm-eval; call it before torch is imported.
 
     Args:
         threads: CPU threads to compute with.
+        code: Whether tasks may run what the model writes.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap would take all cores
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # a log needs a line now and then only
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a meter of questions says how far a job is
+    for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
+    if code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric that runs it asks for this
 
     import torch
     from transformers.utils import logging as transformers_logging
@@ -92,8 +72,15 @@ def prepare(threads: int) -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-def find_tasks(names: Sequence[str], include_path: Sequence[Path]) -> TaskManager:
+def find_tasks(
+    names: Sequence[str], include_path: Sequence[Path], arguments: Mapping[str, Any] | None = None
+) -> TaskManager:
     """Return lm-eval's index of tasks; its own are read only where a name is not a local task.
+
+    Args:
+        names: Tasks, groups or tags.
+        include_path: Folders of task files.
+        arguments: Of the model, which some tasks make their data for.
 
     Raises:
         UserError: If a folder is missing or a task unknown.
@@ -103,10 +90,11 @@ def find_tasks(names: Sequence[str], include_path: Sequence[Path]) -> TaskManage
     for folder in include_path:
         if not folder.is_dir():
             raise UserError("is not a folder of tasks", str(folder))
-    manager = TaskManager(include_path=list(include_path), include_defaults=False)
+    told = {"include_path": list(include_path), "metadata": dict(arguments or {})}
+    manager = TaskManager(include_defaults=False, **told)
     local = {*manager.all_subtasks, *manager.all_tags}
     if not local.issuperset(names):  # a local group may hold tasks of lm-eval's
-        manager = TaskManager(include_path=list(include_path))
+        manager = TaskManager(**told)
     for name in names:
         if name not in manager.all_tasks:
             raise UserError(
@@ -116,127 +104,88 @@ def find_tasks(names: Sequence[str], include_path: Sequence[Path]) -> TaskManage
     return manager
 
 
-def load_task(manager: TaskManager, name: str, num_fewshot: int | None) -> Mapping[str, Any]:
+def load_task(manager: TaskManager, name: str, options: EvalOptions) -> Mapping[str, Any]:
     """Return a task, group or tag with its data, ready to run.
 
     Args:
         manager: From ``find_tasks``.
         name: The task.
-        num_fewshot: Examples in the prompt, or None for the task's own number. A task that
-            says 0 itself keeps it, as in lm-eval.
+        options: Examples in the prompt (a task that says 0 itself keeps it, as in lm-eval), seed
+            of their choice, settings of generation, and whether code may run.
 
     Raises:
         Exception: Whatever the task's data raises; ``reason_of`` makes a sentence of it.
     """
+    entry = manager.task_index[name].cfg or {}  # its own code, which loading runs, may need this
+    _check_code(name, bool(entry.get("unsafe_code")), options)
     loaded = manager.load([name])
     for label, task in loaded["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(
-                f"{label!r} runs code that the model writes, which is never done here",
-                hint="Run it with lm-eval itself, in a sandbox.",
-            )
+        _check_code(label, getattr(task, "UNSAFE_CODE", False), options)
+        if options.gen_kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value=dict(options.gen_kwargs), update=True)
         own = task.get_config("num_fewshot")
-        if num_fewshot is not None and own != 0:
-            task.set_config(key="num_fewshot", value=num_fewshot)
+        if options.num_fewshot is not None and own != 0:
+            task.set_config(key="num_fewshot", value=options.num_fewshot)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=SEEDS["fewshot_seed"])
+        task.set_fewshot_seed(seed=options.seed[3])
     return loaded
 
 
-def language_model(
-    folder: Path,
-    settings: EvalSettings,
-    offload: Path | None = None,
-    tokenizer: Path | None = None,
-) -> HFLM:
-    """Load a model from safetensors or GGUF; never from pickles, never with code of its own.
-
-    Args:
-        folder: The model's folder; without a config.json, that of a GGUF file.
-        settings: Device, type and batch size.
-        offload: Folder for what fits in no memory, where ``settings.parallelize`` is set.
-        tokenizer: Folder of the tokenizer, None for the model's own.
-
-    Raises:
-        UserError: If it cannot be loaded, or the device is not there.
-    """
-    source = _source_arguments(folder)
-
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if settings.device.startswith("cuda") and (torch.device(settings.device).index or 0) >= seen:
+def _check_code(name: str, runs: bool, options: EvalOptions) -> None:
+    if runs and not options.allow_code_execution:
         raise UserError(
-            f"the device {settings.device!r} is not there: torch sees {seen or 'no'} GPU",
-            hint="Set `benchmark.device` to cpu, or send the job where such a GPU is.",
+            f"{name!r} runs code that the model writes",
+            hint="If it may, write `allow_code_execution: true` under `benchmark`.",
         )
-    arguments = source | ({"offload_folder": str(offload)} if offload else {})
-    arguments |= {"tokenizer": str(tokenizer.resolve())} if tokenizer else {}
-    try:
-        return HFLM(
-            pretrained=str(folder.resolve()),
-            device=settings.device,
-            dtype=settings.dtype,
-            batch_size=settings.batch_size,
-            parallelize=settings.parallelize,
-            trust_remote_code=False,
-            **arguments,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        text = str(error).strip().split("\n")[0]
-        if "trust_remote_code" in str(error):
-            text = "it needs code of its own, which is never run here"
-        raise UserError(f"cannot be loaded: {text}", str(folder)) from error
 
 
-def _source_arguments(folder: Path) -> dict[str, Any]:
-    """Return what says which files of a folder the weights are read from."""
-    if (folder / "config.json").is_file():
-        return {"use_safetensors": True}
-    files = sorted(path.name for path in folder.glob("*.gguf"))
-    if not files:
-        raise UserError("is not a model's folder: it has no config.json", str(folder))
-    if len(files) > 1:
-        raise UserError(
-            f"has {len(files)} files, and transformers reads GGUF from a single one",
-            str(folder),
-            "Raise `exports.gguf.split_size`, or take this export out of `benchmark.models`.",
-        )
-    return {"gguf_file": files[0]}
+def questions_of(task: Mapping[str, Any], options: EvalOptions) -> int:
+    """Return how many questions a loaded task, or all parts of a group, will ask."""
+    from lm_eval.evaluator_utils import get_sample_size
+
+    counts = [(len(t.eval_docs), get_sample_size(t, options.limit)) for t in task["tasks"].values()]
+    return sum(there if most is None else min(there, most) for there, most in counts)
 
 
 def evaluate(
-    model: HFLM, name: str, requested: str, task: Mapping[str, Any], settings: EvalSettings
+    model: LM,
+    name: str,
+    requested: str,
+    task: Mapping[str, Any],
+    options: EvalOptions,
+    folders: Sequence[Path] = (),
 ) -> Evaluation:
     """Run one loaded task on a loaded model.
 
     Args:
-        model: From ``language_model``.
+        model: From ``loading.language_model``.
         name: What the model is called in the result.
         requested: The task's name as asked for.
         task: From ``load_task``.
-        settings: As the model and the task were loaded with.
+        options: As the model and the task were loaded with.
+        folders: Of task files besides lm-eval's own.
     """
-    import datasets
     import lm_eval
     import numpy
-    import torch
-    import transformers
     from lm_eval.evaluator import evaluate as run
+    from lm_eval.utils import set_torch_seed
 
-    random.seed(SEEDS["random_seed"])
-    numpy.random.seed(SEEDS["numpy_seed"])
-    torch.manual_seed(SEEDS["torch_seed"])
-    raw = run(
-        lm=model,
-        task_dict=task,
-        limit=settings.limit,
-        bootstrap_iters=BOOTSTRAP_ITERATIONS,
-        log_samples=True,
-        confirm_run_unsafe_code=False,
-    )
+    random.seed(options.seed[0])
+    numpy.random.seed(options.seed[1])
+    set_torch_seed(options.seed[2])
+    with chat_template(model, options.apply_chat_template):
+        raw = run(
+            lm=model,
+            task_dict=task,
+            limit=options.limit,
+            bootstrap_iters=BOOTSTRAP_ITERATIONS,
+            log_samples=True,
+            system_instruction=options.system_instruction,
+            apply_chat_template=options.apply_chat_template,
+            fewshot_as_multiturn=options.fewshot_as_multiturn,
+            confirm_run_unsafe_code=options.allow_code_execution,
+        )
     samples = [
         {"task": key, **row}
         for key, rows in raw["samples"].items()
@@ -247,25 +196,12 @@ def evaluate(
         "model_name": name,
         "requested_task": requested,
         "task_hashes": {key: _task_hash(rows) for key, rows in raw["samples"].items()},
-        "lm_eval_version": lm_eval.__version__,
-        "transformers_version": transformers.__version__,
-        "torch_version": torch.__version__,
-        "datasets_version": datasets.__version__,
-        "config": {
-            "model": "hf",
-            "model_dtype": str(model.model.dtype).removeprefix("torch."),
-            "model_num_parameters": model.model.num_parameters(),
-            "max_length": model.max_length,
-            "dtype": settings.dtype,
-            "device": settings.device.partition(":")[0],
-            "batch_size": settings.batch_size,
-            "limit": settings.limit,
-            "num_fewshot": settings.num_fewshot,
-            "bootstrap_iters": BOOTSTRAP_ITERATIONS,
-            **SEEDS,
-        },
+        **versions(options.backend),
+        "config": conditions(model, options),
     }
-    scrub = Scrubber((*settings.include_path, Path(lm_eval.__file__).parent))
+    if revisions := revisions_of(task):
+        result["dataset_revisions"] = revisions
+    scrub = Scrubber((*folders, Path(lm_eval.__file__).parent))
     return Evaluation(scrub(plain(result)), plain(samples))
 
 
@@ -305,9 +241,17 @@ def reason_of(error: Exception) -> str | None:
     if kinds & _NO_NETWORK:
         return (
             "its data set is not in the local cache, and the Hub cannot be reached; "
-            "run it once where there is a network, or point HF_HOME to a cache that has it"
+            "run `snakemake prefetch` where there is a network, with the same HF_HOME"
         )
     return None
+
+
+def failure_of(error: Exception) -> str:
+    """Return why a task failed in a line, after the traceback of what was not foreseen."""
+    if reason := reason_of(error):
+        return reason
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
 def _task_hash(rows: Sequence[Mapping[str, Any]]) -> str:

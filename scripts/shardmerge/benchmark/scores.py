@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import load_json
+from shardmerge.benchmark.options import options_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -22,6 +23,7 @@ COMPARED = {
     "num_fewshot": "{} examples in the prompt",
     "dtype": "computed in {}",
     "seed": "seeds {}",
+    "options": "options {}",
     "task_version": "version {} of the task",
     "lm_eval": "lm-eval {}",
     "transformers": "transformers {}",
@@ -227,6 +229,7 @@ def _cells(
             "num_fewshot": result.get("n-shot", {}).get(task, config.get("num_fewshot")),
             "dtype": config.get("dtype"),
             "seed": ", ".join(str(config[k]) for k in sorted(config) if k.endswith("_seed")),
+            "options": options_text(config),
             "task_version": result.get("versions", {}).get(task),
             "lm_eval": result.get("lm_eval_version"),
             "transformers": result.get("transformers_version"),

@@ -1,35 +1,33 @@
-"""Names of lm-eval's tasks, groups and tags, read from its files: importing it takes seconds.
+"""Names of lm-eval's tasks, groups and tags: which are there, run code, or need the Hub.
 
-Only what a name may stand for is looked for, so a file is searched, not parsed. Where a name is
-written in a way that is not foreseen it would be refused wrongly; a test compares all names with
-those that lm-eval itself finds.
+lm-eval itself is not asked: importing it takes seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import load_json, write_json
+from shardmerge.benchmark.task_files import TaskFile, names_of, reached, read_files, unsafe_names
 
-#: Grows when more names are found in the same files.
-_VERSION = 1
-#: Characters of a file that are searched.
-_MOST = 1 << 20
-_KEY = r"""^["']?(?:{})["']?[ \t]*:[ \t]*"""
-_NAME = r"""(?:["']([^"'\n]+)["']|([^\s"'\[\]{}#&*!|>][^"'#\n]*?))[ \t]*(?:#.*)?$"""
-_NAMED = re.compile(_KEY.format("task|group") + _NAME, re.MULTILINE)
-_LISTED = re.compile(_KEY.format("tag") + r"(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
-_INCLUDED = re.compile(_KEY.format("include") + r"(.*(?:\n[ \t]*-.*)*)", re.MULTILINE)
-_COMMENT = re.compile(r"(?<!\S)#.*")
-_WORD = re.compile(r"""(?<![^\s,"'\[])[^\s,"'\[\]#-][^\s,"'\[\]#]*""")
+#: Grows when more is found in the same files.
+_VERSION = 2
+_WHERE = "configuration: benchmark.tasks"
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What lm-eval has: all names, and those of tasks that run what a model writes."""
+
+    names: frozenset[str]
+    unsafe: frozenset[str]
 
 
 def lm_eval_version() -> str | None:
@@ -40,77 +38,87 @@ def lm_eval_version() -> str | None:
         return None
 
 
-def check_tasks(names: Sequence[str], folders: Iterable[str], cache: Path) -> None:
-    """Make sure that tasks are there, before anything is done for them.
+def check_tasks(
+    names: Sequence[str], folders: Iterable[str], cache: Path, *, allow_code: bool = False
+) -> None:
+    """Make sure that tasks are there and may run, before anything is done for them.
 
-    Nothing is said where lm-eval is not installed, as its jobs then have an environment of theirs.
+    Nothing is said of lm-eval's own where it is not installed, as its jobs then have an
+    environment of theirs. They ask again.
 
     Args:
         names: Tasks, groups or tags.
         folders: Of task files besides lm-eval's own.
         cache: Folder that keeps lm-eval's names.
+        allow_code: Whether tasks may run the code that a model writes.
 
     Raises:
-        UserError: If a folder is missing, or a name unknown; with the nearest name.
+        UserError: If a folder is missing, a name unknown (with the nearest name), or a task runs
+            code that may not run.
     """
-    local: set[str] = set()
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise UserError("is not a folder of tasks", str(folder))
-        local |= names_in(folder)
-    wanted = [name for name in names if name not in local]
-    known = _lm_eval_names(wanted, cache) if wanted else None
-    for name in wanted if known is not None else ():
-        if name not in known:
+    files = _local(folders)
+    local = names_of(files)
+    _, outside = reached(names, files)
+    known = _lm_eval_names(set(names) - local, cache) if outside else None
+    for name in names if known else ():
+        if name not in local | known.names:
             raise UserError(
                 f"there is no task {name!r}, neither in `include_path` nor in lm-eval",
-                "configuration: benchmark.tasks",
-                did_you_mean(name, sorted(local | known)),
+                _WHERE,
+                did_you_mean(name, sorted(local | known.names)),
             )
+    unsafe = unsafe_names(files, known.unsafe if known else ())
+    for name in names if not allow_code else ():
+        if name in unsafe:
+            raise UserError(
+                f"{name!r} runs code that the model writes",
+                _WHERE,
+                "It would run as you, without a sandbox. If it may, write "
+                "`allow_code_execution: true` under `benchmark`.",
+            )
+
+
+def needs_hub(names: Sequence[str], folders: Iterable[str]) -> bool:
+    """Return whether the data set of a task may be on the Hub.
+
+    Args:
+        names: Tasks, groups or tags.
+        folders: Of task files besides lm-eval's own, whose data sets are nearly all there.
+
+    Raises:
+        UserError: If a folder is missing.
+    """
+    found, outside = reached(names, _local(folders))
+    return bool(outside) or any(file.remote for file in found)
 
 
 def names_in(folder: Path) -> set[str]:
     """Return the names of tasks, groups and tags in a folder's task files."""
-    found: set[str] = set()
-    todo = [Path(top, name) for top, _, names in os.walk(folder) for name in sorted(names)]
-    todo = [path for path in todo if path.suffix == ".yaml"]
-    seen = set(todo)
-    while todo:
-        path = todo.pop()
-        text = _text(path)
-        found.update(quoted or plain for quoted, plain in _NAMED.findall(text))
-        found.update(_words(_LISTED, text))
-        included = {path.parent / name for name in _words(_INCLUDED, text)}
-        todo += sorted(included - seen)
-        seen |= included
-    return found
+    return names_of(read_files(folder))
 
 
-def _lm_eval_names(wanted: Iterable[str], cache: Path) -> set[str] | None:
-    """Return lm-eval's names, or None if it is not installed."""
+def _local(folders: Iterable[str]) -> list[TaskFile]:
+    files: list[TaskFile] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError("is not a folder of tasks", str(folder))
+        files += read_files(folder)
+    return files
+
+
+def _lm_eval_names(wanted: Iterable[str], cache: Path) -> _Known | None:
+    """Return what lm-eval has, or None if it is not installed."""
     version, package = lm_eval_version(), importlib.util.find_spec("lm_eval")
     if version is None or package is None or not package.submodule_search_locations:
         return None
     kept = cache / f"{digest([_VERSION, version])}.json"
     with contextlib.suppress(UserError):
-        known = load_json(kept).get("names")
-        if isinstance(known, list) and set(wanted) <= set(known):
-            return set(known)
-    found = names_in(Path(package.submodule_search_locations[0]) / "tasks")
+        known = load_json(kept)
+        names, unsafe = known.get("names"), known.get("unsafe")
+        if isinstance(names, list) and isinstance(unsafe, list) and set(wanted) <= set(names):
+            return _Known(frozenset(names), frozenset(unsafe))
+    files = read_files(Path(package.submodule_search_locations[0]) / "tasks")
+    names, unsafe = sorted(names_of(files)), sorted(unsafe_names(files))
     with contextlib.suppress(UserError, OSError):  # it only saves time
-        write_json(kept, {"names": sorted(found)})
-    return found
-
-
-def _words(key: re.Pattern[str], text: str) -> list[str]:
-    """Return the names, one or a list of them, that a key's value is."""
-    values = (_COMMENT.sub("", value) for value in key.findall(text))
-    return [word for value in values for word in _WORD.findall(value)]
-
-
-def _text(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(_MOST)
-    except (OSError, ValueError):
-        return ""
+        write_json(kept, {"names": names, "unsafe": unsafe})
+    return _Known(frozenset(names), frozenset(unsafe))

@@ -5,20 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
-from shardmerge.base.printable import printable
-
-#: Files of which any one makes transformers find a tokenizer.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-#: Tokens that are generated to see that the model runs, and after a text to see what it says.
-_TOKENS, _TEXT_TOKENS = 4, 16
-#: The text that it goes on with.
-PROMPT = "Once upon a time"
+from shardmerge.check.running import TOKENIZERS, auto_tokenizer, failure, first_line, run_model
 
 
 def stay_offline() -> None:
@@ -44,17 +36,17 @@ def load_tokenizer(
     Raises:
         UserError: If transformers cannot load it, or finds other tokens in it than were written.
     """
-    if not any((folder / name).exists() for name in _TOKENIZERS):
+    if not any((folder / name).exists() for name in TOKENIZERS):
         return {"tokenizer": "none"}
     with _quiet():
         try:
-            tokenizer = _tokenizer(folder)
+            tokenizer = auto_tokenizer(folder)
             tokenizer.decode(tokenizer("Hello")["input_ids"])
         except ImportError as error:  # nothing is wrong with the model
-            return {"tokenizer": f"not loaded: {_first_line(error)}"}
+            return {"tokenizer": f"not loaded: {first_line(error)}"}
         except Exception as error:
             raise UserError(
-                f"transformers cannot load the tokenizer: {_reason(error)}", str(folder)
+                f"transformers cannot load the tokenizer: {failure(error)}", str(folder)
             ) from error
         found = tokenizer.get_vocab()
         if vocabulary is not None and vocabulary != digest(dict(found)):
@@ -65,14 +57,6 @@ def load_tokenizer(
                 "The tokenizer's class may add tokens of its own when it loads.",
             )
         return {"tokenizer": len(tokenizer)}
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        str(folder.resolve()), local_files_only=True, trust_remote_code=False
-    )
 
 
 def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) -> dict[str, Any]:
@@ -109,7 +93,7 @@ def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) ->
         }
         if weights:
             found |= {"loaded_dtype": str(model.dtype).removeprefix("torch.")}
-            found |= _generate(model, folder, allow_nonfinite)
+            found |= run_model(model, folder, allow_nonfinite)
         return found
 
 
@@ -130,7 +114,7 @@ def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
         )
     except Exception as error:
         raise UserError(
-            f"transformers cannot load it: {_reason(error)}",
+            f"transformers cannot load it: {failure(error)}",
             str(folder),
             "The model is built and verified all the same: the target `models` does without this.",
         ) from error
@@ -149,99 +133,6 @@ def _class_of(config: Any) -> Any:
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
 
 
-def _start(config: Any) -> int:
-    """Return a token to begin with; not every model has one for the beginning of texts."""
-    for name in ("bos_token_id", "decoder_start_token_id", "cls_token_id"):
-        if isinstance(token := getattr(config, name, None), int):
-            return token
-    return 0
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """What a model goes on with: a text's tokens, or where there is no tokenizer a first one."""
-
-    tokens: list[int]
-    count: int
-    tokenizer: Any = None
-
-    def told(self, generated: list[int]) -> dict[str, Any]:
-        """Return what was generated, as one printable line too."""
-        text = None
-        if self.tokenizer is not None:
-            text = printable(self.tokenizer.decode(generated, clean_up_tokenization_spaces=False))
-        prompt = PROMPT if self.tokenizer is not None else None
-        return {"prompt": prompt, "generated": generated, "text": text}
-
-
-def _prompt(folder: Path, text: Any) -> _Prompt:
-    """Return the text to go on with if a model's tokenizer can write it and there is room.
-
-    Args:
-        folder: The model's.
-        text: Its config, of its text part.
-    """
-    plain = _Prompt([_start(text)], _TOKENS)
-    if not any((folder / name).exists() for name in _TOKENIZERS):
-        return plain
-    try:
-        tokenizer = _tokenizer(folder)
-        tokens = list(tokenizer(PROMPT)["input_ids"])
-    except Exception:  # ``load_tokenizer`` says why
-        return plain
-    room = getattr(text, "max_position_embeddings", None) or len(tokens) + _TEXT_TOKENS
-    rows = getattr(text, "vocab_size", None) or 0
-    if not tokens or max(tokens) >= rows or len(tokens) + _TEXT_TOKENS > room:
-        return plain
-    return _Prompt(tokens, _TEXT_TOKENS, tokenizer)
-
-
-def _generate(model: Any, folder: Path, allow_nonfinite: bool) -> dict[str, Any]:
-    """Compute the output for one text, and let a model that can do so generate.
-
-    Models that read no text are not run, only loaded.
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    text = model.config.get_text_config()
-    start = _start(text)
-    if model.main_input_name != "input_ids":
-        return {"generated": None}
-    prompt = _prompt(folder, text)
-    tokens = torch.tensor([prompt.tokens])
-    decoded = {"decoder_input_ids": torch.tensor([[start]])} if text.is_encoder_decoder else {}
-    try:
-        with torch.inference_mode():
-            made = model(input_ids=tokens, **decoded)
-            finite = bool(torch.isfinite(made[0]).all())
-            if not finite and not allow_nonfinite:
-                raise UserError("computes infinite or NaN values", str(folder))
-            if not model.can_generate():
-                return {"generated": None, "finite": finite}
-            # greedy and without an end, whatever the model's own settings are
-            generation = GenerationConfig(
-                max_new_tokens=prompt.count,
-                min_new_tokens=prompt.count,
-                do_sample=False,
-                pad_token_id=start,
-                decoder_start_token_id=start,
-            )
-            generated = model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), generation_config=generation
-            )
-            before = 1 if text.is_encoder_decoder else len(prompt.tokens)
-            new = generated[0, before:].tolist()
-            told = prompt.told(new)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"cannot generate: {_reason(error)}", str(folder)) from error
-    if len(new) != prompt.count:
-        raise UserError(f"generated {len(new)} tokens of {prompt.count}", str(folder))
-    return {**told, "finite": finite}
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     from transformers.utils import logging
@@ -255,14 +146,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
-
-
-def _reason(error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return "it needs code of its own, which is never run here"
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_whole
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import TensorTask
@@ -37,6 +38,8 @@ def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
     if isinstance(node, ex.Decoded):
         return decoding_bytes(node) + (_READ * ex.elements(node) if whole else 0)
+    if isinstance(node, ex.Arranged):
+        return arranging_bytes(node) + (_READ * ex.elements(node) if whole else 0)
     operands = ex.operands(node)
     own = isinstance(node, ex.Call) and is_whole(node, numerics)
     count = ex.elements(node)

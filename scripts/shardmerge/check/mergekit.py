@@ -69,7 +69,7 @@ class Formulas:
     def __init__(
         self,
         stored: Collection[ex.Delta],
-        read: Callable[[ex.Source | ex.Decoded | ex.Delta, Runs], np.ndarray],
+        read: Callable[[ex.Source | ex.Decoded | ex.Arranged | ex.Delta, Runs], np.ndarray],
     ) -> None:
         self._stored, self._read = stored, read
 

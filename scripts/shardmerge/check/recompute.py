@@ -52,7 +52,7 @@ _NESTED = 2.0**-18
 _KEPT = (ex.Source, ex.Decoded, ex.Delta, ex.LowRank, ex.Rows)
 
 #: Returns elements of a source tensor or stored task vector as they lie in the file.
-Read = Callable[["ex.Source | ex.Decoded | ex.Delta", Runs], np.ndarray]
+Read = Callable[["ex.Source | ex.Decoded | ex.Arranged | ex.Delta", Runs], np.ndarray]
 
 
 class TooLargeError(Exception):

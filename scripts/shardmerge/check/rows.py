@@ -51,7 +51,7 @@ def gathered(rows: ex.Rows, runs: Runs) -> Gathered:
 
 def chosen_parts(choice: ex.Choice, runs: Runs) -> Iterator[tuple[slice, tuple[int, ...]]]:
     """Yield (sampled elements, operands that they are the mean of)."""
-    width, done = math.prod(choice.shape[1:]), 0
+    width, done = choice.width, 0
     for first, count in runs:
         for position, length, members in choice_ranges(choice.table, width, first, count):
             yield slice(done + position, done + position + length), members

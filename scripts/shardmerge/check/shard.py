@@ -23,6 +23,7 @@ from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, rou
 from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.check.statistics import Statistics
+from shardmerge.engine.arranging import Band, fill_elements
 from shardmerge.engine.decoding import Held, decode_elements
 from shardmerge.engine.stored import stored_deltas
 from shardmerge.engine.tasks import TensorTask, make_task
@@ -142,12 +143,14 @@ class _Leaves:
         self._deltas = {Path(path): stack.enter_context(TensorFile(path)) for path in deltas}
         self.stored = stored_deltas(spec, deltas)
 
-    def read(self, leaf: ex.Source | ex.Decoded | ex.Delta, runs: Runs) -> np.ndarray:
+    def read(self, leaf: ex.Source | ex.Decoded | ex.Arranged | ex.Delta, runs: Runs) -> np.ndarray:
         """Return elements of a leaf as they are stored; of a decoded one its float32 values."""
         if isinstance(leaf, ex.Decoded):
             held: Held = {}
             made = [v for run in runs for v in decode_elements(leaf, self._part, held, *run)]
             return np.concatenate([np.zeros(0, np.float32), *made])
+        if isinstance(leaf, ex.Arranged):
+            return self._arranged(leaf, runs)
         if isinstance(leaf, ex.Delta):
             place = self.stored[leaf]
             file, name = self._deltas[place.path], place.name
@@ -161,6 +164,18 @@ class _Leaves:
                 "The file changed since the plan was made.",
             )
         return file.read(name, runs)
+
+    def _arranged(self, leaf: ex.Arranged, runs: Runs) -> np.ndarray:
+        held: Band = {}
+        made = np.empty(sum(count for _, count in runs), stored_type(leaf.dtype))
+        place = 0
+        for first, count in runs:
+            fill_elements(leaf, self._fill, held, first, made[place : place + count])
+            place += count
+        return made
+
+    def _fill(self, part: ex.Source | ex.Decoded, begin: int, target: np.ndarray) -> None:
+        target[:] = self.read(part, ((begin, len(target)),)).view(target.dtype)
 
     def _part(self, part: ex.Source, begin: int, end: int) -> np.ndarray:
         return self.read(part, ((begin, end - begin),)).view(stored_type(part.dtype))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.compose.architecture.names import layer_of
+from shardmerge.compose.architecture.names import is_vocabulary, layer_of
 from shardmerge.compose.models import Entry
 from shardmerge.sources.adapter_config import AdapterConfig
 from shardmerge.sources.lock import LockedSource
@@ -21,6 +21,7 @@ from shardmerge.sources.lock import LockedSource
 Rename = Callable[[str], str]
 
 _PREFIX = "base_model.model."
+_ORIGINAL = ".original_module."
 #: What peft appends to a module's name, and what it is.
 _PARTS = (
     (re.compile(r"(.+)\.lora_(A|B)\.weight"), "linear"),
@@ -124,6 +125,8 @@ class _Reader:
             else:
                 if ".lora_" in plain:
                     raise self._error(name, "is of no kind that is known here")
+                if _ORIGINAL in plain:  # the model's own, beside what was trained of it
+                    continue
                 full[plain.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = source
         if not self._tensors:
             raise UserError("has no tensors", self._where)
@@ -193,6 +196,7 @@ class _Reader:
                 b.tensor,
                 f"and {a.tensor!r} make a matrix of {list(shapes[-1])}, but {target!r} of "
                 f"{self._model!r} is {list(self._table[target].shape)}",
+                self._fitting(target, shapes[-1]),
             )
 
     def _turn(self, found: dict[str, Update]) -> dict[str, Update]:
@@ -223,7 +227,21 @@ class _Reader:
             raise self._error(
                 source.tensor,
                 f"is {list(source.shape)}, but {target!r} of {self._model!r} is {list(shape)}",
+                self._fitting(target, source.shape),
             )
 
-    def _error(self, tensor: str, message: str) -> UserError:
-        return UserError(f"its tensor {tensor!r} {message}", self._where)
+    def _fitting(self, target: str, shape: tuple[int, ...]) -> str:
+        """Return what model the adapter fits, from the shape that it wants a tensor to have."""
+        own = self._table[target].shape
+        if is_vocabulary(target) and shape[1:] == own[1:]:
+            return (
+                f"The adapter is for a vocabulary of {shape[0]}, {self._model!r} has one of "
+                f"{own[0]}. Give the model as many tokens (`resize_token_embeddings`), merge the "
+                "two with peft (`merge_and_unload`), and name the result."
+            )
+        made_for = self._config.made_for
+        named = f" adapter_config.json names {made_for}." if made_for else ""
+        return f"Name the model that the adapter was trained on, or one of its size.{named}"
+
+    def _error(self, tensor: str, message: str, hint: str | None = None) -> UserError:
+        return UserError(f"its tensor {tensor!r} {message}", self._where, hint)

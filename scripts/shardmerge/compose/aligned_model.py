@@ -52,7 +52,7 @@ class AlignedModel(Model):
         self.name = models[index].name
         self._index, self._models, self._tensors = index, models, tensors
         self._alignment, self._stated = alignment, stated
-        self._own = models[index]
+        self._own, self.config = models[index], models[index].config
 
     @cached_property
     def table(self) -> Mapping[str, Entry]:

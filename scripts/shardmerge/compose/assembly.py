@@ -21,9 +21,11 @@ from shardmerge.compose.architecture.names import (
     layer_of,
 )
 from shardmerge.compose.architecture.predictors import Behind, behind
+from shardmerge.compose.folders import add_folders, main_tensors
+from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
-from shardmerge.compose.tensor_matching import align_names, complete
+from shardmerge.compose.tensor_matching import complete
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Module, Slice, Stage
 
@@ -53,16 +55,20 @@ class _Assembler:
         self.result = Assembly()
         self.pieces = 0
         self.keys = [m.name for m in stage.modules if m.name is not None]
+        self._fits: dict[str, Fit] = {}
         self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
         self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
 
     def run(self) -> Assembly:
+        firsts = []
         for module in self.stage.modules:
             pieces = [self._piece(item, module) for item in module.slices]
             if module.slices[0].whole:
                 self._whole(pieces[0], module)
             else:
                 self._sliced(pieces, module)
+            firsts.append(pieces[0])
+        add_folders(self.result, firsts[0])
         if self.keys:
             self._check_keys()
         return self.result
@@ -75,6 +81,16 @@ class _Assembler:
         references = [i.model for i in item.inputs]
         return self.model_of(base if base in references else references[0])
 
+    @cached_property
+    def _pattern(self) -> Pattern:
+        return Pattern(self.like)
+
+    def _fit(self, model: Model) -> Fit:
+        """Return a model in the layout of the output."""
+        if model.name not in self._fits:
+            self._fits[model.name] = self._pattern.fit(model)
+        return self._fits[model.name]
+
     def _piece(self, item: Slice, module: Module) -> Piece:
         base = item.base_model or self.stage.base_model
         references = [i.model for i in item.inputs]
@@ -82,7 +98,7 @@ class _Assembler:
         return Piece(
             number=self.pieces - 1,
             inputs=item.inputs,
-            models=tuple(map(self.model_of, references)),
+            models=tuple(self._fit(self.model_of(one)).model for one in references),
             base=references.index(base) if base in references else None,
             levels=(item.parameters, module.parameters, self.stage.parameters),
             where=item.where,
@@ -91,7 +107,7 @@ class _Assembler:
     def _tensors(self, model: Model, module: Module) -> dict[str, str]:
         """Return a model's tensors that belong to a module: name in the output to its own."""
         if (model.name, module.name) not in self._owned:
-            spelt = align_names(model.table, self.like.table)
+            spelt = self._fit(model).names
             if module.name is not None:
                 owner = assign(spelt, self.keys)
                 spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}
@@ -119,7 +135,7 @@ class _Assembler:
         return found
 
     def _no_module(self, module: Module, model: Model) -> None:
-        known = list(dict.fromkeys(modules_of(model.table).values()))
+        known = list(dict.fromkeys(modules_of(main_tensors(model)).values()))
         raise UserError(
             f"model {model.name!r} has no module {module.name!r}",
             module.where,
@@ -128,10 +144,11 @@ class _Assembler:
 
     def _check_keys(self) -> None:
         """Refuse modules that are not mentioned: the output would lack them."""
-        owner = assign(self.like.table, self.keys)
+        table = main_tensors(self.like)
+        owner = assign(table, self.keys)
         lost = [name for name, key in owner.items() if key is None]
         if lost:
-            names = dict.fromkeys(modules_of(lost if self._by_stack else self.like.table).values())
+            names = dict.fromkeys(modules_of(lost if self._by_stack else table).values())
             raise UserError(
                 f"`modules` leaves out {len(lost)} tensors of {self.like.name!r}, such as "
                 f"{lost[0]!r}",
@@ -211,7 +228,7 @@ class _Assembler:
                 self.result.parts[name] = Part(piece, tuple(names), labels, 1.0, copied=True)
 
     def _check_single(self, model: Model) -> None:
-        names = list(dict.fromkeys(modules_of(model.table).values()))
+        names = list(dict.fromkeys(modules_of(main_tensors(model)).values()))
         if len(names) > 1:
             raise UserError(
                 f"model {model.name!r} has several modules: {', '.join(names)}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
@@ -104,6 +104,10 @@ class Composer(Context):
     def unmatched(self, stage: str) -> Sequence[Rule]:
         """Return the rules of a stage's parameters whose filter matches no tensor."""
         return self.model(Reference(stage)).settings.unmatched
+
+    def unclear(self, stage: str) -> Mapping[str, Sequence[Rule]]:
+        """Return the rules of a stage that name parts of a tensor merged as a whole, by tensor."""
+        return self.model(Reference(stage)).settings.unclear
 
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""

@@ -28,7 +28,7 @@ class LoraModel(Model):
         self, name: str, base: Model, key: str, adapter: LockedSource, numerics: Numerics
     ) -> None:
         self.name = name
-        self.table = base.table
+        self.table, self.config = base.table, base.config
         self._base, self._key, self._adapter, self._numerics = base, key, adapter, numerics
 
     @cached_property

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.base.numerics import Numerics
+from shardmerge.base.weightfolders import folder_of, in_folder, own_name
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
@@ -36,6 +38,8 @@ class Model:
 
     name: str
     table: Mapping[str, Entry]
+    #: What config.json says of it, or of the source that it follows.
+    config: Mapping[str, Any]
 
     @property
     def layer_counts(self) -> Mapping[str, int]:
@@ -79,16 +83,19 @@ class SourceModel(Model):
             name: (_DECODED, one.shape, self._decoded(one)) for name, one in weights.decoded.items()
         }
         found |= {name: (t.dtype, t.shape, self._source(name)) for name, t in weights.plain.items()}
-        self._leads = {name: source.tensors[leaf.tensor] for name, (*_, leaf) in found.items()}
+        self._leads = {
+            name: source.tensors[in_folder(folder_of(name), leaf.tensor)]
+            for name, (*_, leaf) in found.items()
+        }
         ordered = sorted(found.items(), key=lambda item: (*self._begin(item[0]), item[0]))
         self.table = {name: Entry(dtype, shape) for name, (dtype, shape, _) in ordered}
         self._leaves = {name: leaf for name, (*_, leaf) in ordered}
         self._rounds = not numerics.rounds_once
-        self._config = source.config
+        self.config = source.config
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:
-        return real_layers(self.table, self._config)
+        return real_layers(self.table, self.config)
 
     def expression(self, tensor: str) -> ex.Expression:
         leaf = self._leaves[tensor]
@@ -116,7 +123,7 @@ class SourceModel(Model):
 
     def _source(self, tensor: str) -> ex.Source:
         stored = self._stored[tensor]
-        return ex.Source(self.name, stored.file, tensor, stored.dtype, stored.shape)
+        return ex.Source(self.name, stored.file, own_name(tensor), stored.dtype, stored.shape)
 
     def _decoded(self, one: LogicalTensor) -> ex.Decoded:
         parts = ((role, self._source(ref.tensor)) for role, ref in sorted(one.parts.items()))

@@ -144,7 +144,8 @@ class _Section:
     def changes(self, layers: _Layers) -> dict[str, Any]:
         """Return what is set so that it has those layers."""
         found = {key: len(layers) for key in self.counts if self.values.get(key) == self.count}
-        if not found:
+        listed = [k for k in keys.PER_LAYER if len(_sized(self.values.get(k))) == self.count]
+        if not (found or listed):
             raise UserError(
                 f"nothing in it says that there are {self.count} layers "
                 f"(looked for {', '.join(self.counts)})",
@@ -152,9 +153,13 @@ class _Section:
                 "Its architecture is not known well enough to take layers out or put them in.",
             )
         self._check_shares()
-        for key in keys.PER_LAYER:
-            if len(_sized(self.values.get(key))) == self.count:
-                found[key] = self._per_layer(key, layers)
+        self._check_sharing(layers)
+        found |= {key: self._per_layer(key, layers) for key in listed}
+        for key in keys.CYCLES:
+            if key not in listed and isinstance(self.values.get(key), list):
+                found[key] = self._cycle(key, layers)
+        for pair in keys.SPANS:
+            found |= self._span(*pair, layers)
         if made := implied(self.values, len(layers)):
             key, values = made
             if (picked := self._per_layer(key, layers)) != values:
@@ -216,6 +221,42 @@ class _Section:
                 self.composer.recipe.path,
                 "Slices of such a model must keep all of its layers in their order.",
             )
+
+    def _check_sharing(self, layers: _Layers) -> None:
+        """Refuse other layers of those that share parameters: they follow from each other."""
+        places = {layer_of(t): t for t in self.tensors if set(t.split(".")) & set(keys.SHARERS)}
+        sharing = sorted(place[1] for place in places if place)
+        kept = [number for _, _, number in layers if number in sharing]
+        if kept != sharing[: len(kept)]:
+            raise UserError(
+                f"layers {', '.join(map(str, sharing))} of {self.source!r} share parameters, which "
+                "cannot follow `slices` that repeat some of them or take one out before others",
+                self.composer.recipe.path,
+                "Keep these layers once each, from the first on; others may go or be repeated.",
+            )
+
+    def _cycle(self, key: str, layers: _Layers) -> list[Any]:
+        """Return a list that is repeated as it is, or where that is not true any more, a whole."""
+        picked = []
+        for source, _, number in layers:
+            values = _sized(self._own(source).get(key)) or self.values[key]
+            picked.append(values[number % len(values)])
+        values = self.values[key]
+        same = all(kind == values[i % len(values)] for i, kind in enumerate(picked))
+        return values if same else picked
+
+    def _span(self, first: str, last: str, layers: _Layers) -> dict[str, int]:
+        """Return from where to where layers are special now; they must still be together."""
+        ends = self.values.get(first), self.values.get(last, -1)
+        if not all(type(end) is int for end in ends):
+            return {}
+        begin, end = ends[0], ends[1] if ends[1] >= 0 else self.count - 1
+        special = [i for i, (_, _, number) in enumerate(layers) if begin <= number <= end]
+        if special and special[-1] - special[0] >= len(special):
+            raise self._scattered(first, begin, "middle ones alone", "side by side")
+        if not special:
+            return {first: len(layers), last: len(layers)}
+        return {first: special[0], last: special[-1]}
 
     def _last(self, key: str, value: int, layers: _Layers) -> int:
         """Return of how many last layers something is true; they must still be the last."""

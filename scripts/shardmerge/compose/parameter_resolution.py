@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from shardmerge.base.errors import UserError, misspelt
+from shardmerge.compose.architecture.fused import FusedPart, FusedTensors
 from shardmerge.compose.architecture.names import module_of
 from shardmerge.compose.parts import Part
 from shardmerge.methods import registry
@@ -23,6 +26,8 @@ class Resolver:
         stage: The stage.
         method: Its method.
         parts: What its tensors are made from.
+        fused: Knows which of them several projections share.
+        splits: Whether projections that share a tensor may be merged by themselves.
 
     Attributes:
         unmatched: Rules whose filter matches no tensor.
@@ -32,12 +37,18 @@ class Resolver:
     """
 
     def __init__(
-        self, stage: Stage, method: registry.MergeMethod, parts: Mapping[str, Part]
+        self,
+        stage: Stage,
+        method: registry.MergeMethod,
+        parts: Mapping[str, Part],
+        fused: FusedTensors,
+        splits: bool = False,
     ) -> None:
         self.stage = stage
         self.method = method
         self.parts = parts
         self._rules = list(self._filtered(stage.levels))
+        self._fused, self._splits = fused, splits
         self._known: dict[tuple, Values] = {}
         self.unmatched = list(self._unmatched())
 
@@ -47,8 +58,10 @@ class Resolver:
         Raises:
             UserError: If one is missing or out of bounds, or they do not go together.
         """
+        return self._values(tensor, self.parts[tensor])
+
+    def _values(self, tensor: str, part: Part) -> Values:
         # They depend on the tensor through its slice, t and the rules that match alone.
-        part = self.parts[tensor]
         names = (tensor, *part.labels)
         matches = {n: tuple(rule.matches(n) for rule in self._rules) for n in dict.fromkeys(names)}
         key = (part.piece.number, part.t, part.used, *(matches[n] for n in names))
@@ -60,6 +73,49 @@ class Resolver:
         """Return what a linear method is asked for a tensor."""
         shared, per_input = self.values(tensor)
         return self._request(self.parts[tensor], shared, per_input)
+
+    def apart(self, tensor: str) -> dict[int, tuple[registry.Request, list[FusedPart]]]:
+        """Return what is asked for the projections that share a tensor.
+
+        Returns:
+            The requests by number, each with its projections; nothing where all are one.
+        """
+        if not (self._splits and self._rules):
+            return {}
+        own = self._projections(tensor)
+        if not own or None in [one.first for one in own] or self._is_unclear(tensor, own):
+            return {}
+        part = self.parts[tensor]
+        columns = [self._projections(label, tensor) for label in part.labels]
+        found: dict[tuple, tuple[registry.Request, list[FusedPart]]] = {}
+        for number, one in enumerate(own):
+            labels = tuple(column[number].name for column in columns)
+            shared, per_input = self._values(one.name, replace(part, labels=labels))
+            key = (*sorted(shared.items()), *sorted(per_input.items()))
+            request = self._request(part, shared, per_input)
+            found.setdefault(key, (request, []))[1].append(one)
+        return dict(enumerate(found.values())) if len(found) > 1 else {}
+
+    @cached_property
+    def unclear(self) -> dict[str, list[Rule]]:
+        """Rules that name some projections of a tensor which is merged as a whole, by tensor."""
+        found = {}
+        for tensor in self.parts if self._rules else ():
+            own = self._projections(tensor)
+            split = self._splits and own and own[0].first is not None
+            mixed = [rule for rule in self._rules if len({rule.matches(o.name) for o in own}) > 1]
+            if mixed and not (split and not self._is_unclear(tensor, own)):
+                found[tensor] = mixed
+        return found
+
+    def _is_unclear(self, tensor: str, own: Iterable[FusedPart]) -> bool:
+        """Whether a rule matches a tensor's own name, but not those of all its projections."""
+        rules = [rule for rule in self._rules if rule.matches(tensor)]
+        return any(not rule.matches(one.name) for rule in rules for one in own)
+
+    def _projections(self, name: str, tensor: str | None = None) -> tuple[FusedPart, ...]:
+        model, own = self.parts[tensor or name].lead
+        return self._fused.parts(name, model.table[own].shape)
 
     def _request(self, part: Part, shared: dict, per_input: dict) -> registry.Request:
         models = tuple(part.piece.models[i].name for i in part.used)
@@ -107,6 +163,7 @@ class Resolver:
         if not self._rules:
             return
         names = dict.fromkeys(self.parts)
+        names |= {one.name: None for tensor in self.parts for one in self._projections(tensor)}
         for piece in {part.piece.number: part.piece for part in self.parts.values()}.values():
             for model in piece.models:
                 names |= dict.fromkeys(model.table)

@@ -93,6 +93,25 @@ class Predictors:
     shared: bool
 
 
+@dataclass(frozen=True)
+class FolderMerge:
+    """What became of a folder with weights of its own.
+
+    Args:
+        folder: Its name.
+        lead: The model that the output follows.
+        having: All models that have it.
+        kept: Whether it is in the output.
+        shared: Whether all have the same tensors in it, so that they are merged.
+    """
+
+    folder: str
+    lead: str
+    having: tuple[str, ...]
+    kept: bool
+    shared: bool
+
+
 @dataclass
 class Assembly:
     """The tensors of a stage's model.
@@ -104,9 +123,11 @@ class Assembly:
         untied: Whether an input embedding stands for an output embedding that a tied model lacks.
         predictors: What became of layers for multi-token prediction, unless whole models that all
             have them are merged.
+        folders: What became of folders with weights of their own.
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
     layers: dict[str, list[tuple[Model, str, int]]] = field(default_factory=dict)
     untied: bool = False
     predictors: list[Predictors] = field(default_factory=list)
+    folders: list[FolderMerge] = field(default_factory=list)

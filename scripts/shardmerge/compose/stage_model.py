@@ -7,13 +7,16 @@ from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
+from shardmerge.algebra.rows import format_runs
 from shardmerge.base.dtypes import DTYPES, promoted
 from shardmerge.base.errors import UserError
 from shardmerge.compose import norms
+from shardmerge.compose.architecture.fused import FusedPart, FusedTensors
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
+from shardmerge.compose.differences import side_by_side
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
@@ -42,7 +45,10 @@ class StageModel(Model):
         self.context = context
         self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
-        self.settings = Resolver(stage, self.method, self.parts)
+        self.config = context.lock.sources[context.reference_source(stage.name)].config
+        splits = context.numerics.folds and self.method.linear is not None
+        fused = FusedTensors(self.config)
+        self.settings = Resolver(stage, self.method, self.parts, fused, splits)
         self._rows: dict[str, fold.Row] = {}
         self._expressions: dict[str, ex.Expression] = {}
         for tensor, part in self.parts.items():
@@ -128,11 +134,32 @@ class StageModel(Model):
             shape = self.table[tensor].shape
             operands = tuple(fold.to_expression(row, shape) for row in rows)
             return fold.leaf(self._call(tensor, part, operands))
+        if groups := self.settings.apart(tensor):
+            return fold.leaf(self._apart(tensor, part, rows, groups))
         form = self._linear_form(tensor)
         if self.name in self.context.geometric and is_scale(tensor):
             return self._ratio_row(tensor, part, form, rows)
+        return self._sum(part, form, rows)
+
+    def _sum(self, part: Part, form: registry.LinearForm, rows: list[fold.Row]) -> fold.Row:
         delta_dtype = self.context.delta_dtype or self.stage.dtype
         return fold.apply_form(form, rows, part.base, delta_dtype or _promoted(part))
+
+    def _apart(
+        self,
+        tensor: str,
+        part: Part,
+        rows: list[fold.Row],
+        groups: Mapping[int, tuple[registry.Request, list[FusedPart]]],
+    ) -> ex.Choice:
+        """Return a tensor that projections share which are not all merged alike: row by row."""
+        shape, runs, sums = self.table[tensor].shape, [], []
+        for number, (request, found) in groups.items():
+            form = self._linear_form(tensor, request)
+            sums.append(fold.to_expression(self._sum(part, form, rows), shape))
+            runs += [(one.first, number, one.count) for one in found]
+        table = format_runs((number, count) for _, number, count in sorted(runs))
+        return ex.Choice(tuple(sums), table)
 
     def _ratio_row(
         self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
@@ -148,8 +175,10 @@ class StageModel(Model):
             offset(self.context.lock.sources[source].config, tensor),
         )
 
-    def _linear_form(self, tensor: str) -> registry.LinearForm:
-        request = self.settings.request(tensor)
+    def _linear_form(
+        self, tensor: str, request: registry.Request | None = None
+    ) -> registry.LinearForm:
+        request = request or self.settings.request(tensor)
         try:
             return self.method.linear(request)
         except UserError as error:
@@ -228,11 +257,12 @@ class StageModel(Model):
         alone = self.method.inputs.if_single
         if self._copies(part) and (alone == "copied" or part.base is not None):
             return
+        told = side_by_side(part.lead[0], piece.models[part.names.index(None)])
         error = UserError(
             f"tensor {tensor!r} is not in {lacking[0]!r}, and merge_method {self.method.name!r} "
             "cannot do without it",
             piece.where,
-            "Take the model out, or merge models that all have the tensor.",
+            " ".join(filter(None, [told, "Merge models that all have the tensor."])),
         )
         if piece.base is not None and part.base is None and self.method.inputs.base != "ignored":
             raise error

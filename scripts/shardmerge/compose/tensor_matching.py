@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
@@ -14,42 +14,10 @@ from shardmerge.compose.architecture.names import (
     is_tied,
     is_vocabulary,
 )
-from shardmerge.compose.architecture.renamings import renamings
+from shardmerge.compose.differences import advice, side_by_side
 from shardmerge.compose.models import Model
 from shardmerge.compose.parts import Part
 from shardmerge.formats import CODE_TYPES
-
-#: What checkpoints of a model without its head lack in front of every name.
-_PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
-#: What the first implementations called the parameters of a LayerNorm.
-_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
-
-def align_names(tensors: Iterable[str], like: Collection[str]) -> dict[str, str]:
-    """Return a model's tensors by the names that another model has for them.
-
-    Args:
-        tensors: Of the model, as its files name them.
-        like: Of the other model.
-    """
-    names = list(tensors)
-    kinds: list[Callable[[str], str]] = [lambda name: name]
-    for prefix in _PREFIXES:
-        kinds.append(prefix.__add__)
-        kinds.append(lambda name, prefix=prefix: name.removeprefix(prefix))
-    kinds += renamings(names)
-    if all(name in like for name in names):
-        kinds = kinds[:1]
-    best = max(kinds, key=lambda kind: sum(kind(name) in like for name in names))
-    spelt = {}
-    for name in names:
-        new = best(name)
-        new = new if new in like else name
-        old = next((o for o in _OLD if new.endswith(o)), None)
-        if old and new.removesuffix(old) + _OLD[old] in like:
-            new = new.removesuffix(old) + _OLD[old]
-        spelt[new] = name
-    return spelt
 
 
 def complete(
@@ -81,7 +49,8 @@ def complete(
         UserError: If a tensor is missing that cannot be, or shapes differ.
     """
     if None in names:
-        if is_derived(label):
+        having = ((m, n) for m, n in zip(models, names, strict=True) if n is not None)
+        if is_derived(label) or all(is_mask(n, m.table[n].shape) for m, n in having):
             return None
         if is_tied(label):
             names = [
@@ -99,18 +68,11 @@ def complete(
     first = 1 if tokens and follows else 0
     for model, shape in shapes:
         if shape[first:] != shapes[0][1][first:]:
-            hint = "Only models of one architecture and size can be merged."
-            if tokens and shape[1:] == shapes[0][1][1:]:
-                hint = (
-                    "Their vocabularies have different sizes. Write `tokenizer_source: base` (the "
-                    "base model's tokens), `tokenizer_source: union` (those of all models) or "
-                    "`tokenizer_source: MODEL`: embeddings are then matched token by token."
-                )
             raise UserError(
                 f"tensor {label!r} has shape {list(shapes[0][1])} in {shapes[0][0].name!r} but "
                 f"{list(shape)} in {model.name!r}",
                 where,
-                hint,
+                advice(shapes[0][0], model),
             )
     return tuple(names)
 
@@ -144,15 +106,9 @@ def _missing(
 ) -> UserError:
     has = models[next(i for i, name in enumerate(names) if name is not None)]
     lacks = models[names.index(None)]
-    hint = None
-    counts = [model.layer_counts for model in (has, lacks)]
-    if counts[0].keys() == counts[1].keys() and counts[0] != counts[1]:
-        layers = " and ".join(str(max(c.values())) for c in counts)
-        hint = (
-            f"They have {layers} layers: name the layers to be merged under `slices`, with a "
-            "`layer_range` for each."
-        )
-    elif other := next((n for n in lacks.table if _same_end(n, label)), None):
+    pair = (has, lacks) if models.index(has) < models.index(lacks) else (lacks, has)
+    hint = advice(*pair) if side_by_side(*pair) else None
+    if hint is None and (other := next((n for n in lacks.table if _same_end(n, label)), None)):
         hint = (
             f"{lacks.name!r} has {other!r}, which may be the same under another name; models that "
             "are merged must name their tensors alike."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,35 +14,19 @@ from shardmerge.compose.tokenizer.combine import Tokenizer
 from shardmerge.recipe.chat import TEMPLATE_FILE, most_common, named_template
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
+from shardmerge.sources.store import TEMPLATES
 
 if TYPE_CHECKING:
     from shardmerge.compose.composer import Composer
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TABLE = "tokenizer.json"
-#: Files that make a tokenizer.
-TOKENIZER_FILES = (
-    TABLE,
-    "tokenizer.model",
-    TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    TEMPLATE_FILE,
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-#: Those that say the same as tokenizer.json and tokenizer_config.json in older ways.
-_OLDER = (
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
+#: Files that make a tokenizer, besides those that say the same in older ways.
+_FILES = (TABLE, TOKENIZER_CONFIG, "normalizer.json", TEMPLATE_FILE, "chat_template.json")
+#: Files that say the same as tokenizer.json and tokenizer_config.json in other ways.
+_OTHER_WAYS = re.compile(
+    r"special_tokens_map\.json|added_tokens\.json|vocab\.json|vocab\.txt|merges\.txt|tekken\.json"
+    r"|[^/]+\.(?:model|tiktoken|bpe|spm)"
 )
 #: What is read to write the first two.
 _READ = (TABLE, TOKENIZER_CONFIG, "special_tokens_map.json")
@@ -76,7 +61,8 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
     tokenizer, template = _tokenizer(composer, stage), _template(composer, stage)
     source = composer.tokenizers.source_of(stage)
     files = composer.lock.sources[source].files
-    copied = {name: (source, name) for name in TOKENIZER_FILES if name in files}
+    others = {name for name in files if _OTHER_WAYS.fullmatch(name)}
+    copied = {name: (source, name) for name in sorted(files) if _is_of_tokenizers(name)}
     description: dict[str, Any] = {"source": source}
     if tokenizer is not None:
         description |= {"tokens": len(tokenizer.ids), "vocabulary": digest(dict(tokenizer.ids))}
@@ -97,7 +83,7 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
                 "folder under `sources` in the configuration.",
             )
         made = [TABLE, *made]
-        replaced |= {TABLE, *_OLDER}
+        replaced |= {TABLE, *others}
         donors += [key for key in tokenizer.added.values() if key]
         description["within"] = min(len(tokenizer.original), tokenizer.size)
         description["added"] = [
@@ -119,6 +105,10 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
         tuple(read),
         description,
     )
+
+
+def _is_of_tokenizers(name: str) -> bool:
+    return name in _FILES or name.startswith(TEMPLATES) or _OTHER_WAYS.fullmatch(name) is not None
 
 
 def config_values(composer: Composer, stage: str) -> dict[str, Any]:

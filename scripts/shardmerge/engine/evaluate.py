@@ -7,7 +7,6 @@ is kept out on purpose.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -234,7 +233,7 @@ class Evaluator:
 
     def _choice(self, node: ex.Choice, k: int) -> Operation:
         dtype = stated_dtype(node) if self._mergekit else sum_dtype(node)
-        result, width = self._buffer(dtype, k), math.prod(node.shape[1:])
+        result, width = self._buffer(dtype, k), node.width
         inputs = [
             self._widen(self._compile(one, k + 1 + i), dtype, k + 1 + i)
             for i, one in enumerate(node.operands)

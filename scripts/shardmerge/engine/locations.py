@@ -12,6 +12,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.engine.arranging import Band, arranged_ranges, fill_elements
 from shardmerge.engine.decoding import Held, decode_elements, stored_ranges
 
 if TYPE_CHECKING:
@@ -119,13 +120,66 @@ class DecodedLocation:
         return found
 
     def _ranges(self, first: int, count: int) -> Iterator[tuple[int, int, int | None]]:
-        """Yield (position, length, first element of the tensor or None for zeros)."""
-        if self.table is None:
-            return iter([(0, count, first)])
-        return row_ranges(self.table, math.prod(self.node.shape[1:]), first, count)
+        return _element_ranges(self.node, self.table, first, count)
 
 
-AnyLocation = Location | DecodedLocation
+@dataclass(frozen=True)
+class ArrangedLocation:
+    """Where the operands of an arranged leaf lie.
+
+    Args:
+        node: The arranged tensor.
+        parts: Where each operand lies.
+        table: Which of its rows the leaf has; None for all in order.
+    """
+
+    node: ex.Arranged
+    parts: Mapping[ex.Source | ex.Decoded, Location | DecodedLocation]
+    table: str | None = None
+    _held: Band = field(default_factory=dict, compare=False)
+
+    @property
+    def dtype(self) -> str:
+        """Code of the elements' type."""
+        return self.node.dtype
+
+    def touched(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (file, offset, length) of all that is read for elements, in bytes."""
+        for _, length, source in _element_ranges(self.node, self.table, first, count):
+            if source is not None:
+                for part, begin, number in arranged_ranges(self.node, source, length):
+                    yield from self.parts[part].touched(begin, number)
+
+    def read(self, read: ReadBytes, first: int, count: int, into: memoryview) -> None:
+        """Fill the beginning of a buffer with elements, as ``Location.read``."""
+        import numpy as np
+
+        from shardmerge.formats.values import stored_type
+
+        def part(operand: ex.Source | ex.Decoded, begin: int, target: np.ndarray) -> None:
+            self.parts[operand].read(read, begin, len(target), memoryview(target).cast("B"))
+
+        target = np.frombuffer(into, stored_type(self.dtype), count)
+        for position, length, source in _element_ranges(self.node, self.table, first, count):
+            there = target[position : position + length]
+            if source is None:
+                there[:] = 0
+            else:
+                fill_elements(self.node, part, self._held, source, there)
+        if self.table is not None or first + count >= ex.elements(self.node):
+            self._held.clear()
+
+
+AnyLocation = Location | DecodedLocation | ArrangedLocation
+
+
+def _element_ranges(
+    node: ex.Decoded | ex.Arranged, table: str | None, first: int, count: int
+) -> Iterator[tuple[int, int, int | None]]:
+    """Yield (position, length, first element of the tensor or None for zeros)."""
+    if table is None:
+        return iter([(0, count, first)])
+    return row_ranges(table, math.prod(node.shape[1:]), first, count)
 
 
 def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -> AnyLocation:
@@ -138,7 +192,9 @@ def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -
     match leaf:
         case ex.Decoded():
             return DecodedLocation(leaf, {part: tensor(part) for part in ex.operands(leaf)})
-        case ex.Rows(ex.Decoded() as operand, table):
+        case ex.Arranged():
+            return ArrangedLocation(leaf, {p: locate(p, tensor) for p in ex.operands(leaf)})
+        case ex.Rows(ex.Decoded() | ex.Arranged() as operand, table):
             return replace(locate(operand, tensor), table=table, _held={})
         case ex.Rows(operand, table):
             return replace(tensor(operand), table=table, width=math.prod(operand.shape[1:]))

@@ -9,6 +9,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_whole, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.registry import workspace_elements
@@ -94,7 +95,11 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
 
 def _decoding(task: TensorTask) -> int:
     leaves = (leaf.operand if isinstance(leaf, ex.Rows) else leaf for leaf in task.reads)
-    return max((decoding_bytes(one) for one in leaves if isinstance(one, ex.Decoded)), default=0)
+    found = list(leaves)
+    decoded = (decoding_bytes(one) for one in found if isinstance(one, ex.Decoded))
+    # each keeps its band from one window to the next
+    arranged = sum(arranging_bytes(one) for one in found if isinstance(one, ex.Arranged))
+    return max(decoded, default=0) + arranged
 
 
 def _factors(products: Iterable[ex.LowRank]) -> int:

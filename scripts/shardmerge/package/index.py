@@ -10,6 +10,7 @@ from typing import Any
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.paths import CHECKSUMS, PICTURE
 from shardmerge.plan.records import MergeRecord, load_record
@@ -21,10 +22,10 @@ UNTOLD = frozenset({PROVENANCE, CARD, PICTURE})
 
 
 def make_index(description: BuildDescription) -> dict[str, Any]:
-    """Return the index of a build's shards: bytes of all tensors, and each tensor's file."""
+    """Return the index of a build's main shards: bytes of all tensors, and each tensor's file."""
     tensors = {
         name: (shard.file, tensor_bytes(*row))
-        for shard in description.shards
+        for shard in description.main_shards
         for name, row in shard.tensors.items()
     }
     return {
@@ -42,14 +43,15 @@ def load_records(paths: Iterable[Path]) -> dict[str, MergeRecord]:
     """Return the merge jobs' records by the name of the shard that they are about.
 
     Args:
-        paths: ``SHARD.json`` each, where ``SHARD.safetensors`` is the shard.
+        paths: ``SHARD.json`` each, where ``SHARD.safetensors`` is the shard; in a folder likewise
+            if the shard is in one.
 
     Raises:
         UserError: If a file is not such a record.
     """
     records = {}
     for path in map(Path, paths):
-        records[f"{path.stem}.safetensors"] = load_record(path)
+        records[shard_name(path)] = load_record(path)
     return records
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.files import load_json, read_text
+from shardmerge.base.weightfolders import is_folder, weights_of_folders
 from shardmerge.plan.paths import CHECKSUMS
 from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
 from shardmerge.sources.store import TEMPLATES
 
 _ALLOWED = re.compile(
-    r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|svg|png)"
+    r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
 #: What an export may have, in its folder and in those of its variants.
@@ -39,7 +40,8 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     """Return what of a model folder is uploaded, and what is not and why; both sorted by name.
 
     Args:
-        folder: The model. Files directly in it count, and chat templates in their own folder.
+        folder: The model. Files directly in it count, chat templates in their own folder, and
+            those of modules in theirs.
 
     Raises:
         UserError: If it is not a whole model, or has a link where a file should be.
@@ -49,7 +51,8 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
         raise UserError("is not a folder", str(folder))
     uploads, left_out = [], []
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and f"{path.name}/" == TEMPLATES:
+        counts = f"{path.name}/" == TEMPLATES or is_folder(path.name)
+        if counts and path.is_dir() and not path.is_symlink():
             entries = sorted(path.iterdir())
         else:
             entries = [path]
@@ -115,6 +118,7 @@ def _check_whole(folder: Path, names: set[str]) -> None:
         needed = set(parse_weight_map(load_json(folder / INDEX), str(folder)).values())
     if missing := sorted(needed - names):
         raise UserError(f"lacks {missing[0]}", str(folder), "The model is not whole.")
+    needed |= set(weights_of_folders(names))
     if more := sorted(n for n in names - needed if n.endswith(".safetensors")):
         raise UserError(f"has {more[0]}, which its index does not name", str(folder))
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import is_digest
+from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.hashing import sha256_streamed
 from shardmerge.base.identities import stamp_of
 from shardmerge.base.safetensors import read_header
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.check.shard import check_hash
 from shardmerge.package.index import load_records, make_index
 from shardmerge.package.known import known_hashes, source_states
@@ -83,7 +85,7 @@ def verify_model(
         build=build,
         shards=len(description.shards),
         tensors=sum(len(shard.tensors) for shard in description.shards),
-        bytes=make_index(description)["metadata"]["total_size"],
+        bytes=sum(tensor_bytes(*t) for s in description.shards for t in s.tensors.values()),
         hashed=len(rows),
         task_vectors=len(vectors),
         task_vector_elements=sum(row.elements for row in vectors),
@@ -133,7 +135,7 @@ def _refuse_nonfinite(records: Mapping[str, MergeRecord]) -> None:
 
 def _check_index(description: BuildDescription, folder: Path) -> None:
     path = folder / INDEX
-    if len(description.shards) == 1:
+    if len(description.main_shards) == 1:
         return  # an index would be a stray file
     if not path.exists():
         raise UserError("is missing", str(path))
@@ -191,8 +193,7 @@ def _check_checks(
     """Return the shards' checks, one of each, each of the file that is there."""
     checks = {}
     for path in paths:
-        check = load_check(path)
-        checks[check.shard] = check
+        checks[shard_name(path)] = load_check(path)
     rows = []
     for shard in description.shards:
         check = checks.get(shard.file)

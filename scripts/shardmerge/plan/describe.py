@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.coefficients import decoded_of, terms_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.output_config import config_changes, config_removed
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
@@ -45,7 +46,7 @@ def describe(
     name: str,
     files: Mapping[str, str],
     tokenizer: TokenizerContent,
-    groups: list[list[OutputTensor]],
+    shards: Mapping[str, Sequence[OutputTensor]],
     jobs: tuple[ShardJob, ...],
     sums: Mapping[str, ex.Expression],
     *,
@@ -58,14 +59,14 @@ def describe(
         name: The stage that is built.
         files: Small files of the package by name, with the identity of their content.
         tokenizer: What the tokenizer's files hold.
-        groups: Tensors of every shard.
+        shards: Tensors of every shard, by its name relative to the model's folder.
         jobs: The shards' jobs, in the same order.
         sums: What each tensor is (``Composer.sums``).
         allow_nonfinite: Whether shards may hold what no source has: verified anew if it changes.
     """
     recipe, lock = composer.recipe, composer.lock
     stage = recipe.stages[name]
-    dtype = stage.out_dtype or stage.dtype or _common_dtype(groups)
+    dtype = stage.out_dtype or stage.dtype or _common_dtype(shards)
     needed = recipe.needed(name)
     references = [r for s in needed for r in recipe.stages[s].references]
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
@@ -82,8 +83,11 @@ def describe(
         tokens=tokenizer,
         files={name: files[name] for name in sorted(files)},
         sources={key: _described(lock.sources[key]) for key in used},
-        shards=tuple(_shard(job, tensors) for job, tensors in zip(jobs, groups, strict=True)),
-        coefficients={t.name: terms_of(sums[t.name]) for tensors in groups for t in tensors},
+        shards=tuple(
+            _shard(file, job, tensors)
+            for job, (file, tensors) in zip(jobs, shards.items(), strict=True)
+        ),
+        coefficients={t.name: terms_of(sums[t.name]) for own in shards.values() for t in own},
         config_removed=tuple(config_removed(composer, name)),
         decoded=decoded_of(sums.values()),
         seeds=_seeds(sums.values()),
@@ -102,9 +106,10 @@ def tokenizer_content(made: TokenizerFiles, identities: Mapping[FileKey, str]) -
     return TokenizerContent(**made.description, made=made.made, read=read)
 
 
-def _common_dtype(groups: Iterable[Iterable[OutputTensor]]) -> str | None:
+def _common_dtype(shards: Mapping[str, Sequence[OutputTensor]]) -> str | None:
     """Return the code of the type that all tensors of floats are saved in, None if they differ."""
-    codes = {t.dtype for tensors in groups for t in tensors if DTYPES[t.dtype].floating}
+    main = [t for file, own in shards.items() if not folder_of(file) for t in own]
+    codes = {t.dtype for t in main if DTYPES[t.dtype].floating}
     return codes.pop() if len(codes) == 1 else None
 
 
@@ -112,11 +117,11 @@ def _stage_text(stage: Stage) -> StageText:
     return StageText(name=stage.name, method=stage.method, text=stage.text)
 
 
-def _shard(job: ShardJob, tensors: Iterable[OutputTensor]) -> DescribedShard:
+def _shard(file: str, job: ShardJob, tensors: Iterable[OutputTensor]) -> DescribedShard:
     return DescribedShard(
-        file=job.output.rsplit("/", 1)[1],
+        file=file,
         digest=job.digest,
-        tensors={t.name: (t.dtype, tuple(t.shape)) for t in tensors},
+        tensors={own_name(t.name): (t.dtype, tuple(t.shape)) for t in tensors},
     )
 
 

@@ -18,6 +18,7 @@ from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.sealed import AGAIN
+from shardmerge.base.weightfolders import folder_of
 from shardmerge.plan.files import description_path
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import kinds, store_type
@@ -104,7 +105,13 @@ class DescribedSource:
 
 @dataclass(frozen=True)
 class DescribedShard:
-    """A shard of a build: its file, its job's digest, dtype code and shape of each tensor."""
+    """A shard of a build.
+
+    Args:
+        file: Its name relative to the model's folder.
+        digest: Of its job.
+        tensors: Dtype code and shape of each tensor, by its name in the file.
+    """
 
     file: str = entry(forms.text)
     digest: str = entry(forms.text)
@@ -129,7 +136,7 @@ class BuildDescription:
         tokens: What the tokenizer's files hold.
         files: Small files of the package by name, with the identity of their content.
         sources: By reference: what the recipe is made of.
-        shards: In the order of their names.
+        shards: In the order of their names; those of folders stand last.
         coefficients: Terms of each tensor: label and coefficient (``terms_of``).
         config_removed: What is taken out of config.json, by its place.
         decoded: Of each source, how many quantised weights are decoded, by format.
@@ -171,6 +178,11 @@ class BuildDescription:
     def digest(self) -> str:
         """Of all that the package is made from; names the description's file."""
         return digest(self.to_json())
+
+    @property
+    def main_shards(self) -> tuple[DescribedShard, ...]:
+        """The shards that an index names: not those of folders with weights of their own."""
+        return tuple(shard for shard in self.shards if not folder_of(shard.file))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""

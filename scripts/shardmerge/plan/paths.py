@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardmerge.base.weightfolders import in_folder, is_folder
+
 #: A model's file of the hashes of all its other files.
 CHECKSUMS = "SHA256SUMS"
 #: The picture of its coefficients, which its card shows.
@@ -93,9 +95,13 @@ def check_record_path(shard: str | os.PathLike[str]) -> str:
 def record_of_check(check: str | os.PathLike[str]) -> str:
     """Return the path of the record of the shard that a check is of."""
     check = Path(check)
-    return f"{check.parent.parent}/records/{check.name}"
+    below = check.parent.name if is_folder(check.parent.name) else ""
+    parent = check.parent.parent.parent if below else check.parent.parent
+    return f"{parent}/records/{in_folder(below, check.name)}"
 
 
 def _about(shard: Path, folder: str) -> str:
-    parent = shard.parent.parent if shard.parent.name == "model" else shard.parent
-    return f"{parent}/{folder}/{shard.stem}.json"
+    below = shard.parent.name if is_folder(shard.parent.name) else ""
+    parent = shard.parent.parent if below else shard.parent
+    parent = parent.parent if parent.name == "model" else parent
+    return f"{parent}/{folder}/{in_folder(below, shard.stem)}.json"

@@ -19,6 +19,7 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
+from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
@@ -31,28 +32,41 @@ from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
-from shardmerge.plan.shards import group, shard_names
+from shardmerge.plan.shards import as_stored, shard_names, shards_of
+from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe, chosen
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.sources.lock import Lock, LockedSource
 
+#: Kinds of tensor whose difference may be stored: others follow one recipe.
+_STORABLE = ex.Source | ex.Decoded | ex.Arranged
 PathOf = Callable[[str, LockedSource, str], str]
+#: Of a model: its composer, its document, its tensors.
+_Target = tuple[Composer, str, list[OutputTensor]]
 
 
-def make_plan(recipes: list[tuple[Recipe, Lock]], settings: Settings, path_of: PathOf) -> Planned:
+def make_plan(
+    recipes: list[tuple[Recipe, Lock]],
+    settings: Settings,
+    path_of: PathOf,
+    wish: TrialWish | None = None,
+) -> Planned:
     """Return the plan of recipes with their locks.
 
     Args:
         recipes: Each with its lock.
         settings: The configuration.
         path_of: Gives the path at which jobs find a source's file.
+        wish: What sweeps ask for, where there are any.
 
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
-    return _Planner(recipes, settings, path_of).plan()
+    planned = _Planner(recipes, settings, path_of).plan()
+    planned.plan = with_schedule(planned.plan, settings, wish)
+    return planned
 
 
 class _Planner:
@@ -71,7 +85,7 @@ class _Planner:
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
-        for _, lock in self.recipes:
+        for lock in {id(lock): lock for _, lock in self.recipes}.values():
             for key, source in lock.sources.items():
                 if not self.locked.setdefault(key, source).has_contents_of(source):
                     raise UserError(
@@ -81,12 +95,9 @@ class _Planner:
                 for name, file in source.files.items():
                     self.identities[key, name] = file.identity
         targets = self._targets()
-        stored = self._stored({name: outputs for name, (_, outputs) in targets.items()})
+        stored = self._stored({name: outputs for name, (_, _, outputs) in targets.items()})
         delta_jobs, delta_path = self._delta_jobs(stored)
-        builds = {
-            name: self._build(name, composer, outputs, delta_path)
-            for name, (composer, outputs) in targets.items()
-        }
+        builds = {name: self._build(name, *target, delta_path) for name, target in targets.items()}
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -103,9 +114,9 @@ class _Planner:
             hashes=self._large_files(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
         )
-        for composer, _ in targets.values():
+        for composer, _, _ in targets.values():
             composer.forget()
-        self.planned.plan = with_schedule(plan, self.settings)
+        self.planned.plan = plan
         return self.planned
 
     def _large_files(self) -> dict[str, str]:
@@ -117,8 +128,9 @@ class _Planner:
                 found[self.path_of(model, source, name)] = source.files[name].identity
         return found
 
-    def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
-        targets: dict[str, tuple[Composer, list[OutputTensor]]] = {}
+    def _targets(self) -> dict[str, _Target]:
+        """Return each model's composer, its document and its tensors, by the name of its folder."""
+        targets: dict[str, _Target] = {}
         recipes = [recipe for recipe, _ in self.recipes]
         wanted = chosen(recipes, self.settings["stages"])
         norms.check_names(recipes, self.settings["norm_merge"])
@@ -133,7 +145,8 @@ class _Planner:
             )
             for name, of in wanted.items():
                 if of is recipe:
-                    targets[name] = (composer, composer.outputs(name))
+                    stage = recipe.final[0] if recipe.build else name
+                    targets[name] = (composer, stage, composer.outputs(stage))
         return targets
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
@@ -142,7 +155,7 @@ class _Planner:
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
-                if all(isinstance(e, ex.Source | ex.Decoded) for e in ex.operands(delta)):
+                if all(isinstance(e, _STORABLE) for e in ex.operands(delta)):
                     users[delta] = users.get(delta, 0) + 1
         match self.settings["deltas"]:
             case "store":
@@ -164,7 +177,8 @@ class _Planner:
             names = sorted({t.file for t in self.locked[finetuned].tensors.values()})
             shards = dict(zip(names, shard_names(len(names), "delta"), strict=True))
             for file, deltas in sorted(files.items()):
-                deltas.sort(key=lambda d: self.locked[finetuned].tensors[d.finetuned.tensor].begin)
+                table, of = self.locked[finetuned].tensors, folder_of(file)
+                deltas.sort(key=lambda d: table[in_folder(of, d.finetuned.tensor)].begin)
                 tensors = tuple(
                     OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
                     for d in deltas
@@ -178,25 +192,26 @@ class _Planner:
         self,
         name: str,
         composer: Composer,
+        stage: str,
         outputs: list[OutputTensor],
         delta_path: Mapping[ex.Delta, str],
     ) -> Build:
-        model = composer.model(Reference(name))
+        model = composer.model(Reference(stage))
         places = {t.name: model.place(t.name) for t in outputs}
-        usual = _largest_file(self.locked[composer.reference_source(name)])
-        groups = group(outputs, places, self.settings.max_shard_size, usual)
+        usual = _largest_file(self.locked[composer.reference_source(stage)])
+        shards = shards_of(outputs, places, self.settings.max_shard_size, usual)
         jobs = tuple(
-            self._job(self.paths.model_file(name, file), tuple(tensors), delta_path)
-            for file, tensors in zip(shard_names(len(groups)), groups, strict=True)
+            self._job(self.paths.model_file(name, file), tuple(map(as_stored, tensors)), delta_path)
+            for file, tensors in shards.items()
         )
-        tokenizer = tokenizer_files(composer, name)
-        files = copied_files(composer, name) | tokenizer.copied
+        tokenizer = tokenizer_files(composer, stage)
+        files = copied_files(composer, stage) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
         tokens = tokenizer_content(tokenizer, self.identities)
-        sums = composer.sums(name, outputs)
-        self.findings += check_build(composer, name, outputs, sums)
+        sums = composer.sums(stage, outputs)
+        self.findings += check_build(composer, stage, outputs, sums)
         description = describe(
-            *(composer, name, identities, tokens, groups, jobs, sums),
+            *(composer, stage, identities, tokens, shards, jobs, sums),
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         key = description.digest
@@ -211,6 +226,7 @@ class _Planner:
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
             statistics=worth_showing(t.expression for t in outputs),
             varied=description.varied,
+            trial=composer.recipe.build is not None,
         )
 
     def _job(

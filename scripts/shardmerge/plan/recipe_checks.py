@@ -23,8 +23,10 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import AUTO_MAP, untold_periods
 from shardmerge.plan.checked_build import Case, places
+from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
+from shardmerge.sources.checkpoint_files import module_settings
 from shardmerge.sources.tokens import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
@@ -236,6 +238,34 @@ def _mtp_layers(case: Case) -> Iterator[Finding]:
 
 
 @_check
+def _module_folders(case: Case) -> Iterator[Finding]:
+    locked = case.composer.lock.sources
+    for stage in case.stages:
+        for one in case.composer.model(Reference(stage.name)).assembly.folders:
+            others = ", ".join(name for name in one.having if name != one.lead)
+            what = None
+            if not one.kept:
+                what = f"leaves out {one.folder} of {others}: {one.lead} has no such folder"
+            elif not one.shared:
+                has = (
+                    f"those of {others} are of other shapes" if others else "no other model has it"
+                )
+                what = f"keeps the weights in {one.folder} of {one.lead} as they are: {has}"
+            if what:
+                yield Finding("module-folders", what, stage.where, stage.name)
+    base = case.composer.reference_source(case.name)
+    for key in case.read:
+        own, kept = locked[key].files, locked[base].files
+        names = [name for name in module_settings(kept) if name in own]
+        if differing := [n for n in names if own[n].identity != kept[n].identity]:
+            yield case.finding(
+                "module-folders",
+                f"{', '.join(differing)} of {key} and {base} differ; the result has those of "
+                f"{base}",
+            )
+
+
+@_check
 def _quantised_source(case: Case) -> Iterator[Finding]:
     for model, forms in decoded_of(case.expressions.values()).items():
         yield case.finding(
@@ -291,3 +321,22 @@ def _unmatched_filters(case: Case) -> Iterator[Finding]:
         for rule in case.composer.unmatched(stage.name):
             message = f"the filter {rule.filter!r} matches no tensor of the model"
             yield Finding("unmatched-filter", message, rule.where, stage.name)
+
+
+@_check
+def _fused_filters(case: Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        found: dict[Rule, list[str]] = {}
+        for tensor, rules in case.composer.unclear(stage.name).items():
+            for rule in rules:
+                found.setdefault(rule, []).append(tensor)
+        for rule, tensors in found.items():
+            whole = rule.matches(tensors[0])
+            counts = "counts for all" if whole else "does not count for any"
+            message = (
+                f"the filter {rule.filter!r} names some of the projections that share "
+                f"{tensors[0]!r}, which is merged as a whole: it {counts} of it"
+            )
+            if whole and "." not in rule.filter:
+                message += f"; {'.' + rule.filter!r} is the name of the projection alone"
+            yield Finding("fused-filter", message, rule.where, stage.name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json
+from shardmerge.base.files import load_json, sha256_of
 from shardmerge.base.forms import FormError, entry
 from shardmerge.plan.paths import record_path
 
@@ -168,6 +168,21 @@ def _load(cls: type[Any], path: str | os.PathLike[str], what: str, hint: str) ->
         raise UserError(error.message, error.where, hint) from None
     except FormError as error:
         raise UserError(f"{what}: {error}", str(path), hint) from None
+
+
+def is_as_recorded(path: Path, record: Path) -> bool:
+    """Return whether a file is byte for byte what the job wrote that left a record."""
+    if path.is_symlink() or not record.is_file():
+        return False
+    try:
+        told = load_record(record)
+    except UserError:
+        return False
+    before = os.stat(path)
+    if told.size != before.st_size or told.sha256 != sha256_of(path):
+        return False
+    after = os.stat(path)
+    return (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def recorded_tensors(shard: Path) -> Mapping[str, str]:

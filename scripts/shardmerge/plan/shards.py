@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import tensor_bytes
+from shardmerge.base.weightfolders import FOLDER_WEIGHTS, folder_of, own_name
 from shardmerge.compose.models import Place
 
 
@@ -49,6 +51,31 @@ def _pack(
         shards[-1] += run
         size += bytes_
     return shards
+
+
+def shards_of(
+    tensors: Sequence[OutputTensor],
+    places: Mapping[str, Place],
+    max_shard_size: int | None,
+    usual: int,
+) -> dict[str, list[OutputTensor]]:
+    """Return the tensors of every shard by its name relative to the model's folder.
+
+    Folders with weights of their own have one shard each. Arguments as of ``group``.
+    """
+    folders: dict[str, list[OutputTensor]] = {"": []}
+    for tensor in tensors:
+        folders.setdefault(folder_of(tensor.name), []).append(tensor)
+    groups = group(folders.pop(""), places, max_shard_size, usual)
+    shards = dict(zip(shard_names(len(groups)), groups, strict=True))
+    for folder, own in sorted(folders.items()):
+        shards[f"{folder}/{FOLDER_WEIGHTS}"] = sorted(own, key=lambda t: (*places[t.name], t.name))
+    return shards
+
+
+def as_stored(tensor: OutputTensor) -> OutputTensor:
+    """Return a tensor under the name that it has in its file."""
+    return replace(tensor, name=own_name(tensor.name)) if folder_of(tensor.name) else tensor
 
 
 def shard_names(count: int, stem: str = "model") -> list[str]:

@@ -63,7 +63,7 @@ def _verdicts(plan: Plan, asked: Sequence[Difference]) -> Iterator[str]:
     """Yield a sentence on each model that is built."""
     if not asked:
         yield paragraph("No two models were measured on the same task.", "note")
-    for name in plan.builds:
+    for name in plan.models:
         own = [one for one in asked if one.model == name]
         for reference in dict.fromkeys(one.reference for one in own):
             found = [one for one in own if one.reference == reference]
@@ -96,14 +96,14 @@ def _coloured(text: str) -> Marked:
 
 
 def _models(plan: Plan, scores: Scores) -> Iterator[Sequence[str | Marked]]:
-    sizes = {name: build.bytes_written for name, build in plan.builds.items()}
-    labels = folder_names(plan.sources, plan.builds)
+    sizes = {name: build.bytes_written for name, build in plan.models.items()}
+    labels = folder_names(plan.sources, plan.models)
     sizes |= {labels[key]: source.size for key, source in plan.sources.items()}
     for model in scores.models:
         others = dict.fromkeys(one.reference for one in scores.comparisons if one.model == model)
         size = human_bytes(sizes[model]) if model in sizes else "-"
         more: str | Marked = "a source"
-        if model in plan.builds:
-            shards = plural(len(plan.builds[model].shards), "shard")
+        if model in plan.models:
+            shards = plural(len(plan.models[model].shards), "shard")
             more = Marked(f"summary ({shards})", file=f"../{model}/report/summary.html")
         yield model, size, ", ".join(others) or "-", more

@@ -9,6 +9,7 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ShardSpec, delta_name
+from shardmerge.base.weightfolders import folder_of, in_folder, shard_name
 from shardmerge.compose.architecture.names import layer_of, module_of
 from shardmerge.plan.records import MergeRecord
 from shardmerge.report.coefficients import Spread
@@ -35,27 +36,29 @@ class Norm:
         return self.norm / self.base if self.base else math.nan
 
 
-def measured(specs: Iterable[ShardSpec], records: Iterable[MergeRecord]) -> list[Norm]:
+def measured(specs: Mapping[str, ShardSpec], records: Mapping[str, MergeRecord]) -> list[Norm]:
     """Return what jobs measured of a build's task vectors, in the order of its tensors.
 
     Args:
-        specs: Of the build's shards.
+        specs: Of the build's shards, by name.
         records: Of its merge jobs, and of the jobs that stored task vectors: these know the
-            bases, and call a tensor by ``spec.delta_name``.
+            bases, and call a tensor by ``spec.delta_name``. By path.
     """
-    rows: dict[str, list[_Row]] = {}
-    for record in records:
-        rows |= record.deltas
+    rows: dict[str, Iterable[_Row]] = {}
+    for path, record in records.items():
+        folder = folder_of(shard_name(path))
+        rows |= {in_folder(folder, tensor): row for tensor, row in record.deltas.items()}
     found = []
-    for spec in specs:
+    for file, spec in specs.items():
         for tensor in spec.tensors:
+            name = in_folder(folder_of(file), tensor.name)
             for delta in ex.deltas(tensor.expression):
-                row = _row(delta, rows.get(tensor.name, [])) or _row(
+                row = _row(delta, rows.get(name, [])) or _row(
                     delta, rows.get(delta_name(delta, spec.files), [])
                 )
                 if row:
                     own, base = map(math.sqrt, row)
-                    found.append(Norm(tensor.name, ex.label(delta), own, base))
+                    found.append(Norm(name, ex.label(delta), own, base))
     return found
 
 

@@ -11,7 +11,7 @@ from shardmerge.recipe.naming import folder_names
 
 def parents(plan: Plan, found: BuildDescription) -> list[str]:
     """Return what a build's sources are called in tables of benchmarks."""
-    labels = folder_names(plan.sources, plan.builds)
+    labels = folder_names(plan.sources, plan.models)
     return [labels[key] for key in found.sources if key in labels]
 
 
@@ -26,9 +26,9 @@ def references(plan: Plan, models: Collection[str], wanted: str | None) -> dict[
     """
     if wanted is not None:
         return dict.fromkeys(models, wanted)
-    labels = folder_names(plan.sources, plan.builds)
+    labels = folder_names(plan.sources, plan.models)
     found: dict[str, str | None] = {}
-    for name, build in plan.builds.items():
+    for name, build in plan.models.items():
         description = load_description(build.digest)
         recipient = labels.get(description.reference)
         if recipient not in models:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from shardmerge.base.text import human_bytes, plural
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.plan.description import BuildDescription, DescribedSource, load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import short_names, shortener
@@ -75,7 +76,7 @@ def _shards(shards: Sequence[Shard]) -> str:
         job = shard.job
         files = [path.rsplit("/", 1)[-1] for path in (*job.sources, *job.deltas)]
         origin = f"copy of {files[0]}" if shard.copied else plural(len(files), "file")
-        file = job.output.rsplit("/", 1)[-1]
+        file = shard_name(job.output)
         rows.append((file, human_bytes(job.bytes_written), f"{shard.tensors:,}",
                      human_bytes(job.bytes_read), origin))  # fmt: skip
     return html_table(header, rows, numbers=(1, 2, 3))

@@ -61,7 +61,7 @@ class Exports:
         """Return what shows that every export is made, checked and packaged."""
         return [
             self.paths.export(name, form.name, CHECKSUMS)
-            for name in self.plan.builds
+            for name in self.plan.models
             for form in self.forms()
         ]
 
@@ -83,7 +83,7 @@ class Exports:
         """Return the receipts of the uploads of all exports."""
         return [
             self.paths.export_receipt(name, form.name)
-            for name in self.plan.builds
+            for name in self.plan.models
             for form in self.forms()
         ]
 
@@ -113,8 +113,8 @@ class Exports:
         if not pattern:
             hint = "Write `publish: {repository: owner/{name}}`."
             raise UserError("names no repository to publish to", key, hint)
-        if len(self.plan.builds) > 1 and "{name}" not in pattern:
-            message = f"{pattern!r} would take {len(self.plan.builds)} models"
+        if len(self.plan.models) > 1 and "{name}" not in pattern:
+            message = f"{pattern!r} would take {len(self.plan.models)} models"
             raise UserError(message, key, "Use `{name}`.")
         repository = pattern.replace("{name}", name)
         if not Reference(repository).is_hub_name:

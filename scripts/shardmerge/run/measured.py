@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shardmerge.base.digest import digest
 from shardmerge.base.files import sha256_of
-
-#: Settings of ``benchmark`` that its jobs are told, and that results depend on.
-OPTIONS: tuple[str, ...] = (
-    "limit",
-    "num_fewshot",
-    "batch_size",
-    "device",
-    "dtype",
-    "include_path",
-)
 
 
 @dataclass(frozen=True)
@@ -29,6 +21,7 @@ class Measured:
         files: All of them that must be there.
         identity: Digest of its content.
         size: Bytes of its weights.
+        options: What the configuration says of measuring it.
         build: The build that it is an export of, None if it is none.
         tokenizer: Folder of the tokenizer, where it is not that of the model's files.
     """
@@ -38,6 +31,7 @@ class Measured:
     files: tuple[str, ...]
     identity: str
     size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
     build: str | None = None
     tokenizer: str | None = None
 

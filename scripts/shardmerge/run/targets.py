@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,16 +12,19 @@ from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.identities import stamp_of
+from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
+from shardmerge.recipe.benchmark_entries import laid_over
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.run.exports import Exports
-from shardmerge.run.measured import OPTIONS, Measured, folder_digest
+from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
+from shardmerge.sweep.sweeps import Sweep
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
@@ -34,13 +38,14 @@ class Targets:
     Args:
         settings: The configuration.
         plan: Its plan.
+        sweeps: The sweeps that it has, whose trials are in the plan.
 
     Raises:
         UserError: If the configuration names a model to benchmark that is none of the plan's, or
             a reference that is not measured.
     """
 
-    def __init__(self, settings: Settings, plan: Plan) -> None:
+    def __init__(self, settings: Settings, plan: Plan, sweeps: Sequence[Sweep] = ()) -> None:
         self.settings = settings
         self.plan = plan
         self.paths = Paths(settings["results"])
@@ -49,6 +54,7 @@ class Targets:
         self.exports = Exports(settings, plan, self.paths)
         self.exports.check()
         self.measured = self._measured()
+        self.trials = self._trials(sweeps)
         self.reference = self._reference()
         self._cards = self._own_cards()
 
@@ -116,7 +122,7 @@ class Targets:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
         names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.shards) > 1:
+        if len(build.main_shards) > 1:
             names[INDEX] = None
         return [self.paths.model_file(name, file) for file in names]
 
@@ -131,7 +137,7 @@ class Targets:
         What that follows from is among it, since Snakemake makes nothing anew that was deleted
         below what is up to date.
         """
-        return [file for name in self.plan.builds for file in self._model(name)]
+        return [file for name in self.plan.models for file in self._model(name)]
 
     def _model(self, name: str) -> list[str]:
         made = [*self.shards(name), *self.records(name)]
@@ -141,7 +147,7 @@ class Targets:
 
     def cards(self) -> list[str]:
         """Return what shows that every card has its benchmarks, none if nothing is measured."""
-        return [self.scored(name) for name in self.plan.builds if self.measured]
+        return [self.scored(name) for name in self.plan.models if self.measured]
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
@@ -155,7 +161,7 @@ class Targets:
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
         shared = dict(self.settings["card"])
-        own, builds = shared.pop("models", {}), self.plan.builds
+        own, builds = shared.pop("models", {}), self.plan.models
         for name in own if builds else ():
             if name not in builds:
                 raise UserError(
@@ -167,7 +173,7 @@ class Targets:
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
-        return [self._loaded(name) for name in self.plan.builds]
+        return [self._loaded(name) for name in self.plan.models]
 
     def loading(self, name: str, *, waits: bool) -> list[str]:
         """Return what tells how transformers loads a build, none if it is not there and none waits.
@@ -185,11 +191,11 @@ class Targets:
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
-        builds, sources = self.plan.builds, self.plan.sources
+        builds, sources = self.plan.models, self.plan.sources
         exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
-        for name in wanted if self.settings["benchmark"]["tasks"] and builds else ():
+        for name in wanted if self.settings["benchmark"]["tasks"] and self.plan.builds else ():
             if name == "merged":
                 chosen = [self._merged(build) for build in builds.values()]
             elif name == "sources":
@@ -208,12 +214,21 @@ class Targets:
                     "configuration: benchmark.models",
                     did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
                 )
-            found |= {model.name: model for model in chosen}
+            options = self.settings["benchmark"]["model_options"][name]
+            for model in chosen:
+                one, other = options, found[model.name].options if model.name in found else {}
+                if name in (
+                    "merged",
+                    "sources",
+                    "exports",
+                ):  # what is said of one model goes before
+                    one, other = other, one
+                found[model.name] = replace(model, options=laid_over(other, one))
         return found
 
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
-        return [table for name in self.plan.builds for table in self.table(name)]
+        return [table for name in self.plan.models for table in self.table(name)]
 
     def table(self, name: str) -> list[str]:
         """Return the benchmark table of a build, none if nothing is measured."""
@@ -225,7 +240,7 @@ class Targets:
         chosen = [
             label
             for label, model in self.measured.items()
-            if label in own or (label not in self.plan.builds and model.build in (None, name))
+            if label in own or (label not in self.plan.models and model.build in (None, name))
         ]
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
@@ -255,7 +270,7 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build, and the page that compares them."""
-        made = [file for name in self.plan.builds for file in self.report_of(name)]
+        made = [file for name in self.plan.models for file in self.report_of(name)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
     def report_of(self, name: str) -> list[str]:
@@ -269,7 +284,7 @@ class Targets:
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        models = [self.paths.build(name, "published.json") for name in self.plan.builds]
+        models = [self.paths.build(name, "published.json") for name in self.plan.models]
         return models + self.exports.receipts()
 
     def repository(self, name: str) -> str:
@@ -282,24 +297,33 @@ class Targets:
         where = "configuration: publish.repository"
         if not pattern:
             raise UserError("names no repository to publish to", where, "Write `owner/{name}`.")
-        if len(self.plan.builds) > 1 and "{name}" not in pattern:
+        if len(self.plan.models) > 1 and "{name}" not in pattern:
             raise UserError(
-                f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
+                f"{pattern!r} would take {len(self.plan.models)} models", where, "Use `{name}`."
             )
         repository = pattern.replace("{name}", name)
         if not Reference(repository).is_hub_name:
             raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
         return repository
 
+    def benchmark_job(self, model: str, task: str) -> EvalOptions:
+        """Return how a model is measured in a task."""
+        return options_of(self.settings["benchmark"], self._any(model).options, task)
+
+    def _any(self, model: str) -> Measured:
+        """Return a model to benchmark, or a trial of a sweep, by its label."""
+        return self.measured.get(model) or self.trials[model]
+
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
-        options = {k: v for k, v in self.settings["benchmark"].items() if k in OPTIONS}
-        parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
+        measured = self._any(model)
+        options = self.benchmark_job(model, task).identity()
+        parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
     def benchmark_tokenizer(self, model: str) -> list[str]:
         """Return the option that names a tokenizer's folder, none where it is the model's own."""
-        folder = self.measured[model].tokenizer
+        folder = self._any(model).tokenizer
         return [f"--tokenizer={folder}"] if folder else []
 
     @cached_property
@@ -309,28 +333,29 @@ class Targets:
 
     def benchmark_options(self) -> list[str]:
         """Return the command-line options that all benchmark jobs share."""
-        benchmark = self.settings["benchmark"]
-        options = []
-        for key in OPTIONS:
-            if benchmark[key] is not None:
-                options.append(f"--{key.replace('_', '-')}={benchmark[key]}")
-        if benchmark["gpus"] > 1:
-            options.append("--parallelize")
-        return options
-
-    @property
-    def benchmark_gpus(self) -> int:
-        """GPUs that a benchmark job asks for."""
-        benchmark = self.settings["benchmark"]
-        return 0 if benchmark["device"] == "cpu" else benchmark["gpus"]
+        folder = self.settings["benchmark"]["include_path"]
+        return [f"--include-path={folder}"] if folder else []
 
     def label(self, key: str) -> str:
         """Return the name of the folder of a source's results."""
-        return folder_names(self.plan.sources, self.plan.builds)[key]
+        return folder_names(self.plan.sources, self.plan.models)[key]
 
-    def _merged(self, build: Build) -> Measured:
+    def _trials(self, sweeps: Sequence[Sweep]) -> Mapping[str, Measured]:
+        """Return the trials of sweeps to benchmark by label."""
+        builds = self.plan.builds
+        # a trial is measured as what is built from recipes
+        options = self.settings["benchmark"]["model_options"].get("merged", {})
+        found = {}
+        for sweep in sweeps if builds else ():
+            for one in sweep.candidates:
+                label = sweep.label(one.name)
+                made = self._merged(builds[sweep.build(one.name)], label)
+                found[label] = replace(made, options=options)
+        return found
+
+    def _merged(self, build: Build, label: str | None = None) -> Measured:
         return Measured(
-            name=build.name,
+            name=label or build.name,
             folder=self.paths.model(build.name),
             files=(*self.shards(build.name), *self.package_files(build.name)),
             identity=digest([build.digest, [job.digest for job in build.shards]]),

@@ -68,6 +68,12 @@ class AdapterConfig:
             )
 
     @property
+    def made_for(self) -> str | None:
+        """The model that it was trained on, as it says."""
+        name = self._values.get("base_model_name_or_path")
+        return shortened(name) if isinstance(name, str) and name else None
+
+    @property
     def fan_in_fan_out(self) -> bool:
         """Whether the adapted layers keep their matrices as [inputs, outputs]."""
         return bool(self._values.get("fan_in_fan_out"))

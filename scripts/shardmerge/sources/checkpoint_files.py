@@ -9,7 +9,8 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import safe_name, safe_tensor
 from shardmerge.base.files import line_of
-from shardmerge.base.safetensors import Header
+from shardmerge.base.safetensors import Header, TensorEntry
+from shardmerge.base.weightfolders import FOLDER_PICKLE, folder_of, in_folder, weights_of_folders
 from shardmerge.sources import adapter_config
 from shardmerge.sources.lock import LockedTensor
 from shardmerge.sources.store import TEMPLATES
@@ -28,12 +29,12 @@ FIND = (
 CONFIG = "config.json"
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 #: Beside the weights: configuration, tokenizer, templates, licence.
-_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
+_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 #: What users of a model need besides config and tokenizer: for images, sound and sentences.
 _SIDE = re.compile(
-    r"\w+_preprocessor_config\.json|modules\.json|sentence_bert_config\.json"
-    r"|config_sentence_transformers\.json|tekken\.json|\d+_\w+/config\.json"
+    r"(?:\w+_)?preprocessor_config\.json|processor_config\.json|modules\.json"
+    r"|sentence_[\w-]+_config\.json|config_sentence_transformers\.json|router_config\.json"
 )
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
@@ -70,7 +71,11 @@ def weight_files(
     """
     names = set(names)
     if weight_map is not None:
-        return indexed_files(weight_map, names, where)
+        found = indexed_files(weight_map, names, where)
+        if inner := next(filter(folder_of, found), None):
+            message = f"has an {INDEX} that names {inner!r}, which is of a folder of its own"
+            raise UserError(message, where)
+        return found
     if SINGLE in names:
         return [SINGLE]
     shards = {name: match for name in names if (match := _SHARD.fullmatch(name))}
@@ -166,11 +171,52 @@ def side_files(names: Iterable[str]) -> list[str]:
     Args:
         names: Files of a model.
     """
-    return sorted(name for name in names if _SIDE.fullmatch(name))
+    return sorted(name for name in names if _SIDE.fullmatch(name) or _is_of_a_folder(name))
+
+
+def module_settings(names: Iterable[str]) -> list[str]:
+    """Return the files that tell what modules come after the encoder, and how each works; sorted.
+
+    Args:
+        names: Files of a model.
+    """
+    return sorted(n for n in names if n == "modules.json" or n == f"{folder_of(n)}/{CONFIG}")
+
+
+def folder_weights(names: Iterable[str], where: str) -> list[str]:
+    """Return the weight files of a model's folders (``weightfolders``), sorted.
+
+    Args:
+        names: All files of the repository.
+        where: What to say in errors.
+
+    Raises:
+        UserError: If a folder has its weights as a pickle only.
+    """
+    names = list(names)
+    found = weights_of_folders(names)
+    folders = set(map(folder_of, found))
+    for name in weights_of_folders(names, FOLDER_PICKLE):
+        if (folder := folder_of(name)) not in folders:
+            raise UserError(
+                f"has the weights of its folder {folder!r} only as a pickle ({name}), which is "
+                "never loaded from there",
+                where,
+                "Load the model with sentence-transformers and save it again, which writes "
+                f"{folder}/{SINGLE}.",
+            )
+    return found
+
+
+def _is_of_a_folder(name: str) -> bool:
+    """Whether a file is a text of a folder that a model has for one of its modules."""
+    folder = folder_of(name)
+    rest = name[len(folder) + 1 :]
+    return bool(folder) and "/" not in rest and rest.endswith(_TEXTS) and not rest.startswith(".")
 
 
 def _is_of_the_model(name: str) -> bool:
-    if _SIDE.fullmatch(name):
+    if _SIDE.fullmatch(name) or _is_of_a_folder(name):
         return True
     if name.startswith(".") or ("/" in name and not name.startswith(TEMPLATES)):
         return False
@@ -211,6 +257,8 @@ def tensor_table(
 ) -> dict[str, LockedTensor]:
     """Return all tensors by name, sorted; the index decides where there is one.
 
+    Those of folders with weights of their own stand behind, as ``FOLDER/TENSOR``.
+
     Args:
         headers: By file.
         weight_map: File of every tensor, or None.
@@ -219,9 +267,12 @@ def tensor_table(
     Raises:
         UserError: If index and headers disagree, or two files have a tensor of the same name.
     """
+    folders = {file: header for file, header in sorted(headers.items()) if folder_of(file)}
     if weight_map is None:
         weight_map = {}
         for file, header in sorted(headers.items()):
+            if file in folders:
+                continue
             for tensor in header.tensors:
                 safe_tensor(tensor, f"{where}/{file}")
                 if tensor in weight_map:
@@ -236,5 +287,13 @@ def tensor_table(
             raise UserError(
                 f"has an {INDEX} that puts {tensor!r} into {file}, which lacks it", where
             )
-        table[tensor] = LockedTensor(file, entry.dtype, entry.shape, entry.begin, entry.end)
+        table[tensor] = _locked(file, entry)
+    for file, header in folders.items():
+        for tensor, entry in sorted(header.tensors.items()):
+            safe_tensor(tensor, f"{where}/{file}")
+            table[in_folder(folder_of(file), tensor)] = _locked(file, entry)
     return table
+
+
+def _locked(file: str, entry: TensorEntry) -> LockedTensor:
+    return LockedTensor(file, entry.dtype, entry.shape, entry.begin, entry.end)

@@ -12,6 +12,7 @@ from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import near_path, read_bytes
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.safetensors import Header, read_header
+from shardmerge.base.weightfolders import is_folder
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.store import TEMPLATES, Origin, Store, StoreContext
 
@@ -70,11 +71,11 @@ class FolderStore(Store):
 
     def identity(self, name: str) -> LockedFile:
         """Return the size of a file and its content's identity, remembered by its stamp."""
-        return self.context.identities.of(self.folder / name)
+        return self.context.identities.of(self._within(name))
 
     def read_now(self, name: str) -> bytes:
         """Return a small file; its identity is asked for with those of the others."""
-        return read_bytes(self.folder / name)
+        return read_bytes(self._within(name))
 
     def read(self, name: str, locked: LockedFile, origin: Origin) -> bytes:
         """Return a small file; ``check`` has compared it with the lock."""
@@ -82,8 +83,11 @@ class FolderStore(Store):
 
     def headers(self, names: Collection[str]) -> Mapping[str, Header]:
         """Return the headers of safetensors files."""
-        folder, where = self.folder, self.where
-        return {name: read_header(folder / safe_name(name, folder, where)) for name in names}
+        return {name: read_header(self._within(name)) for name in names}
+
+    def _within(self, name: str) -> Path:
+        """Return the path of a file, shown not to lead out of the folder."""
+        return self.folder / safe_name(name, self.folder, self.where)
 
     def spans(self, spans: Sequence[tuple[str, int, int]], origin: Origin) -> list[bytes]:
         """Return ranges of files' bytes."""
@@ -127,5 +131,7 @@ def _span(path: Path, begin: int, end: int) -> bytes:
 
 def folder_files(folder: Path) -> list[str]:
     """Return a folder's files as a repository would name them, sorted."""
-    paths = [*folder.iterdir(), *folder.glob(f"{TEMPLATES}*"), *folder.glob("[0-9]*_*/*")]
+    top = list(folder.iterdir())
+    below = [path for path in top if is_folder(path.name) or f"{path.name}/" == TEMPLATES]
+    paths = [*top, *(p for path in below if path.is_dir() for p in path.iterdir())]
     return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())

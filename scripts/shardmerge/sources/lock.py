@@ -11,6 +11,7 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import line_of, parse_object, read_text
 from shardmerge.base.identities import LockedFile
+from shardmerge.base.weightfolders import folder_of, in_folder, own_name
 from shardmerge.sources.lockschema import LockError, check_lock, told
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import store_type
@@ -159,7 +160,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         files[name] = {key: value for key, value in row.items() if value is not None}
     for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
         table = files[t.file].setdefault("tensors", {})
-        table[name] = [t.dtype, list(t.shape), t.begin, t.end]
+        table[own_name(name)] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
@@ -182,7 +183,9 @@ def _source_from_json(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
         )
         for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
-            tensors[tensor] = LockedTensor(name, dtype, tuple(shape), begin, end)
+            tensors[in_folder(folder_of(name), tensor)] = LockedTensor(
+                name, dtype, tuple(shape), begin, end
+            )
     return LockedSource(
         kind=data["kind"],
         repo=data.get("repo"),

@@ -17,6 +17,7 @@ from shardmerge.sources.checkpoint_files import (
     FIND,
     INDEX,
     adapter_files,
+    folder_weights,
     follows_index,
     model_files,
     parse_weight_map,
@@ -85,6 +86,7 @@ def _lock_model(store: Store) -> LockedSource:
     if CONFIG not in names:
         message = f"has no {CONFIG}, so what kind of model it is cannot be told"
         raise UserError(message, store.where)
+    weights += folder_weights(names, store.where)
     return _locked(store, "model", CONFIG, model_files(names, weights), weights, weight_map)
 
 

@@ -15,6 +15,7 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.filenames import is_commit, safe_name, safe_tensor
 from shardmerge.base.printable import is_printable
+from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.formats.announcement import SIDE_FILES
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import kinds
@@ -115,9 +116,9 @@ def _source(
     for name, file in files.items():
         _file(name, _table(file, (*path, "files", name)), store, (*path, "files", name))
         for tensor in file.get("tensors", ()):
-            if tensor in seen:
+            if (full := in_folder(folder_of(name), tensor)) in seen:
                 raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
-            seen.add(tensor)
+            seen.add(full)
     _side_files(source, files, path)
     _contents(source, files, path)
 

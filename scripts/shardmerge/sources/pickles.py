@@ -13,6 +13,12 @@ from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import atomic_path, load_json, write_json
 from shardmerge.base.identities import Identities
 from shardmerge.base.safetensors import read_header
+from shardmerge.base.weightfolders import (
+    FOLDER_PICKLE,
+    FOLDER_WEIGHTS,
+    folder_of,
+    weights_of_folders,
+)
 from shardmerge.sources import adapter_config
 from shardmerge.sources.checkpoint_files import (
     INDEX,
@@ -116,7 +122,17 @@ def _model_pickles(folder: Path) -> dict[str, str]:
         there = [n for n in set(weight_map.values()) if (folder / n).is_file()]
         names = indexed_files(weight_map, there, str(folder), _INDEX)
     matches = {name: _WEIGHTS.fullmatch(name) for name in names}
-    return {f"{match[1]}.safetensors": name for name, match in matches.items() if match}
+    found = {f"{match[1]}.safetensors": name for name, match in matches.items() if match}
+    return found | _folder_pickles(folder) if found else {}
+
+
+def _folder_pickles(folder: Path) -> dict[str, str]:
+    """Return the same of the folders that have weights of their own."""
+    names = folder_files(folder)
+    pickles = {
+        f"{folder_of(n)}/{FOLDER_WEIGHTS}": n for n in weights_of_folders(names, FOLDER_PICKLE)
+    }
+    return {weights: name for weights, name in pickles.items() if weights not in names}
 
 
 def find_conversion(
@@ -137,7 +153,8 @@ def find_conversion(
     weights = pickled_weights(folder, role)
     if not weights:
         return None
-    small = [name for name in model_files(folder_files(folder), ()) if name != _INDEX]
+    names = folder_files(folder)
+    small = [n for n in model_files(names, weights_of_folders(names)) if n != _INDEX]
     if role == "adapter":
         small = [name for name in small if name == adapter_config.CONFIG]
     locked = {name: identities.of(folder / name) for name in [*weights.values(), *small]}
@@ -170,9 +187,10 @@ def finish_conversion(
     Raises:
         UserError: If two files hold a tensor of the same name.
     """
-    headers = {name: read_header(conversion_folder / name) for name in weights}
+    headers = {n: read_header(conversion_folder / n) for n in weights if not folder_of(n)}
     table = tensor_table(headers, None, str(source))
     for name in small:
+        (conversion_folder / name).parent.mkdir(exist_ok=True)
         with atomic_path(conversion_folder / name) as part:
             shutil.copyfile(source / name, part)
     if len({tensor.file for tensor in table.values()}) > 1:

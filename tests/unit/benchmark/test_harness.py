@@ -136,6 +136,10 @@ class TestFootnotes:
             ({"config": {"limit": None, "dtype": "auto", "random_seed": 0}}, "computed in auto"),
             ({"config": {"limit": None, "dtype": "float32", "random_seed": 7}}, "seeds 7"),
             ({"n-shot": {"demo_B": 5}}, "5 examples in the prompt"),
+            (
+                {"config": {"limit": None, "dtype": "float32", "random_seed": 0, "model": "vllm"}},
+                "options backend vllm",
+            ),
             ({"versions": {"demo_B": 2.0}}, "version 2.0 of the task"),
             ({"lm_eval_version": "0.4.8"}, "lm-eval 0.4.8"),
             ({"transformers_version": "4.57.0"}, "transformers 4.57.0"),
@@ -348,24 +352,3 @@ class TestExplain:
 
     def test_a_failure_that_is_not_foreseen_is_not_explained_away(self) -> None:
         assert harness.reason_of(ZeroDivisionError("division by zero")) is None
-
-
-class TestExports:
-    """What is loaded from a folder of GGUF files is asked of lm-eval by the file's name."""
-
-    def test_one_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        told: dict[str, Any] = {}
-        monkeypatch.setattr(
-            "lm_eval.models.huggingface.HFLM", lambda **options: told.update(options)
-        )
-        (tmp_path / "m-Q8_0.gguf").touch()
-        harness.language_model(tmp_path, harness.EvalSettings(), tokenizer=tmp_path / "model")
-        assert told["gguf_file"] == "m-Q8_0.gguf" and "use_safetensors" not in told
-        assert told["tokenizer"] == str(tmp_path / "model")
-        assert told["trust_remote_code"] is False
-
-    def test_split_files_are_refused_with_the_key(self, tmp_path: Path) -> None:
-        for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf"):
-            (tmp_path / name).touch()
-        with pytest.raises(UserError, match=r"(?s)has 2 files.*split_size"):
-            harness.language_model(tmp_path, harness.EvalSettings())

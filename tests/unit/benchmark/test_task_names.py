@@ -12,7 +12,7 @@ import pytest
 
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark import task_names
-from shardmerge.benchmark.task_names import check_tasks, names_in
+from shardmerge.benchmark.task_names import check_tasks, names_in, needs_hub
 
 FILES = {
     "a.yaml": "task: plain\ntag: one_tag  # why\n",
@@ -52,14 +52,20 @@ class TestNames:
     def test_none_of_lm_evals_is_missed(self, tmp_path: Path) -> None:
         code = (
             "import json; from lm_eval.tasks import TaskManager; "
-            "print(json.dumps(TaskManager().all_tasks))"
+            "manager = TaskManager(); "
+            "tasks = [e for e in manager.task_index.values() if e.cfg and 'task' in e.cfg]; "
+            "print(json.dumps([e.name for e in tasks if e.cfg.get('unsafe_code')])); "
+            "print(json.dumps(manager.all_tasks))"
         )
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        names = set(json.loads(told.stdout.splitlines()[-1]))
+        lines = told.stdout.splitlines()
+        names = set(json.loads(lines[-1]))
         found = task_names._lm_eval_names([], cache=tmp_path)
         assert found is not None
-        assert names - found == set()
-        assert len(found - names) < 10
+        assert names - found.names == set()
+        assert len(found.names - names) < 10
+        assert found.unsafe & names >= set(told_unsafe := json.loads(lines[-2]))
+        assert "mbpp" in told_unsafe and "hellaswag" not in found.unsafe
 
 
 class TestCheck:
@@ -96,3 +102,63 @@ class TestCheck:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not a folder of tasks"):
             check_tasks(["x"], [str(tmp_path / "none")], tmp_path)
+
+
+UNSAFE = {
+    "runs.yaml": "task: runs\nunsafe_code: true\n",
+    "shared_part": "unsafe_code: yes\ntag: coding\n",
+    "through.yaml": "include: shared_part\ntask: through\n",
+    "tamed.yaml": "include: shared_part\ntask: tamed\nunsafe_code: false\ntag: []\n",
+    "inner.yaml": "group: inner\ntask:\n  - plain\n  - task: runs\n    num_fewshot: 2\n",
+    "outer.yaml": "group: outer\ntask: [inner]\n",
+    "lends.yaml": "group: lends\ntask:\n- humaneval\n",
+    "says.yaml": "task: says\ndoc_to_text: 'unsafe_code: true'\n# unsafe_code: true\n",
+}
+
+
+class TestCode:
+    """What runs a model's code is known from the files, before anything runs."""
+
+    @pytest.fixture
+    def tasks(self, folder: Path) -> str:
+        for name, text in UNSAFE.items():
+            (folder / name).write_text(text)
+        return str(folder)
+
+    @pytest.mark.parametrize(
+        "name", ["runs", "through", "coding", "inner", "outer", "lends", "mbpp", "humaneval_plus"]
+    )
+    def test_is_refused_in_a_sentence_unless_it_may(
+        self, tasks: str, tmp_path: Path, name: str
+    ) -> None:
+        with pytest.raises(UserError, match=f"'{name}' runs code that the model writes") as caught:
+            check_tasks(["plain", name], [tasks], tmp_path / "cache")
+        assert "allow_code_execution: true" in str(caught.value)
+        check_tasks(["plain", name], [tasks], tmp_path / "cache", allow_code=True)
+
+    @pytest.mark.parametrize("name", ["plain", "several", "tamed", "says", "hellaswag"])
+    def test_others_pass(self, tasks: str, tmp_path: Path, name: str) -> None:
+        check_tasks([name], [tasks], tmp_path / "cache")
+
+
+class TestHub:
+    @pytest.mark.parametrize(
+        ("text", "needed"),
+        [
+            ("task: t\ndataset_path: lab/quiz\n", True),
+            ("task: t\ndataset_path: json\n", False),
+            ("task: t\ncustom_dataset: !function x.load\n", False),
+            ("task: t\ninclude: remote\n", True),
+            ("group: t\ntask: [plain]\n", False),
+            ("group: t\ntask:\n  - plain\n  - hellaswag\n", True),
+        ],
+    )
+    def test_is_needed_where_a_data_set_is_there(
+        self, folder: Path, text: str, needed: bool
+    ) -> None:
+        (folder / "remote").write_text("dataset_path: lab/quiz\n")
+        (folder / "t.yaml").write_text(text)
+        assert needs_hub(["plain", "t"], [str(folder)]) is needed
+
+    def test_is_needed_by_lm_evals_own(self) -> None:
+        assert needs_hub(["hellaswag"], [])

@@ -100,6 +100,13 @@ class TestScale:
 
 
 class TestTensors:
+    def test_what_was_there_before_training_is_left(self) -> None:
+        """peft saves it beside the trained weights of a layer with a resized vocabulary."""
+        parts = ("modules_to_save.weight", "original_module.weight")
+        found = updates({f"model.embed_tokens.{part}": (20, 8) for part in parts})
+        (update,) = found.values()
+        assert update.replacement.tensor.endswith("embed_tokens.modules_to_save.weight")
+
     def test_embedding(self) -> None:
         shapes = {
             "model.embed_tokens.lora_embedding_A": (2, 20),

@@ -175,7 +175,7 @@ class TestOnlySomeHaveThem:
         save("b", 1, num_hidden_layers=LAYERS + 1, num_nextn_predict_layers=0)
         with pytest.raises(UserError, match=r"model\.layers\.4") as caught:
             described(linear(*GRADIENT))
-        assert "5 and 4 layers" in caught.value.hint
+        assert "'a' has 4 layers; 'b' has 5 layers." in caught.value.hint
 
 
 class TestNextStages:

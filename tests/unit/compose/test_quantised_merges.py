@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.adapter_cases import factors, write_adapter
 from helpers.built_model import Built, flip, inputs_of, merge
 from helpers.engine_cases import SMALL, Models, tuned
 from helpers.format_cases import decoded, logical_of
@@ -225,3 +226,62 @@ def test_bytes_read_are_those_of_the_parts() -> None:
     leaf = ex.Decoded(one.format, parts, one.parameters, one.shape)
     assert bytes_read(leaf) == 200 * 130 + 4 * 4
     assert bytes_read(ex.Rows(leaf, "0+50")) == (200 * 130 + 4 * 4) // 4
+
+
+#: The formats of matrices; what an adapter adds to others is refused elsewhere.
+MATRICES = [case for case, (_, t) in MODELS.items() if any(n.startswith("m.") for n in t)]
+
+
+class TestAdapters:
+    """LoRA adapters over quantised models: added to what is decoded, not to codes."""
+
+    def adapted(self, case: str, **adapter: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a model and an adapter of it; return the decoded weight and what is added."""
+        value = models(case)["m.weight"]
+        made = factors({"m": tuple(value.shape)}, rank=3)
+        write_adapter(Path("models/lora"), made, **adapter)
+        a, b = (made[f"base_model.model.m.lora_{part}.weight"].double() for part in "AB")
+        return value.double(), 2 * b @ a
+
+    @pytest.mark.parametrize("case", MATRICES)
+    def test_every_format(self, case: str) -> None:
+        value, added = self.adapted(case)
+        recipe = ALONE | {"models": [{"model": "q+models/lora"}], "dtype": "float32"}
+        made, found = built(recipe)
+        torch.testing.assert_close(found["m.weight"].double(), value + added, atol=1e-4, rtol=1e-5)
+        assert "quantization_config" not in json.loads((made.folder / "config.json").read_text())
+
+    @pytest.mark.parametrize("case", ["gptq", "nf4", "fp8-block"])
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_a_task_vector_of_an_adapted_model(self, case: str, numerics: str) -> None:
+        value, added = self.adapted(case)
+        base = loaded(Path("models/base").glob("*.safetensors"))["m.weight"].double()
+        models = [{"model": "q+models/lora", "parameters": {"weight": 0.5}}]
+        _, found = built(TASK | {"models": models, "dtype": "float32"}, numerics=numerics)
+        expected = base + 0.5 * (value + added - base)
+        # there the decoded weight counts as a copy in bfloat16
+        near = {} if numerics == "float32" else {"atol": 2e-2, "rtol": 2**-7}
+        near = near or {"atol": 1e-4, "rtol": 1e-5}
+        torch.testing.assert_close(found["m.weight"].double(), expected, **near)
+
+    @pytest.mark.parametrize("case", ["gptq", "nf4", "fp8-block"])
+    def test_an_adapted_base(self, case: str) -> None:
+        value, added = self.adapted(case)
+        base = loaded(Path("models/base").glob("*.safetensors"))["m.weight"].double()
+        models = [{"model": "base", "parameters": {"weight": 0.25}}]
+        recipe = TASK | {"base_model": "q+models/lora", "models": models, "dtype": "float32"}
+        _, found = built(recipe)
+        expected = 0.75 * (value + added) + 0.25 * base
+        torch.testing.assert_close(found["m.weight"].double(), expected, atol=1e-4, rtol=1e-5)
+
+    def test_dora(self) -> None:
+        value = models("gptq")["m.weight"].double()
+        made = factors({"m": tuple(value.shape)}, rank=3)
+        norms = torch.rand(len(value)) + 0.5
+        made["base_model.model.m.lora_magnitude_vector"] = norms
+        write_adapter(Path("models/lora"), made, use_dora=True)
+        a, b = (made[f"base_model.model.m.lora_{part}.weight"].double() for part in "AB")
+        whole = value + 2 * b @ a
+        expected = whole * (norms.double() / whole.norm(dim=1)).unsqueeze(1)
+        _, found = built(ALONE | {"models": [{"model": "q+models/lora"}], "dtype": "float32"})
+        torch.testing.assert_close(found["m.weight"].double(), expected, atol=1e-4, rtol=1e-5)

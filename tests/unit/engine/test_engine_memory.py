@@ -17,6 +17,8 @@ import pytest
 from helpers import kernel_cases
 from helpers.engine_cases import FILE
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra import pieces
+from shardmerge.algebra.arrange import arrange
 from shardmerge.algebra.rows import ZERO, format_choice, format_rows
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
@@ -114,6 +116,25 @@ class TestStreaming:
         spec = spec_of("F16", padded)
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    def test_a_stack_of_experts(self, tmp_path: Path) -> None:
+        names = [f"e{i}" for i in range(16)]
+        experts = sparse(tmp_path, names, "F16", (4_000, 2_000))  # 16 MB each
+        base = sparse(tmp_path, ["base"], "F16", (16, 4_000, 2_000))["base"]
+        made = pieces.stack([pieces.entire(name, (4_000, 2_000)) for name in names])
+        delta = ex.Delta(arrange(made, experts), base, "F16")
+        spec = spec_of("F16", ex.Linear(((1.0, base), (0.4, delta))))
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    def test_transposed_experts(self, tmp_path: Path) -> None:
+        """Bands of them are held, and foretold."""
+        (s,) = sparse(tmp_path, "a", "F16", (2, 10_000, 6_000)).values()  # 120 MB a matrix
+        turned = arrange(pieces.transpose(pieces.entire(0, s.shape), 1, 2), {0: s})
+        spec = spec_of("F32", ex.Linear(((0.5, turned),)))
+        foretold = workspace_bytes(make_tasks(spec))
+        assert STREAMING_BYTES < foretold < STREAMING_BYTES + 120e6
+        assert measured(tmp_path, spec, threads=2) <= foretold
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_an_elementwise_method(self, tmp_path: Path, numerics: str) -> None:

@@ -1,11 +1,8 @@
 """Decoded tensors equal what the formats' own libraries make, bit for bit in float32.
 
 A test whose library is not installed is skipped; tests/unit/formats/test_formats.py has values by
-hand, which always run. Tested with transformers 5.23.0 and, each installed with ``pip install
---no-deps`` beside torch 2.13.0 on a CPU: compressed-tensors 0.20.0 (it imports loguru 0.7.3),
-bitsandbytes 0.50.2, gptqmodel 7.7.0 (PyPcre 0.6.4, LogBar 0.4.15, TokeNicer 0.0.14, Device-SMI
-0.5.7, Defuser 0.0.28, threadpoolctl 3.8.0), nvidia-modelopt 0.47.0 (omegaconf 2.4.0,
-antlr4-python3-runtime 4.9.3).
+hand, which always run. requirements-test.txt has compressed-tensors and bitsandbytes, and
+requirements-formats.txt gptqmodel and nvidia-modelopt, which are installed without dependencies.
 """
 
 from __future__ import annotations
@@ -31,6 +28,8 @@ from helpers.format_cases import (
     weight_of,
 )
 from shardmerge import formats
+
+pytestmark = pytest.mark.formats
 
 
 class TestTransformers:

@@ -18,7 +18,8 @@ from helpers.built_model import SOURCES, Built, build_model, merge, verify
 from helpers.models import LLAMA, llama_shapes, random_tensors, save_model
 from helpers.tiny_tokenizers import save_tokenizer
 from shardmerge.base.errors import UserError
-from shardmerge.check.load import PROMPT, load_model, load_tokenizer
+from shardmerge.check.load import load_model, load_tokenizer
+from shardmerge.check.running import PROMPT
 from shardmerge.package.index import index_text, make_index
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
@@ -28,6 +29,8 @@ INDEX = "model.safetensors.index.json"
 _SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
 _HEADS = {"num_attention_heads": 2}
 _BART = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 40}
+_VISION = _SMALL | _HEADS | {"image_size": 8, "patch_size": 4}
+_MODERN = {"vocab_size": 40, "pad_token_id": 0}
 #: Class, its config's class and sizes, and whether it generates text.
 ENCODERS = {
     "BertModel": ("BertConfig", _SMALL | _HEADS | {"vocab_size": 40}, False),
@@ -37,9 +40,28 @@ ENCODERS = {
         _SMALL | _HEADS | {"vocab_size": 40, "embedding_size": 8},
         False,
     ),
-    "ViTForImageClassification": (
-        "ViTConfig",
-        _SMALL | _HEADS | {"image_size": 8, "patch_size": 4},
+    "RobertaForMaskedLM": ("RobertaConfig", _SMALL | _HEADS | {"vocab_size": 40}, False),
+    "DistilBertForMaskedLM": (
+        "DistilBertConfig",
+        {"vocab_size": 40, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2},
+        False,
+    ),
+    # its tokens to begin with are beyond this vocabulary
+    "ModernBertModel": ("ModernBertConfig", _SMALL | _HEADS | _MODERN, False),
+    "ViTForImageClassification": ("ViTConfig", _VISION, False),
+    "ViTModel": ("ViTConfig", _VISION, False),
+    "CLIPModel": (
+        "CLIPConfig",
+        {"text_config": _SMALL | _HEADS | {"vocab_size": 40}, "vision_config": _VISION},
+        False,
+    ),
+    "WhisperForConditionalGeneration": (
+        "WhisperConfig",
+        _BART
+        | {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
+        | {"decoder_attention_heads": 2, "num_mel_bins": 4, "max_source_positions": 8}
+        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        | {"suppress_tokens": None, "begin_suppress_tokens": None, "max_target_positions": 8},
         False,
     ),
     "T5ForConditionalGeneration": (
@@ -312,7 +334,20 @@ class TestLoading:
         found = load_model(tmp_path, weights=True)
         assert found["architecture"] == name
         assert (found["generated"] is not None) == generates
+        assert found.get("finite", name.startswith("Whisper"))
         assert load_model(tmp_path, weights=False)["architecture"] == name
+
+    @pytest.mark.parametrize("name", ["ViTModel", "CLIPModel"])
+    def test_what_sees_is_shown_a_picture(self, name: str, tmp_path: Path) -> None:
+        import transformers
+
+        config, sizes, _ = ENCODERS[name]
+        model = getattr(transformers, name)(getattr(transformers, config)(**sizes))
+        for parameter in model.parameters():
+            parameter.data.fill_(float("nan"))
+        model.save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="NaN values"):
+            load_model(tmp_path, weights=True)
 
     def test_what_it_says(self, tmp_path: Path) -> None:
         tensors = random_tensors(llama_shapes(2), 3)

@@ -370,9 +370,18 @@ class TestSilence:
         save_model(Path("g"), coded, 1, LLAMA | {"num_hidden_layers": 3})
         model("h", num_hidden_layers=2, num_nextn_predict_layers=1)
         ahead = stacked | {"slices": [{"sources": [{"model": "h", "layer_range": [0, 2]}]}]}
+        for name in "ij":
+            model(name)
+            Path(name, "1_Pooling").mkdir()
+            Path(name, "1_Pooling", "config.json").write_text(json.dumps({"of": name}))
         found = set()
-        lone = [recipe("linear", *names) for names in (("a", "e"), ("f",), ("g",))]
+        lone = [recipe("linear", *names) for names in (("a", "e"), ("f",), ("g",), ("i", "j"))]
         lone.append(recipe("ties", ("b", {"weight": 1, "density": 1.2}), base_model="a"))
+        fused = {"model.layers.0.self_attn.qkv_proj.weight": (32, 16)}
+        save_model(Path("fused"), random_tensors(fused, 9), 1, LLAMA | {"model_type": "phi3",
+                   "architectures": None, "num_hidden_layers": 1})  # fmt: skip
+        keys = [{"filter": "v_proj", "value": 0.5}, {"value": 1}]
+        lone.append(recipe("passthrough", ("fused", {"scale": keys})))
         for one in (text, *map(json.dumps, (stacked, ahead)), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []

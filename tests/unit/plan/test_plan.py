@@ -304,7 +304,7 @@ class TestChecks:
 
     def test_other_number_of_layers(self, work: Path) -> None:
         llama(Path("short"), seed=9, layers=7)
-        with pytest.raises(UserError, match=r"They have 11 and 7 layers.*`slices`"):
+        with pytest.raises(UserError, match=r"has 11 layers; .* has 7 layers.*`slices`"):
             plan(self.text.replace("model: m", "model: short"))
 
     def test_missing_tensor(self, work: Path) -> None:

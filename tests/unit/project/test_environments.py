@@ -97,10 +97,18 @@ class TestPins:
     def test_environment_equals_requirements(self, path: Path) -> None:
         environment = yaml.safe_load(path.read_text())
         (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-        required = _required(*LISTS, "requirements-gguf.txt")
+        own = REPO / f"requirements-{path.stem}.txt"
+        lists = [own.name] if path.stem == "vllm" else [*LISTS, "requirements-gguf.txt"]
+        required = _required(*lists)
         for name, version in _pins(packages).items():
             assert required.get(name) == version, name
         assert "python=3.11" in environment["dependencies"]
+
+    def test_vllm_differs_only_where_it_must(self) -> None:
+        """lm-eval and data sets are the same for both backends; what vLLM pins is its own."""
+        own, common = _required("requirements-vllm.txt"), _required()
+        odd = {name for name, version in own.items() if common.get(name) != version}
+        assert odd <= {"vllm", "torch", "transformers", "numpy", "huggingface-hub", "safetensors"}
 
     def test_installed_versions(self) -> None:
         """What runs this test is what the lists say."""
@@ -161,7 +169,7 @@ class TestCommand:
 class TestRules:
     @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
     def test_conda_files_exist(self, path: Path) -> None:
-        for name in re.findall(r'conda:\s+"([^"]+)"', path.read_text()):
+        for name in re.findall(r'"(\.\./envs/[^"]+)"', path.read_text()):
             assert (path.parent / name).resolve() in ENVIRONMENTS, name
 
     @pytest.mark.parametrize("path", RULES, ids=lambda p: p.name)
@@ -174,7 +182,7 @@ class TestRules:
         used = {
             Path(name).name
             for path in RULES
-            for name in re.findall(r'conda:\s+"([^"]+)"', path.read_text())
+            for name in re.findall(r'"(\.\./envs/[^"]+)"', path.read_text())
         }
         assert used == {path.name for path in ENVIRONMENTS}
 

@@ -90,6 +90,45 @@ OTHER: dict[str, Any] = {
     "benchmark.models": ["sources"],
     "benchmark.reference": "base",
     "benchmark.tasks": ["one"],
+    "benchmark.apply_chat_template": True,
+    "benchmark.fewshot_as_multiturn": False,
+    "benchmark.system_instruction": "Be brief.\nAnswer.",
+    **{
+        f"benchmark.gen_kwargs.{key}": value
+        for key, value in {
+            "do_sample": True,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "top_k": 40,
+            "min_p": 0.1,
+            "repetition_penalty": 1.1,
+            "presence_penalty": 0.5,
+            "frequency_penalty": 0.5,
+            "num_beams": 2,
+            "max_gen_toks": 64,
+            "until": ["\n"],
+        }.items()
+    },
+    **{
+        f"benchmark.model_args.{key}": value
+        for key, value in {
+            "max_length": 512,
+            "attn_implementation": "eager",
+            "add_bos_token": True,
+            "prefix_token_id": 1,
+            "enable_thinking": False,
+            "chat_template_args": {"effort": "low"},
+            "truncation": True,
+            "softmax_dtype": "float32",
+            "max_batch_size": 8,
+            "gpu_memory_utilization": Same(0.5, "how much of a GPU vLLM takes"),
+            "enforce_eager": True,
+        }.items()
+    },
+    "benchmark.backend": "vllm",
+    "benchmark.think_end_token": "</think>",
+    "benchmark.seed": 7,
+    "benchmark.allow_code_execution": Same(True, "whether a task may run, not what it gives"),
     "benchmark.include_path": "tasks",
     "benchmark.limit": 3,
     "benchmark.num_fewshot": 2,
@@ -103,8 +142,21 @@ OTHER: dict[str, Any] = {
     "exports.gguf.split_size": "1GB",
     "exports.gguf.repository": "me/{name}-files",
     "llama_cpp": Same("elsewhere", "where the tools lie; their versions are in the record"),
+    "sweep": Same(
+        {
+            "recipe": "own.yaml",
+            "space": {"w": {"grid": [1]}},
+            "objectives": {"one/acc": "maximize"},
+        },
+        "trials are recipes that are made of it, and given beside the settings",
+    ),
     "publish.repository": "me/{name}-2",
     "publish.private": False,
+}
+#: What another value of a key cannot do without.
+NEEDED = {
+    "benchmark.backend": {"device": "cuda"},
+    "benchmark.fewshot_as_multiturn": {"apply_chat_template": True},
 }
 BASIS: dict[str, Any] = {
     "recipes": ["recipe.yaml"],
@@ -125,8 +177,14 @@ def keys(schema: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def changed(key: str, value: Any) -> dict[str, Any]:
+def basis(key: str) -> dict[str, Any]:
     config = copy.deepcopy(BASIS)
+    config["benchmark"] |= NEEDED.get(key, {})
+    return config
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    config = basis(key)
     *outer, last = key.split(".")
     table = config
     for name in outer:
@@ -193,7 +251,7 @@ class TestEveryKey:
     def test_changes_a_digest_or_nothing(self, key: str) -> None:
         value = OTHER[key]
         same = isinstance(value, Same)
-        before = decided(BASIS)
+        before = decided(basis(key))
         plan, seen = decided(changed(key, value.value if same else value))
         if same:
             assert seen == before[1], value.reason

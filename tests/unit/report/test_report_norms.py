@@ -71,8 +71,8 @@ def build(recipe: Any = RECIPE, **config: Any) -> tuple[Any, ...]:
 
 def measure(digest: Any, records: Any) -> tuple[Any, ...]:
     description = load_description(digest)
-    specs = [load_spec(shard.digest) for shard in description.shards]
-    found = measured(specs, map(load_record, records))
+    specs = {shard.file: load_spec(shard.digest) for shard in description.shards}
+    found = measured(specs, {str(path): load_record(path) for path in records})
     return description, found
 
 

@@ -74,3 +74,37 @@ class TestComparison:
             targets._reference()
         targets.settings = load_settings({"recipes": ["r"], "benchmark": {"reference": "other"}})
         assert targets._reference() == "other"
+
+
+class TestBenchmarks:
+    def made(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **benchmark: Any) -> Targets:
+        monkeypatch.chdir(tmp_path)
+        plan = replace(NO_PLAN, builds={name: Build(name, name, (), {}) for name in ("a", "b")})
+        return Targets(load_settings({"recipes": ["r"], "benchmark": benchmark}), plan)
+
+    @pytest.mark.parametrize("turned", [False, True])
+    def test_what_is_said_of_one_model_goes_before_what_is_said_of_many(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turned: bool
+    ) -> None:
+        models = [
+            {"model": "merged", "limit": 3, "num_fewshot": 1, "device": "cuda"},
+            {"model": "a", "limit": 5, "gpus": 2},
+        ]
+        models = models[::-1] if turned else models
+        found = self.made(monkeypatch, tmp_path, models=models, tasks=["t"])
+        one, other = found.benchmark_job("a", "t"), found.benchmark_job("b", "t")
+        assert (one.limit, one.num_fewshot, one.gpus_asked) == (5, 1, 2)
+        assert (other.limit, other.num_fewshot, other.gpus_asked) == (3, 1, 1)
+
+    def test_an_option_of_one_changes_the_identity_of_this_one(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        def identities(**benchmark: Any) -> list[str]:
+            found = self.made(monkeypatch, tmp_path, **benchmark)
+            return [found.benchmark_identity(m, t) for m in ("a", "b") for t in ("t", "u")]
+
+        usual = identities(tasks=["t", "u"])
+        task = identities(tasks=["t", {"task": "u", "gen_kwargs": {"top_k": 3}}])
+        model = identities(tasks=["t", "u"], models=["merged", {"model": "b", "seed": 3}])
+        assert [a == b for a, b in zip(usual, task, strict=True)] == [True, False, True, False]
+        assert [a == b for a, b in zip(usual, model, strict=True)] == [True, True, False, False]

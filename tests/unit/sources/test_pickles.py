@@ -278,3 +278,27 @@ class TestRefusals:
         )
         done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(SCRIPTS)})
         assert done.returncode == 0
+
+
+class TestModuleFolders:
+    """Folders of modules with weights of their own, as pickles beside pickled weights."""
+
+    def test_they_are_converted_too(self, tmp_path: Path) -> None:
+        folder, output = tmp_path / "m", tmp_path / "converted"
+        pickled_model(folder)
+        for name in ("2_Dense", "3_Dense"):
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text("{}")
+        dense = torch.randn(3, 4)
+        saved(folder / "2_Dense", {"linear.weight": dense}, "pytorch_model.bin")
+        from safetensors.torch import save_file
+
+        save_file({"linear.weight": dense + 1}, folder / "3_Dense" / "model.safetensors")
+        identities = Identities(tmp_path / "cache.json")
+        found = find_conversion(folder, "m", "model", output, identities)
+        for weights, name in found.weights.items():
+            convert(folder / name, output / weights, tied=False)
+        finish_conversion(output, folder, found.small, found.weights, found.record)
+        locked = lock_folder(output, "m", identities)
+        assert {"2_Dense/linear.weight", "3_Dense/linear.weight"} < set(locked.tensors)
+        assert torch.equal(load(output / "2_Dense" / "model.safetensors")["linear.weight"], dense)

@@ -16,6 +16,21 @@ COUNTS: Mapping[str, tuple[str, ...]] = {
     "decoder": ("decoder_layers", "num_decoder_layers"),
 }
 COUNT = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
+#: What they call the other sizes that tensors follow, by a term, with how it is told.
+SIZES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "width": ("width {}", ("hidden_size", "n_embd", "d_model", "dim", "model_dim")),
+    "heads": ("{} heads", ("num_attention_heads", "n_head", "num_heads", "n_heads")),
+    "key heads": (
+        "{} heads for keys and values",
+        ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
+    ),
+    "head size": ("heads of size {}", ("head_dim", "d_kv", "kv_channels")),
+    "inner width": (
+        "inner width {}",
+        ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size"),
+    ),
+    "experts": ("{} experts", ("num_local_experts", "num_experts", "n_routed_experts")),
+}
 #: Lists, or texts of a letter each, of something for every layer. Slices bring theirs along.
 PER_LAYER = (
     "layer_types",
@@ -45,6 +60,14 @@ NUMBERS = (
     "fullatt_block_indexes",
     "deepstack_visual_indexes",
 )
+#: Lists of something for the first layers, which is repeated for the others: RecurrentGemma.
+CYCLES = ("block_types",)
+#: The first and the last of the layers that are special; -1 is the last of all: ERNIE.
+SPANS = (("moe_layer_start_index", "moe_layer_end_index"),)
+#: Modules of layers that share their parameters, which one of the layers holds: Zamba.
+SHARING = ("shared_transf", "shared_transformer")
+#: A module that each of these layers has of its own.
+SHARERS = (*SHARING, "mamba_decoder")
 #: How many layers for multi-token prediction stand behind the last.
 PREDICTORS = (
     "num_nextn_predict_layers",

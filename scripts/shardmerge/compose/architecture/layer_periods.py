@@ -71,6 +71,12 @@ OTHERS = frozenset(
     muse_spark_vision neomme olmo_hybrid qwen4_exp_text t5_gemma_module t5gemma2_decoder
     t5gemma2_text ultrabert zamba""".split()
 )
+#: Families whose first layer has other tensors than the rest.
+_FIRST_ALONE = frozenset({"modernbert", "modernbert-decoder"})
+#: Families whose last layer transformers takes for one of full attention, whatever a list says.
+_LAST_FULL = frozenset(
+    """beam diffusion_gemma_text embedding_gemma2_text gemma4_text gemma4_unified_text""".split()
+)
 #: Periods that a list stands for.
 _LISTED = ("full_attention_interval", "no_rope_layer_interval", *_PATTERN, *_GLOBAL)
 #: Periods that none does.
@@ -117,6 +123,8 @@ def untold(config: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
     Returns:
         Keys, or ``model_type`` if it is the family's own rule.
     """
+    if _is_misplaced(config, numbers):
+        return ["model_type"]
     if all(i == number for i, number in enumerate(numbers)):
         return []
     has_list = any(config.get(key) for key in _LISTS)
@@ -131,3 +139,13 @@ def untold(config: Mapping[str, Any], numbers: Sequence[int]) -> list[str]:
     if not found and not has_list and family(config) in OTHERS:
         return ["model_type"]
     return found
+
+
+def _is_misplaced(config: Mapping[str, Any], numbers: Sequence[int]) -> bool:
+    """Whether the first or the last layer is one that the family cannot have there."""
+    if family(config) in _FIRST_ALONE:
+        return any((i == 0) != (number == 0) for i, number in enumerate(numbers))
+    kinds = config.get("layer_types")
+    if family(config) not in _LAST_FULL or not isinstance(kinds, list) or not numbers:
+        return False
+    return numbers[-1] < len(kinds) and kinds[numbers[-1]] != _FULL

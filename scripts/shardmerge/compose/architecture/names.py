@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
+from shardmerge.base.weightfolders import folder_of
+
 _INDEX = "(0|[1-9][0-9]{0,3})"
 _LAYER = re.compile(rf"(?:^|\.)(?:layers|h|blocks|block|layer)\.{_INDEX}\.")
 #: A stack of another name: a number and below it a module, not just a parameter.
@@ -77,6 +79,8 @@ def module_of(tensor: str) -> str:
 
 
 def _layer(tensor: str) -> re.Match[str] | None:
+    if folder_of(tensor):
+        return None
     return _LAYER.search(tensor) or _NUMBER.search(tensor)
 
 
@@ -92,6 +96,10 @@ def is_mask(tensor: str, shape: Sequence[int]) -> bool:
 
 def is_head(tensor: str) -> bool:
     """Whether a tensor is the output embedding, which a tied model does not store."""
+    return _is_of_a_head(tensor) and not is_optional(tensor)
+
+
+def _is_of_a_head(tensor: str) -> bool:
     return _last_module(tensor) in _HEADS and layer_of(tensor) is None
 
 
@@ -114,7 +122,7 @@ def is_tied(tensor: str) -> bool:
 
 def is_vocabulary(tensor: str) -> bool:
     """Whether a tensor has a row, or in a bias a number, for every token."""
-    if is_embedding(tensor) or is_head(tensor):
+    if is_embedding(tensor) or _is_of_a_head(tensor):
         return True
     return _PREDICTIONS.search(tensor) is not None and layer_of(tensor) is None
 

@@ -1,0 +1,1 @@
+"""Tables of layouts, made from the installed transformers."""
