@@ -14,7 +14,7 @@ from shardmerge.export.gguf_errors import (
     ModelTensors,
     check_errors,
     compare_weights,
-    names_of,
+    names_in_model,
 )
 from shardmerge.export.gguf_metadata import ModelFiles, check_metadata, compare_metadata
 from shardmerge.export.record import ExportFile, ExportRecord
@@ -50,7 +50,7 @@ def check_gguf(
     own = ModelTensors(model)
     architecture = found["general.architecture"]
     layers = int(found.get(f"{architecture}.block_count", 0))
-    names = names_of(list(shapes), architecture, layers, own)
+    names = names_in_model(list(shapes), architecture, layers, own)
     errors = compare_weights(readers, own, names, _heads(found, architecture))
     bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
     check_errors(errors, bits, str(folder))

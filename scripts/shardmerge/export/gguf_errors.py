@@ -139,7 +139,9 @@ def check_errors(errors: ExportErrors, bits: float, where: str) -> None:
         )
 
 
-def names_of(tensors: Sequence[str], architecture: str, layers: int, model: ModelTensors) -> dict:
+def names_in_model(
+    tensors: Sequence[str], architecture: str, layers: int, model: ModelTensors
+) -> dict:
     """Return the model's name of each tensor of a file, as far as llama.cpp's table knows it."""
     import gguf
 

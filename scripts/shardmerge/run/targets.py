@@ -217,11 +217,8 @@ class Targets:
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
                 one, other = options, found[model.name].options if model.name in found else {}
-                if name in (
-                    "merged",
-                    "sources",
-                    "exports",
-                ):  # what is said of one model goes before
+                # what is said of one model goes before what is said of many
+                if name in ("merged", "sources", "exports"):
                     one, other = other, one
                 found[model.name] = replace(model, options=laid_over(other, one))
         return found
