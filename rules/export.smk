@@ -5,26 +5,10 @@ Makes: results/NAME/exports/FORM (what one would upload), and results/NAME/expor
 what was compared with the model. The files between are in results/NAME/exports/work.
 """
 
-from shardmerge.base.files import sha256_of
-
-GGUF = SETTINGS["exports"]["gguf"]
-FORMS = [form.name for form in TARGETS.exports.forms()]
-
 
 wildcard_constraints:
-    form="|".join(FORMS) or "-",
+    form="|".join(form.name for form in TARGETS.exports.forms()) or "-",
     gguf="|".join(map(re.escape, TARGETS.exports.variants("gguf"))) or "-",
-
-
-# Where the tools lie changes nothing that they make: a param made of the input runs nothing again.
-def llama_cpp(w, input):
-    return [f"--llama-cpp={SETTINGS['llama_cpp']}"] if SETTINGS["llama_cpp"] else []
-
-
-def importance(w):
-    """Return the importance matrix of a type, none where nothing is rounded or none is measured."""
-    used = GGUF["imatrix"] and w.gguf not in ("f32", "f16", "bf16")
-    return [TARGETS.paths.export(w.name, "work", "imatrix.gguf")] if used else []
 
 
 rule convert_gguf:
