@@ -31,11 +31,12 @@ rule summarize_model:
         build=lambda w: build(w).digest,
         plan=lambda w: DECISION.path,
         folder=lambda w: TARGETS.paths.folder(w.name),
+        inputs=lambda w, input: listed(exports=input.exports),
     shell:
         'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
         " --folder={params.folder:q} --verified={input.verified:q} --loaded={input.loaded:q}"
         " --table={input.table:q} --statistics={input.statistics:q}"
-        " --exports {input.exports:q} --output={output:q}"
+        " --inputs={params.inputs:q} --output={output:q}"
         " > {log:q} 2>&1"
 
 

@@ -12,6 +12,7 @@ from shardmerge.plan.plan import read_plan
 from shardmerge.report.summary_facts import read_findings
 from shardmerge.report.summary_page import summary_page
 from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--statistics", help="JSON of collect_statistics.py, if there is one")
     parser.add_argument("--exports", nargs="*", default=[], help="JSON of checks of exports")
     parser.add_argument("--output", required=True, help="HTML file")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
     plan = read_plan(args.plan)
     use_plan(Path(args.plan).stem)
