@@ -14,6 +14,7 @@
 # make demo-models  train the demo models again
 # make fuzz         feed mutated files to all that reads them, for FUZZ_SECONDS (600)
 # make bench        measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
+# make bench METHODS=all    the same for each merge method beside mergekit-yaml, as a table
 # make clean        delete results, logs and caches
 VENV := .venv
 PYTHON ?= python3.11
@@ -119,7 +120,7 @@ site: env-test
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 bench: env-test
-	python -m tools.bench
+	python -m tools.bench $(if $(METHODS),--methods $(filter-out all,$(METHODS)))
 
 clean:
 	rm -rf results logs benchmarks site .shardmerge .snakemake

@@ -18,6 +18,7 @@ from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
+from shardmerge.recipe.benchmark_entries import lm_eval_tasks
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -88,7 +89,7 @@ BENCHMARK = SETTINGS["benchmark"]
 GGUF = SETTINGS["exports"]["gguf"]
 if HEAD and (TARGETS.measured or SWEEPS.sweeps):
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"],
+        lm_eval_tasks(BENCHMARK),
         filter(None, [BENCHMARK["include_path"]]),
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
@@ -153,6 +154,10 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
+def hidden_job(w):
+    return PLAN.hidden[w.hidden]
+
+
 def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
@@ -163,7 +168,7 @@ def job_of(w):
 
 
 def measured(w):
-    return TARGETS.measured.get(w.model) or TARGETS.trials[w.model]
+    return TARGETS.model(w.model)
 
 
 def room_for(w):
@@ -183,7 +188,7 @@ def samples_of(results):
 
 def task_options():
     """Return the options of each task, whatever model it is asked of."""
-    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+    return [options_of(BENCHMARK, task=task).to_json() for task in lm_eval_tasks(BENCHMARK)]
 
 
 def measuring(w):

@@ -68,6 +68,10 @@ class Paths:
         """Return the path of the receipt of an export's upload."""
         return self.build(name, f"exports/{form}.published.json")
 
+    def hidden(self, file: str) -> str:
+        """Return the path of what a model makes of prompts."""
+        return f"{self.results}/hidden/{file}"
+
     def delta(self, pair: str, file: str) -> str:
         """Return the path of a shard of stored task vectors.
 

@@ -58,6 +58,38 @@ class FetchJob:
 
 
 @dataclass(frozen=True)
+class HiddenJob:
+    """A job in which a model reads prompts.
+
+    Args:
+        output: Path of the safetensors file with a direction for each expert and layer.
+        digest: Of all that determines it.
+        folder: The model's.
+        files: Paths of all files of the model.
+        identities: Of the content of each.
+        size: Bytes of its weights.
+        mode: How directions are taken from hidden states, as recipes say it.
+        prompts: For each expert its positive and its negative prompts.
+    """
+
+    output: str
+    digest: str
+    folder: str
+    files: tuple[str, ...]
+    identities: tuple[str, ...]
+    size: int
+    mode: str
+    prompts: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HiddenJob:
+        """Return the job that ``dataclasses.asdict`` made JSON-able."""
+        prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
+        lists = {key: tuple(data[key]) for key in ("files", "identities")}
+        return cls(**{**data, **lists, "prompts": prompts})
+
+
+@dataclass(frozen=True)
 class Build:
     """A model to be built.
 
@@ -119,6 +151,7 @@ class Plan:
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         room: What trials of sweeps take.
         warnings: One sentence each.
+        hidden: Jobs in which models read prompts, by the digests of what they make.
     """
 
     builds: Mapping[str, Build]
@@ -130,6 +163,7 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
+    hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
 
     @property
@@ -182,6 +216,7 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
+            hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
             room=TrialRoom(**data["room"]),
         )
 

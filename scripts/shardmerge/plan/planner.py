@@ -23,13 +23,14 @@ from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
+from shardmerge.plan.plan import Build, FetchJob, HiddenJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import as_stored, shard_names, shards_of
@@ -82,6 +83,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
+        self.hidden: dict[FileKey, HiddenStates] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
@@ -112,6 +114,7 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
+            hidden=self._hidden_jobs(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
         )
         for composer, _, _ in targets.values():
@@ -122,7 +125,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read):
+        for model, name in sorted(self.read - self.hidden.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -147,6 +150,8 @@ class _Planner:
                 if of is recipe:
                     stage = recipe.final[0] if recipe.build else name
                     targets[name] = (composer, stage, composer.outputs(stage))
+            self.hidden |= composer.hidden
+        self.identities |= {key: one.identity for key, one in self.hidden.items()}
         return targets
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
@@ -266,6 +271,8 @@ class _Planner:
 
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
+        if key in self.hidden:
+            return self.paths.hidden(self.hidden[key].file)
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
@@ -275,6 +282,25 @@ class _Planner:
                 path, source.repo, source.commit, name, file.size, file.sha256, file.git_oid
             )
         return path
+
+    def _hidden_jobs(self) -> dict[str, HiddenJob]:
+        """Return the jobs that let models read prompts, by the digests of what they make."""
+        found = {}
+        for key, one in self.hidden.items():
+            source = self.locked[one.model]
+            paths = tuple(self._path((one.model, name)) for name in source.files)
+            size = sum(t.end - t.begin for t in source.tensors.values())
+            found[one.digest] = HiddenJob(
+                output=self._path(key),
+                digest=one.digest,
+                folder=paths[0].rsplit("/", 1)[0],
+                files=paths,
+                identities=tuple(file.identity for file in source.files.values()),
+                size=size,
+                mode=one.mode,
+                prompts=one.prompts,
+            )
+        return found
 
     def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shardmerge.base.dtypes import dtype_code
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.findings import Finding
 from shardmerge.methods import registry
+from shardmerge.recipe.experts import is_about_experts, parse_experts
 from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.parameters import clamped_rules, parse_settings
-from shardmerge.recipe.slices import check_inputs, misplaced, parse_model, parse_modules
+from shardmerge.recipe.slices import (
+    check_inputs,
+    misplaced,
+    parse_dtype,
+    parse_model,
+    parse_modules,
+)
 from shardmerge.recipe.stage import Stage
 from shardmerge.recipe.tokenizer import parse_chat_template, parse_tokenizer
 
@@ -30,11 +36,6 @@ DOCUMENT_KEYS = (
 )
 #: Keys of other tools' recipes: the tool, what it does, and what to do.
 _FOREIGN = {
-    "experts": (
-        "mergekit-moe",
-        "assembles a mixture of experts",
-        "Here models of one shape are merged into one of that shape; use mergekit-moe.",
-    ),
     "genome": (
         "mergekit-evolve",
         "searches for a recipe",
@@ -57,6 +58,8 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
     for key, (tool, purpose, advice) in _FOREIGN.items():
         if isinstance(node.value, dict) and key in node.value:
             raise node.error(f"this is a recipe for `{tool}`, which {purpose}", advice)
+    if is_about_experts(node):
+        return parse_experts(node, text, default_name)
     table = node.mapping("a recipe document", DOCUMENT_KEYS, misplaced())
     table = {key: value for key, value in table.items() if value.value is not None}
     name = table["name"].text("name") if "name" in table else default_name
@@ -72,8 +75,8 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         base_model=base,
         modules=parse_modules(table, node, base),
         parameters=parse_settings(table["parameters"]) if "parameters" in table else {},
-        dtype=_dtype(table.get("dtype")),
-        out_dtype=_dtype(table.get("out_dtype")),
+        dtype=parse_dtype(table.get("dtype")),
+        out_dtype=parse_dtype(table.get("out_dtype")),
         tokenizer=parse_tokenizer(table.get("tokenizer_source"), table.get("tokenizer")),
         chat_template=parse_chat_template(table.get("chat_template")),
         text=text,
@@ -83,10 +86,6 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
     node.warnings.extend(_check_names(stage, method))
     return stage
-
-
-def _dtype(node: Node | None) -> str | None:
-    return None if node is None else dtype_code(node.text("dtype"), node.where)
 
 
 def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding]:

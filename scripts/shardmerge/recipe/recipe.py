@@ -104,6 +104,34 @@ class Recipe:
         """Whether a stage takes the chat template that most models have."""
         return any(stage.chat_template == "auto" for stage in self.stages.values())
 
+    @property
+    def prompts(self) -> Mapping[str, tuple[str, ...]]:
+        """The texts whose tokens must be known, by the source whose tokenizer splits them.
+
+        Raises:
+            UserError: If a document between the two changes the tokenizer.
+        """
+        found: dict[str, dict[str, None]] = {}
+        for stage in self.stages.values():
+            if stage.mixture and stage.mixture.gate_mode == "cheap_embed":
+                texts = found.setdefault(self._tokenized_by(stage), {})
+                for one in stage.mixture.all:
+                    texts |= dict.fromkeys((*one.positive, *one.negative))
+        return {key: tuple(texts) for key, texts in found.items()}
+
+    def _tokenized_by(self, stage: Stage) -> str:
+        key = stage.reference_model.model
+        while key in self.stages:
+            if self.stages[key].tokenizer:
+                raise UserError(
+                    f"`gate_mode: cheap_embed` needs the tokens of {key!r}, which gets a tokenizer "
+                    "of its own",
+                    stage.where,
+                    "Build that document as a model of a recipe of its own, and name its folder.",
+                )
+            key = self.stages[key].reference_model.model
+        return key
+
     def where(self, model: str) -> str:
         """Return file and line of the first place that names a model or adapter."""
         for stage in self.stages.values():

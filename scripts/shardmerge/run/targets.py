@@ -11,13 +11,15 @@ from typing import Any
 from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.benchmark.options import EvalOptions, options_of
+from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
-from shardmerge.recipe.benchmark_entries import laid_over
+from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_references
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
@@ -28,6 +30,8 @@ from shardmerge.sweep.sweeps import Sweep
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
+#: Folder of benchmark results by their identities.
+RESULTS = CACHE / "benchmarks"
 #: Folder of the names of lm-eval's tasks.
 TASKS = CACHE / "tasks"
 
@@ -55,6 +59,7 @@ class Targets:
         self.exports.check()
         self.measured = self._measured()
         self.trials = self._trials(sweeps)
+        self.references = self._references()
         self.reference = self._reference()
         self._cards = self._own_cards()
 
@@ -191,29 +196,10 @@ class Targets:
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
-        builds, sources = self.plan.models, self.plan.sources
-        exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
         for name in wanted if self.settings["benchmark"]["tasks"] and self.plan.builds else ():
-            if name == "merged":
-                chosen = [self._merged(build) for build in builds.values()]
-            elif name == "sources":
-                chosen = [self._source(key) for key in sources]
-            elif name in builds:
-                chosen = [self._merged(builds[name])]
-            elif name in sources:
-                chosen = [self._source(name)]
-            elif name == "exports":
-                chosen = list(exports.values())
-            elif name in exports:
-                chosen = [exports[name]]
-            else:
-                raise UserError(
-                    f"there is no model {name!r} to benchmark",
-                    "configuration: benchmark.models",
-                    did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
-                )
+            chosen = self._named(name, "models")
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
                 one, other = options, found[model.name].options if model.name in found else {}
@@ -222,6 +208,34 @@ class Targets:
                     one, other = other, one
                 found[model.name] = replace(model, options=laid_over(other, one))
         return found
+
+    def _named(self, name: str, key: str) -> list[Measured]:
+        """Return the models that a name of the configuration stands for."""
+        builds, sources = self.plan.models, self.plan.sources
+        if name == "merged":
+            return [self._merged(build) for build in builds.values()]
+        if name == "sources":
+            return [self._source(key) for key in sources]
+        if name in builds:
+            return [self._merged(builds[name])]
+        if name in sources:
+            return [self._source(name)]
+        exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
+        if name == "exports":
+            return list(exports.values())
+        if name in exports:
+            return [exports[name]]
+        raise UserError(
+            f"there is no model {name!r} to benchmark",
+            f"configuration: benchmark.{key}",
+            did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
+        )
+
+    def _references(self) -> Mapping[str, Measured]:
+        """Return the models that others' predictions are compared with, by label."""
+        wanted = named_references(self.settings["benchmark"]) if self.plan.builds else ()
+        models = [model for name in wanted for model in self._named(name, "probes.against")]
+        return {model.name: self.measured.get(model.name, model) for model in models}
 
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
@@ -277,7 +291,17 @@ class Targets:
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
         names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        names += self._probe_plots()
         return [self.paths.report_file(name, file) for file in names]
+
+    def _probe_plots(self) -> list[str]:
+        """Return the plots of probes that are asked for."""
+        drawn = {"kl": "divergence.svg", "needle": "needles.svg"} if self.measured else {}
+        return [file for probe, file in drawn.items() if self._is_asked_probe(probe)]
+
+    def probe_results(self, name: str, probe: str) -> list[str]:
+        """Return a probe's results in the table of a build."""
+        return [path for path in self.measurements(name) if path.endswith(f"/{probe}.json")]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
@@ -305,7 +329,13 @@ class Targets:
 
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
+        if self._is_probe(task):
+            return self._loaded_as(self._any(model))
         return options_of(self.settings["benchmark"], self._any(model).options, task)
+
+    def model(self, label: str) -> Measured:
+        """Return a model that is measured, or that others are compared with, by its label."""
+        return self.measured.get(label) or self.trials.get(label) or self.references[label]
 
     def _any(self, model: str) -> Measured:
         """Return a model to benchmark, or a trial of a sweep, by its label."""
@@ -314,6 +344,8 @@ class Targets:
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
         measured = self._any(model)
+        if self._is_probe(task):
+            return digest([self._probed(measured, task), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
         parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
@@ -322,6 +354,64 @@ class Targets:
         """Return the option that names a tokenizer's folder, none where it is the model's own."""
         folder = self._any(model).tokenizer
         return [f"--tokenizer={folder}"] if folder else []
+
+    @cached_property
+    def probes(self) -> ProbeOptions | None:
+        """How models are probed, None if they are not."""
+        benchmark = self.settings["benchmark"]
+        return probe_options(benchmark) if benchmark["probes"]["text"] else None
+
+    def probe_lists(self, model: str, tasks: Sequence[str]) -> dict[str, list[str]]:
+        """Return what a benchmark job is told of probes, by option; nothing if it has none."""
+        if self.probes is None or not any(map(self._is_probe, tasks)):
+            return {}
+        logits = {"logits": self.logits(model, tasks)}
+        return {"probes": [self.probes.to_json()]} | {k: v for k, v in logits.items() if v}
+
+    def logits(self, model: str, tasks: Sequence[str]) -> list[str]:
+        """Return the files that a benchmark job of a model compares its predictions with.
+
+        A result that is stored needs none, so that they are not made again for one more model.
+        """
+        todo = [t for t in tasks if not self._stored(model, t)]
+        others = [other for task in todo for other in self._compared(model, task)]
+        return [self.paths.measurement(f"{other}/logits.safetensors") for other in others]
+
+    def _stored(self, model: str, task: str) -> bool:
+        return (RESULTS / f"{self.benchmark_identity(model, task)}.json").exists()
+
+    def logits_job(self, model: str) -> EvalOptions:
+        """Return how a model is loaded that others are compared with."""
+        return self._loaded_as(self.references[model])
+
+    def logits_identity(self, model: str) -> str:
+        """Return the digest of all that determines what such a model predicts."""
+        return self._probed(self.references[model], "kl")
+
+    def _is_probe(self, task: str) -> bool:
+        return task not in lm_eval_tasks(self.settings["benchmark"])
+
+    def _is_asked_probe(self, probe: str) -> bool:
+        return probe in self.settings["benchmark"]["tasks"] and self._is_probe(probe)
+
+    def _compared(self, model: str, task: str) -> dict[str, str]:
+        """Return the others that a model is compared with, with their identities."""
+        if not self._is_probe(task) or task != "kl":
+            return {}
+        return {name: self.logits_identity(name) for name in self.references if name != model}
+
+    def _loaded_as(self, model: Measured) -> EvalOptions:
+        options = options_of(self.settings["benchmark"], model.options)
+        return EvalOptions(**options.model_options)
+
+    def _probed(self, model: Measured, probe: str) -> str:
+        asked = self.probes.identity(probe) if self.probes else None
+        return digest([model.identity, probe, asked, self._text, self._loaded_as(model).identity()])
+
+    @cached_property
+    def _text(self) -> str | None:
+        """Hash of the text that models are probed with."""
+        return sha256_of(self.probes.text) if self.probes else None
 
     @cached_property
     def _tasks(self) -> str | None:
