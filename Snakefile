@@ -34,6 +34,7 @@ include: "rules/delta.smk"
 include: "rules/adapter.smk"
 include: "rules/benchmark.smk"
 include: "rules/sweep.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -46,6 +47,7 @@ rule all:
         wanted(TARGETS.tables()),
         wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
+        wanted(TARGETS.exports.packages()),
         wanted(TARGETS.reports()),
 
 

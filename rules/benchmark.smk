@@ -46,6 +46,8 @@ rule run_task:
     params:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
+        # made of the input: the identity has what counts of it
+        tokenizer=lambda w, input: TARGETS.benchmark_tokenizer(w.model),
         inputs=lambda w, output: listed(
             task=tasks_of(w),
             output=output.results,
@@ -57,7 +59,7 @@ rule run_task:
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
         " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
-        " {params.options:q} > {log:q} 2>&1"
+        " {params.tokenizer:q} {params.options:q} > {log:q} 2>&1"
 
 
 use rule run_task as run_tasks with:

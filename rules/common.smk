@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from shardmerge.base.files import sha256_of
 from shardmerge.base.pathnames import check_path
 from shardmerge.base.weightfolders import FOLDER
 from shardmerge.benchmark.samples import samples_path
@@ -85,6 +86,7 @@ SWEEPS = SweepTargets(
 )
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
+GGUF = SETTINGS["exports"]["gguf"]
 if HEAD and (TARGETS.measured or SWEEPS.sweeps):
     exit_on_user_error(check_tasks)(
         lm_eval_tasks(BENCHMARK),
@@ -253,3 +255,14 @@ def shard_minutes(job, attempt):
 
 def benchmark_megabytes(w):
     return RESOURCES["benchmark_mem_mb"] or megabytes(2 * measured(w).size, 2000)
+
+
+# Where the tools lie changes nothing that they make: a param made of the input runs nothing again.
+def llama_cpp(w, input):
+    return [f"--llama-cpp={SETTINGS['llama_cpp']}"] if SETTINGS["llama_cpp"] else []
+
+
+def importance(w):
+    """Return the importance matrix of a type, none where nothing is rounded or none is measured."""
+    used = GGUF["imatrix"] and w.gguf not in ("f32", "f16", "bf16")
+    return [TARGETS.paths.export(w.name, "work", "imatrix.gguf")] if used else []

@@ -27,5 +27,5 @@ rule read_prompts:
     params:
         options=lambda w: [f"--device={SETTINGS['device']}"],
     shell:
-        'python "$SCRIPTS"/read_prompts.py --job={wildcards.hidden} --threads={threads}'
+        'python "$SCRIPTS"/read_prompts.py --job={wildcards.hidden:q} --threads={threads}'
         " --output={output:q} {params.options:q} > {log:q} 2>&1"

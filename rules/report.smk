@@ -12,6 +12,7 @@ rule summarize_model:
         loaded=lambda w: TARGETS.loading(w.name, waits=HEAD and not REPORT_ALONE),
         table=lambda w: TARGETS.table(w.name),
         statistics="<results>/{name}/report/interference.json",
+        exports=lambda w: TARGETS.exports.found(w.name, waits=HEAD and not REPORT_ALONE),
     output:
         report(
             "<results>/{name}/report/summary.html",
@@ -30,10 +31,12 @@ rule summarize_model:
         build=lambda w: build(w).digest,
         plan=lambda w: DECISION.path,
         folder=lambda w: TARGETS.paths.folder(w.name),
+        inputs=lambda w, input: listed(exports=input.exports),
     shell:
         'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
         " --folder={params.folder:q} --verified={input.verified:q} --loaded={input.loaded:q}"
-        " --table={input.table:q} --statistics={input.statistics:q} --output={output:q}"
+        " --table={input.table:q} --statistics={input.statistics:q}"
+        " --inputs={params.inputs:q} --output={output:q}"
         " > {log:q} 2>&1"
 
 

@@ -30,6 +30,7 @@ def main() -> None:
         dict(zip(args.task, args.output, strict=True)),
         stored,
         tuple(args.include_path),
+        tokenizer=args.tokenizer,
     )
     job = replace(job, probes=_probes(args, job.options))
     tasks = [task for task in args.task if task not in job.probes]
@@ -46,7 +47,14 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="FOLDER", help="a transformers model")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a transformers model, or a GGUF file's",
+    )
+    add("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer, if not the model's")
     add("--name", required=True, help="what the model is called in results")
     add("--task", nargs="+", action="extend", required=True, help="tasks, groups or tags")
     add("--output", nargs="+", action="extend", type=Path, required=True, help="a JSON for each")

@@ -31,6 +31,7 @@ class BenchmarkJob:
         stored: Where a task's result outlives a job that fails or is killed later.
         folders: Of task files besides lm-eval's own.
         probes: What is no task of lm-eval's, by its name among the outputs.
+        tokenizer: Folder of the tokenizer, None for the model's own.
     """
 
     model: Path
@@ -40,6 +41,7 @@ class BenchmarkJob:
     stored: Mapping[str, Path]
     folders: tuple[Path, ...] = ()
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
     @property
     def common(self) -> EvalOptions:
@@ -79,11 +81,13 @@ def run_job(job: BenchmarkJob, manager: TaskManager, say: Callable[[str], None])
             loaded[task] = harness.load_task(manager, task, job.options[task])
     if not (loaded or probes):
         return failures
-    loading.check_templates(job.model, (job.options[t].apply_chat_template for t in loaded))
+    loading.check_templates(
+        job.tokenizer or job.model, (job.options[t].apply_chat_template for t in loaded)
+    )
     counts = {task: harness.questions_of(loaded[task], job.options[task]) for task in loaded}
     meter = QuestionMeter(job.name, sum(counts.values()), say)
     with _offload(job) as folder:
-        model = loading.language_model(job.model, job.common, folder)
+        model = loading.language_model(job.model, job.common, folder, job.tokenizer)
         meter.watch(model)
         for task, data in loaded.items():
             meter.begin(task)

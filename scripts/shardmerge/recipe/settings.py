@@ -194,6 +194,8 @@ def _check_names(settings: Settings) -> None:
         "recipes": settings["recipes"],
         **{f"sources.{key}": [folder] for key, folder in settings["sources"].items()},
         "benchmark.include_path": [benchmark["include_path"]] if benchmark["include_path"] else [],
+        "exports.gguf.imatrix": [text for text in [settings["exports"]["gguf"]["imatrix"]] if text],
+        "llama_cpp": [settings["llama_cpp"]] if settings["llama_cpp"] else [],
         "benchmark.probes.text": [text] if (text := benchmark["probes"]["text"]) else [],
         "stages": [stages] if isinstance(stages, str) else stages,
         "norm_merge": [] if isinstance(norms, str) else norms,

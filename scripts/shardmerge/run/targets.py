@@ -23,6 +23,7 @@ from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.exports import Exports
 from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 from shardmerge.sweep.sweeps import Sweep
@@ -58,6 +59,8 @@ class Targets:
         self.paths = Paths(settings["results"])
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
+        self.exports = Exports(settings, plan, self.paths)
+        self.exports.check()
         self.measured = self._measured()
         self.trials = self._trials(sweeps)
         self.references = self._references()
@@ -187,7 +190,8 @@ class Targets:
 
     def card(self, name: str) -> str:
         """Return the settings of a build's card as JSON."""
-        return canonical_json(self._cards[name])
+        forms = self.exports.repositories(name)
+        return canonical_json(self._cards[name] | ({"exports": forms} if forms else {}))
 
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
@@ -229,7 +233,8 @@ class Targets:
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
                 one, other = options, found[model.name].options if model.name in found else {}
-                if name in ("merged", "sources"):  # what is said of one model goes before
+                # what is said of one model goes before what is said of many
+                if name in ("merged", "sources", "exports"):
                     one, other = other, one
                 found[model.name] = replace(model, options=laid_over(other, one))
         return found
@@ -245,10 +250,15 @@ class Targets:
             return [self._merged(builds[name])]
         if name in sources:
             return [self._source(name)]
+        exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
+        if name == "exports":
+            return list(exports.values())
+        if name in exports:
+            return [exports[name]]
         raise UserError(
             f"there is no model {name!r} to benchmark",
             f"configuration: benchmark.{key}",
-            did_you_mean(name, ["merged", "sources", *builds, *sources]),
+            did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
         )
 
     def _references(self) -> Mapping[str, Measured]:
@@ -268,7 +278,11 @@ class Targets:
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
         own = {name, *self.settings["benchmark"]["models"]}
-        chosen = [m for m in self.measured if m in own or m not in self.plan.models]
+        chosen = [
+            label
+            for label, model in self.measured.items()
+            if label in own or (label not in self.plan.models and model.build in (None, name))
+        ]
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
@@ -326,7 +340,8 @@ class Targets:
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        return [self.paths.build(name, "published.json") for name in self.plan.models]
+        models = [self.paths.build(name, "published.json") for name in self.plan.models]
+        return models + self.exports.receipts()
 
     def repository(self, name: str) -> str:
         """Return the Hub repository that a build is published to.
@@ -369,6 +384,11 @@ class Targets:
         options = self.benchmark_job(model, task).identity()
         parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
+
+    def benchmark_tokenizer(self, model: str) -> list[str]:
+        """Return the option that names a tokenizer's folder, none where it is the model's own."""
+        folder = self._any(model).tokenizer
+        return [f"--tokenizer={folder}"] if folder else []
 
     @cached_property
     def probes(self) -> ProbeOptions | None:

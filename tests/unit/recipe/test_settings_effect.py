@@ -156,6 +156,11 @@ OTHER: dict[str, Any] = {
     "benchmark.dtype": "bfloat16",
     "benchmark.per": Same("model", "whether tasks share a job; each has its result"),
     "benchmark.gpus": Same(2, "over how many devices a model is spread"),
+    "exports.gguf.types": ["q8_0", "bf16"],
+    "exports.gguf.imatrix": "other.yaml",
+    "exports.gguf.split_size": "1GB",
+    "exports.gguf.repository": "me/{name}-files",
+    "llama_cpp": Same("elsewhere", "where the tools lie; their versions are in the record"),
     "sweep": Same(
         {
             "recipe": "own.yaml",
@@ -177,6 +182,7 @@ BASIS: dict[str, Any] = {
     "sources": {"base": "base", "tuned": "tuned"},
     "deltas": "store",
     "benchmark": {"tasks": ["one", "two"], "probes": {"text": "text.txt"}},
+    "exports": {"gguf": {"types": ["q8_0"]}},
     "publish": {"repository": "me/{name}"},
 }
 
@@ -237,11 +243,17 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "tables": [targets.tables(), *(targets.measurements(n) for n in decision.plan.builds)],
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
         "reference": targets.reference,
+        "exports": [targets.exports.packages(), _variants(targets)],
         "repositories": [targets.repository(name) for name in decision.plan.builds],
         "private": settings["publish"]["private"],
     }
     assert decision.path is not None
     return Path(decision.path).stem, json.dumps(seen)
+
+
+def _variants(targets: Targets) -> dict[str, str]:
+    variants = targets.exports.variants("gguf")
+    return {variant: targets.exports.identity("gguf", variant) for variant in variants}
 
 
 def _without_estimates(value: Any) -> Any:
