@@ -21,8 +21,10 @@ _INTRODUCTION = """\
 
 Generated from the registry by `tools/docs`; do not edit.
 
-Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults. {own} is
-our own. In a formula, `x_i` is a model's tensor, `base` the base model's, and `w_i` the weight.
+Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults.
+Not in mergekit 0.1.5: {own}.
+
+In a formula, `x_i` is a model's tensor, `base` the base model's, and `w_i` the weight.
 
 **In float32 numerics** (the default) a method computes in float32, or in float64 if a source is
 float64. Sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
