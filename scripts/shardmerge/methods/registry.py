@@ -25,6 +25,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     REQUIRED,
+    BoundedKernel,
     Group,
     Inputs,
     Kernel,
@@ -47,6 +48,7 @@ __all__ = [
     "Rendering",
     "Request",
     "Workspace",
+    "bounds_of",
     "in_mergekit",
     "kernel_of",
     "merge_method",
@@ -183,6 +185,11 @@ def kernel_of(name: str, numerics: Numerics) -> tuple[Kernel, bool]:
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
     """Return what writes a method's arithmetic as steps, if native code can do it."""
     return None if numerics.folds or name in _STEPS else method(name).steps
+
+
+def bounds_of(name: str) -> BoundedKernel | None:
+    """Return the kernel with bounds of a method whose bits depend on a library, else None."""
+    return None if name in _STEPS else method(name).bounds
 
 
 def version_of(name: str, numerics: Numerics) -> int:
