@@ -21,6 +21,7 @@ DOCUMENT_KEYS = (
     "models",
     "slices",
     "modules",
+    "stack",
     "parameters",
     "dtype",
     "out_dtype",
