@@ -1,4 +1,5 @@
 # make demo         build the demo model, benchmark it, show the table
+# make demo-sweep   try nine weights of a merge of the demo models, show which is best
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
 # make env-torch    the same, and torch for the other merge methods
@@ -12,6 +13,7 @@
 # make demo-models  train the demo models again
 # make fuzz         feed mutated files to all that reads them, for FUZZ_SECONDS (600)
 # make bench        measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
+# make bench METHODS=all    the same for each merge method beside mergekit-yaml, as a table
 # make clean        delete results, logs and caches
 VENV := .venv
 PYTHON ?= python3.11
@@ -22,7 +24,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-test demo test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-test demo demo-sweep test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -70,6 +72,15 @@ demo: env
 	@echo "model:  results/miquplus-midnight-tiny/model"
 	@echo "report: results/report.html"
 
+demo-sweep: env
+	@echo "Merging the demo models with nine weights, and benchmarking all of them ..."
+	@$(LOGGER) sweep --cores $(CORES) --configfile config/sweep.yaml --quiet host
+	@echo
+	@cat results/sweeps/tiny-sweep/table.md
+	@echo
+	@echo "best recipe: results/sweeps/tiny-sweep/best.yaml"
+	@echo "pictures:    results/sweeps/tiny-sweep/plots"
+
 lint: env-test
 	ruff check .
 	ruff format --check .
@@ -102,7 +113,7 @@ site: env-test
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 bench: env-test
-	python -m tools.bench
+	python -m tools.bench $(if $(METHODS),--methods $(filter-out all,$(METHODS)))
 
 clean:
 	rm -rf results logs benchmarks site .shardmerge .snakemake

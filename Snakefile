@@ -31,6 +31,7 @@ include: "rules/package.smk"
 include: "rules/verify.smk"
 include: "rules/delta.smk"
 include: "rules/benchmark.smk"
+include: "rules/sweep.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -61,3 +62,8 @@ rule benchmarks:
 rule report:
     input:
         wanted(TARGETS.reports()),
+
+
+rule sweep:
+    input:
+        wanted(SWEEPS.finished() if SWEEPING else []),

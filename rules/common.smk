@@ -17,6 +17,7 @@ from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
+from shardmerge.recipe.benchmark_entries import lm_eval_tasks
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -25,9 +26,11 @@ from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
 from shardmerge.run.shellwords import shell_prefix
+from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
+from shardmerge.sweep.sweeps import keep_recipes, read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
@@ -47,15 +50,21 @@ DRY = snakemake_internals.is_dry_run(workflow)
 REPORTS = snakemake_internals.is_report()
 ASKED = {
     target
-    for target in ("lock", "plan", "explain", "convert", "report", "all")
+    for target in ("lock", "plan", "explain", "convert", "report", "sweep", "all")
     if snakemake_internals.is_target(workflow, target)
 }
 SHOWN = ASKED & {"lock", "plan", "explain"}
 # The report alone does not wait until transformers loads the models: the summary tells what is known.
 REPORT_ALONE = "report" in ASKED and "all" not in ASKED
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
+# A trial is a recipe that is written for all to see, and planned as any other.
+TRIED = exit_on_user_error(read_sweeps)(SETTINGS)
+SETTINGS = with_tasks(SETTINGS, TRIED)
+if HEAD and not (DRY or REPORTS):
+    exit_on_user_error(keep_recipes)(TRIED, SETTINGS["results"])
 DECISION = exit_on_user_error(decide)(
     SETTINGS,
+    [variant for sweep in TRIED for variant in sweep.variants(SETTINGS["results"])],
     head=HEAD,
     renew=HEAD and "lock" in ASKED,
     convert="convert" in ASKED,
@@ -67,13 +76,18 @@ DECISION = exit_on_user_error(decide)(
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
 if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
-WORKER.expect((job.output for job in PLAN.shards), PLAN.torch)
-TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN)
+SWEEPING = "sweep" in ASKED
+EXPECTED = [b for b in PLAN.builds.values() if SWEEPING or not b.trial]
+WORKER.expect((job.output for build in EXPECTED for job in build.shards), PLAN.torch)
+TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
+SWEEPS = SweepTargets(
+    TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
+)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
-if HEAD and TARGETS.measured:
+if HEAD and (TARGETS.measured or SWEEPS.sweeps):
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"],
+        lm_eval_tasks(BENCHMARK),
         filter(None, [BENCHMARK["include_path"]]),
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
@@ -112,6 +126,8 @@ wildcard_constraints:
     pair="[^/]+",
     model="[^/]+",
     task="[^/]+",
+    sweep="[^/]+",
+    trial="[^/]+",
 
 
 def wanted(files):
@@ -146,7 +162,12 @@ def job_of(w):
 
 
 def measured(w):
-    return TARGETS.measured[w.model]
+    return TARGETS.model(w.model)
+
+
+def room_for(w):
+    """Return what must be done before a shard is made, so that weights of trials find room."""
+    return SWEEPS.before(w.name) if hasattr(w, "name") else []
 
 
 def tasks_of(w):
@@ -161,7 +182,7 @@ def samples_of(results):
 
 def task_options():
     """Return the options of each task, whatever model it is asked of."""
-    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+    return [options_of(BENCHMARK, task=task).to_json() for task in lm_eval_tasks(BENCHMARK)]
 
 
 def measuring(w):

@@ -26,8 +26,11 @@ rule plan:
         "../envs/merge.yaml"
     params:
         plan=DECISION.path,
+        results=SETTINGS["results"],
+        inputs=lambda w: listed(sweeps=SWEEPS.files.values()),
     shell:
-        'python "$SCRIPTS"/show_plan.py --plan={params.plan:q} 2> {log:q}'
+        'python "$SCRIPTS"/show_plan.py --plan={params.plan:q} --results={params.results:q}'
+        " --inputs={params.inputs:q} 2> {log:q}"
 
 
 rule explain:

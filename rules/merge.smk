@@ -10,6 +10,7 @@ rule merge_shard:
         sources=lambda w: ancient(BUILT.to_make(job_of(w)).sources),
         deltas=lambda w: ancient(BUILT.to_make(job_of(w)).deltas),
         delta_records=lambda w: ancient(delta_records(BUILT.to_make(job_of(w)))),
+        room=lambda w: ancient(room_for(w)),
     output:
         shard="<results>/{name}/model/{shard}.safetensors",
         record="<results>/{name}/records/{shard}.json",

@@ -236,6 +236,51 @@ rule plot_benchmarks:
         " --output={output:q} > {log:q} 2>&1"
 
 
+rule plot_divergence:
+    input:
+        "<results>/{name}/benchmarks/table.json",
+    output:
+        report(
+            "<results>/{name}/report/divergence.svg",
+            caption="../report/divergence.rst",
+            category="{name}",
+            labels={"what": "divergence"},
+        ),
+    log:
+        "<logs>/plot_divergence/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    shell:
+        'python "$SCRIPTS"/plot_probes.py --table={input:q} --merged={wildcards.name:q}'
+        " --output={output:q} > {log:q} 2>&1"
+
+
+rule plot_needles:
+    input:
+        results=lambda w: TARGETS.probe_results(w.name, "needle"),
+        samples=lambda w: samples_of(TARGETS.probe_results(w.name, "needle")),
+    output:
+        report(
+            "<results>/{name}/report/needles.svg",
+            caption="../report/needles.rst",
+            category="{name}",
+            labels={"what": "needles"},
+        ),
+    log:
+        "<logs>/plot_needles/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        inputs=lambda w, input: listed(results=input.results),
+    shell:
+        'python "$SCRIPTS"/plot_probes.py --inputs={params.inputs:q} --merged={wildcards.name:q}'
+        " --output={output:q} > {log:q} 2>&1"
+
+
 rule compare_page:
     input:
         "<results>/benchmarks/table.json",
@@ -253,7 +298,7 @@ rule compare_page:
     conda:
         "../envs/merge.yaml"
     params:
-        builds=lambda w: [made.digest for made in PLAN.builds.values()],
+        builds=lambda w: [made.digest for made in PLAN.models.values()],
         plan=lambda w: DECISION.path,
     shell:
         'python "$SCRIPTS"/compare_page.py --plan={params.plan:q} --table={input:q}'

@@ -66,8 +66,12 @@ elif other := claims.holder(runs.claim_path(SETTINGS["results"])):
 
 if HEAD and not LOCAL:
     exit_on_user_error(check_what_jobs_are_told)()
+    exit_on_user_error(SWEEPS.check_shared)()
 
 
 snakemake_internals.at_start(
     workflow, lambda: exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
+)
+snakemake_internals.at_start(
+    workflow, lambda: exit_on_user_error(SWEEPS.prepare)() if SWEEPING else None
 )

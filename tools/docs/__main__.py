@@ -8,11 +8,16 @@ from pathlib import Path
 from shardmerge.base.files import write_text
 from shardmerge.report.explain import explain
 from shardmerge.report.plots import draw_coefficients
+from shardmerge.report.trial_curves import draw_curves
 from shardmerge.run.cli import run
+from shardmerge.sweep.tables import load_points
 from tools.docs.config import with_tables
 from tools.docs.methods import methods_markdown
 
-_FLAGSHIP = Path(__file__).parents[2] / "config" / "recipes" / "miquplus-midnight-70b.yaml"
+_HOME = Path(__file__).parents[2]
+_FLAGSHIP = _HOME / "config" / "recipes" / "miquplus-midnight-70b.yaml"
+#: What `make demo-sweep` measured; it writes the file as results/sweeps/tiny-sweep/trials.json.
+_SWEEP = _HOME / "docs" / "sweep.json"
 
 
 def main() -> None:
@@ -24,6 +29,8 @@ def main() -> None:
     args = parser.parse_args()
     write_text(args.folder / "methods.md", methods_markdown())
     _draw_flagship(args.folder / "flagship-coefficients.svg")
+    points = load_points(_SWEEP)
+    draw_curves(points, "weight", args.folder / "sweep.svg")
     manual = args.config.read_text(encoding="utf-8")
     write_text(args.config, with_tables(manual))
 

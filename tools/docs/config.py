@@ -12,7 +12,7 @@ from shardmerge.recipe.settings import SCHEMA
 
 _MARKERS = {
     name: (f"<!-- {name}: begin (written by tools/docs) -->", f"<!-- {name}: end -->")
-    for name in ("keys", "checks")
+    for name in ("keys", "checks", "sweeps")
 }
 
 
@@ -37,13 +37,29 @@ def checks_markdown() -> str:
     )
 
 
+def sweeps_markdown() -> str:
+    """Return the table of the keys of a sweep, and of the variables of its space."""
+    shared = json.loads(SCHEMA.read_text(encoding="utf-8"))["$defs"]
+    rows = []
+    for prefix, table in (("", shared["sweep"]), ("space.NAME.", shared["variable"])):
+        for key, rule in table["properties"].items():
+            needed = "needed" if key in table.get("required", ()) else "not set"
+            default = f"`{json.dumps(rule['default'])}`" if "default" in rule else needed
+            rows.append([f"`{prefix}{key}`", _type(rule), default, rule["description"]])
+    return markdown.table(["Key", "Type", "Default", "Meaning"], rows)
+
+
 def with_tables(text: str) -> str:
     """Return a text with the tables between their markers made anew.
 
     Raises:
         ValueError: If a marker is missing.
     """
-    for name, table in (("keys", config_markdown()), ("checks", checks_markdown())):
+    for name, table in (
+        ("keys", config_markdown()),
+        ("checks", checks_markdown()),
+        ("sweeps", sweeps_markdown()),
+    ):
         begin, end = _MARKERS[name]
         before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
@@ -61,6 +77,8 @@ def _keys(schema: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Ma
 
 
 def _type(rule: Mapping[str, Any]) -> str:
+    if "$ref" in rule:
+        return "map"
     if "enum" in rule:
         return ", ".join(f"`{value}`" for value in rule["enum"])
     if "const" in rule:

@@ -21,7 +21,7 @@ HOME = Path(__file__).parents[3]
 _CONFIG = "config.yaml"
 #: Snakemake finds this one by itself.
 _DEFAULT = "config/config.yaml"
-_HAS_RECIPES = re.compile(r"""^["']?recipes["']?\s*:""", re.MULTILINE)
+_HAS_RECIPES = re.compile(r"""^["']?(recipes|sweep)["']?\s*:""", re.MULTILINE)
 #: Folder of the display of a run's progress.
 _PLUGINS = HOME / "plugins"
 #: What the display need not show, and what Snakemake need not say where people want an answer.
@@ -52,6 +52,7 @@ TARGETS = {
     "prefetch": Target(
         "prefetch", "fetch the data sets of benchmarks for nodes without a network", waits=False
     ),
+    "sweep": Target("sweep", "try the recipes of a sweep, measure and compare them"),
     "report": Target("report", "build the models, their plots and tables"),
     "publish": Target("publish", "upload verified models to `publish.repository`"),
 }
@@ -63,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="*",
         metavar="RECIPE",
-        help=f"recipes, or a configuration (a file with the key `recipes`); else {_CONFIG} or "
-        f"{_DEFAULT} of this folder",
+        help=f"recipes, or a configuration (a file with the key `recipes` or `sweep`); else "
+        f"{_CONFIG} or {_DEFAULT} of this folder",
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the results (results)")
     parser.add_argument("--cores", metavar="N", default="all", help="cores to use (all)")
@@ -169,7 +170,7 @@ def _sorted(files: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_configuration(file: str) -> bool:
-    """Return whether a file is a configuration and not a recipe: it has the key `recipes`.
+    """Return whether a file is a configuration: it has the key `recipes` or `sweep`.
 
     Raises:
         UserError: If it cannot be read.

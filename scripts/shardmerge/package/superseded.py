@@ -6,18 +6,16 @@ whole, so that a run that is stopped before can go back to them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from shardmerge.base import claims
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import sha256_of
 from shardmerge.package.index import index_text, make_index
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.files import description_path
 from shardmerge.plan.paths import check_record_path, record_path
-from shardmerge.plan.records import load_record
+from shardmerge.plan.records import is_as_recorded
 from shardmerge.sources.checkpoint_files import INDEX
 
 
@@ -58,27 +56,13 @@ def remove_superseded(
             is_ours, about = _is_earlier_index(path, description.name), []
         else:
             about = [Path(record_path(path)), Path(check_record_path(path))]
-            is_ours = _is_as_recorded(path, about[0])
+            is_ours = is_as_recorded(path, about[0])
         if is_ours:
             with claims.claimed(path, wait=False):
                 path.unlink()
             for record in about:  # the shard first: without its record it would be anybody's
                 record.unlink(missing_ok=True)
             say(f"removed {path.name}, which an earlier plan of this model had")
-
-
-def _is_as_recorded(path: Path, record: Path) -> bool:
-    if path.is_symlink() or not record.is_file():
-        return False
-    try:
-        told = load_record(record)
-    except UserError:
-        return False
-    before = os.stat(path)
-    if told.size != before.st_size or told.sha256 != sha256_of(path):
-        return False
-    after = os.stat(path)
-    return (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def _is_earlier_index(path: Path, name: str) -> bool:

@@ -7,9 +7,10 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError
@@ -28,8 +29,10 @@ from shardmerge.plan.files import (
 )
 from shardmerge.plan.plan import NO_PLAN, Plan, Planned, read_plan
 from shardmerge.plan.planner import make_plan
+from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
 from shardmerge.recipe.settings import Settings
+from shardmerge.recipe.variants import RecipeFamily, Variant
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.pickles import Conversion
 from shardmerge.sources.sources import Sources, lock_path, lock_text
@@ -56,6 +59,7 @@ class Decision:
 
 def decide(
     settings: Settings,
+    variants: Sequence[Variant] = (),
     *,
     head: bool = True,
     renew: bool = False,
@@ -68,6 +72,7 @@ def decide(
 
     Args:
         settings: The configuration.
+        variants: Recipes of sweeps' trials; those of one template one after the other.
         head: Whether this is the user's own process. A job's trusts what the head checked.
         renew: Whether to lock all sources anew.
         convert: Whether conversions are asked for, so that they need not be done.
@@ -79,7 +84,7 @@ def decide(
         UserError: For every mistake that shows without reading weights.
     """
     with _uncollected():
-        decision = _decide(settings, head, renew, convert or not head, dry, say)
+        decision = _decide(settings, variants, head, renew, convert or not head, dry, say)
     for warning in decision.plan.warnings if head and warn else ():
         say(f"warning: {warning}")
     return decision
@@ -92,6 +97,7 @@ def load_plan(settings: Settings, *, head: bool = True, say: Callable[[str], Non
 
 def _decide(
     settings: Settings,
+    variants: Sequence[Variant],
     head: bool,
     renew: bool,
     convert: bool,
@@ -100,15 +106,17 @@ def _decide(
 ) -> Decision:
     texts = {path: read_text(path) for path in settings["recipes"]}
     # A job writes no lock, so that the key stays; a head's plan is of the locks that it leaves.
-    key = None if head else _key(settings, texts)
+    key = None if head else _key(settings, texts, variants)
     plan = _cached(key) if key else None
     if plan and not settings["allow_pickle"]:
         return _decided(plan, key, {})
     recipes = [parse_recipe(text, path) for path, text in texts.items()]
+    families = _families(variants)
     keep = not (dry and renew)
     converted = CONVERTED if settings["allow_pickle"] else None
     sources = Sources(settings["sources"], MODELS, CACHE, converted, dry=dry, keep=keep)
-    conversions = {c.name: c for recipe in recipes for c in sources.conversions(recipe)}
+    every = [*recipes, *families]
+    conversions = {c.name: c for recipe in every for c in sources.conversions(recipe)}
     for conversion in conversions.values():
         if not conversion.done:
             if convert:
@@ -120,18 +128,31 @@ def _decide(
             )
     if plan is None:
         chosen(recipes, settings["stages"])  # its mistakes need no lock
-        with _warned(recipes, settings, say):
-            locks = [sources.lock(recipe, write=head, renew=renew, say=say) for recipe in recipes]
-            key = key or _key(settings, texts, locks if dry else ())
+        known = [*recipes, *(one for family in families for one in family.recipes)]
+        with _warned(known, settings, say):
+            locks = [sources.lock(one, write=head, renew=renew, say=say) for one in every]
+            key = key or _key(settings, texts, variants, locks if dry else ())
             plan = _cached(key)
             if plan is None:
                 # with the settings that the key covers and no others
-                pairs = list(zip(recipes, locks, strict=True))
-                planned = make_plan(pairs, settings.planned(), sources.path)
+                pairs = list(zip(recipes, locks, strict=False))
+                for family, lock in zip(families, locks[len(recipes) :], strict=True):
+                    pairs += [(recipe, lock) for recipe in family.recipes]
+                wish = TrialWish.of(settings.sweeps)
+                planned = make_plan(pairs, settings.planned(), sources.path, wish)
                 if keep:
                     _keep(planned, key)
                 plan = planned.plan
     return _decided(plan, key, conversions)
+
+
+def _families(variants: Sequence[Variant]) -> list[RecipeFamily]:
+    """Return the recipes of trials, those of one template as one family."""
+    templates = dict.fromkeys(variant.template for variant in variants)
+    return [
+        RecipeFamily(template, [v.parse() for v in variants if v.template == template])
+        for template in templates
+    ]
 
 
 def _decided(plan: Plan, key: str, conversions: Mapping[str, Conversion]) -> Decision:
@@ -154,16 +175,27 @@ def _warned(
 
 def lock_paths(settings: Settings) -> list[str]:
     """Return the lock files of a configuration's recipes."""
-    return [str(lock_path(recipe)) for recipe in settings["recipes"]]
+    recipes = [*settings["recipes"], *(sweep["recipe"] for sweep in settings.sweeps)]
+    return [str(lock_path(recipe)) for recipe in dict.fromkeys(recipes)]
 
 
-def _key(settings: Settings, texts: dict[str, str], unwritten: Sequence[Lock] = ()) -> str:
+def _key(
+    settings: Settings,
+    texts: dict[str, str],
+    variants: Sequence[Variant],
+    unwritten: Sequence[Lock] = (),
+) -> str:
     """Return what a plan is kept by; the locks are the files', or these that have none yet."""
     locks: list[str | None] = [_sha256(lock_text(lock)) for lock in unwritten]
-    for path in texts if not unwritten else ():
+    written = [*texts, *dict.fromkeys(variant.template for variant in variants)]
+    for path in written if not unwritten else ():
         lock = lock_path(path)
         locks.append(sha256_of(lock) if lock.exists() else None)
-    return digest([_code(), settings.planned().values, texts, locks])
+    parts: list[Any] = [_code(), settings.planned().values, texts, locks]
+    if variants:
+        tried = [[v.path, v.text, v.build, v.template] for v in variants]
+        parts.append([tried, asdict(TrialWish.of(settings.sweeps))])
+    return digest(parts)
 
 
 def _cached(key: str) -> Plan | None:

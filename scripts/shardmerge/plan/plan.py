@@ -15,6 +15,7 @@ from shardmerge.base.sealed import AGAIN, unseal
 from shardmerge.base.weightfolders import folder_of, shard_name
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
+from shardmerge.plan.trialroom import TrialRoom
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Build:
     """A model to be built.
 
     Args:
-        name: Of the stage, and of the folder below the results.
+        name: Of the folder below the results; of the stage too, unless it is a trial.
         digest: Of all that the package is made from; names the build's description.
         shards: In the order of their names.
         files: Small files that the package copies or reads: name in the package to path, of a
@@ -69,6 +70,7 @@ class Build:
         tokenizer: Paths of the source files that the tokenizer's are written from.
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
         varied: Whether not all of its tensors are made of the same.
+        trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Build:
     tokenizer: tuple[str, ...] = ()
     statistics: tuple[str, ...] = ()
     varied: bool = False
+    trial: bool = False
 
     @property
     def main_shards(self) -> tuple[ShardJob, ...]:
@@ -114,6 +117,7 @@ class Plan:
         hashes: Large files of local models that jobs read, and what each is known by: path to
             identity.
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
+        room: What trials of sweeps take.
         warnings: One sentence each.
     """
 
@@ -126,10 +130,21 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
+    room: TrialRoom = TrialRoom()
+
+    @property
+    def models(self) -> Mapping[str, Build]:
+        """The models that were asked for by themselves."""
+        return {name: build for name, build in self.builds.items() if not build.trial}
+
+    @property
+    def trials(self) -> Mapping[str, Build]:
+        """The trials of sweeps."""
+        return {name: build for name, build in self.builds.items() if build.trial}
 
     @property
     def shards(self) -> tuple[ShardJob, ...]:
-        """The shards of all models."""
+        """The shards of all models, trials too."""
         return tuple(job for build in self.builds.values() for job in build.shards)
 
     @property
@@ -167,6 +182,7 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
+            room=TrialRoom(**data["room"]),
         )
 
 

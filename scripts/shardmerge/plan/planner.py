@@ -33,6 +33,7 @@ from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, 
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import as_stored, shard_names, shards_of
+from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe, chosen
 from shardmerge.recipe.references import Reference
@@ -42,20 +43,30 @@ from shardmerge.sources.lock import Lock, LockedSource
 #: Kinds of tensor whose difference may be stored: others follow one recipe.
 _STORABLE = ex.Source | ex.Decoded | ex.Arranged
 PathOf = Callable[[str, LockedSource, str], str]
+#: Of a model: its composer, its document, its tensors.
+_Target = tuple[Composer, str, list[OutputTensor]]
 
 
-def make_plan(recipes: list[tuple[Recipe, Lock]], settings: Settings, path_of: PathOf) -> Planned:
+def make_plan(
+    recipes: list[tuple[Recipe, Lock]],
+    settings: Settings,
+    path_of: PathOf,
+    wish: TrialWish | None = None,
+) -> Planned:
     """Return the plan of recipes with their locks.
 
     Args:
         recipes: Each with its lock.
         settings: The configuration.
         path_of: Gives the path at which jobs find a source's file.
+        wish: What sweeps ask for, where there are any.
 
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
-    return _Planner(recipes, settings, path_of).plan()
+    planned = _Planner(recipes, settings, path_of).plan()
+    planned.plan = with_schedule(planned.plan, settings, wish)
+    return planned
 
 
 class _Planner:
@@ -74,7 +85,7 @@ class _Planner:
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
-        for _, lock in self.recipes:
+        for lock in {id(lock): lock for _, lock in self.recipes}.values():
             for key, source in lock.sources.items():
                 if not self.locked.setdefault(key, source).has_contents_of(source):
                     raise UserError(
@@ -84,12 +95,9 @@ class _Planner:
                 for name, file in source.files.items():
                     self.identities[key, name] = file.identity
         targets = self._targets()
-        stored = self._stored({name: outputs for name, (_, outputs) in targets.items()})
+        stored = self._stored({name: outputs for name, (_, _, outputs) in targets.items()})
         delta_jobs, delta_path = self._delta_jobs(stored)
-        builds = {
-            name: self._build(name, composer, outputs, delta_path)
-            for name, (composer, outputs) in targets.items()
-        }
+        builds = {name: self._build(name, *target, delta_path) for name, target in targets.items()}
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -106,9 +114,9 @@ class _Planner:
             hashes=self._large_files(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
         )
-        for composer, _ in targets.values():
+        for composer, _, _ in targets.values():
             composer.forget()
-        self.planned.plan = with_schedule(plan, self.settings)
+        self.planned.plan = plan
         return self.planned
 
     def _large_files(self) -> dict[str, str]:
@@ -120,8 +128,9 @@ class _Planner:
                 found[self.path_of(model, source, name)] = source.files[name].identity
         return found
 
-    def _targets(self) -> dict[str, tuple[Composer, list[OutputTensor]]]:
-        targets: dict[str, tuple[Composer, list[OutputTensor]]] = {}
+    def _targets(self) -> dict[str, _Target]:
+        """Return each model's composer, its document and its tensors, by the name of its folder."""
+        targets: dict[str, _Target] = {}
         recipes = [recipe for recipe, _ in self.recipes]
         wanted = chosen(recipes, self.settings["stages"])
         norms.check_names(recipes, self.settings["norm_merge"])
@@ -136,7 +145,8 @@ class _Planner:
             )
             for name, of in wanted.items():
                 if of is recipe:
-                    targets[name] = (composer, composer.outputs(name))
+                    stage = recipe.final[0] if recipe.build else name
+                    targets[name] = (composer, stage, composer.outputs(stage))
         return targets
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
@@ -182,25 +192,26 @@ class _Planner:
         self,
         name: str,
         composer: Composer,
+        stage: str,
         outputs: list[OutputTensor],
         delta_path: Mapping[ex.Delta, str],
     ) -> Build:
-        model = composer.model(Reference(name))
+        model = composer.model(Reference(stage))
         places = {t.name: model.place(t.name) for t in outputs}
-        usual = _largest_file(self.locked[composer.reference_source(name)])
+        usual = _largest_file(self.locked[composer.reference_source(stage)])
         shards = shards_of(outputs, places, self.settings.max_shard_size, usual)
         jobs = tuple(
             self._job(self.paths.model_file(name, file), tuple(map(as_stored, tensors)), delta_path)
             for file, tensors in shards.items()
         )
-        tokenizer = tokenizer_files(composer, name)
-        files = copied_files(composer, name) | tokenizer.copied
+        tokenizer = tokenizer_files(composer, stage)
+        files = copied_files(composer, stage) | tokenizer.copied
         identities = {file: self.identities[key] for file, key in files.items()}
         tokens = tokenizer_content(tokenizer, self.identities)
-        sums = composer.sums(name, outputs)
-        self.findings += check_build(composer, name, outputs, sums)
+        sums = composer.sums(stage, outputs)
+        self.findings += check_build(composer, stage, outputs, sums)
         description = describe(
-            *(composer, name, identities, tokens, shards, jobs, sums),
+            *(composer, stage, identities, tokens, shards, jobs, sums),
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         key = description.digest
@@ -215,6 +226,7 @@ class _Planner:
             tokenizer=tuple(self._path(key) for key in tokenizer.read),
             statistics=worth_showing(t.expression for t in outputs),
             varied=description.varied,
+            trial=composer.recipe.build is not None,
         )
 
     def _job(

@@ -11,13 +11,21 @@ from typing import Any
 
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json
+from shardmerge.base.files import load_json, sha256_of
 from shardmerge.base.forms import FormError, entry
 from shardmerge.plan.paths import record_path
 
 _IDENTITY = re.compile("sample:[0-9a-f]{64}")
 #: A sum of squares, which may be infinite.
 _squares = forms.holds(lambda value: type(value) in (int, float))
+#: What a pass found: nothing that is kept, numbers as text, or bands as six numbers each.
+_answer = forms.maybe(
+    forms.holds(
+        lambda value: (
+            type(value) is str or (type(value) is list and all(type(one) is list for one in value))
+        )
+    )
+)
 _sampled = forms.holds(_IDENTITY.fullmatch)
 
 
@@ -37,6 +45,7 @@ class MergeRecord:
         hashed: SHA-256 of source files that are known by a sample, by that.
         tensors: For a shard of task vectors, the SHA-256 of each tensor.
         deltas: Of each tensor, rows of task vectors: models, sum of squares, the base's or None.
+        passes: Of each tensor with methods in passes, what they found, call by call.
     """
 
     sha256: str = entry(forms.sha256)
@@ -55,6 +64,9 @@ class MergeRecord:
             forms.listed(forms.row(forms.listed(forms.text), _squares, forms.maybe(_squares)))
         ),
         default_factory=dict,
+    )
+    passes: Mapping[str, tuple[tuple[Any, ...], ...]] = entry(
+        forms.mapped(forms.listed(forms.listed(_answer))), default_factory=dict
     )
 
 
@@ -168,6 +180,21 @@ def _load(cls: type[Any], path: str | os.PathLike[str], what: str, hint: str) ->
         raise UserError(error.message, error.where, hint) from None
     except FormError as error:
         raise UserError(f"{what}: {error}", str(path), hint) from None
+
+
+def is_as_recorded(path: Path, record: Path) -> bool:
+    """Return whether a file is byte for byte what the job wrote that left a record."""
+    if path.is_symlink() or not record.is_file():
+        return False
+    try:
+        told = load_record(record)
+    except UserError:
+        return False
+    before = os.stat(path)
+    if told.size != before.st_size or told.sha256 != sha256_of(path):
+        return False
+    after = os.stat(path)
+    return (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def recorded_tensors(shard: Path) -> Mapping[str, str]:

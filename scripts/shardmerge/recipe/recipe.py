@@ -76,6 +76,8 @@ class Recipe:
         final: Names of the stages that no other reads, in the order of the file.
         text: The file as written, each ``stack`` as the slices that it stands for.
         warnings: What is odd but allowed and shows without the models.
+        build: Of a recipe that makes one model for a sweep, the name of the model's folder; else
+            the folders are called as the documents.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Recipe:
     final: tuple[str, ...]
     text: str
     warnings: tuple[Finding, ...]
+    build: str | None = None
 
     @property
     def sources(self) -> tuple[Reference, ...]:
@@ -167,16 +170,18 @@ def parse_recipe(text: str, path: str) -> Recipe:
 
 
 def chosen(recipes: Sequence[Recipe], stages: str | Sequence[str]) -> dict[str, Recipe]:
-    """Return the documents that are built as models, each with its recipe.
+    """Return the models that are built, by the names of their folders, each with its recipe.
 
     Args:
         recipes: All of a configuration.
-        stages: Its ``stages``.
+        stages: Its ``stages``, which sweeps have no say in.
 
     Raises:
         UserError: If there is no document of a name that is asked for, or there are two.
     """
     wanted = ["final"] if stages == "final" else stages
+    variants = {recipe.build: recipe for recipe in recipes if recipe.build}
+    recipes = [recipe for recipe in recipes if not recipe.build]
     known = {name for recipe in recipes for name in recipe.stages}
     for name in wanted:
         if name != "final" and name not in known:
@@ -197,7 +202,7 @@ def chosen(recipes: Sequence[Recipe], stages: str | Sequence[str]) -> dict[str, 
                     "Both would be built in one folder: rename one, or give it a `name`.",
                 )
             found[name] = recipe
-    return found
+    return found | variants
 
 
 def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:

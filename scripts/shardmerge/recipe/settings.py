@@ -16,7 +16,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.pathnames import check_path, check_text, check_word
 from shardmerge.base.text import parse_size
-from shardmerge.recipe.benchmark_entries import by_name
+from shardmerge.recipe.benchmark_entries import by_name, references
 from shardmerge.recipe.schema import written_out
 
 #: Keys that tell a recipe from a configuration.
@@ -57,9 +57,16 @@ class Settings:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """What benchmarks run on, as the configuration names it; nothing without tasks."""
+        """What benchmarks run on or compare with, as it is named; nothing without tasks."""
         benchmark = self.values["benchmark"]
-        return tuple(benchmark["models"]) if benchmark["tasks"] else ()
+        named = [*benchmark["models"], *references(benchmark)] if benchmark["tasks"] else []
+        return tuple(dict.fromkeys(named))
+
+    @property
+    def sweeps(self) -> tuple[Mapping[str, Any], ...]:
+        """The sweeps that are configured, as they are written, with defaults."""
+        sweep = self.values["sweep"]
+        return tuple(sweep) if isinstance(sweep, list) else (sweep,) if sweep else ()
 
     def planned(self) -> Settings:
         """Return the settings that a plan is made with: all but what the schema excepts.
@@ -85,6 +92,8 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
 
     schema = _schema()
     _check_no_recipe(config)
+    if config.get("sweep"):
+        config = {"recipes": [], **config}  # the demo is for those who say nothing
     try:
         values = read_texts(config, schema)
         _fill_defaults(values, schema)
@@ -96,6 +105,8 @@ def load_settings(config: Mapping[str, Any]) -> Settings:
     if errors:
         raise _explain(errors[0])
     settings = Settings(values | {"benchmark": by_name(values["benchmark"])})
+    if not (settings["recipes"] or settings["sweep"]):
+        raise UserError("names no recipe", "configuration: recipes", "Write `[RECIPE.yaml]`.")
     _check_names(settings)
     _ = (
         settings.max_shard_size,
@@ -124,13 +135,13 @@ def own_config(
         file: The workflow's own configuration, which as shipped describes the demo. Where it
             names other recipes it is a user's, and stays in force.
     """
-    if "recipes" not in given or not file.is_file():
+    if not {"recipes", "sweep"} & given.keys() or not file.is_file():
         return config
     import yaml
 
     own = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     demo = _schema()["properties"]["recipes"]["default"]
-    return given if own.get("recipes") == demo != given["recipes"] else config
+    return given if own.get("recipes") == demo != given.get("recipes") else config
 
 
 def with_shipped(settings: Settings, home: Path) -> Settings:
@@ -148,10 +159,14 @@ def with_shipped(settings: Settings, home: Path) -> Settings:
     models = [f"{_DEMO}/{folder.name}" for folder in sorted((home / _DEMO).glob("*/"))]
     elsewhere = {name: there for name in models if (there := found(name)) != name}
     benchmark = settings["benchmark"]
+    sweeps = [sweep | {"recipe": found(sweep["recipe"])} for sweep in settings.sweeps]
     changes = {
+        "sweep": sweeps or None,
         "recipes": [found(path) for path in settings["recipes"]],
         "sources": elsewhere | settings["sources"],
-        "benchmark": benchmark | {"include_path": found(benchmark["include_path"])},
+        "benchmark": benchmark
+        | {"include_path": found(benchmark["include_path"])}
+        | {"probes": benchmark["probes"] | {"text": found(benchmark["probes"]["text"])}},
     }
     return Settings(settings.values | changes)
 
@@ -179,6 +194,7 @@ def _check_names(settings: Settings) -> None:
         "recipes": settings["recipes"],
         **{f"sources.{key}": [folder] for key, folder in settings["sources"].items()},
         "benchmark.include_path": [benchmark["include_path"]] if benchmark["include_path"] else [],
+        "benchmark.probes.text": [text] if (text := benchmark["probes"]["text"]) else [],
         "stages": [stages] if isinstance(stages, str) else stages,
         "norm_merge": [] if isinstance(norms, str) else norms,
     }
@@ -187,6 +203,12 @@ def _check_names(settings: Settings) -> None:
             check_path(text, f"configuration: {key}")
     for task in benchmark["tasks"]:
         check_word(task, "configuration: benchmark.tasks")
+    for sweep in settings.sweeps:
+        for key in ("recipe", "scratch"):
+            if sweep[key]:
+                check_path(sweep[key], f"configuration: sweep.{key}")
+        if sweep["name"]:
+            check_word(sweep["name"], "configuration: sweep.name")
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -208,6 +230,12 @@ def _schema() -> Mapping[str, Any]:
     return written_out(schema, schema)
 
 
+def _form_of(value: Any, rule: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the form that a map or list is of, where a key may have several."""
+    kind = {dict: "object", list: "array"}.get(type(value))
+    return next((form for form in rule.get("anyOf", ()) if form.get("type") == kind), rule)
+
+
 def _is_planned(rule: Mapping[str, Any]) -> bool:
     """Whether a plan depends on a key; one that says nothing else counts as such."""
     return rule.get("planned", True)
@@ -219,6 +247,8 @@ def read_texts(value: Any, schema: Mapping[str, Any]) -> Any:
     So ``--config keep_sources=false 'benchmark={limit: 5}'`` means what it says. A text that is
     no value of the wanted type either stays as it is, so that the error shows what was written.
     """
+    if isinstance(value, Mapping | list):
+        schema = _form_of(value, schema)
     if isinstance(value, Mapping):
         keys, others = schema.get("properties", {}), schema.get("additionalProperties")
         rest = others if isinstance(others, Mapping) else {}
@@ -264,8 +294,15 @@ def _fill_defaults(values: dict[str, Any], schema: Mapping[str, Any]) -> None:
     for key, rule in schema.get("properties", {}).items():
         if key not in values and "default" in rule:
             values[key] = copy.deepcopy(rule["default"])
-        if isinstance(values.get(key), dict):
-            _fill_defaults(values[key], rule)
+        inner = values.get(key)
+        form = _form_of(inner, rule)
+        tables, form = (
+            (inner, form.get("items", {})) if isinstance(inner, list) else ([inner], form)
+        )
+        for table in tables:
+            # what an entry leaves open it takes from the table that it stands in
+            if isinstance(table, dict) and not form.get("overrides"):
+                _fill_defaults(table, form)
 
 
 def _explain(error: Any) -> UserError:

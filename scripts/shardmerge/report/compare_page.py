@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from shardmerge.base.text import human_bytes, plural
+from shardmerge.benchmark.agreement import Agreement
 from shardmerge.benchmark.comparison_rows import MARKS, Difference, Scores
 from shardmerge.benchmark.comparison_text import (
+    ABOUT_AGREEMENT,
+    AGREEMENTS,
     DIFFERENCES,
     LEGEND,
+    agreement_row,
     difference_row,
     groups,
     score_grid,
@@ -42,6 +46,7 @@ def compare_page(plan: Plan, scores: Scores) -> str:
         *(paragraph(f"[{i}] {note}", "note") for i, note in enumerate(scores.footnotes, 1)),
         *([heading("Differences"), difference_table(asked)] if asked else []),
         *(paragraph(note, "note") for note in scores.notes),
+        *agreement_parts(scores.agreements),
         heading("Models"),
         html_table(("model", "size", "compared with", "more of it"), _models(plan, scores), (1,)),
         heading("Warnings on the recipes"),
@@ -59,11 +64,19 @@ def difference_table(found: Iterable[Difference]) -> str:
     return html_table(DIFFERENCES, rows, (3, 4, 5))
 
 
+def agreement_parts(found: Sequence[Agreement]) -> Iterator[str]:
+    """Yield a section on how answers agree with those of parents, nothing if none are stored."""
+    if found:
+        yield heading("Agreement with parents")
+        yield html_table(AGREEMENTS, map(agreement_row, found), (3, 4, 5, 6))
+        yield paragraph(ABOUT_AGREEMENT, "note")
+
+
 def _verdicts(plan: Plan, asked: Sequence[Difference]) -> Iterator[str]:
     """Yield a sentence on each model that is built."""
     if not asked:
         yield paragraph("No two models were measured on the same task.", "note")
-    for name in plan.builds:
+    for name in plan.models:
         own = [one for one in asked if one.model == name]
         for reference in dict.fromkeys(one.reference for one in own):
             found = [one for one in own if one.reference == reference]
@@ -96,14 +109,14 @@ def _coloured(text: str) -> Marked:
 
 
 def _models(plan: Plan, scores: Scores) -> Iterator[Sequence[str | Marked]]:
-    sizes = {name: build.bytes_written for name, build in plan.builds.items()}
-    labels = folder_names(plan.sources, plan.builds)
+    sizes = {name: build.bytes_written for name, build in plan.models.items()}
+    labels = folder_names(plan.sources, plan.models)
     sizes |= {labels[key]: source.size for key, source in plan.sources.items()}
     for model in scores.models:
         others = dict.fromkeys(one.reference for one in scores.comparisons if one.model == model)
         size = human_bytes(sizes[model]) if model in sizes else "-"
         more: str | Marked = "a source"
-        if model in plan.builds:
-            shards = plural(len(plan.builds[model].shards), "shard")
+        if model in plan.models:
+            shards = plural(len(plan.models[model].shards), "shard")
             more = Marked(f"summary ({shards})", file=f"../{model}/report/summary.html")
         yield model, size, ", ".join(others) or "-", more

@@ -11,8 +11,24 @@ from shardmerge.recipe.naming import folder_names
 
 def parents(plan: Plan, found: BuildDescription) -> list[str]:
     """Return what a build's sources are called in tables of benchmarks."""
-    labels = folder_names(plan.sources, plan.builds)
+    labels = folder_names(plan.sources, plan.models)
     return [labels[key] for key in found.sources if key in labels]
+
+
+def parent_pairs(plan: Plan, models: Collection[str]) -> list[tuple[str, str]]:
+    """Return each build that is measured with each measured model that it is made from.
+
+    Args:
+        plan: As of ``references``.
+        models: Models that are measured.
+    """
+    return [
+        (name, parent)
+        for name, build in plan.builds.items()
+        if name in models
+        for parent in parents(plan, load_description(build.digest))
+        if parent in models
+    ]
 
 
 def references(plan: Plan, models: Collection[str], wanted: str | None) -> dict[str, str | None]:
@@ -26,9 +42,9 @@ def references(plan: Plan, models: Collection[str], wanted: str | None) -> dict[
     """
     if wanted is not None:
         return dict.fromkeys(models, wanted)
-    labels = folder_names(plan.sources, plan.builds)
+    labels = folder_names(plan.sources, plan.models)
     found: dict[str, str | None] = {}
-    for name, build in plan.builds.items():
+    for name, build in plan.models.items():
         description = load_description(build.digest)
         recipient = labels.get(description.reference)
         if recipient not in models:

@@ -87,9 +87,9 @@ def plan_totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
         deltas=_amount(job.bytes_written for job in plan.deltas),
         models=_amount(job.bytes_written for job in models),
         done=_amount(size for path, size in written.items() if path not in missing),
-        disk=plan.schedule.peak(exists),
-        kept=plan.schedule.peak(),
-        lean=plan.lean,
+        disk=plan.schedule.peak(exists) + plan.room.bytes,
+        kept=plan.schedule.peak() + plan.room.bytes,
+        lean=plan.lean + plan.room.bytes,
         weights=len(read | set(plan.unread)),
         unread=_amount(plan.unread.values()),
     )

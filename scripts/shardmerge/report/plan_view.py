@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from shardmerge.base.numerics import Numerics
-from shardmerge.base.text import human_bytes, plural, ranges
+from shardmerge.base.text import human_bytes, human_time, plural, ranges
 from shardmerge.plan.description import load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import short_names, shortener
@@ -15,19 +17,30 @@ from shardmerge.report.coefficients import coefficients
 from shardmerge.report.plan_facts import Amount, Totals
 from shardmerge.report.summary import summarize, write_lines
 from shardmerge.report.terminal import Terminal
+from shardmerge.sweep.forecast import Forecast
 
 
-def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:
-    """Return a plan as text: each model, then what all of them take.
+def plan_text(
+    plan: Plan,
+    terminal: Terminal,
+    *,
+    stages: bool = False,
+    sweeps: Mapping[str, Forecast] = MappingProxyType({}),
+) -> str:
+    """Return a plan as text: each model, each sweep, then what all of them take.
 
     Args:
         plan: Its builds' descriptions and specifications lie where ``planning`` keeps them.
         terminal: What the text is for.
         stages: Whether to print the recipe's documents as well.
+        sweeps: What is left of each sweep.
     """
     lines: list[str] = []
-    for name in plan.builds:
+    for name in plan.models:
         lines += [*_build(plan, name, terminal, stages), ""]
+    for name, left in sweeps.items():
+        rows = _rows(_sweep(left, plan), terminal)
+        lines += [terminal.bold(f"sweep {name}"), *rows, ""]
     lines.append(terminal.bold("in all"))
     lines += _rows(_totals(plan_facts.plan_totals(plan)), terminal)
     for warning in plan.warnings:
@@ -35,6 +48,24 @@ def plan_text(plan: Plan, terminal: Terminal, *, stages: bool = False) -> str:
             f"warning: {warning}", terminal.width, subsequent_indent="  ", break_on_hyphens=False
         )
     return "\n".join(lines) + "\n"
+
+
+def _sweep(left: Forecast, plan: Plan) -> list[tuple[str, str]]:
+    done = f", {left.measured} of them measured" if left.measured else ""
+    rows = [("trials", f"{left.trials}{done}"), ("jobs", f"{left.jobs:,}")]
+    rows.append(("merges", f"read {human_bytes(left.read)} and write {human_bytes(left.written)}"))
+    if window := plan.room.window:
+        rows.append(
+            ("disk", f"at most {human_bytes(plan.room.bytes)}: weights of {window} at a time")
+        )
+    else:
+        rows.append(("disk", f"{human_bytes(plan.room.bytes)}: all weights stay"))
+    if left.seconds is None:
+        rows.append(("time", "not known: nothing was merged and measured yet"))
+    else:
+        told = "one job after the other, at the speed of earlier jobs"
+        rows.append(("time", f"{human_time(left.seconds)} ({told})"))
+    return rows
 
 
 def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]:

@@ -14,7 +14,7 @@ from shardmerge.plan.plan import Plan
 from shardmerge.plan.records import VerifyRecord
 from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
-from shardmerge.report.compare_page import difference_table
+from shardmerge.report.compare_page import agreement_parts, difference_table
 from shardmerge.report.html import heading, html_table, page, paragraph
 from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
@@ -199,6 +199,7 @@ def _differences(scores: Scores, name: str, sources: Sequence[str]) -> Iterator[
     yield difference_table(found)
     for note in scores.notes:
         yield paragraph(note, "note")
+    yield from agreement_parts(scores.agreements)
 
 
 def _places(folder: str, findings: Findings) -> Iterable[tuple[str, str]]:

@@ -184,6 +184,8 @@ def _places(files: Iterable[str]) -> list[tuple[str, str]]:
             found["model", str(path.parent)] = None
         elif path.name == "table.json":
             found["benchmarks", str(path.with_suffix(".md"))] = None
+        elif path.name == "best.yaml":
+            found["best recipe", str(path)] = None
         elif path.name == "compare.html":
             found["comparison", str(path)] = None
         elif path.parent.name == "report":

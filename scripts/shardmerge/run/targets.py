@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,21 +11,26 @@ from typing import Any
 from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.benchmark.options import EvalOptions, options_of
+from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
-from shardmerge.recipe.benchmark_entries import laid_over
+from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, references
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
+from shardmerge.sweep.sweeps import Sweep
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
+#: Folder of benchmark results by their identities.
+RESULTS = CACHE / "benchmarks"
 #: Folder of the names of lm-eval's tasks.
 TASKS = CACHE / "tasks"
 
@@ -36,19 +41,22 @@ class Targets:
     Args:
         settings: The configuration.
         plan: Its plan.
+        sweeps: The sweeps that it has, whose trials are in the plan.
 
     Raises:
         UserError: If the configuration names a model to benchmark that is none of the plan's, or
             a reference that is not measured.
     """
 
-    def __init__(self, settings: Settings, plan: Plan) -> None:
+    def __init__(self, settings: Settings, plan: Plan, sweeps: Sequence[Sweep] = ()) -> None:
         self.settings = settings
         self.plan = plan
         self.paths = Paths(settings["results"])
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
         self.measured = self._measured()
+        self.trials = self._trials(sweeps)
+        self.references = self._references()
         self.reference = self._reference()
         self._cards = self._own_cards()
 
@@ -131,7 +139,7 @@ class Targets:
         What that follows from is among it, since Snakemake makes nothing anew that was deleted
         below what is up to date.
         """
-        return [file for name in self.plan.builds for file in self._model(name)]
+        return [file for name in self.plan.models for file in self._model(name)]
 
     def _model(self, name: str) -> list[str]:
         made = [*self.shards(name), *self.records(name)]
@@ -141,7 +149,7 @@ class Targets:
 
     def cards(self) -> list[str]:
         """Return what shows that every card has its benchmarks, none if nothing is measured."""
-        return [self.scored(name) for name in self.plan.builds if self.measured]
+        return [self.scored(name) for name in self.plan.models if self.measured]
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
@@ -154,7 +162,7 @@ class Targets:
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
         shared = dict(self.settings["card"])
-        own, builds = shared.pop("models", {}), self.plan.builds
+        own, builds = shared.pop("models", {}), self.plan.models
         for name in own if builds else ():
             if name not in builds:
                 raise UserError(
@@ -166,7 +174,7 @@ class Targets:
 
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model."""
-        return [self._loaded(name) for name in self.plan.builds]
+        return [self._loaded(name) for name in self.plan.models]
 
     def loading(self, name: str, *, waits: bool) -> list[str]:
         """Return what tells how transformers loads a build, none if it is not there and none waits.
@@ -184,24 +192,10 @@ class Targets:
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
-        builds, sources = self.plan.builds, self.plan.sources
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
-        for name in wanted if self.settings["benchmark"]["tasks"] and builds else ():
-            if name == "merged":
-                chosen = [self._merged(build) for build in builds.values()]
-            elif name == "sources":
-                chosen = [self._source(key) for key in sources]
-            elif name in builds:
-                chosen = [self._merged(builds[name])]
-            elif name in sources:
-                chosen = [self._source(name)]
-            else:
-                raise UserError(
-                    f"there is no model {name!r} to benchmark",
-                    "configuration: benchmark.models",
-                    did_you_mean(name, ["merged", "sources", *builds, *sources]),
-                )
+        for name in wanted if self.settings["benchmark"]["tasks"] and self.plan.builds else ():
+            chosen = self._named(name, "models")
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
                 one, other = options, found[model.name].options if model.name in found else {}
@@ -210,9 +204,32 @@ class Targets:
                 found[model.name] = replace(model, options=laid_over(other, one))
         return found
 
+    def _named(self, name: str, key: str) -> list[Measured]:
+        """Return the models that a name of the configuration stands for."""
+        builds, sources = self.plan.models, self.plan.sources
+        if name == "merged":
+            return [self._merged(build) for build in builds.values()]
+        if name == "sources":
+            return [self._source(key) for key in sources]
+        if name in builds:
+            return [self._merged(builds[name])]
+        if name in sources:
+            return [self._source(name)]
+        raise UserError(
+            f"there is no model {name!r} to benchmark",
+            f"configuration: benchmark.{key}",
+            did_you_mean(name, ["merged", "sources", *builds, *sources]),
+        )
+
+    def _references(self) -> Mapping[str, Measured]:
+        """Return the models that others' predictions are compared with, by label."""
+        wanted = references(self.settings["benchmark"]) if self.plan.builds else ()
+        models = [model for name in wanted for model in self._named(name, "probes.against")]
+        return {model.name: self.measured.get(model.name, model) for model in models}
+
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
-        return [table for name in self.plan.builds for table in self.table(name)]
+        return [table for name in self.plan.models for table in self.table(name)]
 
     def table(self, name: str) -> list[str]:
         """Return the benchmark table of a build, none if nothing is measured."""
@@ -221,7 +238,7 @@ class Targets:
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
         own = {name, *self.settings["benchmark"]["models"]}
-        chosen = [m for m in self.measured if m in own or m not in self.plan.builds]
+        chosen = [m for m in self.measured if m in own or m not in self.plan.models]
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
@@ -250,7 +267,7 @@ class Targets:
 
     def reports(self) -> list[str]:
         """Return the plots and tables of every build, and the page that compares them."""
-        made = [file for name in self.plan.builds for file in self.report_of(name)]
+        made = [file for name in self.plan.models for file in self.report_of(name)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
 
     def report_of(self, name: str) -> list[str]:
@@ -260,11 +277,21 @@ class Targets:
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
         names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        names += self._probe_plots()
         return [self.paths.report_file(name, file) for file in names]
+
+    def _probe_plots(self) -> list[str]:
+        """Return the plots of probes that are asked for."""
+        drawn = {"kl": "divergence.svg", "needle": "needles.svg"} if self.measured else {}
+        return [file for probe, file in drawn.items() if self._is_asked_probe(probe)]
+
+    def probe_results(self, name: str, probe: str) -> list[str]:
+        """Return a probe's results in the table of a build."""
+        return [path for path in self.measurements(name) if path.endswith(f"/{probe}.json")]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        return [self.paths.build(name, "published.json") for name in self.plan.builds]
+        return [self.paths.build(name, "published.json") for name in self.plan.models]
 
     def repository(self, name: str) -> str:
         """Return the Hub repository that a build is published to.
@@ -276,9 +303,9 @@ class Targets:
         where = "configuration: publish.repository"
         if not pattern:
             raise UserError("names no repository to publish to", where, "Write `owner/{name}`.")
-        if len(self.plan.builds) > 1 and "{name}" not in pattern:
+        if len(self.plan.models) > 1 and "{name}" not in pattern:
             raise UserError(
-                f"{pattern!r} would take {len(self.plan.builds)} models", where, "Use `{name}`."
+                f"{pattern!r} would take {len(self.plan.models)} models", where, "Use `{name}`."
             )
         repository = pattern.replace("{name}", name)
         if not Reference(repository).is_hub_name:
@@ -287,13 +314,84 @@ class Targets:
 
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
-        return options_of(self.settings["benchmark"], self.measured[model].options, task)
+        if self._is_probe(task):
+            return self._loaded_as(self._any(model))
+        return options_of(self.settings["benchmark"], self._any(model).options, task)
+
+    def model(self, label: str) -> Measured:
+        """Return a model that is measured, or that others are compared with, by its label."""
+        return self.measured.get(label) or self.trials.get(label) or self.references[label]
+
+    def _any(self, model: str) -> Measured:
+        """Return a model to benchmark, or a trial of a sweep, by its label."""
+        return self.measured.get(model) or self.trials[model]
 
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
+        measured = self._any(model)
+        if self._is_probe(task):
+            return digest([self._probed(measured, task), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
-        parts = [self.measured[model].identity, task, options, self._tasks, lm_eval_version()]
+        parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
+
+    @cached_property
+    def probes(self) -> ProbeOptions | None:
+        """How models are probed, None if they are not."""
+        benchmark = self.settings["benchmark"]
+        return probe_options(benchmark) if benchmark["probes"]["text"] else None
+
+    def probe_lists(self, model: str, tasks: Sequence[str]) -> dict[str, list[str]]:
+        """Return what a benchmark job is told of probes, by option; nothing if it has none."""
+        if self.probes is None or not any(map(self._is_probe, tasks)):
+            return {}
+        logits = {"logits": self.logits(model, tasks)}
+        return {"probes": [self.probes.to_json()]} | {k: v for k, v in logits.items() if v}
+
+    def logits(self, model: str, tasks: Sequence[str]) -> list[str]:
+        """Return the files that a benchmark job of a model compares its predictions with.
+
+        A result that is stored needs none, so that they are not made again for one more model.
+        """
+        todo = [t for t in tasks if not self._stored(model, t)]
+        others = [other for task in todo for other in self._compared(model, task)]
+        return [self.paths.measurement(f"{other}/logits.safetensors") for other in others]
+
+    def _stored(self, model: str, task: str) -> bool:
+        return (RESULTS / f"{self.benchmark_identity(model, task)}.json").exists()
+
+    def logits_job(self, model: str) -> EvalOptions:
+        """Return how a model is loaded that others are compared with."""
+        return self._loaded_as(self.references[model])
+
+    def logits_identity(self, model: str) -> str:
+        """Return the digest of all that determines what such a model predicts."""
+        return self._probed(self.references[model], "kl")
+
+    def _is_probe(self, task: str) -> bool:
+        return task not in lm_eval_tasks(self.settings["benchmark"])
+
+    def _is_asked_probe(self, probe: str) -> bool:
+        return probe in self.settings["benchmark"]["tasks"] and self._is_probe(probe)
+
+    def _compared(self, model: str, task: str) -> dict[str, str]:
+        """Return the others that a model is compared with, with their identities."""
+        if not self._is_probe(task) or task != "kl":
+            return {}
+        return {name: self.logits_identity(name) for name in self.references if name != model}
+
+    def _loaded_as(self, model: Measured) -> EvalOptions:
+        options = options_of(self.settings["benchmark"], model.options)
+        return EvalOptions(**options.model_options)
+
+    def _probed(self, model: Measured, probe: str) -> str:
+        asked = self.probes.identity(probe) if self.probes else None
+        return digest([model.identity, probe, asked, self._text, self._loaded_as(model).identity()])
+
+    @cached_property
+    def _text(self) -> str | None:
+        """Hash of the text that models are probed with."""
+        return sha256_of(self.probes.text) if self.probes else None
 
     @cached_property
     def _tasks(self) -> str | None:
@@ -307,11 +405,24 @@ class Targets:
 
     def label(self, key: str) -> str:
         """Return the name of the folder of a source's results."""
-        return folder_names(self.plan.sources, self.plan.builds)[key]
+        return folder_names(self.plan.sources, self.plan.models)[key]
 
-    def _merged(self, build: Build) -> Measured:
+    def _trials(self, sweeps: Sequence[Sweep]) -> Mapping[str, Measured]:
+        """Return the trials of sweeps to benchmark by label."""
+        builds = self.plan.builds
+        # a trial is measured as what is built from recipes
+        options = self.settings["benchmark"]["model_options"].get("merged", {})
+        found = {}
+        for sweep in sweeps if builds else ():
+            for one in sweep.candidates:
+                label = sweep.label(one.name)
+                made = self._merged(builds[sweep.build(one.name)], label)
+                found[label] = replace(made, options=options)
+        return found
+
+    def _merged(self, build: Build, label: str | None = None) -> Measured:
         return Measured(
-            name=build.name,
+            name=label or build.name,
             folder=self.paths.model(build.name),
             files=(*self.shards(build.name), *self.package_files(build.name)),
             identity=digest([build.digest, [job.digest for job in build.shards]]),

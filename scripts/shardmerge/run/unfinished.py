@@ -22,7 +22,7 @@ def unfinished(targets: Targets) -> dict[str, list[str]]:
     Args:
         targets: What the workflow makes.
     """
-    found = {name: list(_lacks(targets, name)) for name in targets.plan.builds}
+    found = {name: list(_lacks(targets, name)) for name in targets.plan.models}
     return {name: lacks for name, lacks in found.items() if lacks}
 
 

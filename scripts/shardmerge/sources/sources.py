@@ -17,6 +17,7 @@ from shardmerge.base.pathnames import check_path
 from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference, parse_reference
+from shardmerge.recipe.variants import RecipeFamily
 from shardmerge.sources import quantised
 from shardmerge.sources.changes import describe_changes
 from shardmerge.sources.local import FolderStore
@@ -102,7 +103,7 @@ class Sources:
         store = self._stores.get(key) or self.store(parse_reference(key))
         return store.path(file, locked.origin)
 
-    def conversions(self, recipe: Recipe) -> list[Conversion]:
+    def conversions(self, recipe: Recipe | RecipeFamily) -> list[Conversion]:
         """Return the conversions that a recipe's sources need, done or not.
 
         From then on such a source is where its conversion is.
@@ -119,7 +120,7 @@ class Sources:
         self._conversions |= found
         return list(found.values())
 
-    def lock(self, recipe: Recipe, *, write: bool, renew: bool, say: Say) -> Lock:
+    def lock(self, recipe: Recipe | RecipeFamily, *, write: bool, renew: bool, say: Say) -> Lock:
         """Return a recipe's lock: read, and made or completed where it may be.
 
         Args:

@@ -10,12 +10,13 @@ from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
 from shardmerge.recipe.recipe import Recipe
+from shardmerge.recipe.variants import RecipeFamily
 from shardmerge.sources.lock import LockedSource
 from shardmerge.sources.tokenizer.files import ReadFile, read_ids, read_vocabulary, vocabulary_files
 from shardmerge.sources.tokenizer.vocabulary import tokens_by_id
 
 
-def lacking(recipe: Recipe, locked: LockedSource) -> list[str]:
+def lacking(recipe: Recipe | RecipeFamily, locked: LockedSource) -> list[str]:
     """Return what a recipe needs of a source's tokenizer that its lock does not hold."""
     needs = {
         "vocabulary": recipe.needs_vocabularies and locked.vocabulary is None,

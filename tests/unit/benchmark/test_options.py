@@ -175,9 +175,11 @@ class TestCommandLine:
 
 
 def test_no_option_is_forgotten() -> None:
-    """Every key of the configuration is an option, or says what is measured, what with, and how jobs share."""
+    """Every key of the configuration is an option, or says what is measured and how jobs share."""
     schema = json.loads(
         (Path(__file__).parents[3] / "config/schemas/config.schema.json").read_text()
     )
     keys = set(schema["properties"]["benchmark"]["properties"])
-    assert keys - {"models", "tasks", "per", "reference"} == set(EvalOptions.__dataclass_fields__)
+    assert keys - {"models", "tasks", "per", "reference", "probes"} == set(
+        EvalOptions.__dataclass_fields__
+    )

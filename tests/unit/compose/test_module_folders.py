@@ -113,7 +113,7 @@ class TestBothHaveThem:
     @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
     def test_they_are_merged_and_verified(self, numerics: str) -> None:
         out = built(numerics=numerics)
-        assert verify(out)["shards"] == len(out.build.shards) == 3
+        assert verify(out).shards == len(out.build.shards) == 3
         parts = [load_file(Path(m, DENSE, "model.safetensors")) for m in "ab"]
         merged = load_file(out.folder / DENSE / "model.safetensors")
         assert merged.keys() == HEAD.keys()

@@ -83,7 +83,7 @@ class TestGenerated:
         monkeypatch.setattr(sys, "argv", ["docs", f"--folder={tmp_path}", f"--config={manual}"])
         write_docs()
         assert manual.read_text(encoding="utf-8") == MANUAL
-        for name in ("methods.md", "flagship-coefficients.svg"):
+        for name in ("methods.md", "flagship-coefficients.svg", "sweep.svg"):
             kept = (REPO / "docs" / name).read_bytes()
             assert (tmp_path / name).read_bytes() == kept, f"{name}: run `make docs`"
 

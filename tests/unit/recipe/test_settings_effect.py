@@ -130,6 +130,25 @@ OTHER: dict[str, Any] = {
     "benchmark.seed": 7,
     "benchmark.allow_code_execution": Same(True, "whether a task may run, not what it gives"),
     "benchmark.include_path": "tasks",
+    **{
+        f"benchmark.probes.{key}": value
+        for key, value in {
+            "text": "other.txt",
+            "measure": ["needle"],
+            "against": ["base"],
+            "characters": 64,
+            "context": 32,
+            "stride": 4,
+            "longest": 48,
+            "lengths": [48],
+            "depths": [0.5],
+            "needles": 2,
+            "needle": "It is {secret}.",
+            "question": "Which? It is {secret}.",
+            "symbols": "abc",
+            "seed": 1,
+        }.items()
+    },
     "benchmark.limit": 3,
     "benchmark.num_fewshot": 2,
     "benchmark.batch_size": 4,
@@ -137,19 +156,27 @@ OTHER: dict[str, Any] = {
     "benchmark.dtype": "bfloat16",
     "benchmark.per": Same("model", "whether tasks share a job; each has its result"),
     "benchmark.gpus": Same(2, "over how many devices a model is spread"),
+    "sweep": Same(
+        {
+            "recipe": "own.yaml",
+            "space": {"w": {"grid": [1]}},
+            "objectives": {"one/acc": "maximize"},
+        },
+        "trials are recipes that are made of it, and given beside the settings",
+    ),
     "publish.repository": "me/{name}-2",
     "publish.private": False,
 }
 #: What another value of a key cannot do without.
 NEEDED = {
-    "benchmark.backend": {"device": "cuda"},
+    "benchmark.backend": {"device": "cuda", "probes": {"text": None}},
     "benchmark.fewshot_as_multiturn": {"apply_chat_template": True},
 }
 BASIS: dict[str, Any] = {
     "recipes": ["recipe.yaml"],
     "sources": {"base": "base", "tuned": "tuned"},
     "deltas": "store",
-    "benchmark": {"tasks": ["one", "two"]},
+    "benchmark": {"tasks": ["one", "two"], "probes": {"text": "text.txt"}},
     "publish": {"repository": "me/{name}"},
 }
 
@@ -191,6 +218,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         shutil.copytree("base", "base-copy")
         Path("tasks").mkdir()
         Path("tasks/one.yaml").write_text("task: one")
+        Path("text.txt").write_text("A text.")
+        Path("other.txt").write_text("Another text.")
         Path("recipe.yaml").write_text(RECIPE)
         Path("other.yaml").write_text(RECIPE.replace("0.25", "0.125"))
         yield

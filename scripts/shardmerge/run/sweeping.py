@@ -1,0 +1,182 @@
+"""What the rules of sweeps ask for: trials in their order, what each waits for, what is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from shardmerge.base.digest import digest
+from shardmerge.base.errors import UserError
+from shardmerge.run.resources import megabytes
+from shardmerge.run.targets import Targets
+from shardmerge.sweep.settled import identity_in
+from shardmerge.sweep.sweeps import Sweep, keep_sweep
+from shardmerge.sweep.weights import use_scratch
+
+#: What a sweep's table comes with, in the sweep's folder.
+SWEEP_FILES = ("table.json", "table.csv", "table.md", "trials.json", "best.yaml")
+
+
+class SweepTargets:
+    """Paths and jobs of sweeps.
+
+    Args:
+        sweeps: All of a configuration.
+        targets: The workflow's, with the trials.
+        dry: Whether nothing is written.
+        forced: Whether jobs run that need not, so that nothing counts as done; asked when needed.
+    """
+
+    def __init__(
+        self, sweeps: Sequence[Sweep], targets: Targets, *, dry: bool, forced: Callable[[], bool]
+    ) -> None:
+        self._targets, self._forced = targets, forced
+        self._results = targets.settings["results"]
+        self._tasks = targets.settings["benchmark"]["tasks"]
+        planned = sweeps if targets.plan.builds else ()
+        self.sweeps = {sweep.name: sweep for sweep in planned}
+        self.files = {sweep.name: keep_sweep(sweep, dry) for sweep in planned}
+        self._trials = [(sweep, c.name) for sweep in planned for c in sweep.candidates]
+        self._places = {sweep.build(name): i for i, (sweep, name) in enumerate(self._trials)}
+        self._by_label = {sweep.label(name): (sweep, name) for sweep, name in self._trials}
+        self._done: dict[str, bool] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        """What trials are called among measured models."""
+        return list(self._by_label)
+
+    def results(self, sweep: str, trial: str) -> list[str]:
+        """Return the paths of what is measured of a trial."""
+        return self.sweeps[sweep].result_files(self._results, trial, self._tasks)
+
+    def all_results(self, sweep: str) -> list[str]:
+        """Return the same of all trials of a sweep."""
+        return [path for c in self.sweeps[sweep].candidates for path in self.results(sweep, c.name)]
+
+    def settled(self, sweep: str) -> list[str]:
+        """Return what shows that all trials of a sweep are measured and seen to."""
+        own = self.sweeps[sweep]
+        return [own.settled(self._results, c.name) for c in own.candidates]
+
+    def references(self) -> list[str]:
+        """Return the results of models that are no trials and no builds, for comparison."""
+        models = [m for m in self._targets.measured if m not in self._targets.plan.models]
+        return [f"{self._results}/benchmarks/{m}/{t}.json" for m in models for t in self._tasks]
+
+    def identity(self, sweep: str, trial: str) -> str:
+        """Return the digest of all that a trial's measurements depend on."""
+        label = self.sweeps[sweep].label(trial)
+        return digest([self._targets.benchmark_identity(label, task) for task in self._tasks])
+
+    @cached_property
+    def _identities(self) -> dict[str, dict[str, str]]:
+        return {
+            name: {c.name: self.identity(name, c.name) for c in sweep.candidates}
+            for name, sweep in self.sweeps.items()
+        }
+
+    def known(self, sweep: str) -> list[str]:
+        """Return each trial of a sweep with its identity."""
+        return [f"{trial}={identity}" for trial, identity in self._identities[sweep].items()]
+
+    def content(self, sweep: str) -> str:
+        """Return the digest of all that a sweep's tables depend on."""
+        own = self.sweeps[sweep]
+        return digest([self.known(sweep), self.files[sweep], own.keep, self.references()])
+
+    def measured_files(self, label: str) -> Sequence[str]:
+        """Return the files of a trial that must be there to measure it; none if that is done."""
+        sweep, trial = self._by_label[label]
+        return () if self._is_done(sweep, trial) else self._targets.trials[label].files
+
+    def before(self, build: str) -> list[str]:
+        """Return what must be settled before a model is built, so that its weights find room."""
+        place, window = self._places.get(build), self._targets.plan.room.window
+        if place is None or not window or place < window:
+            return []
+        if self._is_done(*self._trials[place]):
+            return []
+        sweep, trial = self._trials[place - window]
+        return [sweep.settled(self._results, trial)]
+
+    def _is_done(self, sweep: Sweep, trial: str) -> bool:
+        """Whether a trial is measured as it would be now, so that its weights may be gone."""
+        if self._forced():
+            return False
+        label = sweep.label(trial)
+        if label not in self._done:
+            identity = self._identities[sweep.name][trial]
+            there = all(map(os.path.exists, self.results(sweep.name, trial)))
+            told = identity_in(sweep.settled(self._results, trial))
+            self._done[label] = there and told == identity
+        return self._done[label]
+
+    def sources(self, sweep: str) -> list[str]:
+        """Return what a sweep's kept weights are made from, so that it is there to the end."""
+        own, plan = self.sweeps[sweep], self._targets.plan
+        if own.keep == "none":
+            return []
+        jobs = [job for c in own.candidates for job in plan.builds[own.build(c.name)].shards]
+        read = {path for job in jobs for path in job.deltas}
+        jobs += [job for job in plan.deltas if job.output in read]
+        return list(dict.fromkeys(path for job in jobs for path in job.sources))
+
+    def megabytes(self, sweep: str) -> int:
+        """Return the memory that it takes at most to build or check one of a sweep's shards."""
+        own, plan = self.sweeps[sweep], self._targets.plan
+        jobs = [job for c in own.candidates for job in plan.builds[own.build(c.name)].shards]
+        return megabytes(max(max(job.memory, job.check_memory) for job in jobs))
+
+    def plots(self, sweep: str) -> list[str]:
+        """Return what is drawn of a sweep, by the variables and objectives that it has."""
+        own = self.sweeps[sweep]
+        variables = list(own.candidates[0].values)
+        names = [f"over-{name}.svg" for name in variables]
+        names += ["pareto.svg"] if len(own.objectives) > 1 else []
+        names += ["grid.svg"] if len(variables) == 2 else []
+        names.append("parallel.svg")
+        return [f"{self.folder(sweep)}/plots/{name}" for name in names]
+
+    def folder(self, sweep: str) -> str:
+        """Return the folder of a sweep's results."""
+        return f"{self._results}/sweeps/{sweep}"
+
+    def finished(self) -> list[str]:
+        """Return what shows that all sweeps are done.
+
+        Raises:
+            UserError: If none is configured.
+        """
+        if not self.sweeps and self._targets.plan.builds:
+            hint = "docs/howto/sweep.md has an example."
+            raise UserError("there is no `sweep`", "configuration", hint)
+        names = (*SWEEP_FILES, "kept.json", "plots/parallel.svg", "plots/trials.html")
+        return [f"{self.folder(sweep)}/{file}" for sweep in self.sweeps for file in names]
+
+    def check_shared(self) -> None:
+        """Refuse scratch folders that jobs on other machines cannot see.
+
+        Raises:
+            UserError: If one is in the memory of this machine.
+        """
+        for sweep in self.sweeps.values():
+            if sweep.scratch and Path(sweep.scratch).absolute().is_relative_to("/dev"):
+                raise UserError(
+                    f"{sweep.scratch} is memory of one machine, and jobs run on others",
+                    "configuration: sweep.scratch",
+                    "Name a folder on a shared disk, or run on one machine (`--cores`).",
+                )
+
+    def prepare(self) -> None:
+        """Make the places of weights on scratch disks.
+
+        Raises:
+            UserError: If one cannot be used.
+        """
+        for sweep in self.sweeps.values():
+            if sweep.scratch:
+                todo = [c.name for c in sweep.candidates if not self._is_done(sweep, c.name)]
+                use_scratch(sweep, todo, self._results)

@@ -1,0 +1,261 @@
+"""Sweeps as they are configured, with all their trials."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base import forms
+from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import load_json, read_text, write_text
+from shardmerge.base.forms import FormError, entry
+from shardmerge.base.pathnames import check_word
+from shardmerge.base.sealed import AGAIN
+from shardmerge.benchmark.trials import Value
+from shardmerge.plan.files import CACHE, check_whole
+from shardmerge.recipe.benchmark_entries import whole_of
+from shardmerge.recipe.recipe import folder_name
+from shardmerge.recipe.settings import Settings
+from shardmerge.recipe.variants import Variant
+from shardmerge.sweep.space import MOST_TRIALS, Point, drawn, grid, read_space
+from shardmerge.sweep.template import Template
+
+#: Folder of sweeps below the results.
+SWEEPS = "sweeps"
+_DIGITS = 10
+_LONGEST_SHOWN = 40
+
+_any = forms.holds(lambda value: True)
+
+
+@dataclass(frozen=True)
+class SweepTrial:
+    """One recipe of a sweep.
+
+    Args:
+        name: Made from the recipe, so that the same recipe has the same name in every sweep.
+        values: Of the variables.
+        text: The recipe.
+    """
+
+    name: str = entry(forms.text)
+    values: Mapping[str, Any] = entry(forms.mapped(_any))
+    text: str = entry(forms.text)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep.
+
+    Args:
+        name: Of its folder.
+        recipe: Path of the recipe with gaps.
+        objectives: Label of a metric to ``maximize`` or ``minimize``, the most important first.
+        constraints: Label of a metric to a bound, such as ``>= 0.95``.
+        keep: Whose weights stay: ``best``, ``all``, ``none``.
+        scratch: Folder of weights until they are measured, or None.
+        candidates: Its trials.
+    """
+
+    name: str = entry(forms.text)
+    recipe: str = entry(forms.text)
+    objectives: Mapping[str, str] = entry(forms.mapped(forms.text))
+    constraints: Mapping[str, str] = entry(forms.mapped(forms.text))
+    keep: str = entry(forms.text)
+    scratch: str | None = entry(forms.maybe(forms.text), None)
+    candidates: tuple[SweepTrial, ...] = entry(forms.listed(forms.made_of(SweepTrial)))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that it is measured by."""
+        labels = [*self.objectives, *self.constraints]
+        return list(dict.fromkeys(label.partition("/")[0] for label in labels))
+
+    def build(self, trial: str) -> str:
+        """Return the name of a trial's folder below the results."""
+        return f"{SWEEPS}/{self.name}/trials/{trial}"
+
+    def label(self, trial: str) -> str:
+        """Return what a trial is called among measured models."""
+        return f"{self.name}-{trial}"
+
+    def result_files(self, results: str, trial: str, tasks: Sequence[str]) -> list[str]:
+        """Return the paths of what is measured of a trial."""
+        return [f"{results}/benchmarks/{self.label(trial)}/{task}.json" for task in tasks]
+
+    def settled(self, results: str, trial: str) -> str:
+        """Return the path of what shows that a trial is measured and its weights are seen to."""
+        return f"{results}/{self.build(trial)}/measured.json"
+
+    def variants(self, results: str) -> list[Variant]:
+        """Return the trials as recipes to plan with.
+
+        Args:
+            results: The folder of results.
+        """
+        return [
+            Variant(f"{results}/{self.build(c.name)}/recipe.yaml", c.text, self.build(c.name),
+                    self.recipe)
+            for c in self.candidates
+        ]  # fmt: skip
+
+
+def read_sweeps(settings: Settings) -> list[Sweep]:
+    """Return the sweeps of a configuration.
+
+    Raises:
+        UserError: For all that is wrong with them and shows without the models.
+    """
+    found: dict[str, Sweep] = {}
+    many = len(settings.sweeps) > 1
+    for number, config in enumerate(settings.sweeps):
+        where = f"configuration: sweep.{number}" if many else "configuration: sweep"
+        sweep = _sweep(config, where)
+        if sweep.name in found:
+            hint = "Give each sweep a `name`."
+            raise UserError(f"two sweeps are called {sweep.name!r}", where, hint)
+        found[sweep.name] = sweep
+    return list(found.values())
+
+
+def _sweep(config: Mapping[str, Any], where: str) -> Sweep:
+    recipe = config["recipe"]
+    template = Template(read_text(recipe), recipe)
+    for label in (*config["objectives"], *config["constraints"]):
+        _check_label(label, where)
+    points = _points(config, where)
+    names = {name for point in points for name in point}
+    template.check(config["space"] or names, f"{where}.space")
+    candidates: dict[str, SweepTrial] = {}
+    for point in points:
+        text = template.render(point)
+        name = digest(text)[:_DIGITS]
+        candidates.setdefault(name, SweepTrial(name=name, values=point, text=text))
+    return Sweep(
+        name=config["name"] or folder_name(Path(recipe).stem),
+        recipe=recipe,
+        objectives=config["objectives"],
+        constraints=config["constraints"],
+        keep=config["keep"],
+        scratch=config["scratch"],
+        candidates=tuple(candidates.values()),
+    )
+
+
+def _check_label(label: str, where: str) -> None:
+    task, slash, metric = label.partition("/")
+    if not (slash and metric):
+        message = f"{label!r} is no metric of a task"
+        raise UserError(message, where, f"Write `TASK/METRIC`, such as `{label}/acc`.")
+    check_word(task, where)
+
+
+def _points(config: Mapping[str, Any], where: str) -> Sequence[Point]:
+    sampler, trials = config["sampler"], config["trials"]
+    variables = read_space(config["space"], f"{where}.space")
+    if sampler == "list":
+        points = _listed(trials, where)
+        names = set(config["space"]) or set(points[0])
+        for point in points:
+            _check_point(point, names, f"{where}.trials")
+    elif not variables:
+        raise UserError("has no variable", f"{where}.space", "Write `space: {w: {grid: [0, 1]}}`.")
+    elif sampler == "grid":
+        if trials is not None:
+            hint = "Leave it out, or write `sampler: random` or `sobol`."
+            raise UserError("means nothing for a grid", f"{where}.trials", hint)
+        points = grid(variables, where)
+    else:
+        if type(trials) is not int:
+            hint = "Write `trials: 16`."
+            raise UserError(f"`sampler: {sampler}` needs a number of trials", where, hint)
+        points = drawn(variables, sampler, trials, config["seed"])
+    return [{name: _plain(value, where) for name, value in point.items()} for point in points]
+
+
+def _listed(trials: Any, where: str) -> Sequence[Point]:
+    where = f"{where}.trials"
+    if isinstance(trials, str):
+        where = trials
+        try:
+            trials = json.loads(read_text(trials))
+        except (ValueError, RecursionError):
+            raise UserError("is no JSON", where) from None
+    if not (isinstance(trials, list) and trials and all(isinstance(t, dict) for t in trials)):
+        raise UserError("is no list of maps from variable to value", where)
+    if len(trials) > MOST_TRIALS:
+        raise UserError(f"lists {len(trials):,} trials; {MOST_TRIALS:,} are the most", where)
+    return trials
+
+
+def _check_point(point: Point, names: set[str], where: str) -> None:
+    for name in names - point.keys():
+        raise UserError(f"a trial has no value of {name!r}", where, did_you_mean(name, point))
+    for name in point.keys() - names:
+        raise UserError(f"{name!r} is no variable", where, did_you_mean(name, names))
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a value as JSON has it; YAML knows dates and others."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        hint = "Put it in quotes if it is a text."
+        raise UserError(f"{str(value)[:80]!r} cannot be a value", where, hint) from None
+
+
+def plot_value(value: Any) -> Value:
+    """Return a variable's value as tables and plots have it: what is no number or word is cut."""
+    if isinstance(value, str | int | float | bool):
+        return value
+    text = canonical_json(value)
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    return f"{text[: _LONGEST_SHOWN - 8]}... {digest(value)[:4]}"
+
+
+def with_tasks(settings: Settings, sweeps: Sequence[Sweep]) -> Settings:
+    """Return settings that measure what sweeps aim at, besides what they name themselves."""
+    benchmark = settings["benchmark"]
+    aims = (whole_of(benchmark, task) for sweep in sweeps for task in sweep.tasks)
+    tasks = dict.fromkeys([*benchmark["tasks"], *aims])
+    return Settings(settings.values | {"benchmark": benchmark | {"tasks": list(tasks)}})
+
+
+def keep_recipes(sweeps: Sequence[Sweep], results: str) -> None:
+    """Write each trial's recipe into its folder, unless it is there."""
+    for path, text in _recipes(sweeps, results):
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+
+def _recipes(sweeps: Sequence[Sweep], results: str) -> Iterator[tuple[Path, str]]:
+    for sweep in sweeps:
+        yield from ((Path(v.path), v.text) for v in sweep.variants(results))
+
+
+def keep_sweep(sweep: Sweep, dry: bool = False) -> str:
+    """Return the path of a file that tells jobs of a sweep, written unless this is a dry run."""
+    text = json.dumps(forms.written(sweep))  # in its own order: the first objective counts most
+    path = CACHE / "sweeps" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    if not dry and not (path.is_file() and path.read_bytes() == text.encode()):
+        write_text(path, text)
+    return str(path)
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Return the sweep in a file of ``keep_sweep``.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    check_whole(Path(path), Path(path).stem)
+    try:
+        return forms.read(Sweep, load_json(path))
+    except FormError:
+        raise UserError("is damaged", str(path), AGAIN) from None
