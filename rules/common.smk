@@ -109,6 +109,10 @@ BUILT = Built(
 
 # These change no result: rules give them by a param that makes nothing run again (see `listed`).
 MERGE_OPTIONS = [f"--device={SETTINGS['device']}", f"--link={SETTINGS['link']}"]
+FACTOR_OPTIONS = [
+    f"--device={SETTINGS['device']}",
+    f"--threads={RESOURCES['merge_threads']}",
+]
 shell.prefix(
     # A deployed environment has its own python; else it is the one that runs Snakemake.
     shell_prefix(SCRIPTS, None if DEPLOYED else Path(sys.executable).parent, WORKER.prefix)
@@ -122,6 +126,9 @@ pathvars:
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
     shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
+    adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
+    updates=r"update(-\d{5}-of-\d{5})?",
+    factors=r"factors(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
@@ -152,13 +159,33 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
+def hidden_job(w):
+    return PLAN.hidden[w.hidden]
+
+
 def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
 
+def adapter(w):
+    return PLAN.adapters[w.adapter]
+
+
+def update_job(w):
+    return TARGETS.update(w.adapter, w.updates)
+
+
+def factor_job(w):
+    return TARGETS.factors(w.adapter, w.factors)
+
+
+#: Who finds the job of a shard, by the wildcard that only shards of that kind have.
+JOBS = {"pair": delta_job, "updates": update_job, "shard": shard_job}
+
+
 def job_of(w):
-    """Return the job of an output shard or of a shard of task vectors."""
-    return delta_job(w) if hasattr(w, "pair") else shard_job(w)
+    """Return the job of an output shard, a shard of task vectors or one of updates."""
+    return next(find(w) for wildcard, find in JOBS.items() if hasattr(w, wildcard))
 
 
 def measured(w):

@@ -63,6 +63,18 @@ CHECKS = {
         "A model whose config.json names code of its own. Such code is never run, and not taken "
         "along."
     ),
+    "equal-prompts": (
+        "A mixture whose experts all have the same prompts, so that its router cannot tell them "
+        "apart. mergekit refuses it."
+    ),
+    "equal-experts": (
+        "A mixture whose experts are all the same model without noise: it computes what one of "
+        "them does, until it is trained."
+    ),
+    "expert-tokenizers": (
+        "A mixture of models whose tokenizers differ. All experts get the base model's tokens, "
+        "which stand for other texts in some of them."
+    ),
     "unused-model": "A listed model that adds nothing: its weights are 0 or cancel each other.",
     "ignored-key": (
         "A key that the recipe's language does not have at that place. mergekit ignores it too."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shardmerge.base import forms
 from shardmerge.base.forms import entry
-from shardmerge.benchmark.samples import Answers, Given
+from shardmerge.benchmark.samples import Answers, GivenAnswer
 
 _number = forms.holds(lambda value: type(value) in (int, float))
 
@@ -38,7 +38,9 @@ class Agreement:
     kappa: float | None = entry(forms.maybe(_number))
 
 
-def agreement(model: str, other: str, task: str, pairs: Sequence[tuple[Given, Given]]) -> Agreement:
+def agreement(
+    model: str, other: str, task: str, pairs: Sequence[tuple[GivenAnswer, GivenAnswer]]
+) -> Agreement:
     """Return how answers agree.
 
     Args:

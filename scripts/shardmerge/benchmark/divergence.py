@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardmerge.benchmark.probe_model import log_softmax, row_blocks, window_logits
-from shardmerge.benchmark.probe_result import Findings, row
-from shardmerge.benchmark.probe_text import ProbeText, Window, difference, vocabulary_of
-from shardmerge.benchmark.reference_logits import Reference, open_reference
+from shardmerge.benchmark.probe_result import ProbeFindings, passage_row
+from shardmerge.benchmark.probe_text import (
+    ProbeText,
+    TextWindow,
+    vocabulary_difference,
+    vocabulary_of,
+)
+from shardmerge.benchmark.reference_logits import KeptLogits, open_reference
 from shardmerge.benchmark.resampling import Passages, ratio
 
 if TYPE_CHECKING:
@@ -47,7 +52,7 @@ class Divergence:
         return cls(numpy.zeros(tokens), numpy.zeros(tokens), numpy.zeros(tokens))
 
     def fill(
-        self, window: Window, own: torch.Tensor, reference: torch.Tensor, tokens: Sequence[int]
+        self, window: TextWindow, own: torch.Tensor, reference: torch.Tensor, tokens: Sequence[int]
     ) -> None:
         """Take the logits of a window's tokens.
 
@@ -98,7 +103,7 @@ class Divergence:
 
 def measure_divergence(
     model: LM, name: str, text: ProbeText, references: Sequence[str | os.PathLike[str]]
-) -> Findings:
+) -> ProbeFindings:
     """Return how far a model is from others.
 
     Args:
@@ -107,9 +112,9 @@ def measure_divergence(
         text: As its tokenizer sees it.
         references: What ``reference_logits.keep_logits`` wrote of the others.
     """
-    found, done = Findings(), {}
+    found, done = ProbeFindings(), {}
     with ExitStack() as files:
-        others: dict[tuple[int, int], list[Reference]] = {}
+        others: dict[tuple[int, int], list[KeptLogits]] = {}
         for path in references:
             other = files.enter_context(open_reference(path))
             if reason := _apart(model, text, other):
@@ -130,7 +135,7 @@ def measure_divergence(
 
 
 def _compared(
-    model: LM, text: ProbeText, windows: tuple[int, int], others: Sequence[Reference]
+    model: LM, text: ProbeText, windows: tuple[int, int], others: Sequence[KeptLogits]
 ) -> dict[str, Divergence]:
     found = {other.name: Divergence.of(len(text.tokens)) for other in others}
     for window, own in window_logits(model, text.tokens, *windows):
@@ -140,7 +145,7 @@ def _compared(
     return found
 
 
-def _apart(model: LM, text: ProbeText, other: Reference) -> str | None:
+def _apart(model: LM, text: ProbeText, other: KeptLogits) -> str | None:
     """Return in words why a model cannot be compared with another, None if it can."""
     if other.context > model.max_length:
         return (
@@ -148,7 +153,7 @@ def _apart(model: LM, text: ProbeText, other: Reference) -> str | None:
             f"it declares; write `context: {model.max_length}`"
         )
     own = vocabulary_of(model.tokenizer, len(other.vocabulary))
-    return difference(own, other.vocabulary, text.tokens == other.tokens)
+    return vocabulary_difference(own, other.vocabulary, text.tokens == other.tokens)
 
 
 def _mean(found: Sequence[Divergence], passages: Passages) -> tuple[float, float | None]:
@@ -163,6 +168,6 @@ def _mean(found: Sequence[Divergence], passages: Passages) -> tuple[float, float
 def _rows(task: str, text: ProbeText, found: Divergence, passages: Passages) -> list[dict]:
     sums, sizes = passages.sums(found.kl), passages.sizes()
     return [
-        row(task, i, (passage, passage), passage, {}, kl=[float(sums[i]), float(sizes[i])])
+        passage_row(task, i, (passage, passage), passage, {}, kl=[float(sums[i]), float(sizes[i])])
         for i, passage in enumerate(text.passages)
     ]

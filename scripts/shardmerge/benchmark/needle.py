@@ -12,7 +12,7 @@ from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark.probe_model import answer_likelihoods
 from shardmerge.benchmark.probe_options import ProbeOptions
-from shardmerge.benchmark.probe_result import Findings, row
+from shardmerge.benchmark.probe_result import ProbeFindings, passage_row
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -87,7 +87,7 @@ def haystacks(
                 yield Haystack(length, depth, number, secrets, right, prompt, answers)
 
 
-def measure_needles(model: LM, text: str, options: ProbeOptions) -> Findings:
+def measure_needles(model: LM, text: str, options: ProbeOptions) -> ProbeFindings:
     """Return how often a model finds a secret, for each length of haystack.
 
     ``acc``: the right secret is the likeliest of ten. ``exact``: its tokens are the likeliest of
@@ -98,7 +98,7 @@ def measure_needles(model: LM, text: str, options: ProbeOptions) -> Findings:
         text: What haystacks are made of.
         options: Lengths, depths, words, seed.
     """
-    found = Findings(better={"acc": True, "exact": True})
+    found = ProbeFindings(better={"acc": True, "exact": True})
     right: dict[str, list[tuple[float, float]]] = {}
     for i, hay in enumerate(haystacks(model.tokenizer, text, model.max_length, options)):
         likely = answer_likelihoods(model, hay.prompt, hay.answers)
@@ -108,7 +108,7 @@ def measure_needles(model: LM, text: str, options: ProbeOptions) -> Findings:
         right.setdefault(task, []).append((scores["acc"], scores["exact"]))
         asked = [hay.length, hay.depth, hay.number, *hay.secrets, digest(text)]
         found.rows.append(
-            row(
+            passage_row(
                 task, i, (asked, hay.right), digest(list(hay.prompt)), scores,
                 doc={"length": hay.length, "depth": hay.depth, "number": hay.number},
                 target=hay.secrets[hay.right],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardmerge.base.digest import digest
 from shardmerge.benchmark.probe_model import log_softmax, row_blocks, window_logits
 from shardmerge.benchmark.probe_options import ProbeOptions
-from shardmerge.benchmark.probe_result import Findings, row
+from shardmerge.benchmark.probe_result import ProbeFindings, passage_row
 from shardmerge.benchmark.probe_text import ProbeText
 from shardmerge.benchmark.resampling import Passages, ratio
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def measure_perplexity(model: LM, text: ProbeText, options: ProbeOptions) -> Findings:
+def measure_perplexity(model: LM, text: ProbeText, options: ProbeOptions) -> ProbeFindings:
     """Return the perplexity of a text's tokens, and bits for each of its bytes.
 
     Bits for each byte can be compared between models with different tokenizers, perplexities of
@@ -41,7 +41,7 @@ def measure_perplexity(model: LM, text: ProbeText, options: ProbeOptions) -> Fin
     sizes = numpy.array([len(passage.encode()) for passage in text.passages], dtype=float)
     lost, bits = ratio(-sums, counts), ratio(-sums / math.log(2), sizes)
     ones = numpy.ones(passages.count)
-    found = Findings(better={"token_perplexity": False, "bits_per_byte": False})
+    found = ProbeFindings(better={"token_perplexity": False, "bits_per_byte": False})
     found.values["perplexity"] = {
         "token_perplexity": (
             math.exp(lost(ones)),
@@ -60,7 +60,9 @@ def measure_perplexity(model: LM, text: ProbeText, options: ProbeOptions) -> Fin
             "token_perplexity": [float(sums[i]), float(counts[i])],
             "bits_per_byte": [float(sums[i]), float(sizes[i])],
         }
-        found.rows.append(row("perplexity", i, (passage, passage), [windows, passage], parts))
+        found.rows.append(
+            passage_row("perplexity", i, (passage, passage), [windows, passage], parts)
+        )
     return found
 
 

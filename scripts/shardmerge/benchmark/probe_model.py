@@ -8,7 +8,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.benchmark.probe_text import Window, windows
+from shardmerge.benchmark.probe_text import TextWindow, windows
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ _ROWS = 64
 
 def window_logits(
     model: LM, tokens: Sequence[int], context: int, stride: int
-) -> Iterator[tuple[Window, torch.Tensor]]:
+) -> Iterator[tuple[TextWindow, torch.Tensor]]:
     """Yield each window with the logits of the tokens that it predicts.
 
     Every window begins with the token that begins a text, which many models lean on.

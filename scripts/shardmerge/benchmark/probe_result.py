@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Findings:
+class ProbeFindings:
     """What a probe found, task by task.
 
     Args:
@@ -37,7 +37,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def row(
+def passage_row(
     task: str,
     number: int,
     asked: Sequence[Any],
@@ -70,7 +70,7 @@ def row(
 
 
 def evaluation(
-    model: LM, name: str, probe: str, options: EvalOptions, found: Findings
+    model: LM, name: str, probe: str, options: EvalOptions, found: ProbeFindings
 ) -> Evaluation:
     """Return a probe's result and its rows, as ``harness.save`` writes them.
 

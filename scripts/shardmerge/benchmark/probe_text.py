@@ -32,7 +32,7 @@ class ProbeText:
 
 
 @dataclass(frozen=True)
-class Window:
+class TextWindow:
     """Tokens that are predicted together.
 
     Args:
@@ -82,7 +82,7 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, text: str) -> ProbeText:
     return ProbeText(passages, tuple(found["input_ids"]), places)
 
 
-def windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
+def windows(tokens: int, context: int, stride: int) -> Iterator[TextWindow]:
     """Yield windows that predict each token once, after as many others as there is room for.
 
     Args:
@@ -93,7 +93,7 @@ def windows(tokens: int, context: int, stride: int) -> Iterator[Window]:
     begin = 0
     while begin < tokens:
         end = min(tokens, begin + (stride if begin else context))
-        yield Window(max(0, end - context), begin, end)
+        yield TextWindow(max(0, end - context), begin, end)
         begin = end
 
 
@@ -103,7 +103,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str | N
     return [known.get(number) for number in range(size)]
 
 
-def difference(own: Sequence[str | None], other: Sequence[str | None], tokens: bool) -> str | None:
+def vocabulary_difference(
+    own: Sequence[str | None], other: Sequence[str | None], tokens: bool
+) -> str | None:
     """Return in words why two models' distributions cannot be compared, None if they can.
 
     Args:

@@ -13,7 +13,7 @@ from shardmerge.benchmark.needle import measure_needles
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.perplexity import measure_perplexity
 from shardmerge.benchmark.probe_options import ProbeOptions
-from shardmerge.benchmark.probe_result import Findings, evaluation
+from shardmerge.benchmark.probe_result import ProbeFindings, evaluation
 from shardmerge.benchmark.probe_text import load_text, tokenized
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def probes_of(
 
 def _findings(
     kind: str, model: LM, name: str, asked: ProbeOptions, references: Sequence[Path]
-) -> Findings:
+) -> ProbeFindings:
     text = load_text(asked.text, asked.characters)
     if kind == "needle":
         return measure_needles(model, text, asked)

@@ -29,7 +29,7 @@ _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F6
 
 
 @dataclass(frozen=True)
-class Reference:
+class KeptLogits:
     """A model's logits of a text.
 
     Args:
@@ -91,7 +91,7 @@ def _beginning(model: LM, text: ProbeText, logits: torch.Tensor, told: dict[str,
 
 
 @contextmanager
-def open_reference(path: str | os.PathLike[str]) -> Iterator[Reference]:
+def open_reference(path: str | os.PathLike[str]) -> Iterator[KeptLogits]:
     """Give what ``keep_logits`` wrote, read as it is needed.
 
     Raises:
@@ -107,7 +107,7 @@ def open_reference(path: str | os.PathLike[str]) -> Iterator[Reference]:
     ):
         raise UserError("has no logits of a text", str(path), "Delete it; it is made again.")
     with safe_open(path, "pt") as file:
-        yield Reference(
+        yield KeptLogits(
             header.metadata["model"],
             int(header.metadata["context"]),
             int(header.metadata["stride"]),

@@ -26,7 +26,7 @@ Series = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenAnswer:
     """An answer to a question, a text or the number of a choice, and whether it is right."""
 
     answer: str | int
@@ -45,7 +45,7 @@ class Answers:
 
     parts: dict[Series, dict[Question, Addend]] = field(default_factory=dict)
     prompts: dict[str, dict[Question, str]] = field(default_factory=dict)
-    given: dict[tuple[str, str, Question], Given] = field(default_factory=dict)
+    given: dict[tuple[str, str, Question], GivenAnswer] = field(default_factory=dict)
 
 
 def samples_path(result: str | os.PathLike[str]) -> Path:
@@ -87,7 +87,7 @@ def _add(answers: Answers, row: Mapping[str, Any]) -> None:
     right = [row[metric] for metric in row["metrics"] if row.get(metric) in (0, 1)]
     if answer is not None and right:
         key = (str(row["task"]), str(row["filter"]), question)
-        answers.given[key] = Given(answer, bool(right[0]))
+        answers.given[key] = GivenAnswer(answer, bool(right[0]))
 
 
 def _answer(responses: Any) -> str | int | None:

@@ -312,6 +312,8 @@ class Recomputer:
         match node:
             case ex.Cast(operand, dtype):
                 return self._stated(operand, runs).to(getattr(_torch(), DTYPES[dtype].name))
+            case ex.Zero():
+                return _torch().zeros(_count(runs))
             case ex.LowRank():
                 return self._stated_product(node, runs)
             case ex.Linear(terms):

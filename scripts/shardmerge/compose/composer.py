@@ -8,6 +8,10 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.context import Context
+from shardmerge.compose.derived_model import ConfigChange, DerivedModel
+from shardmerge.compose.experts.choice import ExpertChoiceModel
+from shardmerge.compose.experts.mixture import MixtureModel
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
@@ -16,6 +20,7 @@ from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
+from shardmerge.recipe.stage import Stage
 from shardmerge.sources.lock import Lock
 
 
@@ -44,6 +49,7 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
+        self.hidden: dict[tuple[str, str], HiddenStates] = {}
         self._models: dict[str, Model] = {}
 
     def outputs(self, stage: str) -> list[OutputTensor]:
@@ -79,10 +85,30 @@ class Composer(Context):
                 locked = self.lock.sources[adapter]
                 self._models[key] = LoraModel(key, base, adapter, locked, self.numerics)
             elif key in self.recipe.stages:
-                self._models[key] = StageModel(self, self.recipe.stages[key], self.tokenizers.align)
+                self._models[key] = self._stage_model(self.recipe.stages[key])
             else:
                 self._models[key] = SourceModel(key, self.lock, self.numerics)
         return self._models[key]
+
+    def _stage_model(self, stage: Stage) -> Model:
+        if stage.mixture:
+            return MixtureModel(self, stage)
+        if stage.choice:
+            return ExpertChoiceModel(self, stage)
+        return StageModel(self, stage, self.tokenizers.align)
+
+    def changes(self, stage: str) -> list[ConfigChange]:
+        """Return how config.json of a stage differs from its source's, through other stages.
+
+        Those of a stage's base come before its own.
+        """
+        found, key = [], stage
+        while key in self.recipe.stages:
+            model = self.model(Reference(key))
+            if isinstance(model, DerivedModel):
+                found.insert(0, model.change)
+            key = self.recipe.stages[key].reference_model.model
+        return found
 
     def forget(self) -> None:
         """Let go of the models, which know this composer: a collector takes long to find that."""

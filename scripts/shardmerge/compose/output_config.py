@@ -38,6 +38,9 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for section, layers in _moved(composer, stage):
         changes |= section.changes(layers)
+    for change in composer.changes(stage):
+        changes |= change.values
+        changes = {key: value for key, value in changes.items() if key not in change.removed}
     changes |= _without_predictors(composer, stage)
     if composer.is_untied(stage):
         changes["tie_word_embeddings"] = False
@@ -48,15 +51,27 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
 def config_removed(composer: Composer, stage: str) -> list[str]:
     """Return what config.json of a build no longer says, by its place.
 
-    That is how weights were quantised, and which code of the repository to run: the code is not
-    taken along.
+    That is how weights were quantised, which code of the repository to run (the code is not taken
+    along), and what another architecture has no use for.
 
     Args:
         composer: Of the recipe.
         stage: That is built.
     """
     config = composer.lock.sources[composer.reference_source(stage)].config
-    return [*announcing_keys(config), *(key for key in (AUTO_MAP,) if key in config)]
+    given = [*announcing_keys(config), *(key for key in (AUTO_MAP,) if key in config)]
+    for change in composer.changes(stage):
+        given = [key for key in given if key not in change.values]
+        given += [key for key in change.removed if key not in given and _has(config, key)]
+    return given
+
+
+def _has(config: Mapping[str, Any], place: str) -> bool:
+    for key in place.split("."):
+        if not isinstance(config, Mapping) or key not in config:
+            return False
+        config = config[key]
+    return True
 
 
 def check_finite(values: Mapping[str, Any], model: str) -> None:

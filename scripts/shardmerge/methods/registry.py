@@ -139,14 +139,18 @@ def merge_method(
 
 
 def step_kernel(
-    name: str, numerics: Numerics, *, workspace: Workspace = Workspace()
+    name: str,
+    numerics: Numerics,
+    *,
+    elementwise: bool = False,
+    workspace: Workspace = Workspace(),
 ) -> Callable[[Kernel], Kernel]:
-    """Register the decorated kernel as a step that no recipe names; it gets whole tensors.
+    """Register the decorated kernel as a step that no recipe names.
 
     Args:
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
-        workspace: Memory that the kernel allocates.
+        elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
 
     Raises:
         ValueError: If the name is taken.
@@ -155,7 +159,7 @@ def step_kernel(
     def register(function: Kernel) -> Kernel:
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
-        _STEPS.setdefault(name, {})[numerics] = Rendering(function, workspace=workspace)
+        _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
         return function
 
     return register

@@ -21,6 +21,7 @@ from shardmerge.plan.description import (
     TokenizerContent,
 )
 from shardmerge.plan.plan import ShardJob
+from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.stage import Stage
 from shardmerge.sources.checkpoint_files import side_files
 from shardmerge.sources.lock import LockedSource
@@ -64,17 +65,13 @@ def describe(
         sums: What each tensor is (``Composer.sums``).
         allow_nonfinite: Whether shards may hold what no source has: verified anew if it changes.
     """
-    recipe, lock = composer.recipe, composer.lock
+    recipe = composer.recipe
     stage = recipe.stages[name]
     dtype = stage.out_dtype or stage.dtype or _common_dtype(shards)
-    needed = recipe.needed(name)
-    references = [r for s in needed for r in recipe.stages[s].references]
-    used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
-    used |= dict.fromkeys(r.lora for r in references if r.lora)
     return BuildDescription(
         name=name,
         recipe=RecipeFile(file=recipe.path, text=recipe.text),
-        stages=tuple(_stage_text(recipe.stages[s]) for s in needed),
+        stages=stage_texts(recipe, name),
         numerics=composer.numerics,
         dtype=DTYPES[dtype].name if dtype else None,
         config=config_changes(composer, name) | config_values(composer, name),
@@ -82,7 +79,7 @@ def describe(
         tokenizer=tokenizer.source,
         tokens=tokenizer,
         files={name: files[name] for name in sorted(files)},
-        sources={key: _described(lock.sources[key]) for key in used},
+        sources=described_sources(composer, name),
         shards=tuple(
             _shard(file, job, tensors)
             for job, (file, tensors) in zip(jobs, shards.items(), strict=True)
@@ -93,6 +90,20 @@ def describe(
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,
     )
+
+
+def stage_texts(recipe: Recipe, name: str) -> tuple[StageText, ...]:
+    """Return the documents that a stage needs, itself the last."""
+    return tuple(_stage_text(recipe.stages[stage]) for stage in recipe.needed(name))
+
+
+def described_sources(composer: Composer, name: str) -> dict[str, DescribedSource]:
+    """Return what a stage is made of, models first, by reference."""
+    recipe, lock = composer.recipe, composer.lock
+    references = [r for s in recipe.needed(name) for r in recipe.stages[s].references]
+    used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
+    used |= dict.fromkeys(r.lora for r in references if r.lora)
+    return {key: _described(lock.sources[key]) for key in used}
 
 
 def tokenizer_content(made: TokenizerFiles, identities: Mapping[FileKey, str]) -> TokenizerContent:

@@ -56,6 +56,22 @@ class Paths:
         """Return the path of a build's plot or table."""
         return self.build(name, f"report/{file}")
 
+    def hidden(self, file: str) -> str:
+        """Return the path of what a model makes of prompts."""
+        return f"{self.results}/hidden/{file}"
+
+    def adapter_file(self, name: str, file: str) -> str:
+        """Return the path of a file of an adapter's folder."""
+        return self.build(name, f"adapter/{file}")
+
+    def update(self, name: str, file: str) -> str:
+        """Return the path of a shard of what an adapter's model has beyond its base."""
+        return self.build(name, f"updates/{file}")
+
+    def factors(self, name: str, file: str) -> str:
+        """Return the path of a file of the factors of an adapter."""
+        return self.build(name, f"factors/{file}")
+
     def delta(self, pair: str, file: str) -> str:
         """Return the path of a shard of stored task vectors.
 

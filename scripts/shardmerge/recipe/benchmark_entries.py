@@ -83,7 +83,7 @@ def whole_of(benchmark: Mapping[str, Any], task: str) -> str:
     return next(probes, task)
 
 
-def references(benchmark: Mapping[str, Any]) -> list[str]:
+def named_references(benchmark: Mapping[str, Any]) -> list[str]:
     """Return the models that others' predictions are compared with, as they are named.
 
     Args:

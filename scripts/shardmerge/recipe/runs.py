@@ -71,13 +71,13 @@ def layers_of(node: Node) -> Run:
             "`layers` must be two whole numbers, the first smaller",
             "Write `[0, 8]` for the layers 0 to 7.",
         )
-    parameters = plain(table["parameters"]) if "parameters" in table else {}
+    parameters = plain_data(table["parameters"]) if "parameters" in table else {}
     if not isinstance(parameters, dict):
         raise table["parameters"].error("`parameters` must be a mapping of keys to values")
     weight = number_of(table["weight"], "`weight`") if "weight" in table else 1.0
     if weight < 0:
         raise table["weight"].error("`weight` must not be less than 0")
-    return Run(plain(table["model"]), begin, end, parameters, node, weight=weight)
+    return Run(plain_data(table["model"]), begin, end, parameters, node, weight=weight)
 
 
 def whole_number(node: Node | None, what: str, default: int, *, least: int) -> int:
@@ -107,16 +107,16 @@ def number_of(node: Node, what: str) -> float:
     raise node.error(f"{what} must be a number, or such as `1/sqrt(2)`, not {node.kind}")
 
 
-def plain(node: Node) -> Any:
+def plain_data(node: Node) -> Any:
     """Return a node as plain data."""
     if isinstance(node.value, dict):
-        return {key: plain(value) for key, value in node.value.items()}
+        return {key: plain_data(value) for key, value in node.value.items()}
     if isinstance(node.value, list):
-        return [plain(value) for value in node.value]
+        return [plain_data(value) for value in node.value]
     return node.value
 
 
-def joined(slices: Iterable[tuple[Run, ...]]) -> Iterator[tuple[Run, ...]]:
+def joined_runs(slices: Iterable[tuple[Run, ...]]) -> Iterator[tuple[Run, ...]]:
     """Yield slices, those that go on where the one before ends joined with it."""
     last: tuple[Run, ...] = ()
     for piece in slices:

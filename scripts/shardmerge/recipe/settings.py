@@ -16,7 +16,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.pathnames import check_path, check_text, check_word
 from shardmerge.base.text import parse_size
-from shardmerge.recipe.benchmark_entries import by_name, references
+from shardmerge.recipe.benchmark_entries import by_name, named_references
 from shardmerge.recipe.schema import written_out
 
 #: Keys that tell a recipe from a configuration.
@@ -59,7 +59,7 @@ class Settings:
     def measured(self) -> tuple[str, ...]:
         """What benchmarks run on or compare with, as it is named; nothing without tasks."""
         benchmark = self.values["benchmark"]
-        named = [*benchmark["models"], *references(benchmark)] if benchmark["tasks"] else []
+        named = [*benchmark["models"], *named_references(benchmark)] if benchmark["tasks"] else []
         return tuple(dict.fromkeys(named))
 
     @property

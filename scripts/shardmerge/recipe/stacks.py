@@ -14,7 +14,7 @@ import yaml
 
 from shardmerge.base.digest import digest
 from shardmerge.recipe.nodes import Node
-from shardmerge.recipe.runs import Run, joined, layers_of, number_of, plain, whole_number
+from shardmerge.recipe.runs import Run, joined_runs, layers_of, number_of, plain_data, whole_number
 
 #: Slices of a document.
 MAX_SLICES = 4096
@@ -64,7 +64,7 @@ def written_out(node: Node, text: str) -> tuple[Node, str]:
     table["slices"] = made
     changed = replace(node, value=table)
     style = {"sort_keys": False, "default_flow_style": None, "allow_unicode": True, "width": 100}
-    dumped = yaml.dump(plain(changed), Dumper=_Dumper, **style)
+    dumped = yaml.dump(plain_data(changed), Dumper=_Dumper, **style)
     return changed, dumped
 
 
@@ -81,7 +81,7 @@ def _slices(entry: Node) -> Iterator[tuple[Run, ...]]:
             known = ", ".join(f"`{k}`" for k in kind.keys)
             raise value.error(f"unknown key {key!r} beside `{names[0]}`", f"It may have {known}.")
     made = kind.write(entry.value, entry)
-    yield from joined(made) if kind.joins else made
+    yield from joined_runs(made) if kind.joins else made
 
 
 def _plain_layers(table: dict[str, Node], entry: Node) -> Iterator[tuple[Run, ...]]:

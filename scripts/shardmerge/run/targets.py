@@ -18,8 +18,8 @@ from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
-from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
-from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, references
+from shardmerge.plan.plan import Build, FactorJob, FetchJob, Plan, ShardJob
+from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_references
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
@@ -33,6 +33,10 @@ HASHES = CACHE / "sources"
 RESULTS = CACHE / "benchmarks"
 #: Folder of the names of lm-eval's tasks.
 TASKS = CACHE / "tasks"
+
+
+#: Pages and pictures about an adapter.
+ADAPTER_PAGES = ("adapter.html", "adapter.tsv", "errors.svg", "ranks.svg")
 
 
 class Targets:
@@ -67,6 +71,32 @@ class Targets:
     def delta(self, pair: str, shard: str) -> ShardJob:
         """Return the job of a stored task-vector shard by folder and file stem."""
         return self._deltas[self.paths.delta(pair, f"{shard}.safetensors")]
+
+    def update(self, name: str, update: str) -> ShardJob:
+        """Return the job of a shard of updates by adapter and file stem."""
+        return self._shards[self.paths.update(name, f"{update}.safetensors")]
+
+    def factors(self, name: str, factors: str) -> FactorJob:
+        """Return the job of a file of factors by adapter and file stem."""
+        path = self.paths.factors(name, f"{factors}.safetensors")
+        return next(job for job in self.plan.adapters[name].factors if job.output == path)
+
+    def adapter_checks(self, name: str) -> list[str]:
+        """Return what the checks of an adapter's updates and factors found."""
+        adapter = self.plan.adapters[name]
+        return [check_record_path(job.output) for job in (*adapter.updates, *adapter.factors)]
+
+    def adapter_card(self) -> str:
+        """Return the settings of an adapter's card as JSON."""
+        return canonical_json({k: v for k, v in self.settings["card"].items() if k != "models"})
+
+    def adapters(self) -> list[str]:
+        """Return what shows that every adapter is made and checked."""
+        return [file for name in self.plan.adapters for file in self._adapter(name)]
+
+    def _adapter(self, name: str) -> list[str]:
+        made = [path for job in self.plan.adapters[name].factors for path in _with_record(job)]
+        return [*made, *self.adapter_checks(name), self.paths.adapter_file(name, CHECKSUMS)]
 
     def shards(self, name: str) -> list[str]:
         """Return the paths of a build's shards."""
@@ -139,7 +169,7 @@ class Targets:
         What that follows from is among it, since Snakemake makes nothing anew that was deleted
         below what is up to date.
         """
-        return [file for name in self.plan.models for file in self._model(name)]
+        return [file for name in self.plan.models for file in self._model(name)] + self.adapters()
 
     def _model(self, name: str) -> list[str]:
         made = [*self.shards(name), *self.records(name)]
@@ -223,7 +253,7 @@ class Targets:
 
     def _references(self) -> Mapping[str, Measured]:
         """Return the models that others' predictions are compared with, by label."""
-        wanted = references(self.settings["benchmark"]) if self.plan.builds else ()
+        wanted = named_references(self.settings["benchmark"]) if self.plan.builds else ()
         models = [model for name in wanted for model in self._named(name, "probes.against")]
         return {model.name: self.measured.get(model.name, model) for model in models}
 
@@ -266,9 +296,14 @@ class Targets:
         return label
 
     def reports(self) -> list[str]:
-        """Return the plots and tables of every build, and the page that compares them."""
+        """Return the plots and tables of every result, and the page that compares models."""
         made = [file for name in self.plan.models for file in self.report_of(name)]
+        made += [file for name in self.plan.adapters for file in self.report_of_adapter(name)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
+
+    def report_of_adapter(self, name: str) -> list[str]:
+        """Return the plots and tables of an adapter."""
+        return [self.paths.report_file(name, file) for file in ADAPTER_PAGES]
 
     def report_of(self, name: str) -> list[str]:
         """Return the plots and tables of a build."""
@@ -432,6 +467,10 @@ class Targets:
     def _source(self, key: str) -> Measured:
         model = self.plan.sources[key]
         return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
+
+
+def _with_record(job: FactorJob) -> tuple[str, str]:
+    return job.output, record_path(job.output)
 
 
 def fetch_options(job: FetchJob) -> list[str]:

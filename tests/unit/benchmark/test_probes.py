@@ -20,7 +20,7 @@ from shardmerge.benchmark.divergence import Divergence, measure_divergence
 from shardmerge.benchmark.needle import haystacks, measure_needles
 from shardmerge.benchmark.perplexity import measure_perplexity
 from shardmerge.benchmark.probe_options import ProbeOptions, parse_probes
-from shardmerge.benchmark.probe_text import ProbeText, Window, windows
+from shardmerge.benchmark.probe_text import ProbeText, TextWindow, windows
 from shardmerge.benchmark.reference_logits import keep_logits
 from shardmerge.benchmark.resampling import Passages
 from shardmerge.recipe.benchmark_entries import whole_of
@@ -115,7 +115,7 @@ class TestDivergence:
     def test_is_what_the_formula_gives_by_hand(self) -> None:
         p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
         found = Divergence.of(1)
-        found.fill(Window(0, 0, 1), q.log(), p.log(), [1])
+        found.fill(TextWindow(0, 0, 1), q.log(), p.log(), [1])
         by_hand = 0.5 * math.log(2) + 0.25 * math.log(0.5)
         assert found.kl[0] == pytest.approx(by_hand, rel=1e-6)
         assert found.same[0] == 0

@@ -39,7 +39,7 @@ class Factors:
     turn: float
 
 
-def decompose(
+def singular_vectors(
     matrix: torch.Tensor, error: float = 0.0, keep: int | None = None, scale: float = 0.0
 ) -> Factors:
     """Return the singular vectors of a matrix whose singular values are not 0.
@@ -72,7 +72,7 @@ def orthonormal(columns: torch.Tensor, error: float) -> tuple[torch.Tensor, floa
     """
     if not columns.numel():
         return columns, 0.0
-    found = decompose(columns, error)
+    found = singular_vectors(columns, error)
     bound = _ratio(4 * found.noise, float(found.values[-1]), len(found.values))
     return found.left @ found.right.t(), bound
 

@@ -9,7 +9,7 @@ from types import EllipsisType
 import torch
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.spectral.decompose import Factors, decompose, orthonormal
+from shardmerge.methods.spectral.decompose import Factors, orthonormal, singular_vectors
 
 #: Of the bounds that are added up here.
 _SPARE = 4.0
@@ -52,7 +52,7 @@ def tsv_m(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bound
     keep = min(matrices[0].shape) // len(matrices)
     if not keep:
         return _sum(matrices, matrices[0]) / len(matrices), error
-    parts = [decompose(matrix, error, keep) for matrix in matrices]
+    parts = [singular_vectors(matrix, error, keep) for matrix in matrices]
     values = torch.cat([part.values for part in parts])
     left, right, turn = _orthonormal_both(parts)
     noise = max(part.noise for part in parts) * math.sqrt(len(values))
@@ -63,7 +63,7 @@ def tsv_m(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bound
 def iso_c(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bounded:
     """Replace the singular values of the sum by their mean."""
     total = _sum(matrices, matrices[0])
-    found = decompose(total, len(matrices) * error)
+    found = singular_vectors(total, len(matrices) * error)
     mean = float(found.values.sum()) / min(total.shape)
     return (found.left * mean) @ found.right.t(), _SPARE * (mean * found.turn + found.noise)
 
@@ -72,13 +72,13 @@ def iso_cts(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bou
     """Join the first singular vectors of the sum with those of what it lacks of each matrix."""
     count = min(matrices[0].shape)
     keep = int(group.parameters["common"] * count)
-    common = decompose(_sum(matrices, matrices[0]), len(matrices) * error, keep)
+    common = singular_vectors(_sum(matrices, matrices[0]), len(matrices) * error, keep)
     parts = [common]
     for matrix in matrices:
         norm = float(matrix.norm())
         rest = matrix - common.left @ (common.left.t() @ matrix)
         apart = error + 2 * norm * common.turn
-        parts.append(decompose(rest, apart, (count - keep) // len(matrices), norm))
+        parts.append(singular_vectors(rest, apart, (count - keep) // len(matrices), norm))
     values = torch.cat([part.values for part in parts])
     left, right, turn = _orthonormal_both(parts)
     mean = float(values.mean()) if len(values) else 0.0
@@ -88,7 +88,7 @@ def iso_cts(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bou
 
 def subspace_boosting(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bounded:
     """Raise the singular values of the sum that are small."""
-    found = decompose(_sum(matrices, matrices[0]), len(matrices) * error)
+    found = singular_vectors(_sum(matrices, matrices[0]), len(matrices) * error)
     if not len(found.values):
         return _sum(matrices, matrices[0]), found.noise
     shares = found.values.cumsum(0) / found.values.sum()
