@@ -51,6 +51,11 @@ CHECKS = {
         "models have with the same tensors or settings. The base's are kept as they are; what only "
         "other models have is left out."
     ),
+    "text-into-vision": (
+        "A text model that is merged with the text decoder of a model that sees or hears. The "
+        "result is what the base model is: with the other parts as that has them, or a text model "
+        "without them (`docs/howto/vision.md`)."
+    ),
     "quantised-source": (
         "A model whose weights are quantised (`docs/formats.md`): the result "
         "inherits what rounding has taken from them."

@@ -10,7 +10,7 @@ from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.output_config import config_changes, config_removed
+from shardmerge.compose.output_config import config_changes, config_removed, config_whole
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
 from shardmerge.plan.description import (
     BuildDescription,
@@ -39,6 +39,8 @@ def copied_files(composer: Composer, stage: str) -> dict[str, FileKey]:
     held = composer.lock.sources[key].files
     files |= {name: (key, name) for name in MODEL_FILES if name in held}
     base = composer.reference_source(stage)
+    if composer.is_text_alone(stage):
+        return files
     return files | {name: (base, name) for name in side_files(composer.lock.sources[base].files)}
 
 
@@ -86,6 +88,7 @@ def describe(
         ),
         coefficients={t.name: terms_of(sums[t.name]) for own in shards.values() for t in own},
         config_removed=tuple(config_removed(composer, name)),
+        config_whole=config_whole(composer, name),
         decoded=decoded_of(sums.values()),
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,

@@ -339,3 +339,23 @@ def _fused_filters(case: Case) -> Iterator[Finding]:
             if whole and "." not in rule.filter:
                 message += f"; {'.' + rule.filter!r} is the name of the projection alone"
             yield Finding("fused-filter", message, rule.where, stage.name)
+
+
+@_check
+def _text_into_vision(case: Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        merged = case.composer.model(Reference(stage.name)).assembly.texts
+        for whole, into in dict.fromkeys((one.whole, one.into) for one in merged):
+            texts = [one.text for one in merged if (one.whole, one.into) == (whole, into)]
+            if into:
+                told = "is a text model" if len(texts) == 1 else "are text models"
+                message = (
+                    f"{', '.join(map(repr, texts))} {told}: merged into the text decoder of "
+                    f"{whole!r}, whose other parts stay as they are"
+                )
+            else:
+                message = (
+                    f"the result is a text model as {texts[0]!r} is: of {whole!r} only the text "
+                    f"decoder is merged; with `base_model: {whole}` its other parts stay"
+                )
+            yield Finding("text-into-vision", message, stage.where, stage.name)

@@ -30,6 +30,7 @@ DOCUMENT_KEYS = (
     "slices",
     "modules",
     "stack",
+    "other_modules",
     "parameters",
     "dtype",
     "out_dtype",
@@ -37,6 +38,8 @@ DOCUMENT_KEYS = (
     "tokenizer",
     "chat_template",
 )
+#: What ``other_modules`` may be.
+_OTHER_MODULES = ("keep", "drop")
 #: Keys of other tools' recipes: the tool, what it does, and what to do.
 _FOREIGN = {
     "genome": (
@@ -91,11 +94,26 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         chat_template=parse_chat_template(table.get("chat_template")),
         text=text,
         where=node.where,
+        other_modules=_other_modules(table),
     )
     for piece in stage.slices:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
     node.warnings.extend(_check_names(stage, method))
     return stage
+
+
+def _other_modules(table: Mapping[str, Node]) -> str | None:
+    if "other_modules" not in table:
+        return None
+    node = table["other_modules"]
+    if "modules" not in table:
+        raise node.error("`other_modules` needs `modules`, which says which are not the others")
+    if node.value not in _OTHER_MODULES:
+        raise node.error(
+            f"`other_modules` must be {' or '.join(f'`{one}`' for one in _OTHER_MODULES)}",
+            "`keep` takes them as the base model has them, `drop` makes a model of the text alone.",
+        )
+    return node.value
 
 
 def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding]:

@@ -190,6 +190,8 @@ class Stage:
         method: Name of the merge method.
         base_model: The document's base model, or None.
         modules: The output's parts; ``models`` and ``slices`` make one of the whole model.
+        other_modules: What becomes of modules that ``modules`` does not mention: ``keep``,
+            ``drop``, or None to refuse them.
         parameters: Settings at the top level.
         dtype, out_dtype: safetensors codes, or None; docs/numerics.md says what they mean.
         tokenizer: What its tokenizer is, or None for that of its reference model.
@@ -215,6 +217,17 @@ class Stage:
     mixture: Mixture | None = None
     choice: ExpertChoice | None = None
     extraction: Extraction | None = None
+    other_modules: str | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether only the text decoder is built, as a text model."""
+        return self.other_modules == "drop"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether modules that are not mentioned are the base model's."""
+        return self.other_modules == "keep"
 
     @property
     def slices(self) -> tuple[Slice, ...]:
