@@ -28,6 +28,10 @@ class TooLargeError(Exception):
     """A method must see a whole tensor that has more than WHOLE elements."""
 
 
+class UndecidedError(Exception):
+    """A method's result depends on the library that decomposes its inputs, without a bound."""
+
+
 def run_kernel(
     call: ex.Call, tensors: list[torch.Tensor], runs: Runs, whole: bool, numerics: Numerics
 ) -> torch.Tensor:

@@ -19,7 +19,7 @@ from shardmerge.base.hashing import FileHash
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
-from shardmerge.check.kernels import TooLargeError
+from shardmerge.check.kernels import TooLargeError, UndecidedError
 from shardmerge.check.leaves import OpenLeaves, described
 from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
@@ -187,7 +187,7 @@ def _check_tensor(
         return
     try:
         estimate = recomputer.estimate(tensor.expression, runs, tensor.dtype)
-    except TooLargeError:
+    except (TooLargeError, UndecidedError):
         findings.not_sampled.append(tensor.name)
         return
     with np.errstate(all="ignore"):

@@ -45,6 +45,8 @@ class Stated:
         match node:
             case ex.Cast(operand, dtype):
                 return self.value(operand, runs).to(getattr(load_torch(), DTYPES[dtype].name))
+            case ex.Zero():
+                return load_torch().zeros(count_of(runs))
             case ex.LowRank():
                 return self._product(node, runs)
             case ex.Linear(terms):

@@ -26,6 +26,7 @@ from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     REQUIRED,
     BeginPasses,
+    BoundedKernel,
     Group,
     Inputs,
     Kernel,
@@ -51,6 +52,7 @@ __all__ = [
     "Rendering",
     "Request",
     "Workspace",
+    "bounds_of",
     "in_mergekit",
     "kernel_of",
     "merge_method",
@@ -138,14 +140,19 @@ def merge_method(
 
 
 def step_kernel(
-    name: str, numerics: Numerics, *, workspace: Workspace = Workspace(), version: int = 1
+    name: str,
+    numerics: Numerics,
+    *,
+    elementwise: bool = False,
+    workspace: Workspace = Workspace(),
+    version: int = 1,
 ) -> Callable[[Kernel], Kernel]:
-    """Register the decorated kernel as a step that no recipe names; it gets whole tensors.
+    """Register the decorated kernel as a step that no recipe names.
 
     Args:
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
-        workspace: Memory that the kernel allocates.
+        elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
         version: Grows when its bytes change, as a method's does.
 
     Raises:
@@ -155,7 +162,7 @@ def step_kernel(
     def register(function: Kernel) -> Kernel:
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
-        _STEPS.setdefault(name, {})[numerics] = Rendering(function, workspace=workspace)
+        _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
         _STEP_VERSIONS[name, numerics] = version
         return function
 
@@ -212,6 +219,11 @@ def passes_of(name: str, numerics: Numerics) -> BeginPasses | None:
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
     """Return what writes a method's arithmetic as steps, if native code can do it."""
     return None if numerics.folds or name in _STEPS else method(name).steps
+
+
+def bounds_of(name: str) -> BoundedKernel | None:
+    """Return the kernel with bounds of a method whose bits depend on a library, else None."""
+    return None if name in _STEPS else method(name).bounds
 
 
 def version_of(name: str, numerics: Numerics) -> int:

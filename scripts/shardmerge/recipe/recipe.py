@@ -14,6 +14,7 @@ from shardmerge.base.pathnames import too_long
 from shardmerge.recipe.document import parse_stage
 from shardmerge.recipe.nodes import Node, load_documents
 from shardmerge.recipe.references import Reference, parse_reference
+from shardmerge.recipe.stacks import written_out
 from shardmerge.recipe.stage import Slice, Stage, TokenizerSettings
 
 _SAFE = re.compile(r"[A-Za-z0-9_][\w.+-]*")
@@ -73,7 +74,7 @@ class Recipe:
         path: As the configuration names it.
         stages: By name, every stage after those that it reads.
         final: Names of the stages that no other reads, in the order of the file.
-        text: The file as written.
+        text: The file as written, each ``stack`` as the slices that it stands for.
         warnings: What is odd but allowed and shows without the models.
         build: Of a recipe that makes one model for a sweep, the name of the model's folder; else
             the folders are called as the documents.
@@ -103,6 +104,34 @@ class Recipe:
     def needs_templates(self) -> bool:
         """Whether a stage takes the chat template that most models have."""
         return any(stage.chat_template == "auto" for stage in self.stages.values())
+
+    @property
+    def prompts(self) -> Mapping[str, tuple[str, ...]]:
+        """The texts whose tokens must be known, by the source whose tokenizer splits them.
+
+        Raises:
+            UserError: If a document between the two changes the tokenizer.
+        """
+        found: dict[str, dict[str, None]] = {}
+        for stage in self.stages.values():
+            if stage.mixture and stage.mixture.gate_mode == "cheap_embed":
+                texts = found.setdefault(self._tokenized_by(stage), {})
+                for one in stage.mixture.all:
+                    texts |= dict.fromkeys((*one.positive, *one.negative))
+        return {key: tuple(texts) for key, texts in found.items()}
+
+    def _tokenized_by(self, stage: Stage) -> str:
+        key = stage.reference_model.model
+        while key in self.stages:
+            if self.stages[key].tokenizer:
+                raise UserError(
+                    f"`gate_mode: cheap_embed` needs the tokens of {key!r}, which gets a tokenizer "
+                    "of its own",
+                    stage.where,
+                    "Build that document as a model of a recipe of its own, and name its folder.",
+                )
+            key = self.stages[key].reference_model.model
+        return key
 
     def where(self, model: str) -> str:
         """Return file and line of the first place that names a model or adapter."""
@@ -151,14 +180,19 @@ def parse_recipe(text: str, path: str) -> Recipe:
         UserError: As ``load_recipe``.
     """
     documents: list[tuple[Node, Stage]] = []
-    for node, source in load_documents(text, path):
+    found = list(load_documents(text, path))
+    made = [written_out(node, source) for node, source in found]
+    for node, source in made:
         documents.append((node, parse_stage(node, source, folder_name(Path(path).stem))))
+    if [source for _, source in made] != [source for _, source in found]:
+        text = "---\n".join(source for _, source in made)
     if not documents:
         raise UserError("holds no document", path, "Write a mergekit recipe into it.")
     stages = _by_name(documents)
     warnings: dict[tuple[str, str], Finding] = {}
-    for found in documents[0][0].warnings:  # what is odd in many places is told of the first
-        warnings.setdefault((found.check, found.message), found)
+    for odd in documents[0][0].warnings:  # what is odd in many places is told of the first
+        warnings.setdefault((odd.check, odd.message), odd)
+    _check_readers(stages)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
     return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
@@ -222,6 +256,19 @@ def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
             given.warn("renamed", message)
         stages[name] = renamed(stage, names)
     return stages
+
+
+def _check_readers(stages: Mapping[str, Stage]) -> None:
+    """Raise UserError if a document reads an adapter of this recipe as if it were a model."""
+    adapters = {name for name, stage in stages.items() if stage.extraction}
+    for stage in stages.values():
+        for reference in stage.references:
+            if adapters & {reference.model, reference.lora}:
+                raise UserError(
+                    f"reads {str(reference)!r}, but a document makes an adapter of that name",
+                    stage.where,
+                    "Build the adapter first; then name its folder as `model+folder`.",
+                )
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:

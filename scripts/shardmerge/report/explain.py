@@ -15,11 +15,13 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.numerics import FLOAT32
+from shardmerge.compose.adapter_parts import adapter_parts
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import geometric_stages
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.recipe.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
+from shardmerge.report.stack_view import LayerRun, layer_runs
 from shardmerge.report.synthetic import adapter_of, family_for, source_of
 from shardmerge.sources.lock import Lock, LockedSource, read_lock
 from shardmerge.sources.locking import lock_adapter, lock_folder
@@ -36,6 +38,8 @@ class Explanation:
     Args:
         models: Coefficients of each document that is explained, by name.
         stages: (name, merge method) of all documents, each after those that it reads.
+        stacks: Of documents that are stacks of layers, by name: for each run of output layers the
+            models and layers that it is made from, the first run first.
         sources: The models that the recipe reads.
         basis: A sentence on where the tensors' names come from.
         warnings: One sentence each.
@@ -43,6 +47,7 @@ class Explanation:
 
     models: Mapping[str, Coefficients]
     stages: tuple[tuple[str, str], ...]
+    stacks: Mapping[str, Sequence[Sequence[LayerRun]]]
     sources: tuple[str, ...]
     basis: str
     warnings: tuple[str, ...]
@@ -84,10 +89,13 @@ def explain(
     models, findings = {}, [*recipe.warnings, *check_norm_merge(recipe, norm_merge)]
     try:
         for name in wanted:
-            outputs = composer.outputs(name)
-            sums = composer.sums(name, outputs)
+            if recipe.stages[name].extraction:
+                sums = adapter_parts(composer, name).sums
+            else:
+                outputs = composer.outputs(name)
+                sums = composer.sums(name, outputs)
+                findings += check_build(composer, name, outputs, sums)
             models[name] = coefficients({tensor: terms_of(e) for tensor, e in sums.items()})
-            findings += check_build(composer, name, outputs, sums)
     except UserError as error:
         if not tensors.assumed:
             raise
@@ -96,6 +104,7 @@ def explain(
     return Explanation(
         models=models,
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
+        stacks={name: layer_runs(recipe.stages[name]) for name in wanted},
         sources=(*references, *adapters),
         basis=tensors.basis,
         warnings=unsilenced(findings, silence),

@@ -22,6 +22,8 @@ class Measured:
         identity: Digest of its content.
         size: Bytes of its weights.
         options: What the configuration says of measuring it.
+        build: The build that it is an export of, None if it is none.
+        tokenizer: Folder of the tokenizer, where it is not that of the model's files.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Measured:
     identity: str
     size: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    build: str | None = None
+    tokenizer: str | None = None
 
 
 def folder_digest(folder: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.blocks import row_sums, tiles, tree_sum
+from shardmerge.methods.kernels.blocks import row_sums, tiles, totals, tree_sum
 from shardmerge.methods.kernels.execute import TorchElements, answered
+from shardmerge.methods.kernels.selection import (
+    Keys,
+    RankBand,
+    key_values,
+    order_statistics,
+    sort_keys,
+)
 from shardmerge.methods.passes import Bands, Maxima, OrderStatistics, Ranks, Wanted
 
 
@@ -52,6 +60,10 @@ class TestSums:
         wide = matrix.double()
         sums = row_sums(lambda r, c: [wide[r, c] * 1, wide[r, c].square()], *matrix.shape)
         assert torch.allclose(sums, torch.stack([wide.sum(1), wide.square().sum(1)]), rtol=1e-12)
+        flat = wide.reshape(-1)
+        assert totals(lambda span: [flat[span].square()], len(flat)) == [
+            pytest.approx(float(flat.square().sum()), rel=1e-13)
+        ]
 
 
 class TestOrderStatistics:
@@ -94,3 +106,41 @@ class TestMaxima:
         got = answered(wanted, shape, partial(_slices, values.reshape(-1)))
         rows = values.reshape(-1, shape[-1]).double()
         assert got.tolist() == torch.stack([rows.amax(1), (-rows).amax(1)]).tolist()
+
+
+def blockwise(values: torch.Tensor, step: int, descending: bool = False) -> Keys:
+    def keys() -> Iterator[torch.Tensor]:
+        for part in values.split(step):
+            yield sort_keys(part, descending)
+
+    return keys
+
+
+class TestKeysInBlocks:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def test_are_those_of_a_sort(self, dtype: torch.dtype, data: st.DataObject) -> None:
+        pool = [0.0, 1e-45, 1e-30, 0.5, 0.5000001, 1.0, 3.0, 1e30, float("inf")]
+        values = torch.tensor(data.draw(st.lists(st.sampled_from(pool), min_size=1)), dtype=dtype)
+        ranks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3))
+        found = order_statistics(blockwise(values, 7), dtype, ranks)
+        ordered = values.sort().values
+        assert key_values([key for key, _ in found], dtype) == ordered[ranks].tolist()
+        for (key, less), rank in zip(found, ranks, strict=True):
+            assert less == int((sort_keys(values) < key).sum()) <= rank
+
+    @pytest.mark.parametrize("descending", [False, True])
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def test_bands_break_ties_by_index(self, descending: bool, data: st.DataObject) -> None:
+        pool = st.sampled_from([0.0, 0.25, 0.5, 0.75])
+        values = torch.tensor(data.draw(st.lists(pool, min_size=2, max_size=40)))
+        start = data.draw(st.integers(0, len(values) - 1))
+        stop = data.draw(st.integers(start + 1, len(values)))
+        keys = blockwise(values, 5, descending)
+        band = RankBand.find(keys, values.dtype, start, stop)
+        expected = torch.zeros(len(values), dtype=torch.bool)
+        order = values.argsort(stable=True, descending=descending)
+        expected[order[start:stop]] = True
+        assert torch.equal(torch.cat(list(band.masks(keys))), expected)

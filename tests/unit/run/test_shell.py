@@ -28,6 +28,7 @@ RULES = re.findall(r"^rule (\w+):(?:(?!^rule )[\s\S])*?^    shell:", TEXT, re.MU
 RULES += re.findall(r"^use rule \w+ as (\w+) with:", TEXT, re.MULTILINE)
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
 WORDS = {"params.options", "params.source", "params.visibility"}
+WORDS |= {"params.tools", "params.imatrix", "params.tokenizer"}
 HOSTILE = [
     f"-{NAME}<>(){{a}} {{{{b}}}}\\",
     "~",
@@ -166,7 +167,16 @@ class TestRules:
         """A rule that makes something runs a script from its shell, and in no other way."""
         assert sorted(RULES) == sorted(n for n, rule in parsed.rules.items() if rule["shell"])
         idle = {name for name, rule in parsed.rules.items() if not rule["shell"]}
-        assert idle == {"all", "models", "benchmarks", "report", "convert", "publish", "sweep"}
+        assert idle == {
+            "all",
+            "models",
+            "benchmarks",
+            "report",
+            "convert",
+            "publish",
+            "exports",
+            "sweep",
+        }
         assert not any(parsed.rules[name]["makes"] for name in idle)
 
     @pytest.mark.parametrize("name", RULES)

@@ -61,3 +61,14 @@ def row_sums(function: Tiles, rows: int, columns: int) -> torch.Tensor:
             done.append(tree_sum(torch.stack(parts, dim=-1)).cpu())
             parts = []
     return torch.cat(done, dim=1)
+
+
+def totals(function: Callable[[slice], Iterable[torch.Tensor]], count: int) -> list[float]:
+    """Return the sums of vectors that are computed block by block.
+
+    Args:
+        function: Yields k fresh float64 blocks [elements] for a slice.
+        count: Number of elements, at least 1.
+    """
+    sums = row_sums(lambda _, span: (x.reshape(1, -1) for x in function(span)), 1, count)
+    return sums[:, 0].tolist()
