@@ -28,7 +28,7 @@ def main() -> None:
     use_plan(Path(args.plan).stem)
     sweep, plan = load_sweep(args.sweep), read_plan(args.plan)
     claim(args.output)
-    names = [candidate.name for candidate in sweep.candidates]
+    names = [candidate.name for candidate in sweep.final]
     files = {name: sweep.result_files(args.results, name, args.task) for name in names}
     points = read_points(sweep, files)
     best, kept = best_trials(sweep, points), kept_trials(sweep, plan, points)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import digest
 from shardmerge.base.files import sha256_of
+from shardmerge.benchmark.options import EvalOptions
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Measured:
         identity: Digest of its content.
         size: Bytes of its weights.
         options: What the configuration says of measuring it.
+        questions: The most that it is asked of a task, whatever the configuration says, or None.
+        half: Which questions it is asked, ``even`` or ``odd``; None for what the configuration says.
     """
 
     name: str
@@ -30,6 +33,17 @@ class Measured:
     identity: str
     size: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    questions: int | None = None
+    half: str | None = None
+
+    def narrowed(self, options: EvalOptions) -> EvalOptions:
+        """Return the options of a task, with no more questions than this model is asked."""
+        half = self.half or options.half
+        if self.questions is None:
+            return replace(options, half=half)
+        limit = options.limit
+        fewer = limit is None or limit < 1 or self.questions < limit
+        return replace(options, half=half, limit=self.questions if fewer else limit)
 
 
 def folder_digest(folder: str | None) -> str | None:
