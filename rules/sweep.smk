@@ -125,8 +125,8 @@ rule plot_sweep:
 
 rule plot_search:
     input:
-        "<results>/sweeps/{sweep}/table.json",
-        "<results>/sweeps/{sweep}/trials.json",
+        table="<results>/sweeps/{sweep}/table.json",
+        trials="<results>/sweeps/{sweep}/trials.json",
     output:
         report(
             "<results>/sweeps/{sweep}/plots/convergence.svg",
@@ -139,7 +139,7 @@ rule plot_search:
     conda:
         "../envs/merge.yaml"
     shell:
-        'python "$SCRIPTS"/plot_search.py --table={input[0]:q} --trials={input[1]:q}'
+        'python "$SCRIPTS"/plot_search.py --table={input.table:q} --trials={input.trials:q}'
         " --output={output:q} > {log:q} 2>&1"
 
 

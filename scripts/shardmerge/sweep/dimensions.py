@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
@@ -75,7 +76,7 @@ def _names(variable: Variable) -> Iterator[str]:
 def _is_scale(domain: ValueList) -> bool:
     values = domain.values
     numbers = all(type(value) in (int, float) for value in values)
-    return numbers and len(values) > 1 and all(a < b for a, b in zip(values, values[1:]))  # noqa: B905
+    return numbers and len(values) > 1 and all(a < b for a, b in pairwise(values))
 
 
 def _value(domain: ValueList | Range, parameter: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a search came to: the best trial on questions that it was not chosen by, and what mattered."""
+"""What a search came to: its best trial on questions it was not chosen by, and what mattered."""
 
 from __future__ import annotations
 

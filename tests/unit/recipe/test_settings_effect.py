@@ -131,6 +131,7 @@ OTHER: dict[str, Any] = {
     "benchmark.allow_code_execution": Same(True, "whether a task may run, not what it gives"),
     "benchmark.include_path": "tasks",
     "benchmark.limit": 3,
+    "benchmark.half": "odd",
     "benchmark.num_fewshot": 2,
     "benchmark.batch_size": 4,
     "benchmark.device": "cuda",

@@ -166,7 +166,16 @@ class TestRules:
         """A rule that makes something runs a script from its shell, and in no other way."""
         assert sorted(RULES) == sorted(n for n, rule in parsed.rules.items() if rule["shell"])
         idle = {name for name, rule in parsed.rules.items() if not rule["shell"]}
-        assert idle == {"all", "models", "benchmarks", "report", "convert", "publish", "sweep"}
+        assert idle == {
+            "all",
+            "models",
+            "benchmarks",
+            "report",
+            "convert",
+            "publish",
+            "sweep",
+            "search",
+        }
         assert not any(parsed.rules[name]["makes"] for name in idle)
 
     @pytest.mark.parametrize("name", RULES)
