@@ -24,7 +24,7 @@ class Measured:
         size: Bytes of its weights.
         options: What the configuration says of measuring it.
         questions: The most that it is asked of a task, whatever the configuration says, or None.
-        half: Which questions it is asked, ``even`` or ``odd``; None for what the configuration says.
+        half: Questions that it is asked, ``even`` or ``odd``; None for what is configured.
     """
 
     name: str

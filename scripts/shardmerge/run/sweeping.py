@@ -173,7 +173,7 @@ class SweepTargets:
         return [f"{self.folder(sweep)}/{file}" for sweep in done for file in names]
 
     def generation(self) -> list[str]:
-        """Return what a step of searches makes: what they ask for, and at the end what they found."""
+        """Return what a step of searches makes: what it asks for, at the end what it found."""
         searches = {s.name: s.searched for s in self.sweeps.values() if s.searched}
         done = {name for name, found in searches.items() if found.finished}
         files = self.finished(lambda sweep: sweep.name in done)

@@ -156,7 +156,7 @@ def best_recipe(sweep: Sweep, data: Mapping[str, Any]) -> str:
     row = next(row for row in data["trials"] if row["trial"] == name)
     lines = [f"Trial {name} of the sweep {sweep.name}, {plural(len(data['trials']), 'trial')}."]
     if sweep.split:
-        lines.append(f"Chosen by the {TUNED}-numbered questions of each task, whose scores are:")
+        lines.append(f"Chosen by the {TUNED}-numbered questions of each task.")
     lines += [f"{key} = {json.dumps(value)}" for key, value in candidate.values.items()]
     lines += [f"{label}: {_score(row['metrics'].get(label))}" for label in _labels(data)]
     lines += evidence(data)
