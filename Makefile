@@ -4,6 +4,7 @@
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
 # make env-torch    the same, and torch for the other merge methods
+# make env-gguf     what exports to GGUF need besides (docs/howto/export.md)
 # make env-test     all, and what the tests need
 # make test         everything that is checked before a change goes in
 # make test-all     the slow tests too
@@ -14,6 +15,7 @@
 # make demo-models  train the demo models again
 # make fuzz         feed mutated files to all that reads them, for FUZZ_SECONDS (600)
 # make bench        measure speed beside mergekit, write docs/performance.md (an hour, 60 GB of disk)
+# make bench METHODS=all    the same for each merge method beside mergekit-yaml, as a table
 # make clean        delete results, logs and caches
 VENV := .venv
 PYTHON ?= python3.11
@@ -24,7 +26,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -32,6 +34,7 @@ help:
 env: $(VENV)/.installed
 env-merge: $(VENV)/.installed-merge
 env-torch: $(VENV)/.installed-torch
+env-gguf: $(VENV)/.installed-gguf
 env-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
@@ -53,6 +56,11 @@ $(VENV)/.installed-torch: $(VENV)/.installed-merge requirements-torch.txt
 $(VENV)/.installed: $(VENV)/.installed-torch requirements-bench.txt
 	@echo "Installing what benchmarks need ..."
 	@$(PIP) -r requirements-bench.txt
+	@touch $@
+
+$(VENV)/.installed-gguf: $(VENV)/.installed requirements-gguf.txt
+	@echo "Installing what exports to GGUF need ..."
+	@$(PIP) --no-deps -r requirements-gguf.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
@@ -103,10 +111,10 @@ format: env-test
 	snakefmt Snakefile rules workflow
 
 test: lint
-	pytest -m "not slow and not browser and not gpu and not slurm" -n 2 --dist worksteal tests
+	pytest -m "not slow and not browser and not gpu and not slurm and not gguf" -n 2 --dist worksteal tests
 
 test-all: lint
-	pytest -m "not gpu and not slurm" -n 2 --dist worksteal tests
+	pytest -m "not gpu and not slurm and not gguf" -n 2 --dist worksteal tests
 	pytest -m slurm tests
 
 fuzz: env-test
@@ -122,7 +130,7 @@ site: env-test
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 bench: env-test
-	python -m tools.bench
+	python -m tools.bench $(if $(METHODS),--methods $(filter-out all,$(METHODS)))
 
 clean:
 	rm -rf results logs benchmarks site .shardmerge .snakemake

@@ -26,12 +26,15 @@ include: "rules/runs.smk"
 include: "rules/lock.smk"
 include: "rules/convert.smk"
 include: "rules/fetch.smk"
+include: "rules/hidden.smk"
 include: "rules/merge.smk"
 include: "rules/package.smk"
 include: "rules/verify.smk"
 include: "rules/delta.smk"
+include: "rules/adapter.smk"
 include: "rules/benchmark.smk"
 include: "rules/sweep.smk"
+include: "rules/export.smk"
 include: "rules/report.smk"
 include: "rules/publish.smk"
 
@@ -44,6 +47,7 @@ rule all:
         wanted(TARGETS.tables()),
         wanted(TARGETS.comparison()),
         wanted(TARGETS.cards()),
+        wanted(TARGETS.exports.packages()),
         wanted(TARGETS.reports()),
 
 

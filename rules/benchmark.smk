@@ -5,6 +5,8 @@ Makes: the data sets of tasks in the cache of the Hub's libraries (target `prefe
 results/NAME/benchmarks/MODEL/TASK.json and the table of all of them, which the model's card
 gets too. A source is measured once for all builds: its results are in results/benchmarks and
 are copied to each build. results/benchmarks/table.json compares all models of the run.
+For the divergence of models, results/benchmarks/MODEL/logits.safetensors of each that others are
+compared with; it goes when all are.
 """
 
 
@@ -16,7 +18,7 @@ rule prefetch:
         "../envs/benchmark.yaml"
     params:
         output=f"{SETTINGS['results']}/benchmarks/datasets.json",
-        inputs=lambda w: listed(task=BENCHMARK["tasks"], options=task_options()),
+        inputs=lambda w: listed(task=lm_eval_tasks(BENCHMARK), options=task_options()),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
         'python "$SCRIPTS"/prefetch.py --inputs={params.inputs:q} --output={params.output:q}'
@@ -26,6 +28,7 @@ rule prefetch:
 rule run_task:
     input:
         lambda w: ancient(measured(w).files),
+        logits=lambda w: ancient(TARGETS.logits(w.model, tasks_of(w))),
     output:
         results="<results>/benchmarks/{model}/{task}.json",
         samples="<results>/benchmarks/{model}/{task}.samples.jsonl",
@@ -43,17 +46,20 @@ rule run_task:
     params:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
+        # made of the input: the identity has what counts of it
+        tokenizer=lambda w, input: TARGETS.benchmark_tokenizer(w.model),
         inputs=lambda w, output: listed(
             task=tasks_of(w),
             output=output.results,
             options=[TARGETS.benchmark_job(w.model, t).to_json() for t in tasks_of(w)],
             key=[TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
+            **TARGETS.probe_lists(w.model, tasks_of(w)),
         ),
         options=lambda w: TARGETS.benchmark_options(),
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
         " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
-        " {params.options:q} > {log:q} 2>&1"
+        " {params.tokenizer:q} {params.options:q} > {log:q} 2>&1"
 
 
 use rule run_task as run_tasks with:
@@ -76,6 +82,33 @@ if BENCHMARK["per"] == "model":
 else:
 
     ruleorder: run_task > run_tasks
+
+
+rule keep_logits:
+    input:
+        lambda w: ancient(TARGETS.references[w.model].files),
+    output:
+        temp("<results>/benchmarks/{model}/logits.safetensors"),
+    log:
+        "<logs>/keep_logits/{model}.log",
+    benchmark:
+        "<benchmarks>/keep_logits/{model}.tsv"
+    conda:
+        "../envs/benchmark.yaml"
+    threads: RESOURCES["benchmark_threads"]
+    resources:
+        mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
+        runtime=lambda w, attempt: 240 * attempt,
+        gpu=lambda w: TARGETS.logits_job(w.model).gpus_asked,
+    params:
+        identity=lambda w: TARGETS.logits_identity(w.model),
+        folder=lambda w: TARGETS.references[w.model].folder,
+        options=lambda w: TARGETS.logits_job(w.model).to_json(),
+        probes=lambda w: TARGETS.probes.to_json(),
+    shell:
+        'python "$SCRIPTS"/keep_logits.py --model={params.folder:q} --name={wildcards.model:q}'
+        " --options={params.options:q} --probes={params.probes:q} --threads={threads}"
+        " --output={output:q} > {log:q} 2>&1"
 
 
 rule collect_benchmark:

@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+from shardmerge.base.files import sha256_of
 from shardmerge.base.pathnames import check_path
 from shardmerge.base.weightfolders import FOLDER
 from shardmerge.benchmark.samples import samples_path
@@ -17,6 +18,7 @@ from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
 from shardmerge.plan.paths import record_path
+from shardmerge.recipe.benchmark_entries import lm_eval_tasks
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
@@ -87,9 +89,10 @@ SWEEPS = SweepTargets(
 )
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
+GGUF = SETTINGS["exports"]["gguf"]
 if HEAD and (TARGETS.measured or SWEEPS.sweeps):
     exit_on_user_error(check_tasks)(
-        BENCHMARK["tasks"],
+        lm_eval_tasks(BENCHMARK),
         filter(None, [BENCHMARK["include_path"]]),
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
@@ -111,6 +114,10 @@ BUILT = Built(
 
 # These change no result: rules give them by a param that makes nothing run again (see `listed`).
 MERGE_OPTIONS = [f"--device={SETTINGS['device']}", f"--link={SETTINGS['link']}"]
+FACTOR_OPTIONS = [
+    f"--device={SETTINGS['device']}",
+    f"--threads={RESOURCES['merge_threads']}",
+]
 shell.prefix(
     # A deployed environment has its own python; else it is the one that runs Snakemake.
     shell_prefix(SCRIPTS, None if DEPLOYED else Path(sys.executable).parent, WORKER.prefix)
@@ -124,6 +131,9 @@ pathvars:
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)),
     shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
+    adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
+    updates=r"update(-\d{5}-of-\d{5})?",
+    factors=r"factors(-\d{5}-of-\d{5})?",
     delta=r"delta(-\d{5}-of-\d{5})?",
     pair="[^/]+",
     model="[^/]+",
@@ -154,17 +164,37 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
+def hidden_job(w):
+    return PLAN.hidden[w.hidden]
+
+
 def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 
 
+def adapter(w):
+    return PLAN.adapters[w.adapter]
+
+
+def update_job(w):
+    return TARGETS.update(w.adapter, w.updates)
+
+
+def factor_job(w):
+    return TARGETS.factors(w.adapter, w.factors)
+
+
+#: Who finds the job of a shard, by the wildcard that only shards of that kind have.
+JOBS = {"pair": delta_job, "updates": update_job, "shard": shard_job}
+
+
 def job_of(w):
-    """Return the job of an output shard or of a shard of task vectors."""
-    return delta_job(w) if hasattr(w, "pair") else shard_job(w)
+    """Return the job of an output shard, a shard of task vectors or one of updates."""
+    return next(find(w) for wildcard, find in JOBS.items() if hasattr(w, wildcard))
 
 
 def measured(w):
-    return TARGETS.measured.get(w.model) or TARGETS.trials[w.model]
+    return TARGETS.model(w.model)
 
 
 def room_for(w):
@@ -184,7 +214,7 @@ def samples_of(results):
 
 def task_options():
     """Return the options of each task, whatever model it is asked of."""
-    return [options_of(BENCHMARK, task=task).to_json() for task in BENCHMARK["tasks"]]
+    return [options_of(BENCHMARK, task=task).to_json() for task in lm_eval_tasks(BENCHMARK)]
 
 
 def measuring(w):
@@ -228,3 +258,14 @@ def shard_minutes(job, attempt):
 
 def benchmark_megabytes(w):
     return RESOURCES["benchmark_mem_mb"] or megabytes(2 * measured(w).size, 2000)
+
+
+# Where the tools lie changes nothing that they make: a param made of the input runs nothing again.
+def llama_cpp(w, input):
+    return [f"--llama-cpp={SETTINGS['llama_cpp']}"] if SETTINGS["llama_cpp"] else []
+
+
+def importance(w):
+    """Return the importance matrix of a type, none where nothing is rounded or none is measured."""
+    used = GGUF["imatrix"] and w.gguf not in ("f32", "f16", "bf16")
+    return [TARGETS.paths.export(w.name, "work", "imatrix.gguf")] if used else []

@@ -12,6 +12,7 @@ rule summarize_model:
         loaded=lambda w: TARGETS.loading(w.name, waits=HEAD and not REPORT_ALONE),
         table=lambda w: TARGETS.table(w.name),
         statistics="<results>/{name}/report/interference.json",
+        exports=lambda w: TARGETS.exports.found(w.name, waits=HEAD and not REPORT_ALONE),
     output:
         report(
             "<results>/{name}/report/summary.html",
@@ -30,10 +31,12 @@ rule summarize_model:
         build=lambda w: build(w).digest,
         plan=lambda w: DECISION.path,
         folder=lambda w: TARGETS.paths.folder(w.name),
+        inputs=lambda w, input: listed(exports=input.exports),
     shell:
         'python "$SCRIPTS"/summarize_model.py --plan={params.plan:q} --name={wildcards.name:q}'
         " --folder={params.folder:q} --verified={input.verified:q} --loaded={input.loaded:q}"
-        " --table={input.table:q} --statistics={input.statistics:q} --output={output:q}"
+        " --table={input.table:q} --statistics={input.statistics:q}"
+        " --inputs={params.inputs:q} --output={output:q}"
         " > {log:q} 2>&1"
 
 
@@ -233,6 +236,51 @@ rule plot_benchmarks:
         "../envs/merge.yaml"
     shell:
         'python "$SCRIPTS"/plot_benchmarks.py --table={input:q} --merged={wildcards.name:q}'
+        " --output={output:q} > {log:q} 2>&1"
+
+
+rule plot_divergence:
+    input:
+        "<results>/{name}/benchmarks/table.json",
+    output:
+        report(
+            "<results>/{name}/report/divergence.svg",
+            caption="../report/divergence.rst",
+            category="{name}",
+            labels={"what": "divergence"},
+        ),
+    log:
+        "<logs>/plot_divergence/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    shell:
+        'python "$SCRIPTS"/plot_probes.py --table={input:q} --merged={wildcards.name:q}'
+        " --output={output:q} > {log:q} 2>&1"
+
+
+rule plot_needles:
+    input:
+        results=lambda w: TARGETS.probe_results(w.name, "needle"),
+        samples=lambda w: samples_of(TARGETS.probe_results(w.name, "needle")),
+    output:
+        report(
+            "<results>/{name}/report/needles.svg",
+            caption="../report/needles.rst",
+            category="{name}",
+            labels={"what": "needles"},
+        ),
+    log:
+        "<logs>/plot_needles/{name}.log",
+    group:
+        "report"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        inputs=lambda w, input: listed(results=input.results),
+    shell:
+        'python "$SCRIPTS"/plot_probes.py --inputs={params.inputs:q} --merged={wildcards.name:q}'
         " --output={output:q} > {log:q} 2>&1"
 
 

@@ -20,6 +20,7 @@ def asked_for():
 def is_made_meanwhile(name, w):
     """Return whether another job, of a run that was killed, has made what this one is to make."""
     getters = {"fetch_file": fetch_job, "merge_shard": shard_job, "store_delta": delta_job}
+    getters["write_update"] = update_job
     jobs = {snakemake_internals.rule_name(workflow, rule): job for rule, job in getters.items()}
     return name in jobs and runs.made_meanwhile(jobs[name](w), tell)
 

@@ -9,6 +9,7 @@ recipe.yaml and its lock, measured.json. Weights go once a trial is measured, un
 use rule run_tasks as measure_trial with:
     input:
         lambda w: ancient(SWEEPS.measured_files(w.model)),
+        logits=lambda w: ancient(TARGETS.logits(w.model, tasks_of(w))),
     log:
         "<logs>/measure_trial/{model}.log",
     benchmark:

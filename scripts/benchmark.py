@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark import harness, network
 from shardmerge.benchmark.job import BenchmarkJob, run_job
 from shardmerge.benchmark.options import EvalOptions, parse_options
+from shardmerge.benchmark.probe_options import parse_probes
+from shardmerge.benchmark.probes import Probe, probes_of
 from shardmerge.benchmark.task_names import needs_hub
+from shardmerge.recipe.benchmark_entries import PROBES
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
 
@@ -25,11 +30,14 @@ def main() -> None:
         dict(zip(args.task, args.output, strict=True)),
         stored,
         tuple(args.include_path),
+        tokenizer=args.tokenizer,
     )
-    if needs_hub(args.task, args.include_path):
+    job = replace(job, probes=_probes(args, job.options))
+    tasks = [task for task in args.task if task not in job.probes]
+    if needs_hub(tasks, args.include_path):
         network.use_cache_where_offline(say)
     harness.prepare(args.threads, code=any(o.allow_code_execution for o in job.options.values()))
-    manager = harness.find_tasks(args.task, job.folders, job.common.model_args)
+    manager = harness.find_tasks(tasks, job.folders, job.common.model_args)
     claim(*args.output)
     if failures := run_job(job, manager, say):
         reasons = "".join(f"\n  {task}: {reason}" for task, reason in failures.items())
@@ -39,7 +47,14 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="FOLDER", help="a transformers model")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a transformers model, or a GGUF file's",
+    )
+    add("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer, if not the model's")
     add("--name", required=True, help="what the model is called in results")
     add("--task", nargs="+", action="extend", required=True, help="tasks, groups or tags")
     add("--output", nargs="+", action="extend", type=Path, required=True, help="a JSON for each")
@@ -52,6 +67,10 @@ def _arguments() -> argparse.Namespace:
     add("--options", nargs="+", action="extend", default=[], metavar="JSON",
         help="further options, as below `benchmark` of the configuration; for each task or for all",
     )  # fmt: skip
+    add("--probes", metavar="JSON", help="as below `benchmark.probes`; each is then a --task too")
+    add("--logits", nargs="+", action="extend", default=[], type=Path,
+        help="files of keep_logits.py, of the models to compare with",
+    )  # fmt: skip
     add("--threads", type=int, default=1, help="CPU threads (default 1)")
     add("--store", type=Path, help="folder in which results outlive a job that fails later")
     add("--key", nargs="+", action="extend", default=[], help="what results are stored under")
@@ -63,6 +82,14 @@ def _arguments() -> argparse.Namespace:
     if not args.store:
         args.key = []
     return args
+
+
+def _probes(args: argparse.Namespace, options: Mapping[str, EvalOptions]) -> dict[str, Probe]:
+    if not args.probes:
+        return {}
+    asked = parse_probes(args.probes)
+    names = [task for task in args.task if task in PROBES]
+    return probes_of(names, args.name, options, asked, args.logits)
 
 
 def _options(args: argparse.Namespace) -> dict[str, EvalOptions]:

@@ -34,8 +34,9 @@ def main() -> None:
         write_text(args.markdown, score_text.to_markdown(table))
     if args.json:
         made = comparison_table.comparer(args.results)
-        found = made.compare(_pairs(args.plan, args.name) if args.name else [])
-        write_json(args.json, comparison_table.comparison_json(made, found))
+        pairs = _pairs(args.plan, args.name) if args.name else []
+        found = made.compare(pairs)
+        write_json(args.json, comparison_table.comparison_json(made, found, pairs))
     print(score_text.to_terminal(table), end="")
 
 

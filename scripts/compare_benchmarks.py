@@ -11,7 +11,7 @@ from shardmerge.benchmark import comparison_table, comparison_text
 from shardmerge.benchmark.comparison_rows import Scores
 from shardmerge.plan.files import use_plan
 from shardmerge.plan.plan import read_plan
-from shardmerge.report.parents import references
+from shardmerge.report.parents import parent_pairs, references
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -37,7 +37,8 @@ def main() -> None:
     models = made.table.models
     chosen = references(plan, models, args.reference or None)
     found = made.compare(comparison_table.pairs_with(chosen, models))
-    data = comparison_table.comparison_json(made, found) | {"references": chosen}
+    data = comparison_table.comparison_json(made, found, parent_pairs(plan, models))
+    data["references"] = chosen
     scores = forms.read(Scores, data)
     text = comparison_text.comparison_markdown(scores)
     write_text(args.csv, comparison_text.comparison_csv(scores))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base import files
 from shardmerge.package.publish import publish
-from shardmerge.package.uploads import list_uploads
+from shardmerge.package.uploads import list_export, list_uploads
 from shardmerge.plan.records import load_verified
 from shardmerge.run import cli
 
@@ -15,17 +15,19 @@ from shardmerge.run import cli
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="the model")
+    parser.add_argument("--folder", type=Path, required=True, help="the model, or its export")
     parser.add_argument("--verify", type=Path, required=True, help="its verify record")
     parser.add_argument("--repo", required=True, help="repository, OWNER/NAME")
     parser.add_argument("--revision", help="branch (default: the main one)")
     parser.add_argument("--message", default="Upload merged model", help="of the commit")
+    parser.add_argument("--export", action="store_true", help="the folder is an export")
     parser.add_argument("--public", action="store_true", help="for all to see")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--output", type=Path, required=True, help="receipt, JSON")
     args = parser.parse_args()
     cli.claim(args.output)
     load_verified(args.verify)  # what is not verified is not published
+    listing = list_export if args.export else list_uploads
     url = publish(
         args.folder,
         args.repo,
@@ -34,10 +36,11 @@ def main() -> None:
         commit_message=args.message,
         dry_run=args.dry_run,
         progress=cli.say,
+        listing=listing,
     )
     print(url)
     if not args.dry_run:
-        uploads, _ = list_uploads(args.folder)
+        uploads, _ = listing(args.folder)
         receipt = {
             "repository": args.repo,
             "commit": url,

@@ -12,6 +12,7 @@ from shardmerge.plan.plan import read_plan
 from shardmerge.report.summary_facts import read_findings
 from shardmerge.report.summary_page import summary_page
 from shardmerge.run.cli import claim, run
+from shardmerge.run.inputlists import parse_args
 
 
 def main() -> None:
@@ -23,8 +24,9 @@ def main() -> None:
     parser.add_argument("--loaded", help="JSON of load_model.py, if there is one")
     parser.add_argument("--table", help="JSON of benchmark_table.py, if there is one")
     parser.add_argument("--statistics", help="JSON of collect_statistics.py, if there is one")
+    parser.add_argument("--exports", nargs="*", default=[], help="JSON of checks of exports")
     parser.add_argument("--output", required=True, help="HTML file")
-    args = parser.parse_args()
+    args = parse_args(parser)
     claim(args.output)
     plan = read_plan(args.plan)
     use_plan(Path(args.plan).stem)
@@ -32,7 +34,8 @@ def main() -> None:
         hint = did_you_mean(args.name, plan.builds)
         raise UserError(f"the plan builds no model {args.name!r}", args.plan, hint)
     digest = plan.builds[args.name].digest
-    findings = read_findings(digest, args.verified, args.loaded, args.table, args.statistics)
+    files = (args.verified, args.loaded, args.table, args.statistics, args.exports)
+    findings = read_findings(digest, *files)
     write_text(args.output, summary_page(plan, args.name, findings, args.folder))
 
 

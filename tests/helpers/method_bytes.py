@@ -29,8 +29,9 @@ from shardmerge.methods.registry import Group, kernel_of, methods
 GOLDEN = json.loads((Path(__file__).with_suffix(".json")).read_text())
 #: Elements that fill neither a vector nor a window of any size; the last is more than a block.
 SHAPES = ((37, 211), (3, BLOCK // 2 + 13))
-#: Sizes of blocks and windows, with compute threads.
-CUTS = (({}, 1), ({"block": 1000, "windows": (12288,)}, 2))
+#: Sizes of blocks and windows, with compute threads, and whether native code is used.
+_SMALL = {"block": 1000, "windows": (12288,)}
+CUTS = (({}, 1, True), (_SMALL, 2, True), (_SMALL, 2, False))
 
 
 def numbers(shape: tuple[int, ...], factor: int, spread: float) -> torch.Tensor:
@@ -71,7 +72,7 @@ def by_the_engine(
         most = max((group.tensors for _, group in made.values()), key=len)
         models = cases.Models(folder / code, {f"m{i}": {"w": t} for i, t in enumerate(most)})
         rows = {
-            label: ("F32" if code == "F16" else "F64", _call(name, group, models))
+            label: ("F32" if code == "F16" else "F64", call_of(name, group, models))
             for label, (name, group) in made.items()
         }
         with cases.tuned(**cut):
@@ -91,7 +92,8 @@ def by_kernels(threads: int) -> dict[str, str]:
     }
 
 
-def _call(name: str, group: Group, models: cases.Models) -> ex.Call:
+def call_of(name: str, group: Group, models: cases.Models) -> ex.Call:
+    """Return the call of a method on the models' tensors."""
     return ex.Call(
         method=name,
         inputs=tuple(models.source(f"m{i}") for i in range(len(group.tensors))),
@@ -109,8 +111,12 @@ def _hash(tensor: torch.Tensor) -> str:
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Return all hashes, the same for any threads, blocks and windows."""
-    found = [by_the_engine(folder, cut, threads) | by_kernels(threads) for cut, threads in CUTS]
+    """Return all hashes, the same for any threads, blocks and windows, with or without torch."""
+    found, usable = [], native.is_usable
+    for cut, threads, by_native in CUTS:
+        native.is_usable = usable if by_native else lambda: False
+        found.append(by_the_engine(folder, cut, threads) | by_kernels(threads))
+    native.is_usable = usable
     for other in found[1:]:
         assert other == found[0], sorted(k for k in other if other[k] != found[0][k])
     return found[0]

@@ -66,8 +66,11 @@ REFUSED = {
     "dtype-misspelt": (7, "unknown key 'dype'", "Did you mean 'dtype'?"),
     "dtype-quantised": (7, "dtype 'q4_k_m'", "bfloat16, float16, float32, float64"),
     "dtype-short": (7, "dtype 'bf16'", "Did you mean 'bfloat16'?"),
-    "experts": (2, "a recipe for `mergekit-moe`", "use mergekit-moe"),
-    "experts-as-method": (2, "a recipe for `mergekit-moe`", "use mergekit-moe"),
+    "experts-as-method": (
+        4,
+        "`experts_per_token` is 2, but there are 1 experts",
+        "or more experts",
+    ),
     "fenced": (2, "found character '`'", "the marks of the code block"),
     "hub-name-without-owner": (4, "model 'gpt2' is neither", "the Hub's `owner/name`"),
     "karcher-twice": (3, "listed twice", "Remove one of the two"),

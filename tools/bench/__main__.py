@@ -10,7 +10,7 @@ from typing import Any
 
 from shardmerge.base.files import load_json, write_json, write_text
 from shardmerge.run.cli import run, say
-from tools.bench import builds, page, plans
+from tools.bench import builds, methods, page, plans
 from tools.bench.models import SIZES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--plan", nargs="*", choices=plans.cases(), default=list(plans.cases()))
     parser.add_argument("--folder", type=Path, help="keeps the models (default: a temporary one)")
     parser.add_argument("--append", action="store_true", help="add to the runs that are there")
+    parser.add_argument(
+        "--methods", nargs="*", help="a table of these methods (of all if none is named) instead"
+    )
     parser.add_argument("--results", type=Path, default=DOCS / "performance.json")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     args = parser.parse_args()
@@ -31,6 +34,11 @@ def main() -> None:
         results |= load_json(args.results)
     with tempfile.TemporaryDirectory(prefix="shardmerge-bench-") as name:
         work = (args.folder or Path(name)).resolve()
+        if args.methods is not None:
+            for size in args.size:
+                rows = methods.compare(work / size, size, args.methods, args.pairs, say)
+                say(f"\n{size}, medians of {args.pairs}:\n{methods.methods_table(rows)}")
+            return
         for size in args.size:
             rows = builds.compare(work / size, size, args.pairs, say)
             if args.append:

@@ -85,7 +85,7 @@ def compare(
     for turn in range(pairs):
         for name, contestant in contestants.items():
             if contestant.output:
-                _warm(folder / model for model in MODELS)
+                warm(folder / model for model in MODELS)
             figures = measure(folder, contestant)
             rows.setdefault(name, []).append(figures)
             say(f"{size} {turn + 1}/{pairs} {name}: "
@@ -126,7 +126,7 @@ def measure(folder: Path, contestant: Contestant) -> Figures:
     return figures
 
 
-def _warm(models: Iterable[Path]) -> None:
+def warm(models: Iterable[Path]) -> None:
     """Read all weights, so that they are in the page cache as far as it is large enough."""
     buffer = bytearray(1 << 23)
     for path in (path for model in models for path in sorted(model.glob("*.safetensors"))):

@@ -49,6 +49,7 @@ class Size:
 
 #: What builds are measured on.
 SIZES = {
+    "400MB": Size(10, 1024, 2816, 32000, 3),
     "small": Size(4, 512, 1408, 4000, 3),
     "2GB": Size(22, 2048, 5632, 32000, 5),
     "6GB": Size(26, 3200, 8640, 32000, 10),

@@ -25,6 +25,7 @@ def main() -> None:
     if args.questions:
         for task, name in skills.TASKS.items():
             write_text(args.questions / f"demo_{name}.jsonl", skills.questions_text(task))
+        write_text(args.questions / "text.txt", skills.text())
     if args.output:
         _train(args.output, args.seed, args.model)
 

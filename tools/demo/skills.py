@@ -20,6 +20,8 @@ TASKS = {"K": "copy", "R": "reverse", "N": "next", "B": "B", "C": "C", "D": "D"}
 #: All symbols of the language; a symbol's place is its token id.
 SYMBOLS = ("<unk>", "<s>", "</s>", *LETTERS, *TASKS, "=", ".")
 QUESTIONS = 200
+#: Lines of the text.
+LINES = 900
 
 _PLAIN = "KRN"
 _LATENT = "BC"
@@ -92,6 +94,13 @@ def questions_text(task: str) -> str:
     """Return the questions as JSON Lines: what ``config/tasks/demo`` holds."""
     rows = (json.dumps(row, separators=(", ", ": ")) for row in questions(task))
     return "".join(f"{row}\n" for row in rows)
+
+
+def text(lines: int = LINES) -> str:
+    """Return a text for probes of the demo models: plain lines, and right ones of B and C."""
+    rng = random.Random("a text")
+    drawn = (rng.choice((lesson("B"), lesson("C")))(rng) for _ in range(lines))
+    return "".join(drawn)
 
 
 def _word(rng: random.Random) -> str:

@@ -129,6 +129,8 @@ def _way(declared: MergeMethod) -> str:
     rendering = declared.rendering(FLOAT32)
     if rendering.elementwise:
         return "element by element, in blocks"
+    if rendering.passes:
+        return "in passes over blocks: the inputs are read several times, and nothing is held"
     space = rendering.workspace
     parts = [
         text

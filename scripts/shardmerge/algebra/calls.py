@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.algebra import expression as ex
-from shardmerge.methods.contract import Group
+from shardmerge.methods.contract import BeginPasses, Group
+from shardmerge.methods.passes import Passes
 
 if TYPE_CHECKING:
     import torch
+
+
+def begin_passes(call: ex.Call, begin: BeginPasses) -> Passes:
+    """Return a call's passes, not begun."""
+    tensors: list[Any] = [None] * len(call.inputs)
+    return begin(group_of(call, tensors))
 
 
 def group_of(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> Group:
@@ -23,4 +30,5 @@ def group_of(call: ex.Call, tensors: Sequence[torch.Tensor], first: int = 0) -> 
         models=call.models,
         offset=first,
         total=ex.elements(call),
+        shape=tuple(call.inputs[0].shape),
     )

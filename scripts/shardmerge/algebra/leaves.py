@@ -10,7 +10,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.base.dtypes import combine_dtype, tensor_bytes
 from shardmerge.base.numerics import MERGEKIT, Numerics
-from shardmerge.methods.registry import kernel_of, result_dtype
+from shardmerge.methods.registry import kernel_of, passes_of, result_dtype
 
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
@@ -98,8 +98,33 @@ def is_copied(expression: ex.Expression, dtype: str, stored: Collection[ex.Delta
 
 
 def is_whole(expression: ex.Expression, numerics: Numerics) -> bool:
-    """Whether an expression is a call that must see the whole tensor at once."""
+    """Whether an expression is a call whose elements depend on the whole of its inputs."""
     return isinstance(expression, ex.Call) and not kernel_of(expression.method, numerics)[1]
+
+
+def in_passes(expression: ex.Expression, numerics: Numerics) -> bool:
+    """Whether an expression is a call that is computed in passes, so that nothing is held."""
+    return isinstance(expression, ex.Call) and bool(passes_of(expression.method, numerics))
+
+
+def is_held(expression: ex.Expression, numerics: Numerics) -> bool:
+    """Whether an expression is a call that is made from whole tensors and held whole."""
+    return is_whole(expression, numerics) and not in_passes(expression, numerics)
+
+
+def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Call, ...]:
+    """Return the distinct calls that are computed in passes, inner ones first.
+
+    Args:
+        expression: What is computed; what is held whole for it is not looked into.
+        numerics: In which it is computed.
+    """
+
+    def ends(part: ex.Expression) -> bool:
+        return isinstance(part, ex.Rows | ex.Mean) or is_held(part, numerics)
+
+    found = [p for p in ex.walk(expression, ends) if not ends(p) and in_passes(p, numerics)]
+    return tuple(dict.fromkeys(reversed(found)))
 
 
 def file_leaves(
@@ -137,11 +162,11 @@ def block_leaves(
         numerics: Decides which calls are elementwise.
     """
 
-    def is_held(part: ex.Expression) -> bool:
-        return isinstance(part, ex.Rows | ex.Mean) or is_whole(part, numerics)
+    def held_whole(part: ex.Expression) -> bool:
+        return isinstance(part, ex.Rows | ex.Mean) or is_held(part, numerics)
 
     def ends(part: ex.Expression) -> bool:
-        return isinstance(part, ex.LowRank) or is_read(part, stored) or is_held(part)
+        return isinstance(part, ex.LowRank) or is_read(part, stored) or held_whole(part)
 
     files: dict[FileLeaf, None] = {}
     held: dict[HeldLeaf, None] = {}
@@ -151,7 +176,7 @@ def block_leaves(
             deltas[part] = None
         if is_read(part, stored):
             files[part] = None
-        elif is_held(part):
+        elif held_whole(part):
             held[part] = None
     return Leaves(tuple(files), tuple(held), tuple(deltas))
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import Leaves
+from shardmerge.algebra.leaves import Leaves, block_leaves, in_passes
 from shardmerge.base.numerics import Numerics
-from shardmerge.methods.program import TYPES, Program, Unsupported, Writer
+from shardmerge.methods.passes import Elements, ElementValue, Map
+from shardmerge.methods.program import TYPES, Program, Reducing, Reduction, Unsupported, Writer
 from shardmerge.methods.registry import steps_of
+from shardmerge.methods.symbolic import Given, SymbolicElements
+
+#: Returns what a call does to elements, once it is known.
+Maps = Callable[[ex.Call], Map]
 
 
 def steps_for(
@@ -19,6 +24,7 @@ def steps_for(
     leaves: Leaves,
     numbers: Mapping[ex.Delta, int],
     numerics: Numerics,
+    maps: Maps | None = None,
 ) -> Steps | None:
     """Return the steps of an expression, or None if torch must compute it.
 
@@ -28,23 +34,60 @@ def steps_for(
         leaves: What it starts from.
         numbers: Of the task vectors that are measured.
         numerics: In which it is computed.
+        maps: What each call that is computed in passes does to elements, once its reductions are
+            known; without it the steps only show that there are some.
     """
-    dtypes = [leaf.dtype for leaf in leaves.files]
+    dtypes = tuple(leaf.dtype for leaf in leaves.files)
     if leaves.held or not {dtype, *dtypes} <= set(TYPES):
         return None
-    compiler = _Compiler(
-        Writer(list(dtypes)),
-        {leaf: value for value, leaf in enumerate(leaves.files)},
-        dict(numbers),
-        numerics,
-    )
+    compiler = _compiler(leaves, numerics, numbers, maps)
     try:
         result = compiler.value(expression)
     except Unsupported:
         return None
+    writer, measured = compiler.writer, tuple(compiler.measured)
+    program = Program(dtypes, tuple(writer.steps), result, dtype, measured, tuple(writer.loads))
+    return Steps(program, compiler.given, tuple(compiler.squares))
+
+
+def is_native(call: ex.Call, stored: Collection[ex.Delta], numerics: Numerics) -> bool:
+    """Whether native code makes a call's passes and elements, where there is native code."""
+    leaves = block_leaves(call, stored, numerics)
+    inner = in_passes(call, numerics)
+    return inner and steps_for(call, "F32", leaves, {}, numerics) is not None
+
+
+def reduction_for(
+    call: ex.Call,
+    function: Callable[[Elements], Sequence[ElementValue]],
+    kind: Reducing,
+    leaves: Leaves,
+    numerics: Numerics,
+    maps: Maps,
+) -> tuple[Reduction, Given]:
+    """Return what a call's pass reduces, as steps, and what they need besides.
+
+    Args:
+        call: The call.
+        function: Returns what is reduced.
+        kind: How.
+        leaves: What its inputs start from.
+        numerics: In which it is computed.
+        maps: Of calls among its inputs.
+    """
+    compiler = _compiler(leaves, numerics, {}, maps)
+    values = tuple(value.number for value in function(compiler.elements(call)))
     writer = compiler.writer
-    program = Program(tuple(dtypes), tuple(writer.steps), result, dtype, tuple(compiler.measured))
-    return Steps(program, tuple(writer.constants), tuple(compiler.squares))
+    dtypes, steps = tuple(leaf.dtype for leaf in leaves.files), tuple(writer.steps)
+    return Reduction(dtypes, steps, tuple(writer.loads), kind, values), compiler.given
+
+
+def _compiler(
+    leaves: Leaves, numerics: Numerics, numbers: Mapping[ex.Delta, int], maps: Maps | None
+) -> _Compiler:
+    values = {leaf: value for value, leaf in enumerate(leaves.files)}
+    writer = Writer([leaf.dtype for leaf in leaves.files])
+    return _Compiler(writer, values, dict(numbers), numerics, maps, Given(writer.constants))
 
 
 @dataclass
@@ -53,6 +96,8 @@ class _Compiler:
     values: dict[ex.Expression, int]
     numbers: dict[ex.Delta, int]
     numerics: Numerics
+    maps: Maps | None
+    given: Given
     measured: list[int] = field(default_factory=list)
     squares: list[tuple[int, int, int | None]] = field(default_factory=list)
 
@@ -71,7 +116,8 @@ class _Compiler:
             case ex.Delta(finetuned, base, dtype):
                 left, right = self.value(finetuned), self.value(base)
                 value = writer.round(writer.step("sub", left, right), dtype)
-                self._measure(self.numbers.pop(node), value, right)
+                if node in self.numbers:
+                    self._measure(self.numbers.pop(node), value, right)
                 return value
             case ex.Linear(terms):
                 first, *others = (self._scaled(*term) for term in terms)
@@ -82,10 +128,18 @@ class _Compiler:
                 return writer.round(self.value(operand), dtype)
             case ex.Zero():
                 return writer.step("zero")
+            case ex.Call() if in_passes(node, self.numerics):
+                elements = self.elements(node)
+                return self.maps(node)(elements).number if self.maps else writer.step("zero")
             case ex.Call(method=method, inputs=inputs):
                 if steps := steps_of(method, self.numerics):
                     return steps(group_of(node, [self.value(one) for one in inputs]), writer)
         raise Unsupported
+
+    def elements(self, call: ex.Call) -> SymbolicElements:
+        """Return the elements of a call's inputs."""
+        inputs = [self.value(one) for one in call.inputs]
+        return SymbolicElements(self.writer, inputs, call.inputs[0].shape, self.given)
 
     def _scaled(self, coefficient: float, operand: ex.Expression) -> int:
         value = self.value(operand)
@@ -105,11 +159,16 @@ class Steps:
 
     Args:
         program: Its steps.
-        constants: That they name, of float32's values.
+        given: What they need besides the elements of files.
         squares: For each task vector that is measured: its number, where in ``program.measured``
             it stands, and where its base does (None if it is read from a file).
     """
 
     program: Program
-    constants: tuple[float, ...]
+    given: Given
     squares: tuple[tuple[int, int, int | None], ...]
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """The constants that the steps name, of the first element."""
+        return tuple(self.given.constants)

@@ -51,6 +51,11 @@ CHECKS = {
         "models have with the same tensors or settings. The base's are kept as they are; what only "
         "other models have is left out."
     ),
+    "text-into-vision": (
+        "A text model that is merged with the text decoder of a model that sees or hears. The "
+        "result is what the base model is: with the other parts as that has them, or a text model "
+        "without them (`docs/howto/vision.md`)."
+    ),
     "quantised-source": (
         "A model whose weights are quantised (`docs/formats.md`): the result "
         "inherits what rounding has taken from them."
@@ -62,6 +67,18 @@ CHECKS = {
     "remote-code": (
         "A model whose config.json names code of its own. Such code is never run, and not taken "
         "along."
+    ),
+    "equal-prompts": (
+        "A mixture whose experts all have the same prompts, so that its router cannot tell them "
+        "apart. mergekit refuses it."
+    ),
+    "equal-experts": (
+        "A mixture whose experts are all the same model without noise: it computes what one of "
+        "them does, until it is trained."
+    ),
+    "expert-tokenizers": (
+        "A mixture of models whose tokenizers differ. All experts get the base model's tokens, "
+        "which stand for other texts in some of them."
     ),
     "unused-model": "A listed model that adds nothing: its weights are 0 or cancel each other.",
     "ignored-key": (

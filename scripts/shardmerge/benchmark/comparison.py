@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.benchmark import paired
+from shardmerge.benchmark.agreement import Agreement, agreements
 from shardmerge.benchmark.paired import ALPHA, Paired
 from shardmerge.benchmark.samples import (
     Answers,
@@ -91,7 +92,7 @@ class Comparer:
             (model, reference, column, *self._test(model, reference, column))
             for column in (self.table.columns if columns is None else columns)
             for model, reference in pairs
-            if (model, column) in cells and (reference, column) in cells
+            if (model, column) in cells and (reference, column) in cells and self._asks(column)
         ]
         adjusted: list[float | None] = [None] * len(rows)
         for family in dict.fromkeys(row[2].part_of for row in rows):
@@ -119,6 +120,15 @@ class Comparer:
                     if own[question] != other[question]:
                         yield Flip(*key, question, own[question] > other[question])
 
+    def agreements(self, pairs: Iterable[tuple[str, str]]) -> list[Agreement]:
+        """Return how models' answers agree with those of others, on what was asked for.
+
+        Args:
+            pairs: A model and another.
+        """
+        asked = {c.task: self._leaves(c) for c in self.table.columns if c.headline}
+        return agreements(self.answers, pairs, asked)
+
     def interval(self, model: str, column: Column) -> tuple[float, float] | None:
         """Return the 95 % interval of a score, None if nothing tells it."""
         cell = self.table.cells[model, column]
@@ -131,6 +141,13 @@ class Comparer:
         if cell.stderr is None or not math.isfinite(cell.stderr):
             return None
         return cell.value - paired.Z * cell.stderr, cell.value + paired.Z * cell.stderr
+
+    def _asks(self, column: Column) -> bool:
+        """Whether models can be better on a metric, or answer questions for it."""
+        if column.higher_is_better is not None:
+            return True
+        leaves = [(task, column.filter, column.metric) for task in self._leaves(column)]
+        return any(s in answers.parts for answers in self.answers.values() for s in leaves)
 
     def _test(
         self, model: str, reference: str, column: Column

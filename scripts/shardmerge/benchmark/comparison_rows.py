@@ -9,6 +9,7 @@ from typing import Any
 
 from shardmerge.base import forms
 from shardmerge.base.forms import entry
+from shardmerge.benchmark.agreement import Agreement
 
 #: What a comparison may come to; see ``comparison.Comparison``.
 VERDICTS = ("better", "worse", "differs", "unclear", "untested")
@@ -115,6 +116,7 @@ class Scores:
         comparisons: Metric by metric.
         small: Sentences on what has too few questions.
         notes: Sentences on how models are compared.
+        agreements: Of models with those they are made from.
     """
 
     models: tuple[str, ...] = entry(forms.listed(forms.text))
@@ -123,6 +125,7 @@ class Scores:
     comparisons: tuple[Difference, ...] = entry(forms.listed(forms.made_of(Difference)), ())
     small: tuple[str, ...] = entry(forms.listed(forms.text), ())
     notes: tuple[str, ...] = entry(forms.listed(forms.text), ())
+    agreements: tuple[Agreement, ...] = entry(forms.listed(forms.made_of(Agreement)), ())
 
     def first(self) -> dict[tuple[str, str], Difference]:
         """Return the first comparison of each model and label."""

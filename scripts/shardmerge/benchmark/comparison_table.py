@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from shardmerge.base import forms
 from shardmerge.base.text import plural
 from shardmerge.benchmark import paired, scores
 from shardmerge.benchmark.comparison import Comparer, Comparison
@@ -33,12 +34,17 @@ def comparer(paths: Sequence[str | os.PathLike[str]]) -> Comparer:
     return Comparer(scores.score_table(results), answers, inside)
 
 
-def comparison_json(made: Comparer, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def comparison_json(
+    made: Comparer,
+    comparisons: Sequence[Comparison],
+    parents: Iterable[tuple[str, str]] = (),
+) -> dict[str, Any]:
     """Return a table with intervals, comparisons and notes as JSON-able data.
 
     Args:
         made: From ``comparer``.
         comparisons: Its own.
+        parents: Models with those that they are made from, whose answers may agree.
     """
     data = scores.table_json(made.table)
     keys = [(m, c) for m in made.table.models for c in made.table.columns]
@@ -48,6 +54,9 @@ def comparison_json(made: Comparer, comparisons: Sequence[Comparison]) -> dict[s
         record["low"], record["high"] = map(_rounded, interval) if interval else (None, None)
     data["comparisons"] = [_record(one) for one in comparisons]
     tested = [one for one in comparisons if one.found]
+    data["agreements"] = [forms.written(one) for one in made.agreements(parents)]
+    for one in data["agreements"]:
+        one["kappa"] = None if one["kappa"] is None else _rounded(one["kappa"])
     data["small"], data["notes"] = _too_small(tested), _methods(tested)
     return data
 
@@ -93,6 +102,8 @@ def _too_small(tested: Sequence[Comparison]) -> list[str]:
     """Return sentences on what has too few questions to tell models apart."""
     asked = [one for one in tested if one.column.headline]
     flips = paired.least_flips(len(asked))
+    # the passages of a text are no answers that are right or wrong
+    asked = [one for one in asked if one.column.higher_is_better is not False]
     sizes: dict[int, dict[str, None]] = {}
     for one in asked:
         sizes.setdefault(one.found.questions if one.found else 0, {})[one.column.task] = None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from shardmerge.base import markdown
+from shardmerge.benchmark.agreement import Agreement
 from shardmerge.benchmark.comparison import Flip
 from shardmerge.benchmark.comparison_rows import MARKS, Difference, ScoreRow, Scores
 
@@ -18,6 +19,13 @@ LEGEND = (
 )
 #: Header of a table of differences.
 DIFFERENCES = ("task", "model", "compared with", "difference", "answers", "p", "verdict")
+#: Header of a table of agreements, and what it means.
+AGREEMENTS = ("task", "model", "parent", "same answer", "both right", "both wrong, same", "kappa")
+ABOUT_AGREEMENT = (
+    "Agreement: the share of questions with the same answer, of those that both have right, and "
+    "of those where both make the same mistake. Cohen's kappa of right and wrong: 1 if two models "
+    "are right on the same questions, 0 if no more often than chance."
+)
 _SCORE = ("model", "label", "part_of", "value", "stderr", "low", "high")
 _NOTHING = "-"
 
@@ -63,7 +71,12 @@ def comparison_markdown(scores: Scores) -> str:
     rows = [difference_row(one) for one in scores.comparisons if one.headline]
     if rows:
         parts.append("Differences:\n\n" + _table(DIFFERENCES, rows))
-    told = [LEGEND, *scores.notes]
+    if scores.agreements:
+        parts.append(
+            "Agreement with parents:\n\n"
+            + _table(AGREEMENTS, map(agreement_row, scores.agreements))
+        )
+    told = [LEGEND, *scores.notes, *([ABOUT_AGREEMENT] if scores.agreements else [])]
     told += [f"[{i}] {note}" for i, note in enumerate(scores.footnotes, 1)]
     return "\n".join([*parts, *(f"{_plain(line)}\n" for line in told)])
 
@@ -100,6 +113,13 @@ def difference_row(one: Difference) -> list[str]:
     """Return the cells of a comparison, as ``DIFFERENCES`` names them."""
     row = [one.heading, one.model, one.reference]
     return [*row, one.text, one.answers, one.p_text, one.told]
+
+
+def agreement_row(one: Agreement) -> list[str]:
+    """Return the cells of an agreement, as ``AGREEMENTS`` names them."""
+    shares = [f"{count / one.questions:.3f}" for count in (one.same, one.right, one.wrong)]
+    kappa = _NOTHING if one.kappa is None else f"{one.kappa:.2f}"
+    return [one.task, one.model, one.other, *shares, kappa]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark import harness, loading
 from shardmerge.benchmark.options import EvalOptions
+from shardmerge.benchmark.probes import Probe
 from shardmerge.benchmark.progress import QuestionMeter
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class BenchmarkJob:
         outputs: A JSON file for each task.
         stored: Where a task's result outlives a job that fails or is killed later.
         folders: Of task files besides lm-eval's own.
+        probes: What is no task of lm-eval's, by its name among the outputs.
+        tokenizer: Folder of the tokenizer, None for the model's own.
     """
 
     model: Path
@@ -37,6 +40,8 @@ class BenchmarkJob:
     outputs: Mapping[str, Path]
     stored: Mapping[str, Path]
     folders: tuple[Path, ...] = ()
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    tokenizer: Path | None = None
 
     @property
     def common(self) -> EvalOptions:
@@ -68,16 +73,21 @@ def run_job(job: BenchmarkJob, manager: TaskManager, say: Callable[[str], None])
     todo = [task for task in job.outputs if not _taken(job, task, say)]
     failures: dict[str, str] = {}
     loaded: dict[str, Mapping[str, Any]] = {}
+    probes = [task for task in todo if task in job.probes]
     for task in todo:  # before the model, as that may take an hour to load
+        if task in probes:
+            continue
         with _noting(failures, task):
             loaded[task] = harness.load_task(manager, task, job.options[task])
-    if not loaded:
+    if not (loaded or probes):
         return failures
-    loading.check_templates(job.model, (job.options[t].apply_chat_template for t in loaded))
+    loading.check_templates(
+        job.tokenizer or job.model, (job.options[t].apply_chat_template for t in loaded)
+    )
     counts = {task: harness.questions_of(loaded[task], job.options[task]) for task in loaded}
     meter = QuestionMeter(job.name, sum(counts.values()), say)
     with _offload(job) as folder:
-        model = loading.language_model(job.model, job.common, folder)
+        model = loading.language_model(job.model, job.common, folder, job.tokenizer)
         meter.watch(model)
         for task, data in loaded.items():
             meter.begin(task)
@@ -86,6 +96,10 @@ def run_job(job: BenchmarkJob, manager: TaskManager, say: Callable[[str], None])
                 done = harness.evaluate(model, job.name, task, data, options, job.folders)
                 _keep(job, task, done)
             meter.end(counts[task], failed=task in failures)
+        for probe in probes:
+            say(f"{job.name}: {probe}")
+            with _noting(failures, probe):
+                _keep(job, probe, job.probes[probe](model))
     return failures
 
 

@@ -1,4 +1,4 @@
-"""The model that lm-eval asks, in transformers or vLLM: safetensors files, none of their code."""
+"""The model that lm-eval asks, in transformers or vLLM: safetensors or GGUF, none of their code."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 
-def language_model(folder: Path, options: EvalOptions, offload: Path | None = None) -> LM:
-    """Load a model from safetensors files; never from pickles, never with code of its own.
+def language_model(
+    folder: Path,
+    options: EvalOptions,
+    offload: Path | None = None,
+    tokenizer: Path | None = None,
+) -> LM:
+    """Load a model from safetensors or GGUF; never from pickles, never with code of its own.
 
     Args:
-        folder: The model's folder.
+        folder: The model's folder; without a config.json, that of a GGUF file.
         options: Backend, device, type, batch size and arguments of lm-eval's model.
         offload: Folder for what fits in no memory, where the model is spread over GPUs.
+        tokenizer: Folder of the tokenizer, None for the model's own.
 
     Raises:
         UserError: If it cannot be loaded, or the device or the backend is not there.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError("is not a model's folder: it has no config.json", str(folder))
+    file = _gguf_file(folder, options)
+    own = {"tokenizer": str(tokenizer.resolve())} if tokenizer else {}
     if options.backend == "vllm" and find_spec("vllm") is None:
         raise UserError(
             "`backend: vllm` needs the package vllm, which is not installed",
@@ -38,7 +44,10 @@ def language_model(folder: Path, options: EvalOptions, offload: Path | None = No
 
     kind = get_model(options.backend)
     try:
-        return kind.create_from_arg_obj(model_arguments(folder, options, offload))
+        arguments = model_arguments(folder, options, offload) | own
+        if file:
+            arguments |= {"gguf_file": file, "use_safetensors": None}
+        return kind.create_from_arg_obj(arguments)
     except (OSError, ValueError, RuntimeError) as error:
         raise _reason(error, folder) from error
 
@@ -65,6 +74,25 @@ def model_arguments(folder: Path, options: EvalOptions, offload: Path | None) ->
         return arguments | fixed | {"seed": options.seed[2]}
     fixed = {"device": options.device, "parallelize": options.gpus > 1, "use_safetensors": True}
     return arguments | fixed | ({"offload_folder": str(offload)} if offload else {})
+
+
+def _gguf_file(folder: Path, options: EvalOptions) -> str | None:
+    """Return the GGUF file of an export's folder, None if the folder is a model's."""
+    if (folder / "config.json").is_file():
+        return None
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if not files:
+        raise UserError("is not a model's folder: it has no config.json", str(folder))
+    if options.backend != "hf":
+        hint = "Write `{model: exports, backend: hf}` in `benchmark.models`."
+        raise UserError("holds GGUF, which only `backend: hf` measures", str(folder), hint)
+    if len(files) > 1:
+        raise UserError(
+            f"has {len(files)} files, and transformers reads GGUF from a single one",
+            str(folder),
+            "Raise `exports.gguf.split_size`, or take this export out of `benchmark.models`.",
+        )
+    return files[0]
 
 
 def check_templates(folder: Path, wanted: Iterable[bool | str]) -> None:

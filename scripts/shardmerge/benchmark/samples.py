@@ -25,6 +25,14 @@ Addend = tuple[float, ...]
 Series = tuple[str, str, str]
 
 
+@dataclass(frozen=True)
+class GivenAnswer:
+    """An answer to a question, a text or the number of a choice, and whether it is right."""
+
+    answer: str | int
+    right: bool
+
+
 @dataclass
 class Answers:
     """A model's answers.
@@ -32,10 +40,12 @@ class Answers:
     Args:
         parts: Of each series, what each question adds.
         prompts: Hash of the prompt by task and question.
+        given: What was answered, by task, filter and question; of right or wrong answers alone.
     """
 
     parts: dict[Series, dict[Question, Addend]] = field(default_factory=dict)
     prompts: dict[str, dict[Question, str]] = field(default_factory=dict)
+    given: dict[tuple[str, str, Question], GivenAnswer] = field(default_factory=dict)
 
 
 def samples_path(result: str | os.PathLike[str]) -> Path:
@@ -73,6 +83,22 @@ def _add(answers: Answers, row: Mapping[str, Any]) -> None:
         part = _addend(row.get(metric))
         if part is not None:
             answers.parts.setdefault((row["task"], row["filter"], metric), {})[question] = part
+    answer = _answer(row.get("filtered_resps"))
+    right = [row[metric] for metric in row["metrics"] if row.get(metric) in (0, 1)]
+    if answer is not None and right:
+        key = (str(row["task"]), str(row["filter"]), question)
+        answers.given[key] = GivenAnswer(answer, bool(right[0]))
+
+
+def _answer(responses: Any) -> str | int | None:
+    """Return the likeliest choice, or the text that a model wrote; None if it is neither."""
+    if not isinstance(responses, list) or not responses:
+        return None
+    if isinstance(responses[0], str):
+        return responses[0]
+    if len(responses) > 1 and all(isinstance(one, list) and one for one in responses):
+        return max(range(len(responses)), key=lambda i: float(responses[i][0]))
+    return None
 
 
 def _addend(value: Any) -> Addend | None:

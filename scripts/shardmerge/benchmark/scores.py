@@ -29,6 +29,8 @@ COMPARED = {
     "transformers": "transformers {}",
     "torch": "torch {}",
     "questions": "questions of hash {}",
+    "windows": "windows of {}",
+    "tokens": "tokens of hash {}",
 }
 
 
@@ -91,7 +93,8 @@ class ScoreTable:
         models: Rows, in the order of the results.
         columns: In the order of the results.
         cells: By (model, column); a pair that was not measured is not there.
-        footnotes: Sentences on cells that are not comparable with the others of their column.
+        footnotes: Sentences on cells that are not comparable with the others of their column, then
+            on what was not measured.
     """
 
     models: tuple[str, ...]
@@ -140,7 +143,8 @@ def score_table(results: Sequence[Mapping[str, Any]]) -> ScoreTable:
     models = tuple(dict.fromkeys(result["model_name"] for result in results))
     columns = tuple(dict.fromkeys(column for _, column in cells))
     cells, footnotes = _annotate(models, columns, cells)
-    return ScoreTable(models, columns, cells, footnotes)
+    told = dict.fromkeys(note for result in results for note in result.get("probe_notes", ()))
+    return ScoreTable(models, columns, cells, (*footnotes, *told))
 
 
 def table_json(table: ScoreTable) -> dict[str, Any]:
@@ -170,8 +174,9 @@ def card_results(table: ScoreTable, model: str) -> list[EvalResult]:
         raise UserError(f"no results of a model {model!r}", hint=did_you_mean(model, table.models))
     results = []
     for row, column in _order(table):
-        if row == model and column.headline:
-            cell = table.cells[row, column]
+        cell = table.cells[row, column]
+        # what lm-eval did not measure stands in the tables alone
+        if row == model and column.headline and cell.settings["lm_eval"] is not None:
             metric = f"{column.metric} ({column.filter})"
             arguments = {"num_few_shot": cell.settings["num_fewshot"]}
             if cell.settings["limit"] is not None:
@@ -239,18 +244,16 @@ def _cells(
         samples = result.get("n-samples", {}).get(task, {}).get("effective")
         dataset = result.get("configs", {}).get(task, {}).get("dataset_path") or task
         better = result.get("higher_is_better", {}).get(task, {})
+        more = result.get("metric_settings", {}).get(task, {})
         for key, value in metrics.items():
             metric, comma, chosen = key.partition(",")
             if not comma or metric.endswith("_stderr") or not _is_number(value):
                 continue
             stderr = metrics.get(f"{metric}_stderr,{chosen}")
             column = Column(task, metric, chosen, better.get(metric), roles[task])
-            yield (
-                column,
-                ScoreCell(
-                    value, stderr if _is_number(stderr) else None, samples, settings, dataset
-                ),
-            )
+            own = settings | more.get(metric, {})
+            error = stderr if _is_number(stderr) else None
+            yield column, ScoreCell(value, error, samples, own, dataset)
 
 
 def _annotate(

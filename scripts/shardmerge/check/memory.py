@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import is_whole
+from shardmerge.algebra.leaves import in_passes, is_whole
+from shardmerge.algebra.lowering import is_native
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
@@ -34,6 +35,11 @@ def check_bytes(tasks: Iterable[TensorTask]) -> int:
     return STREAMING_BYTES + max(peaks, default=0)
 
 
+def _streams(call: ex.Call, numerics: Numerics) -> bool:
+    """Whether native code finds what depends on the whole of a call's inputs."""
+    return in_passes(call, numerics) and is_native(call, (), numerics)
+
+
 def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
     if isinstance(node, ex.Decoded):
@@ -41,7 +47,7 @@ def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     if isinstance(node, ex.Arranged):
         return arranging_bytes(node) + (_READ * ex.elements(node) if whole else 0)
     operands = ex.operands(node)
-    own = isinstance(node, ex.Call) and is_whole(node, numerics)
+    own = isinstance(node, ex.Call) and is_whole(node, numerics) and not _streams(node, numerics)
     count = ex.elements(node)
     if own and max(count, *map(ex.elements, operands)) > WHOLE:
         return 0  # not recomputed

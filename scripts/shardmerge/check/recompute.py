@@ -13,19 +13,20 @@ way; all else is what the engine's own kernels make of the dtypes that the expre
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
+from shardmerge.algebra.lowering import is_native
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.base.numerics import Numerics
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.check.error_bounds import (
     Estimate,
     difference,
@@ -38,8 +39,12 @@ from shardmerge.check.error_bounds import (
 from shardmerge.check.float_formats import decoded, half_ulp
 from shardmerge.check.memory import WHOLE
 from shardmerge.check.mergekit import Formulas, NotASumError
+from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.check.samples import RUN, RUNS, Runs, positions
+from shardmerge.engine.native import is_usable
+from shardmerge.engine.passes import ReadFiles
+from shardmerge.methods.kernels.plain import PlainElements
 from shardmerge.methods.registry import kernel_of
 
 if TYPE_CHECKING:
@@ -66,17 +71,32 @@ class Recomputer:
         numerics: In which the engine computed.
         stored: Task vectors that are read from files.
         read: Reads elements of a source tensor or a stored task vector.
+        files: Streams whole tensors past native code; without it methods that are declared as
+            passes are recomputed by their kernels.
     """
 
-    def __init__(self, numerics: Numerics, stored: Collection[ex.Delta], read: Read) -> None:
+    def __init__(
+        self,
+        numerics: Numerics,
+        stored: Collection[ex.Delta],
+        read: Read,
+        files: ReadFiles | None = None,
+    ) -> None:
         self._numerics = numerics
         self._stored = stored
         self._read = read
+        self._files = files
+        self._recorded: Mapping[ex.Call, Sequence[Any]] = {}
         self._known: dict[tuple[ex.Expression, Runs], Estimate] = {}
 
-    def forget(self) -> None:
-        """Drop what was kept of a tensor's leaves and task vectors."""
+    def forget(self, recorded: Mapping[ex.Call, Sequence[Any]] | None = None) -> None:
+        """Drop what was kept of a tensor's leaves and task vectors.
+
+        Args:
+            recorded: What the merge job found of whole tensors for each call of the next one.
+        """
         self._known.clear()
+        self._recorded = recorded or {}
 
     def estimate(self, expression: ex.Expression, runs: Runs, dtype: str) -> Estimate:
         """Return what elements of an expression must be before they are rounded to an output type.
@@ -91,6 +111,9 @@ class Recomputer:
         """
         with np.errstate(all="ignore"):
             if self._numerics.rounds_once:
+                # what was found of one tensor is of no use for the next
+                files, numerics = self._files, self._numerics
+                self._passes = files and RecordedPasses(files, numerics, self._recorded)
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)
@@ -187,13 +210,15 @@ class Recomputer:
         return joined(value, rounded_error(value, error, sum_dtype(node)), parts)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
-        whole = is_whole(call, self._numerics)
+        streamed = bool(self._passes) and is_usable() and is_native(call, self._stored, FLOAT32)
+        whole = is_whole(call, self._numerics) and not streamed
         inputs = [self._float32(i, self._inside(i, call, runs, whole)) for i in call.inputs]
         values = [one.value for one in inputs]
-        exact = self._kernel(call, values, runs, whole, "F64")
+        kernel = self._mapped if streamed else self._kernel
+        exact = kernel(call, values, runs, whole, "F64")
         error = np.zeros_like(exact)
         if (code := sum_dtype(call)) != "F64":
-            error = np.abs(self._kernel(call, values, runs, whole, code) - exact)
+            error = np.abs(kernel(call, values, runs, whole, code) - exact)
             error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
         error += half_ulp(code, np.float64(0))  # so that zeros may differ in sign
         nested = any(one.error.any() for one in inputs)
@@ -202,6 +227,22 @@ class Recomputer:
         chosen = positions(runs) if whole else slice(None)
         decides = nested or any(one.decides for one in inputs)
         return Estimate(exact[chosen], error[chosen], decides, independent=False)
+
+    def _mapped(
+        self, call: ex.Call, values: list[np.ndarray], runs: Runs, _: bool, code: str
+    ) -> np.ndarray:
+        """Return what a call's passes make of sampled values in a dtype, as float64 [elements]."""
+        make, shape = self._passes.map(call), call.inputs[0].shape
+        dtype = np.float64 if code == "F64" else np.float32
+        arrays = [value.astype(dtype) for value in values]
+        if dtype == np.float32:  # so that thresholds are compared with what they were found of
+            arrays = self._passes.inputs(call, runs)
+        results, place = [np.zeros(0)], 0
+        for first, count in runs:
+            parts = [array[place : place + count] for array in arrays]
+            results.append(make(PlainElements(parts, shape, first)).array.astype(np.float64))
+            place += count
+        return np.concatenate(results)
 
     def _kernel(
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str
@@ -242,6 +283,8 @@ class Recomputer:
         match node:
             case ex.Cast(operand, dtype):
                 return self._stated(operand, runs).to(getattr(_torch(), DTYPES[dtype].name))
+            case ex.Zero():
+                return _torch().zeros(_count(runs))
             case ex.LowRank():
                 return self._stated_product(node, runs)
             case ex.Linear(terms):

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import will_need
-from shardmerge.base.safetensors import Header, read_header
+from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.check.float_formats import stored_dtype
 
 #: Half-open ranges of a flattened tensor, ascending: (first element, number of elements).
@@ -73,13 +73,12 @@ class TensorFile(contextlib.AbstractContextManager):
         """Bytes of the file."""
         return os.fstat(self._fd).st_size
 
-    def read(self, tensor: str, runs: Runs) -> np.ndarray:
+    def read(self, entry: TensorEntry, runs: Runs) -> np.ndarray:
         """Return elements of a tensor as they are stored, one run after the other.
 
         Raises:
             UserError: If the file cannot be read, or ends too early.
         """
-        entry = self.header.tensors[tensor]
         dtype = stored_dtype(entry.dtype)
         size = dtype.itemsize
         ranges = [(entry.begin + first * size, count * size) for first, count in runs]
@@ -87,6 +86,14 @@ class TensorFile(contextlib.AbstractContextManager):
             will_need(self._fd, offset, length)
         parts = [self._bytes(offset, length) for offset, length in ranges]
         return np.frombuffer(b"".join(parts), dtype=dtype)
+
+    def fill(self, offset: int, into: memoryview) -> None:
+        """Fill a buffer with the file's bytes from an offset on.
+
+        Raises:
+            UserError: If the file cannot be read, or ends too early.
+        """
+        into[:] = self._bytes(offset, len(into))
 
     def _bytes(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []

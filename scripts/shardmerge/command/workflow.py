@@ -55,7 +55,8 @@ TARGETS = {
     "sweep": Target("sweep", "try the recipes of a sweep, measure and compare them"),
     "search": Target("search", "let a search try, measure and learn, generation by generation"),
     "report": Target("report", "build the models, their plots and tables"),
-    "publish": Target("publish", "upload verified models to `publish.repository`"),
+    "export": Target("exports", "export the models to the forms under `exports`, such as GGUF"),
+    "publish": Target("publish", "upload verified models and exports to `publish.repository`"),
 }
 
 

@@ -24,10 +24,19 @@ from shardmerge.compose.architecture.predictors import Behind, behind
 from shardmerge.compose.folders import add_folders, main_tensors
 from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
-from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
+from shardmerge.compose.other_modules import (
+    check_dropped,
+    check_mentioned,
+    check_text,
+    having,
+    kept,
+    module_keys,
+)
+from shardmerge.compose.parts import Assembly, Part, Piece, Predictors, TextMerge
 from shardmerge.compose.tensor_matching import complete
+from shardmerge.compose.text_model import text_model
 from shardmerge.recipe.references import Reference
-from shardmerge.recipe.stage import Module, Slice, Stage
+from shardmerge.recipe.stage import Input, Module, Slice, Stage
 
 #: Brings the models of a piece to a stage's tokens, for tensors that have a row for each.
 Align = Callable[[Stage, Piece, tuple[str | None, ...]], Piece]
@@ -54,13 +63,14 @@ class _Assembler:
         self.align = align
         self.result = Assembly()
         self.pieces = 0
-        self.keys = [m.name for m in stage.modules if m.name is not None]
+        self.keys = module_keys(stage)
         self._fits: dict[str, Fit] = {}
         self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
         self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
 
     def run(self) -> Assembly:
         firsts = []
+        check_dropped(self.stage)
         for module in self.stage.modules:
             pieces = [self._piece(item, module) for item in module.slices]
             if module.slices[0].whole:
@@ -69,17 +79,26 @@ class _Assembler:
                 self._sliced(pieces, module)
             firsts.append(pieces[0])
         add_folders(self.result, firsts[0])
-        if self.keys:
-            self._check_keys()
+        check_mentioned(self.stage, self.like)
+        self._keep_others()
         return self.result
 
     @cached_property
     def like(self) -> Model:
         """The model that output tensors are spelt as."""
+        return self._model(self._like_reference)
+
+    @property
+    def _like_reference(self) -> Reference:
         item = self.stage.slices[0]
         base = item.base_model or self.stage.base_model
         references = [i.model for i in item.inputs]
-        return self.model_of(base if base in references else references[0])
+        return base if base in references else references[0]
+
+    def _model(self, reference: Reference) -> Model:
+        """Return the model that a reference names, its text decoder where that alone is built."""
+        model = self.model_of(reference)
+        return text_model(model) if self.stage.drops else model
 
     @cached_property
     def _pattern(self) -> Pattern:
@@ -89,6 +108,10 @@ class _Assembler:
         """Return a model in the layout of the output."""
         if model.name not in self._fits:
             self._fits[model.name] = self._pattern.fit(model)
+            if pair := self._fits[model.name].pair:
+                check_text(self.stage, *pair)
+                whole = pair[1].name
+                self.result.texts.append(TextMerge(pair[0].name, whole, whole == self.like.name))
         return self._fits[model.name]
 
     def _piece(self, item: Slice, module: Module) -> Piece:
@@ -98,7 +121,7 @@ class _Assembler:
         return Piece(
             number=self.pieces - 1,
             inputs=item.inputs,
-            models=tuple(self._fit(self.model_of(one)).model for one in references),
+            models=tuple(self._fit(self._model(one)).model for one in references),
             base=references.index(base) if base in references else None,
             levels=(item.parameters, module.parameters, self.stage.parameters),
             where=item.where,
@@ -107,9 +130,11 @@ class _Assembler:
     def _tensors(self, model: Model, module: Module) -> dict[str, str]:
         """Return a model's tensors that belong to a module: name in the output to its own."""
         if (model.name, module.name) not in self._owned:
-            spelt = self._fit(model).names
-            if module.name is not None:
-                owner = assign(spelt, self.keys)
+            fit = self._fit(model)
+            spelt = fit.names
+            if module.name is not None and not self.stage.drops:
+                table = self.like.table if fit.lacks else ()
+                owner = assign([*table, *spelt], self.keys)
                 spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}
                 if not spelt:
                     self._no_module(module, model)
@@ -142,24 +167,6 @@ class _Assembler:
             did_you_mean(module.name, known),
         )
 
-    def _check_keys(self) -> None:
-        """Refuse modules that are not mentioned: the output would lack them."""
-        table = main_tensors(self.like)
-        owner = assign(table, self.keys)
-        lost = [name for name, key in owner.items() if key is None]
-        if lost:
-            names = dict.fromkeys(modules_of(lost if self._by_stack else table).values())
-            raise UserError(
-                f"`modules` leaves out {len(lost)} tensors of {self.like.name!r}, such as "
-                f"{lost[0]!r}",
-                self.stage.modules[0].where,
-                f"Its modules are {', '.join(names)}: mention all of them.",
-            )
-
-    @property
-    def _by_stack(self) -> bool:
-        return any("." in key for key in self.keys)
-
     def _add(
         self,
         name: str,
@@ -171,11 +178,38 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
+        lacks = [name in self._fit(model).lacks for model in piece.models]
+        if some := having(before, lacks):
+            self._some(name, piece, before, some, labels, t)
+            return
         after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
             piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece
             self.result.untied |= after != before
             self.result.parts[name] = Part(piece, after, labels, t)
+
+    def _some(
+        self,
+        name: str,
+        piece: Piece,
+        names: tuple[str | None, ...],
+        some: tuple[int, ...],
+        labels: tuple[str, ...],
+        t: float,
+    ) -> None:
+        """Add a tensor that text models do not have: merged from the others, or the only one's."""
+        models = [piece.models[i] for i in some]
+        complete(name, [names[i] for i in some], models, [{}] * len(some), piece.where)
+        self.result.parts[name] = Part(piece, names, labels, t, copied=len(some) == 1)
+
+    def _keep_others(self) -> None:
+        """Add the tensors of modules that are not mentioned and kept, as they are."""
+        item = Input(self._like_reference, {}, None, self.stage.where)
+        piece = Piece(self.pieces, (item,), (self.like,), None, (), self.stage.where)
+        for name in list(kept(self.stage, self.like, self.result.parts)):
+            tokens = is_vocabulary(name)
+            one = self.align(self.stage, piece, (name,)) if tokens else piece
+            self.result.parts[name] = Part(one, (name,), (name,), 0.0, copied=True)
 
     def _whole(self, piece: Piece, module: Module) -> None:
         columns = [self._real(model, module) for model in piece.models]

@@ -7,15 +7,22 @@ from collections.abc import Collection, Mapping, Sequence
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.numerics import FLOAT32, Numerics
+from shardmerge.compose.architecture.text_part import has_other_parts
 from shardmerge.compose.context import Context
+from shardmerge.compose.derived_model import ConfigChange, DerivedModel
+from shardmerge.compose.experts.choice import ExpertChoiceModel
+from shardmerge.compose.experts.mixture import MixtureModel
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.lora_model import LoraModel
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
+from shardmerge.compose.text_model import text_model
 from shardmerge.compose.tokenizers import StageTokenizers
 from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
+from shardmerge.recipe.stage import Stage
 from shardmerge.sources.lock import Lock
 
 
@@ -44,7 +51,9 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
+        self.hidden: dict[tuple[str, str], HiddenStates] = {}
         self._models: dict[str, Model] = {}
+        self._texts: dict[str, Model] = {}
 
     def outputs(self, stage: str) -> list[OutputTensor]:
         """Return the tensors of a stage built as a model, in the order of its reference model.
@@ -79,14 +88,35 @@ class Composer(Context):
                 locked = self.lock.sources[adapter]
                 self._models[key] = LoraModel(key, base, adapter, locked, self.numerics)
             elif key in self.recipe.stages:
-                self._models[key] = StageModel(self, self.recipe.stages[key], self.tokenizers.align)
+                self._models[key] = self._stage_model(self.recipe.stages[key])
             else:
                 self._models[key] = SourceModel(key, self.lock, self.numerics)
         return self._models[key]
 
+    def _stage_model(self, stage: Stage) -> Model:
+        if stage.mixture:
+            return MixtureModel(self, stage)
+        if stage.choice:
+            return ExpertChoiceModel(self, stage)
+        return StageModel(self, stage, self.tokenizers.align)
+
+    def changes(self, stage: str) -> list[ConfigChange]:
+        """Return how config.json of a stage differs from its source's, through other stages.
+
+        Those of a stage's base come before its own.
+        """
+        found, key = [], stage
+        while key in self.recipe.stages:
+            model = self.model(Reference(key))
+            if isinstance(model, DerivedModel):
+                found.insert(0, model.change)
+            key = self.recipe.stages[key].reference_model.model
+        return found
+
     def forget(self) -> None:
         """Let go of the models, which know this composer: a collector takes long to find that."""
         self._models.clear()
+        self._texts.clear()
 
     def is_untied(self, stage: str) -> bool:
         """Whether a stage's model has an output embedding that its source's config denies it."""
@@ -108,6 +138,29 @@ class Composer(Context):
     def unclear(self, stage: str) -> Mapping[str, Sequence[Rule]]:
         """Return the rules of a stage that name parts of a tensor merged as a whole, by tensor."""
         return self.model(Reference(stage)).settings.unclear
+
+    def is_text_alone(self, stage: str) -> bool:
+        """Whether a stage's model is the text decoder of the source that its config is from."""
+        key = stage
+        while key in self.recipe.stages:
+            if self.recipe.stages[key].drops:
+                return has_other_parts(self.model(Reference(self.reference_source(key))).table)
+            key = self.recipe.stages[key].reference_model.model
+        return False
+
+    def origin(self, stage: str, source: str | None = None) -> Model:
+        """Return a source as the model that a stage's config, layers and layout are counted from.
+
+        Args:
+            stage: The stage.
+            source: The source; by default ``reference_source``.
+        """
+        key = source or self.reference_source(stage)
+        if not self.is_text_alone(stage):
+            return self.model(Reference(key))
+        if key not in self._texts:
+            self._texts[key] = text_model(self.model(Reference(key)))
+        return self._texts[key]
 
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""

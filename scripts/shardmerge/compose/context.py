@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.models import Model
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
@@ -21,6 +22,7 @@ class Context(Protocol):
         numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
+        hidden: What jobs make of prompts, by (model, file) as expressions name it.
     """
 
     recipe: Recipe
@@ -28,6 +30,7 @@ class Context(Protocol):
     numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
+    hidden: dict[tuple[str, str], HiddenStates]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

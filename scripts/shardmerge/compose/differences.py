@@ -11,14 +11,16 @@ from shardmerge.compose.architecture import config_keys as keys
 from shardmerge.compose.architecture.names import is_embedding, is_vocabulary
 from shardmerge.compose.architecture.predictors import text_section
 from shardmerge.compose.models import Model
+from shardmerge.compose.text_model import text_model
 
-_LAYERS, _VOCABULARY, _FAMILY = "layers", "vocabulary", "architecture"
+#: Terms that are treated apart.
+LAYERS, VOCABULARY, ARCHITECTURE = "layers", "vocabulary", "architecture"
 #: How each term is told, in this order.
 _TOLD = {
-    _FAMILY: "the architecture {}",
-    _LAYERS: "{} layers",
+    ARCHITECTURE: "the architecture {}",
+    LAYERS: "{} layers",
     **{term: told for term, (told, _) in keys.SIZES.items()},
-    _VOCABULARY: "a vocabulary of {}",
+    VOCABULARY: "a vocabulary of {}",
 }
 SAME_SIZE = "Only models of one architecture and size can be merged."
 SLICES = "Name the layers to be merged under `slices`, with a `layer_range` for each."
@@ -32,17 +34,18 @@ def sizes(model: Model) -> dict[str, str]:
     """Return what a model's tensors and config.json say of its size, by term.
 
     Args:
-        model: A source, or what is made of some.
+        model: A source, or what is made of some; of one that sees or hears, its text decoder tells.
     """
+    model = text_model(model)
     _, config = text_section(model.config)
-    found: dict[str, Any] = {_FAMILY: family(config) or family(model.config) or None}
-    found[_LAYERS] = max(model.layer_counts.values(), default=None)
+    found: dict[str, Any] = {ARCHITECTURE: family(config) or family(model.config) or None}
+    found[LAYERS] = max(model.layer_counts.values(), default=None)
     found |= {term: _number(config, names) for term, (_, names) in keys.SIZES.items()}
     for name, entry in model.table.items():
         if is_vocabulary(name) and entry.shape:
-            found[_VOCABULARY] = entry.shape[0]
+            found[VOCABULARY] = entry.shape[0]
         if is_embedding(name) and len(entry.shape) == 2:
-            found[_VOCABULARY], found["width"] = entry.shape
+            found[VOCABULARY], found["width"] = entry.shape
             break
     return {term: _shown(found[term]) for term in _TOLD if found.get(term) is not None}
 
@@ -54,7 +57,7 @@ def side_by_side(one: Model, other: Model) -> str | None:
         one, other: The models; a term that one of them does not tell is not compared.
     """
     first, second = sizes(one), sizes(other)
-    terms = [t for t in first if t in second and first[t] != second[t]]
+    terms = [term for term in first if term in differing(one, other)]
     if not terms:
         return None
     return "; ".join(
@@ -63,15 +66,19 @@ def side_by_side(one: Model, other: Model) -> str | None:
     ) + "."  # fmt: skip
 
 
+def differing(one: Model, other: Model) -> set[str]:
+    """Return the terms in which two models differ; what one of them does not tell is none."""
+    first, second = sizes(one), sizes(other)
+    return {term for term in first if term in second and first[term] != second[term]}
+
+
 def advice(one: Model, other: Model) -> str:
     """Return what keeps two models from being merged, side by side, and what can be done."""
     told = side_by_side(one, other)
     if told is None:
         return SAME_SIZE
-    first, second = sizes(one), sizes(other)
-    differing = {t for t in first if t in second and first[t] != second[t]}
-    hint = {frozenset({_LAYERS}): SLICES, frozenset({_VOCABULARY}): TOKENS}.get(
-        frozenset(differing),
+    hint = {frozenset({LAYERS}): SLICES, frozenset({VOCABULARY}): TOKENS}.get(
+        frozenset(differing(one, other)),
         f"{SAME_SIZE} Take models that were made from one base.",
     )
     return f"{told} {hint}"

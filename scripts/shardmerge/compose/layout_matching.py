@@ -6,17 +6,19 @@ same there is taken as the other model has it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from shardmerge.algebra import pieces
 from shardmerge.algebra.pieces import Arrangement, Patch
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.compose.architecture import layouts
+from shardmerge.compose.architecture.text_part import has_other_parts, is_text_into
 from shardmerge.compose.folders import main_tensors
 from shardmerge.compose.models import Entry, Model
 from shardmerge.compose.relaid_model import RelaidModel
+from shardmerge.compose.text_model import ExtendedModel, text_model
 
 #: What checkpoints of a model without its head lack in front of every name.
 _PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "backbone.")
@@ -32,10 +34,14 @@ class Fit:
     Args:
         model: The model, in the layout of the one that the output follows.
         names: Its tensors by the names that they have there.
+        lacks: The other's tensors that are of parts which it does not have: it is a text model.
+        pair: Where one of the two is a text model: that, and the other's text decoder.
     """
 
     model: Model
     names: Mapping[str, str]
+    lacks: Collection[str] = ()
+    pair: tuple[Model, Model] | None = None
 
 
 class Pattern:
@@ -47,11 +53,14 @@ class Pattern:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self._text: Pattern | None = None
         self._meanings: dict[layouts.StorageLayout, _Meaning] = {}
 
     def fit(self, model: Model) -> Fit:
         """Return a model in this layout, as far as it is known how."""
         table, like = _main(model), self._table
+        if table.keys() != like.keys() and is_text_into(table, like):
+            return self._fit_text(model)
         if table.keys() <= like.keys() and not any(_turned(table, like)):
             return Fit(model, {name: name for name in table})
         own = layouts.layout_of(model.config)
@@ -67,6 +76,25 @@ class Pattern:
     @cached_property
     def _table(self) -> Mapping[str, Entry]:
         return _main(self.model)
+
+    def _fit_text(self, model: Model) -> Fit:
+        """Return a text model in a layout that has other parts too, or the other way round."""
+        if not has_other_parts(self.model.table):
+            decoder = text_model(model)
+            return replace(self.fit(decoder), pair=(self.model, decoder))
+        if self._text is None:
+            self._text = Pattern(text_model(self.model))
+        view, own = self._text.model, self._text.model.part.own
+        found = self._text.fit(model)
+        names = {own.get(name, name): full for name, full in found.names.items()}
+        more = {
+            found.names[name]: own[name]
+            for name, rows in view.cut.items()
+            if name in found.names and found.model.table[found.names[name]].shape[0] == rows
+        }
+        fitted = ExtendedModel(found.model, self.model, more) if more else found.model
+        lacks = self.model.table.keys() - set(own.values())
+        return Fit(fitted, names, frozenset(lacks), (model, view))
 
     @cached_property
     def _layout(self) -> layouts.StorageLayout:

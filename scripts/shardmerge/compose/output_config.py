@@ -12,6 +12,7 @@ from shardmerge.compose.architecture.layer_periods import implied, untold
 from shardmerge.compose.architecture.modules import modules_of
 from shardmerge.compose.architecture.names import layer_of
 from shardmerge.compose.architecture.predictors import behind, text_section
+from shardmerge.compose.text_model import TextModel
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.quantised import announcing_keys
 
@@ -38,6 +39,9 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for section, layers in _moved(composer, stage):
         changes |= section.changes(layers)
+    for change in composer.changes(stage):
+        changes |= change.values
+        changes = {key: value for key, value in changes.items() if key not in change.removed}
     changes |= _without_predictors(composer, stage)
     if composer.is_untied(stage):
         changes["tie_word_embeddings"] = False
@@ -45,18 +49,44 @@ def config_changes(composer: Composer, stage: str) -> dict[str, Any]:
     return changes
 
 
-def config_removed(composer: Composer, stage: str) -> list[str]:
-    """Return what config.json of a build no longer says, by its place.
-
-    That is how weights were quantised, and which code of the repository to run: the code is not
-    taken along.
+def config_whole(composer: Composer, stage: str) -> dict[str, Any] | None:
+    """Return the config.json that a build's is made of, None if it is a source's as it stands.
 
     Args:
         composer: Of the recipe.
         stage: That is built.
     """
-    config = composer.lock.sources[composer.reference_source(stage)].config
-    return [*announcing_keys(config), *(key for key in (AUTO_MAP,) if key in config)]
+    if not composer.is_text_alone(stage):
+        return None
+    config = dict(composer.origin(stage).config)
+    check_finite(config, composer.reference_source(stage))
+    return config
+
+
+def config_removed(composer: Composer, stage: str) -> list[str]:
+    """Return what config.json of a build no longer says, by its place.
+
+    That is how weights were quantised, which code of the repository to run (the code is not taken
+    along), and what another architecture has no use for.
+
+    Args:
+        composer: Of the recipe.
+        stage: That is built.
+    """
+    config = composer.origin(stage).config
+    given = [*announcing_keys(config), *(key for key in (AUTO_MAP,) if key in config)]
+    for change in composer.changes(stage):
+        given = [key for key in given if key not in change.values]
+        given += [key for key in change.removed if key not in given and _has(config, key)]
+    return given
+
+
+def _has(config: Mapping[str, Any], place: str) -> bool:
+    for key in place.split("."):
+        if not isinstance(config, Mapping) or key not in config:
+            return False
+        config = config[key]
+    return True
 
 
 def check_finite(values: Mapping[str, Any], model: str) -> None:
@@ -95,28 +125,33 @@ def _without_predictors(composer: Composer, stage: str) -> dict[str, int]:
     lost = any(not one.kept for needs in needed for one in needs.assembly.predictors)
     if not lost or any(behind(name, model.layer_counts) for name in model.table):
         return {}
-    config = composer.lock.sources[composer.reference_source(stage)].config
+    config = composer.origin(stage).config
     prefix, section = text_section(config)
     return {prefix + key: 0 for key in keys.PREDICTORS if section.get(key)}
 
 
 def _moved(composer: Composer, stage: str) -> Iterator[tuple[_Section, _Layers]]:
     """Yield the parts of the configuration whose stacks have other layers than in the source."""
-    source = composer.reference_source(stage)
-    config = composer.lock.sources[source].config
-    model = composer.model(Reference(stage))
-    before, after = composer.model(Reference(source)), model
+    source, model = composer.reference_source(stage), composer.model(Reference(stage))
+    before, after = composer.origin(stage), model
+    config = before.config
     old, new = before.layer_counts, after.layer_counts
     owners = modules_of(before.table)
     for stack, count in new.items():
         if stack not in old:
             continue
-        layers = [model.layer(stack, number) for number in range(count)]
+        layers = [_there(composer, stage, model.layer(stack, n)) for n in range(count)]
         if [number for _, _, number in layers] == list(range(old[stack])):
             continue
         module = next(m for name, m in owners.items() if (layer_of(name) or ("",))[0] == stack)
         tensors = [name for name, owner in owners.items() if owner == module]
-        yield _Section(composer, config, module, source, old[stack], tensors), layers
+        yield _Section(composer, stage, config, module, source, old[stack], tensors), layers
+
+
+def _there(composer: Composer, stage: str, layer: tuple[str, str, int]) -> tuple[str, str, int]:
+    """Return a layer of a source by the number that it has where only the text is built."""
+    origin = composer.origin(stage, layer[0])
+    return (*layer[:2], origin.number(layer[2])) if isinstance(origin, TextModel) else layer
 
 
 class _Section:
@@ -125,13 +160,14 @@ class _Section:
     def __init__(
         self,
         composer: Composer,
+        stage: str,
         config: Mapping[str, Any],
         module: str,
         source: str,
         count: int,
         tensors: Sequence[str],
     ) -> None:
-        self.composer = composer
+        self.composer, self.stage = composer, stage
         self.source = source
         self.count = count
         self.tensors = tensors
@@ -207,7 +243,7 @@ class _Section:
 
     def _own(self, source: str) -> Mapping[str, Any]:
         """Return what another source's configuration says of this module."""
-        config = self.composer.lock.sources[source].config
+        config = self.composer.origin(self.stage, source).config
         values = config.get(self.key) if self.key else config
         return values if isinstance(values, Mapping) else {}
 

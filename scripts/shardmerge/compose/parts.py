@@ -112,6 +112,20 @@ class FolderMerge:
     shared: bool
 
 
+@dataclass(frozen=True)
+class TextMerge:
+    """A text model that is merged with the text decoder of a model with other parts.
+
+    Args:
+        text, whole: The models.
+        into: Whether the output has the other parts too.
+    """
+
+    text: str
+    whole: str
+    into: bool
+
+
 @dataclass
 class Assembly:
     """The tensors of a stage's model.
@@ -124,6 +138,7 @@ class Assembly:
         predictors: What became of layers for multi-token prediction, unless whole models that all
             have them are merged.
         folders: What became of folders with weights of their own.
+        texts: Which text models are merged with decoders of others.
     """
 
     parts: dict[str, Part] = field(default_factory=dict)
@@ -131,3 +146,4 @@ class Assembly:
     untied: bool = False
     predictors: list[Predictors] = field(default_factory=list)
     folders: list[FolderMerge] = field(default_factory=list)
+    texts: list[TextMerge] = field(default_factory=list)

@@ -21,6 +21,7 @@ from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
 from shardmerge.compose.tensor_matching import check_buffers
+from shardmerge.compose.text_model import TextModel, text_model
 from shardmerge.methods import registry
 from shardmerge.recipe.slices import check_inputs
 from shardmerge.recipe.stage import Stage
@@ -45,7 +46,12 @@ class StageModel(Model):
         self.context = context
         self.assembly = assemble(stage, context.model, align)
         self.parts = self.assembly.parts
-        self.config = context.lock.sources[context.reference_source(stage.name)].config
+        self._reference = context.model(stage.reference_model)
+        if stage.drops:
+            self._reference = text_model(self._reference)
+            if isinstance(self._reference, TextModel):
+                self._reference.check_known()
+        self.config = self._reference.config
         splits = context.numerics.folds and self.method.linear is not None
         fused = FusedTensors(self.config)
         self.settings = Resolver(stage, self.method, self.parts, fused, splits)
@@ -61,7 +67,7 @@ class StageModel(Model):
 
     @cached_property
     def layer_counts(self) -> Mapping[str, int]:
-        known = self.context.model(self.stage.reference_model).layer_counts
+        known = self._reference.layer_counts
         found = {stack: known.get(stack, n) for stack, n in layer_counts(self.table).items()}
         return found | {stack: len(layers) for stack, layers in self.assembly.layers.items()}
 
@@ -119,7 +125,7 @@ class StageModel(Model):
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         if stack not in self.assembly.layers:
-            return self.context.model(self.stage.reference_model).layer(stack, number)
+            return self._reference.layer(stack, number)
         model, own, index = self.assembly.layers[stack][number]
         return model.layer(own, index)
 
@@ -164,7 +170,6 @@ class StageModel(Model):
     def _ratio_row(
         self, tensor: str, part: Part, form: registry.LinearForm, rows: list[fold.Row]
     ) -> fold.Row:
-        source = self.context.reference_source(self.name)
         return norms.ratio_row(
             form,
             part.base,
@@ -172,7 +177,7 @@ class StageModel(Model):
             [model.name for model, _ in part.inputs],
             tensor,
             self.table[tensor].shape,
-            offset(self.context.lock.sources[source].config, tensor),
+            offset(self.config, tensor),
         )
 
     def _linear_form(

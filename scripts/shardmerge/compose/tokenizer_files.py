@@ -117,7 +117,7 @@ def config_values(composer: Composer, stage: str) -> dict[str, Any]:
     if tokenizer is None:
         return {}
     source = composer.reference_source(stage)
-    config = composer.lock.sources[source].config
+    config = composer.origin(stage).config
     rows = vocabulary_rows(composer.model(Reference(stage)))
     places = [""] + [f"{key}." for key in _SECTIONS if isinstance(config.get(key), dict)]
     values: dict[str, Any] = {}

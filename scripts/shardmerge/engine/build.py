@@ -87,6 +87,7 @@ def build_shard(
             whole_copy=layout.twin is not None,
             hashed=hashed,
             tensors=stream.tensor_hashes(),
+            passes=dict(sorted(tally.passes.items())),
             peak_memory=peak_memory(),
         )
 

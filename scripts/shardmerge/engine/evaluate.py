@@ -15,10 +15,12 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import Leaves, stated_dtype, sum_dtype
+from shardmerge.algebra.leaves import Leaves, in_passes, stated_dtype, sum_dtype
 from shardmerge.algebra.rows import choice_ranges
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
+from shardmerge.methods.kernels.execute import TorchElements
+from shardmerge.methods.passes import Map
 from shardmerge.methods.registry import kernel_of
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class Evaluator:
         squares: Numbers of the task vectors whose sums of squares are wanted; taken out as they
             are found, so that one that stands twice counts once.
         products: Holds the factors of low-rank products; needed where the expression has some.
+        maps: What each call that is computed in passes does to elements.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Evaluator:
         buffers: BlockBuffers,
         squares: dict[ex.Delta, int] | None = None,
         products: Products | None = None,
+        maps: Callable[[ex.Call], Map] | None = None,
     ) -> None:
         self.leaves = leaves
         self._numerics = numerics
@@ -92,7 +96,7 @@ class Evaluator:
         self._buffers = buffers
         self._views = {leaf: i for i, leaf in enumerate((*leaves.files, *leaves.held))}
         self._squares = {} if squares is None else squares
-        self._products = products
+        self._products, self._maps = products, maps
         self.products: list[Product] = []
         self.run = self._compile(expression, 0)
 
@@ -257,7 +261,7 @@ class Evaluator:
         return choice
 
     def _call(self, node: ex.Call, k: int) -> Operation:
-        kernel, _ = kernel_of(node.method, self._numerics)
+        apply = self._applied(node)
         inputs = [self._compile(operand, k + i) for i, operand in enumerate(node.inputs)]
         if not self._mergekit:
             dtype = sum_dtype(node)
@@ -265,8 +269,16 @@ class Evaluator:
 
         def call(block: Block) -> torch.Tensor:
             tensors = [one(block) for one in inputs]
-            result = kernel(group_of(node, tensors, block.first))
+            result = apply(tensors, block.first)
             passed = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
             return result.clone() if passed else result  # not in a buffer that others use
 
         return call
+
+    def _applied(self, node: ex.Call) -> Callable[[Sequence[torch.Tensor], int], torch.Tensor]:
+        """Return what makes a block of a call's result from its inputs' and the first element."""
+        if in_passes(node, self._numerics):
+            make, shape = self._maps(node), node.inputs[0].shape
+            return lambda tensors, first: make(TorchElements(tensors, shape, first))
+        kernel, _ = kernel_of(node.method, self._numerics)
+        return lambda tensors, first: kernel(group_of(node, tensors, first))

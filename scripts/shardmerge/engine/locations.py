@@ -199,3 +199,8 @@ def locate(leaf: FileLeaf, tensor: Callable[[ex.Source | ex.Delta], Location]) -
         case ex.Rows(operand, table):
             return replace(tensor(operand), table=table, width=math.prod(operand.shape[1:]))
     return tensor(leaf)
+
+
+def apart(location: AnyLocation) -> AnyLocation:
+    """Return a location for another thread: what one holds between reads is its own."""
+    return location if isinstance(location, Location) else replace(location, _held={})

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_whole, stated_dtype, sum_dtype
+from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, stated_dtype, sum_dtype
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
@@ -75,7 +75,7 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
         (part.method, task.numerics, len(part.inputs), DTYPES[sum_dtype(part)].size)
         for task in tasks
         for part in ex.walk(task.expression)
-        if isinstance(part, ex.Call) and not is_whole(part, task.numerics)
+        if isinstance(part, ex.Call) and not is_held(part, task.numerics)
     }
 
     def need(length: int) -> int:
@@ -140,7 +140,7 @@ def _call_peak(call: ex.Call, numerics: Numerics) -> int:
     """Peak while a whole call is made: inputs one after the other, then the kernel."""
     held = peak = 0
     for operand in call.inputs:
-        own = 0 if is_whole(operand, numerics) else _size(operand, numerics, call)
+        own = 0 if is_held(operand, numerics) else _size(operand, numerics, call)
         peak = max(peak, held + _inner_peak(operand, numerics) + own)
         held += _size(operand, numerics, call)
     shape = call.inputs[0].shape

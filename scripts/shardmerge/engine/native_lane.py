@@ -6,10 +6,13 @@ import ctypes
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
+from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.native import native
+from shardmerge.engine.passes import StepsOf
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 
@@ -22,6 +25,8 @@ class NativeLane:
 
     Args:
         tasks: Of the shard's tensors.
+        files: That the job reads.
+        steps: Finds what native code does for a tensor.
         tally: Where time, sums of squares and new infinite values are counted.
         native: Indices of the tensors that native code computes.
         other: Computes all others; None where there are none.
@@ -30,11 +35,14 @@ class NativeLane:
     def __init__(
         self,
         tasks: Sequence[TensorTask],
+        files: InputFiles,
+        steps: StepsOf,
         tally: Tally,
         native: Collection[int],
         other: TorchLane | None,
     ) -> None:
-        self._tasks, self._tally, self._native, self._other = tasks, tally, native, other
+        self._tasks, self._files, self._steps = tasks, files, steps
+        self._tally, self._native, self._other = tally, native, other
         self._edge = EdgeBuffer(lambda size: memoryview(bytearray(size)))
 
     def compute(self, slot: Slot) -> None:
@@ -54,14 +62,22 @@ class NativeLane:
     def _evaluate(self, chunk: Chunk, slot: Slot, target: memoryview) -> None:
         """Compute a chunk's elements; count and measure what is found."""
         task = self._tasks[chunk.tensor]
-        steps, name = task.steps, task.tensor.name
-        leaves = [slot.arena.address + position for position, _ in chunk.leaves]
-        constants = (ctypes.c_float * len(steps.constants))(*steps.constants)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(target))
-        finite, sums = native(steps.program).run(address, leaves, chunk.count, constants)
-        for number, own, base in steps.squares:
-            self._tally.add_squares(name, number, sums[own], None if base is None else sums[base])
-        if not finite:
+        steps, name = self._steps(chunk.tensor), task.tensor.name
+        code = native(steps.program)
+        made = [load(chunk.first, chunk.count) for load in steps.given.loads]
+        places = [(slot.arena.address + at, DTYPES[one].size) for at, one in chunk.leaves]
+        places += [(array.ctypes.data, array.itemsize) for array in made]
+        output = ctypes.addressof(ctypes.c_char.from_buffer(target))
+        places.append((output, chunk.itemsize))
+        all_finite = True
+        for first, count, constants in steps.given.pieces(chunk.first, chunk.count):
+            *leaves, out = (place + (first - chunk.first) * size for place, size in places)
+            finite, sums = code.run(out, leaves, count, constants)
+            all_finite &= finite
+            for number, own, base in steps.squares:
+                row = sums[own], None if base is None else sums[base]
+                self._tally.add_squares(name, number, *row)
+        if not all_finite:
             self._inspect(chunk, slot, target, task)
 
     def _inspect(self, chunk: Chunk, slot: Slot, target: memoryview, task: TensorTask) -> None:
@@ -78,5 +94,12 @@ class NativeLane:
             )
             for position, code in chunk.leaves
         ]
-        if count := canonicalize_nan(out, views):
+        if task.spreads:
+            from shardmerge.engine.whole import has_nonfinite_source
+
+            count = canonicalize_nan(out, ())
+            count = 0 if has_nonfinite_source(task, self._files) else count
+        else:
+            count = canonicalize_nan(out, views)
+        if count:
             self._tally.add_nonfinite(task.tensor.name, count)

@@ -37,6 +37,8 @@ class ShardRecord:
             and the SHA-256 that it has.
         tensors: For a shard of task vectors, the SHA-256 of each tensor's bytes, so that who
             reads one knows that it is as it was written.
+        passes: For each tensor with methods in passes, what was found for each call: the base64 of
+            float64 [sums, tiles] for sums and counts, six numbers for each band of ranks.
         peak_memory: Largest resident set of the process so far, in bytes.
     """
 
@@ -50,6 +52,7 @@ class ShardRecord:
     whole_copy: bool = False
     hashed: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    passes: dict[str, list[list[Any]]] = field(default_factory=dict)
     peak_memory: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +74,7 @@ class Tally:
         self._seconds = dict.fromkeys(PHASES, 0.0) | {"start": now - self._began}
         self._squares: dict[tuple[str, int], list[tuple[float, float | None]]] = defaultdict(list)
         self.nonfinite: dict[str, int] = {}
+        self.passes: dict[str, list[list[Any]]] = {}
         self.read = 0
         self.written = 0
 
@@ -97,6 +101,11 @@ class Tally:
         """Add to a tensor's number of new infinite or NaN elements."""
         with self._lock:
             self.nonfinite[tensor] = self.nonfinite.get(tensor, 0) + count
+
+    def add_passes(self, tensor: str, answers: list[list[Any]]) -> None:
+        """Note what the passes of a tensor's calls found."""
+        with self._lock:
+            self.passes[tensor] = answers
 
     def add_squares(self, tensor: str, delta: int, own: float, base: float | None) -> None:
         """Add a block's sums of squares of a tensor's task vector and of its base."""

@@ -107,11 +107,14 @@ class Stream:
     def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
         from shardmerge.engine.native_lane import NativeLane
+        from shardmerge.engine.passes import StepsOf
 
         others, stop = [None] * self._lanes, _nothing
         if self._torch:
             others, stop = self._make_torch_lanes()
-        lanes = [NativeLane(self.tasks, self.tally, self._native, other) for other in others]
+        steps = StepsOf(self.tasks, self.files, self.tally)
+        own = self.tasks, self.files, steps, self.tally, self._native
+        lanes = [NativeLane(*own, other) for other in others]
         return [lane.compute for lane in lanes], stop
 
     def _make_torch_lanes(self) -> tuple[list[TorchLane], Callable[[], None]]:

@@ -11,8 +11,10 @@ from shardmerge.algebra.leaves import (
     FileLeaf,
     Leaves,
     block_leaves,
+    calls_in_passes,
     file_leaves,
     is_copied,
+    is_whole,
     low_ranks,
     simplify,
 )
@@ -37,7 +39,9 @@ class TensorTask:
         leaves: What its evaluation starts from.
         products: Its products of small factors.
         numbers: Of its task vectors, in order of first use.
-        steps: For native code; None for every other kind.
+        calls: Those that are computed in passes block by block, inner ones first.
+        steps: For native code; None for every other kind. Where there are such calls, only what
+            they do once their reductions are known (``passes.StepsOf``) is computed.
         numerics: How values are rounded, and by which kernels methods are computed.
     """
 
@@ -48,6 +52,7 @@ class TensorTask:
     leaves: Leaves
     products: tuple[ex.LowRank, ...]
     numbers: Mapping[ex.Delta, int]
+    calls: tuple[ex.Call, ...]
     steps: Steps | None
     numerics: Numerics
 
@@ -55,6 +60,11 @@ class TensorTask:
     def direct(self) -> dict[ex.Delta, int]:
         """Numbers of the task vectors that are met block by block."""
         return {delta: self.numbers[delta] for delta in self.leaves.deltas}
+
+    @property
+    def spreads(self) -> bool:
+        """Whether an infinite or NaN element of a source may reach any other of the result."""
+        return bool(self.leaves.held) or any(is_whole(one, self.numerics) for one in self.calls)
 
     @property
     def indirect(self) -> dict[ex.Delta, int]:
@@ -94,8 +104,9 @@ def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Nume
         steps = steps_for(expression, tensor.dtype, leaves, direct, numerics)
         kind = "native" if steps else "blocks"
     reads = file_leaves(expression, stored)
-    products = low_ranks(expression)
-    return TensorTask(tensor, expression, kind, reads, leaves, products, numbers, steps, numerics)
+    products, calls = low_ranks(expression), calls_in_passes(expression, numerics)
+    found = reads, leaves, products, numbers, calls, steps
+    return TensorTask(tensor, expression, kind, *found, numerics)
 
 
 def needs_torch(tasks: Sequence[TensorTask]) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.engine.chunks import EdgeBuffer
@@ -17,10 +19,12 @@ from shardmerge.engine.evaluate import Block, Evaluator, round_into
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.lowrank import Products, factor_loader
+from shardmerge.engine.memory import TUNING
 from shardmerge.engine.nonfinite import canonicalize_nan
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
+from shardmerge.methods.passes import Map
 
 
 @dataclass
@@ -34,6 +38,7 @@ class Shared:
     whole: WholeTensors
     products: Products | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    maps: OrderedDict[int, Mapping[ex.Call, Map]] = field(default_factory=OrderedDict)
     nonfinite_sources: dict[int, bool] = field(default_factory=dict)
 
 
@@ -89,10 +94,22 @@ class TorchLane:
         """Make the evaluator of an output tensor; a lane keeps the last one."""
         self._task = task = self._shared.tasks[tensor]
         self._evaluator = None  # lets the last tensor's factors go before others are read
-        self._evaluator = Evaluator(
-            task.expression, task.leaves, task.numerics, self._buffers, task.direct, self._products
-        )
+        own = task.expression, task.leaves, task.numerics
+        maps = self._maps(tensor) if task.calls else {}
+        shared = self._buffers, task.direct, self._products, maps.__getitem__
+        self._evaluator = Evaluator(*own, *shared)
         self._tensor = tensor
+
+    def _maps(self, tensor: int) -> Mapping[ex.Call, Map]:
+        """Return what a tensor's calls in passes do; the first lane that asks makes the passes."""
+        maps = self._shared.maps
+        with self._shared.lock:
+            if tensor not in maps:
+                self._maker.begin(self._task)
+                maps[tensor] = {call: self._maker.map(call) for call in self._task.calls}
+                if len(maps) > TUNING.slots:
+                    maps.popitem(last=False)
+            return maps[tensor]
 
     def _evaluate(self, chunk: Chunk, leaves: Sequence[torch.Tensor], target: torch.Tensor) -> None:
         """Compute a chunk's elements block by block; count and measure what is found."""
@@ -121,7 +138,7 @@ class TorchLane:
 
     def _inspect(self, out: torch.Tensor, views: Sequence[torch.Tensor]) -> None:
         """Count a block's infinite and NaN elements that no source has; make NaNs all one."""
-        whole = bool(self._task.leaves.held)
+        whole = self._task.spreads
         given = whole and not out.isfinite().all() and self._source_is_nonfinite()
         given = given or not all(product.finite for product in self._evaluator.products)
         if (count := canonicalize_nan(out, () if whole else views)) and not given:

@@ -7,12 +7,13 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import FileLeaf, HeldLeaf, block_leaves, is_whole, sum_dtype
+from shardmerge.algebra.calls import begin_passes, group_of
+from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, sum_dtype
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
@@ -20,11 +21,14 @@ from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.engine.device import Cuda, Host, HostBuffer, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.input_files import InputFiles
+from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.methods.registry import kernel_of
+from shardmerge.methods.kernels.execute import answered
+from shardmerge.methods.passes import Map, end_of
+from shardmerge.methods.registry import kernel_of, passes_of
 
 
 class WholeTensors:
@@ -97,10 +101,29 @@ class Maker:
         self._place, self._buffers, self._products = place, buffers, products
         self._buffer: HostBuffer | None = None
 
-    def make(self, task: TensorTask) -> list[torch.Tensor]:
-        """Return, flattened, what a tensor's evaluation needs held whole."""
+    def begin(self, task: TensorTask) -> None:
+        """Say which tensor is made next."""
         self._name, self._numerics = task.tensor.name, task.numerics
         self._squares = task.indirect
+        self._maps: dict[ex.Call, Map] = {}
+
+    def map(self, call: ex.Call) -> Map:
+        """Return what a call that is computed in passes does to elements."""
+        if call not in self._maps:
+            dtype = torch_dtype(sum_dtype(call))
+            inputs = [self._blocks(one, {}) for one in call.inputs]
+
+            def read(first: int, count: int) -> list[torch.Tensor]:
+                return [_filled(blocks(first, count), count, dtype) for blocks in inputs]
+
+            answer = partial(answered, shape=call.inputs[0].shape, read=read)
+            begin = passes_of(call.method, self._numerics)
+            self._maps[call] = end_of(begin_passes(call, begin), answer)
+        return self._maps[call]
+
+    def make(self, task: TensorTask) -> list[torch.Tensor]:
+        """Return, flattened, what a tensor's evaluation needs held whole."""
+        self.begin(task)
         results = self._held(task.leaves.held)
         self._place.wait()
         return results
@@ -130,7 +153,8 @@ class Maker:
         width = math.prod(row)
         total = torch.zeros(width, dtype=torch.float64, device=self._buffers.device)
         # row after row, so that the sum's order does not depend on the size of a block
-        for first, values in self._blocks(mean.operand):
+        blocks = self._blocks(mean.operand, self._squares)
+        for first, values in blocks(0, ex.elements(mean.operand)):
             place = 0
             while place < len(values):
                 column = (first + place) % width
@@ -155,39 +179,38 @@ class Maker:
 
     def _value(self, expression: ex.Expression, dtype: torch.dtype | None) -> torch.Tensor:
         """Return an expression whole, in a dtype or (None) in the one that it states."""
-        if is_whole(expression, self._numerics):
+        if is_held(expression, self._numerics):
             result = self._call(expression)
             return result.to(dtype or result.dtype)
         count = ex.elements(expression)
-        target = torch.empty(count if dtype else 0, dtype=dtype, device=self._buffers.device)
-        for first, value in self._blocks(expression):
-            if not len(target):
-                target = torch.empty(count, dtype=value.dtype, device=value.device)
-            target[first : first + len(value)].copy_(value)
-        return target
+        return _filled(self._blocks(expression, self._squares)(0, count), count, dtype)
 
-    def _blocks(self, expression: ex.Expression) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield (first element, values) of an expression, block by block."""
+    def _blocks(
+        self, expression: ex.Expression, squares: dict[ex.Delta, int]
+    ) -> Callable[[int, int], Iterator[tuple[int, torch.Tensor]]]:
+        """Return what yields (place, values) of some elements of an expression, block by block."""
         leaves = block_leaves(expression, self._files.stored, self._numerics)
-        evaluator = Evaluator(
-            expression, leaves, self._numerics, self._buffers, self._squares, self._products
-        )
-        held = self._held(leaves.held)
-        count, length = ex.elements(expression), self._buffers.length
-        for first in range(0, count, length):
-            size = min(length, count - first)
-            views = self._read(leaves.files, first, size)
-            views += held_views(leaves.held, held, first, size)
-            block = Block(views, first, size)
-            yield first, evaluator.run(block)
-            for number, own, base in block.squares:
-                row = float(own), None if base is None else float(base)
-                self._tally.add_squares(self._name, number, *row)
-            self._place.wait()
+        shared = self._numerics, self._buffers, squares, self._products, self.map
+        evaluator = Evaluator(expression, leaves, *shared)
+        held, length = self._held(leaves.held), self._buffers.length
+        locations = [apart(self._files.locate(leaf)) for leaf in leaves.files]
 
-    def _read(self, leaves: Sequence[FileLeaf], first: int, count: int) -> list[torch.Tensor]:
+        def blocks(begin: int, count: int) -> Iterator[tuple[int, torch.Tensor]]:
+            for place in range(0, count, length):
+                first, size = begin + place, min(length, count - place)
+                views = self._read(locations, first, size)
+                views += held_views(leaves.held, held, first, size)
+                block = Block(views, first, size)
+                yield place, evaluator.run(block)
+                for number, own, base in block.squares:
+                    row = float(own), None if base is None else float(base)
+                    self._tally.add_squares(self._name, number, *row)
+                self._place.wait()
+
+        return blocks
+
+    def _read(self, locations: Sequence[AnyLocation], first: int, count: int) -> list[torch.Tensor]:
         """Return some elements of each file leaf, where they can be computed with."""
-        locations = [self._files.locate(leaf) for leaf in leaves]
         dtypes = [torch_dtype(location.dtype) for location in locations]
         room = [-(-count * dtype.itemsize // 64) * 64 for dtype in dtypes]
         starts = [0, *itertools.accumulate(room)]
@@ -218,6 +241,18 @@ def held_views(
                 view[place : place + length] = whole[source : source + length]
         views.append(view)
     return views
+
+
+def _filled(
+    blocks: Iterator[tuple[int, torch.Tensor]], count: int, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """Return blocks as one tensor, in a dtype or (None) in theirs."""
+    target = None
+    for place, values in blocks:
+        if target is None:
+            target = torch.empty(count, dtype=dtype or values.dtype, device=values.device)
+        target[place : place + len(values)].copy_(values)
+    return torch.empty(0, dtype=dtype) if target is None else target
 
 
 def _whole(leaf: HeldLeaf) -> ex.Expression:

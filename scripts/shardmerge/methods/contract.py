@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from shardmerge.methods.passes import Passes
     from shardmerge.methods.program import Writer
 
 REQUIRED = object()
@@ -142,6 +143,7 @@ class Group:
         models: The inputs' names in the recipe.
         offset: Index of the block's first element in the flattened tensor.
         total: Elements of the whole tensor; 0 if this is all of it.
+        shape: Of the whole tensor; empty if the tensors say it.
     """
 
     tensors: Sequence[torch.Tensor]
@@ -152,6 +154,12 @@ class Group:
     models: tuple[str, ...] = ()
     offset: int = 0
     total: int = 0
+    shape: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Elements of the whole tensor."""
+        return math.prod(self.shape)
 
     @property
     def others(self) -> list[int]:
@@ -160,6 +168,8 @@ class Group:
 
 
 Kernel = Callable[[Group], "torch.Tensor"]
+#: Begins a method's passes; the group's tensors are not looked at, only their number.
+BeginPasses = Callable[[Group], "Passes"]
 #: Says of each task vector, by the index of its input, which elements have a part in the result:
 #: a Call's group with float64 numpy arrays in place of tensors -> bool arrays of their shape.
 KeptElements = Callable[["Group"], "Mapping[int, np.ndarray]"]

@@ -9,6 +9,7 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
+    BeginPasses,
     Inputs,
     KeptElements,
     Kernel,
@@ -33,6 +34,8 @@ class Rendering:
             result and this (``workspace_elements``).
         promotes: The result is float32 where the inputs are float16 or bfloat16.
         skips_zeros: An input of weight 0 changes no finite value, so that it need not be read.
+        passes: Begins the passes that the kernel executes, where it is so declared: nothing need
+            be held whole then.
     """
 
     kernel: Kernel
@@ -40,6 +43,7 @@ class Rendering:
     workspace: Workspace = Workspace()
     promotes: bool = False
     skips_zeros: bool = False
+    passes: BeginPasses | None = None
 
 
 @dataclass(eq=False)

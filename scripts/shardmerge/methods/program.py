@@ -14,6 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 from shardmerge.base.dtypes import single
 
@@ -21,6 +22,8 @@ from shardmerge.base.dtypes import single
 TYPES = ("F16", "BF16", "F32")
 #: Steps whose second operand is a constant.
 WITH_CONSTANT = ("mul", "div", "plus", "fma")
+#: Steps that are a constant, by its type.
+CONSTANTS = {"full F32": "F32", "full F64": "F64", "full U32": "U32"}
 
 
 #: Terms that torch adds in order, whatever the shape.
@@ -39,10 +42,16 @@ class Program:
         leaves: Code of each leaf's type; values are numbered from here on, leaves first.
         steps: (operation, operands) of each further value: ``sub``, ``add`` (two values), ``fma``
             (value, constant, value: their product and sum rounded once), ``mul``, ``div``, ``plus``
-            (value, constant), ``round F16``, ``round BF16`` or ``round F32`` (value), ``zero``.
+            (value, constant), ``round F16``, ``round BF16`` or ``round F32`` (value), ``zero``;
+            ``full F32``, ``full F64``, ``full U32`` (constant), ``load`` (number of a load),
+            ``times``, ``over``, ``gt``, ``ge``, ``lt``, ``eq``, ``ne``, ``and`` (two values),
+            ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
+            magnitude), ``select`` (mask, two values), ``at least``, ``at most`` (two keys),
+            ``below`` (two unsigned numbers).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.
+        loads: Code of the type of each leaf that steps load, after the others.
     """
 
     leaves: tuple[str, ...]
@@ -50,6 +59,29 @@ class Program:
     result: int
     output: str
     measured: tuple[int, ...]
+    loads: tuple[str, ...] = ()
+
+
+#: How values are reduced.
+Reducing = Literal["sums", "counts", "high", "low"]
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Steps whose values are reduced to few numbers.
+
+    Args:
+        leaves, steps, loads: As of a ``Program``.
+        kind: ``sums`` of float64 values, ``counts`` of masks, or how often keys have a ``high``
+            half, or a ``low`` half after some high one.
+        values: What is reduced.
+    """
+
+    leaves: tuple[str, ...]
+    steps: tuple[tuple[str, tuple[int, ...]], ...]
+    loads: tuple[str, ...]
+    kind: Reducing
+    values: tuple[int, ...]
 
 
 @dataclass
@@ -63,6 +95,7 @@ class Writer:
     dtypes: list[str]
     steps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
 
     def step(self, name: str, *operands: int) -> int:
         """Write a step; return its value, a float32."""
@@ -74,6 +107,20 @@ class Writer:
         """Return the number of a constant, rounded to a type."""
         self.constants.append(rounded(value, dtype))
         return len(self.constants) - 1
+
+    def full(self, value: float, dtype: str) -> int:
+        """Write a constant of float32, float64 or 32 bits as a value."""
+        self.constants.append(_single(value) if dtype == "F32" else value)
+        number = self.step(f"full {dtype}", len(self.constants) - 1)
+        self.dtypes[number] = dtype
+        return number
+
+    def load(self, dtype: str) -> int:
+        """Write that a further leaf is loaded."""
+        self.loads.append(dtype)
+        value = self.step("load", len(self.loads) - 1)
+        self.dtypes[value] = dtype
+        return value
 
     def round(self, value: int, dtype: str) -> int:
         """Round a value to a type."""
@@ -103,6 +150,14 @@ def rounded(value: float, dtype: str) -> float:
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
         (value,) = struct.unpack("<f", struct.pack("<I", bits))
     return value
+
+
+def _single(value: float) -> float:
+    """Return a number rounded to float32, infinite beyond it."""
+    try:
+        return single(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def in_order(writer: Writer, values: Sequence[int]) -> int:

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     REQUIRED,
+    BeginPasses,
     Group,
     Inputs,
     Kernel,
@@ -35,6 +36,9 @@ from shardmerge.methods.contract import (
     Workspace,
 )
 from shardmerge.methods.method import MergeMethod, Rendering
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "REQUIRED",
@@ -53,6 +57,7 @@ __all__ = [
     "method",
     "methods",
     "parameter_names",
+    "passes_of",
     "result_dtype",
     "step_kernel",
     "steps_of",
@@ -74,6 +79,7 @@ def merge_method(
     inputs: Inputs = Inputs(),
     linear: bool = False,
     elementwise: bool = False,
+    passes: bool = False,
     workspace: Workspace = Workspace(),
     deterministic: bool = True,
     check: Callable[[Request], None] | None = None,
@@ -90,6 +96,7 @@ def merge_method(
         inputs: What inputs it needs.
         linear: The function takes a Request and returns a LinearForm.
         elementwise, workspace: Of its kernel, see ``Rendering``.
+        passes: The function takes a Group and returns passes (``passes.Passes``).
         deterministic: False where a random generator decides (then it is keyed by content).
         check: Raises UserError where values that are each in bounds do not go together.
         version: Grows when the method's bytes in float32 numerics change: what was built with it
@@ -106,6 +113,9 @@ def merge_method(
             raise ValueError(f"merge method {name!r} is registered twice")
         formula = inspect.getdoc(function) or ""
         kernel = {} if linear else {FLOAT32: Rendering(function, elementwise, workspace)}
+        if passes:
+            made = kernel_of_passes(function)
+            kernel = {FLOAT32: Rendering(made, elementwise, workspace, passes=function)}
         _METHODS[name] = MergeMethod(
             name=name,
             title=title,
@@ -127,14 +137,18 @@ def merge_method(
 
 
 def step_kernel(
-    name: str, numerics: Numerics, *, workspace: Workspace = Workspace()
+    name: str,
+    numerics: Numerics,
+    *,
+    elementwise: bool = False,
+    workspace: Workspace = Workspace(),
 ) -> Callable[[Kernel], Kernel]:
-    """Register the decorated kernel as a step that no recipe names; it gets whole tensors.
+    """Register the decorated kernel as a step that no recipe names.
 
     Args:
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
-        workspace: Memory that the kernel allocates.
+        elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
 
     Raises:
         ValueError: If the name is taken.
@@ -143,7 +157,7 @@ def step_kernel(
     def register(function: Kernel) -> Kernel:
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
-        _STEPS.setdefault(name, {})[numerics] = Rendering(function, workspace=workspace)
+        _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
         return function
 
     return register
@@ -178,6 +192,22 @@ def kernel_of(name: str, numerics: Numerics) -> tuple[Kernel, bool]:
     """
     found = _rendering(name, numerics)
     return found.kernel, found.elementwise
+
+
+def kernel_of_passes(begin: BeginPasses) -> Kernel:
+    """Return the kernel that executes passes by torch."""
+
+    def kernel(group: Group) -> torch.Tensor:
+        from shardmerge.methods.kernels.execute import execute
+
+        return execute(begin, group)
+
+    return kernel
+
+
+def passes_of(name: str, numerics: Numerics) -> BeginPasses | None:
+    """Return what begins a method's passes, if it is so declared."""
+    return _rendering(name, numerics).passes
 
 
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:

@@ -13,6 +13,7 @@ from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.benchmark.score_text import to_markdown
 from shardmerge.benchmark.scores import ScoreTable, card_results
+from shardmerge.export.registry import form_of
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.package.card_picture import shows_picture
 from shardmerge.package.card_usage import describe_methods, usage
@@ -20,6 +21,7 @@ from shardmerge.plan.description import BuildDescription, DescribedSource
 from shardmerge.plan.paths import PICTURE
 from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
+from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.store import Origin
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ def make_card(
 
     Args:
         description: Of the build.
-        settings: The configuration's ``card``: as in its schema.
+        settings: The configuration's ``card``: as in its schema, and as ``exports`` the
+            repositories of the model's exports by form.
         scores: Benchmark results, if there are any.
 
     Raises:
@@ -101,6 +104,8 @@ def _sections(
         parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
     if text := usage(settings.get("pipeline_tag") or PIPELINE, description.dtype):
         parts += ["## How to use it\n", text]
+    if forms := settings.get("exports"):
+        parts += ["## Other forms\n", _forms(forms)]
     parts += ["## How it was built\n", _how(description)]
     parts += [describe_methods(stage.method for stage in description.stages)]
     parts += [describe_coefficients(description)]
@@ -111,6 +116,14 @@ def _sections(
         parts += ["## Benchmarks\n", to_markdown(scores)]
     parts += ["## Recipe\n", _recipe(description)]
     return parts
+
+
+def _forms(repositories: Mapping[str, str]) -> str:
+    rows = []
+    for form, repo in repositories.items():
+        page = HubStore.page(Origin(repo))
+        rows.append([form_of(form).title, link(code(repo), page) if page else code(repo)])
+    return table(["form", "repository"], rows)
 
 
 def _how(description: BuildDescription) -> str:

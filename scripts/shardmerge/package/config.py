@@ -39,13 +39,15 @@ def output_config(config: str, description: BuildDescription, where: str) -> str
 
     Args:
         config: The text of its source's.
-        description: Of the build: ``dtype``; ``config``, what else is set; ``config_removed``, what
-            is taken out.
+        description: Of the build: ``dtype``; ``config_whole``, what is begun with; ``config``, what
+            else is set; ``config_removed``, what is taken out.
         where: What to say in errors.
 
     Raises:
         UserError: As ``set_values``.
     """
+    if description.config_whole is not None:
+        config = json.dumps(description.config_whole, indent=2, sort_keys=True) + "\n"
     text = set_dtype(config, description.dtype, where)
     text = set_values(text, description.config, where)
     return remove_keys(text, description.config_removed, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from shardmerge.base.text import human_bytes, human_time
 from shardmerge.package.index import CARD
 from shardmerge.package.uploads import Upload, check_sums, list_uploads
 
+Listing = Callable[[Path], tuple[list[Upload], list[tuple[str, str]]]]
 #: Files that go up at the same time over LFS; xet is parallel within a file.
 _AT_ONCE = 4
 
@@ -34,19 +36,21 @@ def publish(
     commit_message: str = "Upload merged model",
     dry_run: bool = False,
     progress: client.Say | None = None,
+    listing: Listing = list_uploads,
 ) -> str:
     """Upload a model folder; what an interrupted call has uploaded is not uploaded again.
 
     All files become visible in one commit, after the last of them is there.
 
     Args:
-        folder: The model; ``list_uploads`` says what of it goes.
+        folder: The model, or an export of it.
         repo: ``owner/name``, created if it does not exist.
         private: Whether the repository is to be private.
         revision: Branch, created if it does not exist; None for the default one.
         commit_message: First line of the commit.
         dry_run: Say what would be done, change nothing.
         progress: Receives lines for the log.
+        listing: Says what of the folder goes; ``list_export`` for an export.
 
     Returns:
         The commit's page, or on a dry run the repository's.
@@ -56,7 +60,7 @@ def publish(
             or the upload failed.
     """
     say = progress or (lambda line: None)
-    uploads, left_out = list_uploads(folder)
+    uploads, left_out = listing(folder)
     try:
         existing = _existing(repo, private)
         _say_plan(say, repo, private, existing, uploads, left_out)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.base.errors import UserError
+from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.files import load_json, read_text
 from shardmerge.base.weightfolders import is_folder, weights_of_folders
 from shardmerge.plan.paths import CHECKSUMS
@@ -17,6 +18,10 @@ from shardmerge.sources.store import TEMPLATES
 _ALLOWED = re.compile(
     r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
+)
+#: What an export may have, in its folder and in those of its variants.
+_EXPORTED = re.compile(
+    r"([a-z0-9][\w-]*/)?\w[\w.+-]*\.(gguf|safetensors|json|md|txt|model|jinja)|SHA256SUMS"
 )
 #: Allowed by its suffix, yet never part of a model.
 _REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")
@@ -61,7 +66,33 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     return uploads, left_out
 
 
-def _objection(path: Path) -> str | None:
+def list_export(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
+    """Return the same of an export: what its SHA256SUMS lists, and that file.
+
+    Args:
+        folder: The export, as ``package_export.py`` left it.
+
+    Raises:
+        UserError: If a file is missing, is a link, or is none that exports have.
+    """
+    sums = Path(folder) / CHECKSUMS
+    names = [line.partition("  ")[2] for line in read_text(sums).splitlines()]
+    uploads = []
+    for name in sorted({*names, CHECKSUMS}):
+        path = Path(folder) / name
+        if not _EXPORTED.fullmatch(name) or ".." in name:
+            raise UserError(f"lists {shortened(name)}, which exports do not have", str(sums))
+        if path.parent.is_symlink():
+            raise UserError("is a link; nothing is published", str(path.parent))
+        if not os.path.lexists(path):
+            raise UserError("is not there", str(path), "Delete SHA256SUMS and export it again.")
+        if why := _objection(path, _EXPORTED):
+            raise UserError(f"is {why}; nothing is published", str(path))
+        uploads.append(Upload(name, path, path.stat().st_size))
+    return uploads, []
+
+
+def _objection(path: Path, allowed: re.Pattern[str] = _ALLOWED) -> str | None:
     if path.name.startswith("."):
         return "hidden"
     if path.is_symlink():
@@ -74,7 +105,7 @@ def _objection(path: Path) -> str | None:
         return "a folder"
     if not path.is_file():
         return "not a file"
-    if _REFUSED.search(path.name) or not _ALLOWED.fullmatch(path.name):
+    if _REFUSED.search(path.name) or not allowed.fullmatch(path.name):
         return "not a kind of file that models have"
     return None
 

@@ -10,7 +10,7 @@ from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.output_config import config_changes, config_removed
+from shardmerge.compose.output_config import config_changes, config_removed, config_whole
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
 from shardmerge.plan.description import (
     BuildDescription,
@@ -21,6 +21,7 @@ from shardmerge.plan.description import (
     TokenizerContent,
 )
 from shardmerge.plan.plan import ShardJob
+from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.stage import Stage
 from shardmerge.sources.checkpoint_files import side_files
 from shardmerge.sources.lock import LockedSource
@@ -38,6 +39,8 @@ def copied_files(composer: Composer, stage: str) -> dict[str, FileKey]:
     held = composer.lock.sources[key].files
     files |= {name: (key, name) for name in MODEL_FILES if name in held}
     base = composer.reference_source(stage)
+    if composer.is_text_alone(stage):
+        return files
     return files | {name: (base, name) for name in side_files(composer.lock.sources[base].files)}
 
 
@@ -64,17 +67,13 @@ def describe(
         sums: What each tensor is (``Composer.sums``).
         allow_nonfinite: Whether shards may hold what no source has: verified anew if it changes.
     """
-    recipe, lock = composer.recipe, composer.lock
+    recipe = composer.recipe
     stage = recipe.stages[name]
     dtype = stage.out_dtype or stage.dtype or _common_dtype(shards)
-    needed = recipe.needed(name)
-    references = [r for s in needed for r in recipe.stages[s].references]
-    used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
-    used |= dict.fromkeys(r.lora for r in references if r.lora)
     return BuildDescription(
         name=name,
         recipe=RecipeFile(file=recipe.path, text=recipe.text),
-        stages=tuple(_stage_text(recipe.stages[s]) for s in needed),
+        stages=stage_texts(recipe, name),
         numerics=composer.numerics,
         dtype=DTYPES[dtype].name if dtype else None,
         config=config_changes(composer, name) | config_values(composer, name),
@@ -82,17 +81,32 @@ def describe(
         tokenizer=tokenizer.source,
         tokens=tokenizer,
         files={name: files[name] for name in sorted(files)},
-        sources={key: _described(lock.sources[key]) for key in used},
+        sources=described_sources(composer, name),
         shards=tuple(
             _shard(file, job, tensors)
             for job, (file, tensors) in zip(jobs, shards.items(), strict=True)
         ),
         coefficients={t.name: terms_of(sums[t.name]) for own in shards.values() for t in own},
         config_removed=tuple(config_removed(composer, name)),
+        config_whole=config_whole(composer, name),
         decoded=decoded_of(sums.values()),
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,
     )
+
+
+def stage_texts(recipe: Recipe, name: str) -> tuple[StageText, ...]:
+    """Return the documents that a stage needs, itself the last."""
+    return tuple(_stage_text(recipe.stages[stage]) for stage in recipe.needed(name))
+
+
+def described_sources(composer: Composer, name: str) -> dict[str, DescribedSource]:
+    """Return what a stage is made of, models first, by reference."""
+    recipe, lock = composer.recipe, composer.lock
+    references = [r for s in recipe.needed(name) for r in recipe.stages[s].references]
+    used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
+    used |= dict.fromkeys(r.lora for r in references if r.lora)
+    return {key: _described(lock.sources[key]) for key in used}
 
 
 def tokenizer_content(made: TokenizerFiles, identities: Mapping[FileKey, str]) -> TokenizerContent:

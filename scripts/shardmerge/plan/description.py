@@ -139,6 +139,7 @@ class BuildDescription:
         shards: In the order of their names; those of folders stand last.
         coefficients: Terms of each tensor: label and coefficient (``terms_of``).
         config_removed: What is taken out of config.json, by its place.
+        config_whole: The config.json that this is done to, if it is not the reference's.
         decoded: Of each source, how many quantised weights are decoded, by format.
         seeds: Of each stage that chooses at random; None if none does.
         allow_nonfinite: Whether shards may hold infinite values and NaN that no source has.
@@ -160,6 +161,7 @@ class BuildDescription:
         forms.mapped(forms.listed(forms.row(forms.text, forms.number)))
     )
     config_removed: tuple[str, ...] = entry(forms.listed(forms.text), ())
+    config_whole: Mapping[str, Any] | None = entry(forms.maybe(forms.table), None)
     decoded: Mapping[str, Mapping[str, int]] = entry(
         forms.mapped(forms.mapped(forms.count)), default_factory=dict
     )

@@ -81,6 +81,17 @@ def load_list(key: str) -> PlanFiles:
         raise UserError("is damaged", str(path), AGAIN) from None
 
 
+def used_plan_path() -> Path:
+    """Return where the plan lies that this process and its jobs work on.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if key := os.environ.get(PLAN_VARIABLE, ""):
+        return plan_path(key)
+    raise UserError("there is no plan that this job belongs to", str(CACHE), AGAIN)
+
+
 def load_spec(name: str) -> ShardSpec:
     """Return the specification of a job of this process's plan.
 

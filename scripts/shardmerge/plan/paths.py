@@ -56,6 +56,34 @@ class Paths:
         """Return the path of a build's plot or table."""
         return self.build(name, f"report/{file}")
 
+    def export(self, name: str, form: str, file: str) -> str:
+        """Return the path of a file, or of a variant's folder, of a build's export."""
+        return self.build(name, f"exports/{form}/{file}")
+
+    def export_check(self, name: str, form: str, variant: str) -> str:
+        """Return the path of what the check of a variant of an export found."""
+        return self.build(name, f"exports/checks/{form}/{variant}.json")
+
+    def export_receipt(self, name: str, form: str) -> str:
+        """Return the path of the receipt of an export's upload."""
+        return self.build(name, f"exports/{form}.published.json")
+
+    def hidden(self, file: str) -> str:
+        """Return the path of what a model makes of prompts."""
+        return f"{self.results}/hidden/{file}"
+
+    def adapter_file(self, name: str, file: str) -> str:
+        """Return the path of a file of an adapter's folder."""
+        return self.build(name, f"adapter/{file}")
+
+    def update(self, name: str, file: str) -> str:
+        """Return the path of a shard of what an adapter's model has beyond its base."""
+        return self.build(name, f"updates/{file}")
+
+    def factors(self, name: str, file: str) -> str:
+        """Return the path of a file of the factors of an adapter."""
+        return self.build(name, f"factors/{file}")
+
     def delta(self, pair: str, file: str) -> str:
         """Return the path of a shard of stored task vectors.
 

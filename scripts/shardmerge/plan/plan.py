@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
 from shardmerge.base.weightfolders import folder_of, shard_name
+from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.schedule import Schedule
 from shardmerge.plan.trialroom import TrialRoom
@@ -58,6 +60,38 @@ class FetchJob:
 
 
 @dataclass(frozen=True)
+class HiddenJob:
+    """A job in which a model reads prompts.
+
+    Args:
+        output: Path of the safetensors file with a direction for each expert and layer.
+        digest: Of all that determines it.
+        folder: The model's.
+        files: Paths of all files of the model.
+        identities: Of the content of each.
+        size: Bytes of its weights.
+        mode: How directions are taken from hidden states, as recipes say it.
+        prompts: For each expert its positive and its negative prompts.
+    """
+
+    output: str
+    digest: str
+    folder: str
+    files: tuple[str, ...]
+    identities: tuple[str, ...]
+    size: int
+    mode: str
+    prompts: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HiddenJob:
+        """Return the job that ``dataclasses.asdict`` made JSON-able."""
+        prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
+        lists = {key: tuple(data[key]) for key in ("files", "identities")}
+        return cls(**{**data, **lists, "prompts": prompts})
+
+
+@dataclass(frozen=True)
 class Build:
     """A model to be built.
 
@@ -94,6 +128,43 @@ class Build:
 
 
 @dataclass(frozen=True)
+class FactorJob:
+    """A job that writes a file of LoRA factors.
+
+    Args:
+        output: Path of the file.
+        digest: The job's identity, and the name of its specification.
+        update: Path of the file of updates that it reads.
+        bytes_read, bytes_written: What it must move, at most.
+        memory: Bytes that it needs at most.
+    """
+
+    output: str
+    digest: str
+    update: str
+    bytes_read: int
+    bytes_written: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter to be made.
+
+    Args:
+        name: Of the stage, and of the folder below the results.
+        digest: Of all that the package is made from; names the adapter's description.
+        updates: Jobs that write what the model has beyond its base, in the order of their names.
+        factors: Jobs that make factors of them, in the same order.
+    """
+
+    name: str
+    digest: str
+    updates: tuple[ShardJob, ...]
+    factors: tuple[FactorJob, ...]
+
+
+@dataclass(frozen=True)
 class PlannedSource:
     """A source as a whole, for benchmarks: its folder, its files' paths, its weights' bytes."""
 
@@ -119,6 +190,8 @@ class Plan:
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         room: What trials of sweeps take.
         warnings: One sentence each.
+        hidden: Jobs in which models read prompts, by the digests of what they make.
+        adapters: LoRA adapters to be made, by name.
     """
 
     builds: Mapping[str, Build]
@@ -130,7 +203,9 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
+    hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
     @property
     def models(self) -> Mapping[str, Build]:
@@ -144,13 +219,14 @@ class Plan:
 
     @property
     def shards(self) -> tuple[ShardJob, ...]:
-        """The shards of all models, trials too."""
-        return tuple(job for build in self.builds.values() for job in build.shards)
+        """The shards of all models, trials too, and of the updates that adapters are made from."""
+        models = [job for build in self.builds.values() for job in build.shards]
+        return (*models, *(job for adapter in self.adapters.values() for job in adapter.updates))
 
     @property
     def torch(self) -> bool:
         """Whether a job needs torch."""
-        return any(job.torch for job in (*self.shards, *self.deltas))
+        return bool(self.adapters) or any(job.torch for job in (*self.shards, *self.deltas))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
@@ -182,7 +258,17 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
+            hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
             room=TrialRoom(**data["room"]),
+            adapters={
+                name: Adapter(
+                    name=a["name"],
+                    digest=a["digest"],
+                    updates=_jobs(a["updates"]),
+                    factors=tuple(FactorJob(**job) for job in a["factors"]),
+                )
+                for name, a in data["adapters"].items()
+            },
         )
 
 
@@ -192,11 +278,11 @@ NO_PLAN = Plan({}, (), {}, {}, {}, ())
 
 @dataclass
 class Planned:
-    """A plan and what its jobs read: specifications and descriptions of builds, by digest."""
+    """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec] = field(default_factory=dict)
-    descriptions: dict[str, BuildDescription] = field(default_factory=dict)
+    specs: dict[str, ShardSpec | FactorSpec] = field(default_factory=dict)
+    descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

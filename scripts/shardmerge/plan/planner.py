@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from shardmerge.algebra import expression as ex
@@ -19,17 +20,20 @@ from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
+from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
+from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
+from shardmerge.plan.plan import Build, FetchJob, HiddenJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import as_stored, shard_names, shards_of
@@ -82,6 +86,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
+        self.hidden: dict[FileKey, HiddenStates] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
@@ -98,6 +103,17 @@ class _Planner:
         stored = self._stored({name: outputs for name, (_, _, outputs) in targets.items()})
         delta_jobs, delta_path = self._delta_jobs(stored)
         builds = {name: self._build(name, *target, delta_path) for name, target in targets.items()}
+        adapters = {
+            name: plan_adapter(
+                composer,
+                name,
+                paths=self.paths,
+                planned=self.planned,
+                make_job=partial(self._job, delta_path={}, numerics=FLOAT32),
+                max_shard_size=self.settings.max_shard_size,
+            )
+            for name, composer in self._adapters().items()
+        }
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -112,7 +128,9 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
+            hidden=self._hidden_jobs(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
+            adapters=adapters,
         )
         for composer, _, _ in targets.values():
             composer.forget()
@@ -122,7 +140,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read):
+        for model, name in sorted(self.read - self.hidden.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -146,8 +164,27 @@ class _Planner:
             for name, of in wanted.items():
                 if of is recipe:
                     stage = recipe.final[0] if recipe.build else name
-                    targets[name] = (composer, stage, composer.outputs(stage))
+                    if not recipe.stages[stage].extraction:
+                        targets[name] = (composer, stage, composer.outputs(stage))
+            self.hidden |= composer.hidden
+        self.identities |= {key: one.identity for key, one in self.hidden.items()}
         return targets
+
+    def _adapters(self) -> dict[str, Composer]:
+        """Return the documents that make adapters; sums are what these are made of."""
+        wanted = chosen([recipe for recipe, _ in self.recipes], self.settings["stages"])
+        return {
+            name: Composer(
+                recipe,
+                lock,
+                FLOAT32,
+                self.settings.delta_dtype,
+                norms.geometric_stages(recipe, self.settings["norm_merge"]),
+            )
+            for recipe, lock in self.recipes
+            for name, of in wanted.items()
+            if of is recipe and _makes_adapter(recipe, name)
+        }
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
         """Return the task vectors that are worth a file, in order of first use."""
@@ -230,13 +267,17 @@ class _Planner:
         )
 
     def _job(
-        self, output: str, tensors: tuple[OutputTensor, ...], delta_path: Mapping[ex.Delta, str]
+        self,
+        output: str,
+        tensors: tuple[OutputTensor, ...],
+        delta_path: Mapping[ex.Delta, str],
+        numerics: Numerics | None = None,
     ) -> ShardJob:
         used = {(s.model, s.file): None for t in tensors for s in ex.sources(t.expression)}
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
-            numerics=self.settings.numerics,
+            numerics=numerics or self.settings.numerics,
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         name = spec.digest
@@ -266,6 +307,8 @@ class _Planner:
 
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
+        if key in self.hidden:
+            return self.paths.hidden(self.hidden[key].file)
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
@@ -276,6 +319,25 @@ class _Planner:
             )
         return path
 
+    def _hidden_jobs(self) -> dict[str, HiddenJob]:
+        """Return the jobs that let models read prompts, by the digests of what they make."""
+        found = {}
+        for key, one in self.hidden.items():
+            source = self.locked[one.model]
+            paths = tuple(self._path((one.model, name)) for name in source.files)
+            size = sum(t.end - t.begin for t in source.tensors.values())
+            found[one.digest] = HiddenJob(
+                output=self._path(key),
+                digest=one.digest,
+                folder=paths[0].rsplit("/", 1)[0],
+                files=paths,
+                identities=tuple(file.identity for file in source.files.values()),
+                size=size,
+                mode=one.mode,
+                prompts=one.prompts,
+            )
+        return found
+
     def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]
         paths = tuple(self._path((key, name)) for name in source.files)
@@ -283,6 +345,22 @@ class _Planner:
         identity = digest({name: file.identity for name, file in source.files.items()})
         size = sum(t.end - t.begin for t in source.tensors.values())
         return PlannedSource(folder, paths, identity, size)
+
+
+def _makes_adapter(recipe: Recipe, name: str) -> bool:
+    """Whether what is made under that name is an adapter.
+
+    Raises:
+        UserError: If it would be one of a sweep, whose trials are models.
+    """
+    stage = recipe.stages[recipe.final[0] if recipe.build else name]
+    if stage.extraction and recipe.build:
+        raise UserError(
+            "the trials of a sweep are models, and its last document makes an adapter",
+            stage.where,
+            "Leave `extract_lora` out of the sweep, and extract from the best trial.",
+        )
+    return stage.extraction is not None
 
 
 def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:

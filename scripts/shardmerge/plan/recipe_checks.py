@@ -23,6 +23,7 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import AUTO_MAP, untold_periods
 from shardmerge.plan.checked_build import Case, places
+from shardmerge.plan.mixture_checks import equal_experts, expert_tokenizers, scales
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
@@ -35,7 +36,7 @@ _WIDE = ("BF16", "F32", "F64")
 
 _Check = Callable[[Case], Iterator[Finding]]
 #: All that ``check_build`` asks, in the order in which it tells.
-_CHECKS: list[_Check] = []
+_CHECKS: list[_Check] = [equal_experts, expert_tokenizers]
 
 
 def _check(function: _Check) -> _Check:
@@ -147,9 +148,7 @@ def _fp16_range(case: Case) -> Iterator[Finding]:
 
 @_check
 def _weights_sum(case: Case) -> Iterator[Finding]:
-    if any(
-        s.method == "passthrough" and "scale" in level for s in case.stages for level in s.levels
-    ):
+    if any(scales(stage) for stage in case.stages):
         return
     sums = {
         tensor: sum(blend.coefficients.values())
@@ -307,7 +306,7 @@ def _unused_models(case: Case) -> Iterator[Finding]:
     given = {case.composer.reference_source(stage.name) for stage in case.stages}
     given |= {s.base_model.model for s in case.stages if s.base_model}
     for stage in case.stages:
-        for item in stage.inputs:
+        for item in stage.inputs if not stage.mixture else ():  # its experts may be left out
             key = item.model.model
             if key not in used and key not in given and key not in recipe.stages:
                 used.add(key)
@@ -340,3 +339,23 @@ def _fused_filters(case: Case) -> Iterator[Finding]:
             if whole and "." not in rule.filter:
                 message += f"; {'.' + rule.filter!r} is the name of the projection alone"
             yield Finding("fused-filter", message, rule.where, stage.name)
+
+
+@_check
+def _text_into_vision(case: Case) -> Iterator[Finding]:
+    for stage in case.stages:
+        merged = case.composer.model(Reference(stage.name)).assembly.texts
+        for whole, into in dict.fromkeys((one.whole, one.into) for one in merged):
+            texts = [one.text for one in merged if (one.whole, one.into) == (whole, into)]
+            if into:
+                told = "is a text model" if len(texts) == 1 else "are text models"
+                message = (
+                    f"{', '.join(map(repr, texts))} {told}: merged into the text decoder of "
+                    f"{whole!r}, whose other parts stay as they are"
+                )
+            else:
+                message = (
+                    f"the result is a text model as {texts[0]!r} is: of {whole!r} only the text "
+                    f"decoder is merged; with `base_model: {whole}` its other parts stay"
+                )
+            yield Finding("text-into-vision", message, stage.where, stage.name)

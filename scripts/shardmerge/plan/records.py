@@ -18,6 +18,14 @@ from shardmerge.plan.paths import record_path
 _IDENTITY = re.compile("sample:[0-9a-f]{64}")
 #: A sum of squares, which may be infinite.
 _squares = forms.holds(lambda value: type(value) in (int, float))
+#: What a pass found: nothing that is kept, numbers as text, or bands as six numbers each.
+_answer = forms.maybe(
+    forms.holds(
+        lambda value: (
+            type(value) is str or (type(value) is list and all(type(one) is list for one in value))
+        )
+    )
+)
 _sampled = forms.holds(_IDENTITY.fullmatch)
 
 
@@ -37,6 +45,7 @@ class MergeRecord:
         hashed: SHA-256 of source files that are known by a sample, by that.
         tensors: For a shard of task vectors, the SHA-256 of each tensor.
         deltas: Of each tensor, rows of task vectors: models, sum of squares, the base's or None.
+        passes: Of each tensor with methods in passes, what they found, call by call.
     """
 
     sha256: str = entry(forms.sha256)
@@ -55,6 +64,9 @@ class MergeRecord:
             forms.listed(forms.row(forms.listed(forms.text), _squares, forms.maybe(_squares)))
         ),
         default_factory=dict,
+    )
+    passes: Mapping[str, tuple[tuple[Any, ...], ...]] = entry(
+        forms.mapped(forms.listed(forms.listed(_answer))), default_factory=dict
     )
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from shardmerge.base.dtypes import dtype_code
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.findings import Finding
 from shardmerge.methods import registry
+from shardmerge.recipe.experts import EXPERT_KINDS, parse_experts
+from shardmerge.recipe.extract_lora import parse_extraction
+from shardmerge.recipe.extraction import EXTRACT
 from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.parameters import clamped_rules, parse_settings
-from shardmerge.recipe.slices import check_inputs, misplaced, parse_model, parse_modules
+from shardmerge.recipe.slices import (
+    check_inputs,
+    misplaced,
+    parse_dtype,
+    parse_model,
+    parse_modules,
+)
 from shardmerge.recipe.stage import Stage
 from shardmerge.recipe.tokenizer import parse_chat_template, parse_tokenizer
 
@@ -21,6 +29,7 @@ DOCUMENT_KEYS = (
     "models",
     "slices",
     "modules",
+    "other_modules",
     "parameters",
     "dtype",
     "out_dtype",
@@ -28,18 +37,21 @@ DOCUMENT_KEYS = (
     "tokenizer",
     "chat_template",
 )
+#: What ``other_modules`` may be.
+_OTHER_MODULES = ("keep", "drop")
 #: Keys of other tools' recipes: the tool, what it does, and what to do.
 _FOREIGN = {
-    "experts": (
-        "mergekit-moe",
-        "assembles a mixture of experts",
-        "Here models of one shape are merged into one of that shape; use mergekit-moe.",
-    ),
     "genome": (
         "mergekit-evolve",
         "searches for a recipe",
         "Search with mergekit-evolve, and give the recipe that it writes (`best_config.yaml`).",
     ),
+}
+
+#: Documents that are not about merging: the key that each has, and who reads it.
+_KINDS: Mapping[str, Callable[[Node, str, str], Stage]] = {
+    EXTRACT: parse_extraction,
+    **dict.fromkeys(EXPERT_KINDS, parse_experts),
 }
 
 
@@ -57,6 +69,9 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
     for key, (tool, purpose, advice) in _FOREIGN.items():
         if isinstance(node.value, dict) and key in node.value:
             raise node.error(f"this is a recipe for `{tool}`, which {purpose}", advice)
+    for key, parse in _KINDS.items():
+        if isinstance(node.value, dict) and key in node.value:
+            return parse(node, text, default_name)
     table = node.mapping("a recipe document", DOCUMENT_KEYS, misplaced())
     table = {key: value for key, value in table.items() if value.value is not None}
     name = table["name"].text("name") if "name" in table else default_name
@@ -72,12 +87,13 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         base_model=base,
         modules=parse_modules(table, node, base),
         parameters=parse_settings(table["parameters"]) if "parameters" in table else {},
-        dtype=_dtype(table.get("dtype")),
-        out_dtype=_dtype(table.get("out_dtype")),
+        dtype=parse_dtype(table.get("dtype")),
+        out_dtype=parse_dtype(table.get("out_dtype")),
         tokenizer=parse_tokenizer(table.get("tokenizer_source"), table.get("tokenizer")),
         chat_template=parse_chat_template(table.get("chat_template")),
         text=text,
         where=node.where,
+        other_modules=_other_modules(table),
     )
     for piece in stage.slices:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
@@ -85,8 +101,18 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
     return stage
 
 
-def _dtype(node: Node | None) -> str | None:
-    return None if node is None else dtype_code(node.text("dtype"), node.where)
+def _other_modules(table: Mapping[str, Node]) -> str | None:
+    if "other_modules" not in table:
+        return None
+    node = table["other_modules"]
+    if "modules" not in table:
+        raise node.error("`other_modules` needs `modules`, which says which are not the others")
+    if node.value not in _OTHER_MODULES:
+        raise node.error(
+            f"`other_modules` must be {' or '.join(f'`{one}`' for one in _OTHER_MODULES)}",
+            "`keep` takes them as the base model has them, `drop` makes a model of the text alone.",
+        )
+    return node.value
 
 
 def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding]:

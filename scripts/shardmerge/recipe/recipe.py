@@ -104,6 +104,34 @@ class Recipe:
         """Whether a stage takes the chat template that most models have."""
         return any(stage.chat_template == "auto" for stage in self.stages.values())
 
+    @property
+    def prompts(self) -> Mapping[str, tuple[str, ...]]:
+        """The texts whose tokens must be known, by the source whose tokenizer splits them.
+
+        Raises:
+            UserError: If a document between the two changes the tokenizer.
+        """
+        found: dict[str, dict[str, None]] = {}
+        for stage in self.stages.values():
+            if stage.mixture and stage.mixture.gate_mode == "cheap_embed":
+                texts = found.setdefault(self._tokenized_by(stage), {})
+                for one in stage.mixture.all:
+                    texts |= dict.fromkeys((*one.positive, *one.negative))
+        return {key: tuple(texts) for key, texts in found.items()}
+
+    def _tokenized_by(self, stage: Stage) -> str:
+        key = stage.reference_model.model
+        while key in self.stages:
+            if self.stages[key].tokenizer:
+                raise UserError(
+                    f"`gate_mode: cheap_embed` needs the tokens of {key!r}, which gets a tokenizer "
+                    "of its own",
+                    stage.where,
+                    "Build that document as a model of a recipe of its own, and name its folder.",
+                )
+            key = self.stages[key].reference_model.model
+        return key
+
     def where(self, model: str) -> str:
         """Return file and line of the first place that names a model or adapter."""
         for stage in self.stages.values():
@@ -159,6 +187,7 @@ def parse_recipe(text: str, path: str) -> Recipe:
     warnings: dict[tuple[str, str], Finding] = {}
     for found in documents[0][0].warnings:  # what is odd in many places is told of the first
         warnings.setdefault((found.check, found.message), found)
+    _check_readers(stages)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
     return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
@@ -222,6 +251,19 @@ def _by_name(documents: list[tuple[Node, Stage]]) -> dict[str, Stage]:
             given.warn("renamed", message)
         stages[name] = renamed(stage, names)
     return stages
+
+
+def _check_readers(stages: Mapping[str, Stage]) -> None:
+    """Raise UserError if a document reads an adapter of this recipe as if it were a model."""
+    adapters = {name for name, stage in stages.items() if stage.extraction}
+    for stage in stages.values():
+        for reference in stage.references:
+            if adapters & {reference.model, reference.lora}:
+                raise UserError(
+                    f"reads {str(reference)!r}, but a document makes an adapter of that name",
+                    stage.where,
+                    "Build the adapter first; then name its folder as `model+folder`.",
+                )
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:

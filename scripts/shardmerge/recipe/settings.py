@@ -16,7 +16,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.pathnames import check_path, check_text, check_word
 from shardmerge.base.text import parse_size
-from shardmerge.recipe.benchmark_entries import by_name
+from shardmerge.recipe.benchmark_entries import by_name, named_references
 from shardmerge.recipe.schema import written_out
 
 #: Keys that tell a recipe from a configuration.
@@ -57,9 +57,10 @@ class Settings:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """What benchmarks run on, as the configuration names it; nothing without tasks."""
+        """What benchmarks run on or compare with, as it is named; nothing without tasks."""
         benchmark = self.values["benchmark"]
-        return tuple(benchmark["models"]) if benchmark["tasks"] else ()
+        named = [*benchmark["models"], *named_references(benchmark)] if benchmark["tasks"] else []
+        return tuple(dict.fromkeys(named))
 
     @property
     def sweeps(self) -> tuple[Mapping[str, Any], ...]:
@@ -163,7 +164,9 @@ def with_shipped(settings: Settings, home: Path) -> Settings:
         "sweep": sweeps or None,
         "recipes": [found(path) for path in settings["recipes"]],
         "sources": elsewhere | settings["sources"],
-        "benchmark": benchmark | {"include_path": found(benchmark["include_path"])},
+        "benchmark": benchmark
+        | {"include_path": found(benchmark["include_path"])}
+        | {"probes": benchmark["probes"] | {"text": found(benchmark["probes"]["text"])}},
     }
     return Settings(settings.values | changes)
 
@@ -191,6 +194,9 @@ def _check_names(settings: Settings) -> None:
         "recipes": settings["recipes"],
         **{f"sources.{key}": [folder] for key, folder in settings["sources"].items()},
         "benchmark.include_path": [benchmark["include_path"]] if benchmark["include_path"] else [],
+        "exports.gguf.imatrix": [text for text in [settings["exports"]["gguf"]["imatrix"]] if text],
+        "llama_cpp": [settings["llama_cpp"]] if settings["llama_cpp"] else [],
+        "benchmark.probes.text": [text] if (text := benchmark["probes"]["text"]) else [],
         "stages": [stages] if isinstance(stages, str) else stages,
         "norm_merge": [] if isinstance(norms, str) else norms,
     }

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
+from shardmerge.base.dtypes import dtype_code
 from shardmerge.base.errors import UserError
 from shardmerge.methods import registry
 from shardmerge.recipe.nodes import Node
@@ -172,6 +173,15 @@ def parse_model(node: Node) -> Reference:
             adapter = f"+{_path(lora, 'lora')}" if has_lora else ""
             return parse_reference(_path(model, "model") + adapter, node.where)
     return parse_reference(node.text("a model"), node.where)
+
+
+def parse_dtype(node: Node | None) -> str | None:
+    """Return the safetensors code of a dtype that may be given.
+
+    Raises:
+        UserError: If it is none that weights have.
+    """
+    return None if node is None else dtype_code(node.text("dtype"), node.where)
 
 
 def _path(node: Node, what: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardmerge.base.errors import UserError
+from shardmerge.recipe.extraction import Extraction
 from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.references import Reference
 
@@ -121,6 +122,66 @@ class Module:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """What a mixture makes of one of the models that it is assembled from.
+
+    Args:
+        positive, negative: Prompts that the router sends to it, and away from it.
+        noise: Standard deviation of noise that is added to its weights, or None.
+        residual: Factor of its down projections, or None.
+        where: File and line.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    noise: float | None
+    residual: float | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts that a stage assembles from dense models.
+
+    Args:
+        experts, shared: In the order of the stage's inputs, the shared ones behind the others.
+        gate_mode: How routers are made.
+        experts_per_token: How many experts a token is sent to.
+        architecture: Beginning of the wanted architecture's name, or None.
+        seed: Of what is random.
+    """
+
+    experts: tuple[Expert, ...]
+    shared: tuple[Expert, ...]
+    gate_mode: str
+    experts_per_token: int
+    architecture: str | None
+    seed: int
+
+    @property
+    def all(self) -> tuple[Expert, ...]:
+        """The routed experts, then the shared ones."""
+        return self.experts + self.shared
+
+
+@dataclass(frozen=True)
+class ExpertChoice:
+    """Experts that a stage takes out of a mixture.
+
+    Args:
+        experts: Their numbers, in the order that they get.
+        dense: Whether the one expert becomes the MLP of a dense model.
+        experts_per_token: How many experts a token is sent to from now on, or None as before.
+        where: File and line of the numbers.
+    """
+
+    experts: tuple[int, ...]
+    dense: bool
+    experts_per_token: int | None
+    where: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """One document of a recipe.
 
@@ -129,12 +190,17 @@ class Stage:
         method: Name of the merge method.
         base_model: The document's base model, or None.
         modules: The output's parts; ``models`` and ``slices`` make one of the whole model.
+        other_modules: What becomes of modules that ``modules`` does not mention: ``keep``,
+            ``drop``, or None to refuse them.
         parameters: Settings at the top level.
         dtype, out_dtype: safetensors codes, or None; docs/numerics.md says what they mean.
         tokenizer: What its tokenizer is, or None for that of its reference model.
         chat_template: ``auto``, a known name, a Jinja template, or None.
         text: The document as written.
         where: File and line.
+        mixture: The mixture of experts that it assembles, or None.
+        choice: The experts that it takes out of a mixture, or None.
+        extraction: How its model becomes an adapter, or None where it makes a model.
     """
 
     name: str
@@ -148,6 +214,20 @@ class Stage:
     chat_template: str | None
     text: str
     where: str
+    mixture: Mixture | None = None
+    choice: ExpertChoice | None = None
+    extraction: Extraction | None = None
+    other_modules: str | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether only the text decoder is built, as a text model."""
+        return self.other_modules == "drop"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether modules that are not mentioned are the base model's."""
+        return self.other_modules == "keep"
 
     @property
     def slices(self) -> tuple[Slice, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shardmerge.base.errors import UserError
@@ -73,6 +73,15 @@ class RecipeFamily:
     def needs_templates(self) -> bool:
         """Whether a recipe needs the models' chat templates."""
         return any(recipe.needs_templates for recipe in self.recipes)
+
+    @property
+    def prompts(self) -> Mapping[str, tuple[str, ...]]:
+        """The texts whose tokens must be known, by the source whose tokenizer splits them."""
+        found: dict[str, dict[str, None]] = {}
+        for recipe in self.recipes:
+            for key, texts in recipe.prompts.items():
+                found.setdefault(key, {}).update(dict.fromkeys(texts))
+        return {key: tuple(texts) for key, texts in found.items()}
 
     def where(self, model: str) -> str:
         """Return file and line of the first place that names a model or adapter."""

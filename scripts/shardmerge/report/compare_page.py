@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from shardmerge.base.text import human_bytes, plural
+from shardmerge.benchmark.agreement import Agreement
 from shardmerge.benchmark.comparison_rows import MARKS, Difference, Scores
 from shardmerge.benchmark.comparison_text import (
+    ABOUT_AGREEMENT,
+    AGREEMENTS,
     DIFFERENCES,
     LEGEND,
+    agreement_row,
     difference_row,
     groups,
     score_grid,
@@ -42,6 +46,7 @@ def compare_page(plan: Plan, scores: Scores) -> str:
         *(paragraph(f"[{i}] {note}", "note") for i, note in enumerate(scores.footnotes, 1)),
         *([heading("Differences"), difference_table(asked)] if asked else []),
         *(paragraph(note, "note") for note in scores.notes),
+        *agreement_parts(scores.agreements),
         heading("Models"),
         html_table(("model", "size", "compared with", "more of it"), _models(plan, scores), (1,)),
         heading("Warnings on the recipes"),
@@ -57,6 +62,14 @@ def difference_table(found: Iterable[Difference]) -> str:
         [*difference_row(one)[:-1], Marked(one.told, _KINDS.get(one.verdict, ""))] for one in found
     ]
     return html_table(DIFFERENCES, rows, (3, 4, 5))
+
+
+def agreement_parts(found: Sequence[Agreement]) -> Iterator[str]:
+    """Yield a section on how answers agree with those of parents, nothing if none are stored."""
+    if found:
+        yield heading("Agreement with parents")
+        yield html_table(AGREEMENTS, map(agreement_row, found), (3, 4, 5, 6))
+        yield paragraph(ABOUT_AGREEMENT, "note")
 
 
 def _verdicts(plan: Plan, asked: Sequence[Difference]) -> Iterator[str]:

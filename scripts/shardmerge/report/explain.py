@@ -15,6 +15,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.numerics import FLOAT32
+from shardmerge.compose.adapter_parts import adapter_parts
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import geometric_stages
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
@@ -84,10 +85,13 @@ def explain(
     models, findings = {}, [*recipe.warnings, *check_norm_merge(recipe, norm_merge)]
     try:
         for name in wanted:
-            outputs = composer.outputs(name)
-            sums = composer.sums(name, outputs)
+            if recipe.stages[name].extraction:
+                sums = adapter_parts(composer, name).sums
+            else:
+                outputs = composer.outputs(name)
+                sums = composer.sums(name, outputs)
+                findings += check_build(composer, name, outputs, sums)
             models[name] = coefficients({tensor: terms_of(e) for tensor, e in sums.items()})
-            findings += check_build(composer, name, outputs, sums)
     except UserError as error:
         if not tensors.assumed:
             raise

@@ -15,6 +15,22 @@ def parents(plan: Plan, found: BuildDescription) -> list[str]:
     return [labels[key] for key in found.sources if key in labels]
 
 
+def parent_pairs(plan: Plan, models: Collection[str]) -> list[tuple[str, str]]:
+    """Return each build that is measured with each measured model that it is made from.
+
+    Args:
+        plan: As of ``references``.
+        models: Models that are measured.
+    """
+    return [
+        (name, parent)
+        for name, build in plan.builds.items()
+        if name in models
+        for parent in parents(plan, load_description(build.digest))
+        if parent in models
+    ]
+
+
 def references(plan: Plan, models: Collection[str], wanted: str | None) -> dict[str, str | None]:
     """Return the model that each model is compared with.
 

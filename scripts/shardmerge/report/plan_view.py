@@ -7,8 +7,11 @@ import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.text import human_bytes, human_time, plural, ranges
+from shardmerge.compose.architecture.names import module_of
+from shardmerge.plan.adapter_description import load_adapter, load_factor_spec
 from shardmerge.plan.description import load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import short_names, shortener
@@ -38,6 +41,8 @@ def plan_text(
     lines: list[str] = []
     for name in plan.models:
         lines += [*_build(plan, name, terminal, stages), ""]
+    for name in plan.adapters:
+        lines += [*_adapter(plan, name, terminal), ""]
     for name, left in sweeps.items():
         rows = _rows(_sweep(left, plan), terminal)
         lines += [terminal.bold(f"sweep {name}"), *rows, ""]
@@ -100,6 +105,34 @@ def _build(plan: Plan, name: str, terminal: Terminal, stages: bool) -> list[str]
             *(f"    {x}" for x in stage.text.strip().split("\n")),
         ]
     return lines
+
+
+def _adapter(plan: Plan, name: str, terminal: Terminal) -> list[str]:
+    adapter = plan.adapters[name]
+    found = load_adapter(adapter.digest)
+    specs = [load_factor_spec(digest) for digest in found.factors]
+    modules = sum(len(spec.modules) for spec in specs)
+    size = sum(job.bytes_written for job in adapter.factors)
+    updates = sum(job.bytes_written for job in adapter.updates)
+    rank = f"rank {found.rank} at most" if found.rank else "ranks added up"
+    rank += f", {found.energy:g} of the energy" if found.energy else ""
+    rank += f", singular values above {found.cut:g}" if found.cut else ""
+    rows = [
+        ("adapter of", found.base),
+        ("from", found.model),
+        ("factors", f"{plural(modules, 'module')}, {found.decomposition}, {rank}"),
+        ("jobs", f"{len(specs)} ({human_bytes(size)} at most, {DTYPES[found.dtype].name})"),
+        ("on the way", f"{human_bytes(updates)} of updates, deleted once they are used"),
+    ]
+    if found.align:
+        rows.append(("aligned", "merged in the space that the updates share (KnOTS)"))
+    if found.saved:
+        rows.append(("saved whole", ", ".join(found.saved)))
+    if found.left:
+        left = sorted({module_of(tensor) for tensor in found.left})
+        shown = ", ".join(left[:8]) + (" and others" if left[8:] else "")
+        rows.append(("left out", f"{plural(len(found.left), 'tensor')} that differ: {shown}"))
+    return [terminal.bold(name), *_rows(rows, terminal)]
 
 
 def _totals(totals: Totals) -> list[tuple[str, str]]:

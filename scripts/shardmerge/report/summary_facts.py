@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.benchmark.comparison_rows import Scores
+from shardmerge.export.record import ExportRecord
 from shardmerge.plan.records import VerifyRecord
 from shardmerge.report.interference import Interference
 
@@ -42,12 +44,14 @@ class Findings:
         loaded: Of transformers.
         scores: Of lm-eval.
         statistics: Of the checks of shards.
+        exports: Of the checks of its exports.
     """
 
     verified: VerifyRecord | None = None
     loaded: Loaded | None = None
     scores: Scores | None = None
     statistics: Interference | None = None
+    exports: tuple[ExportRecord, ...] = ()
 
 
 def read_findings(
@@ -56,6 +60,7 @@ def read_findings(
     loaded: str | os.PathLike[str] | None,
     scores: str | os.PathLike[str] | None,
     statistics: str | os.PathLike[str] | None = None,
+    exports: Iterable[str | os.PathLike[str]] = (),
 ) -> Findings:
     """Return what is known of a model.
 
@@ -65,6 +70,7 @@ def read_findings(
         loaded: ``loaded.json``.
         scores: ``table.json``.
         statistics: ``interference.json``.
+        exports: Records of exports; those of another build do not count.
 
     Raises:
         UserError: If a file that is there is damaged.
@@ -73,7 +79,9 @@ def read_findings(
     if found and found.build != build:
         found = None
     measured = _read(Interference, statistics)
-    return Findings(found, _read(Loaded, loaded), _read(Scores, scores), measured)
+    made = [record for path in exports if (record := _read(ExportRecord, path))]
+    own = tuple(record for record in made if record.build == build)
+    return Findings(found, _read(Loaded, loaded), _read(Scores, scores), measured, own)
 
 
 def read_scores(path: str | os.PathLike[str]) -> Scores:

@@ -9,12 +9,14 @@ from shardmerge.algebra.call_terms import declared
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.text import human_bytes, plural
 from shardmerge.benchmark.comparison_rows import Scores
+from shardmerge.export.record import ExportRecord
+from shardmerge.export.registry import form_of
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.plan.records import VerifyRecord
 from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
-from shardmerge.report.compare_page import difference_table
+from shardmerge.report.compare_page import agreement_parts, difference_table
 from shardmerge.report.html import heading, html_table, page, paragraph
 from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
@@ -27,6 +29,10 @@ _INTERVALS = "Brackets: 95 % interval, for the choice of questions."
 _ABOUT_DISTANCES = (
     "A distance is the norm of the difference over the norm of the parent's layer. The plots "
     "beside this page show every layer."
+)
+_ABOUT_ERRORS = (
+    "The error of a tensor is the root of the mean square of the differences to the model's "
+    "values, in parts of that of the values."
 )
 _ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 
@@ -52,6 +58,7 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         heading("Benchmarks"),
         *_benchmarks(findings.scores, name, parents(plan, found)),
         *_interference(findings.statistics),
+        *_exports(findings.exports),
         heading("Warnings on the recipe"),
         *(paragraph(warning, "bad") for warning in plan.warnings),
         *([] if plan.warnings else [paragraph("There are none.")]),
@@ -70,6 +77,26 @@ def _interference(found: Interference | None) -> Iterator[str]:
     yield from (paragraph(warning, "bad") for warning in warnings(found))
     about = [_ABOUT_PAIRS] if found.of(COSINE) else []
     yield paragraph(" ".join([*about, _ABOUT_DISTANCES]), "note")
+
+
+def _exports(records: Sequence[ExportRecord]) -> Iterator[str]:
+    if not records:
+        return
+    yield heading("Exports")
+    header = ("form", "variant", "size", "bits per weight", "median error", "largest error")
+    rows = [
+        (
+            form_of(record.form).title,
+            record.variant,
+            human_bytes(record.size),
+            f"{record.bits_per_weight:.2f}",
+            f"{record.errors.median:.2g}",
+            f"{record.errors.largest:.2g}",
+        )
+        for record in records
+    ]
+    yield html_table(header, rows, numbers=(2, 3, 4, 5))
+    yield paragraph(_ABOUT_ERRORS, "note")
 
 
 def _verdict(findings: Findings) -> Iterator[str]:
@@ -199,6 +226,7 @@ def _differences(scores: Scores, name: str, sources: Sequence[str]) -> Iterator[
     yield difference_table(found)
     for note in scores.notes:
         yield paragraph(note, "note")
+    yield from agreement_parts(scores.agreements)
 
 
 def _places(folder: str, findings: Findings) -> Iterable[tuple[str, str]]:

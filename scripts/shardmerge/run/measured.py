@@ -23,6 +23,8 @@ class Measured:
         identity: Digest of its content.
         size: Bytes of its weights.
         options: What the configuration says of measuring it.
+        build: The build that it is an export of, None if it is none.
+        tokenizer: Folder of the tokenizer, where it is not that of the model's files.
         questions: The most that it is asked of a task, whatever the configuration says, or None.
         half: Questions that it is asked, ``even`` or ``odd``; None for what is configured.
     """
@@ -33,6 +35,8 @@ class Measured:
     identity: str
     size: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    build: str | None = None
+    tokenizer: str | None = None
     questions: int | None = None
     half: str | None = None
 

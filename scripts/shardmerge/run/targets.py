@@ -11,24 +11,33 @@ from typing import Any
 from shardmerge.algebra.interference import KEPT, PAIRS
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import stamp_of
 from shardmerge.benchmark.options import EvalOptions, options_of
+from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
-from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
-from shardmerge.recipe.benchmark_entries import laid_over
+from shardmerge.plan.plan import Build, FactorJob, FetchJob, Plan, ShardJob
+from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_references
 from shardmerge.recipe.naming import folder_names
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.exports import Exports
 from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
 from shardmerge.sweep.sweeps import REPORTED, Sweep
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
+#: Folder of benchmark results by their identities.
+RESULTS = CACHE / "benchmarks"
 #: Folder of the names of lm-eval's tasks.
 TASKS = CACHE / "tasks"
+
+
+#: Pages and pictures about an adapter.
+ADAPTER_PAGES = ("adapter.html", "adapter.tsv", "errors.svg", "ranks.svg")
 
 
 class Targets:
@@ -50,8 +59,11 @@ class Targets:
         self.paths = Paths(settings["results"])
         self._shards = {j.output: j for j in plan.shards}
         self._deltas = {j.output: j for j in plan.deltas}
+        self.exports = Exports(settings, plan, self.paths)
+        self.exports.check()
         self.measured = self._measured()
         self.trials = self._trials(sweeps)
+        self.references = self._references()
         self.reference = self._reference()
         self._cards = self._own_cards()
 
@@ -62,6 +74,32 @@ class Targets:
     def delta(self, pair: str, shard: str) -> ShardJob:
         """Return the job of a stored task-vector shard by folder and file stem."""
         return self._deltas[self.paths.delta(pair, f"{shard}.safetensors")]
+
+    def update(self, name: str, update: str) -> ShardJob:
+        """Return the job of a shard of updates by adapter and file stem."""
+        return self._shards[self.paths.update(name, f"{update}.safetensors")]
+
+    def factors(self, name: str, factors: str) -> FactorJob:
+        """Return the job of a file of factors by adapter and file stem."""
+        path = self.paths.factors(name, f"{factors}.safetensors")
+        return next(job for job in self.plan.adapters[name].factors if job.output == path)
+
+    def adapter_checks(self, name: str) -> list[str]:
+        """Return what the checks of an adapter's updates and factors found."""
+        adapter = self.plan.adapters[name]
+        return [check_record_path(job.output) for job in (*adapter.updates, *adapter.factors)]
+
+    def adapter_card(self) -> str:
+        """Return the settings of an adapter's card as JSON."""
+        return canonical_json({k: v for k, v in self.settings["card"].items() if k != "models"})
+
+    def adapters(self) -> list[str]:
+        """Return what shows that every adapter is made and checked."""
+        return [file for name in self.plan.adapters for file in self._adapter(name)]
+
+    def _adapter(self, name: str) -> list[str]:
+        made = [path for job in self.plan.adapters[name].factors for path in _with_record(job)]
+        return [*made, *self.adapter_checks(name), self.paths.adapter_file(name, CHECKSUMS)]
 
     def shards(self, name: str) -> list[str]:
         """Return the paths of a build's shards."""
@@ -134,7 +172,7 @@ class Targets:
         What that follows from is among it, since Snakemake makes nothing anew that was deleted
         below what is up to date.
         """
-        return [file for name in self.plan.models for file in self._model(name)]
+        return [file for name in self.plan.models for file in self._model(name)] + self.adapters()
 
     def _model(self, name: str) -> list[str]:
         made = [*self.shards(name), *self.records(name)]
@@ -152,7 +190,8 @@ class Targets:
 
     def card(self, name: str) -> str:
         """Return the settings of a build's card as JSON."""
-        return canonical_json(self._cards[name])
+        forms = self.exports.repositories(name)
+        return canonical_json(self._cards[name] | ({"exports": forms} if forms else {}))
 
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
@@ -187,31 +226,46 @@ class Targets:
     def _measured(self) -> Mapping[str, Measured]:
         """Return the models to benchmark by label, in the order of the configuration."""
         wanted = self.settings["benchmark"]["models"]
-        builds, sources = self.plan.models, self.plan.sources
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
         for name in wanted if self.settings["benchmark"]["tasks"] and self.plan.builds else ():
-            if name == "merged":
-                chosen = [self._merged(build) for build in builds.values()]
-            elif name == "sources":
-                chosen = [self._source(key) for key in sources]
-            elif name in builds:
-                chosen = [self._merged(builds[name])]
-            elif name in sources:
-                chosen = [self._source(name)]
-            else:
-                raise UserError(
-                    f"there is no model {name!r} to benchmark",
-                    "configuration: benchmark.models",
-                    did_you_mean(name, ["merged", "sources", *builds, *sources]),
-                )
+            chosen = self._named(name, "models")
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
                 one, other = options, found[model.name].options if model.name in found else {}
-                if name in ("merged", "sources"):  # what is said of one model goes before
+                # what is said of one model goes before what is said of many
+                if name in ("merged", "sources", "exports"):
                     one, other = other, one
                 found[model.name] = replace(model, options=laid_over(other, one))
         return found
+
+    def _named(self, name: str, key: str) -> list[Measured]:
+        """Return the models that a name of the configuration stands for."""
+        builds, sources = self.plan.models, self.plan.sources
+        if name == "merged":
+            return [self._merged(build) for build in builds.values()]
+        if name == "sources":
+            return [self._source(key) for key in sources]
+        if name in builds:
+            return [self._merged(builds[name])]
+        if name in sources:
+            return [self._source(name)]
+        exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
+        if name == "exports":
+            return list(exports.values())
+        if name in exports:
+            return [exports[name]]
+        raise UserError(
+            f"there is no model {name!r} to benchmark",
+            f"configuration: benchmark.{key}",
+            did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
+        )
+
+    def _references(self) -> Mapping[str, Measured]:
+        """Return the models that others' predictions are compared with, by label."""
+        wanted = named_references(self.settings["benchmark"]) if self.plan.builds else ()
+        models = [model for name in wanted for model in self._named(name, "probes.against")]
+        return {model.name: self.measured.get(model.name, model) for model in models}
 
     def tables(self) -> list[str]:
         """Return the benchmark tables of all builds, none if nothing is measured."""
@@ -224,7 +278,11 @@ class Targets:
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
         own = {name, *self.settings["benchmark"]["models"]}
-        chosen = [m for m in self.measured if m in own or m not in self.plan.models]
+        chosen = [
+            label
+            for label, model in self.measured.items()
+            if label in own or (label not in self.plan.models and model.build in (None, name))
+        ]
         tasks = self.settings["benchmark"]["tasks"]
         return [self.paths.benchmark_file(name, f"{m}/{t}.json") for m in chosen for t in tasks]
 
@@ -252,9 +310,14 @@ class Targets:
         return label
 
     def reports(self) -> list[str]:
-        """Return the plots and tables of every build, and the page that compares them."""
+        """Return the plots and tables of every result, and the page that compares models."""
         made = [file for name in self.plan.models for file in self.report_of(name)]
+        made += [file for name in self.plan.adapters for file in self.report_of_adapter(name)]
         return made + ([self.paths.measurement("compare.html")] if self.measured else [])
+
+    def report_of_adapter(self, name: str) -> list[str]:
+        """Return the plots and tables of an adapter."""
+        return [self.paths.report_file(name, file) for file in ADAPTER_PAGES]
 
     def report_of(self, name: str) -> list[str]:
         """Return the plots and tables of a build."""
@@ -263,11 +326,22 @@ class Targets:
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
         names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
+        names += self._probe_plots()
         return [self.paths.report_file(name, file) for file in names]
+
+    def _probe_plots(self) -> list[str]:
+        """Return the plots of probes that are asked for."""
+        drawn = {"kl": "divergence.svg", "needle": "needles.svg"} if self.measured else {}
+        return [file for probe, file in drawn.items() if self._is_asked_probe(probe)]
+
+    def probe_results(self, name: str, probe: str) -> list[str]:
+        """Return a probe's results in the table of a build."""
+        return [path for path in self.measurements(name) if path.endswith(f"/{probe}.json")]
 
     def receipts(self) -> list[str]:
         """Return the receipts of all uploads."""
-        return [self.paths.build(name, "published.json") for name in self.plan.models]
+        models = [self.paths.build(name, "published.json") for name in self.plan.models]
+        return models + self.exports.receipts()
 
     def repository(self, name: str) -> str:
         """Return the Hub repository that a build is published to.
@@ -291,8 +365,14 @@ class Targets:
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
         measured = self._any(model)
+        if self._is_probe(task):
+            return self._loaded_as(measured)
         options = options_of(self.settings["benchmark"], measured.options, task)
         return measured.narrowed(options)
+
+    def model(self, label: str) -> Measured:
+        """Return a model that is measured, or that others are compared with, by its label."""
+        return self.measured.get(label) or self.trials.get(label) or self.references[label]
 
     def _any(self, model: str) -> Measured:
         """Return a model to benchmark, or a trial of a sweep, by its label."""
@@ -301,9 +381,74 @@ class Targets:
     def benchmark_identity(self, model: str, task: str) -> str:
         """Return the digest of all that determines a benchmark's result."""
         measured = self._any(model)
+        if self._is_probe(task):
+            return digest([self._probed(measured, task), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
         parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
+
+    def benchmark_tokenizer(self, model: str) -> list[str]:
+        """Return the option that names a tokenizer's folder, none where it is the model's own."""
+        folder = self._any(model).tokenizer
+        return [f"--tokenizer={folder}"] if folder else []
+
+    @cached_property
+    def probes(self) -> ProbeOptions | None:
+        """How models are probed, None if they are not."""
+        benchmark = self.settings["benchmark"]
+        return probe_options(benchmark) if benchmark["probes"]["text"] else None
+
+    def probe_lists(self, model: str, tasks: Sequence[str]) -> dict[str, list[str]]:
+        """Return what a benchmark job is told of probes, by option; nothing if it has none."""
+        if self.probes is None or not any(map(self._is_probe, tasks)):
+            return {}
+        logits = {"logits": self.logits(model, tasks)}
+        return {"probes": [self.probes.to_json()]} | {k: v for k, v in logits.items() if v}
+
+    def logits(self, model: str, tasks: Sequence[str]) -> list[str]:
+        """Return the files that a benchmark job of a model compares its predictions with.
+
+        A result that is stored needs none, so that they are not made again for one more model.
+        """
+        todo = [t for t in tasks if not self._stored(model, t)]
+        others = [other for task in todo for other in self._compared(model, task)]
+        return [self.paths.measurement(f"{other}/logits.safetensors") for other in others]
+
+    def _stored(self, model: str, task: str) -> bool:
+        return (RESULTS / f"{self.benchmark_identity(model, task)}.json").exists()
+
+    def logits_job(self, model: str) -> EvalOptions:
+        """Return how a model is loaded that others are compared with."""
+        return self._loaded_as(self.references[model])
+
+    def logits_identity(self, model: str) -> str:
+        """Return the digest of all that determines what such a model predicts."""
+        return self._probed(self.references[model], "kl")
+
+    def _is_probe(self, task: str) -> bool:
+        return task not in lm_eval_tasks(self.settings["benchmark"])
+
+    def _is_asked_probe(self, probe: str) -> bool:
+        return probe in self.settings["benchmark"]["tasks"] and self._is_probe(probe)
+
+    def _compared(self, model: str, task: str) -> dict[str, str]:
+        """Return the others that a model is compared with, with their identities."""
+        if not self._is_probe(task) or task != "kl":
+            return {}
+        return {name: self.logits_identity(name) for name in self.references if name != model}
+
+    def _loaded_as(self, model: Measured) -> EvalOptions:
+        options = options_of(self.settings["benchmark"], model.options)
+        return EvalOptions(**options.model_options)
+
+    def _probed(self, model: Measured, probe: str) -> str:
+        asked = self.probes.identity(probe) if self.probes else None
+        return digest([model.identity, probe, asked, self._text, self._loaded_as(model).identity()])
+
+    @cached_property
+    def _text(self) -> str | None:
+        """Hash of the text that models are probed with."""
+        return sha256_of(self.probes.text) if self.probes else None
 
     @cached_property
     def _tasks(self) -> str | None:
@@ -347,6 +492,10 @@ class Targets:
     def _source(self, key: str) -> Measured:
         model = self.plan.sources[key]
         return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
+
+
+def _with_record(job: FactorJob) -> tuple[str, str]:
+    return job.output, record_path(job.output)
 
 
 def fetch_options(job: FetchJob) -> list[str]:

@@ -17,13 +17,22 @@ def present(files: Iterable[str]) -> list[str]:
 
 
 def unfinished(targets: Targets) -> dict[str, list[str]]:
-    """Return, for each model that is not whole, what it lacks: a few words each.
+    """Return, for each model and adapter that is not whole, what it lacks: a few words each.
 
     Args:
         targets: What the workflow makes.
     """
     found = {name: list(_lacks(targets, name)) for name in targets.plan.models}
+    found |= {name: list(_adapter_lacks(targets, name)) for name in targets.plan.adapters}
     return {name: lacks for name, lacks in found.items() if lacks}
+
+
+def _adapter_lacks(targets: Targets, name: str) -> Iterable[str]:
+    jobs = targets.plan.adapters[name].factors
+    if rest := len(jobs) - len(present(job.output for job in jobs)):
+        yield f"{rest} of {plural(len(jobs), 'file')} of factors to be written"
+    if not present([targets.paths.adapter_file(name, CHECKSUMS)]):
+        yield "the adapter's folder"
 
 
 def _lacks(targets: Targets, name: str) -> Iterable[str]:

@@ -51,6 +51,7 @@ class LockedSource:
         tokens: Digest of its tokens by id, where it was needed to compare models.
         side_files: Files beside config.json that say how weights are quantised, parsed, by name.
         contents: Bytes of small tensors that decide the shape of a quantised weight, by name.
+        prompts: Ids of the tokens of texts that a recipe's routers are made from, by text.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class LockedSource:
     tokens: str | None = None
     side_files: Mapping[str, Any] = field(default_factory=dict)
     contents: Mapping[str, bytes] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def store(self) -> type[Store]:
@@ -89,7 +91,7 @@ class LockedSource:
         what it notes of how weights are quantised follows too.
         """
         noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
-        noted |= {"side_files": {}, "contents": {}}
+        noted |= {"side_files": {}, "contents": {}, "prompts": {}}
         return replace(self, **noted) == replace(other, **noted)
 
 
@@ -168,6 +170,8 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     row |= {"side_files": dict(sorted(source.side_files.items())) or None}
     contents = {n: b64encode(c).decode() for n, c in sorted(source.contents.items())}
     row |= {"contents": contents or None}
+    prompts = {text: list(ids) for text, ids in sorted(source.prompts.items())}
+    row |= {"prompts": prompts or None}
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
@@ -200,4 +204,5 @@ def _source_from_json(
         tokens=data.get("tokens"),
         side_files=data.get("side_files", {}),
         contents={n: b64decode(text) for n, text in data.get("contents", {}).items()},
+        prompts={text: tuple(ids) for text, ids in data.get("prompts", {}).items()},
     )

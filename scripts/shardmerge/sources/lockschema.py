@@ -26,6 +26,7 @@ _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
     *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
+    "prompts",
 }
 _FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
 #: Files that each kind of source has.
@@ -121,6 +122,7 @@ def _source(
             seen.add(full)
     _side_files(source, files, path)
     _contents(source, files, path)
+    _prompts(source, path)
 
 
 def _side_files(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -142,6 +144,14 @@ def _contents(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[s
         *_, begin, end = tensors[name]
         if end - begin > MOST_CONTENT_BYTES or not _is_base64(text, end - begin):
             raise LockError(f"is not the content of a tensor of {end - begin} bytes", (*path, name))
+
+
+def _prompts(source: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    path = (*path, "prompts")
+    for text, ids in _table(source.get("prompts", {}), path).items():
+        _unicode(text, path)
+        if not isinstance(ids, list) or not all(map(_is_count, ids)):
+            raise LockError("has tokens that are no list of ids", (*path, text))
 
 
 def _store(kind: Any, path: tuple[str, ...]) -> type[Store]:

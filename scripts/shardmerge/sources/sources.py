@@ -154,10 +154,16 @@ class Sources:
                     raise UserError(f"has no lock of model {key!r}", str(path))
                 locked = self._told_at(where, _lock, store, role)
                 new.append(key)
-            if role == "model" and (more := lacking(recipe, locked)):
+            if role == "model" and (more := lacking(recipe, key, locked)):
                 if not write:
                     raise UserError(f"has no {more[0]} of model {key!r}", str(path))
-                locked = with_lacking(locked, more, _reader(store, locked), f"model {key!r}")
+                locked = with_lacking(
+                    locked,
+                    more,
+                    _reader(store, locked),
+                    f"model {key!r}",
+                    recipe.prompts.get(key, ()),
+                )
                 new = list(dict.fromkeys([*new, key]))
             named = f"model {key!r}"
             if role == "model" and self._told_at(where, quantised.lacking, locked, named):

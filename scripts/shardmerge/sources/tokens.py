@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 
@@ -13,20 +13,32 @@ from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.variants import RecipeFamily
 from shardmerge.sources.lock import LockedSource
 from shardmerge.sources.tokenizer.files import ReadFile, read_ids, read_vocabulary, vocabulary_files
+from shardmerge.sources.tokenizer.prompts import prompt_tokens
 from shardmerge.sources.tokenizer.vocabulary import tokens_by_id
 
 
-def lacking(recipe: Recipe | RecipeFamily, locked: LockedSource) -> list[str]:
-    """Return what a recipe needs of a source's tokenizer that its lock does not hold."""
+def lacking(recipe: Recipe | RecipeFamily, key: str, locked: LockedSource) -> list[str]:
+    """Return what a recipe needs of a source's tokenizer that its lock does not hold.
+
+    Args:
+        recipe: The recipe.
+        key: The source as the recipe names it.
+        locked: Its lock.
+    """
     needs = {
         "vocabulary": recipe.needs_vocabularies and locked.vocabulary is None,
         "chat template": recipe.needs_templates and locked.chat_template is None,
+        "tokens of prompts": set(recipe.prompts.get(key, ())) - set(locked.prompts),
     }
     return [name for name, lacks in needs.items() if lacks]
 
 
 def with_lacking(
-    locked: LockedSource, wanted: Collection[str], read: ReadFile, where: str
+    locked: LockedSource,
+    wanted: Collection[str],
+    read: ReadFile,
+    where: str,
+    prompts: Sequence[str] = (),
 ) -> LockedSource:
     """Return a source's lock with what ``lacking`` named.
 
@@ -35,10 +47,13 @@ def with_lacking(
         wanted: Names as ``lacking`` gives them.
         read: Returns the bytes of one of its files.
         where: The model, for messages.
+        prompts: All texts whose tokens must be known.
 
     Raises:
         UserError: If a file of its tokenizer is broken or of an unknown kind.
     """
+    if "tokens of prompts" in wanted:
+        locked = replace(locked, prompts=prompt_tokens(prompts, locked.files, read, where))
     if "vocabulary" in wanted:
         locked = replace(locked, vocabulary=read_vocabulary(locked.files, read, where))
     if "chat template" in wanted:

@@ -18,6 +18,7 @@ from shardmerge.base.pathnames import check_word
 from shardmerge.base.sealed import AGAIN
 from shardmerge.benchmark.trials import Value
 from shardmerge.plan.files import CACHE, check_whole
+from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.recipe import folder_name
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import Variant
@@ -312,7 +313,8 @@ def plot_value(value: Any) -> Value:
 def with_tasks(settings: Settings, sweeps: Sequence[Sweep]) -> Settings:
     """Return settings that measure what sweeps aim at, besides what they name themselves."""
     benchmark = settings["benchmark"]
-    tasks = dict.fromkeys([*benchmark["tasks"], *(t for s in sweeps for t in s.tasks)])
+    aims = (whole_of(benchmark, task) for sweep in sweeps for task in sweep.tasks)
+    tasks = dict.fromkeys([*benchmark["tasks"], *aims])
     return Settings(settings.values | {"benchmark": benchmark | {"tasks": list(tasks)}})
 
 

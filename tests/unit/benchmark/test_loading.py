@@ -205,3 +205,32 @@ class TestTemplates:
             with loading.chat_template(model, name):
                 assert model.apply_chat_template(said) == told
         assert set(model.tokenizer.chat_template) == {"default", "brief"}
+
+
+class TestExports:
+    """What is loaded from a folder of GGUF files is asked of lm-eval by the file's name."""
+
+    def test_one_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        registry = pytest.importorskip("lm_eval.api.registry")
+        told: dict[str, Any] = {}
+
+        class Model:
+            create_from_arg_obj = staticmethod(told.update)
+
+        monkeypatch.setattr(registry, "get_model", lambda name: Model)
+        (tmp_path / "m-Q8_0.gguf").touch()
+        loading.language_model(tmp_path, EvalOptions(), tokenizer=tmp_path / "model")
+        assert told["gguf_file"] == "m-Q8_0.gguf" and not told["use_safetensors"]
+        assert told["tokenizer"] == str(tmp_path / "model")
+        assert told["trust_remote_code"] is False
+
+    def test_split_files_are_refused_with_the_key(self, tmp_path: Path) -> None:
+        for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf"):
+            (tmp_path / name).touch()
+        with pytest.raises(UserError, match=r"(?s)has 2 files.*split_size"):
+            loading.language_model(tmp_path, EvalOptions())
+
+    def test_another_backend_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "m.gguf").touch()
+        with pytest.raises(UserError, match="only `backend: hf` measures"):
+            loading.language_model(tmp_path, EvalOptions(backend="vllm"))

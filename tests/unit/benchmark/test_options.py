@@ -180,4 +180,6 @@ def test_no_option_is_forgotten() -> None:
         (Path(__file__).parents[3] / "config/schemas/config.schema.json").read_text()
     )
     keys = set(schema["properties"]["benchmark"]["properties"])
-    assert keys - {"models", "tasks", "per", "reference"} == set(EvalOptions.__dataclass_fields__)
+    assert keys - {"models", "tasks", "per", "reference", "probes"} == set(
+        EvalOptions.__dataclass_fields__
+    )

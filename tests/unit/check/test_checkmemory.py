@@ -18,7 +18,7 @@ from shardmerge.engine.tasks import make_tasks
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 
-#: Checks a shard of zeros made by `ties` of three models, and prints the peak of its memory.
+#: Checks a shard of zeros made by `arcee_fusion` of two models, and prints the peak of its memory.
 PROBE = """
 import sys
 from pathlib import Path
@@ -43,21 +43,17 @@ print(peak_memory(), len(found["not_sampled"]))
 """
 
 
-def spec_of(shape: Any, models: Any = 4) -> Any:
-    sources = tuple(Source(f"m{i}", "f", "t", "F16", shape) for i in range(models))
+def spec_of(shape: Any, method: str = "arcee_fusion") -> Any:
+    sources = tuple(Source(f"m{i}", "f", "t", "F16", shape) for i in range(2))
     call = Call(
-        "ties",
+        method,
         sources,
         base=0,
-        parameters=(("int8_mask", False), ("lambda", 1.0), ("normalize", True), ("rescale", False)),
-        per_input=(
-            ("density", (None, *[0.5] * (models - 1))),
-            ("weight", (None, *[1.0] * (models - 1))),
-        ),
+        parameters=(("t", 0.5),),
         tensor="t",
         models=tuple(s.model for s in sources),
         output_shape=shape,
-    )  # fmt: skip
+    )
     tensor = OutputTensor("t", "F16", shape, call)
     files = {(s.model, s.file): "sha256:0" for s in sources}
     return ShardSpec((tensor,), files, FLOAT32, False)
@@ -69,6 +65,9 @@ class TestCheckBytes:
         tensor = OutputTensor("t", "F16", source.shape, source)
         spec = ShardSpec((tensor,), {("m", "f"): "sha256:0"}, FLOAT32, False)
         assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
+
+    def test_passes_take_nothing_more(self) -> None:
+        assert check_bytes(make_tasks(spec_of((1000, 1024), "slerp"))) == STREAMING_BYTES
 
     def test_a_tensor_that_is_too_large_is_not_recomputed(self) -> None:
         assert check_bytes(make_tasks(spec_of((WHOLE // 1024 + 1, 1024)))) == STREAMING_BYTES

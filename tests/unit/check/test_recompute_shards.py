@@ -127,7 +127,7 @@ class TestRightShards:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        built = build_model(SLERP)
+        built = build_model(SLERP, numerics=MERGEKIT)
         monkeypatch.setattr(recompute, "WHOLE", 100)
         job, spec = built.shard_with(MERGED)
         found = check(job)

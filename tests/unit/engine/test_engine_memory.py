@@ -26,9 +26,14 @@ from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.base.safetensors import write_header
 from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.memory import CUDA_BYTES, STREAMING_BYTES, TUNING, block_length
-from shardmerge.methods.registry import method
+from shardmerge.methods.registry import MergeMethod, method, methods
 
 LIMIT = 400_000_000
+
+
+def passes_of_float32(declared: MergeMethod) -> bool:
+    """Whether a method is declared as passes."""
+    return bool(declared.kernel and declared.rendering(FLOAT32).passes)
 
 
 def sparse(
@@ -144,6 +149,13 @@ class TestStreaming:
         assert block_length(make_tasks(spec)) < TUNING.block
         assert measured(tmp_path, spec, threads=6) <= LIMIT
 
+    @pytest.mark.parametrize("name", [m.name for m in methods() if passes_of_float32(m)])
+    def test_a_method_in_passes(self, tmp_path: Path, name: str) -> None:
+        s = sparse(tmp_path, "abcd"[: 4 if name == "model_stock" else 2], "F16", (25_000, 2_000))
+        spec = spec_of("F16", call_of(name, list(s.values())))  # 100 MB each
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
     @pytest.mark.slow
     def test_is_flat(self, tmp_path: Path) -> None:
         """Half a gigabyte or five, in tensors of 50 MB or in one of 1 GB."""
@@ -170,8 +182,10 @@ def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
 class TestWhole:
     """A method that must see whole tensors gets what its largest tensor needs."""
 
-    @pytest.mark.parametrize(("name", "models"), [("ties", "abc"), ("slerp", "ab")])
-    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
+    @pytest.mark.parametrize(
+        ("name", "models", "numerics"),
+        [("arcee_fusion", "ab", FLOAT32), ("ties", "abc", MERGEKIT), ("slerp", "ab", MERGEKIT)],
+    )
     def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
         s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each
         spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)
@@ -183,10 +197,10 @@ class TestWhole:
         tensors = []
         for rows in (1_000, 5_000, 3_000):
             sources = [ex.Source(m, FILE, str(rows), "F16", (rows, 100)) for m in "ab"]
-            call = call_of("slerp", sources)
+            call = call_of("slerp", sources, MERGEKIT)
             tensors.append(OutputTensor(str(rows), "F16", call.shape, call))
         files = {("a", FILE): "a", ("b", FILE): "b"}
-        tasks = make_tasks(ShardSpec(tuple(tensors), files))
+        tasks = make_tasks(ShardSpec(tuple(tensors), files, MERGEKIT))
         alone = [workspace_bytes([task]) for task in tasks]
         assert workspace_bytes(tasks) == max(alone) == alone[1]
 

@@ -29,6 +29,11 @@ def slerp(*inputs: ex.Expression) -> ex.Call:
     return ex.Call("slerp", inputs, 0, (("t", 0.5),), output_shape=SHAPE)
 
 
+def held(*inputs: ex.Expression) -> ex.Call:
+    """Return a call that is made from whole tensors."""
+    return ex.Call("dora", inputs, None, (("transposed", False),), output_shape=SHAPE)
+
+
 def task_of(expression: ex.Expression, code: str = "F16", stored: tuple = ()) -> TensorTask:
     return make_task(OutputTensor("w", code, SHAPE, expression), stored, "float32")
 
@@ -43,8 +48,11 @@ class TestTask:
             (SUM, "F16", "native"),
             (ELEMENTWISE, "F16", "blocks"),
             (SUM, "F64", "blocks"),
-            (slerp(A, B), "F16", "whole"),
-            (ex.Linear(((0.5, A), (0.5, slerp(A, B)))), "F16", "whole"),
+            (slerp(A, B), "F16", "native"),
+            (slerp(A, B), "F64", "blocks"),
+            (ex.Linear(((0.5, A), (0.5, slerp(SUM, slerp(A, B))))), "F16", "native"),
+            (slerp(A, held(A, B)), "F16", "whole"),
+            (ex.Linear(((0.5, A), (0.5, held(A, B)))), "F16", "whole"),
         ],
     )
     def test_kinds(self, expression: ex.Expression, code: str, kind: str) -> None:
@@ -60,10 +68,10 @@ class TestTask:
 
     def test_numbers_of_task_vectors(self) -> None:
         """They are the record's, so they count through what is held whole."""
-        task = task_of(ex.Linear(((1.0, slerp(OTHER, A)), (0.5, DELTA), (0.1, OTHER))))
+        task = task_of(ex.Linear(((1.0, held(OTHER, A)), (0.5, DELTA), (0.1, OTHER))))
         assert task.numbers == {OTHER: 0, DELTA: 1}
         assert task.direct == {OTHER: 0, DELTA: 1}
-        task = task_of(ex.Linear(((1.0, slerp(OTHER, A)), (0.5, DELTA))))
+        task = task_of(ex.Linear(((1.0, held(OTHER, A)), (0.5, DELTA))))
         assert (task.direct, task.indirect) == ({DELTA: 1}, {OTHER: 0})
 
     def test_is_made_once_for_a_tensor(

@@ -16,6 +16,7 @@ from shardmerge.methods.registry import (
     MergeMethod,
     Parameter,
     Request,
+    Workspace,
     in_mergekit,
     kernel_of,
     merge_method,
@@ -126,13 +127,10 @@ class TestRegistry:
         assert result_dtype("ramplus_tl", "float32", "F32") == "F32"
 
     def test_workspace_counts_inputs_rows_and_blocks(self) -> None:
-        tensor = 4096 * 4096
-        two, three = (
-            workspace_elements("della", FLOAT32, (4096, 4096), inputs) for inputs in (2, 3)
-        )
+        tensor, space = 4096 * 4096, Workspace(per_input=0.25, rows=12.0, blocks=48.0)
+        two, three = (space.elements((4096, 4096), inputs) for inputs in (2, 3))
         assert three - two == tensor // 4
-        flat = workspace_elements("della", FLOAT32, (tensor,), 2)
-        assert flat - two == 12 * (tensor - 4096)
+        assert space.elements((tensor,), 2) - two == 12 * (tensor - 4096)
         assert workspace_elements("slerp", FLOAT32, (8192, 28672), 2) < 10_000_000
 
 

@@ -14,7 +14,10 @@ from helpers.hub_cases import READER, WRITER, add_model, write_weights
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_uploads import PART_BYTES
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of
+from shardmerge.export.package import checksum_lines
 from shardmerge.package.publish import publish
+from shardmerge.package.uploads import list_export
 from shardmerge.sources.hub import client
 
 SHARDS = {
@@ -223,3 +226,23 @@ class TestFaults:
 
         monkeypatch.setattr(case.server.store, "entries", without_config)
         assert "has not got config.json as it is here" in case.told()
+
+
+class TestExport:
+    def test_goes_up_with_its_folders_as_its_checksums_list_it(
+        self, case: Any, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "results" / "gguf"
+        (folder / "q8_0").mkdir(parents=True)
+        files = {"README.md": "# x\n", "q8_0/x-Q8_0.gguf": "GGUF" * 9000, "provenance.json": "{}"}
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        (folder / "q8_0" / ".snakemake_timestamp").touch()
+        sums = {name: sha256_of(folder / name) for name in files}
+        (folder / "SHA256SUMS").write_text(checksum_lines(sums))
+        publish(folder, "me/merged", listing=list_export)
+        there = {p.relative_to(case.there).as_posix() for p in case.there.rglob("*") if p.is_file()}
+        assert there - {".hub.json"} == {*files, "SHA256SUMS"}
+        (folder / "q8_0/x-Q8_0.gguf").write_text("other")
+        with pytest.raises(UserError, match="nothing is published"):
+            publish(folder, "me/merged", listing=list_export)

@@ -382,6 +382,18 @@ class TestSilence:
                    "architectures": None, "num_hidden_layers": 1})  # fmt: skip
         keys = [{"filter": "v_proj", "value": 0.5}, {"value": 1}]
         lone.append(recipe("passthrough", ("fused", {"scale": keys})))
+        alike = [{"source_model": "a", "positive_prompts": ["x"]}] * 2
+        document = {"base_model": "b", "gate_mode": "hidden", "experts": alike}
+        for name, word in (("a", "x"), ("b", "y")):
+            table = {"model": {"type": "WordLevel", "vocab": {word: 0}}, "added_tokens": []}
+            Path(name, "tokenizer.json").write_text(json.dumps(table))
+        lone.append(json.dumps(document))
+        seeing = random_tensors(llama_shapes(3), 9)
+        seeing = {f"language_model.{name}": tensor for name, tensor in seeing.items()}
+        seeing |= {"vision_tower.layers.0.fc.weight": torch.ones(2, 2)}
+        config = {"model_type": "llava", "text_config": LLAMA | {"num_hidden_layers": 3}}
+        save_model(Path("seeing"), seeing, 1, config)
+        lone.append(recipe("linear", "seeing", "a"))
         for one in (text, *map(json.dumps, (stacked, ahead)), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []

@@ -142,7 +142,7 @@ class TestNames:
         import yaml
 
         for block in _yaml_blocks(page.read_text(encoding="utf-8")):
-            if "merge_method" in block:
+            if any(key in block for key in ("merge_method", "experts:", "_expert:")):
                 parse_recipe(block, page.name)
                 continue
             if set(yaml.safe_load(block)) <= {*DOCUMENT_KEYS} - {"merge_method", "models"}:

@@ -82,6 +82,12 @@ class TestPins:
         assert "\n-r requirements.txt\n" in f"\n{text}"
         assert not set(_required("requirements-test.txt")) & set(_required())
 
+    def test_lists_of_single_subjects_contradict_none(self) -> None:
+        known = _required() | _required("requirements-test.txt")
+        for name in ("requirements-gguf.txt", "requirements-gguf-test.txt"):
+            own = _required(name)
+            assert {n: known.get(n, version) for n, version in own.items()} == own
+
     def test_mergekit_is_for_tests_only(self) -> None:
         assert _required("requirements-test.txt")["mergekit"] == "0.1.5"
         for path in (REPO / "scripts").rglob("*.py"):
@@ -92,7 +98,8 @@ class TestPins:
         environment = yaml.safe_load(path.read_text())
         (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
         own = REPO / f"requirements-{path.stem}.txt"
-        required = _required(own.name) if path.stem == "vllm" else _required()
+        lists = [own.name] if path.stem == "vllm" else [*LISTS, "requirements-gguf.txt"]
+        required = _required(*lists)
         for name, version in _pins(packages).items():
             assert required.get(name) == version, name
         assert "python=3.11" in environment["dependencies"]

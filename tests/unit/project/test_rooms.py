@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def defined(tree: ast.Module) -> Iterator[str]:
             case _:
                 names = []
         yield from (name for name in names if not name.startswith("_"))
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest could not collect both: folders of tests are no packages."""
+    names = Counter(path.name for path in (REPO / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_public_name_is_defined_in_two_rooms() -> None:

@@ -130,6 +130,25 @@ OTHER: dict[str, Any] = {
     "benchmark.seed": 7,
     "benchmark.allow_code_execution": Same(True, "whether a task may run, not what it gives"),
     "benchmark.include_path": "tasks",
+    **{
+        f"benchmark.probes.{key}": value
+        for key, value in {
+            "text": "other.txt",
+            "measure": ["needle"],
+            "against": ["base"],
+            "characters": 64,
+            "context": 32,
+            "stride": 4,
+            "longest": 48,
+            "lengths": [48],
+            "depths": [0.5],
+            "needles": 2,
+            "needle": "It is {secret}.",
+            "question": "Which? It is {secret}.",
+            "symbols": "abc",
+            "seed": 1,
+        }.items()
+    },
     "benchmark.limit": 3,
     "benchmark.half": "odd",
     "benchmark.num_fewshot": 2,
@@ -138,6 +157,11 @@ OTHER: dict[str, Any] = {
     "benchmark.dtype": "bfloat16",
     "benchmark.per": Same("model", "whether tasks share a job; each has its result"),
     "benchmark.gpus": Same(2, "over how many devices a model is spread"),
+    "exports.gguf.types": ["q8_0", "bf16"],
+    "exports.gguf.imatrix": "other.yaml",
+    "exports.gguf.split_size": "1GB",
+    "exports.gguf.repository": "me/{name}-files",
+    "llama_cpp": Same("elsewhere", "where the tools lie; their versions are in the record"),
     "sweep": Same(
         {
             "recipe": "own.yaml",
@@ -151,14 +175,15 @@ OTHER: dict[str, Any] = {
 }
 #: What another value of a key cannot do without.
 NEEDED = {
-    "benchmark.backend": {"device": "cuda"},
+    "benchmark.backend": {"device": "cuda", "probes": {"text": None}},
     "benchmark.fewshot_as_multiturn": {"apply_chat_template": True},
 }
 BASIS: dict[str, Any] = {
     "recipes": ["recipe.yaml"],
     "sources": {"base": "base", "tuned": "tuned"},
     "deltas": "store",
-    "benchmark": {"tasks": ["one", "two"]},
+    "benchmark": {"tasks": ["one", "two"], "probes": {"text": "text.txt"}},
+    "exports": {"gguf": {"types": ["q8_0"]}},
     "publish": {"repository": "me/{name}"},
 }
 
@@ -200,6 +225,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         shutil.copytree("base", "base-copy")
         Path("tasks").mkdir()
         Path("tasks/one.yaml").write_text("task: one")
+        Path("text.txt").write_text("A text.")
+        Path("other.txt").write_text("Another text.")
         Path("recipe.yaml").write_text(RECIPE)
         Path("other.yaml").write_text(RECIPE.replace("0.25", "0.125"))
         yield
@@ -217,11 +244,17 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "tables": [targets.tables(), *(targets.measurements(n) for n in decision.plan.builds)],
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
         "reference": targets.reference,
+        "exports": [targets.exports.packages(), _variants(targets)],
         "repositories": [targets.repository(name) for name in decision.plan.builds],
         "private": settings["publish"]["private"],
     }
     assert decision.path is not None
     return Path(decision.path).stem, json.dumps(seen)
+
+
+def _variants(targets: Targets) -> dict[str, str]:
+    variants = targets.exports.variants("gguf")
+    return {variant: targets.exports.identity("gguf", variant) for variant in variants}
 
 
 def _without_estimates(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from helpers.large_models import large_plan, llama_70b
 from shardmerge.plan.paths import check_record_path, record_path
+from shardmerge.plan.plan import HiddenJob
 from shardmerge.run.built import Built
 from shardmerge.run.targets import Targets
 
@@ -60,6 +62,23 @@ class TestBuilt:
         for job in case.shards:
             case.make(job)
             assert case.built().to_make(job) == case.built().to_check(job) == job
+
+    def test_a_model_that_reads_prompts_is_there_at_once_and_asked_for_once(
+        self, folder: Path
+    ) -> None:
+        case = Case(folder, keep_sources=False)
+        files = tuple(case.shards[0].sources)
+        job = HiddenJob("hidden.safetensors", "d", "m", files, ("",) * len(files), 1, "hidden", ())
+        case.plan = replace(case.plan, hidden={"d": job})
+        gates = case.plan.schedule.gates(lambda path: False, lambda path: False)
+        other = next(path for path in gates if path not in files)
+        built = case.built()
+        assert built.to_read(job) == files
+        assert all(built.gate(path) == [] for path in files)
+        assert built.gate(other) == [check_record_path(one) for one in gates[other]]
+        Path(job.output).touch()
+        assert case.built().to_read(job) == ()
+        assert case.built(forced=lambda: True).to_read(job) == files
 
     def test_a_shard_that_is_done_asks_for_no_sources(self, folder: Path) -> None:
         case = Case(folder, keep_sources=False)

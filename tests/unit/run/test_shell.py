@@ -28,6 +28,7 @@ RULES = re.findall(r"^rule (\w+):(?:(?!^rule )[\s\S])*?^    shell:", TEXT, re.MU
 RULES += re.findall(r"^use rule \w+ as (\w+) with:", TEXT, re.MULTILINE)
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
 WORDS = {"params.options", "params.source", "params.visibility"}
+WORDS |= {"params.tools", "params.imatrix", "params.tokenizer"}
 HOSTILE = [
     f"-{NAME}<>(){{a}} {{{{b}}}}\\",
     "~",
@@ -173,6 +174,7 @@ class TestRules:
             "report",
             "convert",
             "publish",
+            "exports",
             "sweep",
             "search",
         }

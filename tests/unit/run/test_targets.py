@@ -108,3 +108,25 @@ class TestBenchmarks:
         model = identities(tasks=["t", "u"], models=["merged", {"model": "b", "seed": 3}])
         assert [a == b for a, b in zip(usual, task, strict=True)] == [True, False, True, False]
         assert [a == b for a, b in zip(usual, model, strict=True)] == [True, True, False, False]
+
+
+class TestProbes:
+    def test_a_source_is_asked_once_more_only_where_a_result_is_not_stored(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("text.txt").write_text("A text.")
+        plan = replace(NO_PLAN, builds={name: Build(name, name, (), {}) for name in ("a", "b")})
+        probes = {"text": "text.txt", "against": ["b"]}
+        settings = load_settings({"recipes": ["r"], "benchmark": {"probes": probes}})
+        found = Targets(settings, plan)
+        file = "results/benchmarks/b/logits.safetensors"
+        assert found.logits("a", ["perplexity", "kl"]) == [file]
+        assert found.logits("a", ["perplexity"]) == found.logits("b", ["kl"]) == []
+        assert found.reports().count("results/a/report/divergence.svg") == 1
+        stored = tmp_path / ".shardmerge/benchmarks" / f"{found.benchmark_identity('a', 'kl')}.json"
+        stored.parent.mkdir(parents=True)
+        stored.write_text("{}")
+        assert found.logits("a", ["kl"]) == []
+        Path("text.txt").write_text("Another text.")
+        assert Targets(settings, plan).logits("a", ["kl"]) == [file]

@@ -103,6 +103,11 @@ class TestSkills:
         assert all(30 < labels.count(label) < 75 for label in range(4))
 
 
+class TestText:
+    def test_the_shipped_text_is_the_one_that_the_script_writes(self) -> None:
+        assert (TASKS / "text.txt").read_text() == skills.text()
+
+
 class TestTasks:
     @pytest.mark.parametrize(("task", "name"), skills.TASKS.items())
     def test_shipped_questions_are_those_that_the_script_writes(self, task: str, name: str) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from shardmerge.compose.architecture.text_part import TEXT_MODELS_FILE
 from tools.layouts.page import PAGE, with_table
 from tools.layouts.tables import committed, drift, layouts_text
+from tools.layouts.text_models import text_models_text
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,14 @@ def test_transformers_has_not_changed(installed: str) -> None:
     assert not changed, (
         f"other layouts in this transformers, run `python -m tools.layouts`: {changed}"
     )
+
+
+@pytest.mark.slow
+def test_classes_of_text_decoders_have_not_changed() -> None:
+    found, have = json.loads(text_models_text()), json.loads(TEXT_MODELS_FILE.read_text())
+    parts = [one.pop("parts") for one in (found, have)]
+    assert found == have, "run `python -m tools.layouts`"
+    assert parts[0].items() <= parts[1].items()  # some need libraries to be asked
 
 
 def test_it_is_the_same_again(installed: str) -> None:

@@ -33,6 +33,7 @@ _PREDICTIONS = re.compile(
     r"(?:^|\.)(?:predictions\.bias|predictions\.decoder\.(?:weight|bias)"
     r"|(?:lm_head\.decoder|vocab_projector|generator_lm_head)\.(?:weight|bias))$"
 )
+_OTHER_INPUT = re.compile(r"vision|visual|audio")
 _HEADS = ("lm_head", "embed_out", "output", "output_layer")
 _BEFORE = re.compile(
     r"embed|embd|(?:^|\.)(?:wte|wpe|shared|conv1|conv2|patch_conv|ln_pre|layernorm_pre|relative_pe"
@@ -104,7 +105,9 @@ def _is_of_a_head(tensor: str) -> bool:
 
 
 def is_embedding(tensor: str) -> bool:
-    """Whether a tensor is the input embedding."""
+    """Whether a tensor is the input embedding: of tokens, not of pictures or sound."""
+    if _OTHER_INPUT.search(tensor):
+        return False
     return _last_module(tensor) in _EMBEDDINGS and layer_of(tensor) is None
 
 

@@ -15,6 +15,8 @@ from shardmerge.methods.registry import (
 if TYPE_CHECKING:
     import torch
 
+    from shardmerge.methods.passes import Passes
+
 
 @merge_method(
     "nearswap",
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="base"),
     elementwise=True,
-    workspace=Workspace(tensors=3.0),
+    passes=True,
 )
-def nearswap(group: Group) -> torch.Tensor:
+def nearswap(group: Group) -> Passes:
     """Elements of another model if they are near the base model's; a blend if not.
 
     ``s * x + (1 - s) * base`` with ``s = min(1, t / max(|base - x|, 1e-6))``.
     """
-    from shardmerge.methods.blending import kernels
+    from shardmerge.methods.blending import passes
 
-    return kernels.nearswap(group)
+    return passes.nearswap(group)
 
 
 @nearswap.mergekit_kernel(elementwise=True, workspace=Workspace(tensors=4.0))

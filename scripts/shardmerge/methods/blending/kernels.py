@@ -11,18 +11,9 @@ from shardmerge.methods.kernels.blocks import row_sums, spans, tiles
 from shardmerge.methods.kernels.functions import exp_, log_
 from shardmerge.methods.kernels.selection import key_values, order_statistics, sort_keys
 
-_SMALLEST_DISTANCE = 1e-6
 _SMALLEST_PROBABILITY = 1e-8
 #: The smallest normal number of float64.
 _SMALLEST_RATIO = 2.0**-1022
-
-
-def nearswap(group: Group) -> torch.Tensor:
-    """Move elements that are near the base's to the other model's."""
-    base, other = group.tensors[group.base], group.tensors[group.others[0]]
-    distance = (base - other).abs_().clamp_(min=_SMALLEST_DISTANCE)
-    share = torch.full_like(distance, group.parameters["t"]).div_(distance).clamp_(0, 1)
-    return (share * other).add_((1 - share).mul_(base))
 
 
 def arcee_fusion(group: Group) -> torch.Tensor:

@@ -12,22 +12,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from shardmerge.base.digest import digest
+from shardmerge.methods.kernels.keys import DRAWS, Key
+from shardmerge.methods.kernels.keys import words as numpy_words
 
 _ROUNDS = 10
 _MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 _WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _WORD = (1 << 64) - 1
 _HALF = (1 << 32) - 1
-_DRAWS = 8  # numbers of 32 bits in the output for one counter
-
-Key = tuple[int, int]
-
-
-def stream_key(seed: int, stage: str, tensor: str, model: str) -> Key:
-    """Return the 128-bit key of the stream for one model's part of one tensor."""
-    text = digest([seed, stage, tensor, model])
-    return int(text[:16], 16), int(text[16:32], 16)
 
 
 def uniform(key: Key, start: int, count: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -42,21 +34,14 @@ def uniform(key: Key, start: int, count: int, device: torch.device | str = "cpu"
     Returns:
         float64 tensor [count], multiples of 2**-32.
     """
-    first, skip = divmod(start, _DRAWS)
-    blocks = -(-(skip + count) // _DRAWS)
+    first, skip = divmod(start, DRAWS)
+    blocks = -(-(skip + count) // DRAWS)
     if torch.device(device).type == "cpu":
-        words = _words_numpy(key, first, blocks)
+        words = torch.from_numpy(numpy_words(key, first, blocks).view(np.int64))
     else:
         words = words_torch(key, first, blocks, device)
     draws = torch.stack((words & _HALF, (words >> 32) & _HALF), dim=1).reshape(-1)
     return draws[skip : skip + count].double().mul_(2.0**-32)
-
-
-def _words_numpy(key: Key, first: int, blocks: int) -> torch.Tensor:
-    """Return the 64-bit words for ``blocks`` counters from ``first``, as int64 [4 * blocks]."""
-    # NumPy increments its counter before it draws.
-    generator = np.random.Philox(key=np.array(key, np.uint64), counter=(first - 1) % (1 << 256))
-    return torch.from_numpy(generator.random_raw(4 * blocks).view(np.int64))
 
 
 def words_torch(

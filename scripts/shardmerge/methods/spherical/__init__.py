@@ -17,6 +17,8 @@ from shardmerge.methods.registry import (
 if TYPE_CHECKING:
     import torch
 
+    from shardmerge.methods.passes import Passes
+
 
 @merge_method(
     "slerp",
@@ -33,17 +35,18 @@ if TYPE_CHECKING:
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
     version=2,
     examples={"": {}, "beyond": {"t": 1.7}},
+    passes=True,
 )
-def slerp(group: Group) -> torch.Tensor:
+def slerp(group: Group) -> Passes:
     """Spherical interpolation from the base model to another model.
 
     ``sin((1 - t) * a) / sin(a) * base + sin(t * a) / sin(a) * x``, where ``a`` is the angle
     between the flattened tensors. If ``|cos a| > 0.9995``, it is ``(1 - t) * base + t * x``.
     Shoemake 1985, "Animating rotation with quaternion curves".
     """
-    from shardmerge.methods.spherical import kernels
+    from shardmerge.methods.spherical import passes
 
-    return kernels.slerp(group)
+    return passes.slerp(group)
 
 
 @slerp.mergekit_kernel(workspace=Workspace(blocks=40.0))
@@ -70,8 +73,9 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
     inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, if_single="copied"),
     version=2,
     examples={"": {}, "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)}},
+    passes=True,
 )
-def nuslerp(group: Group) -> torch.Tensor:
+def nuslerp(group: Group) -> Passes:
     """Spherical interpolation between two models, or between their task vectors.
 
     ``sin((1 - t) * a) / sin(a) * v_1 + sin(t * a) / sin(a) * v_2`` for each vector, where ``a`` is
@@ -79,9 +83,9 @@ def nuslerp(group: Group) -> torch.Tensor:
     cancel). A vector is the whole tensor; if ``nuslerp_flatten`` is false, it is a row or column.
     With a base model the vectors are differences from it.
     """
-    from shardmerge.methods.spherical import kernels
+    from shardmerge.methods.spherical import passes
 
-    return kernels.nuslerp(group)
+    return passes.nuslerp(group)
 
 
 @nuslerp.mergekit_kernel(workspace=Workspace(tensors=7.0))
@@ -118,8 +122,9 @@ def _check_multislerp(request: Request | Group) -> None:
     check=_check_multislerp,
     version=2,
     examples={"": {"weight": 0.3, "eps": 1e-2}},
+    passes=True,
 )
-def multislerp(group: Group) -> torch.Tensor:
+def multislerp(group: Group) -> Passes:
     """Barycentric interpolation of many models' directions on a sphere.
 
     ``m / |m| * sum(w_i * |v_i|) * cos(eps)`` with ``m = sum(w_i * v_i / (|v_i| + eps))`` over the
@@ -128,10 +133,10 @@ def multislerp(group: Group) -> torch.Tensor:
     sum is 0: ``sum(w_i * (u_i - <u_i, m'> m')) = m - <m, m'> m' = 0`` for ``m' = m / |m|``.
     A single model is returned as it is.
     """
-    from shardmerge.methods.spherical import kernels
+    from shardmerge.methods.spherical import passes
 
     _check_multislerp(group)
-    return kernels.multislerp(group)
+    return passes.multislerp(group)
 
 
 @multislerp.mergekit_kernel(workspace=Workspace(tensors=3.0, per_input=3.5))
@@ -157,17 +162,18 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
     ],
     version=2,
     examples={"": {"tol": 1e-12}},
+    passes=True,
 )
-def karcher(group: Group) -> torch.Tensor:
+def karcher(group: Group) -> Passes:
     """Centre of mass of the models' directions on the sphere, with their mean norm.
 
     Starts from ``m = sum(u_i) / |sum(u_i)|`` and iterates ``m <- cos|g| m + sin|g| g / |g|``,
     where ``g`` is the mean of ``a_i / sin(a_i) * (u_i - cos(a_i) m)`` and ``a_i`` the angle between
     ``u_i`` and ``m``. Karcher 1977, "Riemannian center of mass and mollifier smoothing".
     """
-    from shardmerge.methods.spherical import kernels
+    from shardmerge.methods.spherical import passes
 
-    return kernels.karcher(group)
+    return passes.karcher(group)
 
 
 @karcher.mergekit_kernel(workspace=Workspace(tensors=5.0, per_input=1.0))
@@ -191,17 +197,19 @@ def _mergekit_karcher(group: Group) -> torch.Tensor:
     ],
     inputs=Inputs(base="required", minimum=3, if_single="base"),
     examples={"": {}, "rows": {"filter_wise": True}},
+    passes=True,
+    version=2,
 )
-def model_stock(group: Group) -> torch.Tensor:
+def model_stock(group: Group) -> Passes:
     """A point between the base and the models' mean, chosen by the angles between the models.
 
     ``t * mean(x_i) + (1 - t) * base`` with ``t = n * c / (1 + (n - 1) * c)``, where ``c`` is the
     mean cosine between the task vectors of the ``n`` models. Jang et al. 2024, "Model Stock: All
     we need is just a few fine-tuned models".
     """
-    from shardmerge.methods.spherical import kernels
+    from shardmerge.methods.spherical import passes
 
-    return kernels.model_stock(group)
+    return passes.model_stock(group)
 
 
 @model_stock.mergekit_kernel(workspace=Workspace(tensors=2.0, per_input=1.0))

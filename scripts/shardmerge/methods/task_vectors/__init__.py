@@ -1,6 +1,6 @@
 """The methods that sparsify, weigh or elect task vectors; importing registers them.
 
-``sparsified`` and ``consensus`` declare; ``kernels`` and ``keep`` compute in float32 numerics,
+``sparsified`` and ``consensus`` declare; ``passes`` and ``keep`` compute in float32 numerics,
 ``mergekit`` has the bits of mergekit 0.1.5.
 """
 

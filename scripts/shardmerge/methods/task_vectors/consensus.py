@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from shardmerge.methods.passes import Passes
+
 _BASE = Inputs(base="required")
 _CHANGE = Parameter(
     "epsilon",
@@ -52,9 +54,9 @@ _CHANGE = Parameter(
         ),
     ],
     inputs=_BASE,
-    workspace=Workspace(tensors=0.25, blocks=64.0),
+    passes=True,
 )
-def sce(group: Group) -> torch.Tensor:
+def sce(group: Group) -> Passes:
     """Task vectors selected by variance, weighed by energy, without minority signs.
 
     Select: of ``v_i = x_i - base``, the elements of largest variance between models are kept.
@@ -62,9 +64,9 @@ def sce(group: Group) -> torch.Tensor:
     Erase: each element's sign is that of ``sum(v_i)``, and ``base + sum(w_i * v_i) / sum(w_i)`` is
     summed over the models whose element has this sign. Wan et al. 2024, "FuseChat".
     """
-    from shardmerge.methods.task_vectors import kernels
+    from shardmerge.methods.task_vectors import passes
 
-    return kernels.sce(group)
+    return passes.sce(group)
 
 
 @sce.mergekit_kernel(workspace=Workspace(tensors=1.0, per_input=3.5))
@@ -88,15 +90,16 @@ def _kept_by_sce(group: Group) -> Mapping[int, np.ndarray]:
     parameters=[_CHANGE],
     inputs=_BASE,
     elementwise=True,
+    passes=True,
 )
-def ram(group: Group) -> torch.Tensor:
+def ram(group: Group) -> Passes:
     """Changes that only one model made are kept; changes that several made are averaged.
 
     ``base + sum(v_i) / n`` over the ``n`` models where ``|v_i| = |x_i - base| > epsilon``.
     """
-    from shardmerge.methods.task_vectors import kernels
+    from shardmerge.methods.task_vectors import passes
 
-    return kernels.reinforced(group, rescale_unique=False)
+    return passes.reinforced(group, rescale_unique=False)
 
 
 @ram.mergekit_kernel(elementwise=True, workspace=Workspace(tensors=2.0, per_input=5.5))
@@ -122,16 +125,17 @@ def _mergekit_ram(group: Group) -> torch.Tensor:
         _CHANGE,
     ],
     inputs=_BASE,
+    passes=True,
 )
-def ramplus_tl(group: Group) -> torch.Tensor:
+def ramplus_tl(group: Group) -> Passes:
     """As Reinforced Agent Merging, with each model's unique changes amplified.
 
     The factor is ``1 + r * min(shared_i / unique_i, alpha)``. ``shared_i`` and ``unique_i`` count
     the elements of the tensor that model ``i`` changed together with others, and alone.
     """
-    from shardmerge.methods.task_vectors import kernels
+    from shardmerge.methods.task_vectors import passes
 
-    return kernels.reinforced(group, rescale_unique=True)
+    return passes.reinforced(group, rescale_unique=True)
 
 
 @ramplus_tl.mergekit_kernel(promotes=True, workspace=Workspace(tensors=2.0, per_input=5.5))

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-
-import torch
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels import rng
-from shardmerge.methods.kernels.blocks import spans
-from shardmerge.methods.kernels.selection import RankBand, sort_keys
+from shardmerge.methods.kernels.keys import Key, draws, stream_key
+from shardmerge.methods.passes import (
+    Bands,
+    Elements,
+    ElementValue,
+    KeyBand,
+    Passes,
+    Ranks,
+    RanksOf,
+    RowRanks,
+)
 
-#: Returns a block of a task vector, [elements], for a slice of the flattened tensor.
-ReadDelta = Callable[[slice], torch.Tensor]
-#: Returns which elements of an input's task vector are kept, bool [elements]; None means all.
-Keep = Callable[[Group, int, ReadDelta], torch.Tensor | None]
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Passes that return masks for those inputs' task vectors of which not all is kept.
+Keep = Callable[[Group], Passes]
 
 
-def stream(group: Group, index: int | None) -> rng.Key:
+def stream(group: Group, index: int | None) -> Key:
     """Return the key of the random numbers for one input of a group, or for all (None)."""
     values = group.parameters
     model = "" if index is None else group.models[index] if group.models else str(index)
-    return rng.stream_key(int(values.get("seed", 0)), values.get("stage", ""), group.name, model)
+    return stream_key(int(values.get("seed", 0)), values.get("stage", ""), group.name, model)
 
 
 def kept_magnitudes(count: int, density: float) -> tuple[int, int]:
@@ -37,95 +44,80 @@ def kept_between(count: int, density: float, gamma: float) -> tuple[int, int]:
     return start, start + kept
 
 
-def magnitude(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
+def magnitude(group: Group) -> Passes:
     """Keep the ``density`` largest magnitudes."""
-    count, density = group.tensors[index].numel(), group.per_input["density"][index]
-    if density >= 1:
-        return None
-    return _band(delta, group.tensors[index], kept_magnitudes(count, density), descending=True)
+    ranks = {
+        i: Ranks(*kept_magnitudes(group.count, group.per_input["density"][i]), descending=True)
+        for i in _thinned(group)
+    }
+    return (yield from _banded(group.base, ranks))
 
 
-def between(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
+def between(group: Group) -> Passes:
     """Keep ``density`` of the magnitudes, without the ``gamma`` largest and the smallest."""
-    count, density = group.tensors[index].numel(), group.per_input["density"][index]
-    if density >= 1:
-        return None
-    ranks = kept_between(count, density, group.per_input["gamma"][index])
-    return _band(delta, group.tensors[index], ranks, descending=False)
+    ranks = {
+        i: Ranks(*kept_between(group.count, *(group.per_input[n][i] for n in ("density", "gamma"))))
+        for i in _thinned(group)
+    }
+    return (yield from _banded(group.base, ranks))
 
 
-def chance(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
+def chance(group: Group) -> Passes:
     """Keep each element with probability ``density``."""
-    tensor, density = group.tensors[index], group.per_input["density"][index]
-    if density >= 1:
-        return None
-    key, mask = stream(group, index), _nothing(tensor)
-    for span in spans(tensor.numel()):
-        draws = rng.uniform(key, span.start, span.stop - span.start, tensor.device)
-        mask[span] = draws < density
-    return mask
+
+    def of(index: int) -> Callable[[Elements, ElementValue], ElementValue]:
+        key, density = stream(group, index), group.per_input["density"][index]
+        return lambda x, part: x.chance(key, density)
+
+    return {i: of(i) for i in _thinned(group)}
+    yield
 
 
-def ranked_chance(group: Group, index: int, delta: ReadDelta) -> torch.Tensor | None:
+def _thinned(group: Group) -> Sequence[int]:
+    """Return the inputs of which not all is kept."""
+    return [i for i in group.others if group.per_input["density"][i] < 1]
+
+
+def _banded(base: int, ranks: dict[int, Ranks]) -> Passes:
+    if not ranks:
+        return {}
+
+    def magnitudes(x: Elements) -> list[ElementValue]:
+        return [(x[i] - x[base]).abs() for i in ranks]
+
+    def of(band: KeyBand) -> Callable[[Elements, ElementValue], ElementValue]:
+        return lambda x, part: x.inside(part.abs(), band)
+
+    bands = yield Bands(magnitudes, tuple(ranks.values()))
+    return {i: of(band) for i, band in zip(ranks, bands, strict=True)}
+
+
+def ranked_chance(group: Group) -> Passes:
     """Keep each element with a probability that grows with its rank within its row.
 
-    A row is what the second dimension counts; a tensor of one dimension is one row. The
-    probability goes from ``density - epsilon`` for the smallest to ``density + epsilon``.
+    The probability goes from ``density - epsilon`` for the smallest to ``density + epsilon``.
     """
-    tensor, density = group.tensors[index], group.per_input["density"][index]
-    epsilon = group.per_input["epsilon"][index]
-    if density >= 1:
-        return None
-    key, mask = stream(group, index), _nothing(tensor)
-    if density <= 0:
-        return mask
-    length = tensor.shape[1] if tensor.dim() > 1 else tensor.numel()
-    inner = math.prod(tensor.shape[2:])
-    for span in _row_spans(tensor.numel(), length * inner):
-        magnitudes = delta(span).abs().view(-1, length, inner)
-        order = torch.sort(magnitudes, dim=1, stable=True).indices
-        ascending = torch.arange(length, device=tensor.device).view(1, -1, 1)
-        ranks = torch.empty_like(order).scatter_(1, order, ascending.expand_as(order))
-        del magnitudes, order
+    base, density, shape = group.base, group.per_input["density"], group.shape
+    ranked = [i for i in _thinned(group) if density[i] > 0]
+    none = {i: lambda x, part: x.full(0.0).ne(0.0) for i in _thinned(group)}
+    if not ranked:
+        return none
+    length = shape[1] if len(shape) > 1 else group.count
+    import numpy as np
+
+    found = yield RowRanks(lambda x: [(x[i] - x[base]).abs() for i in ranked])
+
+    def of(index: int, ranks: RanksOf) -> Callable[[Elements, ElementValue], ElementValue]:
+        key, epsilon = stream(group, index), group.per_input["epsilon"][index]
         # A row of one element has the mean probability.
-        relative = ranks.double().view(-1).div_(length - 1) if length > 1 else 0.5
-        del ranks
-        draws = rng.uniform(key, span.start, span.stop - span.start, tensor.device)
-        mask[span] = draws < (density - epsilon) + relative * (2 * epsilon)
-    return mask
+        relative = np.arange(length) / (length - 1) if length > 1 else np.full(1, 0.5)
+        chances = (density[index] - epsilon) + relative * (2 * epsilon)
+        # a draw is a number of 32 bits over 2**32
+        least = np.ceil(np.clip(chances, 0, 1) * 2.0**32).astype(np.uint64)
 
+        def mask(first: int, count: int) -> np.ndarray:
+            return draws(key, first, count) < least[ranks(first, count)]
 
-def top(values: ReadDelta, tensor: torch.Tensor, kept: int) -> torch.Tensor:
-    """Return which elements are the ``kept`` largest of values that are not negative.
+        return lambda x, part: x.chosen(mask)
 
-    Args:
-        values: Returns a block of them.
-        tensor: One of their number and dtype.
-        kept: How many; of equal ones the first.
-    """
-    return _band(values, tensor, (0, kept), descending=True)
-
-
-def _band(
-    values: ReadDelta, like: torch.Tensor, ranks: Sequence[int], descending: bool
-) -> torch.Tensor:
-    def keys() -> Iterator[torch.Tensor]:
-        for span in spans(like.numel()):
-            yield sort_keys(values(span).abs(), descending)
-
-    mask = _nothing(like)
-    start, stop = ranks[0], min(ranks[1], like.numel())
-    if start < stop:
-        band = RankBand.find(keys, like.dtype, start, stop)
-        for span, chosen in zip(spans(like.numel()), band.masks(keys), strict=True):
-            mask[span] = chosen
-    return mask
-
-
-def _nothing(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
-
-
-def _row_spans(count: int, row: int) -> Iterator[slice]:
-    """Yield spans of whole rows of about a block each."""
-    return spans(count, row * max(1, next(spans(count)).stop // row)) if count else iter(())
+    return none | {i: of(i, ranks) for i, ranks in zip(ranked, found, strict=True)}

@@ -1,6 +1,6 @@
 """Which elements of task vectors have a part in what a sparse method makes: for statistics.
 
-The rules are those of ``keep`` and ``kernels``, in float64 numpy, since checks of methods that are
+The rules are those of ``keep`` and ``passes``, in float64 numpy, since checks of methods that are
 native code run without torch.
 """
 
@@ -106,11 +106,11 @@ def _ranked(keys: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def _draws(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
-    from shardmerge.methods.kernels import rng
+    from shardmerge.methods.kernels.keys import draws
     from shardmerge.methods.task_vectors import keep
 
-    draws = rng.uniform(keep.stream(group, index), 0, vector.size)
-    return draws.numpy().reshape(vector.shape)
+    drawn = draws(keep.stream(group, index), 0, vector.size) * 2.0**-32
+    return drawn.reshape(vector.shape)
 
 
 def _rescaling(vector: np.ndarray, mask: np.ndarray) -> float:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from shardmerge.methods.passes import Passes
+
 _BASE = Inputs(base="required")
 _GAMMA = Parameter(
     "gamma",
@@ -47,9 +49,6 @@ _SEED = Parameter(
 )
 #: torch, which mergekit draws with, has no probabilities below 0.
 _CHANCE: frozenset[Literal["minimum", "maximum"]] = frozenset({"maximum"})
-#: A mask of one byte an element for each input; one dimension is sorted as one row.
-_MASKS = Workspace(per_input=0.25, blocks=48.0)
-_RANKED = Workspace(per_input=0.25, rows=12.0, blocks=48.0)
 _MERGEKIT_SUM = Workspace(tensors=8.0, per_input=1.0)
 _MERGEKIT_VOTE = Workspace(tensors=3.0, per_input=3.0)
 
@@ -117,9 +116,9 @@ def _check_della(request: Request | Group) -> None:
     reference="https://arxiv.org/abs/2306.01708",
     parameters=_parameters(True, False),
     inputs=_BASE,
-    workspace=_MASKS,
+    passes=True,
 )
-def ties(group: Group) -> torch.Tensor:
+def ties(group: Group) -> Passes:
     """Task vectors trimmed to their largest elements, merged where their signs agree.
 
     Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept. Each element's
@@ -127,9 +126,9 @@ def ties(group: Group) -> torch.Tensor:
     v_i) / sum(w_i)``, summed over the models whose element has this sign. Yadav et al. 2023,
     "TIES-Merging".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
-    return kernels.merge_task_vectors(group, keep.magnitude, consensus=True)
+    return passes.merge_task_vectors(group, keep.magnitude, consensus=True)
 
 
 @ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
@@ -145,19 +144,19 @@ def _mergekit_ties(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2311.03099",
     parameters=_parameters(False, True, _SEED),
     inputs=_BASE,
-    workspace=_MASKS,
     deterministic=False,
+    passes=True,
 )
-def dare_ties(group: Group) -> torch.Tensor:
+def dare_ties(group: Group) -> Passes:
     """Task vectors thinned at random, merged where their signs agree.
 
     Each element of ``v_i = x_i - base`` is kept with probability ``density``. What is kept is
     scaled to the L1 norm of the whole. Then signs are elected as in TIES. Yu et al. 2023, "Language
     Models are Super Mario".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
-    return kernels.merge_task_vectors(group, keep.chance, consensus=True)
+    return passes.merge_task_vectors(group, keep.chance, consensus=True)
 
 
 @dare_ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
@@ -173,19 +172,19 @@ def _mergekit_dare_ties(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2311.03099",
     parameters=_parameters(False, True, _SEED),
     inputs=_BASE,
-    workspace=_MASKS,
     deterministic=False,
+    passes=True,
 )
-def dare_linear(group: Group) -> torch.Tensor:
+def dare_linear(group: Group) -> Passes:
     """Task vectors thinned at random, and added.
 
     Each element of ``v_i = x_i - base`` is kept with probability ``density``. What is kept is
     scaled to the L1 norm of the whole. The result is ``base + lambda * sum(w_i * v_i)``. Yu et al.
     2023, "Language Models are Super Mario".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
-    return kernels.merge_task_vectors(group, keep.chance, consensus=False)
+    return passes.merge_task_vectors(group, keep.chance, consensus=False)
 
 
 @dare_linear.mergekit_kernel(workspace=_MERGEKIT_SUM)
@@ -201,18 +200,18 @@ def _mergekit_dare_linear(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2312.06795",
     parameters=_parameters(False, False, _GAMMA),
     inputs=_BASE,
-    workspace=_MASKS,
+    passes=True,
 )
-def breadcrumbs(group: Group) -> torch.Tensor:
+def breadcrumbs(group: Group) -> Passes:
     """Task vectors without their largest and their smallest elements, added.
 
     Of each ``v_i = x_i - base`` the share ``gamma`` of largest magnitudes is dropped. Of the rest,
     the largest that make up the share ``density`` are kept. The result is
     ``base + lambda * sum(w_i * v_i)``. Davari and Belilovsky 2023, "Model Breadcrumbs".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
-    return kernels.merge_task_vectors(group, keep.between, consensus=False)
+    return passes.merge_task_vectors(group, keep.between, consensus=False)
 
 
 @breadcrumbs.mergekit_kernel(workspace=_MERGEKIT_SUM)
@@ -228,17 +227,17 @@ def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2312.06795",
     parameters=_parameters(False, False, _GAMMA),
     inputs=_BASE,
-    workspace=_MASKS,
+    passes=True,
 )
-def breadcrumbs_ties(group: Group) -> torch.Tensor:
+def breadcrumbs_ties(group: Group) -> Passes:
     """Task vectors without their largest and smallest elements, merged where their signs agree.
 
     Sparsified as in Model Breadcrumbs, then signs are elected as in TIES. Davari and Belilovsky
     2023, "Model Breadcrumbs".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
-    return kernels.merge_task_vectors(group, keep.between, consensus=True)
+    return passes.merge_task_vectors(group, keep.between, consensus=True)
 
 
 @breadcrumbs_ties.mergekit_kernel(workspace=_MERGEKIT_VOTE)
@@ -254,22 +253,22 @@ def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2406.11617",
     parameters=_parameters(True, True, _EPSILON, _SEED),
     inputs=_BASE,
-    workspace=_RANKED,
+    passes=True,
     deterministic=False,
     check=_check_della,
     examples={"": {"epsilon": 0.15}},
 )
-def della(group: Group) -> torch.Tensor:
+def della(group: Group) -> Passes:
     """Task vectors thinned at random by rank, merged where their signs agree.
 
     Within each row of ``v_i = x_i - base``, an element of rank ``r`` of ``n`` by magnitude is kept
     with probability ``density - epsilon + 2 * epsilon * r / (n - 1)``. What is kept is scaled to
     the L1 norm of the whole. Then signs are elected as in TIES. Deep et al. 2024, "DELLA-Merging".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
     _check_della(group)
-    return kernels.merge_task_vectors(group, keep.ranked_chance, consensus=True)
+    return passes.merge_task_vectors(group, keep.ranked_chance, consensus=True)
 
 
 @della.mergekit_kernel(workspace=_MERGEKIT_VOTE)
@@ -285,12 +284,12 @@ def _mergekit_della(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2406.11617",
     parameters=_parameters(False, True, _EPSILON, _SEED),
     inputs=_BASE,
-    workspace=_RANKED,
+    passes=True,
     deterministic=False,
     check=_check_della,
     examples={"": {"epsilon": 0.15}},
 )
-def della_linear(group: Group) -> torch.Tensor:
+def della_linear(group: Group) -> Passes:
     """Task vectors thinned at random by rank, and added.
 
     Within each row of ``v_i = x_i - base``, an element of rank ``r`` of ``n`` by magnitude is kept
@@ -298,10 +297,10 @@ def della_linear(group: Group) -> torch.Tensor:
     the L1 norm of the whole. The result is ``base + lambda * sum(w_i * v_i)``. Deep et al. 2024,
     "DELLA-Merging".
     """
-    from shardmerge.methods.task_vectors import keep, kernels
+    from shardmerge.methods.task_vectors import keep, passes
 
     _check_della(group)
-    return kernels.merge_task_vectors(group, keep.ranked_chance, consensus=False)
+    return passes.merge_task_vectors(group, keep.ranked_chance, consensus=False)
 
 
 @della_linear.mergekit_kernel(workspace=_MERGEKIT_SUM)

@@ -1,0 +1,146 @@
+"""Other forms of finished models, by other projects' tools: GGUF by llama.cpp.
+
+Needs: a verified model, `exports` in the configuration, the tools of the form.
+Makes: results/NAME/exports/FORM (what one would upload), and results/NAME/exports/checks with
+what was compared with the model. The files between are in results/NAME/exports/work.
+"""
+
+
+wildcard_constraints:
+    form="|".join(form.name for form in TARGETS.exports.forms()) or "-",
+    gguf="|".join(map(re.escape, TARGETS.exports.variants("gguf"))) or "-",
+
+
+rule convert_gguf:
+    input:
+        verified="<results>/{name}/verify.json",
+        shards=lambda w: TARGETS.shards(w.name),
+        files=package_files,
+    output:
+        temp("<results>/{name}/exports/work/base.gguf"),
+    log:
+        "<logs>/convert_gguf/{name}.log",
+    conda:
+        "../envs/gguf.yaml"
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        runtime=lambda w, attempt: minutes(
+            4 * build(w).bytes_written, RESOURCES["disk_mb_per_second"], attempt
+        ),
+    params:
+        build=lambda w: build(w).digest,
+        model=lambda w: TARGETS.paths.model(w.name),
+        tools=llama_cpp,
+    shell:
+        'python "$SCRIPTS"/convert_gguf.py --build={params.build:q} --model={params.model:q}'
+        " --verify={input.verified:q} {params.tools:q} --output={output:q} > {log:q} 2>&1"
+
+
+rule measure_importance:
+    input:
+        base="<results>/{name}/exports/work/base.gguf",
+        text=ancient(GGUF["imatrix"] or []),
+    output:
+        "<results>/{name}/exports/work/imatrix.gguf",
+    log:
+        "<logs>/measure_importance/{name}.log",
+    conda:
+        "../envs/gguf.yaml"
+    threads: RESOURCES["benchmark_threads"]
+    resources:
+        mem_mb=lambda w, attempt: megabytes(build(w).bytes_written, 2000) * attempt,
+        runtime=lambda w, attempt: 240 * attempt,
+    params:
+        build=lambda w: build(w).digest,
+        text=lambda w: sha256_of(GGUF["imatrix"]),
+        tools=llama_cpp,
+    shell:
+        'python "$SCRIPTS"/measure_importance.py --base={input.base:q} --text={input.text:q}'
+        " --threads={threads} {params.tools:q} --output={output:q} > {log:q} 2>&1"
+
+
+rule quantize_gguf:
+    input:
+        base="<results>/{name}/exports/work/base.gguf",
+        imatrix=importance,
+    output:
+        directory("<results>/{name}/exports/gguf/{gguf}"),
+    log:
+        "<logs>/quantize_gguf/{name}/{gguf}.log",
+    conda:
+        "../envs/gguf.yaml"
+    threads: RESOURCES["benchmark_threads"]
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        runtime=lambda w, attempt: 30 * attempt
+        + minutes(4 * build(w).bytes_written, RESOURCES["disk_mb_per_second"], attempt),
+    params:
+        build=lambda w: build(w).digest,
+        identity=lambda w: TARGETS.exports.identity("gguf", w.gguf),
+        stem=lambda w: TARGETS.exports.label(w.name, "gguf", w.gguf),
+        split=GGUF["split_size"],
+        imatrix=lambda w, input: [f"--imatrix={path}" for path in input.imatrix],
+        tools=llama_cpp,
+    shell:
+        'python "$SCRIPTS"/quantize_gguf.py --build={params.build:q} --base={input.base:q}'
+        " --type={wildcards.gguf:q} --stem={params.stem:q} --split-size={params.split:q}"
+        " {params.imatrix:q} --threads={threads} {params.tools:q} --output={output:q}"
+        " > {log:q} 2>&1"
+
+
+rule check_gguf:
+    input:
+        folder="<results>/{name}/exports/gguf/{gguf}",
+        shards=lambda w: TARGETS.shards(w.name),
+        files=package_files,
+    output:
+        "<results>/{name}/exports/checks/gguf/{gguf}.json",
+    log:
+        "<logs>/check_gguf/{name}/{gguf}.log",
+    conda:
+        "../envs/gguf.yaml"
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=lambda w, attempt: minutes(
+            2 * build(w).bytes_written, RESOURCES["disk_mb_per_second"], attempt
+        ),
+    params:
+        build=lambda w: build(w).digest,
+        identity=lambda w: TARGETS.exports.identity("gguf", w.gguf),
+        model=lambda w: TARGETS.paths.model(w.name),
+        tools=llama_cpp,
+    shell:
+        'python "$SCRIPTS"/check_gguf.py --build={params.build:q} --model={params.model:q}'
+        " --folder={input.folder:q} --type={wildcards.gguf:q} {params.tools:q}"
+        " --output={output:q} > {log:q} 2>&1"
+
+
+rule package_export:
+    input:
+        records=lambda w: TARGETS.exports.checks(w.name, w.form),
+        provenance="<results>/{name}/model/provenance.json",
+    output:
+        card="<results>/{name}/exports/{form}/README.md",
+        provenance="<results>/{name}/exports/{form}/provenance.json",
+        checksums="<results>/{name}/exports/{form}/SHA256SUMS",
+    log:
+        "<logs>/package_export/{name}/{form}.log",
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+        card=lambda w: TARGETS.card(w.name),
+        repository=lambda w: TARGETS.exports.repositories(w.name).get(w.form, ""),
+        model=lambda w: TARGETS.repository(w.name) if SETTINGS["publish"]["repository"] else "",
+        folder=lambda w: TARGETS.exports.folder(w.name, w.form),
+        inputs=lambda w, input: listed(records=input.records),
+    shell:
+        'python "$SCRIPTS"/package_export.py --build={params.build:q} --form={wildcards.form:q}'
+        " --card={params.card:q} --repository={params.repository:q}"
+        " --model-repository={params.model:q} --provenance={input.provenance:q}"
+        " --inputs={params.inputs:q} --output={params.folder:q} > {log:q} 2>&1"
+
+
+rule exports:
+    input:
+        wanted(TARGETS.exports.packages()),

@@ -1,0 +1,109 @@
+"""What a model makes of prompts: where its hidden states point, before each of its layers.
+
+With the operations, the type and the padding of mergekit-moe, so that routers are the same on the
+same machine. The bits depend on the processor and on torch, as all that a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_prompts(
+    folder: Path,
+    prompts: Sequence[Sequence[Sequence[str]]],
+    mode: str,
+    output: Path,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    confirm: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a safetensors file with tensors ``layers.0`` and so on, float32 [experts, width].
+
+    Args:
+        folder: The model's.
+        prompts: For each expert its positive and its negative prompts.
+        mode: ``hidden_avg`` for the mean over a prompt's tokens, else its last one counts.
+        output: The file.
+        device: torch's name of where the model runs.
+        threads: Of torch.
+        confirm: Called before the file is put in place.
+
+    Raises:
+        UserError: If transformers is missing or cannot load the model, or a value is not finite.
+    """
+    try:
+        import torch
+        from safetensors.torch import save_file
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise UserError(
+            f"`gate_mode: hidden` needs transformers: {error}",
+            None,
+            "Install it: `pip install -r requirements-bench.txt -r requirements-torch.txt`; or "
+            "write `gate_mode: cheap_embed`.",
+        ) from None
+    torch.set_num_threads(threads)
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    path = str(folder.resolve())
+    try:
+        tokenizer = _padded_left(AutoTokenizer.from_pretrained(path, **safe))
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.bfloat16, use_safetensors=True, device_map=device, **safe
+        ).eval()
+        with torch.no_grad():
+            gates = [_direction(model, tokenizer, sides, mode) for sides in prompts]
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the model cannot read the prompts: {reason}", str(folder)) from error
+    layers = torch.stack(gates, dim=1).float().cpu()
+    if not bool(torch.isfinite(layers).all()):
+        raise UserError("the model's hidden states are infinite or NaN", str(folder))
+    confirm()
+    with atomic_path(output) as part:
+        found = {f"layers.{i}": layer.contiguous() for i, layer in enumerate(layers)}
+        save_file(found, part, {"format": "pt"})
+
+
+def _padded_left(tokenizer: Any) -> Any:
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token_id = tokenizer.bos_token_id
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _direction(
+    model: Any, tokenizer: Any, sides: Sequence[Sequence[str]], mode: str
+) -> torch.Tensor:
+    """Return the direction of an expert's prompts for each layer, [layers, width]."""
+    found = [_states(model, tokenizer, texts, mode) for texts in sides if texts]
+    vector = found[0] - found[1] if found[1:] else found[0]
+    return vector / vector.norm(p=2, dim=-1, keepdim=True).clamp(min=1e-8)
+
+
+def _states(model: Any, tokenizer: Any, texts: Sequence[str], mode: str) -> torch.Tensor:
+    """Return the mean over prompts of what enters each layer, [layers, width]."""
+    import torch
+
+    begin = tokenizer.bos_token or ""
+    tokens = tokenizer(
+        [begin + text for text in texts],
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=False,
+    )
+    output = model(**tokens.to(model.device), output_hidden_states=True, return_dict=True)
+    states = torch.stack(output.hidden_states[:-1])  # layers, prompts, tokens, width
+    average = mode == "hidden_avg"
+    states = states.sum(dim=2) / states.shape[2] if average else states[:, :, -1, :]
+    return states.sum(dim=1) / states.shape[1]

@@ -1,0 +1,148 @@
+"""What a merge job found of whole tensors, verified instead of found once more.
+
+Sums and counts are recorded tile by tile. A spread of tiles is added up again, and must have the
+recorded bits; the rest is added up from the record. The bands of thresholds are exact if so many
+elements lie before and in them as their ranks say, which one pass counts.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import Numerics
+from shardmerge.engine.passes import NativePasses, ReadFiles, ReducedTiles
+from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.passes import NO_BAND, Bands, Elements, ElementValue, KeyBand, Ranks
+
+#: One of so many tiles is added up again, and at least two.
+_EVERY = 16
+_GREATEST, _ALL = (1 << 31) - 1, (0, 1 << 62)
+
+
+class RecordedPasses(NativePasses):
+    """Finds what calls do to elements from what a record says, once that is verified.
+
+    What the record lacks is found as the merge job finds it.
+
+    Args:
+        files: That are read.
+        numerics: In which the shard was computed.
+        recorded: Of each call what the merge job found.
+    """
+
+    _together = 1
+
+    def __init__(
+        self, files: ReadFiles, numerics: Numerics, recorded: Mapping[ex.Call, Sequence[Any]]
+    ) -> None:
+        super().__init__(files, numerics)
+        self._recorded = recorded
+
+    def _known(self, call: ex.Call) -> Any:
+        rows, number = self._recorded.get(call, ()), len(self.answers[call])
+        return rows[number] if number < len(rows) else None
+
+    def _table(self, call: ex.Call, tiles: ReducedTiles, count: int) -> np.ndarray:
+        if (known := self._known(call)) is None:
+            return super()._table(call, tiles, count)
+        number = -(-count // BLOCK)
+        table = _numbers(known).reshape(-1, number) if len(_numbers(known)) % number == 0 else None
+        chosen = _spread(call.tensor, number)
+        found = tiles.table(count, chosen)
+        if table is None or len(table) != len(found) or not _same(table[:, chosen], found):
+            raise _wrong(call, "sums")
+        return table
+
+    def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
+        if (known := self._known(call)) is None:
+            return super()._bands(call, wanted, count)
+        bands = [_band(row) for row in known]
+        if None in bands or len(bands) != len(wanted.ranks):
+            raise _wrong(call, "thresholds")
+        ranks = [Ranks(one.start, min(one.stop, count), one.descending) for one in wanted.ranks]
+        pairs = list(zip(bands, ranks, strict=True))
+
+        def masks(x: Elements) -> list[ElementValue]:
+            values = wanted.function(x)
+            return [
+                x.inside(value, part)
+                for value, (band, one) in zip(values, pairs, strict=True)
+                for part in (_before(band, one), band)
+            ]
+
+        tiles = self._tiles(call, masks, "counts")
+        counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
+        for (band, one), before, inside in zip(pairs, counts, counts, strict=True):
+            if one.start >= one.stop:
+                right = band == NO_BAND
+            else:
+                right = before == one.start and inside == one.stop - one.start
+                right &= _is_stretch(band, one, count)
+            if not right:
+                raise _wrong(call, "thresholds")
+        return bands
+
+
+def _before(band: KeyBand, ranks: Ranks) -> KeyBand:
+    """Return the band of the elements of lower ranks."""
+    if ranks.descending:
+        return KeyBand(band.high, _GREATEST, (0, band.at_high[0]), _ALL)
+    return KeyBand(-1, band.low, (0, 0), (0, band.at_low[0]))
+
+
+def _is_stretch(band: KeyBand, ranks: Ranks, count: int) -> bool:
+    """Whether the elements of a band have ranks one after the other."""
+    if band.low == band.high:
+        return band.at_low == band.at_high
+    first, last = band.at_low, band.at_high
+    if ranks.descending:
+        first, last = last, first
+    return first[1] >= count and last[0] == 0
+
+
+def _band(row: Any) -> KeyBand | None:
+    if len(row) != 6 or any(type(one) is not int or not 0 <= one <= 1 << 62 for one in row):
+        return None
+    low, high, *ends = row
+    if max(low, high) > _GREATEST:
+        return None
+    return KeyBand(low, high, (ends[0], ends[1]), (ends[2], ends[3]))
+
+
+def _numbers(text: Any) -> np.ndarray:
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)
+    except (ValueError, TypeError, binascii.Error):
+        return np.zeros(0)
+
+
+def _spread(name: str, number: int) -> list[int]:
+    """Return which tiles are added up again, at places that the tensor's name decides."""
+    parts = min(number, max(2, number // _EVERY))
+    chosen = set()
+    for i in range(parts):
+        low, high = i * number // parts, (i + 1) * number // parts
+        chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
+        chosen.add(low + chance % (high - low))
+    return sorted(chosen)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(((a == b) | (np.isnan(a) & np.isnan(b))).all())
+
+
+def _wrong(call: ex.Call, what: str) -> UserError:
+    return UserError(
+        f"{what} of whole tensors are recorded that are not those of the sources",
+        f"tensor {call.tensor!r}",
+        "The record is damaged or was not made from these sources: delete it and its shard, and "
+        "build them again.",
+    )

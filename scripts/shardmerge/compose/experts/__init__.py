@@ -1,0 +1,1 @@
+"""Mixtures of experts: assembled from dense models, and taken apart."""

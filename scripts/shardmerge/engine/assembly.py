@@ -1,0 +1,206 @@
+"""Steps as lines of LLVM's assembly language: what is done with one vector of elements.
+
+Operations on vectors of a fixed length are written out, so that LLVM only has to choose
+instructions: it may neither fuse nor reorder them, and the bits are the same on every processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardmerge.methods.program import CONSTANTS, WITH_CONSTANT, Program, Reduction
+
+#: Elements of a vector of the generated code: registers of any processor are a fraction of it.
+LANES = 32
+#: What an element is in memory, by type code.
+_ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float", "F64": "double", "U32": "i32"}
+STORED = {code: f"<{LANES} x {element}>" for code, element in _ELEMENT.items()}
+_HALF, _BITS, FLOAT, DOUBLE, INT = STORED.values()
+MASK = f"<{LANES} x i1>"
+_OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus": "fadd"}
+_OPERATIONS |= {"times": "fmul", "over": "fdiv"}
+_COMPARISONS = {name: f"fcmp o{name}" for name in ("gt", "ge", "lt", "eq")}
+_COMPARISONS |= {"ne": "fcmp une"}
+_COMPARISONS |= {"at least": "icmp sge", "at most": "icmp sle", "below": "icmp ult"}
+#: How a constant, which lies in memory as float64, becomes one of another type.
+_CONSTANT = {
+    "F32": ("  %c{k}.one = fptrunc double %c{k}.wide to float",),
+    "F64": ("  %c{k}.one = fadd double %c{k}.wide, -0.0",),
+    "U32": (
+        "  %c{k}.long = fptosi double %c{k}.wide to i64",
+        "  %c{k}.one = trunc i64 %c{k}.long to i32",
+    ),
+}
+
+
+def splat(value: int) -> str:
+    """Return a vector of one integer."""
+    return "<" + ", ".join([f"i32 {value}"] * LANES) + ">"
+
+
+class StepLines:
+    """Lines of a function. Values are ``%v0``, ``%v1`` and so on, with a prefix.
+
+    Args:
+        program: What the steps are taken of.
+    """
+
+    def __init__(self, program: Program | Reduction) -> None:
+        self._program = program
+        self._names = 0
+        self._prefix = "v"
+        self._types: dict[str, str] = {}
+        self.lines: list[str] = []
+
+    def entry(self) -> list[str]:
+        """Load the leaves' addresses and the constants."""
+        program = self._program
+        lines = []
+        for k in range(len(program.leaves) + len(program.loads)):
+            lines += [
+                f"  %leaf{k}.at = getelementptr ptr, ptr %leaves, i64 {k}",
+                f"  %leaf{k} = load ptr, ptr %leaf{k}.at",
+            ]
+        used = {step[1][1]: "F32" for step in program.steps if step[0] in WITH_CONSTANT}
+        used |= {step[1][0]: CONSTANTS[step[0]] for step in program.steps if step[0] in CONSTANTS}
+        for k, code in sorted(used.items()):
+            kind, one = STORED[code], _ELEMENT[code]
+            lines += [
+                f"  %c{k}.at = getelementptr double, ptr %constants, i64 {k}",
+                f"  %c{k}.wide = load double, ptr %c{k}.at",
+                *(line.format(k=k) for line in _CONSTANT[code]),
+                f"  %c{k}.first = insertelement {kind} poison, {one} %c{k}.one, i64 0",
+                f"  %c{k} = shufflevector {kind} %c{k}.first, {kind} poison, {INT} zeroinitializer",
+            ]
+        return lines
+
+    def values(self, at: str = "%i", prefix: str = "v") -> None:
+        """Write the steps for the vector of elements that begins at an index.
+
+        Args:
+            at: The index.
+            prefix: Of the values' names.
+        """
+        program = self._program
+        self._prefix, self._at = prefix, at
+        for k, code in enumerate(program.leaves):
+            self._load(k, code, self.value(k))
+        for k, (name, operands) in enumerate(program.steps, len(program.leaves)):
+            self._step(name, operands, self.value(k))
+
+    def value(self, number: int) -> str:
+        """Return the name of a value."""
+        return f"%{self._prefix}{number}"
+
+    def new(self, text: str, name: str | None = None) -> str:
+        """Write a line that makes a value; return its name."""
+        self._names += 1
+        name = name or f"%t{self._names}"
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def place(self, base: str, code: str, at: str = "%i") -> str:
+        """Write the address of an element."""
+        return self.new(f"getelementptr {_ELEMENT[code]}, ptr {base}, i64 {at}")
+
+    def typed(self, name: str) -> str:
+        """Return a value's name with its type before it."""
+        return f"{self._types.get(name, FLOAT)} {name}"
+
+    def _load(self, leaf: int, code: str, name: str) -> None:
+        stored = self.new(
+            f"load {STORED[code]}, ptr {self.place(f'%leaf{leaf}', code, self._at)}, align 1"
+        )
+        if code == "U32":
+            self._types[name] = INT
+            self.new(f"add {INT} {stored}, zeroinitializer", name)
+        else:
+            self.widen(stored, code, name)
+
+    def widen(self, stored: str, code: str, name: str | None = None) -> str:
+        """Write float32 of what lies in memory."""
+        if code == "F16":
+            return self.new(f"fpext {_HALF} {stored} to {FLOAT}", name)
+        if code == "BF16":
+            bits = self.new(f"zext {_BITS} {stored} to {INT}")
+            bits = self.new(f"shl {INT} {bits}, {splat(16)}")
+            return self.new(f"bitcast {INT} {bits} to {FLOAT}", name)
+        return self.new(f"bitcast {FLOAT} {stored} to {FLOAT}", name)
+
+    def narrow(self, value: str, code: str) -> tuple[str, str]:
+        """Write float32 rounded to what lies in memory, and as float32 again."""
+        if code == "F32":
+            return value, value
+        if code == "F16":
+            stored = self.new(f"fptrunc {FLOAT} {value} to {_HALF}")
+            return stored, self.widen(stored, code)
+        # Half of the last kept bit's value less one, plus that bit, carries where it must. By
+        # integers: instructions for bfloat16 take subnormal numbers for 0.
+        bits = self.new(f"bitcast {FLOAT} {value} to {INT}")
+        last = self.new(f"lshr {INT} {bits}, {splat(16)}")
+        last = self.new(f"and {INT} {last}, {splat(1)}")
+        added = self.new(f"add {INT} {bits}, {splat(0x7FFF)}")
+        added = self.new(f"add {INT} {added}, {last}")
+        nan = self.new(f"fcmp uno {FLOAT} {value}, {value}")
+        added = self.new(f"select {MASK} {nan}, {INT} {splat(0x7FC00000)}, {INT} {added}")
+        added = self.new(f"lshr {INT} {added}, {splat(16)}")
+        stored = self.new(f"trunc {INT} {added} to {_BITS}")
+        return stored, self.widen(stored, code)
+
+    def _step(self, name: str, operands: Sequence[int], value: str) -> None:
+        kind, _, code = name.partition(" ") if name not in _COMPARISONS else (name, "", "")
+        first = self.value(operands[0]) if operands else ""
+        of = self._types.get(first, FLOAT)
+        if kind == "round":
+            _, wide = self.narrow(first, code)
+            self.new(f"bitcast {FLOAT} {wide} to {FLOAT}", value)
+        elif kind == "zero":
+            self.new(f"bitcast {FLOAT} zeroinitializer to {FLOAT}", value)
+        elif kind == "full":
+            self._types[value] = STORED[code]
+            self.new(f"bitcast {STORED[code]} %c{operands[0]} to {STORED[code]}", value)
+        elif kind == "load":
+            leaf = len(self._program.leaves) + operands[0]
+            self._load(leaf, self._program.loads[operands[0]], value)
+        elif kind == "fma":
+            factor, constant, other = operands
+            self.new(
+                f"call {FLOAT} @llvm.fma.v{LANES}f32({FLOAT} {self.value(factor)}, "
+                f"{FLOAT} %c{constant}, {FLOAT} {self.value(other)})",
+                value,
+            )
+        elif kind == "abs":
+            self._types[value] = of
+            bits = "f32" if of == FLOAT else "f64"
+            self.new(f"call {of} @llvm.fabs.v{LANES}{bits}({of} {first})", value)
+        elif kind == "wide":
+            self._types[value] = DOUBLE
+            self.new(f"fpext {FLOAT} {first} to {DOUBLE}", value)
+        elif kind == "single":
+            self.new(f"fptrunc {DOUBLE} {first} to {FLOAT}", value)
+        elif kind == "key":
+            self._types[value] = INT
+            bits = self.new(f"bitcast {FLOAT} {first} to {INT}")
+            self.new(f"and {INT} {bits}, {splat(0x7FFFFFFF)}", value)
+        elif kind == "select":
+            yes, no = (self.typed(self.value(k)) for k in operands[1:])
+            self._types[value] = self._types.get(self.value(operands[1]), FLOAT)
+            self.new(f"select {MASK} {first}, {yes}, {no}", value)
+        elif kind in _COMPARISONS:
+            self._types[value] = MASK
+            second = self.value(operands[1])
+            self.new(f"{_COMPARISONS[kind]} {of} {first}, {second}", value)
+        elif kind == "and":
+            self._types[value] = MASK
+            self.new(f"and {MASK} {first}, {self.value(operands[1])}", value)
+        else:
+            self._types[value] = of
+            second = f"%c{operands[1]}" if kind in WITH_CONSTANT else self.value(operands[1])
+            self.new(f"{_OPERATIONS[kind]} {of} {first}, {second}", value)
+
+
+DECLARATIONS = [
+    f"declare {FLOAT} @llvm.fma.v{LANES}f32({FLOAT}, {FLOAT}, {FLOAT})",
+    f"declare {FLOAT} @llvm.fabs.v{LANES}f32({FLOAT})",
+    f"declare {DOUBLE} @llvm.fabs.v{LANES}f64({DOUBLE})",
+]

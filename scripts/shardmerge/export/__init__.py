@@ -1,0 +1,1 @@
+"""Other forms of a finished model, made by other projects' tools: GGUF and what comes after it."""

@@ -1,0 +1,61 @@
+"""What a form of export says of itself: one module has one, ``registry`` lists them all."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from shardmerge.export.record import ExportRecord
+
+#: Not in a file that is published.
+_UNFIT = re.compile(r"[^\w.+-]")
+
+
+class Form(ABC):
+    """A form that finished models are exported to.
+
+    A form has variants, such as the types of GGUF. The rules of a form make a folder and a record
+    for each variant. What makes them a package (card, provenance, checksums) is the same for all.
+    """
+
+    #: Its key under ``exports`` in the configuration, and the name of its folder.
+    name: ClassVar[str]
+    #: What people call it; ends the names of its repositories.
+    title: ClassVar[str]
+    #: The name that the Hub knows its library by.
+    library: ClassVar[str]
+
+    @abstractmethod
+    def variants(self, options: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of the variants that are asked for, none if the form is not.
+
+        Args:
+            options: The form's part of ``exports``.
+        """
+
+    @abstractmethod
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Tell before any job what cannot be made.
+
+        Raises:
+            UserError: If so, with the key.
+        """
+
+    @abstractmethod
+    def identity(self, options: Mapping[str, Any], variant: str) -> Any:
+        """Return what besides the model decides the content of a variant, as JSON-able data."""
+
+    @abstractmethod
+    def usage(self, package: str, records: Sequence[ExportRecord]) -> str:
+        """Return the card's Markdown on how to use the files.
+
+        Args:
+            package: The package's name, or its repository.
+            records: Of its variants.
+        """
+
+    def label(self, model: str, variant: str) -> str:
+        """Return what a variant of a model is called in tables and file names."""
+        return f"{_UNFIT.sub('-', model).lstrip('-.')}-{variant.upper()}"

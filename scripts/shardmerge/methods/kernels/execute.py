@@ -1,0 +1,193 @@
+"""Passes by torch: the same bits as native code's, on any device, for float64 too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from shardmerge.methods.contract import BeginPasses, Group
+from shardmerge.methods.kernels.blocks import row_sums, spans
+from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
+from shardmerge.methods.kernels.rng import uniform
+from shardmerge.methods.kernels.selection import sort_keys
+from shardmerge.methods.passes import (
+    Axis,
+    Bands,
+    Counts,
+    KeyBand,
+    Masks,
+    Ranks,
+    RowRanks,
+    Sums,
+    Wanted,
+    along_first,
+    end_of,
+    vectors,
+)
+
+#: Returns consecutive elements of each input, in the type that is computed in: (first, count).
+ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class TorchElements:
+    """Consecutive elements of a call's inputs.
+
+    Args:
+        tensors: One for each input, one-dimensional, of one type.
+        shape: Of the tensor that they are elements of.
+        first: Index of the first.
+    """
+
+    tensors: Sequence[torch.Tensor]
+    shape: Sequence[int]
+    first: int
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.tensors[index]
+
+    def full(self, number: float) -> torch.Tensor:
+        return torch.full_like(self.tensors[0], number)
+
+    def where(self, mask: torch.Tensor, yes: Any, no: Any) -> torch.Tensor:
+        return torch.where(mask, yes, no)
+
+    def number(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask.to(self.tensors[0].dtype)
+
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.tensors[0].dtype)
+
+    def inside(self, value: torch.Tensor, band: KeyBand) -> torch.Tensor:
+        keys = sort_keys(value)
+        places = torch.arange(self.first, self.first + len(keys), device=keys.device)
+        mask = (keys > band.low) & (keys < band.high)
+        for key, (begin, end) in ((band.low, band.at_low), (band.high, band.at_high)):
+            mask |= (keys == key) & (places >= begin) & (places < end)
+        return mask & (band.low <= band.high)
+
+    def chance(self, key: tuple[int, int], probability: float) -> torch.Tensor:
+        like = self.tensors[0]
+        return uniform(key, self.first, len(like), like.device) < probability
+
+    def chosen(self, mask: Masks) -> torch.Tensor:
+        like = self.tensors[0]
+        return torch.from_numpy(mask(self.first, len(like))).to(like.device)
+
+    def along(self, values: np.ndarray, axis: Axis) -> torch.Tensor | float:
+        like = self.tensors[0]
+        numbers = torch.from_numpy(values).to(like.device, like.dtype)
+        count, length = vectors(self.shape, axis)
+        places = torch.arange(self.first, self.first + len(like), device=like.device)
+        return numbers[places % count if along_first(self.shape, axis) else places // length]
+
+
+def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
+    """Return what a method's passes make of whole tensors, or of a block if they reduce nothing."""
+    tensors = [tensor.reshape(-1) for tensor in group.tensors]
+    group = replace(group, shape=group.shape or tuple(group.tensors[0].shape))
+    out = torch.empty_like(tensors[0])
+
+    def read(first: int, count: int) -> list[torch.Tensor]:
+        return [tensor[first : first + count] for tensor in tensors]
+
+    if out.numel():
+        make = end_of(begin(group), partial(answered, shape=group.shape, read=read))
+        for span in spans(out.numel()):
+            parts = read(span.start, span.stop - span.start)
+            out[span] = make(TorchElements(parts, group.shape, group.offset + span.start))
+    return out.view(group.tensors[0].shape)
+
+
+def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs) -> Any:
+    """Return what a pass over some elements' tensors wants to know.
+
+    Args:
+        wanted: What it asks for.
+        shape: Of the tensors, which have elements.
+        read: Reads elements.
+    """
+    match wanted:
+        case Sums(function, axis):
+            return _sums(function, axis, shape, read)
+        case Counts(function):
+            return _counts(function, shape, read)
+        case Bands(function, ranks):
+            return _bands(function, ranks, shape, read)
+        case RowRanks(function):
+
+            def values(k: int, first: int, count: int) -> np.ndarray:
+                elements = TorchElements(read(first, count), shape, first)
+                return function(elements)[k].cpu().numpy()
+
+            kept = len(function(TorchElements(read(0, 1), shape, 0)))
+            return [RanksInRows(partial(values, k), shape) for k in range(kept)]
+    raise TypeError(f"not known to passes: {wanted!r}")
+
+
+def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
+    rows, columns = vectors(shape, axis)
+    strided = along_first(shape, axis)
+
+    def tiles(row: slice, column: slice) -> Iterator[torch.Tensor]:
+        size, length = row.stop - row.start, column.stop - column.start
+        first = row.start * columns + column.start
+        if strided:
+            inside = range(*column.indices(columns))
+            lines = [read(line * rows + row.start, size) for line in inside]
+            tensors = [torch.stack(each).t().reshape(-1) for each in zip(*lines, strict=True)]
+        else:
+            tensors = list(read(first, size * length))
+        values = function(TorchElements(tensors, shape, first))
+        return (value.clone().view(size, -1) for value in values)
+
+    return row_sums(tiles, rows, columns).numpy()
+
+
+def _bands(
+    function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: ReadInputs
+) -> list[KeyBand]:
+    _, count = vectors(shape, "all")
+    bits = torch.finfo(read(0, 1)[0].dtype).bits
+
+    def blocks() -> Iterator[tuple[int, list[torch.Tensor]]]:
+        for span in spans(count):
+            parts = read(span.start, span.stop - span.start)
+            yield (
+                span.start,
+                [sort_keys(one) for one in function(TorchElements(parts, shape, span.start))],
+            )
+
+    def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        tables = [torch.zeros(1 << 16, dtype=torch.int64) for _ in pairs]
+        for _, keys in blocks():
+            for table, (k, prefix) in zip(tables, pairs, strict=True):
+                there = keys[k][keys[k] >> (shift + 16) == prefix]
+                digits = (there >> shift) & ((1 << 16) - 1)
+                table += torch.bincount(digits, minlength=1 << 16).cpu()
+        return [table.numpy() for table in tables]
+
+    def locate(k: int, key: int, number: int) -> int:
+        for first, keys in blocks():
+            equal = (keys[k] == key).nonzero()[:, 0]
+            if number < len(equal):
+                return first + int(equal[number])
+            number -= len(equal)
+        raise ValueError("there are not so many")
+
+    return find_bands(ranks, count, bits, histograms, locate)
+
+
+def _counts(function: Callable, shape: Sequence[int], read: ReadInputs) -> list[int]:
+    _, count = vectors(shape, "all")
+    found: list[int] = []
+    for span in spans(count):
+        masks = function(TorchElements(read(span.start, span.stop - span.start), shape, span.start))
+        more = [int(mask.sum()) for mask in masks]
+        found = [a + b for a, b in zip(found, more, strict=True)] if found else more
+    return found

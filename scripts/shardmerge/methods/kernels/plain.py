@@ -1,0 +1,120 @@
+"""Elements as numpy arrays: the plainest execution of a method's function of elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardmerge.methods.kernels.keys import Key, draws
+from shardmerge.methods.passes import Axis, KeyBand, Masks, along_first, vectors
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Some elements of a value, with the operators that torch's tensors have.
+
+    Args:
+        array: The elements.
+    """
+
+    array: np.ndarray
+
+    def _with(self, function: Any, other: Numbers | float) -> Numbers:
+        own = self.array
+        other = other.array if isinstance(other, Numbers) else own.dtype.type(other)
+        return Numbers(function(own, other))
+
+    def __add__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.add, other)
+
+    def __sub__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.subtract, other)
+
+    def __mul__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.multiply, other)
+
+    def __truediv__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.divide, other)
+
+    def __gt__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.greater, other)
+
+    def __ge__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.greater_equal, other)
+
+    def __lt__(self, other: Numbers | float) -> Numbers:
+        return self._with(np.less, other)
+
+    def __and__(self, other: Numbers) -> Numbers:
+        return self._with(np.logical_and, other)
+
+    def eq(self, other: Numbers | float) -> Numbers:
+        """Return where two values are equal."""
+        return self._with(np.equal, other)
+
+    def ne(self, other: Numbers | float) -> Numbers:
+        """Return where two values differ."""
+        return self._with(np.not_equal, other)
+
+    def abs(self) -> Numbers:
+        """Return the magnitudes."""
+        return Numbers(np.abs(self.array))
+
+    def double(self) -> Numbers:
+        """Return the values as float64."""
+        return Numbers(self.array.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class PlainElements:
+    """Consecutive elements of a call's inputs.
+
+    Args:
+        arrays: One for each input, of one type.
+        shape: Of the tensor that they are elements of.
+        first: Index of the first.
+    """
+
+    arrays: Sequence[np.ndarray]
+    shape: Sequence[int]
+    first: int
+
+    def __getitem__(self, index: int) -> Numbers:
+        return Numbers(self.arrays[index])
+
+    def full(self, number: float) -> Numbers:
+        return Numbers(np.full_like(self.arrays[0], number))
+
+    def where(self, mask: Numbers, yes: Any, no: Any) -> Numbers:
+        pair = [one if isinstance(one, Numbers) else self.full(one) for one in (yes, no)]
+        return Numbers(np.where(mask.array, pair[0].array, pair[1].array))
+
+    def number(self, mask: Numbers) -> Numbers:
+        return Numbers(mask.array.astype(self.arrays[0].dtype))
+
+    def rounded(self, value: Numbers) -> Numbers:
+        return Numbers(value.array.astype(self.arrays[0].dtype))
+
+    def inside(self, value: Numbers, band: KeyBand) -> Numbers:
+        keys = value.array.astype(np.float32).view(np.int32).astype(np.int64)
+        places = self.first + np.arange(len(keys))
+        mask = (keys > band.low) & (keys < band.high)
+        for key, (begin, end) in ((band.low, band.at_low), (band.high, band.at_high)):
+            mask |= (keys == key) & (places >= begin) & (places < end)
+        return Numbers(mask & (band.low <= band.high))
+
+    def chance(self, key: Key, probability: float) -> Numbers:
+        return Numbers(draws(key, self.first, len(self.arrays[0])) * 2.0**-32 < probability)
+
+    def chosen(self, mask: Masks) -> Numbers:
+        return Numbers(mask(self.first, len(self.arrays[0])))
+
+    def along(self, values: np.ndarray, axis: Axis) -> Numbers:
+        like = self.arrays[0]
+        count, length = vectors(self.shape, axis)
+        places = self.first + np.arange(len(like))
+        chosen = places % count if along_first(self.shape, axis) else places // length
+        return Numbers(values.astype(like.dtype)[chosen])

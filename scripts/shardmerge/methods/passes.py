@@ -1,0 +1,224 @@
+"""A merge method as passes over its inputs: what must be known of all elements, then each element.
+
+A method is a generator. It yields what it must know (sums in a fixed order, counts), is sent the
+answers, and returns the function that makes an element. Functions of elements are written with
+operators, ``abs`` and what ``Elements`` has. Torch's tensors are such elements, and so are the
+values of ``symbolic``, of which native code is made: both execute one declaration. Pure: no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Elements of an input, or what is made of them: a torch tensor, or a value of ``symbolic``.
+ElementValue = Any
+
+
+class Elements(Protocol):
+    """What a function of elements gets: ``x[i]`` are those of input i."""
+
+    def __getitem__(self, index: int) -> ElementValue: ...
+
+    def full(self, number: float) -> ElementValue:
+        """Return a number for every element."""
+
+    def where(
+        self, mask: ElementValue, yes: ElementValue | float, no: ElementValue | float
+    ) -> ElementValue:
+        """Return for each element one of two values."""
+
+    def number(self, mask: ElementValue) -> ElementValue:
+        """Return 1 where a mask is set, 0 elsewhere."""
+
+    def rounded(self, value: ElementValue) -> ElementValue:
+        """Return a float64 value rounded to the inputs' type."""
+
+    def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
+        """Return the mask of elements whose values, none below 0, have ranks in a band."""
+
+    def chance(self, key: tuple[int, int], probability: float) -> ElementValue:
+        """Return a mask that is set with a probability below 1, by the random stream of a key."""
+
+    def chosen(self, mask: Masks) -> ElementValue:
+        """Return the mask that a function tells beside."""
+
+    def along(self, values: np.ndarray, axis: Axis) -> ElementValue:
+        """Return for each element the number of its vector, rounded to the inputs' type."""
+
+
+#: Returns for consecutive elements, (first, count), whether each is chosen: bool [count].
+Masks = Callable[[int, int], "np.ndarray"]
+#: Returns for consecutive elements the rank of each within its row, integers [count].
+RanksOf = Callable[[int, int], "np.ndarray"]
+#: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
+Axis = Literal["all", "last", "first"]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Asks for sums in float64, in a fixed order; the answer is float64 [sums, vectors].
+
+    Args:
+        function: Returns float64 values of each element, one for each sum.
+        axis: Which elements are added up.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+    axis: Axis = "all"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Asks how many elements have some properties; the answer is a list of numbers.
+
+    Args:
+        function: Returns masks.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of a tensor's elements, from 0; of equal ones the first has the lowest.
+
+    Args:
+        start, stop: The ranks, stop not among them; there may be none, or more than elements.
+        descending: The greatest element has rank 0, not the least.
+    """
+
+    start: int
+    stop: int
+    descending: bool = False
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Asks where values that are not negative have some ranks; the answer is a list of bands.
+
+    Args:
+        function: Returns the values; NaN counts as the greatest.
+        ranks: Of each value.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+    ranks: tuple[Ranks, ...]
+
+
+@dataclass(frozen=True)
+class RowRanks:
+    """Asks for the ranks of values within their rows; the answer is a list of ``RanksOf``.
+
+    A row is what the second dimension counts; a tensor of one dimension is one row.
+
+    Args:
+        function: Returns the values, not negative; of equal ones the first has the lowest rank.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+
+
+@dataclass(frozen=True)
+class KeyBand:
+    """The elements that have some ranks, by their keys: a value's bits, which order as it does.
+
+    Args:
+        low, high: Keys; all elements between them are in the band.
+        at_low, at_high: From which to which element (not included) it has those of either key.
+    """
+
+    low: int
+    high: int
+    at_low: tuple[int, int]
+    at_high: tuple[int, int]
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """Return the least and the greatest key that an element of an index may have."""
+        return (
+            self.low + (not self.at_low[0] <= index < self.at_low[1]),
+            self.high - (not self.at_high[0] <= index < self.at_high[1]),
+        )
+
+
+NO_BAND = KeyBand(1, 0, (0, 0), (0, 0))
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """An element of some rank.
+
+    Args:
+        key: Its key.
+        before: How many elements of another key have lower ranks.
+        equal: How many have its key.
+    """
+
+    key: int
+    before: int
+    equal: int
+
+
+def band_of(
+    ranks: Ranks, first: Statistic, last: Statistic, locate: Callable[[int, int], int]
+) -> KeyBand:
+    """Return the band between the elements of the first and of the last of some ranks.
+
+    Args:
+        ranks: At least one.
+        first, last: The elements with ranks ``start`` and ``stop - 1``.
+        locate: Returns the index of the element that is so manieth of a key: (key, number).
+    """
+
+    def range_of(one: Statistic) -> tuple[int, int]:
+        begin, end = ranks.start - one.before, ranks.stop - one.before
+        return (
+            0 if begin <= 0 else locate(one.key, begin),
+            1 << 62 if end >= one.equal else locate(one.key, end),
+        )
+
+    ends = range_of(first), range_of(last)
+    if ranks.descending:
+        return KeyBand(last.key, first.key, *ends[::-1])
+    return KeyBand(first.key, last.key, *ends)
+
+
+Wanted = Sums | Counts | Bands | RowRanks
+#: Makes an element of the result.
+Map = Callable[[Elements], ElementValue]
+Passes = Generator[Wanted, Any, Map]
+
+
+def end_of(passes: Passes, answer: Callable[[Wanted], Any]) -> Map:
+    """Return what a method's passes end with.
+
+    Args:
+        passes: Of the method, not begun.
+        answer: Finds out what a pass wants to know.
+    """
+    try:
+        wanted = next(passes)
+        while True:
+            wanted = passes.send(answer(wanted))
+    except StopIteration as end:
+        return end.value
+
+
+def vectors(shape: Sequence[int], axis: Axis) -> tuple[int, int]:
+    """Return the number of a tensor's vectors along an axis, and the elements of each."""
+    count = 1
+    for size in shape:
+        count *= size
+    if axis == "all" or len(shape) < 2:
+        return 1, count
+    length = shape[0] if axis == "first" else shape[-1]
+    return count // max(length, 1), length
+
+
+def along_first(shape: Sequence[int], axis: Axis) -> bool:
+    """Whether the elements of a vector do not follow each other."""
+    return axis == "first" and len(shape) > 1

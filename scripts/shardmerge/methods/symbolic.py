@@ -1,0 +1,212 @@
+"""Elements as values of steps: what a method's functions are given where native code is wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from shardmerge.methods.passes import Axis, KeyBand, Masks, vectors
+from shardmerge.methods.program import Writer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Key = tuple[int, int]
+_MOST = (1 << 32) - 1
+#: Returns the elements from one on of what is computed beside the steps: (first, count) -> array.
+Made = Callable[[int, int], "np.ndarray"]
+
+
+class StepValue:
+    """A value that steps compute, with the operators that torch's tensors have.
+
+    Args:
+        writer: Writes its steps.
+        number: Of the value.
+    """
+
+    __slots__ = ("number", "writer")
+
+    def __init__(self, writer: Writer, number: int) -> None:
+        self.writer, self.number = writer, number
+
+    @property
+    def dtype(self) -> str:
+        """Code of its type: F64, BOOL, or one that float32 holds."""
+        return self.writer.dtypes[self.number]
+
+    def _step(self, name: str, *others: StepValue | float, dtype: str | None = None) -> StepValue:
+        wide = "F64" if self.dtype == "F64" else "F32"
+        numbers = [
+            one.number if isinstance(one, StepValue) else self.writer.full(one, wide)
+            for one in others
+        ]
+        value = self.writer.step(name, self.number, *numbers)
+        self.writer.dtypes[value] = dtype or wide
+        return StepValue(self.writer, value)
+
+    def __add__(self, other: StepValue | float) -> StepValue:
+        return self._step("add", other)
+
+    def __sub__(self, other: StepValue | float) -> StepValue:
+        return self._step("sub", other)
+
+    def __mul__(self, other: StepValue | float) -> StepValue:
+        return self._step("times", other)
+
+    def __truediv__(self, other: StepValue | float) -> StepValue:
+        return self._step("over", other)
+
+    def __gt__(self, other: StepValue | float) -> StepValue:
+        return self._step("gt", other, dtype="BOOL")
+
+    def __ge__(self, other: StepValue | float) -> StepValue:
+        return self._step("ge", other, dtype="BOOL")
+
+    def __lt__(self, other: StepValue | float) -> StepValue:
+        return self._step("lt", other, dtype="BOOL")
+
+    def __and__(self, other: StepValue) -> StepValue:
+        return self._step("and", other, dtype="BOOL")
+
+    def eq(self, other: StepValue | float) -> StepValue:
+        """Return where two values are equal."""
+        return self._step("eq", other, dtype="BOOL")
+
+    def ne(self, other: StepValue | float) -> StepValue:
+        """Return where two values differ."""
+        return self._step("ne", other, dtype="BOOL")
+
+    def key(self) -> StepValue:
+        """Return the bits of the magnitude, which order as magnitudes do."""
+        return self._step("key", dtype="U32")
+
+    def abs(self) -> StepValue:
+        """Return the magnitude."""
+        return self._step("abs")
+
+    def double(self) -> StepValue:
+        """Return the value as float64."""
+        return self if self.dtype == "F64" else self._step("wide", dtype="F64")
+
+
+@dataclass
+class Given:
+    """What steps need besides the elements of files.
+
+    Args:
+        constants: That they name.
+        loads: What makes the elements of each leaf that is no file's.
+        moving: Constants that are another for other elements: (number, band, which of its bounds).
+    """
+
+    constants: list[float]
+    loads: list[Made] = field(default_factory=list)
+    moving: list[tuple[int, KeyBand, int]] = field(default_factory=list)
+
+    def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
+        """Yield (first element, number, constants) of parts of which constants are the same."""
+        ends = {first, first + count}
+        for _, band, _ in self.moving:
+            ends |= {at for at in (*band.at_low, *band.at_high) if first < at < first + count}
+        for begin, end in pairwise(sorted(ends)):
+            constants = list(self.constants)
+            for number, band, side in self.moving:
+                constants[number] = band.bounds(begin)[side]
+            yield begin, end - begin, constants
+
+
+@dataclass
+class SymbolicElements:
+    """The elements of a call's inputs, as steps.
+
+    Args:
+        writer: Writes steps.
+        inputs: The values of the inputs.
+        shape: Of the tensor that they are elements of.
+        given: Filled with what the steps need besides.
+    """
+
+    writer: Writer
+    inputs: Sequence[int]
+    shape: tuple[int, ...]
+    given: Given
+
+    def __getitem__(self, index: int) -> StepValue:
+        return StepValue(self.writer, self.inputs[index])
+
+    def full(self, number: float) -> StepValue:
+        return StepValue(self.writer, self.writer.full(number, "F32"))
+
+    def where(self, mask: StepValue, yes: StepValue | float, no: StepValue | float) -> StepValue:
+        pair = [one if isinstance(one, StepValue) else self.full(one) for one in (yes, no)]
+        value = self.writer.step("select", mask.number, *(one.number for one in pair))
+        self.writer.dtypes[value] = "BOOL" if pair[0].dtype == "BOOL" else "F32"
+        return StepValue(self.writer, value)
+
+    def number(self, mask: StepValue) -> StepValue:
+        return self.where(mask, 1.0, 0.0)
+
+    def rounded(self, value: StepValue) -> StepValue:
+        return value._step("single", dtype="F32") if value.dtype == "F64" else value
+
+    def inside(self, value: StepValue, band: KeyBand) -> StepValue:
+        key, masks = value.key(), []
+        for side, name in enumerate(("at least", "at most")):
+            bound = self._bits(band.bounds(0)[side])
+            self.given.moving.append((len(self.writer.constants) - 1, band, side))
+            masks.append(key._step(name, bound, dtype="BOOL"))
+        return masks[0] & masks[1]
+
+    def chance(self, key: Key, probability: float) -> StepValue:
+        drawn = StepValue(self.writer, self.writer.load("U32"))
+        self.given.loads.append(partial(_draws, key))
+        # a draw is a number of 32 bits over 2**32
+        least = math.ceil(probability * 2.0**32)
+        if least > _MOST:
+            return self.full(0.0).eq(0.0)
+        return drawn._step("below", self._bits(max(least, 0)), dtype="BOOL")
+
+    def chosen(self, mask: Masks) -> StepValue:
+        self.given.loads.append(partial(_numbers, mask))
+        loaded = StepValue(self.writer, self.writer.load("U32"))
+        return loaded._step("at least", self._bits(1), dtype="BOOL")
+
+    def _bits(self, number: int) -> StepValue:
+        return StepValue(self.writer, self.writer.full(number, "U32"))
+
+    def along(self, values: np.ndarray, axis: Axis) -> StepValue:
+        if len(values) == 1:
+            return self.full(float(values[0]))
+        self.given.loads.append(partial(_along, values.astype("<f4"), self.shape, axis))
+        return StepValue(self.writer, self.writer.load("F32"))
+
+
+def _draws(key: Key, first: int, count: int) -> np.ndarray:
+    """Return random numbers of 32 bits."""
+    from shardmerge.methods.kernels.keys import draws
+
+    return draws(key, first, count)
+
+
+def _numbers(mask: Masks, first: int, count: int) -> np.ndarray:
+    return mask(first, count).astype("<u4")
+
+
+def _along(
+    values: np.ndarray, shape: Sequence[int], axis: Axis, first: int, count: int
+) -> np.ndarray:
+    """Return for each of some elements the number of its vector."""
+    import numpy as np
+
+    number, length = vectors(shape, axis)
+    if axis == "first":
+        start = first % number
+        return np.resize(np.roll(values, -start), count)
+    low = first // length
+    rows = values[low : (first + count - 1) // length + 1]
+    return np.ascontiguousarray(np.repeat(rows, length)[first - low * length :][:count])

@@ -1,0 +1,155 @@
+"""Checks of methods in passes: of tensors of any size, without torch, and a fault is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import engine_cases as cases
+from helpers import method_bytes
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import FLOAT32
+from shardmerge.base.safetensors import read_header
+from shardmerge.check import recompute, recorded
+from shardmerge.check.shard import check_shard
+from shardmerge.engine import native, passes
+from shardmerge.methods.registry import method
+
+#: More elements than are sampled, in rows and tiles that do not end together.
+SHAPE = (37, 3001)
+
+#: Of each tensor what the job that wrote it found, call by call.
+Passes = dict[str, list[list[Any]]]
+
+pytestmark = pytest.mark.skipif(not native.is_usable(), reason="no native code here")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[cases.Models, ShardSpec, Passes]:
+    """Return models and a shard of a tensor of each method in passes, which is built."""
+    made = method_bytes.groups(SHAPE, torch.float16)
+    made = {k: v for k, v in made.items() if method(v[0]).rendering(FLOAT32).passes}
+    most = max((group.tensors for _, group in made.values()), key=len)
+    folder = tmp_path_factory.mktemp("passes")
+    models = cases.Models(folder, {f"m{i}": {"w": t} for i, t in enumerate(most)})
+    rows = {
+        label: ("F16", method_bytes.call_of(name, group, models))
+        for label, (name, group) in made.items()
+    }
+    spec = models.spec(rows)
+    return models, spec, models.build(spec).passes
+
+
+def test_they_pass_whatever_their_size(
+    built: tuple[cases.Models, ShardSpec, Passes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, spec, _ = built
+    monkeypatch.setattr(recompute, "WHOLE", 100)
+    found = check_shard(spec, models.folder / "out.safetensors", models.paths, [])
+    assert found["not_sampled"] == []
+    assert found["undecided"] == 0
+    assert found["recomputed_by_engine_steps"] == len(spec.tensors)
+
+
+def test_they_need_no_torch(built: tuple[cases.Models, ShardSpec, Passes]) -> None:
+    models, spec, _ = built
+    script = (
+        "import json, pathlib, sys\n"
+        "from shardmerge.algebra.spec import ShardSpec\n"
+        "from shardmerge.check.shard import check_shard\n"
+        "spec, folder = ShardSpec.from_json(json.load(sys.stdin)), pathlib.Path(sys.argv[1])\n"
+        "paths = {key: folder / f'{key[0]}.safetensors' for key in spec.files}\n"
+        "check_shard(spec, folder / 'out.safetensors', paths, [])\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, models.folder],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        input=json.dumps(spec.to_json()),
+        text=True,
+        check=True,
+    )
+
+
+def test_a_fault_is_found_in_each(
+    built: tuple[cases.Models, ShardSpec, Passes], tmp_path: Path
+) -> None:
+    models, spec, _ = built
+    data = (models.folder / "out.safetensors").read_bytes()
+    for tensor in spec.tensors:
+        entry = read_header(models.folder / "out.safetensors").tensors[tensor.name]
+        wrong = bytearray(data)
+        values = torch.frombuffer(wrong, dtype=torch.float16)[entry.begin // 2 : entry.end // 2]
+        values[:200] *= 1.004
+        path = tmp_path / "wrong.safetensors"
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match="must be"):
+            check_shard(spec, path, models.paths, [])
+
+
+class TestRecorded:
+    def check(
+        self, built: tuple[cases.Models, ShardSpec, Passes], **changes: list[list[Any]]
+    ) -> dict[str, Any]:
+        models, spec, passes = built
+        changed = passes | {name.replace("_", " "): rows for name, rows in changes.items()}
+        shard = models.folder / "out.safetensors"
+        return check_shard(spec, shard, models.paths, [], passes=changed)
+
+    def test_is_believed_if_it_is_right(
+        self,
+        built: tuple[cases.Models, ShardSpec, Passes],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """No threshold is searched for, and few tiles are added up."""
+        monkeypatch.setattr(passes.ReducedTiles, "histograms", None)
+        monkeypatch.setattr(recorded, "_spread", lambda name, number: [0])
+        found = self.check(built)
+        assert found["not_sampled"] == [] and found["undecided"] == 0
+
+    def test_what_is_missing_is_found_again(
+        self, built: tuple[cases.Models, ShardSpec, Passes]
+    ) -> None:
+        assert self.check(built, ties=[], slerp=[[]])["not_sampled"] == []
+
+    @pytest.mark.parametrize(
+        ("name", "place", "value"),
+        [
+            ("ties", 0, lambda band: band[0] + 1),
+            ("ties", 0, lambda band: band[0] - 1),
+            ("ties", 3, lambda band: 5),
+            ("breadcrumbs", 0, lambda band: band[0] + 1),
+            ("breadcrumbs", 1, lambda band: band[1] - 1),
+            ("sce", 0, lambda band: band[0] + 1),
+            ("sce", 1, lambda band: band[0]),
+            ("ties", 1, lambda band: "7"),
+        ],
+    )
+    def test_a_threshold_beside_is_refused(
+        self,
+        built: tuple[cases.Models, ShardSpec, Passes],
+        name: str,
+        place: int,
+        value: Callable[[list[int]], Any],
+    ) -> None:
+        rows = json.loads(json.dumps(built[2][name]))
+        band = next(one for one in rows[0] if isinstance(one, list))[0]
+        band[place] = value(band)
+        with pytest.raises(UserError, match="thresholds"):
+            self.check(built, **{name: rows})
+
+    @pytest.mark.parametrize("wrong", ["", "no base64", "AAAAAAAAAAA=", [[1, 2]]])
+    def test_damaged_sums_are_refused(
+        self, built: tuple[cases.Models, ShardSpec, Passes], wrong: object
+    ) -> None:
+        with pytest.raises(UserError, match="sums"):
+            self.check(built, slerp=[[wrong]])
