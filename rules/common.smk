@@ -32,7 +32,8 @@ from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
-from shardmerge.sweep.sweeps import keep_recipes, read_sweeps, with_tasks
+from shardmerge.sweep.sweep_files import keep_recipes
+from shardmerge.sweep.sweeps import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(

@@ -12,7 +12,7 @@ from shardmerge.plan.plan import read_plan
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep.best import best_trials, read_points
-from shardmerge.sweep.sweeps import load_sweep
+from shardmerge.sweep.sweep_files import load_sweep
 from shardmerge.sweep.weights import drop, kept_trials, restore
 
 

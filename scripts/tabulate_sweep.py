@@ -14,7 +14,7 @@ from shardmerge.sweep import tables
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
 from shardmerge.sweep.evidence import verdicts
 from shardmerge.sweep.outcome import outcome
-from shardmerge.sweep.sweeps import load_sweep
+from shardmerge.sweep.sweep_files import load_sweep
 
 
 def main() -> None:

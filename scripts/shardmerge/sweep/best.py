@@ -8,7 +8,7 @@ from dataclasses import replace
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
-from shardmerge.sweep.bounds import holds
+from shardmerge.sweep.bounds import is_within
 from shardmerge.sweep.sweeps import Sweep, plot_value
 
 #: Paths of benchmark results, by the trial's name.
@@ -52,7 +52,7 @@ def read_metrics(paths: Sequence[str]) -> dict[str, Measurement]:
 
 def fulfils(sweep: Sweep, metrics: Mapping[str, Measurement]) -> bool:
     """Return whether what was measured of a trial is within the sweep's constraints."""
-    return all(holds(bound, metrics[label].value) for label, bound in sweep.constraints.items())
+    return all(is_within(bound, metrics[label].value) for label, bound in sweep.constraints.items())
 
 
 def best_trials(sweep: Sweep, points: TrialSet) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ _SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.
 _LEAST = 1e-9
 
 
-def holds(bound: str, value: float) -> bool:
+def is_within(bound: str, value: float) -> bool:
     """Return whether a value is within a bound.
 
     Raises:
@@ -32,7 +32,7 @@ def distance(bound: str, value: float) -> float:
 
 def _parts(bound: str) -> tuple[str, float]:
     match = _BOUND.fullmatch(bound)
-    assert match is not None  # the configuration's schema holds it
+    assert match is not None  # the configuration's schema is_within it
     try:
         return match[1], float(match[2])
     except ValueError:

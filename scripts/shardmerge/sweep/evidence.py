@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from shardmerge.benchmark.comparison_table import comparer
 from shardmerge.sweep.best import Files, read_metrics
-from shardmerge.sweep.bounds import holds
+from shardmerge.sweep.bounds import is_within
 from shardmerge.sweep.sweeps import Sweep
 
 #: Of a trial: label of an objective to ``better``, ``worse``, ``unclear`` or ``untested``.
@@ -62,7 +62,7 @@ def is_surely_worse(
     mine, best = read_metrics(own), []
     for paths in rivals:
         metrics = read_metrics(paths)
-        held = all(holds(bound, metrics[label].value) for label, bound in constraints.items())
+        held = all(is_within(bound, metrics[label].value) for label, bound in constraints.items())
         if held and all(
             (metrics[label].value >= mine[label].value) == (word == "maximize")
             or metrics[label].value == mine[label].value

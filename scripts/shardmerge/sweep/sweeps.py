@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from typing import Any
 from shardmerge.base import forms
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import load_json, read_text, write_text
-from shardmerge.base.forms import FormError, entry
+from shardmerge.base.files import read_text
+from shardmerge.base.forms import entry
 from shardmerge.base.pathnames import check_word
-from shardmerge.base.sealed import AGAIN
 from shardmerge.benchmark.trials import Value
-from shardmerge.plan.files import CACHE, check_whole
 from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.recipe import folder_name
 from shardmerge.recipe.settings import Settings
@@ -316,37 +313,3 @@ def with_tasks(settings: Settings, sweeps: Sequence[Sweep]) -> Settings:
     aims = (whole_of(benchmark, task) for sweep in sweeps for task in sweep.tasks)
     tasks = dict.fromkeys([*benchmark["tasks"], *aims])
     return Settings(settings.values | {"benchmark": benchmark | {"tasks": list(tasks)}})
-
-
-def keep_recipes(sweeps: Sequence[Sweep], results: str) -> None:
-    """Write each trial's recipe into its folder, unless it is there."""
-    for path, text in _recipes(sweeps, results):
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_text(path, text)
-
-
-def _recipes(sweeps: Sequence[Sweep], results: str) -> Iterator[tuple[Path, str]]:
-    for sweep in sweeps:
-        yield from ((Path(v.path), v.text) for v in sweep.variants(results))
-
-
-def keep_sweep(sweep: Sweep, dry: bool = False) -> str:
-    """Return the path of a file that tells jobs of a sweep, written unless this is a dry run."""
-    text = json.dumps(forms.written(sweep))  # in its own order: the first objective counts most
-    path = CACHE / "sweeps" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    if not dry and not (path.is_file() and path.read_bytes() == text.encode()):
-        write_text(path, text)
-    return str(path)
-
-
-def load_sweep(path: str | Path) -> Sweep:
-    """Return the sweep in a file of ``keep_sweep``.
-
-    Raises:
-        UserError: If it is damaged.
-    """
-    check_whole(Path(path), Path(path).stem)
-    try:
-        return forms.read(Sweep, load_json(path))
-    except FormError:
-        raise UserError("is damaged", str(path), AGAIN) from None

@@ -13,7 +13,7 @@ import pytest
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark.trials import Measurement
 from shardmerge.sweep import search
-from shardmerge.sweep.bounds import distance, holds
+from shardmerge.sweep.bounds import distance, is_within
 from shardmerge.sweep.dimensions import distributions, parameters_of, point_of
 from shardmerge.sweep.search import Eyes, Metrics, SearchPlan, advance
 from shardmerge.sweep.searched import Searched
@@ -275,6 +275,6 @@ def test_points_and_parameters() -> None:
     [(">= 1", 1, 0.9), ("> 1", 1.1, 1), ("<= 1", 1, 2), ("< 1", 0, 1)],
 )
 def test_bounds(bound: str, within: float, beyond: float) -> None:
-    assert holds(bound, within)
-    assert not holds(bound, beyond)
+    assert is_within(bound, within)
+    assert not is_within(bound, beyond)
     assert distance(bound, within) <= 0 < distance(bound, beyond)
