@@ -15,6 +15,7 @@ from oracle import differing_bits, load_folder, run_mergekit, run_shardmerge
 from safetensors.torch import load_file, save_file
 
 from helpers.models import LLAMA, llama, llama_shapes, random_tensors, save_model
+from shardmerge.recipe.recipe import load_recipe
 
 #: An architecture whose biases mergekit knows to be optional.
 GRANITE = LLAMA | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}
@@ -306,3 +307,26 @@ class TestPrediction:
         more = {name for name in ours if name.startswith("model.layers.4.")}
         assert len(more) == 10
         assert differing_bits(theirs, {n: t for n, t in ours.items() if n not in more}) == {}
+
+
+def test_mergekit_builds_the_same_from_a_stack_that_is_written_out(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    """Repeated with scales, interleaved, without some layers twice, and shuffled."""
+    a, b = str(checkpoints / "a"), str(checkpoints / "b")
+    both = [{"model": a, "layers": [0, 4]}, {"model": b, "layers": [1, 5]}]
+    stack = [
+        {"model": a, "layers": [0, 2], "repeat": 2, "scale": {"q_proj": "1/sqrt(2)"}},
+        {"model": b, "layers": [0, 5], "drop": 2},
+        {"interleave": both, "block": 2},
+        {"shuffle": both, "seed": 3, "order": "random"},
+    ]
+    document = {"name": "out", "merge_method": "passthrough", "dtype": "float16", "stack": stack}
+    recipe, plain = tmp_path / "stack.yaml", tmp_path / "plain.yaml"
+    (tmp_path / "ours").mkdir()
+    recipe.write_text(yaml.safe_dump(document))
+    plain.write_text(load_recipe(recipe).text)
+    ours = run_shardmerge(recipe, tmp_path / "ours", numerics="mergekit-0.1.5")["out"]
+    theirs = run_mergekit(plain, tmp_path / "theirs")["out"]
+    assert len(ours) > 20 * 9
+    assert not any(differing_bits(ours, theirs).values())

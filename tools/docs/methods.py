@@ -21,15 +21,18 @@ _INTRODUCTION = """\
 
 Generated from the registry by `tools/docs`; do not edit.
 
-Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults. {own} is
-our own. In a formula, `x_i` is a model's tensor, `base` the base model's, and `w_i` the weight.
+Every method of mergekit 0.1.5 is here under its name, with its parameters and defaults.
+Not in mergekit 0.1.5: {own}.
+
+In a formula, `x_i` is a model's tensor, `base` the base model's, and `w_i` the weight.
 
 **In float32 numerics** (the default) a method computes in float32, or in float64 if a source is
 float64. Sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
 are our own ([numerics.md](numerics.md)). The bits do not depend on the processor, the device or the
-number of threads. If a method chooses at random, the random number of an element depends only on
-the recipe's `seed`, the stage, the tensor, the model and the element's index. So a shard comes out
-the same whatever else is built. Of equal magnitudes, the first count as larger.
+number of threads, but for methods that decompose matrices ({decomposed}).
+If a method chooses at random, the random number of an element depends only on the recipe's `seed`,
+the stage, the tensor, the model and the element's index. So a shard comes out the same whatever
+else is built. Of equal magnitudes, the first count as larger.
 
 **In mergekit-0.1.5 numerics** the result has the bits that mergekit 0.1.5 computes on the same
 processor. On another processor, `arcee_fusion` and `linear` may have other bits. There are two more
@@ -44,6 +47,10 @@ limits:
   tensor has its own generator. Its bits are mergekit's if mergekit's generator is seeded in the
   same way.
 """
+_LIBRARY = """\
+The bits depend on the library that decomposes matrices (LAPACK, cuSOLVER), its version and the
+processor. Checks of shards compare with a bound on what another library may make.
+"""
 _COLUMNS = ("Parameter", "One for each", "Type", "Default", "Bounds", "Meaning")
 _SCOPE = {"shared": "tensor", "input": "model", "model": "model but the base"}
 
@@ -53,9 +60,10 @@ def methods_markdown() -> str:
     declared = methods()
     random = ", ".join(f"`{m.name}`" for m in declared if not m.deterministic)
     own = ", ".join(f"`{m.name}`" for m in declared if not in_mergekit(m.name))
+    decomposed = ", ".join(f"`{m.name}`" for m in declared if m.bounds)
     rows = [[f"[`{m.name}`](#{m.name})", m.title, _plain(m.summary)] for m in declared]
     parts = [
-        _INTRODUCTION.format(random=random, own=own),
+        _INTRODUCTION.format(random=random, own=own, decomposed=decomposed),
         table(["`merge_method`", "Name", "Result"], rows),
         *map(_section, declared),
     ]
@@ -70,6 +78,8 @@ def _section(declared: MergeMethod) -> str:
         f"Reference: <{declared.reference}>. Inputs: {_inputs(declared.inputs)}."
         f" Computed {_way(declared)}.\n",
     ]
+    if declared.bounds:
+        parts.append(_LIBRARY)
     if declared.parameters:
         parts.append(table(_COLUMNS, map(_row, declared.parameters)))
     return "\n".join(parts)

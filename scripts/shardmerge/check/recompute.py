@@ -4,10 +4,12 @@ In float32 numerics every value comes with a bound on how far the engine, which 
 product and sum to float32 (float64 where a source is), may be from it. The bound runs along with
 the sum: an operation whose result r is exact adds nothing, any other at most ``u * |r|``, with
 u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.3). A task
-vector is rounded to its type by definition, so it is known exactly. For merge
-methods that are no sums there is no such formula: their kernel is run in float64 and in float32,
-and the difference is the bound. In mergekit numerics ``recompute_mergekit`` makes sums by another
-way; all else is what the engine's own kernels make of the dtypes that the expression states.
+vector is rounded to its type by definition, so it is known exactly. For merge methods that are no
+sums there is no such formula: their kernel is run in float64 and in float32, and the difference is
+the bound. A method that decomposes matrices has other bits with another library; it knows itself
+how far apart two results may be (``bounds_of``). In mergekit numerics ``recompute_mergekit`` makes
+sums by another way; all else is what the engine's own kernels make of the dtypes that the
+expression states.
 """
 
 from __future__ import annotations
@@ -45,13 +47,17 @@ from shardmerge.check.samples import RUN, RUNS, Runs, positions
 from shardmerge.engine.native import is_usable
 from shardmerge.engine.passes import ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
-from shardmerge.methods.registry import kernel_of
+from shardmerge.methods.registry import bounds_of, kernel_of
 
 if TYPE_CHECKING:
     import torch
 
+    from shardmerge.methods.contract import BoundedKernel
+
 #: Allowance for a method's inputs that are sums themselves, relative to the largest of them.
 _NESTED = 2.0**-18
+#: A bound on what libraries make says nothing from here on, relative to the largest element.
+_UNDECIDED = 2.0**-6
 
 #: What is evaluated once for a tensor's sample: statistics ask for it again.
 _KEPT = (ex.Source, ex.Decoded, ex.Delta, ex.LowRank, ex.Rows)
@@ -62,6 +68,10 @@ Read = Callable[["ex.Source | ex.Decoded | ex.Arranged | ex.Delta", Runs], np.nd
 
 class TooLargeError(Exception):
     """A method must see a whole tensor that has more than WHOLE elements."""
+
+
+class UndecidedError(Exception):
+    """A method's result depends on the library that decomposes its inputs, without a bound."""
 
 
 class Recomputer:
@@ -108,6 +118,8 @@ class Recomputer:
 
         Raises:
             TooLargeError: If that needs a whole tensor of more than WHOLE elements.
+            UndecidedError: If a library decides what the result is, as where singular values are
+                equal and one of them is kept.
         """
         with np.errstate(all="ignore"):
             if self._numerics.rounds_once:
@@ -209,7 +221,24 @@ class Recomputer:
         value, error = value[positions(runs)], error[positions(runs)]
         return joined(value, rounded_error(value, error, sum_dtype(node)), parts)
 
+    def _bounded(self, call: ex.Call, runs: Runs, kernel: BoundedKernel) -> Estimate:
+        """Recompute what a library's decompositions make, with the bound that the method knows."""
+        inputs = [self._float32(i, self._inside(i, call, runs, whole=True)) for i in call.inputs]
+        tensors = [
+            _torch().from_numpy(one.value.copy()).reshape(node.shape)
+            for one, node in zip(inputs, call.inputs, strict=True)
+        ]
+        carried = max(float(np.linalg.norm(one.error)) for one in inputs)
+        result, apart = kernel(group_of(call, tensors), carried)
+        if not apart <= _UNDECIDED * float(result.abs().max()):
+            raise UndecidedError
+        value, code = result.reshape(-1).numpy()[positions(runs)], sum_dtype(call)
+        error = half_ulp(code, np.abs(value) + apart) + half_ulp(code, np.float64(0)) + apart
+        return Estimate(value, error, any(one.decides for one in inputs), independent=False)
+
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
+        if bounded := bounds_of(call.method):
+            return self._bounded(call, runs, bounded)
         streamed = bool(self._passes) and is_usable() and is_native(call, self._stored, FLOAT32)
         whole = is_whole(call, self._numerics) and not streamed
         inputs = [self._float32(i, self._inside(i, call, runs, whole)) for i in call.inputs]

@@ -21,7 +21,7 @@ from shardmerge.base.hashing import FileHash
 from shardmerge.base.identities import stamp_of
 from shardmerge.base.safetensors import TensorEntry
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
-from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError
+from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError, UndecidedError
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.check.statistics import Statistics
 from shardmerge.engine.arranging import Band, fill_elements
@@ -262,7 +262,7 @@ def _check_tensor(
         return
     try:
         estimate = recomputer.estimate(tensor.expression, runs, tensor.dtype)
-    except TooLargeError:
+    except (TooLargeError, UndecidedError):
         findings.not_sampled.append(tensor.name)
         return
     with np.errstate(all="ignore"):

@@ -27,7 +27,7 @@ from shardmerge.compose.models import Model
 from shardmerge.compose.other_modules import (
     check_dropped,
     check_mentioned,
-    check_text,
+    check_text_part,
     having,
     kept,
     module_keys,
@@ -109,7 +109,7 @@ class _Assembler:
         if model.name not in self._fits:
             self._fits[model.name] = self._pattern.fit(model)
             if pair := self._fits[model.name].pair:
-                check_text(self.stage, *pair)
+                check_text_part(self.stage, *pair)
                 whole = pair[1].name
                 self.result.texts.append(TextMerge(pair[0].name, whole, whole == self.like.name))
         return self._fits[model.name]

@@ -94,7 +94,7 @@ def having(names: Sequence[str | None], lacks: Sequence[bool]) -> tuple[int, ...
     return tuple(i for i, name in enumerate(names) if name is not None)
 
 
-def check_text(stage: Stage, text: Model, decoder: Model) -> None:
+def check_text_part(stage: Stage, text: Model, decoder: Model) -> None:
     """Check that a text model is like the text decoder of the model that it is merged with.
 
     Tokens may differ where embeddings follow them, and layers where slices name them.

@@ -173,6 +173,9 @@ BeginPasses = Callable[[Group], "Passes"]
 #: Says of each task vector, by the index of its input, which elements have a part in the result:
 #: a Call's group with float64 numpy arrays in place of tensors -> bool arrays of their shape.
 KeptElements = Callable[["Group"], "Mapping[int, np.ndarray]"]
+#: Returns a kernel's result, and how far an element of another library's may be from it before it
+#: is rounded; the number bounds the distance (Frobenius norm) of each input from the one meant.
+BoundedKernel = Callable[[Group, float], "tuple[torch.Tensor, float]"]
 #: Writes a method's arithmetic for one element as steps: (inputs as values, writer) -> value.
 StepWriter = Callable[[Group, "Writer"], int]
 

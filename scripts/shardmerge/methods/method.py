@@ -10,6 +10,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     BeginPasses,
+    BoundedKernel,
     Inputs,
     KeptElements,
     Kernel,
@@ -57,6 +58,8 @@ class MergeMethod:
         renderings: Its kernels; a linear method needs none in float32 numerics.
         steps: What its mergekit kernel does to one element, where native code can do it.
         kept: Of a method that leaves elements of task vectors out, which ones stay.
+        bounds: Of a method whose bits depend on a library (LAPACK), its kernel with a bound on
+            that; checks of shards use it.
     """
 
     name: str
@@ -74,6 +77,7 @@ class MergeMethod:
     renderings: dict[Numerics, Rendering] = field(default_factory=dict)
     steps: StepWriter | None = None
     kept: KeptElements | None = None
+    bounds: BoundedKernel | None = None
 
     @property
     def is_sum(self) -> bool:
@@ -124,6 +128,13 @@ class MergeMethod:
         if self.kept:
             raise ValueError(f"{self.name!r} says twice what it keeps")
         self.kept = function
+        return function
+
+    def bounded(self, function: BoundedKernel) -> BoundedKernel:
+        """Attach the decorated function: the kernel of a method whose bits a library decides."""
+        if self.bounds:
+            raise ValueError(f"bounds of {self.name!r} are registered twice")
+        self.bounds = function
         return function
 
     def rendering(self, numerics: Numerics) -> Rendering:

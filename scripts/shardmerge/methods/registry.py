@@ -26,6 +26,7 @@ from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.methods.contract import (
     REQUIRED,
     BeginPasses,
+    BoundedKernel,
     Group,
     Inputs,
     Kernel,
@@ -51,6 +52,7 @@ __all__ = [
     "Rendering",
     "Request",
     "Workspace",
+    "bounds_of",
     "in_mergekit",
     "kernel_of",
     "merge_method",
@@ -213,6 +215,11 @@ def passes_of(name: str, numerics: Numerics) -> BeginPasses | None:
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
     """Return what writes a method's arithmetic as steps, if native code can do it."""
     return None if numerics.folds or name in _STEPS else method(name).steps
+
+
+def bounds_of(name: str) -> BoundedKernel | None:
+    """Return the kernel with bounds of a method whose bits depend on a library, else None."""
+    return None if name in _STEPS else method(name).bounds
 
 
 def version_of(name: str, numerics: Numerics) -> int:

@@ -29,6 +29,7 @@ DOCUMENT_KEYS = (
     "models",
     "slices",
     "modules",
+    "stack",
     "other_modules",
     "parameters",
     "dtype",

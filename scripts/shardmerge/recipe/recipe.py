@@ -14,6 +14,7 @@ from shardmerge.base.pathnames import too_long
 from shardmerge.recipe.document import parse_stage
 from shardmerge.recipe.nodes import Node, load_documents
 from shardmerge.recipe.references import Reference, parse_reference
+from shardmerge.recipe.stacks import written_out
 from shardmerge.recipe.stage import Slice, Stage, TokenizerSettings
 
 _SAFE = re.compile(r"[A-Za-z0-9_][\w.+-]*")
@@ -73,7 +74,7 @@ class Recipe:
         path: As the configuration names it.
         stages: By name, every stage after those that it reads.
         final: Names of the stages that no other reads, in the order of the file.
-        text: The file as written.
+        text: The file as written, each ``stack`` as the slices that it stands for.
         warnings: What is odd but allowed and shows without the models.
         build: Of a recipe that makes one model for a sweep, the name of the model's folder; else
             the folders are called as the documents.
@@ -179,14 +180,18 @@ def parse_recipe(text: str, path: str) -> Recipe:
         UserError: As ``load_recipe``.
     """
     documents: list[tuple[Node, Stage]] = []
-    for node, source in load_documents(text, path):
+    found = list(load_documents(text, path))
+    made = [written_out(node, source) for node, source in found]
+    for node, source in made:
         documents.append((node, parse_stage(node, source, folder_name(Path(path).stem))))
+    if [source for _, source in made] != [source for _, source in found]:
+        text = "---\n".join(source for _, source in made)
     if not documents:
         raise UserError("holds no document", path, "Write a mergekit recipe into it.")
     stages = _by_name(documents)
     warnings: dict[tuple[str, str], Finding] = {}
-    for found in documents[0][0].warnings:  # what is odd in many places is told of the first
-        warnings.setdefault((found.check, found.message), found)
+    for odd in documents[0][0].warnings:  # what is odd in many places is told of the first
+        warnings.setdefault((odd.check, odd.message), odd)
     _check_readers(stages)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)

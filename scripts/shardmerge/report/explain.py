@@ -21,6 +21,7 @@ from shardmerge.compose.norms import geometric_stages
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.recipe.recipe import Recipe, load_recipe
 from shardmerge.report.coefficients import Coefficients, coefficients
+from shardmerge.report.stack_view import LayerRun, layer_runs
 from shardmerge.report.synthetic import adapter_of, family_for, source_of
 from shardmerge.sources.lock import Lock, LockedSource, read_lock
 from shardmerge.sources.locking import lock_adapter, lock_folder
@@ -37,6 +38,8 @@ class Explanation:
     Args:
         models: Coefficients of each document that is explained, by name.
         stages: (name, merge method) of all documents, each after those that it reads.
+        stacks: Of documents that are stacks of layers, by name: for each run of output layers the
+            models and layers that it is made from, the first run first.
         sources: The models that the recipe reads.
         basis: A sentence on where the tensors' names come from.
         warnings: One sentence each.
@@ -44,6 +47,7 @@ class Explanation:
 
     models: Mapping[str, Coefficients]
     stages: tuple[tuple[str, str], ...]
+    stacks: Mapping[str, Sequence[Sequence[LayerRun]]]
     sources: tuple[str, ...]
     basis: str
     warnings: tuple[str, ...]
@@ -100,6 +104,7 @@ def explain(
     return Explanation(
         models=models,
         stages=tuple((name, stage.method) for name, stage in recipe.stages.items()),
+        stacks={name: layer_runs(recipe.stages[name]) for name in wanted},
         sources=(*references, *adapters),
         basis=tensors.basis,
         warnings=unsilenced(findings, silence),

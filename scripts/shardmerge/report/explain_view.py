@@ -11,6 +11,7 @@ from shardmerge.base.text import number, ranges
 from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report.coefficients import Coefficients, Spread
 from shardmerge.report.explain import Explanation
+from shardmerge.report.stack_view import stack_lines
 from shardmerge.report.summary import summarize, write_lines
 from shardmerge.report.terminal import Terminal
 
@@ -37,6 +38,7 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
         lines += [
             f"  {line}" for line in write_lines(summarize(found, shorten), terminal.width - 2)
         ]
+        lines += stack_lines(explanation.stacks[name], shorten, terminal)
         if len({tuple(terms.items()) for terms in found.cells.values()}) == 1:
             continue  # the formula tells all
         shown = tuple(term for term in found.terms if term in found.parts or term == NOTHING)

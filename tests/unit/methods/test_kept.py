@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from shardmerge.methods.contract import Group
+from shardmerge.methods.kernels.execute import execute
 from shardmerge.methods.registry import methods
 from shardmerge.methods.task_vectors import keep, kept
 
@@ -58,8 +60,13 @@ def test_rules_are_those_of_the_kernels(
 ) -> None:
     inputs = group(shape, density)
     vector = inputs.tensors[1] - inputs.tensors[0]
-    flat = torch.from_numpy(vector.reshape(-1))
-    wanted = kernel(in_torch(inputs), 1, lambda span: flat[span])
+    found = in_torch(inputs)
+
+    def masked(group: Group) -> Any:
+        masks = yield from kernel(group)
+        return lambda x: x.number(masks[1](x, x[1] - x[0])) if 1 in masks else x.full(1.0)
+
+    wanted = execute(masked, replace(found, shape=shape)).reshape(-1) != 0
     assert rule(inputs, 1, vector).reshape(-1).tolist() == wanted.tolist()
 
 

@@ -79,7 +79,7 @@ class TestMethod:
     def test_documentation_has_it(self) -> None:
         text = methods_markdown().partition("\n## clipped\n")[2]
         assert "`base + min(max(x - base, -limit), limit)`" in text
-        assert "`clipped`, `geometric_task_arithmetic` is" in methods_markdown()
+        assert "Not in mergekit 0.1.5: `clipped`, " in methods_markdown()
 
     def test_twice_is_refused(self) -> None:
         with pytest.raises(ValueError, match="registered twice"):
