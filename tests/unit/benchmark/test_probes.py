@@ -15,7 +15,7 @@ import torch
 
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark import scores
-from shardmerge.benchmark.agreement import cohens_kappa
+from shardmerge.benchmark.agreement import agreement, cohens_kappa
 from shardmerge.benchmark.divergence import Divergence, measure_divergence
 from shardmerge.benchmark.needle import haystacks, measure_needles
 from shardmerge.benchmark.perplexity import measure_perplexity
@@ -23,6 +23,7 @@ from shardmerge.benchmark.probe_options import ProbeOptions, parse_probes
 from shardmerge.benchmark.probe_text import ProbeText, TextWindow, windows
 from shardmerge.benchmark.reference_logits import keep_logits
 from shardmerge.benchmark.resampling import Passages
+from shardmerge.benchmark.samples import GivenAnswer
 from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.settings import load_settings
 
@@ -287,3 +288,15 @@ def test_kappa_is_what_cohen_gives_by_hand() -> None:
     pairs += [(False, False)] * 15
     assert cohens_kappa(pairs) == pytest.approx(0.4)  # observed 0.7, by chance 0.5
     assert cohens_kappa([(True, True), (True, False)]) is None
+
+
+def test_agreement_counts_answers() -> None:
+    """Both right, both wrong alike, both wrong otherwise, one right."""
+    own = [GivenAnswer("a", True), GivenAnswer("b", False), GivenAnswer("c", False)]
+    others = [GivenAnswer("a", True), GivenAnswer("b", False), GivenAnswer("d", False)]
+    own, others = [*own, GivenAnswer(1, True)], [*others, GivenAnswer(2, False)]
+    pairs = list(zip(own, others, strict=True))
+    found = agreement("x", "y", "task", pairs)
+    assert (found.model, found.other, found.task) == ("x", "y", "task")
+    assert (found.questions, found.same, found.right, found.wrong) == (4, 2, 1, 1)
+    assert found.kappa == pytest.approx(0.5)  # observed 3/4, by chance 1/2
