@@ -36,6 +36,7 @@ from shardmerge.sweep.sweep_files import keep_recipes
 from shardmerge.sweep.sweeps import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
+snakemake_internals.ask_every_job(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
     own_config(
         config, snakemake_internals.command_line_config(workflow), Path("config/config.yaml")

@@ -8,7 +8,7 @@ gets neither our profile nor our handlers, and may give our rules other names.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -116,6 +116,55 @@ def rerun_by_identity(workflow: Any) -> None:
         return frozenset(t for t in asked.fget(self) if str(t) in _TRIGGERS)
 
     workflow.__class__ = type(kind.__name__, (kind,), {"rerun_triggers": property(triggers)})
+
+
+def ask_every_job(workflow: Any) -> None:
+    """Let Snakemake ask every job whether it has a reason of its own to run.
+
+    It does not ask those below a job that runs, as if all of them ran because of it. They do not
+    where its output is there and ``ancient`` to them: then missing results stay missing, and old
+    ones are kept under changed params.
+
+    Args:
+        workflow: Snakemake's, before it has a graph.
+    """
+    kind = type(workflow)
+
+    def prepare(self: Any, *args: Any, **options: Any) -> None:
+        kind._prepare_dag(self, *args, **options)
+        self.dag.__class__ = _asking(type(self.dag))
+
+    workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
+
+
+def _asking(kind: type[Any]) -> type[Any]:
+    """Return a kind of graph that follows only what makes a job run, where it asks which do."""
+
+    async def update_needrun(self: Any, *args: Any, **options: Any) -> None:
+        self.is_asking = True
+        try:
+            await kind.update_needrun(self, *args, **options)
+        finally:
+            self.is_asking = False
+
+    def bfs(self: Any, direction: Any, *jobs: Any, **options: Any) -> Iterator[Any]:
+        if self.is_asking and direction is self.depending:
+            direction = _Triggered(direction)
+        return kind.bfs(self, direction, *jobs, **options)
+
+    own = {"update_needrun": update_needrun, "bfs": bfs, "is_asking": False}
+    return type(kind.__name__, (kind,), own)
+
+
+class _Triggered:
+    """Of the jobs that depend on a job, those that run whenever it does."""
+
+    def __init__(self, depending: Mapping[Any, Mapping[Any, Any]]) -> None:
+        self._depending = depending
+
+    def __getitem__(self, job: Any) -> Mapping[Any, Any]:
+        below = self._depending[job].items()
+        return {one: files for one, files in below if not all(f.is_ancient for f in files)}
 
 
 def rule_name(workflow: Any, rule: str) -> str:
