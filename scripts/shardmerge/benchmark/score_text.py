@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from shardmerge.base import markdown
 from shardmerge.base.text import plural
+from shardmerge.benchmark.probe_units import unit_of
 from shardmerge.benchmark.scores import Column, ScoreCell, ScoreTable
 
 _NOTHING = "-"
@@ -74,24 +75,30 @@ def caption(table: ScoreTable) -> str:
 
 
 def _asked(table: ScoreTable, task: str) -> str:
-    """Return how many questions a task or group has, and how many examples the prompt."""
+    """Return how many questions or passages a task has, and how many examples the prompt."""
     questions: dict[str, int] = {}
     shots: dict[str, None] = {}
     limits: dict[str, None] = {}
     leaves = [c for c in table.columns if task in (c.task, c.part_of)]
     for column in leaves:
-        for cell in (table.cells.get((model, column)) for model in table.models):
-            if cell is None:
-                continue
+        for cell in _cells(table, [column]):
             if cell.samples:
                 questions[column.task] = max(cell.samples, questions.get(column.task, 0))
                 limits |= dict.fromkeys(_values([cell], "limit"))
             if column.task in questions or len(leaves) == 1:
                 shots |= dict.fromkeys(_values([cell], "num_fewshot"))
-    parts = [plural(sum(questions.values()), "question")] if questions else []
+    unit = next((unit_of(task, c.settings) for c in _cells(table, leaves) if c.samples), "question")
+    # parts of a probe read the same passages
+    count = max if unit == "passage" else sum
+    parts = [plural(count(questions.values()), unit)] if questions else []
     if limits and parts:
         parts[0] += f" (limit {' or '.join(limits)})"
     return ", ".join([*parts, *([f"{' or '.join(shots)}-shot"] if shots else [])])
+
+
+def _cells(table: ScoreTable, columns: Iterable[Column]) -> Iterator[ScoreCell]:
+    keys = ((model, column) for column in columns for model in table.models)
+    return (table.cells[key] for key in keys if key in table.cells)
 
 
 def _values(cells: Iterable[ScoreCell], key: str) -> list[str]:

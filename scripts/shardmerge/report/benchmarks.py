@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.text import plural
+from shardmerge.benchmark.probe_units import unit_of
 from shardmerge.report.canvas import BLUE, FAINT, GREY, INK, WIDTH, figure, message
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def draw_benchmarks(
 def _notes(table: Mapping[str, Any], panels: Mapping[str, Sequence[Score]]) -> list[str]:
     """Return the line under the title, and the table's footnotes."""
     rows = [row for panel in panels.values() for row in panel]
-    counts = sorted({row["samples"] for row in rows if row["samples"]})
+    counts = sorted({row["samples"] for row in rows if row["samples"] and _asks(row)})
     note = "Lines: one standard error."
     for better, meaning in ((True, "higher"), (False, "lower")):
         if any(row["higher_is_better"] is better for row in rows):
@@ -83,6 +84,10 @@ def _notes(table: Mapping[str, Any], panels: Mapping[str, Sequence[Score]]) -> l
     if any(row.get("chance") is not None for row in rows):
         note += " Dashed: chance."
     return [note, *(f"[{i}] {text}" for i, text in enumerate(table["footnotes"], 1))]
+
+
+def _asks(row: Score) -> bool:
+    return unit_of(row["task"], row.get("settings", {})) == "question"
 
 
 def _draw_task(

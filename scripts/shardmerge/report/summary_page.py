@@ -25,7 +25,7 @@ from shardmerge.report.summary import cells_of, summarize
 from shardmerge.report.summary_facts import Findings, Loaded
 
 _NOTHING = "-"
-_INTERVALS = "Brackets: 95 % interval, for the choice of questions."
+_INTERVALS = "Brackets: 95 % interval, for the choice of questions or passages."
 _ABOUT_DISTANCES = (
     "A distance is the norm of the difference over the norm of the parent's layer. The plots "
     "beside this page show every layer."

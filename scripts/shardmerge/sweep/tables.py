@@ -15,6 +15,7 @@ from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError
 from shardmerge.base.sealed import AGAIN
 from shardmerge.base.text import plural
+from shardmerge.benchmark.probe_units import unit_of
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
 from shardmerge.sweep.best import fulfils
 from shardmerge.sweep.evidence import Verdicts
@@ -138,13 +139,15 @@ def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
     else:
         yield "No trial fulfils the constraints, so that there is no best one."
     asked = [
-        row["metrics"][label].get("questions")
+        (row["metrics"][label].get("questions"), label)
         for row in data["trials"]
         for label in labels
         if label in row["metrics"]
     ]
-    if few := [count for count in asked if count and count < _FEW]:
-        yield f"{plural(min(few), 'question')} tell little: most differences are chance."
+    if few := [one for one in asked if one[0] and one[0] < _FEW]:
+        count, label = min(few)
+        told = plural(count, unit_of(label.partition("/")[0], {}))
+        yield f"{told} tell little: most differences are chance."
 
 
 def best_recipe(sweep: Sweep, data: Mapping[str, Any]) -> str:
