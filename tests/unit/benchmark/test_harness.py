@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import json
 import math
 import subprocess
 import sys
@@ -232,6 +233,14 @@ class TestText:
         made["n-shot"] = {"suite_a": 2, "suite_b": 2}
         text = score_text.caption(scores.score_table([made]))
         assert "60 questions, 2-shot." in text
+
+    def test_caption_of_a_probe_counts_passages_once(self) -> None:
+        made = group()
+        made["n-samples"] = {part: {"effective": 30} for part in ("suite_a", "suite_b")}
+        made["n-shot"] = {}
+        del made["lm_eval_version"]
+        text = json.dumps(made).replace("suite", "kl")
+        assert "30 passages" in score_text.caption(scores.score_table([json.loads(text)]))
 
     def test_terminal_lines_are_aligned(self) -> None:
         lines = score_text.to_terminal(self.TABLE).splitlines()

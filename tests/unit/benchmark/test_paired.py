@@ -132,3 +132,19 @@ def test_interval_of_all_right_is_no_certainty() -> None:
 def test_interval_of_a_share_is_scipys(right: int, questions: int) -> None:
     found = stats.binomtest(right, questions).proportion_ci(0.95, method="wilson")
     assert share_interval(right / questions, questions) == pytest.approx([*found], abs=1e-6)
+
+
+def test_higher_and_lower_are_told_of_values() -> None:
+    """A perplexity is lower where the likelihoods that it is made of are higher."""
+
+    def nats(parts: Sequence[numpy.ndarray], axis: int = -1) -> numpy.ndarray:
+        return -parts[0].sum(axis) / parts[1].sum(axis)
+
+    own, other = numpy.array([[-1.0, -2, -9], [1, 1, 1]]), numpy.array([[-2.0, -3, -8], [1, 1, 1]])
+    found = bootstrap([own], [other], nats)
+    assert (found.up, found.down) == (1, 2)
+
+
+def test_two_passages_are_no_proof() -> None:
+    own, other = numpy.array([[1.0, 1.1]]), numpy.array([[0.0, 0.1]])
+    assert bootstrap([own], [other], mean).p == 0.5

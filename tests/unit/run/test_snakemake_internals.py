@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,3 +44,36 @@ def test_whole_runs(head: bool, asked: dict, whole: bool) -> None:
     settings = SimpleNamespace(**{"until": set(), "omit_from": set()} | asked)
     workflow = SimpleNamespace(is_main_process=head, dag_settings=settings)
     assert internals.is_whole_run(workflow) is whole
+
+
+def test_jobs_are_asked_that_only_have_ancient_inputs_of_one_that_runs() -> None:
+    """All runs because of `a` but `c` and what follows it: Snakemake must ask these."""
+    old, new = SimpleNamespace(is_ancient=True), SimpleNamespace(is_ancient=False)
+
+    class Graph:
+        def __init__(self) -> None:
+            self.depending = {
+                "a": {"b": [old, new], "c": [old]},
+                "b": {},
+                "c": {"d": [new]},
+                "d": {},
+            }
+
+        async def update_needrun(self) -> None:
+            self.masked = set(self.bfs(self.depending, "a"))
+
+        def bfs(self, direction: Any, job: str) -> Iterator[str]:
+            yield job
+            for below in direction[job]:
+                yield from self.bfs(direction, below)
+
+    class Workflow:
+        def _prepare_dag(self) -> None:
+            self.dag = Graph()
+
+    workflow = Workflow()
+    internals.ask_every_job(workflow)
+    workflow._prepare_dag()
+    asyncio.run(workflow.dag.update_needrun())
+    assert workflow.dag.masked == {"a", "b"}
+    assert set(workflow.dag.bfs(workflow.dag.depending, "a")) == {"a", "b", "c", "d"}
