@@ -87,7 +87,7 @@ def _notes(table: Mapping[str, Any], panels: Mapping[str, Sequence[Score]]) -> l
 
 
 def _asks(row: Score) -> bool:
-    return unit_of(row["task"], row.get("settings", {})) == "question"
+    return unit_of(row["label"].partition("/")[0], row.get("settings", {})) == "question"
 
 
 def _draw_task(
