@@ -34,7 +34,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestSweep:
     def test_ten_variants_read_the_task_vector_s_models_once(self) -> None:
-        shapes, _, _ = plans.cases()["70B"]
+        shapes = plans.cases()["70B"].shapes
         paths = []
         for number in range(10):
             path = Path(f"variant-{number}.yaml")
@@ -64,8 +64,8 @@ class TestLargeModels:
         ],
     )
     def test_is_planned_once(self, tmp_path: Path, case: str, shards: int) -> None:
-        shapes, recipe, files = plans.cases()[case]
-        plans.prepare(tmp_path, shapes, recipe, files)
+        shapes = plans.cases()[case].shapes
+        plans.prepare(tmp_path, plans.cases()[case])
         settings = load_settings({"recipes": ["recipe.yaml"]})
         plan = load_plan(settings, say=lambda line: None)
         (build,) = plan.builds.values()
