@@ -338,11 +338,11 @@ class Recomputer:
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
     def _stated_product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
-        from shardmerge.engine.lowrank import Product
+        from shardmerge.engine.lowrank import product_of
 
         dtype = getattr(_torch(), DTYPES[node.dtype].name)
         factors = (_torch().from_numpy(self._factor(f)).to(dtype) for f in (node.b, node.a))
-        made = Product(node, *factors, ordered=False)
+        made = product_of(node, *factors, ordered=False)
         return _torch().cat([made.block(first, count, None) for first, count in runs])
 
     def _stated_rows(self, node: ex.Rows, runs: Runs) -> torch.Tensor:
