@@ -29,11 +29,12 @@ models:
 dtype: {}
 """
 _JOB = (
-    "import json, sys, time; sys.path.insert(0, sys.argv[1])\n"
+    "import json, sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
     "from shardmerge.plan.decide import load_plan\n"
-    "from shardmerge.recipe.settings import load_settings\n"
+    "from shardmerge.recipe.settings import load_settings, with_shipped\n"
     "start = time.perf_counter()\n"
     "settings = load_settings(json.load(open('config.json')))\n"
+    "settings = with_shipped(settings, Path(sys.argv[1]).parent)\n"  # as the workflow's are
     "load_plan(settings, head=sys.argv[2] == 'head', say=lambda line: None)\n"
     "print(time.perf_counter() - start)\n"
 )
