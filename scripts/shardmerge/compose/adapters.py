@@ -202,7 +202,7 @@ class _Reader:
         target, embedding = rename(name), module.kind == "embedding"
         shape = self._table[target].shape
         stacked = name in self._alone and len(shape) == 3
-        experts = shape[0] if stacked else 1
+        experts = max(1, shape[0]) if stacked else 1
         self._check_factors(b, a, target, shape[1:] if stacked else shape, embedding)
         rank, scale = self._config.scale(name.removesuffix(".weight"))
         if rank * experts != a.shape[0]:

@@ -92,6 +92,11 @@ class TestParameters:
         text = told(self.shapes(2), self.TABLE, **self.CONFIG)
         assert "has rank 2, but adapter_config.json says 2 for each of 3 experts" in text
 
+    def test_no_experts(self) -> None:
+        table = {f"{self.EXPERTS}.down_proj": Entry("F16", (0, 12, 8))}
+        one = {"target_parameters": ["experts.down_proj"]}
+        assert "has rank 0" in told(linear(self.EXPERTS, 8, 12, 0), table, **one)
+
     def test_as_many_as_the_configuration_names(self) -> None:
         one = {"target_parameters": ["experts.down_proj"]}
         assert "adapts 2 parameters" in told(self.shapes(), self.TABLE, **one)
