@@ -149,8 +149,11 @@ def wanted(files):
 
 
 if REPORTS:
+    from shardmerge.report.opening import opening
+
     # the report's first page tells it
     config["lacking"] = unfinished(TARGETS)
+    config["verdicts"] = exit_on_user_error(opening)(PLAN, TARGETS.paths)
     for name, lacks in config["lacking"].items():
         tell(
             f"{name} is not whole, and its report is of what is there; it lacks: {'; '.join(lacks)}"
