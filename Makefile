@@ -1,5 +1,6 @@
 # make demo         build the demo model, benchmark it, show the table
 # make demo-sweep   try nine weights of a merge of the demo models, show which is best
+# make demo-search  search for a better gradient of the demo merge (24 trials)
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
 # make env-torch    the same, and torch for the other merge methods
@@ -25,7 +26,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-gguf env-test demo demo-sweep test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -87,6 +88,15 @@ demo-sweep: env
 	@echo
 	@echo "best recipe: results/sweeps/tiny-sweep/best.yaml"
 	@echo "pictures:    results/sweeps/tiny-sweep/plots"
+
+demo-search: env
+	@echo "Searching for a better gradient of the demo merge ..."
+	@PYTHONPATH=scripts python -m shardmerge search config/search.yaml --cores $(CORES)
+	@echo
+	@cat results/sweeps/tiny-search/table.md
+	@echo
+	@echo "best recipe: results/sweeps/tiny-search/best.yaml"
+	@echo "pictures:    results/sweeps/tiny-search/plots"
 
 lint: env-test
 	ruff check .

@@ -71,3 +71,8 @@ rule report:
 rule sweep:
     input:
         wanted(SWEEPS.finished() if SWEEPING else []),
+
+
+rule search:
+    input:
+        wanted(SWEEPS.generation() if SWEEPING else []),

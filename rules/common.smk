@@ -27,12 +27,14 @@ from shardmerge.run.idle import MAY_BE_IDLE, idle
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
+from shardmerge.run.searching import step
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
-from shardmerge.sweep.sweeps import keep_recipes, read_sweeps, with_tasks
+from shardmerge.sweep.sweep_files import keep_recipes
+from shardmerge.sweep.sweeps import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 SETTINGS = exit_on_user_error(load_settings)(
@@ -52,7 +54,7 @@ DRY = snakemake_internals.is_dry_run(workflow)
 REPORTS = snakemake_internals.is_report()
 ASKED = {
     target
-    for target in ("lock", "plan", "explain", "convert", "report", "sweep", "all", *MAY_BE_IDLE)
+    for target in ("lock", "plan", "explain", "convert", "report", "search", "all", *MAY_BE_IDLE)
     if snakemake_internals.is_target(workflow, target)
 }
 SHOWN = ASKED & {"lock", "plan", "explain"}
@@ -60,7 +62,9 @@ SHOWN = ASKED & {"lock", "plan", "explain"}
 REPORT_ALONE = "report" in ASKED and "all" not in ASKED
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
 # A trial is a recipe that is written for all to see, and planned as any other.
-TRIED = exit_on_user_error(read_sweeps)(SETTINGS)
+# A search tells what was measured and asks for more, once in a run.
+SEARCHED = exit_on_user_error(step)(SETTINGS, dry=DRY) if HEAD and "search" in ASKED else {}
+TRIED = exit_on_user_error(read_sweeps)(SETTINGS, SEARCHED)
 SETTINGS = with_tasks(SETTINGS, TRIED)
 if HEAD and not (DRY or REPORTS):
     exit_on_user_error(keep_recipes)(TRIED, SETTINGS["results"])
@@ -78,7 +82,7 @@ DECISION = exit_on_user_error(decide)(
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions
 if HEAD and not (DEPLOYED or DRY or SHOWN or REPORTS):
     exit_on_user_error(check_torch)(PLAN.torch)
-SWEEPING = "sweep" in ASKED
+SWEEPING = bool(ASKED & {"sweep", "search"})
 EXPECTED = [b for b in PLAN.builds.values() if SWEEPING or not b.trial]
 WORKER.expect((job.output for build in EXPECTED for job in build.shards), PLAN.torch)
 TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)

@@ -1,4 +1,4 @@
-"""Sweeps: many merges from one recipe with gaps, measured, compared, the best ones kept.
+"""Sweeps and searches: many merges from one recipe with gaps, measured, compared, the best kept.
 
 Needs: trials, which are builds of the plan as others are; the results of their benchmarks.
 Makes: results/sweeps/NAME with its tables, best.yaml and kept.json, and a folder for each trial:
@@ -59,6 +59,7 @@ rule tabulate_sweep:
         results=lambda w: SWEEPS.all_results(w.sweep),
         settled=lambda w: ancient(SWEEPS.settled(w.sweep)),
         references=SWEEPS.references(),
+        reported=lambda w: SWEEPS.reported(w.sweep),
     output:
         expand("<results>/sweeps/{{sweep}}/{file}", file=SWEEP_FILES),
     log:
@@ -71,7 +72,9 @@ rule tabulate_sweep:
         sweep=lambda w, input: SWEEPS.files[w.sweep],
         results=lambda w: SETTINGS["results"],
         folder=lambda w: SWEEPS.folder(w.sweep),
-        inputs=lambda w, input: listed(task=BENCHMARK["tasks"], references=input.references),
+        inputs=lambda w, input: listed(
+            task=BENCHMARK["tasks"], references=input.references, reported=input.reported
+        ),
     shell:
         'python "$SCRIPTS"/tabulate_sweep.py --sweep={params.sweep:q} --results={params.results:q}'
         " --folder={params.folder:q} --inputs={params.inputs:q} > {log:q} 2>&1"
@@ -119,6 +122,26 @@ rule plot_sweep:
     shell:
         'python "$SCRIPTS"/plot_sweep.py --trials={input:q} --inputs={params.inputs:q}'
         " > {log:q} 2>&1"
+
+
+rule plot_search:
+    input:
+        table="<results>/sweeps/{sweep}/table.json",
+        trials="<results>/sweeps/{sweep}/trials.json",
+    output:
+        report(
+            "<results>/sweeps/{sweep}/plots/convergence.svg",
+            caption="../report/trials.rst",
+            category="Sweeps",
+            labels={"what": "{sweep}, its search"},
+        ),
+    log:
+        "<logs>/plot_search/{sweep}.log",
+    conda:
+        "../envs/merge.yaml"
+    shell:
+        'python "$SCRIPTS"/plot_search.py --table={input.table:q} --trials={input.trials:q}'
+        " --output={output:q} > {log:q} 2>&1"
 
 
 rule explore_sweep:

@@ -12,7 +12,7 @@ from shardmerge.plan.plan import read_plan
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep.best import best_trials, read_points
-from shardmerge.sweep.sweeps import load_sweep
+from shardmerge.sweep.sweep_files import load_sweep
 from shardmerge.sweep.weights import drop, kept_trials, restore
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     use_plan(Path(args.plan).stem)
     sweep, plan = load_sweep(args.sweep), read_plan(args.plan)
     claim(args.output)
-    names = [candidate.name for candidate in sweep.candidates]
+    names = [candidate.name for candidate in sweep.final]
     files = {name: sweep.result_files(args.results, name, args.task) for name in names}
     points = read_points(sweep, files)
     best, kept = best_trials(sweep, points), kept_trials(sweep, plan, points)

@@ -14,7 +14,7 @@ from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep.best import read_points
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
-from shardmerge.sweep.sweeps import load_sweep
+from shardmerge.sweep.sweep_files import load_sweep
 from shardmerge.sweep.weights import settle
 
 

@@ -11,7 +11,7 @@ from shardmerge.report.plan_view import plan_text
 from shardmerge.run.cli import run, show
 from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep.forecast import forecast, measured_speeds
-from shardmerge.sweep.sweeps import load_sweep
+from shardmerge.sweep.sweep_files import load_sweep
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep import tables
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
 from shardmerge.sweep.evidence import verdicts
-from shardmerge.sweep.sweeps import load_sweep
+from shardmerge.sweep.outcome import outcome
+from shardmerge.sweep.sweep_files import load_sweep
 
 
 def main() -> None:
@@ -23,13 +24,14 @@ def main() -> None:
     add("--results", required=True, help="folder of all results")
     add("--task", nargs="+", required=True, help="what was measured")
     add("--references", nargs="*", default=[], help="results of other models")
+    add("--reported", nargs="*", default=[], help="results of trials on the other questions")
     add("--folder", type=Path, required=True, help="where to write all of it")
     args = parse_args(parser)
     sweep = load_sweep(args.sweep)
     names = ("table.json", "table.csv", "table.md", "trials.json", "best.yaml")
     outputs = [args.folder / name for name in names]
     claim(*outputs)
-    names = [candidate.name for candidate in sweep.candidates]
+    names = [candidate.name for candidate in sweep.final]
     files = {name: sweep.result_files(args.results, name, args.task) for name in names}
     points = read_points(sweep, files)
     best = best_trials(sweep, points)
@@ -39,6 +41,7 @@ def main() -> None:
     references = {name: read_metrics(paths) for name, paths in others.items()}
     found = verdicts(sweep, files, best)
     data = tables.table_data(sweep, points, best, references, found)
+    data |= outcome(sweep, best, args.reported)
     text = tables.table_markdown(data)
     write_json(outputs[0], data)
     write_text(outputs[1], tables.table_csv(data))

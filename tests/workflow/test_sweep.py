@@ -79,3 +79,25 @@ def test_whole_sweep(tmp_path: Path) -> None:
     assert hashes(tmp_path) == {}
     configured(tmp_path, keep="all").build("sweep")
     assert hashes(tmp_path) == found, "built again, the bytes are the same"
+
+
+@pytest.mark.slow
+def test_whole_search(tmp_path: Path) -> None:
+    """Two generations of two, each a run; then nothing is left to do."""
+    project = configured(
+        tmp_path,
+        sampler="tpe", trials=4, parallel=2, seed=1, split=True,
+        space={"w": {"low": 0.1, "high": 0.9}}, start=[{"w": 0.2}],
+    )  # fmt: skip
+    folder = tmp_path / "results" / "sweeps" / "own"
+    project.build("search")
+    assert len(json.loads((folder / "search" / "state.json").read_text())["trials"]) == 2
+    project.build("search")
+    project.build("search")
+    table = json.loads((folder / "table.json").read_text())
+    assert len(table["trials"]) == 4
+    assert table["trials"][0]["variables"] == {"w": 0.2}
+    assert set(table["reported"].values()) == {table["best"][0], table["trials"][0]["trial"]}
+    assert (folder / "plots" / "convergence.svg").is_file()
+    assert "that it was not chosen by" in (folder / "best.yaml").read_text()
+    assert "Nothing to be done" in project.run("search").stdout

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import write_text
+from shardmerge.base import forms
+from shardmerge.base.files import load_json, write_text
+from shardmerge.benchmark.trials import TrialSet
+from shardmerge.report.convergence import draw_convergence
 from shardmerge.report.explain import explain
 from shardmerge.report.plots import draw_coefficients
 from shardmerge.report.trial_curves import draw_curves
@@ -18,6 +21,8 @@ _HOME = Path(__file__).parents[2]
 _FLAGSHIP = _HOME / "config" / "recipes" / "miquplus-midnight-70b.yaml"
 #: What `make demo-sweep` measured; it writes the file as results/sweeps/tiny-sweep/trials.json.
 _SWEEP = _HOME / "docs" / "sweep.json"
+#: What `make demo-search` measured, of its trials.json and table.json.
+_SEARCH = _HOME / "docs" / "search.json"
 
 
 def main() -> None:
@@ -31,6 +36,9 @@ def main() -> None:
     _draw_flagship(args.folder / "flagship-coefficients.svg")
     points = load_points(_SWEEP)
     draw_curves(points, "weight", args.folder / "sweep.svg")
+    found = load_json(_SEARCH)
+    trials = forms.read(TrialSet, found["points"])
+    draw_convergence(trials, found["excluded"], args.folder / "search.svg")
     manual = args.config.read_text(encoding="utf-8")
     write_text(args.config, with_tables(manual))
 

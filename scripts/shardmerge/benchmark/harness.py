@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import traceback
@@ -142,10 +143,23 @@ def _check_code(name: str, runs: bool, options: EvalOptions) -> None:
 
 def questions_of(task: Mapping[str, Any], options: EvalOptions) -> int:
     """Return how many questions a loaded task, or all parts of a group, will ask."""
-    from lm_eval.evaluator_utils import get_sample_size
+    return sum(len(asked(len(t.eval_docs), options)) for t in task["tasks"].values())
 
-    counts = [(len(t.eval_docs), get_sample_size(t, options.limit)) for t in task["tasks"].values()]
-    return sum(there if most is None else min(there, most) for there, most in counts)
+
+def asked(count: int, options: EvalOptions) -> range:
+    """Return the numbers of the questions that are asked of so many.
+
+    Args:
+        count: Questions that the task has.
+        options: Their ``half`` and ``limit``.
+    """
+    numbers = range(count)
+    if options.half:
+        numbers = numbers[("even", "odd").index(options.half) :: 2]
+    most = options.limit
+    if most is None:
+        return numbers
+    return numbers[: math.ceil(len(numbers) * most) if most < 1 else int(most)]
 
 
 def evaluate(
@@ -171,6 +185,10 @@ def evaluate(
     from lm_eval.evaluator import evaluate as run
     from lm_eval.utils import set_torch_seed
 
+    parts = None
+    if options.half:
+        tasks = task["tasks"].items()
+        parts = {key: [*asked(len(one.eval_docs), options)] for key, one in tasks}
     random.seed(options.seed[0])
     numpy.random.seed(options.seed[1])
     set_torch_seed(options.seed[2])
@@ -178,7 +196,8 @@ def evaluate(
         raw = run(
             lm=model,
             task_dict=task,
-            limit=options.limit,
+            limit=None if parts else options.limit,
+            samples=parts,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=True,
             system_instruction=options.system_instruction,

@@ -29,6 +29,7 @@ class EvalOptions:
     Args:
         include_path: Folder of task files besides lm-eval's own.
         limit: Questions of each task (or their share, if below 1), or None for all.
+        half: ``even`` or ``odd`` for the questions with such a number only, or None.
         num_fewshot: Examples in the prompt, or None for each task's own number.
         batch_size: Requests in a batch, or ``auto``.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -47,6 +48,7 @@ class EvalOptions:
 
     include_path: str | None = None
     limit: float | None = None
+    half: str | None = None
     num_fewshot: int | None = None
     batch_size: int | str = 16
     device: str = "cpu"

@@ -65,7 +65,11 @@ def _start(words: Sequence[str]) -> None:
         return
     _check_command(parser, own)
     args = parser.parse_args(own)
-    if args.command in workflow.TARGETS:
+    if args.command == "search":
+        from shardmerge.command.searching import search
+
+        search(args, further)
+    elif args.command in workflow.TARGETS:
         workflow.start(args, further)
     elif further:
         raise UserError(f"{args.command} runs no Snakemake, which words after `--` are for")

@@ -53,6 +53,7 @@ TARGETS = {
         "prefetch", "fetch the data sets of benchmarks for nodes without a network", waits=False
     ),
     "sweep": Target("sweep", "try the recipes of a sweep, measure and compare them"),
+    "search": Target("search", "let a search try, measure and learn, generation by generation"),
     "report": Target("report", "build the models, their plots and tables"),
     "export": Target("exports", "export the models to the forms under `exports`, such as GGUF"),
     "publish": Target("publish", "upload verified models and exports to `publish.repository`"),
@@ -91,6 +92,24 @@ def start(args: argparse.Namespace, further: Sequence[str]) -> None:
         UserError: If it is not clear what to build, or there is no workflow to run.
     """
     words = command(args, further)
+    found = ready(words)
+    sys.stdout.flush()
+    python = [sys.executable, "-m", "snakemake"]
+    os.execve(sys.executable, [*python, *words], os.environ | found)
+
+
+def ready(words: Sequence[str]) -> dict[str, str]:
+    """Make sure that Snakemake can run, and tell its command line.
+
+    Args:
+        words: Of the command line.
+
+    Returns:
+        Variables of the environment that it needs.
+
+    Raises:
+        UserError: If there is no workflow to run.
+    """
     if not (HOME / "Snakefile").is_file():
         raise UserError(
             "is installed without its workflow",
@@ -104,9 +123,7 @@ def start(args: argparse.Namespace, further: Sequence[str]) -> None:
     found = {"PYTHONPATH": _search_path()} if "--logger" in words else {}
     shown = [f"{name}={shlex.quote(value)}" for name, value in found.items()]
     say(" ".join([*shown, shlex.join(["snakemake", *words])]))
-    sys.stdout.flush()
-    python = [sys.executable, "-m", "snakemake"]
-    os.execve(sys.executable, [*python, *words], os.environ | found)
+    return found
 
 
 def _search_path() -> str:

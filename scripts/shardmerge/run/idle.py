@@ -36,7 +36,7 @@ def _unset(asked: Collection[str], targets: Targets, sweeps: bool) -> Iterator[s
         yield f"nothing is benchmarked, since the configuration has no task; {_TASKS}"
     if "exports" in asked and not targets.exports.forms():
         yield f"nothing is exported, since the configuration names no form; {_FORMS}"
-    if "sweep" in asked and not sweeps:
+    if {"sweep", "search"} & set(asked) and not sweeps:
         yield f"nothing is tried, since there is no sweep; {_SWEEP}"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base.digest import digest
 from shardmerge.base.files import sha256_of
+from shardmerge.benchmark.options import EvalOptions
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Measured:
         options: What the configuration says of measuring it.
         build: The build that it is an export of, None if it is none.
         tokenizer: Folder of the tokenizer, where it is not that of the model's files.
+        questions: The most that it is asked of a task, whatever the configuration says, or None.
+        half: Questions that it is asked, ``even`` or ``odd``; None for what is configured.
     """
 
     name: str
@@ -34,6 +37,17 @@ class Measured:
     options: Mapping[str, Any] = field(default_factory=dict)
     build: str | None = None
     tokenizer: str | None = None
+    questions: int | None = None
+    half: str | None = None
+
+    def narrowed(self, options: EvalOptions) -> EvalOptions:
+        """Return the options of a task, with no more questions than this model is asked."""
+        half = self.half or options.half
+        if self.questions is None:
+            return replace(options, half=half)
+        limit = options.limit
+        fewer = limit is None or limit < 1 or self.questions < limit
+        return replace(options, half=half, limit=self.questions if fewer else limit)
 
 
 def folder_digest(folder: str | None) -> str | None:

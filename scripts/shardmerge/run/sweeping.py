@@ -12,7 +12,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.run.resources import megabytes
 from shardmerge.run.targets import Targets
 from shardmerge.sweep.settled import identity_in
-from shardmerge.sweep.sweeps import Sweep, keep_sweep
+from shardmerge.sweep.sweep_files import keep_sweep
+from shardmerge.sweep.sweeps import Sweep
 from shardmerge.sweep.weights import use_scratch
 
 #: What a sweep's table comes with, in the sweep's folder.
@@ -38,9 +39,10 @@ class SweepTargets:
         planned = sweeps if targets.plan.builds else ()
         self.sweeps = {sweep.name: sweep for sweep in planned}
         self.files = {sweep.name: keep_sweep(sweep, dry) for sweep in planned}
-        self._trials = [(sweep, c.name) for sweep in planned for c in sweep.candidates]
+        self._trials = [(sweep, c.name) for sweep in planned for c in sweep.built]
         self._places = {sweep.build(name): i for i, (sweep, name) in enumerate(self._trials)}
         self._by_label = {sweep.label(name): (sweep, name) for sweep, name in self._trials}
+        self._by_label |= {s.report_label(c.name): (s, c.name) for s in planned for c in s.reported}
         self._done: dict[str, bool] = {}
 
     @property
@@ -54,12 +56,18 @@ class SweepTargets:
 
     def all_results(self, sweep: str) -> list[str]:
         """Return the same of all trials of a sweep."""
-        return [path for c in self.sweeps[sweep].candidates for path in self.results(sweep, c.name)]
+        return [path for c in self.sweeps[sweep].final for path in self.results(sweep, c.name)]
+
+    def reported(self, sweep: str) -> list[str]:
+        """Return what is measured of trials on the other half of the questions."""
+        own = self.sweeps[sweep]
+        names = [c.name for c in own.reported]
+        return [p for n in names for p in own.report_files(self._results, n, self._tasks)]
 
     def settled(self, sweep: str) -> list[str]:
         """Return what shows that all trials of a sweep are measured and seen to."""
         own = self.sweeps[sweep]
-        return [own.settled(self._results, c.name) for c in own.candidates]
+        return [own.settled(self._results, c.name) for c in own.final]
 
     def references(self) -> list[str]:
         """Return the results of models that are no trials and no builds, for comparison."""
@@ -74,7 +82,7 @@ class SweepTargets:
     @cached_property
     def _identities(self) -> dict[str, dict[str, str]]:
         return {
-            name: {c.name: self.identity(name, c.name) for c in sweep.candidates}
+            name: {c.name: self.identity(name, c.name) for c in sweep.built}
             for name, sweep in self.sweeps.items()
         }
 
@@ -90,6 +98,10 @@ class SweepTargets:
     def measured_files(self, label: str) -> Sequence[str]:
         """Return the files of a trial that must be there to measure it; none if that is done."""
         sweep, trial = self._by_label[label]
+        if label != sweep.label(trial):  # the other half of the questions
+            files = sweep.report_files(self._results, trial, self._tasks)
+            done = all(map(os.path.exists, files)) and not self._forced()
+            return () if done else self._targets.trials[label].files
         return () if self._is_done(sweep, trial) else self._targets.trials[label].files
 
     def before(self, build: str) -> list[str]:
@@ -100,7 +112,8 @@ class SweepTargets:
         if self._is_done(*self._trials[place]):
             return []
         sweep, trial = self._trials[place - window]
-        return [sweep.settled(self._results, trial)]
+        final = any(c.name == trial for c in sweep.final)
+        return [sweep.settled(self._results, trial)] if final else []
 
     def _is_done(self, sweep: Sweep, trial: str) -> bool:
         """Whether a trial is measured as it would be now, so that its weights may be gone."""
@@ -119,7 +132,7 @@ class SweepTargets:
         own, plan = self.sweeps[sweep], self._targets.plan
         if own.keep == "none":
             return []
-        jobs = [job for c in own.candidates for job in plan.builds[own.build(c.name)].shards]
+        jobs = [job for c in own.built for job in plan.builds[own.build(c.name)].shards]
         read = {path for job in jobs for path in job.deltas}
         jobs += [job for job in plan.deltas if job.output in read]
         return list(dict.fromkeys(path for job in jobs for path in job.sources))
@@ -127,7 +140,7 @@ class SweepTargets:
     def megabytes(self, sweep: str) -> int:
         """Return the memory that it takes at most to build or check one of a sweep's shards."""
         own, plan = self.sweeps[sweep], self._targets.plan
-        jobs = [job for c in own.candidates for job in plan.builds[own.build(c.name)].shards]
+        jobs = [job for c in own.built for job in plan.builds[own.build(c.name)].shards]
         return megabytes(max(max(job.memory, job.check_memory) for job in jobs))
 
     def plots(self, sweep: str) -> list[str]:
@@ -144,8 +157,11 @@ class SweepTargets:
         """Return the folder of a sweep's results."""
         return f"{self._results}/sweeps/{sweep}"
 
-    def finished(self) -> list[str]:
-        """Return what shows that all sweeps are done.
+    def finished(self, only: Callable[[Sweep], bool] = lambda sweep: True) -> list[str]:
+        """Return what shows that sweeps are done.
+
+        Args:
+            only: Says which.
 
         Raises:
             UserError: If none is configured.
@@ -154,7 +170,25 @@ class SweepTargets:
             hint = "docs/howto/sweep.md has an example."
             raise UserError("there is no `sweep`", "configuration", hint)
         names = (*SWEEP_FILES, "kept.json", "plots/parallel.svg", "plots/trials.html")
-        return [f"{self.folder(sweep)}/{file}" for sweep in self.sweeps for file in names]
+        done = [name for name, sweep in self.sweeps.items() if only(sweep)]
+        return [f"{self.folder(sweep)}/{file}" for sweep in done for file in names]
+
+    def generation(self) -> list[str]:
+        """Return what a step of searches makes: what it asks for, at the end what it found."""
+        searches = {s.name: s.searched for s in self.sweeps.values() if s.searched}
+        done = {name for name, found in searches.items() if found.finished}
+        files = self.finished(lambda sweep: sweep.name in done)
+        files += [self.convergence(name) for name in done]
+        for name in searches.keys() - done:
+            final = {c.name for c in self.sweeps[name].final}
+            files += self.settled(name)
+            early = [c.name for c in self.sweeps[name].built if c.name not in final]
+            files += [path for trial in early for path in self.results(name, trial)]
+        return files
+
+    def convergence(self, sweep: str) -> str:
+        """Return the path of the picture of how a search came to its best trial."""
+        return f"{self.folder(sweep)}/plots/convergence.svg"
 
     def check_shared(self) -> None:
         """Refuse scratch folders that jobs on other machines cannot see.
@@ -178,5 +212,5 @@ class SweepTargets:
         """
         for sweep in self.sweeps.values():
             if sweep.scratch:
-                todo = [c.name for c in sweep.candidates if not self._is_done(sweep, c.name)]
+                todo = [c.name for c in sweep.built if not self._is_done(sweep, c.name)]
                 use_scratch(sweep, todo, self._results)

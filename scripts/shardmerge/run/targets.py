@@ -26,7 +26,7 @@ from shardmerge.recipe.settings import Settings
 from shardmerge.run.exports import Exports
 from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.sources.checkpoint_files import INDEX
-from shardmerge.sweep.sweeps import Sweep
+from shardmerge.sweep.sweeps import REPORTED, Sweep
 
 #: Folder of what jobs found of large local files.
 HASHES = CACHE / "sources"
@@ -364,9 +364,11 @@ class Targets:
 
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
+        measured = self._any(model)
         if self._is_probe(task):
-            return self._loaded_as(self._any(model))
-        return options_of(self.settings["benchmark"], self._any(model).options, task)
+            return self._loaded_as(measured)
+        options = options_of(self.settings["benchmark"], measured.options, task)
+        return measured.narrowed(options)
 
     def model(self, label: str) -> Measured:
         """Return a model that is measured, or that others are compared with, by its label."""
@@ -469,10 +471,13 @@ class Targets:
         options = self.settings["benchmark"]["model_options"].get("merged", {})
         found = {}
         for sweep in sweeps if builds else ():
-            for one in sweep.candidates:
-                label = sweep.label(one.name)
-                made = self._merged(builds[sweep.build(one.name)], label)
-                found[label] = replace(made, options=options)
+            for one in sweep.built:
+                build = builds[sweep.build(one.name)]
+                label, other = sweep.label(one.name), sweep.report_label(one.name)
+                made = replace(self._merged(build, label), options=options, half=sweep.half)
+                found[label] = replace(made, questions=one.questions)
+                if one.reported:
+                    found[other] = replace(made, name=other, half=REPORTED)
         return found
 
     def _merged(self, build: Build, label: str | None = None) -> Measured:

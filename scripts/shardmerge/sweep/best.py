@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
+from shardmerge.sweep.bounds import is_within
 from shardmerge.sweep.sweeps import Sweep, plot_value
-
-_BOUND = re.compile(r"\s*(>=|<=|>|<)\s*(\S+)\s*")
-_SIGNS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 #: Paths of benchmark results, by the trial's name.
 Files = Mapping[str, Sequence[str]]
@@ -38,7 +34,8 @@ def read_points(sweep: Sweep, files: Files) -> TrialSet:
                 message = f"no task has the metric {label!r}"
                 raise UserError(message, f"sweep {sweep.name}", did_you_mean(label, metrics))
         values = {name: plot_value(value) for name, value in candidate.values.items()}
-        status = "done" if paths else "planned"
+        ended = candidate.status in ("failed", "stopped")
+        status = candidate.status if ended else "done" if paths else "planned"
         trials.append(Trial(name=candidate.name, variables=values, metrics=metrics, status=status))
     higher = {label: word == "maximize" for label, word in sweep.objectives.items()}
     return TrialSet(name=sweep.name, objectives=higher, trials=tuple(trials))
@@ -55,17 +52,7 @@ def read_metrics(paths: Sequence[str]) -> dict[str, Measurement]:
 
 def fulfils(sweep: Sweep, metrics: Mapping[str, Measurement]) -> bool:
     """Return whether what was measured of a trial is within the sweep's constraints."""
-    return all(_holds(bound, metrics[label].value) for label, bound in sweep.constraints.items())
-
-
-def _holds(bound: str, value: float) -> bool:
-    match = _BOUND.fullmatch(bound)
-    assert match is not None  # the configuration's schema holds it
-    try:
-        return _SIGNS[match[1]](value, float(match[2]))
-    except ValueError:
-        message = f"{match[2]!r} is no number"
-        raise UserError(message, "configuration: sweep.constraints") from None
+    return all(is_within(bound, metrics[label].value) for label, bound in sweep.constraints.items())
 
 
 def best_trials(sweep: Sweep, points: TrialSet) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shardmerge.benchmark.comparison_table import comparer
-from shardmerge.sweep.best import Files
+from shardmerge.sweep.best import Files, read_metrics
+from shardmerge.sweep.bounds import is_within
 from shardmerge.sweep.sweeps import Sweep
 
 #: Of a trial: label of an objective to ``better``, ``worse``, ``unclear`` or ``untested``.
@@ -36,3 +37,41 @@ def verdicts(sweep: Sweep, files: Files, best: Sequence[str]) -> Verdicts:
     for one in made.compare(pairs, aims):
         found.setdefault(labels[one.model], {})[one.column.label] = one.verdict
     return found
+
+
+def is_surely_worse(
+    own: Sequence[str],
+    rivals: Sequence[Sequence[str]],
+    objectives: Mapping[str, str],
+    constraints: Mapping[str, str],
+) -> bool:
+    """Return whether a trial is surely worse than another one on the same questions.
+
+    It is, if another trial within the constraints is better in an objective by a paired test that
+    is corrected for the number of trials, and no worse in the others.
+
+    Args:
+        own: Results of the trial.
+        rivals: Results of each of the others, of as many questions.
+        objectives: Label to ``maximize`` or ``minimize``.
+        constraints: Label to a bound.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    mine, best = read_metrics(own), []
+    for paths in rivals:
+        metrics = read_metrics(paths)
+        held = all(is_within(bound, metrics[label].value) for label, bound in constraints.items())
+        if held and all(
+            (metrics[label].value >= mine[label].value) == (word == "maximize")
+            or metrics[label].value == mine[label].value
+            for label, word in objectives.items()
+        ):
+            best.append(paths)
+    if not best:
+        return False
+    made = comparer([*own, *(path for paths in best for path in paths)])
+    first, *others = made.table.models
+    aims = [column for column in made.table.columns if column.label in objectives]
+    return any(one.verdict == "worse" for one in made.compare([(first, o) for o in others], aims))

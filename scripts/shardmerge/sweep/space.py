@@ -48,6 +48,10 @@ class Range:
             value = math.exp(low + share * (high - low))
         else:
             value = self.low + share * (self.high - self.low)
+        return self.rounded(value)
+
+    def rounded(self, value: float) -> float:
+        """Return a number of the range with few digits."""
         return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
 
 

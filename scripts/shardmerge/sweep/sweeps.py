@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base import forms
 from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import load_json, read_text, write_text
-from shardmerge.base.forms import FormError, entry
+from shardmerge.base.files import read_text
+from shardmerge.base.forms import entry
 from shardmerge.base.pathnames import check_word
-from shardmerge.base.sealed import AGAIN
 from shardmerge.benchmark.trials import Value
-from shardmerge.plan.files import CACHE, check_whole
 from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.recipe import folder_name
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import Variant
+from shardmerge.sweep.searched import SEARCHES, STATES, Asked, Searched, load_searched, state_path
 from shardmerge.sweep.space import MOST_TRIALS, Point, drawn, grid, read_space
 from shardmerge.sweep.template import Template
 
 #: Folder of sweeps below the results.
 SWEEPS = "sweeps"
+#: Questions by which a search with `split` measures its trials, and those that it reports by.
+TUNED, REPORTED = "even", "odd"
 _DIGITS = 10
 _LONGEST_SHOWN = 40
 
@@ -41,11 +41,17 @@ class SweepTrial:
         name: Made from the recipe, so that the same recipe has the same name in every sweep.
         values: Of the variables.
         text: The recipe.
+        status: How a search sees it; a trial of other sweeps is ``done`` when it is measured.
+        questions: The most that it is asked of a task, or None for what the configuration says.
+        reported: Whether it is measured on the other half of the questions too.
     """
 
     name: str = entry(forms.text)
     values: Mapping[str, Any] = entry(forms.mapped(_any))
     text: str = entry(forms.text)
+    status: str = entry(forms.one_of(lambda: STATES), "done")
+    questions: int | None = entry(forms.maybe(forms.count), None)
+    reported: bool = entry(forms.truth, False)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Sweep:
         keep: Whose weights stay: ``best``, ``all``, ``none``.
         scratch: Folder of weights until they are measured, or None.
         candidates: Its trials.
+        split: Whether trials are measured on one half of the questions, and reported on the other.
+        searched: How far it is if it is a search, else None.
     """
 
     name: str = entry(forms.text)
@@ -69,6 +77,28 @@ class Sweep:
     keep: str = entry(forms.text)
     scratch: str | None = entry(forms.maybe(forms.text), None)
     candidates: tuple[SweepTrial, ...] = entry(forms.listed(forms.made_of(SweepTrial)))
+    split: bool = entry(forms.truth, False)
+    searched: Searched | None = entry(forms.maybe(forms.made_of(Searched)), None)
+
+    @property
+    def built(self) -> list[SweepTrial]:
+        """The trials that are built: all but those that failed."""
+        return [c for c in self.candidates if c.status != "failed"]
+
+    @property
+    def final(self) -> list[SweepTrial]:
+        """The trials that are measured to the end now, so that their weights may go."""
+        return [c for c in self.built if not (c.status == "asked" and c.questions)]
+
+    @property
+    def reported(self) -> list[SweepTrial]:
+        """The trials that are measured on the other half of the questions."""
+        return [c for c in self.candidates if c.reported]
+
+    @property
+    def half(self) -> str | None:
+        """Which questions trials are measured by."""
+        return TUNED if self.split else None
 
     @property
     def tasks(self) -> list[str]:
@@ -82,7 +112,16 @@ class Sweep:
 
     def label(self, trial: str) -> str:
         """Return what a trial is called among measured models."""
-        return f"{self.name}-{trial}"
+        questions = next((c.questions for c in self.candidates if c.name == trial), None)
+        return rung_label(self.name, trial, questions)
+
+    def report_label(self, trial: str) -> str:
+        """Return what a trial is called where the other half of the questions is asked."""
+        return f"{self.name}-{trial}-{REPORTED}"
+
+    def report_files(self, results: str, trial: str, tasks: Sequence[str]) -> list[str]:
+        """Return the paths of what is measured of a trial on the other half of the questions."""
+        return [f"{results}/benchmarks/{self.report_label(trial)}/{task}.json" for task in tasks]
 
     def result_files(self, results: str, trial: str, tasks: Sequence[str]) -> list[str]:
         """Return the paths of what is measured of a trial."""
@@ -101,12 +140,21 @@ class Sweep:
         return [
             Variant(f"{results}/{self.build(c.name)}/recipe.yaml", c.text, self.build(c.name),
                     self.recipe)
-            for c in self.candidates
+            for c in self.built
         ]  # fmt: skip
 
 
-def read_sweeps(settings: Settings) -> list[Sweep]:
+def rung_label(sweep: str, trial: str, questions: int | None) -> str:
+    """Return what a trial is called where it is asked so many questions of each task."""
+    return f"{sweep}-{trial}" + (f"-q{questions}" if questions else "")
+
+
+def read_sweeps(settings: Settings, searched: Mapping[str, Searched] = {}) -> list[Sweep]:
     """Return the sweeps of a configuration.
+
+    Args:
+        settings: The configuration.
+        searched: How far searches are, by name; of others their files tell it.
 
     Raises:
         UserError: For all that is wrong with them and shows without the models.
@@ -115,7 +163,7 @@ def read_sweeps(settings: Settings) -> list[Sweep]:
     many = len(settings.sweeps) > 1
     for number, config in enumerate(settings.sweeps):
         where = f"configuration: sweep.{number}" if many else "configuration: sweep"
-        sweep = _sweep(config, where)
+        sweep = _sweep(config, where, settings["results"], searched)
         if sweep.name in found:
             hint = "Give each sweep a `name`."
             raise UserError(f"two sweeps are called {sweep.name!r}", where, hint)
@@ -123,28 +171,63 @@ def read_sweeps(settings: Settings) -> list[Sweep]:
     return list(found.values())
 
 
-def _sweep(config: Mapping[str, Any], where: str) -> Sweep:
-    recipe = config["recipe"]
+def sweep_name(config: Mapping[str, Any]) -> str:
+    """Return the name of a configured sweep."""
+    return config["name"] or folder_name(Path(config["recipe"]).stem)
+
+
+def trial_name(text: str) -> str:
+    """Return the name of the trial that a recipe makes."""
+    return digest(text)[:_DIGITS]
+
+
+def _sweep(
+    config: Mapping[str, Any], where: str, results: str, searched: Mapping[str, Searched]
+) -> Sweep:
+    recipe, name = config["recipe"], sweep_name(config)
     template = Template(read_text(recipe), recipe)
     for label in (*config["objectives"], *config["constraints"]):
         _check_label(label, where)
-    points = _points(config, where)
-    names = {name for point in points for name in point}
+    found = None
+    if config["sampler"] in SEARCHES:
+        found = searched.get(name) or load_searched(state_path(results, name))
+        asked: Sequence[Asked] = found.trials
+    else:
+        _check_no_search(config, where)
+        asked = [Asked(values=point) for point in _points(config, where)]
+    names = {variable for one in asked for variable in one.values}
     template.check(config["space"] or names, f"{where}.space")
+    reported = found.reported if found and config["split"] else ()
     candidates: dict[str, SweepTrial] = {}
-    for point in points:
-        text = template.render(point)
-        name = digest(text)[:_DIGITS]
-        candidates.setdefault(name, SweepTrial(name=name, values=point, text=text))
+    for place, one in enumerate(asked):
+        text = template.render(one.values)
+        trial = candidates.get(trial_name(text)) or SweepTrial(
+            name=trial_name(text),
+            values=one.values,
+            text=text,
+            status=one.status if found else "done",
+            questions=one.questions,
+        )
+        candidates[trial.name] = replace(trial, reported=trial.reported or place in reported)
     return Sweep(
-        name=config["name"] or folder_name(Path(recipe).stem),
+        name=name,
         recipe=recipe,
         objectives=config["objectives"],
         constraints=config["constraints"],
         keep=config["keep"],
         scratch=config["scratch"],
         candidates=tuple(candidates.values()),
+        split=config["split"],
+        searched=found,
     )
+
+
+def _check_no_search(config: Mapping[str, Any], where: str) -> None:
+    """Refuse keys of a search where nothing is searched for."""
+    for key, none in (("start", []), ("stop", None), ("split", False)):
+        if config[key] != none:
+            hint = f"Write `sampler: tpe`, or leave `{key}` out."
+            raise UserError("is for a search", f"{where}.{key}", hint)
 
 
 def _check_label(label: str, where: str) -> None:
@@ -162,7 +245,7 @@ def _points(config: Mapping[str, Any], where: str) -> Sequence[Point]:
         points = _listed(trials, where)
         names = set(config["space"]) or set(points[0])
         for point in points:
-            _check_point(point, names, f"{where}.trials")
+            check_point(point, names, f"{where}.trials")
     elif not variables:
         raise UserError("has no variable", f"{where}.space", "Write `space: {w: {grid: [0, 1]}}`.")
     elif sampler == "grid":
@@ -193,7 +276,12 @@ def _listed(trials: Any, where: str) -> Sequence[Point]:
     return trials
 
 
-def _check_point(point: Point, names: set[str], where: str) -> None:
+def check_point(point: Point, names: set[str], where: str) -> None:
+    """Make sure that a point has a value of each variable.
+
+    Raises:
+        UserError: If it has not.
+    """
     for name in names - point.keys():
         raise UserError(f"a trial has no value of {name!r}", where, did_you_mean(name, point))
     for name in point.keys() - names:
@@ -225,37 +313,3 @@ def with_tasks(settings: Settings, sweeps: Sequence[Sweep]) -> Settings:
     aims = (whole_of(benchmark, task) for sweep in sweeps for task in sweep.tasks)
     tasks = dict.fromkeys([*benchmark["tasks"], *aims])
     return Settings(settings.values | {"benchmark": benchmark | {"tasks": list(tasks)}})
-
-
-def keep_recipes(sweeps: Sequence[Sweep], results: str) -> None:
-    """Write each trial's recipe into its folder, unless it is there."""
-    for path, text in _recipes(sweeps, results):
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_text(path, text)
-
-
-def _recipes(sweeps: Sequence[Sweep], results: str) -> Iterator[tuple[Path, str]]:
-    for sweep in sweeps:
-        yield from ((Path(v.path), v.text) for v in sweep.variants(results))
-
-
-def keep_sweep(sweep: Sweep, dry: bool = False) -> str:
-    """Return the path of a file that tells jobs of a sweep, written unless this is a dry run."""
-    text = json.dumps(forms.written(sweep))  # in its own order: the first objective counts most
-    path = CACHE / "sweeps" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    if not dry and not (path.is_file() and path.read_bytes() == text.encode()):
-        write_text(path, text)
-    return str(path)
-
-
-def load_sweep(path: str | Path) -> Sweep:
-    """Return the sweep in a file of ``keep_sweep``.
-
-    Raises:
-        UserError: If it is damaged.
-    """
-    check_whole(Path(path), Path(path).stem)
-    try:
-        return forms.read(Sweep, load_json(path))
-    except FormError:
-        raise UserError("is damaged", str(path), AGAIN) from None

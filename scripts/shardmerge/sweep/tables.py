@@ -18,7 +18,8 @@ from shardmerge.base.text import plural
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
 from shardmerge.sweep.best import fulfils
 from shardmerge.sweep.evidence import Verdicts
-from shardmerge.sweep.sweeps import Sweep
+from shardmerge.sweep.outcome import evidence, report_lines
+from shardmerge.sweep.sweeps import TUNED, Sweep
 
 #: Measured models that are no trials, for comparison.
 References = Mapping[str, Mapping[str, Measurement]]
@@ -115,9 +116,10 @@ def table_markdown(data: Mapping[str, Any]) -> str:
     for other in data["references"]:
         cells = [_score(other["metrics"].get(label)) for label in labels]
         rows.append([other["model"], *("" for _ in names), *cells])
-    return f"{markdown.table(header, rows, numbers=True)}\n" + "".join(
-        f"{line}\n" for line in _notes(data, labels)
-    )
+    lines = [markdown.table(header, rows, numbers=True), *_notes(data, labels)]
+    if further := list(report_lines(data)):
+        lines += ["", *further]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
@@ -153,8 +155,11 @@ def best_recipe(sweep: Sweep, data: Mapping[str, Any]) -> str:
     candidate = next(c for c in sweep.candidates if c.name == name)
     row = next(row for row in data["trials"] if row["trial"] == name)
     lines = [f"Trial {name} of the sweep {sweep.name}, {plural(len(data['trials']), 'trial')}."]
+    if sweep.split:
+        lines.append(f"Chosen by the {TUNED}-numbered questions of each task.")
     lines += [f"{key} = {json.dumps(value)}" for key, value in candidate.values.items()]
     lines += [f"{label}: {_score(row['metrics'].get(label))}" for label in _labels(data)]
+    lines += evidence(data)
     if len(data["best"]) > 1:
         lines.append(f"As good in another way: {', '.join(data['best'][1:])}.")
     return "".join(f"# {line}\n" for line in lines) + candidate.text

@@ -44,7 +44,7 @@ def kept_trials(sweep: Sweep, plan: Plan, points: TrialSet) -> tuple[str, ...]:
         points: What was measured so far.
     """
     if sweep.keep != "best":
-        return tuple(c.name for c in sweep.candidates) if sweep.keep == "all" else ()
+        return tuple(c.name for c in sweep.final) if sweep.keep == "all" else ()
     kept, free = [], plan.room.kept
     for name in best_trials(sweep, points):
         size = plan.builds[sweep.build(name)].bytes_written
@@ -64,7 +64,7 @@ def settle(sweep: Sweep, plan: Plan, points: TrialSet, trial: str, say: Say) -> 
         trial: Its name.
         say: Takes a line for what is deleted.
     """
-    done = [t.name for t in points.trials if t.status == "done"]
+    done = [t.name for t in points.trials if t.status in ("done", "stopped")]
     kept = () if sweep.scratch and sweep.keep != "all" else kept_trials(sweep, plan, points)
     for name in done:
         build = plan.builds[sweep.build(name)]

@@ -17,6 +17,7 @@ from shardmerge.recipe.document import DOCUMENT_KEYS
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import SCHEMA, load_settings
 from shardmerge.report.plan_facts import plan_totals
+from shardmerge.sweep.outcome import report_lines
 from tools.docs.__main__ import main as write_docs
 from tools.docs.config import config_keys, config_markdown, with_tables
 from tools.docs.methods import methods_markdown
@@ -83,9 +84,22 @@ class TestGenerated:
         monkeypatch.setattr(sys, "argv", ["docs", f"--folder={tmp_path}", f"--config={manual}"])
         write_docs()
         assert manual.read_text(encoding="utf-8") == MANUAL
-        for name in ("methods.md", "flagship-coefficients.svg", "sweep.svg"):
+        for name in ("methods.md", "flagship-coefficients.svg", "sweep.svg", "search.svg"):
             kept = (REPO / "docs" / name).read_bytes()
             assert (tmp_path / name).read_bytes() == kept, f"{name}: run `make docs`"
+
+    def test_search_tells_what_was_measured(self) -> None:
+        found = json.loads((REPO / "docs" / "search.json").read_text(encoding="utf-8"))
+        page = (REPO / "docs" / "howto" / "search.md").read_text(encoding="utf-8")
+        assert "\n".join(report_lines(found["table"])) in page
+        metrics = {
+            (found["table"]["reported"][cell["model"]], cell["label"]): cell["value"]
+            for cell in found["table"]["report"]["cells"]
+        }
+        best, first = found["table"]["best"][0], found["points"]["trials"][0]["name"]
+        assert metrics[best, "demo_B/acc"] > metrics[first, "demo_B/acc"]
+        assert metrics[best, "demo_C/acc"] >= metrics[first, "demo_C/acc"]
+        assert metrics[best, "demo_copy/acc"] >= metrics[first, "demo_copy/acc"]
 
     def test_table_has_every_key_once(self) -> None:
         found = re.findall(r"^\| `([\w.]+)` \|", config_markdown(), re.MULTILINE)

@@ -150,6 +150,7 @@ OTHER: dict[str, Any] = {
         }.items()
     },
     "benchmark.limit": 3,
+    "benchmark.half": "odd",
     "benchmark.num_fewshot": 2,
     "benchmark.batch_size": 4,
     "benchmark.device": "cuda",

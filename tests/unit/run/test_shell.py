@@ -176,6 +176,7 @@ class TestRules:
             "publish",
             "exports",
             "sweep",
+            "search",
         }
         assert not any(parsed.rules[name]["makes"] for name in idle)
 

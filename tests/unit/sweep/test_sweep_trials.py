@@ -24,7 +24,8 @@ from shardmerge.sweep import weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
-from shardmerge.sweep.sweeps import Sweep, keep_sweep, load_sweep, read_sweeps, with_tasks
+from shardmerge.sweep.sweep_files import keep_sweep, load_sweep
+from shardmerge.sweep.sweeps import Sweep, read_sweeps, with_tasks
 
 RECIPE = """\
 merge_method: task_arithmetic

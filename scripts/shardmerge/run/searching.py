@@ -1,0 +1,171 @@
+"""A step of the configuration's searches, while the workflow is read: tell, then ask.
+
+The command `shardmerge search` runs the workflow once for each generation. It and the workflow
+tell each other by two variables of the environment how things stand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shardmerge.base import claims, forms
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import read_text, write_json
+from shardmerge.recipe.settings import Settings
+from shardmerge.run.measured import folder_digest
+from shardmerge.sweep.best import best_trials, read_metrics, read_points
+from shardmerge.sweep.evidence import is_surely_worse
+from shardmerge.sweep.search import JOURNAL, Eyes, Metrics, SearchPlan, advance
+from shardmerge.sweep.searched import SEARCHES, Searched, state_path
+from shardmerge.sweep.space import Point, read_space
+from shardmerge.sweep.sweeps import (
+    Sweep,
+    check_point,
+    read_sweeps,
+    rung_label,
+    sweep_name,
+    trial_name,
+)
+from shardmerge.sweep.template import Template
+
+#: Path of a file in which a run tells how its searches stand; none is written without it.
+TOLD = "SHARDMERGE_SEARCH"
+#: Set where trials of this generation that are not measured have failed.
+FAILED = "SHARDMERGE_SEARCH_FAILED"
+
+
+def step(settings: Settings, *, dry: bool) -> dict[str, Searched]:
+    """Return how far each search is, one step further if its generation is measured.
+
+    Args:
+        settings: The configuration.
+        dry: Whether nothing is written.
+
+    Raises:
+        UserError: If none is configured, or one cannot go on.
+    """
+    found = {}
+    many = len(settings.sweeps) > 1
+    for number, config in enumerate(settings.sweeps):
+        if config["sampler"] in SEARCHES:
+            where = f"configuration: sweep.{number}" if many else "configuration: sweep"
+            found[sweep_name(config)] = _step(config, settings, where, dry=dry)
+    if not found:
+        hint = f"Write `sampler: {SEARCHES[0]}` and a number of `trials`."
+        raise UserError("no `sweep` is a search", "configuration", hint)
+    _tell(found)
+    return found
+
+
+def _step(config: Mapping[str, Any], settings: Settings, where: str, *, dry: bool) -> Searched:
+    plan = search_plan(config, settings, where)
+    state = state_path(settings["results"], plan.name)
+    eyes = _Files(plan, config, settings["results"]).eyes()
+    failed = bool(os.environ.get(FAILED))
+    if dry:
+        found = advance(plan, state.parent, eyes, failed=failed, dry=True)
+        return _with_best(found, plan.name, settings)
+    with claims.claimed(state.parent / JOURNAL):
+        found = advance(plan, state.parent, eyes, failed=failed, dry=False)
+        found = _with_best(found, plan.name, settings)
+        write_json(state, forms.written(found))
+    return found
+
+
+def search_plan(config: Mapping[str, Any], settings: Settings, where: str) -> SearchPlan:
+    """Return what a configured search is about.
+
+    Raises:
+        UserError: If something is missing.
+    """
+    if type(config["trials"]) is not int:
+        hint = "Write `trials: 40`."
+        raise UserError(f"`sampler: {config['sampler']}` needs a number of trials", where, hint)
+    variables = read_space(config["space"], f"{where}.space")
+    if not variables:
+        raise UserError(
+            "has no variable", f"{where}.space", "Write `space: {w: {low: 0, high: 1}}`."
+        )
+    text = read_text(config["recipe"])
+    Template(text, config["recipe"]).check(config["space"], f"{where}.space")
+    for point in config["start"]:
+        check_point(point, set(config["space"]), f"{where}.start")
+    benchmark = settings["benchmark"]
+    return SearchPlan(
+        name=sweep_name(config),
+        sampler=config["sampler"],
+        variables=variables,
+        objectives=config["objectives"],
+        constraints=config["constraints"],
+        trials=config["trials"],
+        parallel=config["parallel"],
+        seed=config["seed"],
+        rungs=(config["stop"] or {}).get("rungs", ()),
+        start=config["start"],
+        basis=[text, config["split"], benchmark["limit"], folder_digest(benchmark["include_path"])],
+        where=where,
+    )
+
+
+class _Files:
+    """What is measured of a search's trials, in the files of results."""
+
+    def __init__(self, plan: SearchPlan, config: Mapping[str, Any], results: str) -> None:
+        self._plan, self._results = plan, results
+        self._template = Template(read_text(config["recipe"]), config["recipe"])
+        self._tasks = list(
+            dict.fromkeys(
+                label.partition("/")[0] for label in (*plan.objectives, *plan.constraints)
+            )
+        )
+
+    def eyes(self) -> Eyes:
+        return Eyes(look=self._look, name=self._name, worse=self._worse)
+
+    def _name(self, point: Point) -> str:
+        return trial_name(self._template.render(point))
+
+    def _paths(self, point: Point, questions: int | None) -> list[str]:
+        label = rung_label(self._plan.name, self._name(point), questions)
+        return [f"{self._results}/benchmarks/{label}/{task}.json" for task in self._tasks]
+
+    def _look(self, point: Point, questions: int | None) -> Metrics | None:
+        paths = self._paths(point, questions)
+        return read_metrics(paths) if all(map(os.path.isfile, paths)) else None
+
+    def _worse(self, point: Point, others: Sequence[Point], questions: int) -> bool:
+        own = self._paths(point, questions)
+        rivals = [self._paths(other, questions) for other in others]
+        there = [paths for paths in rivals if all(map(os.path.isfile, paths)) and paths != own]
+        return is_surely_worse(own, there, self._plan.objectives, self._plan.constraints)
+
+
+def _with_best(found: Searched, name: str, settings: Settings) -> Searched:
+    """Return how far a search is, with the best of its trials."""
+    (sweep,) = (s for s in read_sweeps(settings, {name: found}) if s.name == name)
+    results = settings["results"]
+    files = {
+        c.name: sweep.result_files(results, c.name, sweep.tasks)
+        for c in sweep.built
+        if c.status != "asked"
+    }
+    best = best_trials(sweep, read_points(sweep, files))
+    return replace(found, best=_place(sweep, found, best[0])) if best else found
+
+
+def _place(sweep: Sweep, found: Searched, name: str) -> int:
+    values = next(c.values for c in sweep.candidates if c.name == name)
+    return next(i for i, trial in enumerate(found.trials) if trial.values == values)
+
+
+def _tell(found: Mapping[str, Searched]) -> None:
+    if path := os.environ.get(TOLD):
+        told = {
+            name: {"generation": s.generation, "finished": s.finished, "trials": len(s.trials)}
+            for name, s in found.items()
+        }
+        write_json(Path(path), told)

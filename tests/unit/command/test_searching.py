@@ -1,0 +1,61 @@
+"""The command `search`: which run follows which, with a stand-in for Snakemake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from shardmerge.command.searching import run_all, run_once
+from shardmerge.run.searching import FAILED, TOLD
+
+
+class Runs:
+    """Ends runs as told.
+
+    Args:
+        ends: Status of each run, and whether the search is finished then; None: it tells nothing.
+    """
+
+    def __init__(self, *ends: tuple[int, bool | None]) -> None:
+        self.ends = list(ends)
+        self.failed: list[bool] = []
+
+    def __call__(self, more: Mapping[str, str]) -> int:
+        status, finished = self.ends.pop(0)
+        self.failed.append(FAILED in more)
+        if finished is not None:
+            told = {"own": {"generation": 0, "finished": finished, "trials": 4}}
+            Path(more[TOLD]).write_text(json.dumps(told))
+        return status
+
+
+def test_until_it_is_finished() -> None:
+    runs = Runs((0, False), (0, False), (0, True))
+    assert run_all(runs) == 0
+    assert runs.failed == [False, False, False]
+
+
+def test_failed_jobs_are_told_once() -> None:
+    runs = Runs((1, False), (0, False), (0, True))
+    assert run_all(runs) == 0
+    assert runs.failed == [False, True, False]
+
+
+def test_a_fault_of_all_trials_stops_it() -> None:
+    runs = Runs((1, False), (1, None))
+    assert run_all(runs) == 1
+    assert runs.ends == []
+
+
+def test_ended_from_outside() -> None:
+    for status in (-9, 130, 143):
+        assert run_all(Runs((status, False))) == status
+
+
+def test_tables_that_fail_end_it() -> None:
+    assert run_all(Runs((1, True))) == 1
+
+
+def test_once() -> None:
+    assert run_once(Runs((0, None))) == (0, {})
