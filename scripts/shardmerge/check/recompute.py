@@ -15,17 +15,15 @@ expression states.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
+from shardmerge.algebra.leaves import is_stored, is_whole, sum_dtype
 from shardmerge.algebra.lowering import is_native
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, Numerics
@@ -39,19 +37,25 @@ from shardmerge.check.error_bounds import (
     total,
 )
 from shardmerge.check.float_formats import decoded, half_ulp
-from shardmerge.check.memory import WHOLE
+from shardmerge.check.kernels import (
+    Read,
+    UndecidedError,
+    factor_of,
+    load_torch,
+    needed,
+    run_kernel,
+)
 from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
-from shardmerge.check.samples import RUN, RUNS, Runs, positions
+from shardmerge.check.samples import RUN, RUNS, Runs, count_of, positions
+from shardmerge.check.stated import Stated, to_stored
 from shardmerge.engine.native import is_usable
-from shardmerge.engine.passes import ReadFiles
+from shardmerge.engine.tiles import ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
-from shardmerge.methods.registry import bounds_of, kernel_of
+from shardmerge.methods.registry import bounds_of
 
 if TYPE_CHECKING:
-    import torch
-
     from shardmerge.methods.contract import BoundedKernel
 
 #: Allowance for a method's inputs that are sums themselves, relative to the largest of them.
@@ -61,17 +65,6 @@ _UNDECIDED = 2.0**-6
 
 #: What is evaluated once for a tensor's sample: statistics ask for it again.
 _KEPT = (ex.Source, ex.Decoded, ex.Delta, ex.LowRank, ex.Rows)
-
-#: Returns elements of a source tensor or stored task vector as they lie in the file.
-Read = Callable[["ex.Source | ex.Decoded | ex.Arranged | ex.Delta", Runs], np.ndarray]
-
-
-class TooLargeError(Exception):
-    """A method must see a whole tensor that has more than WHOLE elements."""
-
-
-class UndecidedError(Exception):
-    """A method's result depends on the library that decomposes its inputs, without a bound."""
 
 
 class Recomputer:
@@ -129,7 +122,8 @@ class Recomputer:
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)
-            value = decoded(_to_stored(self._stated(expression, runs), dtype), dtype)
+            stated = Stated(self._numerics, self._stored, self._read)
+            value = decoded(to_stored(stated.value(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
@@ -147,7 +141,7 @@ class Recomputer:
         return is_whole(part, self._numerics) or isinstance(part, ex.LowRank)
 
     def _float32(self, node: ex.Expression, runs: Runs) -> Estimate:
-        if not isinstance(node, _KEPT) or _count(runs) > RUN * RUNS:
+        if not isinstance(node, _KEPT) or count_of(runs) > RUN * RUNS:
             return self._evaluate(node, runs)
         if (node, runs) not in self._known:
             self._known[node, runs] = self._evaluate(node, runs)
@@ -162,9 +156,9 @@ class Recomputer:
                 parts = self._float32(finetuned, runs), self._float32(base, runs)
                 return round_estimate(difference(*parts, sum_dtype(node)), dtype)
             case ex.Zero():
-                return Estimate(np.zeros(_count(runs)), np.zeros(_count(runs)))
+                return Estimate(np.zeros(count_of(runs)), np.zeros(count_of(runs)))
             case ex.LowRank():
-                factors = self._factor(node.b), self._factor(node.a)
+                factors = factor_of(self._read, node.b), factor_of(self._read, node.a)
                 return product(node, *factors, positions(runs))
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
@@ -181,13 +175,8 @@ class Recomputer:
                 return self._mean(node, runs)
         raise TypeError(f"not an expression: {node!r}")
 
-    def _factor(self, factor: ex.Source) -> np.ndarray:
-        """Return a whole factor, float64 of its shape."""
-        stored = self._read(factor, ((0, ex.elements(factor)),))
-        return decoded(stored, factor.dtype).reshape(factor.shape)
-
     def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
-        value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
+        value, error = np.zeros(count_of(runs)), np.zeros(count_of(runs))
         found = gathered(node, runs)
         part = self._float32(node.operand, found.runs or ((0, 0),))
         value[found.places] = part.value[found.chosen]
@@ -197,7 +186,7 @@ class Recomputer:
     def _choice(self, node: ex.Choice, runs: Runs) -> Estimate:
         parts = [self._float32(operand, runs) for operand in node.operands]
         code = sum_dtype(node)
-        value, error = np.zeros(_count(runs)), np.zeros(_count(runs))
+        value, error = np.zeros(count_of(runs)), np.zeros(count_of(runs))
         for place, members in chosen_parts(node, runs):
             if not members:
                 continue
@@ -223,9 +212,9 @@ class Recomputer:
 
     def _bounded(self, call: ex.Call, runs: Runs, kernel: BoundedKernel) -> Estimate:
         """Recompute what a library's decompositions make, with the bound that the method knows."""
-        inputs = [self._float32(i, self._inside(i, call, runs, whole=True)) for i in call.inputs]
+        inputs = [self._float32(i, needed(i, call, runs, whole=True)) for i in call.inputs]
         tensors = [
-            _torch().from_numpy(one.value.copy()).reshape(node.shape)
+            load_torch().from_numpy(one.value.copy()).reshape(node.shape)
             for one, node in zip(inputs, call.inputs, strict=True)
         ]
         carried = max(float(np.linalg.norm(one.error)) for one in inputs)
@@ -241,7 +230,7 @@ class Recomputer:
             return self._bounded(call, runs, bounded)
         streamed = bool(self._passes) and is_usable() and is_native(call, self._stored, FLOAT32)
         whole = is_whole(call, self._numerics) and not streamed
-        inputs = [self._float32(i, self._inside(i, call, runs, whole)) for i in call.inputs]
+        inputs = [self._float32(i, needed(i, call, runs, whole)) for i in call.inputs]
         values = [one.value for one in inputs]
         kernel = self._mapped if streamed else self._kernel
         exact = kernel(call, values, runs, whole, "F64")
@@ -277,117 +266,6 @@ class Recomputer:
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, whole: bool, code: str
     ) -> np.ndarray:
         """Return a kernel's result for values in a dtype, as float64 [elements]."""
-        dtype = getattr(_torch(), DTYPES[code].name)
-        tensors = [_torch().from_numpy(value).to(dtype, copy=True) for value in values]
-        return self._run(call, tensors, runs, whole).double().numpy()
-
-    def _run(
-        self, call: ex.Call, tensors: list[torch.Tensor], runs: Runs, whole: bool
-    ) -> torch.Tensor:
-        """Return a kernel's result, flat: run by run, or once for whole tensors."""
-        kernel, _ = kernel_of(call.method, self._numerics)
-        if whole:
-            shaped = [t.reshape(i.shape) for t, i in zip(tensors, call.inputs, strict=True)]
-            return kernel(group_of(call, shaped)).reshape(-1)
-        results, place = [], 0
-        for first, count in runs:
-            blocks = [tensor[place : place + count] for tensor in tensors]
-            results.append(kernel(group_of(call, blocks, first)).clone())
-            place += count
-        return _torch().cat(results) if results else tensors[0]
-
-    @staticmethod
-    def _inside(operand: ex.Expression, call: ex.Call, runs: Runs, whole: bool) -> Runs:
-        """Return which elements of an operand a call needs."""
-        if not whole:
-            return runs
-        if max(ex.elements(operand), ex.elements(call)) > WHOLE:
-            raise TooLargeError
-        return ((0, ex.elements(operand)),)
-
-    def _stated(self, node: ex.Expression, runs: Runs) -> torch.Tensor:
-        """Return elements in the dtype that an expression of mergekit numerics states."""
-        if is_stored(node, self._stored):
-            return _from_stored(self._read(node, runs), node.dtype)
-        match node:
-            case ex.Cast(operand, dtype):
-                return self._stated(operand, runs).to(getattr(_torch(), DTYPES[dtype].name))
-            case ex.Zero():
-                return _torch().zeros(_count(runs))
-            case ex.LowRank():
-                return self._stated_product(node, runs)
-            case ex.Linear(terms):
-                wide = getattr(_torch(), DTYPES[sum_dtype(node)].name)
-                return sum(c * self._stated(operand, runs).to(wide) for c, operand in terms)
-            case ex.Call():
-                whole = is_whole(node, self._numerics)
-                tensors = [
-                    self._stated(i, self._inside(i, node, runs, whole)).clone() for i in node.inputs
-                ]
-                result = self._run(node, tensors, runs, whole)
-                return result[positions(runs)] if whole else result
-            case ex.Rows():
-                return self._stated_rows(node, runs)
-            case ex.Choice():
-                return self._stated_choice(node, runs)
-            case ex.Mean(operand):
-                if ex.elements(operand) > WHOLE:
-                    raise TooLargeError
-                whole = self._stated(operand, ((0, ex.elements(operand)),))
-                return whole.view(operand.shape[0], -1).mean(dim=0)[positions(runs)]
-        raise TypeError(f"mergekit numerics has no {type(node).__name__}")
-
-    def _stated_product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
-        from shardmerge.engine.lowrank import Product
-
-        dtype = getattr(_torch(), DTYPES[node.dtype].name)
-        factors = (_torch().from_numpy(self._factor(f)).to(dtype) for f in (node.b, node.a))
-        made = Product(node, *factors, ordered=False)
-        return _torch().cat([made.block(first, count, None) for first, count in runs])
-
-    def _stated_rows(self, node: ex.Rows, runs: Runs) -> torch.Tensor:
-        dtype = getattr(_torch(), DTYPES[stated_dtype(node)].name)
-        result = _torch().zeros(_count(runs), dtype=dtype)
-        found = gathered(node, runs)
-        if found.runs:
-            part = self._stated(node.operand, found.runs)
-            result[found.places] = part[found.chosen]
-        return result
-
-    def _stated_choice(self, node: ex.Choice, runs: Runs) -> torch.Tensor:
-        parts = [self._stated(operand, runs) for operand in node.operands]
-        result = _torch().zeros_like(parts[0])
-        for place, members in chosen_parts(node, runs):
-            if len(members) == 1:
-                result[place] = parts[members[0]][place]
-            elif members:
-                for member in members:
-                    result[place] += parts[member][place]
-                result[place] /= len(members)
-        return result
-
-
-def _count(runs: Runs) -> int:
-    return sum(count for _, count in runs)
-
-
-@cache
-def _torch() -> ModuleType:
-    """Return torch, on one thread: the engine's kernels run on one, and sums keep their order."""
-    import torch
-
-    torch.set_num_threads(1)
-    return torch
-
-
-def _from_stored(stored: np.ndarray, code: str) -> torch.Tensor:
-    if code == "BF16":
-        return _torch().from_numpy(stored.view(np.int16).copy()).view(_torch().bfloat16)
-    return _torch().from_numpy(stored.copy())
-
-
-def _to_stored(tensor: torch.Tensor, code: str) -> np.ndarray:
-    tensor = tensor.to(getattr(_torch(), DTYPES[code].name)).contiguous()
-    if code == "BF16":
-        return tensor.view(_torch().int16).numpy().view(np.uint16)
-    return tensor.numpy()
+        dtype = getattr(load_torch(), DTYPES[code].name)
+        tensors = [load_torch().from_numpy(value).to(dtype, copy=True) for value in values]
+        return run_kernel(call, tensors, runs, whole, self._numerics).double().numpy()

@@ -18,9 +18,18 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
-from shardmerge.engine.passes import NativePasses, ReadFiles, ReducedTiles
+from shardmerge.engine.passes import NativePasses
+from shardmerge.engine.tiles import ReadFiles, ReducedTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NO_BAND, Bands, Elements, ElementValue, KeyBand, Ranks
+from shardmerge.methods.passes import (
+    NO_BAND,
+    Bands,
+    Elements,
+    ElementValue,
+    KeyBand,
+    OrderStatistics,
+    Ranks,
+)
 
 #: One of so many tiles is added up again, and at least two.
 _EVERY = 16
@@ -89,6 +98,26 @@ class RecordedPasses(NativePasses):
             if not right:
                 raise _wrong(call, "thresholds")
         return bands
+
+    def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
+        if (keys := self._known(call)) is None:
+            return super()._order_statistics(call, wanted, count)
+        right = isinstance(keys, list) and len(keys) == len(wanted.ranks)
+        if not right or not all(type(key) is int and 0 <= key <= _GREATEST for key in keys):
+            raise _wrong(call, "order statistics")
+
+        def masks(x: Elements) -> list[ElementValue]:
+            value = wanted.function(x)
+            bands = (
+                KeyBand(*ends, _ALL, _ALL) for key in keys for ends in ((0, key - 1), (0, key))
+            )
+            return [x.inside(value, band) for band in bands]
+
+        tiles = self._tiles(call, masks, "counts")
+        counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
+        if not all(a <= r < b for r, a, b in zip(wanted.ranks, counts, counts, strict=True)):
+            raise _wrong(call, "order statistics")
+        return keys
 
 
 def _before(band: KeyBand, ranks: Ranks) -> KeyBand:

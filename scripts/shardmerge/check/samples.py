@@ -45,6 +45,11 @@ def sample_runs(name: str, count: int) -> Runs:
     return tuple((block * RUN, min(RUN, count - block * RUN)) for block in chosen)
 
 
+def count_of(runs: Runs) -> int:
+    """Return how many elements runs have."""
+    return sum(count for _, count in runs)
+
+
 def positions(runs: Runs) -> np.ndarray:
     """Return the index of every element of runs, int64."""
     return np.concatenate([np.arange(first, first + count) for first, count in runs])

@@ -13,24 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash
 from shardmerge.base.identities import stamp_of
-from shardmerge.base.safetensors import TensorEntry
+from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
-from shardmerge.check.recompute import Estimate, Recomputer, TooLargeError, UndecidedError
+from shardmerge.check.kernels import TooLargeError, UndecidedError
+from shardmerge.check.leaves import OpenLeaves, described
+from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
 from shardmerge.check.statistics import Statistics
-from shardmerge.engine.arranging import Band, fill_elements
-from shardmerge.engine.decoding import Held, decode_elements
-from shardmerge.engine.locations import AnyLocation, Location, locate
-from shardmerge.engine.stored import stored_deltas
 from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
-from shardmerge.formats.values import stored_type
 
 #: Share of a tensor's elements for which a method may have chosen otherwise at a near tie.
 _UNDECIDED = 1e-3
@@ -87,7 +82,7 @@ def check_shard(
         whole = stack.enter_context(FileHash(shard)) if sha256 else None
         output = stack.enter_context(TensorFile(shard))
         _check_header(spec, output)
-        leaves = _Leaves(spec, sources, deltas, stack)
+        leaves = OpenLeaves(spec, sources, deltas, stack)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read, leaves)
         findings = _Findings()
         statistics = Statistics(recomputer)
@@ -135,76 +130,6 @@ def check_hash(path: Path, found: str, recorded: str) -> None:
         )
 
 
-class _Leaves:
-    """The source tensors and stored task vectors of a specification, in open files."""
-
-    def __init__(
-        self,
-        spec: ShardSpec,
-        sources: Mapping[tuple[str, str], Path],
-        deltas: list[Path],
-        stack: contextlib.ExitStack,
-    ) -> None:
-        self._sources = {k: stack.enter_context(TensorFile(p)) for k, p in sources.items()}
-        self._deltas = {Path(path): stack.enter_context(TensorFile(path)) for path in deltas}
-        self._files = [*self._sources.values(), *self._deltas.values()]
-        self.stored = stored_deltas(spec, deltas)
-
-    def locate(self, leaf: FileLeaf) -> AnyLocation:
-        """Return where a leaf lies, for ``read_elements``."""
-        return locate(leaf, self._location)
-
-    def read_elements(self, leaf: AnyLocation, first: int, count: int, into: memoryview) -> None:
-        """Fill the beginning of a buffer with elements of a leaf."""
-        leaf.read(lambda number, *range: self._files[number].fill(*range), first, count, into)
-
-    def read(self, leaf: ex.Source | ex.Decoded | ex.Arranged | ex.Delta, runs: Runs) -> np.ndarray:
-        """Return elements of a leaf as they are stored; of a decoded one its float32 values."""
-        if isinstance(leaf, ex.Decoded):
-            held: Held = {}
-            made = [v for run in runs for v in decode_elements(leaf, self._part, held, *run)]
-            return np.concatenate([np.zeros(0, np.float32), *made])
-        if isinstance(leaf, ex.Arranged):
-            return self._arranged(leaf, runs)
-        file, entry = self._entry(leaf)
-        return file.read(entry, runs)
-
-    def _location(self, leaf: ex.Source | ex.Delta) -> Location:
-        file, entry = self._entry(leaf)
-        return Location(self._files.index(file), entry.begin, entry.dtype)
-
-    def _entry(self, leaf: ex.Source | ex.Delta) -> tuple[TensorFile, TensorEntry]:
-        """Return where a tensor lies that is as the plan says."""
-        if isinstance(leaf, ex.Delta):
-            place = self.stored[leaf]
-            file, name = self._deltas[place.path], place.name
-        else:
-            file, name = self._sources[leaf.model, leaf.file], leaf.tensor
-        entry = file.header.tensors.get(name)
-        if entry is None or (entry.dtype, entry.shape) != (leaf.dtype, leaf.shape):
-            raise UserError(
-                f"has {_described(entry)} where the plan has {leaf.dtype}{list(leaf.shape)}",
-                f"{file.path}, tensor {name!r}",
-                "The file changed since the plan was made.",
-            )
-        return file, entry
-
-    def _arranged(self, leaf: ex.Arranged, runs: Runs) -> np.ndarray:
-        held: Band = {}
-        made = np.empty(sum(count for _, count in runs), stored_type(leaf.dtype))
-        place = 0
-        for first, count in runs:
-            fill_elements(leaf, self._fill, held, first, made[place : place + count])
-            place += count
-        return made
-
-    def _fill(self, part: ex.Source | ex.Decoded, begin: int, target: np.ndarray) -> None:
-        target[:] = self.read(part, ((begin, len(target)),)).view(target.dtype)
-
-    def _part(self, part: ex.Source, begin: int, end: int) -> np.ndarray:
-        return self.read(part, ((begin, end - begin),)).view(stored_type(part.dtype))
-
-
 def _check_header(spec: ShardSpec, output: TensorFile) -> None:
     where, tensors = str(output.path), output.header.tensors
     wanted = [tensor.name for tensor in spec.tensors]
@@ -218,7 +143,7 @@ def _check_header(spec: ShardSpec, output: TensorFile) -> None:
         entry = tensors[tensor.name]
         if (entry.dtype, entry.shape) != (tensor.dtype, tensor.shape):
             raise UserError(
-                f"is {_described(entry)} instead of {tensor.dtype}{list(tensor.shape)}",
+                f"is {described(entry)} instead of {tensor.dtype}{list(tensor.shape)}",
                 f"{where}, tensor {tensor.name!r}",
                 _HINT,
             )
@@ -234,7 +159,7 @@ def _check_header(spec: ShardSpec, output: TensorFile) -> None:
 def _check_tensor(
     task: TensorTask,
     output: TensorFile,
-    leaves: _Leaves,
+    leaves: OpenLeaves,
     recomputer: Recomputer,
     allow_nonfinite: bool,
     findings: _Findings,
@@ -319,7 +244,3 @@ def _fail(
         where,
         _HINT,
     )
-
-
-def _described(entry: TensorEntry | None) -> str:
-    return "no such tensor" if entry is None else f"{entry.dtype}{list(entry.shape)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shardmerge.methods.passes import BIAS, MANTISSA, ROOT_OF_HALF
 from shardmerge.methods.program import CONSTANTS, WITH_CONSTANT, Program, Reduction
 
 #: Elements of a vector of the generated code: registers of any processor are a fraction of it.
@@ -16,7 +17,7 @@ LANES = 32
 _ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float", "F64": "double", "U32": "i32"}
 STORED = {code: f"<{LANES} x {element}>" for code, element in _ELEMENT.items()}
 _HALF, _BITS, FLOAT, DOUBLE, INT = STORED.values()
-MASK = f"<{LANES} x i1>"
+MASK, _LONG = f"<{LANES} x i1>", f"<{LANES} x i64>"
 _OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus": "fadd"}
 _OPERATIONS |= {"times": "fmul", "over": "fdiv"}
 _COMPARISONS = {name: f"fcmp o{name}" for name in ("gt", "ge", "lt", "eq")}
@@ -31,11 +32,17 @@ _CONSTANT = {
         "  %c{k}.one = trunc i64 %c{k}.long to i32",
     ),
 }
+#: 1.5 * 2**52
+_RAISED = "double 0x4338000000000000"
 
 
 def splat(value: int) -> str:
     """Return a vector of one integer."""
     return "<" + ", ".join([f"i32 {value}"] * LANES) + ">"
+
+
+def _splat_long(value: int) -> str:
+    return "<" + ", ".join([f"i64 {value}"] * LANES) + ">"
 
 
 class StepLines:
@@ -111,9 +118,9 @@ class StepLines:
         stored = self.new(
             f"load {STORED[code]}, ptr {self.place(f'%leaf{leaf}', code, self._at)}, align 1"
         )
-        if code == "U32":
-            self._types[name] = INT
-            self.new(f"add {INT} {stored}, zeroinitializer", name)
+        if code in ("U32", "F64"):
+            self._types[name] = STORED[code]
+            self.new(f"bitcast {STORED[code]} {stored} to {STORED[code]}", name)
         else:
             self.widen(stored, code, name)
 
@@ -182,6 +189,9 @@ class StepLines:
             self._types[value] = INT
             bits = self.new(f"bitcast {FLOAT} {first} to {INT}")
             self.new(f"and {INT} {bits}, {splat(0x7FFFFFFF)}", value)
+        elif kind in ("exponent", "mantissa", "power"):
+            self._types[value] = DOUBLE
+            getattr(self, f"_{kind}")(first, value)
         elif kind == "select":
             yes, no = (self.typed(self.value(k)) for k in operands[1:])
             self._types[value] = self._types.get(self.value(operands[1]), FLOAT)
@@ -197,6 +207,31 @@ class StepLines:
             self._types[value] = of
             second = f"%c{operands[1]}" if kind in WITH_CONSTANT else self.value(operands[1])
             self.new(f"{_OPERATIONS[kind]} {of} {first}, {second}", value)
+
+    def _exponent(self, of: str, value: str) -> None:
+        # converted from 32 bits, which every processor can do with vectors
+        short = self.new(f"trunc {_LONG} {self._near_one(of)[1]} to {INT}")
+        self.new(f"sitofp {INT} {short} to {DOUBLE}", value)
+
+    def _mantissa(self, of: str, value: str) -> None:
+        bits, exponent = self._near_one(of)
+        moved = self.new(f"shl {_LONG} {exponent}, {_splat_long(MANTISSA)}")
+        bits = self.new(f"sub {_LONG} {bits}, {moved}")
+        self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
+
+    def _power(self, of: str, value: str) -> None:
+        # 1.5 * 2**52 more has the integer in its last bits; fptosi is not defined for NaN
+        raised = self.new(f"fadd {DOUBLE} {of}, <{', '.join([_RAISED] * LANES)}>")
+        bits = self.new(f"bitcast {DOUBLE} {raised} to {_LONG}")
+        bits = self.new(f"add {_LONG} {bits}, {_splat_long(BIAS)}")
+        bits = self.new(f"shl {_LONG} {bits}, {_splat_long(MANTISSA)}")
+        self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
+
+    def _near_one(self, of: str) -> tuple[str, str]:
+        """Write a float64's bits, and the power of 2 that brings it near 1."""
+        bits = self.new(f"bitcast {DOUBLE} {of} to {_LONG}")
+        above = self.new(f"sub {_LONG} {bits}, {_splat_long(ROOT_OF_HALF)}")
+        return bits, self.new(f"ashr {_LONG} {above}, {_splat_long(MANTISSA)}")
 
 
 DECLARATIONS = [

@@ -5,28 +5,25 @@ from __future__ import annotations
 import base64
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
-from shardmerge.algebra.leaves import FileLeaf, block_leaves
+from shardmerge.algebra.leaves import block_leaves
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
-from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
-from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.record import Tally
-from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
+from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
+from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -34,6 +31,8 @@ from shardmerge.methods.passes import (
     ElementValue,
     KeyBand,
     Map,
+    Maxima,
+    OrderStatistics,
     RowRanks,
     Sums,
     Wanted,
@@ -41,27 +40,11 @@ from shardmerge.methods.passes import (
     end_of,
     vectors,
 )
-from shardmerge.methods.program import Reducing, Reduction
+from shardmerge.methods.program import Reducing
 from shardmerge.methods.registry import passes_of
-from shardmerge.methods.symbolic import Given
 
-_T = TypeVar("_T")
-#: ReducedTiles whose counts fit in 32 bits many times over.
-_COUNTED = 1 << 12
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
-
-
-class ReadFiles(Protocol):
-    """Open files of which elements of leaves are read."""
-
-    stored: Collection[ex.Delta]
-
-    def locate(self, leaf: FileLeaf) -> Any:
-        """Return where a leaf lies."""
-
-    def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
-        """Fill the beginning of a buffer with elements of what was located."""
 
 
 class NativePasses:
@@ -119,6 +102,10 @@ class NativePasses:
                 bands = self._bands(call, wanted, count)
                 note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
                 return bands
+            case OrderStatistics():
+                keys = self._order_statistics(call, wanted, count)
+                note(keys)
+                return np.array(keys, np.int32).view(np.float32).tolist()
         note(None)
         match wanted:
             case Sums(function, axis) if along_first(shape, axis):
@@ -126,6 +113,8 @@ class NativePasses:
                 return tiles.sums_along_first(*vectors(shape, axis))
             case Sums(function, axis):
                 return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
+            case Maxima(function, axis):
+                return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
             case RowRanks(function):
                 return self._row_ranks(call, function)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -155,6 +144,18 @@ class NativePasses:
         asked: list[int] = []
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
         return [of(k) for k in range(asked[0])]
+
+    def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
+        """Return the keys of the values that have some ranks."""
+
+        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+            def keys(x: Elements) -> list[ElementValue]:
+                return [wanted.function(x).key()] * len(pairs)
+
+            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
+            return tiles.histograms(count, [prefix for _, prefix in pairs])
+
+        return find_keys(wanted.ranks, 32, histograms)
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
@@ -221,158 +222,6 @@ class StepsOf:
         return steps
 
 
-class ReducedTiles:
-    """The elements of a reduction's leaves, read tile by tile."""
-
-    def __init__(
-        self,
-        locations: Sequence[Any],
-        files: ReadFiles,
-        reduction: Reduction,
-        given: Given,
-    ) -> None:
-        self._locations, self._files = locations, files
-        self._code, self._given = native_reduction(reduction), given
-        self._sizes = [DTYPES[code].size for code in (*reduction.leaves, *reduction.loads)]
-        own = self._sizes[: len(reduction.leaves)]
-        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
-
-    def sums(self, rows: int, columns: int) -> np.ndarray:
-        """Return the sums over vectors whose elements follow each other, [sums, vectors]."""
-        done, parts = [], []
-        for first, count, last in _tiles(rows, columns):
-            values = self.values(first, count)
-            parts.append(halved_sum(values.reshape(len(values), -1, min(count, columns))))
-            if last:
-                done.append(halved_sum(np.stack(parts, axis=-1)))
-                parts = []
-        return np.concatenate(done, axis=1)
-
-    def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
-        """Return what some tiles add to sums or counts, float64 [sums, tiles].
-
-        Args:
-            count: Elements of the whole tensor.
-            chosen: Numbers of the tiles.
-        """
-        counts = self._code.reduction.kind == "counts"
-        one = self._counts if counts else self._sums
-        spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
-        return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
-
-    def _sums(self, first: int, count: int) -> np.ndarray:
-        found = self._run(first, count, self._code.sums)
-        # parts of a tile, between which constants change, are added up together
-        return halved_sum(found[0] if len(found) == 1 else self.values(first, count))
-
-    def _counts(self, first: int, count: int) -> np.ndarray:
-        return np.sum(self._run(first, count, self._code.counts), axis=0)
-
-    def locate(self, shown: ReducedTiles, count: int, number: int) -> int:
-        """Return the index of the element that is so manieth for which the mask is set.
-
-        Args:
-            shown: Adds up the mask as numbers.
-            count: Elements.
-            number: Which of them, from 0.
-        """
-        for first, size, _ in _tiles(1, count):
-            there = int(self._counts(first, size)[0])
-            if number < there:
-                values = np.concatenate(shown._run(first, size, shown._code.values), axis=1)
-                return first + int(np.flatnonzero(values[0])[number])
-            number -= there
-        raise ValueError("there are not so many")
-
-    def histograms(self, count: int, prefixes: Sequence[int]) -> list[np.ndarray]:
-        """Return how often each half of the keys occurs, int64 [DIGITS] for each value."""
-        tables = np.zeros((len(prefixes), TABLES, DIGITS + LANES), np.uint32)
-        total = np.zeros((len(prefixes), DIGITS), np.int64)
-        of = np.array(prefixes, np.int32)
-        tiles = list(_tiles(1, count))
-        for number, (first, size, _) in enumerate(tiles, 1):
-            self._run(first, size, partial(self._code.add_digits, tables), of)
-            if number % _COUNTED == 0 or number == len(tiles):
-                total += tables[:, :, :DIGITS].sum(axis=1, dtype=np.int64)
-                tables[:] = 0
-        return list(total)
-
-    def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
-        """Return the sums over a matrix's rows, [sums, columns], each row read once."""
-        parts = [
-            self._halves(first, min(BLOCK, rows - first), columns)
-            for first in range(0, rows, BLOCK)
-        ]
-        return halved_sum(np.stack(parts, axis=-1))
-
-    def values(self, begin: int, count: int) -> np.ndarray:
-        """Return the values of consecutive elements, float64 [values, elements]."""
-        spans = range(begin, begin + count, BLOCK)
-        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
-        return np.concatenate([piece for part in parts for piece in part], axis=1)
-
-    def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
-        """Return the sum of consecutive rows by halves, [sums, columns]."""
-        sizes = [count]
-        while sizes[-1] > 1:
-            sizes.append(sizes[-1] - sizes[-1] // 2)
-
-        def total(level: int, row: int) -> np.ndarray:
-            if level == 0:
-                return self.values((first + row) * columns, columns)
-            value = total(level - 1, row)
-            other = row + sizes[level]
-            return value + total(level - 1, other) if other < sizes[level - 1] else value
-
-        return total(len(sizes) - 1, 0)
-
-    def _run(
-        self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
-    ) -> list[_T]:
-        """Return what a function makes of a tile, in pieces where constants change."""
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            self._files.read_elements(location, first, count, memoryview(buffer))
-        made = [_longer(load(first, count)) for load in self._given.loads]
-        places = [array.ctypes.data for array in (*self._buffers, *made)]
-        results = []
-        for begin, size, constants in self._given.pieces(first, count):
-            pairs = zip(places, self._sizes, strict=True)
-            leaves = [place + (begin - first) * one for place, one in pairs]
-            results.append(function(leaves, size, constants, *more))
-        return results
-
-
-def _longer(x: np.ndarray) -> np.ndarray:
-    """Return an array with room for whole vectors at its end."""
-    return np.concatenate([x, np.zeros(LANES, x.dtype)])
-
-
 def to_text(table: np.ndarray) -> str:
     """Return float64 numbers as text, for a record."""
     return base64.b64encode(table.astype("<f8").tobytes()).decode()
-
-
-def halved_sum(x: np.ndarray) -> np.ndarray:
-    """Return the sum over the last dimension as ``kernels.blocks.halved_sum`` makes it."""
-    count = x.shape[-1]
-    if count == 0:
-        return np.zeros(x.shape[:-1])
-    x = x.copy()
-    while count > 1:
-        half = count // 2
-        x[..., :half] += x[..., count - half : count]
-        count -= half
-    return x[..., 0].copy()
-
-
-def _tiles(rows: int, columns: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (first element, number, whether rows end with it) of tiles of a matrix in order."""
-    if columns > BLOCK:
-        for begin in range(0, rows * columns, columns):
-            for first in range(0, columns, BLOCK):
-                count = min(BLOCK, columns - first)
-                yield begin + first, count, first + count == columns
-        return
-    step = max(1, BLOCK // columns)
-    for row in range(0, rows, step):
-        yield row * columns, min(step, rows - row) * columns, True

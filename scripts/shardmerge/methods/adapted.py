@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 
-@step_kernel("dora", FLOAT32)
+@step_kernel("dora", FLOAT32, version=2)
 def _dora(group: Group) -> torch.Tensor:
     """Bring what belongs to each output of a matrix to its learnt norm."""
+    import torch
+
     from shardmerge.methods.kernels.blocks import row_sums
+    from shardmerge.methods.kernels.roots import root
 
     matrix, norms = group.tensors
     transposed = group.parameters["transposed"]
@@ -26,9 +29,10 @@ def _dora(group: Group) -> torch.Tensor:
     if not matrix.numel():
         return matrix.clone()
     squares = row_sums(
-        lambda row, column: [by_output[row, column].double().square_()], *by_output.shape
+        lambda row, column: [by_output[row, column].double().square()], *by_output.shape
     )
-    factor = (norms.reshape(-1).double().cpu() / squares[0].sqrt()).to(matrix.device, matrix.dtype)
+    lengths = torch.from_numpy(root(squares[0].numpy()))
+    factor = (norms.reshape(-1).double().cpu() / lengths).to(matrix.device, matrix.dtype)
     return matrix * (factor if transposed else factor[:, None])
 
 

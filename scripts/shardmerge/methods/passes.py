@@ -47,14 +47,31 @@ class Elements(Protocol):
     def chosen(self, mask: Masks) -> ElementValue:
         """Return the mask that a function tells beside."""
 
-    def along(self, values: np.ndarray, axis: Axis) -> ElementValue:
-        """Return for each element the number of its vector, rounded to the inputs' type."""
+    def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> ElementValue:
+        """Return for each element the number of its vector, rounded to the inputs' type.
+
+        Args:
+            values: Of the vectors.
+            axis: Along which they run.
+            wide: Return float64 instead.
+        """
+
+    def exponent(self, value: ElementValue) -> ElementValue:
+        """Return the powers of 2, as float64, by which ``mantissa`` makes positive numbers."""
+
+    def mantissa(self, value: ElementValue) -> ElementValue:
+        """Return positive, finite, normal float64 numbers scaled to [sqrt(1/2), sqrt(2))."""
+
+    def power_of_two(self, value: ElementValue) -> ElementValue:
+        """Return 2**k for integers k in float64; for -1023 it is 0, for 1024 infinite."""
 
 
 #: Returns for consecutive elements, (first, count), whether each is chosen: bool [count].
 Masks = Callable[[int, int], "np.ndarray"]
 #: Returns for consecutive elements the rank of each within its row, integers [count].
 RanksOf = Callable[[int, int], "np.ndarray"]
+#: The bits of the square root of 1/2, of a number's mantissa, and what exponents are stored with.
+ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
 Axis = Literal["all", "last", "first"]
 
@@ -108,6 +125,32 @@ class Bands:
 
     function: Callable[[Elements], Sequence[ElementValue]]
     ranks: tuple[Ranks, ...]
+
+
+@dataclass(frozen=True)
+class Maxima:
+    """Asks for the greatest values of vectors; the answer is float64 [values, vectors].
+
+    Args:
+        function: Returns float64 values; a vector with NaN has NaN.
+        axis: Of the vectors, ``last`` or ``all``.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+    axis: Axis = "all"
+
+
+@dataclass(frozen=True)
+class OrderStatistics:
+    """Asks for the values that have some ranks; the answer is a list of numbers.
+
+    Args:
+        function: Returns values of the inputs' type that are not negative.
+        ranks: From 0, each less than the number of elements.
+    """
+
+    function: Callable[[Elements], ElementValue]
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -187,7 +230,7 @@ def band_of(
     return KeyBand(first.key, last.key, *ends)
 
 
-Wanted = Sums | Counts | Bands | RowRanks
+Wanted = Sums | Counts | Bands | RowRanks | Maxima | OrderStatistics
 #: Makes an element of the result.
 Map = Callable[[Elements], ElementValue]
 Passes = Generator[Wanted, Any, Map]

@@ -46,8 +46,9 @@ class Program:
             ``full F32``, ``full F64``, ``full U32`` (constant), ``load`` (number of a load),
             ``times``, ``over``, ``gt``, ``ge``, ``lt``, ``eq``, ``ne``, ``and`` (two values),
             ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
-            magnitude), ``select`` (mask, two values), ``at least``, ``at most`` (two keys),
-            ``below`` (two unsigned numbers).
+            magnitude), ``exponent``, ``mantissa``, ``power`` (of float64, see
+            ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
+            keys), ``below`` (two unsigned numbers).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.

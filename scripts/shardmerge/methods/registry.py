@@ -70,6 +70,7 @@ __all__ = [
 
 _METHODS: dict[str, MergeMethod] = {}
 _STEPS: dict[str, dict[Numerics, Rendering]] = {}
+_STEP_VERSIONS: dict[tuple[str, Numerics], int] = {}
 
 
 def merge_method(
@@ -144,6 +145,7 @@ def step_kernel(
     *,
     elementwise: bool = False,
     workspace: Workspace = Workspace(),
+    version: int = 1,
 ) -> Callable[[Kernel], Kernel]:
     """Register the decorated kernel as a step that no recipe names.
 
@@ -151,6 +153,7 @@ def step_kernel(
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
         elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
+        version: Grows when its bytes change, as a method's does.
 
     Raises:
         ValueError: If the name is taken.
@@ -160,6 +163,7 @@ def step_kernel(
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
         _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
+        _STEP_VERSIONS[name, numerics] = version
         return function
 
     return register
@@ -223,8 +227,10 @@ def bounds_of(name: str) -> BoundedKernel | None:
 
 
 def version_of(name: str, numerics: Numerics) -> int:
-    """Return the version of a method's bytes; what mergekit makes of it does not change."""
-    return 1 if name in _STEPS or numerics == MERGEKIT else method(name).version
+    """Return the version of a method's or step's bytes; what mergekit makes does not change."""
+    if name in _STEPS:
+        return _STEP_VERSIONS[name, numerics]
+    return 1 if numerics == MERGEKIT else method(name).version
 
 
 def in_mergekit(name: str) -> bool:

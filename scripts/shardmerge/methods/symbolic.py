@@ -89,6 +89,18 @@ class StepValue:
         """Return the magnitude."""
         return self._step("abs")
 
+    def clamp(self, least: float, most: float) -> StepValue:
+        """Return the value brought to a range; NaN stays."""
+        raised = self._chosen(self < least, least)
+        return raised._chosen(raised > most, most)
+
+    def _chosen(self, mask: StepValue, other: float) -> StepValue:
+        """Return a constant where a mask is set, the value elsewhere."""
+        constant = self.writer.full(other, self.dtype)
+        number = self.writer.step("select", mask.number, constant, self.number)
+        self.writer.dtypes[number] = self.dtype
+        return StepValue(self.writer, number)
+
     def double(self) -> StepValue:
         """Return the value as float64."""
         return self if self.dtype == "F64" else self._step("wide", dtype="F64")
@@ -145,7 +157,8 @@ class SymbolicElements:
     def where(self, mask: StepValue, yes: StepValue | float, no: StepValue | float) -> StepValue:
         pair = [one if isinstance(one, StepValue) else self.full(one) for one in (yes, no)]
         value = self.writer.step("select", mask.number, *(one.number for one in pair))
-        self.writer.dtypes[value] = "BOOL" if pair[0].dtype == "BOOL" else "F32"
+        kind = pair[0].dtype
+        self.writer.dtypes[value] = kind if kind in ("BOOL", "F64") else "F32"
         return StepValue(self.writer, value)
 
     def number(self, mask: StepValue) -> StepValue:
@@ -179,11 +192,22 @@ class SymbolicElements:
     def _bits(self, number: int) -> StepValue:
         return StepValue(self.writer, self.writer.full(number, "U32"))
 
-    def along(self, values: np.ndarray, axis: Axis) -> StepValue:
+    def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> StepValue:
+        code = "F64" if wide else "F32"
         if len(values) == 1:
-            return self.full(float(values[0]))
-        self.given.loads.append(partial(_along, values.astype("<f4"), self.shape, axis))
-        return StepValue(self.writer, self.writer.load("F32"))
+            return StepValue(self.writer, self.writer.full(float(values[0]), code))
+        stored = values.astype("<f8" if wide else "<f4")
+        self.given.loads.append(partial(_along, stored, self.shape, axis))
+        return StepValue(self.writer, self.writer.load(code))
+
+    def exponent(self, value: StepValue) -> StepValue:
+        return value._step("exponent", dtype="F64")
+
+    def mantissa(self, value: StepValue) -> StepValue:
+        return value._step("mantissa", dtype="F64")
+
+    def power_of_two(self, value: StepValue) -> StepValue:
+        return value._step("power", dtype="F64")
 
 
 def _draws(key: Key, first: int, count: int) -> np.ndarray:

@@ -187,7 +187,7 @@ def _first_open(plan: SearchPlan, path: Path, folder: Path) -> Study:
 
 def _sampler(plan: SearchPlan, generation: int) -> BaseSampler:
     """Return the sampler of a generation; its random numbers follow from the generation alone."""
-    from optuna.samplers import CmaEsSampler, NSGAIISampler, TPESampler
+    from optuna.samplers import NSGAIISampler, TPESampler
 
     seed = int(digest([plan.seed, generation])[:8], 16)
     own = {"constraints_func": _violations} if plan.constraints else {}
@@ -196,8 +196,10 @@ def _sampler(plan: SearchPlan, generation: int) -> BaseSampler:
         if plan.sampler == "tpe":
             return TPESampler(seed=seed, multivariate=True, constant_liar=True, **own)
         if plan.sampler == "cmaes":
+            from shardmerge.sweep.cma_state import SafeCmaEsSampler
+
             size = max(plan.parallel, _LEAST_POPULATION)
-            return CmaEsSampler(seed=seed, popsize=size, warn_independent_sampling=False)
+            return SafeCmaEsSampler(seed=seed, popsize=size, warn_independent_sampling=False)
         return NSGAIISampler(
             seed=seed, population_size=max(plan.parallel, _LEAST_POPULATION), **own
         )

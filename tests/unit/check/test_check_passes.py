@@ -19,7 +19,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.base.safetensors import read_header
-from shardmerge.check import recompute, recorded
+from shardmerge.check import kernels, recorded
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import native, passes
 from shardmerge.methods.registry import method
@@ -53,7 +53,7 @@ def test_they_pass_whatever_their_size(
     built: tuple[cases.Models, ShardSpec, Passes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, spec, _ = built
-    monkeypatch.setattr(recompute, "WHOLE", 100)
+    monkeypatch.setattr(kernels, "WHOLE", 100)
     found = check_shard(spec, models.folder / "out.safetensors", models.paths, [])
     assert found["not_sampled"] == []
     assert found["undecided"] == 0
@@ -101,7 +101,8 @@ class TestRecorded:
         self, built: tuple[cases.Models, ShardSpec, Passes], **changes: list[list[Any]]
     ) -> dict[str, Any]:
         models, spec, passes = built
-        changed = passes | {name.replace("_", " "): rows for name, rows in changes.items()}
+        assert changes.keys() <= passes.keys()
+        changed = passes | changes
         shard = models.folder / "out.safetensors"
         return check_shard(spec, shard, models.paths, [], passes=changed)
 
@@ -146,6 +147,16 @@ class TestRecorded:
         band[place] = value(band)
         with pytest.raises(UserError, match="thresholds"):
             self.check(built, **{name: rows})
+
+    @pytest.mark.parametrize("wrong", [0, -1, 1, "7", None])
+    def test_an_order_statistic_beside_is_refused(
+        self, built: tuple[cases.Models, ShardSpec, Passes], wrong: object
+    ) -> None:
+        rows = json.loads(json.dumps(built[2]["arcee_fusion"]))
+        keys = next(one for one in rows[0] if isinstance(one, list))
+        keys[1] = keys[1] + wrong if wrong in (1, -1) else wrong
+        with pytest.raises(UserError, match="order statistics"):
+            self.check(built, arcee_fusion=rows)
 
     @pytest.mark.parametrize("wrong", ["", "no base64", "AAAAAAAAAAA=", [[1, 2]]])
     def test_damaged_sums_are_refused(

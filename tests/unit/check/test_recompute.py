@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
-from shardmerge.check import recompute
+from shardmerge.check import kernels
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to, stored_dtype
-from shardmerge.check.recompute import Recomputer, TooLargeError
+from shardmerge.check.kernels import TooLargeError
+from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import RUN, RUNS, positions, sample_runs
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -219,7 +220,7 @@ class TestCalls:
         assert (estimate.error < 1e-6).all()
 
     def test_nothing_is_made_up_for_large_tensors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(recompute, "WHOLE", 63)
+        monkeypatch.setattr(kernels, "WHOLE", 63)
         lab = Lab(a=normal(1, torch.float32, 64), b=normal(2, torch.float32, 64))
         with pytest.raises(TooLargeError):
             lab.estimate(self.call(lab, "slerp", (64,), t=0.3), "F32")

@@ -21,7 +21,7 @@ from helpers.models import save_model
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.base.safetensors import read_header
-from shardmerge.check import recompute
+from shardmerge.check import kernels
 from shardmerge.check.shard import check_shard
 from shardmerge.plan.files import load_spec
 from shardmerge.plan.paths import record_path
@@ -128,7 +128,7 @@ class TestRightShards:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         built = build_model(SLERP, numerics=MERGEKIT)
-        monkeypatch.setattr(recompute, "WHOLE", 100)
+        monkeypatch.setattr(kernels, "WHOLE", 100)
         job, spec = built.shard_with(MERGED)
         found = check(job)
         large = {t.name for t in spec.tensors if np.prod(t.shape) > 100}

@@ -14,8 +14,8 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import native, reductions, row_ranks
-from shardmerge.engine.passes import halved_sum
+from shardmerge.engine import native, reductions, row_ranks, tiles
+from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
 from shardmerge.methods.kernels.ranks import ranks_along
@@ -46,6 +46,32 @@ class TestSums:
             code = reductions.native_reduction(reduction)
             results.append(halved_sum(code.sums([values.data_ptr()], BLOCK, ()))[0])
         assert len(set(results)) == 1
+
+
+class TestSumsOfColumns:
+    @pytest.mark.parametrize("shape", [(1001, 211), (BLOCK + 37, 3), (6, BLOCK + 5), (7, 5, 6)])
+    def test_rows_are_added_by_halves(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+    ) -> None:
+        values = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+        group = kernel_cases.ordinary("nuslerp", shape, dtype=torch.float16, **values)
+        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+        call = call_of("nuslerp", group, [models.source(model) for model in models.tensors])
+        read = tiles.ReducedTiles.values
+        counts = []
+
+        def counted(self: tiles.ReducedTiles, begin: int, count: int) -> np.ndarray:
+            counts.append(count)
+            return read(self, begin, count)
+
+        monkeypatch.setattr(tiles.ReducedTiles, "values", counted)
+        models.build(models.spec({"w": ("F32", call)}))
+        wide = [tensor.float() for tensor in group.tensors]
+        expected = kernel_of("nuslerp", FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
+        cases.assert_same(models.load()["w"], expected)
+        assert sum(counts) == group.tensors[0].numel()
+        # rows are read together, not one by one
+        assert len(counts) < max(shape[0] / 10, 10)
 
 
 class TestBands:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.blocks import gram, row_sums, tiles, totals, tree_sum
+from shardmerge.methods.kernels.blocks import row_sums, tiles, totals, tree_sum
+from shardmerge.methods.kernels.execute import TorchElements, answered
 from shardmerge.methods.kernels.selection import (
     Keys,
     RankBand,
@@ -18,14 +21,17 @@ from shardmerge.methods.kernels.selection import (
     order_statistics,
     sort_keys,
 )
+from shardmerge.methods.passes import Bands, Maxima, OrderStatistics, Ranks, Wanted
 
 
-def blockwise(values: torch.Tensor, step: int, descending: bool = False) -> Keys:
-    def keys() -> Iterator[torch.Tensor]:
-        for part in values.split(step):
-            yield sort_keys(part, descending)
+def found(wanted: Wanted, values: torch.Tensor) -> Any:
+    """Return what a pass over values wants to know."""
+    read = partial(_slices, values)
+    return answered(wanted, values.shape, read)
 
-    return keys
+
+def _slices(values: torch.Tensor, first: int, count: int) -> list[torch.Tensor]:
+    return [values[first : first + count]]
 
 
 class TestTiles:
@@ -49,7 +55,7 @@ class TestSums:
     def test_exact_where_no_rounding(self, values: list[int]) -> None:
         assert tree_sum(torch.tensor(values, dtype=torch.float64)).item() == sum(values)
 
-    def test_rows_and_total(self) -> None:
+    def test_rows(self) -> None:
         matrix = torch.randn(5, BLOCK + 77, generator=torch.Generator().manual_seed(0))
         wide = matrix.double()
         sums = row_sums(lambda r, c: [wide[r, c] * 1, wide[r, c].square()], *matrix.shape)
@@ -59,14 +65,58 @@ class TestSums:
             pytest.approx(float(flat.square().sum()), rel=1e-13)
         ]
 
-    def test_gram(self) -> None:
-        vectors = torch.randn(3, 4, 90, generator=torch.Generator().manual_seed(1)).double()
-        dots = gram(lambda r, c: [v[r, c] for v in vectors], 4, 90)
-        assert torch.allclose(dots, torch.einsum("irc,jrc->ijr", vectors, vectors), rtol=1e-12)
-        assert torch.equal(dots, dots.transpose(0, 1))
-
 
 class TestOrderStatistics:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def test_are_those_of_a_sort(self, dtype: torch.dtype, data: st.DataObject) -> None:
+        pool = [0.0, 1e-45, 1e-30, 0.5, 0.5000001, 1.0, 3.0, 1e30, float("inf")]
+        values = torch.tensor(data.draw(st.lists(st.sampled_from(pool), min_size=1)), dtype=dtype)
+        ranks = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1, max_size=3))
+        ordered = values.sort().values
+        wanted = OrderStatistics(lambda x: x[0], tuple(ranks))
+        assert found(wanted, values) == ordered[ranks].tolist()
+
+    @pytest.mark.parametrize("descending", [False, True])
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def test_bands_break_ties_by_index(self, descending: bool, data: st.DataObject) -> None:
+        pool = st.sampled_from([0.0, 0.25, 0.5, 0.75])
+        values = torch.tensor(data.draw(st.lists(pool, min_size=2, max_size=40)))
+        start = data.draw(st.integers(0, len(values) - 1))
+        stop = data.draw(st.integers(start + 1, len(values)))
+        (band,) = found(Bands(lambda x: [x[0]], (Ranks(start, stop, descending),)), values)
+        expected = torch.zeros(len(values), dtype=torch.bool)
+        order = values.argsort(stable=True, descending=descending)
+        expected[order[start:stop]] = True
+        assert torch.equal(TorchElements([values], values.shape, 0).inside(values, band), expected)
+
+    def test_nan_of_either_sign_is_the_greatest(self) -> None:
+        values = torch.tensor([1.0, float("nan"), -float("nan"), 2.0])
+        (low, high) = found(OrderStatistics(lambda x: x[0], (1, 2)), values)
+        assert (low, high != high) == (2.0, True)
+
+
+class TestMaxima:
+    @pytest.mark.parametrize("shape", [(3, BLOCK + 7), (40, 5), (9,)])
+    def test_are_those_of_rows(self, shape: tuple[int, ...]) -> None:
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        wanted = Maxima(lambda x: [x[0].double(), -x[0].double()], "last")
+        got = answered(wanted, shape, partial(_slices, values.reshape(-1)))
+        rows = values.reshape(-1, shape[-1]).double()
+        assert got.tolist() == torch.stack([rows.amax(1), (-rows).amax(1)]).tolist()
+
+
+def blockwise(values: torch.Tensor, step: int, descending: bool = False) -> Keys:
+    def keys() -> Iterator[torch.Tensor]:
+        for part in values.split(step):
+            yield sort_keys(part, descending)
+
+    return keys
+
+
+class TestKeysInBlocks:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @settings(max_examples=25, deadline=None, derandomize=True)
     @given(data=st.data())

@@ -56,19 +56,19 @@ def _mergekit_nearswap(group: Group) -> torch.Tensor:
     title="Arcee Fusion",
     reference="https://arcee.ai",
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
-    workspace=Workspace(tensors=0.5),
     version=2,
+    passes=True,
 )
-def arcee_fusion(group: Group) -> torch.Tensor:
+def arcee_fusion(group: Group) -> Passes:
     """The other model's most important elements, the rest from the base model.
 
     An element's importance is ``|x - base|`` times the Kullback-Leibler divergence of the
     softmaxes of its rows. Elements with at least ``median + 1.5 * (Q3 - Q1)`` are taken. The
     quartiles are exact at any size (mergekit samples a million elements of a larger tensor).
     """
-    from shardmerge.methods.blending import kernels
+    from shardmerge.methods.blending import passes
 
-    return kernels.arcee_fusion(group)
+    return passes.arcee_fusion(group)
 
 
 @arcee_fusion.mergekit_kernel(promotes=True, workspace=Workspace(tensors=5.0, blocks=32.0))
@@ -104,14 +104,15 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     ],
     inputs=Inputs(base="required"),
     elementwise=True,
-    workspace=Workspace(tensors=14.0),
+    passes=True,
+    workspace=Workspace(tensors=24.0),
     version=2,
     examples={
         "": {"weight": (None, 0.37, -0.6, 1.0)},
         "offset": {"weight": 0.8, "offset": 1.0, "normalize": True},
     },
 )
-def geometric_task_arithmetic(group: Group) -> torch.Tensor:
+def geometric_task_arithmetic(group: Group) -> Passes:
     """Task arithmetic by ratios, for tensors that multiply, such as the scales of norms.
 
     ``base * product((x_i / base) ** (lambda * w_i))``: two fine-tunes of one base with weight 1
@@ -120,6 +121,6 @@ def geometric_task_arithmetic(group: Group) -> torch.Tensor:
     model of weight other than 0 has another sign than the base, or is 0, infinite or NaN there. It
     gets task arithmetic's ``base + sum(lambda * w_i * (x_i - base))``.
     """
-    from shardmerge.methods.blending import kernels
+    from shardmerge.methods.blending import passes
 
-    return kernels.geometric_task_arithmetic(group)
+    return passes.geometric_task_arithmetic(group)

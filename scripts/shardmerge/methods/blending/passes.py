@@ -1,11 +1,27 @@
-"""The methods that blend element by element."""
+"""The methods that choose or blend element by element."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
 from shardmerge.methods.contract import Group
-from shardmerge.methods.passes import Elements, ElementValue, Passes
+from shardmerge.methods.elementary import exp, log
+from shardmerge.methods.passes import (
+    Elements,
+    ElementValue,
+    Maxima,
+    OrderStatistics,
+    Passes,
+    Sums,
+)
 
 _SMALLEST_DISTANCE = 1e-6
+_SMALLEST_PROBABILITY = 1e-8
+#: The smallest normal number of float64.
+_SMALLEST_RATIO = 2.0**-1022
 
 
 def nearswap(group: Group) -> Passes:
@@ -21,4 +37,70 @@ def nearswap(group: Group) -> Passes:
         return share * x[index] + (x.full(1.0) - share) * x[base]
 
     return blended
+    yield
+
+
+def arcee_fusion(group: Group) -> Passes:
+    """Take the elements of the other model that matter most, the rest from the base."""
+    (index,), base = group.others, group.base
+    divergence = yield from _divergence([index, base])
+
+    def importance(x: Elements) -> ElementValue:
+        return (x[index] - x[base]).abs() * x.along(divergence, "last")
+
+    last = group.count - 1
+    ranks = tuple(int(quantile * last) for quantile in (0.25, 0.5, 0.75))
+    lower, median, upper = yield OrderStatistics(importance, ranks)
+    threshold = median + 1.5 * (upper - lower)
+    return lambda x: x.where(importance(x) >= threshold, x[index], x[base])
+
+
+def _divergence(pair: Sequence[int]) -> Passes:
+    """Return the Kullback-Leibler divergences of the softmaxes of two inputs' rows, [rows]."""
+    greatest = yield Maxima(lambda x: [x[i].double() for i in pair], "last")
+
+    def exponentials(x: Elements) -> list[ElementValue]:
+        peaks = [x.along(peak, "last", wide=True) for peak in greatest]
+        return [exp(x, x[i].double() - peak) for i, peak in zip(pair, peaks, strict=True)]
+
+    totals = yield Sums(exponentials, "last")
+
+    def terms(x: Elements) -> list[ElementValue]:
+        p, q = (
+            value / x.along(total, "last", wide=True) + _SMALLEST_PROBABILITY
+            for value, total in zip(exponentials(x), totals, strict=True)
+        )
+        return [log(x, p / q) * p]
+
+    return np.maximum((yield Sums(terms, "last"))[0], 0)
+
+
+def geometric_task_arithmetic(group: Group) -> Passes:
+    """Multiply the base by the models' ratios to it; add where a ratio makes no sense."""
+    offset, factor = group.parameters["offset"], group.parameters["lambda"]
+    weights, indices = group.per_input["weight"], group.others
+    total = sum(weights[i] for i in indices)
+    if group.parameters["normalize"]:
+        factor /= total if abs(total) >= 1e-8 else 1.0
+    exponents = {i: weights[i] * factor for i in indices if weights[i] * factor != 0}
+
+    def merged(x: Elements) -> ElementValue:
+        base = x[group.base].double() + offset
+        product, additive, sensible = base, base, base.ne(0.0)
+        logarithm = None
+        for i, exponent in exponents.items():
+            model = x[i].double() + offset
+            ratio = model / base
+            sensible = sensible & (ratio >= _SMALLEST_RATIO) & (ratio < math.inf)
+            additive = additive + (model - base) * exponent
+            if exponent == 1:
+                product = product * ratio
+                continue
+            term = log(x, ratio) * exponent
+            logarithm = term if logarithm is None else logarithm + term
+        if logarithm is not None:
+            product = product * exp(x, logarithm)
+        return x.rounded(x.where(sensible, product, additive) - offset)
+
+    return merged
     yield

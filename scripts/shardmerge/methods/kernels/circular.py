@@ -1,6 +1,6 @@
 """Sine, cosine and their inverse in float64, for coefficients: the same bits on every processor.
 
-Made as those of ``functions``, of single rounded operations, by numpy: no torch is needed.
+Made as those of ``elementary``, of single rounded operations, by numpy: no torch is needed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from shardmerge.methods.kernels.roots import root
 
 #: pi / 2 in three parts; the first two times a number of 20 bits are exact.
 _HALF_PI = (1.5707963267341256, 6.077100506303966e-11, 2.0222662487959506e-21)
@@ -49,7 +51,7 @@ def acos(x: np.ndarray) -> np.ndarray:
     far = size > 0.5
     # acos(x) = 2 asin(sqrt((1 - x) / 2)), which loses nothing near 1
     square = np.where(far, (1 - size) * 0.5, x * x)
-    sine = np.where(far, np.sqrt(square), x)
+    sine = np.where(far, root(square), x)
     angle = sine + sine * (square * _polynomial(square, _ASIN))
     double = angle + angle
     return np.where(far, np.where(x < 0, _PI - double, double), _HALF_PI[0] - angle + _HALF_PI[1])

@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardmerge.methods.contract import BeginPasses, Group
+from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands
+from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
 from shardmerge.methods.kernels.rng import uniform
-from shardmerge.methods.kernels.selection import sort_keys
+from shardmerge.methods.kernels.selection import key_values, sort_keys
 from shardmerge.methods.passes import (
+    BIAS,
+    MANTISSA,
+    ROOT_OF_HALF,
     Axis,
     Bands,
     Counts,
     KeyBand,
     Masks,
+    Maxima,
+    OrderStatistics,
     Ranks,
     RowRanks,
     Sums,
@@ -79,12 +84,28 @@ class TorchElements:
         like = self.tensors[0]
         return torch.from_numpy(mask(self.first, len(like))).to(like.device)
 
-    def along(self, values: np.ndarray, axis: Axis) -> torch.Tensor | float:
+    def exponent(self, value: torch.Tensor) -> torch.Tensor:
+        return _exponents(value).double()
+
+    def mantissa(self, value: torch.Tensor) -> torch.Tensor:
+        bits = value.view(torch.int64) - (_exponents(value) << MANTISSA)
+        return bits.view(torch.float64)
+
+    def power_of_two(self, value: torch.Tensor) -> torch.Tensor:
+        return ((value.long() + BIAS) << MANTISSA).view(torch.float64)
+
+    def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> torch.Tensor:
         like = self.tensors[0]
-        numbers = torch.from_numpy(values).to(like.device, like.dtype)
+        kind = torch.float64 if wide else like.dtype
+        numbers = torch.from_numpy(values).to(like.device, kind)
         count, length = vectors(self.shape, axis)
         places = torch.arange(self.first, self.first + len(like), device=like.device)
         return numbers[places % count if along_first(self.shape, axis) else places // length]
+
+
+def _exponents(value: torch.Tensor) -> torch.Tensor:
+    """Return the powers of 2 that bring numbers near 1, as integers."""
+    return (value.view(torch.int64) - ROOT_OF_HALF) >> MANTISSA
 
 
 def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
@@ -119,6 +140,11 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs) -> Any:
             return _counts(function, shape, read)
         case Bands(function, ranks):
             return _bands(function, ranks, shape, read)
+        case Maxima(function, axis):
+            return _maxima(function, axis, shape, read)
+        case OrderStatistics(function, ranks):
+            keys = _order_statistics(function, ranks, shape, read)
+            return key_values(keys, read(0, 1)[0].dtype)
         case RowRanks(function):
 
             def values(k: int, first: int, count: int) -> np.ndarray:
@@ -149,6 +175,22 @@ def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs
     return row_sums(tiles, rows, columns).numpy()
 
 
+def _maxima(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
+    rows, columns = vectors(shape, axis)
+    found = []
+    for row in spans(rows, max(1, BLOCK // columns)):
+        first, size = row.start * columns, row.stop - row.start
+        best: list[torch.Tensor] = []
+        for column in spans(columns):
+            length = column.stop - column.start
+            at = first + column.start
+            values = function(TorchElements(read(at, size * length), shape, at))
+            most = [value.view(size, -1).amax(dim=1).cpu() for value in values]
+            best = [torch.maximum(*pair) for pair in zip(best, most, strict=True)] if best else most
+        found.append(torch.stack(best))
+    return torch.cat(found, dim=1).numpy()
+
+
 def _bands(
     function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: ReadInputs
 ) -> list[KeyBand]:
@@ -163,15 +205,6 @@ def _bands(
                 [sort_keys(one) for one in function(TorchElements(parts, shape, span.start))],
             )
 
-    def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        tables = [torch.zeros(1 << 16, dtype=torch.int64) for _ in pairs]
-        for _, keys in blocks():
-            for table, (k, prefix) in zip(tables, pairs, strict=True):
-                there = keys[k][keys[k] >> (shift + 16) == prefix]
-                digits = (there >> shift) & ((1 << 16) - 1)
-                table += torch.bincount(digits, minlength=1 << 16).cpu()
-        return [table.numpy() for table in tables]
-
     def locate(k: int, key: int, number: int) -> int:
         for first, keys in blocks():
             equal = (keys[k] == key).nonzero()[:, 0]
@@ -180,7 +213,36 @@ def _bands(
             number -= len(equal)
         raise ValueError("there are not so many")
 
+    histograms = partial(_histograms, lambda: (keys for _, keys in blocks()))
     return find_bands(ranks, count, bits, histograms, locate)
+
+
+def _order_statistics(
+    function: Callable, ranks: Sequence[int], shape: Sequence[int], read: ReadInputs
+) -> list[int]:
+    _, count = vectors(shape, "all")
+
+    def keys() -> Iterator[list[torch.Tensor]]:
+        for span in spans(count):
+            parts = read(span.start, span.stop - span.start)
+            yield [sort_keys(function(TorchElements(parts, shape, span.start)))]
+
+    bits = torch.finfo(read(0, 1)[0].dtype).bits
+    return find_keys(ranks, bits, partial(_histograms, keys))
+
+
+def _histograms(
+    keys: Callable[[], Iterator[list[torch.Tensor]]],
+    shift: int,
+    pairs: Sequence[tuple[int, int]],
+) -> list[np.ndarray]:
+    tables = [torch.zeros(1 << 16, dtype=torch.int64) for _ in pairs]
+    for values in keys():
+        for table, (k, prefix) in zip(tables, pairs, strict=True):
+            there = values[k][values[k] >> (shift + 16) == prefix]
+            digits = (there >> shift) & ((1 << 16) - 1)
+            table += torch.bincount(digits, minlength=1 << 16).cpu()
+    return [table.numpy() for table in tables]
 
 
 def _counts(function: Callable, shape: Sequence[int], read: ReadInputs) -> list[int]:

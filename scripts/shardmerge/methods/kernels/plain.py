@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from shardmerge.methods.kernels.keys import Key, draws
-from shardmerge.methods.passes import Axis, KeyBand, Masks, along_first, vectors
+from shardmerge.methods.passes import (
+    BIAS,
+    MANTISSA,
+    ROOT_OF_HALF,
+    Axis,
+    KeyBand,
+    Masks,
+    along_first,
+    vectors,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,10 @@ class Numbers:
         """Return the magnitudes."""
         return Numbers(np.abs(self.array))
 
+    def clamp(self, least: float, most: float) -> Numbers:
+        """Return the values brought to a range; NaN stays."""
+        return Numbers(np.clip(self.array, least, most))
+
     def double(self) -> Numbers:
         """Return the values as float64."""
         return Numbers(self.array.astype(np.float64))
@@ -99,7 +112,7 @@ class PlainElements:
         return Numbers(value.array.astype(self.arrays[0].dtype))
 
     def inside(self, value: Numbers, band: KeyBand) -> Numbers:
-        keys = value.array.astype(np.float32).view(np.int32).astype(np.int64)
+        keys = np.abs(value.array.astype(np.float32)).view(np.int32).astype(np.int64)
         places = self.first + np.arange(len(keys))
         mask = (keys > band.low) & (keys < band.high)
         for key, (begin, end) in ((band.low, band.at_low), (band.high, band.at_high)):
@@ -112,9 +125,25 @@ class PlainElements:
     def chosen(self, mask: Masks) -> Numbers:
         return Numbers(mask(self.first, len(self.arrays[0])))
 
-    def along(self, values: np.ndarray, axis: Axis) -> Numbers:
+    def exponent(self, value: Numbers) -> Numbers:
+        return Numbers(_exponents(value.array).astype(np.float64))
+
+    def mantissa(self, value: Numbers) -> Numbers:
+        bits = value.array.view(np.int64)
+        return Numbers((bits - (_exponents(value.array) << MANTISSA)).view(np.float64))
+
+    def power_of_two(self, value: Numbers) -> Numbers:
+        bits = (value.array.astype(np.int64) + BIAS) << MANTISSA
+        return Numbers(bits.view(np.float64))
+
+    def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> Numbers:
         like = self.arrays[0]
         count, length = vectors(self.shape, axis)
         places = self.first + np.arange(len(like))
         chosen = places % count if along_first(self.shape, axis) else places // length
-        return Numbers(values.astype(like.dtype)[chosen])
+        return Numbers(values.astype(np.float64 if wide else like.dtype)[chosen])
+
+
+def _exponents(array: np.ndarray) -> np.ndarray:
+    """Return the powers of 2 that bring numbers near 1, as integers."""
+    return (array.view(np.int64) - ROOT_OF_HALF) >> MANTISSA

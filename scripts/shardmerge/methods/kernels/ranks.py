@@ -54,6 +54,18 @@ def find_bands(
     ]
 
 
+def find_keys(ranks: Sequence[int], bits: int, histograms: Histograms) -> list[int]:
+    """Return the keys of one value that have some ranks.
+
+    Args:
+        ranks: From 0.
+        bits: Of a key.
+        histograms: Passes over the elements.
+    """
+    found = _statistics([(0, rank, False) for rank in ranks], bits, histograms)
+    return [one.key for one in found]
+
+
 def _statistics(
     wanted: Sequence[tuple[int, int, bool]], bits: int, histograms: Histograms
 ) -> list[Statistic]:

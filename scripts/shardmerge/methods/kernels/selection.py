@@ -28,6 +28,7 @@ def sort_keys(x: torch.Tensor, descending: bool = False) -> torch.Tensor:
         keys, greatest = x.view(torch.int32).long(), (1 << 31) - 1
     else:
         keys, greatest = x.view(torch.int64), (1 << 63) - 1
+    keys = keys & greatest  # NaN may have a sign
     return greatest - keys if descending else keys
 
 

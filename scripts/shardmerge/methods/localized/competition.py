@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from shardmerge.methods.contract import Group
+from shardmerge.methods.elementary import exp
 from shardmerge.methods.kernels.blocks import spans, totals
-from shardmerge.methods.kernels.functions import exp_
+from shardmerge.methods.kernels.execute import TorchElements
 from shardmerge.methods.localized.kernels import ReadBlock, added, delta_of, largest
 
 #: Of two inputs' task vectors, or of one with itself.
@@ -66,7 +67,8 @@ def _softmax(values: ReadBlock, factor: int, count: int) -> ReadBlock:
     """Return what reads the softmax of values times a factor, times the number of elements."""
 
     def powers(span: slice) -> torch.Tensor:
-        return exp_(values(span).mul_(factor))
+        scaled = values(span).mul_(factor)
+        return exp(TorchElements([scaled], scaled.shape, span.start), scaled)
 
     def blocks(span: slice) -> Iterator[torch.Tensor]:
         yield powers(span)

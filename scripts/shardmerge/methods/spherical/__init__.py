@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         ),
     ],
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
-    version=2,
+    version=3,
     examples={"": {}, "beyond": {"t": 1.7}},
     passes=True,
 )
@@ -71,8 +71,12 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
         Parameter("nuslerp_flatten", bool, default=True, description="A tensor is one vector."),
     ],
     inputs=Inputs(base="optional", minimum_models=2, maximum_models=2, if_single="copied"),
-    version=2,
-    examples={"": {}, "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)}},
+    version=3,
+    examples={
+        "": {},
+        "rows": {"nuslerp_flatten": False, "weight": (0.2, 0.7)},
+        "columns": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+    },
     passes=True,
 )
 def nuslerp(group: Group) -> Passes:
@@ -160,7 +164,7 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
             description="Norms, angles and steps below it count as 0.",
         ),
     ],
-    version=2,
+    version=3,
     examples={"": {"tol": 1e-12}},
     passes=True,
 )

@@ -13,6 +13,7 @@ import numpy as np
 from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.circular import acos, at_number, cos, sin
+from shardmerge.methods.kernels.roots import root
 from shardmerge.methods.passes import Axis, Elements, ElementValue, Map, Passes, Sums
 
 _SMALLEST_NORM = 1e-8
@@ -27,7 +28,7 @@ def slerp(group: Group) -> Passes:
     """Interpolate from the base to the other model along the arc between their directions."""
     pair = [group.base, *group.others]
     dots = _matrix((yield _dots(pair)))[:, :, 0].tolist()
-    norms = [_norm(dots[i][i]) for i in range(2)]
+    norms = [root(dots[i][i]) for i in range(2)]
     cosine = dots[0][1] / math.prod(n if n > _SMALLEST_NORM else 1.0 for n in norms)
     cosine = min(1.0, max(-1.0, cosine))
     t = group.parameters["t"]
@@ -47,7 +48,7 @@ def nuslerp(group: Group) -> Passes:
     axis: Axis = "first" if group.parameters["nuslerp_row_wise"] else "last"
     axis = "all" if group.parameters["nuslerp_flatten"] else axis
     dots = _matrix((yield _dots(pair, group.base, axis)))
-    norms = [np.maximum(np.sqrt(dots[i, i]), _NUSLERP_SMALLEST_NORM) for i in range(2)]
+    norms = [np.maximum(root(dots[i, i]), _NUSLERP_SMALLEST_NORM) for i in range(2)]
     cosine = np.clip(dots[0, 1] / norms[0] / norms[1], -1, 1)
     parallel = 1 - np.square(cosine) <= _NUSLERP_PARALLEL
     angle = acos(np.where(parallel, 0, cosine))
@@ -67,7 +68,7 @@ def multislerp(group: Group) -> Passes:
     if group.parameters["normalize_weights"]:
         weights = [w / sum(weights) for w in weights]
     dots = _matrix((yield _dots(indices, base)))
-    norms = [_norm(float(dots[i, i, 0])) for i in range(len(indices))]
+    norms = [root(float(dots[i, i, 0])) for i in range(len(indices))]
     units = [w / (n + eps) for w, n in zip(weights, norms, strict=True)]
 
     # Not from the dot products: that would lose what is left where the directions cancel.
@@ -77,7 +78,7 @@ def multislerp(group: Group) -> Passes:
             result = result + part.double() * unit
         return [result * result]
 
-    length = _norm(float((yield Sums(mean))[0, 0]))
+    length = root(float((yield Sums(mean))[0, 0]))
     if length < eps:
         if len(indices) == 2:
             return _combination(indices, weights, base)
@@ -98,7 +99,7 @@ def karcher(group: Group) -> Passes:
     if count == 1:
         return lambda x: x[0]
     dots = _matrix((yield _dots(range(count))))[:, :, 0]
-    norms = [_norm(value) for value in dots.diagonal().tolist()]
+    norms = [root(value) for value in dots.diagonal().tolist()]
     valid = [i for i, norm in enumerate(norms) if norm > tolerance]
     if not valid:
         return lambda x: x.full(0.0)
@@ -123,7 +124,7 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
         return math.fsum(a[i] * b[j] * cosines[i][j] for i in range(count) for j in range(count))
 
     mean = [1 / count] * count
-    length = _norm(dot(mean, mean))
+    length = root(dot(mean, mean))
     mean = [1.0] + [0.0] * (count - 1) if length < tolerance else [c / length for c in mean]
     for _ in range(steps):
         tangent = [0.0] * count
@@ -138,12 +139,12 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
             scale = angle / sines[i] / count
             tangent = [g - scale * cosine * c for g, c in zip(tangent, mean, strict=True)]
             tangent[i] += scale
-        step = _norm(dot(tangent, tangent))
+        step = root(dot(tangent, tangent))
         if step < tolerance:
             break
         along, across = at_number(cos, step), at_number(sin, step)
         mean = [along * c + across * g / step for c, g in zip(mean, tangent, strict=True)]
-        length = _norm(dot(mean, mean))
+        length = root(dot(mean, mean))
         if length > tolerance:
             mean = [c / length for c in mean]
     return mean
@@ -155,7 +156,7 @@ def model_stock(group: Group) -> Passes:
     models = group.others
     count = len(models)
     dots = _matrix((yield _dots(models, group.base, axis)))
-    norms = [np.sqrt(dots[i, i]) for i in range(count)]
+    norms = [root(dots[i, i]) for i in range(count)]
     cosines = [
         np.clip(dots[i, j] / np.maximum(norms[i] * norms[j], _STOCK_SMALLEST), -1, 1)
         for i in range(count)
@@ -166,10 +167,6 @@ def model_stock(group: Group) -> Passes:
     singular = np.abs(divisor) < _STOCK_SMALLEST
     t = np.where(singular, 0, count * cosine / np.where(singular, 1, divisor))
     return _combination(models, [t / count] * count, group.base, axis)
-
-
-def _norm(square: float) -> float:
-    return math.sqrt(max(square, 0.0))
 
 
 def _differences(x: Elements, indices: Sequence[int], origin: int | None) -> list[ElementValue]:

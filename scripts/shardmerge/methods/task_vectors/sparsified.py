@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
-from shardmerge.methods.contract import BOTH
 from shardmerge.methods.registry import (
     Group,
     Inputs,
     MergeMethod,
-    Parameter,
     Request,
     Workspace,
     merge_method,
 )
+from shardmerge.methods.task_vectors.parameters import EPSILON, GAMMA, SEED, sparsifying
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,77 +23,8 @@ if TYPE_CHECKING:
     from shardmerge.methods.passes import Passes
 
 _BASE = Inputs(base="required")
-_GAMMA = Parameter(
-    "gamma",
-    float,
-    "model",
-    default=0.01,
-    minimum=0.0,
-    maximum=1.0,
-    description="Share of the largest magnitudes that is dropped.",
-    examples=(0.01, 0.0, 0.3),
-)
-_EPSILON = Parameter(
-    "epsilon",
-    float,
-    "model",
-    default=0.15,
-    minimum=0.0,
-    maximum=1.0,
-    description="The probability of being kept goes from density - epsilon to density + epsilon.",
-    examples=(0.01, 0.02, 0.04),
-)
-_SEED = Parameter(
-    "seed", int, default=0, description="Seed of the random choice; mergekit has no such key."
-)
-#: torch, which mergekit draws with, has no probabilities below 0.
-_CHANCE: frozenset[Literal["minimum", "maximum"]] = frozenset({"maximum"})
 _MERGEKIT_SUM = Workspace(tensors=8.0, per_input=1.0)
 _MERGEKIT_VOTE = Workspace(tensors=3.0, per_input=3.0)
-
-
-def _parameters(normalize: bool, rescale: bool, *more: Parameter) -> list[Parameter]:
-    return [
-        Parameter("weight", float, "model", description="Weight of the model's task vector."),
-        Parameter(
-            "density",
-            float,
-            "model",
-            default=1.0,
-            minimum=0.0,
-            maximum=1.0,
-            clamped=_CHANCE if more == (_SEED,) else BOTH,
-            description="Share of the task vector that is kept.",
-            examples=(0.5, 0.0, 0.05, 0.3, 0.77, 1.0),
-        ),
-        *more,
-        Parameter(
-            "normalize",
-            bool,
-            default=normalize,
-            description="Divide by the sum of the weights (that agree in sign).",
-        ),
-        Parameter(
-            "rescale",
-            bool,
-            default=rescale,
-            description="Scale what is kept to the L1 norm of the whole task vector.",
-        ),
-        Parameter(
-            "lambda",
-            float,
-            default=1.0,
-            description="Factor of the summed task vectors.",
-            examples=(1.0, 0.5, 1.3),
-        ),
-        Parameter(
-            "int8_mask",
-            bool,
-            default=False,
-            idle=True,
-            description="Type of mergekit's sign masks. It changes no result.",
-        ),
-    ]
 
 
 def _check_della(request: Request | Group) -> None:
@@ -114,7 +44,7 @@ def _check_della(request: Request | Group) -> None:
     "ties",
     title="TIES",
     reference="https://arxiv.org/abs/2306.01708",
-    parameters=_parameters(True, False),
+    parameters=sparsifying(True, False),
     inputs=_BASE,
     passes=True,
 )
@@ -142,7 +72,7 @@ def _mergekit_ties(group: Group) -> torch.Tensor:
     "dare_ties",
     title="DARE-TIES",
     reference="https://arxiv.org/abs/2311.03099",
-    parameters=_parameters(False, True, _SEED),
+    parameters=sparsifying(False, True, SEED),
     inputs=_BASE,
     deterministic=False,
     passes=True,
@@ -170,7 +100,7 @@ def _mergekit_dare_ties(group: Group) -> torch.Tensor:
     "dare_linear",
     title="DARE-linear",
     reference="https://arxiv.org/abs/2311.03099",
-    parameters=_parameters(False, True, _SEED),
+    parameters=sparsifying(False, True, SEED),
     inputs=_BASE,
     deterministic=False,
     passes=True,
@@ -198,7 +128,7 @@ def _mergekit_dare_linear(group: Group) -> torch.Tensor:
     "breadcrumbs",
     title="Model Breadcrumbs",
     reference="https://arxiv.org/abs/2312.06795",
-    parameters=_parameters(False, False, _GAMMA),
+    parameters=sparsifying(False, False, GAMMA),
     inputs=_BASE,
     passes=True,
 )
@@ -225,7 +155,7 @@ def _mergekit_breadcrumbs(group: Group) -> torch.Tensor:
     "breadcrumbs_ties",
     title="Model Breadcrumbs with TIES",
     reference="https://arxiv.org/abs/2312.06795",
-    parameters=_parameters(False, False, _GAMMA),
+    parameters=sparsifying(False, False, GAMMA),
     inputs=_BASE,
     passes=True,
 )
@@ -251,7 +181,7 @@ def _mergekit_breadcrumbs_ties(group: Group) -> torch.Tensor:
     "della",
     title="DELLA",
     reference="https://arxiv.org/abs/2406.11617",
-    parameters=_parameters(True, True, _EPSILON, _SEED),
+    parameters=sparsifying(True, True, EPSILON, SEED),
     inputs=_BASE,
     passes=True,
     deterministic=False,
@@ -282,7 +212,7 @@ def _mergekit_della(group: Group) -> torch.Tensor:
     "della_linear",
     title="DELLA-linear",
     reference="https://arxiv.org/abs/2406.11617",
-    parameters=_parameters(False, True, _EPSILON, _SEED),
+    parameters=sparsifying(False, True, EPSILON, SEED),
     inputs=_BASE,
     passes=True,
     deterministic=False,

@@ -1,0 +1,209 @@
+"""The elements of leaves, read tile by tile and reduced: added up in a fixed order, or counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import FileLeaf
+from shardmerge.base.dtypes import DTYPES
+from shardmerge.engine.assembly import LANES
+from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
+from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.program import Reduction
+from shardmerge.methods.symbolic import Given
+
+_T = TypeVar("_T")
+#: Tiles whose counts fit in 32 bits many times over.
+_COUNTED = 1 << 12
+#: Elements of rows that are read together where columns are added up: what they make stays in a
+#: processor's cache.
+_TOGETHER = BLOCK // 8
+
+
+class ReadFiles(Protocol):
+    """Open files of which elements of leaves are read."""
+
+    stored: Collection[ex.Delta]
+
+    def locate(self, leaf: FileLeaf) -> Any:
+        """Return where a leaf lies."""
+
+    def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
+        """Fill the beginning of a buffer with elements of what was located."""
+
+
+class ReducedTiles:
+    """The elements of a reduction's leaves, read tile by tile."""
+
+    def __init__(
+        self,
+        locations: Sequence[Any],
+        files: ReadFiles,
+        reduction: Reduction,
+        given: Given,
+    ) -> None:
+        self._locations, self._files = locations, files
+        self._code, self._given = native_reduction(reduction), given
+        self._sizes = [DTYPES[code].size for code in (*reduction.leaves, *reduction.loads)]
+        own = self._sizes[: len(reduction.leaves)]
+        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
+
+    def sums(self, rows: int, columns: int) -> np.ndarray:
+        """Return the sums over vectors whose elements follow each other, [sums, vectors]."""
+        done, parts = [], []
+        for first, count, last in _tiles(rows, columns):
+            values = self.values(first, count)
+            parts.append(halved_sum(values.reshape(len(values), -1, min(count, columns))))
+            if last:
+                done.append(halved_sum(np.stack(parts, axis=-1)))
+                parts = []
+        return np.concatenate(done, axis=1)
+
+    def maxima(self, rows: int, columns: int) -> np.ndarray:
+        """Return the greatest values of vectors whose elements follow each other, as ``sums``."""
+        done, parts = [], []
+        for first, count, last in _tiles(rows, columns):
+            values = self.values(first, count)
+            parts.append(values.reshape(len(values), -1, min(count, columns)).max(axis=-1))
+            if last:
+                done.append(np.max(parts, axis=0))
+                parts = []
+        return np.concatenate(done, axis=1)
+
+    def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
+        """Return what some tiles add to sums or counts, float64 [sums, tiles].
+
+        Args:
+            count: Elements of the whole tensor.
+            chosen: Numbers of the tiles.
+        """
+        counts = self._code.reduction.kind == "counts"
+        one = self._counts if counts else self._sums
+        spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
+        return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
+
+    def _sums(self, first: int, count: int) -> np.ndarray:
+        found = self._run(first, count, self._code.sums)
+        # parts of a tile, between which constants change, are added up together
+        return halved_sum(found[0] if len(found) == 1 else self.values(first, count))
+
+    def _counts(self, first: int, count: int) -> np.ndarray:
+        return np.sum(self._run(first, count, self._code.counts), axis=0)
+
+    def locate(self, shown: ReducedTiles, count: int, number: int) -> int:
+        """Return the index of the element that is so manieth for which the mask is set.
+
+        Args:
+            shown: Adds up the mask as numbers.
+            count: Elements.
+            number: Which of them, from 0.
+        """
+        for first, size, _ in _tiles(1, count):
+            there = int(self._counts(first, size)[0])
+            if number < there:
+                values = np.concatenate(shown._run(first, size, shown._code.values), axis=1)
+                return first + int(np.flatnonzero(values[0])[number])
+            number -= there
+        raise ValueError("there are not so many")
+
+    def histograms(self, count: int, prefixes: Sequence[int]) -> list[np.ndarray]:
+        """Return how often each half of the keys occurs, int64 [DIGITS] for each value."""
+        tables = np.zeros((len(prefixes), TABLES, DIGITS + LANES), np.uint32)
+        total = np.zeros((len(prefixes), DIGITS), np.int64)
+        of = np.array(prefixes, np.int32)
+        tiles = list(_tiles(1, count))
+        for number, (first, size, _) in enumerate(tiles, 1):
+            self._run(first, size, partial(self._code.add_digits, tables), of)
+            if number % _COUNTED == 0 or number == len(tiles):
+                total += tables[:, :, :DIGITS].sum(axis=1, dtype=np.int64)
+                tables[:] = 0
+        return list(total)
+
+    def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
+        """Return the sums over a matrix's rows, [sums, columns], each row read once."""
+        parts = [
+            self._halves(first, min(BLOCK, rows - first), columns)
+            for first in range(0, rows, BLOCK)
+        ]
+        return halved_sum(np.stack(parts, axis=-1))
+
+    def values(self, begin: int, count: int) -> np.ndarray:
+        """Return the values of consecutive elements, float64 [values, elements]."""
+        spans = range(begin, begin + count, BLOCK)
+        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
+        return np.concatenate([piece for part in parts for piece in part], axis=1)
+
+    def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
+        """Return the sum of consecutive rows by halves, [sums, columns].
+
+        Rows that follow each other are read together, a few at a time.
+        """
+        most = max(1, _TOGETHER // columns)
+        sizes = [count]
+        while sizes[-1] > most:
+            sizes.append(sizes[-1] - sizes[-1] // 2)
+
+        def total(level: int, row: int, number: int) -> np.ndarray:
+            """Return some rows of what is left after so many halves, [sums, rows, columns]."""
+            if level == 0:
+                values = self.values((first + row) * columns, number * columns)
+                return values.reshape(len(values), number, columns)
+            value = total(level - 1, row, number)
+            other = row + sizes[level]
+            there = min(number, sizes[level - 1] - other)
+            if there > 0:
+                value[:, :there] += total(level - 1, other, there)
+            return value
+
+        return halved_sum(total(len(sizes) - 1, 0, sizes[-1]), axis=1)
+
+    def _run(
+        self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
+    ) -> list[_T]:
+        """Return what a function makes of a tile, in pieces where constants change."""
+        for location, buffer in zip(self._locations, self._buffers, strict=True):
+            self._files.read_elements(location, first, count, memoryview(buffer))
+        made = [_longer(load(first, count)) for load in self._given.loads]
+        places = [array.ctypes.data for array in (*self._buffers, *made)]
+        results = []
+        for begin, size, constants in self._given.pieces(first, count):
+            pairs = zip(places, self._sizes, strict=True)
+            leaves = [place + (begin - first) * one for place, one in pairs]
+            results.append(function(leaves, size, constants, *more))
+        return results
+
+
+def _longer(x: np.ndarray) -> np.ndarray:
+    """Return an array with room for whole vectors at its end."""
+    return np.concatenate([x, np.zeros(LANES, x.dtype)])
+
+
+def halved_sum(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return the sum over a dimension as ``kernels.blocks.tree_sum`` makes it."""
+    x = np.moveaxis(x, axis, 0).copy(order="K")
+    count = len(x)
+    if count == 0:
+        return np.zeros(x.shape[1:])
+    while count > 1:
+        half = count // 2
+        x[:half] += x[count - half : count]
+        count -= half
+    return x[0].copy()
+
+
+def _tiles(rows: int, columns: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (first element, number, whether rows end with it) of tiles of a matrix in order."""
+    if columns > BLOCK:
+        for begin in range(0, rows * columns, columns):
+            for first in range(0, columns, BLOCK):
+                count = min(BLOCK, columns - first)
+                yield begin + first, count, first + count == columns
+        return
+    step = max(1, BLOCK // columns)
+    for row in range(0, rows, step):
+        yield row * columns, min(step, rows - row) * columns, True

@@ -1,0 +1,64 @@
+"""Exponential and logarithm in float64 whose bits depend on no processor and no library.
+
+A C library, torch and numpy choose an implementation by the processor, and round a vector's last
+elements by another than the rest. Here a function is a fixed sequence of additions, subtractions,
+multiplications and divisions, each rounded by itself as IEEE 754 says, and of operations on a
+number's exponent. Arguments are reduced by constants in two parts (Cody and Waite 1980, "Software
+Manual for the Elementary Functions"); the polynomials are Chebyshev interpolants that are within
+2**-55 of the functions. Results are within 2 units in the last place. Pure: no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardmerge.methods.passes import Elements, ElementValue
+
+_LOG2_E = 1.4426950408889634
+#: ln 2 in two parts; the first times any exponent is exact.
+_LN_2 = (0.6931471805592082, 7.371002565167799e-13)
+#: Added to a number below 2**51 and taken off again, it leaves the nearest integer.
+_INTEGER = 1.5 * 2.0**52
+#: From here on exp is 0, and infinite.
+_EXP_RANGE = (-709.09, 710.0)
+
+# Coefficients, the highest power first.
+#: (atanh(s) / s - 1) / s**2 in powers of s**2, s**2 < 0.0295.
+_ATANH = (
+    *(0.07308292712446586, 0.07665855309105168, 0.0909144472783748, 0.11111105565129939),
+    *(0.14285714313001635, 0.19999999999949722, 0.3333333333333335),
+)
+#: (exp(r) - 1 - r) / r**2, |r| < ln(2) / 2.
+_EXP = (
+    *(2.510038549551032e-08, 2.7620088445409746e-07, 2.7557268459997064e-06),
+    *(2.4801521295954376e-05, 0.00019841269863053618, 0.0013888888917213717),
+    *(0.008333333333330062, 0.04166666666662413, 0.16666666666666669, 0.5000000000000001),
+)
+
+
+def log(x: Elements, value: ElementValue) -> ElementValue:
+    """Return the natural logarithms of positive, finite, normal float64 numbers."""
+    exponent, mantissa = x.exponent(value), x.mantissa(value)
+    s = (mantissa - 1.0) / (mantissa + 1.0)  # log x = 2 atanh((x - 1) / (x + 1))
+    square = s * s
+    twice = s + s
+    series = _polynomial(square, _ATANH) * square * twice
+    return exponent * _LN_2[1] + series + twice + exponent * _LN_2[0]
+
+
+def exp(x: Elements, value: ElementValue) -> ElementValue:
+    """Return the exponentials of float64 numbers; those below 2**-1023 are 0."""
+    value = value.clamp(*_EXP_RANGE)
+    scale = value * _LOG2_E + _INTEGER - _INTEGER
+    rest = value - scale * _LN_2[0] - scale * _LN_2[1]
+    series = _polynomial(rest, _EXP) * rest * rest + rest + 1.0
+    return series * x.power_of_two(scale)
+
+
+def _polynomial(x: ElementValue, coefficients: Sequence[float]) -> ElementValue:
+    """Return a polynomial's values by Horner's rule, each step rounded."""
+    first, *others = coefficients
+    total = x * first
+    for coefficient in others[:-1]:
+        total = (total + coefficient) * x
+    return total + others[-1]
