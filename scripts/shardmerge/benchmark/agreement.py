@@ -54,7 +54,16 @@ def agreement(
     wrong = sum(
         alike and not (own or others) for alike, (own, others) in zip(same, both, strict=True)
     )
-    return Agreement(model, other, task, len(pairs), sum(same), right, wrong, cohens_kappa(both))
+    return Agreement(
+        model=model,
+        other=other,
+        task=task,
+        questions=len(pairs),
+        same=sum(same),
+        right=right,
+        wrong=wrong,
+        kappa=cohens_kappa(both),
+    )
 
 
 def cohens_kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:
