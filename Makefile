@@ -2,8 +2,8 @@
 # make demo-sweep   try nine weights of a merge of the demo models, show which is best
 # make demo-search  search for a better gradient of the demo merge (24 trials)
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
-# make env-merge    of that only what merging by sums needs (no torch, no benchmarks)
-# make env-torch    the same, and torch for the other merge methods
+# make env-merge    of that only what most merges need (no torch, no benchmarks)
+# make env-torch    the same, and torch for what is not native code
 # make env-gguf     what exports to GGUF need besides (docs/howto/export.md)
 # make env-test     all, and what the tests need
 # make test         everything that is checked before a change goes in
@@ -48,7 +48,7 @@ $(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.installed-merge requirements-torch.txt
-	@echo "Installing torch, for merge methods that are no sums ..."
+	@echo "Installing torch, for what is not native code ..."
 	@$(PIP) -r requirements-torch.txt
 	@touch $@
 

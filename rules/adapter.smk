@@ -107,7 +107,7 @@ rule report_adapter:
             "<results>/{adapter}/report/adapter.html",
             caption="../report/adapter.rst",
             category="{adapter}",
-            labels={"what": "adapter"},
+            labels={"what": "at a glance"},
         ),
         table="<results>/{adapter}/report/adapter.tsv",
         errors=report(

@@ -23,6 +23,7 @@ from shardmerge.recipe.settings import explain_options, load_settings, own_confi
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
+from shardmerge.run.idle import MAY_BE_IDLE, idle
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
@@ -54,7 +55,7 @@ DRY = snakemake_internals.is_dry_run(workflow)
 REPORTS = snakemake_internals.is_report()
 ASKED = {
     target
-    for target in ("lock", "plan", "explain", "convert", "report", "sweep", "search", "all")
+    for target in ("lock", "plan", "explain", "convert", "report", "search", "all", *MAY_BE_IDLE)
     if snakemake_internals.is_target(workflow, target)
 }
 SHOWN = ASKED & {"lock", "plan", "explain"}
@@ -89,6 +90,9 @@ TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
 SWEEPS = SweepTargets(
     TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
 )
+if HEAD and not REPORTS:
+    for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
+        tell(sentence)
 RESOURCES = SETTINGS["resources"]
 BENCHMARK = SETTINGS["benchmark"]
 GGUF = SETTINGS["exports"]["gguf"]
@@ -150,8 +154,11 @@ def wanted(files):
 
 
 if REPORTS:
+    from shardmerge.report.opening import opening
+
     # the report's first page tells it
     config["lacking"] = unfinished(TARGETS)
+    config["verdicts"] = exit_on_user_error(opening)(PLAN, TARGETS.paths)
     for name, lacks in config["lacking"].items():
         tell(
             f"{name} is not whole, and its report is of what is there; it lacks: {'; '.join(lacks)}"

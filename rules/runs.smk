@@ -70,9 +70,10 @@ if HEAD and not LOCAL:
     exit_on_user_error(SWEEPS.check_shared)()
 
 
-snakemake_internals.at_start(
-    workflow, lambda: exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
-)
-snakemake_internals.at_start(
-    workflow, lambda: exit_on_user_error(SWEEPS.prepare)() if SWEEPING else None
-)
+def begin_run():
+    exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
+    if SWEEPING:
+        exit_on_user_error(SWEEPS.prepare)()
+
+
+snakemake_internals.at_start(workflow, begin_run)

@@ -153,6 +153,7 @@ def _config(data: bytes) -> None:
     text = data.decode()
     changes = SimpleNamespace(
         dtype="float16",
+        config_whole=None,
         config={"vocab_size": 3, "layer_types": ["a"]},
         config_removed=["quantization_config"],
     )

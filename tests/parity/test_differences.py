@@ -332,7 +332,8 @@ class TestOldShards:
         folder = tmp_path / "results" / "merged" / "model"
         stray = folder / "model-00001-of-00003.safetensors"
         stray.write_bytes((folder / "model.safetensors").read_bytes())
-        description = SimpleNamespace(shards=[SimpleNamespace(file="model.safetensors")])
+        shards = [SimpleNamespace(file="model.safetensors")]
+        description = SimpleNamespace(shards=shards, main_shards=shards)
         with pytest.raises(UserError, match="is not part of this model") as caught:
             _check_stray(description, folder)
         assert stray.name in str(caught.value)

@@ -254,3 +254,37 @@ def _write_model(folder: Path, base: Path, tensors: dict[str, torch.Tensor]) -> 
 
     config = json.loads((base / "config.json").read_text())
     save_model(folder, tensors, 1, config)
+
+
+EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+
+
+class TestExperts:
+    """Adapters of parameters (peft's ``target_parameters``), as those of fused experts are."""
+
+    @pytest.mark.parametrize("numerics", ["float32", MERGEKIT])
+    @pytest.mark.parametrize("family", ["GptOss", "Mixtral"])
+    def test_is_what_peft_merges(self, tmp_path: Path, family: str, numerics: str) -> None:
+        config = getattr(transformers, f"{family}Config")
+        config = config(**SIZES | EXPERTS | {"intermediate_size": 48, "head_dim": 16})
+        base = getattr(transformers, f"{family}ForCausalLM")(config)
+        options = {
+            "r": 2,
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "1.mlp.experts.down_proj"],
+            "rank_pattern": {"experts.down_proj": 3},
+        }
+        base.save_pretrained(tmp_path / "model", save_original_format=False)
+        adapted = peft.get_peft_model(base, peft.LoraConfig(**options))
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape) * 0.2)
+        adapted.save_pretrained(tmp_path / "adapter")
+        wanted = adapted.merge_and_unload().state_dict()
+        recipe = _passthrough(tmp_path, f"{tmp_path / 'model'}+{tmp_path / 'adapter'}")
+        made = run_shardmerge(recipe, tmp_path, numerics=numerics)["out"]
+        changed = [name for name in made if name.endswith(("gate_up_proj", "down_proj"))]
+        assert len(changed) == 4
+        for name, tensor in made.items():
+            assert torch.allclose(tensor, wanted[name], atol=1e-5), name

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from helpers.built_model import VERIFIED
 from helpers.hub_cases import (
     SCRIPTS,
     WRITER,
@@ -39,7 +40,7 @@ class Case:
         self.server, self.results = server, tmp_path / "results"
         self.model = add_model(self.results, "NAME/model", SHARDS)
         self.verify = self.results / "NAME" / "verify.json"
-        self.verify.write_text('{"passed": true}')
+        self.verify.write_text(json.dumps(VERIFIED))
         self.receipt = self.results / "NAME" / "published.json"
         self.there = server.store.root / "me" / "merged"
         self.env = environment(server, tmp_path / "home", WRITER)

@@ -117,6 +117,8 @@ class TestModule:
         folder = importer(tmp_path / "mine", repr(str(REPOSITORY / "Snakefile")))
         told = run(folder, "merging_lock", "-n")
         assert "would lock" in told
+        told = run(folder, "merging_all", "--report", "report.html")
+        assert "is not whole" in told and (folder / "report.html").is_file()
 
 
 def publish(checkout: Path, clone: Path) -> None:

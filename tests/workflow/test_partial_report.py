@@ -19,12 +19,13 @@ def test_what_is_there_is_reported_and_what_is_lacking_is_told(tmp_path: Path) -
     lacking = (
         "5 of 6 shards to be written; verification; checksums; "
         "the test that transformers loads it; benchmarks; "
-        "pages of this report: summary, plan, norms, timings, benchmarks"
+        "pages of this report: summary, plan, norms, distances, timings, benchmarks"
     )
     assert lacking in done.stdout
     assert "Missing metadata" not in done.stdout
     page = (project.folder / "report.html").read_text(encoding="utf-8")
     assert "run that is not whole" in page and lacking in page
+    assert "Not verified yet. Not loaded by transformers yet." in page
     assert "coefficients.svg" in page and "summary.html" not in page
     del page
     (project.folder / "report.html").unlink()

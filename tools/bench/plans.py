@@ -7,51 +7,74 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from shardmerge.base.files import write_json
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.plan import read_plan
 from shardmerge.recipe.recipe import load_recipe
 from shardmerge.sources.sources import lock_path
-from tools.bench.models import LARGE, Shapes, experts, lock_of
+from tools.bench.models import DEEPSEEK, LARGE, Shapes, deepseek, experts, lock_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGSHIP = ROOT / "config/recipes/miquplus-midnight-70b.yaml"
 _AVERAGE = """merge_method: linear
 models:
   - model: some/one
-    parameters: {weight: 0.5}
+    parameters: {{weight: 0.5}}
   - model: some/other
-    parameters: {weight: 0.5}
-dtype: float16
+    parameters: {{weight: 0.5}}
+dtype: {}
 """
 _JOB = (
-    "import json, sys, time; sys.path.insert(0, sys.argv[1])\n"
+    "import json, sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
     "from shardmerge.plan.decide import load_plan\n"
-    "from shardmerge.recipe.settings import load_settings\n"
+    "from shardmerge.recipe.settings import load_settings, with_shipped\n"
     "start = time.perf_counter()\n"
     "settings = load_settings(json.load(open('config.json')))\n"
+    "settings = with_shipped(settings, Path(sys.argv[1]).parent)\n"  # as the workflow's are
     "load_plan(settings, head=sys.argv[2] == 'head', say=lambda line: None)\n"
     "print(time.perf_counter() - start)\n"
 )
 
 
-def cases() -> dict[str, tuple[Shapes, str, int]]:
-    """Return what is planned: shapes, recipe and files of the first source."""
+class Case(NamedTuple):
+    """What is planned.
+
+    Args:
+        shapes: Of a source's tensors.
+        recipe: The recipe's text.
+        files: How many files the first source has.
+        dtypes, config: As ``lock_of`` takes them.
+    """
+
+    shapes: Shapes
+    recipe: str
+    files: int
+    dtypes: Mapping[str, str] | None = None
+    config: Mapping[str, Any] | None = None
+
+
+def cases() -> dict[str, Case]:
+    """Return what is planned, by its name in the page."""
     flagship = FLAGSHIP.read_text()
-    found = {name: (size.shapes, flagship, size.files) for name, size in LARGE.items()}
-    return found | {"experts": (experts(60, 512), _AVERAGE, 163)}
+    found = {name: Case(size.shapes, flagship, size.files) for name, size in LARGE.items()}
+    found["experts"] = Case(experts(60, 512), _AVERAGE.format("float16"), 163)
+    shapes, dtypes = deepseek()
+    average = _AVERAGE.format("bfloat16")
+    return found | {"671B, FP8 to BF16": Case(shapes, average, 163, dtypes, DEEPSEEK)}
 
 
-def prepare(folder: Path, shapes: Shapes, recipe: str, files: int) -> None:
+def prepare(folder: Path, case: Case) -> None:
     """Write a recipe, its lock and a configuration to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(recipe)
+    path.write_text(case.recipe)
     references = [reference.model for reference in load_recipe(path).sources]
-    write_json(lock_path(path), lock_of(references, shapes, files).to_json())
+    lock = lock_of(references, case.shapes, case.files, case.dtypes, case.config)
+    write_json(lock_path(path), lock.to_json())
     config = {"recipes": ["recipe.yaml"], "benchmark": {"tasks": []}}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -61,11 +84,11 @@ def compare(folder: Path, name: str, say: Callable[[str], None]) -> dict[str, fl
 
     Of Snakemake: ``dry run`` where everything is to be made, ``no-op`` where nothing is.
     """
-    shapes, recipe, files = cases()[name]
-    prepare(folder, shapes, recipe, files)
+    case = cases()[name]
+    prepare(folder, case)
     snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "models"]
     snakemake += ["--quiet", "all", "--configfile", "config.json", "--cores", "2"]
-    seconds = {"tensors": float(len(shapes)), "files": float(files)}
+    seconds = {"tensors": float(len(case.shapes)), "files": float(case.files)}
     for what in ("plan", "again", "job"):
         command = [sys.executable, "-c", _JOB, str(ROOT / "scripts")]
         command.append("job" if what == "job" else "head")

@@ -62,7 +62,8 @@ def to_json(
                 "base": inner(base),
                 "dtype": dtype,
             }
-        case ex.LowRank(b, a, scale, transposed, dtype):
+        case ex.LowRank(b, a, scale, transposed, dtype, experts):
+            stack = {} if experts == 1 else {"experts": experts}
             return {
                 "op": "low_rank",
                 "b": inner(b),
@@ -70,6 +71,7 @@ def to_json(
                 "scale": scale,
                 "transposed": transposed,
                 "dtype": dtype,
+                **stack,
             }
         case ex.Linear(terms):
             return {"op": "linear", "terms": [[c, inner(e)] for c, e in terms]}
@@ -124,7 +126,8 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
             return ex.Zero(tuple(data["shape"]))
         case "low_rank":
             b, a = from_json(data["b"]), from_json(data["a"])
-            return ex.LowRank(b, a, float(data["scale"]), data["transposed"], data["dtype"])
+            how = data["transposed"], data["dtype"], data.get("experts", 1)
+            return ex.LowRank(b, a, float(data["scale"]), *how)
         case "linear":
             return ex.Linear(tuple((float(c), from_json(e)) for c, e in data["terms"]))
         case "cast":

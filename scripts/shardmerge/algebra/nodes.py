@@ -48,6 +48,8 @@ class LowRank(_Node):
         scale: The adapter's own factor, such as alpha / rank.
         transposed: Whether the result is [columns, rows].
         dtype: Code of the type that it is computed in, F32 or F64.
+        experts: How many matrices there are, one behind the other; of one it is no stack. As peft
+            has it, their columns of ``b`` alternate and their rows of ``a`` follow each other.
     """
 
     b: Source
@@ -55,15 +57,17 @@ class LowRank(_Node):
     scale: float
     transposed: bool
     dtype: str
+    experts: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         rows, columns = self.b.shape[0], self.a.shape[1]
-        return (columns, rows) if self.transposed else (rows, columns)
+        matrix = (columns, rows) if self.transposed else (rows, columns)
+        return matrix if self.experts == 1 else (self.experts, *matrix)
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return self.a.shape[0] // self.experts
 
 
 @dataclass(frozen=True)

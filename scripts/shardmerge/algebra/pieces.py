@@ -118,12 +118,12 @@ def concatenate(parts: Sequence[Arrangement], axis: int = 0) -> Arrangement:
         ValueError: If their shapes differ otherwise.
     """
     _check(all(axis < len(part.shape) for part in parts))
-    _check(len({_with(part.shape, axis, 0) for part in parts}) == 1)
+    _check(len({with_value(part.shape, axis, 0) for part in parts}) == 1)
     pieces, place = [], 0
     for part in parts:
-        pieces += [replace(p, at=_with(p.at, axis, p.at[axis] + place)) for p in part.pieces]
+        pieces += [replace(p, at=with_value(p.at, axis, p.at[axis] + place)) for p in part.pieces]
         place += part.shape[axis]
-    return Arrangement(_with(parts[0].shape, axis, place), tuple(pieces))
+    return Arrangement(with_value(parts[0].shape, axis, place), tuple(pieces))
 
 
 def chunk(part: Arrangement, count: int, axis: int = 0) -> list[Arrangement]:
@@ -139,8 +139,8 @@ def chunk(part: Arrangement, count: int, axis: int = 0) -> list[Arrangement]:
     for number in range(count):
         piece = replace(
             inner.pieces[0],
-            begin=_with((0,) * len(part.shape), axis, number * length),
-            sizes=_with(part.shape, axis, length),
+            begin=with_value((0,) * len(part.shape), axis, number * length),
+            sizes=with_value(part.shape, axis, length),
         )
         cut = Arrangement(piece.sizes, (piece,))
         found.append(compose(cut, {None: part}.__getitem__))
@@ -272,9 +272,9 @@ def _joined(pieces: Iterable[Patch], axis: int) -> list[Patch]:
         key = (
             piece.operand,
             piece.axes,
-            _with(piece.begin, own, 0),
-            _with(piece.sizes, own, 0),
-            _with(piece.at, axis, 0),
+            with_value(piece.begin, own, 0),
+            with_value(piece.sizes, own, 0),
+            with_value(piece.at, axis, 0),
         )
         rows.setdefault(key, []).append((own, piece))
     for row in rows.values():
@@ -286,7 +286,7 @@ def _joined(pieces: Iterable[Patch], axis: int) -> list[Patch]:
                 and last.begin[own] + last.sizes[own] == piece.begin[own]
             ):
                 size = last.sizes[own] + piece.sizes[own]
-                last = found[-1] = replace(last, sizes=_with(last.sizes, own, size))
+                last = found[-1] = replace(last, sizes=with_value(last.sizes, own, size))
             else:
                 last = piece
                 found.append(piece)
@@ -297,7 +297,8 @@ def _insert(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
     return (*values[:place], value, *values[place:])
 
 
-def _with(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
+def with_value(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
+    """Return numbers with another one at a place."""
     return (*values[:place], value, *values[place + 1 :])
 
 

@@ -95,7 +95,8 @@ class Arranged:
     """A tensor that boxes of other tensors of files make: a stack of experts, a slice of rows.
 
     Args:
-        pieces: What is where, none over another; operands are tensors of sources, decoded or not.
+        pieces: What is where, none over another, and 0 where none is; operands are tensors of
+            sources, decoded or not.
         output_shape: Of the whole.
     """
 
@@ -137,6 +138,11 @@ class Arranged:
     def spans(self) -> tuple[tuple[int, int], ...]:
         """For each piece its first element and the one behind its last."""
         return noted(self, "_spans", lambda node: element_spans(node.arrangement))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every element comes from somewhere."""
+        return noted(self, "_is_full", lambda node: node.arrangement.is_full)
 
     def __hash__(self) -> int:
         return noted(self, "_hash", lambda node: hash((node.pieces, node.output_shape)))

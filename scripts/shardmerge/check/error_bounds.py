@@ -97,11 +97,14 @@ def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) 
 
     Higham 2002, section 3.1: a sum of n products is within ``n * u`` of the sum of their sizes.
     """
-    left, right = (a.T, b.T) if node.transposed else (b, a)
-    rows, columns = np.divmod(places, right.shape[1])
+    expert, inside = np.divmod(places, b.shape[0] * a.shape[1])
+    rows, columns = np.divmod(inside, node.shape[-1])
+    if node.transposed:
+        rows, columns = columns, rows
     value = error = np.zeros(len(rows))
     for k in range(node.rank):
-        part = node.scale * left[rows, k] * right[k, columns]
+        left = b[rows, k * node.experts + expert]
+        part = node.scale * left * a[expert * node.rank + k, columns]
         value, error = value + part, error + np.abs(part)
     form = FLOAT_FORMATS[node.dtype]
     bound = (node.rank + 3) * (form.unit + FLOAT_FORMATS["F64"].unit) * error

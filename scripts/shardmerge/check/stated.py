@@ -67,13 +67,13 @@ class Stated:
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
     def _product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
-        from shardmerge.engine.lowrank import Product
+        from shardmerge.engine.lowrank import product_of
 
         dtype = getattr(load_torch(), DTYPES[node.dtype].name)
         factors = (
             load_torch().from_numpy(factor_of(self._read, f)).to(dtype) for f in (node.b, node.a)
         )
-        made = Product(node, *factors, ordered=False)
+        made = product_of(node, *factors, ordered=False)
         return load_torch().cat([made.block(first, count, None) for first, count in runs])
 
     def _rows(self, node: ex.Rows, runs: Runs) -> torch.Tensor:

@@ -35,7 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
     for name, target in workflow.TARGETS.items():
         workflow.add_arguments(_added(commands, name, target.help))
     explaining.add_arguments(_added(commands, "explain", "tell what a recipe does; no weights"))
-    verify = _added(commands, "verify", "check a finished model's folder by its own checksums")
+    verify = _added(
+        commands, "verify", "check a finished model, adapter or export by its checksums"
+    )
     verify.add_argument("folder", metavar="DIR", help="with SHA256SUMS, or a result's folder")
     _add_init(_added(commands, "init", "write a recipe and a configuration for two models"))
     completion = _added(commands, "completion", "print what completes the command in a shell")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import human_bytes
-from shardmerge.package.finished import SUMS, check_finished
+from shardmerge.package.finished import SUMS, check_finished, finished_folders
 from shardmerge.run.cli import say, show
 
 
 def verify(given: str) -> None:
-    """Check a model's folder and print what was found.
+    """Check a model, an adapter, an export, or all of these of a result, and print what was found.
 
     Args:
         given: The folder that has the checksums, or the folder of results above it.
@@ -19,18 +19,20 @@ def verify(given: str) -> None:
     Raises:
         UserError: If a file is not as it was written, or the folder has no checksums.
     """
-    folder = Path(given)
-    if not (folder / SUMS).is_file() and (folder / "model" / SUMS).is_file():
-        folder = folder / "model"
+    for folder in finished_folders(Path(given)):
+        _verify(folder)
+
+
+def _verify(folder: Path) -> None:
     found = check_finished(folder, say)
     if found.wrong:
         rest = f" and {len(found.wrong) - 1} more" if len(found.wrong) > 1 else ""
         raise UserError(
             f"is not as it was written: {found.wrong[0]}{rest}",
             str(folder),
-            "Copy or download the model again.",
+            "Copy or download it again.",
         )
     for name in found.others:
-        say(f"not of the model, and not checked: {name}")
+        say(f"not part of it, and not checked: {name}")
     size = human_bytes(found.size)
     show(f"{folder}: {len(found.files)} files, {size}, each as {SUMS} and provenance.json say\n")

@@ -265,7 +265,7 @@ def _products(expression: ex.Expression, base: ex.Expression) -> list[ex.LowRank
         return []
     terms = {e: c for c, e in expression.terms} if isinstance(expression, ex.Linear) else {}
     fits = terms.pop(base, None) == 1 and all(
-        isinstance(e, ex.LowRank) and c == 1 for e, c in terms.items()
+        isinstance(e, ex.LowRank) and e.experts == c == 1 for e, c in terms.items()
     )
     return list(terms) if fits else None
 

@@ -43,6 +43,7 @@ class Update:
         embedding: Whether the tensor is an embedding, which peft rounds in another way.
         bias: What is added as it is, times the scale, or None.
         magnitude: Norms that the rows of the result are brought to (DoRA), or None.
+        experts: How many matrices the factors make, one behind the other.
     """
 
     replacement: ex.Source | None = None
@@ -53,6 +54,7 @@ class Update:
     embedding: bool = False
     bias: ex.Source | None = None
     magnitude: ex.Source | None = None
+    experts: int = 1
 
 
 @dataclass
@@ -88,6 +90,7 @@ class _Reader:
         self._where = f"adapter {key!r}"
         self._config = AdapterConfig(locked.config, self._where)
         self._table, self._model = table, model
+        self._alone: set[str] = set()  # tensors that are adapted as parameters, not as modules
         self._tensors = {
             name: ex.Source(key, t.file, name, t.dtype, t.shape)
             for name, t in sorted(locked.tensors.items())
@@ -95,7 +98,8 @@ class _Reader:
 
     def updates(self) -> dict[str, Update]:
         modules, full = self._sort()
-        names = [*full, *(f"{module}.weight" for module in modules)]
+        targets = self._targets(modules)
+        names = [*full, *targets.values()]
         rename = self._renamed(names)
         found: dict[str, Update] = {}
         for name, source in full.items():
@@ -103,7 +107,7 @@ class _Reader:
             self._same_shape(source, target, self._table[target].shape)
             found[target] = Update(replacement=source)
         for name, module in modules.items():
-            for target, update in self._module(name, module, rename).items():
+            for target, update in self._module(targets[name], module, rename).items():
                 own = found.get(target, Update())
                 found[target] = replace(update, replacement=own.replacement)
         return self._turn(found)
@@ -151,11 +155,42 @@ class _Reader:
             if all(n.startswith(extra) and n.removeprefix(extra) in self._table for n in names):
                 return lambda name: name.removeprefix(extra)
         hint = did_you_mean(missing, self._table)
+        if missing in self._alone:
+            hint = (
+                "Where a model stores its experts one by one, merge the adapter with peft "
+                "(`merge_and_unload`) and name the result."
+            )
         if missing == "lm_head.weight":
             hint = "The model's embeddings are tied: input and output share one tensor."
         raise UserError(
             f"changes a tensor {missing!r} that {self._model!r} does not have", self._where, hint
         )
+
+    def _targets(self, modules: Iterable[str]) -> dict[str, str]:
+        """Return for each module as peft calls it which tensor its factors are of.
+
+        Of a module whose parameters are adapted by themselves the last is the outermost, and
+        those before it lie in one ``base_layer`` after the other.
+        """
+        nested: dict[str, list[str]] = {}
+        for name in sorted(modules, key=len):
+            nested.setdefault(name.replace(".base_layer", ""), []).append(name)
+        found = {}
+        for plain, wrapped in nested.items():
+            parameters = self._config.parameters(plain)
+            if not parameters:
+                found |= {name: f"{name}.weight" for name in wrapped}
+            elif len(parameters) != len(wrapped):
+                raise UserError(
+                    f"adapts {len(wrapped)} parameters of {plain!r}, but target_parameters in "
+                    f"adapter_config.json names {', '.join(parameters)}",
+                    self._where,
+                )
+            else:
+                names = (f"{plain}.{last}" for last in reversed(parameters))
+                found |= dict(zip(wrapped, names, strict=True))
+                self._alone |= {found[name] for name in wrapped}
+        return found
 
     def _module(self, name: str, module: _Module, rename: Rename) -> dict[str, Update]:
         parts = module.parts
@@ -164,16 +199,24 @@ class _Reader:
                 has = next(iter(parts.values())).tensor
                 raise self._error(has, f"has no lora_{part} beside it")
         b, a = parts["B"], parts["A"]
-        target, embedding = rename(f"{name}.weight"), module.kind == "embedding"
-        self._check_factors(b, a, target, embedding)
-        rank, scale = self._config.scale(name)
-        if rank != a.shape[0]:
+        target, embedding = rename(name), module.kind == "embedding"
+        shape = self._table[target].shape
+        stacked = name in self._alone and len(shape) == 3
+        experts = max(1, shape[0]) if stacked else 1
+        self._check_factors(b, a, target, shape[1:] if stacked else shape, embedding)
+        rank, scale = self._config.scale(name.removesuffix(".weight"))
+        if rank * experts != a.shape[0]:
+            each = f" for each of {experts} experts" if experts > 1 else ""
             raise self._error(
-                a.tensor, f"has rank {a.shape[0]}, but adapter_config.json says {rank}"
+                a.tensor, f"has rank {a.shape[0]}, but adapter_config.json says {rank}{each}"
             )
         if embedding and "magnitude_vector" in parts:
             raise self._error(b.tensor, "is DoRA's of an embedding, which is not supported")
-        update = Update(b=b, a=a, scale=scale, transposed=embedding, embedding=embedding)
+        if experts > 1 and len(parts) > 2:
+            raise self._error(b.tensor, "has DoRA or a bias beside it, which experts have not")
+        update = Update(
+            b=b, a=a, scale=scale, transposed=embedding, embedding=embedding, experts=experts
+        )
         found = {target: replace(update, magnitude=parts.get("magnitude_vector"))}
         if bias := parts.get("bias"):
             other = target.removesuffix("weight") + "bias"
@@ -183,7 +226,9 @@ class _Reader:
             found[other] = Update(bias=bias, scale=scale)
         return found
 
-    def _check_factors(self, b: ex.Source, a: ex.Source, target: str, embedding: bool) -> None:
+    def _check_factors(
+        self, b: ex.Source, a: ex.Source, target: str, matrix: tuple[int, ...], embedding: bool
+    ) -> None:
         for factor in (b, a):
             if len(factor.shape) != 2:
                 raise self._error(factor.tensor, "is no matrix: convolutions are not supported")
@@ -191,7 +236,7 @@ class _Reader:
             fit = f"{list(b.shape)} does not fit {a.tensor!r} {list(a.shape)}"
             raise self._error(b.tensor, fit)
         shapes = [(a.shape[1], b.shape[0])] + ([] if embedding else [(b.shape[0], a.shape[1])])
-        if self._table[target].shape not in shapes:
+        if matrix not in shapes:
             raise self._error(
                 b.tensor,
                 f"and {a.tensor!r} make a matrix of {list(shapes[-1])}, but {target!r} of "
@@ -206,15 +251,22 @@ class _Reader:
         there are square, as the configuration says.
         """
         linear = {n: u for n, u in found.items() if u.b is not None and not u.embedding}
+        for fused in (False, True):
+            alike = {name: one for name, one in linear.items() if (one.experts > 1) == fused}
+            found |= self._turn_alike(alike)
+        return found
+
+    def _turn_alike(self, linear: Mapping[str, Update]) -> dict[str, Update]:
+        found = {}
         votes = {
-            self._table[name].shape == (update.b.shape[0], update.a.shape[1])
+            self._table[name].shape[-2:] == (update.b.shape[0], update.a.shape[1])
             for name, update in linear.items()
             if update.b.shape[0] != update.a.shape[1] and layer_of(name) is not None
         }
         plain = votes.pop() if len(votes) == 1 else not self._config.fan_in_fan_out
         for name, update in linear.items():
             shape = (update.b.shape[0], update.a.shape[1])
-            straight = plain if shape[0] == shape[1] else self._table[name].shape == shape
+            straight = plain if shape[0] == shape[1] else self._table[name].shape[-2:] == shape
             update = replace(update, transposed=not straight)
             norms = update.magnitude
             if norms is not None and math.prod(norms.shape) != shape[0]:

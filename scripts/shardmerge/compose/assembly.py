@@ -7,11 +7,10 @@ comes from the first and the last slice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
 
-from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import MAX_LAYERS
-from shardmerge.compose.architecture.modules import assign, main_stack, modules_of
+from shardmerge.compose.architecture.modules import main_stack, modules_of
 from shardmerge.compose.architecture.names import (
     is_before,
     is_head,
@@ -20,21 +19,17 @@ from shardmerge.compose.architecture.names import (
     layer_fraction,
     layer_of,
 )
-from shardmerge.compose.architecture.predictors import Behind, behind
 from shardmerge.compose.folders import add_folders, main_tensors
-from shardmerge.compose.layout_matching import Fit, Pattern
 from shardmerge.compose.models import Model
+from shardmerge.compose.module_tensors import ModuleTensors, in_stack
 from shardmerge.compose.other_modules import (
     check_dropped,
     check_mentioned,
-    check_text_part,
     having,
     kept,
-    module_keys,
 )
-from shardmerge.compose.parts import Assembly, Part, Piece, Predictors, TextMerge
+from shardmerge.compose.parts import Assembly, Part, Piece, Predictors
 from shardmerge.compose.tensor_matching import complete
-from shardmerge.compose.text_model import text_model
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Input, Module, Slice, Stage
 
@@ -59,14 +54,10 @@ def assemble(stage: Stage, model_of: Callable[[Reference], Model], align: Align)
 class _Assembler:
     def __init__(self, stage: Stage, model_of: Callable[[Reference], Model], align: Align) -> None:
         self.stage = stage
-        self.model_of = model_of
         self.align = align
         self.result = Assembly()
         self.pieces = 0
-        self.keys = module_keys(stage)
-        self._fits: dict[str, Fit] = {}
-        self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
-        self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
+        self.models = ModuleTensors(stage, model_of, self.result.texts)
 
     def run(self) -> Assembly:
         firsts = []
@@ -79,40 +70,9 @@ class _Assembler:
                 self._sliced(pieces, module)
             firsts.append(pieces[0])
         add_folders(self.result, firsts[0])
-        check_mentioned(self.stage, self.like)
+        check_mentioned(self.stage, self.models.like)
         self._keep_others()
         return self.result
-
-    @cached_property
-    def like(self) -> Model:
-        """The model that output tensors are spelt as."""
-        return self._model(self._like_reference)
-
-    @property
-    def _like_reference(self) -> Reference:
-        item = self.stage.slices[0]
-        base = item.base_model or self.stage.base_model
-        references = [i.model for i in item.inputs]
-        return base if base in references else references[0]
-
-    def _model(self, reference: Reference) -> Model:
-        """Return the model that a reference names, its text decoder where that alone is built."""
-        model = self.model_of(reference)
-        return text_model(model) if self.stage.drops else model
-
-    @cached_property
-    def _pattern(self) -> Pattern:
-        return Pattern(self.like)
-
-    def _fit(self, model: Model) -> Fit:
-        """Return a model in the layout of the output."""
-        if model.name not in self._fits:
-            self._fits[model.name] = self._pattern.fit(model)
-            if pair := self._fits[model.name].pair:
-                check_text_part(self.stage, *pair)
-                whole = pair[1].name
-                self.result.texts.append(TextMerge(pair[0].name, whole, whole == self.like.name))
-        return self._fits[model.name]
 
     def _piece(self, item: Slice, module: Module) -> Piece:
         base = item.base_model or self.stage.base_model
@@ -121,50 +81,10 @@ class _Assembler:
         return Piece(
             number=self.pieces - 1,
             inputs=item.inputs,
-            models=tuple(self._fit(self._model(one)).model for one in references),
+            models=tuple(self.models.fit(self.models.model(one)).model for one in references),
             base=references.index(base) if base in references else None,
             levels=(item.parameters, module.parameters, self.stage.parameters),
             where=item.where,
-        )
-
-    def _tensors(self, model: Model, module: Module) -> dict[str, str]:
-        """Return a model's tensors that belong to a module: name in the output to its own."""
-        if (model.name, module.name) not in self._owned:
-            fit = self._fit(model)
-            spelt = fit.names
-            if module.name is not None and not self.stage.drops:
-                table = self.like.table if fit.lacks else ()
-                owner = assign([*table, *spelt], self.keys)
-                spelt = {n: full for n, full in spelt.items() if owner[n] == module.name}
-                if not spelt:
-                    self._no_module(module, model)
-            self._owned[model.name, module.name] = spelt
-        return self._owned[model.name, module.name]
-
-    def _real(self, model: Model, module: Module) -> dict[str, str]:
-        """Return ``_tensors`` without layers for multi-token prediction."""
-        key = model.name, module.name
-        if key not in self._reals:
-            tensors, counts = self._tensors(model, module), model.layer_counts
-            self._reals[key] = {n: full for n, full in tensors.items() if not behind(full, counts)}
-        return self._reals[key]
-
-    def _behind(self, model: Model, module: Module) -> dict[Behind, tuple[str, str]]:
-        """Return the tensors of these layers: where to its name in the output and its own."""
-        found = {}
-        for name, full in self._tensors(model, module).items():
-            if behind(full, model.layer_counts):
-                own, spelt = layer_of(full), layer_of(name)
-                counts = {spelt[0]: model.layer_counts[own[0]]} if own and spelt else {}
-                found[behind(name, counts)] = name, full
-        return found
-
-    def _no_module(self, module: Module, model: Model) -> None:
-        known = list(dict.fromkeys(modules_of(main_tensors(model)).values()))
-        raise UserError(
-            f"model {model.name!r} has no module {module.name!r}",
-            module.where,
-            did_you_mean(module.name, known),
         )
 
     def _add(
@@ -178,7 +98,7 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
-        lacks = [name in self._fit(model).lacks for model in piece.models]
+        lacks = [name in self.models.fit(model).lacks for model in piece.models]
         if some := having(before, lacks):
             self._some(name, piece, before, some, labels, t)
             return
@@ -204,15 +124,15 @@ class _Assembler:
 
     def _keep_others(self) -> None:
         """Add the tensors of modules that are not mentioned and kept, as they are."""
-        item = Input(self._like_reference, {}, None, self.stage.where)
-        piece = Piece(self.pieces, (item,), (self.like,), None, (), self.stage.where)
-        for name in list(kept(self.stage, self.like, self.result.parts)):
+        item = Input(self.models.like_reference, {}, None, self.stage.where)
+        piece = Piece(self.pieces, (item,), (self.models.like,), None, (), self.stage.where)
+        for name in list(kept(self.stage, self.models.like, self.result.parts)):
             tokens = is_vocabulary(name)
             one = self.align(self.stage, piece, (name,)) if tokens else piece
             self.result.parts[name] = Part(one, (name,), (name,), 0.0, copied=True)
 
     def _whole(self, piece: Piece, module: Module) -> None:
-        columns = [self._real(model, module) for model in piece.models]
+        columns = [self.models.real(model, module) for model in piece.models]
         names = dict.fromkeys(columns[piece.lead])
         for column in columns:
             names |= dict.fromkeys(column)
@@ -228,7 +148,7 @@ class _Assembler:
     def _sliced(self, pieces: list[Piece], module: Module) -> None:
         if module.name is None:
             self._check_single(pieces[0].models[0])
-        stack, _ = main_stack(self._real(self.like, module))
+        stack, _ = main_stack(self.models.real(self.models.like, module))
         self._outside(pieces[0], module, stack, before=True)
         layers = self.result.layers.setdefault(stack, [])
         for piece in pieces:
@@ -240,7 +160,7 @@ class _Assembler:
         self, piece: Piece, module: Module, counts: Mapping[str, int], *, sliced: bool
     ) -> None:
         """Add layers for multi-token prediction: the lead's as they are where not all have them."""
-        columns = [self._behind(model, module) for model in piece.models]
+        columns = [self.models.behind(model, module) for model in piece.models]
         lead = columns[piece.lead]
         having = [m.name for m, column in zip(piece.models, columns, strict=True) if column]
         shared = all(column.keys() == lead.keys() for column in columns)
@@ -272,10 +192,10 @@ class _Assembler:
 
     def _outside(self, piece: Piece, module: Module, stack: str, *, before: bool) -> None:
         """Add what is outside the layers: t is 0 there, as mergekit has it."""
-        columns = [self._real(model, module) for model in piece.models]
+        columns = [self.models.real(model, module) for model in piece.models]
         names: dict[str, None] = {}
         for column in [columns[piece.lead], *columns]:
-            names |= dict.fromkeys(n for n in column if not _in_stack(n, stack))
+            names |= dict.fromkeys(n for n in column if not in_stack(n, stack))
         counts = layer_counts(names)
         for name in names:
             if _is_before(name) != before:
@@ -287,7 +207,7 @@ class _Assembler:
     def _layers(
         self, piece: Piece, module: Module, stack: str, layers: list[tuple[Model, str, int]]
     ) -> None:
-        columns = [self._real(model, module) for model in piece.models]
+        columns = [self.models.real(model, module) for model in piece.models]
         stacks = [_by_layer(column, stack) for column in columns]
         for item, model, found in zip(piece.inputs, piece.models, stacks, strict=True):
             count = max(found, default=-1) + 1
@@ -295,7 +215,7 @@ class _Assembler:
                 hint = (
                     f"The last layer is {count - 1}: write at most `[{item.layers[0]}, {count}]`."
                 )
-                if self._behind(model, module):
+                if self.models.behind(model, module):
                     hint += " Layers for multi-token prediction behind it come along."
                 raise UserError(
                     f"`layer_range` {list(item.layers)} ends beyond the {count} layers of "
@@ -318,19 +238,7 @@ class _Assembler:
                 labels = tuple(f"{stack}{n}.{rest}" for n in numbers)
                 self._add(f"{stack}{len(layers)}.{rest}", piece, columns, found, labels, t)
             lead = piece.models[piece.lead]
-            layers.append((lead, self._own(lead, module, stack), numbers[piece.lead]))
-
-    def _own(self, model: Model, module: Module, stack: str) -> str:
-        """Return a model's own name of a stack."""
-        for name, full in self._tensors(model, module).items():
-            if _in_stack(name, stack):
-                return layer_of(full)[0]
-        return stack
-
-
-def _in_stack(name: str, stack: str) -> bool:
-    found = layer_of(name)
-    return found is not None and found[0] == stack
+            layers.append((lead, self.models.own(lead, module, stack), numbers[piece.lead]))
 
 
 def _is_before(name: str) -> bool:
@@ -341,7 +249,7 @@ def _by_layer(column: Mapping[str, str], stack: str) -> dict[int, dict[str, str]
     """Return the tensors of every layer of a stack: name within the layer to the model's own."""
     layers: dict[int, dict[str, str]] = {}
     for name, full in column.items():
-        if _in_stack(name, stack):
+        if in_stack(name, stack):
             number = layer_of(name)[1]
             layers.setdefault(number, {})[name.removeprefix(f"{stack}{number}.")] = full
     return layers

@@ -111,4 +111,5 @@ class LoraModel(Model):
 
 def _product(update: Update, wide: bool) -> ex.LowRank:
     wide = wide or "F64" in (update.b.dtype, update.a.dtype)
-    return ex.LowRank(update.b, update.a, update.scale, update.transposed, "F64" if wide else "F32")
+    how = update.transposed, "F64" if wide else "F32", update.experts
+    return ex.LowRank(update.b, update.a, update.scale, *how)

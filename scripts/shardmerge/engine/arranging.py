@@ -57,6 +57,8 @@ def fill_elements(
         target: In numpy's type for the tensor's.
     """
     last = first + len(target)
+    if not node.is_full:
+        target[:] = 0
     for number in _within(node, first, last):
         piece = node.pieces[number]
         if _is_turned(node, piece):

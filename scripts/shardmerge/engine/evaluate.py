@@ -24,7 +24,7 @@ from shardmerge.methods.passes import Map
 from shardmerge.methods.registry import kernel_of
 
 if TYPE_CHECKING:
-    from shardmerge.engine.lowrank import Product, Products
+    from shardmerge.engine.lowrank import Product, Products, StackedProduct
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Evaluator:
         self._views = {leaf: i for i, leaf in enumerate((*leaves.files, *leaves.held))}
         self._squares = {} if squares is None else squares
         self._products, self._maps = products, maps
-        self.products: list[Product] = []
+        self.products: list[Product | StackedProduct] = []
         self.run = self._compile(expression, 0)
 
     def _compile(self, node: ex.Expression, k: int) -> Operation:

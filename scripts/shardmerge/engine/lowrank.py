@@ -101,6 +101,45 @@ def factor_loader(files: InputFiles, place: Host | Cuda) -> Load:
     return load
 
 
+class StackedProduct:
+    """The products of the experts of a layer, one behind the other.
+
+    Args:
+        node: What they are.
+        b: [rows, rank * experts], an expert's columns ``experts`` apart.
+        a: [experts * rank, columns].
+        ordered: As of ``Product``.
+    """
+
+    def __init__(self, node: ex.LowRank, b: torch.Tensor, a: torch.Tensor, ordered: bool) -> None:
+        rows = a.view(node.experts, node.rank, a.shape[1])
+        columns = b.view(b.shape[0], node.rank, node.experts).permute(2, 0, 1).contiguous()
+        self._parts = [
+            Product(node, left, right, ordered) for left, right in zip(columns, rows, strict=True)
+        ]
+        self._size = b.shape[0] * a.shape[1]
+        self.finite = all(part.finite for part in self._parts)
+
+    def block(self, first: int, count: int, scratch: Scratch) -> torch.Tensor:
+        """Return consecutive elements as ``Product.block`` does."""
+        found, last = [], first + count
+        while first < last:
+            expert, begin = divmod(first, self._size)
+            number = min(last - first, self._size - begin)
+            part = self._parts[expert].block(begin, number, scratch)
+            found.append(part if number == count else part.clone())  # scratch is used again
+            first += number
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def product_of(
+    node: ex.LowRank, b: torch.Tensor, a: torch.Tensor, ordered: bool
+) -> Product | StackedProduct:
+    """Return the product, or products, that a node is."""
+    kind = Product if node.experts == 1 else StackedProduct
+    return kind(node, b, a, ordered)
+
+
 class Products:
     """The products that threads need, each made once while any of them holds it.
 
@@ -111,14 +150,16 @@ class Products:
 
     def __init__(self, load: Load, numerics: Numerics) -> None:
         self._load, self._ordered = load, numerics.own_order
-        self._held: weakref.WeakValueDictionary[ex.LowRank, Product] = weakref.WeakValueDictionary()
+        self._held: weakref.WeakValueDictionary[ex.LowRank, Product | StackedProduct] = (
+            weakref.WeakValueDictionary()
+        )
         self._lock = threading.Lock()
 
-    def get(self, node: ex.LowRank) -> Product:
+    def get(self, node: ex.LowRank) -> Product | StackedProduct:
         """Return the product of a node; it is held as long as the caller holds it."""
         with self._lock:
             product = self._held.get(node)
             if product is None:
                 b, a = (self._load(factor, node.dtype) for factor in (node.b, node.a))
-                product = self._held[node] = Product(node, b, a, self._ordered)
+                product = self._held[node] = product_of(node, b, a, self._ordered)
             return product

@@ -78,6 +78,7 @@ def export_provenance(
         "model": {"build": records[0].build, "provenance_sha256": model_provenance},
         "shardmerge": __version__,
         "variants": {record.variant: forms.written(record) for record in records},
+        "outputs": {name: {"sha256": sha256} for name, sha256 in export_files(records).items()},
     }
 
 

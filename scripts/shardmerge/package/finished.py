@@ -22,6 +22,10 @@ SUMS = "SHA256SUMS"
 _SLOW = 1 << 30  # bytes that take long enough to be told of
 
 
+#: Where finished folders lie in one of results.
+_PLACES = ("model", "adapter", "exports/*")
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a folder is found to be.
@@ -37,6 +41,14 @@ class Finished:
     size: int
     wrong: tuple[str, ...]
     others: tuple[str, ...]
+
+
+def finished_folders(folder: Path) -> list[Path]:
+    """Return the folders with checksums that are meant: this one, or those of a result."""
+    if (folder / SUMS).is_file():
+        return [folder]
+    below = [path for place in _PLACES for path in sorted(folder.glob(place))]
+    return [path for path in below if (path / SUMS).is_file()] or [folder]
 
 
 def check_finished(folder: Path, say: Callable[[str], None] = lambda line: None) -> Finished:
@@ -65,7 +77,7 @@ def check_finished(folder: Path, say: Callable[[str], None] = lambda line: None)
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     extra = sorted(present - {*sums, SUMS})
     weights = [name for name in extra if _is_loaded(name)]
-    wrong += [f"{name} is a weight file that is not of the model" for name in weights]
+    wrong += [f"{name} is a weight file that is not part of it" for name in weights]
     others = tuple(name for name in extra if name not in weights)
     return Finished(tuple(sums), size, tuple(wrong), others)
 
@@ -78,7 +90,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     """
     path = folder / SUMS
     if not path.is_file():
-        hint = "Name the folder of a finished model: results/NAME/model."
+        hint = "Name a finished model, adapter or export, or its folder of results: results/NAME."
         raise UserError(f"has no {SUMS}", str(folder), hint)
     sums: dict[str, str] = {}
     lines = read_bytes(path).decode(errors="surrogateescape").split("\n")
@@ -122,4 +134,4 @@ def _compared(sums: Mapping[str, str], outputs: Mapping[str, object]) -> list[st
 
 def _is_loaded(name: str) -> bool:
     """Return whether a loader of models may take a file for weights."""
-    return name.endswith((".safetensors", ".bin", ".pt", ".pth")) or name == INDEX
+    return name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf")) or name == INDEX

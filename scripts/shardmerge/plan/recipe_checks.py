@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.coefficients import decoded_of
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.findings import Finding
 from shardmerge.compose.architecture.names import (
@@ -21,27 +20,25 @@ from shardmerge.compose.architecture.norms import is_scale
 from shardmerge.compose.architecture.rope import is_rotated, rope_of
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
-from shardmerge.compose.output_config import AUTO_MAP, untold_periods
+from shardmerge.compose.output_config import untold_periods
 from shardmerge.plan.checked_build import Case, places
 from shardmerge.plan.mixture_checks import equal_experts, expert_tokenizers, scales
+from shardmerge.plan.part_checks import (
+    module_folders,
+    mtp_layers,
+    quantised_source,
+    remote_code,
+    stale_quantisation,
+    text_into_vision,
+)
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
-from shardmerge.sources.checkpoint_files import module_settings
 from shardmerge.sources.tokens import Tokens, compare
 
 #: What rounding to float32 may leave of a sum that is meant to be 1 or of a coefficient that is 0.
 _TOLERANCE = 1e-4
 _WIDE = ("BF16", "F32", "F64")
-
-_Check = Callable[[Case], Iterator[Finding]]
-#: All that ``check_build`` asks, in the order in which it tells.
-_CHECKS: list[_Check] = [equal_experts, expert_tokenizers]
-
-
-def _check(function: _Check) -> _Check:
-    _CHECKS.append(function)
-    return function
 
 
 def check_build(
@@ -70,7 +67,6 @@ def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Fi
     return [Finding("norm-merge-unused", message, recipe.path)]
 
 
-@_check
 def _rope_blend(case: Case) -> Iterator[Finding]:
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for tensor, blend in case.blends.items():
@@ -87,7 +83,6 @@ def _rope_blend(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
 def _norms_summed(case: Case) -> Iterator[Finding]:
     tensors = [
         tensor
@@ -102,7 +97,6 @@ def _norms_summed(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
 def _tokenizer_blend(case: Case) -> Iterator[Finding]:
     if any(stage.tokenizer for stage in case.stages):
         return
@@ -125,7 +119,6 @@ def _tokenizer_blend(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
 def _fp16_range(case: Case) -> Iterator[Finding]:
     locked = case.composer.lock.sources
     suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
@@ -146,7 +139,6 @@ def _fp16_range(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
 def _weights_sum(case: Case) -> Iterator[Finding]:
     if any(scales(stage) for stage in case.stages):
         return
@@ -166,7 +158,6 @@ def _weights_sum(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
 def _layer_period(case: Case) -> Iterator[Finding]:
     for key, value in untold_periods(case.composer, case.name).items():
         yield case.finding(
@@ -177,7 +168,6 @@ def _layer_period(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
 def _missing_tensor(case: Case) -> Iterator[Finding]:
     tied: dict[tuple[str, ...], list[str]] = {}
     for tensor, blend in case.blends.items():
@@ -211,94 +201,6 @@ def _missing_tensor(case: Case) -> Iterator[Finding]:
         )
 
 
-@_check
-def _mtp_layers(case: Case) -> Iterator[Finding]:
-    for stage in case.stages:
-        for one in case.composer.model(Reference(stage.name)).assembly.predictors:
-            if not one.kept:
-                reason = f"{one.lead}, which the result follows, has none"
-                if one.lead in one.having:
-                    reason = "they have embeddings of their own, which do not follow the tokenizer"
-                what = (
-                    f"leaves out the layers for multi-token prediction of {', '.join(one.having)}: "
-                    f"{reason}"
-                )
-            elif one.shared:
-                what = (
-                    "puts layers for multi-token prediction behind layers of slices, as the last "
-                    "slice has them; what they predict may be worse"
-                )
-            else:
-                what = (
-                    f"keeps the layers for multi-token prediction of {one.lead} as they are, for "
-                    "not all models have the same of them"
-                )
-            yield Finding("mtp-layers", what, stage.where, stage.name)
-
-
-@_check
-def _module_folders(case: Case) -> Iterator[Finding]:
-    locked = case.composer.lock.sources
-    for stage in case.stages:
-        for one in case.composer.model(Reference(stage.name)).assembly.folders:
-            others = ", ".join(name for name in one.having if name != one.lead)
-            what = None
-            if not one.kept:
-                what = f"leaves out {one.folder} of {others}: {one.lead} has no such folder"
-            elif not one.shared:
-                has = (
-                    f"those of {others} are of other shapes" if others else "no other model has it"
-                )
-                what = f"keeps the weights in {one.folder} of {one.lead} as they are: {has}"
-            if what:
-                yield Finding("module-folders", what, stage.where, stage.name)
-    base = case.composer.reference_source(case.name)
-    for key in case.read:
-        own, kept = locked[key].files, locked[base].files
-        names = [name for name in module_settings(kept) if name in own]
-        if differing := [n for n in names if own[n].identity != kept[n].identity]:
-            yield case.finding(
-                "module-folders",
-                f"{', '.join(differing)} of {key} and {base} differ; the result has those of "
-                f"{base}",
-            )
-
-
-@_check
-def _quantised_source(case: Case) -> Iterator[Finding]:
-    for model, forms in decoded_of(case.expressions.values()).items():
-        yield case.finding(
-            "quantised-source",
-            f"{model} is quantised ({', '.join(forms)}): the result inherits what rounding has "
-            "taken from it. Merge the model that it was made from if that can be had",
-        )
-
-
-@_check
-def _stale_quantisation(case: Case) -> Iterator[Finding]:
-    for key in case.read:
-        if case.composer.model(Reference(key)).is_stale:
-            yield case.finding(
-                "stale-quantisation",
-                f"config.json of {key} says that its weights are quantised, but they are plain; "
-                "they are merged as they are, and the result's config.json says nothing of it",
-            )
-
-
-@_check
-def _remote_code(case: Case) -> Iterator[Finding]:
-    for stage in case.stages:
-        source = case.composer.reference_source(stage.name)
-        if AUTO_MAP in case.composer.lock.sources[source].config:
-            yield case.finding(
-                "remote-code",
-                f"config.json of {source} names code of its own (`{AUTO_MAP}`). The result is "
-                "without it: it loads where transformers knows the architecture itself",
-            )
-            return
-
-
-@_check
 def _unused_models(case: Case) -> Iterator[Finding]:
     used = {model for blend in case.blends.values() for model in blend.models}
     recipe = case.composer.recipe
@@ -314,7 +216,6 @@ def _unused_models(case: Case) -> Iterator[Finding]:
                 yield Finding("unused-model", message, item.where, case.name)
 
 
-@_check
 def _unmatched_filters(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         for rule in case.composer.unmatched(stage.name):
@@ -322,7 +223,6 @@ def _unmatched_filters(case: Case) -> Iterator[Finding]:
             yield Finding("unmatched-filter", message, rule.where, stage.name)
 
 
-@_check
 def _fused_filters(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         found: dict[Rule, list[str]] = {}
@@ -341,21 +241,24 @@ def _fused_filters(case: Case) -> Iterator[Finding]:
             yield Finding("fused-filter", message, rule.where, stage.name)
 
 
-@_check
-def _text_into_vision(case: Case) -> Iterator[Finding]:
-    for stage in case.stages:
-        merged = case.composer.model(Reference(stage.name)).assembly.texts
-        for whole, into in dict.fromkeys((one.whole, one.into) for one in merged):
-            texts = [one.text for one in merged if (one.whole, one.into) == (whole, into)]
-            if into:
-                told = "is a text model" if len(texts) == 1 else "are text models"
-                message = (
-                    f"{', '.join(map(repr, texts))} {told}: merged into the text decoder of "
-                    f"{whole!r}, whose other parts stay as they are"
-                )
-            else:
-                message = (
-                    f"the result is a text model as {texts[0]!r} is: of {whole!r} only the text "
-                    f"decoder is merged; with `base_model: {whole}` its other parts stay"
-                )
-            yield Finding("text-into-vision", message, stage.where, stage.name)
+#: All that ``check_build`` asks, in the order in which it tells.
+_CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    equal_experts,
+    expert_tokenizers,
+    _rope_blend,
+    _norms_summed,
+    _tokenizer_blend,
+    _fp16_range,
+    _weights_sum,
+    _layer_period,
+    _missing_tensor,
+    mtp_layers,
+    module_folders,
+    quantised_source,
+    stale_quantisation,
+    remote_code,
+    _unused_models,
+    _unmatched_filters,
+    _fused_filters,
+    text_into_vision,
+)

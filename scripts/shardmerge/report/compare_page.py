@@ -77,23 +77,34 @@ def _verdicts(plan: Plan, asked: Sequence[Difference]) -> Iterator[str]:
     if not asked:
         yield paragraph("No two models were measured on the same task.", "note")
     for name in plan.models:
-        own = [one for one in asked if one.model == name]
-        for reference in dict.fromkeys(one.reference for one in own):
-            found = [one for one in own if one.reference == reference]
-            told = [
-                f"{words} on {', '.join(labels)}"
-                for verdict, words in (
-                    ("better", f"better than {reference}"),
-                    ("worse", f"worse than {reference}"),
-                    ("differs", f"different from {reference}"),
-                    ("unclear", "no clear difference"),
-                    ("untested", "not compared"),
-                )
-                if (labels := [one.label for one in found if one.verdict == verdict])
-            ]
-            verdicts = {one.verdict for one in found}
-            kind = "bad" if "worse" in verdicts else "good" if "better" in verdicts else "note"
-            yield paragraph(f"{name}: {'; '.join(told)}.", kind)
+        for text, kind in comparisons_in_words(asked, name):
+            yield paragraph(f"{name}: {text}.", kind)
+
+
+def comparisons_in_words(asked: Sequence[Difference], name: str) -> Iterator[tuple[str, str]]:
+    """Yield what is said of a model beside each that it is compared with, and of what kind it is.
+
+    Args:
+        asked: Comparisons of what was asked for.
+        name: The model's label.
+    """
+    own = [one for one in asked if one.model == name]
+    for reference in dict.fromkeys(one.reference for one in own):
+        found = [one for one in own if one.reference == reference]
+        told = [
+            f"{words} on {', '.join(labels)}"
+            for verdict, words in (
+                ("better", f"better than {reference}"),
+                ("worse", f"worse than {reference}"),
+                ("differs", f"different from {reference}"),
+                ("unclear", "no clear difference"),
+                ("untested", "not compared"),
+            )
+            if (labels := [one.label for one in found if one.verdict == verdict])
+        ]
+        verdicts = {one.verdict for one in found}
+        kind = "bad" if "worse" in verdicts else "good" if "better" in verdicts else "note"
+        yield "; ".join(told), kind
 
 
 def _grid(scores: Scores, group: str | None) -> str:

@@ -25,11 +25,23 @@ _DOING = {
     "check_delta": "checking",
     "merge_shard": "merging",
     "check_shard": "checking",
+    "read_prompts": "reading prompts for",
+    "write_update": "computing",
+    "check_update": "checking",
+    "build_factors": "decomposing",
+    "check_factors": "checking",
     "verify_model": "verifying",
     "load_model": "loading",
     "run_task": "benchmarking",
     "run_tasks": "benchmarking",
+    "measure_trial": "benchmarking",
+    "keep_logits": "predicting with",
+    "convert_gguf": "converting",
+    "measure_importance": "measuring importance of",
+    "quantize_gguf": "quantising",
+    "check_gguf": "checking",
     "publish_model": "uploading",
+    "publish_export": "uploading",
 }
 #: What is worth a line of its own when it is done.
 _DONE = {
@@ -37,7 +49,11 @@ _DONE = {
     "load_model": "loaded by transformers",
     "run_task": "benchmarked",
     "run_tasks": "benchmarked",
+    "measure_trial": "benchmarked",
+    "package_adapter": "finished adapter",
+    "package_export": "exported",
     "publish_model": "uploaded",
+    "publish_export": "uploaded",
 }
 _PERCENT = re.compile(r"(\d{1,3})(?:\.\d+)? ?%")
 #: Bytes of a log's end that are looked at.
@@ -181,7 +197,7 @@ def _places(files: Iterable[str]) -> list[tuple[str, str]]:
     found: dict[tuple[str, str], None] = {}
     for path in map(PurePath, files):
         if path.name == "SHA256SUMS":
-            found["model", str(path.parent)] = None
+            found[_kind(path.parent), str(path.parent)] = None
         elif path.name == "table.json":
             found["benchmarks", str(path.with_suffix(".md"))] = None
         elif path.name == "best.yaml":
@@ -190,6 +206,13 @@ def _places(files: Iterable[str]) -> list[tuple[str, str]]:
             found["comparison", str(path)] = None
         elif path.parent.name == "report":
             found["plots", str(path.parent)] = None
-        elif path.name == "published.json":
+        elif path.name.endswith("published.json"):
             found["receipt", str(path)] = None
     return list(found)
+
+
+def _kind(package: PurePath) -> str:
+    """Return what a finished folder is: a model, an adapter or an export."""
+    if package.parent.name == "exports":
+        return "export"
+    return "adapter" if package.name == "adapter" else "model"

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from shardmerge.base.errors import UserError
 
-_TORCH = "merge methods that are no sums, float64, adapters and GPUs"
+_TORCH = "merges that are not native code, float64, adapters and GPUs"
 _BENCH = "benchmarks, and the test that transformers loads a model,"
 #: By the name that is imported: what needs it, and the target of make that installs it.
 _PACKAGES = {

@@ -180,7 +180,7 @@ def rule_name(workflow: Any, rule: str) -> str:
 def at_start(workflow: Any, begin: Callable[[], object]) -> None:
     """Call a function when jobs begin to run, before the importer's own `onstart`.
 
-    Snakemake takes no such handler from a module, and only the last of several.
+    Snakemake takes no such handler from a module, and only the last of several. So does this.
 
     Args:
         workflow: Snakemake's.

@@ -15,7 +15,6 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 #: Settings that make an adapter something else than two factors a matrix, and what they are.
 _OTHER_KINDS = {
-    "target_parameters": "factors of single parameters, such as those of experts",
     "layer_replication": "replicated layers",
     "trainable_token_indices": "single trained tokens",
     "use_qalora": "QALoRA",
@@ -26,6 +25,7 @@ _OTHER_KINDS = {
     "velora_config": "VeLoRA",
     "monteclora_config": "MonteCLoRA",
 }
+_BY_PEFT = "Merge it with peft (`merge_and_unload`) and name the result."
 _LARGEST_RANK = 1 << 31
 #: Scales are coefficients, which are rounded to float32.
 _LARGEST_SCALE = 3.0e38
@@ -52,11 +52,12 @@ class AdapterConfig:
             raise UserError(
                 f"is an adapter of type {shortened(kind)}; only LORA adapters are merged here",
                 where,
-                "Merge it with peft (`merge_and_unload`) and name the result.",
+                _BY_PEFT,
             )
         for key, what in _OTHER_KINDS.items():
             if values.get(key):
-                raise UserError(f"has {what} ({key}), which are not merged here", where)
+                message = f"has {what} ({key}), which are not merged here"
+                raise UserError(message, where, _BY_PEFT)
         beginning = values.get("init_lora_weights", True)
         if not isinstance(beginning, bool) and beginning not in _PLAIN_BEGINNINGS:
             raise UserError(
@@ -72,6 +73,23 @@ class AdapterConfig:
         """The model that it was trained on, as it says."""
         name = self._values.get("base_model_name_or_path")
         return shortened(name) if isinstance(name, str) and name else None
+
+    def parameters(self, module: str) -> list[str]:
+        """Return which parameters of a module it adapts by themselves, in the order of the module.
+
+        transformers has what leads into experts first in them.
+
+        Args:
+            module: Its name in the model.
+        """
+        found = self._values.get("target_parameters") or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            what = shortened(found)
+            raise UserError(f"has target_parameters: {what}, no list of names", self._where)
+        last = {name.rpartition(".")[2] for name in found}
+        ends = tuple(f".{name}" for name in found)
+        fitting = (name for name in last if f".{module}.{name}".endswith(ends))
+        return sorted(fitting, key=lambda name: (name.startswith("down"), name))
 
     @property
     def fan_in_fan_out(self) -> bool:

@@ -95,6 +95,12 @@ class TestHostile:
         with pytest.raises(UserError, match="header of"):
             read_header(file_of(tmp_path, {}, length=length))
 
+    def test_a_pointer_in_place_of_a_large_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+        with pytest.raises(UserError, match=r"Git LFS pointer(?s:.*)git lfs pull"):
+            read_header(path)
+
     def test_short_file(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(b"abc")
         with pytest.raises(UserError, match="too short"):

@@ -83,6 +83,7 @@ def write(
             "prompt_hash": f"{prompt}{i}",
             "metrics": [metric],
             metric: answer,
+            "filtered_resps": [str(answer)],
         }
         for task, found in answers.items()
         for i, answer in enumerate(found)
@@ -146,6 +147,18 @@ class TestRightAndWrong:
         made, _ = compared(write(tmp_path, "a", {"t": [RIGHT] * 20}))
         low, high = made.interval("a", made.table.columns[0]) or (0.0, 0.0)
         assert low == pytest.approx(20 / (20 + 1.959964**2)) and high == 1.0
+
+
+class TestAgreement:
+    def test_is_in_the_table_with_parents(self, tmp_path: Path) -> None:
+        base = write(tmp_path, "base", {"t": [RIGHT] * 6 + [WRONG] * 4})
+        merged = write(tmp_path, "m", {"t": [RIGHT] * 5 + [WRONG] * 5})
+        made, found = compared(base, merged)
+        data = comparison_json(made, found, [("m", "base")])
+        (one,) = forms.read(Scores, json.loads(json.dumps(data))).agreements
+        assert (one.model, one.other, one.task) == ("m", "base", "t")
+        assert (one.questions, one.right) == (10, 5)
+        assert one.kappa == pytest.approx(0.8)
 
 
 class TestOtherValues:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -64,6 +64,60 @@ def told(shapes: dict[str, tuple[int, ...]], table: Any = TABLE, **config: Any) 
         updates(shapes, table, **config)
     assert "o/lora" in str(caught.value)
     return str(caught.value)
+
+
+class TestParameters:
+    """Parameters that are adapted by themselves, as those of fused experts are."""
+
+    EXPERTS = "model.layers.0.mlp.experts"
+    TABLE: ClassVar = {
+        f"{EXPERTS}.gate_up_proj": Entry("F16", (3, 8, 24)),
+        f"{EXPERTS}.down_proj": Entry("F16", (3, 12, 8)),
+    }
+    CONFIG: ClassVar = {"target_parameters": ["experts.gate_up_proj", "0.mlp.experts.down_proj"]}
+
+    def shapes(self, rank: int = 6) -> dict[str, tuple[int, ...]]:
+        inner = linear(f"{self.EXPERTS}.base_layer", 24, 8, rank)
+        return inner | linear(self.EXPERTS, 8, 12, rank)
+
+    def test_the_first_is_the_innermost(self) -> None:
+        found = updates(self.shapes(), self.TABLE, **self.CONFIG)
+        assert found.keys() == self.TABLE.keys()
+        for name, update in found.items():
+            assert (update.experts, update.transposed, update.scale) == (3, True, 3)
+            product = ex.LowRank(update.b, update.a, 3, True, "F32", 3)
+            assert product.shape == self.TABLE[name].shape
+
+    def test_a_rank_is_that_of_one_expert(self) -> None:
+        text = told(self.shapes(2), self.TABLE, **self.CONFIG)
+        assert "has rank 2, but adapter_config.json says 2 for each of 3 experts" in text
+
+    def test_no_experts(self) -> None:
+        table = {f"{self.EXPERTS}.down_proj": Entry("F16", (0, 12, 8))}
+        one = {"target_parameters": ["experts.down_proj"]}
+        assert "has rank 0" in told(linear(self.EXPERTS, 8, 12, 0), table, **one)
+
+    def test_as_many_as_the_configuration_names(self) -> None:
+        one = {"target_parameters": ["experts.down_proj"]}
+        assert "adapts 2 parameters" in told(self.shapes(), self.TABLE, **one)
+
+    def test_dora(self) -> None:
+        extra = {f"{self.EXPERTS}.lora_magnitude_vector": (8,)}
+        assert "has DoRA" in told(self.shapes() | extra, self.TABLE, **self.CONFIG)
+
+    @pytest.mark.parametrize("value", ["experts.down_proj", [1], {"a": 1}])
+    def test_a_list_of_names(self, value: Any) -> None:
+        found = told(self.shapes(), self.TABLE, target_parameters=value)
+        assert "target_parameters" in found and "no list of names" in found
+
+    def test_a_model_that_has_them_one_by_one(self) -> None:
+        table = {f"{self.EXPERTS}.{i}.down_proj.weight": Entry("F16", (8, 12)) for i in range(3)}
+        one = {"target_parameters": ["experts.down_proj"]}
+        assert "one by one" in told(linear(self.EXPERTS, 8, 12, 6), table, **one)
+
+    def test_a_stack_that_is_no_parameter_of_them(self) -> None:
+        table = {f"{self.EXPERTS}.weight": Entry("F16", (3, 8, 12))}
+        assert "make a matrix of [8, 12]" in told(linear(self.EXPERTS, 8, 12, 6), table)
 
 
 class TestScale:
@@ -186,7 +240,6 @@ class TestKinds:
     @pytest.mark.parametrize(
         "config",
         [
-            {"target_parameters": ["experts.gate"]},
             {"layer_replication": [[0, 1]]},
             {"trainable_token_indices": [1, 2]},
             {"use_qalora": True},

@@ -405,13 +405,41 @@ class TestRelatives:
         for name, value in apart(whole).items():
             assert torch.allclose(tensors(made.folder)[name], value, atol=1e-5), name
 
-    def test_adapters_of_parts_are_refused(self) -> None:
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+    def test_adapter_of_one_of_them(self, numerics: str, method: str) -> None:
+        """What it adds to the tensor that they share is 0 in the others' rows."""
         phi3(Path("a"), 1, True)
         phi3(Path("b"), 2, False)
-        write_adapter(Path("lora"), factors({"model.layers.0.self_attn.q_proj": (16, 16)}))
+        one, other = "model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj"
+        write_adapter(Path("lora"), factors({one: (8, 16), other: (24, 16)}))
+        adapted, added = tensors(Path("b")), load_file("lora/adapter_model.safetensors")
+        for name in (one, other):
+            down, up = (added[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+            adapted[f"{name}.weight"] = adapted[f"{name}.weight"] + 2 * up @ down
+        save_model(Path("c"), adapted, 2, json.loads(Path("b/config.json").read_text()))
+        found = []
+        for model in ("b+lora", "c"):
+            given = {"model": model, "parameters": {"weight": 0.5}}
+            recipe = TASK | {"merge_method": method, "models": [given]}
+            Path("recipe.lock.json").unlink(missing_ok=True)
+            shutil.rmtree("results", ignore_errors=True)
+            with tuned(**SMALL):
+                sources = {name: name for name in ("a", "b", "c", "lora")}
+                made = merge(json.dumps(recipe), sources=sources, numerics=numerics)
+            found.append(tensors(copied(made)))
+        assert found[0].keys() == found[1].keys() == tensors(Path("a")).keys()
+        assert all(torch.allclose(found[0][n], found[1][n], atol=1e-5) for n in found[0])
+
+    def test_adapter_of_an_expert_where_they_are_fused_is_refused(self, saved: Path) -> None:
+        folder = saved / "mixtral"
+        table = tensors(folder / "b-files")
+        name = next(n for n in table if "experts.1.w1" in n).removesuffix(".weight")
+        write_adapter(Path("lora"), factors({name: tuple(table[f"{name}.weight"].shape)}))
         recipe = TASK | {"models": [{"model": "b+lora", "parameters": {"weight": 1}}]}
-        with pytest.raises(UserError, match=r"cannot be made of '.*q_proj.weight' to '.*v_proj"):
-            merge(json.dumps(recipe), sources={"a": "a", "b": "b", "lora": "lora"})
+        places = {"a": str(folder / "a-running"), "b": str(folder / "b-files"), "lora": "lora"}
+        with pytest.raises(UserError, match=r"cannot be made of '.*experts.*not all"):
+            merge(json.dumps(recipe), sources=places)
 
 
 def filtered(*rules: tuple[str, float], **changes: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
-from shardmerge.base.numerics import FLOAT32, MERGEKIT
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import make_tasks, workspace_bytes
 from shardmerge.engine.lowrank import ROWS, Product
@@ -229,3 +229,38 @@ class TestMemory:
         factors = 15_000 * 16 * 6 + 16 * 4_000 * 8
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES + TUNING.lanes * factors
         assert measured(tmp_path, spec, threads=2) <= STREAMING_BYTES
+
+
+@pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("block", [37, 79 * 4, 1 << 17])
+def test_a_stack_of_experts(
+    tmp_path: Path, block: int, transposed: bool, numerics: Numerics
+) -> None:
+    """Columns of b alternate between experts, rows of a follow each other; checks agree."""
+    count, rank, rows, columns = 3, 4, 17, 19
+    b, a = normal((rows, rank * count), 1, "F32"), normal((count * rank, columns), 2, "F32")
+    matrices = [
+        in_order(b[:, e::count], a[e * rank : (e + 1) * rank], 1.7, transposed)
+        for e in range(count)
+    ]
+    own = normal((count, *matrices[0].shape), 3, "F32")
+    models = Models(tmp_path, {"m": {"w": own}, "l": {"b": b, "a": a}})
+    product = ex.LowRank(
+        models.source("l", "b"), models.source("l", "a"), 1.7, transposed, "F32", count
+    )
+    merged = ex.Linear(((1.0, models.source("m")), (1.0, product)))
+    spec = models.spec({"w": ("F32", merged)}, numerics=numerics)
+    with tuned(block=block, windows=(4096,)):
+        models.build(spec)
+    wanted = own + torch.stack(matrices)
+    if numerics is FLOAT32:
+        assert_same(models.load()["w"], wanted)
+    assert torch.allclose(models.load()["w"], wanted, atol=1e-5)
+    found = check_shard(spec, tmp_path / "out.safetensors", models.paths, ())
+    assert found["passed"] and not found["undecided"]
+    wrong = ex.LowRank(product.b, product.a, 1.701, transposed, "F32", count)
+    terms = (merged.terms[0], (1.0, wrong))
+    models.build(models.spec({"w": ("F32", ex.Linear(terms))}, numerics=numerics))
+    with pytest.raises(UserError, match="but must be"):
+        check_shard(spec, tmp_path / "out.safetensors", models.paths, ())

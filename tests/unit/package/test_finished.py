@@ -5,15 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shardmerge.base import forms
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of, write_json
 from shardmerge.command.verifying import verify
+from shardmerge.export.package import checksum_lines, export_provenance
+from shardmerge.export.record import ExportRecord
+from shardmerge.export.registry import form_of
 from shardmerge.package.finished import check_finished
 from shardmerge.package.index import checksums
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}", "odd\\na\nme.txt": b"text"}
+EXPORTED = {
+    "form": "gguf",
+    "variant": "q8_0",
+    "build": "b" * 64,
+    "tensors": {},
+    "bits_per_weight": 8.5,
+    "metadata": {},
+    "errors": {"compared": 0, "rows": 0, "median": 0.0, "largest": 0.0, "tensors": {}},
+}
 
 
 @pytest.fixture
@@ -87,7 +102,7 @@ class TestDamage:
         (folder / "notes.txt").write_text("mine")
         assert check_finished(folder).others == ("notes.txt",)
         (folder / "model-00009-of-00009.safetensors").write_bytes(b"")
-        with pytest.raises(UserError, match="is a weight file that is not of the model"):
+        with pytest.raises(UserError, match="is a weight file that is not part of it"):
             verify(str(folder))
 
     @pytest.mark.parametrize("line", ["x  y", f"{'0' * 64}  ../up", f"{'0' * 64} *config.json"])
@@ -100,3 +115,45 @@ class TestDamage:
     def test_no_checksums(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="has no SHA256SUMS"):
             verify(str(tmp_path))
+
+
+def finish(folder: Path, name: str, outputs: dict[str, Any]) -> None:
+    """Make a folder of one file of weights, with a provenance that says so."""
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b"weights")
+    write_json(folder / "provenance.json", outputs)
+    paths = [folder / "provenance.json", folder / name]
+    lines = {p.relative_to(folder).as_posix(): sha256_of(p) for p in paths}
+    (folder / "SHA256SUMS").write_text(checksum_lines(lines))
+
+
+class TestOtherPackages:
+    @pytest.fixture
+    def result(self, tmp_path: Path) -> Path:
+        sha256 = hashlib.sha256(b"weights").hexdigest()
+        told = {"outputs": {"adapter_model.safetensors": {"sha256": sha256}}}
+        finish(tmp_path / "adapter", "adapter_model.safetensors", told)
+        file = {"m.gguf": {"sha256": sha256, "size": 7}}
+        one = forms.read(ExportRecord, EXPORTED | {"files": file})
+        told = export_provenance(form_of("gguf"), "m", [one], "a" * 64)
+        finish(tmp_path / "exports" / "gguf", "q8_0/m.gguf", told)
+        return tmp_path
+
+    def test_all_of_a_result_are_checked(
+        self, result: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        verify(str(result))
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.partition(": 2 files")[0] for line in lines] == [
+            str(result / "adapter"),
+            str(result / "exports" / "gguf"),
+        ]
+
+    def test_an_export_that_is_damaged(self, result: Path) -> None:
+        folder = result / "exports" / "gguf"
+        (folder / "q8_0" / "other.gguf").touch()
+        with pytest.raises(UserError, match=r"other\.gguf is a weight file that is not part"):
+            verify(str(folder))
+        (folder / "q8_0" / "m.gguf").write_bytes(b"others")
+        with pytest.raises(UserError, match=r"m\.gguf has the SHA-256"):
+            verify(str(result))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shardmerge.algebra import expression as ex
 from shardmerge.base.files import write_json
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
@@ -14,7 +15,7 @@ from shardmerge.recipe.recipe import load_recipe
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources.sources import lock_path
 from tools.bench import plans
-from tools.bench.models import lock_of
+from tools.bench.models import DEEPSEEK, deepseek, lock_of
 
 VARIANT = """merge_method: task_arithmetic
 base_model: some/base
@@ -34,7 +35,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestSweep:
     def test_ten_variants_read_the_task_vector_s_models_once(self) -> None:
-        shapes, _, _ = plans.cases()["70B"]
+        shapes = plans.cases()["70B"].shapes
         paths = []
         for number in range(10):
             path = Path(f"variant-{number}.yaml")
@@ -64,8 +65,8 @@ class TestLargeModels:
         ],
     )
     def test_is_planned_once(self, tmp_path: Path, case: str, shards: int) -> None:
-        shapes, recipe, files = plans.cases()[case]
-        plans.prepare(tmp_path, shapes, recipe, files)
+        shapes = plans.cases()[case].shapes
+        plans.prepare(tmp_path, plans.cases()[case])
         settings = load_settings({"recipes": ["recipe.yaml"]})
         plan = load_plan(settings, say=lambda line: None)
         (build,) = plan.builds.values()
@@ -74,3 +75,21 @@ class TestLargeModels:
         assert [spec.digest for spec in specs] == [job.digest for job in build.shards]
         assert len(specs) in (shards, shards + 1)  # the reference may be the second source
         assert load_plan(settings, head=False, say=lambda line: None) == plan
+
+
+class TestQuantised:
+    def test_codes_become_the_weights_of_a_plain_model(self, tmp_path: Path) -> None:
+        """A small DeepSeek-V3 in FP8, with all kinds of tensors of the real one."""
+        shapes, dtypes = deepseek(4, 4)
+        config = DEEPSEEK | {"num_hidden_layers": 4, "n_routed_experts": 4}
+        real = plans.cases()["671B, FP8 to BF16"]
+        case = real._replace(shapes=shapes, files=3, dtypes=dtypes, config=config)
+        plans.prepare(tmp_path, case)
+        plan = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+        (build,) = plan.builds.values()
+        made = {t.name: t for job in build.shards for t in load_spec(job.digest).tensors}
+        assert made.keys() == {name for name in shapes if not name.endswith("_scale_inv")}
+        assert {tensor.dtype for tensor in made.values()} == {"BF16"}
+        coded = {name for name, dtype in dtypes.items() if dtype == "F8_E4M3"}
+        leaves = {n: set(map(type, ex.walk(t.expression))) for n, t in made.items()}
+        assert {name for name, kinds in leaves.items() if ex.Decoded in kinds} == coded

@@ -40,7 +40,7 @@ def _pins(lines: Any) -> dict[str, str]:
     return pins
 
 
-#: What runs the workflow: for merging, for methods that are no sums, for benchmarks.
+#: What runs the workflow: for merging, for what needs torch, for benchmarks.
 LISTS = ("requirements-merge.txt", "requirements-torch.txt", "requirements-bench.txt")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.workflow import REPOSITORY
+from shardmerge.run import board as board_module
 from shardmerge.run.board import Board, last_line, reason
 
 
@@ -110,6 +113,21 @@ class TestEnd:
             "model: r/b/model",
             "comparison: r/benchmarks/compare.html",
         ]
+
+    def test_adapters_and_exports_are_no_models(self, board: Board) -> None:
+        wanted = ["r/a/adapter/SHA256SUMS", "r/b/exports/gguf/SHA256SUMS"]
+        begin(board, 1, "all", needs=[*wanted, "r/b/exports/gguf.published.json"], makes=())
+        assert board.ending() == [
+            "adapter: r/a/adapter",
+            "export: r/b/exports/gguf",
+            "receipt: r/b/exports/gguf.published.json",
+        ]
+
+    def test_words_are_those_of_rules_that_exist(self) -> None:
+        rules = REPOSITORY / "rules"
+        text = "\n".join(path.read_text() for path in rules.glob("*.smk"))
+        known = set(re.findall(r"^(?:use )?rule (?:\w+ as )?(\w+)", text, re.MULTILINE))
+        assert {*board_module._DOING, *board_module._DONE} <= known
 
 
 class TestLogs:

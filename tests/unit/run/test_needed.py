@@ -32,5 +32,5 @@ def test_a_fault_of_ours_stays_one() -> None:
 def test_torch_before_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needed, "find_spec", lambda name: None)
     needed.check_torch(False)
-    with pytest.raises(UserError, match=r"no sums.* need the package torch"):
+    with pytest.raises(UserError, match=r"not native code.* need the package torch"):
         needed.check_torch(True)

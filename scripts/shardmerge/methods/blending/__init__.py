@@ -71,7 +71,7 @@ def arcee_fusion(group: Group) -> Passes:
     return passes.arcee_fusion(group)
 
 
-@arcee_fusion.mergekit_kernel(promotes=True, workspace=Workspace(tensors=5.0, blocks=32.0))
+@arcee_fusion.mergekit_kernel(promotes=True, workspace=Workspace(tensors=7.0, blocks=32.0))
 def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     from shardmerge.methods.blending import mergekit
 

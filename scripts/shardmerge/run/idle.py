@@ -1,0 +1,49 @@
+"""What a target that was asked for does not make, and why: else a run would end in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from shardmerge.base.text import plural
+from shardmerge.run.targets import Targets
+
+_TASKS = "name tasks: `benchmark: {tasks: [arc_easy]}`"
+_FORMS = "name types: `exports: {gguf: {types: [q8_0]}}`"
+_SWEEP = "give a configuration with the key `sweep` (docs/howto/sweep.md)"
+#: What is done with models and not with adapters, by target, and what can be done instead.
+_MODELS_ONLY = {
+    "benchmarks": ("benchmarked", "merge it as `base+folder` to measure it"),
+    "exports": ("exported", "merge it as `base+folder` to export that"),
+    "publish": ("uploaded", "`hf upload OWNER/NAME {folder}` uploads it"),
+}
+#: Targets of which the above may be true.
+MAY_BE_IDLE = (*_MODELS_ONLY, "sweep")
+
+
+def idle(asked: Collection[str], targets: Targets, *, sweeps: bool) -> list[str]:
+    """Return a sentence for each target that makes nothing of something.
+
+    Args:
+        asked: Names of the targets that were asked for.
+        targets: What the workflow makes.
+        sweeps: Whether the configuration has a sweep.
+    """
+    return [*_unset(asked, targets, sweeps), *_of_adapters(asked, targets)]
+
+
+def _unset(asked: Collection[str], targets: Targets, sweeps: bool) -> Iterator[str]:
+    if "benchmarks" in asked and not targets.settings["benchmark"]["tasks"]:
+        yield f"nothing is benchmarked, since the configuration has no task; {_TASKS}"
+    if "exports" in asked and not targets.exports.forms():
+        yield f"nothing is exported, since the configuration names no form; {_FORMS}"
+    if {"sweep", "search"} & set(asked) and not sweeps:
+        yield f"nothing is tried, since there is no sweep; {_SWEEP}"
+
+
+def _of_adapters(asked: Collection[str], targets: Targets) -> Iterator[str]:
+    names = list(targets.plan.adapters)
+    for target, (done, instead) in _MODELS_ONLY.items() if names else ():
+        if target in asked:
+            folder = targets.paths.adapter_file(names[0], "x").removesuffix("/x")
+            rest = f", and {plural(len(names) - 1, 'other')}" if len(names) > 1 else ""
+            yield f"adapter {names[0]}{rest}: not {done}; {instead.format(folder=folder)}"
