@@ -11,7 +11,7 @@ import pytest
 
 from shardmerge.algebra.expression import Call, Source
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
-from shardmerge.base.numerics import FLOAT32
+from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.memory import WHOLE, check_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import make_tasks
@@ -43,7 +43,7 @@ print(peak_memory(), len(found["not_sampled"]))
 """
 
 
-def spec_of(shape: Any, method: str = "arcee_fusion") -> Any:
+def spec_of(shape: Any, method: str = "arcee_fusion", numerics: Numerics = MERGEKIT) -> Any:
     sources = tuple(Source(f"m{i}", "f", "t", "F16", shape) for i in range(2))
     call = Call(
         method,
@@ -56,7 +56,7 @@ def spec_of(shape: Any, method: str = "arcee_fusion") -> Any:
     )
     tensor = OutputTensor("t", "F16", shape, call)
     files = {(s.model, s.file): "sha256:0" for s in sources}
-    return ShardSpec((tensor,), files, FLOAT32, False)
+    return ShardSpec((tensor,), files, numerics, False)
 
 
 class TestCheckBytes:
@@ -67,7 +67,7 @@ class TestCheckBytes:
         assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
 
     def test_passes_take_nothing_more(self) -> None:
-        assert check_bytes(make_tasks(spec_of((1000, 1024), "slerp"))) == STREAMING_BYTES
+        assert check_bytes(make_tasks(spec_of((1000, 1024), "slerp", FLOAT32))) == STREAMING_BYTES
 
     def test_a_tensor_that_is_too_large_is_not_recomputed(self) -> None:
         assert check_bytes(make_tasks(spec_of((WHOLE // 1024 + 1, 1024)))) == STREAMING_BYTES
