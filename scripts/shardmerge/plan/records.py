@@ -15,7 +15,8 @@ from shardmerge.base.files import load_json, sha256_of
 from shardmerge.base.forms import FormError, entry
 from shardmerge.plan.paths import record_path
 
-_IDENTITY = re.compile("sample:[0-9a-f]{64}")
+#: What a large file is known by: its sample, or its hash once a job has found that.
+_IDENTITY = re.compile("(sample|sha256):[0-9a-f]{64}")
 #: A sum of squares, which may be infinite.
 _squares = forms.holds(lambda value: type(value) in (int, float))
 #: What a pass found: nothing that is kept, numbers as text, or bands as six numbers each.
@@ -26,7 +27,7 @@ _answer = forms.maybe(
         )
     )
 )
-_sampled = forms.holds(_IDENTITY.fullmatch)
+_known = forms.holds(_IDENTITY.fullmatch)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MergeRecord:
     whole_copy: bool = entry(forms.truth, False)
     seconds: Mapping[str, float] = entry(forms.mapped(forms.number), default_factory=dict)
     nonfinite: Mapping[str, int] = entry(forms.mapped(forms.count), default_factory=dict)
-    hashed: Mapping[str, str] = entry(forms.mapped(forms.sha256, _sampled), default_factory=dict)
+    hashed: Mapping[str, str] = entry(forms.mapped(forms.sha256, _known), default_factory=dict)
     tensors: Mapping[str, str] = entry(forms.mapped(forms.sha256), default_factory=dict)
     deltas: Mapping[str, tuple[tuple[tuple[str, ...], float, float | None], ...]] = entry(
         forms.mapped(
@@ -128,7 +129,7 @@ class VerifyRecord(Recomputed):
             them.
         sources: How many source files are known by all their bytes (``hashed``) and by a sample
             (``sampled``).
-        source_sha256: Of source files that are known by a sample, by that.
+        source_sha256: Of large source files that jobs hashed, by what locks know them by.
     """
 
     name: str = entry(forms.text)
@@ -140,7 +141,7 @@ class VerifyRecord(Recomputed):
     task_vectors: int = entry(forms.count)
     task_vector_elements: int = entry(forms.count)
     sources: Mapping[str, int] = entry(forms.mapped(forms.count))
-    source_sha256: Mapping[str, str] = entry(forms.mapped(forms.sha256, _sampled))
+    source_sha256: Mapping[str, str] = entry(forms.mapped(forms.sha256, _known))
 
 
 def load_record(path: str | os.PathLike[str]) -> MergeRecord:
