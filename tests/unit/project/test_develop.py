@@ -112,8 +112,10 @@ def test_configuration_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_recipe_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe_checks, "_CHECKS", list(recipe_checks._CHECKS))
-    exec(code("Add a recipe check"), dict(vars(recipe_checks)))
+    names = dict(vars(recipe_checks))
+    exec(code("Add a recipe check"), names)
+    checks = (*recipe_checks._CHECKS, names["_many_models"])
+    monkeypatch.setattr(recipe_checks, "_CHECKS", checks)
     for seed, name in enumerate("abc"):
         llama(Path(name), seed=seed)
     models = [{"model": name, "parameters": {"weight": 1}} for name in "abc"]
