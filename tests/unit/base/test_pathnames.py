@@ -14,7 +14,7 @@ from snakemake_interface_executor_plugins.utils import (
     format_cli_arg,
 )
 
-from helpers.hostile_names import NAME, pwned
+from helpers.hostile_names import NAME, attacked
 from shardmerge.base.errors import UserError
 from shardmerge.base.pathnames import (
     check_fetched_on_nodes,
@@ -149,7 +149,7 @@ class TestClusters:
     def test_what_is_refused_would_run(self, tmp_path: Path) -> None:
         """The reason of it all: the executor's command reads what it quotes."""
         assert arrives({"file": "x$(touch PWNED)"}, tmp_path) != {"file": "x$(touch PWNED)"}
-        assert pwned(tmp_path)
+        assert attacked(tmp_path)
 
     def test_folders(self) -> None:
         check_passed({"here": "/srv/é/my models/r_1.2"})

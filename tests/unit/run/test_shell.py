@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from snakemake.utils import format as snakemake_format
 
-from helpers.hostile_names import NAME, checkout, pwned
+from helpers.hostile_names import NAME, attacked, checkout, pwned
 from helpers.models import llama
 from helpers.workflow import REPOSITORY, environment
 from shardmerge.plan.plan import NO_PLAN, FetchJob
@@ -252,7 +252,7 @@ class TestTheTestItself:
         (parsed.checkout / "scripts" / "x.py").write_text(STUB)
         bad = 'python "$SCRIPTS"/x.py --output={output} > {log:q} 2>&1'
         parsed.called(bad, "$(touch PWNED)", tmp_path)
-        assert pwned(tmp_path) != []
+        assert attacked(tmp_path)
 
 
 def test_a_checkout_in_braces_is_one_sentence(tmp_path: Path) -> None:
