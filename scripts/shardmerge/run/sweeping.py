@@ -11,10 +11,10 @@ from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.run.resources import megabytes
 from shardmerge.run.targets import Targets
+from shardmerge.sweep.scratch import use_scratch
 from shardmerge.sweep.settled import identity_in
 from shardmerge.sweep.sweep_files import keep_sweep
 from shardmerge.sweep.sweeps import Sweep
-from shardmerge.sweep.weights import use_scratch
 
 #: What a sweep's table comes with, in the sweep's folder.
 SWEEP_FILES = ("table.json", "table.csv", "table.md", "trials.json", "best.yaml")

@@ -20,7 +20,7 @@ from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import Settings, load_settings
 from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
-from shardmerge.sweep import weights
+from shardmerge.sweep import scratch, weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
@@ -272,7 +272,7 @@ class TestWeights:
     def test_scratch_holds_weights_until_they_are_measured(self, work: Path) -> None:
         sweep, made, _ = planned(settings({"scratch": str(work / "fast")}))
         name = sweep.candidates[0].name
-        weights.use_scratch(sweep, [name], "results")
+        scratch.use_scratch(sweep, [name], "results")
         build = made.plan.builds[sweep.build(name)]
         model = Path(build.shards[0].output).parent
         assert model.is_symlink()
