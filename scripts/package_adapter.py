@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import sha256_of, write_json, write_text
+from shardmerge.base.hashing import sums_text
 from shardmerge.package.adapter import (
     adapter_config,
     base_name,
@@ -53,7 +54,7 @@ def main() -> None:
     outputs = {p.name: {"sha256": sums[p.name], "size": p.stat().st_size} for p in files}
     write_json(args.provenance, adapter_provenance(args.adapter, description, made, outputs))
     sums[args.provenance.name] = sha256_of(args.provenance)
-    write_text(args.checksums, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    write_text(args.checksums, sums_text(sums))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import parse_object, sha256_of, write_json, write_text
+from shardmerge.base.hashing import sums_text
 from shardmerge.export import package
 from shardmerge.export.record import load_export
 from shardmerge.export.registry import form_of
@@ -39,7 +40,7 @@ def main() -> None:
     write_json(provenance, told)
     files = package.export_files(records)
     files |= {path.name: sha256_of(path) for path in (card, provenance)}
-    write_text(sums, package.checksum_lines(files))
+    write_text(sums, sums_text(files))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ dataclass has it, or raises ``FormError``.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
 from shardmerge.base.digest import is_digest
+from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json
 
 Reader = Callable[[Any], Any]
 _T = TypeVar("_T")
@@ -62,6 +65,22 @@ def read(cls: type[_T], data: Any) -> _T:
     return cls(**found)
 
 
+def read_file(cls: type[_T], path: str | os.PathLike[str]) -> _T:
+    """Return what a job wrote to a file with ``written``.
+
+    Raises:
+        UserError: If it cannot be read or is damaged.
+    """
+    try:
+        return read(cls, load_json(path))
+    except FormError as error:
+        raise UserError(
+            f"is not what a job of the workflow writes: {error}",
+            str(path),
+            "Delete it and run the workflow again, which makes it anew.",
+        ) from None
+
+
 def written(value: Any) -> Any:
     """Return a value as JSON-able data: dataclasses by their fields, less those with defaults."""
     if type(value) in _PLAIN:  # most are
@@ -98,6 +117,8 @@ text = holds(lambda value: isinstance(value, str))
 truth = holds(lambda value: type(value) is bool)
 count = holds(lambda value: type(value) is int and 0 <= value < _LARGEST)
 integer = holds(lambda value: type(value) is int)
+#: A number that may be infinite or none, as a perplexity or a sum of squares.
+real = holds(lambda value: type(value) in (int, float))
 number = holds(lambda value: type(value) in (int, float) and math.isfinite(value))
 sha256 = holds(is_digest)
 table = holds(lambda value: isinstance(value, dict))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 
@@ -76,3 +77,17 @@ def sha256_streamed(path: Path) -> str:
 def _advise(fd: int, offset: int, length: int, advice: str) -> None:
     if hasattr(os, advice):
         os.posix_fadvise(fd, offset, length, getattr(os, advice))
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    """Return the text of SHA256SUMS, as ``sha256sum --check`` reads it.
+
+    Args:
+        sums: SHA-256 by name.
+    """
+    return "".join(_sum_line(name, sums[name]) for name in sorted(sums))
+
+
+def _sum_line(name: str, sha256: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"

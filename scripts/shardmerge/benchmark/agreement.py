@@ -9,8 +9,6 @@ from shardmerge.base import forms
 from shardmerge.base.forms import entry
 from shardmerge.benchmark.samples import Answers, GivenAnswer
 
-_number = forms.holds(lambda value: type(value) in (int, float))
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -35,7 +33,7 @@ class Agreement:
     same: int = entry(forms.count)
     right: int = entry(forms.count)
     wrong: int = entry(forms.count)
-    kappa: float | None = entry(forms.maybe(_number))
+    kappa: float | None = entry(forms.maybe(forms.real))
 
 
 def agreement(

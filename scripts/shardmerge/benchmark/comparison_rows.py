@@ -16,9 +16,7 @@ VERDICTS = ("better", "worse", "differs", "unclear", "untested")
 #: How a verdict is marked beside a score.
 MARKS = {"better": " ▲", "worse": " ▼", "differs": " ≠"}
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
-#: A score may be infinite, as a perplexity is.
-_real = forms.holds(lambda value: type(value) in (int, float))
-_maybe_real = forms.maybe(_real)
+_maybe_real = forms.maybe(forms.real)
 _maybe_truth = forms.maybe(forms.truth)
 _maybe_text = forms.maybe(forms.text)
 
@@ -32,7 +30,7 @@ class ScoreRow:
     headline: bool = entry(forms.truth)
     part_of: str | None = entry(_maybe_text, None)
     higher_is_better: bool | None = entry(_maybe_truth)
-    value: float = entry(_real)
+    value: float = entry(forms.real)
     stderr: float | None = entry(_maybe_real)
     low: float | None = entry(_maybe_real, None)
     high: float | None = entry(_maybe_real, None)

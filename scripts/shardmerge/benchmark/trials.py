@@ -24,7 +24,6 @@ STATUSES = ("planned", "done", "failed", "stopped")
 #: What a variable's value may be; other values are told by a name.
 Value = str | int | float | bool
 
-_real = forms.holds(lambda value: type(value) in (int, float))
 _scalar = forms.holds(
     lambda value: type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
 )
@@ -40,8 +39,8 @@ class Measurement:
         questions: How many questions it is from, or None for a metric that asks none.
     """
 
-    value: float = entry(_real)
-    stderr: float | None = entry(forms.maybe(_real), None)
+    value: float = entry(forms.real)
+    stderr: float | None = entry(forms.maybe(forms.real), None)
     questions: int | None = entry(forms.maybe(forms.count), None)
 
     @property

@@ -91,11 +91,6 @@ def export_files(records: Sequence[ExportRecord]) -> dict[str, str]:
     }
 
 
-def checksum_lines(sums: Mapping[str, str]) -> str:
-    """Return the text of SHA256SUMS of files whose names need no escapes."""
-    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
-
-
 def check_same_model(records: Sequence[ExportRecord], build: str) -> None:
     """Refuse records of an export that was made from an earlier model.
 

@@ -42,7 +42,7 @@ def log(x: Elements, value: ElementValue) -> ElementValue:
     s = (mantissa - 1.0) / (mantissa + 1.0)  # log x = 2 atanh((x - 1) / (x + 1))
     square = s * s
     twice = s + s
-    series = _polynomial(square, _ATANH) * square * twice
+    series = polynomial(square, _ATANH) * square * twice
     return exponent * _LN_2[1] + series + twice + exponent * _LN_2[0]
 
 
@@ -51,12 +51,17 @@ def exp(x: Elements, value: ElementValue) -> ElementValue:
     value = value.clamp(*_EXP_RANGE)
     scale = value * _LOG2_E + _INTEGER - _INTEGER
     rest = value - scale * _LN_2[0] - scale * _LN_2[1]
-    series = _polynomial(rest, _EXP) * rest * rest + rest + 1.0
+    series = polynomial(rest, _EXP) * rest * rest + rest + 1.0
     return series * x.power_of_two(scale)
 
 
-def _polynomial(x: ElementValue, coefficients: Sequence[float]) -> ElementValue:
-    """Return a polynomial's values by Horner's rule, each step rounded."""
+def polynomial(x: ElementValue, coefficients: Sequence[float]) -> ElementValue:
+    """Return a polynomial's values by Horner's rule, each step rounded.
+
+    Args:
+        x: Numbers, in float64; arrays of numpy too.
+        coefficients: The highest power first.
+    """
     first, *others = coefficients
     total = x * first
     for coefficient in others[:-1]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from shardmerge import __version__
@@ -16,7 +14,7 @@ from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import module_of
 from shardmerge.package.adapter import base_name
 from shardmerge.package.known import with_states
-from shardmerge.package.provenance import PROVENANCE_VERSION, tool_versions
+from shardmerge.package.provenance import PROVENANCE_VERSION, recipe_row, tool_versions
 from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
 from shardmerge.recipe.naming import public_names
 
@@ -127,23 +125,11 @@ def adapter_provenance(
         outputs: SHA-256 and size of each file of its folder.
     """
     names = public_names(description.sources)
-    text = description.recipe.text
     return {
         "version": PROVENANCE_VERSION,
         "name": description.name,
         "adapter": digest,
-        "recipe": {
-            "file": PurePosixPath(description.recipe.file).name,
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "stages": [
-                {
-                    "name": stage.name,
-                    "method": stage.method,
-                    "sha256": hashlib.sha256(stage.text.encode()).hexdigest(),
-                }
-                for stage in description.stages
-            ],
-        },
+        "recipe": recipe_row(description.recipe, description.stages),
         "base": base_name(description),
         "decomposition": description.decomposition,
         "sources": {

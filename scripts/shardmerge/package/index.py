@@ -10,6 +10,7 @@ from typing import Any
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
+from shardmerge.base.hashing import sums_text
 from shardmerge.base.weightfolders import shard_name
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.paths import CHECKSUMS, PICTURE
@@ -74,7 +75,7 @@ def checksums(folder: Path, files: Iterable[Path], records: Mapping[str, MergeRe
             sums[name] = sha256_of(path)
     if PROVENANCE in sums:
         _compare_with_provenance(sums, folder / PROVENANCE)
-    return "".join(_checksum_line(name, sums[name]) for name in sorted(sums))
+    return sums_text(sums)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -99,7 +100,7 @@ def replace_text(path: Path, text: str) -> None:
         )
     with atomic_path(sums) as later, atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
-        lines[places[0]] = _checksum_line(path.name, sha256_of(part))
+        lines[places[0]] = sums_text({path.name: sha256_of(part)})
         later.write_text("".join(lines), encoding="utf-8")
 
 
@@ -127,8 +128,3 @@ def name_within(path: Path, folder: Path) -> str:
         return path.absolute().relative_to(folder.absolute()).as_posix()
     except ValueError:
         raise UserError(f"does not lie in the model's folder {str(folder)!r}", str(path)) from None
-
-
-def _checksum_line(name: str, sha256: str) -> str:
-    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"

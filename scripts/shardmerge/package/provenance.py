@@ -16,7 +16,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.package.index import name_within
 from shardmerge.package.known import with_states
-from shardmerge.plan.description import BuildDescription, DescribedShard
+from shardmerge.plan.description import BuildDescription, DescribedShard, RecipeFile, StageText
 from shardmerge.plan.records import MergeRecord, VerifyRecord
 from shardmerge.recipe.naming import public_names
 
@@ -64,7 +64,6 @@ def make_provenance(
         UserError: If a file lies elsewhere or cannot be read.
     """
     names = public_names(description.sources)
-    text = description.recipe.text
     outputs = {s.file: _shard_row(s, records) for s in description.shards}
     for path in map(Path, files):
         name = name_within(path, folder)
@@ -73,18 +72,7 @@ def make_provenance(
         "version": PROVENANCE_VERSION,
         "name": description.name,
         "build": build,
-        "recipe": {
-            "file": PurePosixPath(description.recipe.file).name,
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "stages": [
-                {
-                    "name": stage.name,
-                    "method": stage.method,
-                    "sha256": hashlib.sha256(stage.text.encode()).hexdigest(),
-                }
-                for stage in description.stages
-            ],
-        },
+        "recipe": recipe_row(description.recipe, description.stages),
         "numerics": description.numerics,
         **({"seeds": forms.written(description.seeds)} if description.seeds else {}),
         **_decoded(description, names),
@@ -99,6 +87,22 @@ def make_provenance(
         "tools": tool_versions(),
         "verified": {key: getattr(verified, key) for key in _VERIFIED},
         "outputs": outputs,
+    }
+
+
+def recipe_row(recipe: RecipeFile, stages: Iterable[StageText]) -> dict[str, Any]:
+    """Return what a provenance tells of a recipe and of the documents that were used."""
+    return {
+        "file": PurePosixPath(recipe.file).name,
+        "sha256": hashlib.sha256(recipe.text.encode()).hexdigest(),
+        "stages": [
+            {
+                "name": stage.name,
+                "method": stage.method,
+                "sha256": hashlib.sha256(stage.text.encode()).hexdigest(),
+            }
+            for stage in stages
+        ],
     }
 
 

@@ -43,11 +43,8 @@ def expert_tokenizers(case: Case) -> Iterator[Finding]:
         tokens = compare([composer.lock.sources[key] for key in keys])
         if tokens is Tokens.SAME:
             continue
-        what = "tokenizers differ"
-        if tokens is Tokens.UNKNOWN:
-            what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
         message = (
-            f"assembles models whose {what}: {', '.join(keys)}. All experts get the tokens of "
-            f"{keys[0]}, the base model"
+            f"assembles models whose {tokens.difference}: {', '.join(keys)}. All experts get the "
+            f"tokens of {keys[0]}, the base model"
         )
         yield Finding("expert-tokenizers", message, stage.where, stage.name)

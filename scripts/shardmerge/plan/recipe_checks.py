@@ -108,12 +108,9 @@ def _tokenizer_blend(case: Case) -> Iterator[Finding]:
         tokens = compare([case.composer.lock.sources[model] for model in models])
         if tokens is Tokens.SAME:
             continue
-        what = "tokenizers differ"
-        if tokens is Tokens.UNKNOWN:
-            what = "tokenizer files differ (whether their tokens do, the lock does not tell)"
         yield case.finding(
             "tokenizer-blend",
-            f"{places(tensors)} blend models whose {what}: {', '.join(models)}. "
+            f"{places(tensors)} blend models whose {tokens.difference}: {', '.join(models)}. "
             "One row may stand for different tokens; take embeddings from one model, or write "
             "`tokenizer_source: union`",
         )

@@ -17,8 +17,6 @@ from shardmerge.plan.paths import record_path
 
 #: What a large file is known by: its sample, or its hash once a job has found that.
 _IDENTITY = re.compile("(sample|sha256):[0-9a-f]{64}")
-#: A sum of squares, which may be infinite.
-_squares = forms.holds(lambda value: type(value) in (int, float))
 #: What a pass found: nothing that is kept, numbers as text, or bands as six numbers each.
 _answer = forms.maybe(
     forms.holds(
@@ -62,7 +60,7 @@ class MergeRecord:
     tensors: Mapping[str, str] = entry(forms.mapped(forms.sha256), default_factory=dict)
     deltas: Mapping[str, tuple[tuple[tuple[str, ...], float, float | None], ...]] = entry(
         forms.mapped(
-            forms.listed(forms.row(forms.listed(forms.text), _squares, forms.maybe(_squares)))
+            forms.listed(forms.row(forms.listed(forms.text), forms.real, forms.maybe(forms.real)))
         ),
         default_factory=dict,
     )

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shardmerge.base import forms
-from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json
-from shardmerge.base.forms import FormError, entry
+from shardmerge.base.forms import entry
 from shardmerge.plan.statistics import ShardStatistics, TensorStatistics
 from shardmerge.recipe.naming import short_names, shortener
 from shardmerge.report.frame import Cell, Frame
@@ -180,14 +178,7 @@ def load_interference(path: str | os.PathLike[str]) -> Interference:
     Raises:
         UserError: If it cannot be read or is damaged.
     """
-    try:
-        return forms.read(Interference, load_json(path))
-    except FormError as error:
-        raise UserError(
-            f"is not what a job of the workflow writes: {error}",
-            str(path),
-            "Delete it and run the workflow again, which makes it anew.",
-        ) from None
+    return forms.read_file(Interference, path)
 
 
 def interference_csv(found: Interference) -> str:

@@ -9,8 +9,7 @@ from typing import TypeVar
 
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import load_json
-from shardmerge.base.forms import FormError, entry
+from shardmerge.base.forms import entry
 from shardmerge.benchmark.comparison_rows import Scores
 from shardmerge.export.record import ExportRecord
 from shardmerge.plan.records import VerifyRecord
@@ -99,11 +98,4 @@ def read_scores(path: str | os.PathLike[str]) -> Scores:
 def _read(cls: type[_T], path: str | os.PathLike[str] | None) -> _T | None:
     if not path or not os.path.lexists(path):
         return None
-    try:
-        return forms.read(cls, load_json(path))
-    except FormError as error:
-        raise UserError(
-            f"is not what a job of the workflow writes: {error}",
-            str(path),
-            "Delete it and run the workflow again, which makes it anew.",
-        ) from None
+    return forms.read_file(cls, path)

@@ -82,6 +82,13 @@ class Tokens(Enum):
     DIFFERENT = "different"
     UNKNOWN = "unknown"  # their files differ, which may be about other things
 
+    @property
+    def difference(self) -> str:
+        """What differs, in words."""
+        if self is Tokens.UNKNOWN:
+            return "tokenizer files differ (whether their tokens do, the lock does not tell)"
+        return "tokenizers differ"
+
 
 def compare(sources: Collection[LockedSource]) -> Tokens:
     """Return whether models have the same tokens; one without a tokenizer counts for any."""

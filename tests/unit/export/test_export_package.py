@@ -10,6 +10,7 @@ import pytest
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_json
+from shardmerge.base.hashing import sums_text
 from shardmerge.export import package
 from shardmerge.export.record import ExportRecord, load_export
 from shardmerge.export.registry import EXPORT_FORMS, form_of
@@ -102,7 +103,7 @@ class TestUploads:
         return tmp_path
 
     def write(self, folder: Path, *names: str) -> None:
-        (folder / "SHA256SUMS").write_text(package.checksum_lines(dict.fromkeys(names, SHA)))
+        (folder / "SHA256SUMS").write_text(sums_text(dict.fromkeys(names, SHA)))
 
     def test_what_the_checksums_list(self, folder: Path) -> None:
         uploads, left_out = list_export(folder)

@@ -12,8 +12,9 @@ import pytest
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of, write_json
+from shardmerge.base.hashing import sums_text
 from shardmerge.command.verifying import verify
-from shardmerge.export.package import checksum_lines, export_provenance
+from shardmerge.export.package import export_provenance
 from shardmerge.export.record import ExportRecord
 from shardmerge.export.registry import form_of
 from shardmerge.package.finished import check_finished
@@ -124,7 +125,7 @@ def finish(folder: Path, name: str, outputs: dict[str, Any]) -> None:
     write_json(folder / "provenance.json", outputs)
     paths = [folder / "provenance.json", folder / name]
     lines = {p.relative_to(folder).as_posix(): sha256_of(p) for p in paths}
-    (folder / "SHA256SUMS").write_text(checksum_lines(lines))
+    (folder / "SHA256SUMS").write_text(sums_text(lines))
 
 
 class TestOtherPackages:

@@ -15,7 +15,7 @@ from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_uploads import PART_BYTES
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
-from shardmerge.export.package import checksum_lines
+from shardmerge.base.hashing import sums_text
 from shardmerge.package.publish import publish
 from shardmerge.package.uploads import list_export
 from shardmerge.sources.hub import client
@@ -239,7 +239,7 @@ class TestExport:
             (folder / name).write_text(text)
         (folder / "q8_0" / ".snakemake_timestamp").touch()
         sums = {name: sha256_of(folder / name) for name in files}
-        (folder / "SHA256SUMS").write_text(checksum_lines(sums))
+        (folder / "SHA256SUMS").write_text(sums_text(sums))
         publish(folder, "me/merged", listing=list_export)
         there = {p.relative_to(case.there).as_posix() for p in case.there.rglob("*") if p.is_file()}
         assert there - {".hub.json"} == {*files, "SHA256SUMS"}

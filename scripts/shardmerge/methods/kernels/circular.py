@@ -5,10 +5,11 @@ Made as those of ``elementary``, of single rounded operations, by numpy: no torc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from shardmerge.methods.elementary import polynomial
 from shardmerge.methods.kernels.roots import root
 
 #: pi / 2 in three parts; the first two times a number of 20 bits are exact.
@@ -52,7 +53,7 @@ def acos(x: np.ndarray) -> np.ndarray:
     # acos(x) = 2 asin(sqrt((1 - x) / 2)), which loses nothing near 1
     square = np.where(far, (1 - size) * 0.5, x * x)
     sine = np.where(far, root(square), x)
-    angle = sine + sine * (square * _polynomial(square, _ASIN))
+    angle = sine + sine * (square * polynomial(square, _ASIN))
     double = angle + angle
     return np.where(far, np.where(x < 0, _PI - double, double), _HALF_PI[0] - angle + _HALF_PI[1])
 
@@ -68,18 +69,9 @@ def _circular(x: np.ndarray, quarters: int) -> np.ndarray:
     for part in _HALF_PI:
         x = x - turns * part
     square = x * x
-    sine = x + x * (square * _polynomial(square, _SIN))
-    cosine = 1 - (square * 0.5 - square * square * _polynomial(square, _COS))
+    sine = x + x * (square * polynomial(square, _SIN))
+    cosine = 1 - (square * 0.5 - square * square * polynomial(square, _COS))
     turns = turns + quarters
     turns = turns - 4 * np.floor(turns * 0.25)
     value = np.where((turns == 1) | (turns == 3), cosine, sine)
     return np.where(turns >= 2, -value, value)
-
-
-def _polynomial(x: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:
-    """Return a polynomial's values by Horner's rule, each step rounded."""
-    first, *others = coefficients
-    total = x * first
-    for coefficient in others[:-1]:
-        total = (total + coefficient) * x
-    return total + others[-1]
