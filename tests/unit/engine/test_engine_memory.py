@@ -168,7 +168,7 @@ class TestStreaming:
             for path in tmp_path.glob("*.safetensors"):
                 path.unlink()
         assert max(peaks) <= LIMIT
-        assert max(peaks) < 1.1 * min(peaks)
+        assert max(peaks) < 1.3 * min(peaks)  # ten times as much to read
 
 
 def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
@@ -191,7 +191,7 @@ class TestWhole:
         spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)
         foretold, peak = workspace_bytes(make_tasks(spec)), measured(tmp_path, spec, threads=2)
         assert foretold > STREAMING_BYTES + 32e6 * len(models)
-        assert 0.5 * foretold < peak <= foretold
+        assert peak <= foretold < 4 * peak  # how much of it pages take varies
 
     def test_is_that_of_the_largest_tensor(self) -> None:
         tensors = []
