@@ -7,13 +7,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
-from shardmerge.algebra.leaves import block_leaves
+from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
@@ -23,7 +24,9 @@ from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -35,6 +38,8 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     RowRanks,
     Sums,
+    TorchDraws,
+    TorchSums,
     Wanted,
     along_first,
     end_of,
@@ -69,9 +74,9 @@ class NativePasses:
         if call not in self._made:
             begin = passes_of(call.method, self._numerics)
             self.answers[call] = []
-            self._made[call] = end_of(
-                begin_passes(call, begin), lambda wanted: self._answer(call, wanted)
-            )
+            code = "" if self._numerics.rounds_once else stated_dtype(call.inputs[0])
+            passes = begin_passes(call, begin, code)
+            self._made[call] = end_of(passes, lambda wanted: self._answer(call, wanted))
         return self._made[call]
 
     def inputs(self, call: ex.Call, runs: Iterable[tuple[int, int]]) -> list[np.ndarray]:
@@ -115,8 +120,12 @@ class NativePasses:
                 return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
             case Maxima(function, axis):
                 return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
-            case RowRanks(function):
-                return self._row_ranks(call, function)
+            case RowRanks(function, by_torch):
+                return self._row_ranks(call, function, by_torch)
+            case TorchSums():
+                return self._torch_sums(call, wanted, count)
+            case TorchDraws(seed):
+                return Mersenne(seed)
         raise TypeError(f"not known to native code: {wanted!r}")
 
     def _table(self, call: ex.Call, tiles: ReducedTiles, count: int) -> np.ndarray:
@@ -131,15 +140,40 @@ class NativePasses:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
+        codes: list[str] = []
+
+        def values(x: Elements) -> list[ElementValue]:
+            made = wanted.function(x)
+            codes[:] = [value.dtype for value in made]
+            return [value.double() for value in made]
+
+        tiles = self._tiles(call, values, "sums")
+        blocks = (
+            list(tiles.values(first, min(BLOCK, count - first)).astype(np.float32))
+            for first in range(0, count, BLOCK)
+        )
+        return torch_sums(blocks, count, codes, wanted)
+
     def _row_ranks(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]]
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        by_torch: bool,
     ) -> list[RanksInRows]:
+        ranks = native_ranks
+        if by_torch:
+            from shardmerge.engine.buffers import torch_dtype
+            from shardmerge.methods.kernels.execute import torch_ranks
+
+            ranks = partial(torch_ranks, dtype=torch_dtype(stated_dtype(call.inputs[0])))
+
         def of(k: int) -> RanksInRows:
             def values(first: int, count: int) -> np.ndarray:
                 tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
                 return tiles.values(first, count)[0].astype(np.float32)
 
-            return RanksInRows(values, call.inputs[0].shape, native_ranks, self._together)
+            return RanksInRows(values, call.inputs[0].shape, ranks, self._together)
 
         asked: list[int] = []
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")

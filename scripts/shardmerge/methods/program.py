@@ -27,7 +27,7 @@ CONSTANTS = {"full F32": "F32", "full F64": "F64", "full U32": "U32"}
 
 
 #: Terms that torch adds in order, whatever the shape.
-_FEW = 4
+FEW = 4
 
 
 class Unsupported(Exception):
@@ -91,9 +91,11 @@ class Writer:
 
     Args:
         dtypes: Code of each value's type as the expression states it, leaves first.
+        narrow: What is made of values is rounded to their type, as torch does.
     """
 
     dtypes: list[str]
+    narrow: bool = False
     steps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
@@ -153,6 +155,14 @@ def rounded(value: float, dtype: str) -> float:
     return value
 
 
+def nearest(value: float, dtype: str) -> float:
+    """Return a number rounded as ``rounded`` does, infinite where it overflows."""
+    try:
+        return rounded(value, dtype)
+    except Unsupported:
+        return math.copysign(math.inf, value)
+
+
 def _single(value: float) -> float:
     """Return a number rounded to float32, infinite beyond it."""
     try:
@@ -183,7 +193,7 @@ def few(numbers: Sequence) -> Sequence:
     Raises:
         Unsupported: If there are too many for that.
     """
-    if len(numbers) > _FEW:
+    if len(numbers) > FEW:
         raise Unsupported
     return numbers
 
@@ -210,3 +220,9 @@ def torch_fuses() -> bool:
     # which makes torch do as on such a processor
     plain = os.environ.get("ATEN_CPU_CAPABILITY") == "default"
     return not plain and bool(binding.get_host_cpu_features().get("fma"))
+
+
+@cache
+def torch_order_is_known() -> bool:
+    """Whether long sums of torch's have an order that passes know: on x86 processors."""
+    return platform.machine().lower() in ("x86_64", "amd64")
