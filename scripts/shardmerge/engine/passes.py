@@ -17,8 +17,10 @@ from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
+from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
@@ -125,7 +127,7 @@ class NativePasses:
             case TorchSums():
                 return self._torch_sums(call, wanted, count)
             case TorchDraws(seed):
-                return Mersenne(seed)
+                return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
 
     def _table(self, call: ex.Call, tiles: ReducedTiles, count: int) -> np.ndarray:
@@ -143,17 +145,40 @@ class NativePasses:
     def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
         codes: list[str] = []
 
-        def values(x: Elements) -> list[ElementValue]:
+        def narrow(x: Elements) -> list[ElementValue]:
             made = wanted.function(x)
             codes[:] = [value.dtype for value in made]
-            return [value.double() for value in made]
+            return made
 
-        tiles = self._tiles(call, values, "sums")
-        blocks = (
-            list(tiles.values(first, min(BLOCK, count - first)).astype(np.float32))
-            for first in range(0, count, BLOCK)
-        )
-        return torch_sums(blocks, count, codes, wanted)
+        def wide(x: Elements) -> list[ElementValue]:
+            return [value.double() for value in wanted.function(x)]
+
+        rest = self._tiles(call, wide, "sums")
+        self._tiles(call, narrow, "counts")
+        (code,) = set(codes)
+        norm, single = wanted.kind == "norm", code == "F32"
+        kind: Reducing = "rows" if single else "pairs"
+        if norm:
+            kind = "numbers" if code == "F16" else "lanes"
+        tiles = self._tiles(call, narrow, kind)
+
+        def feed(sums: Sequence[Any], first: int, size: int) -> None:
+            unit = LANES if norm else sums[0].size
+            whole = size // unit * unit
+            if whole and norm:
+                rows = np.concatenate([one.sums for one in sums])
+                tiles.add_squares(rows, first, whole)
+                for k, one in enumerate(sums):
+                    one.sums = rows[k : k + 1]
+            elif whole:
+                for one, parts in zip(sums, tiles.parts(first, whole, sums[0].rows), strict=True):
+                    one.add_parts(parts)
+            if size > whole:
+                values = rest.values(first + whole, size - whole).astype(np.float32)
+                for one, own in zip(sums, values, strict=True):
+                    one.add(own)
+
+        return torch_sums(feed, count, codes, wanted)
 
     def _row_ranks(
         self,

@@ -124,6 +124,14 @@ class ReducedTiles:
                 tables[:] = 0
         return list(total)
 
+    def parts(self, first: int, count: int, rows: int) -> np.ndarray:
+        """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
+        return self._run(first, count, partial(self._code.parts, rows))[0]
+
+    def add_squares(self, sums: np.ndarray, first: int, count: int) -> None:
+        """Add squares of consecutive elements to sums as torch does, float32 [values, lanes]."""
+        self._run(first, count, partial(self._code.add_squares, sums))
+
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""
         parts = [

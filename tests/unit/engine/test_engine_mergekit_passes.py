@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from helpers import engine_cases, kernel_cases
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
-from shardmerge.engine import native, stream
+from shardmerge.engine import native
+from shardmerge.engine.mersenne import native_fill
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.mersenne import Mersenne
+from shardmerge.methods.kernels.mersenne import Fill, Mersenne, numpy_fill
 from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.passes import TorchSums
 from shardmerge.methods.program import torch_order_is_known
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(not torch_order_is_known(), reason="torch adds o
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -97,19 +98,24 @@ class TestTorchOrder:
         random = torch.Generator().manual_seed(count)
         values = (torch.randn(count, generator=random) + 0.01).to(dtype)
         single = values.float().numpy()
-        blocks = [[single[i : i + BLOCK]] for i in range(0, count, BLOCK)]
-        (total,) = torch_sums(blocks, count, [code], TorchSums(lambda x: []))
+
+
+        def feed(sums: list, first: int, size: int) -> None:
+            sums[0].add(single[first : first + size])
+
+        (total,) = torch_sums(feed, count, [code], TorchSums(lambda x: []))
         assert total == float(values.sum())
-        (norm,) = torch_sums(blocks, count, [code], TorchSums(lambda x: [], "norm"))
+        (norm,) = torch_sums(feed, count, [code], TorchSums(lambda x: [], "norm"))
         assert norm == float(torch.norm(values))
 
 
 class TestMersenne:
-    def test_torch_draws_the_same_in_any_order(self) -> None:
+    @pytest.mark.parametrize("fill", [native_fill, numpy_fill])
+    def test_torch_draws_the_same_in_any_order(self, fill: Fill) -> None:
         seed = 0x7123456789ABCDEF
         random = torch.Generator().manual_seed(seed)
         expected = torch.rand(700_000, generator=random)
-        numbers = Mersenne(seed)
+        numbers = Mersenne(seed, fill)
         for first, count in ((0, 5), (5, 1000), (640_000, 60_000), (3, 3000), (130_000, 131_072)):
             found = numbers(first, count) * np.float32(2.0**-24)
             assert np.array_equal(found, expected[first : first + count].numpy())

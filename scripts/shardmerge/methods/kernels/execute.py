@@ -194,17 +194,15 @@ def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs
 
 
 def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> list:
-    _, count = vectors(shape, "all")
-    codes: list[str] = []
+    def values(first: int, count: int) -> Sequence[torch.Tensor]:
+        return wanted.function(TorchElements(read(first, count), shape, first))
 
-    def blocks() -> Iterator[list[np.ndarray]]:
-        for span in spans(count):
-            parts = read(span.start, span.stop - span.start)
-            values = wanted.function(TorchElements(parts, shape, span.start))
-            codes[:] = [_CODES[value.dtype] for value in values]
-            yield [value.float().cpu().numpy() for value in values]
+    def feed(sums: Sequence[Any], first: int, count: int) -> None:
+        for one, value in zip(sums, values(first, count), strict=True):
+            one.add(value.float().cpu().numpy())
 
-    return torch_sums(blocks(), count, codes, wanted)
+    codes = [_CODES[value.dtype] for value in values(0, 1)]
+    return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
 
 
 def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:

@@ -33,7 +33,7 @@ def stream(group: Group, index: int | None) -> Key:
 
 
 def generator_seed(group: Group) -> int:
-    """Return the seed of the generator that mergekit numerics draws from for a tensor: 63 bits of the digest of seed, stage and tensor."""
+    """Return the seed of the generator of mergekit numerics, 63 bits of a digest, for a tensor."""
     return stream(group, None)[0] >> 1
 
 
