@@ -115,14 +115,14 @@ class Recomputer:
                 equal and one of them is kept.
         """
         with np.errstate(all="ignore"):
+            # what was found of one tensor is of no use for the next
+            files, numerics = self._files, self._numerics
+            self._passes = files and RecordedPasses(files, numerics, self._recorded)
             if self._numerics.rounds_once:
-                # what was found of one tensor is of no use for the next
-                files, numerics = self._files, self._numerics
-                self._passes = files and RecordedPasses(files, numerics, self._recorded)
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)
-            stated = Stated(self._numerics, self._stored, self._read)
+            stated = Stated(self._numerics, self._stored, self._read, self._passes)
             value = decoded(to_stored(stated.value(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another

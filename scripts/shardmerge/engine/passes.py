@@ -17,7 +17,6 @@ from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
-from shardmerge.engine.assembly import LANES
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
@@ -25,10 +24,10 @@ from shardmerge.engine.record import Tally
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
+from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
-from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -113,6 +112,8 @@ class NativePasses:
                 keys = self._order_statistics(call, wanted, count)
                 note(keys)
                 return np.array(keys, np.int32).view(np.float32).tolist()
+            case TorchSums():
+                return self._torch_sums(call, wanted, count)
         note(None)
         match wanted:
             case Sums(function, axis) if along_first(shape, axis):
@@ -124,8 +125,6 @@ class NativePasses:
                 return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
             case RowRanks(function, by_torch):
                 return self._row_ranks(call, function, by_torch)
-            case TorchSums():
-                return self._torch_sums(call, wanted, count)
             case TorchDraws(seed):
                 return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -143,6 +142,11 @@ class NativePasses:
         return ReducedTiles(places, self._files, *found)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
+        answer, seen = self._torch_tiles(call, wanted, count).answer()
+        self.answers[call].append([to_text(np.array(answer)), to_text(seen)])
+        return answer
+
+    def _torch_tiles(self, call: ex.Call, wanted: TorchSums, count: int) -> TorchTiles:
         codes: list[str] = []
 
         def narrow(x: Elements) -> list[ElementValue]:
@@ -153,32 +157,13 @@ class NativePasses:
         def wide(x: Elements) -> list[ElementValue]:
             return [value.double() for value in wanted.function(x)]
 
-        rest = self._tiles(call, wide, "sums")
         self._tiles(call, narrow, "counts")
         (code,) = set(codes)
-        norm, single = wanted.kind == "norm", code == "F32"
-        kind: Reducing = "rows" if single else "pairs"
-        if norm:
+        kind: Reducing = "rows" if code == "F32" else "pairs"
+        if wanted.kind == "norm":
             kind = "numbers" if code == "F16" else "lanes"
-        tiles = self._tiles(call, narrow, kind)
-
-        def feed(sums: Sequence[Any], first: int, size: int) -> None:
-            unit = LANES if norm else sums[0].size
-            whole = size // unit * unit
-            if whole and norm:
-                rows = np.concatenate([one.sums for one in sums])
-                tiles.add_squares(rows, first, whole)
-                for k, one in enumerate(sums):
-                    one.sums = rows[k : k + 1]
-            elif whole:
-                for one, parts in zip(sums, tiles.parts(first, whole, sums[0].rows), strict=True):
-                    one.add_parts(parts)
-            if size > whole:
-                values = rest.values(first + whole, size - whole).astype(np.float32)
-                for one, own in zip(sums, values, strict=True):
-                    one.add(own)
-
-        return torch_sums(feed, count, codes, wanted)
+        tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
+        return TorchTiles(wanted, count, codes, tiles, rest)
 
     def _row_ranks(
         self,

@@ -96,6 +96,8 @@ def ranked_chance(group: Group) -> Passes:
     """Keep each element with a probability that grows with its rank in its row, by torch's sort."""
     import numpy as np
 
+    from shardmerge.methods.kernels.ranks import KeptMask
+
     density, base = group.per_input["density"], group.base
     masks: dict[int, _Mask] = {
         i: lambda x: x.full(0.0).ne(0.0) for i in group.others if density[i] < 1
@@ -113,7 +115,8 @@ def ranked_chance(group: Group) -> Passes:
         def mask(first: int, count: int) -> np.ndarray:
             return numbers(begin + first, count) < bounds[ranks(first, count)]
 
-        return lambda x: x.chosen(mask)
+        kept = KeptMask(mask, group.count)  # torch sorts slowly
+        return lambda x: x.chosen(kept)
 
     return masks | {
         index: of(index, turn, ranks)
