@@ -250,7 +250,7 @@ class Recomputer:
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, _: bool, code: str
     ) -> np.ndarray:
         """Return what a call's passes make of sampled values in a dtype, as float64 [elements]."""
-        make, shape = self._passes.map(call), call.inputs[0].shape
+        make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
         dtype = np.float64 if code == "F64" else np.float32
         arrays = [value.astype(dtype) for value in values]
         if dtype == np.float32:  # so that thresholds are compared with what they were found of

@@ -19,6 +19,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.float_formats import FLOAT_FORMATS
+from shardmerge.check.samples import Runs
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles
 from shardmerge.engine.torch_tiles import TorchTiles
@@ -30,9 +31,13 @@ from shardmerge.methods.passes import (
     Elements,
     ElementValue,
     KeyBand,
+    Map,
+    Maxima,
     OrderStatistics,
     Ranks,
+    Sums,
     TorchSums,
+    vectors,
 )
 
 #: One of so many tiles is added up again, and at least two.
@@ -60,6 +65,39 @@ class RecordedPasses(NativePasses):
     ) -> None:
         super().__init__(files, numerics)
         self._recorded = recorded
+        self._runs: dict[ex.Call, Runs] = {}
+        self._sampled: dict[tuple[ex.Call, Runs], Map] = {}
+
+    def sampled(self, call: ex.Call, runs: Runs) -> Map:
+        """Return what a call does to some elements: of rows only theirs are looked at again."""
+        if (call, runs) not in self._sampled:
+            whole = self._made.pop(call, None)
+            self._runs = {call: runs}
+            self._sampled[call, runs] = self.map(call)
+            del self._runs[call], self._made[call]
+            if whole:
+                self._made[call] = whole
+        return self._sampled[call, runs]
+
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+        known, runs = self._known(call), self._runs.get(call)
+        if not runs or not self._recorded.get(call):
+            return super()._rows(call, wanted)
+        self.answers[call].append(None)
+        number, length = vectors(call.inputs[0].shape, wanted.axis)
+        found = None if known is None else _numbers(known)[None]
+        if found is not None and found.shape != (1, number):
+            raise _wrong(call, "sums of rows")
+        for begin, count in _rows_of(runs, length):
+            some = self._some_rows(call, wanted, begin, count)
+            if found is None:  # of rows that no sample needs nothing is known
+                found = np.full((len(some), number), np.nan)
+                known = None
+            there = found[:, begin : begin + count]
+            if known is not None and not _same(there, some):
+                raise _wrong(call, "sums of rows")
+            found[:, begin : begin + count] = some
+        return found
 
     def _known(self, call: ex.Call) -> Any:
         rows, number = self._recorded.get(call, ()), len(self.answers[call])
@@ -192,6 +230,17 @@ def _add_up(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray) -> bool:
             if not abs(own.sum() - found) <= near:
                 return False
     return True
+
+
+def _rows_of(runs: Runs, length: int) -> list[tuple[int, int]]:
+    """Return the rows that runs of elements touch, as (first, number), ascending."""
+    found: list[tuple[int, int]] = []
+    for first, count in runs:
+        begin, end = first // length, (first + count - 1) // length + 1
+        if found and sum(found[-1]) >= begin:
+            begin = found.pop()[0]
+        found.append((begin, end - begin))
+    return found
 
 
 def _before(band: KeyBand, ranks: Ranks) -> KeyBand:

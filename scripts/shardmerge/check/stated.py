@@ -27,7 +27,7 @@ from shardmerge.engine.native import is_usable
 if TYPE_CHECKING:
     import torch
 
-    from shardmerge.engine.passes import NativePasses
+    from shardmerge.check.recorded import RecordedPasses
 
 
 class Stated:
@@ -45,7 +45,7 @@ class Stated:
         numerics: Numerics,
         stored: Collection[ex.Delta],
         read: Read,
-        passes: NativePasses | None = None,
+        passes: RecordedPasses | None = None,
     ) -> None:
         self._numerics, self._stored, self._read = numerics, stored, read
         self._passes = passes
@@ -89,7 +89,7 @@ class Stated:
         from shardmerge.methods.kernels.execute import TorchElements
 
         inputs = [self.value(one, runs) for one in call.inputs]
-        make, shape = self._passes.map(call), call.inputs[0].shape
+        make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
         made, place = [], 0
         for first, count in runs:
             parts = [one[place : place + count] for one in inputs]

@@ -114,15 +114,13 @@ class NativePasses:
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums():
                 return self._torch_sums(call, wanted, count)
+            case Sums(_, axis) | Maxima(_, axis) if not along_first(shape, axis):
+                return self._rows(call, wanted)
         note(None)
         match wanted:
-            case Sums(function, axis) if along_first(shape, axis):
+            case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
-            case Sums(function, axis):
-                return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
-            case Maxima(function, axis):
-                return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
             case RowRanks(function, by_torch):
                 return self._row_ranks(call, function, by_torch)
             case TorchDraws(seed):
@@ -140,6 +138,20 @@ class NativePasses:
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
+
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+        """Return what is asked for of vectors whose elements follow each other."""
+        found = self._some_rows(call, wanted, 0, vectors(call.inputs[0].shape, wanted.axis)[0])
+        # one number for each is worth to be kept
+        self.answers[call].append(to_text(found) if len(found) == 1 else None)
+        return found
+
+    def _some_rows(
+        self, call: ex.Call, wanted: Sums | Maxima, begin: int, count: int
+    ) -> np.ndarray:
+        tiles = self._tiles(call, wanted.function, "sums")
+        reduce = tiles.sums if isinstance(wanted, Sums) else tiles.maxima
+        return reduce(count, vectors(call.inputs[0].shape, wanted.axis)[1], begin)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
         answer, seen = self._torch_tiles(call, wanted, count).answer()
