@@ -35,12 +35,17 @@ def native_fill(state: np.ndarray, numbers: np.ndarray) -> None:
 
 @cache
 def _function() -> tuple:
+    return compiled(states_text())
+
+
+def states_text() -> str:
+    """Return the function in LLVM's assembly language."""
     body: list[str] = []
     before = "state"
     for number, stretch in enumerate(_STRETCHES):
         body += _loop(f"s{number}", *stretch[:3], before, _twisted(f"s{number}", *stretch[2:]))
         before = f"s{number}.end"
-    return compiled("\n".join([
+    return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %states, ptr %constants, ptr %more) {",
         "entry:",
         "  %words = load ptr, ptr %leaves",
@@ -62,7 +67,7 @@ def _function() -> tuple:
         "done:",
         "  ret void",
         "}",
-    ]))  # fmt: skip
+    ])  # fmt: skip
 
 
 def _loop(
