@@ -163,7 +163,7 @@ _HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants
 
 def _text(reduction: Reduction, ways: int) -> str:
     if reduction.kind in IN_TORCH_ORDER:
-        return torch_order.text(reduction, ways, _HEAD)
+        return torch_order.parts_text(reduction, ways, _HEAD)
     if reduction.kind == "sums":
         return _sums(reduction, ways)
     return _counts(reduction) if reduction.kind == "counts" else _digits(reduction)

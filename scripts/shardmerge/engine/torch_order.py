@@ -14,7 +14,7 @@ _PART = f"<{VECTOR} x float>"
 _ONE_BY_ONE = f"@llvm.vector.reduce.fadd.v{LANES}f32"
 
 
-def text(reduction: Reduction, rows: int, head: str) -> str:
+def parts_text(reduction: Reduction, rows: int, head: str) -> str:
     """Return a function that adds up what is ``rows``, ``pairs``, ``lanes`` or ``numbers``.
 
     Args:
@@ -29,9 +29,7 @@ def text(reduction: Reduction, rows: int, head: str) -> str:
     return _norms(reduction, writer, entry, head)
 
 
-def _parts(
-    reduction: Reduction, writer: StepLines, entry: list[str], rows: int, head: str
-) -> str:
+def _parts(reduction: Reduction, writer: StepLines, entry: list[str], rows: int, head: str) -> str:
     """Return a function that writes the sums of rows, float32 [sums, parts, LANES]."""
     kept, pairs = range(len(reduction.values)), reduction.kind == "pairs"
     width = LANES * (2 if pairs else 1)

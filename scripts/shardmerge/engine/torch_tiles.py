@@ -1,4 +1,4 @@
-"""Tiles of leaves, added up as torch does; and what is recorded of each, so that it can be checked."""
+"""Tiles of leaves, added up as torch does, and what is recorded of each for checks."""
 
 from __future__ import annotations
 

@@ -99,7 +99,6 @@ class TestTorchOrder:
         values = (torch.randn(count, generator=random) + 0.01).to(dtype)
         single = values.float().numpy()
 
-
         def feed(sums: list, first: int, size: int) -> None:
             sums[0].add(single[first : first + size])
 
