@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, sha256_of, write_text
 from shardmerge.base.findings import unsilenced
@@ -217,7 +217,7 @@ def _keep(planned: Planned, key: str) -> None:
     specs, builds = {}, {}
     try:
         for name, spec in planned.specs.items():
-            text = canonical_json(spec.to_json())
+            text = spec.text
             specs[name] = sha256 = _sha256(text)
             _write_anew(spec_path(sha256), text)
         for name, description in planned.descriptions.items():
