@@ -104,9 +104,9 @@ def main() -> None:
     def note() -> None:
         Path(output).write_text(json.dumps(sampler.result()))
 
+    atexit.register(note)
     from snakemake.cli import main as snakemake
 
-    atexit.register(note)
     sys.argv = ["snakemake", *words]
     snakemake(words)
 

@@ -28,7 +28,6 @@ from shardmerge.plan.files import (
     use_plan,
 )
 from shardmerge.plan.plan import NO_PLAN, Plan, Planned, read_plan
-from shardmerge.plan.planner import make_plan
 from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
 from shardmerge.recipe.settings import Settings
@@ -134,6 +133,8 @@ def _decide(
             key = key or _key(settings, texts, variants, locks if dry else ())
             plan = _cached(key)
             if plan is None:
+                from shardmerge.plan.planner import make_plan  # slow to load
+
                 # with the settings that the key covers and no others
                 pairs = list(zip(recipes, locks, strict=False))
                 for family, lock in zip(families, locks[len(recipes) :], strict=True):
