@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     args = parser.parse_args()
     if args.phases:
-        phases.compare(args.pairs, say)
+        phases.compare(args.pairs, print)
         return
     results: dict[str, Any] = {"builds": {}, "plans": {}}
     if args.results.exists():
@@ -65,7 +65,7 @@ def _methods(args: argparse.Namespace, results: dict[str, Any], work: Path) -> N
         rows = measured.setdefault(size, {})
         keep = partial(write_json, args.results, results)
         methods.compare(work / size, size, args.methods, args.pairs, rows, keep, say)
-        say(f"\n{size}, medians of {args.pairs}:\n{methods.methods_table(rows)}")
+        print(f"\n{size}, medians of {args.pairs}:\n\n{methods.methods_table(rows)}", flush=True)
     methods.draw(measured, args.results.with_name("methods.svg"))
 
 

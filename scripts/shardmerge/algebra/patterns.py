@@ -27,7 +27,7 @@ _FIELDS = {k: tuple(one.name for one in fields(k)) for k in (*ex.Expression.__ar
 _CALL = tuple(name for name in _FIELDS[ex.Call] if name not in ("inputs", "tensor"))
 
 
-class Pattern:
+class ExpressionPattern:
     """What expressions have in common that differ in names of files and tensors alone.
 
     Models, types, shapes, coefficients and parameters belong to it, and which names are the same.
@@ -47,10 +47,10 @@ class _Text(NamedTuple):
     names: tuple[tuple[int, bool], ...]
 
 
-_PATTERNS: dict[Any, Pattern] = {}
+_PATTERNS: dict[Any, ExpressionPattern] = {}
 
 
-def pattern(expression: ex.Expression) -> Pattern:
+def pattern(expression: ex.Expression) -> ExpressionPattern:
     """Return the pattern of an expression."""
     return noted(expression, "_pattern", _pattern)[0]
 
@@ -90,11 +90,11 @@ def _name(named: ex.Source | str, is_file: bool, file_of: Callable[[ex.Source], 
     return quoted(file_of(named) if is_file else named.tensor)
 
 
-def _pattern(expression: ex.Expression) -> tuple[Pattern, tuple[ex.Source | str, ...]]:
+def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:
     """Return an expression's pattern, and the tensors that it names: of sources, and of calls."""
     names: dict[ex.Source | str, int] = {}
     key = _facts(expression, names)
-    return _PATTERNS.setdefault(key, Pattern()), tuple(names)
+    return _PATTERNS.setdefault(key, ExpressionPattern()), tuple(names)
 
 
 def _facts(value: Any, names: dict[ex.Source | str, int]) -> Any:
