@@ -150,7 +150,8 @@ class RecordedPasses(NativePasses):
         self.answers[call].append(None)
         tiles, number = self._torch_tiles(call, wanted, count), -(-count // BLOCK)
         values, chunks = len(tiles.codes), -(-count // (wanted.chunk or count))
-        rows, table = (_numbers(text) for text in known) if len(known) == 2 else ((), ())
+        rows, _, table = known.partition(" ") if isinstance(known, str) else ("", "", "")
+        rows, table = _numbers(rows), _numbers(table)
         right = len(rows) == values * chunks and len(table) and len(table) % (number * values) == 0
         if right:
             rows, table = rows.reshape(values, chunks), table.reshape(number, values, -1)

@@ -155,7 +155,7 @@ class NativePasses:
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
         answer, seen = self._torch_tiles(call, wanted, count).answer()
-        self.answers[call].append([to_text(np.array(answer)), to_text(seen)])
+        self.answers[call].append(f"{to_text(np.array(answer))} {to_text(seen)}")
         return answer
 
     def _torch_tiles(self, call: ex.Call, wanted: TorchSums, count: int) -> TorchTiles:

@@ -100,10 +100,11 @@ def test_other_sums_are_refused(built: Built, name: str, part: int) -> None:
     """An answer that is another, and a tile's sum; text that is none."""
     (call,) = built[2][name]
     place = next(i for i, one in enumerate(call) if one is not None)
-    numbers = _numbers(call[place][part])
+    texts = call[place].split(" ")
+    numbers = _numbers(texts[part])
     numbers *= 1.05  # of one tile only: that is seen if the tile is looked at
     for text in (to_text(numbers), "", "no numbers", to_text(numbers[1:])):
-        changed = [list(one) if isinstance(one, list) else one for one in call]
-        changed[place][part] = text
+        both = [text if i == part else other for i, other in enumerate(texts)]
+        changed = [" ".join(both) if i == place else one for i, one in enumerate(call)]
         with pytest.raises(UserError, match="recorded that are not those of the sources"):
             check(built, **{name: [changed]})
