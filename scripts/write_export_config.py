@@ -9,7 +9,7 @@ from shardmerge.base.files import read_text, write_text
 from shardmerge.export.compressed_check import QUANTIZATION
 from shardmerge.export.compressed_library import quantization_config
 from shardmerge.export.jobs import add_arguments, parsed_options
-from shardmerge.package.config import set_values
+from shardmerge.package.config import set_dtype, set_values
 from shardmerge.run.cli import claim, run
 
 
@@ -21,9 +21,10 @@ def main() -> None:
     args = parser.parse_args()
     claim(args.output)
 
-    told = {QUANTIZATION: quantization_config(*parsed_options(args))}
-    text = read_text(args.source, exact=True)
-    write_text(args.output, set_values(text, told, str(args.source)))
+    scheme, selection = parsed_options(args)
+    told, where = {QUANTIZATION: quantization_config(scheme, selection)}, str(args.source)
+    text = set_dtype(read_text(args.source, exact=True), scheme.runs, where)
+    write_text(args.output, set_values(text, told, where))
 
 
 if __name__ == "__main__":

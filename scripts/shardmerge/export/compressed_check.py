@@ -13,6 +13,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, sha256_of
 from shardmerge.base.safetensors import read_header
 from shardmerge.base.weightfolders import folder_of
+from shardmerge.check.load import load_model
 from shardmerge.export.compressed_compare import AGAIN, ShardComparison, rounded
 from shardmerge.export.compressed_library import library_version
 from shardmerge.export.record import ExportErrors, ExportFile, ExportRecord
@@ -22,6 +23,8 @@ from shardmerge.sources.checkpoint_files import CONFIG, INDEX
 
 #: What config.json has beyond the model's.
 QUANTIZATION = "quantization_config"
+#: What it calls the type of a model.
+_TYPES = ("dtype", "torch_dtype")
 
 
 def check_compressed(
@@ -57,7 +60,8 @@ def check_compressed(
             "`exports.compressed.ignore`.",
         )
     small = sorted(set(files) - set(shards))
-    seen = _compare_small(folder, model, small, shards)
+    seen = _compare_small(folder, model, small, shards, scheme)
+    seen["architecture"], unknown = _architecture(folder, model, selection)
     errors = _put_together(shards.values())
     if errors.median > scheme.most:
         raise UserError(
@@ -81,11 +85,39 @@ def check_compressed(
             "model": sum(shard.same + len(shard.errors) for shard in shards.values()),
         },
         bits_per_weight=round(sum(s.bits for s in shards.values()) / max(1, elements), 4),
-        metadata=seen,
+        metadata={key: told for key, told in seen.items() if told},
+        not_checked={"architecture": unknown} if unknown else {},
         errors=errors,
         tools=library_version(),
         kept=dict(sorted(selection.kept.items())),
     )
+
+
+def _architecture(folder: Path, model: Path, selection: Selection) -> tuple[str, str]:
+    """Return what transformers makes of the tensors' names, or why that is not known.
+
+    Raises:
+        UserError: If it loads the model, and not the export.
+    """
+    try:
+        found = load_model(folder, weights=False)
+    except UserError:
+        try:
+            load_model(model, weights=False)
+        except UserError as error:
+            return "", error.message
+        raise
+    modules = {name.rpartition(".")[0] for name in selection.weights}
+    for name in found["unused"]:
+        if (module := name.rpartition(".")[0]) in modules:
+            raise UserError(
+                f"{module!r} is quantised, and is no linear layer of {found['architecture']} in "
+                "transformers",
+                str(folder),
+                "Name it, or a regular expression for its kind, in `exports.compressed.ignore` "
+                "beside what the default is.",
+            )
+    return f"{found['architecture']} has all tensors as linear layers in transformers", ""
 
 
 def _put_together(shards: Iterable[ShardComparison]) -> ExportErrors:
@@ -103,7 +135,11 @@ def _put_together(shards: Iterable[ShardComparison]) -> ExportErrors:
 
 
 def _compare_small(
-    folder: Path, model: Path, small: Sequence[str], shards: Mapping[str, ShardComparison]
+    folder: Path,
+    model: Path,
+    small: Sequence[str],
+    shards: Mapping[str, ShardComparison],
+    scheme: Scheme,
 ) -> dict[str, str]:
     """Return what of the small files was compared.
 
@@ -116,17 +152,25 @@ def _compare_small(
             _check_index(folder, shards)
             seen[name] = "names the shard of each tensor"
         elif name == CONFIG:
-            config = load_json(folder / name)
-            told = config.pop(QUANTIZATION, None)
-            if config != load_json(model / name):
-                raise UserError(f"is not the model's, and {QUANTIZATION}", str(folder / name))
-            groups = told.get("config_groups") if isinstance(told, dict) else None
-            seen[name] = f"the model's, and {QUANTIZATION} with {len(groups or ())} group"
+            seen[name] = _compare_config(folder / name, model / name, scheme)
         elif sha256_of(folder / name) == sha256_of(model / name):
             seen[name] = "the model's"
         else:
             raise UserError("is not the model's", str(folder / name), AGAIN)
     return seen
+
+
+def _compare_config(path: Path, model: Path, scheme: Scheme) -> str:
+    """Return what of an export's config.json was compared with the model's."""
+    found, wanted = load_json(path), load_json(model)
+    found.pop(QUANTIZATION, None)
+    told = f"the model's, and {QUANTIZATION}"
+    if scheme.runs:
+        told += f", and {scheme.runs} to run in"
+        found, wanted = ({k: v for k, v in c.items() if k not in _TYPES} for c in (found, wanted))
+    if found != wanted:
+        raise UserError(f"is not {told}", str(path), AGAIN)
+    return told
 
 
 def _check_index(folder: Path, shards: Iterable[str]) -> None:

@@ -61,7 +61,8 @@ def compress_shard(
         with open(part, "r+b") as file:
             _copy(source, header, kept, places, file)
             for name in names:
-                shared = [_largest(files, p) for p in fused_with(name) if p in chosen]
+                fused = fused_with(name) if scheme.shared else ()
+                shared = [_largest(files, p) for p in fused if p in chosen]
                 tensors = compress(_read(files[name], name), scheme, shared)
                 _write(file, name, tensors, made[name], places)
 

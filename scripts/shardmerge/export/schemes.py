@@ -21,6 +21,7 @@ class Scheme:
         grouped: Whether the configuration says how many these are.
         shared: Whether modules that run as one matrix must have the same overall scale.
         most: The largest median error that its rounding explains.
+        runs: The type that transformers unpacks it to, if it is always the same.
         calibrated: Why it cannot be made from weights alone, if it cannot.
         instead: The scheme to write then.
     """
@@ -32,6 +33,7 @@ class Scheme:
     grouped: bool = False
     shared: bool = False
     most: float = 0.0
+    runs: str | None = None
     calibrated: str = ""
     instead: str = ""
 
@@ -92,6 +94,7 @@ SCHEMES = (
         columns=16,
         shared=True,
         most=0.3,
+        runs="bfloat16",
     ),
     Scheme(
         "mxfp4a16",
@@ -100,6 +103,7 @@ SCHEMES = (
         "they are",
         columns=32,
         most=0.3,
+        runs="bfloat16",
     ),
     Scheme("fp8", calibrated=_SCALES, instead="fp8-dynamic"),
     Scheme("nvfp4", calibrated=_SCALES, instead="nvfp4a16"),

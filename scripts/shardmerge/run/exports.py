@@ -99,12 +99,18 @@ class Exports:
         return [self.paths.export_check(name, form, v) for v in self.variants(form)]
 
     def packages(self) -> list[str]:
-        """Return what shows that every export is made, checked and packaged."""
-        return [
-            self.paths.export(name, form.name, CHECKSUMS)
-            for name in self.plan.models
-            for form in self.forms()
-        ]
+        """Return what shows that every export is made, checked and packaged.
+
+        What that follows from is among it, since Snakemake makes nothing anew that was deleted
+        below what is up to date.
+        """
+        found = []
+        for name in self.plan.models:
+            for form in self.forms():
+                for variant in self.variants(form.name):
+                    found += self.made(name, form.name, variant)
+                found.append(self.paths.export(name, form.name, CHECKSUMS))
+        return found
 
     def folder(self, name: str, form: str) -> str:
         """Return the folder of an export's package."""
