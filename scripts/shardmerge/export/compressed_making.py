@@ -51,7 +51,7 @@ def compress_shard(
     made = {n: _named(n, _foreseen(e.dtype, e.shape, scheme)) for n, e in entries.items()}
     kept = {n: (e.dtype, e.shape) for n, e in header.tensors.items() if n not in made}
     rows = kept | {name: row for table in made.values() for name, row in table.items()}
-    # as the safetensors library orders them, so that every tensor is aligned
+    # wide types first, so that every tensor is aligned
     order = sorted(rows, key=lambda name: (-DTYPES[rows[name][0]].bits, name))
     head = write_header([(name, *rows[name]) for name in order], {"format": "pt"})
     with atomic_path(output) as part:
