@@ -33,9 +33,7 @@ def main() -> None:
     scheme, selection = parsed_options(args)
     files = [name_within(path, args.folder) for path in args.files]
     shards = {shard_name(path): forms.read_file(ShardComparison, path) for path in args.shards}
-    record = check_compressed(
-        args.folder, files, args.model, args.build, scheme, selection, shards
-    )
+    record = check_compressed(args.folder, files, args.model, args.build, scheme, selection, shards)
     write_json(args.output, forms.written(record))
     count, errors = len(record.errors.tensors), record.errors
     print(f"{count} matrices in {scheme.name}; median error {errors.median:.2g}")

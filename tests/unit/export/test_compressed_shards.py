@@ -24,7 +24,7 @@ from shardmerge.export.schemes import SCHEMES, Scheme, scheme_of
 from shardmerge.export.selection import IGNORED, Selection, select
 
 pytest.importorskip("compressed_tensors")
-from shardmerge.export.compressed_library import (  # noqa: E402
+from shardmerge.export.compressed_library import (
     library_scheme,
     quantization_config,
 )
