@@ -1,4 +1,4 @@
-"""Put together how a quantised export compares with its model; see whether transformers takes it."""
+"""Put together how a quantised export compares with its model; load it in transformers."""
 
 from __future__ import annotations
 
