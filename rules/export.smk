@@ -142,7 +142,7 @@ rule compress_shard:
         # these change no other way than the identity does
         build=lambda w, input: build(w).digest,
         inputs=lambda w, input: listed(others=input.others),
-        options=lambda w, input: TARGETS.exports.options_text(w.scheme),
+        options=lambda w, input: TARGETS.exports.scheme_options(w.scheme),
     shell:
         'python "$SCRIPTS"/compress_shard.py --build={params.build:q} --scheme={wildcards.scheme:q}'
         " --options={params.options:q} --verify={input.verified:q} --shard={input.shard:q}"
@@ -170,7 +170,7 @@ rule compare_shard:
     params:
         identity=lambda w: exported_shard(w).identity,
         build=lambda w, input: build(w).digest,
-        options=lambda w, input: TARGETS.exports.options_text(w.scheme),
+        options=lambda w, input: TARGETS.exports.scheme_options(w.scheme),
     shell:
         'python "$SCRIPTS"/compare_shard.py --build={params.build:q} --scheme={wildcards.scheme:q}'
         " --options={params.options:q} --export={input.export:q} --config={input.config:q}"
@@ -189,7 +189,7 @@ rule write_export_config:
     params:
         build=lambda w: build(w).digest,
         identity=lambda w: TARGETS.exports.identity(w.scheme, w.scheme),
-        options=lambda w: TARGETS.exports.options_text(w.scheme),
+        options=lambda w: TARGETS.exports.scheme_options(w.scheme),
     shell:
         'python "$SCRIPTS"/write_export_config.py --build={params.build:q}'
         " --scheme={wildcards.scheme:q} --options={params.options:q} --source={input:q}"
@@ -246,7 +246,7 @@ rule check_compressed:
     params:
         build=lambda w: build(w).digest,
         identity=lambda w: TARGETS.exports.identity(w.scheme, w.scheme),
-        options=lambda w: TARGETS.exports.options_text(w.scheme),
+        options=lambda w: TARGETS.exports.scheme_options(w.scheme),
         folder=lambda w: TARGETS.exports.folder(w.name, w.scheme),
         model=lambda w: TARGETS.paths.model(w.name),
         inputs=lambda w, input: listed(files=input.files, shards=input.shards),

@@ -11,7 +11,7 @@ from shardmerge.base.weightfolders import shard_name
 from shardmerge.check.load import stay_offline
 from shardmerge.export.compressed_check import check_compressed
 from shardmerge.export.compressed_compare import ShardComparison
-from shardmerge.export.jobs import add_arguments, parsed_options
+from shardmerge.export.jobs import add_scheme_arguments, parsed_options
 from shardmerge.package.index import name_within
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
@@ -19,7 +19,7 @@ from shardmerge.run.inputlists import parse_args
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_scheme_arguments(parser)
     parser.add_argument("--folder", required=True, type=Path, help="the export's")
     parser.add_argument("--model", required=True, type=Path, help="the model's folder")
     parser.add_argument("--files", nargs="+", required=True, type=Path, help="all of the export")

@@ -9,13 +9,13 @@ from shardmerge.base import forms
 from shardmerge.base.files import write_json
 from shardmerge.base.weightfolders import shard_name
 from shardmerge.export.compressed_compare import compare_shard
-from shardmerge.export.jobs import add_arguments, parsed_options
+from shardmerge.export.jobs import add_scheme_arguments, parsed_options
 from shardmerge.run.cli import claim, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_scheme_arguments(parser)
     parser.add_argument("--export", required=True, type=Path, help="from compress_shard.py")
     parser.add_argument("--config", required=True, type=Path, help="the export's config.json")
     parser.add_argument("--shard", required=True, type=Path, help="of the model")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base.weightfolders import shard_name
 from shardmerge.export.compressed_making import compress_shard
-from shardmerge.export.jobs import add_arguments, parsed_options
+from shardmerge.export.jobs import add_scheme_arguments, parsed_options
 from shardmerge.plan.records import load_verified
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
@@ -15,7 +15,7 @@ from shardmerge.run.inputlists import parse_args
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_scheme_arguments(parser)
     parser.add_argument("--verify", required=True, type=Path, help="what verify_model.py wrote")
     parser.add_argument("--shard", required=True, type=Path, help="of the model")
     parser.add_argument(

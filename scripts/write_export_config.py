@@ -8,14 +8,14 @@ from pathlib import Path
 from shardmerge.base.files import read_text, write_text
 from shardmerge.export.compressed_check import QUANTIZATION
 from shardmerge.export.compressed_library import quantization_config
-from shardmerge.export.jobs import add_arguments, parsed_options
+from shardmerge.export.jobs import add_scheme_arguments, parsed_options
 from shardmerge.package.config import set_dtype, set_values
 from shardmerge.run.cli import claim, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(parser)
+    add_scheme_arguments(parser)
     parser.add_argument("--source", required=True, type=Path, help="the model's config.json")
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()

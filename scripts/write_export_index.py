@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardmerge.base.files import write_text
 from shardmerge.base.weightfolders import shard_name
-from shardmerge.export.compressed_check import index_text
+from shardmerge.export.compressed_check import export_index
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -20,7 +20,7 @@ def main() -> None:
     args = parse_args(parser)
     claim(args.output)
 
-    write_text(args.output, index_text(args.folder, sorted(map(shard_name, args.shards))))
+    write_text(args.output, export_index(args.folder, sorted(map(shard_name, args.shards))))
 
 
 if __name__ == "__main__":

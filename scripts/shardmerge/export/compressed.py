@@ -11,7 +11,7 @@ from shardmerge.base.markdown import block, code, table
 from shardmerge.base.text import human_bytes
 from shardmerge.export.form import Form
 from shardmerge.export.record import ExportRecord
-from shardmerge.export.schemes import SCHEMES, Scheme
+from shardmerge.export.schemes import SCHEMES, ExportScheme
 from shardmerge.export.selection import REGEX, chosen_options
 
 
@@ -26,7 +26,7 @@ class Compressed(Form):
     library = "transformers"
     mirrors = True
 
-    def __init__(self, scheme: Scheme) -> None:
+    def __init__(self, scheme: ExportScheme) -> None:
         self.scheme = scheme
         self.name = scheme.name
         self.title = scheme.name.upper()

@@ -14,10 +14,10 @@ from shardmerge.base.files import load_json, sha256_of
 from shardmerge.base.safetensors import read_header
 from shardmerge.base.weightfolders import folder_of
 from shardmerge.check.load import load_model
-from shardmerge.export.compressed_compare import AGAIN, ShardComparison, rounded
+from shardmerge.export.compressed_compare import REMAKE, ShardComparison, told_digits
 from shardmerge.export.compressed_library import library_version
 from shardmerge.export.record import ExportErrors, ExportFile, ExportRecord
-from shardmerge.export.schemes import Scheme
+from shardmerge.export.schemes import ExportScheme
 from shardmerge.export.selection import Selection
 from shardmerge.sources.checkpoint_files import CONFIG, INDEX
 
@@ -32,7 +32,7 @@ def check_compressed(
     files: Iterable[str],
     model: Path,
     build: str,
-    scheme: Scheme,
+    scheme: ExportScheme,
     selection: Selection,
     shards: Mapping[str, ShardComparison],
 ) -> ExportRecord:
@@ -127,7 +127,7 @@ def _put_together(shards: Iterable[ShardComparison]) -> ExportErrors:
     return ExportErrors(
         compared=len(errors) + sum(shard.same for shard in found),
         rows=None,
-        median=rounded(median(errors.values())),
+        median=told_digits(median(errors.values())),
         largest=max(errors.values()),
         tensors=dict(sorted(errors.items())),
         farthest=dict(sorted(farthest.items())),
@@ -139,7 +139,7 @@ def _compare_small(
     model: Path,
     small: Sequence[str],
     shards: Mapping[str, ShardComparison],
-    scheme: Scheme,
+    scheme: ExportScheme,
 ) -> dict[str, str]:
     """Return what of the small files was compared.
 
@@ -156,11 +156,11 @@ def _compare_small(
         elif sha256_of(folder / name) == sha256_of(model / name):
             seen[name] = "the model's"
         else:
-            raise UserError("is not the model's", str(folder / name), AGAIN)
+            raise UserError("is not the model's", str(folder / name), REMAKE)
     return seen
 
 
-def _compare_config(path: Path, model: Path, scheme: Scheme) -> str:
+def _compare_config(path: Path, model: Path, scheme: ExportScheme) -> str:
     """Return what of an export's config.json was compared with the model's."""
     found, wanted = load_json(path), load_json(model)
     found.pop(QUANTIZATION, None)
@@ -169,16 +169,16 @@ def _compare_config(path: Path, model: Path, scheme: Scheme) -> str:
         told += f", and {scheme.runs} to run in"
         found, wanted = ({k: v for k, v in c.items() if k not in _TYPES} for c in (found, wanted))
     if found != wanted:
-        raise UserError(f"is not {told}", str(path), AGAIN)
+        raise UserError(f"is not {told}", str(path), REMAKE)
     return told
 
 
 def _check_index(folder: Path, shards: Iterable[str]) -> None:
-    if load_json(folder / INDEX) != json.loads(index_text(folder, shards)):
-        raise UserError("does not tell which tensors the shards have", str(folder / INDEX), AGAIN)
+    if load_json(folder / INDEX) != json.loads(export_index(folder, shards)):
+        raise UserError("does not tell which tensors the shards have", str(folder / INDEX), REMAKE)
 
 
-def index_text(folder: Path, shards: Iterable[str]) -> str:
+def export_index(folder: Path, shards: Iterable[str]) -> str:
     """Return the index of an export's shards, as transformers writes it.
 
     Args:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: What to do about a file that is not as it was made.
-AGAIN = "Delete it and run the workflow again."
+REMAKE = "Delete it and run the workflow again."
 #: Elements that are compared at a time.
 _PIECE = 1 << 20
 
@@ -100,7 +100,7 @@ def compare_shard(export: Path, model: Path, config: Path, selection: Selection)
     _check_names(set(made.tensors) - claimed, rest, "as it is", str(export))
     for name in sorted(rest):
         if not _is_same(made, own, name):
-            raise UserError(f"tensor {name!r} is not the model's", str(export), AGAIN)
+            raise UserError(f"tensor {name!r} is not the model's", str(export), REMAKE)
     pairs = {name: _errors(made, own, logical[name]) for name in sorted(chosen)}
     return ShardComparison(
         file=ExportFile(sha256=sha256_of(export), size=export.stat().st_size),
@@ -108,15 +108,15 @@ def compare_shard(export: Path, model: Path, config: Path, selection: Selection)
         elements=sum(math.prod(place.shape) for place in own.tensors.values()),
         stored=len(made.tensors),
         same=len(rest),
-        errors={name: rounded(error) for name, (error, _) in pairs.items()},
-        farthest={name: rounded(far) for name, (_, far) in pairs.items()},
+        errors={name: told_digits(error) for name, (error, _) in pairs.items()},
+        farthest={name: told_digits(far) for name, (_, far) in pairs.items()},
     )
 
 
 def _check_names(found: set[str], wanted: set[str], how: str, where: str) -> None:
     for name in sorted(found ^ wanted):
         what = "should not have" if name in found else "lacks"
-        raise UserError(f"{what} tensor {name!r} {how}", where, AGAIN)
+        raise UserError(f"{what} tensor {name!r} {how}", where, REMAKE)
 
 
 def _is_same(made: _File, own: _File, name: str) -> bool:
@@ -163,6 +163,6 @@ def _pieces(count: int, step: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + step, count)) for first in range(0, count, step))
 
 
-def rounded(value: float) -> float:
+def told_digits(value: float) -> float:
     """Return a number with the digits that are told."""
     return float(f"{value:.4g}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.export.schemes import Scheme
+from shardmerge.export.schemes import ExportScheme
 from shardmerge.export.selection import Selection
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 
-def library_scheme(scheme: Scheme) -> QuantizationScheme:
+def library_scheme(scheme: ExportScheme) -> QuantizationScheme:
     """Return a scheme as compressed-tensors has it.
 
     Raises:
@@ -42,7 +42,7 @@ def library_version() -> dict[str, str]:
 
 
 def compress(
-    weight: torch.Tensor, scheme: Scheme, shared: Sequence[torch.Tensor]
+    weight: torch.Tensor, scheme: ExportScheme, shared: Sequence[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Return what is stored of a weight, by the ending of its name.
 
@@ -92,7 +92,7 @@ def _range(weight: torch.Tensor, how: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return parts.amin(-1), parts.amax(-1)
 
 
-def quantization_config(scheme: Scheme, selection: Selection) -> dict[str, Any]:
+def quantization_config(scheme: ExportScheme, selection: Selection) -> dict[str, Any]:
     """Return what config.json says of an export, as llm-compressor writes it.
 
     Args:

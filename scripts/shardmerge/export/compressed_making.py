@@ -18,8 +18,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import Header, read_header, write_header
 from shardmerge.export.compressed_library import compress, library_scheme
-from shardmerge.export.schemes import Scheme
-from shardmerge.export.selection import Row, Selection, fused_with
+from shardmerge.export.schemes import ExportScheme
+from shardmerge.export.selection import Selection, TensorRow, fused_with
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ _CODES = {kind.name: kind.code for kind in DTYPES.values()}
 
 
 def compress_shard(
-    source: Path, others: Sequence[Path], selection: Selection, scheme: Scheme, output: Path
+    source: Path, others: Sequence[Path], selection: Selection, scheme: ExportScheme, output: Path
 ) -> None:
     """Write the shard of an export.
 
@@ -68,7 +68,7 @@ def compress_shard(
 
 
 def _places(
-    head: bytes, rows: Mapping[str, Row], order: Sequence[str]
+    head: bytes, rows: Mapping[str, TensorRow], order: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
     """Return where the bytes of each tensor begin and end in a file with this header."""
     places, position = {}, len(head)
@@ -105,7 +105,7 @@ def _write(
     file: IO[bytes],
     weight: str,
     tensors: Mapping[str, torch.Tensor],
-    foreseen: Mapping[str, Row],
+    foreseen: Mapping[str, TensorRow],
     places: Mapping[str, tuple[int, int]],
 ) -> None:
     """Write what was made of a weight where it belongs."""
@@ -123,14 +123,14 @@ def _write(
         file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _rows(tensors: Mapping[str, torch.Tensor]) -> dict[str, Row]:
+def _rows(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorRow]:
     return {
         name: (_CODES[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
         for name, tensor in tensors.items()
     }
 
 
-def _named(weight: str, rows: Mapping[str, Row]) -> dict[str, Row]:
+def _named(weight: str, rows: Mapping[str, TensorRow]) -> dict[str, TensorRow]:
     return {_full(weight, name): row for name, row in rows.items()}
 
 
@@ -139,7 +139,7 @@ def _full(weight: str, name: str) -> str:
 
 
 @cache
-def _foreseen(dtype: str, shape: tuple[int, ...], scheme: Scheme) -> dict[str, Row]:
+def _foreseen(dtype: str, shape: tuple[int, ...], scheme: ExportScheme) -> dict[str, TensorRow]:
     """Return dtype code and shape of all that is made of a weight, without its values."""
     import torch
 

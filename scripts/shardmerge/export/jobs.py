@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 
 from shardmerge.base.files import parse_object
-from shardmerge.export.schemes import Scheme, scheme_of
+from shardmerge.export.schemes import ExportScheme, scheme_of
 from shardmerge.export.selection import Selection, model_tensors, select, with_options
 from shardmerge.plan.description import load_description
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that ``parsed_options`` reads."""
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--scheme", required=True, help="such as fp8-dynamic")
     parser.add_argument("--options", required=True, help="what counts of the configuration, JSON")
 
 
-def parsed_options(args: argparse.Namespace) -> tuple[Scheme, Selection]:
+def parsed_options(args: argparse.Namespace) -> tuple[ExportScheme, Selection]:
     """Return the scheme with its groups, and which weights of the model are quantised."""
     options = parse_object(args.options, "--options")
     scheme = with_options(scheme_of(args.scheme), options)

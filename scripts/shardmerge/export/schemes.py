@@ -10,7 +10,7 @@ _SCALES = "the scales of activations are stored, and are measured on text that t
 
 
 @dataclass(frozen=True)
-class Scheme:
+class ExportScheme:
     """How weights and activations are stored and computed.
 
     Args:
@@ -39,14 +39,14 @@ class Scheme:
 
 
 SCHEMES = (
-    Scheme(
+    ExportScheme(
         "fp8-dynamic",
         "FP8_DYNAMIC",
         "weights in FP8 (E4M3), a scale for each row; activations in FP8, scaled for each token "
         "while the model runs",
         most=0.05,
     ),
-    Scheme(
+    ExportScheme(
         "fp8-block",
         "FP8_BLOCK",
         "weights in FP8 (E4M3), a scale for each block of 128 x 128; activations in FP8, scaled in "
@@ -54,14 +54,14 @@ SCHEMES = (
         columns=128,
         most=0.05,
     ),
-    Scheme(
+    ExportScheme(
         "w8a8",
         "W8A8",
         "weights in int8, a scale for each row; activations in int8, scaled for each token while "
         "the model runs",
         most=0.05,
     ),
-    Scheme(
+    ExportScheme(
         "w8a16",
         "W8A16",
         "weights in int8, a scale for each group of columns; activations as they are",
@@ -69,7 +69,7 @@ SCHEMES = (
         grouped=True,
         most=0.05,
     ),
-    Scheme(
+    ExportScheme(
         "w4a16",
         "W4A16",
         "weights in 4-bit integers, a scale for each group of columns; activations as they are",
@@ -77,7 +77,7 @@ SCHEMES = (
         grouped=True,
         most=0.3,
     ),
-    Scheme(
+    ExportScheme(
         "w4a16-asym",
         "W4A16_ASYM",
         "weights in 4-bit integers, a scale and a zero for each group of columns; activations as "
@@ -86,7 +86,7 @@ SCHEMES = (
         grouped=True,
         most=0.3,
     ),
-    Scheme(
+    ExportScheme(
         "nvfp4a16",
         "NVFP4A16",
         "weights in NVFP4: 4-bit floats (E2M1), an FP8 scale for 16 columns and one scale for the "
@@ -96,7 +96,7 @@ SCHEMES = (
         most=0.3,
         runs="bfloat16",
     ),
-    Scheme(
+    ExportScheme(
         "mxfp4a16",
         "MXFP4A16",
         "weights in MXFP4: 4-bit floats (E2M1), a power of two for 32 columns; activations as "
@@ -105,14 +105,14 @@ SCHEMES = (
         most=0.3,
         runs="bfloat16",
     ),
-    Scheme("fp8", calibrated=_SCALES, instead="fp8-dynamic"),
-    Scheme("nvfp4", calibrated=_SCALES, instead="nvfp4a16"),
-    Scheme(
+    ExportScheme("fp8", calibrated=_SCALES, instead="fp8-dynamic"),
+    ExportScheme("nvfp4", calibrated=_SCALES, instead="nvfp4a16"),
+    ExportScheme(
         "awq",
         calibrated="it scales columns by what activations they get on text that the model reads",
         instead="w4a16",
     ),
-    Scheme(
+    ExportScheme(
         "gptq",
         calibrated="it corrects rounding by what the model computes on text that it reads",
         instead="w4a16",
@@ -120,6 +120,6 @@ SCHEMES = (
 )
 
 
-def scheme_of(name: str) -> Scheme:
+def scheme_of(name: str) -> ExportScheme:
     """Return the scheme that the configuration calls so."""
     return {scheme.name: scheme for scheme in SCHEMES}[name]

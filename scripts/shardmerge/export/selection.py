@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shardmerge.base.weightfolders import folder_of, in_folder
-from shardmerge.export.schemes import Scheme
+from shardmerge.export.schemes import ExportScheme
 from shardmerge.plan.description import BuildDescription
 
 REGEX = "re:"
@@ -36,7 +36,7 @@ _FUSED = (
 _WEIGHT = ".weight"
 _FLOATS = ("F32", "F16", "BF16")
 #: Of a tensor, dtype code and shape.
-Row = tuple[str, tuple[int, ...]]
+TensorRow = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Selection:
         return replace(self, weights=()) if folder_of(shard) else self
 
 
-def chosen_options(scheme: Scheme, options: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_options(scheme: ExportScheme, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of the configuration counts for a scheme.
 
     Args:
@@ -74,12 +74,12 @@ def chosen_options(scheme: Scheme, options: Mapping[str, Any]) -> dict[str, Any]
     return {"columns": columns, "ignore": list(ignore)}
 
 
-def with_options(scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
+def with_options(scheme: ExportScheme, options: Mapping[str, Any]) -> ExportScheme:
     """Return a scheme with the groups that ``chosen_options`` tells."""
     return replace(scheme, columns=options["columns"])
 
 
-def model_tensors(description: BuildDescription) -> dict[str, Row]:
+def model_tensors(description: BuildDescription) -> dict[str, TensorRow]:
     """Return all tensors of a model, those of its modules' folders with the folder in front."""
     return {
         in_folder(folder_of(shard.file), name): row
@@ -88,7 +88,9 @@ def model_tensors(description: BuildDescription) -> dict[str, Row]:
     }
 
 
-def select(tensors: Mapping[str, Row], scheme: Scheme, ignore: Sequence[str]) -> Selection:
+def select(
+    tensors: Mapping[str, TensorRow], scheme: ExportScheme, ignore: Sequence[str]
+) -> Selection:
     """Return which weights of a model are quantised.
 
     Args:
@@ -131,7 +133,7 @@ def _fits(module: str, pattern: str) -> bool:
     return pattern == module
 
 
-def _objection(name: str, row: Row, scheme: Scheme) -> str | None:
+def _objection(name: str, row: TensorRow, scheme: ExportScheme) -> str | None:
     """Return why a matrix cannot be quantised, None if it can."""
     dtype, shape = row
     if folder_of(name):

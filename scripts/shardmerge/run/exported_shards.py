@@ -53,7 +53,7 @@ def small_files(build: Build) -> list[str]:
     return [*names, *([INDEX] if len(build.main_shards) > 1 else [])]
 
 
-def options_text(scheme: str, options: Mapping[str, Any]) -> str:
+def scheme_options(scheme: str, options: Mapping[str, Any]) -> str:
     """Return the options of a scheme as JSON, for the command line of its jobs."""
     return canonical_json(chosen_options(scheme_of(scheme), options))
 
@@ -70,7 +70,7 @@ def exported_shard(
         options: ``exports.compressed``.
         paths: Of the results.
     """
-    text = options_text(scheme, options)
+    text = scheme_options(scheme, options)
     description = _description(build.digest)
     selection = _selection(build.digest, scheme, text).of(shard)
     jobs = {shard_name(job.output): job.digest for job in build.shards}

@@ -16,7 +16,12 @@ from shardmerge.plan.paths import CHECKSUMS, Paths
 from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
-from shardmerge.run.exported_shards import ExportedShard, exported_shard, options_text, small_files
+from shardmerge.run.exported_shards import (
+    ExportedShard,
+    exported_shard,
+    scheme_options,
+    small_files,
+)
 from shardmerge.run.measured import Measured
 
 
@@ -84,9 +89,9 @@ class Exports:
         jobs = self.plan.builds[name].shards
         return [self.paths.export(name, form, shard_name(job.output)) for job in jobs]
 
-    def options_text(self, form: str) -> str:
+    def scheme_options(self, form: str) -> str:
         """Return the options of such a form as its jobs are told them."""
-        return options_text(form, self.options(form))
+        return scheme_options(form, self.options(form))
 
     def comparisons(self, name: str, form: str) -> list[str]:
         """Return what comparisons of the shards of such a form found."""

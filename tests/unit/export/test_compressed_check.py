@@ -13,7 +13,7 @@ import pytest
 from helpers.models import llama
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import read_header
-from shardmerge.export.compressed_check import check_compressed, index_text
+from shardmerge.export.compressed_check import check_compressed, export_index
 from shardmerge.export.compressed_compare import ShardComparison, compare_shard
 from shardmerge.export.compressed_making import compress_shard
 from shardmerge.export.record import ExportRecord
@@ -51,7 +51,7 @@ class Case:
             compress_shard(own, [], self.selection, SCHEME, made)
             config = self.folder / "config.json"
             self.shards[name] = compare_shard(made, own, config, self.selection)
-        (self.folder / INDEX).write_text(index_text(self.folder, self.shards))
+        (self.folder / INDEX).write_text(export_index(self.folder, self.shards))
 
     def write(self, name: str, value: Any) -> None:
         (self.folder / name).write_text(json.dumps(value))

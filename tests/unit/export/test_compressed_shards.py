@@ -20,7 +20,7 @@ from shardmerge.base.safetensors import read_header
 from shardmerge.export import compressed_compare
 from shardmerge.export.compressed_compare import ShardComparison, compare_shard
 from shardmerge.export.compressed_making import compress_shard
-from shardmerge.export.schemes import SCHEMES, Scheme, scheme_of
+from shardmerge.export.schemes import SCHEMES, ExportScheme, scheme_of
 from shardmerge.export.selection import IGNORED, Selection, select
 
 pytest.importorskip("compressed_tensors")
@@ -66,17 +66,17 @@ class Case:
         self.model = folder / "model.safetensors"
         save_file(self.tensors, self.model)
 
-    def selection(self, scheme: Scheme) -> Selection:
+    def selection(self, scheme: ExportScheme) -> Selection:
         return select(self.table, scheme, IGNORED)
 
-    def export(self, scheme: Scheme) -> Path:
+    def export(self, scheme: ExportScheme) -> Path:
         made = self.folder / scheme.name / "model.safetensors"
         compress_shard(self.model, [], self.selection(scheme), scheme, made)
         told = {"quantization_config": quantization_config(scheme, self.selection(scheme))}
         (made.parent / "config.json").write_text(json.dumps(told))
         return made
 
-    def compare(self, scheme: Scheme, made: Path) -> ShardComparison:
+    def compare(self, scheme: ExportScheme, made: Path) -> ShardComparison:
         config = made.parent / "config.json"
         return compare_shard(made, self.model, config, self.selection(scheme))
 
@@ -104,7 +104,7 @@ def decoded(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def unpacked(path: Path, scheme: Scheme, weight: str) -> torch.Tensor:
+def unpacked(path: Path, scheme: ExportScheme, weight: str) -> torch.Tensor:
     """Return a weight as compressed-tensors decompresses it."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.compressors.format import infer_module_format
@@ -118,7 +118,7 @@ def unpacked(path: Path, scheme: Scheme, weight: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheme", MADE, ids=lambda s: s.name)
 class TestEveryScheme:
-    def test_our_decoders_agree_with_the_library(self, case: Case, scheme: Scheme) -> None:
+    def test_our_decoders_agree_with_the_library(self, case: Case, scheme: ExportScheme) -> None:
         made = case.export(scheme)
         ours = decoded(made)
         assert sorted(ours) == list(case.selection(scheme).weights) and len(ours) == 6
@@ -129,7 +129,7 @@ class TestEveryScheme:
                 torch.from_numpy(values), theirs.float(), rtol=2**-7, atol=1e-6
             ), name
 
-    def test_errors_are_those_of_rounding(self, case: Case, scheme: Scheme) -> None:
+    def test_errors_are_those_of_rounding(self, case: Case, scheme: ExportScheme) -> None:
         found = case.compare(scheme, case.export(scheme))
         assert sorted(found.errors) == list(case.selection(scheme).weights)
         assert found.same == 2 and 0 < max(found.errors.values()) < scheme.most
@@ -140,13 +140,13 @@ class TestEveryScheme:
             exact = float((apart - values).norm() / values.norm())
             assert error == pytest.approx(exact, rel=1e-3)
 
-    def test_what_stays_is_copied_bit_by_bit(self, case: Case, scheme: Scheme) -> None:
+    def test_what_stays_is_copied_bit_by_bit(self, case: Case, scheme: ExportScheme) -> None:
         made = load_file(case.export(scheme))
         for name in ("model.embed_tokens.weight", f"{LAYER}input_layernorm.weight"):
             assert torch.equal(made[name], case.tensors[name])
 
     def test_same_bytes_each_time_and_every_tensor_aligned(
-        self, case: Case, scheme: Scheme
+        self, case: Case, scheme: ExportScheme
     ) -> None:
         made = case.export(scheme)
         first = made.read_bytes()
@@ -156,7 +156,7 @@ class TestEveryScheme:
         assert all(place.begin % DTYPES[place.dtype].size == 0 for place in tensors)
         assert max(place.end for place in tensors) == len(first)
 
-    def test_same_bytes_as_llm_compressor(self, case: Case, scheme: Scheme) -> None:
+    def test_same_bytes_as_llm_compressor(self, case: Case, scheme: ExportScheme) -> None:
         """Its file-by-file way, ``model_free_ptq``, where it is installed."""
         pytest.importorskip("llmcompressor")
         from compressed_tensors.quantization import QuantizationConfig
