@@ -123,8 +123,8 @@ def fused_with(weight: str) -> Iterator[str]:
 
 def partners(weights: Iterable[str], selection: Selection) -> set[str]:
     """Return the weights that some must share their overall scales with, these left out."""
-    own = set(weights)
-    return {p for name in own for p in fused_with(name) if p in set(selection.weights)} - own
+    own, chosen = set(weights), set(selection.weights)
+    return {p for name in own for p in fused_with(name) if p in chosen} - own
 
 
 def _fits(module: str, pattern: str) -> bool:

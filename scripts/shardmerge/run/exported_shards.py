@@ -71,20 +71,26 @@ def exported_shard(
         paths: Of the results.
     """
     text = scheme_options(scheme, options)
-    description = _description(build.digest)
-    selection = _selection(build.digest, scheme, text).of(shard)
     jobs = {shard_name(job.output): job.digest for job in build.shards}
-    tables = {one.file: one.tensors for one in description.shards}
-    own = sorted(set(tables[shard]) & set(selection.weights))
-    shared = partners(own, selection) if scheme_of(scheme).shared else set()
-    others = [n for n, table in tables.items() if not folder_of(n) and shared & set(table)]
-    sizes = [tensor_bytes(*tables[shard][name]) for name in own]
+    others, largest = _needed(build.digest, shard, scheme, text)
     return ExportedShard(
         source=paths.model_file(build.name, shard),
-        others=tuple(paths.model_file(build.name, n) for n in others if n != shard),
-        identity=digest([scheme, text, jobs[shard], [jobs[n] for n in others]]),
-        memory=_BASE + _WORK * max(sizes, default=0),
+        others=tuple(paths.model_file(build.name, name) for name in others),
+        identity=digest([scheme, text, jobs[shard], [jobs[name] for name in others]]),
+        memory=_BASE + _WORK * largest,
     )
+
+
+@cache
+def _needed(build: str, shard: str, scheme: str, options: str) -> tuple[tuple[str, ...], int]:
+    """Return the other shards that a shard's job reads, and the bytes of its largest matrix."""
+    selection = _selection(build, scheme, options).of(shard)
+    tables = {one.file: one.tensors for one in _description(build).shards}
+    own = sorted(set(tables[shard]) & set(selection.weights))
+    shared = partners(own, selection) if scheme_of(scheme).shared else set()
+    others = [n for n, table in tables.items() if n != shard and not folder_of(n)
+              and shared & set(table)]  # fmt: skip
+    return tuple(others), max((tensor_bytes(*tables[shard][name]) for name in own), default=0)
 
 
 @cache
