@@ -135,12 +135,18 @@ def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
     """
     if CHECKSUMS not in digests:
         return
-    for line in read_text(folder / CHECKSUMS).splitlines():
-        wanted, _, name = line.partition(" ")
-        name = name.lstrip(" *")
+    for name, wanted in known_sums(folder).items():
         if digests.get(name, wanted) != wanted:
             raise UserError(
                 f"is not the file any more that {CHECKSUMS} lists; nothing is published",
                 str(folder / name),
                 "Build and verify the model again.",
             )
+
+
+def known_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 that a folder's SHA256SUMS lists by name, none if it has no such file."""
+    if not (folder / CHECKSUMS).is_file():
+        return {}
+    rows = [line.partition(" ") for line in read_text(folder / CHECKSUMS).splitlines()]
+    return {name.lstrip(" *"): wanted for wanted, _, name in rows}

@@ -245,7 +245,7 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
         "reference": targets.reference,
         "exports": [targets.exports.packages(), _variants(targets)],
-        "repositories": [targets.repository(name) for name in decision.plan.builds],
+        "repositories": [targets.publishing.repository(name) for name in decision.plan.builds],
         "private": settings["publish"]["private"],
     }
     assert decision.path is not None
