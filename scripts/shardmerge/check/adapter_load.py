@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def load_adapter(folder: Path, base: Path, *, weights: bool) -> dict[str, Any]:
     """
     from peft import PeftConfig, PeftModel
 
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # that loading onto the meta device changes nothing
+        warnings.filterwarnings("ignore", "for .*copying from a non-meta parameter")
         model = load_base(base) if weights else _architecture(base)
         name = type(model).__name__
         try:

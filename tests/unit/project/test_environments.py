@@ -84,7 +84,8 @@ class TestPins:
 
     def test_lists_of_single_subjects_contradict_none(self) -> None:
         known = _required() | _required("requirements-test.txt")
-        for name in ("requirements-gguf.txt", "requirements-gguf-test.txt"):
+        subjects = ("gguf", "gguf-test", "sign")
+        for name in (f"requirements-{subject}.txt" for subject in subjects):
             own = _required(name)
             assert {n: known.get(n, version) for n, version in own.items()} == own
 
@@ -98,7 +99,8 @@ class TestPins:
         environment = yaml.safe_load(path.read_text())
         (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
         own = REPO / f"requirements-{path.stem}.txt"
-        lists = [own.name] if path.stem == "vllm" else [*LISTS, "requirements-gguf.txt"]
+        subjects = ("requirements-gguf.txt", "requirements-sign.txt")
+        lists = [own.name] if path.stem == "vllm" else [*LISTS, *subjects]
         required = _required(*lists)
         for name, version in _pins(packages).items():
             assert required.get(name) == version, name
