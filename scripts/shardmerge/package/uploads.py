@@ -81,11 +81,15 @@ def list_export(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     for name in sorted({*names, CHECKSUMS}):
         path = Path(folder) / name
         if not _EXPORTED.fullmatch(name) or ".." in name:
-            raise UserError(f"lists {shortened(name)}, which is no kind of file that goes up", str(sums))
+            raise UserError(
+                f"lists {shortened(name)}, which is no kind of file that goes up", str(sums)
+            )
         if path.parent.is_symlink():
             raise UserError("is a link; nothing is published", str(path.parent))
         if not os.path.lexists(path):
-            raise UserError("is not there", str(path), "Delete SHA256SUMS and run the workflow again.")
+            raise UserError(
+                "is not there", str(path), "Delete SHA256SUMS and run the workflow again."
+            )
         if why := _objection(path, _EXPORTED):
             raise UserError(f"is {why}; nothing is published", str(path))
         uploads.append(Upload(name, path, path.stat().st_size))

@@ -55,5 +55,5 @@ def test_another_base(adapter: Path) -> None:
     path = Path("base/config.json")
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
-    with pytest.raises(UserError, match="peft cannot load it: .*size mismatch|peft cannot load it"):
+    with pytest.raises(UserError, match="peft cannot load it"):
         load_adapter(adapter, Path("base"), weights=False)
