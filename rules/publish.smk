@@ -32,7 +32,7 @@ rule sign_model:
     params:
         folder=lambda w: TARGETS.paths.model(w.name),
         key=exit_on_user_error(lambda w: TARGETS.publishing.key()),
-        options=SIGN_OPTIONS,
+        options=lambda w: SIGN_OPTIONS,
     shell:
         'python "$SCRIPTS"/sign.py --folder={params.folder:q} {params.options:q}'
         " --output={output:q} > {log:q} 2>&1"
@@ -49,7 +49,7 @@ use rule sign_model as sign_export with:
     params:
         folder=lambda w: TARGETS.exports.folder(w.name, w.form),
         key=exit_on_user_error(lambda w: TARGETS.publishing.key()),
-        options=SIGN_OPTIONS,
+        options=lambda w: SIGN_OPTIONS,
 
 
 use rule sign_model as sign_adapter with:
@@ -63,7 +63,7 @@ use rule sign_model as sign_adapter with:
     params:
         folder=lambda w: TARGETS.paths.adapter(w.adapter),
         key=exit_on_user_error(lambda w: TARGETS.publishing.key()),
-        options=SIGN_OPTIONS,
+        options=lambda w: SIGN_OPTIONS,
 
 
 rule publish_model:
@@ -87,7 +87,7 @@ rule publish_model:
         repository=exit_on_user_error(lambda w: TARGETS.publishing.repository(w.name)),
         visibility="private" if PUBLISH["private"] else "PUBLIC",
         options=publish_options,
-        commit=COMMIT_OPTIONS,
+        commit=lambda w: COMMIT_OPTIONS,
     message:
         "Uploading {params.folder} to the {params.visibility} repository {params.repository}"
     shell:
@@ -114,7 +114,7 @@ use rule publish_model as publish_export with:
         repository=exit_on_user_error(lambda w: TARGETS.exports.repository(w.name, w.form)),
         visibility="private" if PUBLISH["private"] else "PUBLIC",
         options=publish_options,
-        commit=COMMIT_OPTIONS,
+        commit=lambda w: COMMIT_OPTIONS,
 
 
 use rule publish_model as publish_adapter with:
@@ -133,7 +133,7 @@ use rule publish_model as publish_adapter with:
         repository=exit_on_user_error(lambda w: TARGETS.publishing.repository(w.adapter)),
         visibility="private" if PUBLISH["private"] else "PUBLIC",
         options=publish_options,
-        commit=COMMIT_OPTIONS,
+        commit=lambda w: COMMIT_OPTIONS,
 
 
 rule collect_published:
@@ -147,7 +147,7 @@ rule collect_published:
     conda:
         "../envs/fetch.yaml"
     params:
-        title=PUBLISH["collection"] or "",
+        title=lambda w: PUBLISH["collection"] or "",
         visibility=VISIBILITY,
         inputs=lambda w, input: listed(receipts=input),
     message:

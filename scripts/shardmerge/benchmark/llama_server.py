@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from shardmerge.base.errors import UserError
@@ -28,6 +27,8 @@ from shardmerge.base.printable import printable
 _LOADING, _ANSWER = 3600.0, 3600.0
 #: Lines of the server's output that are told when it fails.
 _LAST = 5
+#: What ends the server with this process.
+_LEASH = str(Path(__file__).with_name("leash.py"))
 #: What the server is not told.
 _SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LLAMA_API_KEY")
 
@@ -96,12 +97,9 @@ def served(program: str, file: Path, words: Sequence[str]) -> Iterator[Server]:
             _wait(server, process, output)
             yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
 
 
 def _start(
@@ -113,14 +111,15 @@ def _start(
     key = secrets.token_hex(16)
     environment = {k: v for k, v in os.environ.items() if k not in _SECRET}
     place = ["--host", "127.0.0.1", "--port", str(port)]
+    if which(program) is None:
+        raise UserError("is no program that can be started", program)
     try:
         process = subprocess.Popen(
-            [program, "-m", str(file.resolve()), *place, *words],
+            [sys.executable, "-I", _LEASH, program, "-m", str(file.resolve()), *place, *words],
             env=environment | {"LLAMA_API_KEY": key},  # no command line shows it
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # ends with this process, however that ends
             stdout=output,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     except OSError as error:
         raise UserError(f"cannot be started ({error.strerror})", program) from None
@@ -136,8 +135,3 @@ def _wait(server: Server, process: subprocess.Popen[bytes], output: Any) -> None
             told = "".join(f"\n  {printable(line)}" for line in lines[-_LAST:])
             raise UserError(f"llama-server does not start; its last lines:{told or ' none'}")
         time.sleep(0.1)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the job's does not get to it (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -128,7 +128,7 @@ class TestServer:
         with told as caught, served(program, tmp_path / "broken.gguf", []):
             pass
         assert time.monotonic() - began < 60 and "\x1b" not in str(caught.value)
-        told = pytest.raises(UserError, match="cannot be started")
+        told = pytest.raises(UserError, match="is no program that can be started")
         with told, served(str(tmp_path / "none"), tmp_path / "broken.gguf", []):
             pass
 
