@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import load_json, write_json
-from shardmerge.package.collection import collect
+from shardmerge.package.collection import collect_repositories
 from shardmerge.run import cli
 from shardmerge.run.inputlists import parse_args
 
@@ -21,7 +21,7 @@ def main() -> None:
     args = parse_args(parser)
     cli.claim(args.output)
     repositories = [str(load_json(path)["repository"]) for path in args.receipts]
-    made = collect(args.title, repositories, private=not args.public, progress=cli.say)
+    made = collect_repositories(args.title, repositories, private=not args.public, progress=cli.say)
     print(made.url)
     told = {"url": made.url, "slug": made.slug, "repositories": list(made.repositories)}
     write_json(args.output, told)

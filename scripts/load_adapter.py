@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import write_json
-from shardmerge.check.adapter_load import load_adapter
+from shardmerge.check.adapter_load import try_adapter
 from shardmerge.check.load import stay_offline
 from shardmerge.run.cli import claim, run
 
@@ -22,7 +22,7 @@ def main() -> None:
 
     args.output.unlink(missing_ok=True)  # an earlier pass must not outlive a failure
     stay_offline()
-    found = load_adapter(args.adapter, args.base, weights=not args.architecture)
+    found = try_adapter(args.adapter, args.base, weights=not args.architecture)
     write_json(args.output, {"passed": True, **found})
     print(f"loaded on {found['architecture']}, {found['loaded']}")
     if found.get("text") is not None:

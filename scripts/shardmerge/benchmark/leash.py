@@ -10,7 +10,7 @@ import sys
 import threading
 
 
-def main() -> int:
+def leash() -> int:
     """Run the command line that is given, and return its exit status."""
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
@@ -23,4 +23,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leash())

@@ -11,7 +11,7 @@ from shardmerge.check.load import class_of, load_base, quiet
 from shardmerge.check.running import failure, run_model
 
 
-def load_adapter(folder: Path, base: Path, *, weights: bool) -> dict[str, Any]:
+def try_adapter(folder: Path, base: Path, *, weights: bool) -> dict[str, Any]:
     """Load an adapter on its base, and let the two generate.
 
     Args:
@@ -36,7 +36,7 @@ def load_adapter(folder: Path, base: Path, *, weights: bool) -> dict[str, Any]:
         try:
             config = PeftConfig.from_pretrained(str(folder.resolve()))
             model = PeftModel(model, config)
-            result = model.load_adapter(
+            result = model.try_adapter(
                 str(folder.resolve()),
                 "default",
                 torch_device="cpu",

@@ -29,7 +29,7 @@ def info_of(repo: str, revision: str | None = None) -> ModelInfo:
     )
 
 
-def differing(info: ModelInfo, operations: Iterable[CommitOperationAdd]) -> list[str]:
+def unlike_here(info: ModelInfo, operations: Iterable[CommitOperationAdd]) -> list[str]:
     """Return the names of files that a commit has not got as they are here.
 
     Args:
@@ -58,7 +58,7 @@ def check_arrived(repo: str, commit: str, operations: Iterable[CommitOperationAd
     Raises:
         UserError: If not.
     """
-    if names := differing(info_of(repo, commit), operations):
+    if names := unlike_here(info_of(repo, commit), operations):
         raise UserError(
             f"has not got {names[0]} as it is here",
             f"{repo}@{commit[:12]}",

@@ -28,7 +28,7 @@ class Collected:
     repositories: tuple[str, ...]
 
 
-def collect(
+def collect_repositories(
     title: str,
     repositories: Sequence[str],
     *,

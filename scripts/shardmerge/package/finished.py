@@ -96,7 +96,7 @@ def check_finished(folder: Path, say: Callable[[str], None] = lambda line: None)
     wrong += [f"{printable(name)} is a link that leads out of the folder" for name in links]
     wrong += [f"{printable(name)} is not part of it, and a loader may take it" for name in loaded]
     others = tuple(printable(name) for name in extra if name not in loaded)
-    made = told and made_of(told)
+    made = told and words_on(told)
     return Finished(tuple(sums), size, tuple(wrong), others, made)
 
 
@@ -177,7 +177,7 @@ def _unlike(told: Mapping[str, Any], folder: Path, sums: Mapping[str, str]) -> l
     return found
 
 
-def made_of(told: Mapping[str, Any]) -> str:
+def words_on(told: Mapping[str, Any]) -> str:
     """Return in a few words what a provenance tells: what made it, of what.
 
     Args:

@@ -19,7 +19,7 @@ from huggingface_hub.utils import disable_progress_bars, get_session
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import human_bytes, human_time
-from shardmerge.package.arrived import check_arrived, differing, info_of
+from shardmerge.package.arrived import check_arrived, info_of, unlike_here
 from shardmerge.package.index import CARD
 from shardmerge.package.signature import check_signed
 from shardmerge.package.uploads import Upload, check_sums, known_sums, list_uploads
@@ -157,7 +157,7 @@ def _check_tag(api: HfApi, repo: str, tag: str, operations: list[CommitOperation
     A tag that is there already is fine if an earlier run set it and was killed after that.
     """
     tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
-    if tag in tags and differing(info_of(repo, tag), operations):
+    if tag in tags and unlike_here(info_of(repo, tag), operations):
         raise UserError(
             f"has a tag {tag!r} already, of other files; it is left where it is",
             repo,
@@ -171,7 +171,7 @@ def _set_tag(
     """Set a tag; one that is there already must be of files that are the same."""
     api.create_tag(repo, tag=tag, revision=commit, exist_ok=True)
     found = info_of(repo, tag)
-    if found.sha != commit and differing(found, operations):
+    if found.sha != commit and unlike_here(found, operations):
         raise UserError(f"has a tag {tag!r} of another commit, {found.sha}", repo)
 
 

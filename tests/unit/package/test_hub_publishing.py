@@ -29,7 +29,7 @@ from helpers.loopback_uploads import PART_BYTES
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.base.hashing import sums_text
-from shardmerge.package.collection import collect
+from shardmerge.package.collection import collect_repositories
 from shardmerge.package.publish import publish
 from shardmerge.package.uploads import list_export
 from shardmerge.sources.hub import client
@@ -207,21 +207,23 @@ class TestSignature:
 
 class TestCollection:
     def test_gets_all_repositories_once(self, case: Any) -> None:
-        made = collect("All of it", ["me/merged", "me/merged-GGUF"], progress=case.lines.append)
+        made = collect_repositories(
+            "All of it", ["me/merged", "me/merged-GGUF"], progress=case.lines.append
+        )
         assert made.repositories == ("me/merged", "me/merged-GGUF")
-        again = collect("All of it", ["me/merged", "me/other"])
+        again = collect_repositories("All of it", ["me/merged", "me/other"])
         assert again.slug == made.slug == f"me/all-of-it-{'0' * 24}"
         assert again.repositories == ("me/merged", "me/merged-GGUF", "me/other")
         assert case.server.collections[made.slug]["private"] is True
 
     def test_one_that_is_there_by_its_slug(self, case: Any) -> None:
-        made = collect("Mine", ["me/a"], private=False)
-        assert collect(made.slug, ["me/b"]).repositories == ("me/a", "me/b")
+        made = collect_repositories("Mine", ["me/a"], private=False)
+        assert collect_repositories(made.slug, ["me/b"]).repositories == ("me/a", "me/b")
 
     def test_what_the_hub_refuses_is_told(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", READER)
         with pytest.raises(UserError, match="They are published all the same") as caught:
-            collect("Mine", ["me/a"])
+            collect_repositories("Mine", ["me/a"])
         assert READER not in str(caught.value)
 
 
