@@ -36,7 +36,7 @@ def try_adapter(folder: Path, base: Path, *, weights: bool) -> dict[str, Any]:
         try:
             config = PeftConfig.from_pretrained(str(folder.resolve()))
             model = PeftModel(model, config)
-            result = model.try_adapter(
+            result = model.load_adapter(
                 str(folder.resolve()),
                 "default",
                 torch_device="cpu",

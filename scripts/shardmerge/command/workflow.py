@@ -57,9 +57,7 @@ TARGETS = {
     "report": Target("report", "build the models, their plots and tables"),
     "export": Target("exports", "export the models to the forms under `exports`, such as GGUF"),
     "preview": Target("preview", "list what `publish` would upload, file by file"),
-    "publish": Target(
-        "publish", "upload verified models, exports and adapters to `publish.repository`"
-    ),
+    "publish": Target("publish", "upload what is verified to `publish.repository`"),
 }
 
 
