@@ -272,7 +272,9 @@ rule package_export:
         build=lambda w: build(w).digest,
         card=lambda w: TARGETS.card(w.name),
         repository=lambda w: TARGETS.exports.repositories(w.name).get(w.form, ""),
-        model=lambda w: TARGETS.repository(w.name) if SETTINGS["publish"]["repository"] else "",
+        model=lambda w: (
+            TARGETS.publishing.repository(w.name) if SETTINGS["publish"]["repository"] else ""
+        ),
         folder=lambda w: TARGETS.exports.folder(w.name, w.form),
         inputs=lambda w, input: listed(records=input.records),
     shell:

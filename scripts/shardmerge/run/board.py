@@ -45,6 +45,7 @@ _DOING = {
     "check_compressed": "checking",
     "publish_model": "uploading",
     "publish_export": "uploading",
+    "publish_adapter": "uploading",
 }
 #: What is worth a line of its own when it is done.
 _DONE = {
@@ -57,6 +58,7 @@ _DONE = {
     "package_export": "exported",
     "publish_model": "uploaded",
     "publish_export": "uploaded",
+    "publish_adapter": "uploaded",
 }
 _PERCENT = re.compile(r"(\d{1,3})(?:\.\d+)? ?%")
 #: Bytes of a log's end that are looked at.

@@ -197,4 +197,5 @@ class Exports:
                     size=build.bytes_written,
                     build=build.name,
                     tokenizer=self.paths.model(build.name),
+                    parent=build.name,
                 )

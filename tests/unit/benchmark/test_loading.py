@@ -220,7 +220,7 @@ class TestExports:
 
         monkeypatch.setattr(registry, "get_model", lambda name: Model)
         (tmp_path / "m-Q8_0.gguf").touch()
-        loading.language_model(tmp_path, EvalOptions(), tokenizer=tmp_path / "model")
+        loading.language_model(tmp_path, EvalOptions(), beside=loading.Beside(tmp_path / "model"))
         assert told["gguf_file"] == "m-Q8_0.gguf" and not told["use_safetensors"]
         assert told["tokenizer"] == str(tmp_path / "model")
         assert told["trust_remote_code"] is False
@@ -233,7 +233,7 @@ class TestExports:
 
     def test_another_backend_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").touch()
-        with pytest.raises(UserError, match="only `backend: hf` measures"):
+        with pytest.raises(UserError, match="which vLLM does not measure here"):
             loading.language_model(tmp_path, EvalOptions(backend="vllm"))
 
 

@@ -154,7 +154,7 @@ class TestUploads:
     )
     def test_what_exports_do_not_have(self, folder: Path, name: str) -> None:
         self.write(folder, name)
-        with pytest.raises(UserError, match="which exports do not have"):
+        with pytest.raises(UserError, match="no kind of file that goes up"):
             list_export(folder)
 
     def test_what_is_missing(self, folder: Path) -> None:

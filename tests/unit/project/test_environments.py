@@ -43,7 +43,7 @@ def _pins(lines: Any) -> dict[str, str]:
 #: What runs the workflow: for merging, for what needs torch, for benchmarks.
 LISTS = ("requirements-merge.txt", "requirements-torch.txt", "requirements-bench.txt")
 #: What single forms of exports need besides.
-SUBJECTS = ("requirements-gguf.txt", "requirements-compressed.txt")
+SUBJECTS = tuple(f"requirements-{name}.txt" for name in ("gguf", "compressed", "sign"))
 
 
 def _required(*names: str) -> dict[str, str]:

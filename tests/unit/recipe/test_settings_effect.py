@@ -176,6 +176,11 @@ OTHER: dict[str, Any] = {
     ),
     "publish.repository": "me/{name}-2",
     "publish.private": False,
+    "publish.branch": "dev",
+    "publish.tag": "v1",
+    "publish.collection": "All of it",
+    "publish.sign.key": "key.pem",
+    "publish.sign.sigstore": True,
 }
 #: What another value of a key cannot do without.
 NEEDED = {
@@ -249,8 +254,8 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
         "reference": targets.reference,
         "exports": [targets.exports.packages(), _variants(targets)],
-        "repositories": [targets.repository(name) for name in decision.plan.builds],
-        "private": settings["publish"]["private"],
+        "repositories": [targets.publishing.repository(name) for name in decision.plan.builds],
+        "publish": [settings["publish"], targets.publishing.receipts()],
     }
     assert decision.path is not None
     return Path(decision.path).stem, json.dumps(seen)

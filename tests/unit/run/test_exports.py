@@ -30,7 +30,7 @@ class TestPackages:
     def test_none_without_types(self) -> None:
         found = targets({})
         assert found.exports.packages() == found.exports.found("a", waits=True) == []
-        assert found.receipts() == ["results/a/published.json"]
+        assert found.publishing.receipts() == ["results/a/published.json"]
 
     def test_one_for_each_build_and_form(self) -> None:
         found = targets(builds="ab")
@@ -39,7 +39,7 @@ class TestPackages:
             f"results/{n}/exports/gguf/{f}" for n in "ab" for f in made
         ]
         assert found.exports.folder("a", "gguf") == "results/a/exports/gguf"
-        assert "results/b/exports/gguf.published.json" in found.receipts()
+        assert "results/b/exports/gguf.published.json" in found.publishing.receipts()
 
     def test_the_summary_waits_for_checks_or_takes_what_is_there(self) -> None:
         found = targets().exports
@@ -191,6 +191,6 @@ class TestBenchmarks:
 
     def test_the_models_tokenizer_is_used(self) -> None:
         found = self.measured(["merged", "a-BF16"])
-        assert found.benchmark_tokenizer("a") == []
-        assert found.benchmark_tokenizer("a-BF16") == ["--tokenizer=results/a/model"]
+        assert found.benchmark_beside("a") == []
+        assert found.benchmark_beside("a-BF16") == ["--tokenizer=results/a/model"]
         assert found.measured["a-BF16"].folder == "results/a/exports/gguf/bf16"
