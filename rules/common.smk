@@ -135,7 +135,7 @@ pathvars:
 
 
 wildcard_constraints:
-    name="|".join(map(re.escape, PLAN.builds)),
+    name="|".join(map(re.escape, PLAN.builds)) or "(?!)",
     shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
     adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
     updates=r"update(-\d{5}-of-\d{5})?",
@@ -190,7 +190,7 @@ def update_job(w):
 
 
 def factor_job(w):
-    return TARGETS.factors(w.adapter, w.factors)
+    return TARGETS.adapters.factors(w.adapter, w.factors)
 
 
 #: Who finds the job of a shard, by the wildcard that only shards of that kind have.
@@ -278,3 +278,24 @@ def importance(w):
     """Return the importance matrix of a type, none where nothing is rounded or none is measured."""
     used = GGUF["imatrix"] and w.gguf not in ("f32", "f16", "bf16")
     return [TARGETS.paths.export(w.name, "work", "imatrix.gguf")] if used else []
+
+
+def exported_shard(w):
+    return TARGETS.exports.shard(w.name, w.scheme, w.shard)
+
+
+#: Where a commit goes and what it is called.
+COMMIT_OPTIONS = [
+    f"--{option}={value}"
+    for option, value in (
+        ("revision", SETTINGS["publish"]["branch"]),
+        ("tag", SETTINGS["publish"]["tag"]),
+    )
+    if value
+]
+
+
+def publish_options(w, input):
+    """Return the visibility and the signature of what is published."""
+    signature = [f"--signature={path}" for path in input.signature]
+    return signature + ([] if SETTINGS["publish"]["private"] else ["--public"])

@@ -31,7 +31,8 @@ class BenchmarkJob:
         stored: Where a task's result outlives a job that fails or is killed later.
         folders: Of task files besides lm-eval's own.
         probes: What is no task of lm-eval's, by its name among the outputs.
-        tokenizer: Folder of the tokenizer, None for the model's own.
+        beside: What is not in the model's folder.
+        threads: CPU threads of a server of llama.cpp.
     """
 
     model: Path
@@ -41,7 +42,8 @@ class BenchmarkJob:
     stored: Mapping[str, Path]
     folders: tuple[Path, ...] = ()
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    tokenizer: Path | None = None
+    beside: loading.Beside = field(default_factory=loading.Beside)
+    threads: int = 1
 
     @property
     def common(self) -> EvalOptions:
@@ -82,12 +84,14 @@ def run_job(job: BenchmarkJob, manager: TaskManager, say: Callable[[str], None])
     if not (loaded or probes):
         return failures
     loading.check_templates(
-        job.tokenizer or job.model, (job.options[t].apply_chat_template for t in loaded)
+        job.beside.tokenizer or job.model, (job.options[t].apply_chat_template for t in loaded)
     )
     counts = {task: harness.questions_of(loaded[task], job.options[task]) for task in loaded}
     meter = QuestionMeter(job.name, sum(counts.values()), say)
-    with _offload(job) as folder:
-        model = loading.language_model(job.model, job.common, folder, job.tokenizer)
+    with (
+        _offload(job) as folder,
+        loading.loaded(job.model, job.common, folder, job.beside, job.threads) as model,
+    ):
         meter.watch(model)
         for task, data in loaded.items():
             meter.begin(task)

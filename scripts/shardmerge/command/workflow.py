@@ -56,7 +56,8 @@ TARGETS = {
     "search": Target("search", "let a search try, measure and learn, generation by generation"),
     "report": Target("report", "build the models, their plots and tables"),
     "export": Target("exports", "export the models to the forms under `exports`, such as GGUF"),
-    "publish": Target("publish", "upload verified models and exports to `publish.repository`"),
+    "preview": Target("preview", "list what `publish` would upload, file by file"),
+    "publish": Target("publish", "upload what is verified to `publish.repository`"),
 }
 
 

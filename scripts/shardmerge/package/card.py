@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardmerge import __version__
@@ -43,7 +43,7 @@ def make_card(
     Args:
         description: Of the build.
         settings: The configuration's ``card``: as in its schema, and as ``exports`` the
-            repositories of the model's exports by form.
+            repositories of the model's exports by form, as ``adapters`` those of its adapters.
         scores: Benchmark results, if there are any.
 
     Raises:
@@ -104,8 +104,9 @@ def _sections(
         parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
     if text := usage(settings.get("pipeline_tag") or PIPELINE, description.dtype):
         parts += ["## How to use it\n", text]
-    if forms := settings.get("exports"):
-        parts += ["## Other forms\n", _forms(forms)]
+    forms, adapters = settings.get("exports", {}), settings.get("adapters", ())
+    if forms or adapters:
+        parts += ["## Other forms\n", _forms(forms, adapters)]
     parts += ["## How it was built\n", _how(description)]
     parts += [describe_methods(stage.method for stage in description.stages)]
     parts += [describe_coefficients(description)]
@@ -118,11 +119,12 @@ def _sections(
     return parts
 
 
-def _forms(repositories: Mapping[str, str]) -> str:
+def _forms(repositories: Mapping[str, str], adapters: Sequence[str]) -> str:
+    named = [(form_of(form).title, repo) for form, repo in repositories.items()]
     rows = []
-    for form, repo in repositories.items():
+    for title, repo in [*named, *(("LoRA adapter", repo) for repo in adapters)]:
         page = HubStore.page(Origin(repo))
-        rows.append([form_of(form).title, link(code(repo), page) if page else code(repo)])
+        rows.append([title, link(code(repo), page) if page else code(repo)])
     return table(["form", "repository"], rows)
 
 

@@ -19,9 +19,11 @@ _ALLOWED = re.compile(
     r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
-#: What an export may have, in its folder and in those of its variants.
+#: What an export or an adapter may have, in its folder and in those of its variants.
 _EXPORTED = re.compile(
-    r"([a-z0-9][\w-]*/)?\w[\w.+-]*\.(gguf|safetensors|json|md|txt|model|jinja)|SHA256SUMS"
+    r"([a-z0-9][\w-]*/)?\w[\w.+-]*"
+    r"\.(gguf|safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm)"
+    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
 #: Allowed by its suffix, yet never part of a model.
 _REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")
@@ -67,10 +69,10 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
 
 
 def list_export(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
-    """Return the same of an export: what its SHA256SUMS lists, and that file.
+    """Return the same of an export or an adapter: what its SHA256SUMS lists, and that file.
 
     Args:
-        folder: The export, as ``package_export.py`` left it.
+        folder: It, as its packaging left it.
 
     Raises:
         UserError: If a file is missing, is a link, or is none that exports have.
@@ -81,11 +83,15 @@ def list_export(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     for name in sorted({*names, CHECKSUMS}):
         path = Path(folder) / name
         if not _EXPORTED.fullmatch(name) or ".." in name:
-            raise UserError(f"lists {shortened(name)}, which exports do not have", str(sums))
+            raise UserError(
+                f"lists {shortened(name)}, which is no kind of file that goes up", str(sums)
+            )
         if path.parent.is_symlink():
             raise UserError("is a link; nothing is published", str(path.parent))
         if not os.path.lexists(path):
-            raise UserError("is not there", str(path), "Delete SHA256SUMS and export it again.")
+            raise UserError(
+                "is not there", str(path), "Delete SHA256SUMS and run the workflow again."
+            )
         if why := _objection(path, _EXPORTED):
             raise UserError(f"is {why}; nothing is published", str(path))
         uploads.append(Upload(name, path, path.stat().st_size))
@@ -135,12 +141,18 @@ def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
     """
     if CHECKSUMS not in digests:
         return
-    for line in read_text(folder / CHECKSUMS).splitlines():
-        wanted, _, name = line.partition(" ")
-        name = name.lstrip(" *")
+    for name, wanted in known_sums(folder).items():
         if digests.get(name, wanted) != wanted:
             raise UserError(
                 f"is not the file any more that {CHECKSUMS} lists; nothing is published",
                 str(folder / name),
                 "Build and verify the model again.",
             )
+
+
+def known_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 that a folder's SHA256SUMS lists by name, none if it has no such file."""
+    if not (folder / CHECKSUMS).is_file():
+        return {}
+    rows = [line.partition(" ") for line in read_text(folder / CHECKSUMS).splitlines()]
+    return {name.lstrip(" *"): wanted for wanted, _, name in rows}

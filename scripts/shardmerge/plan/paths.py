@@ -12,6 +12,8 @@ from shardmerge.base.weightfolders import in_folder, is_folder
 CHECKSUMS = "SHA256SUMS"
 #: The picture of its coefficients, which its card shows.
 PICTURE = "coefficients.svg"
+#: Its signature, under the name that model-signing itself looks for; no part of the checksums.
+SIGNATURE = "model.sig"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Paths:
     def hidden(self, file: str) -> str:
         """Return the path of what a model makes of prompts."""
         return f"{self.results}/hidden/{file}"
+
+    def adapter(self, name: str) -> str:
+        """Return the folder of an adapter."""
+        return self.build(name, "adapter")
 
     def adapter_file(self, name: str, file: str) -> str:
         """Return the path of a file of an adapter's folder."""

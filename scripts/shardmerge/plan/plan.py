@@ -149,6 +149,10 @@ class FactorJob:
     memory: int
 
 
+#: Bytes of weights up to which an adapter is loaded on its base, and not on its architecture alone.
+LOADED_BYTES = 8_000_000_000
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter to be made.
@@ -158,12 +162,16 @@ class Adapter:
         digest: Of all that the package is made from; names the adapter's description.
         updates: Jobs that write what the model has beyond its base, in the order of their names.
         factors: Jobs that make factors of them, in the same order.
+        model: What it is extracted from, as the recipe names it.
+        base: What it is an adapter of, likewise.
     """
 
     name: str
     digest: str
     updates: tuple[ShardJob, ...]
     factors: tuple[FactorJob, ...]
+    model: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -268,6 +276,8 @@ class Plan:
                     digest=a["digest"],
                     updates=_jobs(a["updates"]),
                     factors=tuple(FactorJob(**job) for job in a["factors"]),
+                    model=a["model"],
+                    base=a["base"],
                 )
                 for name, a in data["adapters"].items()
             },
