@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--link", default="clone", choices=("clone", "copy", "hard"))
     args = parse_args(parser)
 
-    job = shard_inputs(args.spec, args.sources, args.deltas, on_cpu=args.device == "cpu")
+    job = shard_inputs(args.spec, args.sources, args.deltas, device=args.device)
     waited = claim(args.output, args.record)
     if waited and is_made(args.output, args.record, args.spec):
         say(f"{args.output.name}: another job has made it; nothing is left to do")

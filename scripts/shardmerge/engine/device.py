@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,10 @@ from shardmerge.engine.layout import Window
 
 if TYPE_CHECKING:
     import torch
+
+#: A tensor's sources are held on a card if they take no more than this part of its free memory:
+#: other jobs may use it too.
+_SHARE = 8
 
 
 @dataclass
@@ -113,8 +117,16 @@ class Host:
     def deliver(self, results: torch.Tensor, buffer: HostBuffer, begin: int, end: int) -> None:
         """Bring a range of the results to the buffer."""
 
+    def mark(self) -> Callable[[], None]:
+        """Return what waits until all that the thread has asked for so far is done."""
+        return lambda: None
+
     def wait(self) -> None:
         """Return when all that was asked for is done."""
+
+    def room(self, length: int) -> bool:
+        """Whether so many bytes may be held here, so that files are not read for each pass."""
+        return False
 
 
 class Cuda:
@@ -153,6 +165,17 @@ class Cuda:
         """Bring a range of the results to the buffer."""
         buffer.tensor[begin:end].copy_(results[begin:end], non_blocking=True)
 
+    def mark(self) -> Callable[[], None]:
+        """Return what waits until all that the thread has asked for so far is done."""
+        return self._torch.cuda.current_stream(self.device).record_event().synchronize
+
     def wait(self) -> None:
         """Return when all that was asked for is done."""
         self._stream.synchronize()
+
+    def room(self, length: int) -> bool:
+        """Whether so many bytes may be held here, so that files are not read for each pass."""
+        cuda = self._torch.cuda
+        free, _ = cuda.mem_get_info(self.device)
+        own = cuda.memory_reserved(self.device) - cuda.memory_allocated(self.device)
+        return length <= (free + own) // _SHARE

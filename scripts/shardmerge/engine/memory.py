@@ -30,14 +30,16 @@ class Tuning:
         device_block: The same on an accelerator.
         slots: Windows in flight between reader, compute threads, writer and hasher.
         buffers: Bytes that all slots may take together.
+        device_buffers: The same where an accelerator copies from and to them.
         lane: Bytes that an elementwise kernel may take for one block.
         windows: Bytes of output that a window may have, the largest that fits is taken.
     """
 
     block: int = 1 << 17
-    device_block: int = 1 << 21
+    device_block: int = 1 << 22
     slots: int = 10
     buffers: int = 48 * MIB
+    device_buffers: int = 192 * MIB
     lane: int = 10 * MIB
     windows: tuple[int, ...] = tuple(8 * MIB >> k for k in range(8))
 

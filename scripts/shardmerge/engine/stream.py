@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
@@ -73,7 +74,10 @@ class Stream:
         """Send all windows through, to a file unless None; return the SHA-256 of all bytes."""
         with contextlib.ExitStack() as stack:
             with self.tally.timed("start"):
-                length, arena = choose_window(self.layout, TUNING)
+                tuning = TUNING
+                if self._cuda and self.layout.computed:
+                    tuning = replace(TUNING, buffers=TUNING.device_buffers)
+                length, arena = choose_window(self.layout, tuning)
                 self._windows = list(self.layout.windows(length))
                 compute, stop = [_nothing], _nothing
                 if self._torch:

@@ -109,6 +109,12 @@ def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Nume
     return TensorTask(tensor, expression, kind, *found, numerics)
 
 
-def needs_torch(tasks: Sequence[TensorTask]) -> bool:
-    """Whether some tensor is neither a copy nor what native code computes."""
-    return any(task.kind in ("blocks", "whole") for task in tasks)
+def needs_torch(tasks: Sequence[TensorTask], device: str = "cpu") -> bool:
+    """Whether some tensor is neither a copy nor what native code computes.
+
+    Args:
+        tasks: Of the tensors.
+        device: Where is computed: native code is for ``cpu`` alone.
+    """
+    others = ("copy", "native") if device == "cpu" else ("copy",)
+    return any(task.kind not in others for task in tasks)

@@ -57,7 +57,7 @@ class TorchLane:
         self._products = shared.products or Products(
             factor_loader(shared.files, place), shared.numerics
         )
-        self._maker = Maker(shared.files, shared.tally, place, self._buffers, self._products)
+        self._maker = self._new_maker(self._buffers)
         self._edge = EdgeBuffer(
             lambda size: torch.empty(size, dtype=torch.uint8, device=place.device)
         )
@@ -100,13 +100,18 @@ class TorchLane:
         self._evaluator = Evaluator(*own, *shared)
         self._tensor = tensor
 
+    def _new_maker(self, buffers: BlockBuffers) -> Maker:
+        shared = self._shared
+        return Maker(shared.files, shared.tally, self._place, buffers, self._products)
+
     def _maps(self, tensor: int) -> Mapping[ex.Call, Map]:
         """Return what a tensor's calls in passes do; the first lane that asks makes the passes."""
         maps = self._shared.maps
         with self._shared.lock:
             if tensor not in maps:
-                self._maker.begin(self._task)
-                maps[tensor] = {call: self._maker.map(call) for call in self._task.calls}
+                maker = self._new_maker(BlockBuffers(self._buffers.length, self._buffers.device))
+                maker.begin(self._task)
+                maps[tensor] = {call: maker.map(call) for call in self._task.calls}
                 if len(maps) > TUNING.slots:
                     maps.popitem(last=False)
             return maps[tensor]

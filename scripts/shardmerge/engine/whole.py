@@ -5,20 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes, group_of
-from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, stated_dtype, sum_dtype
+from shardmerge.algebra.leaves import (
+    FileLeaf,
+    HeldLeaf,
+    block_leaves,
+    is_held,
+    stated_dtype,
+    sum_dtype,
+)
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
-from shardmerge.engine.device import Cuda, Host, HostBuffer, host_buffer
+from shardmerge.engine.device import Cuda, Host, host_buffer
 from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import AnyLocation, apart
@@ -26,9 +34,15 @@ from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.execute import answered
 from shardmerge.methods.passes import Map, end_of
 from shardmerge.methods.registry import kernel_of, passes_of
+
+#: Elements that are read at a time of what will be held, and threads that read.
+_HOLDING, _READERS = 1 << 20, 4
+#: Yields (place, values) of some elements, block by block: (first, count).
+Blocks = Callable[[int, int], Iterator[tuple[int, torch.Tensor]]]
 
 
 class WholeTensors:
@@ -99,7 +113,8 @@ class Maker:
     ) -> None:
         self._files, self._tally = files, tally
         self._place, self._buffers, self._products = place, buffers, products
-        self._buffer: HostBuffer | None = None
+        self._staging = Staging(files, place)
+        self._lock = threading.Lock()
 
     def begin(self, task: TensorTask) -> None:
         """Say which tensor is made next."""
@@ -108,17 +123,24 @@ class Maker:
         self._maps: dict[ex.Call, Map] = {}
 
     def map(self, call: ex.Call) -> Map:
-        """Return what a call that is computed in passes does to elements."""
+        """Return what a call that is computed in passes does to elements.
+
+        It may read elements again, from any thread, so its maker's buffers must be its own.
+        """
         if call not in self._maps:
             single = self._numerics.rounds_once
             code = sum_dtype(call) if single else stated_dtype(call.inputs[0])
             dtype = torch_dtype(code)
-            inputs = [self._blocks(one, {}) for one in call.inputs]
+            inputs = self._held_blocks(call.inputs)
 
             def read(first: int, count: int) -> list[torch.Tensor]:
-                return [_filled(blocks(first, count), count, dtype) for blocks in inputs]
+                with self._lock:
+                    made = [_filled(blocks(first, count), count, dtype) for blocks in inputs]
+                    self._place.mark()()  # others may compute in the same buffers next
+                    return made
 
-            answer = partial(answered, shape=call.inputs[0].shape, read=read)
+            step = max(1, self._buffers.length // BLOCK) * BLOCK
+            answer = partial(answered, shape=call.inputs[0].shape, read=read, step=step)
             begin = passes_of(call.method, self._numerics)
             self._maps[call] = end_of(begin_passes(call, begin, code), answer)
         return self._maps[call]
@@ -187,10 +209,33 @@ class Maker:
         count = ex.elements(expression)
         return _filled(self._blocks(expression, self._squares)(0, count), count, dtype)
 
+    def _held_blocks(self, expressions: Sequence[ex.Expression]) -> list[Blocks]:
+        """Return the blocks of each expression, read only once where there is room to hold files.
+
+        Only an accelerator has room: it passes over what it holds far faster than files are read.
+        """
+        found = [block_leaves(one, self._files.stored, self._numerics) for one in expressions]
+        leaves = list(dict.fromkeys(leaf for one in found for leaf in one.files))
+        locations = [apart(self._files.locate(leaf)) for leaf in leaves]
+        count = ex.elements(expressions[0])
+        held: dict[FileLeaf, torch.Tensor] = {}
+        if self._place.room(sum(count * DTYPES[one.dtype].size for one in locations)):
+            held = dict(zip(leaves, hold(self._files, self._place, locations, count), strict=True))
+        return [self._blocks(one, {}, held) for one in expressions]
+
     def _blocks(
-        self, expression: ex.Expression, squares: dict[ex.Delta, int]
-    ) -> Callable[[int, int], Iterator[tuple[int, torch.Tensor]]]:
-        """Return what yields (place, values) of some elements of an expression, block by block."""
+        self,
+        expression: ex.Expression,
+        squares: dict[ex.Delta, int],
+        known: Mapping[FileLeaf, torch.Tensor] | None = None,
+    ) -> Blocks:
+        """Return what yields (place, values) of some elements of an expression, block by block.
+
+        Args:
+            expression: What is evaluated.
+            squares: Numbers of the task vectors whose sums of squares are wanted.
+            known: What of its files is held.
+        """
         leaves = block_leaves(expression, self._files.stored, self._numerics)
         shared = self._numerics, self._buffers, squares, self._products, self.map
         evaluator = Evaluator(expression, leaves, *shared)
@@ -200,30 +245,81 @@ class Maker:
         def blocks(begin: int, count: int) -> Iterator[tuple[int, torch.Tensor]]:
             for place in range(0, count, length):
                 first, size = begin + place, min(length, count - place)
-                views = self._read(locations, first, size)
+                if known:
+                    views = [known[leaf][first : first + size] for leaf in leaves.files]
+                else:
+                    views = self._staging.read(locations, first, size)
                 views += held_views(leaves.held, held, first, size)
                 block = Block(views, first, size)
                 yield place, evaluator.run(block)
                 for number, own, base in block.squares:
                     row = float(own), None if base is None else float(base)
                     self._tally.add_squares(self._name, number, *row)
-                self._place.wait()
 
         return blocks
 
-    def _read(self, locations: Sequence[AnyLocation], first: int, count: int) -> list[torch.Tensor]:
-        """Return some elements of each file leaf, where they can be computed with."""
+
+class Staging:
+    """Host buffers that files are read to, on the way to where is computed.
+
+    For an accelerator there are two in turn, so that one is filled while the other is copied.
+
+    Args:
+        files: That the job reads.
+        place: Where is computed.
+    """
+
+    def __init__(self, files: InputFiles, place: Host | Cuda) -> None:
+        self._files, self._place = files, place
+        empty = host_buffer(0, tensor=True, pinned=False)
+        self._turns = deque([(empty, place.mark())] * (2 if place.pinned else 1))
+
+    def read(self, locations: Sequence[AnyLocation], first: int, count: int) -> list[torch.Tensor]:
+        """Return some elements of each tensor, where they can be computed with.
+
+        They may be overwritten by the next that are read.
+        """
         dtypes = [torch_dtype(location.dtype) for location in locations]
         room = [-(-count * dtype.itemsize // 64) * 64 for dtype in dtypes]
         starts = [0, *itertools.accumulate(room)]
-        if self._buffer is None or len(self._buffer.memory) < starts[-1]:
-            self._buffer = host_buffer(starts[-1], tensor=True, pinned=self._place.pinned)
+        buffer, copied = self._turns.popleft()
+        copied()
+        if len(buffer.memory) < starts[-1]:
+            buffer = host_buffer(starts[-1], tensor=True, pinned=self._place.pinned)
         views = []
         for location, dtype, start in zip(locations, dtypes, starts, strict=False):
-            self._files.read_elements(location, first, count, self._buffer.memory[start:])
+            self._files.read_elements(location, first, count, buffer.memory[start:])
             views.append((start, start + count * dtype.itemsize, dtype))
-        data = self._place.inputs(self._buffer, starts[-1])
+        data = self._place.inputs(buffer, starts[-1])
+        self._turns.append((buffer, self._place.mark()))
         return [data[start:end].view(dtype) for start, end, dtype in views]
+
+
+def hold(
+    files: InputFiles, place: Host | Cuda, locations: Sequence[AnyLocation], count: int
+) -> list[torch.Tensor]:
+    """Return tensors whole where they can be computed with, each read by a thread of its own.
+
+    Args:
+        files: That the job reads.
+        place: Where the tensors will lie.
+        locations: Of the tensors.
+        count: Elements of each.
+    """
+
+    def whole(location: AnyLocation) -> torch.Tensor:
+        held = torch.empty(count, dtype=torch_dtype(location.dtype), device=place.device)
+        staging = Staging(files, place)
+        with place.active():
+            for first in range(0, count, _HOLDING):
+                size = min(_HOLDING, count - first)
+                held[first : first + size] = staging.read([location], first, size)[0]
+        return held
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        held = list(pool.map(whole, locations))
+    place.wait()
+    return held
 
 
 def held_views(

@@ -302,7 +302,7 @@ class _Planner:
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
             memory=workspace_bytes(tasks, self.settings["device"]),
             check_memory=check_bytes(tasks),
-            torch=needs_torch(tasks),
+            torch=needs_torch(tasks, self.settings["device"]),
         )
 
     def _path(self, key: FileKey) -> str:

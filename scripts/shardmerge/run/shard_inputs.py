@@ -33,7 +33,7 @@ class ShardInputs:
 
 
 def shard_inputs(
-    digest: str, sources: Sequence[Path], deltas: Sequence[Path], *, on_cpu: bool = True
+    digest: str, sources: Sequence[Path], deltas: Sequence[Path], *, device: str = "cpu"
 ) -> ShardInputs:
     """Return a shard's inputs; a job that computes with torch goes on in the process that has it.
 
@@ -41,14 +41,15 @@ def shard_inputs(
         digest: Of the specification.
         sources: Files of the sources, in the specification's order.
         deltas: Files of stored task vectors.
-        on_cpu: Whether it is computed here and not on a card, whose memory no process shares.
+        device: Where the shard is computed. What is forked from the process that has torch may use
+            a card, as long as that process itself has not.
 
     Raises:
         UserError: If there is no such specification, or it needs other files.
     """
     spec = load_spec(digest)
     stored = stored_deltas(spec, deltas)
-    if on_cpu and needs_torch(make_tasks(spec, stored)):
+    if needs_torch(make_tasks(spec, stored), device):
         delegate(TORCH)
     files = spec.required_files(stored)
     if len(files) != len(sources):

@@ -24,10 +24,10 @@ def spans(count: int, step: int = BLOCK) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of tiles of at most BLOCK elements that cover a matrix in row-major order."""
-    for row in spans(rows, max(1, BLOCK // max(columns, 1))):
-        for column in spans(columns):
+def tiles(rows: int, columns: int, step: int = BLOCK) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of tiles of at most ``step`` elements that cover a matrix in row-major order."""
+    for row in spans(rows, max(1, step // max(columns, 1))):
+        for column in spans(columns, step):
             yield row, column
 
 
@@ -43,24 +43,34 @@ def tree_sum(x: torch.Tensor) -> torch.Tensor:
     return x[..., 0].clone()
 
 
-def row_sums(function: Tiles, rows: int, columns: int) -> torch.Tensor:
+def row_sums(function: Tiles, rows: int, columns: int, step: int = BLOCK) -> torch.Tensor:
     """Return the sums over the rows of matrices that are computed tile by tile.
 
     Args:
         function: Yields k fresh float64 tiles, one for each matrix.
         rows, columns: Shape of each matrix; both at least 1.
+        step: Elements of a tile at most, a multiple of BLOCK; it changes no bit.
 
     Returns:
         float64 tensor [k, rows] on the CPU.
     """
     done: list[torch.Tensor] = []
     parts: list[torch.Tensor] = []
-    for row, column in tiles(rows, columns):
-        parts.append(torch.stack([tree_sum(tile) for tile in function(row, column)]))
+    for row, column in tiles(rows, columns, step):
+        parts.append(torch.stack([_block_sums(tile) for tile in function(row, column)]))
         if column.stop == columns:
-            done.append(tree_sum(torch.stack(parts, dim=-1)).cpu())
+            done.append(tree_sum(torch.cat(parts, dim=-1)).cpu())
             parts = []
     return torch.cat(done, dim=1)
+
+
+def _block_sums(tile: torch.Tensor) -> torch.Tensor:
+    """Return the sums over each BLOCK elements of a tile's rows, [rows, blocks]."""
+    full = tile.shape[1] // BLOCK * BLOCK
+    sums = [tree_sum(tile[:, :full].unflatten(1, (-1, BLOCK)))] if full else []
+    if full < tile.shape[1]:
+        sums.append(tree_sum(tile[:, full:])[:, None])
+    return torch.cat(sums, dim=1)
 
 
 def totals(function: Callable[[slice], Iterable[torch.Tensor]], count: int) -> list[float]:

@@ -138,35 +138,29 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
     return out.view(group.tensors[0].shape)
 
 
-def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs) -> Any:
+def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int = BLOCK) -> Any:
     """Return what a pass over some elements' tensors wants to know.
 
     Args:
         wanted: What it asks for.
         shape: Of the tensors, which have elements.
         read: Reads elements.
+        step: Elements that are read at a time, a multiple of BLOCK; it changes no bit.
     """
     match wanted:
         case Sums(function, axis):
-            return _sums(function, axis, shape, read)
+            return _sums(function, axis, shape, read, step)
         case Counts(function):
-            return _counts(function, shape, read)
+            return _counts(function, shape, read, step)
         case Bands(function, ranks):
-            return _bands(function, ranks, shape, read)
+            return _bands(function, ranks, shape, read, step)
         case Maxima(function, axis):
-            return _maxima(function, axis, shape, read)
+            return _maxima(function, axis, shape, read, step)
         case OrderStatistics(function, ranks):
-            keys = _order_statistics(function, ranks, shape, read)
+            keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
         case RowRanks(function, by_torch):
-
-            def values(k: int, first: int, count: int) -> np.ndarray:
-                elements = TorchElements(read(first, count), shape, first)
-                return function(elements)[k].float().cpu().numpy()
-
-            made = function(TorchElements(read(0, 1), shape, 0))
-            ranks = partial(torch_ranks, dtype=made[0].dtype) if by_torch else None
-            return [RanksInRows(partial(values, k), shape, ranks) for k in range(len(made))]
+            return _row_ranks(function, by_torch, shape, read, step)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -174,7 +168,9 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs) -> Any:
     raise TypeError(f"not known to passes: {wanted!r}")
 
 
-def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
+def _sums(
+    function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs, step: int
+) -> np.ndarray:
     rows, columns = vectors(shape, axis)
     strided = along_first(shape, axis)
 
@@ -190,7 +186,7 @@ def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs
         values = function(TorchElements(tensors, shape, first))
         return (value.clone().view(size, -1) for value in values)
 
-    return row_sums(tiles, rows, columns).numpy()
+    return row_sums(tiles, rows, columns, step).numpy()
 
 
 def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> list:
@@ -205,6 +201,30 @@ def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> li
     return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
 
 
+def _row_ranks(
+    function: Callable, by_torch: bool, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[RanksInRows]:
+    def values(k: int, first: int, count: int) -> np.ndarray:
+        elements = TorchElements(read(first, count), shape, first)
+        return function(elements)[k].float().cpu().numpy()
+
+    made = function(TorchElements(read(0, 1), shape, 0))
+    ranks = None
+    if by_torch:
+        ranks = partial(torch_ranks, dtype=made[0].dtype)
+    elif made[0].device.type != "cpu":
+        ranks = partial(_stable_ranks, device=made[0].device)
+    return [RanksInRows(partial(values, k), shape, ranks, step) for k in range(len(made))]
+
+
+def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
+    """Return what ``ranks_along`` does, sorted by an accelerator."""
+    keys = torch.from_numpy(values.view(np.int32)).to(device).long() & 0xFFFFFFFF
+    order = keys.argsort(dim=1, stable=True)
+    steps = torch.arange(values.shape[1], device=device).view(1, -1, 1).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, steps).cpu().numpy()
+
+
 def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Return the ranks along the second dimension by torch's sort of values of a type."""
     order = torch.from_numpy(values).to(dtype).argsort(dim=1)
@@ -212,13 +232,15 @@ def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return torch.empty_like(order).scatter_(1, order, steps).numpy()
 
 
-def _maxima(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
+def _maxima(
+    function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs, step: int
+) -> np.ndarray:
     rows, columns = vectors(shape, axis)
     found = []
-    for row in spans(rows, max(1, BLOCK // columns)):
+    for row in spans(rows, max(1, step // columns)):
         first, size = row.start * columns, row.stop - row.start
         best: list[torch.Tensor] = []
-        for column in spans(columns):
+        for column in spans(columns, step):
             length = column.stop - column.start
             at = first + column.start
             values = function(TorchElements(read(at, size * length), shape, at))
@@ -229,13 +251,13 @@ def _maxima(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInpu
 
 
 def _bands(
-    function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: ReadInputs
+    function: Callable, ranks: Sequence[Ranks], shape: Sequence[int], read: ReadInputs, step: int
 ) -> list[KeyBand]:
     _, count = vectors(shape, "all")
     bits = torch.finfo(read(0, 1)[0].dtype).bits
 
     def blocks() -> Iterator[tuple[int, list[torch.Tensor]]]:
-        for span in spans(count):
+        for span in spans(count, step):
             parts = read(span.start, span.stop - span.start)
             yield (
                 span.start,
@@ -255,12 +277,12 @@ def _bands(
 
 
 def _order_statistics(
-    function: Callable, ranks: Sequence[int], shape: Sequence[int], read: ReadInputs
+    function: Callable, ranks: Sequence[int], shape: Sequence[int], read: ReadInputs, step: int
 ) -> list[int]:
     _, count = vectors(shape, "all")
 
     def keys() -> Iterator[list[torch.Tensor]]:
-        for span in spans(count):
+        for span in spans(count, step):
             parts = read(span.start, span.stop - span.start)
             yield [sort_keys(function(TorchElements(parts, shape, span.start)))]
 
@@ -273,19 +295,20 @@ def _histograms(
     shift: int,
     pairs: Sequence[tuple[int, int]],
 ) -> list[np.ndarray]:
-    tables = [torch.zeros(1 << 16, dtype=torch.int64) for _ in pairs]
+    tables: list[torch.Tensor] = []
     for values in keys():
+        tables = tables or [values[0].new_zeros(1 << 16) for _ in pairs]
         for table, (k, prefix) in zip(tables, pairs, strict=True):
             there = values[k][values[k] >> (shift + 16) == prefix]
             digits = (there >> shift) & ((1 << 16) - 1)
-            table += torch.bincount(digits, minlength=1 << 16).cpu()
-    return [table.numpy() for table in tables]
+            table += torch.bincount(digits, minlength=1 << 16)
+    return [table.cpu().numpy() for table in tables]
 
 
-def _counts(function: Callable, shape: Sequence[int], read: ReadInputs) -> list[int]:
+def _counts(function: Callable, shape: Sequence[int], read: ReadInputs, step: int) -> list[int]:
     _, count = vectors(shape, "all")
     found: list[int] = []
-    for span in spans(count):
+    for span in spans(count, step):
         masks = function(TorchElements(read(span.start, span.stop - span.start), shape, span.start))
         more = [int(mask.sum()) for mask in masks]
         found = [a + b for a, b in zip(found, more, strict=True)] if found else more
