@@ -206,7 +206,9 @@ def _row_ranks(
 ) -> list[RanksInRows]:
     def values(k: int, first: int, count: int) -> np.ndarray:
         elements = TorchElements(read(first, count), shape, first)
-        return function(elements)[k].float().cpu().numpy()
+        found = function(elements)[k]
+        # numpy has no bfloat16
+        return (found.float() if found.itemsize == 2 else found).cpu().numpy()
 
     made = function(TorchElements(read(0, 1), shape, 0))
     ranks = None
@@ -219,7 +221,8 @@ def _row_ranks(
 
 def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
     """Return what ``ranks_along`` does, sorted by an accelerator."""
-    keys = torch.from_numpy(values.view(np.int32)).to(device).long() & 0xFFFFFFFF
+    keys = torch.from_numpy(values.view(f"i{values.itemsize}")).to(device)
+    keys = keys & torch.iinfo(keys.dtype).max  # NaN may have a sign
     order = keys.argsort(dim=1, stable=True)
     steps = torch.arange(values.shape[1], device=device).view(1, -1, 1).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, steps).cpu().numpy()
