@@ -1,4 +1,4 @@
-"""Write the index that tells which shard holds which tensor."""
+"""Write an index that tells which shard holds which tensor."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from shardmerge.run.cli import claim, run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
+    parser.add_argument("--index", required=True, help="its name within the model's folder")
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
     claim(args.output)
 
-    write_text(args.output, index_text(make_index(load_description(args.build))))
+    index = make_index(load_description(args.build), args.index)
+    write_text(args.output, index_text(index))
 
 
 if __name__ == "__main__":

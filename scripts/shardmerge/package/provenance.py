@@ -14,7 +14,7 @@ from shardmerge.base import forms
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
-from shardmerge.package.index import name_within
+from shardmerge.package.index import CHECKPOINT, name_within
 from shardmerge.package.known import with_states
 from shardmerge.plan.description import BuildDescription, DescribedShard, RecipeFile, StageText
 from shardmerge.plan.records import MergeRecord, VerifyRecord
@@ -76,6 +76,7 @@ def make_provenance(
         "numerics": description.numerics,
         **({"seeds": forms.written(description.seeds)} if description.seeds else {}),
         **_decoded(description, names),
+        **({CHECKPOINT: True} if description.checkpoint else {}),
         "dtype": description.dtype,
         "reference": names.get(description.reference, description.reference),
         "tokenizer": names.get(description.tokenizer, description.tokenizer),

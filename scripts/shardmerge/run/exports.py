@@ -61,7 +61,7 @@ class Exports:
         """Return what shows that every export is made, checked and packaged."""
         return [
             self.paths.export(name, form.name, CHECKSUMS)
-            for name in self.plan.models
+            for name in self.plan.loadable
             for form in self.forms()
         ]
 
@@ -83,7 +83,7 @@ class Exports:
         """Return the receipts of the uploads of all exports."""
         return [
             self.paths.export_receipt(name, form.name)
-            for name in self.plan.models
+            for name in self.plan.loadable
             for form in self.forms()
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError
@@ -11,9 +12,15 @@ from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import parse_object
 from shardmerge.base.identities import Identities
 from shardmerge.recipe.references import Reference
+from shardmerge.sources.any_checkpoint import (
+    checkpoint_files,
+    checkpoint_table,
+    checkpoint_weights,
+)
 from shardmerge.sources.checkpoint_files import (
     CONFIG,
     DOWNLOAD,
+    DOWNLOAD_FILE,
     FIND,
     INDEX,
     adapter_files,
@@ -26,7 +33,7 @@ from shardmerge.sources.checkpoint_files import (
 )
 from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.local import FolderStore
-from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.lock import LockedSource, LockedTensor
 from shardmerge.sources.store import Store, StoreContext
 
 
@@ -35,13 +42,13 @@ def lock_source(store: Store, role: str) -> LockedSource:
 
     Args:
         store: Where it lies.
-        role: ``model`` or ``adapter``.
+        role: ``model``, ``adapter`` or ``checkpoint``.
 
     Raises:
         UserError: If it cannot be had, is not such a thing in safetensors files, or its index and
             files disagree.
     """
-    return _lock_adapter(store) if role == "adapter" else _lock_model(store)
+    return _LOCKED_BY[role](store)
 
 
 def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedSource:
@@ -95,6 +102,21 @@ def _lock_adapter(store: Store) -> LockedSource:
     return _locked(store, "adapter", names[0], names, names[1:], None)
 
 
+def _lock_checkpoint(store: Store) -> LockedSource:
+    names, pickled = store.names(), store.pickled or DOWNLOAD_FILE
+    weights = checkpoint_weights(names, lambda name: _json(store, name), store.where, pickled)
+    tensors = checkpoint_table(store.headers(weights), store.where)
+    return _made(store, "checkpoint", {}, checkpoint_files(names, weights), tensors)
+
+
+#: Who locks what by its role in a recipe.
+_LOCKED_BY = {"model": _lock_model, "adapter": _lock_adapter, "checkpoint": _lock_checkpoint}
+
+
+def _json(store: Store, name: str) -> Any:
+    return parse_object(_text(store, name), store.told_of(name))
+
+
 def _weight_map(store: Store) -> dict[str, str]:
     text = _text(store, INDEX)
     return parse_weight_map(parse_object(text, store.told_of(INDEX)), store.where, text=text)
@@ -109,12 +131,22 @@ def _locked(
     weight_map: Mapping[str, str] | None,
 ) -> LockedSource:
     tensors = tensor_table(store.headers(weights), weight_map, store.where)
+    return _made(store, role, _json(store, config), names, tensors)
+
+
+def _made(
+    store: Store,
+    role: str,
+    config: Mapping[str, Any],
+    names: list[str],
+    tensors: Mapping[str, LockedTensor],
+) -> LockedSource:
     files = {safe_name(name, None, store.where): store.identity(name) for name in names}
     store.context.identities.save()
     return LockedSource(
         store.kind,
         *store.origin(),
-        config=parse_object(_text(store, config), store.told_of(config)),
+        config=config,
         files=files,
         tensors=tensors,
         role=role,

@@ -80,6 +80,11 @@ class Store(ABC):
         """Whether a location is one of this kind, as far as that shows without the network."""
 
     @classmethod
+    def pins(cls, repo: str) -> bool:
+        """Whether a lock of this kind may have a value as the ``repo`` of its origin."""
+        return cls.claims(repo)
+
+    @classmethod
     @abstractmethod
     def told(cls, origin: Origin) -> str:
         """Return in words, for the middle of a sentence, where a source of this kind is from."""
