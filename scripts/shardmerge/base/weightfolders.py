@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 #: Names of such folders: a number and a kind, below a router with the route in front.
 FOLDER = r"(?:[a-z]+_)?[0-9]{1,3}_[A-Za-z0-9_]{1,60}"
 FOLDER_WEIGHTS = "model.safetensors"
 FOLDER_PICKLE = "pytorch_model.bin"
 #: Names of the folders that the files of a result may lie in, as a pattern: those of checkpoints.
-COMPONENT = r"(?!(?:model|records|checks|updates|factors)/)[A-Za-z0-9][A-Za-z0-9_]{0,63}"
+COMPONENT = r"(?!(?:model|records|checks)/)[A-Za-z0-9][A-Za-z0-9_]{0,63}"
+#: Folders of a result that hold its shards, and records about them.
+_HOLDING = ("model", "records", "checks")
 #: What weight files are called, less the number of a shard: by transformers, by diffusers.
 STEMS = ("model", "diffusion_pytorch_model")
 #: What an index of them is called behind that.
@@ -89,5 +91,11 @@ def shard_name(path: object) -> str:
         path: Of the shard, or of a record about it, which lies likewise.
     """
     place = PurePosixPath(str(path))
-    folder = place.parent.name if is_component(place.parent.name) else ""
-    return in_folder(folder, f"{place.stem}.safetensors")
+    return in_folder(folder_below(place), f"{place.stem}.safetensors")
+
+
+def folder_below(path: PurePath) -> str:
+    """Return the folder of a model that a shard, or a record about it, lies in; "" if in none."""
+    name = path.parent.name
+    within = is_component(name) and path.parent.parent.name in _HOLDING
+    return name if within or is_folder(name) else ""

@@ -140,9 +140,9 @@ def _what(description: BuildDescription) -> str:
     if description.files:
         copied = f" The {plural(len(description.files), 'other file')} are those of the base."
     return (
-        f"A checkpoint of {tensors} in {files}, merged by the names of its tensors, which are as "
-        f"they were in its sources. What loads these loads it.{copied} Every tensor was verified; "
-        "whether a program makes sense of them was not tried.\n"
+        f"A checkpoint of {tensors} in {files}. Tensors were merged by their names, which are as "
+        f"in the sources, so that the same programs load it.{copied} Every tensor was verified. No "
+        "program was tried on it.\n"
     )
 
 
@@ -159,16 +159,15 @@ def _how(description: BuildDescription) -> str:
     steps = ", then ".join(f"{code(s.method)} ({code(s.name)})" for s in stages)
     dtype = description.dtype or "each tensor's own type"
     return (
-        f"Merged by shardmerge {__version__} from "
-        f"{plural(len(description.sources), _kind(description))} in {plural(len(stages), 'stage')}: "
-        f"{steps}. {_NUMERICS[description.numerics]} to {dtype}. The file "
-        "`provenance.json` tells the content of every file that went in and, but for this card "
-        "and its picture, came out.\n"
+        f"Merged by shardmerge {__version__} from {_count(description)} in "
+        f"{plural(len(stages), 'stage')}: {steps}. {_NUMERICS[description.numerics]} to {dtype}. "
+        "The file `provenance.json` tells the content of every file that went in and, but for this "
+        "card and its picture, came out.\n"
     )
 
 
-def _kind(description: BuildDescription) -> str:
-    return "checkpoint" if description.checkpoint else "model"
+def _count(description: BuildDescription) -> str:
+    return plural(len(description.sources), "checkpoint" if description.checkpoint else "model")
 
 
 def _sources(description: BuildDescription) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -133,8 +134,9 @@ def _check_whole(folder: Path, names: set[str]) -> None:
 
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of any kind, as its provenance tells."""
-    path = folder / PROVENANCE
-    return path.is_file() and load_json(path).get(CHECKPOINT) is True
+    with contextlib.suppress(UserError):  # of a model it is not looked at
+        return load_json(folder / PROVENANCE).get(CHECKPOINT) is True
+    return False
 
 
 def _listed(folder: Path) -> set[str]:

@@ -40,4 +40,6 @@ def _told(tensors: Sequence[str]) -> str:
     """Return tensors as the beginning of a sentence about where they are."""
     names = ", ".join(map(repr, tensors[:_NAMED]))
     more = ", ..." if len(tensors) > _NAMED else ""
-    return f"{plural(len(tensors), 'tensor')} ({names}{more}) {'is' if len(tensors) == 1 else 'are'}"
+    return (
+        f"{plural(len(tensors), 'tensor')} ({names}{more}) {'is' if len(tensors) == 1 else 'are'}"
+    )

@@ -81,9 +81,7 @@ def describe(
         stages=stage_texts(recipe, name),
         numerics=composer.numerics,
         dtype=DTYPES[dtype].name if dtype else None,
-        config={}
-        if checkpoint
-        else config_changes(composer, name) | config_values(composer, name),
+        config={} if checkpoint else config_changes(composer, name) | config_values(composer, name),
         reference=composer.reference_source(name),
         tokenizer=tokenizer.source,
         tokens=tokenizer,

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.base.weightfolders import in_folder, is_component
+from shardmerge.base.weightfolders import folder_below, in_folder
 
 #: A model's file of the hashes of all its other files.
 CHECKSUMS = "SHA256SUMS"
@@ -113,13 +113,13 @@ def check_record_path(shard: str | os.PathLike[str]) -> str:
 def record_of_check(check: str | os.PathLike[str]) -> str:
     """Return the path of the record of the shard that a check is of."""
     check = Path(check)
-    below = check.parent.name if is_component(check.parent.name) else ""
+    below = folder_below(check)
     parent = check.parent.parent.parent if below else check.parent.parent
     return f"{parent}/records/{in_folder(below, check.name)}"
 
 
 def _about(shard: Path, folder: str) -> str:
-    below = shard.parent.name if is_component(shard.parent.name) else ""
+    below = folder_below(shard)
     parent = shard.parent.parent if below else shard.parent
     parent = parent.parent if parent.name == "model" else parent
     return f"{parent}/{folder}/{in_folder(below, shard.stem)}.json"

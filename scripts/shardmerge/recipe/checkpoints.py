@@ -1,4 +1,4 @@
-"""Documents that merge checkpoints of any kind, as mergekit-pytorch does: by tensors' names alone."""
+"""Documents that merge checkpoints of any kind, by their tensors' names: as mergekit-pytorch."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def _asked(table: Mapping[str, Node]) -> str:
         return TENSORS[0]
     if node.value not in TENSORS:
         raise node.error(
-            f"`tensors` must be {', '.join(f'`{one}`' for one in TENSORS[:-1])} or "
-            f"`{TENSORS[-1]}`",
+            f"`tensors` must be {', '.join(f'`{one}`' for one in TENSORS[:-1])} or `{TENSORS[-1]}`",
             did_you_mean(str(node.value), TENSORS),
         )
     return node.value

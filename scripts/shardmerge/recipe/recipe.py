@@ -284,8 +284,8 @@ def _check_kinds(stages: Mapping[str, Stage]) -> None:
             for other in others:
                 if bool(other.tensors) != bool(stage.tensors):
                     raise UserError(
-                        f"{model!r} is a checkpoint for one document, which merges tensors by their "
-                        f"names alone, and a model for the other ({other.where})",
+                        f"{model!r} is a checkpoint for one document, which merges tensors by "
+                        f"their names alone, and a model for the other ({other.where})",
                         stage.where,
                         "Write `tensors: same` into both documents, or into neither.",
                     )

@@ -214,9 +214,7 @@ def _file(
         _tensors(_table(file["tensors"], path), size, path, any_name)
 
 
-def _tensors(
-    table: Mapping[str, Any], size: int, path: tuple[str, ...], any_name: bool
-) -> None:
+def _tensors(table: Mapping[str, Any], size: int, path: tuple[str, ...], any_name: bool) -> None:
     ranges = []
     for name, row in table.items():
         where = (*path, name)
