@@ -57,7 +57,7 @@ def safe_tensor(name: str, where: str, *, any_name: bool = False) -> str:
     Args:
         name: From a header, an index or a lock.
         where: What to say in errors.
-        any_name: Whether it is of a checkpoint, whose names mean nothing.
+        any_name: Whether it may look as if it were of a folder: in a file of any kind.
 
     Raises:
         UserError: If it is empty, far too long, has characters that do not show, or the number of
@@ -104,9 +104,7 @@ def _unfit_tensor(name: str, any_name: bool) -> str | None:
         return f"of {len(name)} characters"
     if not is_printable(name):
         return "that has characters that do not show"
-    if any_name:
-        return None
-    if folder_of(name):
+    if folder_of(name) and not any_name:
         return f"as if it were of the folder {folder_of(name)!r}"
     if beyond := _BEYOND.search(name):
         layer = f"of layer {shortened(beyond[1])}"

@@ -37,22 +37,34 @@ _ENDING = ".safetensors"
 ReadJson = Callable[[str], object]
 
 
-def checkpoint_weights(
-    names: Collection[str], read: ReadJson, where: str, pickled: str
-) -> list[str]:
+def single_weights(names: Collection[str], where: str, pickled: str) -> list[str]:
+    """Return the file of a checkpoint that is one file.
+
+    Args:
+        names: That file.
+        where: What to say in errors.
+        pickled: What to do about a pickle.
+
+    Raises:
+        UserError: If it is no safetensors file.
+    """
+    (name,) = names
+    if not name.endswith(_ENDING):
+        raise UserError("is a pickle, which is never loaded here", where, pickled)
+    return [name]
+
+
+def checkpoint_weights(names: Collection[str], read: ReadJson, where: str) -> list[str]:
     """Return the safetensors files that make up a checkpoint, sorted.
 
     Args:
         names: All files of the source.
         read: Returns the content of an index.
         where: What to say in errors.
-        pickled: What to do about pickles.
 
     Raises:
         UserError: If there are none, or it is not clear which.
     """
-    if len(names) == 1 and not next(iter(names)).endswith(_ENDING):
-        raise UserError("is a pickle, which is never loaded here", where, pickled)
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, rest = name.rpartition("/")
@@ -60,7 +72,7 @@ def checkpoint_weights(
             folders.setdefault(folder, []).append(name)
     found = []
     for folder, files in sorted(folders.items()):
-        found += _of_folder(folder, files, names, read, where, pickled)
+        found += _of_folder(folder, files, names, read, where)
     if not found:
         raise UserError("has no safetensors files", where)
     return sorted(found)
@@ -79,7 +91,6 @@ def _of_folder(
     names: Collection[str],
     read: ReadJson,
     where: str,
-    pickled: str,
 ) -> list[str]:
     """Return the weight files of a folder: whole, else as an index says, else all at the top."""
     for stem in STEMS:
@@ -94,10 +105,14 @@ def _of_folder(
     weights = [name for name in files if name.endswith(_ENDING)]
     if not folder and weights:
         return weights
-    what = f"its folder {folder!r}" if folder else "it"
     if not weights:
-        hint = f"Name a pickle by itself, as `model: FOLDER/{files[0]}`. {pickled}"
-        raise UserError(f"has the weights of {what} only as pickles ({files[0]})", where, hint)
+        of = f" of its folder {folder!r}" if folder else ""
+        raise UserError(
+            f"has the weights{of} only as a pickle ({files[0]}), which is never loaded here",
+            where,
+            f"Name the pickle by itself, as `model: FOLDER/{files[0]}`, write `allow_pickle: true` "
+            "into the configuration and run `snakemake convert`.",
+        )
     wanted = " or ".join(f"{folder}/{stem}{_ENDING}" for stem in STEMS)
     raise UserError(
         f"has weights in its folder {folder!r}, but neither {wanted} nor an index of them",
@@ -125,12 +140,15 @@ def _is_text(name: str) -> bool:
     return file.endswith(TEXTS) or (not folder and file.startswith(LICENCES))
 
 
-def checkpoint_table(headers: Mapping[str, Header], where: str) -> dict[str, LockedTensor]:
+def checkpoint_table(
+    headers: Mapping[str, Header], where: str, *, alone: bool
+) -> dict[str, LockedTensor]:
     """Return all tensors of a checkpoint by name, sorted: those of components as ``FOLDER/TENSOR``.
 
     Args:
         headers: By file.
         where: What to say in errors.
+        alone: Whether a file is all of the checkpoint, whatever folder it is in.
 
     Raises:
         UserError: If two files have a tensor of the same name.
@@ -140,7 +158,7 @@ def checkpoint_table(headers: Mapping[str, Header], where: str) -> dict[str, Loc
         safe_name(file, None, where)
         for tensor, entry in header.tensors.items():
             safe_tensor(tensor, f"{where}/{file}", any_name=True)
-            full = in_folder(component_of(file), tensor)
+            full = in_folder("" if alone else component_of(file), tensor)
             if full in table:
                 raise UserError(
                     f"has tensor {tensor!r} both in {table[full].file} and in {file}",

@@ -95,6 +95,11 @@ class HubStore(Store):
         return Origin(self._repo, self.reference.revision, self._now.commit)
 
     @property
+    def is_one_file(self) -> bool:
+        """Whether a file of the repository is named."""
+        return self._file is not None
+
+    @property
     def _repo(self) -> str:
         return self.reference.path.partition(":")[0]
 

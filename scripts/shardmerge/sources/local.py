@@ -144,6 +144,11 @@ class FileStore(FolderStore):
         return "a file"
 
     @property
+    def is_one_file(self) -> bool:
+        """It is."""
+        return True
+
+    @property
     def where(self) -> str:
         """The checkpoint, and its file where that is called otherwise."""
         model = self.reference.model

@@ -11,8 +11,8 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import line_of, parse_object, read_text
 from shardmerge.base.identities import LockedFile
-from shardmerge.base.weightfolders import component_of, folder_of, in_folder, own_name
-from shardmerge.sources.lockschema import LockError, check_lock, told
+from shardmerge.base.weightfolders import in_folder, own_name
+from shardmerge.sources.lockschema import LockError, check_lock, folder_by_role, told
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import store_type
 from shardmerge.sources.tokenizer.vocabulary import Vocabulary
@@ -87,7 +87,7 @@ class LockedSource:
 
     def folder_of(self, file: str) -> str:
         """Return the folder with weights of its own that a file of it lies in, "" if none."""
-        return component_of(file) if self.role == "checkpoint" else folder_of(file)
+        return folder_by_role(self.role, self.files)(file)
 
     def has_contents_of(self, other: LockedSource) -> bool:
         """Whether two locks pin the same bytes of a model.
@@ -187,7 +187,7 @@ def _source_from_json(
     data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
 ) -> LockedSource:
     files, tensors = {}, {}
-    folder = component_of if data.get("role") == "checkpoint" else folder_of
+    folder = folder_by_role(data.get("role"), data["files"])
     for name, row in data["files"].items():
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")

@@ -16,6 +16,7 @@ from shardmerge.sources.any_checkpoint import (
     checkpoint_files,
     checkpoint_table,
     checkpoint_weights,
+    single_weights,
 )
 from shardmerge.sources.checkpoint_files import (
     CONFIG,
@@ -103,10 +104,14 @@ def _lock_adapter(store: Store) -> LockedSource:
 
 
 def _lock_checkpoint(store: Store) -> LockedSource:
-    names, pickled = store.names(), store.pickled or DOWNLOAD_FILE
-    weights = checkpoint_weights(names, lambda name: _json(store, name), store.where, pickled)
-    tensors = checkpoint_table(store.headers(weights), store.where)
-    return _made(store, "checkpoint", {}, checkpoint_files(names, weights), tensors)
+    names = store.names()
+    if store.is_one_file:
+        weights = single_weights(names, store.where, store.pickled or DOWNLOAD_FILE)
+    else:
+        weights = checkpoint_weights(names, lambda name: _json(store, name), store.where)
+    files = checkpoint_files(names, weights)
+    tensors = checkpoint_table(store.headers(weights), store.where, alone=len(files) == 1)
+    return _made(store, "checkpoint", {}, files, tensors)
 
 
 #: Who locks what by its role in a recipe.

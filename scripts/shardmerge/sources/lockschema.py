@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
@@ -78,6 +78,18 @@ def check_lock(data: Mapping[str, Any]) -> None:
         _source(_table(source, path), vocabularies, path)
 
 
+def folder_by_role(role: str | None, files: Collection[str]) -> Callable[[str], str]:
+    """Return what tells which folder with weights of its own a source's file lies in.
+
+    Args:
+        role: Of the source.
+        files: All its files; a checkpoint that is one file has no folders.
+    """
+    if role != "checkpoint":
+        return folder_of
+    return component_of if len(files) > 1 else lambda file: ""
+
+
 def told(path: tuple[str, ...]) -> str:
     """Return keys of a lock in words: ``model 'a/b', file 'x', tensor 'y', shape``."""
     if path[:1] == ("vocabularies",):
@@ -117,7 +129,7 @@ def _source(
     _unicode(config, (*path, "config"))
     files = _table(source.get("files"), (*path, "files"))
     wanted, any_name = _WANTED[role], role == "checkpoint"
-    folder = component_of if any_name else folder_of
+    folder = folder_by_role(role, files)
     if missing := [name for name in wanted if name not in files]:
         raise LockError(f"lacks {missing[0]}", (*path, "files"))
     seen: set[str] = set()

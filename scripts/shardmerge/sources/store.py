@@ -158,6 +158,11 @@ class Store(ABC):
             UserError: If it cannot be had, or has another content.
         """
 
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is a single file, which was asked for by its name."""
+        return False
+
     def read_now(self, name: str) -> bytes:
         """Return a small file of the source as it is now."""
         return self.read(name, self.identity(name), self.origin())
