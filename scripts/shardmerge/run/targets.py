@@ -475,6 +475,13 @@ class Targets:
         for sweep in sweeps if builds else ():
             for one in sweep.built:
                 build = builds[sweep.build(one.name)]
+                if build.checkpoint:
+                    raise UserError(
+                        "merges checkpoints by the names of their tensors, and lm-eval measures "
+                        "none of these",
+                        sweep.recipe,
+                        "Sweep over models, each a folder or repository with a config.json.",
+                    )
                 label, other = sweep.label(one.name), sweep.report_label(one.name)
                 made = replace(self._merged(build, label), options=options, half=sweep.half)
                 found[label] = replace(made, questions=one.questions)

@@ -33,7 +33,7 @@ from shardmerge.sources.checkpoint_files import (
     weight_files,
 )
 from shardmerge.sources.hub_store import HubStore
-from shardmerge.sources.local import FolderStore
+from shardmerge.sources.local import FileStore, FolderStore
 from shardmerge.sources.lock import LockedSource, LockedTensor
 from shardmerge.sources.store import Store, StoreContext
 
@@ -66,6 +66,13 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
 def lock_adapter(folder: Path, reference: str, identities: Identities) -> LockedSource:
     """Return the lock of a LoRA adapter in a local folder; arguments as of ``lock_folder``."""
     return lock_source(_folder(folder, reference, identities), "adapter")
+
+
+def lock_checkpoint(place: Path, reference: str, identities: Identities) -> LockedSource:
+    """Return the lock of a checkpoint: a file or a folder; arguments as of ``lock_folder``."""
+    kind = FileStore if place.is_file() else FolderStore
+    context = StoreContext(Path(), identities)
+    return lock_source(kind(str(place), Reference(reference), context), "checkpoint")
 
 
 def lock_hub(

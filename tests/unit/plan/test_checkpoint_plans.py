@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 
 from helpers.planned import described
 from shardmerge.base.errors import UserError
-from shardmerge.plan.decide import load_plan
+from shardmerge.plan.decide import decide, load_plan
 from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.settings import load_settings
+from shardmerge.report.explain import explain
 from shardmerge.run.targets import Targets
+from shardmerge.sweep.sweeps import read_sweeps
 
 STEM = "diffusion_pytorch_model"
 
@@ -229,3 +231,45 @@ def test_a_gap_in_norm_merge() -> None:
     Path("recipe.yaml").write_text(json.dumps(made))
     with pytest.raises(UserError, match="no norms are known"):
         plan_of(made, norm_merge={"out": "geometric"})
+
+
+class TestExplain:
+    def test_of_files_at_hand(self) -> None:
+        put("a.safetensors", u=(2,), v=(3,))
+        put("b.safetensors", u=(2,))
+        made = document("a.safetensors", "b.safetensors", tensors="intersection")
+        Path("recipe.yaml").write_text(json.dumps(made))
+        found = explain("recipe.yaml", {n: n for n in ("a.safetensors", "b.safetensors")})
+        assert list(found.models["out"].frame.cells) == ["u"]
+
+    def test_nothing_is_assumed_of_a_checkpoint(self) -> None:
+        Path("recipe.yaml").write_text(json.dumps(document("o/m:x.safetensors", "o/n", "o/p")))
+        with pytest.raises(UserError, match=r"nothing is known of the checkpoint 'o/m:x\.safet"):
+            explain("recipe.yaml", {})
+
+
+def test_float8_without_scales_is_refused() -> None:
+    for name in "ab":
+        put(f"{name}.safetensors", dtype=torch.float8_e4m3fn, w=(4,))
+    assert "F8_E4M3 in 'a.safetensors'" in refused(document("a.safetensors", "b.safetensors"))
+
+
+def test_a_sweep_measures_none() -> None:
+    for name in "ab":
+        put(f"{name}.safetensors", w=(2, 3))
+    made = document("a.safetensors", "b.safetensors")
+    made["parameters"] = {"weight": "${w}"}
+    for row in made["models"]:
+        del row["parameters"]
+    Path("template.yaml").write_text(json.dumps(made).replace('"${w}"', "${w}"))
+    sweep = {
+        "recipe": "template.yaml",
+        "space": {"w": [0.3, 0.4]},
+        "objectives": {"arc_easy": "maximize"},
+    }
+    settings = load_settings({"recipes": [], "sweep": sweep})
+    sweeps = read_sweeps(settings)
+    variants = [v for one in sweeps for v in one.variants("results")]
+    plan = decide(settings, variants, say=lambda line: None).plan
+    with pytest.raises(UserError, match="lm-eval measures none of these"):
+        Targets(settings, plan, sweeps)
