@@ -17,7 +17,7 @@ from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.settings import load_settings
 from shardmerge.report.explain import explain
 from shardmerge.run.targets import Targets
-from shardmerge.sweep.sweeps import read_sweeps
+from shardmerge.sweep.sweeps import read_sweeps, with_tasks
 
 STEM = "diffusion_pytorch_model"
 
@@ -262,13 +262,11 @@ def test_a_sweep_measures_none() -> None:
     for row in made["models"]:
         del row["parameters"]
     Path("template.yaml").write_text(json.dumps(made).replace('"${w}"', "${w}"))
-    sweep = {
-        "recipe": "template.yaml",
-        "space": {"w": [0.3, 0.4]},
-        "objectives": {"arc_easy": "maximize"},
-    }
-    settings = load_settings({"recipes": [], "sweep": sweep})
+    space = {"w": {"grid": [0.3, 0.4]}}
+    sweep = {"recipe": "template.yaml", "space": space, "objectives": {"b/acc": "maximize"}}
+    settings = load_settings({"sweep": sweep})
     sweeps = read_sweeps(settings)
+    settings = with_tasks(settings, sweeps)
     variants = [v for one in sweeps for v in one.variants("results")]
     plan = decide(settings, variants, say=lambda line: None).plan
     with pytest.raises(UserError, match="lm-eval measures none of these"):
