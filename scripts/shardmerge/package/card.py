@@ -21,7 +21,7 @@ from shardmerge.plan.description import BuildDescription, DescribedSource
 from shardmerge.plan.paths import PICTURE
 from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
-from shardmerge.sources.any_checkpoint import PIPELINE as PIPELINE_INDEX
+from shardmerge.sources.any_checkpoint import PIPELINE_INDEX
 from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.store import Origin
 

@@ -28,7 +28,7 @@ from shardmerge.sources.checkpoint_files import (
 from shardmerge.sources.lock import LockedTensor
 
 #: What tells that a folder is a diffusers pipeline, whose own files are other forms of the parts.
-PIPELINE = "model_index.json"
+PIPELINE_INDEX = "model_index.json"
 #: Files that are made anew beside a result, or are about the files of weights that were.
 _OWN = ("provenance.json", "conversion.json")
 _ENDING = ".safetensors"
@@ -82,7 +82,7 @@ def _counts(folder: str, file: str, names: Collection[str]) -> bool:
     """Whether a file of weights is of the checkpoint."""
     if file.startswith("."):
         return False
-    return PIPELINE not in names if not folder else "/" not in folder and is_component(folder)
+    return PIPELINE_INDEX not in names if not folder else "/" not in folder and is_component(folder)
 
 
 def _of_folder(
