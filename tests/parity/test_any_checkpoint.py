@@ -76,11 +76,11 @@ def load_folder_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def mergekit(document: dict[str, Any], mode: str = "same") -> dict[str, torch.Tensor]:
-    """Return what mergekit-pytorch makes of a document; it knows no key for the mode."""
+    """Return what mergekit-pytorch makes of a document; it passes over the key for the mode."""
     from mergekit.scripts.merge_raw_pytorch import SimpleLoaderCache, main
 
     SimpleLoaderCache._instance = None  # it keeps files of earlier runs, by path
-    Path("theirs.yaml").write_text(yaml.safe_dump(document))
+    Path("theirs.yaml").write_text(yaml.safe_dump(document | {"tensors": mode}))
     main.main(["theirs.yaml", "theirs", "--quiet", *FLAGS[mode]], standalone_mode=False)
     return load_folder(Path("theirs"))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import plural
 from shardmerge.compose.architecture.fused import FusedPart
-from shardmerge.compose.models import Model
+from shardmerge.compose.models import Model, Place
 from shardmerge.compose.parts import Assembly, Part, Piece
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.recipe.references import Reference
@@ -29,6 +30,30 @@ class CheckpointModel(StageModel):
     def folder(self, tensor: str) -> str:
         model, name = self.parts[tensor].lead
         return model.folder(name)
+
+    def place(self, tensor: str) -> Place:
+        """Return where a tensor stands: one that the lead lacks, behind the lead's last one."""
+        own, lead = super().place(tensor), self._lead
+        last = self._last.get(self.folder(tensor))
+        if tensor in lead.table or last is None:
+            return own
+        files, begin = last
+        return (own[0][0], *files), begin + own[1] + 1
+
+    @property
+    def _lead(self) -> Model:
+        """The model whose files the result follows."""
+        piece = next(iter(self.parts.values())).piece
+        return piece.models[piece.lead]
+
+    @cached_property
+    def _last(self) -> Mapping[str, Place]:
+        """Where the last tensor of each folder of the lead stands."""
+        found: dict[str, Place] = {}
+        for name in self._lead.table:
+            folder, place = self._lead.folder(name), self._lead.place(name)
+            found[folder] = max(found.get(folder, place), place)
+        return found
 
     def _assemble(self) -> Assembly:
         return assemble_by_name(self.stage, self.context.model)

@@ -44,7 +44,7 @@ def references(plan: Plan, models: Collection[str], wanted: str | None) -> dict[
         return dict.fromkeys(models, wanted)
     labels = folder_names(plan.sources, plan.models)
     found: dict[str, str | None] = {}
-    for name, build in plan.models.items():
+    for name, build in plan.loadable.items():
         description = load_description(build.digest)
         recipient = labels.get(description.reference)
         if recipient not in models:

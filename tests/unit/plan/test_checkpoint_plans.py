@@ -81,6 +81,17 @@ class TestFiles:
         assert (shards(build), build.files, build.indexes) == (["model.safetensors"], {}, [])
         assert build.checkpoint
 
+    def test_a_union_of_files_is_one_file(self) -> None:
+        """What the first file lacks stands behind its own tensors, not in a file of its own."""
+        put("a.safetensors", u=(2, 3), z=(1,))
+        put("b.safetensors", a=(4,), u=(2, 3), y=(2,))
+        put("c.safetensors", u=(2, 3), x=(5,))
+        made = document(*(f"{name}.safetensors" for name in "abc"), tensors="union")
+        assert shards(build_of(made)) == ["model.safetensors"]
+        description, _ = described(made)
+        names = list(description["shards"][0]["tensors"])
+        assert (names[:2], set(names[2:])) == (["u", "z"], {"a", "x", "y"})
+
     def test_a_pipeline_keeps_its_files_and_names(self) -> None:
         pipeline("a")
         pipeline("b")
