@@ -32,6 +32,11 @@ FIND = (
     f"a conversion waits there as a pull request. {DOWNLOAD}"
 )
 CONFIG = "config.json"
+#: What to do about a checkpoint that is no language model.
+BY_NAMES = (
+    "Write `tensors: same` into the document to merge it by the names of its tensors, if it is no "
+    "language model."
+)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 #: Beside the weights: configuration, tokenizer, templates, licence.
 TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
@@ -127,7 +132,7 @@ def _no_weights(names: set[str], where: str, pickled: str) -> UserError:
         )
     others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
     held = f" (it has {others[0]})" if others else ""
-    return UserError(f"has no {SINGLE} and no {INDEX}{held}", where)
+    return UserError(f"has no {SINGLE} and no {INDEX}{held}", where, BY_NAMES if held else None)
 
 
 def adapter_files(names: Iterable[str], where: str, pickled: str = DOWNLOAD) -> list[str]:

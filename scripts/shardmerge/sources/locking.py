@@ -19,6 +19,7 @@ from shardmerge.sources.any_checkpoint import (
     single_weights,
 )
 from shardmerge.sources.checkpoint_files import (
+    BY_NAMES,
     CONFIG,
     DOWNLOAD,
     DOWNLOAD_FILE,
@@ -100,7 +101,7 @@ def _lock_model(store: Store) -> LockedSource:
     weights = weight_files(names, weight_map, store.where, store.pickled or FIND)
     if CONFIG not in names:
         message = f"has no {CONFIG}, so what kind of model it is cannot be told"
-        raise UserError(message, store.where)
+        raise UserError(message, store.where, BY_NAMES)
     weights += folder_weights(names, store.where)
     return _locked(store, "model", CONFIG, model_files(names, weights), weights, weight_map)
 

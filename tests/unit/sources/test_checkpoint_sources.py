@@ -15,7 +15,11 @@ from helpers.hub_cases import write_weights
 from helpers.loopback_hub import LoopbackHub
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities
+from shardmerge.package.card import base_models
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.description import load_description
 from shardmerge.recipe.references import parse_reference
+from shardmerge.recipe.settings import load_settings
 from shardmerge.sources.hub import client
 from shardmerge.sources.lock import Lock, LockedSource
 from shardmerge.sources.locking import lock_source
@@ -179,6 +183,13 @@ class TestFolders:
         assert "has no safetensors files" in refused("m")
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "one.safetensors"])
+def test_a_checkpoint_in_place_of_a_model(file: str) -> None:
+    put(f"m/{file}")
+    with pytest.raises(UserError, match="Write `tensors: same` into the document"):
+        lock_source(store("m"), "model")
+
+
 class TestLocks:
     @pytest.fixture
     def lock(self) -> dict[str, Any]:
@@ -229,6 +240,23 @@ class TestHub:
         assert (found.kind, found.repo, found.revision) == ("hub", "o/p", None)
         assert list(found.files) == ["loras/a.safetensors"]
         assert list(found.tensors) == ["w"]
+
+    def test_it_is_fetched_and_merged_with_a_file_of_this_machine(
+        self, served: LoopbackHub
+    ) -> None:
+        put("mine.safetensors")
+        models = [
+            {"model": name, "parameters": {"weight": 0.5}}
+            for name in ("o/p:loras/a.safetensors", "mine.safetensors")
+        ]
+        Path("r.yaml").write_text(json.dumps({"merge_method": "linear", "models": models}))
+        plan = load_plan(load_settings({"recipes": ["r.yaml"]}), say=lambda line: None)
+        ((path, job),) = plan.fetches.items()
+        assert (job.repo, job.name) == ("o/p", "loras/a.safetensors")
+        assert plan.builds["r"].shards[0].sources == (path, "mine.safetensors")
+        description = load_description(plan.builds["r"].digest)
+        assert list(description.shards[0].tensors) == ["w"]
+        assert base_models(description) == ["o/p"]
 
     def test_at_a_revision(self, served: LoopbackHub) -> None:
         found = locked("o/p:loras/a.safetensors@main")
