@@ -252,7 +252,7 @@ class TestHub:
         Path("r.yaml").write_text(json.dumps({"merge_method": "linear", "models": models}))
         plan = load_plan(load_settings({"recipes": ["r.yaml"]}), say=lambda line: None)
         ((path, job),) = plan.fetches.items()
-        assert (job.repo, job.name) == ("o/p", "loras/a.safetensors")
+        assert (job.repo, job.file) == ("o/p", "loras/a.safetensors")
         assert plan.builds["r"].shards[0].sources == (path, "mine.safetensors")
         description = load_description(plan.builds["r"].digest)
         assert list(description.shards[0].tensors) == ["w"]
