@@ -63,7 +63,7 @@ rule write_index:
         build=lambda w: build(w).digest,
     shell:
         'python "$SCRIPTS"/write_index.py --build={params.build:q} --output={output:q}'
-        " --index={wildcards.index:q}.safetensors.index.json > {log:q} 2>&1"
+        " --stem={wildcards.index:q} > {log:q} 2>&1"
 
 
 rule write_tokenizer:

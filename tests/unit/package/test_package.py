@@ -118,7 +118,7 @@ class TestIndex:
         from safetensors.torch import load_file
 
         path = tmp_path / "index.json"
-        arguments = ("--build", built.build.digest, "--index", path.name, "--output", path)
+        arguments = ("--build", built.build.digest, "--stem", "model", "--output", path)
         run(monkeypatch, write_index, *arguments)
         index = json.loads(path.read_text())
         assert path.read_text() == json.dumps(index, indent=2, sort_keys=True) + "\n"
