@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmerge.base.files import sha256_of
 from shardmerge.base.pathnames import check_path
-from shardmerge.base.weightfolders import FOLDER
+from shardmerge.base.weightfolders import COMPONENT, STEMS
 from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
@@ -103,7 +103,19 @@ if HEAD and (TARGETS.measured or SWEEPS.sweeps):
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
     )
-COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
+COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files}
+
+
+def names_of(builds):
+    """Return a pattern of the names of builds."""
+    return "|".join(re.escape(made.name) for made in builds) or "(?!)"
+
+
+# Checkpoints of any kind are no models that transformers loads.
+CHECKPOINTS = names_of(made for made in PLAN.builds.values() if made.checkpoint)
+MODELS_ALONE = names_of(made for made in PLAN.builds.values() if not made.checkpoint)
+# A weight file, less the number of a shard.
+STEM = rf"({COMPONENT}/)?({'|'.join(STEMS)})"
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 # `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
 KEPT = update if SETTINGS["keep_sources"] else temp
@@ -136,7 +148,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)) or "(?!)",
-    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
+    shard=rf"{STEM}(-\d{{5}}-of-\d{{5}})?",
     adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
     updates=r"update(-\d{5}-of-\d{5})?",
     factors=r"factors(-\d{5}-of-\d{5})?",

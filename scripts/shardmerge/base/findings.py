@@ -39,7 +39,8 @@ CHECKS = {
     "missing-tensor": (
         "Tensors that only some of the blended models have. A bias is merged from those models "
         "alone. For a missing output embedding, a tied model's input embedding is taken, and the "
-        "result is untied."
+        "result is untied. Of checkpoints of any kind, tensors that a union merges from some of "
+        "them, and those that are not in the result."
     ),
     "mtp-layers": (
         "Layers for multi-token prediction (behind the last layer, or `mtp.*`) that cannot just be "

@@ -8,6 +8,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.architecture.text_part import has_other_parts
+from shardmerge.compose.by_name import CheckpointModel
 from shardmerge.compose.context import Context
 from shardmerge.compose.derived_model import ConfigChange, DerivedModel
 from shardmerge.compose.experts.choice import ExpertChoiceModel
@@ -98,7 +99,8 @@ class Composer(Context):
             return MixtureModel(self, stage)
         if stage.choice:
             return ExpertChoiceModel(self, stage)
-        return StageModel(self, stage, self.tokenizers.align)
+        kind = CheckpointModel if stage.tensors else StageModel
+        return kind(self, stage, self.tokenizers.align)
 
     def changes(self, stage: str) -> list[ConfigChange]:
         """Return how config.json of a stage differs from its source's, through other stages.

@@ -57,6 +57,8 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
     Raises:
         UserError: If they cannot be made from what the models have.
     """
+    if composer.recipe.stages[stage].tensors:
+        return TokenizerFiles({}, description={"source": composer.reference_source(stage)})
     where = composer.recipe.stages[stage].where
     tokenizer, template = _tokenizer(composer, stage), _template(composer, stage)
     source = composer.tokenizers.source_of(stage)

@@ -14,7 +14,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
-from shardmerge.base.weightfolders import folder_of, shard_name
+from shardmerge.base.weightfolders import indexes_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.files import use_plan
@@ -107,6 +107,7 @@ class Build:
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
         varied: Whether not all of its tensors are made of the same.
         trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
+        checkpoint: Whether it is a checkpoint of any kind, and no model that transformers loads.
     """
 
     name: str
@@ -117,11 +118,12 @@ class Build:
     statistics: tuple[str, ...] = ()
     varied: bool = False
     trial: bool = False
+    checkpoint: bool = False
 
     @property
-    def main_shards(self) -> tuple[ShardJob, ...]:
-        """The shards that an index names: not those of folders with weights of their own."""
-        return tuple(job for job in self.shards if not folder_of(shard_name(job.output)))
+    def indexes(self) -> list[str]:
+        """Names of the indexes, one for each folder that has several weight files."""
+        return indexes_of(shard_name(job.output) for job in self.shards)
 
     @property
     def bytes_written(self) -> int:
@@ -221,6 +223,11 @@ class Plan:
     def models(self) -> Mapping[str, Build]:
         """The models that were asked for by themselves."""
         return {name: build for name, build in self.builds.items() if not build.trial}
+
+    @cached_property
+    def loadable(self) -> Mapping[str, Build]:
+        """Those of them that transformers loads, and lm-eval measures: no other checkpoints."""
+        return {name: build for name, build in self.models.items() if not build.checkpoint}
 
     @cached_property
     def trials(self) -> Mapping[str, Build]:

@@ -21,7 +21,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.base.numerics import FLOAT32, Numerics
-from shardmerge.base.weightfolders import folder_of, in_folder
+from shardmerge.base.weightfolders import in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
@@ -214,7 +214,7 @@ class _Planner:
             names = sorted({t.file for t in self.locked[finetuned].tensors.values()})
             shards = dict(zip(names, shard_names(len(names), "delta"), strict=True))
             for file, deltas in sorted(files.items()):
-                table, of = self.locked[finetuned].tensors, folder_of(file)
+                table, of = self.locked[finetuned].tensors, self.locked[finetuned].folder_of(file)
                 deltas.sort(key=lambda d: table[in_folder(of, d.finetuned.tensor)].begin)
                 tensors = tuple(
                     OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
@@ -236,9 +236,18 @@ class _Planner:
         model = composer.model(Reference(stage))
         places = {t.name: model.place(t.name) for t in outputs}
         usual = _largest_file(self.locked[composer.reference_source(stage)])
-        shards = shards_of(outputs, places, self.settings.max_shard_size, usual)
+        checkpoint = composer.recipe.stages[stage].tensors is not None
+        shards = shards_of(
+            *(outputs, places, self.settings.max_shard_size, usual),
+            {t.name: model.folder(t.name) for t in outputs},
+            checkpoint=checkpoint,
+        )
         jobs = tuple(
-            self._job(self.paths.model_file(name, file), tuple(map(as_stored, tensors)), delta_path)
+            self._job(
+                self.paths.model_file(name, file),
+                tuple(as_stored(tensor, file) for tensor in tensors),
+                delta_path,
+            )
             for file, tensors in shards.items()
         )
         tokenizer = tokenizer_files(composer, stage)
@@ -264,6 +273,7 @@ class _Planner:
             statistics=worth_showing(t.expression for t in outputs),
             varied=description.varied,
             trial=composer.recipe.build is not None,
+            checkpoint=checkpoint,
         )
 
     def _job(

@@ -74,12 +74,14 @@ class Input:
         parameters: Settings by parameter name.
         layers: Half-open range of the model's layers, or None for all.
         where: File and line.
+        listed: Whether the recipe lists it, and does not name it as the base model alone.
     """
 
     model: Reference
     parameters: Mapping[str, Setting]
     layers: tuple[int, int] | None
     where: str
+    listed: bool = True
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,8 @@ class Stage:
         mixture: The mixture of experts that it assembles, or None.
         choice: The experts that it takes out of a mixture, or None.
         extraction: How its model becomes an adapter, or None where it makes a model.
+        tensors: Of a merge of checkpoints by the names of their tensors alone, which tensors the
+            result has (``TENSORS``); None where models are merged.
     """
 
     name: str
@@ -218,6 +222,7 @@ class Stage:
     choice: ExpertChoice | None = None
     extraction: Extraction | None = None
     other_modules: str | None = None
+    tensors: str | None = None
 
     @property
     def drops(self) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import line_of, parse_object, read_text
 from shardmerge.base.identities import LockedFile
-from shardmerge.base.weightfolders import folder_of, in_folder, own_name
-from shardmerge.sources.lockschema import LockError, check_lock, told
+from shardmerge.base.weightfolders import in_folder, own_name
+from shardmerge.sources.lockschema import LockError, check_lock, folder_by_role, told
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import store_type
 from shardmerge.sources.tokenizer.vocabulary import Vocabulary
@@ -43,7 +43,8 @@ class LockedSource:
         config: The model's config.json, parsed.
         files: By name: weights, config, tokenizer and all else of the model but pickles.
         tensors: By name, sorted.
-        role: ``model``, or ``adapter`` (then config is its adapter_config.json).
+        role: ``model``, ``adapter`` (then config is its adapter_config.json), or ``checkpoint``,
+            of which only tensors are known (config is empty).
         vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
             tokenizer); None where none did.
         chat_template: Its chat template ("" if it has none), likewise.
@@ -82,6 +83,10 @@ class LockedSource:
     def told(self) -> str:
         """Where it is from, in words for the middle of a sentence."""
         return self.store.told(self.origin)
+
+    def folder_of(self, file: str) -> str:
+        """Return the folder with weights of its own that a file of it lies in, "" if none."""
+        return folder_by_role(self.role, self.files)(file)
 
     def has_contents_of(self, other: LockedSource) -> bool:
         """Whether two locks pin the same bytes of a model.
@@ -161,7 +166,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         files[name] = {key: value for key, value in row.items() if value is not None}
     for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
         table = files[t.file].setdefault("tensors", {})
-        table[own_name(name)] = [t.dtype, list(t.shape), t.begin, t.end]
+        table[own_name(name, source.folder_of(t.file))] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
@@ -181,12 +186,13 @@ def _source_from_json(
     data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
 ) -> LockedSource:
     files, tensors = {}, {}
+    folder = folder_by_role(data.get("role"), data["files"])
     for name, row in data["files"].items():
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
         )
         for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
-            tensors[in_folder(folder_of(name), tensor)] = LockedTensor(
+            tensors[in_folder(folder(name), tensor)] = LockedTensor(
                 name, dtype, tuple(shape), begin, end
             )
     return LockedSource(
