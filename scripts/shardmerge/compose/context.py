@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shardmerge.base.numerics import Numerics
 from shardmerge.compose.hidden_states import HiddenStates
@@ -11,6 +11,9 @@ from shardmerge.compose.models import Model
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
+
+if TYPE_CHECKING:
+    from shardmerge.compose.transplants import Transplant
 
 
 class Context(Protocol):
@@ -23,6 +26,7 @@ class Context(Protocol):
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
         hidden: What jobs make of prompts, by (model, file) as expressions name it.
+        transplants: What jobs find out of tokens that a model lacks, likewise.
     """
 
     recipe: Recipe
@@ -31,6 +35,7 @@ class Context(Protocol):
     delta_dtype: str | None
     geometric: Collection[str]
     hidden: dict[tuple[str, str], HiddenStates]
+    transplants: dict[tuple[str, str], Transplant]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

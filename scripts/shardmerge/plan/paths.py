@@ -72,6 +72,10 @@ class Paths:
         """Return the path of what a model makes of prompts."""
         return f"{self.results}/hidden/{file}"
 
+    def transplant(self, file: str) -> str:
+        """Return the path of what rows of tokens that a model lacks are made of."""
+        return f"{self.results}/transplants/{file}"
+
     def adapter_file(self, name: str, file: str) -> str:
         """Return the path of a file of an adapter's folder."""
         return self.build(name, f"adapter/{file}")

@@ -1,0 +1,108 @@
+"""How tokens that a model lacks are made of its own rows: what a job is told that finds it out.
+
+Its result is a made source with two tensors, ``rows`` and ``weights``, which ``RowSums`` reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shardmerge.base import forms
+from shardmerge.base.digest import digest
+from shardmerge.base.forms import entry
+
+#: Changes when the job finds other rows or weights for the same specification.
+TRANSPLANT_VERSION = 1
+#: Stands in a table of rows where a sum has fewer terms than others.
+NO_ROW = -1
+#: Tensors of the file that the job writes.
+ROWS, WEIGHTS, ERRORS = "rows", "weights", "errors"
+#: Parts that a token may be split into at most.
+MOST_PARTS = 64
+
+#: Ways that look at a donor's embeddings, then one that looks at texts, then those without a job.
+BY_DONOR = ("omp", "common_interpolation")
+BY_TEXT = ("subword",)
+PLAIN = ("mean", "zero")
+#: How neighbours are weighted, how parts of a token are.
+NEIGHBOUR_WEIGHTS = ("distance_proportional", "barycentric", "least_squares")
+SUBWORD_METHODS = ("mean", "sum", "weighted_mean", "first_last")
+
+
+@dataclass(frozen=True)
+class DonorTensor:
+    """A donor's embedding.
+
+    Args:
+        identity: Of the content of its file.
+        tensor: Its name there.
+        dtype: safetensors code.
+        shape: [rows, width].
+        shared: Table of its rows of the tokens that both models have, ``algebra.rows``.
+        targets: Of its rows of the tokens that the model lacks.
+    """
+
+    identity: str = entry(forms.text)
+    tensor: str = entry(forms.text)
+    dtype: str = entry(forms.text)
+    shape: tuple[int, ...] = entry(forms.listed(forms.count))
+    shared: str = entry(forms.text)
+    targets: str = entry(forms.text)
+
+
+@dataclass(frozen=True)
+class TransplantSpec:
+    """All that determines which rows, and with what weights, make the tokens that a model lacks.
+
+    Args:
+        method: One of ``BY_DONOR`` or ``BY_TEXT``.
+        count: How many tokens there are.
+        most: How many rows one is made of at most.
+        limit: Rows of the model's embedding.
+        scale: What all weights are multiplied by.
+        head: Whether the rows are those of an output embedding.
+        own: Table of the model's rows of the tokens that both have, in the donor's order.
+        donor: The donor's embedding, where it is looked at.
+        cosine: Whether neighbours are those with the most similar direction.
+        weighting: How neighbours are weighted, or the parts of a token.
+        texts: Of the tokens, where these are looked at.
+        tokenizer: (name, identity) of the files that split them.
+    """
+
+    method: str = entry(forms.one_of(lambda: (*BY_DONOR, *BY_TEXT)))
+    count: int = entry(forms.count)
+    most: int = entry(forms.count)
+    limit: int = entry(forms.count)
+    scale: float = entry(forms.number, 1.0)
+    head: bool = entry(forms.truth, False)
+    own: str = entry(forms.text, "")
+    donor: DonorTensor | None = entry(forms.made_of(DonorTensor), None)
+    cosine: bool = entry(forms.truth, False)
+    weighting: str = entry(forms.text, "")
+    texts: tuple[str, ...] = entry(forms.listed(forms.text), ())
+    tokenizer: tuple[tuple[str, str], ...] = entry(
+        forms.listed(forms.row(forms.text, forms.text)), ()
+    )
+    version: int = entry(forms.count, default_factory=lambda: TRANSPLANT_VERSION)
+
+    @property
+    def digest(self) -> str:
+        """The job's identity, 64 hexadecimal digits."""
+        return digest([self.version, self.to_json()])
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the rows that are held, of both kinds of tokens, and of what is worked on."""
+        if self.donor is None:
+            return 200 * self.count + 16 * self.count * self.most
+        rows, width = self.donor.shape
+        return 4 * rows * width + 16 * self.count * self.most + 4 * WORK_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification as JSON-able data; ``forms.read`` inverts it."""
+        return forms.written(self)
+
+
+#: Bytes of one array that the job works on, such as the similarities of a batch of tokens.
+WORK_BYTES = 128 << 20
