@@ -9,12 +9,9 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from oracle import differing_bits, load_folder, run_shardmerge
-from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from oracle import load_folder, run_shardmerge
 
 from helpers.tiny_tokenizers import tokenized
-from shardmerge.base.files import load_json
 from shardmerge.check.shard import check_shard
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec

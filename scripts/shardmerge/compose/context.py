@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
 from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.models import Model
+from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
-
-if TYPE_CHECKING:
-    from shardmerge.compose.transplants import Transplant
 
 
 class Context(Protocol):

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from shardmerge.base.errors import UserError
 from shardmerge.compose.aligned_model import AlignedModel, vocabulary_rows
+from shardmerge.compose.approximator import Approximator, Party, role_of
 from shardmerge.compose.context import Context
 from shardmerge.compose.parts import Piece
 from shardmerge.compose.tokenizer.align import Alignment, Member
 from shardmerge.compose.tokenizer.combine import Tokenizer, union
 from shardmerge.compose.tokenizer.matching import Tokens
-from shardmerge.compose.transplants import Approximator, Party, role_of
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
 
