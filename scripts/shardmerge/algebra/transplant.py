@@ -21,13 +21,8 @@ ROWS, WEIGHTS, ERRORS = "rows", "weights", "errors"
 #: Parts that a token may be split into at most.
 MOST_PARTS = 64
 
-#: Ways that look at a donor's embeddings, then one that looks at texts, then those without a job.
-BY_DONOR = ("omp", "common_interpolation")
-BY_TEXT = ("subword",)
-PLAIN = ("mean", "zero")
-#: How neighbours are weighted, how parts of a token are.
-NEIGHBOUR_WEIGHTS = ("distance_proportional", "barycentric", "least_squares")
-SUBWORD_METHODS = ("mean", "sum", "weighted_mean", "first_last")
+#: Ways that look at a donor's embeddings, and those that look at texts.
+BY_DONOR, BY_TEXT = ("omp", "common_interpolation"), ("subword",)
 
 
 @dataclass(frozen=True)

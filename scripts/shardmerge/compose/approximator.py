@@ -18,7 +18,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import is_embedding, is_head
 from shardmerge.compose.context import Context
 from shardmerge.compose.models import Model
-from shardmerge.compose.tokenizer.matching import Tokens
+from shardmerge.compose.tokenizer.matching import ComparedTokens
 from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.stage import Approximation
 
@@ -42,7 +42,7 @@ class Party:
     """
 
     name: str
-    tokens: Tokens
+    tokens: ComparedTokens
     model: Model
     source: str | None
 
@@ -63,7 +63,7 @@ class Approximator:
         self,
         context: Context,
         settings: Approximation,
-        wanted: Tokens,
+        wanted: ComparedTokens,
         members: Sequence[Party],
         donors: Sequence[Party],
         role: str,

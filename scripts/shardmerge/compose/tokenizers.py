@@ -12,7 +12,7 @@ from shardmerge.compose.context import Context
 from shardmerge.compose.parts import Piece
 from shardmerge.compose.tokenizer.align import Alignment, Member
 from shardmerge.compose.tokenizer.combine import Tokenizer, union
-from shardmerge.compose.tokenizer.matching import Tokens
+from shardmerge.compose.tokenizer.matching import ComparedTokens
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
 
@@ -30,7 +30,7 @@ class StageTokenizers:
         self.templates: dict[str, str | None] = {}
         self._stages: dict[str, Tokenizer | None] = {}
         self._alignments: dict[tuple[str, int, tuple[int, ...], str], Alignment] = {}
-        self._compared: dict[tuple[int, str, int], Tokens] = {}
+        self._compared: dict[tuple[int, str, int], ComparedTokens] = {}
 
     def of(self, reference: Reference) -> Tokenizer | None:
         """Return the tokenizer of a source or of a stage's result; None if it has none."""
@@ -128,12 +128,12 @@ class StageTokenizers:
         source = found.source if found.is_original else None
         return Party(str(reference), self._tokens(found, rows), model, source)
 
-    def _tokens(self, tokenizer: Tokenizer, rows: int) -> Tokens:
+    def _tokens(self, tokenizer: Tokenizer, rows: int) -> ComparedTokens:
         """Return a tokenizer's tokens as they are compared; made once for all tensors."""
         key = (id(tokenizer.ids), tokenizer.source, rows)
         if key not in self._compared:
             special = self._context.lock.sources[tokenizer.source].special_tokens or {}
-            self._compared[key] = Tokens(tokenizer.ids, special, rows)
+            self._compared[key] = ComparedTokens(tokenizer.ids, special, rows)
         return self._compared[key]
 
     def _made(self, stage: Stage) -> Tokenizer | None:

@@ -11,7 +11,7 @@ from shardmerge.algebra.transplant import NO_ROW
 from shardmerge.base.errors import UserError
 
 
-class RowSums:
+class RowSummer:
     """Sums that are made in the order of the rows, so that no size of a band changes their bits.
 
     Args:

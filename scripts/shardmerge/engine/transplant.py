@@ -33,7 +33,7 @@ from shardmerge.engine.pursuit import neighbours, pursue
 
 
 @dataclass(frozen=True)
-class Terms:
+class RowTerms:
     """Of what rows are made.
 
     Args:
@@ -57,7 +57,7 @@ class Terms:
         return f"{count}; relative errors from {low:.3g} to {high:.3g}, median {middle:.3g}"
 
 
-def from_parts(spec: TransplantSpec, parts: Sequence[Sequence[int]]) -> Terms:
+def from_parts(spec: TransplantSpec, parts: Sequence[Sequence[int]]) -> RowTerms:
     """Return rows that are made of those of each token's parts.
 
     Args:
@@ -85,7 +85,7 @@ def from_parts(spec: TransplantSpec, parts: Sequence[Sequence[int]]) -> Terms:
         for place, part in enumerate(sorted(found)):
             rows[number, place] = part
             weights[number, place] = found[part] * spec.scale
-    return Terms(rows, weights)
+    return RowTerms(rows, weights)
 
 
 def _part_weights(spec: TransplantSpec, count: int) -> list[float]:
@@ -101,7 +101,9 @@ def _part_weights(spec: TransplantSpec, count: int) -> list[float]:
     return [one / sum(raw) for one in raw]
 
 
-def from_donor(spec: TransplantSpec, file: Path, *, threads: int = 1, device: str = "cpu") -> Terms:
+def from_donor(
+    spec: TransplantSpec, file: Path, *, threads: int = 1, device: str = "cpu"
+) -> RowTerms:
     """Return rows that are made of those of shared tokens as the donor's rows are.
 
     Args:
@@ -131,7 +133,7 @@ def from_donor(spec: TransplantSpec, file: Path, *, threads: int = 1, device: st
         chosen, factors = _found(spec, targets[these], points)
         errors[these] = _errors(targets[these], points, chosen, factors)
         _put(rows[these], weights[these], own[chosen.cpu()], factors.cpu() * spec.scale)
-    return Terms(rows, weights, errors)
+    return RowTerms(rows, weights, errors)
 
 
 def _found(
@@ -203,7 +205,7 @@ def _donor_rows(spec: TransplantSpec, file: Path, rows: Sequence[int]) -> torch.
     return found
 
 
-def write_terms(terms: Terms, output: Path) -> None:
+def write_terms(terms: RowTerms, output: Path) -> None:
     """Write a safetensors file with the tables that sums of rows are read from."""
     from safetensors.torch import save_file
 

@@ -31,7 +31,7 @@ from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
-from shardmerge.engine.row_sums import RowSums
+from shardmerge.engine.row_sums import RowSummer
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.kernels.execute import answered
 from shardmerge.methods.passes import Map, end_of
@@ -175,7 +175,7 @@ class Maker:
     def _row_sums(self, node: ex.RowSums) -> torch.Tensor:
         """Return weighted sums of an expression's rows, which pass by in their order."""
         tables = (self._value(part, None).view(part.shape) for part in (node.rows, node.weights))
-        sums = RowSums(*tables, node.operand.shape, torch_dtype(sum_dtype(node)))
+        sums = RowSummer(*tables, node.operand.shape, torch_dtype(sum_dtype(node)))
         read = self._blocks(node.operand, self._squares)
         for first, count in sums.bands(self._buffers.length):
             values = _filled(read(first * sums.width, count * sums.width), count * sums.width, None)

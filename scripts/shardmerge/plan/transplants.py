@@ -15,7 +15,7 @@ from shardmerge.plan.files import load_spec_json
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
 if TYPE_CHECKING:
-    from shardmerge.engine.transplant import Terms
+    from shardmerge.engine.transplant import RowTerms
 
 
 def load_transplant_spec(name: str) -> TransplantSpec:
@@ -32,7 +32,7 @@ def load_transplant_spec(name: str) -> TransplantSpec:
 
 def make_terms(
     spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
-) -> Terms:
+) -> RowTerms:
     """Return of which rows, and with what weights, the rows of a specification's tokens are made.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tokens of different tokenizers compared: by their text, by how a word begins, by what they do.
+"""ComparedTokens of different tokenizers compared: by their text, by how a word begins, by what they do.
 
 Byte-level tokenizers write ``Ġthe`` where others write ``▁the``, and each names its first token
 otherwise. Here both are one.
@@ -12,7 +12,7 @@ from functools import cached_property
 #: Marks of the beginning of a word.
 _BYTE_MARK, _PIECE_MARK = "Ġ", "▁"
 #: What a token is compared by: how it is matched, and a text.
-Key = tuple[str, str]
+TokenKey = tuple[str, str]
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -30,7 +30,7 @@ def _byte_alphabet() -> dict[str, int]:
 _BYTES = _byte_alphabet()
 
 
-class Tokens:
+class ComparedTokens:
     """A tokenizer's tokens as they are compared with those of another one.
 
     Args:
@@ -48,7 +48,7 @@ class Tokens:
         marks = [sum(t.startswith(mark) for t in ids) for mark in (_BYTE_MARK, _PIECE_MARK)]
         self._is_bytes = marks[0] >= marks[1]
 
-    def key(self, token: str) -> Key:
+    def key(self, token: str) -> TokenKey:
         """Return what a token is compared by."""
         mark = _BYTE_MARK if self._is_bytes else _PIECE_MARK
         if token.startswith(mark):
@@ -62,7 +62,7 @@ class Tokens:
         kind, text = self.key(token)
         return token if kind == "special" else f" {text}" if kind == "word" else text
 
-    def row(self, key: Key, *, prefix: bool = False, byte: bool = False) -> int | None:
+    def row(self, key: TokenKey, *, prefix: bool = False, byte: bool = False) -> int | None:
         """Return the row of a token that another tokenizer has, None if there is none.
 
         Args:
@@ -78,13 +78,13 @@ class Tokens:
         return found
 
     @cached_property
-    def _by_key(self) -> dict[Key, int]:
-        found: dict[Key, int] = {}
+    def _by_key(self) -> dict[TokenKey, int]:
+        found: dict[TokenKey, int] = {}
         for token, row in self.ids.items():
             found.setdefault(self.key(token), row)
         return found
 
-    def _byte(self, key: Key) -> int | None:
+    def _byte(self, key: TokenKey) -> int | None:
         kind, text = key
         if kind != "text":
             return None
@@ -109,7 +109,7 @@ class Tokens:
             return token
 
 
-def _prefixes(key: Key) -> Iterator[Key]:
+def _prefixes(key: TokenKey) -> Iterator[TokenKey]:
     """Yield what is left of a token without its end, the longest first; no blanks alone."""
     kind, text = key
     if kind == "special":
