@@ -1,4 +1,4 @@
-"""ComparedTokens of different tokenizers compared: by their text, by how a word begins, by what they do.
+"""Tokens of different tokenizers compared: by their text, by how a word begins, by what they do.
 
 Byte-level tokenizers write ``Ġthe`` where others write ``▁the``, and each names its first token
 otherwise. Here both are one.
