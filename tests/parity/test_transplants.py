@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 from oracle import load_folder, run_shardmerge
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from helpers.tiny_tokenizers import tokenized
 from shardmerge.check.shard import check_shard
+from shardmerge.engine.pursuit import pursue
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
 from shardmerge.recipe.settings import load_settings
@@ -131,3 +134,112 @@ def test_the_same_rows(
 ) -> None:
     made = ours(models, tmp_path, approximate, numerics)
     assert_close(made, theirs(models, tmp_path / "mergekit", *options))
+
+
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+HALF = {"dtype": torch.bfloat16}
+
+
+class TestTiedEmbeddings:
+    """Which tensors there are follows the model, whatever the donor has."""
+
+    OMP: ClassVar = {"method": "omp", "k": 5}
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_a_tied_donor(self, tmp_path: Path, numerics: str) -> None:
+        models = write_models(tmp_path, donor={"tied": True})
+        made = ours(models, tmp_path, self.OMP, numerics)
+        assert_close(made, theirs(models, tmp_path / "mergekit", "-k", "5"))
+        assert set(TABLES) <= set(made)
+
+    def test_a_tied_model(self, tmp_path: Path) -> None:
+        models = write_models(tmp_path, base={"tied": True})
+        made = ours(models, tmp_path, self.OMP)
+        assert_close(made, theirs(models, tmp_path / "mergekit", "-k", "5"))
+        assert TABLES[1] not in made
+
+    def test_both_tied(self, tmp_path: Path) -> None:
+        models = write_models(tmp_path, base={"tied": True}, donor={"tied": True})
+        made = ours(models, tmp_path, {"method": "subword"})
+        assert_close(made, theirs(models, tmp_path / "mergekit", "-a", "subword"))
+
+    def test_a_tied_model_that_stores_both(self, tmp_path: Path) -> None:
+        """They stay equal, though the donor's two tensors differ."""
+        models = write_models(tmp_path, base={"tied": True})
+        path = models[0] / "model.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | {TABLES[1]: tensors[TABLES[0]].clone()}, path, {"format": "pt"})
+        (models[0] / "model.safetensors.index.json").unlink(missing_ok=True)
+        made = ours(models, tmp_path, {"method": "omp", "k": 5})
+        assert torch.equal(made[TABLES[0]], made[TABLES[1]])
+
+
+@pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+def test_bfloat16(tmp_path: Path, numerics: str) -> None:
+    """Sums are rounded once, so that rows differ by no more than a unit in the last place."""
+    models = write_models(tmp_path, base=HALF, donor=HALF)
+    made = ours(models, tmp_path, {"method": "omp", "k": 5}, numerics)
+    wanted = theirs(models, tmp_path / "mergekit", "-k", "5")
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=2.0**-7, atol=1e-3, msg=name)
+
+
+class TestPursuit:
+    """Orthogonal matching pursuit beside mergekit's: the same points, the same error."""
+
+    @pytest.mark.parametrize(("count", "width", "k"), [(200, 64, 16), (60, 32, 32), (900, 48, 40)])
+    def test_points_and_error(self, count: int, width: int, k: int) -> None:
+        from mergekit.tokensurgeon import batch_omp
+
+        random = torch.Generator().manual_seed(count)
+        points = torch.randn(count, width, generator=random)
+        targets = torch.randn(50, width, generator=random)
+        chosen, weights = pursue(targets, points, k)
+        theirs_chosen, theirs_weights = batch_omp(targets, points, k)
+        shared = min(k, width // 2)  # what is left then is more than rounding
+        assert torch.equal(chosen[:, :shared], theirs_chosen[:, :shared])
+        errors = [
+            (torch.einsum("nk,nkd->nd", w.double(), points[c].double()) - targets).norm(dim=1)
+            for c, w in ((chosen, weights), (theirs_chosen, theirs_weights))
+        ]
+        torch.testing.assert_close(*errors, rtol=1e-3, atol=1e-3)
+
+
+class TestDivergences:
+    """What mergekit 0.1.5 does otherwise than its own help and comments say."""
+
+    def test_parts_are_weighted_from_the_other_end(
+        self, models: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """An input embedding is to be led by the last part, an output embedding by the first."""
+        how = {"method": "subword", "subword_method": "weighted_mean"}
+        made = ours(models, tmp_path, how)
+        other = theirs(models, tmp_path / "mergekit", "-a", "subword", "-s", "weighted_mean")
+        ids = AutoTokenizer.from_pretrained(models[1]).get_vocab()
+        own = AutoTokenizer.from_pretrained(models[0])
+        before = load_folder(models[0])
+        parts = own("dog", add_special_tokens=False)["input_ids"]
+        rising = torch.arange(1.0, len(parts) + 1)
+        for name, weights in zip(TABLES, (rising, rising.flip(0)), strict=True):
+            led = (weights[:, None] * before[name][parts]).sum(0) / weights.sum()
+            torch.testing.assert_close(made[name][ids["dog"]], led)
+            led = (weights.flip(0)[:, None] * before[name][parts]).sum(0) / weights.sum()
+            torch.testing.assert_close(other[name][ids["dog"]], led)
+
+    @pytest.mark.parametrize("where", ["embed", "lm_head"])
+    def test_matches_of_one_tensor_are_made_in_the_other(
+        self, models: tuple[Path, Path], tmp_path: Path, where: str
+    ) -> None:
+        made = ours(models, tmp_path, {"method": "zero", "prefix_match": where})
+        other = theirs(models, tmp_path / "mergekit", "-a", "zero", "--prefix-match", where)
+        row = AutoTokenizer.from_pretrained(models[1]).get_vocab()["dog"]
+        named = dict(zip(TABLES, ("embed", "lm_head"), strict=True))
+        for name in TABLES:
+            assert bool(made[name][row].any()) == (named[name] == where)
+            assert bool(other[name][row].any()) != (named[name] == where)
+
+    def test_sparse_token_basis_ends_with_an_error(
+        self, models: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        with pytest.raises(TypeError):
+            theirs(models, tmp_path / "mergekit", "-a", "stb")

@@ -216,6 +216,7 @@ class Recomputer:
     def _row_sums(self, node: ex.RowSums, runs: Runs) -> Estimate:
         code, count, parts = sum_dtype(node), count_of(runs), []
         value, error = np.zeros(count), np.zeros(count)
+        reached = np.zeros(count, bool)
         for term in terms_of_rows(node, self._read, runs):
             part = self._float32(node.operand, term.runs)
             parts.append(part)
@@ -223,7 +224,9 @@ class Recomputer:
             product, carried = term.weights * given, np.abs(term.weights) * carried
             rounded = rounded_error(product, carried, code)
             carried = np.where(np.abs(term.weights) == 1, carried, rounded)
-            sums = value[term.places] + product
+            # the first term as it is, so that -0 stays
+            sums = np.where(reached[term.places], value[term.places] + product, product)
+            reached[term.places] = True
             bound = rounded_error(sums, error[term.places] + carried, code)
             value[term.places], error[term.places] = sums, bound
         # What comes from an infinite source must be infinite or NaN itself.
