@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from shardmerge.base.errors import UserError
 from shardmerge.compose.aligned_model import AlignedModel, vocabulary_rows
-from shardmerge.compose.approximator import Approximator, Party, role_of
+from shardmerge.compose.approximator import EMBEDDING, Approximator, Party, role_of
 from shardmerge.compose.context import Context
 from shardmerge.compose.parts import Piece
 from shardmerge.compose.tokenizer.align import Alignment, Member
@@ -15,6 +15,25 @@ from shardmerge.compose.tokenizer.combine import Tokenizer, union
 from shardmerge.compose.tokenizer.matching import ComparedTokens
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Stage
+
+
+@dataclass(frozen=True)
+class MadeRows:
+    """What became of the tokens of a stage's tokenizer in one of its inputs.
+
+    Args:
+        stage: The stage.
+        model: The input, as the recipe names it.
+        method: How rows are made.
+        own: How many tokens it has a row for.
+        made: For how many others a row is made of its rows.
+    """
+
+    stage: str
+    model: str
+    method: str
+    own: int
+    made: int
 
 
 class StageTokenizers:
@@ -135,6 +154,24 @@ class StageTokenizers:
             special = self._context.lock.sources[tokenizer.source].special_tokens or {}
             self._compared[key] = ComparedTokens(tokenizer.ids, special, rows)
         return self._compared[key]
+
+    def made_rows(self, stages: Collection[str]) -> list[MadeRows]:
+        """Return what became of the tokens of models that lack some, where rows are made of others.
+
+        Args:
+            stages: Whose inputs; their tensors are composed.
+        """
+        found: dict[tuple[str, str], MadeRows] = {}
+        for (stage, _, _, role), alignment in self._alignments.items():
+            if role != EMBEDDING or stage not in stages:
+                continue
+            method = self._context.recipe.stages[stage].tokenizer.approximation.method
+            for index, member in enumerate(alignment.members):
+                counts = alignment.counts(index)
+                found.setdefault(
+                    (stage, member.name), MadeRows(stage, member.name, method, *counts)
+                )
+        return list(found.values())
 
     def _made(self, stage: Stage) -> Tokenizer | None:
         settings = stage.tokenizer

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from helpers.planned import described
 from helpers.tiny_tokenizers import tokenized
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.rows import expand_rows
@@ -26,6 +27,7 @@ from shardmerge.engine.transplant import from_parts
 from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Approximation
+from shardmerge.report.explain import explain
 from shardmerge.sources.lock import Lock
 from shardmerge.sources.sources import Sources, lock_path
 
@@ -329,3 +331,26 @@ class TestParts:
     def test_a_part_without_an_embedding(self) -> None:
         with pytest.raises(UserError, match="has id 10 and no embedding"):
             from_parts(self.spec(), [(1, 10)])
+
+
+def test_what_became_of_tokens_is_told(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    document = {
+        "name": "r",
+        "merge_method": "passthrough",
+        "models": [{"model": str(models / "a")}],
+        "tokenizer": {"source": str(models / "b"), "approximate": {"k": 4}},
+    }
+    description, warnings = described(document)
+    ((model, method, own, made),) = description["tokens"]["made_rows"]
+    ids = load_json(models / "b/tokenizer.json")
+    assert own + made == len(ids["model"]["vocab"]) + len(ids["added_tokens"])
+    assert (model, method, bool(made)) == (str(models / "a"), "omp", True)
+    assert warnings == []
+    (told,) = explain("recipe.yaml", {}).tokens
+    assert f"{own} tokens" in told and f"{made} others" in told
+    document["tokenizer"] = {"source": str(models / "far"), "approximate": "zero"}
+    _, warnings = described(document)
+    assert any("few-shared-tokens" in warning for warning in warnings)

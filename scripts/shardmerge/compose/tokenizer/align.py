@@ -111,6 +111,11 @@ class Alignment:
         """Return the table of an input that ``is_own``."""
         return self._tables[index][0][index]
 
+    def counts(self, index: int) -> tuple[int, int]:
+        """Return for how many tokens an input has a row, and for how many others one is made."""
+        own = sum(row != rows.ZERO for row in self._own_rows[index])
+        return own, sum(len(tokens) for tokens, _ in self._made[index])
+
     @cached_property
     def _tables(self) -> list[tuple[dict[int, str], str | None]]:
         """For each input, the rows to take of every input, and which of them make each row."""
