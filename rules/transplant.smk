@@ -7,15 +7,15 @@ embedding, the tokens and the method.
 """
 
 
-rule transplant:
+rule transplant_tokens:
     input:
         lambda w: ancient(BUILT.to_read(transplant_job(w))),
     output:
         "<results>/transplants/{transplant}.safetensors",
     log:
-        "<logs>/transplant/{transplant}.log",
+        "<logs>/transplant_tokens/{transplant}.log",
     benchmark:
-        "<benchmarks>/transplant/{transplant}.tsv"
+        "<benchmarks>/transplant_tokens/{transplant}.tsv"
     wildcard_constraints:
         transplant="[0-9a-f]{64}",
     conda:
@@ -26,7 +26,8 @@ rule transplant:
         runtime=lambda w, attempt: 120 * attempt,
         gpu=int(ON_GPU),
     params:
-        options=lambda w: [f"--device={SETTINGS['device']}"],
+        # not the threads that are there: a last bit may depend on their number
+        options=lambda w: FACTOR_OPTIONS,
     shell:
-        'python "$SCRIPTS"/transplant.py --job={wildcards.transplant:q} --threads={threads}'
+        'python "$SCRIPTS"/transplant.py --job={wildcards.transplant:q}'
         " --output={output:q} {params.options:q} > {log:q} 2>&1"

@@ -139,9 +139,8 @@ def _row_sums_peak(node: ex.RowSums, numerics: Numerics) -> int:
     width = math.prod(node.shape[1:])
     wide = max(4, DTYPES[sum_dtype(node)].size)
     tables = 64 * ex.elements(node.rows)
-    band = 2 * wide * max(width, TUNING.block)
-    # what rows are added to at a time, at most all sums
-    made = 3 * wide * ex.elements(node)
+    band = 8 * wide * max(width, TUNING.block)
+    made = wide * ex.elements(node) + (0 if numerics.rounds_once else _size(node, numerics))
     return _inner_peak(node.operand, numerics) + tables + band + made
 
 

@@ -10,6 +10,9 @@ import torch
 from shardmerge.algebra.transplant import NO_ROW
 from shardmerge.base.errors import UserError
 
+#: Elements of sums that a row is added to at a time.
+_AT_ONCE = 1 << 18
+
 
 class RowSummer:
     """Sums that are made in the order of the rows, so that no size of a band changes their bits.
@@ -45,6 +48,7 @@ class RowSummer:
         self._begun = [0, *self._ends[:-1]]
         self._numbers = self._rows.tolist()
         self._next = 0
+        self._step = max(_AT_ONCE // max(self.width, 1), 1)
         # -0 + x is x, whatever its sign
         self._total = torch.full((len(rows), self.width), -0.0, dtype=dtype, device=rows.device)
         self._total[~used.any(dim=1)] = 0.0
@@ -64,9 +68,11 @@ class RowSummer:
             row = self._numbers[self._next] - first
             if row >= len(values):
                 break
-            term = slice(self._begun[self._next], self._ends[self._next])
-            sums, weights = self._sums[term], self._weights[term].unsqueeze(1)
-            self._total[sums] += weights * values[row].to(self._total.dtype)
+            begin, end = self._begun[self._next], self._ends[self._next]
+            value = values[row].to(self._total.dtype)
+            for place in range(begin, end, self._step):
+                term = slice(place, min(place + self._step, end))
+                self._total[self._sums[term]] += self._weights[term].unsqueeze(1) * value
             self._next += 1
 
     @property
