@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from helpers.tiny_tokenizers import tokenized
 from shardmerge.check.shard import check_shard
+from shardmerge.compose.tokenizer.matching import ComparedTokens
+from shardmerge.engine.poorly_trained import poorly_trained
 from shardmerge.engine.pursuit import pursue
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
@@ -243,3 +245,37 @@ class TestDivergences:
     ) -> None:
         with pytest.raises(TypeError):
             theirs(models, tmp_path / "mergekit", "-a", "stb")
+
+
+class TestHardlyTrainedTokens:
+    def test_which_they_are(self) -> None:
+        """As mergekit finds them: short rows, and rows like those that no text reaches."""
+        from mergekit.tokensurgeon import well_trained_tokens
+
+        random = torch.Generator().manual_seed(5)
+        tables = [torch.randn(600, 32, generator=random) for _ in range(2)]
+        for table in tables:
+            table[[7, 8, 9, 300]] = 0.05 * torch.randn(4, 32, generator=random) + 2.0
+        tables[0][40] *= 1e-3
+        vocabulary = {f"t{i}": i for i in range(600) if i not in (7, 8)} | {
+            "<|reserved_special_token_1|>": 9
+        }
+        del vocabulary["t9"]
+        unused = ComparedTokens(vocabulary, {}, 600).unused
+        assert unused == [7, 8, 9]
+        for heads in ([tables[1]], []):
+            well = well_trained_tokens(vocabulary, tables[0], *(heads or [None]))
+            poor = poorly_trained([tables[0], *heads], unused, tied=not heads)
+            assert {300}.issubset(poor) and (40 in poor) == bool(heads)
+            assert {vocabulary[token] for token in well} == set(vocabulary.values()) - poor
+
+    def test_they_make_no_others(self, models: tuple[Path, Path], tmp_path: Path) -> None:
+        """The model's shortest row is that of a shared token, which keeps it."""
+        shortest = int(load_folder(models[0])[TABLES[0]].norm(dim=1).argmin())
+        for magikarp in (False, True):
+            ours(models, tmp_path, {"method": "omp", "k": 12, "magikarp": magikarp})
+            folder = tmp_path / "results" / "transplants"
+            found = {path: load_file(path)["rows"] for path in folder.iterdir()}
+            assert any(shortest in rows for rows in found.values()) != magikarp
+            for path in found:
+                path.unlink()

@@ -47,6 +47,36 @@ class DonorTensor:
 
 
 @dataclass(frozen=True)
+class StoredTable:
+    """An embedding of a model.
+
+    Args:
+        identity: Of the content of its file.
+        tensor: Its name there.
+        dtype: safetensors code.
+        shape: [rows, width].
+    """
+
+    identity: str = entry(forms.text)
+    tensor: str = entry(forms.text)
+    dtype: str = entry(forms.text)
+    shape: tuple[int, ...] = entry(forms.listed(forms.count))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What tells which tokens of a model were hardly trained.
+
+    Args:
+        tables: Its input embedding, then its output embedding unless the two are tied.
+        unused: Table of the rows that no text reaches.
+    """
+
+    tables: tuple[StoredTable, ...] = entry(forms.listed(forms.made_of(StoredTable)))
+    unused: str = entry(forms.text)
+
+
+@dataclass(frozen=True)
 class TransplantSpec:
     """All that determines which rows, and with what weights, make the tokens that a model lacks.
 
@@ -63,6 +93,8 @@ class TransplantSpec:
         weighting: How neighbours are weighted, or the parts of a token.
         texts: Of the tokens, where these are looked at.
         tokenizer: (name, identity) of the files that split them.
+        trained: The donor and the model, where shared tokens that either was hardly trained on are
+            left out.
     """
 
     method: str = entry(forms.one_of(lambda: (*BY_DONOR, *BY_TEXT)))
@@ -79,6 +111,7 @@ class TransplantSpec:
     tokenizer: tuple[tuple[str, str], ...] = entry(
         forms.listed(forms.row(forms.text, forms.text)), ()
     )
+    trained: tuple[TrainedModel, ...] = entry(forms.listed(forms.made_of(TrainedModel)), ())
     version: int = entry(forms.count, default_factory=lambda: TRANSPLANT_VERSION)
 
     @property
@@ -92,7 +125,9 @@ class TransplantSpec:
         if self.donor is None:
             return 200 * self.count + 16 * self.count * self.most
         rows, width = self.donor.shape
-        return 4 * rows * width + 16 * self.count * self.most + 4 * WORK_BYTES
+        tables = [one.shape for model in self.trained for one in model.tables]
+        largest = max((4 * r * w for r, w in tables), default=0)
+        return 4 * rows * width + largest + 16 * self.count * self.most + 4 * WORK_BYTES
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON-able data; ``forms.read`` inverts it."""

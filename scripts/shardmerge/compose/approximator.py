@@ -11,6 +11,8 @@ from shardmerge.algebra.transplant import (
     BY_DONOR,
     MOST_PARTS,
     DonorTensor,
+    StoredTable,
+    TrainedModel,
     TransplantSpec,
 )
 from shardmerge.base.dtypes import DTYPES
@@ -133,6 +135,7 @@ class Approximator:
             )
         source = self._donor_tensor(donor, tied=self._is_tied(member))
         locked = self._context.lock.sources[source.model]
+        trained, files = self._trained((donor, member)) if self._settings.magikarp else ((), ())
         return Transplant(
             TransplantSpec(
                 method=self._settings.method,
@@ -151,10 +154,34 @@ class Approximator:
                 ),
                 cosine=self._settings.cosine,
                 weighting=self._settings.weighting,
+                trained=trained,
             ),
             source.model,
-            (source.file,),
+            ((source.model, source.file), *files),
         )
+
+    def _trained(
+        self, parties: Iterable[Party]
+    ) -> tuple[tuple[TrainedModel, ...], tuple[tuple[str, str], ...]]:
+        """Return what tells which tokens are hardly trained, and the files that it lies in."""
+        models, files = [], []
+        for party in parties:
+            names = [name for name in party.model.table if is_embedding(name)]
+            heads = [] if self._is_tied(party) else [n for n in party.model.table if is_head(n)]
+            found = [self._stored(party, name) for name in (*names, *heads)]
+            files += [(one.model, one.file) for one in found]
+            locked = self._context.lock.sources
+            tables = tuple(
+                StoredTable(
+                    identity=locked[one.model].files[one.file].identity,
+                    tensor=one.tensor,
+                    dtype=one.dtype,
+                    shape=one.shape,
+                )
+                for one in found
+            )
+            models.append(TrainedModel(tables=tables, unused=rows.format_rows(party.tokens.unused)))
+        return tuple(models), tuple(files)
 
     def _k(self, shared: int, member: Party, donor: Party) -> int:
         asked = self._settings.k
@@ -178,18 +205,21 @@ class Approximator:
                 self._settings.where,
                 "`method: subword`, `mean` and `zero` need no embeddings of a donor.",
             )
-        found = donor.model.expression(names[0])
-        entry = donor.model.table[names[0]]
+        return self._stored(donor, names[0])
+
+    def _stored(self, party: Party, tensor: str) -> ex.Source:
+        """Return a tensor of a model that a job can read as it is."""
+        found, entry = party.model.expression(tensor), party.model.table[tensor]
         if not isinstance(found, ex.Source) or found.model not in self._context.lock.sources:
             raise UserError(
-                f"the embeddings of the donor {donor.name!r} are not stored as they are",
+                f"the embeddings of {party.name!r} are not stored as they are",
                 self._settings.where,
-                "Name a model as the `donor` that is not quantised and has no adapter; build one "
-                "that is made by a document first, and name its folder.",
+                "Name a model that is not quantised and has no adapter; build one that is made by "
+                "a document first, and name its folder.",
             )
         if not DTYPES[entry.dtype].floating or len(entry.shape) != 2:
             raise UserError(
-                f"the embeddings of the donor {donor.name!r} are no matrix of floats",
+                f"the embeddings of {party.name!r} are no matrix of floats",
                 self._settings.where,
             )
         return found
@@ -224,7 +254,7 @@ class Approximator:
                 tokenizer=tuple((name, locked.files[name].identity) for name in files),
             ),
             member.source,
-            files,
+            tuple((member.source, name) for name in files),
         )
 
 

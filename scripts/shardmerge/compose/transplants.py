@@ -14,13 +14,13 @@ class Transplant:
 
     Args:
         spec: What it is told.
-        source: The source whose files it reads: a donor, or whose tokenizer splits the tokens.
-        files: Their names.
+        source: The donor, or the source whose tokenizer splits the tokens.
+        files: (source, name) of the files that it reads.
     """
 
     spec: TransplantSpec
     source: str
-    files: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
 
     @property
     def key(self) -> str:

@@ -23,12 +23,15 @@ from shardmerge.algebra.transplant import (
     ROWS,
     WEIGHTS,
     WORK_BYTES,
+    DonorTensor,
+    StoredTable,
     TransplantSpec,
 )
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import read_header
 from shardmerge.engine.buffers import torch_dtype
+from shardmerge.engine.poorly_trained import poorly_trained
 from shardmerge.engine.pursuit import neighbours, pursue
 
 
@@ -102,13 +105,13 @@ def _part_weights(spec: TransplantSpec, count: int) -> list[float]:
 
 
 def from_donor(
-    spec: TransplantSpec, file: Path, *, threads: int = 1, device: str = "cpu"
+    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
 ) -> RowTerms:
     """Return rows that are made of those of shared tokens as the donor's rows are.
 
     Args:
         spec: Says which, and how.
-        file: That the donor's embedding lies in.
+        files: That the donor's embedding lies in, then those of the tables of ``spec.trained``.
         threads: Of torch.
         device: torch's name of where it is computed.
 
@@ -116,15 +119,17 @@ def from_donor(
         UserError: If the file is not as the plan has it, or holds values that are not finite.
     """
     torch.set_num_threads(threads)
+    file, *others = files
+    shared, own = _well_trained(spec, others)
     points, targets = (
-        _donor_rows(spec, file, expand_rows(table)).to(device)
-        for table in (spec.donor.shared, spec.donor.targets)
+        read_rows(spec.donor, file, rows).to(device)
+        for rows in (shared, expand_rows(spec.donor.targets))
     )
     if not bool(points.isfinite().all() and targets.isfinite().all()):
         raise UserError(
             "the donor's embedding has infinite or NaN values", f"{file}, {spec.donor.tensor}"
         )
-    own = torch.tensor(expand_rows(spec.own), dtype=torch.int32)
+    own = torch.tensor(own, dtype=torch.int32)
     rows = torch.full((spec.count, spec.most), NO_ROW, dtype=torch.int32)
     weights, errors = torch.zeros((spec.count, spec.most)), torch.zeros(spec.count)
     batch = _batch(spec, len(points))
@@ -177,9 +182,36 @@ def _single(weight: float) -> float:
     return float(torch.tensor(weight, dtype=torch.float32))
 
 
-def _donor_rows(spec: TransplantSpec, file: Path, rows: Sequence[int]) -> torch.Tensor:
-    """Return rows of the donor's embedding in float32, read a few at a time."""
-    header, donor = read_header(file), spec.donor
+def _well_trained(spec: TransplantSpec, files: Sequence[Path]) -> tuple[list[int], list[int]]:
+    """Return the donor's and the model's rows of shared tokens that both were trained on."""
+    pairs = list(zip(expand_rows(spec.donor.shared), expand_rows(spec.own), strict=True))
+    left = list(files)
+    for place, model in enumerate(spec.trained):
+        these, left = left[: len(model.tables)], left[len(model.tables) :]
+        tables = zip(model.tables, these, strict=True)
+        poor = poorly_trained(
+            (read_rows(one, file, range(one.shape[0])) for one, file in tables),
+            expand_rows(model.unused),
+            tied=len(model.tables) == 1,
+        )
+        pairs = [pair for pair in pairs if pair[place] not in poor]
+    if len(pairs) < spec.most:
+        raise UserError(
+            f"{len(pairs)} shared tokens are left that both models were trained on, and `k` asks "
+            f"for {spec.most}",
+            None,
+            f"Write `k: {max(len(pairs), 1)}` at most, or leave `magikarp` out.",
+        )
+    return [row for row, _ in pairs], [row for _, row in pairs]
+
+
+def read_rows(donor: DonorTensor | StoredTable, file: Path, rows: Sequence[int]) -> torch.Tensor:
+    """Return rows of an embedding in float32, read a few at a time.
+
+    Raises:
+        UserError: If the file is not as the plan has it.
+    """
+    header = read_header(file)
     entry = header.tensors.get(donor.tensor)
     if entry is None or (entry.dtype, tuple(entry.shape)) != (donor.dtype, donor.shape):
         raise UserError(

@@ -377,7 +377,7 @@ class _Planner:
                 continue
             name = one.spec.digest
             self.planned.specs[name] = one.spec
-            keys = [(one.source, file) for file in one.files]
+            keys = one.files
             self.read |= set(keys)
             found[name] = TransplantJob(
                 output=self._path(key),

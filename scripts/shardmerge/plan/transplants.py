@@ -48,7 +48,7 @@ def make_terms(
 
     if spec.donor is None:
         return from_parts(spec, _parts(spec, files))
-    return from_donor(spec, files[0], threads=threads, device=device)
+    return from_donor(spec, files, threads=threads, device=device)
 
 
 def _parts(spec: TransplantSpec, files: Sequence[Path]) -> list[tuple[int, ...]]:

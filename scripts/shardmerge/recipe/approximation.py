@@ -29,9 +29,11 @@ class _Method:
 
 
 _METHODS: Mapping[str, _Method] = {
-    "omp": _Method(("k", "donor")),
+    "omp": _Method(("k", "donor", "magikarp")),
     "common_interpolation": _Method(
-        ("k", "donor", "cosine_similarity", "weight_scheme"), "weight_scheme", _NEIGHBOURS
+        ("k", "donor", "cosine_similarity", "weight_scheme", "magikarp"),
+        "weight_scheme",
+        _NEIGHBOURS,
     ),
     "subword": _Method(
         ("subword_method",), "subword_method", ("mean", "sum", "weighted_mean", "first_last")
@@ -68,11 +70,12 @@ def _made(table: Mapping[str, Node], method: str, where: str) -> Approximation:
         method=method,
         donor=parse_model(table["donor"]) if "donor" in table else None,
         k=_count(table["k"]) if "k" in table else None,
-        cosine=_truth(table["cosine_similarity"]) if "cosine_similarity" in table else False,
+        cosine=_truth(table, "cosine_similarity"),
         weighting=_word(weighting, how.weighting, how.words) if weighting else how.words[0],
         prefix=_tensors(table.get("prefix_match"), "prefix_match"),
         byte=_tensors(table.get("byte_match"), "byte_match"),
         scale=_scale(table["new_vocab_scale"]) if "new_vocab_scale" in table else 1.0,
+        magikarp=_truth(table, "magikarp"),
         where=where,
     )
 
@@ -92,10 +95,12 @@ def _count(node: Node) -> int:
     return node.value
 
 
-def _truth(node: Node) -> bool:
-    if not isinstance(node.value, bool):
-        raise node.error("`cosine_similarity` must be true or false")
-    return node.value
+def _truth(table: Mapping[str, Node], key: str) -> bool:
+    if key not in table:
+        return False
+    if not isinstance(table[key].value, bool):
+        raise table[key].error(f"`{key}` must be true or false")
+    return table[key].value
 
 
 def _tensors(node: Node | None, key: str) -> tuple[str, ...]:

@@ -47,6 +47,7 @@ class Approximation:
         prefix, byte: In which tensors (``embed``, ``lm_head``) a token may take the row of a prefix
             of it, or of its byte's token.
         scale: What the new rows are multiplied by.
+        magikarp: Whether rows of tokens that a model was hardly trained on make no others.
         where: File and line.
     """
 
@@ -58,6 +59,7 @@ class Approximation:
     prefix: tuple[str, ...]
     byte: tuple[str, ...]
     scale: float
+    magikarp: bool
     where: str
 
 

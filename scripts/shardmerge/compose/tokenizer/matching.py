@@ -11,6 +11,8 @@ from functools import cached_property
 
 #: Marks of the beginning of a word.
 _BYTE_MARK, _PIECE_MARK = "Ġ", "▁"
+#: Parts of the names of tokens that are there for later.
+_RESERVED = ("unused_token", "reserved_special_token")
 #: What a token is compared by: how it is matched, and a text.
 TokenKey = tuple[str, str]
 
@@ -76,6 +78,14 @@ class ComparedTokens:
         if found is None and prefix:
             found = next((self._by_key[one] for one in _prefixes(key) if one in self._by_key), None)
         return found
+
+    @cached_property
+    def unused(self) -> list[int]:
+        """The rows that no text reaches: those without a token, and those of reserved tokens."""
+        reserved = {
+            row for token, row in self.ids.items() if any(word in token for word in _RESERVED)
+        }
+        return sorted(reserved | set(range(self.rows)).difference(self.ids.values()))
 
     @cached_property
     def _by_key(self) -> dict[TokenKey, int]:
