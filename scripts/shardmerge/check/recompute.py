@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from shardmerge.check.kernels import (
 )
 from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.recorded import RecordedPasses
-from shardmerge.check.row_terms import terms_of_rows
+from shardmerge.check.row_terms import sum_of_rows
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.check.samples import RUN, RUNS, Runs, count_of, positions
 from shardmerge.check.stated import Stated, to_stored
@@ -175,7 +176,8 @@ class Recomputer:
             case ex.Mean():
                 return self._mean(node, runs)
             case ex.RowSums():
-                return self._row_sums(node, runs)
+                operand = partial(self._float32, node.operand)
+                return sum_of_rows(node, self._read, runs, operand)
         raise TypeError(f"not an expression: {node!r}")
 
     def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:
@@ -212,25 +214,6 @@ class Recomputer:
         value, error = mean_of_rows(node.operand.shape, values)
         value, error = value[positions(runs)], error[positions(runs)]
         return joined(value, rounded_error(value, error, sum_dtype(node)), parts)
-
-    def _row_sums(self, node: ex.RowSums, runs: Runs) -> Estimate:
-        code, count, parts = sum_dtype(node), count_of(runs), []
-        value, error = np.zeros(count), np.zeros(count)
-        reached = np.zeros(count, bool)
-        for term in terms_of_rows(node, self._read, runs):
-            part = self._float32(node.operand, term.runs)
-            parts.append(part)
-            given, carried = part.value[term.chosen], part.error[term.chosen]
-            product, carried = term.weights * given, np.abs(term.weights) * carried
-            rounded = rounded_error(product, carried, code)
-            carried = np.where(np.abs(term.weights) == 1, carried, rounded)
-            # the first term as it is, so that -0 stays
-            sums = np.where(reached[term.places], value[term.places] + product, product)
-            reached[term.places] = True
-            bound = rounded_error(sums, error[term.places] + carried, code)
-            value[term.places], error[term.places] = sums, bound
-        # What comes from an infinite source must be infinite or NaN itself.
-        return joined(value, np.where(np.isfinite(value), error, 0.0), parts)
 
     def _bounded(self, call: ex.Call, runs: Runs, kernel: BoundedKernel) -> Estimate:
         """Recompute what a library's decompositions make, with the bound that the method knows."""

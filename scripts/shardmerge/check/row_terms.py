@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import sum_dtype
 from shardmerge.algebra.transplant import NO_ROW
-from shardmerge.check.samples import RUN, Runs
+from shardmerge.check.error_bounds import Estimate, joined, rounded_error
+from shardmerge.check.samples import RUN, Runs, count_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,37 @@ def terms_of_rows(
     for slot in range(most):
         if not (rows[:, slot] == NO_ROW).all():
             yield _term(stretches, numbers, rows[:, slot], weights[:, slot], width)
+
+
+def sum_of_rows(
+    node: ex.RowSums,
+    read: Callable[[ex.Source, Runs], np.ndarray],
+    runs: Runs,
+    operand: Callable[[Runs], Estimate],
+) -> Estimate:
+    """Return sampled elements of sums of rows, with the running bound of their rounding errors.
+
+    Args:
+        node: The sums.
+        read: Reads elements of a source tensor.
+        runs: Which elements.
+        operand: Estimates elements of the operand.
+    """
+    code, count, parts = sum_dtype(node), count_of(runs), []
+    value, error, reached = np.zeros(count), np.zeros(count), np.zeros(count, bool)
+    for term in terms_of_rows(node, read, runs):
+        part = operand(term.runs)
+        parts.append(part)
+        given, carried = part.value[term.chosen], part.error[term.chosen]
+        product, carried = term.weights * given, np.abs(term.weights) * carried
+        rounded = rounded_error(product, carried, code)
+        carried = np.where(np.abs(term.weights) == 1, carried, rounded)
+        # the first term as it is, so that -0 stays
+        sums = np.where(reached[term.places], value[term.places] + product, product)
+        bound = rounded_error(sums, error[term.places] + carried, code)
+        value[term.places], error[term.places], reached[term.places] = sums, bound, True
+    # What comes from an infinite source must be infinite or NaN itself.
+    return joined(value, np.where(np.isfinite(value), error, 0.0), parts)
 
 
 def _stretches(runs: Runs, width: int) -> Iterator[tuple[int, int, int, int]]:

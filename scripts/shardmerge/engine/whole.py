@@ -180,9 +180,8 @@ class Maker:
         for first, count in sums.bands(self._buffers.length):
             values = _filled(read(first * sums.width, count * sums.width), count * sums.width, None)
             sums.add(first, values.view(count, sums.width))
-        if self._numerics.rounds_once:
-            return sums.result
-        return sums.result.to(torch_dtype(stated_dtype(node)))
+        dtype = sum_dtype(node) if self._numerics.rounds_once else stated_dtype(node)
+        return sums.result.to(torch_dtype(dtype))
 
     def _call(self, call: ex.Call) -> torch.Tensor:
         kernel, _ = kernel_of(call.method, self._numerics)

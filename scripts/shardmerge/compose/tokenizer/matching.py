@@ -44,6 +44,7 @@ class ComparedTokens:
     def __init__(self, ids: Mapping[str, int], special: Mapping[str, str], rows: int) -> None:
         self.rows = rows
         self.ids = {token: i for token, i in ids.items() if i < rows}
+        self._keys: dict[str, TokenKey] = {}
         self._roles: dict[str, str] = {}
         for role, token in special.items():
             self._roles.setdefault(token, role)
@@ -52,6 +53,11 @@ class ComparedTokens:
 
     def key(self, token: str) -> TokenKey:
         """Return what a token is compared by."""
+        if token not in self._keys:
+            self._keys[token] = self._made_key(token)
+        return self._keys[token]
+
+    def _made_key(self, token: str) -> TokenKey:
         mark = _BYTE_MARK if self._is_bytes else _PIECE_MARK
         if token.startswith(mark):
             return "word", self._plain(token[len(mark) :])
