@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base import forms
-from shardmerge.base.digest import digest
+from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.forms import entry
 
 #: Changes when the job finds other rows or weights for the same specification.
@@ -118,6 +118,11 @@ class TransplantSpec:
     def digest(self) -> str:
         """The job's identity, 64 hexadecimal digits."""
         return digest([self.version, self.to_json()])
+
+    @property
+    def text(self) -> str:
+        """The specification as canonical JSON."""
+        return canonical_json(self.to_json())
 
     @property
     def memory(self) -> int:
