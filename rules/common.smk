@@ -189,6 +189,10 @@ def hidden_job(w):
     return PLAN.hidden[w.hidden]
 
 
+def transplant_job(w):
+    return PLAN.transplants[w.transplant]
+
+
 def delta_job(w):
     return TARGETS.delta(w.pair, w.delta)
 

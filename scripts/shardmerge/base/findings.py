@@ -81,6 +81,10 @@ CHECKS = {
         "A mixture of models whose tokenizers differ. All experts get the base model's tokens, "
         "which stand for other texts in some of them."
     ),
+    "few-shared-tokens": (
+        "A model that gets another tokenizer (`approximate`) and has rows of its own for less than "
+        "a quarter of the tokens. It needs training before it is of use."
+    ),
     "unused-model": "A listed model that adds nothing: its weights are 0 or cancel each other.",
     "ignored-key": (
         "A key that the recipe's language does not have at that place. mergekit ignores it too."

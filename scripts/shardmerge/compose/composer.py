@@ -19,6 +19,7 @@ from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.text_model import text_model
 from shardmerge.compose.tokenizers import StageTokenizers
+from shardmerge.compose.transplants import Transplant
 from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
@@ -53,6 +54,7 @@ class Composer(Context):
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
         self.hidden: dict[tuple[str, str], HiddenStates] = {}
+        self.transplants: dict[tuple[str, str], Transplant] = {}
         self._models: dict[str, Model] = {}
         self._texts: dict[str, Model] = {}
 

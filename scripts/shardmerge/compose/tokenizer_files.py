@@ -68,6 +68,8 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
     description: dict[str, Any] = {"source": source}
     if tokenizer is not None:
         description |= {"tokens": len(tokenizer.ids), "vocabulary": digest(dict(tokenizer.ids))}
+    if made := composer.tokenizers.made_rows(composer.recipe.needed(stage)):
+        description["made_rows"] = [[one.model, one.method, one.own, one.made] for one in made]
     changed = tokenizer is not None and not tokenizer.is_original
     if not changed and template is None:
         return TokenizerFiles(copied, description=description)

@@ -189,7 +189,18 @@ def _sources(description: BuildDescription) -> str:
         else:
             model, revision, place = code(names[key]), "", source.store.title
         rows.append([model, revision, place, used])
-    return table(["model", "revision", "commit", "also gave"], rows) + _decoded(description, names)
+    parts = _decoded(description, names), _made_rows(description, names)
+    return table(["model", "revision", "commit", "also gave"], rows) + "".join(parts)
+
+
+def _made_rows(description: BuildDescription, names: Mapping[str, str]) -> str:
+    """Return what is said of tokens that models lacked, "" if no rows were made for them."""
+    told = [
+        f"{code(names.get(model, model))} has embeddings of its own for {plural(own, 'token')}, "
+        f"and got those of {made} others by {code(method)}"
+        for model, method, own, made in description.tokens.made_rows
+    ]
+    return f"\n{'; '.join(told)}.\n" if told else ""
 
 
 def _decoded(description: BuildDescription, names: Mapping[str, str]) -> str:

@@ -76,6 +76,7 @@ def make_provenance(
         "numerics": description.numerics,
         **({"seeds": forms.written(description.seeds)} if description.seeds else {}),
         **_decoded(description, names),
+        **_made_rows(description, names),
         "dtype": description.dtype,
         "reference": names.get(description.reference, description.reference),
         **_kind(description, names),
@@ -117,6 +118,15 @@ def _kind(description: BuildDescription, names: Mapping[str, str]) -> dict[str, 
     if description.checkpoint:
         return {CHECKPOINT: True}
     return {"tokenizer": names.get(description.tokenizer, description.tokenizer)}
+
+
+def _made_rows(description: BuildDescription, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what became of tokens that models lacked, nothing if no rows were made for them."""
+    rows = [
+        {"model": names.get(model, model), "method": method, "own": own, "made": made}
+        for model, method, own, made in description.tokens.made_rows
+    ]
+    return {"made_rows": rows} if rows else {}
 
 
 def _shard_row(shard: DescribedShard, records: Mapping[str, MergeRecord]) -> dict[str, Any]:

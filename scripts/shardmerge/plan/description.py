@@ -52,6 +52,8 @@ class TokenizerContent:
         within: How many of the source's own tokens stay, if the tokens are changed.
         added: Added tokens, likewise: token, id, model that has it as an added token or None.
         template: The chat template, if the recipe chooses one.
+        made_rows: Where rows of tokens are made of others: model, method, how many tokens have a
+            row of their own, for how many others one is made.
         made: Names of the files that are written, not copied.
         read: Source files that they are written from: model, file, identity of the content.
     """
@@ -64,6 +66,9 @@ class TokenizerContent:
         forms.listed(forms.row(forms.text, forms.count, forms.maybe(forms.text))), None
     )
     template: str | None = entry(forms.text, None)
+    made_rows: tuple[tuple[str, str, int, int], ...] = entry(
+        forms.listed(forms.row(forms.text, forms.text, forms.count, forms.count)), ()
+    )
     made: tuple[str, ...] = entry(forms.listed(forms.text))
     read: tuple[tuple[str, str, str], ...] = entry(
         forms.listed(forms.row(forms.text, forms.text, forms.text))

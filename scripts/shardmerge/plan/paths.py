@@ -80,6 +80,10 @@ class Paths:
         """Return the folder of an adapter."""
         return self.build(name, "adapter")
 
+    def transplant(self, file: str) -> str:
+        """Return the path of what rows of tokens that a model lacks are made of."""
+        return f"{self.results}/transplants/{file}"
+
     def adapter_file(self, name: str, file: str) -> str:
         """Return the path of a file of an adapter's folder."""
         return self.build(name, f"adapter/{file}")

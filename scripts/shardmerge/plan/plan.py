@@ -11,6 +11,7 @@ from typing import Any
 
 from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
+from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
@@ -91,6 +92,30 @@ class HiddenJob:
         prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
         lists = {key: tuple(data[key]) for key in ("files", "identities")}
         return cls(**{**data, **lists, "prompts": prompts})
+
+
+@dataclass(frozen=True)
+class TransplantJob:
+    """A job that finds of which rows those of tokens that a model lacks are made.
+
+    Args:
+        output: Path of the safetensors file with rows, weights and errors.
+        digest: The job's identity, and the name of its specification.
+        files: Paths of what it reads: the file of a donor's embedding, or of a tokenizer.
+        identities: Of the content of each.
+        memory: Bytes that it needs at most.
+    """
+
+    output: str
+    digest: str
+    files: tuple[str, ...]
+    identities: tuple[str, ...]
+    memory: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TransplantJob:
+        """Return the job that ``dataclasses.asdict`` made JSON-able."""
+        return cls(**{**data, **{key: tuple(data[key]) for key in ("files", "identities")}})
 
 
 @dataclass(frozen=True)
@@ -204,6 +229,7 @@ class Plan:
         warnings: One sentence each.
         hidden: Jobs in which models read prompts, by the digests of what they make.
         adapters: LoRA adapters to be made, by name.
+        transplants: Jobs that find out of what rows of tokens are made, by their digests.
     """
 
     builds: Mapping[str, Build]
@@ -218,6 +244,7 @@ class Plan:
     hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    transplants: Mapping[str, TransplantJob] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Mapping[str, Build]:
@@ -243,7 +270,9 @@ class Plan:
     @property
     def torch(self) -> bool:
         """Whether a job needs torch."""
-        return bool(self.adapters) or any(job.torch for job in (*self.shards, *self.deltas))
+        if self.adapters or self.transplants:
+            return True
+        return any(job.torch for job in (*self.shards, *self.deltas))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
@@ -276,6 +305,9 @@ class Plan:
             lean=data["lean"],
             hashes=data["hashes"],
             hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
+            transplants={
+                key: TransplantJob.from_json(job) for key, job in data["transplants"].items()
+            },
             room=TrialRoom(**data["room"]),
             adapters={
                 name: Adapter(
@@ -300,7 +332,7 @@ class Planned:
     """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec | FactorSpec] = field(default_factory=dict)
+    specs: dict[str, ShardSpec | FactorSpec | TransplantSpec] = field(default_factory=dict)
     descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 

@@ -118,6 +118,19 @@ def _tokenizer_blend(case: Case) -> Iterator[Finding]:
         )
 
 
+def _few_shared_tokens(case: Case) -> Iterator[Finding]:
+    names = [stage.name for stage in case.stages]
+    for one in case.composer.tokenizers.made_rows(names):
+        tokens = case.composer.tokenizers.of(Reference(one.stage))
+        if 4 * one.own < len(tokens.ids):
+            message = (
+                f"{one.model} has rows of its own for {one.own} of {len(tokens.ids)} tokens: it "
+                "needs training before it is of use"
+            )
+            where = case.composer.recipe.stages[one.stage].tokenizer.where
+            yield Finding("few-shared-tokens", message, where, one.stage)
+
+
 def _fp16_range(case: Case) -> Iterator[Finding]:
     locked = case.composer.lock.sources
     suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
@@ -247,6 +260,7 @@ _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     _rope_blend,
     _norms_summed,
     _tokenizer_blend,
+    _few_shared_tokens,
     _fp16_range,
     _weights_sum,
     _layer_period,

@@ -51,7 +51,10 @@ def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
     def tokenizer(given: TokenizerSettings) -> TokenizerSettings:
         rules = tuple(replace(rule, model=reference(rule.model)) for rule in given.rules)
         source = reference(given.model) if given.model else given.source
-        return replace(given, source=source, rules=rules)
+        found = given.approximation
+        if found:
+            found = replace(found, donor=reference(found.donor))
+        return replace(given, source=source, rules=rules, approximation=found)
 
     return replace(
         stage,
@@ -99,6 +102,11 @@ class Recipe:
     def needs_vocabularies(self) -> bool:
         """Whether a stage says what its tokenizer is, so that the models' tokens must be known."""
         return any(stage.tokenizer for stage in self.stages.values())
+
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether tokens of different tokenizers are compared by what they are for."""
+        return any(s.tokenizer and s.tokenizer.approximation for s in self.stages.values())
 
     @property
     def needs_templates(self) -> bool:

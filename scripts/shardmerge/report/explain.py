@@ -43,6 +43,7 @@ class Explanation:
         sources: The models that the recipe reads.
         basis: A sentence on where the tensors' names come from.
         warnings: One sentence each.
+        tokens: What became of tokens that models lack, one sentence each.
     """
 
     models: Mapping[str, Coefficients]
@@ -51,6 +52,7 @@ class Explanation:
     sources: tuple[str, ...]
     basis: str
     warnings: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
 
 
 def explain(
@@ -108,6 +110,11 @@ def explain(
         sources=(*references, *adapters),
         basis=tensors.basis,
         warnings=unsilenced(findings, silence),
+        tokens=tuple(
+            f"{one.stage}: {one.model} has rows of its own for {one.own} tokens; those of "
+            f"{one.made} others are made of them by {one.method}."
+            for one in composer.tokenizers.made_rows(recipe.stages)
+        ),
     )
 
 

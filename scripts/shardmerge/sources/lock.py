@@ -52,6 +52,7 @@ class LockedSource:
         side_files: Files beside config.json that say how weights are quantised, parsed, by name.
         contents: Bytes of small tensors that decide the shape of a quantised weight, by name.
         prompts: Ids of the tokens of texts that a recipe's routers are made from, by text.
+        special_tokens: Its special tokens by what they are for, where a recipe compares them.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class LockedSource:
     side_files: Mapping[str, Any] = field(default_factory=dict)
     contents: Mapping[str, bytes] = field(default_factory=dict)
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] | None = None
 
     @property
     def store(self) -> type[Store]:
@@ -95,7 +97,7 @@ class LockedSource:
         what it notes of how weights are quantised follows too.
         """
         noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
-        noted |= {"side_files": {}, "contents": {}, "prompts": {}}
+        noted |= {"side_files": {}, "contents": {}, "prompts": {}, "special_tokens": None}
         return replace(self, **noted) == replace(other, **noted)
 
 
@@ -175,7 +177,11 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     contents = {n: b64encode(c).decode() for n, c in sorted(source.contents.items())}
     row |= {"contents": contents or None}
     prompts = {text: list(ids) for text, ids in sorted(source.prompts.items())}
-    row |= {"prompts": prompts or None}
+    special = source.special_tokens
+    row |= {
+        "prompts": prompts or None,
+        "special_tokens": None if special is None else dict(special),
+    }
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
@@ -210,4 +216,5 @@ def _source_from_json(
         side_files=data.get("side_files", {}),
         contents={n: b64decode(text) for n, text in data.get("contents", {}).items()},
         prompts={text: tuple(ids) for text, ids in data.get("prompts", {}).items()},
+        special_tokens=data.get("special_tokens"),
     )

@@ -19,6 +19,7 @@ from shardmerge.base.weightfolders import component_of, folder_of, in_folder
 from shardmerge.formats.announcement import SIDE_FILES
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import kinds
+from shardmerge.sources.tokenizer.files import NAMED_TOKENS
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
@@ -26,7 +27,7 @@ _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
     *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
-    "prompts",
+    *("prompts", "special_tokens"),
 }
 _FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
 #: Files that each kind of source has.
@@ -142,6 +143,7 @@ def _source(
     _side_files(source, files, path)
     _contents(source, files, path)
     _prompts(source, path)
+    _special_tokens(source, path)
 
 
 def _side_files(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -171,6 +173,14 @@ def _prompts(source: Mapping[str, Any], path: tuple[str, ...]) -> None:
         _unicode(text, path)
         if not isinstance(ids, list) or not all(map(_is_count, ids)):
             raise LockError("has tokens that are no list of ids", (*path, text))
+
+
+def _special_tokens(source: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    path = (*path, "special_tokens")
+    for name, token in _table(source.get("special_tokens", {}), path).items():
+        if name not in NAMED_TOKENS or not isinstance(token, str):
+            raise LockError("is no special token", (*path, name))
+        _unicode(token, (*path, name))
 
 
 def _store(kind: Any, path: tuple[str, ...]) -> type[Store]:
