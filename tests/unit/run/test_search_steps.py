@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.benchmark.harness import asked
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.recipe.settings import Settings, load_settings
 from shardmerge.run.measured import Measured
@@ -119,11 +118,11 @@ def test_refused() -> None:
 
 
 def test_halves_are_apart_and_make_the_whole() -> None:
-    even, odd = (asked(7, EvalOptions(half=half)) for half in ("even", "odd"))
+    even, odd = (EvalOptions(half=half).asked(7) for half in ("even", "odd"))
     assert sorted([*even, *odd]) == list(range(7))
-    assert list(asked(10, EvalOptions(half="odd", limit=2))) == [1, 3]
-    assert list(asked(10, EvalOptions(half="even", limit=0.5))) == [0, 2, 4]
-    assert list(asked(3, EvalOptions(limit=9))) == [0, 1, 2]
+    assert list(EvalOptions(half="odd", limit=2).asked(10)) == [1, 3]
+    assert list(EvalOptions(half="even", limit=0.5).asked(10)) == [0, 2, 4]
+    assert list(EvalOptions(limit=9).asked(3)) == [0, 1, 2]
 
 
 def test_a_rung_never_asks_more() -> None:

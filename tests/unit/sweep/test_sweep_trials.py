@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,22 @@ class TestTargets:
         targets = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=True, forced=bool)
         with pytest.raises(UserError, match="memory of one machine"):
             targets.check_shared()
+
+    def test_probes_of_a_trial_ask_its_half_and_no_more_than_its_rung(self) -> None:
+        Path("text.txt").write_text("a text")
+        own = settings(benchmark={"probes": {"text": "text.txt"}, "limit": 7, "models": []})
+        sweep, made, _ = planned(own)
+        first, *others = sweep.candidates
+        narrow = replace(sweep, split=True, candidates=(replace(first, questions=9), *others))
+        for probe in ("perplexity", "needle"):
+            both = []
+            for one in (sweep, narrow):
+                targets, label = Targets(own, made.plan, [one]), one.label(first.name)
+                options = targets.benchmark_job(label, probe)
+                both.append((options.half, options.limit))
+                both.append(targets.benchmark_identity(label, probe))
+            assert both[0::2] == [(None, None), ("even", 9)]
+            assert both[1] != both[3]
 
     def test_trials_are_not_among_models(self) -> None:
         own = settings(benchmark={"models": ["merged", "sources"]})
