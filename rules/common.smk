@@ -90,6 +90,8 @@ TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
 SWEEPS = SweepTargets(
     TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
 )
+if HEAD and "search" in ASKED:
+    exit_on_user_error(SWEEPS.note_expected)(dry=DRY)
 if HEAD and not REPORTS:
     for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
         tell(sentence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,9 @@ def _taken(job: BenchmarkJob, task: str, say: Callable[[str], None]) -> bool:
 
 def _keep(job: BenchmarkJob, task: str, done: harness.Evaluation) -> None:
     """Write a result where it outlives the job first, so that no killed job does it again."""
+    if task in job.stored:
+        # what the result is of: who takes it later can tell whether it is still the right one
+        done = replace(done, result={**done.result, "identity": job.stored[task].stem})
     harness.save(done, job.stored.get(task, job.outputs[task]))
     if task in job.stored:
         harness.copy(job.stored[task], job.outputs[task])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shardmerge.base.errors import UserError
 from shardmerge.command import workflow
 from shardmerge.run.cli import say
 from shardmerge.run.searching import FAILED, TOLD
@@ -66,10 +67,19 @@ def run_all(run: Runner) -> int:
 
     Args:
         run: Runs the workflow once.
+
+    Raises:
+        UserError: If a run that ended well brought the search no further.
     """
-    failed = False
+    failed, before = False, None
     while True:
         status, told = run_once(run, failed=failed)
+        if told and told == before:
+            raise UserError(
+                f"{next(iter(told))}: the last run measured nothing that the search takes",
+                hint="Delete the results of its trials in `benchmarks` of the results.",
+            )
+        before = None if status else told
         if status not in (0, _JOBS_FAILED) or not told:
             return status
         if all(search["finished"] for search in told.values()):

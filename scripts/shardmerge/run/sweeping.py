@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
+from shardmerge.run.expected import expected_path, note_expected
 from shardmerge.run.resources import megabytes
 from shardmerge.run.targets import Targets
 from shardmerge.sweep.scratch import use_scratch
@@ -103,6 +104,23 @@ class SweepTargets:
             done = all(map(os.path.exists, files)) and not self._forced()
             return () if done else self._targets.trials[label].files
         return () if self._is_done(sweep, trial) else self._targets.trials[label].files
+
+    def note_expected(self, *, dry: bool) -> None:
+        """Note what the results of searches must be of, for their next step.
+
+        Raises:
+            UserError: If it is another thing than before.
+        """
+        for sweep in self.sweeps.values():
+            if sweep.searched:
+                made = {
+                    sweep.label(c.name): {
+                        task: self._targets.benchmark_identity(sweep.label(c.name), task)
+                        for task in self._tasks
+                    }
+                    for c in sweep.built
+                }
+                note_expected(expected_path(self._results, sweep.name), made, dry=dry)
 
     def before(self, build: str) -> list[str]:
         """Return what must be settled before a model is built, so that its weights find room."""

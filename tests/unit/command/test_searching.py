@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
+from shardmerge.base.errors import UserError
 from shardmerge.command.searching import run_all, run_once
 from shardmerge.run.searching import FAILED, TOLD
 
@@ -19,6 +22,7 @@ class Runs:
 
     def __init__(self, *ends: tuple[int, bool | None]) -> None:
         self.ends = list(ends)
+        self.state: list[str] = []
         self.failed: list[bool] = []
 
     def __call__(self, more: Mapping[str, str]) -> int:
@@ -26,6 +30,7 @@ class Runs:
         self.failed.append(FAILED in more)
         if finished is not None:
             told = {"own": {"generation": 0, "finished": finished, "trials": 4}}
+            told["own"]["state"] = self.state.pop(0) if self.state else str(len(self.ends))
             Path(more[TOLD]).write_text(json.dumps(told))
         return status
 
@@ -46,6 +51,13 @@ def test_a_fault_of_all_trials_stops_it() -> None:
     runs = Runs((1, False), (1, None))
     assert run_all(runs) == 1
     assert runs.ends == []
+
+
+def test_a_run_that_brings_it_no_further_ends_it() -> None:
+    runs = Runs((0, False), (0, False), (0, False))
+    runs.state = ["a", "b", "b"]
+    with pytest.raises(UserError, match="measured nothing that the search takes"):
+        run_all(runs)
 
 
 def test_ended_from_outside() -> None:
