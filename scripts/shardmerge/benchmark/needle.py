@@ -63,7 +63,8 @@ def haystacks(
         narrowed: Of which ``half`` and ``limit`` say which haystacks of a length are made.
 
     Raises:
-        UserError: If a half has no haystack, the tokenizer cannot tell secrets apart, or a haystack has no room for one.
+        UserError: If the tokenizer cannot tell secrets apart, a haystack has no room for one, or a
+            half has no haystack.
     """
 
     def cut(words: str) -> tuple[int, ...]:
