@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.run.expected import expected_path, note_expected
 from shardmerge.run.resources import megabytes
 from shardmerge.run.targets import Targets
-from shardmerge.sweep.scratch import use_scratch
+from shardmerge.sweep.scratch import check_shared, use_scratch
 from shardmerge.sweep.settled import identity_in
 from shardmerge.sweep.sweep_files import keep_sweep
 from shardmerge.sweep.sweeps import Sweep
@@ -212,15 +211,11 @@ class SweepTargets:
         """Refuse scratch folders that jobs on other machines cannot see.
 
         Raises:
-            UserError: If one is in the memory of this machine.
+            UserError: If one is of this machine.
         """
         for sweep in self.sweeps.values():
-            if sweep.scratch and Path(sweep.scratch).absolute().is_relative_to("/dev"):
-                raise UserError(
-                    f"{sweep.scratch} is memory of one machine, and jobs run on others",
-                    "configuration: sweep.scratch",
-                    "Name a folder on a shared disk, or run on one machine (`--cores`).",
-                )
+            if sweep.scratch:
+                check_shared(sweep.scratch, self._results)
 
     def prepare(self) -> None:
         """Make the places of weights on scratch disks.

@@ -351,12 +351,27 @@ class TestTargets:
         told.write_text(json.dumps({"identity": "another"}))
         assert targets().measured_files(label)
 
-    def test_memory_of_one_machine_is_no_scratch_disk_of_a_cluster(self) -> None:
+    def test_a_place_of_one_machine_is_no_scratch_disk_of_a_cluster(self) -> None:
         own = settings({"scratch": "/dev/shm/x"})
         sweep, made, _ = planned(own)
         targets = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=True, forced=bool)
-        with pytest.raises(UserError, match="memory of one machine"):
+        with pytest.raises(UserError, match="jobs of a trial run on several"):
             targets.check_shared()
+        for scratch_of_node in ("$TMPDIR", "/tmp/x", "/var/tmp"):
+            with pytest.raises(UserError, match="place of one machine"):
+                scratch.check_shared(scratch_of_node, "/shared/results")
+        scratch.check_shared("/shared/fast", "/shared/results")
+        scratch.check_shared("/tmp/all/fast", "/tmp/all/results")  # a cluster on one machine
+
+    def test_a_scratch_disk_may_be_named_by_a_variable(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FAST", str(work / "fast"))
+        sweep, _, _ = planned(settings({"scratch": "$FAST/x"}))
+        assert scratch.scratch_folder(sweep, "a", "results").parent == work / "fast" / "x"
+        monkeypatch.delenv("FAST")
+        with pytest.raises(UserError, match="a variable that is not set"):
+            scratch.scratch_folder(sweep, "a", "results")
 
     def test_probes_of_a_trial_ask_its_half_and_no_more_than_its_rung(self) -> None:
         Path("text.txt").write_text("a text")
