@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from helpers.workflow import REPOSITORY, Project
+from helpers.workflow import REPOSITORY, Project, environment
 
 RECIPE = """\
 merge_method: task_arithmetic
@@ -79,6 +81,22 @@ def test_whole_sweep(tmp_path: Path) -> None:
     assert hashes(tmp_path) == {}
     configured(tmp_path, keep="all").build("sweep")
     assert hashes(tmp_path) == found, "built again, the bytes are the same"
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_holds_up_none(tmp_path: Path) -> None:
+    """The second weight makes infinities; the third trial waits for the second one to be over."""
+    configured(tmp_path, space={"w": {"grid": [0.1, 1e9, 0.5]}})
+    command = [sys.executable, "-m", "shardmerge", "sweep", "cfg.yaml", "--cores", "2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(None), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "results" / "sweeps" / "own"
+    rows = json.loads((folder / "table.json").read_text())["trials"]
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "(failed)" in (folder / "table.md").read_text()
+    assert list(hashes(tmp_path)) == [0.5]
 
 
 @pytest.mark.slow

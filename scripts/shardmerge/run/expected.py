@@ -15,7 +15,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, write_json
 
 #: Of each model's label and task the identity of the result.
-Identities = Mapping[str, Mapping[str, str]]
+Noted = Mapping[str, Mapping[str, str]]
 
 
 def expected_path(results: str, search: str) -> Path:
@@ -23,7 +23,7 @@ def expected_path(results: str, search: str) -> Path:
     return Path(results, "sweeps", search, "search", "expected.json")
 
 
-def note_expected(path: Path, identities: Identities, *, dry: bool) -> None:
+def note_expected(path: Path, identities: Noted, *, dry: bool) -> None:
     """Note what the results of a search's trials must be of.
 
     Args:
@@ -51,7 +51,7 @@ def note_expected(path: Path, identities: Identities, *, dry: bool) -> None:
         write_json(path, merged)
 
 
-def load_expected(path: Path) -> Identities:
+def load_expected(path: Path) -> Noted:
     """Return what was noted, nothing if it is not there.
 
     Raises:

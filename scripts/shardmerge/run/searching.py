@@ -60,7 +60,7 @@ def step(settings: Settings, *, dry: bool) -> dict[str, Searched]:
     if not found:
         hint = f"Write `sampler: {SEARCHES[0]}` and a number of `trials`."
         raise UserError("no `sweep` is a search", "configuration", hint)
-    _tell(found)
+    tell_state({name: _state(search) for name, search in found.items()})
     return found
 
 
@@ -177,15 +177,16 @@ def _place(sweep: Sweep, found: Searched, name: str) -> int:
     return next(i for i, trial in enumerate(found.trials) if trial.values == values)
 
 
-def _tell(found: Mapping[str, Searched]) -> None:
+def tell_state(states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tell the command how sweeps stand, by name, if it asks for it."""
     if path := os.environ.get(TOLD):
-        told = {
-            name: {
-                "generation": s.generation,
-                "finished": s.finished,
-                "trials": len(s.trials),
-                "state": digest(forms.written(s)),
-            }
-            for name, s in found.items()
-        }
-        write_json(Path(path), told)
+        write_json(Path(path), states)
+
+
+def _state(search: Searched) -> dict[str, Any]:
+    return {
+        "generation": search.generation,
+        "finished": search.finished,
+        "trials": len(search.trials),
+        "state": digest(forms.written(search)),
+    }

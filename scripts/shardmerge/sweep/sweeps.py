@@ -41,7 +41,8 @@ class SweepTrial:
         name: Made from the recipe, so that the same recipe has the same name in every sweep.
         values: Of the variables.
         text: The recipe.
-        status: How a search sees it; a trial of other sweeps is ``done`` when it is measured.
+        status: How a search sees it; a trial of other sweeps is ``done`` when it is measured, or
+            ``failed``.
         questions: The most that it is asked of a task, or None for what the configuration says.
         reported: Whether it is measured on the other half of the questions too.
     """
@@ -149,12 +150,17 @@ def rung_label(sweep: str, trial: str, questions: int | None) -> str:
     return f"{sweep}-{trial}" + (f"-q{questions}" if questions else "")
 
 
-def read_sweeps(settings: Settings, searched: Mapping[str, Searched] = {}) -> list[Sweep]:
+def read_sweeps(
+    settings: Settings,
+    searched: Mapping[str, Searched] = {},
+    failed: Mapping[str, Sequence[str]] = {},
+) -> list[Sweep]:
     """Return the sweeps of a configuration.
 
     Args:
         settings: The configuration.
         searched: How far searches are, by name; of others their files tell it.
+        failed: Trials of other sweeps that failed, by the sweep's name.
 
     Raises:
         UserError: For all that is wrong with them and shows without the models.
@@ -163,7 +169,8 @@ def read_sweeps(settings: Settings, searched: Mapping[str, Searched] = {}) -> li
     many = len(settings.sweeps) > 1
     for number, config in enumerate(settings.sweeps):
         where = f"configuration: sweep.{number}" if many else "configuration: sweep"
-        sweep = _sweep(config, where, settings["results"], searched)
+        failures = failed.get(sweep_name(config), ())
+        sweep = _sweep(config, where, settings["results"], searched, failures)
         if sweep.name in found:
             hint = "Give each sweep a `name`."
             raise UserError(f"two sweeps are called {sweep.name!r}", where, hint)
@@ -182,7 +189,11 @@ def trial_name(text: str) -> str:
 
 
 def _sweep(
-    config: Mapping[str, Any], where: str, results: str, searched: Mapping[str, Searched]
+    config: Mapping[str, Any],
+    where: str,
+    results: str,
+    searched: Mapping[str, Searched],
+    failed: Sequence[str],
 ) -> Sweep:
     recipe, name = config["recipe"], sweep_name(config)
     template = Template(read_text(recipe), recipe)
@@ -205,10 +216,12 @@ def _sweep(
             name=trial_name(text),
             values=one.values,
             text=text,
-            status=one.status if found else "done",
+            status=one.status if found else "failed" if trial_name(text) in failed else "done",
             questions=one.questions,
         )
         candidates[trial.name] = replace(trial, reported=trial.reported or place in reported)
+    if candidates and all(trial.status == "failed" for trial in candidates.values()):
+        raise UserError("no trial could be built and measured", where, "The logs tell why.")
     return Sweep(
         name=name,
         recipe=recipe,

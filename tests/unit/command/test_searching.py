@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.command.searching import run_all, run_once
+from shardmerge.command.searching import run_all, run_once, run_sweeps
 from shardmerge.run.searching import FAILED, TOLD
 
 
@@ -67,6 +67,42 @@ def test_ended_from_outside() -> None:
 
 def test_tables_that_fail_end_it() -> None:
     assert run_all(Runs((1, True))) == 1
+
+
+class SweepRuns:
+    """Ends runs of a sweep as told: status, trials that are measured and failed, None: nothing."""
+
+    def __init__(self, *ends: tuple[int, int, int, bool]) -> None:
+        self.ends, self.failed = list(ends), []  # type: ignore[var-annotated]
+
+    def __call__(self, more: Mapping[str, str]) -> int:
+        status, measured, failed, finished = self.ends.pop(0)
+        self.failed.append(FAILED in more)
+        told = {"own": {"measured": measured, "failed": failed, "finished": finished}}
+        Path(more[TOLD]).write_text(json.dumps(told))
+        return status
+
+
+class TestSweeps:
+    def test_a_good_run_is_all(self) -> None:
+        runs = SweepRuns((0, 0, 0, False))
+        assert (run_sweeps(runs), runs.failed) == (0, [False])
+
+    def test_trials_behind_a_failed_one_are_next(self, capsys: pytest.CaptureFixture[str]) -> None:
+        runs = SweepRuns((1, 0, 0, False), (1, 3, 1, False), (0, 5, 2, False))
+        assert (run_sweeps(runs), runs.failed) == (0, [False, True, True])
+        assert "own: 2 trials failed" in "".join(capsys.readouterr())
+
+    def test_a_fault_of_all_ends_it(self) -> None:
+        runs = SweepRuns(*((1, 4, n, False) for n in range(9)))
+        assert run_sweeps(runs) == 1
+        assert len(runs.failed) == 4
+
+    def test_tables_that_fail_end_it(self) -> None:
+        assert run_sweeps(SweepRuns((1, 0, 0, False), (1, 5, 1, True))) == 1
+
+    def test_ended_from_outside(self) -> None:
+        assert run_sweeps(SweepRuns((130, 0, 0, False))) == 130
 
 
 def test_once() -> None:

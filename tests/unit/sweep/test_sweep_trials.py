@@ -19,9 +19,12 @@ from shardmerge.plan import files
 from shardmerge.plan.decide import Decision, decide
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import Settings, load_settings
+from shardmerge.run.failing import failures
+from shardmerge.run.searching import FAILED
 from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
 from shardmerge.sweep import scratch, weights
+from shardmerge.sweep.failures import drop_weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
@@ -325,6 +328,57 @@ class TestTargets:
         assert targets.before(builds[1]) == []
         assert targets.before(builds[2]) == [sweep.settled("results", sweep.candidates[0].name)]
         assert targets.before("a-model") == []
+
+    def test_what_waits_for_a_failed_trial_goes_on_without_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = settings({"parallel": 2})
+
+        def run(told: str | None) -> tuple[Sweep, SweepTargets]:
+            monkeypatch.setenv(FAILED, told or "")
+            failed = failures(own, sweeping=True, dry=False)
+            (sweep,) = read_sweeps(own, {}, failed)
+            made = decide(own, sweep.variants(own["results"]), say=lambda line: None)
+            found = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=False, forced=bool)
+            found.note_waits()
+            return sweep, found
+
+        def measure(sweep: Sweep, found: SweepTargets, number: int) -> None:
+            name = sweep.candidates[number].name
+            for path in (*found.results("own", name), sweep.settled("results", name)):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_text(json.dumps({"identity": found.identity("own", name)}))
+
+        def states(sweep: Sweep) -> list[str]:
+            return [c.status for c in sweep.candidates]
+
+        sweep, found = run(None)
+        measure(sweep, found, 0)  # the third waited for it, and fails as the second does
+        sweep, found = run("1")
+        assert states(sweep) == ["done", "failed", "failed", "done", "done"]
+        measure(sweep, found, 3)
+        measure(sweep, found, 4)
+        sweep, found = run("1")
+        assert states(sweep) == ["done", "failed", "failed", "done", "done"]
+        assert found.all_results("own") == [
+            path for i in (0, 3, 4) for path in found.results("own", sweep.candidates[i].name)
+        ]
+        sweep, _ = run(None)
+        assert states(sweep) == ["done"] * 5, "another run tries all again"
+
+    def test_weights_of_a_failed_trial_go(self) -> None:
+        sweep, made, _ = planned(settings())
+        shard = built(sweep, made, 0)
+        stranger = shard.with_name("other.safetensors")
+        stranger.write_text("not ours")
+        drop_weights(shard.parent, lambda line: None)
+        assert (shard.exists(), stranger.exists()) == (False, True)
+
+    def test_all_failed(self) -> None:
+        own = settings()
+        names = [c.name for c in read_sweeps(own)[0].candidates]
+        with pytest.raises(UserError, match="no trial could be built"):
+            read_sweeps(own, {}, {"own": names})
 
     def test_a_measured_trial_needs_no_weights(self) -> None:
         own = settings()
