@@ -119,3 +119,63 @@ def test_whole_search(tmp_path: Path) -> None:
     assert (folder / "plots" / "convergence.svg").is_file()
     assert "that it was not chosen by" in (folder / "best.yaml").read_text()
     assert "Nothing to be done" in project.run("search").stdout
+
+
+def search_to_the_end(folder: Path) -> dict[str, Any]:
+    """Run the command, and return the search's state."""
+    command = [sys.executable, "-m", "shardmerge", "search", "cfg.yaml", "--cores", "2"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(None), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = folder / "results" / "sweeps" / "own" / "search" / "state.json"
+    return json.loads(path.read_text())
+
+
+def measured(folder: Path) -> dict[str, int]:
+    """Return when each result that is there was made, by its path below the results."""
+    results = folder / "results" / "benchmarks"
+    return {str(p.relative_to(results)): p.stat().st_mtime_ns for p in results.glob("own-*/*.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampler", "objectives"),
+    [
+        ("nsga2", {"demo_B/acc": "maximize", "open_C/perplexity": "minimize"}),
+        ("cmaes", {"perplexity/bits_per_byte": "minimize"}),
+    ],
+)
+def test_rungs_after_a_kill(tmp_path: Path, sampler: str, objectives: dict[str, str]) -> None:
+    """Real models, killed within a generation: nothing that was measured is measured again."""
+    project = configured(
+        tmp_path,
+        sampler=sampler, trials=4, parallel=2, seed=3, split=True, stop={"rungs": [4]},
+        space={"w": {"low": 0.0, "high": 1.0}, "v": {"low": 0.0, "high": 1.0}},
+        start=[{"w": 0.0, "v": 0.0}, {"w": 1.0, "v": 1.0}], objectives=objectives,
+    )  # fmt: skip
+    (tmp_path / "own.yaml").write_text(
+        RECIPE.replace("${w}", '[{filter: mlp, value: "${w}"}, {value: "${v}"}]')
+    )
+    text = REPOSITORY / "config" / "tasks" / "demo" / "text.txt"
+    values = yaml.safe_load((tmp_path / "cfg.yaml").read_text())
+    if sampler == "cmaes":
+        values["benchmark"]["probes"] = {"text": str(text), "measure": ["perplexity"]}
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(values))
+    assert project.kill_when(lambda: bool(measured(tmp_path)), "search")
+    project.build("--unlock")
+    before = measured(tmp_path)
+    state = search_to_the_end(tmp_path)
+    after = measured(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert state["finished"] and len(state["trials"]) == 4
+    assert {t["status"] for t in state["trials"]} == {"done", "stopped"}
+    stopped = [t for t in state["trials"] if t["status"] == "stopped"]
+    assert stopped and {t["questions"] for t in stopped} == {4}
+    assert state["trials"][0]["values"] == {"w": 0.0, "v": 0.0}
+    asked = {path.split("/")[0] for path in after}
+    assert sum(name.endswith("-q4") for name in asked) == 4, "each trial was asked few questions"
+    full = [name for name in asked if not name.endswith(("-q4", "-odd"))]
+    assert len(full) == 4 - len(stopped), "no stopped trial was asked all"
+    table = json.loads((tmp_path / "results" / "sweeps" / "own" / "table.json").read_text())
+    assert table["report"]["comparisons"]

@@ -22,12 +22,15 @@ from shardmerge.run.expected import expected_path, is_expected, load_expected
 from shardmerge.run.measured import folder_digest
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
 from shardmerge.sweep.evidence import is_surely_worse
+from shardmerge.sweep.genome import Genome
+from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.search import JOURNAL, Eyes, Metrics, SearchPlan, advance
 from shardmerge.sweep.searched import SEARCHES, Searched, state_path
 from shardmerge.sweep.space import Point, read_space
 from shardmerge.sweep.sweeps import (
     Sweep,
     check_point,
+    read_objectives,
     read_sweeps,
     rung_label,
     sweep_name,
@@ -68,7 +71,8 @@ def _step(config: Mapping[str, Any], settings: Settings, where: str, *, dry: boo
     plan = search_plan(config, settings, where)
     state = state_path(settings["results"], plan.name)
     tasks = _tasks(plan, settings)
-    eyes = _Files(plan, config, settings["results"], tasks).eyes()
+    recipe, _ = open_recipe(config, settings["sources"])
+    eyes = _Files(plan, recipe, settings["results"], tasks).eyes()
     failed = bool(os.environ.get(FAILED))
     if dry:
         found = advance(plan, state.parent, eyes, failed=failed, dry=True)
@@ -89,13 +93,18 @@ def search_plan(config: Mapping[str, Any], settings: Settings, where: str) -> Se
     if type(config["trials"]) is not int:
         hint = "Write `trials: 40`."
         raise UserError(f"`sampler: {config['sampler']}` needs a number of trials", where, hint)
+    recipe, config = open_recipe(config, settings["sources"])
+    objectives, weights = read_objectives(config, where)
+    if weights and config["stop"]:
+        hint = "Leave `stop` out, or write `maximize` or `minimize` for single metrics."
+        raise UserError("rungs compare single metrics, and no sums", f"{where}.stop", hint)
     variables = read_space(config["space"], f"{where}.space")
     if not variables:
         raise UserError(
             "has no variable", f"{where}.space", "Write `space: {w: {low: 0, high: 1}}`."
         )
     text = read_text(config["recipe"])
-    Template(text, config["recipe"]).check(config["space"], f"{where}.space")
+    recipe.check(config["space"], f"{where}.space")
     for point in config["start"]:
         check_point(point, set(config["space"]), f"{where}.start")
     benchmark = settings["benchmark"]
@@ -103,7 +112,8 @@ def search_plan(config: Mapping[str, Any], settings: Settings, where: str) -> Se
         name=sweep_name(config),
         sampler=config["sampler"],
         variables=variables,
-        objectives=config["objectives"],
+        objectives=objectives,
+        weights=weights,
         constraints=config["constraints"],
         trials=config["trials"],
         parallel=config["parallel"],
@@ -119,10 +129,10 @@ class _Files:
     """What is measured of a search's trials, in the files of results."""
 
     def __init__(
-        self, plan: SearchPlan, config: Mapping[str, Any], results: str, tasks: Sequence[str]
+        self, plan: SearchPlan, recipe: Template | Genome, results: str, tasks: Sequence[str]
     ) -> None:
         self._plan, self._results = plan, results
-        self._template = Template(read_text(config["recipe"]), config["recipe"])
+        self._template = recipe
         self._tasks = tasks
         self._expected = load_expected(expected_path(results, plan.name))
 
@@ -142,7 +152,7 @@ class _Files:
 
     def _look(self, point: Point, questions: int | None) -> Metrics | None:
         paths = self._measured(point, questions)
-        return read_metrics(paths) if paths else None
+        return read_metrics(paths, self._plan.weights) if paths else None
 
     def _worse(self, point: Point, others: Sequence[Point], questions: int) -> bool:
         own = self._measured(point, questions)
@@ -153,7 +163,7 @@ class _Files:
 
 def _tasks(plan: SearchPlan, settings: Settings) -> list[str]:
     """Return what a search looks at: tasks, and probes as a whole."""
-    labels = (*plan.objectives, *plan.constraints)
+    labels = (*(plan.weights or plan.objectives), *plan.constraints)
     whole = (whole_of(settings["benchmark"], label.partition("/")[0]) for label in labels)
     return list(dict.fromkeys(whole))
 

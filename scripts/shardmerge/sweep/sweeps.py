@@ -19,10 +19,12 @@ from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.recipe import folder_name
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import Variant
+from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.searched import SEARCHES, STATES, Asked, Searched, load_searched, state_path
 from shardmerge.sweep.space import MOST_TRIALS, Point, drawn, grid, read_space
-from shardmerge.sweep.template import Template
 
+#: The objective that is the weighted sum of metrics.
+WEIGHTED = "weighted_sum"
 #: Folder of sweeps below the results.
 SWEEPS = "sweeps"
 #: Questions by which a search with `split` measures its trials, and those that it reports by.
@@ -69,6 +71,7 @@ class Sweep:
         candidates: Its trials.
         split: Whether trials are measured on one half of the questions, and reported on the other.
         searched: How far it is if it is a search, else None.
+        weights: Of metrics whose weighted sum is the objective; else none.
     """
 
     name: str = entry(forms.text)
@@ -80,6 +83,7 @@ class Sweep:
     candidates: tuple[SweepTrial, ...] = entry(forms.listed(forms.made_of(SweepTrial)))
     split: bool = entry(forms.truth, False)
     searched: Searched | None = entry(forms.maybe(forms.made_of(Searched)), None)
+    weights: Mapping[str, float] = entry(forms.mapped(forms.real), default_factory=dict)
 
     @property
     def built(self) -> list[SweepTrial]:
@@ -104,7 +108,7 @@ class Sweep:
     @property
     def tasks(self) -> list[str]:
         """The tasks that it is measured by."""
-        labels = [*self.objectives, *self.constraints]
+        labels = [*(self.weights or self.objectives), *self.constraints]
         return list(dict.fromkeys(label.partition("/")[0] for label in labels))
 
     def build(self, trial: str) -> str:
@@ -170,12 +174,31 @@ def read_sweeps(
     for number, config in enumerate(settings.sweeps):
         where = f"configuration: sweep.{number}" if many else "configuration: sweep"
         failures = failed.get(sweep_name(config), ())
-        sweep = _sweep(config, where, settings["results"], searched, failures)
+        folders = settings["sources"]
+        sweep = _sweep(config, where, settings["results"], searched, failures, folders)
         if sweep.name in found:
             hint = "Give each sweep a `name`."
             raise UserError(f"two sweeps are called {sweep.name!r}", where, hint)
         found[sweep.name] = sweep
     return list(found.values())
+
+
+def read_objectives(
+    config: Mapping[str, Any], where: str
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Return the objectives of a configured sweep, and the weights that one of them sums up.
+
+    Raises:
+        UserError: If some have a weight and others a direction.
+    """
+    given = dict(config["objectives"])
+    words = {label: word for label, word in given.items() if isinstance(word, str)}
+    if not words:
+        return {WEIGHTED: "maximize"}, {label: float(weight) for label, weight in given.items()}
+    if len(words) < len(given):
+        hint = "Write `maximize` or `minimize` for each, or a weight for each."
+        raise UserError("some have a weight, others a direction", f"{where}.objectives", hint)
+    return words, {}
 
 
 def sweep_name(config: Mapping[str, Any]) -> str:
@@ -194,10 +217,12 @@ def _sweep(
     results: str,
     searched: Mapping[str, Searched],
     failed: Sequence[str],
+    folders: Mapping[str, str],
 ) -> Sweep:
     recipe, name = config["recipe"], sweep_name(config)
-    template = Template(read_text(recipe), recipe)
-    for label in (*config["objectives"], *config["constraints"]):
+    template, config = open_recipe(config, folders)
+    objectives, weights = read_objectives(config, where)
+    for label in (*(weights or objectives), *config["constraints"]):
         _check_label(label, where)
     found = None
     if config["sampler"] in SEARCHES:
@@ -225,7 +250,8 @@ def _sweep(
     return Sweep(
         name=name,
         recipe=recipe,
-        objectives=config["objectives"],
+        objectives=objectives,
+        weights=weights,
         constraints=config["constraints"],
         keep=config["keep"],
         scratch=config["scratch"],

@@ -56,6 +56,7 @@ def table_data(
         "sweep": sweep.name,
         "recipe": sweep.recipe,
         "objectives": dict(sweep.objectives),
+        "weights": dict(sweep.weights),
         "constraints": dict(sweep.constraints),
         "best": list(best),
         "trials": rows,
@@ -125,6 +126,9 @@ def table_markdown(data: Mapping[str, Any]) -> str:
 
 def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
     aims = ", ".join(f"{word} {label}" for label, word in data["objectives"].items())
+    if data["weights"]:
+        parts = " + ".join(f"{weight:g} * {label}" for label, weight in data["weights"].items())
+        aims += f" = {parts}"
     yield f"Aim: {aims}. Scores with their standard errors."
     if data["constraints"]:
         bounds = ", ".join(f"{label} {bound}" for label, bound in data["constraints"].items())
@@ -177,7 +181,7 @@ def _variables(data: Mapping[str, Any]) -> list[str]:
 
 
 def _labels(data: Mapping[str, Any], *, all_of_them: bool = False) -> list[str]:
-    labels = [*data["objectives"], *data["constraints"]]
+    labels = [*data["objectives"], *data["weights"], *data["constraints"]]
     if all_of_them:
         labels += [label for row in data["trials"] for label in row["metrics"]]
     return list(dict.fromkeys(labels))
