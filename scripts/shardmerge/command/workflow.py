@@ -14,7 +14,6 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
-from shardmerge.command.evolving import is_genome, keep_configuration
 from shardmerge.run.cli import say
 
 HOME = Path(__file__).parents[3]
@@ -150,6 +149,8 @@ def command(args: argparse.Namespace, further: Sequence[str]) -> list[str]:
     target = TARGETS[args.command]
     files = args.files
     if args.command == "search":
+        from shardmerge.command.evolving import is_genome, keep_configuration
+
         # what a document of mergekit-evolve means; other configurations go over it
         files = sorted(files, key=lambda file: not is_genome(file))
         files = [keep_configuration(file) if is_genome(file) else file for file in files]

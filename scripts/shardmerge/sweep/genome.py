@@ -14,7 +14,7 @@ from typing import Any
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.references import parse_reference
-from shardmerge.sweep.template import recipe_text
+from shardmerge.sweep.template import written_recipe
 
 #: What mergekit-evolve varies of each method.
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -137,7 +137,7 @@ class Genome:
         recipe["parameters"] = {"normalize": self.normalize, "int8_mask": True}
         recipe |= {"base_model": self.base} if self.base else {}
         recipe |= {"tokenizer_source": self.tokenizer} if self.tokenizer else {}
-        return recipe_text([recipe | {"dtype": "bfloat16"}], self.path)
+        return written_recipe([recipe | {"dtype": "bfloat16"}], self.path)
 
     def _slice(self, numbers: Mapping[Any, Sequence[float]], group: int) -> dict[str, Any]:
         """Return a slice of the output: each model with its own numbers."""

@@ -72,10 +72,12 @@ class Template:
         Raises:
             UserError: If a value cannot stand where its gap is.
         """
-        return recipe_text([_filled(document, values) for document in self._documents], self.path)
+        return written_recipe(
+            [_filled(document, values) for document in self._documents], self.path
+        )
 
 
-def recipe_text(documents: Sequence[Any], path: str) -> str:
+def written_recipe(documents: Sequence[Any], path: str) -> str:
     """Return documents as a recipe; one without a name has that of the sweep's file.
 
     Args:
