@@ -46,6 +46,19 @@ def configured(folder: Path, **sweep: Any) -> Project:
     return Project(folder)
 
 
+def shardmerge(folder: Path, command: str) -> None:
+    """Run a command of shardmerge to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shardmerge", command, "cfg.yaml", "--cores", "2"],
+        cwd=folder,
+        env=environment({"PYTHONPATH": str(REPOSITORY / "scripts")}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each trial's weights that are there, by its weight."""
     trials = folder / "results" / "sweeps" / "own" / "trials"
@@ -87,11 +100,7 @@ def test_whole_sweep(tmp_path: Path) -> None:
 def test_a_trial_that_fails_holds_up_none(tmp_path: Path) -> None:
     """The second weight makes infinities; the third trial waits for the second one to be over."""
     configured(tmp_path, space={"w": {"grid": [0.1, 1e9, 0.5]}})
-    command = [sys.executable, "-m", "shardmerge", "sweep", "cfg.yaml", "--cores", "2"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(None), capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    shardmerge(tmp_path, "sweep")
     folder = tmp_path / "results" / "sweeps" / "own"
     rows = json.loads((folder / "table.json").read_text())["trials"]
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
@@ -123,11 +132,7 @@ def test_whole_search(tmp_path: Path) -> None:
 
 def search_to_the_end(folder: Path) -> dict[str, Any]:
     """Run the command, and return the search's state."""
-    command = [sys.executable, "-m", "shardmerge", "search", "cfg.yaml", "--cores", "2"]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(None), capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    shardmerge(folder, "search")
     path = folder / "results" / "sweeps" / "own" / "search" / "state.json"
     return json.loads(path.read_text())
 

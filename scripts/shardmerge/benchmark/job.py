@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, write_json
 from shardmerge.benchmark import harness, loading
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.probes import Probe
@@ -107,6 +108,9 @@ def _taken(job: BenchmarkJob, task: str, say: Callable[[str], None]) -> bool:
     """Take the result of a task that was measured before; return whether there is one."""
     if task not in job.stored or not harness.copy(job.stored[task], job.outputs[task]):
         return False
+    result = load_json(job.outputs[task])
+    if "identity" not in result:  # an earlier version told none
+        write_json(job.outputs[task], result | {"identity": job.stored[task].stem})
     say(f"{job.name}: {task} was measured before")
     return True
 

@@ -23,6 +23,7 @@ from shardmerge.run.measured import folder_digest
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
 from shardmerge.sweep.evidence import is_surely_worse
 from shardmerge.sweep.genome import Genome
+from shardmerge.sweep.objectives import read_objectives
 from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.search import JOURNAL, Eyes, Metrics, SearchPlan, advance
 from shardmerge.sweep.searched import SEARCHES, Searched, state_path
@@ -30,7 +31,6 @@ from shardmerge.sweep.space import Point, read_space
 from shardmerge.sweep.sweeps import (
     Sweep,
     check_point,
-    read_objectives,
     read_sweeps,
     rung_label,
     sweep_name,

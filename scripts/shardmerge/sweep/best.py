@@ -10,7 +10,8 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
 from shardmerge.sweep.bounds import is_within
-from shardmerge.sweep.sweeps import WEIGHTED, Sweep, plot_value
+from shardmerge.sweep.objectives import WEIGHTED
+from shardmerge.sweep.sweeps import Sweep, plot_value
 
 #: Paths of benchmark results, by the trial's name.
 Files = Mapping[str, Sequence[str]]

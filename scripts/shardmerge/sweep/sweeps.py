@@ -13,18 +13,16 @@ from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.forms import entry
-from shardmerge.base.pathnames import check_word
 from shardmerge.benchmark.trials import Value
 from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.recipe import folder_name
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import Variant
+from shardmerge.sweep.objectives import check_label, read_objectives
 from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.searched import SEARCHES, STATES, Asked, Searched, load_searched, state_path
 from shardmerge.sweep.space import MOST_TRIALS, Point, drawn, grid, read_space
 
-#: The objective that is the weighted sum of metrics.
-WEIGHTED = "weighted_sum"
 #: Folder of sweeps below the results.
 SWEEPS = "sweeps"
 #: Questions by which a search with `split` measures its trials, and those that it reports by.
@@ -183,24 +181,6 @@ def read_sweeps(
     return list(found.values())
 
 
-def read_objectives(
-    config: Mapping[str, Any], where: str
-) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the objectives of a configured sweep, and the weights that one of them sums up.
-
-    Raises:
-        UserError: If some have a weight and others a direction.
-    """
-    given = dict(config["objectives"])
-    words = {label: word for label, word in given.items() if isinstance(word, str)}
-    if not words:
-        return {WEIGHTED: "maximize"}, {label: float(weight) for label, weight in given.items()}
-    if len(words) < len(given):
-        hint = "Write `maximize` or `minimize` for each, or a weight for each."
-        raise UserError("some have a weight, others a direction", f"{where}.objectives", hint)
-    return words, {}
-
-
 def sweep_name(config: Mapping[str, Any]) -> str:
     """Return the name of a configured sweep."""
     return config["name"] or folder_name(Path(config["recipe"]).stem)
@@ -223,7 +203,7 @@ def _sweep(
     template, config = open_recipe(config, folders)
     objectives, weights = read_objectives(config, where)
     for label in (*(weights or objectives), *config["constraints"]):
-        _check_label(label, where)
+        check_label(label, where)
     found = None
     if config["sampler"] in SEARCHES:
         found = searched.get(name) or load_searched(state_path(results, name))
@@ -267,14 +247,6 @@ def _check_no_search(config: Mapping[str, Any], where: str) -> None:
         if config[key] != none:
             hint = f"Write `sampler: tpe`, or leave `{key}` out."
             raise UserError("is for a search", f"{where}.{key}", hint)
-
-
-def _check_label(label: str, where: str) -> None:
-    task, slash, metric = label.partition("/")
-    if not (slash and metric):
-        message = f"{label!r} is no metric of a task"
-        raise UserError(message, where, f"Write `TASK/METRIC`, such as `{label}/acc`.")
-    check_word(task, where)
 
 
 def _points(config: Mapping[str, Any], where: str) -> Sequence[Point]:
