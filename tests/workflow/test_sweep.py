@@ -54,7 +54,7 @@ def shardmerge(folder: Path, command: str) -> None:
         env=environment({"PYTHONPATH": str(REPOSITORY / "scripts")}),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
