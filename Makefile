@@ -5,6 +5,7 @@
 # make env-merge    of that only what most merges need (no torch, no benchmarks)
 # make env-torch    the same, and torch for what is not native code
 # make env-gguf     what exports to GGUF need besides (docs/howto/export.md)
+# make env-compressed   what exports to compressed safetensors need besides (docs/howto/compressed.md)
 # make env-test     all, and what the tests need
 # make test         everything that is checked before a change goes in
 # make test-all     the slow tests too
@@ -26,7 +27,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-gguf env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-compressed env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -35,6 +36,7 @@ env: $(VENV)/.installed
 env-merge: $(VENV)/.installed-merge
 env-torch: $(VENV)/.installed-torch
 env-gguf: $(VENV)/.installed-gguf
+env-compressed: $(VENV)/.installed-compressed
 env-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
@@ -61,6 +63,11 @@ $(VENV)/.installed: $(VENV)/.installed-torch requirements-bench.txt
 $(VENV)/.installed-gguf: $(VENV)/.installed requirements-gguf.txt
 	@echo "Installing what exports to GGUF need ..."
 	@$(PIP) --no-deps -r requirements-gguf.txt
+	@touch $@
+
+$(VENV)/.installed-compressed: $(VENV)/.installed requirements-compressed.txt
+	@echo "Installing what exports to compressed safetensors need ..."
+	@$(PIP) --no-deps -r requirements-compressed.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt

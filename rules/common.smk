@@ -283,3 +283,7 @@ def importance(w):
     """Return the importance matrix of a type, none where nothing is rounded or none is measured."""
     used = GGUF["imatrix"] and w.gguf not in ("f32", "f16", "bf16")
     return [TARGETS.paths.export(w.name, "work", "imatrix.gguf")] if used else []
+
+
+def exported_shard(w):
+    return TARGETS.exports.shard(w.name, w.scheme, w.shard)

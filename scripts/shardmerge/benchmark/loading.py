@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.files import load_json
 from shardmerge.benchmark.options import EvalOptions
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def language_model(
     from lm_eval.api.registry import get_model
 
     kind = get_model(options.backend)
+    if options.backend == "hf" and not file:
+        kind = _unpacking(kind, folder)
     try:
         arguments = model_arguments(folder, options, offload) | own
         if file:
@@ -93,6 +96,37 @@ def _gguf_file(folder: Path, options: EvalOptions) -> str | None:
             "Raise `exports.gguf.split_size`, or take this export out of `benchmark.models`.",
         )
     return files[0]
+
+
+def _unpacking(kind: type[LM], folder: Path) -> type[LM]:
+    """Return lm-eval's model so that transformers can run what compressed-tensors stores.
+
+    Of 4-bit floats the library makes bfloat16, whatever type the model runs in; so they are
+    unpacked when the model is loaded, in the type that is asked for.
+
+    Raises:
+        UserError: If the model is stored so, and the library is missing.
+    """
+    told = load_json(folder / "config.json").get("quantization_config")
+    if not isinstance(told, dict) or told.get("quant_method") != "compressed-tensors":
+        return kind
+    if find_spec("compressed_tensors") is None:
+        raise UserError(
+            "is stored by compressed-tensors, which transformers needs to read it and is not "
+            "installed",
+            str(folder),
+            "Install requirements-compressed.txt (`make env-compressed`), or measure it with "
+            "`backend: vllm`, which reads it by itself.",
+        )
+    if "fp4" not in str(told.get("format")):
+        return kind
+
+    class Unpacked(kind):  # type: ignore[misc, valid-type]
+        def _get_config(self, *args: Any, **options: Any) -> None:
+            super()._get_config(*args, **options)
+            self._config.quantization_config["dequantize"] = True
+
+    return Unpacked
 
 
 def check_templates(folder: Path, wanted: Iterable[bool | str]) -> None:

@@ -21,7 +21,9 @@ _ALLOWED = re.compile(
 )
 #: What an export may have, in its folder and in those of its variants.
 _EXPORTED = re.compile(
-    r"([a-z0-9][\w-]*/)?\w[\w.+-]*\.(gguf|safetensors|json|md|txt|model|jinja)|SHA256SUMS"
+    r"([a-z0-9][\w-]*/)?\w[\w.+-]*"
+    r"\.(gguf|safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm)"
+    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
 #: Allowed by its suffix, yet never part of a model.
 _REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")

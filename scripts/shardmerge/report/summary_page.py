@@ -32,8 +32,10 @@ _ABOUT_DISTANCES = (
 )
 _ABOUT_ERRORS = (
     "The error of a tensor is the root of the mean square of the differences to the model's "
-    "values, in parts of that of the values."
+    "values, in parts of that of the values. provenance.json of the export has that of every one."
 )
+#: Tensors of an export that are named.
+_WORST = 3
 _ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 
 
@@ -96,7 +98,16 @@ def _exports(records: Sequence[ExportRecord]) -> Iterator[str]:
         for record in records
     ]
     yield html_table(header, rows, numbers=(2, 3, 4, 5))
+    header = ("form", "variant", "tensors that are farthest from the model's, with their errors")
+    worst = [(form_of(r.form).title, r.variant, _farthest(r)) for r in records]
+    yield html_table(header, worst)
     yield paragraph(_ABOUT_ERRORS, "note")
+
+
+def _farthest(record: ExportRecord) -> str:
+    errors = record.errors.tensors
+    names = sorted(errors, key=lambda name: (-errors[name], name))[:_WORST]
+    return ", ".join(f"{name} {errors[name]:.2g}" for name in names)
 
 
 def _verdict(findings: Findings) -> Iterator[str]:

@@ -40,6 +40,9 @@ _DOING = {
     "measure_importance": "measuring importance of",
     "quantize_gguf": "quantising",
     "check_gguf": "checking",
+    "compress_shard": "quantising",
+    "compare_shard": "comparing",
+    "check_compressed": "checking",
     "publish_model": "uploading",
     "publish_export": "uploading",
 }

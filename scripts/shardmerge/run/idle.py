@@ -8,7 +8,7 @@ from shardmerge.base.text import plural
 from shardmerge.run.targets import Targets
 
 _TASKS = "name tasks: `benchmark: {tasks: [arc_easy]}`"
-_FORMS = "name types: `exports: {gguf: {types: [q8_0]}}`"
+_FORMS = "name types or schemes: `exports: {gguf: {types: [q8_0]}, compressed: {schemes: [w4a16]}}`"
 _SWEEP = "give a configuration with the key `sweep` (docs/howto/sweep.md)"
 #: What is done with models and not with adapters, by target, and what can be done instead.
 _MODELS_ONLY = {

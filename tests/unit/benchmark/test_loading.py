@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -234,3 +235,34 @@ class TestExports:
         (tmp_path / "m.gguf").touch()
         with pytest.raises(UserError, match="only `backend: hf` measures"):
             loading.language_model(tmp_path, EvalOptions(backend="vllm"))
+
+
+class TestCompressedTensors:
+    """Exports that transformers unpacks with compressed-tensors."""
+
+    class Hf:
+        def _get_config(self) -> None:
+            self._config = SimpleNamespace(quantization_config={})
+
+    def kind(self, folder: Path, **told: Any) -> Any:
+        config = {"quantization_config": {"quant_method": "compressed-tensors"} | told}
+        (folder / "config.json").write_text(json.dumps(config))
+        return loading._unpacking(self.Hf, folder)
+
+    def test_other_models_are_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        assert loading._unpacking(self.Hf, tmp_path) is self.Hf
+        assert self.kind(tmp_path, quant_method="gptq") is self.Hf
+
+    def test_floats_of_4_bits_are_unpacked_when_loaded(self, tmp_path: Path) -> None:
+        pytest.importorskip("compressed_tensors")
+        assert self.kind(tmp_path, format="pack-quantized") is self.Hf
+        model = self.kind(tmp_path, format="nvfp4-pack-quantized")()
+        model._get_config()
+        assert model._config.quantization_config == {"dequantize": True}
+
+    def test_without_the_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loading, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match="stored by compressed-tensors") as caught:
+            self.kind(tmp_path)
+        assert "backend: vllm" in str(caught.value.hint)
