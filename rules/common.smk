@@ -23,6 +23,7 @@ from shardmerge.recipe.settings import explain_options, load_settings, own_confi
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
+from shardmerge.run.failing import failures
 from shardmerge.run.idle import MAY_BE_IDLE, idle
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
@@ -65,7 +66,9 @@ WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (D
 # A trial is a recipe that is written for all to see, and planned as any other.
 # A search tells what was measured and asks for more, once in a run.
 SEARCHED = exit_on_user_error(step)(SETTINGS, dry=DRY) if HEAD and "search" in ASKED else {}
-TRIED = exit_on_user_error(read_sweeps)(SETTINGS, SEARCHED)
+# A sweep leaves out what failed in the run before, if it is told that jobs failed.
+FAILURES = exit_on_user_error(failures)(SETTINGS, sweeping=HEAD and "sweep" in ASKED, dry=DRY)
+TRIED = exit_on_user_error(read_sweeps)(SETTINGS, SEARCHED, FAILURES)
 SETTINGS = with_tasks(SETTINGS, TRIED)
 if HEAD and not (DRY or REPORTS):
     exit_on_user_error(keep_recipes)(TRIED, SETTINGS["results"])
@@ -90,6 +93,8 @@ TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
 SWEEPS = SweepTargets(
     TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
 )
+if HEAD and "search" in ASKED:
+    exit_on_user_error(SWEEPS.note_expected)(dry=DRY)
 if HEAD and not REPORTS:
     for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
         tell(sentence)

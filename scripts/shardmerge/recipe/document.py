@@ -47,7 +47,7 @@ _FOREIGN = {
     "genome": (
         "mergekit-evolve",
         "searches for a recipe",
-        "Search with mergekit-evolve, and give the recipe that it writes (`best_config.yaml`).",
+        "Run `shardmerge search` with it, and build the `best.yaml` that this writes.",
     ),
 }
 

@@ -341,7 +341,7 @@ class Targets:
         """Return how a model is measured in a task."""
         measured = self._any(model)
         if self._is_probe(task):
-            return self._loaded_as(measured)
+            return self._probed_as(measured)
         options = options_of(self.settings["benchmark"], measured.options, task)
         return measured.narrowed(options)
 
@@ -357,7 +357,8 @@ class Targets:
         """Return the digest of all that determines a benchmark's result."""
         measured = self._any(model)
         if self._is_probe(task):
-            return digest([self._probed(measured, task), self._compared(model, task)])
+            asked = self._probed_as(measured)
+            return digest([self._probed(measured, task, asked), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
         parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
@@ -406,7 +407,8 @@ class Targets:
 
     def logits_identity(self, model: str) -> str:
         """Return the digest of all that determines what such a model predicts."""
-        return self._probed(self.references[model], "kl")
+        own = self.references[model]
+        return self._probed(own, "kl", self._loaded_as(own))
 
     def _is_probe(self, task: str) -> bool:
         return task not in lm_eval_tasks(self.settings["benchmark"])
@@ -424,9 +426,14 @@ class Targets:
         options = options_of(self.settings["benchmark"], model.options)
         return EvalOptions(**options.model_options)
 
-    def _probed(self, model: Measured, probe: str) -> str:
+    def _probed_as(self, model: Measured) -> EvalOptions:
+        """Return how a model is probed: `limit` counts questions of tasks, so that it has none."""
+        half = options_of(self.settings["benchmark"], model.options).half
+        return model.narrowed(replace(self._loaded_as(model), half=half))
+
+    def _probed(self, model: Measured, probe: str, options: EvalOptions) -> str:
         asked = self.probes.identity(probe) if self.probes else None
-        return digest([model.identity, probe, asked, self._text, self._loaded_as(model).identity()])
+        return digest([model.identity, probe, asked, self._text, options.identity()])
 
     @cached_property
     def _text(self) -> str | None:
