@@ -12,8 +12,8 @@ from shardmerge.compose.context import Context
 from shardmerge.compose.derived_model import ConfigChange, DerivedModel
 from shardmerge.compose.experts.choice import ExpertChoiceModel
 from shardmerge.compose.experts.mixture import MixtureModel
-from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.lora_model import LoraModel
+from shardmerge.compose.measurements import Measurement
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.text_model import text_model
@@ -51,7 +51,7 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
-        self.hidden: dict[tuple[str, str], HiddenStates] = {}
+        self.measured: dict[tuple[str, str], Measurement] = {}
         self._models: dict[str, Model] = {}
         self._texts: dict[str, Model] = {}
 

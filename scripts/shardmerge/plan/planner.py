@@ -25,15 +25,16 @@ from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.hidden_states import HiddenStates
+from shardmerge.compose.measurements import Measurement
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
+from shardmerge.plan.measuring import MeasureJob, MeasureSpec, measure_job
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, HiddenJob, Plan, Planned, PlannedSource, ShardJob
+from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import as_stored, shard_names, shards_of
@@ -86,7 +87,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
-        self.hidden: dict[FileKey, HiddenStates] = {}
+        self.measured: dict[FileKey, tuple[Measurement, Lock]] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
@@ -109,7 +110,7 @@ class _Planner:
                 name,
                 paths=self.paths,
                 planned=self.planned,
-                make_job=partial(self._job, delta_path={}, numerics=FLOAT32),
+                make_job=partial(self._update_job, composer),
                 max_shard_size=self.settings.max_shard_size,
             )
             for name, composer in self._adapters().items()
@@ -128,7 +129,7 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
-            hidden=self._hidden_jobs(),
+            measures=self._measure_jobs(),
             warnings=unsilenced(self.findings, self.settings["silence"]),
             adapters=adapters,
         )
@@ -140,7 +141,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read - self.hidden.keys()):
+        for model, name in sorted(self.read - self.measured.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -166,8 +167,7 @@ class _Planner:
                     stage = recipe.final[0] if recipe.build else name
                     if not recipe.stages[stage].extraction:
                         targets[name] = (composer, stage, composer.outputs(stage))
-            self.hidden |= composer.hidden
-        self.identities |= {key: one.identity for key, one in self.hidden.items()}
+            self._note_measured(composer)
         return targets
 
     def _adapters(self) -> dict[str, Composer]:
@@ -305,10 +305,16 @@ class _Planner:
             torch=needs_torch(tasks),
         )
 
+    def _update_job(
+        self, composer: Composer, output: str, tensors: tuple[OutputTensor, ...]
+    ) -> ShardJob:
+        self._note_measured(composer)
+        return self._job(output, tensors, {}, FLOAT32)
+
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
-        if key in self.hidden:
-            return self.paths.hidden(self.hidden[key].file)
+        if key in self.measured:
+            return self.paths.measured(key[1])
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
@@ -319,23 +325,18 @@ class _Planner:
             )
         return path
 
-    def _hidden_jobs(self) -> dict[str, HiddenJob]:
-        """Return the jobs that let models read prompts, by the digests of what they make."""
+    def _note_measured(self, composer: Composer) -> None:
+        """Take note of what jobs must measure of a recipe's models."""
+        for key, one in composer.measured.items():
+            self.measured[key] = one, composer.lock
+            self.identities[key] = one.identity
+
+    def _measure_jobs(self) -> dict[str, MeasureJob]:
+        """Return the jobs that measure models, by the digests of what they make."""
         found = {}
-        for key, one in self.hidden.items():
-            source = self.locked[one.model]
-            paths = tuple(self._path((one.model, name)) for name in source.files)
-            size = sum(t.end - t.begin for t in source.tensors.values())
-            found[one.digest] = HiddenJob(
-                output=self._path(key),
-                digest=one.digest,
-                folder=paths[0].rsplit("/", 1)[0],
-                files=paths,
-                identities=tuple(file.identity for file in source.files.values()),
-                size=size,
-                mode=one.mode,
-                prompts=one.prompts,
-            )
+        for key, (one, lock) in self.measured.items():
+            self.planned.specs[one.digest] = MeasureSpec(kind=one.kind, options=one.options)
+            found[one.digest] = measure_job(one, self._path(key), lock, self._path)
         return found
 
     def _model(self, key: str) -> PlannedSource:
