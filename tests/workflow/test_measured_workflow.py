@@ -1,4 +1,4 @@
-"""Models that are measured before they are merged: RegMean, Fisher, MetaGPT, from text to report."""
+"""Models that are measured before they are merged, from the text to the report."""
 
 from __future__ import annotations
 
@@ -131,10 +131,8 @@ def test_metagpt_weighs_by_squares_of_norms(project: Project) -> None:
 
 def test_every_element_is_checked(project: Project) -> None:
     for name in _DOCUMENTS:
-        verified = load_json(project.folder / f"results/{name}/verify.json")
-        assert verified["ok"] if "ok" in verified else verified
-        for path in (project.folder / f"results/{name}/checks").glob("*.json"):
-            assert load_json(path)["not_sampled"] == []
+        checks = list((project.folder / f"results/{name}/checks").glob("*.json"))
+        assert checks and all(load_json(path)["not_sampled"] == [] for path in checks)
 
 
 def test_measurements_are_shared_and_follow_text_and_options(

@@ -49,7 +49,7 @@ def regmean(group: Group, error: float | None = None) -> tuple[torch.Tensor, flo
 def _scaled(gram: torch.Tensor, weight: float, scale: float, live: torch.Tensor) -> torch.Tensor:
     """Return a Gram matrix in float64, scaled, with a weight as the diagonal of dead features."""
     diagonal = gram.diagonal().double() * weight
-    made = gram.double().mul_(weight * scale)
+    made = gram.double() * (weight * scale)
     made.diagonal().copy_(torch.where(live, diagonal, weight))
     return made
 
