@@ -103,7 +103,7 @@ class TestIsotropic:
         assert torch.allclose(kernel_of("iso_cts", FLOAT32)[0](group), expected, atol=1e-6)
 
     def test_no_more_vectors_than_there_are(self) -> None:
-        """5/3 of five vectors would be 2 for each of three models: there is 1 each, 2 are common."""
+        """5/3 for each of three models would be 2, but five vectors have 1 each; 2 are common."""
         group = cases.ordinary("iso_cts", (5, 9), models=3, common=0.0)
         expected = kernel_of("iso_cts", FLOAT32)[0](
             cases.ordinary("iso_cts", (5, 9), models=3, common=0.4)

@@ -104,10 +104,10 @@ def consensus_ties(group: Group) -> torch.Tensor:
     """TIES, only of the elements that matter to several models.
 
     The task vectors ``v_i = w_i * (x_i - base)`` are trimmed and added where their signs agree, as
-    in TIES, which gives ``v``; as in ``ties``, the share is of each tensor. An element matters to a model if ``|v_i| >= threshold_i * |v -
-    v_i|``. The result is ``base + lambda * v`` where an element matters to at least ``agreement``
-    models, and the base elsewhere. Wang et al. 2024, "Localizing Task Information for Improved
-    Model Merging and Compression".
+    in TIES, which gives ``v``; as in ``ties``, the share is of each tensor. An element matters to a
+    model if ``|v_i| >= threshold_i * |v - v_i|``. The result is ``base + lambda * v`` where an
+    element matters to at least ``agreement`` models, and the base elsewhere. Wang et al. 2024,
+    "Localizing Task Information for Improved Model Merging and Compression".
     """
     from shardmerge.methods.localized import kernels
 

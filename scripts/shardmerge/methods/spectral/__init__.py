@@ -112,11 +112,11 @@ def iso_cts(group: Group) -> torch.Tensor:
     Of a matrix with ``r`` singular values, ``k`` vectors are the first of the sum of ``v_i = w_i *
     (x_i - base)``, with left ones ``C``. Each of ``n`` models adds the first ``(r - k) / n`` of
     ``v_i - C C' v_i``. Here ``k`` is ``common * r``, moved so that ``(r - k) / n`` is the nearest
-    whole number, as the authors' program does. All left ones ``U`` and all right ones ``V`` are replaced by
-    their nearest orthonormal matrices. The result is ``base + lambda * s * U V'``, where ``s`` is
-    the mean of all their singular values. What is no matrix gets the mean of the ``v_i``. Marczak
-    et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific
-    Subspaces".
+    whole number, as the authors' program does. All left ones ``U`` and all right ones ``V`` are
+    replaced by their nearest orthonormal matrices. The result is ``base + lambda * s * U V'``,
+    where ``s`` is the mean of all their singular values. What is no matrix gets the mean of the
+    ``v_i``. Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
+    Task-Specific Subspaces".
     """
     from shardmerge.methods.spectral import kernels
 
