@@ -135,6 +135,15 @@ class TestMetaGpt:
         assert _width(prime) == prime
 
 
+def test_an_adapter_may_be_extracted_from_it() -> None:
+    lora = {"name": "lora", "extract_lora": {"model": "out", "base_model": "a", "rank": 2}}
+    plan = plan_of(document(), lora)
+    assert len(plan.measures) == 2
+    (adapter,) = plan.adapters.values()
+    made = {job.output for job in plan.measures.values()}
+    assert all(made <= set(job.sources) for job in adapter.updates)
+
+
 class TestTexts:
     def test_an_edit_is_told_until_it_is_locked(self) -> None:
         plan_of(document())
