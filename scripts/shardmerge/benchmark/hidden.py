@@ -14,9 +14,9 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.benchmark.reading import (
     check_installed,
+    explained,
     load_language_model,
-    load_tokenizer,
-    told,
+    reading_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def read_prompts(
     from safetensors.torch import save_file
 
     torch.set_num_threads(threads)
-    with told("cannot read the prompts", folder):
-        tokenizer = _padded_left(load_tokenizer(folder))
+    with explained("cannot read the prompts", folder):
+        tokenizer = _padded_left(reading_tokenizer(folder))
         model = load_language_model(folder, "bfloat16", device)
         with torch.no_grad():
             gates = [_direction(model, tokenizer, sides, mode) for sides in prompts]

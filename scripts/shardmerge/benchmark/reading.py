@@ -34,7 +34,7 @@ def check_installed(what: str, hint: str) -> None:
         ) from None
 
 
-def load_tokenizer(folder: Path) -> Any:
+def reading_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a model's folder."""
     from transformers import AutoTokenizer
 
@@ -62,7 +62,7 @@ def load_language_model(folder: Path, dtype: str, device: str) -> Any:
 
 
 @contextmanager
-def told(what: str, folder: Path) -> Iterator[None]:
+def explained(what: str, folder: Path) -> Iterator[None]:
     """Tell in a sentence why a model cannot do something.
 
     Args:
@@ -122,4 +122,4 @@ def groups(sizes: Sequence[int], most: int = GROUP_BYTES) -> list[slice]:
 
 
 #: Told how many of how many steps are done.
-Progress = Callable[[int, int], None]
+ReportBlocks = Callable[[int, int], None]

@@ -19,13 +19,13 @@ from shardmerge.base.files import atomic_path, read_text
 from shardmerge.base.safetensors import write_header
 from shardmerge.benchmark.reading import (
     GROUP_BYTES,
-    Progress,
+    ReportBlocks,
     check_installed,
+    explained,
     groups,
     load_language_model,
-    load_tokenizer,
+    reading_tokenizer,
     text_blocks,
-    told,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TextMeasure:
     """Something that is measured.
 
     Args:
@@ -64,7 +64,7 @@ def measure_text(
     device: str = "cpu",
     threads: int = 1,
     confirm: Callable[[], None] = lambda: None,
-    progress: Progress = lambda done, total: None,
+    progress: ReportBlocks = lambda done, total: None,
     most: int = GROUP_BYTES,
 ) -> None:
     """Let a model read a text, and write a safetensors file with what is measured of its tensors.
@@ -86,15 +86,15 @@ def measure_text(
         UserError: If transformers is missing or cannot load the model, the text is too short, a
             tensor cannot be measured, or a value is not finite.
     """
-    found = KINDS[kind]
+    found = TEXT_MEASURES[kind]
     check_installed(f"`merge_method: {found.method}`", "")
     import torch
 
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     words = read_text(text)
-    with told("cannot be loaded to read a text", folder):
-        tokenizer = load_tokenizer(folder)
+    with explained("cannot be loaded to read a text", folder):
+        tokenizer = reading_tokenizer(folder)
         model = load_language_model(folder, options["model_dtype"], device)
     blocks = text_blocks(tokenizer, words, options["tokens"], options["context"], str(text))
     model.requires_grad_(False)
@@ -112,7 +112,7 @@ def measure_text(
                     yield torch.tensor([block], device=model.device)
                     progress(done + i + 1, len(runs) * len(blocks))
 
-            with told("cannot read the text", folder):
+            with explained("cannot read the text", folder):
                 sums = found.measure(model, targets[run], shapes[run], read())
             for name, value in zip(names[run], sums, strict=True):
                 file.write(_bytes(value, name, folder))
@@ -130,7 +130,7 @@ def _bytes(value: torch.Tensor, name: str, folder: Path) -> memoryview:
     return memoryview(value.float().contiguous().cpu().numpy()).cast("B")
 
 
-def _found(kind: Kind, model: Any, name: str, shape: Sequence[int], folder: Path) -> Any:
+def _found(kind: TextMeasure, model: Any, name: str, shape: Sequence[int], folder: Path) -> Any:
     """Return what of a model is measured for a tensor of its files."""
     prefix = getattr(model, "base_model_prefix", "")
     for own in (name, f"{prefix}.{name}"):
@@ -225,7 +225,7 @@ def _fisher(
     return [total.div_(count) for total in sums]
 
 
-KINDS = {
-    "grams": Kind("regmean", "grams", lambda shape: (shape[1], shape[1]), _grams, _linear),
-    "fisher": Kind("fisher", "information", tuple, _fisher, _parameter),
+TEXT_MEASURES = {
+    "grams": TextMeasure("regmean", "grams", lambda shape: (shape[1], shape[1]), _grams, _linear),
+    "fisher": TextMeasure("fisher", "information", tuple, _fisher, _parameter),
 }

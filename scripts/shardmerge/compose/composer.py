@@ -13,7 +13,7 @@ from shardmerge.compose.derived_model import ConfigChange, DerivedModel
 from shardmerge.compose.experts.choice import ExpertChoiceModel
 from shardmerge.compose.experts.mixture import MixtureModel
 from shardmerge.compose.lora_model import LoraModel
-from shardmerge.compose.measurements import Measurement
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.text_model import text_model
@@ -51,7 +51,7 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
-        self.measured: dict[tuple[str, str], Measurement] = {}
+        self.measured: dict[tuple[str, str], ModelMeasurement] = {}
         self._models: dict[str, Model] = {}
         self._texts: dict[str, Model] = {}
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
-from shardmerge.compose.measurements import Measurement
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.models import Model
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
@@ -30,7 +30,7 @@ class Context(Protocol):
     numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
-    measured: dict[tuple[str, str], Measurement]
+    measured: dict[tuple[str, str], ModelMeasurement]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

@@ -13,7 +13,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.weightfolders import folder_of
 from shardmerge.compose.architecture.names import is_derived, is_embedding
 from shardmerge.compose.context import Context
-from shardmerge.compose.measurements import Measurement, measurement
+from shardmerge.compose.measurements import ModelMeasurement, model_measurement
 from shardmerge.compose.models import Entry, Model, SourceModel
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
@@ -47,8 +47,8 @@ class MeasuredTensors:
         self._context, self._stage, self._method = context, stage, method
         self._parts, self._settings = parts, settings
         self._measure: Measure = method.measure
-        self._known: dict[tuple[Any, ...], Measurement] = {}
-        self._ratio: dict[tuple[int, ...], tuple[Measurement, ...]] = {}
+        self._known: dict[tuple[Any, ...], ModelMeasurement] = {}
+        self._ratio: dict[tuple[int, ...], tuple[ModelMeasurement, ...]] = {}
 
     def is_measured(self, tensor: str, part: Part) -> bool:
         """Whether there is something to measure of a tensor, and the recipe does not decline."""
@@ -126,7 +126,7 @@ class MeasuredTensors:
             output_shape=shape,
         )
 
-    def _norms(self, part: Part) -> tuple[Measurement, ...]:
+    def _norms(self, part: Part) -> tuple[ModelMeasurement, ...]:
         """Return the measured norm of each model's difference from the base."""
         key = (part.piece.number, *part.used)
         if key not in self._ratio:
@@ -137,7 +137,7 @@ class MeasuredTensors:
             self._ratio[key] = tuple(self._norm(other, base) for other in others)
         return self._ratio[key]
 
-    def _norm(self, model: SourceModel, base: SourceModel) -> Measurement:
+    def _norm(self, model: SourceModel, base: SourceModel) -> ModelMeasurement:
         pairs = sorted(
             (names[model.name], names[base.name])
             for part in self._parts.values()
@@ -149,10 +149,12 @@ class MeasuredTensors:
         alike = all(one == two for one, two in pairs)
         tensors = [one for one, _ in pairs] if alike else pairs
         return self._noted(
-            measurement("norms", (model.name, base.name), self._context.lock, {"tensors": tensors})
+            model_measurement(
+                "norms", (model.name, base.name), self._context.lock, {"tensors": tensors}
+            )
         )
 
-    def _of(self, tensor: str, part: Part, model: Model) -> Measurement:
+    def _of(self, tensor: str, part: Part, model: Model) -> ModelMeasurement:
         """Return what is measured of a model while it reads its text."""
         index = [one for one, _ in part.inputs].index(model)
         per_input = self._settings.values(tensor)[1]
@@ -163,7 +165,9 @@ class MeasuredTensors:
             self._check_text(text, told["context"], part)
             options = {**told, "tensors": self._tensors(source)}
             self._known[key] = self._noted(
-                measurement(self._measure.kind, (source.name,), self._context.lock, options, text)
+                model_measurement(
+                    self._measure.kind, (source.name,), self._context.lock, options, text
+                )
             )
         return self._known[key]
 
@@ -227,7 +231,7 @@ class MeasuredTensors:
                 "Name a longer text, or write a smaller `context`.",
             )
 
-    def _noted(self, one: Measurement) -> Measurement:
+    def _noted(self, one: ModelMeasurement) -> ModelMeasurement:
         self._context.measured[one.key, one.file] = one
         return one
 

@@ -20,7 +20,7 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class Measurement:
+class ModelMeasurement:
     """What a job measures: its result is a safetensors file that expressions read as a source.
 
     Args:
@@ -54,15 +54,15 @@ class Measurement:
         return f"{self.kind}:{self.digest}"
 
 
-def measurement(
+def model_measurement(
     kind: str,
     models: tuple[str, ...],
     lock: Lock,
     options: Mapping[str, Any],
     text: str | None = None,
-) -> Measurement:
-    """Return what is known by the contents of models and text; arguments as of ``Measurement``."""
+) -> ModelMeasurement:
+    """Return what is known by contents of models and text; arguments as ``ModelMeasurement``."""
     files = [{n: f.identity for n, f in lock.sources[key].files.items()} for key in models]
     content = lock.texts[text].identity if text else None
     found = digest([kind, VERSIONS[kind], files, content, options])
-    return Measurement(kind, models, text, options, found)
+    return ModelMeasurement(kind, models, text, options, found)

@@ -13,7 +13,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.sealed import AGAIN
 from shardmerge.benchmark.reading import GROUP_BYTES
-from shardmerge.compose.measurements import VERSIONS, Measurement
+from shardmerge.compose.measurements import VERSIONS, ModelMeasurement
 from shardmerge.plan.files import load_spec_json
 from shardmerge.sources.lock import Lock, LockedSource
 
@@ -28,7 +28,7 @@ class MeasureJob:
     Args:
         output: Path of the safetensors file that it writes.
         digest: Of all that determines it; names its specification.
-        kind: As of ``Measurement``.
+        kind: As of ``ModelMeasurement``.
         models: Paths of all files of each model, the one that is measured first.
         text: Path of the text that it reads, or None.
         identities: Of the content of each file, the text's the last.
@@ -65,7 +65,7 @@ class MeasureSpec:
     """What such a job does.
 
     Args:
-        kind: As of ``Measurement``.
+        kind: As of ``ModelMeasurement``.
         options: Likewise.
     """
 
@@ -78,7 +78,7 @@ class MeasureSpec:
 
 
 def measure_job(
-    one: Measurement, output: str, lock: Lock, path: Callable[[tuple[str, str]], str]
+    one: ModelMeasurement, output: str, lock: Lock, path: Callable[[tuple[str, str]], str]
 ) -> MeasureJob:
     """Return the job of a measurement.
 
@@ -118,7 +118,7 @@ def load_measure_spec(name: str) -> MeasureSpec:
         raise UserError(f"is no specification of a measurement: {error}", name, AGAIN) from None
 
 
-def _memory(one: Measurement, model: LockedSource) -> int:
+def _memory(one: ModelMeasurement, model: LockedSource) -> int:
     """Return the bytes that a job needs at most."""
     stored = sum(t.end - t.begin for t in model.tensors.values())
     if one.kind == "hidden":

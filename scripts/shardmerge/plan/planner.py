@@ -25,7 +25,7 @@ from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.measurements import Measurement
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
@@ -87,7 +87,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
-        self.measured: dict[FileKey, tuple[Measurement, Lock]] = {}
+        self.measured: dict[FileKey, tuple[ModelMeasurement, Lock]] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:

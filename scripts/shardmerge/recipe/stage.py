@@ -13,7 +13,7 @@ from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.references import Reference
 
 #: The parameter that names a file of text which a model reads when it is measured.
-TEXT = "text"
+TEXT_PARAMETER = "text"
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,9 @@ class Stage:
     @property
     def measures(self) -> bool:
         """Whether models are measured while they read texts, which its parameters name."""
-        return any(m.name == self.method and m.parameter(TEXT) for m in registry.methods())
+        return any(
+            m.name == self.method and m.parameter(TEXT_PARAMETER) for m in registry.methods()
+        )
 
     @property
     def slices(self) -> tuple[Slice, ...]:

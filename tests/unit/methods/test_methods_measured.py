@@ -9,7 +9,7 @@ import torch
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
-from shardmerge.methods.measured.kernels import regmean, shares
+from shardmerge.methods.measured.kernels import regmean, shares_of_squares
 from shardmerge.methods.registry import Group, Request, bounds_of, kernel_of, method
 
 
@@ -149,12 +149,12 @@ class TestFisher:
 
 class TestMetaGpt:
     def test_shares_by_hand(self) -> None:
-        assert shares([3.0, 4.0, 0.0]) == [9 / 25, 16 / 25, 0.0]
-        assert shares([0.0, 0.0]) == [0.5, 0.5]
+        assert shares_of_squares([3.0, 4.0, 0.0]) == [9 / 25, 16 / 25, 0.0]
+        assert shares_of_squares([0.0, 0.0]) == [0.5, 0.5]
 
     @pytest.mark.parametrize("norms", [[1e-30, 2e-30], [1e30, 3e30, 1e-9], [0.1] * 7])
     def test_shares_sum_to_one(self, norms: list[float]) -> None:
-        assert math.fsum(shares(norms)) == pytest.approx(1.0, rel=1e-15)
+        assert math.fsum(shares_of_squares(norms)) == pytest.approx(1.0, rel=1e-15)
 
     def test_sum_by_hand(self) -> None:
         """The base 1, 3 and 6 beside it: 1 + 0.25 * 2 + 0.75 * 5."""

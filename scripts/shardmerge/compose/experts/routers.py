@@ -12,7 +12,7 @@ from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import is_embedding
 from shardmerge.compose.context import Context
-from shardmerge.compose.measurements import VERSIONS, Measurement
+from shardmerge.compose.measurements import VERSIONS, ModelMeasurement
 from shardmerge.compose.models import Model
 from shardmerge.recipe.experts import RANDOM
 from shardmerge.recipe.stage import Expert, Stage
@@ -31,7 +31,7 @@ class Routers:
         self._context, self._stage, self._base = context, stage, base
         self._mixture = stage.mixture
         self._embedded: ex.Expression | None = None
-        self._hidden: Measurement | None = None
+        self._hidden: ModelMeasurement | None = None
 
     def gate(
         self, tensor: str, layer: int, shape: tuple[int, ...], *, shared: bool
@@ -138,7 +138,7 @@ class Routers:
         found = self._hidden
         return ex.Source(found.key, found.file, f"layers.{layer}", "F32", shape)
 
-    def _hidden_states(self) -> Measurement:
+    def _hidden_states(self) -> ModelMeasurement:
         reference = self._stage.reference_model
         if reference.model in self._context.recipe.stages or reference.lora:
             raise UserError(
@@ -154,4 +154,4 @@ class Routers:
         mode = self._mixture.gate_mode
         known = digest([VERSIONS["hidden"], mode, prompts, files])
         options = {"mode": mode, "prompts": prompts}
-        return Measurement("hidden", (reference.model,), None, options, known)
+        return ModelMeasurement("hidden", (reference.model,), None, options, known)

@@ -117,13 +117,15 @@ def fisher(group: Group) -> torch.Tensor:
 
 def share(group: Group) -> torch.Tensor:
     """Return a row of a model's coefficient: the square of its norm by the sum of all."""
-    found = shares([float(tensor) for tensor in group.tensors])[group.parameters["model"]]
+    found = shares_of_squares([float(tensor) for tensor in group.tensors])[
+        group.parameters["model"]
+    ]
     like = group.tensors[0]
     row = torch.full((group.parameters["width"],), found, dtype=like.dtype, device=like.device)
     return row.mul_(group.parameters["lambda"]).view(1, -1)
 
 
-def shares(norms: Sequence[float]) -> list[float]:
+def shares_of_squares(norms: Sequence[float]) -> list[float]:
     """Return the squares of norms, divided by their sum; equal shares if all are 0."""
     largest = max(norms)
     if not largest:
