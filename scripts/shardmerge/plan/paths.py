@@ -48,7 +48,7 @@ class Paths:
         """Return the path of a build's benchmark result or table."""
         return self.build(name, f"benchmarks/{file}")
 
-    def model_measurement(self, file: str) -> str:
+    def measurement(self, file: str) -> str:
         """Return the path of a model's benchmark result, or of what compares all models."""
         return f"{self.results}/benchmarks/{file}"
 
