@@ -48,7 +48,7 @@ class MeasuredTensors:
         self._parts, self._settings = parts, settings
         self._measure: Measure = method.measure
         self._known: dict[tuple[Any, ...], ModelMeasurement] = {}
-        self._ratio: dict[tuple[int, ...], tuple[ModelMeasurement, ...]] = {}
+        self._ratio: dict[int, dict[int, ModelMeasurement]] = {}
 
     def is_measured(self, tensor: str, part: Part) -> bool:
         """Whether there is something to measure of a tensor, and the recipe does not decline."""
@@ -100,13 +100,16 @@ class MeasuredTensors:
     ) -> ex.Call:
         """Return the base plus task vectors times coefficients, each a row that is repeated."""
         measured = self._norms(part)
-        norms = tuple(ex.Source(one.key, one.file, "norm", "F32", (1,)) for one in measured)
+        norms = tuple(
+            ex.Source(one.key, one.file, "norm", "F32", (1,)) for one in measured.values()
+        )
         count = ex.elements(operands[0])
         width = _width(count)
-        names = tuple(one.key for one in measured)
+        names = tuple(one.key for one in measured.values())
+        used = [list(measured).index(i) for i in part.used if i in measured]
         factor = self._settings.values(tensor)[0]["lambda"]
         factors = []
-        for number in range(len(norms)):
+        for number in used:
             values = {"model": number, "width": width, "lambda": factor}
             share = ex.Call(
                 method="metagpt_share",
@@ -122,20 +125,26 @@ class MeasuredTensors:
             inputs=(*operands, *factors),
             base=part.base,
             tensor=tensor,
-            models=(*(model.name for model, _ in part.inputs), *names),
+            models=(*(model.name for model, _ in part.inputs), *(names[number] for number in used)),
             output_shape=shape,
         )
 
-    def _norms(self, part: Part) -> tuple[ModelMeasurement, ...]:
-        """Return the measured norm of each model's difference from the base."""
-        key = (part.piece.number, *part.used)
-        if key not in self._ratio:
-            base = self._source(part.inputs[part.base][0], part)
-            others = [
-                self._source(m, part) for i, (m, _) in enumerate(part.inputs) if i != part.base
-            ]
-            self._ratio[key] = tuple(self._norm(other, base) for other in others)
-        return self._ratio[key]
+    def _norms(self, part: Part) -> Mapping[int, ModelMeasurement]:
+        """Return the measured norm of each model's difference from the base, by its number.
+
+        A model that lacks the tensor counts too, as the norms are those of whole models.
+        """
+        for model, _ in part.inputs:
+            self._source(model, part)  # tells of those that follow other tokens
+        piece = part.piece
+        if piece.number not in self._ratio:
+            base = self._source(piece.models[piece.base], part)
+            self._ratio[piece.number] = {
+                i: self._norm(self._source(model, part), base)
+                for i, model in enumerate(piece.models)
+                if i != piece.base
+            }
+        return self._ratio[piece.number]
 
     def _norm(self, model: SourceModel, base: SourceModel) -> ModelMeasurement:
         pairs = sorted(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from helpers.models import llama
 from helpers.planned import described
@@ -122,6 +124,22 @@ class TestMetaGpt:
         assert set(map(tuple, calls(plan).values())) == {tuple(steps)}
         assert [job.folders for job in plan.measures.values()] == [("a", "base"), ("b", "base")]
         assert all(job.text is None for job in plan.measures.values())
+
+    def test_a_model_that_lacks_a_tensor_counts_by_its_whole_norm(self) -> None:
+        bias = "model.layers.0.self_attn.q_proj.bias"
+        for name in ("base", "a"):
+            path = Path(name) / "model.safetensors"
+            save_file(load_file(path) | {bias: torch.ones(16, dtype=torch.float16)}, path)
+        plan = plan_of(document("metagpt"))
+        (tensor,) = (
+            tensor
+            for job in plan.shards
+            for tensor in load_spec(job.digest).tensors
+            if tensor.name == bias
+        )
+        found = [p for p in ex.walk(tensor.expression) if isinstance(p, ex.Call)]
+        assert [one.method for one in found] == ["metagpt_sum", "metagpt_share"]
+        assert found[1].models == ("norm of a - base", "norm of b - base")
 
     @pytest.mark.parametrize("count", [1, 16, _ROW, 3 * _ROW, 128256 * 4096, 151936 * 8192])
     def test_rows_are_equal_and_few(self, count: int) -> None:
