@@ -6,12 +6,15 @@ import argparse
 import shutil
 from pathlib import Path
 
-from shardmerge.base.files import atomic_path
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import atomic_path
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", nargs="+", required=True, type=Path, help="files to copy")
     parser.add_argument("--output", nargs="+", required=True, type=Path, help="as many names")
@@ -23,4 +26,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

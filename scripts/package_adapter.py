@@ -15,12 +15,7 @@ from shardmerge.package.adapter import (
 )
 from shardmerge.package.adapter_card import adapter_card, adapter_provenance
 from shardmerge.package.card import parse_card_settings
-from shardmerge.plan.adapter_description import (
-    load_adapter,
-    load_factor_record,
-    load_factor_spec,
-    made_modules,
-)
+from shardmerge.plan.adapter_description import load_adapter, load_made_modules
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
 
@@ -42,8 +37,7 @@ def main() -> None:
     claim(*files, args.provenance, args.checksums)
 
     description = load_adapter(args.adapter)
-    specs = [load_factor_spec(digest) for digest in description.factors]
-    made = made_modules(specs, [load_factor_record(path).modules for path in args.records])
+    made = load_made_modules(description, args.records)
     config = adapter_config(description, made, base_name(description))
     sums = {args.weights.name: join_factors(args.factors, args.weights)}
     write_text(args.config, config_text(config))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from shardmerge.plan.description import load_description
-from shardmerge.report.coefficients import coefficients
-from shardmerge.report.plots import draw_coefficients
 from shardmerge.run.cli import claim, run
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.plan.description import load_description
+    from shardmerge.report.coefficients import coefficients
+    from shardmerge.report.plots import draw_coefficients
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build's description")
     parser.add_argument("--output", required=True, help="SVG file")
@@ -22,4 +25,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

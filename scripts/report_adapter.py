@@ -6,12 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base.files import write_text
-from shardmerge.plan.adapter_description import (
-    load_adapter,
-    load_factor_record,
-    load_factor_spec,
-    made_modules,
-)
+from shardmerge.plan.adapter_description import load_adapter, load_made_modules
 from shardmerge.report.adapter import adapter_page, adapter_table, draw_errors, draw_ranks
 from shardmerge.run.cli import claim, run
 from shardmerge.run.inputlists import parse_args
@@ -29,8 +24,7 @@ def main() -> None:
     claim(args.page, args.table, args.errors, args.ranks)
 
     description = load_adapter(args.adapter)
-    specs = [load_factor_spec(digest) for digest in description.factors]
-    made = made_modules(specs, [load_factor_record(path).modules for path in args.records])
+    made = load_made_modules(description, args.records)
     write_text(args.page, adapter_page(description, made))
     write_text(args.table, adapter_table(made))
     draw_errors(description.name, made, args.errors)

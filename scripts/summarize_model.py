@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import write_text
-from shardmerge.plan.files import use_plan
-from shardmerge.plan.plan import read_plan
+from shardmerge.plan.plan import read_plan_of
 from shardmerge.report.summary_facts import read_findings
 from shardmerge.report.summary_page import summary_page
 from shardmerge.run.cli import claim, run
@@ -28,11 +25,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="HTML file")
     args = parse_args(parser)
     claim(args.output)
-    plan = read_plan(args.plan)
-    use_plan(Path(args.plan).stem)
-    if args.name not in plan.builds:
-        hint = did_you_mean(args.name, plan.builds)
-        raise UserError(f"the plan builds no model {args.name!r}", args.plan, hint)
+    plan = read_plan_of(args.plan, args.name)
     digest = plan.builds[args.name].digest
     files = (args.verified, args.loaded, args.table, args.statistics, args.exports)
     findings = read_findings(digest, *files)

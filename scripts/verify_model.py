@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base import forms
-from shardmerge.base.files import write_json
-from shardmerge.package.verify import verify_model
-from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run, say
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base import forms
+    from shardmerge.base.files import write_json
+    from shardmerge.package.verify import verify_model
+    from shardmerge.plan.description import load_description
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--model", required=True, type=Path, help="the model's folder")
@@ -48,4 +51,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

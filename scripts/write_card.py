@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import write_text
-from shardmerge.benchmark import scores
-from shardmerge.package.card import make_card, parse_card_settings
-from shardmerge.package.card_picture import remove_picture, shows_picture
-from shardmerge.package.card_scores import added_results
-from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import write_text
+    from shardmerge.benchmark import scores
+    from shardmerge.package.card import make_card, parse_card_settings
+    from shardmerge.package.card_picture import remove_picture, shows_picture
+    from shardmerge.package.card_scores import added_results
+    from shardmerge.plan.description import load_description
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--card", default="{}", help="the configuration's `card`, as JSON")
@@ -33,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

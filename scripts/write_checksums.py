@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import write_text
-from shardmerge.package.index import checksums, load_records
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import write_text
+    from shardmerge.package.index import checksums, load_records
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", nargs="+", required=True, type=Path, help="files to hash")
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="of the shards")
@@ -23,4 +26,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

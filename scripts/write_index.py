@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import write_text
-from shardmerge.package.index import index_text, make_index
-from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import write_text
+    from shardmerge.package.index import index_text, make_index
+    from shardmerge.plan.description import load_description
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--output", required=True, type=Path)
@@ -22,4 +25,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import write_json
-from shardmerge.package.index import load_records
-from shardmerge.package.provenance import make_provenance
-from shardmerge.plan.description import load_description
-from shardmerge.plan.records import load_verified
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import write_json
+    from shardmerge.package.index import load_records
+    from shardmerge.package.provenance import make_provenance
+    from shardmerge.plan.description import load_description
+    from shardmerge.plan.records import load_verified
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="of the shards")
@@ -38,4 +41,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

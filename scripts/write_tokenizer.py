@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import read_text, write_text
-from shardmerge.package.tokenizer import tokenizer_text
-from shardmerge.plan.description import load_description
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import read_text, write_text
+    from shardmerge.package.tokenizer import tokenizer_text
+    from shardmerge.plan.description import load_description
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
     parser.add_argument(
@@ -32,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

@@ -14,8 +14,8 @@ from pathlib import Path
 from helpers.models import llama_shapes
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.sealed import seal
-from shardmerge.plan.decide import make_plan
 from shardmerge.plan.plan import Plan
+from shardmerge.plan.planner import make_plan
 from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources.lock import Lock, LockedSource, LockedTensor

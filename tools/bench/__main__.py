@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shardmerge.base.files import load_json, write_json, write_text
 from shardmerge.run.cli import run, say
-from tools.bench import builds, methods, page, plans
+from tools.bench import builds, methods, page, phases, plans
 from tools.bench.models import SIZES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -26,18 +27,20 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="*", help="a table of these methods (of all if none is named) instead"
     )
+    parser.add_argument("--phases", action="store_true", help="where a build's time goes instead")
     parser.add_argument("--results", type=Path, default=DOCS / "performance.json")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     args = parser.parse_args()
+    if args.phases:
+        phases.compare(args.pairs, print)
+        return
     results: dict[str, Any] = {"builds": {}, "plans": {}}
     if args.results.exists():
         results |= load_json(args.results)
     with tempfile.TemporaryDirectory(prefix="shardmerge-bench-") as name:
         work = (args.folder or Path(name)).resolve()
         if args.methods is not None:
-            for size in args.size:
-                rows = methods.compare(work / size, size, args.methods, args.pairs, say)
-                say(f"\n{size}, medians of {args.pairs}:\n{methods.methods_table(rows)}")
+            _methods(args, results, work)
             return
         for size in args.size:
             rows = builds.compare(work / size, size, args.pairs, say)
@@ -51,6 +54,19 @@ def main() -> None:
     text = args.page.read_text(encoding="utf-8")
     write_text(args.page, page.with_figures(text, results))
     page.draw(results, args.page.with_suffix(".svg"))
+
+
+def _methods(args: argparse.Namespace, results: dict[str, Any], work: Path) -> None:
+    """Measure methods, each size a table, and draw them; go on where an earlier run ended."""
+    measured = results.setdefault("methods", {})
+    seconds = methods.estimate(args.size, args.methods, args.pairs, measured)
+    say(f"about {seconds / 3600:.1f} hours, by what such runs took elsewhere")
+    for size in args.size:
+        rows = measured.setdefault(size, {})
+        keep = partial(write_json, args.results, results)
+        methods.compare(work / size, size, args.methods, args.pairs, rows, keep, say)
+        print(f"\n{size}, medians of {args.pairs}:\n\n{methods.methods_table(rows)}", flush=True)
+    methods.draw(measured, args.results.with_name("methods.svg"))
 
 
 def _joined(before: Mapping[str, list], rows: Mapping[str, list]) -> dict[str, list]:

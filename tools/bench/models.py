@@ -76,10 +76,12 @@ class Size:
 
 #: What builds are measured on.
 SIZES = {
+    "100MB": Size(8, 512, 1408, 16000, 3),
     "400MB": Size(10, 1024, 2816, 32000, 3),
     "small": Size(4, 512, 1408, 4000, 3),
     "2GB": Size(22, 2048, 5632, 32000, 5),
     "6GB": Size(26, 3200, 8640, 32000, 10),
+    "13GB": Size(32, 4096, 11008, 32000, 14),
 }
 #: What plans are measured on.
 LARGE = {

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shardmerge.base.files import write_json
+from shardmerge.base.files import write_text
 from shardmerge.plan.files import CACHE
 from shardmerge.plan.plan import read_plan
 from shardmerge.recipe.recipe import load_recipe
-from shardmerge.sources.sources import lock_path
+from shardmerge.sources.sources import lock_path, lock_text
 from tools.bench.models import DEEPSEEK, LARGE, Shapes, deepseek, experts, lock_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def prepare(folder: Path, case: Case) -> None:
     path.write_text(case.recipe)
     references = [reference.model for reference in load_recipe(path).sources]
     lock = lock_of(references, case.shapes, case.files, case.dtypes, case.config)
-    write_json(lock_path(path), lock.to_json())
+    write_text(lock_path(path), lock_text(lock))
     config = {"recipes": ["recipe.yaml"], "benchmark": {"tasks": []}}
     (folder / "config.json").write_text(json.dumps(config))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.call_terms import call_label, setting_of, setting_rows
-
-#: How the name of a bias ends that an adapter adds to the model's.
-ADDED_BIAS = ".lora_B.bias"
+from shardmerge.algebra.patterns import ADDED_BIAS, alike
 
 #: Label of a tensor that is zero everywhere.
 NOTHING = ex.label(ex.Zero(()))
@@ -31,7 +30,7 @@ class Blend:
     coefficients: Mapping[str, float]
     through: tuple[str, ...]
 
-    @property
+    @cached_property
     def models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.coefficients, *self.through)))
 
@@ -90,18 +89,19 @@ def blend_of(expression: ex.Expression) -> Blend:
 
 def decoded_of(expressions: Iterable[ex.Expression]) -> dict[str, dict[str, int]]:
     """Return how many quantised weights of each model are read, by format; sorted."""
-    nodes = {
-        node
-        for expression in expressions
-        if not isinstance(expression, ex.Source)
-        for node in ex.walk(expression)
-        if isinstance(node, ex.Decoded)
-    }
-    counts = Counter((node.model, node.format) for node in nodes)
+    nodes: set[ex.Decoded] = set()
+    for expression in expressions:
+        if alike(expression, _decodes):
+            nodes.update([n for n in ex.tensors(expression) if isinstance(n, ex.Decoded)])
+    counts = Counter([(node.model, node.format) for node in nodes])
     found: dict[str, dict[str, int]] = {}
     for (model, form), count in sorted(counts.items()):
         found.setdefault(model, {})[form] = count
     return found
+
+
+def _decodes(expression: ex.Expression) -> bool:
+    return any(isinstance(one, ex.Decoded) for one in ex.tensors(expression))
 
 
 def _shares(choice: ex.Choice) -> list[float]:

@@ -49,8 +49,11 @@ __all__ = [
     "operands",
     "sources",
     "take_rows",
+    "tensors",
     "walk",
 ]
+
+_OF_FILES = (Source, Decoded, Arranged)
 
 
 def walk(
@@ -114,12 +117,39 @@ def sources(expression: Expression) -> tuple[Source, ...]:
 
 
 def _sources(expression: Expression) -> tuple[Source, ...]:
-    return tuple(dict.fromkeys([e for e in walk(expression) if isinstance(e, Source)]))
+    found: list[Source] = []
+    for tensor in tensors(expression):
+        found += (tensor,) if isinstance(tensor, Source) else operands(tensor)
+    return tuple(dict.fromkeys(found))
+
+
+def tensors(expression: Expression) -> tuple[Source | Decoded, ...]:
+    """Return the tensors that an expression is made of, in order, with repeats."""
+    if isinstance(expression, Source | Decoded):
+        return (expression,)
+    return noted(expression, "_tensors", _tensors)
+
+
+def _tensors(expression: Expression) -> tuple[Source | Decoded, ...]:
+    found: list[Source | Decoded] = []
+    left = [expression]
+    while left:
+        node = left.pop()
+        if isinstance(node, Source | Decoded):
+            found.append(node)
+        else:
+            left.extend(reversed(operands(node)))
+    return tuple(found)
 
 
 def deltas(expression: Expression) -> tuple[Delta, ...]:
     """Return the distinct task vectors of an expression in order of first use."""
-    return tuple(dict.fromkeys([e for e in walk(expression) if isinstance(e, Delta)]))
+    return () if isinstance(expression, Source) else noted(expression, "_deltas", _deltas)
+
+
+def _deltas(expression: Expression) -> tuple[Delta, ...]:
+    found = _walk(expression, lambda node: isinstance(node, _OF_FILES))
+    return tuple(dict.fromkeys([e for e in found if isinstance(e, Delta)]))
 
 
 def elements(expression: Expression) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.call_terms import declared, input_names
+from shardmerge.algebra.patterns import alike
 from shardmerge.methods.registry import method
 
 #: Statistics that not every model has.
@@ -77,14 +78,16 @@ def worth_showing(expressions: Iterable[ex.Expression]) -> tuple[str, ...]:
     for expression in expressions:
         if isinstance(expression, ex.Source):
             continue
-        one = comparable(expression)
-        if len(one.vectors) > 1:
-            found.add(PAIRS)
-        if any(method(sparse.call.method).kept for sparse in one.calls):
-            found.add(KEPT)
+        found |= alike(expression, _shown)
         if len(found) == 2:
             break
     return tuple(sorted(found))
+
+
+def _shown(expression: ex.Expression) -> frozenset[str]:
+    one = comparable(expression)
+    kept = any(method(sparse.call.method).kept for sparse in one.calls)
+    return frozenset(([PAIRS] if len(one.vectors) > 1 else []) + ([KEPT] if kept else []))
 
 
 def _visit(

@@ -9,30 +9,40 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.pieces import Patch
 
 
-def source_to_json(source: ex.Source) -> dict[str, Any]:
-    """Return a source tensor as JSON-able data."""
+def source_to_json(
+    source: ex.Source, file: str | None = None, tensor: str | None = None
+) -> dict[str, Any]:
+    """Return a source tensor as JSON-able data.
+
+    Args:
+        source: The tensor.
+        file, tensor: What is written for its file and name, by default these.
+    """
     return {
         "op": "source",
         "model": source.model,
-        "file": source.file,
-        "tensor": source.tensor,
+        "file": source.file if file is None else file,
+        "tensor": source.tensor if tensor is None else tensor,
         "dtype": source.dtype,
         "shape": list(source.shape),
     }
 
 
 def to_json(
-    expression: ex.Expression, source: Callable[[ex.Source], Any] = source_to_json
+    expression: ex.Expression,
+    source: Callable[[ex.Source], Any] = source_to_json,
+    name: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Return an expression as JSON-able data; ``from_json`` inverts it.
 
     Args:
         expression: What is written.
         source: Writes a source tensor.
+        name: Writes the name of the output tensor that a call is for.
     """
 
     def inner(operand: ex.Expression) -> Any:
-        return to_json(operand, source)
+        return to_json(operand, source, name)
 
     match expression:
         case ex.Source():
@@ -85,7 +95,7 @@ def to_json(
                 "base": expression.base,
                 "parameters": dict(expression.parameters),
                 "per_input": {k: list(v) for k, v in expression.per_input},
-                "tensor": expression.tensor,
+                "tensor": name(expression.tensor),
                 "models": list(expression.models),
                 "shape": list(expression.output_shape),
             }

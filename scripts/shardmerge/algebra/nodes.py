@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from shardmerge.algebra import rows
-from shardmerge.algebra.tensors import Arranged, Decoded, Source, noted
+from shardmerge.algebra.tensors import Arranged, Decoded, Source, hashed_once, noted
 
 
 class _Node:
@@ -19,6 +19,7 @@ class _Node:
         return noted(self, "_size", lambda node: 1 + sum([e.size for e in operands(node)]))
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Delta(_Node):
     """A task vector, ``finetuned - base``, rounded to ``dtype`` by definition.
@@ -35,6 +36,7 @@ class Delta(_Node):
         return self.base.shape
 
 
+@hashed_once
 @dataclass(frozen=True)
 class LowRank(_Node):
     """What a LoRA adapter adds to a matrix: ``scale * b @ a``, or its transpose.
@@ -70,6 +72,7 @@ class LowRank(_Node):
         return self.a.shape[0] // self.experts
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Linear(_Node):
     """A sum of coefficient times operand, computed in float32 (float64 if an operand is)."""
@@ -81,6 +84,7 @@ class Linear(_Node):
         return self.terms[0][1].shape
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Cast(_Node):
     """The operand rounded to ``dtype`` (to nearest, ties to even)."""
@@ -93,6 +97,7 @@ class Cast(_Node):
         return self.operand.shape
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Call(_Node):
     """A merge method that is not a sum, applied to operands of one shape.
@@ -123,6 +128,7 @@ class Call(_Node):
         return self.output_shape
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Rows(_Node):
     """Rows of the operand, gathered: how a model's embeddings follow another tokenizer.
@@ -145,6 +151,7 @@ class Rows(_Node):
         return self.operand.dtype
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Choice(_Node):
     """Row by row one of the operands, the mean of several, or zeros.
@@ -169,6 +176,7 @@ class Choice(_Node):
         return math.prod(self.shape) // max(rows.row_count(self.table), 1)
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Mean(_Node):
     """The mean of the operand's rows, as one row."""
@@ -180,6 +188,7 @@ class Mean(_Node):
         return (1, *self.operand.shape[1:])
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Zero(_Node):
     """A tensor of zeros: what is left where every coefficient is 0."""

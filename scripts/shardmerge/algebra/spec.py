@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,8 @@ from typing import Any
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.json import from_json, source_to_json, to_json
 from shardmerge.algebra.leaves import FileLeaf, file_leaves, leaf_sources
-from shardmerge.base.digest import digest
+from shardmerge.algebra.patterns import Write, alike, json_text
+from shardmerge.base.digest import canonical_json, digest, quoted
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.methods.registry import version_of
 
@@ -26,6 +29,13 @@ class OutputTensor:
     dtype: str
     shape: tuple[int, ...]
     expression: ex.Expression
+
+    def text(self, expression: str) -> str:
+        """Return it as canonical JSON, given that of its expression."""
+        return (
+            f'{{"dtype":{quoted(self.dtype)},"expression":{expression},'
+            f'"name":{quoted(self.name)},"shape":{canonical_json(self.shape)}}}'
+        )
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,17 @@ class ShardSpec:
     allow_nonfinite: bool = False
     metadata: Mapping[str, str] | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON-able data; ``from_json`` inverts it."""
-        return self._to_json(source_to_json)
+    @property
+    def text(self) -> str:
+        """The specification as canonical JSON; ``from_json`` inverts what it says."""
+        return self._text(source_to_json, lambda source: source.file, self._facts())
 
-    def _to_json(self, source: Callable[[ex.Source], Any]) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as JSON-able data."""
+        return json.loads(self.text)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return all but the tensors."""
         return {
             "engine": ENGINE_VERSION,
             **self._versions(),
@@ -60,21 +76,19 @@ class ShardSpec:
             "allow_nonfinite": self.allow_nonfinite,
             "metadata": dict(self.metadata or {"format": "pt"}),
             "files": [[model, file, identity] for (model, file), identity in self.files.items()],
-            "tensors": [
-                {
-                    "name": t.name,
-                    "dtype": t.dtype,
-                    "shape": list(t.shape),
-                    "expression": to_json(t.expression, source),
-                }
-                for t in self.tensors
-            ],
         }
+
+    def _text(
+        self, write: Write, file_of: Callable[[ex.Source], str], facts: Mapping[str, Any]
+    ) -> str:
+        texts = {key: canonical_json(value) for key, value in facts.items()}
+        tensors = (t.text(json_text(t.expression, write, file_of)) for t in self.tensors)
+        texts["tensors"] = f"[{','.join(tensors)}]"
+        return f"{{{','.join(f'{quoted(key)}:{texts[key]}' for key in sorted(texts))}}}"
 
     def _versions(self) -> dict[str, dict[str, int]]:
         """Return the versions of the methods that are called, where one is not the first."""
-        calls = (p for t in self.tensors for p in ex.walk(t.expression) if isinstance(p, ex.Call))
-        names = sorted({call.method for call in calls})
+        names = sorted({name for t in self.tensors for name in alike(t.expression, _called)})
         versions = {name: version_of(name, self.numerics) for name in names}
         later = {name: version for name, version in versions.items() if version != 1}
         return {"versions": later} if later else {}
@@ -100,13 +114,10 @@ class ShardSpec:
         Source tensors count by the identity of the file that holds them, not by the names of
         model and file, so that a source moved or renamed rebuilds nothing.
         """
-
-        def anonymous(source: ex.Source) -> list[str]:
-            return [self.files[source.model, source.file], source.tensor]
-
-        data = self._to_json(anonymous)
-        del data["files"], data["allow_nonfinite"]
-        return digest(data)
+        facts = self._facts()
+        del facts["files"], facts["allow_nonfinite"]
+        text = self._text(_anonymous, lambda one: self.files[one.model, one.file], facts)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def required_files(self, stored: Collection[ex.Delta] = ()) -> tuple[tuple[str, str], ...]:
         """Return the (model, file) pairs that must be open, in order of first use.
@@ -121,6 +132,14 @@ class ShardSpec:
         """Return all that is read, each once, in order of first use; ``stored`` as above."""
         leaves = (leaf for t in self.tensors for leaf in file_leaves(t.expression, stored))
         return tuple(dict.fromkeys(leaves))
+
+
+def _anonymous(source: ex.Source, file: str, tensor: str) -> list[str]:
+    return [file, tensor]
+
+
+def _called(expression: ex.Expression) -> frozenset[str]:
+    return frozenset(p.method for p in ex.walk(expression) if isinstance(p, ex.Call))
 
 
 def files_of(leaves: Iterable[FileLeaf]) -> tuple[tuple[str, str], ...]:

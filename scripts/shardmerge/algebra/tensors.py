@@ -11,17 +11,54 @@ from shardmerge.base.dtypes import promoted
 
 _N = TypeVar("_N")
 _T = TypeVar("_T")
+_UNKNOWN = object()
 
 
 def noted(expression: _N, name: str, find: Callable[[_N], _T]) -> _T:
     """Return what is found of an expression, kept with it: a plan asks many times for it.
 
-    A cached property would do, but takes a lock each time.
+    A cached property would do, but takes a lock each time, and gives each object a dictionary.
     """
-    notes = vars(expression)
-    if name not in notes:
-        notes[name] = find(expression)
-    return notes[name]
+    found = getattr(expression, name, _UNKNOWN)
+    if found is _UNKNOWN:
+        found = find(expression)
+        object.__setattr__(expression, name, found)
+    return found
+
+
+def hashed_once(cls: type[_N]) -> type[_N]:
+    """Let a kind of node keep its hash, which is that of all that it is made of."""
+    whole = cls.__hash__
+
+    def __hash__(self: _N) -> int:
+        found = getattr(self, "_hash", None)
+        if found is None:
+            found = whole(self)
+            object.__setattr__(self, "_hash", found)
+        return found
+
+    cls.__hash__ = __hash__
+    return cls
+
+
+class _Led:
+    """What holds tensors of files, of which one tells where the whole lies: the ``lead``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.output_shape
+
+    @property
+    def model(self) -> str:
+        return self.lead.model
+
+    @property
+    def file(self) -> str:
+        return self.lead.file
+
+    @property
+    def tensor(self) -> str:
+        return self.lead.tensor
 
 
 @dataclass(frozen=True)
@@ -44,8 +81,9 @@ class Source:
     size: ClassVar[int] = 1
 
 
+@hashed_once
 @dataclass(frozen=True)
-class Decoded:
+class Decoded(_Led):
     """A tensor of floats that stored tensors of a source make: a quantised weight.
 
     Args:
@@ -69,29 +107,14 @@ class Decoded:
         return 1 + len(self.parts)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.output_shape
-
-    @property
     def lead(self) -> Source:
-        """The stored tensor that tells where the whole lies: its codes."""
-        return dict(self.parts).get("codes", self.parts[0][1])
-
-    @property
-    def model(self) -> str:
-        return self.lead.model
-
-    @property
-    def file(self) -> str:
-        return self.lead.file
-
-    @property
-    def tensor(self) -> str:
-        return self.lead.tensor
+        """Its codes."""
+        return noted(self, "_lead", lambda node: dict(node.parts).get("codes", node.parts[0][1]))
 
 
+@hashed_once
 @dataclass(frozen=True)
-class Arranged:
+class Arranged(_Led):
     """A tensor that boxes of other tensors of files make: a stack of experts, a slice of rows.
 
     Args:
@@ -105,30 +128,14 @@ class Arranged:
     size: ClassVar[int] = 1
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.output_shape
-
-    @property
     def dtype(self) -> str:
         """Code of the type that holds the values of all operands."""
         return noted(self, "_dtype", lambda node: promoted([p.operand.dtype for p in node.pieces]))
 
     @property
     def lead(self) -> Source | Decoded:
-        """The operand that tells where the whole lies."""
+        """The operand of the first piece."""
         return self.pieces[0].operand
-
-    @property
-    def model(self) -> str:
-        return self.lead.model
-
-    @property
-    def file(self) -> str:
-        return self.lead.file
-
-    @property
-    def tensor(self) -> str:
-        return self.lead.tensor
 
     @property
     def arrangement(self) -> Arrangement:
@@ -143,6 +150,3 @@ class Arranged:
     def is_full(self) -> bool:
         """Whether every element comes from somewhere."""
         return noted(self, "_is_full", lambda node: node.arrangement.is_full)
-
-    def __hash__(self) -> int:
-        return noted(self, "_hash", lambda node: hash((node.pieces, node.output_shape)))

@@ -6,12 +6,15 @@ import hashlib
 import json
 from typing import Any
 
+#: Returns a text as canonical JSON has it.
+quoted = json.JSONEncoder().encode
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _HEX = frozenset("0123456789abcdef")
 
 
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, shortest floats, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _canonical(value)
 
 
 def digest(value: Any) -> str:

@@ -24,7 +24,7 @@ MAX_DIGITS = 100
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _NUMBER = re.compile(f"(?<![0-9])[0-9]{{{MAX_DIGITS + 1}}}")
 #: What such a number leaves of itself in every tenth character, which is quicker to look through.
-_TENTH = re.compile(f"[0-9]{{{MAX_DIGITS // 10}}}")
+_TENTH = re.compile(f"[0-9]{{{MAX_DIGITS // 10},}}")
 
 
 def parse_json(
@@ -50,7 +50,7 @@ def parse_json(
             raise UserError(f"holds more than {MAX_VALUES} values", where)
         hook = _no_duplicates if unique else None
         # only a text that has so many digits in a row needs a look at each number
-        digits = _whole if _TENTH.search(text[::10]) and _NUMBER.search(text) else None
+        digits = _whole if _has_long_number(text) else None
         value = json.loads(text, object_pairs_hook=hook, parse_int=digits)
     except UnicodeDecodeError:
         raise UserError(f"{what} (it is not UTF-8)", where) from None
@@ -68,6 +68,14 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(table) != len(pairs):
         raise ValueError("a name is given twice")
     return table
+
+
+def _has_long_number(text: str) -> bool:
+    around = (
+        text[max(0, 10 * found.start() - 10) : 10 * found.end() + 10]
+        for found in _TENTH.finditer(text[::10])
+    )
+    return any(map(_NUMBER.search, around))
 
 
 def _whole(digits: str) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -25,8 +24,7 @@ Place = tuple[tuple[tuple[int, str], ...], int]
 _DECODED = "BF16"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor of a model: dtype code and shape."""
 
     dtype: str

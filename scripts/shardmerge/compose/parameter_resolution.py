@@ -50,6 +50,7 @@ class Resolver:
         self._rules = list(self._filtered(stage.levels))
         self._fused, self._splits = fused, splits
         self._known: dict[tuple, Values] = {}
+        self._requests: dict[int, registry.Request] = {}
         self.unmatched = list(self._unmatched())
 
     def values(self, tensor: str) -> Values:
@@ -70,9 +71,12 @@ class Resolver:
         return self._known[key]
 
     def request(self, tensor: str) -> registry.Request:
-        """Return what a linear method is asked for a tensor."""
-        shared, per_input = self.values(tensor)
-        return self._request(self.parts[tensor], shared, per_input)
+        """Return what a linear method is asked for a tensor: one object for all alike."""
+        values = self.values(tensor)
+        # of the same values, since these are kept by all that a request depends on
+        if id(values) not in self._requests:
+            self._requests[id(values)] = self._request(self.parts[tensor], *values)
+        return self._requests[id(values)]
 
     def apart(self, tensor: str) -> dict[int, tuple[registry.Request, list[FusedPart]]]:
         """Return what is asked for the projections that share a tensor.

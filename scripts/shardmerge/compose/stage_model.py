@@ -60,6 +60,7 @@ class StageModel(Model):
         self._measured: MeasuredTensors | None = None
         if self.method.measure:
             self._measured = MeasuredTensors(context, stage, self.method, self.parts, self.settings)
+        self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._expressions: dict[str, ex.Expression] = {}
         for tensor, part in self.parts.items():
@@ -96,12 +97,12 @@ class StageModel(Model):
         return self._rows[tensor]
 
     def _expression(self, tensor: str, part: Part) -> ex.Expression:
-        if not self._mergeable(part):
-            model, name = part.lead
-            return model.expression(name)
-        if not self.context.numerics.folds:
+        if self.context.numerics.folds:
+            return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+        if self._mergeable(part):
             return self._mergekit_expression(tensor, part)
-        return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+        model, name = part.lead
+        return model.expression(name)
 
     def _too_large(self, tensor: str) -> UserError:
         """Tell of coefficients that no float32 can hold where they arise."""
@@ -194,12 +195,16 @@ class StageModel(Model):
         self, tensor: str, request: registry.Request | None = None
     ) -> registry.LinearForm:
         request = request or self.settings.request(tensor)
+        if id(request) in self._forms:
+            return self._forms[id(request)][1]
         try:
-            return self.method.linear(request)
+            form = self.method.linear(request)
         except UserError as error:
             raise UserError(
                 f"{error.message} (tensor {tensor!r})", self.parts[tensor].piece.where, error.hint
             ) from None
+        self._forms[id(request)] = request, form  # kept together, so that no other has its id
+        return form
 
     def _call(self, tensor: str, part: Part, inputs: tuple[ex.Expression, ...]) -> ex.Call:
         request = self.settings.request(tensor)

@@ -115,14 +115,21 @@ class Reading:
             UserError: If parts are missing or do not fit, or a module has some that no format
                 knows and that could change its weights.
         """
+        return self.resolved(table, contents)[0]
+
+    def resolved(
+        self, table: Table, contents: Mapping[str, bytes] | None = None
+    ) -> tuple[dict[str, LogicalTensor], set[str]]:
+        """Return what ``logical`` does, and what is ``claimed`` then."""
         found: dict[str, LogicalTensor] = {}
         for form in self.formats:
             for one in form.logical(table, contents or {}):
                 if one.name in found or (one.name in table and one.name not in _refs(one)):
                     raise UserError("is stored twice, in two formats", f"tensor {one.name!r}")
                 found[one.name] = one
-        self._no_strangers(table, found)
-        return dict(sorted(found.items()))
+        claimed = self.claimed(table, found)
+        self._no_strangers(table, found, claimed)
+        return dict(sorted(found.items())), claimed
 
     def dropped(self, table: Table) -> list[str]:
         """Return the stored tensors that a model without quantisation does not have, sorted."""
@@ -134,15 +141,17 @@ class Reading:
 
     def claimed(self, table: Table, logical: Mapping[str, LogicalTensor]) -> set[str]:
         """Return the stored tensors that are parts of logical ones or dropped."""
-        return {name for one in logical.values() for name in _refs(one)} | set(self.dropped(table))
+        parts = {ref.tensor for one in logical.values() for ref in one.parts.values()}
+        return parts | set(self.dropped(table))
 
-    def _no_strangers(self, table: Table, logical: Mapping[str, LogicalTensor]) -> None:
+    def _no_strangers(
+        self, table: Table, logical: Mapping[str, LogicalTensor], claimed: set[str]
+    ) -> None:
         """Check that the modules of logical tensors have nothing that no format knows.
 
         Raises:
             UserError: If one has, such as a scale of its inputs that weights were divided by.
         """
-        claimed = self.claimed(table, logical)
         modules = {n.rpartition(".")[0] for n in logical if n.endswith(".weight")}
         for name in sorted(set(table) - claimed):
             module, _, last = name.rpartition(".")

@@ -6,7 +6,7 @@ import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from shardmerge.base.errors import UserError
 
@@ -38,8 +38,7 @@ class Stored(Protocol):
 Table = Mapping[str, Stored]
 
 
-@dataclass(frozen=True)
-class PartRef:
+class PartRef(NamedTuple):
     """A stored tensor that is part of a logical one: name, dtype code and shape."""
 
     tensor: str

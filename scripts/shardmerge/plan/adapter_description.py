@@ -127,3 +127,19 @@ def made_modules(
         for spec, told in zip(specs, records, strict=True)
         for pair in zip(spec.modules, told, strict=True)
     ]
+
+
+def load_made_modules(
+    description: AdapterDescription, records: Iterable[str | os.PathLike[str]]
+) -> list[MadeModule]:
+    """Return each module of an adapter with what became of it.
+
+    Args:
+        description: The adapter's.
+        records: Files of its jobs' records, in the order of its specifications.
+
+    Raises:
+        UserError: If one of the files is not there or damaged.
+    """
+    specs = [load_factor_spec(digest) for digest in description.factors]
+    return made_modules(specs, [load_factor_record(path).modules for path in records])

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.coefficients import Blend, blend_of
+from shardmerge.algebra.patterns import alike
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.findings import Finding
 from shardmerge.base.text import ranges
@@ -39,7 +40,7 @@ class Case:
     @cached_property
     def blends(self) -> Mapping[str, Blend]:
         """What is blended in each tensor."""
-        return {name: blend_of(expression) for name, expression in self.expressions.items()}
+        return {name: alike(expression, blend_of) for name, expression in self.expressions.items()}
 
     @property
     def stage(self) -> Stage:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, sha256_of, write_text
 from shardmerge.base.findings import unsilenced
@@ -28,7 +28,6 @@ from shardmerge.plan.files import (
     use_plan,
 )
 from shardmerge.plan.plan import NO_PLAN, Plan, Planned, read_plan
-from shardmerge.plan.planner import make_plan
 from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
 from shardmerge.recipe.settings import Settings
@@ -134,6 +133,8 @@ def _decide(
             key = key or _key(settings, texts, variants, locks if dry else ())
             plan = _cached(key)
             if plan is None:
+                from shardmerge.plan.planner import make_plan  # slow to load
+
                 # with the settings that the key covers and no others
                 pairs = list(zip(recipes, locks, strict=False))
                 for family, lock in zip(families, locks[len(recipes) :], strict=True):
@@ -217,7 +218,7 @@ def _keep(planned: Planned, key: str) -> None:
     specs, builds = {}, {}
     try:
         for name, spec in planned.specs.items():
-            text = canonical_json(spec.to_json())
+            text = spec.text
             specs[name] = sha256 = _sha256(text)
             _write_anew(spec_path(sha256), text)
         for name, description in planned.descriptions.items():

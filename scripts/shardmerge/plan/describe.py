@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.coefficients import decoded_of, terms_of
+from shardmerge.algebra.patterns import alike
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import folder_of, own_name
@@ -86,7 +87,9 @@ def describe(
             _shard(file, job, tensors)
             for job, (file, tensors) in zip(jobs, shards.items(), strict=True)
         ),
-        coefficients={t.name: terms_of(sums[t.name]) for own in shards.values() for t in own},
+        coefficients={
+            t.name: alike(sums[t.name], terms_of) for own in shards.values() for t in own
+        },
         config_removed=tuple(config_removed(composer, name)),
         config_whole=config_whole(composer, name),
         decoded=decoded_of(sums.values()),
@@ -142,14 +145,16 @@ def _shard(file: str, job: ShardJob, tensors: Iterable[OutputTensor]) -> Describ
 def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, tuple[int, ...]] | None:
     """Return the seeds of each stage that chooses at random, None if none does."""
     found: dict[str, set[int]] = {}
-    for expression in expressions:
-        if isinstance(expression, ex.Source):
-            continue
-        for node in ex.walk(expression):
-            values = dict(node.parameters) if isinstance(node, ex.Call) else {}
-            if "seed" in values:
-                found.setdefault(values["stage"], set()).add(values["seed"])
+    for stage, seed in {pair for one in expressions for pair in alike(one, _drawn)}:
+        found.setdefault(stage, set()).add(seed)
     return {stage: tuple(sorted(found[stage])) for stage in sorted(found)} or None
+
+
+def _drawn(expression: ex.Expression) -> frozenset[tuple[str, int]]:
+    """Return stage and seed of the calls that choose at random."""
+    calls = (node for node in ex.walk(expression) if isinstance(node, ex.Call))
+    values = (dict(call.parameters) for call in calls)
+    return frozenset((one["stage"], one["seed"]) for one in values if "seed" in one)
 
 
 def _described(source: LockedSource) -> DescribedSource:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base import forms
-from shardmerge.base.dtypes import DTYPES, dtype_code
 from shardmerge.base.errors import UserError
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.sealed import AGAIN
-from shardmerge.benchmark.reading import GROUP_BYTES
-from shardmerge.compose.measurements import VERSIONS, ModelMeasurement
 from shardmerge.plan.files import load_spec_json
-from shardmerge.sources.lock import Lock, LockedSource
-
-#: What any such job takes: torch and transformers, blocks of text, logits.
-_OTHER = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -69,41 +61,12 @@ class MeasureSpec:
         options: Likewise.
     """
 
-    kind: str = entry(forms.one_of(lambda: VERSIONS))
+    kind: str = entry(forms.text)
     options: Mapping[str, Any] = entry(forms.table)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``load_measure_spec`` reads it."""
         return {"kind": self.kind, "options": dict(self.options)}
-
-
-def measure_job(
-    one: ModelMeasurement, output: str, lock: Lock, path: Callable[[tuple[str, str]], str]
-) -> MeasureJob:
-    """Return the job of a measurement.
-
-    Args:
-        one: It.
-        output: Where its result goes.
-        lock: Of its recipe.
-        path: Gives the path of a model's file.
-    """
-    sources = [lock.sources[model] for model in one.models]
-    identities = [file.identity for source in sources for file in source.files.values()]
-    if one.text:
-        identities.append(lock.texts[one.text].identity)
-    return MeasureJob(
-        output=output,
-        digest=one.digest,
-        kind=one.kind,
-        models=tuple(
-            tuple(path((model, name)) for name in source.files)
-            for model, source in zip(one.models, sources, strict=True)
-        ),
-        text=one.text,
-        identities=tuple(identities),
-        memory=_memory(one, sources[0]),
-    )
 
 
 def load_measure_spec(name: str) -> MeasureSpec:
@@ -116,19 +79,3 @@ def load_measure_spec(name: str) -> MeasureSpec:
         return forms.read(MeasureSpec, load_spec_json(name))
     except FormError as error:
         raise UserError(f"is no specification of a measurement: {error}", name, AGAIN) from None
-
-
-def _memory(one: ModelMeasurement, model: LockedSource) -> int:
-    """Return the bytes that a job needs at most."""
-    stored = sum(t.end - t.begin for t in model.tensors.values())
-    if one.kind == "hidden":
-        return 3 * stored + _OTHER
-    if one.kind == "norms":
-        return _OTHER
-    elements = sum(math.prod(t.shape) for t in model.tensors.values())
-    weights = elements * DTYPES[dtype_code(one.options["model_dtype"])].size
-    shapes = [shape for _, shape in one.options["tensors"]]
-    sums = [4 * (s[1] ** 2 if one.kind == "grams" else math.prod(s)) for s in shapes]
-    group = min(sum(sums), max(GROUP_BYTES, *sums)) if sums else 0
-    # as they are loaded, both as stored and as computed with; sums of a group, as they are written
-    return weights + stored + 2 * group + _OTHER

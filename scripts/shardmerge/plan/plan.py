@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
-from shardmerge.base.errors import UserError
+from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
 from shardmerge.base.weightfolders import folder_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
+from shardmerge.plan.files import use_plan
 from shardmerge.plan.measuring import MeasureJob, MeasureSpec
 from shardmerge.plan.schedule import Schedule
 from shardmerge.plan.trialroom import TrialRoom
@@ -176,12 +178,12 @@ class Plan:
     room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def models(self) -> Mapping[str, Build]:
         """The models that were asked for by themselves."""
         return {name: build for name, build in self.builds.items() if not build.trial}
 
-    @property
+    @cached_property
     def trials(self) -> Mapping[str, Build]:
         """The trials of sweeps."""
         return {name: build for name, build in self.builds.items() if build.trial}
@@ -265,6 +267,20 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         return Plan.from_json(unseal(read_text(path), path.stem, str(path)))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("is damaged", str(path), AGAIN) from None
+
+
+def read_plan_of(path: str | os.PathLike[str], name: str) -> Plan:
+    """Return the plan in a file that builds a model of that name, as this process's own.
+
+    Raises:
+        UserError: As ``read_plan``, or if it builds none.
+    """
+    plan = read_plan(path)
+    use_plan(Path(path).stem)
+    if name not in plan.builds:
+        hint = did_you_mean(name, plan.builds)
+        raise UserError(f"the plan builds no model {name!r}", str(path), hint)
+    return plan
 
 
 def _jobs(rows: list[Mapping[str, Any]]) -> tuple[ShardJob, ...]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.interference import worth_showing
-from shardmerge.algebra.json import to_json
 from shardmerge.algebra.leaves import bytes_read
+from shardmerge.algebra.patterns import pattern
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name, files_of
 from shardmerge.base.digest import digest
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
@@ -31,7 +31,8 @@ from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
-from shardmerge.plan.measuring import MeasureJob, MeasureSpec, measure_job
+from shardmerge.plan.measure_jobs import measure_job
+from shardmerge.plan.measuring import MeasureJob, MeasureSpec
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build, FetchJob, Plan, Planned, PlannedSource, ShardJob
@@ -368,15 +369,8 @@ def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:
     """Return a shard with one tensor of each kind: what differs in names takes the same memory."""
     kinds: dict[tuple[Any, ...], OutputTensor] = {}
     for tensor in spec.tensors:
-        numbers = {source: i for i, source in enumerate(ex.sources(tensor.expression))}
-
-        def nameless(source: ex.Source, numbers: Mapping[ex.Source, int] = numbers) -> list[Any]:
-            return [numbers[source], source.dtype, source.shape]
-
-        text = str(to_json(tensor.expression, nameless))
-        text = text.replace(f"'tensor': {tensor.name!r}", "")  # of a call
-        held = tuple(delta in stored for delta in ex.deltas(tensor.expression))
-        kinds.setdefault((tensor.dtype, tensor.shape, text, held), tensor)
+        held = tuple([delta in stored for delta in ex.deltas(tensor.expression)])
+        kinds.setdefault((tensor.dtype, pattern(tensor.expression), held), tensor)
     return replace(spec, tensors=tuple(kinds.values()))
 
 

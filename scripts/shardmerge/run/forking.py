@@ -15,13 +15,18 @@ from dataclasses import dataclass
 
 from shardmerge.run.worker import MOST, PLAIN, TORCH, address_of, become, begin, peer_of
 
-#: Imported before the first job: all that merging and checking a shard needs.
+#: Imported before the first job: all that merging, checking and packaging a model needs.
 _PLAIN = (
     "shardmerge.engine.native_lane",
     "shardmerge.methods",
     "shardmerge.plan.files",
     "shardmerge.plan.records",
     "shardmerge.check.shard",
+    "shardmerge.package.card",
+    "shardmerge.package.config",
+    "shardmerge.package.index",
+    "shardmerge.package.provenance",
+    "shardmerge.package.verify",
 )
 _PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.torch_lane")}
 

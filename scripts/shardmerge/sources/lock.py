@@ -6,7 +6,7 @@ import os
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import line_of, parse_object, read_text
@@ -21,8 +21,7 @@ LOCK_VERSION = 1
 _RESTORE = "Restore it from version control, or run `snakemake lock` to renew it."
 
 
-@dataclass(frozen=True)
-class LockedTensor:
+class LockedTensor(NamedTuple):
     """A tensor of a source: file, dtype code, shape, byte range in the file."""
 
     file: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,13 +47,28 @@ def weights_of(locked: LockedSource, where: str) -> Weights:
     if not isinstance(reading, formats.Reading):
         return Weights(locked.tensors, stale=reading == "stale")
     try:
-        decoded = reading.logical(locked.tensors, locked.contents)
+        decoded, claimed = _resolved(reading, locked)
     except UserError as error:
         raise error.at(where) from None
     if not decoded:
         return Weights(locked.tensors, stale=bool(reading.said.method))
-    claimed = reading.claimed(locked.tensors, decoded)
     return Weights({n: t for n, t in locked.tensors.items() if n not in claimed}, decoded)
+
+
+#: What was found of the last model, and of what: the models of a merge are mostly stored alike.
+_last: list[Any] = [None, None]
+
+
+def _resolved(
+    reading: formats.Reading, locked: LockedSource
+) -> tuple[Mapping[str, LogicalTensor], Collection[str]]:
+    """Return as ``Reading.resolved``, which depends on names, types and shapes of tensors alone."""
+    layout = {name: (one.dtype, one.shape) for name, one in locked.tensors.items()}
+    said = reading.said.method, reading.said.settings
+    known = (*said, reading.formats, locked.contents, layout)
+    if _last[0] != known:
+        _last[:] = known, reading.resolved(locked.tensors, locked.contents)
+    return _last[1]
 
 
 def lacking(locked: LockedSource, where: str) -> list[str]:

@@ -20,7 +20,7 @@ from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.memory import check_bytes
 from shardmerge.engine import tasks
 from shardmerge.engine.memory import CUDA_BYTES, workspace_bytes
-from shardmerge.plan import decide
+from shardmerge.plan import decide, planner
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import description_path, load_spec
 from shardmerge.recipe.settings import load_settings
@@ -354,14 +354,15 @@ class TestDecision:
         settings = load_settings(values)
         before = decide.decide(settings, say=lambda line: None)
         calls = []
-        for name in ("read_text", "parse_recipe", "sha256_of", "make_plan"):
-            real = getattr(decide, name)
+        names = dict.fromkeys(("read_text", "parse_recipe", "sha256_of"), decide)
+        for name, module in (names | {"make_plan": planner}).items():
+            real = getattr(module, name)
 
             def counted(*arguments: Any, name: Any = name, real: Any = real) -> Any:
                 calls.append((name, str(arguments[-1])))
                 return real(*arguments)
 
-            monkeypatch.setattr(decide, name, counted)
+            monkeypatch.setattr(module, name, counted)
         decide._code()  # it is digested once a process
         calls.clear()
         assert decide.decide(settings, head=head, say=lambda line: None) == before

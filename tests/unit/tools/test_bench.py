@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench import builds, page, plans
+from tools.bench import builds, methods, page, phases, plans, sampled
 
 PAGE = """# P
 
@@ -97,3 +97,71 @@ class TestPlans:
         assert min(seconds.values()) > 0
         used = sum(p.lstat().st_blocks * 512 for p in tmp_path.rglob("*") if p.is_file())
         assert used < 20e6 < 400e9 < sum(p.stat().st_size for p in tmp_path.rglob("*"))
+
+
+class TestMethods:
+    def rows(self, merge: float) -> dict[str, list[builds.Figures]]:
+        own = {"seconds": 8.0, "exit": 9.0, "merge": merge, "job_peak_mb": 115.0}
+        own |= {"bytes_read": 2e9 * merge, "bytes_written": 1e9}
+        theirs = {"seconds": 26.0, "exit": 26.0, "peak_mb": 5000.0}
+        start = {"seconds": 6.0, "exit": 6.0, "peak_mb": 300.0}
+        return {
+            methods.OURS: [own],
+            methods.OURS_AS_THEIRS: [own | {"seconds": 9.0, "merge": 4.0}],
+            methods.MERGEKIT: [theirs],
+            methods.START: [start],
+        }
+
+    def test_table_tells_builds_and_jobs_apart(self) -> None:
+        text = methods.methods_table({"slerp": self.rows(2.0), "cosine": {methods.OURS: [
+            self.rows(2.0)[methods.OURS][0]]}})  # fmt: skip
+        row = "| `slerp` | 8.0 | 2.0 | 115 | 9.0 | 4.0 | 26.0 | 20.0 | 5,000 | 3.2 | 10.0 |"
+        assert row in text
+        assert "| `cosine` | 8.0 | 2.0 | 115 |" in text
+
+    def test_what_is_measured_is_not_run_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ran: list[str] = []
+        contestants = {name: builds.Contestant([name], None, ()) for name in ("one", "other")}
+        monkeypatch.setattr(methods, "prepare", lambda *_: contestants)
+        monkeypatch.setattr(methods, "warm", lambda models: None)
+        monkeypatch.setattr(methods, "_row", lambda name, found: [name])
+        monkeypatch.setattr(methods, "measure", lambda _, c: ran.append(c.command[0]) or {})
+        rows: methods.Measured = {"slerp": {"one": [{}, {}], "other": [{}]}}
+        kept: list[int] = []
+        methods.compare(tmp_path, "small", ["slerp"], 2, rows, lambda: kept.append(len(ran)), print)
+        assert ran == ["other"]
+        assert kept == [1]
+        assert len(rows["slerp"]["other"]) == 2
+
+    def test_estimate_counts_what_is_left(self) -> None:
+        rows = {"2GB": {"slerp": self.rows(2.0)}}
+        assert methods.estimate(["2GB"], ["slerp"], 1, rows) == 0
+        assert methods.estimate(["2GB"], ["slerp"], 3, rows) == 2 * (9.0 + 9.0 + 26.0)
+        assert methods.estimate(["13GB"], ["slerp"], 1, {}) > 13 * 60
+
+    def test_plot(self, tmp_path: Path) -> None:
+        rows = {"400MB": {"slerp": self.rows(1.0)}, "2GB": {"slerp": self.rows(5.0)}}
+        methods.draw(rows, tmp_path / "methods.svg")
+        assert (tmp_path / "methods.svg").read_text().startswith("<?xml")
+
+    def test_sizes(self) -> None:
+        assert 12 < methods.gigabytes("13GB") < 14
+        assert 0.05 < methods.gigabytes("100MB") < 0.15
+
+
+class TestPhases:
+    def test_innermost_call_decides(self) -> None:
+        namespace: dict = {"look": lambda: sampled._phase(sys._getframe(1))}
+        code = "def schedule(): return decide()\ndef decide(): return look()\n"
+        exec(compile(code, "/x/shardmerge/plan/decide.py", "exec"), namespace)
+        assert namespace["schedule"]() == "plan"
+        assert sampled._phase(None) == "other"
+
+    def test_table(self) -> None:
+        runs = [{"cpu": {"imports": s, "jobs": 1.0}, "wall": {"imports": s}} for s in (1.0, 3.0)]
+        text = phases.phases_table({"demo": runs}, "cpu")
+        assert "| imports | 2.00 |" in text
+        assert "| jobs | 1.00 |" in text
+        assert "jobs" not in phases.phases_table({"demo": runs}, "wall")

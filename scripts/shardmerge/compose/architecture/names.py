@@ -95,6 +95,7 @@ def is_mask(tensor: str, shape: Sequence[int]) -> bool:
     return tensor.endswith(".bias") and len(shape) == 4 and shape[:2] == (1, 1)
 
 
+@cache
 def is_head(tensor: str) -> bool:
     """Whether a tensor is the output embedding, which a tied model does not store."""
     return _is_of_a_head(tensor) and not is_optional(tensor)
@@ -104,6 +105,7 @@ def _is_of_a_head(tensor: str) -> bool:
     return _last_module(tensor) in _HEADS and layer_of(tensor) is None
 
 
+@cache
 def is_embedding(tensor: str) -> bool:
     """Whether a tensor is the input embedding: of tokens, not of pictures or sound."""
     if _OTHER_INPUT.search(tensor):
@@ -123,6 +125,7 @@ def is_tied(tensor: str) -> bool:
     return is_head(tensor) or _COPY.search(tensor) is not None
 
 
+@cache
 def is_vocabulary(tensor: str) -> bool:
     """Whether a tensor has a row, or in a bias a number, for every token."""
     if is_embedding(tensor) or _is_of_a_head(tensor):

@@ -1,0 +1,137 @@
+"""Expressions that differ in the names of their tensors alone, of which a model has thousands.
+
+What is found of one of them, and depends on no such name, holds of all. The specification of a job
+is long text in which only these names differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.json import to_json
+from shardmerge.algebra.pieces import Patch
+from shardmerge.algebra.tensors import noted
+from shardmerge.base.digest import canonical_json, quoted
+
+_T = TypeVar("_T")
+#: Writes a tensor of a source as JSON-able data: given it, what stands for its file, and its name.
+Write = Callable[[ex.Source, str, str], Any]
+
+#: How the name of a bias ends that an adapter adds to the model's: a part of the pattern.
+ADDED_BIAS = ".lora_B.bias"
+_FIELDS = {k: tuple(one.name for one in fields(k)) for k in (*ex.Expression.__args__, Patch)}
+_CALL = tuple(name for name in _FIELDS[ex.Call] if name not in ("inputs", "tensor"))
+
+
+class ExpressionPattern:
+    """What expressions have in common that differ in names of files and tensors alone.
+
+    Models, types, shapes, coefficients and parameters belong to it, and which names are the same.
+    There is one object for all of these expressions.
+    """
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        self.found: dict[Any, Any] = {}
+
+
+class _Text(NamedTuple):
+    """Canonical JSON with ``%s`` for names, and of each whether it is a file's."""
+
+    text: str
+    names: tuple[tuple[int, bool], ...]
+
+
+_PATTERNS: dict[Any, ExpressionPattern] = {}
+
+
+def pattern(expression: ex.Expression) -> ExpressionPattern:
+    """Return the pattern of an expression."""
+    return noted(expression, "_pattern", _pattern)[0]
+
+
+def alike(expression: ex.Expression, find: Callable[[ex.Expression], _T]) -> _T:
+    """Return what is found of an expression; it is looked for once for all of a pattern.
+
+    Args:
+        expression: The expression.
+        find: A function of a module, which uses no names of files and tensors.
+    """
+    found = pattern(expression).found
+    if find not in found:
+        found[find] = find(expression)
+    return found[find]
+
+
+def json_text(expression: ex.Expression, write: Write, file_of: Callable[[ex.Source], str]) -> str:
+    """Return an expression's canonical JSON.
+
+    Args:
+        expression: The expression.
+        write: How tensors of sources are written, a function of a module.
+        file_of: Returns what stands for the file of such a tensor.
+    """
+    (found, names) = noted(expression, "_pattern", _pattern)
+    if write not in found.found:
+        found.found[write] = _template(expression, write, names)
+    template = found.found[write]
+    values = [_name(names[i], is_file, file_of) for i, is_file in template.names]
+    return template.text % tuple(values)
+
+
+def _name(named: ex.Source | str, is_file: bool, file_of: Callable[[ex.Source], str]) -> str:
+    if isinstance(named, str):
+        return quoted(named)
+    return quoted(file_of(named) if is_file else named.tensor)
+
+
+def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:
+    """Return an expression's pattern, and the tensors that it names: of sources, and of calls."""
+    names: dict[ex.Source | str, int] = {}
+    key = _facts(expression, names)
+    return _PATTERNS.setdefault(key, ExpressionPattern()), tuple(names)
+
+
+def _facts(value: Any, names: dict[ex.Source | str, int]) -> Any:
+    """Return a part of an expression without names, so that equal ones are written alike."""
+    kind = type(value)
+    if kind is str or kind is int:
+        return value
+    if kind is tuple:
+        return tuple([_facts(one, names) for one in value])
+    if kind is ex.Source:
+        number = names.setdefault(value, len(names))
+        is_bias = value.tensor.endswith(ADDED_BIAS)
+        return (kind, number, value.model, value.dtype, value.shape, is_bias)
+    if kind is ex.Linear:
+        return (kind, *[(repr(c), _facts(operand, names)) for c, operand in value.terms])
+    if kind is ex.Call:
+        number = names.setdefault(value.tensor, len(names))
+        inputs = [_facts(operand, names) for operand in value.inputs]
+        held = [_facts(getattr(value, field), names) for field in _CALL]
+        return (kind, number, tuple(inputs), *held)
+    if kind in _FIELDS:
+        return (kind, *[_facts(getattr(value, field), names) for field in _FIELDS[kind]])
+    return kind, repr(value)  # 1, 1.0 and true are equal, and are not written alike
+
+
+def _template(expression: ex.Expression, write: Write, names: tuple[ex.Source | str, ...]) -> _Text:
+    numbers = {name: number for number, name in enumerate(names)}
+    mark, plain = "@", canonical_json(to_json(expression))
+    while mark in plain:
+        mark += "@"
+
+    def source(one: ex.Source) -> Any:
+        number = numbers[one]
+        return write(one, f"{mark}{number}f", f"{mark}{number}t")
+
+    data = to_json(expression, source, lambda tensor: f"{mark}{numbers[tensor]}t")
+    place = re.compile(f'"{mark}([0-9]+)([ft])"')
+    text = canonical_json(data).replace("%", "%%")
+    found = [(int(number), kind == "f") for number, kind in place.findall(text)]
+    return _Text(place.sub("%s", text), tuple(found))
