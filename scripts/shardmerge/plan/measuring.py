@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base import forms
+from shardmerge.base.digest import canonical_json
 from shardmerge.base.errors import UserError
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.sealed import AGAIN
@@ -67,6 +68,11 @@ class MeasureSpec:
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``load_measure_spec`` reads it."""
         return {"kind": self.kind, "options": dict(self.options)}
+
+    @property
+    def text(self) -> str:
+        """The specification as canonical JSON."""
+        return canonical_json(self.to_json())
 
 
 def load_measure_spec(name: str) -> MeasureSpec:
