@@ -1,10 +1,12 @@
 # make demo         build the demo model, benchmark it, show the table
 # make demo-sweep   try nine weights of a merge of the demo models, show which is best
-# make demo-search  search for a better gradient of the demo merge (24 trials)
+# make demo-search  search for a better gradient of the demo merge (40 trials)
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what most merges need (no torch, no benchmarks)
 # make env-torch    the same, and torch for what is not native code
 # make env-gguf     what exports to GGUF need besides (docs/howto/export.md)
+# make env-compressed   what exports to compressed safetensors need besides (docs/howto/compressed.md)
+# make env-sign     what signing models and checking signatures needs (docs/howto/publish.md)
 # make env-test     all, and what the tests need
 # make test         everything that is checked before a change goes in
 # make test-all     the slow tests too
@@ -26,7 +28,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-gguf env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-compressed env-sign env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -35,6 +37,8 @@ env: $(VENV)/.installed
 env-merge: $(VENV)/.installed-merge
 env-torch: $(VENV)/.installed-torch
 env-gguf: $(VENV)/.installed-gguf
+env-compressed: $(VENV)/.installed-compressed
+env-sign: $(VENV)/.installed-sign
 env-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
@@ -63,7 +67,18 @@ $(VENV)/.installed-gguf: $(VENV)/.installed requirements-gguf.txt
 	@$(PIP) --no-deps -r requirements-gguf.txt
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+$(VENV)/.installed-compressed: $(VENV)/.installed requirements-compressed.txt
+	@echo "Installing what exports to compressed safetensors need ..."
+	@$(PIP) --no-deps -r requirements-compressed.txt
+	@touch $@
+
+
+$(VENV)/.installed-sign: $(VENV)/.installed-merge requirements-sign.txt
+	@echo "Installing what signatures need ..."
+	@$(PIP) -r requirements-sign.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-sign.txt
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r requirements-test.txt
 	@touch $@

@@ -2,7 +2,8 @@
 
 Needs: the source files of the model and of its base.
 Makes: results/NAME/updates (temporary), results/NAME/factors with records/ and checks/, the folder
-results/NAME/adapter that peft reads, and results/NAME/report.
+results/NAME/adapter that peft reads, results/NAME/loaded.json of what peft made of it, and
+results/NAME/report.
 """
 
 
@@ -76,7 +77,7 @@ rule package_adapter:
     input:
         factors=lambda w: [job.output for job in adapter(w).factors],
         records=lambda w: [record_path(job.output) for job in adapter(w).factors],
-        checks=lambda w: TARGETS.adapter_checks(w.adapter),
+        checks=lambda w: TARGETS.adapters.checks(w.adapter),
     output:
         weights="<results>/{adapter}/adapter/adapter_model.safetensors",
         config="<results>/{adapter}/adapter/adapter_config.json",
@@ -91,12 +92,41 @@ rule package_adapter:
     params:
         adapter=lambda w: adapter(w).digest,
         card=lambda w: TARGETS.adapter_card(),
+        base=lambda w: TARGETS.publishing.base_of(w.adapter) or "",
+        repository=lambda w: TARGETS.publishing.own_of(w.adapter) or "",
         inputs=lambda w, input: listed(factors=input.factors, records=input.records),
     shell:
         'python "$SCRIPTS"/package_adapter.py --adapter={params.adapter:q}'
-        " --inputs={params.inputs:q} --card={params.card:q} --weights={output.weights:q}"
+        " --inputs={params.inputs:q} --card={params.card:q} --base={params.base:q} --repository={params.repository:q}"
+        " --weights={output.weights:q}"
         " --config={output.config:q} --recipe={output.recipe:q} --readme={output.readme:q}"
         " --provenance={output.provenance:q} --checksums={output.checksums:q} > {log:q} 2>&1"
+
+
+rule load_adapter:
+    input:
+        adapter=[
+            "<results>/{adapter}/adapter/adapter_model.safetensors",
+            "<results>/{adapter}/adapter/adapter_config.json",
+        ],
+        base=exit_on_user_error(lambda w: ancient(TARGETS.adapters.base_files(w.adapter))),
+    output:
+        "<results>/{adapter}/loaded.json",
+    log:
+        "<logs>/load_adapter/{adapter}.log",
+    conda:
+        "../envs/benchmark.yaml"
+    resources:
+        mem_mb=lambda w, attempt: megabytes(TARGETS.adapters.load_bytes(w.adapter), 2000) * attempt,
+        runtime=lambda w, attempt: 30 * attempt,
+    params:
+        adapter=lambda w: adapter(w).digest,
+        folder=lambda w: TARGETS.paths.adapter(w.adapter),
+        base=lambda w: TARGETS.adapters.base(w.adapter).folder,
+        options=lambda w: [] if TARGETS.adapters.on_weights(w.adapter) else ["--architecture"],
+    shell:
+        'python "$SCRIPTS"/load_adapter.py --adapter={params.folder:q} --base={params.base:q}'
+        " {params.options:q} --output={output:q} > {log:q} 2>&1"
 
 
 rule report_adapter:

@@ -37,7 +37,12 @@ rule run_task:
     benchmark:
         "<benchmarks>/run_task/{model}/{task}.tsv"
     conda:
-        lambda w: environment(w, "../envs/benchmark.yaml", vllm="../envs/vllm.yaml")
+        lambda w: environment(
+            w,
+            "../envs/benchmark.yaml",
+            vllm="../envs/vllm.yaml",
+            llama_cpp="../envs/llama_cpp.yaml",
+        )
     threads: RESOURCES["benchmark_threads"]
     resources:
         mem_mb=lambda w, attempt: attempt * benchmark_megabytes(w),
@@ -47,7 +52,7 @@ rule run_task:
         identity=lambda w: [TARGETS.benchmark_identity(w.model, t) for t in tasks_of(w)],
         folder=lambda w: measured(w).folder,
         # made of the input: the identity has what counts of it
-        tokenizer=lambda w, input: TARGETS.benchmark_tokenizer(w.model),
+        beside=lambda w, input: TARGETS.benchmark_beside(w.model),
         inputs=lambda w, output: listed(
             task=tasks_of(w),
             output=output.results,
@@ -59,7 +64,7 @@ rule run_task:
     shell:
         'python "$SCRIPTS"/benchmark.py --model={params.folder:q} --name={wildcards.model:q}'
         " --inputs={params.inputs:q} --store=.shardmerge/benchmarks --threads={threads}"
-        " {params.tokenizer:q} {params.options:q} > {log:q} 2>&1"
+        " {params.beside:q} {params.options:q} > {log:q} 2>&1"
 
 
 use rule run_task as run_tasks with:
@@ -171,11 +176,12 @@ rule compare_models:
         builds=lambda w: [made.digest for made in PLAN.models.values()],
         reference=lambda w: TARGETS.reference or "",
         measured=lambda w: TARGETS.all_measurements(),
+        derived=lambda w: json.dumps(TARGETS.derived()),
         plan=lambda w, input: DECISION.path,
         inputs=lambda w, input: listed(results=input.results),
     shell:
         'python "$SCRIPTS"/compare_benchmarks.py --plan={params.plan:q}'
-        " --reference={params.reference:q} --inputs={params.inputs:q} --json={output.json:q}"
+        " --reference={params.reference:q} --derived={params.derived:q} --inputs={params.inputs:q} --json={output.json:q}"
         " --csv={output.csv:q} --markdown={output.markdown:q} --flips={output.flips:q}"
         " > {log:q} 2>&1"
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark import harness, network
 from shardmerge.benchmark.job import BenchmarkJob, run_job
+from shardmerge.benchmark.loading import Beside
 from shardmerge.benchmark.options import EvalOptions, parse_options
 from shardmerge.benchmark.probe_options import parse_probes
 from shardmerge.benchmark.probes import Probe, probes_of
 from shardmerge.benchmark.task_names import needs_hub
+from shardmerge.export.tools import LlamaCpp
 from shardmerge.recipe.benchmark_entries import PROBES
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
@@ -23,14 +25,16 @@ def main() -> None:
     """Read the command line, run the tasks, tell which failed."""
     args = _arguments()
     stored = {t: args.store / f"{k}.json" for t, k in zip(args.task, args.key, strict=False)}
+    options = _options(args)
     job = BenchmarkJob(
         args.model,
         args.name,
-        _options(args),
+        options,
         dict(zip(args.task, args.output, strict=True)),
         stored,
         tuple(args.include_path),
-        tokenizer=args.tokenizer,
+        beside=Beside(args.tokenizer, args.adapter, _server(args, options)),
+        threads=args.threads,
     )
     job = replace(job, probes=_probes(args, job.options))
     tasks = [task for task in args.task if task not in job.probes]
@@ -55,6 +59,8 @@ def _arguments() -> argparse.Namespace:
         help="a transformers model, or a GGUF file's",
     )
     add("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer, if not the model's")
+    add("--adapter", type=Path, metavar="FOLDER", help="of a LoRA adapter that is put on it")
+    add("--llama-cpp", type=Path, metavar="FOLDER", help="of llama.cpp, if not PATH (llama_cpp)")
     add("--name", required=True, help="what the model is called in results")
     add("--task", nargs="+", action="extend", required=True, help="tasks, groups or tags")
     add("--output", nargs="+", action="extend", type=Path, required=True, help="a JSON for each")
@@ -82,6 +88,13 @@ def _arguments() -> argparse.Namespace:
     if not args.store:
         args.key = []
     return args
+
+
+def _server(args: argparse.Namespace, options: Mapping[str, EvalOptions]) -> str | None:
+    """Return the path of llama.cpp's server if a task wants it."""
+    if not any(one.backend == "llama_cpp" for one in options.values()):
+        return None
+    return LlamaCpp(args.llama_cpp).program("llama-server")
 
 
 def _probes(args: argparse.Namespace, options: Mapping[str, EvalOptions]) -> dict[str, Probe]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from shardmerge.base import forms
-from shardmerge.base.files import write_json, write_text
+from shardmerge.base.files import parse_object, write_json, write_text
 from shardmerge.benchmark import comparison_table, comparison_text
 from shardmerge.benchmark.comparison_rows import Scores
 from shardmerge.plan.files import use_plan
@@ -24,6 +24,7 @@ def main() -> None:
         "--results", nargs="+", required=True, help="files of benchmark.py, samples beside them"
     )
     parser.add_argument("--reference", help="the model that all others are compared with")
+    parser.add_argument("--derived", default="{}", metavar="JSON", help="what exports are made of")
     parser.add_argument("--json", required=True, help="where to write all that is known")
     parser.add_argument("--csv", required=True, help="where to write a line for each value")
     parser.add_argument("--markdown", required=True, help="where to write the table")
@@ -35,9 +36,11 @@ def main() -> None:
     use_plan(Path(args.plan).stem)
     made = comparison_table.comparer(args.results)
     models = made.table.models
-    chosen = references(plan, models, args.reference or None)
+    derived = {str(k): str(v) for k, v in parse_object(args.derived, "--derived").items()}
+    chosen = references(plan, models, args.reference or None, derived)
     found = made.compare(comparison_table.pairs_with(chosen, models))
-    data = comparison_table.comparison_json(made, found, parent_pairs(plan, models))
+    pairs = [*parent_pairs(plan, models), *derived.items()]
+    data = comparison_table.comparison_json(made, found, pairs)
     data["references"] = chosen
     scores = forms.read(Scores, data)
     text = comparison_text.comparison_markdown(scores)

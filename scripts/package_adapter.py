@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", required=True, type=Path)
     parser.add_argument("--records", nargs="+", required=True, type=Path, help="of their jobs")
     parser.add_argument("--card", default="{}", help="JSON: the configuration's `card`")
+    parser.add_argument("--base", help="repository of the base, if this run publishes it")
+    parser.add_argument("--repository", help="of the adapter, if it is published")
     parser.add_argument("--weights", required=True, type=Path, help="adapter_model.safetensors")
     parser.add_argument("--config", required=True, type=Path, help="adapter_config.json")
     parser.add_argument("--recipe", required=True, type=Path)
@@ -38,15 +40,18 @@ def main() -> None:
 
     description = load_adapter(args.adapter)
     made = load_made_modules(description, args.records)
-    config = adapter_config(description, made, base_name(description))
+    base = args.base or base_name(description)
+    config = adapter_config(description, made, base)
     sums = {args.weights.name: join_factors(args.factors, args.weights)}
     write_text(args.config, config_text(config))
     write_text(args.recipe, description.recipe.text)
-    write_text(args.readme, adapter_card(description, made, parse_card_settings(args.card)))
+    settings = parse_card_settings(args.card)
+    card = adapter_card(description, made, settings, base, args.repository or None)
+    write_text(args.readme, card)
     for path in files:
         sums.setdefault(path.name, sha256_of(path))
     outputs = {p.name: {"sha256": sums[p.name], "size": p.stat().st_size} for p in files}
-    write_json(args.provenance, adapter_provenance(args.adapter, description, made, outputs))
+    write_json(args.provenance, adapter_provenance(args.adapter, description, made, outputs, base))
     sums[args.provenance.name] = sha256_of(args.provenance)
     write_text(args.checksums, sums_text(sums))
 

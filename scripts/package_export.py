@@ -38,7 +38,7 @@ def main() -> None:
     write_text(card, package.export_card(form, name, settings, records, model, own))
     told = package.export_provenance(form, name, records, sha256_of(args.provenance))
     write_json(provenance, told)
-    files = package.export_files(records)
+    files = package.export_files(form, records)
     files |= {path.name: sha256_of(path) for path in (card, provenance)}
     write_text(sums, sums_text(files))
 

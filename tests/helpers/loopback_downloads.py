@@ -40,11 +40,13 @@ class DownloadHandlers:
 
     def _refs(self, repo: str) -> None:
         if self.find(repo, "main"):
-            rows = [
-                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0" * 40}
-                for name in self.server.store.folders(repo)
-            ]
-            self.reply(200, {"branches": rows, "tags": [], "converts": []})
+            rows: dict[str, list[dict[str, str]]] = {"branches": [], "tags": [], "converts": []}
+            for name, folder in self.server.store.folders(repo).items():
+                is_tag = (repo, name) in self.server.tags
+                kind, ref = ("tags", "refs/tags") if is_tag else ("branches", "refs/heads")
+                commit = self.server.store.commit_of(repo, folder)
+                rows[kind].append({"name": name, "ref": f"{ref}/{name}", "targetCommit": commit})
+            self.reply(200, rows)
 
     def _model_info(self, repo: str, revision: str, blobs: bool) -> None:
         if not (found := self.find(repo, revision)):

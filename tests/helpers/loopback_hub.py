@@ -89,6 +89,8 @@ class LoopbackHub(http.server.ThreadingHTTPServer):
         self.log: list[Request] = []
         self.writers: set[str] = set()
         self.uploaded: dict[str, Path] = {}
+        self.tags: set[tuple[str, str]] = set()
+        self.collections: dict[str, dict[str, Any]] = {}
         self.commits: list[list[dict[str, Any]]] = []
         self.guard = threading.Lock()
         self._released = threading.Event()
@@ -159,6 +161,11 @@ class _Handler(
             self.reply(200, [vars(request) for request in self.server.log])
         elif path == "/api/whoami-v2":
             self.reply(200, {"type": "user", "name": "loop", "orgs": []})
+        elif match := re.fullmatch(r"/api/collections/([^/]+/[^/]+)", path):
+            if found := self.server.collections.get(match[1]):
+                self.reply(200, found)
+            else:
+                self.error(404, "", "Collection not found")
         elif match := re.fullmatch(rf"/api/models/{repo}/refs", path):
             self._refs(match[1])
         elif match := re.fullmatch(rf"/api/models/{repo}(?:/revision/(.+))?", path):

@@ -38,6 +38,12 @@ class UploadHandlers:
             self._preupload(match[1], match[2], json.loads(data)["files"])
         elif match := re.fullmatch(rf"/api/models/{repo}/branch/(.+)", path):
             self._branch(match[1], match[2])
+        elif match := re.fullmatch(rf"/api/models/{repo}/tag/(.+)", path):
+            self._tag(match[1], match[2], json.loads(data)["tag"])
+        elif path == "/api/collections":
+            self._make_collection(json.loads(data))
+        elif match := re.fullmatch(r"/api/collections/([^/]+/[^/]+)/items", path):
+            self._add_item(match[1], json.loads(data)["item"])
         elif match := re.fullmatch(rf"/{repo}\.git/info/lfs/objects/batch", path):
             self._batch(json.loads(data)["objects"])
         elif match := re.fullmatch(r"/_lfs/([0-9a-f]{64})/complete", path):
@@ -116,6 +122,39 @@ class UploadHandlers:
                 return
             shutil.copytree(main, target)
             self.reply(200, {})
+
+    def _tag(self, repo: str, revision: str, tag: str) -> None:
+        """Keep a copy of a commit under a tag, which never moves."""
+        if found := self.find(repo, revision):
+            target = found[0].with_name(f"{repo.partition('/')[2]}@{tag}")
+            if target.exists():
+                self.error(409, "", "Tag reference exists already")
+                return
+            shutil.copytree(found[0], target)
+            self.server.tags.add((repo, tag))
+            self.reply(200, {})
+
+    def _make_collection(self, row: dict[str, Any]) -> None:
+        slug = f"{row['namespace']}/{row['title'].lower().replace(' ', '-')}-{'0' * 24}"
+        if slug in self.server.collections:
+            self.reply(409, {"slug": slug, "error": "You already have a collection of this name"})
+            return
+        owner = {"name": row["namespace"]}
+        kept = {key: row[key] for key in ("title", "private")}
+        usual = {"items": [], "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0}
+        made = {"slug": slug, "owner": owner, "theme": "blue", "upvotes": 0, **usual, **kept}
+        self.server.collections[slug] = made
+        self.reply(200, made)
+
+    def _add_item(self, slug: str, item: dict[str, Any]) -> None:
+        found = self.server.collections[slug]
+        if any(row["id"] == item["id"] for row in found["items"]):
+            self.error(409, "", "Item already in collection")
+            return
+        number = len(found["items"])
+        # the Hub's identifiers of items are numbers in hexadecimal digits
+        found["items"].append({"_id": f"{number:024x}", "position": number, **item})
+        self.reply(200, found)
 
     def _validate_card(self, content: str) -> None:
         match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)

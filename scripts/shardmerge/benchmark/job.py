@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, write_json
 from shardmerge.benchmark import harness, loading
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.probes import Probe
@@ -31,7 +32,8 @@ class BenchmarkJob:
         stored: Where a task's result outlives a job that fails or is killed later.
         folders: Of task files besides lm-eval's own.
         probes: What is no task of lm-eval's, by its name among the outputs.
-        tokenizer: Folder of the tokenizer, None for the model's own.
+        beside: What is not in the model's folder.
+        threads: CPU threads of a server of llama.cpp.
     """
 
     model: Path
@@ -41,7 +43,8 @@ class BenchmarkJob:
     stored: Mapping[str, Path]
     folders: tuple[Path, ...] = ()
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    tokenizer: Path | None = None
+    beside: loading.Beside = field(default_factory=loading.Beside)
+    threads: int = 1
 
     @property
     def common(self) -> EvalOptions:
@@ -82,12 +85,14 @@ def run_job(job: BenchmarkJob, manager: TaskManager, say: Callable[[str], None])
     if not (loaded or probes):
         return failures
     loading.check_templates(
-        job.tokenizer or job.model, (job.options[t].apply_chat_template for t in loaded)
+        job.beside.tokenizer or job.model, (job.options[t].apply_chat_template for t in loaded)
     )
     counts = {task: harness.questions_of(loaded[task], job.options[task]) for task in loaded}
     meter = QuestionMeter(job.name, sum(counts.values()), say)
-    with _offload(job) as folder:
-        model = loading.language_model(job.model, job.common, folder, job.tokenizer)
+    with (
+        _offload(job) as folder,
+        loading.loaded(job.model, job.common, folder, job.beside, job.threads) as model,
+    ):
         meter.watch(model)
         for task, data in loaded.items():
             meter.begin(task)
@@ -107,12 +112,18 @@ def _taken(job: BenchmarkJob, task: str, say: Callable[[str], None]) -> bool:
     """Take the result of a task that was measured before; return whether there is one."""
     if task not in job.stored or not harness.copy(job.stored[task], job.outputs[task]):
         return False
+    result = load_json(job.outputs[task])
+    if "identity" not in result:  # an earlier version told none
+        write_json(job.outputs[task], result | {"identity": job.stored[task].stem})
     say(f"{job.name}: {task} was measured before")
     return True
 
 
 def _keep(job: BenchmarkJob, task: str, done: harness.Evaluation) -> None:
     """Write a result where it outlives the job first, so that no killed job does it again."""
+    if task in job.stored:
+        # what the result is of: who takes it later can tell whether it is still the right one
+        done = replace(done, result={**done.result, "identity": job.stored[task].stem})
     harness.save(done, job.stored.get(task, job.outputs[task]))
     if task in job.stored:
         harness.copy(job.stored[task], job.outputs[task])

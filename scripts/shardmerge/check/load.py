@@ -38,7 +38,7 @@ def load_tokenizer(
     """
     if not any((folder / name).exists() for name in TOKENIZERS):
         return {"tokenizer": "none"}
-    with _quiet():
+    with quiet():
         try:
             tokenizer = auto_tokenizer(folder)
             tokenizer.decode(tokenizer("Hello")["input_ids"])
@@ -76,7 +76,7 @@ def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) ->
     Raises:
         UserError: If transformers cannot load it, or lacks a parameter, or the model fails.
     """
-    with _quiet():
+    with quiet():
         model, report = _load(folder, weights)
         for key, what in (
             ("missing_keys", "lacks the parameter"),
@@ -97,13 +97,22 @@ def load_model(folder: Path, *, weights: bool, allow_nonfinite: bool = False) ->
         return found
 
 
+def load_base(folder: Path) -> Any:
+    """Return a model with its weights, as transformers loads it.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    return _load(folder, True)[0]
+
+
 def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoConfig
 
     path, safe = str(folder.resolve()), {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(path, **safe)
-        return _class_of(config).from_pretrained(
+        return class_of(config).from_pretrained(
             path,
             config=config,
             dtype="auto",
@@ -120,7 +129,7 @@ def _load(folder: Path, weights: bool) -> tuple[Any, dict[str, Any]]:
         ) from error
 
 
-def _class_of(config: Any) -> Any:
+def class_of(config: Any) -> Any:
     """Return the class that a model's ``architectures`` names, else one that suits its config."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -134,7 +143,8 @@ def _class_of(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep transformers from telling more than errors."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -35,10 +35,12 @@ def make_parser() -> argparse.ArgumentParser:
     for name, target in workflow.TARGETS.items():
         workflow.add_arguments(_added(commands, name, target.help))
     explaining.add_arguments(_added(commands, "explain", "tell what a recipe does; no weights"))
-    verify = _added(
-        commands, "verify", "check a finished model, adapter or export by its checksums"
-    )
+    about = "check a finished model, adapter or export: checksums, provenance, signature"
+    verify = _added(commands, "verify", about)
     verify.add_argument("folder", metavar="DIR", help="with SHA256SUMS, or a result's folder")
+    verify.add_argument("--key", metavar="PEM", help="public key that must have signed it")
+    verify.add_argument("--identity", help="account of sigstore that must have signed it")
+    verify.add_argument("--issuer", help="who vouches for the account, such as a mail provider")
     _add_init(_added(commands, "init", "write a recipe and a configuration for two models"))
     completion = _added(commands, "completion", "print what completes the command in a shell")
     completion.add_argument("shell", choices=_SHELLS)
@@ -65,7 +67,7 @@ def _start(words: Sequence[str]) -> None:
         return
     _check_command(parser, own)
     args = parser.parse_args(own)
-    if args.command == "search":
+    if args.command in ("search", "sweep"):
         from shardmerge.command.searching import search
 
         search(args, further)
@@ -76,9 +78,9 @@ def _start(words: Sequence[str]) -> None:
     elif args.command == "explain":
         explaining.explain_recipes(args)
     elif args.command == "verify":
-        from shardmerge.command.verifying import verify
+        from shardmerge.command.verifying import signer_of, verify
 
-        verify(args.folder)
+        verify(args.folder, signer_of(args.key, args.identity, args.issuer))
     elif args.command == "init":
         from shardmerge.command.starting import write_project
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from shardmerge.base.numerics import Numerics
 from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.models import Model
+from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
@@ -23,6 +24,7 @@ class Context(Protocol):
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
         hidden: What jobs make of prompts, by (model, file) as expressions name it.
+        transplants: What jobs find out of tokens that a model lacks, likewise.
     """
 
     recipe: Recipe
@@ -31,6 +33,7 @@ class Context(Protocol):
     delta_dtype: str | None
     geometric: Collection[str]
     hidden: dict[tuple[str, str], HiddenStates]
+    transplants: dict[tuple[str, str], Transplant]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

@@ -20,12 +20,17 @@ class Form(ABC):
     for each variant. What makes them a package (card, provenance, checksums) is the same for all.
     """
 
-    #: Its key under ``exports`` in the configuration, and the name of its folder.
-    name: ClassVar[str]
-    #: What people call it; ends the names of its repositories.
-    title: ClassVar[str]
+    #: Its key under ``exports`` in the configuration. Forms that differ little share one.
+    key: ClassVar[str]
     #: The name that the Hub knows its library by.
     library: ClassVar[str]
+    #: Whether it has a shard for each of the model's, called likewise, and the model's small files
+    #: beside them, in one folder: its package is a model, and its only variant.
+    mirrors: ClassVar[bool] = False
+    #: The name of its folder.
+    name: str
+    #: What people call it; ends the names of its repositories.
+    title: str
 
     @abstractmethod
     def variants(self, options: Mapping[str, Any]) -> Sequence[str]:
@@ -55,6 +60,10 @@ class Form(ABC):
             package: The package's name, or its repository.
             records: Of its variants.
         """
+
+    def folder(self, variant: str) -> str:
+        """Return where in its package the files of a variant are, "" for the package itself."""
+        return "" if self.mirrors else variant
 
     def label(self, model: str, variant: str) -> str:
         """Return what a variant of a model is called in tables and file names."""

@@ -22,7 +22,7 @@ NEEDS_IMATRIX = frozenset(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "q2_k
 class Gguf(Form):
     """A file, or split ones, of each type that is asked for."""
 
-    name = "gguf"
+    key = name = "gguf"
     title = "GGUF"
     library = "gguf"
 

@@ -78,14 +78,16 @@ def export_provenance(
         "model": {"build": records[0].build, "provenance_sha256": model_provenance},
         "shardmerge": __version__,
         "variants": {record.variant: forms.written(record) for record in records},
-        "outputs": {name: {"sha256": sha256} for name, sha256 in export_files(records).items()},
+        "outputs": {
+            name: {"sha256": sha256} for name, sha256 in export_files(form, records).items()
+        },
     }
 
 
-def export_files(records: Sequence[ExportRecord]) -> dict[str, str]:
+def export_files(form: Form, records: Sequence[ExportRecord]) -> dict[str, str]:
     """Return the SHA-256 of all files of an export's variants, by their paths in the package."""
     return {
-        f"{record.variant}/{name}": file.sha256
+        f"{folder}/{name}" if (folder := form.folder(record.variant)) else name: file.sha256
         for record in records
         for name, file in record.files.items()
     }
@@ -112,10 +114,12 @@ def _how(form: Form, name: str, model: str | None, records: Sequence[ExportRecor
     errors = [record.errors for record in records]
     compared = max(e.compared for e in errors)
     others = max(len(e.not_compared) for e in errors)
+    rows = errors[0].rows
+    extent = "all their values" if rows is None else f"at most {rows} rows of each"
     rest = f" {others} others have no counterpart that could be compared." if others else ""
     return (
         f"Made by shardmerge {__version__} from the verified model {code(model or name)} with "
-        f"{made}. {compared} tensors were read back and compared with the model, at most "
-        f"{errors[0].rows} rows of each.{rest} `provenance.json` has the error of every tensor, "
+        f"{made}. {compared} tensors were read back and compared with the model, "
+        f"{extent}.{rest} `provenance.json` has the error of every tensor, "
         "and the SHA-256 of every file.\n"
     )

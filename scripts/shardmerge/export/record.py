@@ -29,19 +29,21 @@ class ExportErrors:
 
     Args:
         compared: Tensors that were compared.
-        rows: At most so many rows of each were.
+        rows: At most so many rows of each were; None if all were.
         median: Of the errors of all that are no vectors, which every type keeps as they are.
         largest: Of the same.
         tensors: The error of each tensor that was compared.
         not_compared: Tensors that the model has no counterpart of, with the reason.
+        farthest: Of those of which all values were compared, the largest difference of one.
     """
 
     compared: int = entry(forms.count)
-    rows: int = entry(forms.count)
+    rows: int | None = entry(forms.maybe(forms.count))
     median: float = entry(forms.number)
     largest: float = entry(forms.number)
     tensors: Mapping[str, float] = entry(forms.mapped(forms.number))
     not_compared: Mapping[str, str] = entry(forms.mapped(forms.text), default_factory=dict)
+    farthest: Mapping[str, float] = entry(forms.mapped(forms.number), default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ExportRecord:
         not_checked: What the model has and no check knows how to compare, with the reason.
         errors: Of the weights.
         tools: What made it, with versions or content.
+        kept: Matrices that were not to be quantised, with the reason.
     """
 
     form: str = entry(forms.text)
@@ -70,6 +73,7 @@ class ExportRecord:
     not_checked: Mapping[str, str] = entry(forms.mapped(forms.text), default_factory=dict)
     errors: ExportErrors = entry(forms.made_of(ExportErrors))
     tools: Mapping[str, str] = entry(forms.mapped(forms.text), default_factory=dict)
+    kept: Mapping[str, str] = entry(forms.mapped(forms.text), default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -99,7 +99,7 @@ class LlamaCpp:
     def _missing(self, name: str) -> UserError:
         where = str(self.folder) if self.folder else "PATH"
         return UserError(
-            f"has no {name}, which exports to GGUF need",
+            f"has no {name}, which GGUF needs",
             where,
             "Write the folder of a built llama.cpp as `llama_cpp` in the configuration, or put its "
             "programs on PATH. docs/howto/export.md tells how.",

@@ -86,7 +86,7 @@ def adapter_config(
         "rank_pattern": others,
         "alpha_pattern": others if description.alpha is None else {},
         "target_modules": target_names(plain, description.modules),
-        "modules_to_save": list(description.saved) or None,
+        "modules_to_save": saved_names(description.saved, description.modules) or None,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
@@ -111,6 +111,26 @@ def target_names(adapted: Iterable[str], modules: Iterable[str]) -> list[str]:
     for module in modules:
         alike.setdefault(_last(module), set()).add(module)
     names = {_last(m) if alike.get(_last(m), {m}) <= wanted else m for m in wanted}
+    return sorted(names)
+
+
+def saved_names(ends: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """Return the shortest names by which peft saves some modules whole and no others.
+
+    peft compares ends of texts, not of dotted names: ``norm`` is an end of ``input_layernorm``.
+
+    Args:
+        ends: Ends of the dotted names of the modules.
+        modules: Every module with a tensor.
+    """
+    known = list(modules)
+    wanted = {m for m in known for end in ends if f".{m}".endswith(f".{end}")}
+    names = set()
+    for module in wanted:
+        parts = module.split(".")
+        tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        only = (t for t in tails if all(m in wanted for m in known if m.endswith(t)))
+        names.add(next(only, module))
     return sorted(names)
 
 

@@ -27,7 +27,11 @@ _WAYS = {
 
 
 def adapter_card(
-    description: AdapterDescription, made: Sequence[MadeModule], settings: Mapping[str, Any]
+    description: AdapterDescription,
+    made: Sequence[MadeModule],
+    settings: Mapping[str, Any],
+    base: str | None = None,
+    repository: str | None = None,
 ) -> str:
     """Return the text of an adapter's README.md.
 
@@ -35,13 +39,15 @@ def adapter_card(
         description: Of the adapter.
         made: Its modules and what became of them.
         settings: The configuration's ``card``.
+        base: Repository of the base, None for the one that it comes from.
+        repository: The adapter's own, if it is published.
 
     Raises:
         UserError: If the front matter is not what was put into it.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    base = base_name(description)
+    base = base or base_name(description)
     data = ModelCardData(
         base_model=base,
         base_model_relation="adapter",
@@ -50,7 +56,9 @@ def adapter_card(
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(_sections(description, made, base))
+    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(
+        _sections(description, made, base, repository or description.name)
+    )
     if ModelCard(text).data.to_dict() != data.to_dict():
         raise UserError(
             "the card's front matter cannot be written", f"adapter {description.name!r}"
@@ -58,7 +66,9 @@ def adapter_card(
     return text
 
 
-def _sections(description: AdapterDescription, made: Sequence[MadeModule], base: str) -> list[str]:
+def _sections(
+    description: AdapterDescription, made: Sequence[MadeModule], base: str, place: str
+) -> list[str]:
     names = public_names(dict.fromkeys([*description.sources, description.model]))
     written = [record for _, record in made if record.rank]
     model = names[description.model]
@@ -89,7 +99,7 @@ def _sections(description: AdapterDescription, made: Sequence[MadeModule], base:
     use = (
         "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
-        f"model = PeftModel.from_pretrained(base, {description.name!r})"
+        f"model = PeftModel.from_pretrained(base, {place!r})"
     )
     return [*lines, "## Use\n", block(use, "python"), "## Recipe\n"] + [
         block(stage.text.strip(), "yaml") for stage in description.stages
@@ -115,6 +125,7 @@ def adapter_provenance(
     description: AdapterDescription,
     made: Sequence[MadeModule],
     outputs: Mapping[str, Mapping[str, Any]],
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Return the provenance of an adapter as JSON-able data, without times and machines.
 
@@ -123,6 +134,7 @@ def adapter_provenance(
         description: Of it.
         made: Its modules and what became of them.
         outputs: SHA-256 and size of each file of its folder.
+        base: As of ``adapter_card``.
     """
     names = public_names(description.sources)
     return {
@@ -130,7 +142,7 @@ def adapter_provenance(
         "name": description.name,
         "adapter": digest,
         "recipe": recipe_row(description.recipe, description.stages),
-        "base": base_name(description),
+        "base": base or base_name(description),
         "decomposition": description.decomposition,
         "sources": {
             names[key]: with_states(source, {}) for key, source in description.sources.items()

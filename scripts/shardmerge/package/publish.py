@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from shardmerge.sources.hub import client  # before huggingface_hub, which it sets up
@@ -19,12 +19,31 @@ from huggingface_hub.utils import disable_progress_bars, get_session
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.text import human_bytes, human_time
+from shardmerge.package.arrived import check_arrived, info_of, unlike_here
 from shardmerge.package.index import CARD
-from shardmerge.package.uploads import Upload, check_sums, list_uploads
+from shardmerge.package.signature import check_signed
+from shardmerge.package.uploads import Upload, check_sums, known_sums, list_uploads
+from shardmerge.plan.paths import SIGNATURE
 
 Listing = Callable[[Path], tuple[list[Upload], list[tuple[str, str]]]]
 #: Files that go up at the same time over LFS; xet is parallel within a file.
 _AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of an upload.
+
+    Args:
+        url: The commit's page; on a dry run the repository's.
+        commit: Its 40 hexadecimal digits, None on a dry run.
+        files: SHA-256 and size of each file, by name; on a dry run what would be uploaded, without
+            hashes.
+    """
+
+    url: str
+    commit: str | None
+    files: Mapping[str, Mapping[str, str | int]]
 
 
 def publish(
@@ -33,11 +52,13 @@ def publish(
     *,
     private: bool = True,
     revision: str | None = None,
+    tag: str | None = None,
     commit_message: str = "Upload merged model",
     dry_run: bool = False,
     progress: client.Say | None = None,
     listing: Listing = list_uploads,
-) -> str:
+    signature: Path | None = None,
+) -> Published:
     """Upload a model folder; what an interrupted call has uploaded is not uploaded again.
 
     All files become visible in one commit, after the last of them is there.
@@ -47,13 +68,15 @@ def publish(
         repo: ``owner/name``, created if it does not exist.
         private: Whether the repository is to be private.
         revision: Branch, created if it does not exist; None for the default one.
+        tag: Name that the commit gets, once all is there.
         commit_message: First line of the commit.
         dry_run: Say what would be done, change nothing.
         progress: Receives lines for the log.
         listing: Says what of the folder goes; ``list_export`` for an export.
+        signature: File that goes with it as ``model.sig``; it must be of exactly these files.
 
     Returns:
-        The commit's page, or on a dry run the repository's.
+        The commit and its files.
 
     Raises:
         UserError: If the repository is of the other visibility, the folder is not a whole model,
@@ -61,11 +84,13 @@ def publish(
     """
     say = progress or (lambda line: None)
     uploads, left_out = listing(folder)
+    uploads, left_out = _with_signature(uploads, left_out, signature)
     try:
         existing = _existing(repo, private)
-        _say_plan(say, repo, private, existing, uploads, left_out)
+        _say_plan(say, repo, private, existing, uploads, left_out, known_sums(folder))
         if dry_run:
-            return f"{client.address()}/{repo}"
+            sizes = {upload.name: {"size": upload.size} for upload in uploads}
+            return Published(f"{client.address()}/{repo}", None, sizes)
         if get_token() is None:
             raise UserError(
                 "can be published to with a token that may write only, and none is set",
@@ -74,14 +99,19 @@ def publish(
             )
         api = client.api()
         _check_card(folder / CARD)
+        operations = [CommitOperationAdd(u.name, str(u.path)) for u in uploads]
         if existing is None:
             api.create_repo(repo, private=private)
             _existing(repo, private)
+        elif tag:
+            _check_tag(api, repo, tag, operations)
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(u.name, str(u.path)) for u in uploads]
         _upload(api, repo, revision, operations, say)
-        check_sums(folder, {o.path_in_repo: o.upload_info.sha256.hex() for o in operations})
+        sums = {o.path_in_repo: o.upload_info.sha256.hex() for o in operations}
+        check_sums(folder, sums)
+        if signature:
+            check_signed(signature, sums)
         commit = client.retrying(
             lambda: api.create_commit(
                 repo, operations, commit_message=commit_message, revision=revision
@@ -89,7 +119,10 @@ def publish(
             repo,
             progress=progress,
         )
-        _check_arrived(api, repo, commit.oid, operations)
+        check_arrived(repo, commit.oid, operations)
+        if tag:
+            _set_tag(api, repo, tag, commit.oid, operations)
+            say(f"{tag}: names commit {commit.oid}")
     except client.HUB_ERRORS as error:
         raise _explain(error, repo, revision) from None
     except (RuntimeError, ValueError, OSError) as error:
@@ -100,7 +133,46 @@ def publish(
             repo,
             "Run it again: what has been uploaded is not uploaded a second time.",
         ) from None
-    return client.mask(commit.commit_url)
+    files = {u.name: {"sha256": sums[u.name], "size": u.size} for u in uploads}
+    return Published(client.mask(commit.commit_url), commit.oid, files)
+
+
+def _with_signature(
+    uploads: list[Upload], left_out: list[tuple[str, str]], signature: Path | None
+) -> tuple[list[Upload], list[tuple[str, str]]]:
+    """Return the same lists with the signature among what goes, and no other one."""
+    rest = [(name, why) for name, why in left_out if name != SIGNATURE]
+    if signature is None:
+        known = len(rest) < len(left_out)
+        return uploads, [*rest, (SIGNATURE, "signing is not asked for")] if known else rest
+    if signature.is_symlink() or not signature.is_file():
+        raise UserError("is no file of a signature", str(signature))
+    own = Upload(SIGNATURE, signature, signature.stat().st_size)
+    return sorted([*uploads, own], key=lambda upload: upload.name), rest
+
+
+def _check_tag(api: HfApi, repo: str, tag: str, operations: list[CommitOperationAdd]) -> None:
+    """Refuse, before anything moves, a tag that names a commit with other files.
+
+    A tag that is there already is fine if an earlier run set it and was killed after that.
+    """
+    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
+    if tag in tags and unlike_here(info_of(repo, tag), operations):
+        raise UserError(
+            f"has a tag {tag!r} already, of other files; it is left where it is",
+            repo,
+            "Write another name as `publish.tag`.",
+        )
+
+
+def _set_tag(
+    api: HfApi, repo: str, tag: str, commit: str, operations: list[CommitOperationAdd]
+) -> None:
+    """Set a tag; one that is there already must be of files that are the same."""
+    api.create_tag(repo, tag=tag, revision=commit, exist_ok=True)
+    found = info_of(repo, tag)
+    if found.sha != commit and unlike_here(found, operations):
+        raise UserError(f"has a tag {tag!r} of another commit, {found.sha}", repo)
 
 
 def _explain(error: Exception, repo: str, revision: str | None) -> UserError:
@@ -116,9 +188,7 @@ def _existing(repo: str, private: bool) -> ModelInfo | None:
         UserError: If its visibility is another than asked for.
     """
     try:
-        info = client.retrying(
-            lambda: client.api().model_info(repo, timeout=client.timeout()), repo
-        )
+        info = info_of(repo)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
@@ -141,13 +211,16 @@ def _say_plan(
     existing: ModelInfo | None,
     uploads: list[Upload],
     left_out: list[tuple[str, str]],
+    sums: Mapping[str, str],
 ) -> None:
     kind = "private" if private else "PUBLIC"
     total = human_bytes(sum(upload.size for upload in uploads))
     where = f"the existing {kind}" if existing else f"a new {kind}"
     say(f"{len(uploads)} files, {total}, to {where} repository {client.address()}/{repo}:")
+    there = {s.rfilename: s.lfs.sha256 for s in (existing and existing.siblings) or [] if s.lfs}
     for upload in uploads:
-        say(f"  {upload.name}  {human_bytes(upload.size)}")
+        known = there.get(upload.name) == sums.get(upload.name, "")
+        say(f"  {upload.name}  {human_bytes(upload.size)}{', there already' if known else ''}")
     for name, why in left_out:
         say(f"  not uploaded: {name} ({why})")
     names = {upload.name for upload in uploads}
@@ -212,35 +285,3 @@ def _upload(
             )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check_arrived(
-    api: HfApi, repo: str, commit: str, operations: list[CommitOperationAdd]
-) -> None:
-    """Make sure that the commit has every file with the content that it has here."""
-    info = client.retrying(
-        lambda: api.model_info(
-            repo, revision=commit, files_metadata=True, timeout=client.timeout()
-        ),
-        repo,
-    )
-    there = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    for operation in operations:
-        sibling = there.get(operation.path_in_repo)
-        if sibling is None:
-            right = False
-        elif sibling.lfs:
-            right = sibling.lfs.sha256 == operation.upload_info.sha256.hex()
-        else:
-            with operation.as_file() as file:
-                right = sibling.blob_id == _git_oid(file.read())
-        if not right:
-            raise UserError(
-                f"has not got {operation.path_in_repo} as it is here",
-                f"{repo}@{commit[:12]}",
-                "Run it again to upload what is missing.",
-            )
-
-
-def _git_oid(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.files import load_json, read_text
-from shardmerge.base.weightfolders import is_folder, weights_of_folders
+from shardmerge.base.weightfolders import component_of, is_folder, weights_of_folders
+from shardmerge.package.index import CHECKPOINT, PROVENANCE
 from shardmerge.plan.paths import CHECKSUMS
 from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
 from shardmerge.sources.store import TEMPLATES
@@ -19,9 +21,11 @@ _ALLOWED = re.compile(
     r"\w[\w.+-]*\.(safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm|svg|png)"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
-#: What an export may have, in its folder and in those of its variants.
+#: What an export or an adapter may have, in its folder and in those of its variants.
 _EXPORTED = re.compile(
-    r"([a-z0-9][\w-]*/)?\w[\w.+-]*\.(gguf|safetensors|json|md|txt|model|jinja)|SHA256SUMS"
+    r"([a-z0-9][\w-]*/)?\w[\w.+-]*"
+    r"\.(gguf|safetensors|json|ya?ml|md|txt|model|jinja|tiktoken|bpe|spm)"
+    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.+-]*|SHA256SUMS"
 )
 #: Allowed by its suffix, yet never part of a model.
 _REFUSED = re.compile(r"\.(lock|log|part|tmp)(\.|$)|^(plan|verify)\.json$")
@@ -40,8 +44,8 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     """Return what of a model folder is uploaded, and what is not and why; both sorted by name.
 
     Args:
-        folder: The model. Files directly in it count, chat templates in their own folder, and
-            those of modules in theirs.
+        folder: The model or checkpoint. Files directly in it count, chat templates in their own
+            folder, and those of modules and components in theirs.
 
     Raises:
         UserError: If it is not a whole model, or has a link where a file should be.
@@ -50,8 +54,11 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     if not folder.is_dir():
         raise UserError("is not a folder", str(folder))
     uploads, left_out = [], []
+    listed = _listed(folder) if _is_checkpoint(folder) else None
     for path in sorted(folder.iterdir()):
         counts = f"{path.name}/" == TEMPLATES or is_folder(path.name)
+        if listed is not None:
+            counts = path.name in set(map(component_of, listed))
         if counts and path.is_dir() and not path.is_symlink():
             entries = sorted(path.iterdir())
         else:
@@ -62,15 +69,19 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
                 left_out.append((name, why))
             else:
                 uploads.append(Upload(name, entry, entry.stat().st_size))
-    _check_whole(folder, {upload.name for upload in uploads})
+    names = {upload.name for upload in uploads}
+    if listed is None:
+        _check_whole(folder, names)
+    else:
+        _check_listed(folder, names, listed)
     return uploads, left_out
 
 
 def list_export(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
-    """Return the same of an export: what its SHA256SUMS lists, and that file.
+    """Return the same of an export or an adapter: what its SHA256SUMS lists, and that file.
 
     Args:
-        folder: The export, as ``package_export.py`` left it.
+        folder: It, as its packaging left it.
 
     Raises:
         UserError: If a file is missing, is a link, or is none that exports have.
@@ -81,11 +92,15 @@ def list_export(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     for name in sorted({*names, CHECKSUMS}):
         path = Path(folder) / name
         if not _EXPORTED.fullmatch(name) or ".." in name:
-            raise UserError(f"lists {shortened(name)}, which exports do not have", str(sums))
+            raise UserError(
+                f"lists {shortened(name)}, which is no kind of file that goes up", str(sums)
+            )
         if path.parent.is_symlink():
             raise UserError("is a link; nothing is published", str(path.parent))
         if not os.path.lexists(path):
-            raise UserError("is not there", str(path), "Delete SHA256SUMS and export it again.")
+            raise UserError(
+                "is not there", str(path), "Delete SHA256SUMS and run the workflow again."
+            )
         if why := _objection(path, _EXPORTED):
             raise UserError(f"is {why}; nothing is published", str(path))
         uploads.append(Upload(name, path, path.stat().st_size))
@@ -123,6 +138,28 @@ def _check_whole(folder: Path, names: set[str]) -> None:
         raise UserError(f"has {more[0]}, which its index does not name", str(folder))
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of any kind, as its provenance tells."""
+    with contextlib.suppress(UserError):  # of a model it is not looked at
+        return load_json(folder / PROVENANCE).get(CHECKPOINT) is True
+    return False
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the files that the checksums of a folder list."""
+    return {line.partition("  ")[2] for line in read_text(folder / CHECKSUMS).splitlines()}
+
+
+def _check_listed(folder: Path, names: set[str], listed: set[str]) -> None:
+    """Check that the weights of a checkpoint are those that its checksums list."""
+    if missing := sorted(listed - names):
+        raise UserError(f"lacks {missing[0]}", str(folder), "The checkpoint is not whole.")
+    if more := sorted(n for n in names - listed if n.endswith(".safetensors")):
+        raise UserError(f"has {more[0]}, which {CHECKSUMS} does not list", str(folder))
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError("has no weights", str(folder))
+
+
 def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
     """Make sure that files are still those that the model's SHA256SUMS lists, if it has one.
 
@@ -135,12 +172,18 @@ def check_sums(folder: Path, digests: Mapping[str, str]) -> None:
     """
     if CHECKSUMS not in digests:
         return
-    for line in read_text(folder / CHECKSUMS).splitlines():
-        wanted, _, name = line.partition(" ")
-        name = name.lstrip(" *")
+    for name, wanted in known_sums(folder).items():
         if digests.get(name, wanted) != wanted:
             raise UserError(
                 f"is not the file any more that {CHECKSUMS} lists; nothing is published",
                 str(folder / name),
                 "Build and verify the model again.",
             )
+
+
+def known_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 that a folder's SHA256SUMS lists by name, none if it has no such file."""
+    if not (folder / CHECKSUMS).is_file():
+        return {}
+    rows = [line.partition(" ") for line in read_text(folder / CHECKSUMS).splitlines()]
+    return {name.lstrip(" *"): wanted for wanted, _, name in rows}

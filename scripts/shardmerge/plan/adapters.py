@@ -59,7 +59,14 @@ def plan_adapter(
         factors.append(_factor_job(paths.factors(name, output), spec, job, tensors))
     description = _describe(composer, stage, parts, [job.digest for job in factors])
     planned.descriptions[description.digest] = description
-    return Adapter(name, description.digest, tuple(updates), tuple(factors))
+    return Adapter(
+        name,
+        description.digest,
+        tuple(updates),
+        tuple(factors),
+        description.model,
+        description.base,
+    )
 
 
 def _groups(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from shardmerge.plan.plan import LOADED_BYTES, Plan
 from shardmerge.plan.schedule import make_schedule
 from shardmerge.plan.trialroom import TrialRoom, TrialWish, make_room
 
 if TYPE_CHECKING:
-    from shardmerge.plan.plan import Plan
     from shardmerge.recipe.settings import Settings
 
 
@@ -37,7 +38,7 @@ def with_schedule(plan: Plan, settings: Settings, wish: TrialWish | None = None)
     whole = {
         path
         for key, model in plan.sources.items()
-        if key in measured or "sources" in measured
+        if key in measured or "sources" in measured or _is_loaded(plan, key, measured)
         for path in model.files
     }
     fetched = {
@@ -60,3 +61,10 @@ def with_schedule(plan: Plan, settings: Settings, wish: TrialWish | None = None)
         budget = budget and max(1, budget - room.bytes)
     schedule = make_kept(budget=budget)
     return replace(plan, schedule=schedule, lean=make(stay=stay).peak(), room=room)
+
+
+def _is_loaded(plan: Plan, key: str, measured: Collection[str]) -> bool:
+    """Whether an adapter is loaded or measured on a source."""
+    names = [name for name, adapter in plan.adapters.items() if adapter.base == key]
+    asked = "adapters" in measured or not set(measured).isdisjoint(names)
+    return bool(names) and (asked or plan.sources[key].size <= LOADED_BYTES)

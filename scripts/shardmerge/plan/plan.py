@@ -11,10 +11,11 @@ from typing import Any
 
 from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
+from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
-from shardmerge.base.weightfolders import folder_of, shard_name
+from shardmerge.base.weightfolders import indexes_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.files import use_plan
@@ -94,6 +95,30 @@ class HiddenJob:
 
 
 @dataclass(frozen=True)
+class TransplantJob:
+    """A job that finds of which rows those of tokens that a model lacks are made.
+
+    Args:
+        output: Path of the safetensors file with rows, weights and errors.
+        digest: The job's identity, and the name of its specification.
+        files: Paths of what it reads: the file of a donor's embedding, or of a tokenizer.
+        identities: Of the content of each.
+        memory: Bytes that it needs at most.
+    """
+
+    output: str
+    digest: str
+    files: tuple[str, ...]
+    identities: tuple[str, ...]
+    memory: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TransplantJob:
+        """Return the job that ``dataclasses.asdict`` made JSON-able."""
+        return cls(**{**data, **{key: tuple(data[key]) for key in ("files", "identities")}})
+
+
+@dataclass(frozen=True)
 class Build:
     """A model to be built.
 
@@ -107,6 +132,7 @@ class Build:
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
         varied: Whether not all of its tensors are made of the same.
         trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
+        checkpoint: Whether it is a checkpoint of any kind, and no model that transformers loads.
     """
 
     name: str
@@ -117,11 +143,12 @@ class Build:
     statistics: tuple[str, ...] = ()
     varied: bool = False
     trial: bool = False
+    checkpoint: bool = False
 
     @property
-    def main_shards(self) -> tuple[ShardJob, ...]:
-        """The shards that an index names: not those of folders with weights of their own."""
-        return tuple(job for job in self.shards if not folder_of(shard_name(job.output)))
+    def indexes(self) -> list[str]:
+        """Names of the indexes, one for each folder that has several weight files."""
+        return indexes_of(shard_name(job.output) for job in self.shards)
 
     @property
     def bytes_written(self) -> int:
@@ -149,6 +176,10 @@ class FactorJob:
     memory: int
 
 
+#: Bytes of weights up to which an adapter is loaded on its base, and not on its architecture alone.
+LOADED_BYTES = 8_000_000_000
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter to be made.
@@ -158,12 +189,16 @@ class Adapter:
         digest: Of all that the package is made from; names the adapter's description.
         updates: Jobs that write what the model has beyond its base, in the order of their names.
         factors: Jobs that make factors of them, in the same order.
+        model: What it is extracted from, as the recipe names it.
+        base: What it is an adapter of, likewise.
     """
 
     name: str
     digest: str
     updates: tuple[ShardJob, ...]
     factors: tuple[FactorJob, ...]
+    model: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,6 +229,7 @@ class Plan:
         warnings: One sentence each.
         hidden: Jobs in which models read prompts, by the digests of what they make.
         adapters: LoRA adapters to be made, by name.
+        transplants: Jobs that find out of what rows of tokens are made, by their digests.
     """
 
     builds: Mapping[str, Build]
@@ -208,11 +244,17 @@ class Plan:
     hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    transplants: Mapping[str, TransplantJob] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Mapping[str, Build]:
         """The models that were asked for by themselves."""
         return {name: build for name, build in self.builds.items() if not build.trial}
+
+    @cached_property
+    def loadable(self) -> Mapping[str, Build]:
+        """Those of them that transformers loads, and lm-eval measures: no other checkpoints."""
+        return {name: build for name, build in self.models.items() if not build.checkpoint}
 
     @cached_property
     def trials(self) -> Mapping[str, Build]:
@@ -228,7 +270,9 @@ class Plan:
     @property
     def torch(self) -> bool:
         """Whether a job needs torch."""
-        return bool(self.adapters) or any(job.torch for job in (*self.shards, *self.deltas))
+        if self.adapters or self.transplants:
+            return True
+        return any(job.torch for job in (*self.shards, *self.deltas))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
@@ -261,6 +305,9 @@ class Plan:
             lean=data["lean"],
             hashes=data["hashes"],
             hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
+            transplants={
+                key: TransplantJob.from_json(job) for key, job in data["transplants"].items()
+            },
             room=TrialRoom(**data["room"]),
             adapters={
                 name: Adapter(
@@ -268,6 +315,8 @@ class Plan:
                     digest=a["digest"],
                     updates=_jobs(a["updates"]),
                     factors=tuple(FactorJob(**job) for job in a["factors"]),
+                    model=a["model"],
+                    base=a["base"],
                 )
                 for name, a in data["adapters"].items()
             },
@@ -283,7 +332,7 @@ class Planned:
     """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec | FactorSpec] = field(default_factory=dict)
+    specs: dict[str, ShardSpec | FactorSpec | TransplantSpec] = field(default_factory=dict)
     descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.findings import Finding
 from shardmerge.methods import registry
+from shardmerge.recipe.checkpoints import as_checkpoint
 from shardmerge.recipe.experts import EXPERT_KINDS, parse_experts
 from shardmerge.recipe.extract_lora import parse_extraction
 from shardmerge.recipe.extraction import EXTRACT
@@ -31,6 +32,7 @@ DOCUMENT_KEYS = (
     "modules",
     "stack",
     "other_modules",
+    "tensors",
     "parameters",
     "dtype",
     "out_dtype",
@@ -45,7 +47,7 @@ _FOREIGN = {
     "genome": (
         "mergekit-evolve",
         "searches for a recipe",
-        "Search with mergekit-evolve, and give the recipe that it writes (`best_config.yaml`).",
+        "Run `shardmerge search` with it, and build the `best.yaml` that this writes.",
     ),
 }
 
@@ -96,6 +98,7 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         where=node.where,
         other_modules=_other_modules(table),
     )
+    stage = as_checkpoint(stage, table)
     for piece in stage.slices:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
     node.warnings.extend(_check_names(stage, method))

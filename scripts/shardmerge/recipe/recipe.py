@@ -51,7 +51,10 @@ def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
     def tokenizer(given: TokenizerSettings) -> TokenizerSettings:
         rules = tuple(replace(rule, model=reference(rule.model)) for rule in given.rules)
         source = reference(given.model) if given.model else given.source
-        return replace(given, source=source, rules=rules)
+        found = given.approximation
+        if found:
+            found = replace(found, donor=reference(found.donor))
+        return replace(given, source=source, rules=rules, approximation=found)
 
     return replace(
         stage,
@@ -99,6 +102,11 @@ class Recipe:
     def needs_vocabularies(self) -> bool:
         """Whether a stage says what its tokenizer is, so that the models' tokens must be known."""
         return any(stage.tokenizer for stage in self.stages.values())
+
+    @property
+    def needs_special_tokens(self) -> bool:
+        """Whether tokens of different tokenizers are compared by what they are for."""
+        return any(s.tokenizer and s.tokenizer.approximation for s in self.stages.values())
 
     @property
     def needs_templates(self) -> bool:
@@ -159,8 +167,10 @@ class Recipe:
 
     @property
     def named(self) -> tuple[tuple[Reference, str], ...]:
-        """All that a lock must hold, each with its role: ``model`` or ``adapter``."""
-        models = ((reference, "model") for reference in self.sources)
+        """All that a lock must hold, each with its role: ``model``, ``checkpoint``, ``adapter``."""
+        plain = {r.model for s in self.stages.values() if s.tensors for r in s.references}
+        roles = {True: "checkpoint", False: "model"}
+        models = ((reference, roles[reference.model in plain]) for reference in self.sources)
         return (*models, *((reference, "adapter") for reference in self.adapters))
 
 
@@ -193,6 +203,7 @@ def parse_recipe(text: str, path: str) -> Recipe:
     for odd in documents[0][0].warnings:  # what is odd in many places is told of the first
         warnings.setdefault((odd.check, odd.message), odd)
     _check_readers(stages)
+    _check_kinds(stages)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
     return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
@@ -269,6 +280,23 @@ def _check_readers(stages: Mapping[str, Stage]) -> None:
                     stage.where,
                     "Build the adapter first; then name its folder as `model+folder`.",
                 )
+
+
+def _check_kinds(stages: Mapping[str, Stage]) -> None:
+    """Raise UserError if what one document reads as a checkpoint is a model for another one."""
+    readers: dict[str, Stage] = {}
+    for stage in stages.values():
+        for model in dict.fromkeys(r.model for r in stage.references):
+            others = [stages[model]] if model in stages else []
+            others += [readers.setdefault(model, stage)]
+            for other in others:
+                if bool(other.tensors) != bool(stage.tensors):
+                    raise UserError(
+                        f"{model!r} is a checkpoint for one document, which merges tensors by "
+                        f"their names alone, and a model for the other ({other.where})",
+                        stage.where,
+                        "Write `tensors: same` into both documents, or into neither.",
+                    )
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:

@@ -70,6 +70,11 @@ class RecipeFamily:
         return any(recipe.needs_vocabularies for recipe in self.recipes)
 
     @property
+    def needs_special_tokens(self) -> bool:
+        """Whether a recipe compares tokens by what they are for."""
+        return any(recipe.needs_special_tokens for recipe in self.recipes)
+
+    @property
     def needs_templates(self) -> bool:
         """Whether a recipe needs the models' chat templates."""
         return any(recipe.needs_templates for recipe in self.recipes)

@@ -32,8 +32,10 @@ _ABOUT_DISTANCES = (
 )
 _ABOUT_ERRORS = (
     "The error of a tensor is the root of the mean square of the differences to the model's "
-    "values, in parts of that of the values."
+    "values, in parts of that of the values. provenance.json of the export has that of every one."
 )
+#: Tensors of an export that are named.
+_WORST = 3
 _ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 
 
@@ -50,13 +52,12 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
     shorten = shortener(short_public_names(found.sources))
     lines = sorted(summarize(coefficients(found.coefficients), shorten), key=lambda line: line.rest)
     parts = [
-        *_verdict(findings),
+        *_verdict(findings, found),
         heading("What it is"),
         html_table((), _facts(found)),
         heading("What its tensors are made of"),
         html_table(("layers", "modules", "value"), cells_of(lines)),
-        heading("Benchmarks"),
-        *_benchmarks(findings.scores, name, parents(plan, found)),
+        *([] if found.checkpoint else _scores(plan, findings, found)),
         *_interference(findings.statistics),
         *_exports(findings.exports),
         heading("Warnings on the recipe"),
@@ -96,12 +97,33 @@ def _exports(records: Sequence[ExportRecord]) -> Iterator[str]:
         for record in records
     ]
     yield html_table(header, rows, numbers=(2, 3, 4, 5))
+    header = ("form", "variant", "tensors that are farthest from the model's, with their errors")
+    worst = [(form_of(r.form).title, r.variant, _farthest(r)) for r in records]
+    yield html_table(header, worst)
     yield paragraph(_ABOUT_ERRORS, "note")
 
 
-def _verdict(findings: Findings) -> Iterator[str]:
+def _farthest(record: ExportRecord) -> str:
+    errors = record.errors.tensors
+    names = sorted(errors, key=lambda name: (-errors[name], name))[:_WORST]
+    return ", ".join(f"{name} {errors[name]:.2g}" for name in names)
+
+
+def _verdict(findings: Findings, found: BuildDescription) -> Iterator[str]:
     yield from _verified(findings.verified)
-    yield from _loaded(findings.loaded)
+    if found.checkpoint:
+        yield paragraph(
+            "A checkpoint that was merged by the names of its tensors. transformers does not load "
+            "it, so that nothing was tried but to open its files and to verify every tensor.",
+            "note",
+        )
+    else:
+        yield from _loaded(findings.loaded)
+
+
+def _scores(plan: Plan, findings: Findings, found: BuildDescription) -> Iterator[str]:
+    yield heading("Benchmarks")
+    yield from _benchmarks(findings.scores, found.name, parents(plan, found))
 
 
 def _verified(found: VerifyRecord | None) -> Iterator[str]:

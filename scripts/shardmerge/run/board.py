@@ -40,8 +40,12 @@ _DOING = {
     "measure_importance": "measuring importance of",
     "quantize_gguf": "quantising",
     "check_gguf": "checking",
+    "compress_shard": "quantising",
+    "compare_shard": "comparing",
+    "check_compressed": "checking",
     "publish_model": "uploading",
     "publish_export": "uploading",
+    "publish_adapter": "uploading",
 }
 #: What is worth a line of its own when it is done.
 _DONE = {
@@ -54,6 +58,7 @@ _DONE = {
     "package_export": "exported",
     "publish_model": "uploaded",
     "publish_export": "uploaded",
+    "publish_adapter": "uploaded",
 }
 _PERCENT = re.compile(r"(\d{1,3})(?:\.\d+)? ?%")
 #: Bytes of a log's end that are looked at.

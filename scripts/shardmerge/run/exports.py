@@ -9,12 +9,19 @@ from typing import Any
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
+from shardmerge.base.weightfolders import shard_name
 from shardmerge.export.form import Form
 from shardmerge.export.registry import EXPORT_FORMS, form_of
 from shardmerge.plan.paths import CHECKSUMS, Paths
 from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.exported_shards import (
+    ExportedShard,
+    exported_shard,
+    scheme_options,
+    small_files,
+)
 from shardmerge.run.measured import Measured
 
 
@@ -46,24 +53,69 @@ class Exports:
         return [form for form in EXPORT_FORMS if form.variants(self.options(form.name))]
 
     def options(self, form: str) -> Mapping[str, Any]:
-        """Return the configuration of a form."""
-        return self.settings["exports"][form]
+        """Return the configuration of a form, which it may share with others."""
+        return self.settings["exports"][form_of(form).key]
 
     def variants(self, form: str) -> list[str]:
         """Return the names of a form's variants."""
         return list(form_of(form).variants(self.options(form)))
+
+    def mirrors(self) -> list[str]:
+        """Return the forms that have a shard for each of the model's."""
+        return [form.name for form in self.forms() if form.mirrors]
+
+    def made(self, name: str, form: str, variant: str) -> list[str]:
+        """Return what the jobs of a variant make, before it is a package: a folder, or files."""
+        if not form_of(form).mirrors:
+            return [self.paths.export(name, form, variant)]
+        build = self.plan.builds[name]
+        files = [self.paths.export(name, form, file) for file in small_files(build)]
+        return self.shards(name, form) + files
+
+    def shard(self, name: str, form: str, shard: str) -> ExportedShard:
+        """Return the job of a shard of a form that mirrors the model.
+
+        Args:
+            name: Of the build.
+            form: The form's.
+            shard: The shard's name in the model's folder, without its ending.
+        """
+        file = f"{shard}.safetensors"
+        build, options = self.plan.builds[name], self.options(form)
+        return exported_shard(build, file, form, options, self.paths)
+
+    def shards(self, name: str, form: str) -> list[str]:
+        """Return the shards of such a form."""
+        jobs = self.plan.builds[name].shards
+        return [self.paths.export(name, form, shard_name(job.output)) for job in jobs]
+
+    def scheme_options(self, form: str) -> str:
+        """Return the options of such a form as its jobs are told them."""
+        return scheme_options(form, self.options(form))
+
+    def comparisons(self, name: str, form: str) -> list[str]:
+        """Return what comparisons of the shards of such a form found."""
+        files = [shard_name(job.output) for job in self.plan.builds[name].shards]
+        stems = [file.removesuffix(".safetensors") for file in files]
+        return [self.paths.export(name, "work", f"{form}/{stem}.json") for stem in stems]
 
     def checks(self, name: str, form: str) -> list[str]:
         """Return the paths of what the checks of a build's variants found."""
         return [self.paths.export_check(name, form, v) for v in self.variants(form)]
 
     def packages(self) -> list[str]:
-        """Return what shows that every export is made, checked and packaged."""
-        return [
-            self.paths.export(name, form.name, CHECKSUMS)
-            for name in self.plan.models
-            for form in self.forms()
-        ]
+        """Return what shows that every export is made, checked and packaged.
+
+        What that follows from is among it, since Snakemake makes nothing anew that was deleted
+        below what is up to date.
+        """
+        found = []
+        for name in self.plan.loadable:
+            for form in self.forms():
+                for variant in self.variants(form.name):
+                    found += self.made(name, form.name, variant)
+                found.append(self.paths.export(name, form.name, CHECKSUMS))
+        return found
 
     def folder(self, name: str, form: str) -> str:
         """Return the folder of an export's package."""
@@ -83,7 +135,7 @@ class Exports:
         """Return the receipts of the uploads of all exports."""
         return [
             self.paths.export_receipt(name, form.name)
-            for name in self.plan.models
+            for name in self.plan.loadable
             for form in self.forms()
         ]
 
@@ -107,16 +159,20 @@ class Exports:
         Raises:
             UserError: If it is no repository, or would take several packages.
         """
-        title, key = form_of(form).title, f"configuration: exports.{form}.repository"
+        title, section = form_of(form).title, form_of(form).key
+        key = f"configuration: exports.{section}.repository"
         own = self.settings["publish"]["repository"] or ""
-        pattern = self.options(form)["repository"] or (own and f"{own}-{title}")
+        pattern = self.options(form)["repository"] or (own and f"{own}-{{form}}")
         if not pattern:
             hint = "Write `publish: {repository: owner/{name}}`."
             raise UserError("names no repository to publish to", key, hint)
         if len(self.plan.models) > 1 and "{name}" not in pattern:
             message = f"{pattern!r} would take {len(self.plan.models)} models"
             raise UserError(message, key, "Use `{name}`.")
-        repository = pattern.replace("{name}", name)
+        forms = [one for one in self.forms() if one.key == section]
+        if len(forms) > 1 and "{form}" not in pattern:
+            raise UserError(f"{pattern!r} would take {len(forms)} forms", key, "Use `{form}`.")
+        repository = pattern.replace("{name}", name).replace("{form}", title)
         if not Reference(repository).is_hub_name:
             hint = "Write `owner/{name}-" + title + "`."
             raise UserError(f"{repository!r} is no Hub repository", key, hint)
@@ -128,14 +184,18 @@ class Exports:
         """Yield a build's exports as models that benchmarks run on."""
         for form in self.forms():
             for variant in self.variants(form.name):
-                folder = self.paths.export(build.name, form.name, variant)
+                folder = self.folder(build.name, form.name)
+                if below := form.folder(variant):
+                    folder = os.path.join(folder, below)
+                made = self.made(build.name, form.name, variant)
                 content = [build.digest, [j.digest for j in build.shards]]
                 yield Measured(
                     name=self.label(build.name, form.name, variant),
                     folder=folder,
-                    files=(folder, self.paths.export_check(build.name, form.name, variant)),
+                    files=(*made, self.paths.export_check(build.name, form.name, variant)),
                     identity=digest([content, form.name, self.identity(form.name, variant)]),
                     size=build.bytes_written,
                     build=build.name,
                     tokenizer=self.paths.model(build.name),
+                    parent=build.name,
                 )

@@ -8,16 +8,15 @@ from shardmerge.base.text import plural
 from shardmerge.run.targets import Targets
 
 _TASKS = "name tasks: `benchmark: {tasks: [arc_easy]}`"
-_FORMS = "name types: `exports: {gguf: {types: [q8_0]}}`"
+_FORMS = "name types or schemes: `exports: {gguf: {types: [q8_0]}, compressed: {schemes: [w4a16]}}`"
 _SWEEP = "give a configuration with the key `sweep` (docs/howto/sweep.md)"
 #: What is done with models and not with adapters, by target, and what can be done instead.
 _MODELS_ONLY = {
-    "benchmarks": ("benchmarked", "merge it as `base+folder` to measure it"),
+    "benchmarks": ("benchmarked", "name it, or `adapters`, in `benchmark: {{models: [...]}}`"),
     "exports": ("exported", "merge it as `base+folder` to export that"),
-    "publish": ("uploaded", "`hf upload OWNER/NAME {folder}` uploads it"),
 }
 #: Targets of which the above may be true.
-MAY_BE_IDLE = (*_MODELS_ONLY, "sweep")
+MAY_BE_IDLE = (*_MODELS_ONLY, "publish", "preview", "sweep")
 
 
 def idle(asked: Collection[str], targets: Targets, *, sweeps: bool) -> list[str]:
@@ -36,14 +35,18 @@ def _unset(asked: Collection[str], targets: Targets, sweeps: bool) -> Iterator[s
         yield f"nothing is benchmarked, since the configuration has no task; {_TASKS}"
     if "exports" in asked and not targets.exports.forms():
         yield f"nothing is exported, since the configuration names no form; {_FORMS}"
+    made = [*targets.plan.models, *targets.plan.adapters]
+    for target in {"publish", "preview"} & set(asked) if not made else ():
+        yield f"nothing is there for `{target}`, since no model and no adapter is built"
     if {"sweep", "search"} & set(asked) and not sweeps:
         yield f"nothing is tried, since there is no sweep; {_SWEEP}"
 
 
 def _of_adapters(asked: Collection[str], targets: Targets) -> Iterator[str]:
-    names = list(targets.plan.adapters)
-    for target, (done, instead) in _MODELS_ONLY.items() if names else ():
-        if target in asked:
+    for target, (done, instead) in _MODELS_ONLY.items():
+        measured = targets.measured if target == "benchmarks" else ()
+        names = [name for name in targets.plan.adapters if name not in measured]
+        if target in asked and names:
             folder = targets.paths.adapter_file(names[0], "x").removesuffix("/x")
             rest = f", and {plural(len(names) - 1, 'other')}" if len(names) > 1 else ""
             yield f"adapter {names[0]}{rest}: not {done}; {instead.format(folder=folder)}"

@@ -26,6 +26,9 @@ class Measured:
         build: The build that it is an export of, None if it is none.
         tokenizer: Folder of the tokenizer, where it is not that of the model's files.
         questions: The most that it is asked of a task, whatever the configuration says, or None.
+        adapter: Folder of the LoRA adapter that is put on it, or None.
+        parent: The model, by its name, that it is made of and compared with, None for what recipes
+            say.
         half: Questions that it is asked, ``even`` or ``odd``; None for what is configured.
     """
 
@@ -39,6 +42,8 @@ class Measured:
     tokenizer: str | None = None
     questions: int | None = None
     half: str | None = None
+    adapter: str | None = None
+    parent: str | None = None
 
     def narrowed(self, options: EvalOptions) -> EvalOptions:
         """Return the options of a task, with no more questions than this model is asked."""

@@ -12,6 +12,7 @@ _BENCH = "benchmarks, and the test that transformers loads a model,"
 _PACKAGES = {
     "torch": (_TORCH, "env-torch"),
     **dict.fromkeys(("lm_eval", "transformers", "datasets", "tokenizers"), (_BENCH, "env")),
+    "peft": ("adapters", "env"),
 }
 
 

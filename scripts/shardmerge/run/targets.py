@@ -17,15 +17,15 @@ from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
-from shardmerge.plan.plan import Build, FactorJob, FetchJob, Plan, ShardJob
+from shardmerge.plan.paths import CHECKSUMS, PICTURE, RECIPE, Paths, check_record_path, record_path
+from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_references
 from shardmerge.recipe.naming import folder_names
-from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.adapters import ADAPTER_PAGES, Adapters
 from shardmerge.run.exports import Exports
 from shardmerge.run.measured import Measured, folder_digest
-from shardmerge.sources.checkpoint_files import INDEX
+from shardmerge.run.publishing import Publishing
 from shardmerge.sweep.sweeps import REPORTED, Sweep
 
 #: Folder of what jobs found of large local files.
@@ -36,8 +36,8 @@ RESULTS = CACHE / "benchmarks"
 TASKS = CACHE / "tasks"
 
 
-#: Pages and pictures about an adapter.
-ADAPTER_PAGES = ("adapter.html", "adapter.tsv", "errors.svg", "ranks.svg")
+#: Words that stand for many models in the configuration.
+_GROUPS = ("merged", "sources", "exports", "adapters")
 
 
 class Targets:
@@ -61,6 +61,9 @@ class Targets:
         self._deltas = {j.output: j for j in plan.deltas}
         self.exports = Exports(settings, plan, self.paths)
         self.exports.check()
+        self.adapters = Adapters(plan, self.paths, self._whole)
+        self.publishing = Publishing(settings, plan, self.paths, self.exports)
+        self.publishing.check()
         self.measured = self._measured()
         self.trials = self._trials(sweeps)
         self.references = self._references()
@@ -79,27 +82,9 @@ class Targets:
         """Return the job of a shard of updates by adapter and file stem."""
         return self._shards[self.paths.update(name, f"{update}.safetensors")]
 
-    def factors(self, name: str, factors: str) -> FactorJob:
-        """Return the job of a file of factors by adapter and file stem."""
-        path = self.paths.factors(name, f"{factors}.safetensors")
-        return next(job for job in self.plan.adapters[name].factors if job.output == path)
-
-    def adapter_checks(self, name: str) -> list[str]:
-        """Return what the checks of an adapter's updates and factors found."""
-        adapter = self.plan.adapters[name]
-        return [check_record_path(job.output) for job in (*adapter.updates, *adapter.factors)]
-
     def adapter_card(self) -> str:
         """Return the settings of an adapter's card as JSON."""
         return canonical_json({k: v for k, v in self.settings["card"].items() if k != "models"})
-
-    def adapters(self) -> list[str]:
-        """Return what shows that every adapter is made and checked."""
-        return [file for name in self.plan.adapters for file in self._adapter(name)]
-
-    def _adapter(self, name: str) -> list[str]:
-        made = [path for job in self.plan.adapters[name].factors for path in _with_record(job)]
-        return [*made, *self.adapter_checks(name), self.paths.adapter_file(name, CHECKSUMS)]
 
     def shards(self, name: str) -> list[str]:
         """Return the paths of a build's shards."""
@@ -156,9 +141,8 @@ class Targets:
     def package_files(self, name: str) -> list[str]:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
-        names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.main_shards) > 1:
-            names[INDEX] = None
+        names = dict.fromkeys([*([] if build.checkpoint else ["config.json"]), RECIPE])
+        names |= dict.fromkeys([*build.files, *build.indexes])
         return [self.paths.model_file(name, file) for file in names]
 
     def picture(self, name: str) -> list[str]:
@@ -172,7 +156,9 @@ class Targets:
         What that follows from is among it, since Snakemake makes nothing anew that was deleted
         below what is up to date.
         """
-        return [file for name in self.plan.models for file in self._model(name)] + self.adapters()
+        return [
+            file for name in self.plan.models for file in self._model(name)
+        ] + self.adapters.made()
 
     def _model(self, name: str) -> list[str]:
         made = [*self.shards(name), *self.records(name)]
@@ -182,7 +168,7 @@ class Targets:
 
     def cards(self) -> list[str]:
         """Return what shows that every card has its benchmarks, none if nothing is measured."""
-        return [self.scored(name) for name in self.plan.models if self.measured]
+        return [self.scored(name) for name in self.plan.loadable if self.measured]
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
@@ -190,8 +176,10 @@ class Targets:
 
     def card(self, name: str) -> str:
         """Return the settings of a build's card as JSON."""
-        forms = self.exports.repositories(name)
-        return canonical_json(self._cards[name] | ({"exports": forms} if forms else {}))
+        forms, adapters = self.exports.repositories(name), self.publishing.adapters_of(name)
+        beside = {"exports": forms} if forms else {}
+        beside |= {"adapters": adapters} if adapters else {}
+        return canonical_json(self._cards[name] | beside)
 
     def _own_cards(self) -> Mapping[str, Mapping[str, Any]]:
         """Return the settings of every build's card: those of all cards under its own."""
@@ -207,8 +195,9 @@ class Targets:
         return {name: shared | own.get(name, {}) for name in builds}
 
     def loaded(self) -> list[str]:
-        """Return what shows that transformers loads every model."""
-        return [self._loaded(name) for name in self.plan.models]
+        """Return what shows that transformers loads every model, and peft every adapter."""
+        adapters = [path for name in self.plan.adapters for path in self.adapters.loaded(name)]
+        return [self._loaded(name) for name in self.plan.loadable] + adapters
 
     def loading(self, name: str, *, waits: bool) -> list[str]:
         """Return what tells how transformers loads a build, none if it is not there and none waits.
@@ -217,6 +206,8 @@ class Targets:
             name: Of the build.
             waits: Whether it is to be made where it is not there.
         """
+        if self.plan.builds[name].checkpoint:
+            return []
         path = self._loaded(name)
         return [path] if waits or os.path.lexists(path) else []
 
@@ -228,20 +219,23 @@ class Targets:
         wanted = self.settings["benchmark"]["models"]
         found: dict[str, Measured] = {}
         # without builds there is no plan yet, and nothing to compare names with
-        for name in wanted if self.settings["benchmark"]["tasks"] and self.plan.builds else ():
+        made = self.plan.builds or self.plan.adapters
+        for name in wanted if self.settings["benchmark"]["tasks"] and made else ():
             chosen = self._named(name, "models")
             options = self.settings["benchmark"]["model_options"][name]
             for model in chosen:
                 one, other = options, found[model.name].options if model.name in found else {}
                 # what is said of one model goes before what is said of many
-                if name in ("merged", "sources", "exports"):
+                if name in _GROUPS:
                     one, other = other, one
                 found[model.name] = replace(model, options=laid_over(other, one))
-        return found
+        # sources are measured beside what is made of them
+        alone = not self.plan.builds and all(model.parent is None for model in found.values())
+        return {} if alone else found
 
     def _named(self, name: str, key: str) -> list[Measured]:
         """Return the models that a name of the configuration stands for."""
-        builds, sources = self.plan.models, self.plan.sources
+        builds, sources = self.plan.loadable, self.plan.sources
         if name == "merged":
             return [self._merged(build) for build in builds.values()]
         if name == "sources":
@@ -250,6 +244,9 @@ class Targets:
             return [self._merged(builds[name])]
         if name in sources:
             return [self._source(name)]
+        if name in self.plan.adapters or name == "adapters":
+            adapters = {model.name: model for model in self.adapters.measured()}
+            return [adapters[name]] if name in adapters else list(adapters.values())
         exports = {m.name: m for b in builds.values() for m in self.exports.measured(b)}
         if name == "exports":
             return list(exports.values())
@@ -258,7 +255,7 @@ class Targets:
         raise UserError(
             f"there is no model {name!r} to benchmark",
             f"configuration: benchmark.{key}",
-            did_you_mean(name, ["merged", "sources", *builds, *sources, *exports]),
+            did_you_mean(name, [*_GROUPS, *builds, *sources, *exports, *self.plan.adapters]),
         )
 
     def _references(self) -> Mapping[str, Measured]:
@@ -273,7 +270,8 @@ class Targets:
 
     def table(self, name: str) -> list[str]:
         """Return the benchmark table of a build, none if nothing is measured."""
-        return [self.paths.benchmark_file(name, "table.json")] if self.measured else []
+        is_measured = self.measured and not self.plan.builds[name].checkpoint
+        return [self.paths.benchmark_file(name, "table.json")] if is_measured else []
 
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
@@ -325,8 +323,9 @@ class Targets:
         statistics = self.plan.builds[name].statistics
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
-        names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
-        names += self._probe_plots()
+        names += ["timings.svg"]
+        if not self.plan.builds[name].checkpoint:
+            names += [*(["benchmarks.svg"] if self.measured else []), *self._probe_plots()]
         return [self.paths.report_file(name, file) for file in names]
 
     def _probe_plots(self) -> list[str]:
@@ -338,35 +337,11 @@ class Targets:
         """Return a probe's results in the table of a build."""
         return [path for path in self.measurements(name) if path.endswith(f"/{probe}.json")]
 
-    def receipts(self) -> list[str]:
-        """Return the receipts of all uploads."""
-        models = [self.paths.build(name, "published.json") for name in self.plan.models]
-        return models + self.exports.receipts()
-
-    def repository(self, name: str) -> str:
-        """Return the Hub repository that a build is published to.
-
-        Raises:
-            UserError: If none is configured, or several builds would go to one.
-        """
-        pattern = self.settings["publish"]["repository"]
-        where = "configuration: publish.repository"
-        if not pattern:
-            raise UserError("names no repository to publish to", where, "Write `owner/{name}`.")
-        if len(self.plan.models) > 1 and "{name}" not in pattern:
-            raise UserError(
-                f"{pattern!r} would take {len(self.plan.models)} models", where, "Use `{name}`."
-            )
-        repository = pattern.replace("{name}", name)
-        if not Reference(repository).is_hub_name:
-            raise UserError(f"{repository!r} is no Hub repository", where, "Write `owner/{name}`.")
-        return repository
-
     def benchmark_job(self, model: str, task: str) -> EvalOptions:
         """Return how a model is measured in a task."""
         measured = self._any(model)
         if self._is_probe(task):
-            return self._loaded_as(measured)
+            return self._probed_as(measured)
         options = options_of(self.settings["benchmark"], measured.options, task)
         return measured.narrowed(options)
 
@@ -382,15 +357,24 @@ class Targets:
         """Return the digest of all that determines a benchmark's result."""
         measured = self._any(model)
         if self._is_probe(task):
-            return digest([self._probed(measured, task), self._compared(model, task)])
+            asked = self._probed_as(measured)
+            return digest([self._probed(measured, task, asked), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
         parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
 
-    def benchmark_tokenizer(self, model: str) -> list[str]:
-        """Return the option that names a tokenizer's folder, none where it is the model's own."""
-        folder = self._any(model).tokenizer
-        return [f"--tokenizer={folder}"] if folder else []
+    def benchmark_beside(self, model: str) -> list[str]:
+        """Return the options that name folders of a tokenizer or an adapter beside a model's."""
+        measured = self._any(model)
+        folders = {"tokenizer": measured.tokenizer, "adapter": measured.adapter}
+        if laid_over(self.settings["benchmark"], measured.options)["backend"] == "llama_cpp":
+            folders["llama-cpp"] = self.settings["llama_cpp"]
+        return [f"--{option}={folder}" for option, folder in folders.items() if folder]
+
+    def derived(self) -> dict[str, str]:
+        """Return the model that each export and adapter is made of, of those that are measured."""
+        pairs = {label: model.parent for label, model in self.measured.items()}
+        return {label: parent for label, parent in pairs.items() if parent in self.measured}
 
     @cached_property
     def probes(self) -> ProbeOptions | None:
@@ -423,7 +407,8 @@ class Targets:
 
     def logits_identity(self, model: str) -> str:
         """Return the digest of all that determines what such a model predicts."""
-        return self._probed(self.references[model], "kl")
+        own = self.references[model]
+        return self._probed(own, "kl", self._loaded_as(own))
 
     def _is_probe(self, task: str) -> bool:
         return task not in lm_eval_tasks(self.settings["benchmark"])
@@ -441,9 +426,14 @@ class Targets:
         options = options_of(self.settings["benchmark"], model.options)
         return EvalOptions(**options.model_options)
 
-    def _probed(self, model: Measured, probe: str) -> str:
+    def _probed_as(self, model: Measured) -> EvalOptions:
+        """Return how a model is probed: `limit` counts questions of tasks, so that it has none."""
+        half = options_of(self.settings["benchmark"], model.options).half
+        return model.narrowed(replace(self._loaded_as(model), half=half))
+
+    def _probed(self, model: Measured, probe: str, options: EvalOptions) -> str:
         asked = self.probes.identity(probe) if self.probes else None
-        return digest([model.identity, probe, asked, self._text, self._loaded_as(model).identity()])
+        return digest([model.identity, probe, asked, self._text, options.identity()])
 
     @cached_property
     def _text(self) -> str | None:
@@ -473,6 +463,13 @@ class Targets:
         for sweep in sweeps if builds else ():
             for one in sweep.built:
                 build = builds[sweep.build(one.name)]
+                if build.checkpoint:
+                    raise UserError(
+                        "merges checkpoints by the names of their tensors, and lm-eval measures "
+                        "none of these",
+                        sweep.recipe,
+                        "Sweep over models, each a folder or repository with a config.json.",
+                    )
                 label, other = sweep.label(one.name), sweep.report_label(one.name)
                 made = replace(self._merged(build, label), options=options, half=sweep.half)
                 found[label] = replace(made, questions=one.questions)
@@ -489,13 +486,15 @@ class Targets:
             size=build.bytes_written,
         )
 
+    def _whole(self, name: str) -> Measured | None:
+        """Return the whole model that a reference or a document's name stands for, or None."""
+        if name in self.plan.models:
+            return self._merged(self.plan.models[name])
+        return self._source(name) if name in self.plan.sources else None
+
     def _source(self, key: str) -> Measured:
         model = self.plan.sources[key]
         return Measured(self.label(key), model.folder, model.files, model.identity, model.size)
-
-
-def _with_record(job: FactorJob) -> tuple[str, str]:
-    return job.output, record_path(job.output)
 
 
 def fetch_options(job: FetchJob) -> list[str]:

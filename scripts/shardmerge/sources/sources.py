@@ -20,7 +20,7 @@ from shardmerge.recipe.references import Reference, parse_reference
 from shardmerge.recipe.variants import RecipeFamily
 from shardmerge.sources import quantised
 from shardmerge.sources.changes import describe_changes
-from shardmerge.sources.local import FolderStore
+from shardmerge.sources.local import FileStore, FolderStore
 from shardmerge.sources.lock import Lock, LockedSource, LockedTensor, read_lock
 from shardmerge.sources.locking import lock_source
 from shardmerge.sources.pickles import Conversion, find_conversion
@@ -115,7 +115,8 @@ class Sources:
             if not isinstance(store, FolderStore) or not store.folder.is_dir():
                 continue
             output = self._converted / slug(key)
-            if one := find_conversion(store.folder, key, role, output, self._identities):
+            file = store.file.name if isinstance(store, FileStore) else None
+            if one := find_conversion(store.folder, key, role, output, self._identities, file):
                 found[key] = one
         self._conversions |= found
         return list(found.values())

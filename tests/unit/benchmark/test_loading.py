@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -219,7 +220,7 @@ class TestExports:
 
         monkeypatch.setattr(registry, "get_model", lambda name: Model)
         (tmp_path / "m-Q8_0.gguf").touch()
-        loading.language_model(tmp_path, EvalOptions(), tokenizer=tmp_path / "model")
+        loading.language_model(tmp_path, EvalOptions(), beside=loading.Beside(tmp_path / "model"))
         assert told["gguf_file"] == "m-Q8_0.gguf" and not told["use_safetensors"]
         assert told["tokenizer"] == str(tmp_path / "model")
         assert told["trust_remote_code"] is False
@@ -232,5 +233,36 @@ class TestExports:
 
     def test_another_backend_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").touch()
-        with pytest.raises(UserError, match="only `backend: hf` measures"):
+        with pytest.raises(UserError, match="which vLLM does not measure here"):
             loading.language_model(tmp_path, EvalOptions(backend="vllm"))
+
+
+class TestCompressedTensors:
+    """Exports that transformers unpacks with compressed-tensors."""
+
+    class Hf:
+        def _get_config(self) -> None:
+            self._config = SimpleNamespace(quantization_config={})
+
+    def kind(self, folder: Path, **told: Any) -> Any:
+        config = {"quantization_config": {"quant_method": "compressed-tensors"} | told}
+        (folder / "config.json").write_text(json.dumps(config))
+        return loading._unpacking(self.Hf, folder)
+
+    def test_other_models_are_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        assert loading._unpacking(self.Hf, tmp_path) is self.Hf
+        assert self.kind(tmp_path, quant_method="gptq") is self.Hf
+
+    def test_floats_of_4_bits_are_unpacked_when_loaded(self, tmp_path: Path) -> None:
+        pytest.importorskip("compressed_tensors")
+        assert self.kind(tmp_path, format="pack-quantized") is self.Hf
+        model = self.kind(tmp_path, format="nvfp4-pack-quantized")()
+        model._get_config()
+        assert model._config.quantization_config == {"dequantize": True}
+
+    def test_without_the_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loading, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match="stored by compressed-tensors") as caught:
+            self.kind(tmp_path)
+        assert "backend: vllm" in str(caught.value.hint)

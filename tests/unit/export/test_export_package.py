@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -84,6 +84,43 @@ class TestCard:
         assert told["variants"]["q4_k_m"]["errors"]["tensors"] == {"x": 0.0712}
 
 
+class TestMirrors:
+    """A form whose package is a model: its files are in the package itself."""
+
+    RECORD: ClassVar[dict[str, Any]] = {
+        "form": "w4a16",
+        "variant": "w4a16",
+        "files": {"model.safetensors": {"sha256": SHA, "size": 5_000_000}},
+        "errors": {
+            "compared": 5,
+            "rows": None,
+            "median": 0.0712,
+            "largest": 0.1,
+            "tensors": {"x.weight": 0.0712},
+            "farthest": {"x.weight": 0.5},
+        },
+        "kept": {"lm_head.weight": "ignored"},
+        "tools": {"compressed-tensors": "1.2"},
+    }
+
+    def test_round_trip(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "r.json", forms.written(record(**self.RECORD)))
+        assert load_export(tmp_path / "r.json") == record(**self.RECORD)
+
+    def test_files_lie_in_the_package(self) -> None:
+        form = form_of("w4a16")
+        assert package.export_files(form, [record(**self.RECORD)]) == {"model.safetensors": SHA}
+        assert list(package.export_files(form_of("gguf"), [record()])) == ["q4_k_m/m-Q4_K_M.gguf"]
+
+    def test_card(self) -> None:
+        found = [record(**self.RECORD)]
+        text = package.export_card(form_of("w4a16"), "m", {}, found, "me/m", "me/m-W4A16")
+        head = text.split("---")[1]
+        assert "base_model: me/m\n" in head and "base_model_relation: quantized" in head
+        assert "vllm serve me/m-W4A16" in text and "Nothing was calibrated" in text
+        assert "compared with the model, all their values." in text
+
+
 def test_forms_have_names_of_their_own() -> None:
     assert (
         len({form.name for form in EXPORT_FORMS})
@@ -117,13 +154,19 @@ class TestUploads:
     )
     def test_what_exports_do_not_have(self, folder: Path, name: str) -> None:
         self.write(folder, name)
-        with pytest.raises(UserError, match="which exports do not have"):
+        with pytest.raises(UserError, match="no kind of file that goes up"):
             list_export(folder)
 
     def test_what_is_missing(self, folder: Path) -> None:
         (folder / "q4_k_m" / "m-Q4_K_M.gguf").unlink()
         with pytest.raises(UserError, match="is not there"):
             list_export(folder)
+
+    @pytest.mark.parametrize("name", ["LICENSE", "LICENSE.txt", "qwen.tiktoken", "NOTICE"])
+    def test_what_a_model_has_beside_its_weights(self, folder: Path, name: str) -> None:
+        (folder / name).write_text("x")
+        self.write(folder, name)
+        assert name in [upload.name for upload in list_export(folder)[0]]
 
     @pytest.mark.parametrize("link", ["q4_k_m", "q4_k_m/m-Q4_K_M.gguf"])
     def test_links(self, folder: Path, link: str) -> None:

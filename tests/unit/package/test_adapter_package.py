@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 from shardmerge.algebra.factorization import FactorModule, ModuleRecord
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
-from shardmerge.package.adapter import adapter_config, config_text, join_factors, target_names
+from shardmerge.package.adapter import (
+    adapter_config,
+    config_text,
+    join_factors,
+    saved_names,
+    target_names,
+)
 from shardmerge.package.adapter_card import adapter_card, adapter_provenance
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import DescribedSource, RecipeFile, StageText
@@ -135,3 +141,13 @@ def test_the_report(tmp_path: Path) -> None:
         draw("small", rows, tmp_path / "a.svg")
         assert (tmp_path / "a.svg").read_bytes() == first
     draw_errors("small", [], tmp_path / "a.svg")
+
+
+def test_names_of_saved_modules_are_the_end_of_no_other() -> None:
+    """peft compares ends of texts."""
+    layers = [f"model.layers.{n}.{name}" for n in (0, 1) for name in ("input_layernorm", "q_proj")]
+    modules = ["model.embed_tokens", "model.norm", "lm_head", *layers]
+    assert saved_names(["norm", "lm_head"], modules) == ["lm_head", "model.norm"]
+    assert saved_names(["input_layernorm"], modules) == ["input_layernorm"]
+    assert saved_names(["layers.1.input_layernorm"], modules) == ["1.input_layernorm"]
+    assert saved_names([], modules) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = check_finished(folder)
     assert found.wrong == () and len(found.files) == 5
     verify(str(folder.parent))
-    assert "5 files" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "5 files" in told and "signature: none" in told
 
 
 def del_odd(folder: Path) -> None:
@@ -103,7 +105,7 @@ class TestDamage:
         (folder / "notes.txt").write_text("mine")
         assert check_finished(folder).others == ("notes.txt",)
         (folder / "model-00009-of-00009.safetensors").write_bytes(b"")
-        with pytest.raises(UserError, match="is a weight file that is not part of it"):
+        with pytest.raises(UserError, match="is not part of it, and a loader may take it"):
             verify(str(folder))
 
     @pytest.mark.parametrize("line", ["x  y", f"{'0' * 64}  ../up", f"{'0' * 64} *config.json"])
@@ -112,6 +114,58 @@ class TestDamage:
             file.write(f"{line}\n")
         with pytest.raises(UserError):
             check_finished(folder)
+
+    @pytest.mark.parametrize("kind", ["file", "folder", "listed", "provenance.json", "SHA256SUMS"])
+    def test_links_that_lead_out(self, folder: Path, tmp_path: Path, kind: str) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "secret.json").write_text("a secret")
+        name = {"file": "tokenizer.json", "folder": "templates", "listed": "config.json"}
+        link = folder / name.get(kind, kind)
+        link.unlink(missing_ok=True)
+        link.symlink_to(outside if kind == "folder" else outside / "secret.json")
+        with pytest.raises(UserError, match="link") as caught:
+            verify(str(folder))
+        assert "a secret" not in str(caught.value)
+
+    def test_what_is_no_plain_file(self, folder: Path) -> None:
+        (folder / "config.json").unlink()
+        os.mkfifo(folder / "config.json")
+        assert "config.json is no plain file" in check_finished(folder).wrong
+
+    @pytest.mark.parametrize("name", ["modeling.py", "tokenizer.json", "x/chat.jinja", "a\n.json"])
+    def test_what_a_loader_may_take(self, folder: Path, name: str) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+        with pytest.raises(UserError, match="a loader may take it") as caught:
+            verify(str(folder))
+        assert "\n" not in str(caught.value).partition("\n  Copy")[0]
+
+    def test_what_the_hub_and_its_client_add_is_no_fault(self, folder: Path) -> None:
+        (folder / ".cache" / "huggingface").mkdir(parents=True)
+        (folder / ".cache" / "huggingface" / "config.json").touch()
+        (folder / ".gitattributes").touch()
+        found = check_finished(folder)
+        assert found.others == found.wrong == ()
+
+    def test_a_huge_or_deep_provenance_is_refused(self, folder: Path) -> None:
+        for text in ("[" * 100_000, '{"outputs": ' * 300 + "{}" + "}" * 300):
+            (folder / "provenance.json").write_text(text)
+            with pytest.raises(UserError):
+                verify(str(folder))
+
+    def test_another_recipe(self, folder: Path) -> None:
+        told = json.loads((folder / "provenance.json").read_text())
+        (folder / "mergekit_config.yml").write_text("x: 1")
+        sha256 = sha256_of(folder / "mergekit_config.yml")
+        told["outputs"]["mergekit_config.yml"] = {"sha256": sha256}
+        (folder / "provenance.json").write_text(json.dumps(told | {"recipe": {"sha256": "0" * 64}}))
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        sums = {line[66:]: line[:64] for line in lines}
+        sums |= {n: sha256_of(folder / n) for n in ("mergekit_config.yml", "provenance.json")}
+        (folder / "SHA256SUMS").write_text(sums_text(sums))
+        (wrong,) = check_finished(folder).wrong
+        assert wrong == "mergekit_config.yml is another recipe than provenance.json tells of"
 
     def test_no_checksums(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="has no SHA256SUMS"):
@@ -145,15 +199,23 @@ class TestOtherPackages:
     ) -> None:
         verify(str(result))
         lines = capsys.readouterr().out.splitlines()
-        assert [line.partition(": 2 files")[0] for line in lines] == [
-            str(result / "adapter"),
-            str(result / "exports" / "gguf"),
+        assert [line for line in lines if not line.startswith("  ")] == [
+            f"{result / 'adapter'}:",
+            f"{result / 'exports' / 'gguf'}:",
         ]
+        assert sum("checksums: 2 files" in line for line in lines) == 2
+        assert "from the model of build" in lines[-2]
+
+    def test_an_export_of_another_model_beside_it(self, result: Path) -> None:
+        (result / "model").mkdir()
+        (result / "model" / "provenance.json").write_text("{}")
+        with pytest.raises(UserError, match="an export of another model"):
+            verify(str(result / "exports" / "gguf"))
 
     def test_an_export_that_is_damaged(self, result: Path) -> None:
         folder = result / "exports" / "gguf"
         (folder / "q8_0" / "other.gguf").touch()
-        with pytest.raises(UserError, match=r"other\.gguf is a weight file that is not part"):
+        with pytest.raises(UserError, match=r"other\.gguf is not part of it"):
             verify(str(folder))
         (folder / "q8_0" / "m.gguf").write_bytes(b"others")
         with pytest.raises(UserError, match=r"m\.gguf has the SHA-256"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,23 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from helpers.hub_cases import READER, WRITER, add_model, write_weights
+from helpers.hub_cases import (
+    READER,
+    SCRIPTS,
+    WRITER,
+    add_model,
+    environment,
+    files_with,
+    run,
+    wait_until,
+    write_weights,
+)
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_uploads import PART_BYTES
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.base.hashing import sums_text
+from shardmerge.package.collection import collect_repositories
 from shardmerge.package.publish import publish
 from shardmerge.package.uploads import list_export
 from shardmerge.sources.hub import client
@@ -23,6 +37,14 @@ from shardmerge.sources.hub import client
 SHARDS = {
     f"model-0000{n}-of-00003.safetensors": [(f"layer.{n}", "F16", (100 * n, 64))] for n in (1, 2, 3)
 }
+
+
+def bundle(sums: Any) -> str:
+    """Return what a signature file says of files; nobody has signed it."""
+    rows = [{"name": n, "algorithm": "sha256", "digest": d} for n, d in sums.items()]
+    payload = base64.b64encode(json.dumps({"predicate": {"resources": rows}}).encode()).decode()
+    material = {"publicKey": {"hint": "x"}}
+    return json.dumps({"verificationMaterial": material, "dsseEnvelope": {"payload": payload}})
 
 
 class Case:
@@ -66,11 +88,13 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 class TestPublish:
     def test_makes_a_private_repository_with_the_model_in_one_commit(self, case: Any) -> None:
-        url = case.publish()
+        made = case.publish()
         assert case.arrived()
         assert json.loads((case.there / ".hub.json").read_text()) == {"private": True}
         assert len(case.server.commits) == 1
-        assert url.startswith(f"{case.server.url}/me/merged/commit/")
+        assert made.url == f"{case.server.url}/me/merged/commit/{made.commit}"
+        assert len(made.commit) == 40
+        assert made.files["config.json"]["sha256"] == sha256_of(case.folder / "config.json")
 
     def test_public_only_if_asked(self, case: Any) -> None:
         case.publish(private=False)
@@ -126,10 +150,131 @@ class TestPublish:
         assert said in case.lines
 
 
+class TestTag:
+    def test_names_the_commit_after_all_is_there(self, case: Any) -> None:
+        made = case.publish(tag="v1")
+        assert [r.path for r in case.server.requests("/tag/", "POST")] == [
+            f"/api/models/me/merged/tag/{made.commit}"
+        ]
+        order = [r.path for r in case.server.log if r.method == "POST"]
+        assert order.index("/api/models/me/merged/commit/main") < len(order) - 1
+
+    def test_again_is_no_error(self, case: Any) -> None:
+        """A run that was killed after it had set the tag has no receipt, and comes again."""
+        assert case.publish(tag="v1") == case.publish(tag="v1")
+        assert len(case.server.commits) == 1
+
+    def test_on_a_branch(self, case: Any) -> None:
+        made = case.publish(revision="v2", tag="v2.0")
+        assert (case.there.with_name("merged@v2.0") / "config.json").is_file()
+        assert not (case.there / "config.json").exists()
+        assert made.commit
+
+    def test_one_of_other_files_is_refused_before_anything_moves(self, case: Any) -> None:
+        case.publish(tag="v1")
+        (case.folder / "config.json").write_text("{}")
+        case.server.log.clear()
+        assert "has a tag 'v1' already, of other files" in case.told(tag="v1")
+        assert case.server.requests("", "POST") == case.server.requests("validate", "POST")
+        assert json.loads((case.there.with_name("merged@v1") / "config.json").read_text()) != {}
+
+    def test_none_where_the_upload_failed(self, case: Any) -> None:
+        case.server.fault("/commit/", "status", method="POST", status=403)
+        case.told(tag="v1")
+        assert case.server.tags == set()
+
+
+class TestSignature:
+    def test_goes_with_the_files_that_it_is_of(self, case: Any, tmp_path: Path) -> None:
+        signature = case.folder / "model.sig"
+        sums = {p.name: sha256_of(p) for p in case.folder.iterdir()}
+        signature.write_text(bundle(sums))
+        made = case.publish(signature=signature)
+        assert case.arrived() and "model.sig" in made.files
+
+    def test_of_other_files_is_refused(self, case: Any) -> None:
+        signature = case.folder / "model.sig"
+        signature.write_text(bundle({"config.json": "0" * 64}))
+        assert "model.sig: is not of" in case.told(signature=signature)
+        assert case.server.commits == []
+
+    def test_stays_here_if_signing_is_not_asked_for(self, case: Any) -> None:
+        (case.folder / "model.sig").write_text("old")
+        made = case.publish()
+        assert "model.sig" not in made.files
+        assert "  not uploaded: model.sig (signing is not asked for)" in case.lines
+
+
+class TestCollection:
+    def test_gets_all_repositories_once(self, case: Any) -> None:
+        made = collect_repositories(
+            "All of it", ["me/merged", "me/merged-GGUF"], progress=case.lines.append
+        )
+        assert made.repositories == ("me/merged", "me/merged-GGUF")
+        again = collect_repositories("All of it", ["me/merged", "me/other"])
+        assert again.slug == made.slug == f"me/all-of-it-{'0' * 24}"
+        assert again.repositories == ("me/merged", "me/merged-GGUF", "me/other")
+        assert case.server.collections[made.slug]["private"] is True
+
+    def test_one_that_is_there_by_its_slug(self, case: Any) -> None:
+        made = collect_repositories("Mine", ["me/a"], private=False)
+        assert collect_repositories(made.slug, ["me/b"]).repositories == ("me/a", "me/b")
+
+    def test_what_the_hub_refuses_is_told(self, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_TOKEN", READER)
+        with pytest.raises(UserError, match="They are published all the same") as caught:
+            collect_repositories("Mine", ["me/a"])
+        assert READER not in str(caught.value)
+
+
+class TestKilled:
+    def test_an_upload_that_is_killed_goes_on_and_sends_nothing_twice(
+        self, case: Any, tmp_path: Path
+    ) -> None:
+        """One file arrives, another is held by the Hub when the process is killed."""
+        (tmp_path / "loaded.json").write_text('{"passed": true}')
+        sums = {p.name: sha256_of(p) for p in case.folder.iterdir()}
+        (case.folder / "SHA256SUMS").write_text(sums_text(sums))
+        receipt = tmp_path / "receipt.json"
+        command = [sys.executable, str(SCRIPTS / "publish.py"), "--kind=adapter", "--tag=v1"]
+        command += [f"--folder={case.folder}", f"--loaded={tmp_path / 'loaded.json'}"]
+        command += ["--repo=me/merged", f"--output={receipt}"]
+        env = environment(case.server, tmp_path / "home", WRITER)
+        case.server.fault("/_lfs/", "hang", method="PUT", seconds=60)
+        process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+        wait_until(lambda: sum(r.status == 200 for r in case.puts()) == 2, process)
+        process.kill()
+        process.wait()
+        assert not receipt.exists() and case.server.commits == []
+        sent = {r.path for r in case.puts() if r.status == 200}
+        case.server.log.clear()
+        done = run(command, env)
+        assert done.returncode == 0, done.stderr
+        assert case.arrived()
+        assert len(case.puts()) == 1 and sent.isdisjoint(r.path for r in case.puts())
+        told = json.loads(receipt.read_text())
+        assert told["commit"] == case.server.store.commit_of("me/merged", case.there)
+        assert (told["tag"], told["kind"], told["private"]) == ("v1", "adapter", True)
+        assert told["files"]["config.json"]["sha256"] == sums["config.json"]
+        assert files_with(WRITER, tmp_path / "results", receipt.parent) == []
+        assert WRITER not in done.stdout + done.stderr
+
+
 class TestDryRun:
+    def test_tells_what_is_there_already(self, case: Any) -> None:
+        name = "model-00002-of-00003.safetensors"
+        sums = {p.name: sha256_of(p) for p in case.folder.iterdir()}
+        (case.folder / "SHA256SUMS").write_text(sums_text(sums))
+        case.publish()
+        case.lines.clear()
+        case.publish(dry_run=True)
+        assert any(name in line and line.endswith("there already") for line in case.lines)
+
     def test_lists_and_changes_nothing(self, case: Any) -> None:
         (case.folder / "run.log").write_text("x")
-        assert case.publish(dry_run=True) == f"{case.server.url}/me/merged"
+        made = case.publish(dry_run=True)
+        assert (made.url, made.commit) == (f"{case.server.url}/me/merged", None)
+        assert made.files["config.json"] == {"size": (case.folder / "config.json").stat().st_size}
         assert f"  config.json  {(case.folder / 'config.json').stat().st_size} B" in case.lines
         assert "  not uploaded: run.log (not a kind of file that models have)" in case.lines
         assert not case.there.exists()

@@ -42,6 +42,8 @@ def _pins(lines: Any) -> dict[str, str]:
 
 #: What runs the workflow: for merging, for what needs torch, for benchmarks.
 LISTS = ("requirements-merge.txt", "requirements-torch.txt", "requirements-bench.txt")
+#: What single forms of exports need besides.
+SUBJECTS = tuple(f"requirements-{name}.txt" for name in ("gguf", "compressed", "sign"))
 
 
 def _required(*names: str) -> dict[str, str]:
@@ -84,7 +86,7 @@ class TestPins:
 
     def test_lists_of_single_subjects_contradict_none(self) -> None:
         known = _required() | _required("requirements-test.txt")
-        for name in ("requirements-gguf.txt", "requirements-gguf-test.txt"):
+        for name in (*SUBJECTS, "requirements-gguf-test.txt"):
             own = _required(name)
             assert {n: known.get(n, version) for n, version in own.items()} == own
 
@@ -98,7 +100,7 @@ class TestPins:
         environment = yaml.safe_load(path.read_text())
         (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
         own = REPO / f"requirements-{path.stem}.txt"
-        lists = [own.name] if path.stem == "vllm" else [*LISTS, "requirements-gguf.txt"]
+        lists = [own.name] if path.stem == "vllm" else [*LISTS, *SUBJECTS]
         required = _required(*lists)
         for name, version in _pins(packages).items():
             assert required.get(name) == version, name

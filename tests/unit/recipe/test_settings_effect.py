@@ -161,6 +161,10 @@ OTHER: dict[str, Any] = {
     "exports.gguf.imatrix": "other.yaml",
     "exports.gguf.split_size": "1GB",
     "exports.gguf.repository": "me/{name}-files",
+    "exports.compressed.schemes": ["w4a16", "nvfp4a16"],
+    "exports.compressed.ignore": ["lm_head"],
+    "exports.compressed.group_size": 32,
+    "exports.compressed.repository": "me/{name}-{form}-files",
     "llama_cpp": Same("elsewhere", "where the tools lie; their versions are in the record"),
     "sweep": Same(
         {
@@ -172,6 +176,11 @@ OTHER: dict[str, Any] = {
     ),
     "publish.repository": "me/{name}-2",
     "publish.private": False,
+    "publish.branch": "dev",
+    "publish.tag": "v1",
+    "publish.collection": "All of it",
+    "publish.sign.key": "key.pem",
+    "publish.sign.sigstore": True,
 }
 #: What another value of a key cannot do without.
 NEEDED = {
@@ -183,7 +192,7 @@ BASIS: dict[str, Any] = {
     "sources": {"base": "base", "tuned": "tuned"},
     "deltas": "store",
     "benchmark": {"tasks": ["one", "two"], "probes": {"text": "text.txt"}},
-    "exports": {"gguf": {"types": ["q8_0"]}},
+    "exports": {"gguf": {"types": ["q8_0"]}, "compressed": {"schemes": ["w4a16"]}},
     "publish": {"repository": "me/{name}"},
 }
 
@@ -245,16 +254,20 @@ def decided(config: Mapping[str, Any]) -> tuple[str, str]:
         "benchmarks": [targets.benchmark_identity(m, t) for m in targets.measured for t in tasks],
         "reference": targets.reference,
         "exports": [targets.exports.packages(), _variants(targets)],
-        "repositories": [targets.repository(name) for name in decision.plan.builds],
-        "private": settings["publish"]["private"],
+        "repositories": [targets.publishing.repository(name) for name in decision.plan.builds],
+        "publish": [settings["publish"], targets.publishing.receipts()],
     }
     assert decision.path is not None
     return Path(decision.path).stem, json.dumps(seen)
 
 
 def _variants(targets: Targets) -> dict[str, str]:
-    variants = targets.exports.variants("gguf")
-    return {variant: targets.exports.identity("gguf", variant) for variant in variants}
+    exports = targets.exports
+    return {
+        f"{form.name} {variant}": exports.identity(form.name, variant)
+        for form in exports.forms()
+        for variant in exports.variants(form.name)
+    }
 
 
 def _without_estimates(value: Any) -> Any:

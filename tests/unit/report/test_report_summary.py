@@ -137,7 +137,8 @@ class TestVerdict:
         assert any("After “Once” it goes on: “ upon a <b>”" in told for told in page.paragraphs)
 
     def test_exports_of_this_build_are_listed(self, plan: Plan, tmp_path: Path) -> None:
-        errors = {"compared": 2, "rows": 256, "median": 0.0712, "largest": 0.1, "tensors": {}}
+        errors = {"compared": 2, "rows": 256, "median": 0.0712, "largest": 0.1}
+        errors["tensors"] = {"a": 0.01, "b": 0.1, "c": 0.0712, "d<": 0.08}
         record = {"form": "gguf", "variant": "q4_k_m", "build": plan.builds[NAME].digest}
         record |= {"files": {"m.gguf": {"sha256": "a" * 64, "size": 5_000_000}}, "errors": errors}
         record |= {"tensors": {}, "bits_per_weight": 4.5, "metadata": {}}
@@ -147,6 +148,7 @@ class TestVerdict:
         found = read_findings(plan.builds[NAME].digest, None, None, None, None, paths)
         rows = _Parsed(summary_page(plan, NAME, found, "r/x")).rows
         assert ["GGUF", "q4_k_m", "5.00 MB", "4.50", "0.071", "0.1"] in rows
+        assert ["GGUF", "q4_k_m", "b 0.1, d< 0.08, c 0.071"] in rows
         assert not any("f16" in row for row in rows)
 
     def test_what_is_missing_is_said(self, plan: Plan, tmp_path: Path) -> None:

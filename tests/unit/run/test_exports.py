@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.plan.plan import NO_PLAN, Build
+from shardmerge.plan.plan import NO_PLAN, Build, ShardJob
 from shardmerge.recipe.settings import load_settings
 from shardmerge.run.targets import Targets
 
@@ -30,13 +30,16 @@ class TestPackages:
     def test_none_without_types(self) -> None:
         found = targets({})
         assert found.exports.packages() == found.exports.found("a", waits=True) == []
-        assert found.receipts() == ["results/a/published.json"]
+        assert found.publishing.receipts() == ["results/a/published.json"]
 
     def test_one_for_each_build_and_form(self) -> None:
         found = targets(builds="ab")
-        assert found.exports.packages() == [f"results/{n}/exports/gguf/SHA256SUMS" for n in "ab"]
+        made = ("bf16", "q4_k_m", "SHA256SUMS")
+        assert found.exports.packages() == [
+            f"results/{n}/exports/gguf/{f}" for n in "ab" for f in made
+        ]
         assert found.exports.folder("a", "gguf") == "results/a/exports/gguf"
-        assert "results/b/exports/gguf.published.json" in found.receipts()
+        assert "results/b/exports/gguf.published.json" in found.publishing.receipts()
 
     def test_the_summary_waits_for_checks_or_takes_what_is_there(self) -> None:
         found = targets().exports
@@ -49,6 +52,64 @@ class TestPackages:
 
     def test_a_hostile_name_is_none_in_files(self) -> None:
         assert targets().exports.label("-it's $(x) a/b", "gguf", "q8_0") == "it-s---x--a-b-Q8_0"
+
+
+class TestMirrors:
+    """Forms with a shard for each of the model's: a package, and a variant, for each scheme."""
+
+    FOLDER = "results/a/exports/w4a16"
+
+    def found(self, **options: Any) -> Targets:
+        schemes = {"schemes": ["w4a16", "fp8-dynamic"]}
+        shards = tuple(
+            ShardJob(f"results/a/model/{name}.safetensors", name, (), (), 1, 1, 1, 1, False)
+            for name in ("model-00001-of-00002", "model-00002-of-00002")
+        )
+        files = {"config.json": "x", "tokenizer.json": "y"}
+        plan = replace(NO_PLAN, builds={"a": Build("a", "digest of a", shards, files)})
+        exports = {"exports": {"compressed": schemes | options}}
+        return Targets(load_settings({"recipes": ["r"]} | exports), plan)
+
+    def test_files_are_called_as_the_models(self) -> None:
+        exports = self.found().exports
+        names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+        names += ["config.json", "tokenizer.json", "model.safetensors.index.json"]
+        assert exports.made("a", "w4a16", "w4a16") == [f"{self.FOLDER}/{name}" for name in names]
+        assert exports.mirrors() == ["fp8-dynamic", "w4a16"]
+        assert exports.comparisons("a", "w4a16") == [
+            f"results/a/exports/work/w4a16/model-0000{i}-of-00002.json" for i in (1, 2)
+        ]
+        assert f"{self.FOLDER}/SHA256SUMS" in exports.packages()
+
+    def test_a_model_to_benchmark(self) -> None:
+        (w4, _) = sorted(self.found().exports.measured(self.found().plan.builds["a"]),
+                         key=lambda m: m.name, reverse=True)  # fmt: skip
+        assert (w4.name, w4.folder) == ("a-W4A16", self.FOLDER)
+        assert f"{self.FOLDER}/config.json" in w4.files
+
+    def test_repositories(self) -> None:
+        settings = {"recipes": ["r"], "publish": {"repository": "me/{name}"}}
+        found = self.found()
+        own = replace(found.exports, settings=load_settings(
+            settings | {"exports": {"compressed": {"schemes": ["w4a16", "fp8-dynamic"]}}}
+        ))  # fmt: skip
+        assert own.repositories("a") == {
+            "fp8-dynamic": "me/a-FP8-DYNAMIC",
+            "w4a16": "me/a-W4A16",
+        }
+        one = self.found(repository="me/all").exports
+        with pytest.raises(UserError, match="would take 2 forms"):
+            one.repository("a", "w4a16")
+        assert self.found(repository="me/x-{form}").exports.repository("a", "w4a16") == "me/x-W4A16"
+
+    @pytest.mark.parametrize("scheme", ["fp8", "nvfp4", "awq", "gptq"])
+    def test_what_needs_calibration_is_refused(self, scheme: str) -> None:
+        with pytest.raises(UserError, match=f"{scheme} cannot be made from weights alone"):
+            self.found(schemes=[scheme])
+
+    def test_an_unknown_scheme(self) -> None:
+        with pytest.raises(UserError, match=r"exports\.compressed\.schemes"):
+            self.found(schemes=["w4a17"])
 
 
 class TestConfiguration:
@@ -130,6 +191,6 @@ class TestBenchmarks:
 
     def test_the_models_tokenizer_is_used(self) -> None:
         found = self.measured(["merged", "a-BF16"])
-        assert found.benchmark_tokenizer("a") == []
-        assert found.benchmark_tokenizer("a-BF16") == ["--tokenizer=results/a/model"]
+        assert found.benchmark_beside("a") == []
+        assert found.benchmark_beside("a-BF16") == ["--tokenizer=results/a/model"]
         assert found.measured["a-BF16"].folder == "results/a/exports/gguf/bf16"

@@ -10,7 +10,7 @@ import pytest
 
 from shardmerge.plan.plan import NO_PLAN, Adapter
 from shardmerge.recipe.settings import load_settings
-from shardmerge.run.idle import MAY_BE_IDLE, idle
+from shardmerge.run.idle import idle
 from shardmerge.run.targets import Targets
 
 
@@ -38,8 +38,15 @@ def test_what_is_configured_is_not_told() -> None:
     assert idle({"models", "all"}, targets("a"), sweeps=False) == []
 
 
-@pytest.mark.parametrize("target", sorted({*MAY_BE_IDLE} - {"sweep"}))
+@pytest.mark.parametrize("target", ["benchmarks", "exports"])
 def test_adapters_are_told_with_what_can_be_done(target: str) -> None:
     *_, told = idle({target}, targets("a", "b"), sweeps=False)
     assert told.startswith("adapter a, and 1 other: not ")
-    assert "base+folder" in told or "`hf upload OWNER/NAME results/a/adapter`" in told
+    assert "base+folder" in told or "name it, or `adapters`," in told
+
+
+@pytest.mark.parametrize("target", ["publish", "preview"])
+def test_nothing_to_publish(target: str) -> None:
+    (told,) = idle({target}, targets(), sweeps=False)
+    assert target in told and "no adapter is built" in told
+    assert idle({target}, targets("a"), sweeps=False) == []

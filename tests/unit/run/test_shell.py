@@ -28,7 +28,7 @@ RULES = re.findall(r"^rule (\w+):(?:(?!^rule )[\s\S])*?^    shell:", TEXT, re.MU
 RULES += re.findall(r"^use rule \w+ as (\w+) with:", TEXT, re.MULTILINE)
 #: Words that a rule puts together itself, each `--option=value`; all else is an option's value.
 WORDS = {"params.options", "params.source", "params.visibility"}
-WORDS |= {"params.tools", "params.imatrix", "params.tokenizer"}
+WORDS |= {"params.tools", "params.imatrix", "params.beside", "params.evidence", "params.commit"}
 HOSTILE = [
     f"-{NAME}<>(){{a}} {{{{b}}}}\\",
     "~",
@@ -188,7 +188,8 @@ class TestRules:
     def test_no_setting_is_formatted(self, parsed: Any, name: str) -> None:
         """A param that is no function goes through Snakemake's wildcards."""
         for value in parsed.rules[name]["fixed"]:
-            assert re.fullmatch(r"[\w./-]*", value or "")
+            for text in value if isinstance(value, list) else [value]:
+                assert re.fullmatch(r"[\w./-]*", text or "")
 
     @pytest.mark.parametrize("name", RULES)
     def test_every_value_is_one_word(self, parsed: Any, name: str, tmp_path: Path) -> None:
