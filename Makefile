@@ -1,6 +1,6 @@
 # make demo         build the demo model, benchmark it, show the table
 # make demo-sweep   try nine weights of a merge of the demo models, show which is best
-# make demo-search  search for a better gradient of the demo merge (24 trials)
+# make demo-search  search for a better gradient of the demo merge (40 trials)
 # make env          install all that shardmerge runs with into .venv, and the command `shardmerge`
 # make env-merge    of that only what most merges need (no torch, no benchmarks)
 # make env-torch    the same, and torch for what is not native code

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shardmerge.base.files import sha256_of
 from shardmerge.base.pathnames import check_path
-from shardmerge.base.weightfolders import FOLDER
+from shardmerge.base.weightfolders import COMPONENT, STEMS
 from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
@@ -23,6 +23,7 @@ from shardmerge.recipe.settings import explain_options, load_settings, own_confi
 from shardmerge.run import snakemake_internals, worker
 from shardmerge.run.built import Built
 from shardmerge.run.cli import exit_on_user_error, tell
+from shardmerge.run.failing import failures
 from shardmerge.run.idle import MAY_BE_IDLE, idle
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
@@ -65,7 +66,9 @@ WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (D
 # A trial is a recipe that is written for all to see, and planned as any other.
 # A search tells what was measured and asks for more, once in a run.
 SEARCHED = exit_on_user_error(step)(SETTINGS, dry=DRY) if HEAD and "search" in ASKED else {}
-TRIED = exit_on_user_error(read_sweeps)(SETTINGS, SEARCHED)
+# A sweep leaves out what failed in the run before, if it is told that jobs failed.
+FAILURES = exit_on_user_error(failures)(SETTINGS, sweeping=HEAD and "sweep" in ASKED, dry=DRY)
+TRIED = exit_on_user_error(read_sweeps)(SETTINGS, SEARCHED, FAILURES)
 SETTINGS = with_tasks(SETTINGS, TRIED)
 if HEAD and not (DRY or REPORTS):
     exit_on_user_error(keep_recipes)(TRIED, SETTINGS["results"])
@@ -90,6 +93,8 @@ TARGETS = exit_on_user_error(Targets)(SETTINGS, PLAN, TRIED)
 SWEEPS = SweepTargets(
     TRIED, TARGETS, dry=DRY, forced=lambda: snakemake_internals.is_forced(workflow)
 )
+if HEAD and "search" in ASKED:
+    exit_on_user_error(SWEEPS.note_expected)(dry=DRY)
 if HEAD and not REPORTS:
     for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
         tell(sentence)
@@ -103,7 +108,19 @@ if HEAD and (TARGETS.measured or SWEEPS.sweeps):
         TASKS,
         allow_code=BENCHMARK["allow_code_execution"],
     )
-COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files} - {"config.json"}
+COPIED_FILES = {file for made in PLAN.builds.values() for file in made.files}
+
+
+def names_of(builds):
+    """Return a pattern of the names of builds."""
+    return "|".join(re.escape(made.name) for made in builds) or "(?!)"
+
+
+# Checkpoints of any kind are no models that transformers loads.
+CHECKPOINTS = names_of(made for made in PLAN.builds.values() if made.checkpoint)
+MODELS_ALONE = names_of(made for made in PLAN.builds.values() if not made.checkpoint)
+# A weight file, less the number of a shard.
+STEM = rf"({COMPONENT}/)?({'|'.join(STEMS)})"
 # Sources that were fetched and task vectors stored by `auto` go when nothing needs them any more.
 # `update`: else Snakemake would delete a file that another workflow has brought meanwhile.
 KEPT = update if SETTINGS["keep_sources"] else temp
@@ -136,7 +153,7 @@ pathvars:
 
 wildcard_constraints:
     name="|".join(map(re.escape, PLAN.builds)) or "(?!)",
-    shard=rf"({FOLDER}/)?model(-\d{{5}}-of-\d{{5}})?",
+    shard=rf"{STEM}(-\d{{5}}-of-\d{{5}})?",
     adapter="|".join(map(re.escape, PLAN.adapters)) or "(?!)",
     updates=r"update(-\d{5}-of-\d{5})?",
     factors=r"factors(-\d{5}-of-\d{5})?",
@@ -173,8 +190,12 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
-def hidden_job(w):
-    return PLAN.hidden[w.hidden]
+def measure_job(w):
+    return PLAN.measures[w.measured]
+
+
+def transplant_job(w):
+    return PLAN.transplants[w.transplant]
 
 
 def delta_job(w):

@@ -31,8 +31,11 @@ rule convert_pickle:
     params:
         identity=lambda w: CONVERSIONS[w.source].identity,
         folder=lambda w: str(CONVERSIONS[w.source].folder),
+        # the folder and the pickle tell it already
+        role=lambda w, input: CONVERSIONS[w.source].role,
     shell:
         'python "$SCRIPTS"/convert.py --pickle={input:q} --model={params.folder:q}'
+        " --role={params.role:q}"
         " --output={output:q} > {log:q} 2>&1"
 
 

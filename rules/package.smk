@@ -13,6 +13,8 @@ rule write_config:
         recipe="<results>/{name}/model/mergekit_config.yml",
     log:
         "<logs>/write_config/{name}.log",
+    wildcard_constraints:
+        name=MODELS_ALONE,
     priority: 1  # while the last merges write
     group:
         "package"
@@ -25,11 +27,33 @@ rule write_config:
         " --output={output.config:q} --recipe={output.recipe:q} > {log:q} 2>&1"
 
 
+# A checkpoint has no configuration that is written; where it has one, it is copied.
+rule write_recipe:
+    output:
+        "<results>/{name}/model/mergekit_config.yml",
+    log:
+        "<logs>/write_recipe/{name}.log",
+    wildcard_constraints:
+        name=CHECKPOINTS,
+    priority: 1
+    group:
+        "package"
+    conda:
+        "../envs/merge.yaml"
+    params:
+        build=lambda w: build(w).digest,
+    shell:
+        'python "$SCRIPTS"/write_recipe.py --build={params.build:q} --output={output:q}'
+        " > {log:q} 2>&1"
+
+
 rule write_index:
     output:
-        "<results>/{name}/model/model.safetensors.index.json",
+        "<results>/{name}/model/{index}.safetensors.index.json",
     log:
-        "<logs>/write_index/{name}.log",
+        "<logs>/write_index/{name}/{index}.log",
+    wildcard_constraints:
+        index=STEM,
     priority: 1
     group:
         "package"
@@ -39,7 +63,7 @@ rule write_index:
         build=lambda w: build(w).digest,
     shell:
         'python "$SCRIPTS"/write_index.py --build={params.build:q} --output={output:q}'
-        " > {log:q} 2>&1"
+        " --stem={wildcards.index:q} > {log:q} 2>&1"
 
 
 rule write_tokenizer:
@@ -59,6 +83,9 @@ rule write_tokenizer:
     shell:
         'python "$SCRIPTS"/write_tokenizer.py --build={params.build:q} --inputs={params.inputs:q}'
         " --output={output:q} > {log:q} 2>&1"
+
+
+ruleorder: write_config > copy_file
 
 
 rule copy_file:

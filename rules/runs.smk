@@ -74,6 +74,8 @@ def begin_run():
     exit_on_user_error(runs.begin)(SETTINGS["results"], tell)
     if SWEEPING:
         exit_on_user_error(SWEEPS.prepare)()
+    if "sweep" in ASKED:
+        SWEEPS.note_waits()
 
 
 snakemake_internals.at_start(workflow, begin_run)

@@ -173,9 +173,8 @@ def merge(recipe: str, **config: Any) -> Built:
         shutil.copy(source, built.folder / name)
     config_file = built.folder / "config.json"
     config_file.write_text(output_config(config_file.read_text(), built.description, ""))
-    if len(build.main_shards) > 1:
-        index = index_text(make_index(built.description))
-        write_text(built.folder / "model.safetensors.index.json", index)
+    for name in build.indexes:
+        write_text(built.folder / name, index_text(make_index(built.description, name)))
     return built
 
 

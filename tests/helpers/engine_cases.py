@@ -187,6 +187,16 @@ def reference(
             return torch.stack(made)
         case ex.Mean(operand):
             return again(operand).double().mean(dim=0, keepdim=True).to(wide)
+        case ex.RowSums(operand, numbers, weights):
+            value, made = again(operand).to(wide), []
+            for row in torch.stack([again(numbers).double(), again(weights).double()], dim=2):
+                terms = sorted((int(n), w) for n, w in row.tolist() if n >= 0)
+                total = torch.zeros(value.shape[1:], dtype=wide)
+                for place, (number, weight) in enumerate(terms):
+                    product = value[number] * torch.tensor(weight, dtype=wide)
+                    total = total + product if place else product
+                made.append(total)
+            return torch.stack(made)
     raise TypeError(expression)
 
 

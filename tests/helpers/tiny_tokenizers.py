@@ -55,6 +55,7 @@ def tokenized(
     layers: int = 2,
     spare: int = 0,
     tied: bool = False,
+    width: int = 16,
     **settings: object,
 ) -> Path:
     """Write a tiny Llama with a tokenizer of its own and return its folder.
@@ -67,15 +68,17 @@ def tokenized(
         layers: Their number.
         spare: Rows of the embeddings beyond the tokens; below 0, tokens without a row.
         tied: Whether the output embedding is the input's.
+        width: Of the embeddings.
         settings: Of tokenizer_config.json.
     """
     made = bpe(words, added)
     rows = made.get_vocab_size() + spare
-    tensors = random_tensors(llama_shapes(layers, vocab=rows), seed, dtype)
+    tensors = random_tensors(llama_shapes(layers, width, vocab=rows, kv=width // 2), seed, dtype)
     if tied:
         del tensors["lm_head.weight"]
     config = LLAMA | {
         "num_hidden_layers": layers,
+        "hidden_size": width,
         "vocab_size": rows,
         "tie_word_embeddings": tied,
         "torch_dtype": str(dtype).removeprefix("torch."),

@@ -333,7 +333,7 @@ class TestOldShards:
         stray = folder / "model-00001-of-00003.safetensors"
         stray.write_bytes((folder / "model.safetensors").read_bytes())
         shards = [SimpleNamespace(file="model.safetensors")]
-        description = SimpleNamespace(shards=shards, main_shards=shards)
+        description = SimpleNamespace(shards=shards, indexes=[])
         with pytest.raises(UserError, match="is not part of this model") as caught:
             _check_stray(description, folder)
         assert stray.name in str(caught.value)

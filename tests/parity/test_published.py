@@ -88,7 +88,7 @@ REFUSED = {
     "parametersless": (4, "an entry of `models` has no `model`", ""),
     "range-beyond": (4, "ends beyond the 6 layers", "write at most `[0, 6]`"),
     "range-to-the-end": (5, "two whole numbers from 0 on", "none is counted from the end"),
-    "search-genome": (2, "a recipe for `mergekit-evolve`", "`best_config.yaml`"),
+    "search-genome": (2, "a recipe for `mergekit-evolve`", "`shardmerge search`"),
     "slerp-itself": (4, "listed twice", "Remove one of the two"),
     "slerp-no-base": (2, "needs a `base_model`", "Give `base_model:`"),
     "sources-without-ranges": (4, "has no `layer_range`", "`layer_range: [0, 32]`"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from helpers.workflow import REPOSITORY, Project
+from helpers.workflow import REPOSITORY, Project, environment
 
 RECIPE = """\
 merge_method: task_arithmetic
@@ -42,6 +44,19 @@ def configured(folder: Path, **sweep: Any) -> Project:
     (folder / "own.yaml").write_text(RECIPE)
     (folder / "cfg.yaml").write_text(yaml.safe_dump(values))
     return Project(folder)
+
+
+def shardmerge(folder: Path, command: str) -> None:
+    """Run a command of shardmerge to its end."""
+    done = subprocess.run(
+        [sys.executable, "-m", "shardmerge", command, "cfg.yaml", "--cores", "2"],
+        cwd=folder,
+        env=environment({"PYTHONPATH": str(REPOSITORY / "scripts")}),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -82,6 +97,18 @@ def test_whole_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_that_fails_holds_up_none(tmp_path: Path) -> None:
+    """The second weight makes infinities; the third trial waits for the second one to be over."""
+    configured(tmp_path, space={"w": {"grid": [0.1, 1e9, 0.5]}})
+    shardmerge(tmp_path, "sweep")
+    folder = tmp_path / "results" / "sweeps" / "own"
+    rows = json.loads((folder / "table.json").read_text())["trials"]
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "(failed)" in (folder / "table.md").read_text()
+    assert list(hashes(tmp_path)) == [0.5]
+
+
+@pytest.mark.slow
 def test_whole_search(tmp_path: Path) -> None:
     """Two generations of two, each a run; then nothing is left to do."""
     project = configured(
@@ -101,3 +128,60 @@ def test_whole_search(tmp_path: Path) -> None:
     assert (folder / "plots" / "convergence.svg").is_file()
     assert "that it was not chosen by" in (folder / "best.yaml").read_text()
     assert "Nothing to be done" in project.run("search").stdout
+
+
+def search_to_the_end(folder: Path) -> dict[str, Any]:
+    """Run the command, and return the search's state."""
+    shardmerge(folder, "search")
+    path = folder / "results" / "sweeps" / "own" / "search" / "state.json"
+    return json.loads(path.read_text())
+
+
+def measured(folder: Path) -> dict[str, int]:
+    """Return when each measurement was made, by the name of what it is stored in."""
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob(".shardmerge/benchmarks/*.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampler", "objectives"),
+    [
+        ("nsga2", {"open_B/perplexity": "minimize", "perplexity/bits_per_byte": "minimize"}),
+        ("cmaes", {"open_B/perplexity": "minimize"}),
+    ],
+)
+def test_rungs_after_a_kill(tmp_path: Path, sampler: str, objectives: dict[str, str]) -> None:
+    """Real models, killed within a generation: nothing that was measured is measured again."""
+    project = configured(
+        tmp_path,
+        sampler=sampler, trials=4, parallel=2, seed=3, split=True, stop={"rungs": [7]},
+        space={"w": {"low": 0.0, "high": 1.0}, "v": {"low": 0.0, "high": 1.0}},
+        start=[{"w": 0.0, "v": 0.0}, {"w": 1.0, "v": 1.0}], objectives=objectives,
+    )  # fmt: skip
+    (tmp_path / "own.yaml").write_text(
+        RECIPE.replace("${w}", '[{filter: mlp, value: "${w}"}, {value: "${v}"}]')
+    )
+    text = REPOSITORY / "config" / "tasks" / "demo" / "text.txt"
+    values = yaml.safe_load((tmp_path / "cfg.yaml").read_text())
+    if sampler == "nsga2":
+        values["benchmark"]["probes"] = {"text": str(text), "measure": ["perplexity"]}
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(values))
+    assert project.kill_when(lambda: bool(measured(tmp_path)), "search")
+    project.build("--unlock")
+    before = measured(tmp_path)
+    state = search_to_the_end(tmp_path)
+    after = measured(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert state["finished"] and len(state["trials"]) == 4
+    assert {t["status"] for t in state["trials"]} <= {"done", "stopped"}
+    stopped = [t for t in state["trials"] if t["status"] == "stopped"]
+    # it begins around the first point, which leaves B unlearned; the second one has it all
+    assert stopped or sampler == "nsga2"
+    assert {t["questions"] for t in stopped} <= {7}
+    assert state["trials"][0]["values"] == {"w": 0.0, "v": 0.0}
+    asked = {path.parent.name for path in tmp_path.glob("results/benchmarks/own-*/*.json")}
+    assert sum(name.endswith("-q7") for name in asked) == 4, "each trial was asked few questions"
+    full = [name for name in asked if not name.endswith(("-q7", "-odd"))]
+    assert len(full) == 4 - len(stopped), "no stopped trial was asked all"
+    table = json.loads((tmp_path / "results" / "sweeps" / "own" / "table.json").read_text())
+    assert table["report"]["comparisons"]

@@ -67,7 +67,7 @@ def blend_of(expression: ex.Expression) -> Blend:
             case ex.Linear(terms):
                 for c, operand in terms:
                     visit(operand, None if factor is None else factor * c)
-            case ex.Cast() | ex.Rows():
+            case ex.Cast() | ex.Rows() | ex.RowSums():
                 visit(node.operand, factor)
             case ex.Choice(found) if shares := _shares(node):
                 for operand, share in zip(found, shares, strict=True):

@@ -23,6 +23,7 @@ from shardmerge.algebra.nodes import (
     LowRank,
     Mean,
     Rows,
+    RowSums,
     Source,
     Zero,
     noted,
@@ -40,6 +41,7 @@ __all__ = [
     "Linear",
     "LowRank",
     "Mean",
+    "RowSums",
     "Rows",
     "Source",
     "Zero",
@@ -162,7 +164,7 @@ def label(expression: Expression) -> str:
     match expression:
         case Source() | Decoded() | Arranged():
             return expression.model
-        case Rows(operand) | Mean(operand):
+        case Rows(operand) | Mean(operand) | RowSums(operand):
             return label(operand)
         case Choice(found):
             return label(found[0])

@@ -107,6 +107,9 @@ def to_json(
             return {"op": "choice", "operands": [inner(e) for e in found], "table": table}
         case ex.Mean(operand):
             return {"op": "mean", "operand": inner(operand)}
+        case ex.RowSums(operand, rows, weights):
+            parts = {"operand": operand, "rows": rows, "weights": weights}
+            return {"op": "row_sums", **{name: inner(part) for name, part in parts.items()}}
     raise TypeError(f"not an expression: {expression!r}")
 
 
@@ -159,6 +162,8 @@ def from_json(data: dict[str, Any]) -> ex.Expression:
             return ex.Choice(tuple(from_json(e) for e in data["operands"]), data["table"])
         case "mean":
             return ex.Mean(from_json(data["operand"]))
+        case "row_sums":
+            return ex.RowSums(*(from_json(data[name]) for name in ("operand", "rows", "weights")))
     raise ValueError(f"unknown operation {data['op']!r}")
 
 

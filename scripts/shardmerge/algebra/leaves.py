@@ -17,8 +17,8 @@ from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
 FileLeaf = ex.Source | ex.Decoded | ex.Arranged | ex.Rows | ex.Delta
-#: What is held whole while it is used: a method's result, a mean of rows, rows of either.
-HeldLeaf = ex.Call | ex.Mean | ex.Rows
+#: What is held whole while it is used: a method's result, a mean or sums of rows, rows of those.
+HeldLeaf = ex.Call | ex.Mean | ex.RowSums | ex.Rows
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def stated_dtype(expression: ex.Expression) -> str:
             return sum_dtype(expression)
         case ex.Call(method=method, inputs=inputs):
             return result_dtype(method, MERGEKIT, stated_dtype(inputs[0]))
-        case ex.Rows(operand) | ex.Mean(operand):
+        case ex.Rows(operand) | ex.Mean(operand) | ex.RowSums(operand):
             return stated_dtype(operand)
         case ex.Choice(operands):
             return stated_dtype(operands[0])
@@ -134,7 +134,7 @@ def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.C
     """
 
     def ends(part: ex.Expression) -> bool:
-        return isinstance(part, ex.Rows | ex.Mean) or is_held(part, numerics)
+        return isinstance(part, ex.Rows | ex.Mean | ex.RowSums) or is_held(part, numerics)
 
     found = [p for p in ex.walk(expression, ends) if not ends(p) and in_passes(p, numerics)]
     return tuple(dict.fromkeys(reversed(found)))
@@ -176,7 +176,7 @@ def block_leaves(
     """
 
     def held_whole(part: ex.Expression) -> bool:
-        return isinstance(part, ex.Rows | ex.Mean) or is_held(part, numerics)
+        return isinstance(part, ex.Rows | ex.Mean | ex.RowSums) or is_held(part, numerics)
 
     def ends(part: ex.Expression) -> bool:
         return isinstance(part, ex.LowRank) or is_read(part, stored) or held_whole(part)

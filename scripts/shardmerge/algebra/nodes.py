@@ -190,6 +190,28 @@ class Mean(_Node):
 
 @hashed_once
 @dataclass(frozen=True)
+class RowSums(_Node):
+    """Rows that are weighted sums of the operand's rows: embeddings of tokens that it lacks.
+
+    Each sum is made in the order of the operand's rows, every product and sum rounded once.
+
+    Args:
+        operand: What has the rows.
+        rows: Tensor of a made source, [count, most], I32: which rows make each one, NO_ROW where
+            there are fewer.
+        weights: The same, F32: their weights.
+    """
+
+    operand: Expression
+    rows: Source
+    weights: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows.shape[0], *self.operand.shape[1:])
+
+
+@dataclass(frozen=True)
 class Zero(_Node):
     """A tensor of zeros: what is left where every coefficient is 0."""
 
@@ -201,7 +223,19 @@ class Zero(_Node):
 
 
 Expression = Union[
-    Source, Decoded, Arranged, Delta, LowRank, Linear, Cast, Call, Rows, Choice, Mean, Zero
+    Source,
+    Decoded,
+    Arranged,
+    Delta,
+    LowRank,
+    Linear,
+    Cast,
+    Call,
+    Rows,
+    Choice,
+    Mean,
+    RowSums,
+    Zero,
 ]
 
 
@@ -226,4 +260,6 @@ def operands(expression: Expression) -> tuple[Expression, ...]:
             return expression.inputs
         case Choice():
             return expression.operands
+        case RowSums():
+            return (expression.operand, expression.rows, expression.weights)
     raise TypeError(f"not an expression: {expression!r}")

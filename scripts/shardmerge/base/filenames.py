@@ -51,18 +51,19 @@ def safe_name(name: object, folder: str | os.PathLike[str] | None, where: str) -
     return name
 
 
-def safe_tensor(name: str, where: str) -> str:
+def safe_tensor(name: str, where: str, *, any_name: bool = False) -> str:
     """Return the name of a tensor, shown to be one that models have.
 
     Args:
         name: From a header, an index or a lock.
         where: What to say in errors.
+        any_name: Whether it may look as if it were of a folder: in a file of any kind.
 
     Raises:
         UserError: If it is empty, far too long, has characters that do not show, or the number of
             a layer that no model has.
     """
-    if why := _unfit_tensor(name):
+    if why := _unfit_tensor(name, any_name):
         raise UserError(f"names a tensor {shortened(name)} {why}", where)
     return name
 
@@ -97,13 +98,13 @@ def _unfit(name: object) -> str | None:
     return None
 
 
-def _unfit_tensor(name: str) -> str | None:
+def _unfit_tensor(name: str, any_name: bool) -> str | None:
     """Return what is wrong with a tensor's name, or None."""
     if not name or len(name) > _LONGEST_TENSOR:
         return f"of {len(name)} characters"
     if not is_printable(name):
         return "that has characters that do not show"
-    if folder_of(name):
+    if folder_of(name) and not any_name:
         return f"as if it were of the folder {folder_of(name)!r}"
     if beyond := _BEYOND.search(name):
         layer = f"of layer {shortened(beyond[1])}"

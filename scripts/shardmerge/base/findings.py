@@ -39,7 +39,8 @@ CHECKS = {
     "missing-tensor": (
         "Tensors that only some of the blended models have. A bias is merged from those models "
         "alone. For a missing output embedding, a tied model's input embedding is taken, and the "
-        "result is untied."
+        "result is untied. Of checkpoints of any kind, tensors that a union merges from some of "
+        "them, and those that are not in the result."
     ),
     "mtp-layers": (
         "Layers for multi-token prediction (behind the last layer, or `mtp.*`) that cannot just be "
@@ -79,6 +80,10 @@ CHECKS = {
     "expert-tokenizers": (
         "A mixture of models whose tokenizers differ. All experts get the base model's tokens, "
         "which stand for other texts in some of them."
+    ),
+    "few-shared-tokens": (
+        "A model that gets another tokenizer (`approximate`) and has rows of its own for less than "
+        "a quarter of the tokens. It needs training before it is of use."
     ),
     "unused-model": "A listed model that adds nothing: its weights are 0 or cancel each other.",
     "ignored-key": (

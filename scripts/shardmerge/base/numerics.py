@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -43,3 +44,11 @@ class Numerics(StrEnum):
 
 
 FLOAT32, MERGEKIT = Numerics.FLOAT32, Numerics.MERGEKIT
+
+
+def sum_in_order(numbers: Iterable[float]) -> float:
+    """Return a sum of which each addition is rounded; from Python 3.12 on ``sum`` rounds once."""
+    total = 0.0
+    for number in numbers:
+        total += number
+    return total

@@ -96,7 +96,8 @@ def parse_header(raw: bytes, file_size: int, where: str) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UserError("has a __metadata__ that is not a table of texts", where)
     entries = {
-        safe_tensor(name, where): _entry(name, row, len(raw), where) for name, row in table.items()
+        safe_tensor(name, where, any_name=True): _entry(name, row, len(raw), where)
+        for name, row in table.items()
     }
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end, item[0])))
     position = len(raw)

@@ -123,7 +123,7 @@ def measure_divergence(
                 others.setdefault((other.context, other.stride), []).append(other)
         for windows, group in others.items():
             done |= _compared(model, text, windows, group)
-    passages = Passages(text.places, len(text.passages))
+    passages = Passages(text.places, text.asked)
     for other, apart in done.items():
         task = f"kl_{other}"
         found.parts.append(task)
@@ -138,7 +138,7 @@ def _compared(
     model: LM, text: ProbeText, windows: tuple[int, int], others: Sequence[KeptLogits]
 ) -> dict[str, Divergence]:
     found = {other.name: Divergence.of(len(text.tokens)) for other in others}
-    for window, own in window_logits(model, text.tokens, *windows):
+    for window, own in window_logits(model, text, *windows):
         for other in others:
             rows = slice(window.begin, window.end)
             found[other.name].fill(window, own, other.rows[rows], text.tokens[rows])
@@ -168,6 +168,6 @@ def _mean(found: Sequence[Divergence], passages: Passages) -> tuple[float, float
 def _rows(task: str, text: ProbeText, found: Divergence, passages: Passages) -> list[dict]:
     sums, sizes = passages.sums(found.kl), passages.sizes()
     return [
-        passage_row(task, i, (passage, passage), passage, {}, kl=[float(sums[i]), float(sizes[i])])
-        for i, passage in enumerate(text.passages)
+        passage_row(task, i, (text.passages[i],) * 2, text.passages[i], {}, kl=[float(s), float(n)])
+        for i, s, n in zip(text.asked, sums, sizes, strict=True)
     ]

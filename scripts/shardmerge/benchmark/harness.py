@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import random
 import traceback
@@ -143,23 +142,7 @@ def _check_code(name: str, runs: bool, options: EvalOptions) -> None:
 
 def questions_of(task: Mapping[str, Any], options: EvalOptions) -> int:
     """Return how many questions a loaded task, or all parts of a group, will ask."""
-    return sum(len(asked(len(t.eval_docs), options)) for t in task["tasks"].values())
-
-
-def asked(count: int, options: EvalOptions) -> range:
-    """Return the numbers of the questions that are asked of so many.
-
-    Args:
-        count: Questions that the task has.
-        options: Their ``half`` and ``limit``.
-    """
-    numbers = range(count)
-    if options.half:
-        numbers = numbers[("even", "odd").index(options.half) :: 2]
-    most = options.limit
-    if most is None:
-        return numbers
-    return numbers[: math.ceil(len(numbers) * most) if most < 1 else int(most)]
+    return sum(len(options.asked(len(t.eval_docs))) for t in task["tasks"].values())
 
 
 def evaluate(
@@ -188,7 +171,7 @@ def evaluate(
     parts = None
     if options.half:
         tasks = task["tasks"].items()
-        parts = {key: [*asked(len(one.eval_docs), options)] for key, one in tasks}
+        parts = {key: [*options.asked(len(one.eval_docs))] for key, one in tasks}
     random.seed(options.seed[0])
     numpy.random.seed(options.seed[1])
     set_torch_seed(options.seed[2])

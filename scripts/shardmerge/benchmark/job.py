@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import load_json, write_json
 from shardmerge.benchmark import harness, loading
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.probes import Probe
@@ -111,12 +112,18 @@ def _taken(job: BenchmarkJob, task: str, say: Callable[[str], None]) -> bool:
     """Take the result of a task that was measured before; return whether there is one."""
     if task not in job.stored or not harness.copy(job.stored[task], job.outputs[task]):
         return False
+    result = load_json(job.outputs[task])
+    if "identity" not in result:  # an earlier version told none
+        write_json(job.outputs[task], result | {"identity": job.stored[task].stem})
     say(f"{job.name}: {task} was measured before")
     return True
 
 
 def _keep(job: BenchmarkJob, task: str, done: harness.Evaluation) -> None:
     """Write a result where it outlives the job first, so that no killed job does it again."""
+    if task in job.stored:
+        # what the result is of: who takes it later can tell whether it is still the right one
+        done = replace(done, result={**done.result, "identity": job.stored[task].stem})
     harness.save(done, job.stored.get(task, job.outputs[task]))
     if task in job.stored:
         harness.copy(job.stored[task], job.outputs[task])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
+from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.probe_model import answer_likelihoods
 from shardmerge.benchmark.probe_options import ProbeOptions
 from shardmerge.benchmark.probe_result import ProbeFindings, passage_row
@@ -46,7 +47,11 @@ class Haystack:
 
 
 def haystacks(
-    tokenizer: PreTrainedTokenizerBase, text: str, declared: int, options: ProbeOptions
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    declared: int,
+    options: ProbeOptions,
+    narrowed: EvalOptions = EvalOptions(),
 ) -> Iterator[Haystack]:
     """Yield haystacks: a stretch of the text (from its beginning again where it ends), the secret.
 
@@ -55,9 +60,11 @@ def haystacks(
         text: It.
         declared: The model's longest input.
         options: Lengths, depths, words, seed.
+        narrowed: Of which ``half`` and ``limit`` say which haystacks of a length are made.
 
     Raises:
-        UserError: If the tokenizer cannot tell secrets apart, or a haystack has no room for one.
+        UserError: If the tokenizer cannot tell secrets apart, a haystack has no room for one, or a
+            half has no haystack.
     """
 
     def cut(words: str) -> tuple[int, ...]:
@@ -67,27 +74,42 @@ def haystacks(
     asked = before.rstrip(" ")
     gap, straw, question = before[len(asked) :], cut(text), cut(f"\n{asked}")
     for length in options.haystacks(declared):
-        for depth in options.depths:
-            for number in range(options.needles):
-                rng = random.Random(f"{options.seed} {length} {depth} {number}")
-                secrets, right = _secrets(rng, options.symbols)
-                answers = tuple(cut(f"{gap}{secret}{after}") for secret in secrets)
-                _check_apart(answers, tokenizer.unk_token_id, options)
-                needle = cut(f"\n{options.needle.replace('{secret}', secrets[right])}\n")
-                room = length - 1 - len(needle) - len(question) - max(map(len, answers))
-                if room < 1:
-                    raise UserError(
-                        f"a haystack of {length} tokens has no room for needle and question",
-                        "configuration: benchmark.probes.lengths",
-                    )
-                begin = rng.randrange(len(straw))
-                hay = [straw[(begin + i) % len(straw)] for i in range(room)]
-                place = round(depth * room)
-                prompt = (*hay[:place], *needle, *hay[place:], *question)
-                yield Haystack(length, depth, number, secrets, right, prompt, answers)
+        for depth, number in _chosen(options, narrowed):
+            rng = random.Random(f"{options.seed} {length} {depth} {number}")
+            secrets, right = _secrets(rng, options.symbols)
+            answers = tuple(cut(f"{gap}{secret}{after}") for secret in secrets)
+            _check_apart(answers, tokenizer.unk_token_id, options)
+            needle = cut(f"\n{options.needle.replace('{secret}', secrets[right])}\n")
+            room = length - 1 - len(needle) - len(question) - max(map(len, answers))
+            if room < 1:
+                raise UserError(
+                    f"a haystack of {length} tokens has no room for needle and question",
+                    "configuration: benchmark.probes.lengths",
+                )
+            begin = rng.randrange(len(straw))
+            hay = [straw[(begin + i) % len(straw)] for i in range(room)]
+            place = round(depth * room)
+            prompt = (*hay[:place], *needle, *hay[place:], *question)
+            yield Haystack(length, depth, number, secrets, right, prompt, answers)
 
 
-def measure_needles(model: LM, text: str, options: ProbeOptions) -> ProbeFindings:
+def _chosen(options: ProbeOptions, narrowed: EvalOptions) -> list[tuple[float, int]]:
+    """Return depth and number of a length's haystacks; a part of them has all depths."""
+    every = [(depth, number) for number in range(options.needles) for depth in options.depths]
+    found = {every[i] for i in narrowed.asked(len(every))}
+    if not found:
+        raise UserError(
+            "one haystack of each length has no two halves",
+            "configuration: benchmark.probes",
+            "Write more `needles` or `depths`.",
+        )
+    in_order = ((depth, number) for depth in options.depths for number in range(options.needles))
+    return [one for one in in_order if one in found]
+
+
+def measure_needles(
+    model: LM, text: str, options: ProbeOptions, narrowed: EvalOptions = EvalOptions()
+) -> ProbeFindings:
     """Return how often a model finds a secret, for each length of haystack.
 
     ``acc``: the right secret is the likeliest of ten. ``exact``: its tokens are the likeliest of
@@ -97,10 +119,12 @@ def measure_needles(model: LM, text: str, options: ProbeOptions) -> ProbeFinding
         model: From ``loading.language_model``, with transformers.
         text: What haystacks are made of.
         options: Lengths, depths, words, seed.
+        narrowed: Of which ``half`` and ``limit`` say which haystacks of a length are made.
     """
     found = ProbeFindings(better={"acc": True, "exact": True})
     right: dict[str, list[tuple[float, float]]] = {}
-    for i, hay in enumerate(haystacks(model.tokenizer, text, model.max_length, options)):
+    made = haystacks(model.tokenizer, text, model.max_length, options, narrowed)
+    for i, hay in enumerate(made):
         likely = answer_likelihoods(model, hay.prompt, hay.answers)
         chosen = max(range(len(likely)), key=lambda n: likely[n][0])
         scores = {"acc": float(chosen == hay.right), "exact": float(likely[hay.right][1])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -84,6 +85,16 @@ class EvalOptions:
         """The options that a model is loaded with: tasks that share a model share them."""
         keys = ("backend", "model_args", "think_end_token", "batch_size", "device", "dtype", "gpus")
         return {key: getattr(self, key) for key in keys}
+
+    def asked(self, count: int) -> range:
+        """Return the numbers of the questions that are asked of so many, by half and limit."""
+        numbers = range(count)
+        if self.half:
+            numbers = numbers[("even", "odd").index(self.half) :: 2]
+        most = self.limit
+        if most is None:
+            return numbers
+        return numbers[: math.ceil(len(numbers) * most) if most < 1 else int(most)]
 
     def identity(self) -> dict[str, Any]:
         """Return what of the options decides a result, the same text for the same result."""

@@ -34,11 +34,11 @@ def measure_perplexity(model: LM, text: ProbeText, options: ProbeOptions) -> Pro
 
     context, stride = options.window(model.max_length)
     known = numpy.zeros(len(text.tokens))
-    for window, logits in window_logits(model, text.tokens, context, stride):
+    for window, logits in window_logits(model, text, context, stride):
         known[window.begin : window.end] = _true(logits, text.tokens[window.begin : window.end])
-    passages = Passages(text.places, len(text.passages))
+    passages = Passages(text.places, text.asked)
     sums, counts = passages.sums(known), passages.sizes()
-    sizes = numpy.array([len(passage.encode()) for passage in text.passages], dtype=float)
+    sizes = numpy.array([len(text.passages[i].encode()) for i in text.asked], dtype=float)
     lost, bits = ratio(-sums, counts), ratio(-sums / math.log(2), sizes)
     ones = numpy.ones(passages.count)
     found = ProbeFindings(better={"token_perplexity": False, "bits_per_byte": False})
@@ -55,10 +55,13 @@ def measure_perplexity(model: LM, text: ProbeText, options: ProbeOptions) -> Pro
         "token_perplexity": {"windows": windows, "tokens": cut},
         "bits_per_byte": {"windows": windows},
     }
-    for i, passage in enumerate(text.passages):
+    for i, (lost_here, tokens, size) in zip(
+        text.asked, zip(sums, counts, sizes, strict=True), strict=True
+    ):
+        passage = text.passages[i]
         parts = {
-            "token_perplexity": [float(sums[i]), float(counts[i])],
-            "bits_per_byte": [float(sums[i]), float(sizes[i])],
+            "token_perplexity": [float(lost_here), float(tokens)],
+            "bits_per_byte": [float(lost_here), float(size)],
         }
         found.rows.append(
             passage_row("perplexity", i, (passage, passage), [windows, passage], parts)

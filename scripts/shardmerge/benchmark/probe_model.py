@@ -8,7 +8,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.benchmark.probe_text import TextWindow, windows
+from shardmerge.benchmark.probe_text import ProbeText, TextWindow, windows
 
 if TYPE_CHECKING:
     import torch
@@ -19,22 +19,22 @@ _ROWS = 64
 
 
 def window_logits(
-    model: LM, tokens: Sequence[int], context: int, stride: int
+    model: LM, text: ProbeText, context: int, stride: int
 ) -> Iterator[tuple[TextWindow, torch.Tensor]]:
-    """Yield each window with the logits of the tokens that it predicts.
+    """Yield each window that predicts what counts, with the logits of the tokens it predicts.
 
     Every window begins with the token that begins a text, which many models lean on.
 
     Args:
         model: From ``loading.language_model``, with transformers.
-        tokens: Of the text.
+        text: As its tokenizer sees it.
         context, stride: As of ``probe_text.windows``.
 
     Yields:
         A window, and logits of shape (tokens, vocabulary) as the model computes them, on the CPU.
     """
-    for window in windows(len(tokens), context, stride):
-        read = [model.prefix_token_id, *tokens[window.start : window.end - 1]]
+    for window in filter(text.asks, windows(len(text.tokens), context, stride)):
+        read = [model.prefix_token_id, *text.tokens[window.start : window.end - 1]]
         count = window.end - window.begin
         yield window, _run(model, read, count, use_cache=False).logits[0, -count:].cpu()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text
+from shardmerge.benchmark.options import EvalOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,11 +25,17 @@ class ProbeText:
         passages: The text in pieces, the same for all tokenizers.
         tokens: Its tokens.
         places: Number of the passage that each token begins in.
+        asked: Numbers of the passages that count, in rising order; all are read.
     """
 
     passages: tuple[str, ...]
     tokens: tuple[int, ...]
     places: tuple[int, ...]
+    asked: tuple[int, ...]
+
+    def asks(self, window: TextWindow) -> bool:
+        """Return whether a window predicts a token that counts."""
+        return not set(self.asked).isdisjoint(self.places[window.begin : window.end])
 
 
 @dataclass(frozen=True)
@@ -61,15 +68,18 @@ def load_text(path: str, characters: int) -> str:
     return text
 
 
-def tokenized(tokenizer: PreTrainedTokenizerBase, text: str) -> ProbeText:
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, text: str, options: EvalOptions = EvalOptions()
+) -> ProbeText:
     """Return a text with its tokens.
 
     Args:
         tokenizer: A fast one, which tells where tokens begin.
         text: It.
+        options: Of which ``half`` and ``limit`` say which passages count.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is none, or no passage counts.
     """
     if not tokenizer.is_fast:
         raise UserError(
@@ -79,7 +89,14 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, text: str) -> ProbeText:
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = tuple(begin // PASSAGE for begin, _ in found["offset_mapping"])
     passages = tuple(text[i : i + PASSAGE] for i in range(0, len(text), PASSAGE))
-    return ProbeText(passages, tuple(found["input_ids"]), places)
+    asked = tuple(options.asked(len(passages)))
+    if not asked:
+        raise UserError(
+            f"the text has {len(passages)} passage of {PASSAGE} characters, too few for two halves",
+            "configuration: benchmark.probes",
+            "Name a longer text, or more `characters`.",
+        )
+    return ProbeText(passages, tuple(found["input_ids"]), places, asked)
 
 
 def windows(tokens: int, context: int, stride: int) -> Iterator[TextWindow]:

@@ -34,25 +34,30 @@ def probes_of(
     Args:
         names: Of the probes.
         name: What the model is called in results.
-        options: How the model is loaded, by probe.
+        options: How the model is loaded, and what of the text counts, by probe.
         asked: How it is probed.
         references: What ``reference_logits.keep_logits`` wrote of other models.
     """
 
     def probe(kind: str, model: LM) -> Evaluation:
-        found = _findings(kind, model, name, asked, references)
+        found = _findings(kind, model, name, asked, options[kind], references)
         return evaluation(model, name, kind, options[kind], found)
 
     return {kind: partial(probe, kind) for kind in names}
 
 
 def _findings(
-    kind: str, model: LM, name: str, asked: ProbeOptions, references: Sequence[Path]
+    kind: str,
+    model: LM,
+    name: str,
+    asked: ProbeOptions,
+    options: EvalOptions,
+    references: Sequence[Path],
 ) -> ProbeFindings:
     text = load_text(asked.text, asked.characters)
     if kind == "needle":
-        return measure_needles(model, text, asked)
-    cut = tokenized(model.tokenizer, text)
+        return measure_needles(model, text, asked, options)
+    cut = tokenized(model.tokenizer, text, options)
     if kind == "kl":
         return measure_divergence(model, name, cut, references)
     return measure_perplexity(model, cut, asked)

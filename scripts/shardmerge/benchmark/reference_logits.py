@@ -64,7 +64,7 @@ def keep_logits(model: LM, name: str, text: ProbeText, options: ProbeOptions, ou
     told = {"model": name, "context": str(context), "stride": str(stride)}
     begun = False
     with atomic_path(output) as part, open(part, "wb") as file:
-        for _, logits in window_logits(model, text.tokens, context, stride):
+        for _, logits in window_logits(model, text, context, stride):
             if not begun:
                 file.write(_beginning(model, text, logits, told))
                 begun = True

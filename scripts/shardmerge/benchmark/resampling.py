@@ -21,19 +21,22 @@ class Passages:
 
     Args:
         places: Number of the passage of each token.
-        count: Of passages.
+        asked: Numbers of the passages that count, in rising order.
     """
 
-    def __init__(self, places: Sequence[int], count: int) -> None:
+    def __init__(self, places: Sequence[int], asked: Sequence[int]) -> None:
         import numpy
 
-        self._places, self.count = numpy.asarray(places), count
+        found = numpy.searchsorted(asked, places)
+        self.count = len(asked)
+        self._counts = numpy.append(asked, -1)[found] == places
+        self._places = found[self._counts]
 
     def sums(self, values: Numbers) -> Numbers:
-        """Return the sum of tokens' values in each passage."""
+        """Return the sum of tokens' values in each passage that counts."""
         import numpy
 
-        return numpy.bincount(self._places, values, self.count)
+        return numpy.bincount(self._places, values[self._counts], self.count)
 
     def sizes(self) -> Numbers:
         """Return the number of tokens in each passage."""
@@ -57,6 +60,7 @@ class Passages:
         """Return a quantile of tokens' values with its standard error: no value between two."""
         import numpy
 
+        values = values[self._counts]
         order = numpy.argsort(values, kind="stable")
         places, ordered = self._places[order], values[order]
 

@@ -55,6 +55,8 @@ def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     inner = max((_peak(operand, numerics, whole=whole) for operand in operands), default=0)
     if isinstance(node, ex.Mean):
         inner += _MEAN
+    if isinstance(node, ex.RowSums):
+        inner += _READ * ex.elements(node.rows)
     if not whole:
         return inner
     if not operands:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,7 @@ from shardmerge.check.kernels import (
 )
 from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.recorded import RecordedPasses
+from shardmerge.check.row_terms import sum_of_rows
 from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
 from shardmerge.check.samples import RUN, RUNS, Runs, count_of, positions
 from shardmerge.check.stated import Stated, to_stored
@@ -173,6 +175,9 @@ class Recomputer:
                 return self._choice(node, runs)
             case ex.Mean():
                 return self._mean(node, runs)
+            case ex.RowSums():
+                operand = partial(self._float32, node.operand)
+                return sum_of_rows(node, self._read, runs, operand)
         raise TypeError(f"not an expression: {node!r}")
 
     def _rows(self, node: ex.Rows, runs: Runs) -> Estimate:

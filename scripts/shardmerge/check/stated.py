@@ -20,6 +20,7 @@ from shardmerge.check.kernels import (
     needed,
     run_kernel,
 )
+from shardmerge.check.row_terms import terms_of_rows
 from shardmerge.check.rows import chosen_parts, gathered
 from shardmerge.check.samples import Runs, count_of, positions
 from shardmerge.engine.native import is_usable
@@ -78,6 +79,8 @@ class Stated:
             case ex.Mean(operand):
                 whole = self.value(operand, all_of(operand))
                 return whole.view(operand.shape[0], -1).mean(dim=0)[positions(runs)]
+            case ex.RowSums():
+                return self._row_sums(node, runs)
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
 
     def streams(self, call: ex.Call) -> bool:
@@ -115,6 +118,17 @@ class Stated:
             part = self.value(node.operand, found.runs)
             result[found.places] = part[found.chosen]
         return result
+
+    def _row_sums(self, node: ex.RowSums, runs: Runs) -> torch.Tensor:
+        wide = getattr(load_torch(), DTYPES[sum_dtype(node)].name)
+        total = load_torch().full((count_of(runs),), -0.0, dtype=wide)
+        reached = load_torch().zeros(count_of(runs), dtype=load_torch().bool)
+        for term in terms_of_rows(node, self._read, runs):
+            part = self.value(node.operand, term.runs)[term.chosen].to(wide)
+            total[term.places] += load_torch().from_numpy(term.weights).to(wide) * part
+            reached[term.places] = True
+        total[~reached] = 0.0
+        return total.to(getattr(load_torch(), DTYPES[stated_dtype(node)].name))
 
     def _choice(self, node: ex.Choice, runs: Runs) -> torch.Tensor:
         parts = [self.value(operand, runs) for operand in node.operands]

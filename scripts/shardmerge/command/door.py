@@ -67,7 +67,7 @@ def _start(words: Sequence[str]) -> None:
         return
     _check_command(parser, own)
     args = parser.parse_args(own)
-    if args.command == "search":
+    if args.command in ("search", "sweep"):
         from shardmerge.command.searching import search
 
         search(args, further)

@@ -78,7 +78,7 @@ def explain_recipes(args: argparse.Namespace) -> None:
 
 
 def _folders(path: str) -> dict[str, str]:
-    """Return the folders that a recipe itself names, if it has no lock that tells more."""
+    """Return the folders and files that a recipe names, if it has no lock that tells more."""
     from shardmerge.recipe.recipe import load_recipe
     from shardmerge.sources.sources import lock_path
 
@@ -86,7 +86,7 @@ def _folders(path: str) -> dict[str, str]:
         return {}
     recipe = load_recipe(path)
     named = {r.model: str(Path(r.path).expanduser()) for r in (*recipe.sources, *recipe.adapters)}
-    return {model: folder for model, folder in named.items() if Path(folder).is_dir()}
+    return {model: folder for model, folder in named.items() if Path(folder).exists()}
 
 
 def _plot(explanations: Sequence[Explanation], path: str) -> None:

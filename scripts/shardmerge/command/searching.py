@@ -1,4 +1,8 @@
-"""The command `search`: one run of Snakemake for each generation, until the search is done."""
+"""The commands `search` and `sweep`: run after run of Snakemake, until all trials are seen to.
+
+A search has a run for each generation. A sweep has one more wherever trials failed, for those that
+waited for them.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shardmerge.base.errors import UserError
+from shardmerge.base.text import plural
 from shardmerge.command import workflow
 from shardmerge.run.cli import say
 from shardmerge.run.searching import FAILED, TOLD
 
+#: Runs in a row of a sweep that measure nothing, after which it is no fault of single trials.
+_PATIENCE = 3
 #: A run of Snakemake that ended by itself, as some of its jobs failed.
 _JOBS_FAILED = 1
 #: Runs the workflow with further variables of the environment, and returns the exit status.
@@ -23,7 +31,7 @@ Runner = Callable[[Mapping[str, str]], int]
 
 
 def search(args: argparse.Namespace, further: Sequence[str]) -> None:
-    """Run generation after generation; of a dry run, the next one only.
+    """Run what a search or a sweep needs; of a dry run, the next run only.
 
     Args:
         args: As parsed.
@@ -37,7 +45,8 @@ def search(args: argparse.Namespace, further: Sequence[str]) -> None:
     words = workflow.command(args, [*further, *own])
     environment = workflow.ready(words)
     run = runner(words, environment)
-    status = run_once(run)[0] if args.dry_run else run_all(run)
+    drive = run_all if args.command == "search" else run_sweeps
+    status = run_once(run)[0] if args.dry_run else drive(run)
     if status:
         sys.exit(status)
 
@@ -66,10 +75,19 @@ def run_all(run: Runner) -> int:
 
     Args:
         run: Runs the workflow once.
+
+    Raises:
+        UserError: If a run that ended well brought the search no further.
     """
-    failed = False
+    failed, before = False, None
     while True:
         status, told = run_once(run, failed=failed)
+        if told and told == before:
+            raise UserError(
+                f"{next(iter(told))}: the last run measured nothing that the search takes",
+                hint="Delete the results of its trials in `benchmarks` of the results.",
+            )
+        before = None if status else told
         if status not in (0, _JOBS_FAILED) or not told:
             return status
         if all(search["finished"] for search in told.values()):
@@ -78,6 +96,30 @@ def run_all(run: Runner) -> int:
         failed = status == _JOBS_FAILED
         for name, search in told.items():
             say(f"{name}: generation {search['generation']}, {search['trials']} trials asked for")
+
+
+def run_sweeps(run: Runner) -> int:
+    """Run sweeps until no trial is left that can be measured; return the status of the last run.
+
+    Args:
+        run: Runs the workflow once.
+    """
+    failed, before, idle = False, None, 0
+    while True:
+        status, told = run_once(run, failed=failed)
+        measured = sum(sweep["measured"] for sweep in told.values())
+        idle = idle + 1 if measured == before else 0
+        if status != _JOBS_FAILED or not told or all(s["finished"] for s in told.values()):
+            break
+        if idle == _PATIENCE:
+            say(f"no trial could be measured in {_PATIENCE} runs; the logs tell why")
+            break
+        failed, before = True, measured
+        say("some trials failed; those that waited for them are next")
+    for name, sweep in told.items():
+        if sweep["failed"] and not status:
+            say(f"{name}: {plural(sweep['failed'], 'trial')} failed; table.md tells which")
+    return status
 
 
 def run_once(run: Runner, *, failed: bool = False) -> tuple[int, Mapping[str, Any]]:

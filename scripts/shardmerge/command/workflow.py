@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="RECIPE",
         help=f"recipes, or a configuration (a file with the key `recipes` or `sweep`); else "
-        f"{_CONFIG} or {_DEFAULT} of this folder",
+        f"{_CONFIG} or {_DEFAULT} of this folder; `search` takes documents of mergekit-evolve too",
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the results (results)")
     parser.add_argument("--cores", metavar="N", default="all", help="cores to use (all)")
@@ -148,7 +148,14 @@ def command(args: argparse.Namespace, further: Sequence[str]) -> list[str]:
             hint="Give the configuration as a file before `--`, and single keys by `--config`.",
         )
     target = TARGETS[args.command]
-    configs, recipes = _sorted(args.files)
+    files = args.files
+    if args.command == "search":
+        from shardmerge.command.evolving import is_genome, keep_configuration
+
+        # what a document of mergekit-evolve means; other configurations go over it
+        files = sorted(files, key=lambda file: not is_genome(file))
+        files = [keep_configuration(file) if is_genome(file) else file for file in files]
+    configs, recipes = _sorted(files)
     keys = [f"recipes={_quoted(recipes)}"] if recipes else []
     keys += [f"results={_quoted(args.out)}"] if args.out else []
     dry = ["--dry-run"] if args.dry_run else []

@@ -8,16 +8,18 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.compose.architecture.text_part import has_other_parts
+from shardmerge.compose.by_name import CheckpointModel
 from shardmerge.compose.context import Context
 from shardmerge.compose.derived_model import ConfigChange, DerivedModel
 from shardmerge.compose.experts.choice import ExpertChoiceModel
 from shardmerge.compose.experts.mixture import MixtureModel
-from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.lora_model import LoraModel
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.text_model import text_model
 from shardmerge.compose.tokenizers import StageTokenizers
+from shardmerge.compose.transplants import Transplant
 from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
@@ -51,7 +53,8 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
-        self.hidden: dict[tuple[str, str], HiddenStates] = {}
+        self.measured: dict[tuple[str, str], ModelMeasurement] = {}
+        self.transplants: dict[tuple[str, str], Transplant] = {}
         self._models: dict[str, Model] = {}
         self._texts: dict[str, Model] = {}
 
@@ -98,7 +101,8 @@ class Composer(Context):
             return MixtureModel(self, stage)
         if stage.choice:
             return ExpertChoiceModel(self, stage)
-        return StageModel(self, stage, self.tokenizers.align)
+        kind = CheckpointModel if stage.tensors else StageModel
+        return kind(self, stage, self.tokenizers.align)
 
     def changes(self, stage: str) -> list[ConfigChange]:
         """Return how config.json of a stage differs from its source's, through other stages.

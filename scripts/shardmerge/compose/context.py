@@ -6,8 +6,9 @@ from collections.abc import Collection
 from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
-from shardmerge.compose.hidden_states import HiddenStates
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.models import Model
+from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
@@ -22,7 +23,8 @@ class Context(Protocol):
         numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
-        hidden: What jobs make of prompts, by (model, file) as expressions name it.
+        measured: What jobs measure of models, by (model, file) as expressions name it.
+        transplants: What jobs find out of tokens that a model lacks, likewise.
     """
 
     recipe: Recipe
@@ -30,7 +32,8 @@ class Context(Protocol):
     numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
-    hidden: dict[tuple[str, str], HiddenStates]
+    measured: dict[tuple[str, str], ModelMeasurement]
+    transplants: dict[tuple[str, str], Transplant]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""

@@ -60,6 +60,10 @@ class Model:
         """Return source, stack and number of the layer that a layer was in the first place."""
         raise NotImplementedError
 
+    def folder(self, tensor: str) -> str:
+        """Return the folder with weights of its own that a tensor is of, "" if none."""
+        return folder_of(tensor)
+
 
 class SourceModel(Model):
     """A source of the lock: its tensors as they are without quantisation.
@@ -76,13 +80,14 @@ class SourceModel(Model):
         self.name = key
         source = lock.sources[key]
         weights = weights_of(source, f"model {key!r}")
+        self._source_folder = source.folder_of
         self.is_stale, self._stored = weights.stale, source.tensors
         found = {
             name: (_DECODED, one.shape, self._decoded(one)) for name, one in weights.decoded.items()
         }
         found |= {name: (t.dtype, t.shape, self._source(name)) for name, t in weights.plain.items()}
         self._leads = {
-            name: source.tensors[in_folder(folder_of(name), leaf.tensor)]
+            name: source.tensors[in_folder(source.folder_of(leaf.file), leaf.tensor)]
             for name, (*_, leaf) in found.items()
         }
         ordered = sorted(found.items(), key=lambda item: (*self._begin(item[0]), item[0]))
@@ -111,6 +116,9 @@ class SourceModel(Model):
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         return self.name, stack, number
 
+    def folder(self, tensor: str) -> str:
+        return self._source_folder(self._leads[tensor].file)
+
     @cached_property
     def decoded(self) -> dict[str, ex.Decoded]:
         """The tensors that are decoded."""
@@ -121,7 +129,8 @@ class SourceModel(Model):
 
     def _source(self, tensor: str) -> ex.Source:
         stored = self._stored[tensor]
-        return ex.Source(self.name, stored.file, own_name(tensor), stored.dtype, stored.shape)
+        own = own_name(tensor, self._source_folder(stored.file))
+        return ex.Source(self.name, stored.file, own, stored.dtype, stored.shape)
 
     def _decoded(self, one: LogicalTensor) -> ex.Decoded:
         parts = ((role, self._source(ref.tensor)) for role, ref in sorted(one.parts.items()))

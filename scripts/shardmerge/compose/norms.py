@@ -32,7 +32,8 @@ def geometric_stages(recipe: Recipe, wanted: str | Mapping[str, str]) -> frozens
     if isinstance(wanted, str):
         if wanted != "geometric":
             return frozenset()
-        return frozenset(n for n, s in recipe.stages.items() if s.method == ARITHMETIC)
+        stages = recipe.stages.items()
+        return frozenset(n for n, s in stages if s.method == ARITHMETIC and not s.tensors)
     found = {n for n, word in wanted.items() if word == "geometric" and n in recipe.stages}
     for name in sorted(found):
         stage = recipe.stages[name]
@@ -40,6 +41,12 @@ def geometric_stages(recipe: Recipe, wanted: str | Mapping[str, str]) -> frozens
             raise UserError(
                 f"`norm_merge: geometric` is for {ARITHMETIC}, but document {name!r} is merged "
                 f"by {stage.method}",
+                stage.where,
+            )
+        if stage.tensors:
+            raise UserError(
+                f"`norm_merge: geometric` is for models, but document {name!r} merges checkpoints "
+                "of which no norms are known",
                 stage.where,
             )
     return frozenset(found)

@@ -17,9 +17,10 @@ from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
 from shardmerge.compose.differences import side_by_side
+from shardmerge.compose.measured_tensors import MeasuredTensors
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
-from shardmerge.compose.parts import Part
+from shardmerge.compose.parts import Assembly, Part
 from shardmerge.compose.tensor_matching import check_buffers
 from shardmerge.compose.text_model import TextModel, text_model
 from shardmerge.methods import registry
@@ -44,7 +45,8 @@ class StageModel(Model):
         self.stage = stage
         self.method = registry.method(stage.method, stage.where)
         self.context = context
-        self.assembly = assemble(stage, context.model, align)
+        self._align = align
+        self.assembly = self._assemble()
         self.parts = self.assembly.parts
         self._reference = context.model(stage.reference_model)
         if stage.drops:
@@ -52,15 +54,25 @@ class StageModel(Model):
             if isinstance(self._reference, TextModel):
                 self._reference.check_known()
         self.config = self._reference.config
-        splits = context.numerics.folds and self.method.linear is not None
-        fused = FusedTensors(self.config)
-        self.settings = Resolver(stage, self.method, self.parts, fused, splits)
+        splits = self.method.linear is not None and self.method.measure is None
+        folds = context.numerics.folds
+        fused = self._fused()
+        self.settings = Resolver(stage, self.method, self.parts, fused, splits and folds)
+        self._measured: MeasuredTensors | None = None
+        if self.method.measure:
+            self._measured = MeasuredTensors(context, stage, self.method, self.parts, self.settings)
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._expressions: dict[str, ex.Expression] = {}
-        for tensor, part in self.parts.items():
+        for tensor, part in list(self.parts.items()):
             if len(part.used) < len(part.names):
                 self._check_used(tensor, part)
+
+    def _assemble(self) -> Assembly:
+        return assemble(self.stage, self.context.model, self._align)
+
+    def _fused(self) -> FusedTensors:
+        return FusedTensors(self.config)
 
     @cached_property
     def table(self) -> Mapping[str, Entry]:
@@ -141,6 +153,11 @@ class StageModel(Model):
             shape = self.table[tensor].shape
             operands = tuple(fold.to_expression(row, shape) for row in rows)
             return fold.leaf(self._call(tensor, part, operands))
+        if self._measured and self._measured.is_measured(tensor, part):
+            self._linear_form(tensor)  # tells of weights that do not go together
+            shape = self.table[tensor].shape
+            operands = tuple(fold.to_expression(row, shape) for row in rows)
+            return fold.leaf(self._measured.call(tensor, part, operands, shape))
         if groups := self.settings.apart(tensor):
             return fold.leaf(self._apart(tensor, part, rows, groups))
         form = self._linear_form(tensor)
@@ -262,11 +279,16 @@ class StageModel(Model):
         """Refuse a tensor that too few inputs have, or not the base."""
         if part.copied:
             return
-        piece = part.piece
-        lacking = [piece.models[i].name for i in range(len(part.names)) if i not in part.used]
         alone = self.method.inputs.if_single
         if self._copies(part) and (alone == "copied" or part.base is not None):
             return
+        if error := self._refusal(tensor, part):
+            raise error
+
+    def _refusal(self, tensor: str, part: Part) -> UserError | None:
+        """Return why the method cannot do with the inputs that have a tensor, None if it can."""
+        piece = part.piece
+        lacking = [piece.models[i].name for i in range(len(part.names)) if i not in part.used]
         told = side_by_side(part.lead[0], piece.models[part.names.index(None)])
         error = UserError(
             f"tensor {tensor!r} is not in {lacking[0]!r}, and merge_method {self.method.name!r} "
@@ -275,13 +297,14 @@ class StageModel(Model):
             " ".join(filter(None, [told, "Merge models that all have the tensor."])),
         )
         if piece.base is not None and part.base is None and self.method.inputs.base != "ignored":
-            raise error
+            return error
         chosen = tuple(piece.inputs[i] for i in part.used)
         base = None if part.base is None else chosen[part.base].model
         try:
             check_inputs(chosen, self.method, base, piece.where)
         except UserError:
-            raise error from None
+            return error
+        return None
 
 
 def _promoted(part: Part) -> str:

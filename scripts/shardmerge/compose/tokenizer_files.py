@@ -57,6 +57,8 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
     Raises:
         UserError: If they cannot be made from what the models have.
     """
+    if composer.recipe.stages[stage].tensors:
+        return TokenizerFiles({}, description={"source": composer.reference_source(stage)})
     where = composer.recipe.stages[stage].where
     tokenizer, template = _tokenizer(composer, stage), _template(composer, stage)
     source = composer.tokenizers.source_of(stage)
@@ -66,6 +68,8 @@ def tokenizer_files(composer: Composer, stage: str) -> TokenizerFiles:
     description: dict[str, Any] = {"source": source}
     if tokenizer is not None:
         description |= {"tokens": len(tokenizer.ids), "vocabulary": digest(dict(tokenizer.ids))}
+    if made := composer.tokenizers.made_rows(composer.recipe.needed(stage)):
+        description["made_rows"] = [[one.model, one.method, one.own, one.made] for one in made]
     changed = tokenizer is not None and not tokenizer.is_original
     if not changed and template is None:
         return TokenizerFiles(copied, description=description)

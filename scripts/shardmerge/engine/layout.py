@@ -206,7 +206,9 @@ def _segment(index: int, task: TensorTask, begin: int, end: int, files: InputFil
 
 
 def _mergeable(task: TensorTask) -> None:
-    for code in (task.tensor.dtype, *(leaf.dtype for leaf in task.reads)):
+    tables = {node.rows for node in ex.walk(task.expression) if isinstance(node, ex.RowSums)}
+    read = (leaf.dtype for leaf in task.reads if leaf not in tables)
+    for code in (task.tensor.dtype, *read):
         if not DTYPES[code].floating:
             raise UserError(
                 f"{DTYPES[code].name} values can only be copied as they are, not merged or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -126,11 +127,23 @@ def _held_peak(leaves: Iterable[HeldLeaf], numerics: Numerics) -> int:
 def _whole_peak(whole: ex.Expression, numerics: Numerics) -> int:
     if isinstance(whole, ex.Call):
         return _call_peak(whole, numerics)
+    if isinstance(whole, ex.RowSums):
+        return _row_sums_peak(whole, numerics)
     if not isinstance(whole, ex.Mean):
         return _inner_peak(whole, numerics) + _size(whole, numerics)
     # a mean of rows streams, but mergekit's rounding needs all of them
     rows = 0 if numerics.own_order else _size(whole.operand, numerics)
     return _inner_peak(whole.operand, numerics) + rows
+
+
+def _row_sums_peak(node: ex.RowSums, numerics: Numerics) -> int:
+    """Peak while sums of rows are made: the sums, their tables in order, a band of rows."""
+    width = math.prod(node.shape[1:])
+    wide = max(4, DTYPES[sum_dtype(node)].size)
+    tables = 64 * ex.elements(node.rows)
+    band = 8 * wide * max(width, TUNING.block)
+    made = wide * ex.elements(node) + (0 if numerics.rounds_once else _size(node, numerics))
+    return _inner_peak(node.operand, numerics) + tables + band + made
 
 
 def _inner_peak(expression: ex.Expression, numerics: Numerics) -> int:

@@ -33,6 +33,7 @@ from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.record import Tally
+from shardmerge.engine.row_sums import RowSummer
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.execute import answered
@@ -166,6 +167,8 @@ class Maker:
                 return self._call(whole)
             case ex.Mean():
                 return self._mean(whole)
+            case ex.RowSums():
+                return self._row_sums(whole)
         single = self._numerics.rounds_once
         return self._value(whole, torch_dtype(sum_dtype(whole)) if single else None)
 
@@ -186,6 +189,17 @@ class Maker:
                 total[column : column + len(part)] += part
                 place += len(part)
         return (total / count).to(torch_dtype(sum_dtype(mean)))
+
+    def _row_sums(self, node: ex.RowSums) -> torch.Tensor:
+        """Return weighted sums of an expression's rows, which pass by in their order."""
+        tables = (self._value(part, None).view(part.shape) for part in (node.rows, node.weights))
+        sums = RowSummer(*tables, node.operand.shape, torch_dtype(sum_dtype(node)))
+        read = self._blocks(node.operand, self._squares)
+        for first, count in sums.bands(self._buffers.length):
+            values = _filled(read(first * sums.width, count * sums.width), count * sums.width, None)
+            sums.add(first, values.view(count, sums.width))
+        dtype = sum_dtype(node) if self._numerics.rounds_once else stated_dtype(node)
+        return sums.result.to(torch_dtype(dtype))
 
     def _call(self, call: ex.Call) -> torch.Tensor:
         kernel, _ = kernel_of(call.method, self._numerics)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.program import (
     Unsupported,
     Writer,
@@ -54,7 +55,7 @@ def linear(request: Request) -> LinearForm:
     weights = request.per_input["weight"]
     total = 1.0
     if request.parameters["normalize"]:
-        total = sum(weights)
+        total = sum_in_order(weights)
         if total == 0:
             raise UserError(
                 "the weights sum to 0, so they cannot be normalised",
@@ -140,7 +141,7 @@ def task_arithmetic(request: Request) -> LinearForm:
     weights = {i: w for i, w in enumerate(request.per_input["weight"]) if i != request.base}
     factor = request.parameters["lambda"]
     if request.parameters["normalize"]:
-        total = sum(weights.values())
+        total = sum_in_order(weights.values())
         factor /= total if abs(total) >= 1e-8 else 1.0
     return LinearForm(
         direct={request.base: 1.0}, deltas={i: w * factor for i, w in weights.items()}

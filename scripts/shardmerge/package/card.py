@@ -21,6 +21,7 @@ from shardmerge.plan.description import BuildDescription, DescribedSource
 from shardmerge.plan.paths import PICTURE
 from shardmerge.recipe.naming import public_names
 from shardmerge.recipe.references import parse_reference
+from shardmerge.sources.any_checkpoint import PIPELINE_INDEX
 from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.store import Origin
 
@@ -56,8 +57,8 @@ def make_card(
     results: list[EvalResult] | None = card_results(scores, name) if measured else None
     data = ModelCardData(
         base_model=base_models(description) or None,
-        library_name="transformers",
-        pipeline_tag=settings.get("pipeline_tag") or PIPELINE,
+        library_name=_library(description),
+        pipeline_tag=_pipeline(description, settings),
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
         base_model_relation="merge",
@@ -102,7 +103,9 @@ def _sections(
         parts.append(settings["description"].strip() + "\n")
     if settings.get("prompt_format"):
         parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
-    if text := usage(settings.get("pipeline_tag") or PIPELINE, description.dtype):
+    if description.checkpoint:
+        parts += ["## What it is\n", _what(description)]
+    elif text := usage(_pipeline(description, settings), description.dtype):
         parts += ["## How to use it\n", text]
     forms, adapters = settings.get("exports", {}), settings.get("adapters", ())
     if forms or adapters:
@@ -119,6 +122,31 @@ def _sections(
     return parts
 
 
+def _library(description: BuildDescription) -> str | None:
+    """Return what loads the files, as the Hub knows it, None if that is not known."""
+    if not description.checkpoint:
+        return "transformers"
+    return "diffusers" if PIPELINE_INDEX in description.files else None
+
+
+def _pipeline(description: BuildDescription, settings: Mapping[str, Any]) -> str | None:
+    """Return the task that the Hub lists the files under, None if that is not known."""
+    return settings.get("pipeline_tag") or (None if description.checkpoint else PIPELINE)
+
+
+def _what(description: BuildDescription) -> str:
+    files = plural(len(description.shards), "safetensors file")
+    tensors = plural(sum(len(shard.tensors) for shard in description.shards), "tensor")
+    copied = ""
+    if description.files:
+        copied = f" The {plural(len(description.files), 'other file')} are those of the base."
+    return (
+        f"A checkpoint of {tensors} in {files}. Tensors were merged by their names, which are as "
+        f"in the sources, so that the same programs load it.{copied} Every tensor was verified. No "
+        "program was tried on it.\n"
+    )
+
+
 def _forms(repositories: Mapping[str, str], adapters: Sequence[str]) -> str:
     named = [(form_of(form).title, repo) for form, repo in repositories.items()]
     rows = []
@@ -133,17 +161,22 @@ def _how(description: BuildDescription) -> str:
     steps = ", then ".join(f"{code(s.method)} ({code(s.name)})" for s in stages)
     dtype = description.dtype or "each tensor's own type"
     return (
-        f"Merged by shardmerge {__version__} from "
-        f"{plural(len(description.sources), 'model')} in {plural(len(stages), 'stage')}: "
-        f"{steps}. {_NUMERICS[description.numerics]} to {dtype}. The file "
-        "`provenance.json` tells the content of every file that went in and, but for this card "
-        "and its picture, came out.\n"
+        f"Merged by shardmerge {__version__} from {_count(description)} in "
+        f"{plural(len(stages), 'stage')}: {steps}. {_NUMERICS[description.numerics]} to {dtype}. "
+        "The file `provenance.json` tells the content of every file that went in and, but for this "
+        "card and its picture, came out.\n"
     )
+
+
+def _count(description: BuildDescription) -> str:
+    return plural(len(description.sources), "checkpoint" if description.checkpoint else "model")
 
 
 def _sources(description: BuildDescription) -> str:
     names = public_names(description.sources)
     uses = {"config, layout": description.reference, "tokenizer": description.tokenizer}
+    if description.checkpoint:
+        uses = {"layout, other files": description.reference}
     rows = []
     for key, source in description.sources.items():
         used = ", ".join(use for use, model in uses.items() if model == key)
@@ -156,7 +189,18 @@ def _sources(description: BuildDescription) -> str:
         else:
             model, revision, place = code(names[key]), "", source.store.title
         rows.append([model, revision, place, used])
-    return table(["model", "revision", "commit", "also gave"], rows) + _decoded(description, names)
+    parts = _decoded(description, names), _made_rows(description, names)
+    return table(["model", "revision", "commit", "also gave"], rows) + "".join(parts)
+
+
+def _made_rows(description: BuildDescription, names: Mapping[str, str]) -> str:
+    """Return what is said of tokens that models lacked, "" if no rows were made for them."""
+    told = [
+        f"{code(names.get(model, model))} has embeddings of its own for {plural(own, 'token')}, "
+        f"and got those of {made} others by {code(method)}"
+        for model, method, own, made in description.tokens.made_rows
+    ]
+    return f"\n{'; '.join(told)}.\n" if told else ""
 
 
 def _decoded(description: BuildDescription, names: Mapping[str, str]) -> str:

@@ -11,22 +11,32 @@ from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path, load_json, read_text, sha256_of
 from shardmerge.base.hashing import sums_text
-from shardmerge.base.weightfolders import shard_name
+from shardmerge.base.weightfolders import component_of, shard_name
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.paths import CHECKSUMS, PICTURE
 from shardmerge.plan.records import MergeRecord, load_record
+from shardmerge.sources.checkpoint_files import INDEX
 
 PROVENANCE = "provenance.json"
 CARD = "README.md"
+#: Key of a provenance that tells of a checkpoint of any kind.
+CHECKPOINT = "checkpoint"
 #: What provenance does not tell of: it is about what went in and came out, not about its looks.
 UNTOLD = frozenset({PROVENANCE, CARD, PICTURE})
 
 
-def make_index(description: BuildDescription) -> dict[str, Any]:
-    """Return the index of a build's main shards: bytes of all tensors, and each tensor's file."""
+def make_index(description: BuildDescription, index: str = INDEX) -> dict[str, Any]:
+    """Return an index of a build: bytes of all tensors, and each tensor's file.
+
+    Args:
+        description: Of the build.
+        index: Its name; it tells of the weights of the folder that it lies in.
+    """
+    folder = component_of(index)
     tensors = {
-        name: (shard.file, tensor_bytes(*row))
-        for shard in description.main_shards
+        name: (shard.file.rpartition("/")[2], tensor_bytes(*row))
+        for shard in description.shards
+        if component_of(shard.file) == folder
         for name, row in shard.tensors.items()
     }
     return {

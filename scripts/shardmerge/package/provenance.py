@@ -14,7 +14,7 @@ from shardmerge.base import forms
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
-from shardmerge.package.index import name_within
+from shardmerge.package.index import CHECKPOINT, name_within
 from shardmerge.package.known import with_states
 from shardmerge.plan.description import BuildDescription, DescribedShard, RecipeFile, StageText
 from shardmerge.plan.records import MergeRecord, VerifyRecord
@@ -76,9 +76,10 @@ def make_provenance(
         "numerics": description.numerics,
         **({"seeds": forms.written(description.seeds)} if description.seeds else {}),
         **_decoded(description, names),
+        **_made_rows(description, names),
         "dtype": description.dtype,
         "reference": names.get(description.reference, description.reference),
-        "tokenizer": names.get(description.tokenizer, description.tokenizer),
+        **_kind(description, names),
         "sources": {
             names[key]: with_states(source, verified.source_sha256)
             for key, source in description.sources.items()
@@ -110,6 +111,22 @@ def _decoded(description: BuildDescription, names: Mapping[str, str]) -> dict[st
     """Return how many quantised weights of each source were decoded, nothing if none were."""
     found = {names.get(key, key): value for key, value in description.decoded.items()}
     return {"decoded": forms.written(found)} if found else {}
+
+
+def _kind(description: BuildDescription, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the tokenizer is from, or that it is a checkpoint, which has none."""
+    if description.checkpoint:
+        return {CHECKPOINT: True}
+    return {"tokenizer": names.get(description.tokenizer, description.tokenizer)}
+
+
+def _made_rows(description: BuildDescription, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what became of tokens that models lacked, nothing if no rows were made for them."""
+    rows = [
+        {"model": names.get(model, model), "method": method, "own": own, "made": made}
+        for model, method, own, made in description.tokens.made_rows
+    ]
+    return {"made_rows": rows} if rows else {}
 
 
 def _shard_row(shard: DescribedShard, records: Mapping[str, MergeRecord]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.files import description_path
 from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.plan.records import is_as_recorded
-from shardmerge.sources.checkpoint_files import INDEX
 
 
 def stray_weights(description: BuildDescription, folder: Path) -> list[Path]:
@@ -27,7 +26,7 @@ def stray_weights(description: BuildDescription, folder: Path) -> list[Path]:
         folder: The model's.
     """
     known = {shard.file for shard in description.shards}
-    known |= {INDEX} if len(description.main_shards) > 1 else set()
+    known |= set(description.indexes)
     return [
         path
         for path in sorted(folder.rglob("*.safetensors*"))
@@ -52,8 +51,9 @@ def remove_superseded(
         UserError: If another process is writing such a file.
     """
     for path in stray_weights(description, folder):
-        if path.name == INDEX:
-            is_ours, about = _is_earlier_index(path, description.name), []
+        if path.name.endswith(".json"):
+            index = path.relative_to(folder).as_posix()
+            is_ours, about = _is_earlier_index(path, index, description.name), []
         else:
             about = [Path(record_path(path)), Path(check_record_path(path))]
             is_ours = is_as_recorded(path, about[0])
@@ -65,7 +65,7 @@ def remove_superseded(
             say(f"removed {path.name}, which an earlier plan of this model had")
 
 
-def _is_earlier_index(path: Path, name: str) -> bool:
+def _is_earlier_index(path: Path, index: str, name: str) -> bool:
     """Return whether an index is that of a plan that is still known here."""
     content = path.read_bytes()
     for earlier in sorted(description_path(name).parent.glob("*.json")):
@@ -73,6 +73,7 @@ def _is_earlier_index(path: Path, name: str) -> bool:
             description = load_description(earlier.stem)
         except UserError:  # damaged, so that it tells nothing
             continue
-        if description.name == name and index_text(make_index(description)).encode() == content:
+        own = index_text(make_index(description, index))
+        if description.name == name and own.encode() == content:
             return True
     return False

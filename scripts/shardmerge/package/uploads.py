@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from shardmerge.base.errors import UserError, shortened
 from shardmerge.base.files import load_json, read_text
-from shardmerge.base.weightfolders import is_folder, weights_of_folders
+from shardmerge.base.weightfolders import component_of, is_folder, weights_of_folders
+from shardmerge.package.index import CHECKPOINT, PROVENANCE
 from shardmerge.plan.paths import CHECKSUMS
 from shardmerge.sources.checkpoint_files import CONFIG, INDEX, parse_weight_map
 from shardmerge.sources.store import TEMPLATES
@@ -42,8 +44,8 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     """Return what of a model folder is uploaded, and what is not and why; both sorted by name.
 
     Args:
-        folder: The model. Files directly in it count, chat templates in their own folder, and
-            those of modules in theirs.
+        folder: The model or checkpoint. Files directly in it count, chat templates in their own
+            folder, and those of modules and components in theirs.
 
     Raises:
         UserError: If it is not a whole model, or has a link where a file should be.
@@ -52,8 +54,11 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
     if not folder.is_dir():
         raise UserError("is not a folder", str(folder))
     uploads, left_out = [], []
+    listed = _listed(folder) if _is_checkpoint(folder) else None
     for path in sorted(folder.iterdir()):
         counts = f"{path.name}/" == TEMPLATES or is_folder(path.name)
+        if listed is not None:
+            counts = path.name in set(map(component_of, listed))
         if counts and path.is_dir() and not path.is_symlink():
             entries = sorted(path.iterdir())
         else:
@@ -64,7 +69,11 @@ def list_uploads(folder: Path) -> tuple[list[Upload], list[tuple[str, str]]]:
                 left_out.append((name, why))
             else:
                 uploads.append(Upload(name, entry, entry.stat().st_size))
-    _check_whole(folder, {upload.name for upload in uploads})
+    names = {upload.name for upload in uploads}
+    if listed is None:
+        _check_whole(folder, names)
+    else:
+        _check_listed(folder, names, listed)
     return uploads, left_out
 
 
@@ -127,6 +136,28 @@ def _check_whole(folder: Path, names: set[str]) -> None:
     needed |= set(weights_of_folders(names))
     if more := sorted(n for n in names - needed if n.endswith(".safetensors")):
         raise UserError(f"has {more[0]}, which its index does not name", str(folder))
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of any kind, as its provenance tells."""
+    with contextlib.suppress(UserError):  # of a model it is not looked at
+        return load_json(folder / PROVENANCE).get(CHECKPOINT) is True
+    return False
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the files that the checksums of a folder list."""
+    return {line.partition("  ")[2] for line in read_text(folder / CHECKSUMS).splitlines()}
+
+
+def _check_listed(folder: Path, names: set[str], listed: set[str]) -> None:
+    """Check that the weights of a checkpoint are those that its checksums list."""
+    if missing := sorted(listed - names):
+        raise UserError(f"lacks {missing[0]}", str(folder), "The checkpoint is not whole.")
+    if more := sorted(n for n in names - listed if n.endswith(".safetensors")):
+        raise UserError(f"has {more[0]}, which {CHECKSUMS} does not list", str(folder))
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError("has no weights", str(folder))
 
 
 def check_sums(folder: Path, digests: Mapping[str, str]) -> None:

@@ -31,7 +31,6 @@ from shardmerge.plan.records import (
     load_check,
     load_record,
 )
-from shardmerge.sources.checkpoint_files import INDEX
 
 _AGAIN = "Delete the file and run the workflow again."
 
@@ -78,7 +77,8 @@ def verify_model(
     known = known_hashes([*tables, *(_source_hash(path) for path in hashes)])
     remove_superseded(description, folder, say)
     _check_stray(description, folder)
-    _check_index(description, folder)
+    for index in description.indexes:
+        _check_index(description, folder, index)
     _check_files(description, folder)
     return VerifyRecord(
         name=description.name,
@@ -133,13 +133,11 @@ def _refuse_nonfinite(records: Mapping[str, MergeRecord]) -> None:
             )
 
 
-def _check_index(description: BuildDescription, folder: Path) -> None:
-    path = folder / INDEX
-    if len(description.main_shards) == 1:
-        return  # an index would be a stray file
+def _check_index(description: BuildDescription, folder: Path, index: str) -> None:
+    path = folder / index
     if not path.exists():
         raise UserError("is missing", str(path))
-    wanted, found = make_index(description), load_json(path)
+    wanted, found = make_index(description, index), load_json(path)
     metadata, places = (found.get(key) for key in ("metadata", "weight_map"))
     if not (isinstance(metadata, dict) and isinstance(places, dict)):
         raise UserError("is no index of weight files", str(path), _AGAIN)
@@ -174,6 +172,8 @@ def _check_files(description: BuildDescription, folder: Path) -> None:
     for name in (*description.files, *description.tokens.made):
         if not (folder / name).is_file():
             raise UserError("is missing", str(folder / name))
+    if description.checkpoint:
+        return  # its configuration, if it has one, is as it was
     config = load_json(folder / "config.json")
     dtype = config.get("dtype", config.get("torch_dtype"))
     if description.dtype and dtype != description.dtype:

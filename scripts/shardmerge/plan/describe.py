@@ -9,7 +9,7 @@ from shardmerge.algebra.coefficients import decoded_of, terms_of
 from shardmerge.algebra.patterns import alike
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.base.weightfolders import folder_of, own_name
+from shardmerge.base.weightfolders import component_of, folder_of, own_name
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.output_config import config_changes, config_removed, config_whole
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
@@ -35,11 +35,15 @@ MODEL_FILES = ("generation_config.json",)
 
 def copied_files(composer: Composer, stage: str) -> dict[str, FileKey]:
     """Return the small source files of a build's package that are no tokenizer's, by name there."""
-    files = {"config.json": (composer.reference_source(stage), "config.json")}
+    base = composer.reference_source(stage)
+    if composer.recipe.stages[stage].tensors:
+        source = composer.lock.sources[base]
+        weights = {tensor.file for tensor in source.tensors.values()}
+        return {name: (base, name) for name in source.files if name not in weights}
+    files = {"config.json": (base, "config.json")}
     key = generation_source(composer, stage)
     held = composer.lock.sources[key].files
     files |= {name: (key, name) for name in MODEL_FILES if name in held}
-    base = composer.reference_source(stage)
     if composer.is_text_alone(stage):
         return files
     return files | {name: (base, name) for name in side_files(composer.lock.sources[base].files)}
@@ -71,13 +75,14 @@ def describe(
     recipe = composer.recipe
     stage = recipe.stages[name]
     dtype = stage.out_dtype or stage.dtype or _common_dtype(shards)
+    checkpoint = stage.tensors is not None
     return BuildDescription(
         name=name,
         recipe=RecipeFile(file=recipe.path, text=recipe.text),
         stages=stage_texts(recipe, name),
         numerics=composer.numerics,
         dtype=DTYPES[dtype].name if dtype else None,
-        config=config_changes(composer, name) | config_values(composer, name),
+        config={} if checkpoint else config_changes(composer, name) | config_values(composer, name),
         reference=composer.reference_source(name),
         tokenizer=tokenizer.source,
         tokens=tokenizer,
@@ -90,11 +95,12 @@ def describe(
         coefficients={
             t.name: alike(sums[t.name], terms_of) for own in shards.values() for t in own
         },
-        config_removed=tuple(config_removed(composer, name)),
-        config_whole=config_whole(composer, name),
+        config_removed=() if checkpoint else tuple(config_removed(composer, name)),
+        config_whole=None if checkpoint else config_whole(composer, name),
         decoded=decoded_of(sums.values()),
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,
+        checkpoint=checkpoint,
     )
 
 
@@ -135,10 +141,11 @@ def _stage_text(stage: Stage) -> StageText:
 
 
 def _shard(file: str, job: ShardJob, tensors: Iterable[OutputTensor]) -> DescribedShard:
+    folder = component_of(file)
     return DescribedShard(
         file=file,
         digest=job.digest,
-        tensors={own_name(t.name): (t.dtype, tuple(t.shape)) for t in tensors},
+        tensors={own_name(t.name, folder): (t.dtype, tuple(t.shape)) for t in tensors},
     )
 
 

@@ -18,7 +18,7 @@ from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.sealed import AGAIN
-from shardmerge.base.weightfolders import folder_of
+from shardmerge.base.weightfolders import indexes_of
 from shardmerge.plan.files import description_path
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import kinds, store_type
@@ -52,6 +52,8 @@ class TokenizerContent:
         within: How many of the source's own tokens stay, if the tokens are changed.
         added: Added tokens, likewise: token, id, model that has it as an added token or None.
         template: The chat template, if the recipe chooses one.
+        made_rows: Where rows of tokens are made of others: model, method, how many tokens have a
+            row of their own, for how many others one is made.
         made: Names of the files that are written, not copied.
         read: Source files that they are written from: model, file, identity of the content.
     """
@@ -64,6 +66,9 @@ class TokenizerContent:
         forms.listed(forms.row(forms.text, forms.count, forms.maybe(forms.text))), None
     )
     template: str | None = entry(forms.text, None)
+    made_rows: tuple[tuple[str, str, int, int], ...] = entry(
+        forms.listed(forms.row(forms.text, forms.text, forms.count, forms.count)), ()
+    )
     made: tuple[str, ...] = entry(forms.listed(forms.text))
     read: tuple[tuple[str, str, str], ...] = entry(
         forms.listed(forms.row(forms.text, forms.text, forms.text))
@@ -143,6 +148,7 @@ class BuildDescription:
         decoded: Of each source, how many quantised weights are decoded, by format.
         seeds: Of each stage that chooses at random; None if none does.
         allow_nonfinite: Whether shards may hold infinite values and NaN that no source has.
+        checkpoint: Whether it is a checkpoint of any kind, and no model that transformers loads.
     """
 
     name: str = entry(forms.text)
@@ -169,6 +175,7 @@ class BuildDescription:
         forms.mapped(forms.listed(forms.integer)), None
     )
     allow_nonfinite: bool = entry(forms.truth, False)
+    checkpoint: bool = entry(forms.truth, False)
 
     @property
     def varied(self) -> bool:
@@ -182,9 +189,9 @@ class BuildDescription:
         return digest(self.to_json())
 
     @property
-    def main_shards(self) -> tuple[DescribedShard, ...]:
-        """The shards that an index names: not those of folders with weights of their own."""
-        return tuple(shard for shard in self.shards if not folder_of(shard.file))
+    def indexes(self) -> list[str]:
+        """Names of the indexes, one for each folder that has several weight files."""
+        return indexes_of(shard.file for shard in self.shards)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardmerge.base.weightfolders import in_folder, is_folder
+from shardmerge.base.weightfolders import folder_below, in_folder
 
 #: A model's file of the hashes of all its other files.
 CHECKSUMS = "SHA256SUMS"
@@ -14,6 +14,8 @@ CHECKSUMS = "SHA256SUMS"
 PICTURE = "coefficients.svg"
 #: Its signature, under the name that model-signing itself looks for; no part of the checksums.
 SIGNATURE = "model.sig"
+#: A model's copy of its recipe.
+RECIPE = "mergekit_config.yml"
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,17 @@ class Paths:
         """Return the path of the receipt of an export's upload."""
         return self.build(name, f"exports/{form}.published.json")
 
-    def hidden(self, file: str) -> str:
-        """Return the path of what a model makes of prompts."""
-        return f"{self.results}/hidden/{file}"
+    def measured(self, file: str) -> str:
+        """Return the path of what a job measured of a model."""
+        return f"{self.results}/measured/{file}"
 
     def adapter(self, name: str) -> str:
         """Return the folder of an adapter."""
         return self.build(name, "adapter")
+
+    def transplant(self, file: str) -> str:
+        """Return the path of what rows of tokens that a model lacks are made of."""
+        return f"{self.results}/transplants/{file}"
 
     def adapter_file(self, name: str, file: str) -> str:
         """Return the path of a file of an adapter's folder."""
@@ -117,13 +123,13 @@ def check_record_path(shard: str | os.PathLike[str]) -> str:
 def record_of_check(check: str | os.PathLike[str]) -> str:
     """Return the path of the record of the shard that a check is of."""
     check = Path(check)
-    below = check.parent.name if is_folder(check.parent.name) else ""
+    below = folder_below(check)
     parent = check.parent.parent.parent if below else check.parent.parent
     return f"{parent}/records/{in_folder(below, check.name)}"
 
 
 def _about(shard: Path, folder: str) -> str:
-    below = shard.parent.name if is_folder(shard.parent.name) else ""
+    below = folder_below(shard)
     parent = shard.parent.parent if below else shard.parent
     parent = parent.parent if parent.name == "model" else parent
     return f"{parent}/{folder}/{in_folder(below, shard.stem)}.json"

@@ -11,13 +11,15 @@ from typing import Any
 
 from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
+from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.sealed import AGAIN, unseal
-from shardmerge.base.weightfolders import folder_of, shard_name
+from shardmerge.base.weightfolders import indexes_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.files import use_plan
+from shardmerge.plan.measuring import MeasureJob, MeasureSpec
 from shardmerge.plan.schedule import Schedule
 from shardmerge.plan.trialroom import TrialRoom
 
@@ -62,35 +64,27 @@ class FetchJob:
 
 
 @dataclass(frozen=True)
-class HiddenJob:
-    """A job in which a model reads prompts.
+class TransplantJob:
+    """A job that finds of which rows those of tokens that a model lacks are made.
 
     Args:
-        output: Path of the safetensors file with a direction for each expert and layer.
-        digest: Of all that determines it.
-        folder: The model's.
-        files: Paths of all files of the model.
+        output: Path of the safetensors file with rows, weights and errors.
+        digest: The job's identity, and the name of its specification.
+        files: Paths of what it reads: the file of a donor's embedding, or of a tokenizer.
         identities: Of the content of each.
-        size: Bytes of its weights.
-        mode: How directions are taken from hidden states, as recipes say it.
-        prompts: For each expert its positive and its negative prompts.
+        memory: Bytes that it needs at most.
     """
 
     output: str
     digest: str
-    folder: str
     files: tuple[str, ...]
     identities: tuple[str, ...]
-    size: int
-    mode: str
-    prompts: tuple[tuple[tuple[str, ...], ...], ...]
+    memory: int
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> HiddenJob:
+    def from_json(cls, data: Mapping[str, Any]) -> TransplantJob:
         """Return the job that ``dataclasses.asdict`` made JSON-able."""
-        prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
-        lists = {key: tuple(data[key]) for key in ("files", "identities")}
-        return cls(**{**data, **lists, "prompts": prompts})
+        return cls(**{**data, **{key: tuple(data[key]) for key in ("files", "identities")}})
 
 
 @dataclass(frozen=True)
@@ -107,6 +101,7 @@ class Build:
         statistics: Which statistics there are of it (``algebra.interference.worth_showing``).
         varied: Whether not all of its tensors are made of the same.
         trial: Whether it is a trial of a sweep, and not a model that was asked for by itself.
+        checkpoint: Whether it is a checkpoint of any kind, and no model that transformers loads.
     """
 
     name: str
@@ -117,11 +112,12 @@ class Build:
     statistics: tuple[str, ...] = ()
     varied: bool = False
     trial: bool = False
+    checkpoint: bool = False
 
     @property
-    def main_shards(self) -> tuple[ShardJob, ...]:
-        """The shards that an index names: not those of folders with weights of their own."""
-        return tuple(job for job in self.shards if not folder_of(shard_name(job.output)))
+    def indexes(self) -> list[str]:
+        """Names of the indexes, one for each folder that has several weight files."""
+        return indexes_of(shard_name(job.output) for job in self.shards)
 
     @property
     def bytes_written(self) -> int:
@@ -200,8 +196,9 @@ class Plan:
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         room: What trials of sweeps take.
         warnings: One sentence each.
-        hidden: Jobs in which models read prompts, by the digests of what they make.
+        measures: Jobs that measure whole models, by the digests of what they make.
         adapters: LoRA adapters to be made, by name.
+        transplants: Jobs that find out of what rows of tokens are made, by their digests.
     """
 
     builds: Mapping[str, Build]
@@ -213,14 +210,20 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
-    hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
+    measures: Mapping[str, MeasureJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    transplants: Mapping[str, TransplantJob] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Mapping[str, Build]:
         """The models that were asked for by themselves."""
         return {name: build for name, build in self.builds.items() if not build.trial}
+
+    @cached_property
+    def loadable(self) -> Mapping[str, Build]:
+        """Those of them that transformers loads, and lm-eval measures: no other checkpoints."""
+        return {name: build for name, build in self.models.items() if not build.checkpoint}
 
     @cached_property
     def trials(self) -> Mapping[str, Build]:
@@ -236,7 +239,9 @@ class Plan:
     @property
     def torch(self) -> bool:
         """Whether a job needs torch."""
-        return bool(self.adapters) or any(job.torch for job in (*self.shards, *self.deltas))
+        if self.adapters or self.transplants:
+            return True
+        return any(job.torch for job in (*self.shards, *self.deltas))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data; ``from_json`` inverts it."""
@@ -268,7 +273,10 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
-            hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
+            measures={key: MeasureJob.from_json(job) for key, job in data["measures"].items()},
+            transplants={
+                key: TransplantJob.from_json(job) for key, job in data["transplants"].items()
+            },
             room=TrialRoom(**data["room"]),
             adapters={
                 name: Adapter(
@@ -293,7 +301,9 @@ class Planned:
     """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec | FactorSpec] = field(default_factory=dict)
+    specs: dict[str, ShardSpec | FactorSpec | MeasureSpec | TransplantSpec] = field(
+        default_factory=dict
+    )
     descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 

@@ -21,19 +21,30 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.base.numerics import FLOAT32, Numerics
-from shardmerge.base.weightfolders import folder_of, in_folder
+from shardmerge.base.weightfolders import in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.hidden_states import HiddenStates
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.tokenizer_files import tokenizer_files
-from shardmerge.engine.memory import workspace_bytes
+from shardmerge.compose.transplants import Transplant
+from shardmerge.engine.memory import STREAMING_BYTES, workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
+from shardmerge.plan.measure_jobs import measure_job
+from shardmerge.plan.measuring import MeasureJob, MeasureSpec
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
-from shardmerge.plan.plan import Build, FetchJob, HiddenJob, Plan, Planned, PlannedSource, ShardJob
+from shardmerge.plan.plan import (
+    Build,
+    FetchJob,
+    Plan,
+    Planned,
+    PlannedSource,
+    ShardJob,
+    TransplantJob,
+)
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
 from shardmerge.plan.shards import as_stored, shard_names, shards_of
@@ -86,7 +97,8 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
-        self.hidden: dict[FileKey, HiddenStates] = {}
+        self.measured: dict[FileKey, tuple[ModelMeasurement, Lock]] = {}
+        self.transplants: dict[FileKey, Transplant] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
@@ -109,11 +121,12 @@ class _Planner:
                 name,
                 paths=self.paths,
                 planned=self.planned,
-                make_job=partial(self._job, delta_path={}, numerics=FLOAT32),
+                make_job=partial(self._update_job, composer),
                 max_shard_size=self.settings.max_shard_size,
             )
             for name, composer in self._adapters().items()
         }
+        transplants = self._transplant_jobs()
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -128,7 +141,8 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
-            hidden=self._hidden_jobs(),
+            measures=self._measure_jobs(),
+            transplants=transplants,
             warnings=unsilenced(self.findings, self.settings["silence"]),
             adapters=adapters,
         )
@@ -140,7 +154,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read - self.hidden.keys()):
+        for model, name in sorted(self.read - self.measured.keys() - self.transplants.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -166,9 +180,15 @@ class _Planner:
                     stage = recipe.final[0] if recipe.build else name
                     if not recipe.stages[stage].extraction:
                         targets[name] = (composer, stage, composer.outputs(stage))
-            self.hidden |= composer.hidden
-        self.identities |= {key: one.identity for key, one in self.hidden.items()}
+            self._note_made(composer)
         return targets
+
+    def _note_made(self, composer: Composer) -> None:
+        """Note the sources that jobs make for a recipe."""
+        self.measured |= {key: (one, composer.lock) for key, one in composer.measured.items()}
+        self.transplants |= composer.transplants
+        made = {**composer.measured, **composer.transplants}
+        self.identities |= {key: one.identity for key, one in made.items()}
 
     def _adapters(self) -> dict[str, Composer]:
         """Return the documents that make adapters; sums are what these are made of."""
@@ -214,7 +234,7 @@ class _Planner:
             names = sorted({t.file for t in self.locked[finetuned].tensors.values()})
             shards = dict(zip(names, shard_names(len(names), "delta"), strict=True))
             for file, deltas in sorted(files.items()):
-                table, of = self.locked[finetuned].tensors, folder_of(file)
+                table, of = self.locked[finetuned].tensors, self.locked[finetuned].folder_of(file)
                 deltas.sort(key=lambda d: table[in_folder(of, d.finetuned.tensor)].begin)
                 tensors = tuple(
                     OutputTensor(delta_name(d, self.identities), d.dtype, d.shape, d)
@@ -236,9 +256,18 @@ class _Planner:
         model = composer.model(Reference(stage))
         places = {t.name: model.place(t.name) for t in outputs}
         usual = _largest_file(self.locked[composer.reference_source(stage)])
-        shards = shards_of(outputs, places, self.settings.max_shard_size, usual)
+        checkpoint = composer.recipe.stages[stage].tensors is not None
+        shards = shards_of(
+            *(outputs, places, self.settings.max_shard_size, usual),
+            {t.name: model.folder(t.name) for t in outputs},
+            checkpoint=checkpoint,
+        )
         jobs = tuple(
-            self._job(self.paths.model_file(name, file), tuple(map(as_stored, tensors)), delta_path)
+            self._job(
+                self.paths.model_file(name, file),
+                tuple(as_stored(tensor, file) for tensor in tensors),
+                delta_path,
+            )
             for file, tensors in shards.items()
         )
         tokenizer = tokenizer_files(composer, stage)
@@ -264,6 +293,7 @@ class _Planner:
             statistics=worth_showing(t.expression for t in outputs),
             varied=description.varied,
             trial=composer.recipe.build is not None,
+            checkpoint=checkpoint,
         )
 
     def _job(
@@ -305,10 +335,19 @@ class _Planner:
             torch=needs_torch(tasks, self.settings["device"]),
         )
 
+    def _update_job(
+        self, composer: Composer, output: str, tensors: tuple[OutputTensor, ...]
+    ) -> ShardJob:
+        """Return the job that writes what an adapter's model has beyond its base."""
+        self._note_made(composer)
+        return self._job(output, tensors, {}, FLOAT32)
+
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
-        if key in self.hidden:
-            return self.paths.hidden(self.hidden[key].file)
+        if key in self.measured:
+            return self.paths.measured(key[1])
+        if key in self.transplants:
+            return self.paths.transplant(self.transplants[key].file)
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
@@ -319,22 +358,33 @@ class _Planner:
             )
         return path
 
-    def _hidden_jobs(self) -> dict[str, HiddenJob]:
-        """Return the jobs that let models read prompts, by the digests of what they make."""
+    def _measure_jobs(self) -> dict[str, MeasureJob]:
+        """Return the jobs that measure models, by the digests of what they make."""
         found = {}
-        for key, one in self.hidden.items():
-            source = self.locked[one.model]
-            paths = tuple(self._path((one.model, name)) for name in source.files)
-            size = sum(t.end - t.begin for t in source.tensors.values())
-            found[one.digest] = HiddenJob(
+        for key, (one, lock) in self.measured.items():
+            self.planned.specs[one.digest] = MeasureSpec(kind=one.kind, options=one.options)
+            found[one.digest] = measure_job(one, self._path(key), lock, self._path)
+        return found
+
+    def _transplant_jobs(self) -> dict[str, TransplantJob]:
+        """Return the jobs that find out of what rows of tokens are made, by their digests.
+
+        Those that no shard reads are left out: what is planned as sums may not be computed so.
+        """
+        found = {}
+        for key, one in self.transplants.items():
+            if key not in self.read:
+                continue
+            name = one.spec.digest
+            self.planned.specs[name] = one.spec
+            keys = one.files
+            self.read |= set(keys)
+            found[name] = TransplantJob(
                 output=self._path(key),
-                digest=one.digest,
-                folder=paths[0].rsplit("/", 1)[0],
-                files=paths,
-                identities=tuple(file.identity for file in source.files.values()),
-                size=size,
-                mode=one.mode,
-                prompts=one.prompts,
+                digest=name,
+                files=tuple(map(self._path, keys)),
+                identities=tuple(self.identities[file] for file in keys),
+                memory=STREAMING_BYTES + one.spec.memory,
             )
         return found
 

@@ -22,6 +22,7 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import untold_periods
 from shardmerge.plan.checked_build import Case, places
+from shardmerge.plan.checkpoint_checks import partial_tensors
 from shardmerge.plan.mixture_checks import equal_experts, expert_tokenizers, scales
 from shardmerge.plan.part_checks import (
     module_folders,
@@ -56,7 +57,8 @@ def check_build(
         expressions: What each of them is, as sums (``Composer.sums``).
     """
     case = Case(composer, name, outputs, expressions)
-    return [finding for check in _CHECKS for finding in check(case)]
+    checks = _OF_CHECKPOINTS if case.stage.tensors else _CHECKS
+    return [finding for check in checks for finding in check(case)]
 
 
 def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Finding]:
@@ -114,6 +116,19 @@ def _tokenizer_blend(case: Case) -> Iterator[Finding]:
             "One row may stand for different tokens; take embeddings from one model, or write "
             "`tokenizer_source: union`",
         )
+
+
+def _few_shared_tokens(case: Case) -> Iterator[Finding]:
+    names = [stage.name for stage in case.stages]
+    for one in case.composer.tokenizers.made_rows(names):
+        tokens = case.composer.tokenizers.of(Reference(one.stage))
+        if 4 * one.own < len(tokens.ids):
+            message = (
+                f"{one.model} has rows of its own for {one.own} of {len(tokens.ids)} tokens: it "
+                "needs training before it is of use"
+            )
+            where = case.composer.recipe.stages[one.stage].tokenizer.where
+            yield Finding("few-shared-tokens", message, where, one.stage)
 
 
 def _fp16_range(case: Case) -> Iterator[Finding]:
@@ -245,6 +260,7 @@ _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     _rope_blend,
     _norms_summed,
     _tokenizer_blend,
+    _few_shared_tokens,
     _fp16_range,
     _weights_sum,
     _layer_period,
@@ -259,3 +275,6 @@ _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     _fused_filters,
     text_into_vision,
 )
+
+#: The same of a merge of checkpoints, of which nothing is known but their tensors' names.
+_OF_CHECKPOINTS = (_fp16_range, _weights_sum, partial_tensors, _unused_models, _unmatched_filters)

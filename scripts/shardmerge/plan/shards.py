@@ -8,7 +8,13 @@ from dataclasses import replace
 
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import tensor_bytes
-from shardmerge.base.weightfolders import FOLDER_WEIGHTS, folder_of, own_name
+from shardmerge.base.weightfolders import (
+    FOLDER_WEIGHTS,
+    STEMS,
+    component_of,
+    in_folder,
+    own_name,
+)
 from shardmerge.compose.models import Place
 
 
@@ -58,24 +64,45 @@ def shards_of(
     places: Mapping[str, Place],
     max_shard_size: int | None,
     usual: int,
+    folders: Mapping[str, str],
+    *,
+    checkpoint: bool = False,
 ) -> dict[str, list[OutputTensor]]:
     """Return the tensors of every shard by its name relative to the model's folder.
 
-    Folders with weights of their own have one shard each. Arguments as of ``group``.
+    Folders with weights of their own have one shard each; those of a checkpoint have shards as the
+    model has, under the names that its files have.
+
+    Args:
+        tensors, places, max_shard_size, usual: As of ``group``.
+        folders: The folder of each tensor, "" for the model's own.
+        checkpoint: Whether it is a checkpoint of any kind.
     """
-    folders: dict[str, list[OutputTensor]] = {"": []}
+    found: dict[str, list[OutputTensor]] = {} if checkpoint else {"": []}
     for tensor in tensors:
-        folders.setdefault(folder_of(tensor.name), []).append(tensor)
-    groups = group(folders.pop(""), places, max_shard_size, usual)
-    shards = dict(zip(shard_names(len(groups)), groups, strict=True))
-    for folder, own in sorted(folders.items()):
-        shards[f"{folder}/{FOLDER_WEIGHTS}"] = sorted(own, key=lambda t: (*places[t.name], t.name))
+        found.setdefault(folders[tensor.name], []).append(tensor)
+    shards: dict[str, list[OutputTensor]] = {}
+    for folder, own in sorted(found.items()):
+        if folder and not checkpoint:
+            own.sort(key=lambda t: (*places[t.name], t.name))
+            shards[f"{folder}/{FOLDER_WEIGHTS}"] = own
+            continue
+        groups = group(own, places, max_shard_size, usual)
+        names = shard_names(len(groups), _stem(places[own[0].name]) if checkpoint else "model")
+        shards |= {in_folder(folder, n): g for n, g in zip(names, groups, strict=True)}
     return shards
 
 
-def as_stored(tensor: OutputTensor) -> OutputTensor:
-    """Return a tensor under the name that it has in its file."""
-    return replace(tensor, name=own_name(tensor.name)) if folder_of(tensor.name) else tensor
+def _stem(place: Place) -> str:
+    """Return what the files of a checkpoint's result are called, after those of its source."""
+    file = place[0][-1][1].rpartition("/")[2]
+    return max((stem for stem in STEMS if file.startswith(stem)), key=len, default=STEMS[0])
+
+
+def as_stored(tensor: OutputTensor, file: str) -> OutputTensor:
+    """Return a tensor under the name that it has in its file, relative to the model's folder."""
+    folder = component_of(file)
+    return replace(tensor, name=own_name(tensor.name, folder)) if folder else tensor
 
 
 def shard_names(count: int, stem: str = "model") -> list[str]:

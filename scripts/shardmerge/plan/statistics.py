@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
+from shardmerge.base.weightfolders import folder_below, in_folder
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,21 @@ class _Check:
 def load_statistics(path: str | os.PathLike[str]) -> ShardStatistics | None:
     """Return the statistics in the record of a check, or None if it has none.
 
+    Tensors are called as among all of the model.
+
     Raises:
         UserError: If it cannot be read or is damaged.
     """
     try:
-        return forms.read(_Check, load_json(path)).statistics
+        found = forms.read(_Check, load_json(path)).statistics
     except FormError as error:
         raise UserError(
             f"is not the record of a check that passed: {error}",
             str(path),
             "Delete it and run the workflow again, which checks anew.",
         ) from None
+    folder = folder_below(Path(path))
+    if found is None or not folder:
+        return found
+    named = {in_folder(folder, name): tensor for name, tensor in found.tensors.items()}
+    return replace(found, tensors=named)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.findings import Finding
 from shardmerge.methods import registry
+from shardmerge.recipe.checkpoints import as_checkpoint
 from shardmerge.recipe.experts import EXPERT_KINDS, parse_experts
 from shardmerge.recipe.extract_lora import parse_extraction
 from shardmerge.recipe.extraction import EXTRACT
 from shardmerge.recipe.nodes import Node
-from shardmerge.recipe.parameters import clamped_rules, parse_settings
+from shardmerge.recipe.parameters import Setting, clamped_rules, parse_settings
 from shardmerge.recipe.slices import (
     check_inputs,
     misplaced,
@@ -31,6 +32,7 @@ DOCUMENT_KEYS = (
     "modules",
     "stack",
     "other_modules",
+    "tensors",
     "parameters",
     "dtype",
     "out_dtype",
@@ -45,7 +47,7 @@ _FOREIGN = {
     "genome": (
         "mergekit-evolve",
         "searches for a recipe",
-        "Search with mergekit-evolve, and give the recipe that it writes (`best_config.yaml`).",
+        "Run `shardmerge search` with it, and build the `best.yaml` that this writes.",
     ),
 }
 
@@ -96,6 +98,7 @@ def parse_stage(node: Node, text: str, default_name: str) -> Stage:
         where=node.where,
         other_modules=_other_modules(table),
     )
+    stage = as_checkpoint(stage, table)
     for piece in stage.slices:
         check_inputs(piece.inputs, method, piece.base_model or base, piece.where)
     node.warnings.extend(_check_names(stage, method))
@@ -136,9 +139,23 @@ def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding
                 )
                 yield Finding("ignored-parameter", message, setting.where)
                 continue
+            if declared.measuring:
+                _check_measuring(name, setting)
             for rule in clamped_rules(setting, declared):
                 message = (
                     f"parameter {name!r} is beyond {declared.minimum:g} to {declared.maximum:g}; "
                     "the nearer bound counts in its place, as in mergekit"
                 )
                 yield Finding("clamped-parameter", message, rule.where)
+
+
+def _check_measuring(name: str, setting: Setting) -> None:
+    """Refuse values for some tensors only of what says how a whole model is measured."""
+    for rule in setting.rules:
+        if rule.filter not in (None, "*") or isinstance(rule.value, tuple):
+            raise UserError(
+                f"parameter {name!r} says how a whole model is measured, and cannot differ between "
+                "its tensors",
+                rule.where,
+                "Give it one value, without filters, for each model or for all.",
+            )

@@ -15,7 +15,7 @@ from shardmerge.recipe.document import parse_stage
 from shardmerge.recipe.nodes import Node, load_documents
 from shardmerge.recipe.references import Reference, parse_reference
 from shardmerge.recipe.stacks import written_out
-from shardmerge.recipe.stage import Slice, Stage, TokenizerSettings
+from shardmerge.recipe.stage import TEXT_PARAMETER, Slice, Stage, TokenizerSettings
 
 _SAFE = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
@@ -51,7 +51,10 @@ def renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
     def tokenizer(given: TokenizerSettings) -> TokenizerSettings:
         rules = tuple(replace(rule, model=reference(rule.model)) for rule in given.rules)
         source = reference(given.model) if given.model else given.source
-        return replace(given, source=source, rules=rules)
+        found = given.approximation
+        if found:
+            found = replace(found, donor=reference(found.donor))
+        return replace(given, source=source, rules=rules, approximation=found)
 
     return replace(
         stage,
@@ -101,6 +104,11 @@ class Recipe:
         return any(stage.tokenizer for stage in self.stages.values())
 
     @property
+    def needs_special_tokens(self) -> bool:
+        """Whether tokens of different tokenizers are compared by what they are for."""
+        return any(s.tokenizer and s.tokenizer.approximation for s in self.stages.values())
+
+    @property
     def needs_templates(self) -> bool:
         """Whether a stage takes the chat template that most models have."""
         return any(stage.chat_template == "auto" for stage in self.stages.values())
@@ -119,6 +127,18 @@ class Recipe:
                 for one in stage.mixture.all:
                     texts |= dict.fromkeys((*one.positive, *one.negative))
         return {key: tuple(texts) for key, texts in found.items()}
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Files of text that models read when they are measured, each with file and line."""
+        found: dict[str, str] = {}
+        for stage in self.stages.values():
+            if stage.measures:
+                for level in stage.levels:
+                    for rule in level[TEXT_PARAMETER].rules if TEXT_PARAMETER in level else ():
+                        if isinstance(rule.value, str):
+                            found.setdefault(rule.value, rule.where)
+        return found
 
     def _tokenized_by(self, stage: Stage) -> str:
         key = stage.reference_model.model
@@ -159,8 +179,10 @@ class Recipe:
 
     @property
     def named(self) -> tuple[tuple[Reference, str], ...]:
-        """All that a lock must hold, each with its role: ``model`` or ``adapter``."""
-        models = ((reference, "model") for reference in self.sources)
+        """All that a lock must hold, each with its role: ``model``, ``checkpoint``, ``adapter``."""
+        plain = {r.model for s in self.stages.values() if s.tensors for r in s.references}
+        roles = {True: "checkpoint", False: "model"}
+        models = ((reference, roles[reference.model in plain]) for reference in self.sources)
         return (*models, *((reference, "adapter") for reference in self.adapters))
 
 
@@ -193,6 +215,7 @@ def parse_recipe(text: str, path: str) -> Recipe:
     for odd in documents[0][0].warnings:  # what is odd in many places is told of the first
         warnings.setdefault((odd.check, odd.message), odd)
     _check_readers(stages)
+    _check_kinds(stages)
     used = {r.model for s in stages.values() for r in s.references}
     final = tuple(name for name in stages if name not in used)
     return Recipe(path, _in_order(stages), final, text, tuple(warnings.values()))
@@ -269,6 +292,23 @@ def _check_readers(stages: Mapping[str, Stage]) -> None:
                     stage.where,
                     "Build the adapter first; then name its folder as `model+folder`.",
                 )
+
+
+def _check_kinds(stages: Mapping[str, Stage]) -> None:
+    """Raise UserError if what one document reads as a checkpoint is a model for another one."""
+    readers: dict[str, Stage] = {}
+    for stage in stages.values():
+        for model in dict.fromkeys(r.model for r in stage.references):
+            others = [stages[model]] if model in stages else []
+            others += [readers.setdefault(model, stage)]
+            for other in others:
+                if bool(other.tensors) != bool(stage.tensors):
+                    raise UserError(
+                        f"{model!r} is a checkpoint for one document, which merges tensors by "
+                        f"their names alone, and a model for the other ({other.where})",
+                        stage.where,
+                        "Write `tensors: same` into both documents, or into neither.",
+                    )
 
 
 def _in_order(stages: Mapping[str, Stage]) -> dict[str, Stage]:

@@ -1,4 +1,7 @@
-"""References to models as recipes write them: ``path``, ``path@revision``, ``path+lora``."""
+"""References to models as recipes write them: ``path``, ``path@revision``, ``path+lora``.
+
+``owner/name:file`` is one file of a Hub repository.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import is_repo
 from shardmerge.base.printable import is_printable
 
+#: How files of weights end: safetensors, and those that are pickles.
+WEIGHT_ENDS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+
 
 @dataclass(frozen=True)
 class Reference:
-    """A model: folder, Hub repository or another document's name; a revision; an adapter.
+    """A model: folder, file, Hub repository or another document's name; a revision; an adapter.
 
     Args:
         path: As written, without revision.
@@ -31,6 +37,11 @@ class Reference:
     def model(self) -> str:
         """The reference without its adapter: a key of ``sources`` and of the lock."""
         return f"{self.path}@{self.revision}" if self.revision else self.path
+
+    @property
+    def names_file(self) -> bool:
+        """Whether it names one file of weights, on this machine or in a repository."""
+        return (self.lora or self.path).lower().endswith(WEIGHT_ENDS)
 
     @property
     def is_hub_name(self) -> bool:

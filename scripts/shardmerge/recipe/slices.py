@@ -82,7 +82,7 @@ def _slices(node: Node, form: str, base: Reference | None) -> tuple[Slice, ...]:
     inputs = [_input(row, "an entry of `models`") for row in rows]
     # As mergekit has it: a base model that is not listed is an input all the same.
     if base and base not in [item.model for item in inputs]:
-        inputs.append(Input(base, {}, None, node.where))
+        inputs.append(Input(base, {}, None, node.where, listed=False))
     return (Slice(tuple(inputs), {}, None, node.where),)
 
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardmerge.base.errors import UserError
+from shardmerge.methods import registry
 from shardmerge.recipe.extraction import Extraction
 from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.references import Reference
+
+#: The parameter that names a file of text which a model reads when it is measured.
+TEXT_PARAMETER = "text"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,35 @@ class TokenRule:
 
 
 @dataclass(frozen=True)
+class Approximation:
+    """How a model gets rows for tokens of the result that it lacks, from its own rows.
+
+    Args:
+        method: Of ``algebra.transplant``.
+        donor: Model whose embeddings say what is alike; None for the one whose tokenizer it is.
+        k: How many rows one is made of, or None for the default.
+        cosine: Whether neighbours are those with the most similar direction.
+        weighting: How neighbours are weighted, or the parts of a token.
+        prefix, byte: In which tensors (``embed``, ``lm_head``) a token may take the row of a prefix
+            of it, or of its byte's token.
+        scale: What the new rows are multiplied by.
+        magikarp: Whether rows of tokens that a model was hardly trained on make no others.
+        where: File and line.
+    """
+
+    method: str
+    donor: Reference | None
+    k: int | None
+    cosine: bool
+    weighting: str
+    prefix: tuple[str, ...]
+    byte: tuple[str, ...]
+    scale: float
+    magikarp: bool
+    where: str
+
+
+@dataclass(frozen=True)
 class TokenizerSettings:
     """What the tokenizer of a stage's result is.
 
@@ -43,17 +76,24 @@ class TokenizerSettings:
         rules: Of single tokens, in the recipe's order.
         pad_to_multiple_of: What the number of embeddings is rounded up to, or None.
         where: File and line.
+        approximation: How rows are made of tokens that a model lacks, or None.
     """
 
     source: Literal["union", "base"] | Reference
     rules: tuple[TokenRule, ...]
     pad_to_multiple_of: int | None
     where: str
+    approximation: Approximation | None = None
 
     @property
     def model(self) -> Reference | None:
         """The model that is named as the source, if one is."""
         return self.source if isinstance(self.source, Reference) else None
+
+    @property
+    def donor(self) -> Reference | None:
+        """The model that is named as the donor of embeddings, if one is."""
+        return self.approximation.donor if self.approximation else None
 
 
 def unknown_rule(rule: TokenRule) -> UserError:
@@ -74,12 +114,14 @@ class Input:
         parameters: Settings by parameter name.
         layers: Half-open range of the model's layers, or None for all.
         where: File and line.
+        listed: Whether the recipe lists it, and does not name it as the base model alone.
     """
 
     model: Reference
     parameters: Mapping[str, Setting]
     layers: tuple[int, int] | None
     where: str
+    listed: bool = True
 
 
 @dataclass(frozen=True)
@@ -201,6 +243,8 @@ class Stage:
         mixture: The mixture of experts that it assembles, or None.
         choice: The experts that it takes out of a mixture, or None.
         extraction: How its model becomes an adapter, or None where it makes a model.
+        tensors: Of a merge of checkpoints by the names of their tensors alone, which tensors the
+            result has (``TENSORS``); None where models are merged.
     """
 
     name: str
@@ -218,6 +262,7 @@ class Stage:
     choice: ExpertChoice | None = None
     extraction: Extraction | None = None
     other_modules: str | None = None
+    tensors: str | None = None
 
     @property
     def drops(self) -> bool:
@@ -228,6 +273,13 @@ class Stage:
     def keeps(self) -> bool:
         """Whether modules that are not mentioned are the base model's."""
         return self.other_modules == "keep"
+
+    @property
+    def measures(self) -> bool:
+        """Whether models are measured while they read texts, which its parameters name."""
+        return any(
+            m.name == self.method and m.parameter(TEXT_PARAMETER) for m in registry.methods()
+        )
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -244,6 +296,8 @@ class Stage:
         named = [b for b in bases if b is not None] + [i.model for i in self.inputs]
         if self.tokenizer and self.tokenizer.model:
             named.append(self.tokenizer.model)
+        if self.tokenizer and self.tokenizer.donor:
+            named.append(self.tokenizer.donor)
         return tuple(dict.fromkeys(named))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from shardmerge.base.errors import did_you_mean
+from shardmerge.recipe.approximation import parse_approximation
 from shardmerge.recipe.chat import CHAT_TEMPLATES
 from shardmerge.recipe.nodes import Node
 from shardmerge.recipe.references import Reference, parse_reference
@@ -29,7 +30,7 @@ def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSetting
         return TokenizerSettings(_source(source, "tokenizer_source"), (), None, source.where)
     if block is None:
         return None
-    table = block.mapping("`tokenizer`", ("source", "tokens", "pad_to_multiple_of"))
+    table = block.mapping("`tokenizer`", ("source", "tokens", "pad_to_multiple_of", "approximate"))
     table = {key: node for key, node in table.items() if node.value is not None}
     rules = []
     if "tokens" in table:
@@ -46,6 +47,7 @@ def parse_tokenizer(source: Node | None, block: Node | None) -> TokenizerSetting
         tuple(rules),
         multiple.value if multiple else None,
         block.where,
+        parse_approximation(table["approximate"]) if "approximate" in table else None,
     )
 
 

@@ -70,6 +70,11 @@ class RecipeFamily:
         return any(recipe.needs_vocabularies for recipe in self.recipes)
 
     @property
+    def needs_special_tokens(self) -> bool:
+        """Whether a recipe compares tokens by what they are for."""
+        return any(recipe.needs_special_tokens for recipe in self.recipes)
+
+    @property
     def needs_templates(self) -> bool:
         """Whether a recipe needs the models' chat templates."""
         return any(recipe.needs_templates for recipe in self.recipes)
@@ -82,6 +87,14 @@ class RecipeFamily:
             for key, texts in recipe.prompts.items():
                 found.setdefault(key, {}).update(dict.fromkeys(texts))
         return {key: tuple(texts) for key, texts in found.items()}
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Files of text that models read when they are measured, each with file and line."""
+        found: dict[str, str] = {}
+        for recipe in self.recipes:
+            found = {**recipe.texts, **found}
+        return found
 
     def where(self, model: str) -> str:
         """Return file and line of the first place that names a model or adapter."""

@@ -76,7 +76,7 @@ def _verdicts(plan: Plan, asked: Sequence[Difference]) -> Iterator[str]:
     """Yield a sentence on each model that is built."""
     if not asked:
         yield paragraph("No two models were measured on the same task.", "note")
-    for name in plan.models:
+    for name in plan.loadable:
         for text, kind in comparisons_in_words(asked, name):
             yield paragraph(f"{name}: {text}.", kind)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from shardmerge.algebra.coefficients import terms_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
-from shardmerge.base.identities import LockedFile
+from shardmerge.base.identities import FULL_HASH_BYTES, LockedFile
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.compose.adapter_parts import adapter_parts
 from shardmerge.compose.composer import Composer
@@ -24,7 +24,7 @@ from shardmerge.report.coefficients import Coefficients, coefficients
 from shardmerge.report.stack_view import LayerRun, layer_runs
 from shardmerge.report.synthetic import adapter_of, family_for, source_of
 from shardmerge.sources.lock import Lock, LockedSource, read_lock
-from shardmerge.sources.locking import lock_adapter, lock_folder
+from shardmerge.sources.locking import lock_adapter, lock_checkpoint, lock_folder
 from shardmerge.sources.sources import lock_path
 
 #: Layers where nothing tells their number: those of a Llama of 70B.
@@ -43,6 +43,7 @@ class Explanation:
         sources: The models that the recipe reads.
         basis: A sentence on where the tensors' names come from.
         warnings: One sentence each.
+        tokens: What became of tokens that models lack, one sentence each.
     """
 
     models: Mapping[str, Coefficients]
@@ -51,6 +52,7 @@ class Explanation:
     sources: tuple[str, ...]
     basis: str
     warnings: tuple[str, ...]
+    tokens: tuple[str, ...] = ()
 
 
 def explain(
@@ -108,6 +110,11 @@ def explain(
         sources=(*references, *adapters),
         basis=tensors.basis,
         warnings=unsilenced(findings, silence),
+        tokens=tuple(
+            f"{one.stage}: {one.model} has rows of its own for {one.own} tokens; those of "
+            f"{one.made} others are made of them by {one.method}."
+            for one in composer.tokenizers.made_rows(recipe.stages)
+        ),
     )
 
 
@@ -129,13 +136,12 @@ class _Tensors:
 def _tensors(recipe: Recipe, folders: Mapping[str, str], layers: int | None) -> _Tensors:
     models = [reference.model for reference in recipe.sources]
     adapters = [reference.model for reference in recipe.adapters]
+    roles = {reference.model: role for reference, role in recipe.named}
     path = lock_path(recipe.path)
     given, locked = {}, {}
     if layers is None:
         given = {
-            key: (lock_adapter if key in adapters else lock_folder)(
-                Path(folder).expanduser(), key, _Sizes()
-            )
+            key: _LOCKED_BY[roles[key]](Path(folder).expanduser(), key, _Sizes())
             for key, folder in folders.items()
         }
         if path.exists() and len(given) < len(models) + len(adapters):
@@ -144,6 +150,12 @@ def _tensors(recipe: Recipe, folders: Mapping[str, str], layers: int | None) -> 
             locked = {key: sources[key] for key in wanted if key in sources}
     known = {**locked, **given}
     missing = [key for key in models if key not in known]
+    if unknown := next((key for key in missing if roles[key] == "checkpoint"), None):
+        raise UserError(
+            f"nothing is known of the checkpoint {unknown!r}, and none is like another",
+            recipe.where(unknown),
+            "Lock the recipe (`snakemake lock`), or say where it lies with --sources.",
+        )
     if len(missing) < len(models):
         origins = ["the models' folders"] if given else []
         origins += [str(path)] if locked else []
@@ -160,7 +172,8 @@ def _tensors(recipe: Recipe, folders: Mapping[str, str], layers: int | None) -> 
         if key not in known:
             known[key] = adapter_of(known[models[0]])
             basis += f" {key}: assumed to change every matrix in the layers."
-    lock = Lock({key: known[key] for key in (*models, *adapters)})
+    texts = dict.fromkeys(recipe.texts, LockedFile(FULL_HASH_BYTES))  # not read here
+    lock = Lock({key: known[key] for key in (*models, *adapters)}, texts)
     return _Tensors(lock, basis, assumed=bool(missing))
 
 
@@ -179,6 +192,10 @@ def _assumed(recipe: Recipe, layers: int | None) -> tuple[LockedSource, str]:
     count = layers or max(ends, default=LAYERS)
     what = f"Tensors assumed as in a {family.title}-like model of {count} layers"
     return source_of(family.tensors(count)), what
+
+
+#: Who reads the tensors of a local source, by its role.
+_LOCKED_BY = {"model": lock_folder, "adapter": lock_adapter, "checkpoint": lock_checkpoint}
 
 
 class _Sizes:

@@ -27,6 +27,8 @@ def explanation_text(explanation: Explanation, terminal: Terminal) -> str:
     """
     shorten = shortener(short_names(explanation.sources))
     lines = _wrap(explanation.basis, terminal.width)
+    for sentence in explanation.tokens:
+        lines += _wrap(sentence, terminal.width)
     for warning in explanation.warnings:
         lines += _wrap(f"warning: {warning}", terminal.width)
     methods = dict(explanation.stages)

@@ -9,7 +9,7 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ShardSpec, delta_name
-from shardmerge.base.weightfolders import folder_of, in_folder, shard_name
+from shardmerge.base.weightfolders import component_of, in_folder, shard_name
 from shardmerge.compose.architecture.names import layer_of, module_of
 from shardmerge.plan.records import MergeRecord
 from shardmerge.report.coefficients import Spread
@@ -46,12 +46,12 @@ def measured(specs: Mapping[str, ShardSpec], records: Mapping[str, MergeRecord])
     """
     rows: dict[str, Iterable[_Row]] = {}
     for path, record in records.items():
-        folder = folder_of(shard_name(path))
+        folder = component_of(shard_name(path))
         rows |= {in_folder(folder, tensor): row for tensor, row in record.deltas.items()}
     found = []
     for file, spec in specs.items():
         for tensor in spec.tensors:
-            name = in_folder(folder_of(file), tensor.name)
+            name = in_folder(component_of(file), tensor.name)
             for delta in ex.deltas(tensor.expression):
                 row = _row(delta, rows.get(name, [])) or _row(
                     delta, rows.get(delta_name(delta, spec.files), [])

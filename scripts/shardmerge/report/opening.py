@@ -35,6 +35,9 @@ def _of_model(plan: Plan, name: str, paths: Paths) -> Iterator[str]:
     scores = paths.measurement("table.json")
     found = read_findings(plan.builds[name].digest, verified, loaded, scores)
     yield _verified(found.verified)
+    if plan.builds[name].checkpoint:
+        yield "a checkpoint that transformers does not load"
+        return
     yield _loaded(found.loaded)
     yield from _compared(found.scores, name)
 

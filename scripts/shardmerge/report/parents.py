@@ -51,7 +51,7 @@ def references(
         return dict.fromkeys(models, wanted)
     labels = folder_names(plan.sources, plan.models)
     found: dict[str, str | None] = dict(derived or {})
-    for name, build in plan.models.items():
+    for name, build in plan.loadable.items():
         description = load_description(build.digest)
         recipient = labels.get(description.reference)
         if recipient not in models:

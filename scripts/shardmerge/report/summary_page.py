@@ -52,13 +52,12 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
     shorten = shortener(short_public_names(found.sources))
     lines = sorted(summarize(coefficients(found.coefficients), shorten), key=lambda line: line.rest)
     parts = [
-        *_verdict(findings),
+        *_verdict(findings, found),
         heading("What it is"),
         html_table((), _facts(found)),
         heading("What its tensors are made of"),
         html_table(("layers", "modules", "value"), cells_of(lines)),
-        heading("Benchmarks"),
-        *_benchmarks(findings.scores, name, parents(plan, found)),
+        *([] if found.checkpoint else _scores(plan, findings, found)),
         *_interference(findings.statistics),
         *_exports(findings.exports),
         heading("Warnings on the recipe"),
@@ -110,9 +109,21 @@ def _farthest(record: ExportRecord) -> str:
     return ", ".join(f"{name} {errors[name]:.2g}" for name in names)
 
 
-def _verdict(findings: Findings) -> Iterator[str]:
+def _verdict(findings: Findings, found: BuildDescription) -> Iterator[str]:
     yield from _verified(findings.verified)
-    yield from _loaded(findings.loaded)
+    if found.checkpoint:
+        yield paragraph(
+            "A checkpoint that was merged by the names of its tensors. transformers does not load "
+            "it, so that nothing was tried but to open its files and to verify every tensor.",
+            "note",
+        )
+    else:
+        yield from _loaded(findings.loaded)
+
+
+def _scores(plan: Plan, findings: Findings, found: BuildDescription) -> Iterator[str]:
+    yield heading("Benchmarks")
+    yield from _benchmarks(findings.scores, found.name, parents(plan, found))
 
 
 def _verified(found: VerifyRecord | None) -> Iterator[str]:

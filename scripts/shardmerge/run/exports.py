@@ -110,7 +110,7 @@ class Exports:
         below what is up to date.
         """
         found = []
-        for name in self.plan.models:
+        for name in self.plan.loadable:
             for form in self.forms():
                 for variant in self.variants(form.name):
                     found += self.made(name, form.name, variant)
@@ -135,7 +135,7 @@ class Exports:
         """Return the receipts of the uploads of all exports."""
         return [
             self.paths.export_receipt(name, form.name)
-            for name in self.plan.models
+            for name in self.plan.loadable
             for form in self.forms()
         ]
 

@@ -183,7 +183,7 @@ class Publishing:
             yield Parcel(self.paths.model(name), "model", self.repository(name))
 
     def _exports(self) -> Iterator[Parcel]:
-        for name in self.plan.models:
+        for name in self.plan.loadable:
             for form in self.exports.forms():
                 repository = self.exports.repository(name, form.name)
                 yield Parcel(self.exports.folder(name, form.name), "export", repository)

@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.base import claims, forms
+from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, write_json
+from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.expected import expected_path, is_expected, load_expected
 from shardmerge.run.measured import folder_digest
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
 from shardmerge.sweep.evidence import is_surely_worse
+from shardmerge.sweep.genome import Genome
+from shardmerge.sweep.objectives import read_objectives
+from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.search import JOURNAL, Eyes, Metrics, SearchPlan, advance
 from shardmerge.sweep.searched import SEARCHES, Searched, state_path
 from shardmerge.sweep.space import Point, read_space
@@ -57,21 +63,23 @@ def step(settings: Settings, *, dry: bool) -> dict[str, Searched]:
     if not found:
         hint = f"Write `sampler: {SEARCHES[0]}` and a number of `trials`."
         raise UserError("no `sweep` is a search", "configuration", hint)
-    _tell(found)
+    tell_state({name: _state(search) for name, search in found.items()})
     return found
 
 
 def _step(config: Mapping[str, Any], settings: Settings, where: str, *, dry: bool) -> Searched:
     plan = search_plan(config, settings, where)
     state = state_path(settings["results"], plan.name)
-    eyes = _Files(plan, config, settings["results"]).eyes()
+    tasks = _tasks(plan, settings)
+    recipe, _ = open_recipe(config, settings["sources"])
+    eyes = _Files(plan, recipe, settings["results"], tasks).eyes()
     failed = bool(os.environ.get(FAILED))
     if dry:
         found = advance(plan, state.parent, eyes, failed=failed, dry=True)
-        return _with_best(found, plan.name, settings)
+        return _with_best(found, plan.name, tasks, settings)
     with claims.claimed(state.parent / JOURNAL):
         found = advance(plan, state.parent, eyes, failed=failed, dry=False)
-        found = _with_best(found, plan.name, settings)
+        found = _with_best(found, plan.name, tasks, settings)
         write_json(state, forms.written(found))
     return found
 
@@ -85,13 +93,18 @@ def search_plan(config: Mapping[str, Any], settings: Settings, where: str) -> Se
     if type(config["trials"]) is not int:
         hint = "Write `trials: 40`."
         raise UserError(f"`sampler: {config['sampler']}` needs a number of trials", where, hint)
+    recipe, config = open_recipe(config, settings["sources"])
+    objectives, weights = read_objectives(config, where)
+    if weights and config["stop"]:
+        hint = "Leave `stop` out, or write `maximize` or `minimize` for single metrics."
+        raise UserError("rungs compare single metrics, and no sums", f"{where}.stop", hint)
     variables = read_space(config["space"], f"{where}.space")
     if not variables:
         raise UserError(
             "has no variable", f"{where}.space", "Write `space: {w: {low: 0, high: 1}}`."
         )
     text = read_text(config["recipe"])
-    Template(text, config["recipe"]).check(config["space"], f"{where}.space")
+    recipe.check(config["space"], f"{where}.space")
     for point in config["start"]:
         check_point(point, set(config["space"]), f"{where}.start")
     benchmark = settings["benchmark"]
@@ -99,7 +112,8 @@ def search_plan(config: Mapping[str, Any], settings: Settings, where: str) -> Se
         name=sweep_name(config),
         sampler=config["sampler"],
         variables=variables,
-        objectives=config["objectives"],
+        objectives=objectives,
+        weights=weights,
         constraints=config["constraints"],
         trials=config["trials"],
         parallel=config["parallel"],
@@ -114,14 +128,13 @@ def search_plan(config: Mapping[str, Any], settings: Settings, where: str) -> Se
 class _Files:
     """What is measured of a search's trials, in the files of results."""
 
-    def __init__(self, plan: SearchPlan, config: Mapping[str, Any], results: str) -> None:
+    def __init__(
+        self, plan: SearchPlan, recipe: Template | Genome, results: str, tasks: Sequence[str]
+    ) -> None:
         self._plan, self._results = plan, results
-        self._template = Template(read_text(config["recipe"]), config["recipe"])
-        self._tasks = list(
-            dict.fromkeys(
-                label.partition("/")[0] for label in (*plan.objectives, *plan.constraints)
-            )
-        )
+        self._template = recipe
+        self._tasks = tasks
+        self._expected = load_expected(expected_path(results, plan.name))
 
     def eyes(self) -> Eyes:
         return Eyes(look=self._look, name=self._name, worse=self._worse)
@@ -129,29 +142,41 @@ class _Files:
     def _name(self, point: Point) -> str:
         return trial_name(self._template.render(point))
 
-    def _paths(self, point: Point, questions: int | None) -> list[str]:
+    def _measured(self, point: Point, questions: int | None) -> list[str]:
+        """Return the results of a point; none unless all are there, and of what was asked for."""
         label = rung_label(self._plan.name, self._name(point), questions)
-        return [f"{self._results}/benchmarks/{label}/{task}.json" for task in self._tasks]
+        noted = self._expected.get(label, {})
+        paths = {t: f"{self._results}/benchmarks/{label}/{t}.json" for t in self._tasks}
+        there = all(is_expected(path, noted.get(task)) for task, path in paths.items())
+        return list(paths.values()) if there else []
 
     def _look(self, point: Point, questions: int | None) -> Metrics | None:
-        paths = self._paths(point, questions)
-        return read_metrics(paths) if all(map(os.path.isfile, paths)) else None
+        paths = self._measured(point, questions)
+        return read_metrics(paths, self._plan.weights) if paths else None
 
     def _worse(self, point: Point, others: Sequence[Point], questions: int) -> bool:
-        own = self._paths(point, questions)
-        rivals = [self._paths(other, questions) for other in others]
-        there = [paths for paths in rivals if all(map(os.path.isfile, paths)) and paths != own]
+        own = self._measured(point, questions)
+        rivals = [self._measured(other, questions) for other in others]
+        there = [paths for paths in rivals if paths and paths != own]
         return is_surely_worse(own, there, self._plan.objectives, self._plan.constraints)
 
 
-def _with_best(found: Searched, name: str, settings: Settings) -> Searched:
+def _tasks(plan: SearchPlan, settings: Settings) -> list[str]:
+    """Return what a search looks at: tasks, and probes as a whole."""
+    labels = (*(plan.weights or plan.objectives), *plan.constraints)
+    whole = (whole_of(settings["benchmark"], label.partition("/")[0]) for label in labels)
+    return list(dict.fromkeys(whole))
+
+
+def _with_best(found: Searched, name: str, tasks: Sequence[str], settings: Settings) -> Searched:
     """Return how far a search is, with the best of its trials."""
     (sweep,) = (s for s in read_sweeps(settings, {name: found}) if s.name == name)
     results = settings["results"]
     files = {
-        c.name: sweep.result_files(results, c.name, sweep.tasks)
+        c.name: paths
         for c in sweep.built
         if c.status != "asked"
+        and all(map(os.path.isfile, paths := sweep.result_files(results, c.name, tasks)))
     }
     best = best_trials(sweep, read_points(sweep, files))
     return replace(found, best=_place(sweep, found, best[0])) if best else found
@@ -162,10 +187,16 @@ def _place(sweep: Sweep, found: Searched, name: str) -> int:
     return next(i for i, trial in enumerate(found.trials) if trial.values == values)
 
 
-def _tell(found: Mapping[str, Searched]) -> None:
+def tell_state(states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tell the command how sweeps stand, by name, if it asks for it."""
     if path := os.environ.get(TOLD):
-        told = {
-            name: {"generation": s.generation, "finished": s.finished, "trials": len(s.trials)}
-            for name, s in found.items()
-        }
-        write_json(Path(path), told)
+        write_json(Path(path), states)
+
+
+def _state(search: Searched) -> dict[str, Any]:
+    return {
+        "generation": search.generation,
+        "finished": search.finished,
+        "trials": len(search.trials),
+        "state": digest(forms.written(search)),
+    }

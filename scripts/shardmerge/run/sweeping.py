@@ -9,9 +9,15 @@ from pathlib import Path
 
 from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import write_json
+from shardmerge.run.cli import tell
+from shardmerge.run.expected import expected_path, note_expected
+from shardmerge.run.failing import waits_path
 from shardmerge.run.resources import megabytes
+from shardmerge.run.searching import tell_state
 from shardmerge.run.targets import Targets
-from shardmerge.sweep.scratch import use_scratch
+from shardmerge.sweep.failures import drop_weights
+from shardmerge.sweep.scratch import check_shared, use_scratch
 from shardmerge.sweep.settled import identity_in
 from shardmerge.sweep.sweep_files import keep_sweep
 from shardmerge.sweep.sweeps import Sweep
@@ -104,16 +110,61 @@ class SweepTargets:
             return () if done else self._targets.trials[label].files
         return () if self._is_done(sweep, trial) else self._targets.trials[label].files
 
+    def note_expected(self, *, dry: bool) -> None:
+        """Note what the results of searches must be of, for their next step.
+
+        Raises:
+            UserError: If it is another thing than before.
+        """
+        for sweep in self.sweeps.values():
+            if sweep.searched:
+                made = {
+                    sweep.label(c.name): {
+                        task: self._targets.benchmark_identity(sweep.label(c.name), task)
+                        for task in self._tasks
+                    }
+                    for c in sweep.built
+                }
+                note_expected(expected_path(self._results, sweep.name), made, dry=dry)
+
     def before(self, build: str) -> list[str]:
         """Return what must be settled before a model is built, so that its weights find room."""
+        earlier = self._earlier(build)
+        return [earlier[0].settled(self._results, earlier[1])] if earlier else []
+
+    def _earlier(self, build: str) -> tuple[Sweep, str] | None:
+        """Return the trial that must be settled before a model is built, None if none must."""
         place, window = self._places.get(build), self._targets.plan.room.window
         if place is None or not window or place < window:
-            return []
+            return None
         if self._is_done(*self._trials[place]):
-            return []
+            return None
         sweep, trial = self._trials[place - window]
-        final = any(c.name == trial for c in sweep.final)
-        return [sweep.settled(self._results, trial)] if final else []
+        return (sweep, trial) if any(c.name == trial for c in sweep.final) else None
+
+    def note_waits(self) -> None:
+        """Note what the trials of plain sweeps wait for, and tell how these stand."""
+        plain = [(s, trial) for s, trial in self._trials if s.searched is None]
+        waits = {}
+        for sweep, trial in plain:
+            earlier = self._earlier(sweep.build(trial))
+            waits[sweep.build(trial)] = {
+                "sweep": sweep.name, "trial": trial, "identity": self.identity(sweep.name, trial),
+                "after": earlier and earlier[0].build(earlier[1]),
+            }  # fmt: skip
+        if plain:
+            write_json(waits_path(self._results), waits)
+        tell_state(
+            {
+                sweep.name: {
+                    "finished": all(self._is_done(sweep, c.name) for c in sweep.built),
+                    "measured": sum(self._is_done(sweep, c.name) for c in sweep.built),
+                    "failed": len(sweep.candidates) - len(sweep.built),
+                }
+                for sweep in self.sweeps.values()
+                if sweep.searched is None
+            }
+        )
 
     def _is_done(self, sweep: Sweep, trial: str) -> bool:
         """Whether a trial is measured as it would be now, so that its weights may be gone."""
@@ -194,23 +245,22 @@ class SweepTargets:
         """Refuse scratch folders that jobs on other machines cannot see.
 
         Raises:
-            UserError: If one is in the memory of this machine.
+            UserError: If one is of this machine.
         """
         for sweep in self.sweeps.values():
-            if sweep.scratch and Path(sweep.scratch).absolute().is_relative_to("/dev"):
-                raise UserError(
-                    f"{sweep.scratch} is memory of one machine, and jobs run on others",
-                    "configuration: sweep.scratch",
-                    "Name a folder on a shared disk, or run on one machine (`--cores`).",
-                )
+            if sweep.scratch:
+                check_shared(sweep.scratch, self._results)
 
     def prepare(self) -> None:
-        """Make the places of weights on scratch disks.
+        """Make the places of weights on scratch disks; weights of trials that failed go.
 
         Raises:
             UserError: If one cannot be used.
         """
         for sweep in self.sweeps.values():
+            for one in sweep.candidates:
+                if one.status == "failed":
+                    drop_weights(Path(self._results, sweep.build(one.name), "model"), tell)
             if sweep.scratch:
                 todo = [c.name for c in sweep.built if not self._is_done(sweep, c.name)]
                 use_scratch(sweep, todo, self._results)

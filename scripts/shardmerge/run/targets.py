@@ -17,7 +17,7 @@ from shardmerge.benchmark.options import EvalOptions, options_of
 from shardmerge.benchmark.probe_options import ProbeOptions, probe_options
 from shardmerge.benchmark.task_names import lm_eval_version
 from shardmerge.plan.files import CACHE
-from shardmerge.plan.paths import CHECKSUMS, PICTURE, Paths, check_record_path, record_path
+from shardmerge.plan.paths import CHECKSUMS, PICTURE, RECIPE, Paths, check_record_path, record_path
 from shardmerge.plan.plan import Build, FetchJob, Plan, ShardJob
 from shardmerge.recipe.benchmark_entries import laid_over, lm_eval_tasks, named_references
 from shardmerge.recipe.naming import folder_names
@@ -26,7 +26,6 @@ from shardmerge.run.adapters import ADAPTER_PAGES, Adapters
 from shardmerge.run.exports import Exports
 from shardmerge.run.measured import Measured, folder_digest
 from shardmerge.run.publishing import Publishing
-from shardmerge.sources.checkpoint_files import INDEX
 from shardmerge.sweep.sweeps import REPORTED, Sweep
 
 #: Folder of what jobs found of large local files.
@@ -142,9 +141,8 @@ class Targets:
     def package_files(self, name: str) -> list[str]:
         """Return the model's files that are neither weights nor made from the whole model."""
         build = self.plan.builds[name]
-        names = dict.fromkeys(["config.json", "mergekit_config.yml", *build.files])
-        if len(build.main_shards) > 1:
-            names[INDEX] = None
+        names = dict.fromkeys([*([] if build.checkpoint else ["config.json"]), RECIPE])
+        names |= dict.fromkeys([*build.files, *build.indexes])
         return [self.paths.model_file(name, file) for file in names]
 
     def picture(self, name: str) -> list[str]:
@@ -170,7 +168,7 @@ class Targets:
 
     def cards(self) -> list[str]:
         """Return what shows that every card has its benchmarks, none if nothing is measured."""
-        return [self.scored(name) for name in self.plan.models if self.measured]
+        return [self.scored(name) for name in self.plan.loadable if self.measured]
 
     def scored(self, name: str) -> str:
         """Return what tells which benchmark results a build's card has."""
@@ -199,7 +197,7 @@ class Targets:
     def loaded(self) -> list[str]:
         """Return what shows that transformers loads every model, and peft every adapter."""
         adapters = [path for name in self.plan.adapters for path in self.adapters.loaded(name)]
-        return [self._loaded(name) for name in self.plan.models] + adapters
+        return [self._loaded(name) for name in self.plan.loadable] + adapters
 
     def loading(self, name: str, *, waits: bool) -> list[str]:
         """Return what tells how transformers loads a build, none if it is not there and none waits.
@@ -208,6 +206,8 @@ class Targets:
             name: Of the build.
             waits: Whether it is to be made where it is not there.
         """
+        if self.plan.builds[name].checkpoint:
+            return []
         path = self._loaded(name)
         return [path] if waits or os.path.lexists(path) else []
 
@@ -235,7 +235,7 @@ class Targets:
 
     def _named(self, name: str, key: str) -> list[Measured]:
         """Return the models that a name of the configuration stands for."""
-        builds, sources = self.plan.models, self.plan.sources
+        builds, sources = self.plan.loadable, self.plan.sources
         if name == "merged":
             return [self._merged(build) for build in builds.values()]
         if name == "sources":
@@ -270,7 +270,8 @@ class Targets:
 
     def table(self, name: str) -> list[str]:
         """Return the benchmark table of a build, none if nothing is measured."""
-        return [self.paths.benchmark_file(name, "table.json")] if self.measured else []
+        is_measured = self.measured and not self.plan.builds[name].checkpoint
+        return [self.paths.benchmark_file(name, "table.json")] if is_measured else []
 
     def measurements(self, name: str) -> list[str]:
         """Return the benchmark results of a build's table: its own, sources', named builds'."""
@@ -322,8 +323,9 @@ class Targets:
         statistics = self.plan.builds[name].statistics
         names += ["directions.svg", "signs.svg"] if PAIRS in statistics else []
         names += ["kept.svg"] if KEPT in statistics else []
-        names += ["timings.svg", *(["benchmarks.svg"] if self.measured else [])]
-        names += self._probe_plots()
+        names += ["timings.svg"]
+        if not self.plan.builds[name].checkpoint:
+            names += [*(["benchmarks.svg"] if self.measured else []), *self._probe_plots()]
         return [self.paths.report_file(name, file) for file in names]
 
     def _probe_plots(self) -> list[str]:
@@ -339,7 +341,7 @@ class Targets:
         """Return how a model is measured in a task."""
         measured = self._any(model)
         if self._is_probe(task):
-            return self._loaded_as(measured)
+            return self._probed_as(measured)
         options = options_of(self.settings["benchmark"], measured.options, task)
         return measured.narrowed(options)
 
@@ -355,7 +357,8 @@ class Targets:
         """Return the digest of all that determines a benchmark's result."""
         measured = self._any(model)
         if self._is_probe(task):
-            return digest([self._probed(measured, task), self._compared(model, task)])
+            asked = self._probed_as(measured)
+            return digest([self._probed(measured, task, asked), self._compared(model, task)])
         options = self.benchmark_job(model, task).identity()
         parts = [measured.identity, task, options, self._tasks, lm_eval_version()]
         return digest(parts)
@@ -404,7 +407,8 @@ class Targets:
 
     def logits_identity(self, model: str) -> str:
         """Return the digest of all that determines what such a model predicts."""
-        return self._probed(self.references[model], "kl")
+        own = self.references[model]
+        return self._probed(own, "kl", self._loaded_as(own))
 
     def _is_probe(self, task: str) -> bool:
         return task not in lm_eval_tasks(self.settings["benchmark"])
@@ -422,9 +426,14 @@ class Targets:
         options = options_of(self.settings["benchmark"], model.options)
         return EvalOptions(**options.model_options)
 
-    def _probed(self, model: Measured, probe: str) -> str:
+    def _probed_as(self, model: Measured) -> EvalOptions:
+        """Return how a model is probed: `limit` counts questions of tasks, so that it has none."""
+        half = options_of(self.settings["benchmark"], model.options).half
+        return model.narrowed(replace(self._loaded_as(model), half=half))
+
+    def _probed(self, model: Measured, probe: str, options: EvalOptions) -> str:
         asked = self.probes.identity(probe) if self.probes else None
-        return digest([model.identity, probe, asked, self._text, self._loaded_as(model).identity()])
+        return digest([model.identity, probe, asked, self._text, options.identity()])
 
     @cached_property
     def _text(self) -> str | None:
@@ -454,6 +463,13 @@ class Targets:
         for sweep in sweeps if builds else ():
             for one in sweep.built:
                 build = builds[sweep.build(one.name)]
+                if build.checkpoint:
+                    raise UserError(
+                        "merges checkpoints by the names of their tensors, and lm-eval measures "
+                        "none of these",
+                        sweep.recipe,
+                        "Sweep over models, each a folder or repository with a config.json.",
+                    )
                 label, other = sweep.label(one.name), sweep.report_label(one.name)
                 made = replace(self._merged(build, label), options=options, half=sweep.half)
                 found[label] = replace(made, questions=one.questions)

@@ -22,15 +22,25 @@ DOWNLOAD = (
     "Or fetch it yourself (`hf download REPOSITORY --local-dir FOLDER`), name FOLDER under "
     "`sources`, write `allow_pickle: true` and run `snakemake convert`."
 )
+#: What to do about a checkpoint that is a pickle.
+DOWNLOAD_FILE = (
+    "Take a safetensors version of it from a source that you trust. Or fetch it yourself, name the "
+    "file under `sources`, write `allow_pickle: true` and run `snakemake convert`."
+)
 FIND = (
     "Use a safetensors conversion of it: another repository, or a revision such as `@refs/pr/1` if "
     f"a conversion waits there as a pull request. {DOWNLOAD}"
 )
 CONFIG = "config.json"
+#: What to do about a checkpoint that is no language model.
+BY_NAMES = (
+    "Write `tensors: same` into the document to merge it by the names of its tensors, if it is no "
+    "language model."
+)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 #: Beside the weights: configuration, tokenizer, templates, licence.
-_TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
-_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".spm")
+LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 #: What users of a model need besides config and tokenizer: for images, sound and sentences.
 _SIDE = re.compile(
     r"(?:\w+_)?preprocessor_config\.json|processor_config\.json|modules\.json"
@@ -122,7 +132,7 @@ def _no_weights(names: set[str], where: str, pickled: str) -> UserError:
         )
     others = sorted(n for n in names if n.endswith((*_OTHER_WEIGHTS, ".safetensors")))
     held = f" (it has {others[0]})" if others else ""
-    return UserError(f"has no {SINGLE} and no {INDEX}{held}", where)
+    return UserError(f"has no {SINGLE} and no {INDEX}{held}", where, BY_NAMES if held else None)
 
 
 def adapter_files(names: Iterable[str], where: str, pickled: str = DOWNLOAD) -> list[str]:
@@ -212,7 +222,7 @@ def _is_of_a_folder(name: str) -> bool:
     """Whether a file is a text of a folder that a model has for one of its modules."""
     folder = folder_of(name)
     rest = name[len(folder) + 1 :]
-    return bool(folder) and "/" not in rest and rest.endswith(_TEXTS) and not rest.startswith(".")
+    return bool(folder) and "/" not in rest and rest.endswith(TEXTS) and not rest.startswith(".")
 
 
 def _is_of_the_model(name: str) -> bool:
@@ -222,7 +232,7 @@ def _is_of_the_model(name: str) -> bool:
         return False
     if name.endswith(".index.json") and name != INDEX:
         return False
-    return name.endswith(_TEXTS) or name.startswith(_LICENCES)
+    return name.endswith(TEXTS) or name.startswith(LICENCES)
 
 
 def parse_weight_map(index: Any, where: str, name: str = INDEX, text: str = "") -> dict[str, str]:
@@ -287,13 +297,14 @@ def tensor_table(
             raise UserError(
                 f"has an {INDEX} that puts {tensor!r} into {file}, which lacks it", where
             )
-        table[tensor] = _locked(file, entry)
+        table[tensor] = locked_tensor(file, entry)
     for file, header in folders.items():
         for tensor, entry in sorted(header.tensors.items()):
             safe_tensor(tensor, f"{where}/{file}")
-            table[in_folder(folder_of(file), tensor)] = _locked(file, entry)
+            table[in_folder(folder_of(file), tensor)] = locked_tensor(file, entry)
     return table
 
 
-def _locked(file: str, entry: TensorEntry) -> LockedTensor:
+def locked_tensor(file: str, entry: TensorEntry) -> LockedTensor:
+    """Return a tensor of a file's header as locks have it."""
     return LockedTensor(file, entry.dtype, entry.shape, entry.begin, entry.end)

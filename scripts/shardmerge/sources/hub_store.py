@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shardmerge.base.errors import UserError
-from shardmerge.base.filenames import is_repo
+from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.base.filenames import is_repo, safe_name
 from shardmerge.base.files import near_path
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.safetensors import Header
 from shardmerge.recipe.naming import slug
+from shardmerge.recipe.references import WEIGHT_ENDS
 from shardmerge.sources.store import Origin, Store
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ class HubStore(Store):
 
     @classmethod
     def claims(cls, location: str) -> bool:
+        """Whether it has the form ``owner/name``, with or without ``:file`` behind it."""
+        return is_repo(location.partition(":")[0])
+
+    @classmethod
+    def pins(cls, repo: str) -> bool:
         """Whether it has the form ``owner/name``."""
-        return is_repo(location)
+        return is_repo(repo)
 
     @classmethod
     def told(cls, origin: Origin) -> str:
@@ -72,15 +78,36 @@ class HubStore(Store):
         from shardmerge.sources import hub
 
         reference, say = self.reference, self.context.say
-        return hub.commit_of(reference.path, reference.revision, progress=say)
+        return hub.commit_of(self._repo, reference.revision, progress=say)
 
     def names(self) -> Collection[str]:
-        """Return the names of the files of the commit that the revision is at now."""
-        return self._now.names
+        """Return the names of the files of the commit that the revision is at now, or the file."""
+        if self._file is None:
+            return self._now.names
+        file = safe_name(self._file, None, self.where)
+        if file not in self._now.names:
+            weights = [name for name in self._now.names if name.endswith(WEIGHT_ENDS)]
+            raise UserError(f"has no file {file!r}", self._repo, did_you_mean(file, weights))
+        return [file]
 
     def origin(self) -> Origin:
         """Return repository, revision and the commit that it is at now."""
-        return Origin(self.reference.path, self.reference.revision, self._now.commit)
+        return Origin(self._repo, self.reference.revision, self._now.commit)
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether a file of the repository is named."""
+        return self._file is not None
+
+    @property
+    def _repo(self) -> str:
+        return self.reference.path.partition(":")[0]
+
+    @property
+    def _file(self) -> str | None:
+        """The one file that is asked for, None for all of the repository."""
+        _, colon, file = self.reference.path.partition(":")
+        return file if colon else None
 
     def identity(self, name: str) -> LockedFile:
         """Return the size and hash that the Hub tells of a file."""

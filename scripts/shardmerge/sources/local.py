@@ -12,9 +12,12 @@ from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import near_path, read_bytes
 from shardmerge.base.identities import LockedFile
 from shardmerge.base.safetensors import Header, read_header
-from shardmerge.base.weightfolders import is_folder
+from shardmerge.base.weightfolders import is_component
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.store import TEMPLATES, Origin, Store, StoreContext
+
+#: How names end that are of files of weights and of nothing else.
+_SURE_ENDS = (".safetensors", ".ckpt")
 
 
 class FolderStore(Store):
@@ -118,6 +121,61 @@ class FolderStore(Store):
         return None
 
 
+class FileStore(FolderStore):
+    """A single file of weights."""
+
+    kind = "file"
+    title = "local file"
+
+    def __init__(self, location: str, reference: Reference, context: StoreContext) -> None:
+        super().__init__(location, reference, context)
+        self.file = Path(location).expanduser()
+        self.folder = self.file.parent
+
+    @classmethod
+    def claims(cls, location: str) -> bool:
+        """Whether there is such a file, or there would be one and no folder has that name."""
+        path = Path(location).expanduser()
+        return path.is_file() or (location.endswith(_SURE_ENDS) and _is_path(path))
+
+    @classmethod
+    def told(cls, origin: Origin) -> str:
+        """Return `a file`: which one is the configuration's, not the lock's."""
+        return "a file"
+
+    @property
+    def is_one_file(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def where(self) -> str:
+        """The checkpoint, and its file where that is called otherwise."""
+        model = self.reference.model
+        return model if model == str(self.file) else f"{model} in {str(self.file)!r}"
+
+    @property
+    def place(self) -> str:
+        """The file."""
+        return f"the file {str(self.file)!r}"
+
+    def names(self) -> Collection[str]:
+        """Return the name of the file."""
+        if not self.file.is_file():
+            message = f"there is no file {str(self.file)!r}"
+            raise UserError(message, self.reference.model, near_path(self.file))
+        return [safe_name(self.file.name, None, self.where)]
+
+    def _within(self, name: str) -> Path:
+        """Return the file's path: the user named it, so that it may be a link."""
+        return self.folder / name
+
+
+def _is_path(path: Path) -> bool:
+    """Whether a path that is no file may be meant as one: no folder, no part of a repository."""
+    return not path.is_dir() and ":" not in str(path)
+
+
 def _span(path: Path, begin: int, end: int) -> bytes:
     try:
         with path.open("rb") as file:
@@ -129,9 +187,17 @@ def _span(path: Path, begin: int, end: int) -> bytes:
     return found
 
 
+def _entries(folder: Path) -> list[Path]:
+    """Return what lies in a folder, nothing if it is none or may not be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
 def folder_files(folder: Path) -> list[str]:
     """Return a folder's files as a repository would name them, sorted."""
     top = list(folder.iterdir())
-    below = [path for path in top if is_folder(path.name) or f"{path.name}/" == TEMPLATES]
-    paths = [*top, *(p for path in below if path.is_dir() for p in path.iterdir())]
+    below = [path for path in top if is_component(path.name) or f"{path.name}/" == TEMPLATES]
+    paths = [*top, *(p for path in below for p in _entries(path))]
     return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())

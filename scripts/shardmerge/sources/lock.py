@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import line_of, parse_object, read_text
 from shardmerge.base.identities import LockedFile
-from shardmerge.base.weightfolders import folder_of, in_folder, own_name
-from shardmerge.sources.lockschema import LockError, check_lock, told
+from shardmerge.base.weightfolders import in_folder, own_name
+from shardmerge.sources.lockschema import LockError, check_lock, folder_by_role, told
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import store_type
 from shardmerge.sources.tokenizer.vocabulary import Vocabulary
@@ -43,7 +43,8 @@ class LockedSource:
         config: The model's config.json, parsed.
         files: By name: weights, config, tokenizer and all else of the model but pickles.
         tensors: By name, sorted.
-        role: ``model``, or ``adapter`` (then config is its adapter_config.json).
+        role: ``model``, ``adapter`` (then config is its adapter_config.json), or ``checkpoint``,
+            of which only tensors are known (config is empty).
         vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
             tokenizer); None where none did.
         chat_template: Its chat template ("" if it has none), likewise.
@@ -51,6 +52,7 @@ class LockedSource:
         side_files: Files beside config.json that say how weights are quantised, parsed, by name.
         contents: Bytes of small tensors that decide the shape of a quantised weight, by name.
         prompts: Ids of the tokens of texts that a recipe's routers are made from, by text.
+        special_tokens: Its special tokens by what they are for, where a recipe compares them.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class LockedSource:
     side_files: Mapping[str, Any] = field(default_factory=dict)
     contents: Mapping[str, bytes] = field(default_factory=dict)
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] | None = None
 
     @property
     def store(self) -> type[Store]:
@@ -83,6 +86,10 @@ class LockedSource:
         """Where it is from, in words for the middle of a sentence."""
         return self.store.told(self.origin)
 
+    def folder_of(self, file: str) -> str:
+        """Return the folder with weights of its own that a file of it lies in, "" if none."""
+        return folder_by_role(self.role, self.files)(file)
+
     def has_contents_of(self, other: LockedSource) -> bool:
         """Whether two locks pin the same bytes of a model.
 
@@ -90,15 +97,21 @@ class LockedSource:
         what it notes of how weights are quantised follows too.
         """
         noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
-        noted |= {"side_files": {}, "contents": {}, "prompts": {}}
+        noted |= {"side_files": {}, "contents": {}, "prompts": {}, "special_tokens": None}
         return replace(self, **noted) == replace(other, **noted)
 
 
 @dataclass(frozen=True)
 class Lock:
-    """All sources of one recipe file, by the reference that the recipe writes."""
+    """All that one recipe file is built from.
+
+    Args:
+        sources: Models and adapters, by the reference that the recipe writes.
+        texts: Files of text that models are measured with, by path.
+    """
 
     sources: Mapping[str, LockedSource]
+    texts: Mapping[str, LockedFile] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data, short: tensors by file, a vocabulary once for all that have it."""
@@ -107,7 +120,14 @@ class Lock:
         return {
             "version": LOCK_VERSION,
             "sources": {name: _source_to_json(s) for name, s in sorted(self.sources.items())},
-        } | ({"vocabularies": vocabularies} if vocabularies else {})
+        } | {
+            key: found
+            for key, found in (
+                ("texts", {n: _file_row(file) for n, file in sorted(self.texts.items())}),
+                ("vocabularies", vocabularies),
+            )
+            if found
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str, text: str = "") -> Lock:
@@ -140,7 +160,10 @@ class Lock:
             name: Vocabulary(text, name, f"{where}: vocabulary {name}")
             for name, text in data.get("vocabularies", {}).items()
         }
-        return cls({n: _source_from_json(s, texts) for n, s in data["sources"].items()})
+        return cls(
+            {n: _source_from_json(s, texts) for n, s in data["sources"].items()},
+            {n: LockedFile(**row) for n, row in data.get("texts", {}).items()},
+        )
 
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
@@ -156,12 +179,10 @@ def read_lock(path: str | os.PathLike[str]) -> Lock:
 def _source_to_json(source: LockedSource) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for name, file in sorted(source.files.items()):
-        row = {"size": file.size, "sha256": file.sha256}
-        row |= {"git_oid": file.git_oid, "sample": file.sample}
-        files[name] = {key: value for key, value in row.items() if value is not None}
+        files[name] = _file_row(file)
     for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
         table = files[t.file].setdefault("tensors", {})
-        table[own_name(name)] = [t.dtype, list(t.shape), t.begin, t.end]
+        table[own_name(name, source.folder_of(t.file))] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
     row |= {"commit": source.commit, "role": None if source.role == "model" else source.role}
     row |= {"vocabulary": None if source.vocabulary is None else source.vocabulary.digest}
@@ -170,23 +191,34 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     contents = {n: b64encode(c).decode() for n, c in sorted(source.contents.items())}
     row |= {"contents": contents or None}
     prompts = {text: list(ids) for text, ids in sorted(source.prompts.items())}
-    row |= {"prompts": prompts or None}
+    special = source.special_tokens
+    row |= {
+        "prompts": prompts or None,
+        "special_tokens": None if special is None else dict(special),
+    }
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
         "files": files,
     }
 
 
+def _file_row(file: LockedFile) -> dict[str, Any]:
+    row = {"size": file.size, "sha256": file.sha256}
+    row |= {"git_oid": file.git_oid, "sample": file.sample}
+    return {key: value for key, value in row.items() if value is not None}
+
+
 def _source_from_json(
     data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
 ) -> LockedSource:
     files, tensors = {}, {}
+    folder = folder_by_role(data.get("role"), data["files"])
     for name, row in data["files"].items():
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
         )
         for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
-            tensors[in_folder(folder_of(name), tensor)] = LockedTensor(
+            tensors[in_folder(folder(name), tensor)] = LockedTensor(
                 name, dtype, tuple(shape), begin, end
             )
     return LockedSource(
@@ -204,4 +236,5 @@ def _source_from_json(
         side_files=data.get("side_files", {}),
         contents={n: b64decode(text) for n, text in data.get("contents", {}).items()},
         prompts={text: tuple(ids) for text, ids in data.get("prompts", {}).items()},
+        special_tokens=data.get("special_tokens"),
     )

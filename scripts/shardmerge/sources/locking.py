@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError
@@ -11,9 +12,17 @@ from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import parse_object
 from shardmerge.base.identities import Identities
 from shardmerge.recipe.references import Reference
+from shardmerge.sources.any_checkpoint import (
+    checkpoint_files,
+    checkpoint_table,
+    checkpoint_weights,
+    single_weights,
+)
 from shardmerge.sources.checkpoint_files import (
+    BY_NAMES,
     CONFIG,
     DOWNLOAD,
+    DOWNLOAD_FILE,
     FIND,
     INDEX,
     adapter_files,
@@ -25,8 +34,8 @@ from shardmerge.sources.checkpoint_files import (
     weight_files,
 )
 from shardmerge.sources.hub_store import HubStore
-from shardmerge.sources.local import FolderStore
-from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.local import FileStore, FolderStore
+from shardmerge.sources.lock import LockedSource, LockedTensor
 from shardmerge.sources.store import Store, StoreContext
 
 
@@ -35,13 +44,13 @@ def lock_source(store: Store, role: str) -> LockedSource:
 
     Args:
         store: Where it lies.
-        role: ``model`` or ``adapter``.
+        role: ``model``, ``adapter`` or ``checkpoint``.
 
     Raises:
         UserError: If it cannot be had, is not such a thing in safetensors files, or its index and
             files disagree.
     """
-    return _lock_adapter(store) if role == "adapter" else _lock_model(store)
+    return _LOCKED_BY[role](store)
 
 
 def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedSource:
@@ -58,6 +67,13 @@ def lock_folder(folder: Path, reference: str, identities: Identities) -> LockedS
 def lock_adapter(folder: Path, reference: str, identities: Identities) -> LockedSource:
     """Return the lock of a LoRA adapter in a local folder; arguments as of ``lock_folder``."""
     return lock_source(_folder(folder, reference, identities), "adapter")
+
+
+def lock_checkpoint(place: Path, reference: str, identities: Identities) -> LockedSource:
+    """Return the lock of a checkpoint: a file or a folder; arguments as of ``lock_folder``."""
+    kind = FileStore if place.is_file() else FolderStore
+    context = StoreContext(Path(), identities)
+    return lock_source(kind(str(place), Reference(reference), context), "checkpoint")
 
 
 def lock_hub(
@@ -85,7 +101,7 @@ def _lock_model(store: Store) -> LockedSource:
     weights = weight_files(names, weight_map, store.where, store.pickled or FIND)
     if CONFIG not in names:
         message = f"has no {CONFIG}, so what kind of model it is cannot be told"
-        raise UserError(message, store.where)
+        raise UserError(message, store.where, BY_NAMES)
     weights += folder_weights(names, store.where)
     return _locked(store, "model", CONFIG, model_files(names, weights), weights, weight_map)
 
@@ -93,6 +109,25 @@ def _lock_model(store: Store) -> LockedSource:
 def _lock_adapter(store: Store) -> LockedSource:
     names = adapter_files(store.names(), store.where, store.pickled or DOWNLOAD)
     return _locked(store, "adapter", names[0], names, names[1:], None)
+
+
+def _lock_checkpoint(store: Store) -> LockedSource:
+    names = store.names()
+    if store.is_one_file:
+        weights = single_weights(names, store.where, store.pickled or DOWNLOAD_FILE)
+    else:
+        weights = checkpoint_weights(names, lambda name: _json(store, name), store.where)
+    files = checkpoint_files(names, weights)
+    tensors = checkpoint_table(store.headers(weights), store.where, alone=len(files) == 1)
+    return _made(store, "checkpoint", {}, files, tensors)
+
+
+#: Who locks what by its role in a recipe.
+_LOCKED_BY = {"model": _lock_model, "adapter": _lock_adapter, "checkpoint": _lock_checkpoint}
+
+
+def _json(store: Store, name: str) -> Any:
+    return parse_object(_text(store, name), store.told_of(name))
 
 
 def _weight_map(store: Store) -> dict[str, str]:
@@ -109,12 +144,22 @@ def _locked(
     weight_map: Mapping[str, str] | None,
 ) -> LockedSource:
     tensors = tensor_table(store.headers(weights), weight_map, store.where)
+    return _made(store, role, _json(store, config), names, tensors)
+
+
+def _made(
+    store: Store,
+    role: str,
+    config: Mapping[str, Any],
+    names: list[str],
+    tensors: Mapping[str, LockedTensor],
+) -> LockedSource:
     files = {safe_name(name, None, store.where): store.identity(name) for name in names}
     store.context.identities.save()
     return LockedSource(
         store.kind,
         *store.origin(),
-        config=parse_object(_text(store, config), store.told_of(config)),
+        config=config,
         files=files,
         tensors=tensors,
         role=role,

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.filenames import is_commit, safe_name, safe_tensor
 from shardmerge.base.printable import is_printable
-from shardmerge.base.weightfolders import folder_of, in_folder
+from shardmerge.base.weightfolders import component_of, folder_of, in_folder
 from shardmerge.formats.announcement import SIDE_FILES
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import kinds
+from shardmerge.sources.tokenizer.files import NAMED_TOKENS
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_OID = re.compile(r"[0-9a-f]{40}")
@@ -26,13 +27,14 @@ _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
     *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
-    "prompts",
+    *("prompts", "special_tokens"),
 }
 _FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
 #: Files that each kind of source has.
 _WANTED = {
     "model": ("config.json",),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+    "checkpoint": (),
 }
 #: Longest content of a tensor that a lock holds; real ones have some hundred bytes.
 MOST_CONTENT_BYTES = 1 << 16
@@ -63,7 +65,9 @@ def check_lock(data: Mapping[str, Any]) -> None:
     Raises:
         LockError: If anything in it is not what this program would write.
     """
-    _keys(data, {"version", "sources", "vocabularies"}, ())
+    _keys(data, {"version", "sources", "texts", "vocabularies"}, ())
+    for name, file in _table(data.get("texts", {}), ("texts",)).items():
+        _text_file(name, _table(file, ("texts", name)), ("texts", name))
     vocabularies = _table(data.get("vocabularies", {}), ("vocabularies",))
     for name, text in vocabularies.items():
         path = ("vocabularies", name)
@@ -75,6 +79,27 @@ def check_lock(data: Mapping[str, Any]) -> None:
         if not (name and is_printable(name)):
             raise LockError("is called by no plain text", path)
         _source(_table(source, path), vocabularies, path)
+
+
+def folder_by_role(role: str | None, files: Collection[str]) -> Callable[[str], str]:
+    """Return what tells which folder with weights of its own a source's file lies in.
+
+    Args:
+        role: Of the source.
+        files: All its files; a checkpoint that is one file has no folders.
+    """
+    if role != "checkpoint":
+        return folder_of
+    return component_of if len(files) > 1 else lambda file: ""
+
+
+def _text_file(name: str, file: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    if not (name and is_printable(name)):
+        raise LockError("is called by no plain text", path)
+    _keys(file, {"size", "sha256"}, path)
+    if not _is_count(file.get("size")):
+        raise LockError(f"{_brief(file.get('size'))} is no number of bytes", (*path, "size"))
+    _match(file.get("sha256"), _SHA256, "64 hexadecimal digits", (*path, "sha256"))
 
 
 def told(path: tuple[str, ...]) -> str:
@@ -99,8 +124,10 @@ def _source(
 ) -> None:
     _keys(source, _SOURCE_KEYS, path)
     store = _store(source.get("kind"), path)
-    if source.get("role", "model") not in ("model", "adapter"):
-        raise LockError("is neither `model` nor `adapter`", (*path, "role"))
+    role = source.get("role", "model")
+    if not isinstance(role, str) or role not in _WANTED:
+        *names, last = (f"`{name}`" for name in _WANTED)
+        raise LockError(f"is none of {', '.join(names)} and {last}", (*path, "role"))
     _origin(source, store, path)
     _text(source, "chat_template", path, lambda text: True)
     for key in ("vocabulary", "tokens"):
@@ -108,21 +135,26 @@ def _source(
             _match(source[key], _SHA256, "a SHA-256", (*path, key))
     if "vocabulary" in source and source["vocabulary"] not in vocabularies:
         raise LockError("is not among the lock's vocabularies", (*path, "vocabulary"))
-    _unicode(_table(source.get("config"), (*path, "config")), (*path, "config"))
+    config = _table(source.get("config"), (*path, "config"))
+    if role == "checkpoint" and config:
+        raise LockError("does not go with `role: checkpoint`", (*path, "config"))
+    _unicode(config, (*path, "config"))
     files = _table(source.get("files"), (*path, "files"))
-    wanted = _WANTED[source.get("role", "model")]
+    wanted, any_name = _WANTED[role], role == "checkpoint"
+    folder = folder_by_role(role, files)
     if missing := [name for name in wanted if name not in files]:
         raise LockError(f"lacks {missing[0]}", (*path, "files"))
     seen: set[str] = set()
     for name, file in files.items():
-        _file(name, _table(file, (*path, "files", name)), store, (*path, "files", name))
+        _file(name, _table(file, (*path, "files", name)), store, (*path, "files", name), any_name)
         for tensor in file.get("tensors", ()):
-            if (full := in_folder(folder_of(name), tensor)) in seen:
+            if (full := in_folder(folder(name), tensor)) in seen:
                 raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
             seen.add(full)
     _side_files(source, files, path)
     _contents(source, files, path)
     _prompts(source, path)
+    _special_tokens(source, path)
 
 
 def _side_files(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -154,6 +186,14 @@ def _prompts(source: Mapping[str, Any], path: tuple[str, ...]) -> None:
             raise LockError("has tokens that are no list of ids", (*path, text))
 
 
+def _special_tokens(source: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    path = (*path, "special_tokens")
+    for name, token in _table(source.get("special_tokens", {}), path).items():
+        if name not in NAMED_TOKENS or not isinstance(token, str):
+            raise LockError("is no special token", (*path, name))
+        _unicode(token, (*path, name))
+
+
 def _store(kind: Any, path: tuple[str, ...]) -> type[Store]:
     known = kinds()
     if not isinstance(kind, str) or kind not in known:
@@ -170,7 +210,7 @@ def _origin(source: Mapping[str, Any], store: type[Store], path: tuple[str, ...]
                 raise LockError(f"does not go with `kind: {store.kind}`", (*path, key))
         return
     repo = source.get("repo")
-    if not isinstance(repo, str) or not store.claims(repo):
+    if not isinstance(repo, str) or not store.pins(repo):
         raise LockError(f"{_brief(repo)} is no {store.repo_form}", (*path, "repo"))
     if not is_commit(source.get("commit")):
         message = f"{_brief(source.get('commit'))} is no commit of 40 hexadecimal digits"
@@ -178,7 +218,13 @@ def _origin(source: Mapping[str, Any], store: type[Store], path: tuple[str, ...]
     _text(source, "revision", path, lambda text: bool(text) and is_printable(text))
 
 
-def _file(name: str, file: Mapping[str, Any], store: type[Store], path: tuple[str, ...]) -> None:
+def _file(
+    name: str,
+    file: Mapping[str, Any],
+    store: type[Store],
+    path: tuple[str, ...],
+    any_name: bool,
+) -> None:
     try:
         safe_name(name, None, "")
     except UserError as error:
@@ -197,15 +243,16 @@ def _file(name: str, file: Mapping[str, Any], store: type[Store], path: tuple[st
         digits = 40 if key == "git_oid" else 64
         _match(file[key], _IDENTITIES[key], f"{digits} hexadecimal digits", (*path, key))
     if "tensors" in file:
-        _tensors(_table(file["tensors"], (*path, "tensors")), size, (*path, "tensors"))
+        path = (*path, "tensors")
+        _tensors(_table(file["tensors"], path), size, path, any_name)
 
 
-def _tensors(table: Mapping[str, Any], size: int, path: tuple[str, ...]) -> None:
+def _tensors(table: Mapping[str, Any], size: int, path: tuple[str, ...], any_name: bool) -> None:
     ranges = []
     for name, row in table.items():
         where = (*path, name)
         try:
-            safe_tensor(name, "")
+            safe_tensor(name, "", any_name=any_name)
         except UserError as error:
             raise LockError(error.message, where) from None
         ranges.append((*_range(row, size, where), name))

@@ -50,6 +50,7 @@ class Conversion:
         small: Names of the files that are copied.
         sizes: Bytes of each pickle.
         record: What RECORD must say: versions, and identities of the content.
+        role: ``model``, ``adapter`` or ``checkpoint``.
     """
 
     reference: str
@@ -59,6 +60,7 @@ class Conversion:
     small: tuple[str, ...]
     sizes: Mapping[str, int]
     record: Mapping[str, object]
+    role: str = "model"
 
     @property
     def done(self) -> bool:
@@ -99,10 +101,15 @@ def pickled_weights(folder: Path, role: str) -> dict[str, str]:
     Raises:
         UserError: If an index is none, or names files that are not there or lead out of the folder.
     """
-    found = _adapter_pickle(folder) if role == "adapter" else _model_pickles(folder)
+    found = {"adapter": _adapter_pickle, "model": _model_pickles}.get(role, _no_pickles)(folder)
     for name in found.values():
         safe_name(name, folder, str(folder))
     return found
+
+
+def _no_pickles(folder: Path) -> dict[str, str]:
+    """Return nothing: a checkpoint's pickles are named one by one."""
+    return {}
 
 
 def _adapter_pickle(folder: Path) -> dict[str, str]:
@@ -136,24 +143,30 @@ def _folder_pickles(folder: Path) -> dict[str, str]:
 
 
 def find_conversion(
-    folder: Path, reference: str, role: str, output: Path, identities: Identities
+    folder: Path,
+    reference: str,
+    role: str,
+    output: Path,
+    identities: Identities,
+    file: str | None = None,
 ) -> Conversion | None:
     """Return the conversion that a folder needs, or None if it has safetensors files or no weights.
 
     Args:
-        folder: Of a model or an adapter.
+        folder: Of a model, an adapter or a checkpoint.
         reference: As the recipe names it.
         role: ``model`` or ``adapter``.
         output: Where the conversion goes.
         identities: Cache of content identities.
+        file: Of a checkpoint that is one file, its name.
 
     Raises:
         UserError: If its index is broken.
     """
-    weights = pickled_weights(folder, role)
+    weights = _pickled_file(file) if file else pickled_weights(folder, role)
     if not weights:
         return None
-    names = folder_files(folder)
+    names = [] if file else folder_files(folder)
     small = [n for n in model_files(names, weights_of_folders(names)) if n != _INDEX]
     if role == "adapter":
         small = [name for name in small if name == adapter_config.CONFIG]
@@ -165,7 +178,13 @@ def find_conversion(
         "files": {name: locked[name].identity for name in small},
     }
     sizes = {pickle: locked[pickle].size for pickle in weights.values()}
-    return Conversion(reference, folder, output, weights, tuple(small), sizes, record)
+    return Conversion(reference, folder, output, weights, tuple(small), sizes, record, role)
+
+
+def _pickled_file(name: str) -> dict[str, str]:
+    """Return the one file of a checkpoint if it is a pickle, as ``pickled_weights`` does."""
+    path = Path(name)
+    return {} if path.suffix == ".safetensors" else {f"{path.stem}.safetensors": name}
 
 
 def finish_conversion(

@@ -43,6 +43,8 @@ def weights_of(locked: LockedSource, where: str) -> Weights:
     Raises:
         UserError: If its weights are in a format that cannot be read, or their parts do not fit.
     """
+    if locked.role == "checkpoint":
+        return Weights(locked.tensors)
     reading = _reading(locked, where)
     if not isinstance(reading, formats.Reading):
         return Weights(locked.tensors, stale=reading == "stale")

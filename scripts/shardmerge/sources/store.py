@@ -80,6 +80,11 @@ class Store(ABC):
         """Whether a location is one of this kind, as far as that shows without the network."""
 
     @classmethod
+    def pins(cls, repo: str) -> bool:
+        """Whether a lock of this kind may have a value as the ``repo`` of its origin."""
+        return cls.claims(repo)
+
+    @classmethod
     @abstractmethod
     def told(cls, origin: Origin) -> str:
         """Return in words, for the middle of a sentence, where a source of this kind is from."""
@@ -152,6 +157,11 @@ class Store(ABC):
         Raises:
             UserError: If it cannot be had, or has another content.
         """
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is a single file, which was asked for by its name."""
+        return False
 
     def read_now(self, name: str) -> bytes:
         """Return a small file of the source as it is now."""

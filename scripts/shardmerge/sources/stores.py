@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from shardmerge.base.errors import UserError
 from shardmerge.sources.hub_store import HubStore
-from shardmerge.sources.local import FolderStore
+from shardmerge.sources.local import FileStore, FolderStore
 from shardmerge.sources.store import Store
 
 #: Asked in this order which of them a location belongs to.
-STORES: tuple[type[Store], ...] = (FolderStore, HubStore)
+STORES: tuple[type[Store], ...] = (FolderStore, FileStore, HubStore)
 
 
 def store_type(kind: str) -> type[Store]:
@@ -42,6 +42,6 @@ def remote_store(repo: str) -> type[Store]:
         UserError: If none does.
     """
     for store in STORES:
-        if store.remote and store.claims(repo):
+        if store.remote and store.pins(repo):
             return store
     raise UserError("is no place that files are fetched from", repo)

@@ -12,7 +12,13 @@ from shardmerge.recipe.chat import TEMPLATE_FILES, own_template
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.variants import RecipeFamily
 from shardmerge.sources.lock import LockedSource
-from shardmerge.sources.tokenizer.files import ReadFile, read_ids, read_vocabulary, vocabulary_files
+from shardmerge.sources.tokenizer.files import (
+    ReadFile,
+    read_ids,
+    read_vocabulary,
+    special_tokens,
+    vocabulary_files,
+)
 from shardmerge.sources.tokenizer.prompts import prompt_tokens
 from shardmerge.sources.tokenizer.vocabulary import tokens_by_id
 
@@ -27,6 +33,7 @@ def lacking(recipe: Recipe | RecipeFamily, key: str, locked: LockedSource) -> li
     """
     needs = {
         "vocabulary": recipe.needs_vocabularies and locked.vocabulary is None,
+        "special tokens": recipe.needs_special_tokens and locked.special_tokens is None,
         "chat template": recipe.needs_templates and locked.chat_template is None,
         "tokens of prompts": set(recipe.prompts.get(key, ())) - set(locked.prompts),
     }
@@ -56,6 +63,8 @@ def with_lacking(
         locked = replace(locked, prompts=prompt_tokens(prompts, locked.files, read, where))
     if "vocabulary" in wanted:
         locked = replace(locked, vocabulary=read_vocabulary(locked.files, read, where))
+    if "special tokens" in wanted:
+        locked = replace(locked, special_tokens=special_tokens(locked.files, read, where))
     if "chat template" in wanted:
         names = [name for name in TEMPLATE_FILES if name in locked.files]
         try:

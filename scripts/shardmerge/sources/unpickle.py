@@ -27,7 +27,12 @@ _REFUSED = re.compile(r"(?:GLOBAL|class|function) ([\w.]+)")
 
 
 def convert(
-    pickled: Path, output: Path, *, tied: bool, is_head: Callable[[str], bool]
+    pickled: Path,
+    output: Path,
+    *,
+    tied: bool,
+    is_head: Callable[[str], bool],
+    nested: bool = False,
 ) -> dict[str, str]:
     """Write the tensors of a pickle to a safetensors file, whole or not at all.
 
@@ -39,6 +44,7 @@ def convert(
         output: File to write.
         tied: Whether the model ties its embeddings (``tie_word_embeddings``).
         is_head: Tells by its name whether a tensor is the output embedding.
+        nested: Whether the tensors may be under `state_dict`, beside what a training needs.
 
     Returns:
         The output embeddings that were left out: name to the tensor that they equal.
@@ -48,6 +54,8 @@ def convert(
             cannot hold; names it.
     """
     tensors = _load(pickled)
+    if nested and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
     for name, tensor in tensors.items():
         _check(name, tensor, str(pickled))
     dropped = _aliases(tensors, is_head) if tied else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
 from shardmerge.sweep.bounds import is_within
+from shardmerge.sweep.objectives import WEIGHTED
 from shardmerge.sweep.sweeps import Sweep, plot_value
 
 #: Paths of benchmark results, by the trial's name.
@@ -28,8 +30,8 @@ def read_points(sweep: Sweep, files: Files) -> TrialSet:
     trials = []
     for candidate in sweep.candidates:
         paths = files.get(candidate.name, ())
-        metrics = read_metrics(paths)
-        for label in (*sweep.objectives, *sweep.constraints) if paths else ():
+        metrics = read_metrics(paths, sweep.weights)
+        for label in (*sweep.weights, *sweep.objectives, *sweep.constraints) if paths else ():
             if label not in metrics:
                 message = f"no task has the metric {label!r}"
                 raise UserError(message, f"sweep {sweep.name}", did_you_mean(label, metrics))
@@ -41,13 +43,30 @@ def read_points(sweep: Sweep, files: Files) -> TrialSet:
     return TrialSet(name=sweep.name, objectives=higher, trials=tuple(trials))
 
 
-def read_metrics(paths: Sequence[str]) -> dict[str, Measurement]:
-    """Return the metrics in the results of one model, by label."""
+def read_metrics(paths: Sequence[str], weights: Mapping[str, float] = {}) -> dict[str, Measurement]:
+    """Return the metrics in the results of one model, by label.
+
+    Args:
+        paths: The results.
+        weights: Of metrics whose weighted sum is a metric too, if all of them are there.
+    """
     table = score_table(load(paths))
-    return {
+    found = {
         column.label: Measurement(value=cell.value, stderr=cell.stderr, questions=cell.samples)
         for (_, column), cell in table.cells.items()
     }
+    if weights and weights.keys() <= found.keys():
+        found[WEIGHTED] = _weighted(found, weights)
+    return found
+
+
+def _weighted(metrics: Mapping[str, Measurement], weights: Mapping[str, float]) -> Measurement:
+    """Return a weighted sum; its parts are measured on questions that do not depend on others."""
+    parts = [(weight, metrics[label]) for label, weight in weights.items()]
+    known = all(metric.stderr is not None for _, metric in parts)
+    error = math.hypot(*(weight * (metric.stderr or 0) for weight, metric in parts))
+    value = math.fsum(weight * metric.value for weight, metric in parts)
+    return Measurement(value=value, stderr=error if known else None)
 
 
 def fulfils(sweep: Sweep, metrics: Mapping[str, Measurement]) -> bool:

@@ -32,7 +32,8 @@ def verdicts(sweep: Sweep, files: Files, best: Sequence[str]) -> Verdicts:
     labels = {sweep.label(name): name for name in files}
     against = sweep.label(best[0])
     pairs = [(label, against) for label in labels if label != against]
-    aims = [column for column in made.table.columns if column.label in sweep.objectives]
+    labels_of_aims = {*sweep.objectives, *sweep.weights}
+    aims = [column for column in made.table.columns if column.label in labels_of_aims]
     found: dict[str, dict[str, str]] = {}
     for one in made.compare(pairs, aims):
         found.setdefault(labels[one.model], {})[one.column.label] = one.verdict

@@ -65,7 +65,7 @@ def forecast(sweep: Sweep, plan: Plan, results: str, speeds: Speeds) -> Forecast
         results: The folder of results.
         speeds: From ``measured_speeds``.
     """
-    left = [c for c in sweep.candidates if not Path(sweep.settled(results, c.name)).exists()]
+    left = [c for c in sweep.built if not Path(sweep.settled(results, c.name)).exists()]
     builds = [plan.builds[sweep.build(candidate.name)] for candidate in left]
     shards = [job for build in builds for job in build.shards]
     read = sum(job.bytes_read for job in shards)
@@ -74,7 +74,7 @@ def forecast(sweep: Sweep, plan: Plan, results: str, speeds: Speeds) -> Forecast
     if speeds.merge and speeds.measure:
         seconds = (read + written) / speeds.merge + len(left) * speeds.measure
     jobs = sum(map(_jobs, builds)) + _WHOLE_JOBS
-    done = len(sweep.candidates) - len(left)
+    done = len(sweep.built) - len(left)
     return Forecast(len(sweep.candidates), done, jobs, read, written, seconds)
 
 

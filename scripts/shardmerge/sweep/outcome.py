@@ -8,6 +8,7 @@ from typing import Any
 from shardmerge.base import markdown
 from shardmerge.base.text import plural
 from shardmerge.benchmark.comparison_table import comparer, comparison_json
+from shardmerge.benchmark.probe_units import unit_of
 from shardmerge.sweep.sweeps import Sweep
 
 
@@ -95,7 +96,7 @@ def _table(data: Mapping[str, Any]) -> Iterator[str]:
 def _difference(row: Mapping[str, Any]) -> str:
     if row["difference"] is None:
         return "untested"
-    asked = plural(row["questions"], "question")
+    asked = plural(row["questions"], unit_of(row["task"], {}))
     return (
         f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], {row['verdict']} "
         f"(p {row['adjusted']:.2g}, {asked})"

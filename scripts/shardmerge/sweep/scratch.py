@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,11 +16,56 @@ from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.sweep.sweeps import Sweep
 
+#: Folders that each machine has for itself.
+_OF_A_MACHINE = ("/dev", "/run", "/tmp", "/var/tmp")
+_WHERE = "configuration: sweep.scratch"
+
 
 def scratch_folder(sweep: Sweep, trial: str, results: str) -> Path:
     """Return the folder of a trial's model on the scratch disk."""
     place = digest([os.path.abspath(results), sweep.build(trial)])[:16]
-    return Path(sweep.scratch or results).absolute() / f"shardmerge-{sweep.name}-{place}"
+    return scratch_root(sweep.scratch or results) / f"shardmerge-{sweep.name}-{place}"
+
+
+def scratch_root(scratch: str) -> Path:
+    """Return the scratch folder, with variables such as ``$TMPDIR`` as they are on this machine.
+
+    Raises:
+        UserError: If a variable is not set.
+    """
+    found = os.path.expandvars(scratch)
+    if "$" in found:
+        hint = "Set its variable, or name a folder."
+        raise UserError(f"{scratch!r} has a variable that is not set", _WHERE, hint)
+    return Path(found).absolute()
+
+
+def check_shared(scratch: str, results: str) -> None:
+    """Refuse a scratch folder that other machines do not see.
+
+    The jobs of a trial, which build it, measure it and delete it, run on nodes that the scheduler
+    chooses. So none of them can rely on the disk of another one's node.
+
+    Args:
+        scratch: As it is configured.
+        results: The folder of results, which all nodes see.
+
+    Raises:
+        UserError: If it is one of a machine.
+    """
+    # what a variable stands for may be another folder on each node
+    own = "$" in scratch or any(
+        scratch_root(scratch).is_relative_to(place)
+        and not Path(results).absolute().is_relative_to(place)
+        for place in (*_OF_A_MACHINE, tempfile.gettempdir())
+    )
+    if own:
+        raise UserError(
+            f"{scratch} is a place of one machine, and the jobs of a trial run on several: one "
+            "builds its weights, another one reads them",
+            _WHERE,
+            "Name a folder on a disk that all nodes share, or run on one machine (`--cores`).",
+        )
 
 
 def use_scratch(sweep: Sweep, trials: Iterable[str], results: str) -> None:
@@ -42,8 +88,7 @@ def use_scratch(sweep: Sweep, trials: Iterable[str], results: str) -> None:
                 model.unlink()
                 model.symlink_to(target, target_is_directory=True)
         except OSError as error:
-            where = "configuration: sweep.scratch"
-            raise UserError(f"{target} cannot be used ({error.strerror})", where) from None
+            raise UserError(f"{target} cannot be used ({error.strerror})", _WHERE) from None
 
 
 def leave_scratch(model: Path) -> None:

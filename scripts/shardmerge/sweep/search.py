@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class SearchPlan:
         start: Points that are tried first.
         basis: What else decides what is measured: the recipe, how models are measured.
         where: What to say of it in errors.
+        weights: Of metrics whose weighted sum is the objective; else none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class SearchPlan:
     start: Sequence[Point]
     basis: Any
     where: str
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -75,7 +77,8 @@ class SearchPlan:
         space = {v.name: [repr(v.domain), v.points] for v in self.variables}
         aims = [list(self.objectives.items()), list(self.constraints.items())]
         rest = [self.sampler, self.parallel, self.seed, list(self.rungs), list(self.start)]
-        return digest([space, aims, rest, self.basis])
+        weights = [list(self.weights.items())] if self.weights else []
+        return digest([space, aims, rest, self.basis, *weights])
 
 
 @dataclass(frozen=True)
@@ -199,10 +202,23 @@ def _sampler(plan: SearchPlan, generation: int) -> BaseSampler:
             from shardmerge.sweep.cma_state import SafeCmaEsSampler
 
             size = max(plan.parallel, _LEAST_POPULATION)
-            return SafeCmaEsSampler(seed=seed, popsize=size, warn_independent_sampling=False)
+            return SafeCmaEsSampler(
+                x0=_middle(plan), seed=seed, popsize=size, warn_independent_sampling=False
+            )
         return NSGAIISampler(
             seed=seed, population_size=max(plan.parallel, _LEAST_POPULATION), **own
         )
+
+
+def _middle(plan: SearchPlan) -> dict[str, Any] | None:
+    """Return the numbers that CMA-ES begins around: the first point that is given."""
+    if not plan.start:
+        return None
+    from optuna.distributions import CategoricalDistribution
+
+    told = parameters_of(plan.variables, plan.start[0], plan.where)
+    space = distributions(plan.variables)
+    return {k: v for k, v in told.items() if not isinstance(space[k], CategoricalDistribution)}
 
 
 def _violations(trial: FrozenTrial) -> Sequence[float]:

@@ -13,15 +13,15 @@ from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
 from shardmerge.base.forms import entry
-from shardmerge.base.pathnames import check_word
 from shardmerge.benchmark.trials import Value
 from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.recipe import folder_name
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import Variant
+from shardmerge.sweep.objectives import check_label, read_objectives
+from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.searched import SEARCHES, STATES, Asked, Searched, load_searched, state_path
 from shardmerge.sweep.space import MOST_TRIALS, Point, drawn, grid, read_space
-from shardmerge.sweep.template import Template
 
 #: Folder of sweeps below the results.
 SWEEPS = "sweeps"
@@ -41,7 +41,8 @@ class SweepTrial:
         name: Made from the recipe, so that the same recipe has the same name in every sweep.
         values: Of the variables.
         text: The recipe.
-        status: How a search sees it; a trial of other sweeps is ``done`` when it is measured.
+        status: How a search sees it; a trial of other sweeps is ``done`` when it is measured, or
+            ``failed``.
         questions: The most that it is asked of a task, or None for what the configuration says.
         reported: Whether it is measured on the other half of the questions too.
     """
@@ -68,6 +69,7 @@ class Sweep:
         candidates: Its trials.
         split: Whether trials are measured on one half of the questions, and reported on the other.
         searched: How far it is if it is a search, else None.
+        weights: Of metrics whose weighted sum is the objective; else none.
     """
 
     name: str = entry(forms.text)
@@ -79,6 +81,7 @@ class Sweep:
     candidates: tuple[SweepTrial, ...] = entry(forms.listed(forms.made_of(SweepTrial)))
     split: bool = entry(forms.truth, False)
     searched: Searched | None = entry(forms.maybe(forms.made_of(Searched)), None)
+    weights: Mapping[str, float] = entry(forms.mapped(forms.real), default_factory=dict)
 
     @property
     def built(self) -> list[SweepTrial]:
@@ -103,7 +106,7 @@ class Sweep:
     @property
     def tasks(self) -> list[str]:
         """The tasks that it is measured by."""
-        labels = [*self.objectives, *self.constraints]
+        labels = [*(self.weights or self.objectives), *self.constraints]
         return list(dict.fromkeys(label.partition("/")[0] for label in labels))
 
     def build(self, trial: str) -> str:
@@ -149,12 +152,17 @@ def rung_label(sweep: str, trial: str, questions: int | None) -> str:
     return f"{sweep}-{trial}" + (f"-q{questions}" if questions else "")
 
 
-def read_sweeps(settings: Settings, searched: Mapping[str, Searched] = {}) -> list[Sweep]:
+def read_sweeps(
+    settings: Settings,
+    searched: Mapping[str, Searched] = {},
+    failed: Mapping[str, Sequence[str]] = {},
+) -> list[Sweep]:
     """Return the sweeps of a configuration.
 
     Args:
         settings: The configuration.
         searched: How far searches are, by name; of others their files tell it.
+        failed: Trials of other sweeps that failed, by the sweep's name.
 
     Raises:
         UserError: For all that is wrong with them and shows without the models.
@@ -163,7 +171,9 @@ def read_sweeps(settings: Settings, searched: Mapping[str, Searched] = {}) -> li
     many = len(settings.sweeps) > 1
     for number, config in enumerate(settings.sweeps):
         where = f"configuration: sweep.{number}" if many else "configuration: sweep"
-        sweep = _sweep(config, where, settings["results"], searched)
+        failures = failed.get(sweep_name(config), ())
+        folders = settings["sources"]
+        sweep = _sweep(config, where, settings["results"], searched, failures, folders)
         if sweep.name in found:
             hint = "Give each sweep a `name`."
             raise UserError(f"two sweeps are called {sweep.name!r}", where, hint)
@@ -182,12 +192,18 @@ def trial_name(text: str) -> str:
 
 
 def _sweep(
-    config: Mapping[str, Any], where: str, results: str, searched: Mapping[str, Searched]
+    config: Mapping[str, Any],
+    where: str,
+    results: str,
+    searched: Mapping[str, Searched],
+    failed: Sequence[str],
+    folders: Mapping[str, str],
 ) -> Sweep:
     recipe, name = config["recipe"], sweep_name(config)
-    template = Template(read_text(recipe), recipe)
-    for label in (*config["objectives"], *config["constraints"]):
-        _check_label(label, where)
+    template, config = open_recipe(config, folders)
+    objectives, weights = read_objectives(config, where)
+    for label in (*(weights or objectives), *config["constraints"]):
+        check_label(label, where)
     found = None
     if config["sampler"] in SEARCHES:
         found = searched.get(name) or load_searched(state_path(results, name))
@@ -205,14 +221,17 @@ def _sweep(
             name=trial_name(text),
             values=one.values,
             text=text,
-            status=one.status if found else "done",
+            status=one.status if found else "failed" if trial_name(text) in failed else "done",
             questions=one.questions,
         )
         candidates[trial.name] = replace(trial, reported=trial.reported or place in reported)
+    if candidates and all(trial.status == "failed" for trial in candidates.values()):
+        raise UserError("no trial could be built and measured", where, "The logs tell why.")
     return Sweep(
         name=name,
         recipe=recipe,
-        objectives=config["objectives"],
+        objectives=objectives,
+        weights=weights,
         constraints=config["constraints"],
         keep=config["keep"],
         scratch=config["scratch"],
@@ -228,14 +247,6 @@ def _check_no_search(config: Mapping[str, Any], where: str) -> None:
         if config[key] != none:
             hint = f"Write `sampler: tpe`, or leave `{key}` out."
             raise UserError("is for a search", f"{where}.{key}", hint)
-
-
-def _check_label(label: str, where: str) -> None:
-    task, slash, metric = label.partition("/")
-    if not (slash and metric):
-        message = f"{label!r} is no metric of a task"
-        raise UserError(message, where, f"Write `TASK/METRIC`, such as `{label}/acc`.")
-    check_word(task, where)
 
 
 def _points(config: Mapping[str, Any], where: str) -> Sequence[Point]:

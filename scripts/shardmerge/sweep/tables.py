@@ -56,6 +56,7 @@ def table_data(
         "sweep": sweep.name,
         "recipe": sweep.recipe,
         "objectives": dict(sweep.objectives),
+        "weights": dict(sweep.weights),
         "constraints": dict(sweep.constraints),
         "best": list(best),
         "trials": rows,
@@ -93,13 +94,13 @@ def table_csv(data: Mapping[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     spread = [part for label in labels for part in (label, f"{label} stderr", f"{label} questions")]
-    writer.writerow(["trial", *names, *spread, "fulfils", "best"])
+    writer.writerow(["trial", *names, *spread, "status", "fulfils", "best"])
     for row in data["trials"]:
         cells = [_text(row["variables"][name]) for name in names]
         for label in labels:
             cell = row["metrics"].get(label, {})
             cells += [_text(cell.get(key, "")) for key in ("value", "stderr", "questions")]
-        writer.writerow([row["trial"], *cells, row["fulfils"], row["best"]])
+        writer.writerow([row["trial"], *cells, row["status"], row["fulfils"], row["best"]])
     return out.getvalue()
 
 
@@ -112,7 +113,7 @@ def table_markdown(data: Mapping[str, Any]) -> str:
         cells = [_judged(row, label) for label in labels]
         values = [_text(row["variables"][name]) for name in names]
         mark = "**" if row["best"] else ""
-        first = f"{mark}{row['trial']}{mark}" + ("" if row["fulfils"] else " (excluded)")
+        first = f"{mark}{row['trial']}{mark}{_standing(row)}"
         rows.append([first, *values, *cells])
     for other in data["references"]:
         cells = [_score(other["metrics"].get(label)) for label in labels]
@@ -125,10 +126,17 @@ def table_markdown(data: Mapping[str, Any]) -> str:
 
 def _notes(data: Mapping[str, Any], labels: Sequence[str]) -> Iterator[str]:
     aims = ", ".join(f"{word} {label}" for label, word in data["objectives"].items())
+    if data["weights"]:
+        parts = " + ".join(f"{weight:g} * {label}" for label, weight in data["weights"].items())
+        aims += f" = {parts}"
     yield f"Aim: {aims}. Scores with their standard errors."
     if data["constraints"]:
         bounds = ", ".join(f"{label} {bound}" for label, bound in data["constraints"].items())
         yield f"Excluded: trials that do not have {bounds}."
+    if any(row["status"] == "stopped" for row in data["trials"]):
+        yield "Stopped: trials that few questions showed to be worse, or beyond a bound."
+    if any(row["status"] == "failed" for row in data["trials"]):
+        yield "Failed: trials that could not be built or measured. Their logs tell why."
     if data["best"]:
         count = len(data["best"])
         what = "no other trial beats it" if count == 1 else "no other trial beats one of these"
@@ -173,10 +181,17 @@ def _variables(data: Mapping[str, Any]) -> list[str]:
 
 
 def _labels(data: Mapping[str, Any], *, all_of_them: bool = False) -> list[str]:
-    labels = [*data["objectives"], *data["constraints"]]
+    labels = [*data["objectives"], *data["weights"], *data["constraints"]]
     if all_of_them:
         labels += [label for row in data["trials"] for label in row["metrics"]]
     return list(dict.fromkeys(labels))
+
+
+def _standing(row: Mapping[str, Any]) -> str:
+    """Return why a trial cannot be the best, in a word."""
+    if row["fulfils"]:
+        return ""
+    return f" ({row['status'] if row['status'] in ('failed', 'stopped') else 'excluded'})"
 
 
 def _judged(row: Mapping[str, Any], label: str) -> str:

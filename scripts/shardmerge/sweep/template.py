@@ -6,7 +6,7 @@ What is filled in are values and never text: whatever a value holds, it is read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,30 @@ class Template:
         Raises:
             UserError: If a value cannot stand where its gap is.
         """
-        import yaml
+        return written_recipe(
+            [_filled(document, values) for document in self._documents], self.path
+        )
 
-        made = [_filled(document, values) for document in self._documents]
-        default = folder_name(Path(self.path).stem)
-        for document in made:
-            # random numbers follow the name, so that it must not follow the trial's file
-            if isinstance(document, dict) and document.get("name") is None:
-                document.pop("name", None)
-                document |= {"name": default} | {k: document.pop(k) for k in list(document)}
-        return yaml.dump_all(
-            made, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=100,
-            default_flow_style=None,
-        )  # fmt: skip
+
+def written_recipe(documents: Sequence[Any], path: str) -> str:
+    """Return documents as a recipe; one without a name has that of the sweep's file.
+
+    Args:
+        documents: As data.
+        path: Of the sweep's recipe.
+    """
+    import yaml
+
+    default = folder_name(Path(path).stem)
+    for document in documents:
+        # random numbers follow the name, so that it must not follow the trial's file
+        if isinstance(document, dict) and document.get("name") is None:
+            document.pop("name", None)
+            document |= {"name": default} | {k: document.pop(k) for k in list(document)}
+    return yaml.dump_all(
+        documents, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=100,
+        default_flow_style=None,
+    )  # fmt: skip
 
 
 def _dumper() -> Any:

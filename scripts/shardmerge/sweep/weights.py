@@ -26,6 +26,7 @@ from shardmerge.plan.paths import record_path
 from shardmerge.plan.plan import Build, Plan, ShardJob
 from shardmerge.plan.records import is_as_recorded, load_record
 from shardmerge.sweep.best import best_trials
+from shardmerge.sweep.failures import drop_file
 from shardmerge.sweep.scratch import leave_scratch
 from shardmerge.sweep.sweeps import Sweep
 
@@ -74,18 +75,7 @@ def settle(sweep: Sweep, plan: Plan, points: TrialSet, trial: str, say: Say) -> 
 
 def drop(build: Build, say: Say) -> int:
     """Delete a trial's weights that are as our jobs wrote them; return their bytes."""
-    freed = 0
-    for job in build.shards:
-        path = Path(job.output)
-        if not os.path.lexists(path):
-            continue
-        if not is_as_recorded(path, Path(record_path(path))):
-            say(f"{path} stays: it is not as the job of this workflow wrote it")
-            continue
-        with claims.claimed(path, wait=False):
-            freed += path.stat().st_size
-            path.unlink()
-    return freed
+    return sum(drop_file(Path(job.output), say) for job in build.shards)
 
 
 def restore(build: Build, plan: Plan, say: Say) -> list[dict]:

@@ -18,9 +18,10 @@ from shardmerge.benchmark import scores
 from shardmerge.benchmark.agreement import agreement, cohens_kappa
 from shardmerge.benchmark.divergence import Divergence, measure_divergence
 from shardmerge.benchmark.needle import haystacks, measure_needles
+from shardmerge.benchmark.options import EvalOptions
 from shardmerge.benchmark.perplexity import measure_perplexity
 from shardmerge.benchmark.probe_options import ProbeOptions, parse_probes
-from shardmerge.benchmark.probe_text import ProbeText, TextWindow, windows
+from shardmerge.benchmark.probe_text import ProbeText, TextWindow, tokenized, windows
 from shardmerge.benchmark.reference_logits import keep_logits
 from shardmerge.benchmark.resampling import Passages
 from shardmerge.benchmark.samples import GivenAnswer
@@ -92,10 +93,11 @@ def options(**more: Any) -> ProbeOptions:
     return parse_probes(json.dumps({"text": "text.txt"} | more))
 
 
-def cut(own: Any, text: str) -> ProbeText:
+def cut(own: Any, text: str, **narrowed: Any) -> ProbeText:
     ids = own.tokenizer(text)["input_ids"]
     passages = tuple(text[i : i + 16] for i in range(0, len(text), 16))
-    return ProbeText(passages, tuple(ids), tuple(i // 16 for i in range(len(ids))))
+    asked = tuple(EvalOptions(**narrowed).asked(len(passages)))
+    return ProbeText(passages, tuple(ids), tuple(i // 16 for i in range(len(ids))), asked)
 
 
 TEXT = "the cat sat on the mat and said that two and two are 4. " * 3
@@ -124,7 +126,7 @@ class TestDivergence:
 
     def test_gain_and_loss_are_summed_apart(self) -> None:
         found = Divergence(numpy.ones(4), numpy.ones(4), numpy.array([1.0, -3.0, 0.0, 2.0]))
-        metrics = found.metrics(Passages([0, 0, 1, 1], 2))
+        metrics = found.metrics(Passages([0, 0, 1, 1], [0, 1]))
         assert (metrics["gain"][0], metrics["loss"][0]) == (0.75, 0.75)
 
     def test_a_model_does_not_diverge_from_itself_at_all(self, tmp_path: Path) -> None:
@@ -205,6 +207,68 @@ class TestPerplexity:
         noted = {(m, c.metric) for (m, c), cell in table.cells.items() if cell.notes}
         assert noted == {("c", "token_perplexity")}
         assert table.footnotes[-1] == "Said once." and len(table.footnotes) == 2
+
+
+class TestParts:
+    """Halves and limits, by which searches measure trials, hold of probes too."""
+
+    def test_halves_of_a_text_are_apart_and_make_the_whole(self, tmp_path: Path) -> None:
+        own, other = model(3), model(4)
+        keep_logits(other, "other", cut(own, TEXT), options(context=16), tmp_path / "l")
+        rows: dict[str | None, list[Any]] = {}
+        for half in (None, "even", "odd"):
+            text = cut(own, TEXT, half=half)
+            found = measure_perplexity(own, text, options(context=16)).rows
+            found += measure_divergence(own, "own", text, [tmp_path / "l"]).rows
+            rows[half] = sorted(found, key=lambda row: (row["task"], row["doc_id"]))
+        assert {row["doc_id"] % 2 for row in rows["even"]} == {0}
+        both = rows["even"] + rows["odd"]
+        assert sorted(both, key=lambda row: (row["task"], row["doc_id"])) == rows[None]
+
+    def test_values_of_a_half_are_of_its_passages_alone(self) -> None:
+        own = model(3)
+        text = cut(own, TEXT, half="odd", limit=2)
+        found = measure_perplexity(own, text, options(context=16))
+        rows = [row["bits_per_byte"] for row in found.rows]
+        assert [row["doc_id"] for row in found.rows] == [1, 3]
+        bits = -sum(lost for lost, _ in rows) / math.log(2) / sum(size for _, size in rows)
+        assert found.values["perplexity"]["bits_per_byte"][0] == pytest.approx(bits)
+
+    def test_no_more_is_read_than_a_limit_needs(self) -> None:
+        own, read = model(3), []
+
+        class Counting(Network):
+            def __call__(self, input_ids: torch.Tensor, **more: Any) -> Any:
+                read.append(input_ids.shape[1])
+                return super().__call__(input_ids, **more)
+
+        own.model = Counting(own.model.table)
+        measure_perplexity(own, cut(own, TEXT, limit=1), options(context=16))
+        few = len(read)
+        measure_perplexity(own, cut(own, TEXT), options(context=16))
+        assert few == 1 < len(read) - few
+
+    def test_a_text_that_is_too_short_for_halves_is_told(self) -> None:
+        with pytest.raises(UserError, match="too few for two halves"):
+            tokenized(Letters(), TEXT, EvalOptions(half="odd"))  # type: ignore[arg-type]
+
+    def test_halves_and_limits_of_haystacks_have_all_depths(self) -> None:
+        asked = options(lengths=[120, 150], depths=[0.1, 0.5, 0.9], needles=4)
+
+        def made(**narrowed: Any) -> list[tuple[int, float, int]]:
+            found = haystacks(Letters(), TEXT, 64, asked, EvalOptions(**narrowed))
+            return [(hay.length, hay.depth, hay.number) for hay in found]
+
+        even, odd = made(half="even"), made(half="odd")
+        assert sorted(even + odd) == sorted(made())
+        assert not set(even) & set(odd)
+        for part in (even, odd, made(limit=3)):
+            assert {(length, depth) for length, depth, _ in part} == {
+                (length, depth) for length in (120, 150) for depth in (0.1, 0.5, 0.9)
+            }
+        one = options(lengths=[120], depths=[0.5], needles=1)
+        with pytest.raises(UserError, match="no two halves"):
+            list(haystacks(Letters(), TEXT, 64, one, EvalOptions(half="odd")))
 
 
 class TestNeedles:

@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from shardmerge.command.searching import run_all, run_once
+import pytest
+
+from shardmerge.base.errors import UserError
+from shardmerge.command.searching import run_all, run_once, run_sweeps
 from shardmerge.run.searching import FAILED, TOLD
 
 
@@ -19,6 +22,7 @@ class Runs:
 
     def __init__(self, *ends: tuple[int, bool | None]) -> None:
         self.ends = list(ends)
+        self.state: list[str] = []
         self.failed: list[bool] = []
 
     def __call__(self, more: Mapping[str, str]) -> int:
@@ -26,6 +30,7 @@ class Runs:
         self.failed.append(FAILED in more)
         if finished is not None:
             told = {"own": {"generation": 0, "finished": finished, "trials": 4}}
+            told["own"]["state"] = self.state.pop(0) if self.state else str(len(self.ends))
             Path(more[TOLD]).write_text(json.dumps(told))
         return status
 
@@ -48,6 +53,13 @@ def test_a_fault_of_all_trials_stops_it() -> None:
     assert runs.ends == []
 
 
+def test_a_run_that_brings_it_no_further_ends_it() -> None:
+    runs = Runs((0, False), (0, False), (0, False))
+    runs.state = ["a", "b", "b"]
+    with pytest.raises(UserError, match="measured nothing that the search takes"):
+        run_all(runs)
+
+
 def test_ended_from_outside() -> None:
     for status in (-9, 130, 143):
         assert run_all(Runs((status, False))) == status
@@ -55,6 +67,42 @@ def test_ended_from_outside() -> None:
 
 def test_tables_that_fail_end_it() -> None:
     assert run_all(Runs((1, True))) == 1
+
+
+class SweepRuns:
+    """Ends runs of a sweep as told: status, trials that are measured and failed, None: nothing."""
+
+    def __init__(self, *ends: tuple[int, int, int, bool]) -> None:
+        self.ends, self.failed = list(ends), []  # type: ignore[var-annotated]
+
+    def __call__(self, more: Mapping[str, str]) -> int:
+        status, measured, failed, finished = self.ends.pop(0)
+        self.failed.append(FAILED in more)
+        told = {"own": {"measured": measured, "failed": failed, "finished": finished}}
+        Path(more[TOLD]).write_text(json.dumps(told))
+        return status
+
+
+class TestSweeps:
+    def test_a_good_run_is_all(self) -> None:
+        runs = SweepRuns((0, 0, 0, False))
+        assert (run_sweeps(runs), runs.failed) == (0, [False])
+
+    def test_trials_behind_a_failed_one_are_next(self, capsys: pytest.CaptureFixture[str]) -> None:
+        runs = SweepRuns((1, 0, 0, False), (1, 3, 1, False), (0, 5, 2, False))
+        assert (run_sweeps(runs), runs.failed) == (0, [False, True, True])
+        assert "own: 2 trials failed" in "".join(capsys.readouterr())
+
+    def test_a_fault_of_all_ends_it(self) -> None:
+        runs = SweepRuns(*((1, 4, n, False) for n in range(9)))
+        assert run_sweeps(runs) == 1
+        assert len(runs.failed) == 4
+
+    def test_tables_that_fail_end_it(self) -> None:
+        assert run_sweeps(SweepRuns((1, 0, 0, False), (1, 5, 1, True))) == 1
+
+    def test_ended_from_outside(self) -> None:
+        assert run_sweeps(SweepRuns((130, 0, 0, False))) == 130
 
 
 def test_once() -> None:

@@ -65,11 +65,11 @@ class TestNames:
     @pytest.mark.parametrize("name", ["2_Dense/x", "query_0_Transformer/x", "0_WordEmbeddings/a/b"])
     def test_of_a_folder(self, name: str) -> None:
         folder, _, rest = name.partition("/")
-        assert (folder_of(name), own_name(name)) == (folder, rest)
+        assert (folder_of(name), own_name(name, folder)) == (folder, rest)
 
     @pytest.mark.parametrize("name", ["x", "unet/x", "2_Dense", "2_/x", "../x", "2_De nse/x", "/x"])
     def test_of_none(self, name: str) -> None:
-        assert (folder_of(name), own_name(name)) == ("", name)
+        assert (folder_of(name), own_name(name, "")) == ("", name)
 
     @pytest.mark.parametrize("path", [record_path, check_record_path])
     def test_records_lie_as_the_shards_do(self, path: Any) -> None:

@@ -118,7 +118,8 @@ class TestIndex:
         from safetensors.torch import load_file
 
         path = tmp_path / "index.json"
-        run(monkeypatch, write_index, "--build", built.build.digest, "--output", path)
+        arguments = ("--build", built.build.digest, "--stem", "model", "--output", path)
+        run(monkeypatch, write_index, *arguments)
         index = json.loads(path.read_text())
         assert path.read_text() == json.dumps(index, indent=2, sort_keys=True) + "\n"
         shards = {Path(j.output).name: load_file(j.output) for j in built.build.shards}

@@ -388,6 +388,7 @@ class TestSilence:
             table = {"model": {"type": "WordLevel", "vocab": {word: 0}}, "added_tokens": []}
             Path(name, "tokenizer.json").write_text(json.dumps(table))
         lone.append(json.dumps(document))
+        lone.append(recipe("linear", "a", tokenizer={"source": "b", "approximate": "zero"}))
         seeing = random_tensors(llama_shapes(3), 9)
         seeing = {f"language_model.{name}": tensor for name, tensor in seeing.items()}
         seeing |= {"vision_tower.layers.0.fc.weight": torch.ones(2, 2)}

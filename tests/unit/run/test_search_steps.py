@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.benchmark.harness import asked
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.recipe.settings import Settings, load_settings
+from shardmerge.run.expected import expected_path, load_expected, note_expected
 from shardmerge.run.measured import Measured
 from shardmerge.run.searching import FAILED, TOLD, step
 from shardmerge.sweep.sweeps import read_sweeps
@@ -34,8 +34,9 @@ def settings(**sweep: Any) -> Settings:
     return load_settings({"sweep": own | sweep})
 
 
-def measure(label: str, answers: list[int]) -> None:
-    """Write a result of right and wrong answers as a benchmark job does."""
+def measure(label: str, answers: list[int], identity: str = "this one", task: str = "t") -> None:
+    """Write a result of right and wrong answers as a benchmark job does, of what a run noted."""
+    note_expected(expected_path("results", "own"), {label: {task: "this one"}}, dry=False)
     folder = Path("results/benchmarks", label)
     folder.mkdir(parents=True, exist_ok=True)
     share, n = sum(answers) / len(answers), len(answers)
@@ -44,16 +45,52 @@ def measure(label: str, answers: list[int]) -> None:
         "n-samples": {"t": {"effective": n, "original": n}}, "versions": {"t": 1},
         "higher_is_better": {"t": {"acc": True}}, "model_name": label, "requested_task": "t",
         "config": {}, "configs": {"t": {}}, "n-shot": {"t": 0}, "task_hashes": {"t": "h"},
-        "lm_eval_version": "0",
+        "lm_eval_version": "0", "identity": identity,
     }  # fmt: skip
-    (folder / "t.json").write_text(json.dumps(result))
+    (folder / f"{task}.json").write_text(json.dumps(result))
     rows = [
         {"task": "t", "doc_id": i, "doc_hash": f"d{i}", "target_hash": "t", "prompt_hash": f"p{i}",
          "filter": "none", "metrics": ["acc"], "acc": float(right)}
         for i, right in enumerate(answers)
     ]  # fmt: skip
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "t.samples.jsonl").write_text(lines)
+    (folder / f"{task}.samples.jsonl").write_text(lines)
+
+
+def test_a_result_of_something_else_is_not_taken() -> None:
+    """Such as one that an earlier search of this name left, before a source changed."""
+    own = settings(parallel=1)
+    step(own, dry=False)
+    (first,) = read_sweeps(own)[0].candidates
+    label = f"own-{first.name}"
+    measure(label, [1, 0], identity="another one")
+    assert [t.status for t in step(own, dry=False)["own"].trials] == ["asked"]
+    expected_path("results", "own").unlink()
+    assert [t.status for t in step(own, dry=False)["own"].trials] == ["asked"]
+    measure(label, [1, 0])
+    assert [t.status for t in step(own, dry=False)["own"].trials] == ["done", "asked"]
+
+
+def test_a_search_does_not_go_on_with_other_sources() -> None:
+    path = expected_path("results", "own")
+    note_expected(path, {"own-a": {"t": "one"}}, dry=False)
+    note_expected(path, {"own-a": {"t": "one"}, "own-b": {"t": "two"}}, dry=False)
+    note_expected(path, {"own-b": {"u": "three"}}, dry=False)
+    assert load_expected(path) == {"own-a": {"t": "one"}, "own-b": {"t": "two", "u": "three"}}
+    with pytest.raises(UserError, match="t of own-b would be measured otherwise"):
+        note_expected(path, {"own-b": {"t": "four"}}, dry=True)
+
+
+def test_an_objective_may_be_a_part_of_a_probe() -> None:
+    probes = {"probes": {"text": "own.yaml"}}
+    sweep = settings(objectives={"kl_base/acc": "maximize"}, parallel=1).sweeps[0]
+    own = load_settings({"sweep": dict(sweep), "benchmark": probes})
+    step(own, dry=False)
+    (first,) = read_sweeps(own)[0].candidates
+    measure(f"own-{first.name}", [1, 0], task="kl")
+    path = Path("results/benchmarks", f"own-{first.name}", "kl.json")
+    path.write_text(path.read_text().replace('"t"', '"kl_base"'))
+    assert [t.status for t in step(own, dry=False)["own"].trials] == ["done", "asked"]
 
 
 def test_steps_and_a_trial_that_is_surely_worse(
@@ -119,11 +156,11 @@ def test_refused() -> None:
 
 
 def test_halves_are_apart_and_make_the_whole() -> None:
-    even, odd = (asked(7, EvalOptions(half=half)) for half in ("even", "odd"))
+    even, odd = (EvalOptions(half=half).asked(7) for half in ("even", "odd"))
     assert sorted([*even, *odd]) == list(range(7))
-    assert list(asked(10, EvalOptions(half="odd", limit=2))) == [1, 3]
-    assert list(asked(10, EvalOptions(half="even", limit=0.5))) == [0, 2, 4]
-    assert list(asked(3, EvalOptions(limit=9))) == [0, 1, 2]
+    assert list(EvalOptions(half="odd", limit=2).asked(10)) == [1, 3]
+    assert list(EvalOptions(half="even", limit=0.5).asked(10)) == [0, 2, 4]
+    assert list(EvalOptions(limit=9).asked(3)) == [0, 1, 2]
 
 
 def test_a_rung_never_asks_more() -> None:

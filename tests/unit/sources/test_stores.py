@@ -174,7 +174,7 @@ class TestThirdKind:
         text = Path("r.lock.json").read_text()
         for before, after, says in (
             ('"repo": "zip:b.zip"', '"repo": "o/m"', "'o/m' is no archive, `zip:PATH`"),
-            ('"kind": "zip"', '"kind": "tar"', "'tar' is none of `hub`, `local` and `zip`"),
+            ('"kind": "zip"', '"kind": "tar"', "'tar' is none of `file`, `hub`, `local` and `zip`"),
         ):
             assert before in text
             Path("r.lock.json").write_text(text.replace(before, after))

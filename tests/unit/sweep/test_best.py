@@ -99,8 +99,8 @@ class TestTables:
         references = {"base": {"b/acc": Measurement(value=0.25)}}
         data = json.loads(json.dumps(tables.table_data(one, found, best, references, verdicts)))
         lines = tables.table_csv(data).splitlines()
-        assert lines[0] == "trial,w,b/acc,b/acc stderr,b/acc questions,fulfils,best"
-        assert lines[2] == "t2,1,0.75,0.03,50,True,True"
+        assert lines[0] == "trial,w,b/acc,b/acc stderr,b/acc questions,status,fulfils,best"
+        assert lines[2] == "t2,1,0.75,0.03,50,done,True,True"
         text = tables.table_markdown(data)
         assert "| t1 | 0 | 0.500 ± 0.030 worse |" in text
         assert "| **t2** | 1 | 0.750 ± 0.030 |" in text

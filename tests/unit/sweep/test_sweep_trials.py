@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from shardmerge.plan import files
 from shardmerge.plan.decide import Decision, decide
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import Settings, load_settings
+from shardmerge.run.failing import failures
+from shardmerge.run.searching import FAILED
 from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
 from shardmerge.sweep import scratch, weights
+from shardmerge.sweep.failures import drop_weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
@@ -325,6 +329,57 @@ class TestTargets:
         assert targets.before(builds[2]) == [sweep.settled("results", sweep.candidates[0].name)]
         assert targets.before("a-model") == []
 
+    def test_what_waits_for_a_failed_trial_goes_on_without_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = settings({"parallel": 2})
+
+        def run(told: str | None) -> tuple[Sweep, SweepTargets]:
+            monkeypatch.setenv(FAILED, told or "")
+            failed = failures(own, sweeping=True, dry=False)
+            (sweep,) = read_sweeps(own, {}, failed)
+            made = decide(own, sweep.variants(own["results"]), say=lambda line: None)
+            found = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=False, forced=bool)
+            found.note_waits()
+            return sweep, found
+
+        def measure(sweep: Sweep, found: SweepTargets, number: int) -> None:
+            name = sweep.candidates[number].name
+            for path in (*found.results("own", name), sweep.settled("results", name)):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                Path(path).write_text(json.dumps({"identity": found.identity("own", name)}))
+
+        def states(sweep: Sweep) -> list[str]:
+            return [c.status for c in sweep.candidates]
+
+        sweep, found = run(None)
+        measure(sweep, found, 0)  # the third waited for it, and fails as the second does
+        sweep, found = run("1")
+        assert states(sweep) == ["done", "failed", "failed", "done", "done"]
+        measure(sweep, found, 3)
+        measure(sweep, found, 4)
+        sweep, found = run("1")
+        assert states(sweep) == ["done", "failed", "failed", "done", "done"]
+        assert found.all_results("own") == [
+            path for i in (0, 3, 4) for path in found.results("own", sweep.candidates[i].name)
+        ]
+        sweep, _ = run(None)
+        assert states(sweep) == ["done"] * 5, "another run tries all again"
+
+    def test_weights_of_a_failed_trial_go(self) -> None:
+        sweep, made, _ = planned(settings())
+        shard = built(sweep, made, 0)
+        stranger = shard.with_name("other.safetensors")
+        stranger.write_text("not ours")
+        drop_weights(shard.parent, lambda line: None)
+        assert (shard.exists(), stranger.exists()) == (False, True)
+
+    def test_all_failed(self) -> None:
+        own = settings()
+        names = [c.name for c in read_sweeps(own)[0].candidates]
+        with pytest.raises(UserError, match="no trial could be built"):
+            read_sweeps(own, {}, {"own": names})
+
     def test_a_measured_trial_needs_no_weights(self) -> None:
         own = settings()
         sweep, made, _ = planned(own)
@@ -350,12 +405,43 @@ class TestTargets:
         told.write_text(json.dumps({"identity": "another"}))
         assert targets().measured_files(label)
 
-    def test_memory_of_one_machine_is_no_scratch_disk_of_a_cluster(self) -> None:
+    def test_a_place_of_one_machine_is_no_scratch_disk_of_a_cluster(self) -> None:
         own = settings({"scratch": "/dev/shm/x"})
         sweep, made, _ = planned(own)
         targets = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=True, forced=bool)
-        with pytest.raises(UserError, match="memory of one machine"):
+        with pytest.raises(UserError, match="jobs of a trial run on several"):
             targets.check_shared()
+        for scratch_of_node in ("$TMPDIR", "/tmp", "/var/tmp/x"):
+            with pytest.raises(UserError, match="place of one machine"):
+                scratch.check_shared(scratch_of_node, "/shared/results")
+        scratch.check_shared("/shared/fast", "/shared/results")
+        scratch.check_shared("/tmp/a/x", "/tmp/a/y")  # no-machine-path: a cluster on one machine
+
+    def test_a_scratch_disk_may_be_named_by_a_variable(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FAST", str(work / "fast"))
+        sweep, _, _ = planned(settings({"scratch": "$FAST/x"}))
+        assert scratch.scratch_folder(sweep, "a", "results").parent == work / "fast" / "x"
+        monkeypatch.delenv("FAST")
+        with pytest.raises(UserError, match="a variable that is not set"):
+            scratch.scratch_folder(sweep, "a", "results")
+
+    def test_probes_of_a_trial_ask_its_half_and_no_more_than_its_rung(self) -> None:
+        Path("text.txt").write_text("a text")
+        own = settings(benchmark={"probes": {"text": "text.txt"}, "limit": 7, "models": []})
+        sweep, made, _ = planned(own)
+        first, *others = sweep.candidates
+        narrow = replace(sweep, split=True, candidates=(replace(first, questions=9), *others))
+        for probe in ("perplexity", "needle"):
+            both = []
+            for one in (sweep, narrow):
+                targets, label = Targets(own, made.plan, [one]), one.label(first.name)
+                options = targets.benchmark_job(label, probe)
+                both.append((options.half, options.limit))
+                both.append(targets.benchmark_identity(label, probe))
+            assert both[0::2] == [(None, None), ("even", 9)]
+            assert both[1] != both[3]
 
     def test_trials_are_not_among_models(self) -> None:
         own = settings(benchmark={"models": ["merged", "sources"]})

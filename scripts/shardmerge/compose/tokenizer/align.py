@@ -3,14 +3,16 @@
 As mergekit 0.1.5 has it, every model is brought to the result's tokens before the merge method
 sees it. A model keeps its own row of a token that it has. A token that it lacks gets what the
 recipe's rule says; without a rule, the row of the only model that has it, else the base model's,
-else the mean over the models that have it; zeros if none has.
+else the mean over the models that have it; zeros if none has. Where the recipe has it so, a row
+without a rule is made of the model's own rows instead (``Approximating``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
@@ -37,6 +39,20 @@ class Member:
     rows: int
 
 
+class Approximating(Protocol):
+    """Makes rows of tokens that a model lacks from those that it has."""
+
+    def own(self, index: int) -> Mapping[str, int]:
+        """Return the row of each token that an input has, perhaps under another name."""
+        ...
+
+    def making(
+        self, index: int, lacking: Iterable[str]
+    ) -> Iterable[tuple[Sequence[str], Callable[[ex.Expression], ex.Expression]]]:
+        """Return tokens that an input lacks, and what makes a row for each from its tensor."""
+        ...
+
+
 class Alignment:
     """How the vocabulary tensors of a stage's inputs become tensors of one vocabulary.
 
@@ -46,6 +62,7 @@ class Alignment:
         tokenizer: The result's.
         rules: Of single tokens.
         pad_to_multiple_of: What the number of rows is rounded up to, or None.
+        approximating: Makes rows of tokens without a rule, or None.
     """
 
     def __init__(
@@ -55,11 +72,13 @@ class Alignment:
         tokenizer: Tokenizer,
         rules: Sequence[TokenRule],
         pad_to_multiple_of: int | None,
+        approximating: Approximating | None = None,
     ) -> None:
         self.members = tuple(members)
         self.base = base
         self.size = tokenizer.size
         self._ids = tokenizer.ids
+        self._approximating = approximating
         self._rules = {rule.token: rule for rule in rules}
         multiple = pad_to_multiple_of or 1
         self.rows = -(-self.size // multiple) * multiple
@@ -72,8 +91,10 @@ class Alignment:
             inputs: Gives the tensor of an input of the stage.
         """
         tables, choice = self._tables[index]
-        taken = tuple(ex.take_rows(inputs(i), table) for i, table in tables.items())
-        found = taken[0] if choice is None else ex.Choice(taken, choice)
+        taken = [ex.take_rows(inputs(i), table) for i, table in tables.items()]
+        for tokens, make in self._made[index]:
+            taken.append(ex.take_rows(make(inputs(index)), self._places(tokens)))
+        found = taken[0] if choice is None else ex.Choice(tuple(taken), choice)
         if self.rows == self.size:
             return found
         padding = self.rows - self.size
@@ -90,6 +111,11 @@ class Alignment:
         """Return the table of an input that ``is_own``."""
         return self._tables[index][0][index]
 
+    def counts(self, index: int) -> tuple[int, int]:
+        """Return for how many tokens an input has a row, and for how many others one is made."""
+        own = sum(row != rows.ZERO for row in self._own_rows[index])
+        return own, sum(len(tokens) for tokens, _ in self._made[index])
+
     @cached_property
     def _tables(self) -> list[tuple[dict[int, str], str | None]]:
         """For each input, the rows to take of every input, and which of them make each row."""
@@ -100,7 +126,7 @@ class Alignment:
         given: dict[int, Choices] = {}  # of the tokens whose own row is not used
         for number, row in enumerate(own):
             if row == rows.ZERO or number in self._forced:
-                given[number] = self._default(number)
+                given[number] = () if self._is_made(number) else self._default(number)
         used = [index, *sorted({i for row in given.values() for i, _ in row} - {index})]
         tables = {}
         for i in used:
@@ -108,22 +134,51 @@ class Alignment:
             for number, row in given.items():
                 taken[number] = next((at for j, at in row if j == i), rows.ZERO)
             tables[i] = rows.format_rows(taken)
-        if used == [index]:
+        made = self._made[index]
+        if used == [index] and not made:
             return tables, None
         places = {i: place for place, i in enumerate(used)}
         choice = [(0,)] * self.size
         for number, row in given.items():
             choice[number] = tuple(places[i] for i, _ in row)
+        for place, (tokens, _) in enumerate(made, len(used)):
+            for token in tokens:
+                choice[self._ids[token]] = (place,)
         return tables, rows.format_choice(choice)
+
+    @cached_property
+    def _made(
+        self,
+    ) -> list[list[tuple[Sequence[str], Callable[[ex.Expression], ex.Expression]]]]:
+        """For each input, the tokens whose rows are made of its own, and what makes them."""
+        if self._approximating is None:
+            return [[] for _ in self.members]
+        tokens = {number: token for token, number in self._ids.items() if self._is_made(number)}
+        found = []
+        for index, own in enumerate(self._own_rows):
+            lacking = [tokens[i] for i in sorted(tokens) if own[i] == rows.ZERO]
+            found.append(list(self._approximating.making(index, lacking)))
+        return found
+
+    def _is_made(self, number: int) -> bool:
+        return self._approximating is not None and number not in self._rule_of
+
+    def _places(self, tokens: Sequence[str]) -> str:
+        """Return the table that puts rows of tokens, in their order, where these have their ids."""
+        taken = [rows.ZERO] * self.size
+        for place, token in enumerate(tokens):
+            taken[self._ids[token]] = place
+        return rows.format_rows(taken)
 
     @cached_property
     def _own_rows(self) -> list[list[int]]:
         """For each input, the row of every id of the result, ZERO where it has none."""
         found = []
-        for member in self.members:
+        for index, member in enumerate(self.members):
             own = [rows.ZERO] * self.size
+            having = self._approximating.own(index) if self._approximating else member.ids
             for token, number in self._ids.items():
-                row = member.ids.get(token, rows.ZERO)
+                row = having.get(token, rows.ZERO)
                 if row < member.rows:
                     own[number] = row
             found.append(own)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
 from shardmerge.methods.elementary import exp, log
 from shardmerge.methods.passes import (
@@ -95,7 +96,7 @@ def geometric_task_arithmetic(group: Group) -> Passes:
     """Multiply the base by the models' ratios to it; add where a ratio makes no sense."""
     offset, factor = group.parameters["offset"], group.parameters["lambda"]
     weights, indices = group.per_input["weight"], group.others
-    total = sum(weights[i] for i in indices)
+    total = sum_in_order(weights[i] for i in indices)
     if group.parameters["normalize"]:
         factor /= total if abs(total) >= 1e-8 else 1.0
     exponents = {i: weights[i] * factor for i in indices if weights[i] * factor != 0}

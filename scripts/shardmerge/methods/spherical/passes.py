@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.circular import acos, at_number, cos, sin
 from shardmerge.methods.kernels.roots import root
@@ -66,7 +67,8 @@ def multislerp(group: Group) -> Passes:
         return lambda x: x[indices[0]]
     weights = [group.per_input["weight"][i] for i in indices]
     if group.parameters["normalize_weights"]:
-        weights = [w / sum(weights) for w in weights]
+        whole = sum_in_order(weights)
+        weights = [w / whole for w in weights]
     dots = _matrix((yield _dots(indices, base)))
     norms = [root(float(dots[i, i, 0])) for i in range(len(indices))]
     units = [w / (n + eps) for w, n in zip(weights, norms, strict=True)]
@@ -89,7 +91,8 @@ def multislerp(group: Group) -> Passes:
                 "Give the models other weights, or merge this tensor with another method.",
             )
         length = 1.0
-    radius = sum(w * n for w, n in zip(weights, norms, strict=True)) * at_number(cos, eps)
+    radius = sum_in_order(w * n for w, n in zip(weights, norms, strict=True))
+    radius *= at_number(cos, eps)
     return _combination(indices, [u / length * radius for u in units], base)
 
 
@@ -106,7 +109,7 @@ def karcher(group: Group) -> Passes:
     lengths = np.array([norms[i] for i in valid])
     cosines = (dots[np.ix_(valid, valid)] / lengths / lengths[:, None]).tolist()
     mean = _karcher_mean(cosines, group.parameters["max_iter"], tolerance)
-    radius = sum(norms) / len(norms)
+    radius = sum_in_order(norms) / len(norms)
     return _combination(valid, [radius * c / norms[i] for c, i in zip(mean, valid, strict=True)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import Bands, Counts, Elements, ElementValue, Passes, Ranks, Sums
 from shardmerge.methods.task_vectors.keep import Keep
@@ -34,7 +35,7 @@ def merge_task_vectors(group: Group, keep: Keep, consensus: bool) -> Passes:
         for i, factor in (yield from _rescaling(base, masks)).items():
             factors[i] *= factor
     weights = [group.per_input["weight"][i] for i in indices]
-    total = sum(weights)
+    total = sum_in_order(weights)
     divisor = total if values["normalize"] and abs(total) >= _SMALLEST_WEIGHT else 1.0
 
     def merged(x: Elements) -> ElementValue:
@@ -71,7 +72,7 @@ def sce(group: Group) -> Passes:
 
     sums = (yield Sums(energies))[:, 0].tolist()
     shares = [energy / group.count for energy in sums]
-    total = sum(shares)
+    total = sum_in_order(shares)
     weights = [1 / len(shares) if total < _SMALLEST_SHARE else share / total for share in shares]
 
     def merged(x: Elements) -> ElementValue:

@@ -113,6 +113,25 @@ def added_tokens(texts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def special_tokens(names: Collection[str], read: ReadFile, where: str) -> dict[str, str]:
+    """Return a model's special tokens by what they are for, such as ``bos_token``.
+
+    Args:
+        names: All files of the model.
+        read: Returns a file's bytes.
+        where: The model, for messages.
+    """
+    wanted = [
+        name for name in ("special_tokens_map.json", "tokenizer_config.json") if name in names
+    ]
+    found: dict[str, str] = {}
+    for name in wanted:
+        texts = parse_object(read(name), f"{where}, {name}")
+        with readable(f"{where}, {name}"):
+            found |= {key: token_content(texts[key]) for key in NAMED_TOKENS if texts.get(key)}
+    return {key: found[key] for key in NAMED_TOKENS if key in found}
+
+
 def _table(name: str, data: bytes, where: str) -> tuple[dict[str, int], dict[str, None]]:
     """Return ids by token, and the added tokens, of a file that holds a vocabulary."""
     if name == "tokenizer.model":

@@ -34,16 +34,40 @@ def prompt_tokens(
             "Load its tokenizer with transformers' AutoTokenizer, and save it with "
             "`save_pretrained` into a folder with the model's other files.",
         )
-    wanted = [name for name in (_TABLE, _CONFIG, _SPECIAL) if name in names]
-    data = {name: read(name) for name in wanted}
-    texts = {name: parse_object(data[name], f"{where}, {name}") for name in wanted}
-    tokenizer = _tokenizer(data[_TABLE], texts, f"{where}, {_TABLE}")
+    texts, tokenizer = _loaded(names, read, where)
     with _told("cannot split a prompt", where):
         begin = _begin(texts)
         return {
             text: tuple(tokenizer.encode(begin + text, add_special_tokens=False).ids)
             for text in prompts
         }
+
+
+def tokens_of_texts(
+    texts: Sequence[str], names: Collection[str], read: ReadFile, where: str
+) -> list[tuple[int, ...]]:
+    """Return the tokens' ids of every text alone, as the model's own tokenizer splits it.
+
+    Args:
+        texts: The texts.
+        names: Files of the model, tokenizer.json among them.
+        read: Returns a file's bytes.
+        where: The model, for messages.
+
+    Raises:
+        UserError: If the tokenizer cannot be read.
+    """
+    _, tokenizer = _loaded(names, read, where)
+    with _told("cannot split a token", where):
+        return [tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+
+
+def _loaded(names: Collection[str], read: ReadFile, where: str) -> tuple[Mapping[str, Any], Any]:
+    """Return the parsed files of a tokenizer, and the tokenizer."""
+    wanted = [name for name in (_TABLE, _CONFIG, _SPECIAL) if name in names]
+    data = {name: read(name) for name in wanted}
+    texts = {name: parse_object(data[name], f"{where}, {name}") for name in wanted}
+    return texts, _tokenizer(data[_TABLE], texts, f"{where}, {_TABLE}")
 
 
 @contextlib.contextmanager
@@ -63,7 +87,7 @@ def _tokenizer(table: bytes, texts: Mapping[str, Any], where: str) -> Any:
         from tokenizers import AddedToken, Tokenizer
     except ImportError:
         raise UserError(
-            "splitting prompts needs the package `tokenizers`, which is not installed",
+            "splitting texts needs the package `tokenizers`, which is not installed",
             where,
             "Install it: `pip install -r requirements-bench.txt`, or `pip install tokenizers`.",
         ) from None

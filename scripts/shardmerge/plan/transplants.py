@@ -1,0 +1,58 @@
+"""What jobs that make rows of tokens read: their specification, and the parts of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardmerge.algebra.transplant import TransplantSpec
+from shardmerge.base import forms
+from shardmerge.base.errors import UserError
+from shardmerge.base.forms import FormError
+from shardmerge.base.sealed import AGAIN
+from shardmerge.plan.files import load_spec_json
+from shardmerge.sources.tokenizer.prompts import tokens_of_texts
+
+if TYPE_CHECKING:
+    from shardmerge.engine.transplant import RowTerms
+
+
+def load_transplant_spec(name: str) -> TransplantSpec:
+    """Return the specification of a job that makes rows of tokens, of this process's plan.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    try:
+        return forms.read(TransplantSpec, load_spec_json(name))
+    except FormError as error:
+        raise UserError(f"is no specification of rows: {error}", name, AGAIN) from None
+
+
+def make_terms(
+    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
+) -> RowTerms:
+    """Return of which rows, and with what weights, the rows of a specification's tokens are made.
+
+    Args:
+        spec: The specification.
+        files: The file of the donor's embedding, or those of a tokenizer, in its order.
+        threads: Of torch.
+        device: torch's name of where it is computed.
+
+    Raises:
+        UserError: If a file cannot be read, or is not as the plan has it.
+    """
+    from shardmerge.engine.transplant import from_donor, from_parts
+
+    if spec.donor is None:
+        return from_parts(spec, _parts(spec, files))
+    return from_donor(spec, files, threads=threads, device=device)
+
+
+def _parts(spec: TransplantSpec, files: Sequence[Path]) -> list[tuple[int, ...]]:
+    """Return the parts that a tokenizer splits each token of a specification into."""
+    places = {name: path for (name, _), path in zip(spec.tokenizer, files, strict=True)}
+    where = str(files[0].parent)
+    return tokens_of_texts(spec.texts, places, lambda name: places[name].read_bytes(), where)

@@ -1,0 +1,281 @@
+"""Tokenizer transplants beside mergekit-tokensurgeon: the same rows, but for the last bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from oracle import load_folder, run_shardmerge
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from helpers.tiny_tokenizers import tokenized
+from shardmerge.check.shard import check_shard
+from shardmerge.compose.tokenizer.matching import ComparedTokens
+from shardmerge.engine.poorly_trained import poorly_trained
+from shardmerge.engine.pursuit import pursue
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_spec
+from shardmerge.recipe.settings import load_settings
+
+NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
+SPECIAL = {"<s>": True, "</s>": True}
+#: Those of the model are called otherwise, and stand elsewhere.
+OTHER_SPECIAL = {"<end>": True, "<begin>": True}
+OTHER_NAMED = {"bos_token": "<begin>", "eos_token": "<end>"}
+
+
+def write_models(root: Path, **kinds: Any) -> tuple[Path, Path]:
+    """Write a model and a donor of another width, each with tokens that the other lacks."""
+    base = {"dtype": torch.float32} | kinds.get("base", {})
+    donor = {"dtype": torch.float32, "width": 24} | kinds.get("donor", {})
+    model = tokenized(
+        root / "model", 0, ("the", "cat", "sat"), OTHER_SPECIAL, **OTHER_NAMED, **base
+    )
+    words = ("the", "dog", "ran", "big")
+    return model, tokenized(root / "donor", 1, words, SPECIAL | {"<new>": False}, **NAMED, **donor)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+def theirs(models: tuple[Path, Path], out: Path, *options: str) -> dict[str, torch.Tensor]:
+    """Return what mergekit-tokensurgeon makes."""
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.scripts.tokensurgeon import main
+
+    LoaderCache().loaders.clear()
+    arguments = [str(models[0]), str(models[1]), str(out), "--quiet", *options]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return load_folder(out)
+
+
+def ours(
+    models: tuple[Path, Path], work: Path, approximate: Any, numerics: str = "float32", **keys: Any
+) -> dict[str, torch.Tensor]:
+    """Return what a recipe makes, each shard checked."""
+    document = {
+        "name": "out",
+        "merge_method": "passthrough",
+        "models": [{"model": str(models[0])}],
+        "tokenizer": {"source": str(models[1]), "approximate": approximate},
+    } | keys
+    recipe = work / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(document, sort_keys=False))
+    made = run_shardmerge(recipe, work, numerics=numerics)["out"]
+    check(recipe, work, numerics)
+    return made
+
+
+def check(recipe: Path, work: Path, numerics: str) -> None:
+    """Show that the check of every shard finds it right."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        settings = load_settings({"recipes": [str(recipe)], "numerics": numerics})
+        plan = load_plan(settings, say=lambda line: None)
+        for job in plan.builds["out"].shards:
+            spec = load_spec(job.digest)
+            files = dict(zip(spec.required_files(), map(Path, job.sources), strict=True))
+            found = check_shard(spec, Path(job.output), files, [])
+            assert found
+
+
+def assert_close(made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert sorted(made) == sorted(wanted)
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+@pytest.mark.parametrize(
+    ("approximate", "options"),
+    [
+        ({"method": "omp", "k": 5}, ["-k", "5"]),
+        ({"method": "omp", "k": 12}, ["-k", "12", "--batch-size", "2"]),
+        ({"method": "common_interpolation", "k": 4}, ["-a", "common_interpolation", "-k", "4"]),
+        (
+            {"method": "common_interpolation", "k": 3, "cosine_similarity": True},
+            ["-a", "common_interpolation", "-k", "3", "-c"],
+        ),
+        (
+            {"method": "common_interpolation", "k": 6, "weight_scheme": "barycentric"},
+            ["-a", "common_interpolation", "-k", "6", "-w", "barycentric"],
+        ),
+        (
+            {"method": "common_interpolation", "k": 6, "weight_scheme": "least_squares"},
+            ["-a", "common_interpolation", "-k", "6", "-w", "least_squares"],
+        ),
+        ({"method": "subword"}, ["-a", "subword"]),
+        ({"method": "subword", "subword_method": "sum"}, ["-a", "subword", "-s", "sum"]),
+        (
+            {"method": "subword", "subword_method": "first_last"},
+            ["-a", "subword", "-s", "first_last"],
+        ),
+        ("mean", ["-a", "mean"]),
+        ("zero", ["-a", "zero"]),
+        (
+            {"method": "zero", "prefix_match": "yes", "new_vocab_scale": 0.5},
+            ["-a", "zero", "--prefix-match", "yes"],
+        ),
+        (
+            {"method": "omp", "k": 4, "new_vocab_scale": 0.5},
+            ["-k", "4", "--new-vocab-scale", "0.5"],
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_the_same_rows(
+    models: tuple[Path, Path], tmp_path: Path, approximate: Any, options: list[str], numerics: str
+) -> None:
+    made = ours(models, tmp_path, approximate, numerics)
+    assert_close(made, theirs(models, tmp_path / "mergekit", *options))
+
+
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+HALF = {"dtype": torch.bfloat16}
+
+
+class TestTiedEmbeddings:
+    """Which tensors there are follows the model, whatever the donor has."""
+
+    OMP: ClassVar = {"method": "omp", "k": 5}
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    def test_a_tied_donor(self, tmp_path: Path, numerics: str) -> None:
+        models = write_models(tmp_path, donor={"tied": True})
+        made = ours(models, tmp_path, self.OMP, numerics)
+        assert_close(made, theirs(models, tmp_path / "mergekit", "-k", "5"))
+        assert set(TABLES) <= set(made)
+
+    def test_a_tied_model(self, tmp_path: Path) -> None:
+        models = write_models(tmp_path, base={"tied": True})
+        made = ours(models, tmp_path, self.OMP)
+        assert_close(made, theirs(models, tmp_path / "mergekit", "-k", "5"))
+        assert TABLES[1] not in made
+
+    def test_both_tied(self, tmp_path: Path) -> None:
+        models = write_models(tmp_path, base={"tied": True}, donor={"tied": True})
+        made = ours(models, tmp_path, {"method": "subword"})
+        assert_close(made, theirs(models, tmp_path / "mergekit", "-a", "subword"))
+
+    def test_a_tied_model_that_stores_both(self, tmp_path: Path) -> None:
+        """They stay equal, though the donor's two tensors differ."""
+        models = write_models(tmp_path, base={"tied": True})
+        path = models[0] / "model.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | {TABLES[1]: tensors[TABLES[0]].clone()}, path, {"format": "pt"})
+        (models[0] / "model.safetensors.index.json").unlink(missing_ok=True)
+        made = ours(models, tmp_path, {"method": "omp", "k": 5})
+        assert torch.equal(made[TABLES[0]], made[TABLES[1]])
+
+
+@pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+def test_bfloat16(tmp_path: Path, numerics: str) -> None:
+    """Sums are rounded once, so that rows differ by no more than a unit in the last place."""
+    models = write_models(tmp_path, base=HALF, donor=HALF)
+    made = ours(models, tmp_path, {"method": "omp", "k": 5}, numerics)
+    wanted = theirs(models, tmp_path / "mergekit", "-k", "5")
+    for name, tensor in made.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=2.0**-7, atol=1e-3, msg=name)
+
+
+class TestPursuit:
+    """Orthogonal matching pursuit beside mergekit's: the same points, the same error."""
+
+    @pytest.mark.parametrize(("count", "width", "k"), [(200, 64, 16), (60, 32, 32), (900, 48, 40)])
+    def test_points_and_error(self, count: int, width: int, k: int) -> None:
+        from mergekit.tokensurgeon import batch_omp
+
+        random = torch.Generator().manual_seed(count)
+        points = torch.randn(count, width, generator=random)
+        targets = torch.randn(50, width, generator=random)
+        chosen, weights = pursue(targets, points, k)
+        theirs_chosen, theirs_weights = batch_omp(targets, points, k)
+        shared = min(k, width // 2)  # what is left then is more than rounding
+        assert torch.equal(chosen[:, :shared], theirs_chosen[:, :shared])
+        errors = [
+            (torch.einsum("nk,nkd->nd", w.double(), points[c].double()) - targets).norm(dim=1)
+            for c, w in ((chosen, weights), (theirs_chosen, theirs_weights))
+        ]
+        torch.testing.assert_close(*errors, rtol=1e-3, atol=1e-3)
+
+
+class TestDivergences:
+    """What mergekit 0.1.5 does otherwise than its own help and comments say."""
+
+    def test_parts_are_weighted_from_the_other_end(
+        self, models: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """An input embedding is to be led by the last part, an output embedding by the first."""
+        how = {"method": "subword", "subword_method": "weighted_mean"}
+        made = ours(models, tmp_path, how)
+        other = theirs(models, tmp_path / "mergekit", "-a", "subword", "-s", "weighted_mean")
+        ids = AutoTokenizer.from_pretrained(models[1]).get_vocab()
+        own = AutoTokenizer.from_pretrained(models[0])
+        before = load_folder(models[0])
+        parts = own("dog", add_special_tokens=False)["input_ids"]
+        rising = torch.arange(1.0, len(parts) + 1)
+        for name, weights in zip(TABLES, (rising, rising.flip(0)), strict=True):
+            led = (weights[:, None] * before[name][parts]).sum(0) / weights.sum()
+            torch.testing.assert_close(made[name][ids["dog"]], led)
+            led = (weights.flip(0)[:, None] * before[name][parts]).sum(0) / weights.sum()
+            torch.testing.assert_close(other[name][ids["dog"]], led)
+
+    @pytest.mark.parametrize("where", ["embed", "lm_head"])
+    def test_matches_of_one_tensor_are_made_in_the_other(
+        self, models: tuple[Path, Path], tmp_path: Path, where: str
+    ) -> None:
+        made = ours(models, tmp_path, {"method": "zero", "prefix_match": where})
+        other = theirs(models, tmp_path / "mergekit", "-a", "zero", "--prefix-match", where)
+        row = AutoTokenizer.from_pretrained(models[1]).get_vocab()["dog"]
+        named = dict(zip(TABLES, ("embed", "lm_head"), strict=True))
+        for name in TABLES:
+            assert bool(made[name][row].any()) == (named[name] == where)
+            assert bool(other[name][row].any()) != (named[name] == where)
+
+    def test_sparse_token_basis_ends_with_an_error(
+        self, models: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        with pytest.raises(TypeError):
+            theirs(models, tmp_path / "mergekit", "-a", "stb")
+
+
+class TestHardlyTrainedTokens:
+    def test_which_they_are(self) -> None:
+        """As mergekit finds them: short rows, and rows like those that no text reaches."""
+        from mergekit.tokensurgeon import well_trained_tokens
+
+        random = torch.Generator().manual_seed(5)
+        tables = [torch.randn(600, 32, generator=random) for _ in range(2)]
+        for table in tables:
+            table[[7, 8, 9, 300]] = 0.05 * torch.randn(4, 32, generator=random) + 2.0
+        tables[0][40] *= 1e-3
+        vocabulary = {f"t{i}": i for i in range(600) if i not in (7, 8)} | {
+            "<|reserved_special_token_1|>": 9
+        }
+        del vocabulary["t9"]
+        unused = ComparedTokens(vocabulary, {}, 600).unused
+        assert unused == [7, 8, 9]
+        for heads in ([tables[1]], []):
+            well = well_trained_tokens(vocabulary, tables[0], *(heads or [None]))
+            poor = poorly_trained([tables[0], *heads], unused, tied=not heads)
+            assert {300}.issubset(poor) and (40 in poor) == bool(heads)
+            assert {vocabulary[token] for token in well} == set(vocabulary.values()) - poor
+
+    def test_they_make_no_others(self, models: tuple[Path, Path], tmp_path: Path) -> None:
+        """The model's shortest row is that of a shared token, which keeps it."""
+        shortest = int(load_folder(models[0])[TABLES[0]].norm(dim=1).argmin())
+        for magikarp in (False, True):
+            ours(models, tmp_path, {"method": "omp", "k": 12, "magikarp": magikarp})
+            folder = tmp_path / "results" / "transplants"
+            found = {path: load_file(path)["rows"] for path in folder.iterdir()}
+            assert any(shortest in rows for rows in found.values()) != magikarp
+            for path in found:
+                path.unlink()
