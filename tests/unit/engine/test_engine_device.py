@@ -17,8 +17,12 @@ from shardmerge.engine.device import Host, HostBuffer, host_buffer
 class Card(Host):
     """Memory of its own that nothing shares with the slots."""
 
-    def __init__(self, device: str, made: list[str]) -> None:
+    def __init__(self, device: str, made: list[str], held: bool) -> None:
         made.append(device)
+        self.held = held
+
+    def room(self, length: int) -> bool:
+        return self.held
 
     def inputs(self, buffer: HostBuffer, length: int) -> torch.Tensor:
         return buffer.tensor[:length].clone()
@@ -35,13 +39,14 @@ def pinned_buffer(size: int, *, tensor: bool, pinned: bool) -> HostBuffer:
     return host_buffer(size, tensor=True)
 
 
+@pytest.mark.parametrize("held", [False, True])
 def test_every_lane_computes_on_the_card_that_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(stream, "check_device", lambda device: None)
     monkeypatch.setattr(stream, "_current", contextlib.nullcontext)
-    monkeypatch.setattr(stream, "Cuda", lambda device: Card(device, made))
+    monkeypatch.setattr(stream, "Cuda", lambda device: Card(device, made, held))
     monkeypatch.setattr(stream, "host_buffer", pinned_buffer)
     found = method_bytes.by_the_engine(tmp_path, {"device_block": 5000}, 1, "cuda:1")
     assert found == {name: GOLDEN["hashes"][name] for name in found}

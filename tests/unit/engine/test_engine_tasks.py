@@ -61,6 +61,7 @@ class TestTask:
         assert task.kind == kind
         assert (task.steps is not None) == (kind == "native")
         assert needs_torch([task]) == (kind in ("blocks", "whole"))
+        assert needs_torch([task], "cuda") == (kind != "copy")
 
     def test_a_stored_task_vector_is_copied(self) -> None:
         assert task_of(DELTA).kind == "native"

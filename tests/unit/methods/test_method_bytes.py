@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
+import functools
 import json
+import math
+import operator
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import mpmath
@@ -13,10 +18,11 @@ import pytest
 import torch
 
 from helpers import kernel_cases as cases
-from helpers.method_bytes import GOLDEN, with_new
+from helpers.method_bytes import GOLDEN, by_the_engine, with_new
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import FLOAT32, MERGEKIT
+from shardmerge.engine import native
 from shardmerge.methods import elementary
 from shardmerge.methods.kernels import circular
 from shardmerge.methods.kernels.execute import TorchElements
@@ -48,6 +54,18 @@ def test_golden_bytes(tmp_path: Path, level: str) -> None:
     found = json.loads(done.stdout)
     assert found["level"].lower() == level
     assert found["hashes"] == GOLDEN["hashes"]
+
+
+def test_numbers_are_added_up_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compensated(numbers: Iterable, start: object = 0) -> object:  # as from Python 3.12 on
+        found = list(numbers)
+        is_sum = found and all(isinstance(one, (int, float)) for one in found)
+        return math.fsum(found) if is_sum else functools.reduce(operator.add, found, start)
+
+    monkeypatch.setattr(builtins, "sum", compensated)
+    monkeypatch.setattr(native, "is_usable", lambda: False)
+    found = by_the_engine(tmp_path, {}, 1)
+    assert found == {name: GOLDEN["hashes"][name] for name in found}
 
 
 class TestAdding:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +22,15 @@ from shardmerge.methods.kernels.selection import (
     order_statistics,
     sort_keys,
 )
-from shardmerge.methods.passes import Bands, Maxima, OrderStatistics, Ranks, Wanted
+from shardmerge.methods.passes import (
+    Bands,
+    Counts,
+    Maxima,
+    OrderStatistics,
+    Ranks,
+    Sums,
+    Wanted,
+)
 
 
 def found(wanted: Wanted, values: torch.Tensor) -> Any:
@@ -64,6 +73,31 @@ class TestSums:
         assert totals(lambda span: [flat[span].square()], len(flat)) == [
             pytest.approx(float(flat.square().sum()), rel=1e-13)
         ]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3 * BLOCK + 5), (5, BLOCK + 77), (700, 1000), (BLOCK + 3, 2)]
+)
+def test_what_passes_find_does_not_depend_on_how_much_is_read_at_a_time(
+    shape: tuple[int, int],
+) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).reshape(-1)
+    values = values.half().float()  # so that many are equal
+    middle = len(values) // 2
+
+    def squares(x: TorchElements) -> list[torch.Tensor]:
+        return [x[0].double() * x[0].double(), x[0].double() / 3]
+
+    for wanted in (
+        *(Sums(squares, axis) for axis in ("all", "last", "first")),
+        Counts(lambda x: [x[0] > 0, x[0] > 1]),
+        Maxima(squares, "last"),
+        Bands(lambda x: [x[0].abs()], (Ranks(middle, middle + 9),)),
+        OrderStatistics(lambda x: x[0].abs(), (3, middle)),
+    ):
+        read = partial(_slices, values)
+        one, *others = (answered(wanted, shape, read, step) for step in (BLOCK, 4 * BLOCK, 1 << 30))
+        assert all(np.array_equal(one, other) for other in others), wanted
 
 
 class TestOrderStatistics:
