@@ -41,6 +41,8 @@ from shardmerge.methods.passes import (
 )
 
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+#: Elements at most whose ranks are found together: they are remembered in host memory.
+_SORTED = 1 << 20
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
 
@@ -216,7 +218,8 @@ def _row_ranks(
         ranks = partial(torch_ranks, dtype=made[0].dtype)
     elif made[0].device.type != "cpu":
         ranks = partial(_stable_ranks, device=made[0].device)
-    return [RanksInRows(partial(values, k), shape, ranks, step) for k in range(len(made))]
+    together = min(step, _SORTED)
+    return [RanksInRows(partial(values, k), shape, ranks, together) for k in range(len(made))]
 
 
 def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
@@ -225,7 +228,7 @@ def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
     keys = keys & torch.iinfo(keys.dtype).max  # NaN may have a sign
     order = keys.argsort(dim=1, stable=True)
     steps = torch.arange(values.shape[1], device=device).view(1, -1, 1).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, steps).cpu().numpy()
+    return torch.empty_like(order).scatter_(1, order, steps).int().cpu().numpy()
 
 
 def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
