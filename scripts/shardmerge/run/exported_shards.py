@@ -22,7 +22,7 @@ from shardmerge.export.selection import (
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build
-from shardmerge.sources.checkpoint_files import CONFIG, INDEX
+from shardmerge.sources.checkpoint_files import CONFIG
 
 #: What a job takes besides its matrix: torch and the library.
 _BASE = 600_000_000
@@ -50,7 +50,7 @@ class ExportedShard:
 def small_files(build: Build) -> list[str]:
     """Return the names of a model's files that its exports have too, besides shards."""
     names = dict.fromkeys([CONFIG, *build.files])
-    return [*names, *([INDEX] if len(build.main_shards) > 1 else [])]
+    return [*names, *build.indexes]
 
 
 def scheme_options(scheme: str, options: Mapping[str, Any]) -> str:
