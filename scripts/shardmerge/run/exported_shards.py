@@ -85,7 +85,7 @@ def exported_shard(
 def _needed(build: str, shard: str, scheme: str, options: str) -> tuple[tuple[str, ...], int]:
     """Return the other shards that a shard's job reads, and the bytes of its largest matrix."""
     selection = _selection(build, scheme, options).of(shard)
-    tables = {one.file: one.tensors for one in _description(build).shards}
+    tables = {one.file: one.tensors for one in description_of(build).shards}
     own = sorted(set(tables[shard]) & set(selection.weights))
     shared = partners(own, selection) if scheme_of(scheme).shared else set()
     others = [n for n, table in tables.items() if n != shard and not folder_of(n)
@@ -94,7 +94,8 @@ def _needed(build: str, shard: str, scheme: str, options: str) -> tuple[tuple[st
 
 
 @cache
-def _description(name: str) -> BuildDescription:
+def description_of(name: str) -> BuildDescription:
+    """Return the description of a build, by its digest."""
     return load_description(name)
 
 
@@ -104,4 +105,4 @@ def _selection(build: str, scheme: str, options: str) -> Selection:
 
     chosen = loads(options)
     made = with_options(scheme_of(scheme), chosen)
-    return select(model_tensors(_description(build)), made, chosen["ignore"])
+    return select(model_tensors(description_of(build)), made, chosen["ignore"])
