@@ -39,6 +39,8 @@ class Parameter:
         choices: The words that a ``str`` parameter may be, if few.
         unused: Whether the method accepts it without using it.
         idle: Whether it changes no result, so that explanations leave it out without a warning.
+        measuring: Whether it says how a whole model is measured (see ``Measure``): it has one value
+            for a model, the same for all tensors.
         description: One line for the documentation.
         examples: Values that tests try, an ordinary one first; see ``samples``.
     """
@@ -53,6 +55,7 @@ class Parameter:
     choices: tuple[str, ...] | None = None
     unused: bool = False
     idle: bool = False
+    measuring: bool = False
     description: str = ""
     examples: tuple[Any, ...] = ()
 
@@ -101,6 +104,23 @@ class Inputs:
     minimum_models: int | None = None
     maximum_models: int | None = None
     if_single: Literal["merged", "copied", "base"] = "merged"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a method must know of whole models: jobs measure it before anything is merged.
+
+    Args:
+        kind: What is measured of each model: ``grams``, ``fisher`` or ``norms``.
+        step: Name of the step that merges a tensor. Its inputs are those of the method, then what
+            was measured of each, in the same order (of norms: of each but the base).
+        chosen: Parameter by which a recipe leaves tensors out, or None. These, and those of which
+            there is nothing to measure, are merged as the method's linear form says.
+    """
+
+    kind: Literal["grams", "fisher", "norms"]
+    step: str
+    chosen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,16 +210,19 @@ class Workspace:
         rows: In units of one row (what one index of the first dimension holds; a whole tensor
             of one dimension).
         blocks: In units of one block of BLOCK elements.
+        squares: In units of a matrix of as many rows and columns as a row has elements.
     """
 
     tensors: float = 0.0
     per_input: float = 0.0
     rows: float = 0.0
     blocks: float = 32.0
+    squares: float = 0.0
 
     def elements(self, shape: Sequence[int], inputs: int) -> int:
         """Return the number of elements for inputs of a shape."""
         count = math.prod(shape)
         row = count // max(shape[0], 1) if len(shape) > 1 else count
         whole = (self.tensors + self.per_input * inputs) * count
-        return math.ceil(whole + self.rows * row + self.blocks * min(count, BLOCK))
+        square = self.squares * row**2
+        return math.ceil(whole + self.rows * row + square + self.blocks * min(count, BLOCK))

@@ -15,6 +15,7 @@ from shardmerge.methods.contract import (
     KeptElements,
     Kernel,
     LinearForm,
+    Measure,
     Parameter,
     Request,
     StepWriter,
@@ -60,6 +61,7 @@ class MergeMethod:
         kept: Of a method that leaves elements of task vectors out, which ones stay.
         bounds: Of a method whose bits depend on a library (LAPACK), its kernel with a bound on
             that; checks of shards use it.
+        measure: What must be measured of whole models, or None.
     """
 
     name: str
@@ -78,6 +80,7 @@ class MergeMethod:
     steps: StepWriter | None = None
     kept: KeptElements | None = None
     bounds: BoundedKernel | None = None
+    measure: Measure | None = None
 
     @property
     def is_sum(self) -> bool:
@@ -145,6 +148,6 @@ class MergeMethod:
         """
         if found := self.renderings.get(numerics):
             return found
-        if self.is_sum:
+        if self.is_sum and numerics == FLOAT32:
             raise UserError(f"merge_method {self.name!r} is linear and has no kernel in {numerics}")
         raise UserError(f"merge_method {self.name!r} is not one of mergekit 0.1.5's")

@@ -31,6 +31,7 @@ from shardmerge.methods.contract import (
     Inputs,
     Kernel,
     LinearForm,
+    Measure,
     Parameter,
     Request,
     StepWriter,
@@ -47,6 +48,7 @@ __all__ = [
     "Inputs",
     "Kernel",
     "LinearForm",
+    "Measure",
     "MergeMethod",
     "Parameter",
     "Rendering",
@@ -71,6 +73,7 @@ __all__ = [
 _METHODS: dict[str, MergeMethod] = {}
 _STEPS: dict[str, dict[Numerics, Rendering]] = {}
 _STEP_VERSIONS: dict[tuple[str, Numerics], int] = {}
+_STEP_BOUNDS: dict[str, BoundedKernel] = {}
 
 
 def merge_method(
@@ -88,6 +91,7 @@ def merge_method(
     check: Callable[[Request], None] | None = None,
     version: int = 1,
     examples: Mapping[str, Mapping[str, Any]] | None = None,
+    measure: Measure | None = None,
 ) -> Callable[[Callable], MergeMethod]:
     """Register the decorated function as a merge method, and return the method in its place.
 
@@ -106,6 +110,7 @@ def merge_method(
             is then built anew, and nothing else is (golden tests watch it).
         examples: Values that are not the parameters' ordinary ones, by a word for them: the golden
             tests watch the bytes of each, so that all of the method's arithmetic is used.
+        measure: What must be measured of whole models; such a method is linear else.
 
     Raises:
         ValueError: If the name is taken.
@@ -133,6 +138,7 @@ def merge_method(
             version=version,
             examples=examples or {"": {}},
             renderings=kernel,
+            measure=measure,
         )
         return _METHODS[name]
 
@@ -146,6 +152,7 @@ def step_kernel(
     elementwise: bool = False,
     workspace: Workspace = Workspace(),
     version: int = 1,
+    bounds: BoundedKernel | None = None,
 ) -> Callable[[Kernel], Kernel]:
     """Register the decorated kernel as a step that no recipe names.
 
@@ -154,6 +161,7 @@ def step_kernel(
         numerics: In which it is used.
         elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
         version: Grows when its bytes change, as a method's does.
+        bounds: Of a step whose bits depend on a library, see ``MergeMethod.bounds``.
 
     Raises:
         ValueError: If the name is taken.
@@ -164,6 +172,8 @@ def step_kernel(
             raise ValueError(f"step {name!r} is registered twice")
         _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
         _STEP_VERSIONS[name, numerics] = version
+        if bounds:
+            _STEP_BOUNDS[name] = bounds
         return function
 
     return register
@@ -222,8 +232,8 @@ def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
 
 
 def bounds_of(name: str) -> BoundedKernel | None:
-    """Return the kernel with bounds of a method whose bits depend on a library, else None."""
-    return None if name in _STEPS else method(name).bounds
+    """Return the kernel with bounds of a method or step that a library decides, else None."""
+    return _STEP_BOUNDS.get(name) if name in _STEPS else method(name).bounds
 
 
 def version_of(name: str, numerics: Numerics) -> int:

@@ -53,8 +53,9 @@ def ties(group: Group) -> Passes:
 
     Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept. Each element's
     sign is that of ``sum(w_i * v_i)`` (0 counts as plus). The result is ``base + lambda * sum(w_i *
-    v_i) / sum(w_i)``, summed over the models whose element has this sign. Yadav et al. 2023,
-    "TIES-Merging".
+    v_i) / sum(w_i)``, summed over the models whose element has this sign. The paper takes the
+    largest of the whole model, here as in mergekit it is the share of each tensor. Yadav et al.
+    2023, "TIES-Merging".
     """
     from shardmerge.methods.task_vectors import keep, passes
 
