@@ -15,11 +15,11 @@ from shardmerge.command.evolving import configuration_of
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import Settings, load_settings
 from shardmerge.run.searching import step
+from shardmerge.sweep.configured import read_sweeps
 from shardmerge.sweep.dimensions import parameters_of
 from shardmerge.sweep.genome import Genome
 from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.space import read_space
-from shardmerge.sweep.sweeps import read_sweeps
 
 LAYERS = 4
 TIES = {"models": ["one", "two"], "merge_method": "ties", "base_model": "base"}

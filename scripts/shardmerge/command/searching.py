@@ -20,7 +20,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.text import plural
 from shardmerge.command import workflow
 from shardmerge.run.cli import say
-from shardmerge.run.searching import FAILED, TOLD
+from shardmerge.run.drive import JOBS_FAILED, STATE
 
 #: Runs in a row of a sweep that measure nothing, after which it is no fault of single trials.
 _PATIENCE = 3
@@ -55,7 +55,7 @@ def runner(words: Sequence[str], environment: Mapping[str, str]) -> Runner:
     """Return what runs Snakemake with words, and further variables of the environment."""
 
     def run(more: Mapping[str, str]) -> int:
-        own = {key: value for key, value in os.environ.items() if key not in (TOLD, FAILED)}
+        own = {key: value for key, value in os.environ.items() if key not in (STATE, JOBS_FAILED)}
         command = [sys.executable, "-m", "snakemake", *words]
         process = subprocess.Popen(command, env={**own, **environment, **more})
         while True:
@@ -131,5 +131,5 @@ def run_once(run: Runner, *, failed: bool = False) -> tuple[int, Mapping[str, An
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "search.json")
-        status = run({TOLD: str(path)} | ({FAILED: "1"} if failed else {}))
+        status = run({STATE: str(path)} | ({JOBS_FAILED: "1"} if failed else {}))
         return status, json.loads(path.read_text()) if path.is_file() else {}

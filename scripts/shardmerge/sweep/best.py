@@ -11,7 +11,8 @@ from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
 from shardmerge.sweep.bounds import is_within
 from shardmerge.sweep.objectives import WEIGHTED
-from shardmerge.sweep.sweeps import Sweep, plot_value
+from shardmerge.sweep.points import plot_value
+from shardmerge.sweep.sweeps import Sweep
 
 #: Paths of benchmark results, by the trial's name.
 Files = Mapping[str, Sequence[str]]

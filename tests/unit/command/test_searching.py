@@ -10,7 +10,7 @@ import pytest
 
 from shardmerge.base.errors import UserError
 from shardmerge.command.searching import run_all, run_once, run_sweeps
-from shardmerge.run.searching import FAILED, TOLD
+from shardmerge.run.drive import JOBS_FAILED, STATE
 
 
 class Runs:
@@ -27,11 +27,11 @@ class Runs:
 
     def __call__(self, more: Mapping[str, str]) -> int:
         status, finished = self.ends.pop(0)
-        self.failed.append(FAILED in more)
+        self.failed.append(JOBS_FAILED in more)
         if finished is not None:
             told = {"own": {"generation": 0, "finished": finished, "trials": 4}}
             told["own"]["state"] = self.state.pop(0) if self.state else str(len(self.ends))
-            Path(more[TOLD]).write_text(json.dumps(told))
+            Path(more[STATE]).write_text(json.dumps(told))
         return status
 
 
@@ -77,9 +77,9 @@ class SweepRuns:
 
     def __call__(self, more: Mapping[str, str]) -> int:
         status, measured, failed, finished = self.ends.pop(0)
-        self.failed.append(FAILED in more)
+        self.failed.append(JOBS_FAILED in more)
         told = {"own": {"measured": measured, "failed": failed, "finished": finished}}
-        Path(more[TOLD]).write_text(json.dumps(told))
+        Path(more[STATE]).write_text(json.dumps(told))
         return status
 
 
