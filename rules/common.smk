@@ -190,8 +190,8 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
-def hidden_job(w):
-    return PLAN.hidden[w.hidden]
+def measure_job(w):
+    return PLAN.measures[w.measured]
 
 
 def transplant_job(w):

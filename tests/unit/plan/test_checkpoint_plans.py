@@ -147,7 +147,7 @@ class TestFiles:
         targets = Targets(load_settings({"recipes": ["recipe.yaml"], **config}), plan_of(made))
         assert targets.loaded() == targets.tables() == targets.cards() == []
         assert targets.exports.packages() == targets.exports.receipts() == []
-        assert targets.receipts() == ["results/out/published.json"]
+        assert targets.publishing.receipts() == ["results/out/published.json"]
         assert "results/out/model/config.json" not in targets.package_files("out")
 
 

@@ -412,11 +412,11 @@ class TestTargets:
         targets = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=True, forced=bool)
         with pytest.raises(UserError, match="jobs of a trial run on several"):
             targets.check_shared()
-        for scratch_of_node in ("$TMPDIR", "/tmp/x", "/var/tmp"):
+        for scratch_of_node in ("$TMPDIR", "/tmp", "/var/tmp/x"):
             with pytest.raises(UserError, match="place of one machine"):
                 scratch.check_shared(scratch_of_node, "/shared/results")
         scratch.check_shared("/shared/fast", "/shared/results")
-        scratch.check_shared("/tmp/all/fast", "/tmp/all/results")  # a cluster on one machine
+        scratch.check_shared("/tmp/a/x", "/tmp/a/y")  # no-machine-path: a cluster on one machine
 
     def test_a_scratch_disk_may_be_named_by_a_variable(
         self, work: Path, monkeypatch: pytest.MonkeyPatch
