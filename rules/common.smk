@@ -35,7 +35,7 @@ from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 from shardmerge.sweep.sweep_files import keep_recipes
-from shardmerge.sweep.sweeps import read_sweeps, with_tasks
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 snakemake_internals.ask_every_job(workflow)
