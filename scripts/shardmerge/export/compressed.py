@@ -14,7 +14,7 @@ from shardmerge.export.record import ExportRecord
 from shardmerge.export.schemes import SCHEMES, ExportScheme
 from shardmerge.export.selection import (
     REGEX,
-    STACKED,
+    STACKED_EXPERTS,
     check_selection,
     chosen_options,
     model_tensors,
@@ -75,8 +75,9 @@ class Compressed(Form):
         if not (share := stacked_share(selection, tensors)):
             return None
         return (
-            f"{name}: {self.name} leaves {share:.0%} of the model as it is: {STACKED}. Merge onto "
-            "a base whose files have experts one by one to quantise them (docs/howto/compressed.md)"
+            f"{name}: {self.name} leaves {share:.0%} of the model as it is: {STACKED_EXPERTS}. "
+            "Merge onto a base whose files have experts one by one to quantise them "
+            "(docs/howto/compressed.md)"
         )
 
     def identity(self, options: Mapping[str, Any], variant: str) -> Any:

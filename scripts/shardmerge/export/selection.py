@@ -39,7 +39,7 @@ _WEIGHT = ".weight"
 _BIAS = ".bias"
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 #: Why experts are kept that no file has one by one.
-STACKED = "experts in one tensor of three dimensions"
+STACKED_EXPERTS = "experts in one tensor of three dimensions"
 _FLOATS = ("F32", "F16", "BF16")
 #: Of a tensor, dtype code and shape.
 TensorRow = tuple[str, tuple[int, ...]]
@@ -161,7 +161,7 @@ def check_selection(
 def stacked_share(selection: Selection, tensors: Mapping[str, TensorRow]) -> float:
     """Return which part of a model's values are experts that are kept since they are stacked."""
     sizes = {name: prod(shape) for name, (_, shape) in tensors.items()}
-    kept = sum(sizes[name] for name, why in selection.kept.items() if why == STACKED)
+    kept = sum(sizes[name] for name, why in selection.kept.items() if why == STACKED_EXPERTS)
     return kept / max(1, sum(sizes.values()))
 
 
@@ -191,7 +191,7 @@ def _objection(name: str, row: TensorRow, scheme: ExportScheme) -> str | None:
     if folder_of(name):
         return "of a module beside the model"
     if len(shape) == 3 and _EXPERTS.search(name):
-        return STACKED
+        return STACKED_EXPERTS
     if not name.endswith(_WEIGHT) or len(shape) != 2:
         return "no weight of a linear layer"
     if dtype not in _FLOATS:
