@@ -35,7 +35,7 @@ from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 from shardmerge.sweep.sweep_files import keep_recipes
-from shardmerge.sweep.sweeps import read_sweeps, with_tasks
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 snakemake_internals.ask_every_job(workflow)
@@ -192,8 +192,8 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
-def hidden_job(w):
-    return PLAN.hidden[w.hidden]
+def measure_job(w):
+    return PLAN.measures[w.measured]
 
 
 def transplant_job(w):

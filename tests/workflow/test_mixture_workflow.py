@@ -39,7 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def _hidden(project: Project) -> Path:
-    (path,) = (project.folder / "results/hidden").glob("*.safetensors")
+    (path,) = (project.folder / "results/measured").glob("*.safetensors")
     return path
 
 
@@ -64,7 +64,7 @@ def test_an_edit_of_experts_does_not_read_prompts_again(project: Project, tmp_pa
     copy.write_documents([_MIXTURE | {"experts": experts}])
     pending = copy.pending()
     assert any("model" in path and path.endswith(".safetensors") for path in pending)
-    assert not any("hidden" in path for path in pending)
+    assert not any("results/measured/" in path for path in pending)
     experts = [{**_MIXTURE["experts"][0], "positive_prompts": ["red"]}, _MIXTURE["experts"][1]]
     copy.write_documents([_MIXTURE | {"experts": experts}])
-    assert any("results/hidden/" in path for path in copy.pending())
+    assert any("results/measured/" in path for path in copy.pending())

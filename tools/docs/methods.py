@@ -12,6 +12,7 @@ from shardmerge.methods.registry import (
     Inputs,
     MergeMethod,
     Parameter,
+    bounds_of,
     in_mergekit,
     methods,
 )
@@ -29,7 +30,8 @@ In a formula, `x_i` is a model's tensor, `base` the base model's, and `w_i` the 
 **In float32 numerics** (the default) a method computes in float32, or in float64 if a source is
 float64. Sums over a tensor are float64 in a fixed order, and `exp`, `log`, `sin`, `cos` and `acos`
 are our own ([numerics.md](numerics.md)). The bits do not depend on the processor, the device or the
-number of threads, but for methods that decompose matrices ({decomposed}).
+number of threads, but for methods that decompose matrices ({decomposed}),
+and for what a model computes while it reads a text ({reading}).
 If a method chooses at random, the random number of an element depends only on the recipe's `seed`,
 the stage, the tensor, the model and the element's index. So a shard comes out the same whatever
 else is built. Of equal magnitudes, the first count as larger.
@@ -51,6 +53,15 @@ _LIBRARY = """\
 The bits depend on the library that decomposes matrices (LAPACK, cuSOLVER), its version and the
 processor. Checks of shards compare with a bound on what another library may make.
 """
+#: How methods are computed that need to know whole models, by what is measured of these.
+_MEASURED = {
+    "grams": "from [what jobs measure](howto/measured.md) of each model: layers whole, with memory "
+    "for 16 Gram matrices, all else as a sum",
+    "fisher": "from [what jobs measure](howto/measured.md) of each model, element by element, in "
+    "blocks",
+    "norms": "from [what jobs measure](howto/measured.md) of each model, element by element, in "
+    "blocks",
+}
 _COLUMNS = ("Parameter", "One for each", "Type", "Default", "Bounds", "Meaning")
 _SCOPE = {"shared": "tensor", "input": "model", "model": "model but the base"}
 
@@ -60,10 +71,11 @@ def methods_markdown() -> str:
     declared = methods()
     random = ", ".join(f"`{m.name}`" for m in declared if not m.deterministic)
     own = ", ".join(f"`{m.name}`" for m in declared if not in_mergekit(m.name))
-    decomposed = ", ".join(f"`{m.name}`" for m in declared if m.bounds)
+    decomposed = ", ".join(f"`{m.name}`" for m in declared if _bounded(m))
+    reading = ", ".join(f"`{m.name}`" for m in declared if m.parameter("text"))
     rows = [[f"[`{m.name}`](#{m.name})", m.title, _plain(m.summary)] for m in declared]
     parts = [
-        _INTRODUCTION.format(random=random, own=own, decomposed=decomposed),
+        _INTRODUCTION.format(random=random, own=own, decomposed=decomposed, reading=reading),
         table(["`merge_method`", "Name", "Result"], rows),
         *map(_section, declared),
     ]
@@ -78,11 +90,17 @@ def _section(declared: MergeMethod) -> str:
         f"Reference: <{declared.reference}>. Inputs: {_inputs(declared.inputs)}."
         f" Computed {_way(declared)}.\n",
     ]
-    if declared.bounds:
+    if _bounded(declared):
         parts.append(_LIBRARY)
     if declared.parameters:
         parts.append(table(_COLUMNS, map(_row, declared.parameters)))
     return "\n".join(parts)
+
+
+def _bounded(declared: MergeMethod) -> bool:
+    """Whether a library decides a method's bits."""
+    measure = declared.measure
+    return bool(declared.bounds or (measure and bounds_of(measure.step)))
 
 
 def _row(parameter: Parameter) -> tuple[str, ...]:
@@ -134,6 +152,8 @@ def _count(least: int, most: int | None, noun: str) -> str:
 
 
 def _way(declared: MergeMethod) -> str:
+    if declared.measure:
+        return _MEASURED[declared.measure.kind]
     if declared.is_sum:
         return "as a sum that folds with the stages around it"
     rendering = declared.rendering(FLOAT32)

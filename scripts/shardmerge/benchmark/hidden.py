@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
+from shardmerge.benchmark.reading import (
+    check_installed,
+    explained,
+    load_language_model,
+    reading_tokenizer,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,30 +47,16 @@ def read_prompts(
     Raises:
         UserError: If transformers is missing or cannot load the model, or a value is not finite.
     """
-    try:
-        import torch
-        from safetensors.torch import save_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise UserError(
-            f"`gate_mode: hidden` needs transformers: {error}",
-            None,
-            "Install it: `pip install -r requirements-bench.txt -r requirements-torch.txt`; or "
-            "write `gate_mode: cheap_embed`.",
-        ) from None
+    check_installed("`gate_mode: hidden`", "; or write `gate_mode: cheap_embed`")
+    import torch
+    from safetensors.torch import save_file
+
     torch.set_num_threads(threads)
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    path = str(folder.resolve())
-    try:
-        tokenizer = _padded_left(AutoTokenizer.from_pretrained(path, **safe))
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.bfloat16, use_safetensors=True, device_map=device, **safe
-        ).eval()
+    with explained("cannot read the prompts", folder):
+        tokenizer = _padded_left(reading_tokenizer(folder))
+        model = load_language_model(folder, "bfloat16", device)
         with torch.no_grad():
             gates = [_direction(model, tokenizer, sides, mode) for sides in prompts]
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the model cannot read the prompts: {reason}", str(folder)) from error
     layers = torch.stack(gates, dim=1).float().cpu()
     if not bool(torch.isfinite(layers).all()):
         raise UserError("the model's hidden states are infinite or NaN", str(folder))

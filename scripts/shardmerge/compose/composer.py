@@ -13,8 +13,8 @@ from shardmerge.compose.context import Context
 from shardmerge.compose.derived_model import ConfigChange, DerivedModel
 from shardmerge.compose.experts.choice import ExpertChoiceModel
 from shardmerge.compose.experts.mixture import MixtureModel
-from shardmerge.compose.hidden_states import HiddenStates
 from shardmerge.compose.lora_model import LoraModel
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.text_model import text_model
@@ -53,7 +53,7 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
-        self.hidden: dict[tuple[str, str], HiddenStates] = {}
+        self.measured: dict[tuple[str, str], ModelMeasurement] = {}
         self.transplants: dict[tuple[str, str], Transplant] = {}
         self._models: dict[str, Model] = {}
         self._texts: dict[str, Model] = {}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
-from shardmerge.compose.hidden_states import HiddenStates
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.models import Model
 from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.recipe import Recipe
@@ -23,7 +23,7 @@ class Context(Protocol):
         numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
-        hidden: What jobs make of prompts, by (model, file) as expressions name it.
+        measured: What jobs measure of models, by (model, file) as expressions name it.
         transplants: What jobs find out of tokens that a model lacks, likewise.
     """
 
@@ -32,7 +32,7 @@ class Context(Protocol):
     numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
-    hidden: dict[tuple[str, str], HiddenStates]
+    measured: dict[tuple[str, str], ModelMeasurement]
     transplants: dict[tuple[str, str], Transplant]
 
     def model(self, reference: Reference) -> Model:

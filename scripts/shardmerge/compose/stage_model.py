@@ -17,6 +17,7 @@ from shardmerge.compose.architecture.norms import is_scale, offset
 from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
 from shardmerge.compose.differences import side_by_side
+from shardmerge.compose.measured_tensors import MeasuredTensors
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Assembly, Part
@@ -53,8 +54,13 @@ class StageModel(Model):
             if isinstance(self._reference, TextModel):
                 self._reference.check_known()
         self.config = self._reference.config
-        splits = context.numerics.folds and self.method.linear is not None
-        self.settings = Resolver(stage, self.method, self.parts, self._fused(), splits)
+        splits = self.method.linear is not None and self.method.measure is None
+        folds = context.numerics.folds
+        fused = self._fused()
+        self.settings = Resolver(stage, self.method, self.parts, fused, splits and folds)
+        self._measured: MeasuredTensors | None = None
+        if self.method.measure:
+            self._measured = MeasuredTensors(context, stage, self.method, self.parts, self.settings)
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._expressions: dict[str, ex.Expression] = {}
@@ -147,6 +153,11 @@ class StageModel(Model):
             shape = self.table[tensor].shape
             operands = tuple(fold.to_expression(row, shape) for row in rows)
             return fold.leaf(self._call(tensor, part, operands))
+        if self._measured and self._measured.is_measured(tensor, part):
+            self._linear_form(tensor)  # tells of weights that do not go together
+            shape = self.table[tensor].shape
+            operands = tuple(fold.to_expression(row, shape) for row in rows)
+            return fold.leaf(self._measured.call(tensor, part, operands, shape))
         if groups := self.settings.apart(tensor):
             return fold.leaf(self._apart(tensor, part, rows, groups))
         form = self._linear_form(tensor)

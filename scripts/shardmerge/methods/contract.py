@@ -39,6 +39,8 @@ class Parameter:
         choices: The words that a ``str`` parameter may be, if few.
         unused: Whether the method accepts it without using it.
         idle: Whether it changes no result, so that explanations leave it out without a warning.
+        measuring: Whether it says how a whole model is measured (see ``Measure``): it has one value
+            for a model, the same for all tensors.
         description: One line for the documentation.
         examples: Values that tests try, an ordinary one first; see ``samples``.
     """
@@ -53,6 +55,7 @@ class Parameter:
     choices: tuple[str, ...] | None = None
     unused: bool = False
     idle: bool = False
+    measuring: bool = False
     description: str = ""
     examples: tuple[Any, ...] = ()
 
@@ -104,6 +107,23 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What a method must know of whole models: jobs measure it before anything is merged.
+
+    Args:
+        kind: What is measured of each model: ``grams``, ``fisher`` or ``norms``.
+        step: Name of the step that merges a tensor. Its inputs are those of the method, then what
+            was measured of each, in the same order (of norms: of each but the base).
+        chosen: Parameter by which a recipe leaves tensors out, or None. These, and those of which
+            there is nothing to measure, are merged as the method's linear form says.
+    """
+
+    kind: Literal["grams", "fisher", "norms"]
+    step: str
+    chosen: str | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What a linear method is asked for one output tensor.
 
@@ -144,6 +164,7 @@ class Group:
         offset: Index of the block's first element in the flattened tensor.
         total: Elements of the whole tensor; 0 if this is all of it.
         shape: Of the whole tensor; empty if the tensors say it.
+        dtype: In mergekit numerics, code of the type that passes compute in.
     """
 
     tensors: Sequence[torch.Tensor]
@@ -155,6 +176,7 @@ class Group:
     offset: int = 0
     total: int = 0
     shape: tuple[int, ...] = ()
+    dtype: str = ""
 
     @property
     def count(self) -> int:
@@ -170,6 +192,8 @@ class Group:
 Kernel = Callable[[Group], "torch.Tensor"]
 #: Begins a method's passes; the group's tensors are not looked at, only their number.
 BeginPasses = Callable[[Group], "Passes"]
+#: Whether a method's passes are known for a group, of which only the parameters are looked at.
+PassesFit = Callable[[Group], bool]
 #: Says of each task vector, by the index of its input, which elements have a part in the result:
 #: a Call's group with float64 numpy arrays in place of tensors -> bool arrays of their shape.
 KeptElements = Callable[["Group"], "Mapping[int, np.ndarray]"]
@@ -190,16 +214,19 @@ class Workspace:
         rows: In units of one row (what one index of the first dimension holds; a whole tensor
             of one dimension).
         blocks: In units of one block of BLOCK elements.
+        squares: In units of a matrix of as many rows and columns as a row has elements.
     """
 
     tensors: float = 0.0
     per_input: float = 0.0
     rows: float = 0.0
     blocks: float = 32.0
+    squares: float = 0.0
 
     def elements(self, shape: Sequence[int], inputs: int) -> int:
         """Return the number of elements for inputs of a shape."""
         count = math.prod(shape)
         row = count // max(shape[0], 1) if len(shape) > 1 else count
         whole = (self.tensors + self.per_input * inputs) * count
-        return math.ceil(whole + self.rows * row + self.blocks * min(count, BLOCK))
+        square = self.squares * row**2
+        return math.ceil(whole + self.rows * row + square + self.blocks * min(count, BLOCK))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardmerge.base.errors import UserError
@@ -15,7 +15,9 @@ from shardmerge.methods.contract import (
     KeptElements,
     Kernel,
     LinearForm,
+    Measure,
     Parameter,
+    PassesFit,
     Request,
     StepWriter,
     Workspace,
@@ -36,7 +38,8 @@ class Rendering:
         promotes: The result is float32 where the inputs are float16 or bfloat16.
         skips_zeros: An input of weight 0 changes no finite value, so that it need not be read.
         passes: Begins the passes that the kernel executes, where it is so declared: nothing need
-            be held whole then.
+            be held whole then. In mergekit numerics they have the bits of the kernel.
+        fits: Whether they are known for a group; else the kernel gets whole tensors.
     """
 
     kernel: Kernel
@@ -45,6 +48,7 @@ class Rendering:
     promotes: bool = False
     skips_zeros: bool = False
     passes: BeginPasses | None = None
+    fits: PassesFit | None = None
 
 
 @dataclass(eq=False)
@@ -60,6 +64,7 @@ class MergeMethod:
         kept: Of a method that leaves elements of task vectors out, which ones stay.
         bounds: Of a method whose bits depend on a library (LAPACK), its kernel with a bound on
             that; checks of shards use it.
+        measure: What must be measured of whole models, or None.
     """
 
     name: str
@@ -78,6 +83,7 @@ class MergeMethod:
     steps: StepWriter | None = None
     kept: KeptElements | None = None
     bounds: BoundedKernel | None = None
+    measure: Measure | None = None
 
     @property
     def is_sum(self) -> bool:
@@ -109,6 +115,24 @@ class MergeMethod:
             self.renderings[MERGEKIT] = Rendering(
                 function, elementwise, workspace, promotes, skips_zeros
             )
+            return function
+
+        return attach
+
+    def mergekit_passes(
+        self, fits: PassesFit | None = None
+    ) -> Callable[[BeginPasses], BeginPasses]:
+        """Attach the decorated function: passes with the bits of the mergekit kernel.
+
+        Args:
+            fits: Whether they are known for a group (see ``Rendering``).
+        """
+
+        def attach(function: BeginPasses) -> BeginPasses:
+            found = self.renderings[MERGEKIT]
+            if found.passes:
+                raise ValueError(f"mergekit passes of {self.name!r} are registered twice")
+            self.renderings[MERGEKIT] = replace(found, passes=function, fits=fits)
             return function
 
         return attach
@@ -145,6 +169,6 @@ class MergeMethod:
         """
         if found := self.renderings.get(numerics):
             return found
-        if self.is_sum:
+        if self.is_sum and numerics == FLOAT32:
             raise UserError(f"merge_method {self.name!r} is linear and has no kernel in {numerics}")
         raise UserError(f"merge_method {self.name!r} is not one of mergekit 0.1.5's")

@@ -31,7 +31,9 @@ from shardmerge.methods.contract import (
     Inputs,
     Kernel,
     LinearForm,
+    Measure,
     Parameter,
+    PassesFit,
     Request,
     StepWriter,
     Workspace,
@@ -47,6 +49,7 @@ __all__ = [
     "Inputs",
     "Kernel",
     "LinearForm",
+    "Measure",
     "MergeMethod",
     "Parameter",
     "Rendering",
@@ -59,6 +62,7 @@ __all__ = [
     "method",
     "methods",
     "parameter_names",
+    "passes_fit",
     "passes_of",
     "result_dtype",
     "step_kernel",
@@ -71,6 +75,7 @@ __all__ = [
 _METHODS: dict[str, MergeMethod] = {}
 _STEPS: dict[str, dict[Numerics, Rendering]] = {}
 _STEP_VERSIONS: dict[tuple[str, Numerics], int] = {}
+_STEP_BOUNDS: dict[str, BoundedKernel] = {}
 
 
 def merge_method(
@@ -88,6 +93,7 @@ def merge_method(
     check: Callable[[Request], None] | None = None,
     version: int = 1,
     examples: Mapping[str, Mapping[str, Any]] | None = None,
+    measure: Measure | None = None,
 ) -> Callable[[Callable], MergeMethod]:
     """Register the decorated function as a merge method, and return the method in its place.
 
@@ -106,6 +112,7 @@ def merge_method(
             is then built anew, and nothing else is (golden tests watch it).
         examples: Values that are not the parameters' ordinary ones, by a word for them: the golden
             tests watch the bytes of each, so that all of the method's arithmetic is used.
+        measure: What must be measured of whole models; such a method is linear else.
 
     Raises:
         ValueError: If the name is taken.
@@ -133,6 +140,7 @@ def merge_method(
             version=version,
             examples=examples or {"": {}},
             renderings=kernel,
+            measure=measure,
         )
         return _METHODS[name]
 
@@ -146,6 +154,7 @@ def step_kernel(
     elementwise: bool = False,
     workspace: Workspace = Workspace(),
     version: int = 1,
+    bounds: BoundedKernel | None = None,
 ) -> Callable[[Kernel], Kernel]:
     """Register the decorated kernel as a step that no recipe names.
 
@@ -154,6 +163,7 @@ def step_kernel(
         numerics: In which it is used.
         elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
         version: Grows when its bytes change, as a method's does.
+        bounds: Of a step whose bits depend on a library, see ``MergeMethod.bounds``.
 
     Raises:
         ValueError: If the name is taken.
@@ -164,6 +174,8 @@ def step_kernel(
             raise ValueError(f"step {name!r} is registered twice")
         _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
         _STEP_VERSIONS[name, numerics] = version
+        if bounds:
+            _STEP_BOUNDS[name] = bounds
         return function
 
     return register
@@ -216,14 +228,19 @@ def passes_of(name: str, numerics: Numerics) -> BeginPasses | None:
     return _rendering(name, numerics).passes
 
 
+def passes_fit(name: str, numerics: Numerics) -> PassesFit | None:
+    """Return what says whether a method's passes are known for a group, if not for all."""
+    return _rendering(name, numerics).fits
+
+
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
     """Return what writes a method's arithmetic as steps, if native code can do it."""
     return None if numerics.folds or name in _STEPS else method(name).steps
 
 
 def bounds_of(name: str) -> BoundedKernel | None:
-    """Return the kernel with bounds of a method whose bits depend on a library, else None."""
-    return None if name in _STEPS else method(name).bounds
+    """Return the kernel with bounds of a method or step that a library decides, else None."""
+    return _STEP_BOUNDS.get(name) if name in _STEPS else method(name).bounds
 
 
 def version_of(name: str, numerics: Numerics) -> int:

@@ -72,9 +72,9 @@ class Paths:
         """Return the path of the receipt of an export's upload."""
         return self.build(name, f"exports/{form}.published.json")
 
-    def hidden(self, file: str) -> str:
-        """Return the path of what a model makes of prompts."""
-        return f"{self.results}/hidden/{file}"
+    def measured(self, file: str) -> str:
+        """Return the path of what a job measured of a model."""
+        return f"{self.results}/measured/{file}"
 
     def adapter(self, name: str) -> str:
         """Return the folder of an adapter."""

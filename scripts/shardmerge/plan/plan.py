@@ -19,6 +19,7 @@ from shardmerge.base.weightfolders import indexes_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.files import use_plan
+from shardmerge.plan.measuring import MeasureJob, MeasureSpec
 from shardmerge.plan.schedule import Schedule
 from shardmerge.plan.trialroom import TrialRoom
 
@@ -60,38 +61,6 @@ class FetchJob:
     size: int
     sha256: str | None
     git_oid: str | None
-
-
-@dataclass(frozen=True)
-class HiddenJob:
-    """A job in which a model reads prompts.
-
-    Args:
-        output: Path of the safetensors file with a direction for each expert and layer.
-        digest: Of all that determines it.
-        folder: The model's.
-        files: Paths of all files of the model.
-        identities: Of the content of each.
-        size: Bytes of its weights.
-        mode: How directions are taken from hidden states, as recipes say it.
-        prompts: For each expert its positive and its negative prompts.
-    """
-
-    output: str
-    digest: str
-    folder: str
-    files: tuple[str, ...]
-    identities: tuple[str, ...]
-    size: int
-    mode: str
-    prompts: tuple[tuple[tuple[str, ...], ...], ...]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> HiddenJob:
-        """Return the job that ``dataclasses.asdict`` made JSON-able."""
-        prompts = tuple(tuple(map(tuple, pair)) for pair in data["prompts"])
-        lists = {key: tuple(data[key]) for key in ("files", "identities")}
-        return cls(**{**data, **lists, "prompts": prompts})
 
 
 @dataclass(frozen=True)
@@ -227,7 +196,7 @@ class Plan:
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         room: What trials of sweeps take.
         warnings: One sentence each.
-        hidden: Jobs in which models read prompts, by the digests of what they make.
+        measures: Jobs that measure whole models, by the digests of what they make.
         adapters: LoRA adapters to be made, by name.
         transplants: Jobs that find out of what rows of tokens are made, by their digests.
     """
@@ -241,7 +210,7 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
-    hidden: Mapping[str, HiddenJob] = field(default_factory=dict)
+    measures: Mapping[str, MeasureJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     transplants: Mapping[str, TransplantJob] = field(default_factory=dict)
@@ -304,7 +273,7 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
-            hidden={key: HiddenJob.from_json(job) for key, job in data["hidden"].items()},
+            measures={key: MeasureJob.from_json(job) for key, job in data["measures"].items()},
             transplants={
                 key: TransplantJob.from_json(job) for key, job in data["transplants"].items()
             },
@@ -332,7 +301,9 @@ class Planned:
     """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec | FactorSpec | TransplantSpec] = field(default_factory=dict)
+    specs: dict[str, ShardSpec | FactorSpec | MeasureSpec | TransplantSpec] = field(
+        default_factory=dict
+    )
     descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 

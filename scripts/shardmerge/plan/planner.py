@@ -25,19 +25,20 @@ from shardmerge.base.weightfolders import in_folder
 from shardmerge.check.memory import check_bytes
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.hidden_states import HiddenStates
+from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.compose.transplants import Transplant
 from shardmerge.engine.memory import STREAMING_BYTES, workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
+from shardmerge.plan.measure_jobs import measure_job
+from shardmerge.plan.measuring import MeasureJob, MeasureSpec
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import (
     Build,
     FetchJob,
-    HiddenJob,
     Plan,
     Planned,
     PlannedSource,
@@ -96,7 +97,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
-        self.hidden: dict[FileKey, HiddenStates] = {}
+        self.measured: dict[FileKey, tuple[ModelMeasurement, Lock]] = {}
         self.transplants: dict[FileKey, Transplant] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
@@ -140,7 +141,7 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
-            hidden=self._hidden_jobs(),
+            measures=self._measure_jobs(),
             transplants=transplants,
             warnings=unsilenced(self.findings, self.settings["silence"]),
             adapters=adapters,
@@ -153,7 +154,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read - self.hidden.keys() - self.transplants.keys()):
+        for model, name in sorted(self.read - self.measured.keys() - self.transplants.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -184,9 +185,9 @@ class _Planner:
 
     def _note_made(self, composer: Composer) -> None:
         """Note the sources that jobs make for a recipe."""
-        self.hidden |= composer.hidden
+        self.measured |= {key: (one, composer.lock) for key, one in composer.measured.items()}
         self.transplants |= composer.transplants
-        made = {**self.hidden, **self.transplants}
+        made = {**composer.measured, **composer.transplants}
         self.identities |= {key: one.identity for key, one in made.items()}
 
     def _adapters(self) -> dict[str, Composer]:
@@ -343,8 +344,8 @@ class _Planner:
 
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
-        if key in self.hidden:
-            return self.paths.hidden(self.hidden[key].file)
+        if key in self.measured:
+            return self.paths.measured(key[1])
         if key in self.transplants:
             return self.paths.transplant(self.transplants[key].file)
         model, name = key
@@ -357,23 +358,12 @@ class _Planner:
             )
         return path
 
-    def _hidden_jobs(self) -> dict[str, HiddenJob]:
-        """Return the jobs that let models read prompts, by the digests of what they make."""
+    def _measure_jobs(self) -> dict[str, MeasureJob]:
+        """Return the jobs that measure models, by the digests of what they make."""
         found = {}
-        for key, one in self.hidden.items():
-            source = self.locked[one.model]
-            paths = tuple(self._path((one.model, name)) for name in source.files)
-            size = sum(t.end - t.begin for t in source.tensors.values())
-            found[one.digest] = HiddenJob(
-                output=self._path(key),
-                digest=one.digest,
-                folder=paths[0].rsplit("/", 1)[0],
-                files=paths,
-                identities=tuple(file.identity for file in source.files.values()),
-                size=size,
-                mode=one.mode,
-                prompts=one.prompts,
-            )
+        for key, (one, lock) in self.measured.items():
+            self.planned.specs[one.digest] = MeasureSpec(kind=one.kind, options=one.options)
+            found[one.digest] = measure_job(one, self._path(key), lock, self._path)
         return found
 
     def _transplant_jobs(self) -> dict[str, TransplantJob]:

@@ -12,7 +12,7 @@ from shardmerge.recipe.experts import EXPERT_KINDS, parse_experts
 from shardmerge.recipe.extract_lora import parse_extraction
 from shardmerge.recipe.extraction import EXTRACT
 from shardmerge.recipe.nodes import Node
-from shardmerge.recipe.parameters import clamped_rules, parse_settings
+from shardmerge.recipe.parameters import Setting, clamped_rules, parse_settings
 from shardmerge.recipe.slices import (
     check_inputs,
     misplaced,
@@ -139,9 +139,23 @@ def _check_names(stage: Stage, method: registry.MergeMethod) -> Iterator[Finding
                 )
                 yield Finding("ignored-parameter", message, setting.where)
                 continue
+            if declared.measuring:
+                _check_measuring(name, setting)
             for rule in clamped_rules(setting, declared):
                 message = (
                     f"parameter {name!r} is beyond {declared.minimum:g} to {declared.maximum:g}; "
                     "the nearer bound counts in its place, as in mergekit"
                 )
                 yield Finding("clamped-parameter", message, rule.where)
+
+
+def _check_measuring(name: str, setting: Setting) -> None:
+    """Refuse values for some tensors only of what says how a whole model is measured."""
+    for rule in setting.rules:
+        if rule.filter not in (None, "*") or isinstance(rule.value, tuple):
+            raise UserError(
+                f"parameter {name!r} says how a whole model is measured, and cannot differ between "
+                "its tensors",
+                rule.where,
+                "Give it one value, without filters, for each model or for all.",
+            )

@@ -15,7 +15,7 @@ from shardmerge.recipe.document import parse_stage
 from shardmerge.recipe.nodes import Node, load_documents
 from shardmerge.recipe.references import Reference, parse_reference
 from shardmerge.recipe.stacks import written_out
-from shardmerge.recipe.stage import Slice, Stage, TokenizerSettings
+from shardmerge.recipe.stage import TEXT_PARAMETER, Slice, Stage, TokenizerSettings
 
 _SAFE = re.compile(r"[A-Za-z0-9_][\w.+-]*")
 
@@ -127,6 +127,18 @@ class Recipe:
                 for one in stage.mixture.all:
                     texts |= dict.fromkeys((*one.positive, *one.negative))
         return {key: tuple(texts) for key, texts in found.items()}
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Files of text that models read when they are measured, each with file and line."""
+        found: dict[str, str] = {}
+        for stage in self.stages.values():
+            if stage.measures:
+                for level in stage.levels:
+                    for rule in level[TEXT_PARAMETER].rules if TEXT_PARAMETER in level else ():
+                        if isinstance(rule.value, str):
+                            found.setdefault(rule.value, rule.where)
+        return found
 
     def _tokenized_by(self, stage: Stage) -> str:
         key = stage.reference_model.model

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shardmerge.base.errors import UserError
+from shardmerge.methods import registry
 from shardmerge.recipe.extraction import Extraction
 from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.references import Reference
+
+#: The parameter that names a file of text which a model reads when it is measured.
+TEXT_PARAMETER = "text"
 
 
 @dataclass(frozen=True)
@@ -269,6 +273,13 @@ class Stage:
     def keeps(self) -> bool:
         """Whether modules that are not mentioned are the base model's."""
         return self.other_modules == "keep"
+
+    @property
+    def measures(self) -> bool:
+        """Whether models are measured while they read texts, which its parameters name."""
+        return any(
+            m.name == self.method and m.parameter(TEXT_PARAMETER) for m in registry.methods()
+        )
 
     @property
     def slices(self) -> tuple[Slice, ...]:

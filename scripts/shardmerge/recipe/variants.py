@@ -88,6 +88,14 @@ class RecipeFamily:
                 found.setdefault(key, {}).update(dict.fromkeys(texts))
         return {key: tuple(texts) for key, texts in found.items()}
 
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Files of text that models read when they are measured, each with file and line."""
+        found: dict[str, str] = {}
+        for recipe in self.recipes:
+            found = {**recipe.texts, **found}
+        return found
+
     def where(self, model: str) -> str:
         """Return file and line of the first place that names a model or adapter."""
         places = (recipe.where(model) for recipe in self.recipes if model in _names(recipe))

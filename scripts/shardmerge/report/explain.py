@@ -13,7 +13,7 @@ from pathlib import Path
 from shardmerge.algebra.coefficients import terms_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
-from shardmerge.base.identities import LockedFile
+from shardmerge.base.identities import FULL_HASH_BYTES, LockedFile
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.compose.adapter_parts import adapter_parts
 from shardmerge.compose.composer import Composer
@@ -172,7 +172,8 @@ def _tensors(recipe: Recipe, folders: Mapping[str, str], layers: int | None) -> 
         if key not in known:
             known[key] = adapter_of(known[models[0]])
             basis += f" {key}: assumed to change every matrix in the layers."
-    lock = Lock({key: known[key] for key in (*models, *adapters)})
+    texts = dict.fromkeys(recipe.texts, LockedFile(FULL_HASH_BYTES))  # not read here
+    lock = Lock({key: known[key] for key in (*models, *adapters)}, texts)
     return _Tensors(lock, basis, assumed=bool(missing))
 
 

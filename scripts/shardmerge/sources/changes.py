@@ -25,7 +25,8 @@ def describe_changes(old: Lock, new: Lock) -> list[str]:
         lines += (
             [f"{name}: {line}" for line in _source_changes(was, now)] if was else [f"{name}: new"]
         )
-    return lines + [f"{name}: no longer used" for name in old.sources if name not in new.sources]
+    lines += [f"{name}: no longer used" for name in old.sources if name not in new.sources]
+    return lines + _file_changes(old.texts, new.texts)
 
 
 def _source_changes(old: LockedSource, new: LockedSource) -> list[str]:

@@ -103,9 +103,15 @@ class LockedSource:
 
 @dataclass(frozen=True)
 class Lock:
-    """All sources of one recipe file, by the reference that the recipe writes."""
+    """All that one recipe file is built from.
+
+    Args:
+        sources: Models and adapters, by the reference that the recipe writes.
+        texts: Files of text that models are measured with, by path.
+    """
 
     sources: Mapping[str, LockedSource]
+    texts: Mapping[str, LockedFile] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-able data, short: tensors by file, a vocabulary once for all that have it."""
@@ -114,7 +120,14 @@ class Lock:
         return {
             "version": LOCK_VERSION,
             "sources": {name: _source_to_json(s) for name, s in sorted(self.sources.items())},
-        } | ({"vocabularies": vocabularies} if vocabularies else {})
+        } | {
+            key: found
+            for key, found in (
+                ("texts", {n: _file_row(file) for n, file in sorted(self.texts.items())}),
+                ("vocabularies", vocabularies),
+            )
+            if found
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str, text: str = "") -> Lock:
@@ -147,7 +160,10 @@ class Lock:
             name: Vocabulary(text, name, f"{where}: vocabulary {name}")
             for name, text in data.get("vocabularies", {}).items()
         }
-        return cls({n: _source_from_json(s, texts) for n, s in data["sources"].items()})
+        return cls(
+            {n: _source_from_json(s, texts) for n, s in data["sources"].items()},
+            {n: LockedFile(**row) for n, row in data.get("texts", {}).items()},
+        )
 
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
@@ -163,9 +179,7 @@ def read_lock(path: str | os.PathLike[str]) -> Lock:
 def _source_to_json(source: LockedSource) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for name, file in sorted(source.files.items()):
-        row = {"size": file.size, "sha256": file.sha256}
-        row |= {"git_oid": file.git_oid, "sample": file.sample}
-        files[name] = {key: value for key, value in row.items() if value is not None}
+        files[name] = _file_row(file)
     for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
         table = files[t.file].setdefault("tensors", {})
         table[own_name(name, source.folder_of(t.file))] = [t.dtype, list(t.shape), t.begin, t.end]
@@ -186,6 +200,12 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         "config": dict(source.config),
         "files": files,
     }
+
+
+def _file_row(file: LockedFile) -> dict[str, Any]:
+    row = {"size": file.size, "sha256": file.sha256}
+    row |= {"git_oid": file.git_oid, "sample": file.sample}
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _source_from_json(

@@ -65,7 +65,9 @@ def check_lock(data: Mapping[str, Any]) -> None:
     Raises:
         LockError: If anything in it is not what this program would write.
     """
-    _keys(data, {"version", "sources", "vocabularies"}, ())
+    _keys(data, {"version", "sources", "texts", "vocabularies"}, ())
+    for name, file in _table(data.get("texts", {}), ("texts",)).items():
+        _text_file(name, _table(file, ("texts", name)), ("texts", name))
     vocabularies = _table(data.get("vocabularies", {}), ("vocabularies",))
     for name, text in vocabularies.items():
         path = ("vocabularies", name)
@@ -89,6 +91,15 @@ def folder_by_role(role: str | None, files: Collection[str]) -> Callable[[str], 
     if role != "checkpoint":
         return folder_of
     return component_of if len(files) > 1 else lambda file: ""
+
+
+def _text_file(name: str, file: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    if not (name and is_printable(name)):
+        raise LockError("is called by no plain text", path)
+    _keys(file, {"size", "sha256"}, path)
+    if not _is_count(file.get("size")):
+        raise LockError(f"{_brief(file.get('size'))} is no number of bytes", (*path, "size"))
+    _match(file.get("sha256"), _SHA256, "64 hexadecimal digits", (*path, "sha256"))
 
 
 def told(path: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from shardmerge.base.claims import Say
 from shardmerge.base.errors import UserError, misspelt
 from shardmerge.base.files import near_path, write_text
-from shardmerge.base.identities import Identities
+from shardmerge.base.identities import Identities, LockedFile
 from shardmerge.base.pathnames import check_path
 from shardmerge.recipe.naming import slug
 from shardmerge.recipe.recipe import Recipe
@@ -26,6 +26,7 @@ from shardmerge.sources.locking import lock_source
 from shardmerge.sources.pickles import Conversion, find_conversion
 from shardmerge.sources.store import Store, StoreContext
 from shardmerge.sources.stores import claimant
+from shardmerge.sources.texts import check_texts, lock_text_file
 from shardmerge.sources.tokens import lacking, with_lacking, with_tokens
 
 T = TypeVar("T")
@@ -175,10 +176,34 @@ class Sources:
             found[key] = locked
         if new:
             found = with_tokens(found, lambda key: _reader(self._stores[key], found[key]))
-        lock = Lock(found)
+        texts = self._texts(recipe, {} if renew else old.texts, write=write, lock=str(path))
+        new += [text for text in texts if renew or text not in old.texts]
+        lock = Lock(found, texts)
         if new:
             self._told_new(old, lock, new, path, renew=renew, say=say)
         return lock
+
+    def _texts(
+        self,
+        recipe: Recipe | RecipeFamily,
+        old: Mapping[str, LockedFile],
+        *,
+        write: bool,
+        lock: str,
+    ) -> dict[str, LockedFile]:
+        """Return the files of text that a recipe names: as they are locked, or locked now."""
+        wanted = recipe.texts
+        if not write:
+            if missing := [text for text in wanted if text not in old]:
+                raise UserError(f"has no lock of the text {missing[0]!r}", lock)
+            return {text: old[text] for text in wanted}
+        check_texts(old, wanted, self._identities, lock)
+        found = {
+            text: old.get(text) or lock_text_file(text, where, self._identities)
+            for text, where in wanted.items()
+        }
+        self._identities.save()
+        return found
 
     def _told_new(
         self, old: Lock, lock: Lock, new: list[str], path: Path, *, renew: bool, say: Say

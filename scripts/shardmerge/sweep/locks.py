@@ -23,6 +23,7 @@ def write_lock(sweep: Sweep, trial: str, output: Path) -> None:
         UserError: If the sweep's lock cannot be read.
     """
     candidate = next(c for c in sweep.candidates if c.name == trial)
-    named = [reference.model for reference, _ in parse_recipe(candidate.text, trial).named]
-    known = read_lock(lock_path(sweep.recipe)).sources
-    write_text(output, lock_text(Lock({name: known[name] for name in named})))
+    recipe, known = parse_recipe(candidate.text, trial), read_lock(lock_path(sweep.recipe))
+    sources = {one.model: known.sources[one.model] for one, _ in recipe.named}
+    texts = {path: known.texts[path] for path in recipe.texts}
+    write_text(output, lock_text(Lock(sources, texts)))

@@ -240,11 +240,12 @@ def recipe_of(method: MergeMethod) -> str:
     names = [f"lab/m{i}" for i in range(count)]
     with_base = inputs.base == "required"
     must = [p for p in method.parameters if p.default is REQUIRED]
-    own = {p.name: 0.5 for p in must if p.scope != "shared"}
+    values = {p.name: p.samples[0] if p.type is str else 0.5 for p in must}
+    own = {p.name: values[p.name] for p in must if p.scope != "shared"}
     document = {
         "name": "made",
         "merge_method": method.name,
-        "parameters": {p.name: 0.5 for p in must if p.scope == "shared"},
+        "parameters": {p.name: values[p.name] for p in must if p.scope == "shared"},
         "models": [{"model": name, "parameters": own} for name in names[with_base:]],
     }
     if with_base:
@@ -261,8 +262,13 @@ class TestEveryMethod:
     def test_is_told_as_what_it_is(self, method: MergeMethod, tmp_path: Path) -> None:
         found = explain(str(write(tmp_path, text=recipe_of(method))), {}, layers=1)
         (model,) = found.models.values()
-        (line,) = summarize(model, shortener(short_names(found.sources)))
+        line, *others = summarize(model, shortener(short_names(found.sources)))
         formula, _, told = line.formula.partition("; parameters: ")
+        if method.measure:
+            formulas = [line.formula, *(other.formula for other in others)]
+            assert any(one.startswith(f"{method.measure.step}(") for one in formulas)
+            return
+        assert not others
         if method.linear:
             assert f"{method.name}(" not in line.formula and not told
             return

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from helpers.large_models import large_plan, llama_70b
+from shardmerge.plan.measuring import MeasureJob
 from shardmerge.plan.paths import check_record_path, record_path
-from shardmerge.plan.plan import HiddenJob
 from shardmerge.run.built import Built
 from shardmerge.run.targets import Targets
 
@@ -68,8 +68,9 @@ class TestBuilt:
     ) -> None:
         case = Case(folder, keep_sources=False)
         files = tuple(case.shards[0].sources)
-        job = HiddenJob("hidden.safetensors", "d", "m", files, ("",) * len(files), 1, "hidden", ())
-        case.plan = replace(case.plan, hidden={"d": job})
+        names = ("",) * len(files)
+        job = MeasureJob("measured.safetensors", "d", "hidden", (files,), None, names, 1)
+        case.plan = replace(case.plan, measures={"d": job})
         gates = case.plan.schedule.gates(lambda path: False, lambda path: False)
         other = next(path for path in gates if path not in files)
         built = case.built()

@@ -12,7 +12,7 @@ from shardmerge.base.digest import canonical_json, digest
 from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import is_embedding
 from shardmerge.compose.context import Context
-from shardmerge.compose.hidden_states import HIDDEN_VERSION, HiddenStates
+from shardmerge.compose.measurements import VERSIONS, ModelMeasurement
 from shardmerge.compose.models import Model
 from shardmerge.recipe.experts import RANDOM
 from shardmerge.recipe.stage import Expert, Stage
@@ -31,7 +31,7 @@ class Routers:
         self._context, self._stage, self._base = context, stage, base
         self._mixture = stage.mixture
         self._embedded: ex.Expression | None = None
-        self._hidden: HiddenStates | None = None
+        self._hidden: ModelMeasurement | None = None
 
     def gate(
         self, tensor: str, layer: int, shape: tuple[int, ...], *, shared: bool
@@ -133,12 +133,12 @@ class Routers:
     def _hidden_gate(self, layer: int, width: int) -> ex.Expression:
         if self._hidden is None:
             self._hidden = self._hidden_states()
-            self._context.hidden[self._hidden.key, self._hidden.file] = self._hidden
-        shape = (len(self._hidden.prompts), width)
+            self._context.measured[self._hidden.key, self._hidden.file] = self._hidden
+        shape = (len(self._prompted), width)
         found = self._hidden
         return ex.Source(found.key, found.file, f"layers.{layer}", "F32", shape)
 
-    def _hidden_states(self) -> HiddenStates:
+    def _hidden_states(self) -> ModelMeasurement:
         reference = self._stage.reference_model
         if reference.model in self._context.recipe.stages or reference.lora:
             raise UserError(
@@ -151,5 +151,7 @@ class Routers:
         source = self._context.lock.sources[reference.model]
         prompts = tuple((one.positive, one.negative) for one in self._prompted)
         files = {name: file.identity for name, file in source.files.items()}
-        parts = [HIDDEN_VERSION, self._mixture.gate_mode, prompts, files]
-        return HiddenStates(reference.model, self._mixture.gate_mode, prompts, digest(parts))
+        mode = self._mixture.gate_mode
+        known = digest([VERSIONS["hidden"], mode, prompts, files])
+        options = {"mode": mode, "prompts": prompts}
+        return ModelMeasurement("hidden", (reference.model,), None, options, known)

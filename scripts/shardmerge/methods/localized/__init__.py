@@ -104,10 +104,10 @@ def consensus_ties(group: Group) -> torch.Tensor:
     """TIES, only of the elements that matter to several models.
 
     The task vectors ``v_i = w_i * (x_i - base)`` are trimmed and added where their signs agree, as
-    in TIES, which gives ``v``. An element matters to a model if ``|v_i| >= threshold_i * |v -
-    v_i|``. The result is ``base + lambda * v`` where an element matters to at least ``agreement``
-    models, and the base elsewhere. Wang et al. 2024, "Localizing Task Information for Improved
-    Model Merging and Compression".
+    in TIES, which gives ``v``; as in ``ties``, the share is of each tensor. An element matters to a
+    model if ``|v_i| >= threshold_i * |v - v_i|``. The result is ``base + lambda * v`` where an
+    element matters to at least ``agreement`` models, and the base elsewhere. Wang et al. 2024,
+    "Localizing Task Information for Improved Model Merging and Compression".
     """
     from shardmerge.methods.localized import kernels
 
@@ -138,8 +138,10 @@ def pcb(group: Group) -> torch.Tensor:
     Of ``n`` task vectors ``v_i = x_i - base``, an element's score is ``b_i = softmax(n * norm(v_i *
     v_i)) * sum_j(softmax(norm(v_i * v_j)))``. Here ``norm`` brings the elements of a tensor to 0
     to 1, and a softmax is over all of them. The share ``density`` of largest scores is kept, others
-    become 0. The result is ``base + lambda * sum(b_i * w_i * v_i) / sum(b_i)``. Du et al. 2024,
-    "Parameter Competition Balancing for Model Merging".
+    become 0. The result is ``base + lambda * sum(b_i * w_i * v_i) / sum(b_i)``. The paper ranks
+    and normalises over the whole model, here it is done within each tensor. The authors' program
+    has ``tanh`` in place of the second softmax, and cuts outliers off; this is the paper's formula.
+    Du et al. 2024, "Parameter Competition Balancing for Model Merging".
     """
     from shardmerge.methods.localized import competition
 
@@ -159,6 +161,7 @@ def localize_and_stitch(group: Group) -> torch.Tensor:
 
     Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept, by a mask
     ``m_i``. The result is ``base + sum(m_i * v_i) / sum(m_i)``, and the base where no mask is set.
+    The paper takes the largest of the whole model, here it is the share of each tensor.
     He et al. 2024, "Localize-and-Stitch: Efficient Model Merging via Sparse Task Arithmetic". Masks
     that are trained on data are not here.
     """

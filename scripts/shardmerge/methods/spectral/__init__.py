@@ -104,17 +104,19 @@ def iso_c(group: Group) -> torch.Tensor:
     ],
     inputs=_BASE,
     workspace=Workspace(tensors=40.0),
+    version=2,
 )
 def iso_cts(group: Group) -> torch.Tensor:
     """Iso-C, with the last singular vectors of the sum replaced by those of single models.
 
-    Of a matrix with ``r`` singular values, ``k = common * r`` vectors are the first of the sum of
-    ``v_i = w_i * (x_i - base)``, with left ones ``C``. Each of ``n`` models adds the first ``(r -
-    k) / n`` of ``v_i - C C' v_i``. All left ones ``U`` and all right ones ``V`` are replaced by
-    their nearest orthonormal matrices. The result is ``base + lambda * s * U V'``, where ``s`` is
-    the mean of all their singular values. What is no matrix gets the mean of the ``v_i``. Marczak
-    et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and Task-Specific
-    Subspaces".
+    Of a matrix with ``r`` singular values, ``k`` vectors are the first of the sum of ``v_i = w_i *
+    (x_i - base)``, with left ones ``C``. Each of ``n`` models adds the first ``(r - k) / n`` of
+    ``v_i - C C' v_i``. Here ``k`` is ``common * r``, moved so that ``(r - k) / n`` is the nearest
+    whole number, as the authors' program does. All left ones ``U`` and all right ones ``V`` are
+    replaced by their nearest orthonormal matrices. The result is ``base + lambda * s * U V'``,
+    where ``s`` is the mean of all their singular values. What is no matrix gets the mean of the
+    ``v_i``. Marczak et al. 2025, "No Task Left Behind: Isotropic Model Merging with Common and
+    Task-Specific Subspaces".
     """
     from shardmerge.methods.spectral import kernels
 

@@ -71,14 +71,17 @@ def iso_c(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bound
 def iso_cts(group: Group, matrices: Sequence[torch.Tensor], error: float) -> Bounded:
     """Join the first singular vectors of the sum with those of what it lacks of each matrix."""
     count = min(matrices[0].shape)
-    keep = int(group.parameters["common"] * count)
+    wanted = count - int(group.parameters["common"] * count)
+    # equally many of each matrix, and all vectors that there are together
+    own = min(round(wanted / len(matrices)), count // len(matrices))
+    keep = count - own * len(matrices)
     common = singular_vectors(_sum(matrices, matrices[0]), len(matrices) * error, keep)
     parts = [common]
     for matrix in matrices:
         norm = float(matrix.norm())
         rest = matrix - common.left @ (common.left.t() @ matrix)
         apart = error + 2 * norm * common.turn
-        parts.append(singular_vectors(rest, apart, (count - keep) // len(matrices), norm))
+        parts.append(singular_vectors(rest, apart, own, norm))
     values = torch.cat([part.values for part in parts])
     left, right, turn = _orthonormal_both(parts)
     mean = float(values.mean()) if len(values) else 0.0

@@ -53,8 +53,9 @@ def ties(group: Group) -> Passes:
 
     Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept. Each element's
     sign is that of ``sum(w_i * v_i)`` (0 counts as plus). The result is ``base + lambda * sum(w_i *
-    v_i) / sum(w_i)``, summed over the models whose element has this sign. Yadav et al. 2023,
-    "TIES-Merging".
+    v_i) / sum(w_i)``, summed over the models whose element has this sign. The paper takes the
+    largest of the whole model, here as in mergekit it is the share of each tensor. Yadav et al.
+    2023, "TIES-Merging".
     """
     from shardmerge.methods.task_vectors import keep, passes
 
@@ -238,6 +239,24 @@ def _mergekit_della_linear(group: Group) -> torch.Tensor:
     from shardmerge.methods.task_vectors import mergekit
 
     return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)
+
+
+def _in_passes(method: MergeMethod, keep: str, *, consensus: bool) -> None:
+    """Declare passes with the bits of the mergekit kernel."""
+
+    @method.mergekit_passes()
+    def _mergekit(group: Group) -> Passes:
+        from shardmerge.methods.task_vectors import mergekit_passes as passes
+
+        return passes.merge_task_vectors(group, getattr(passes, keep), consensus)
+
+
+# TIES and Model Breadcrumbs are not among them: which of many equal magnitudes they keep is up to
+# an unstable sort of the whole tensor.
+_in_passes(dare_ties, "chance", consensus=True)
+_in_passes(dare_linear, "chance", consensus=False)
+_in_passes(della, "ranked_chance", consensus=True)
+_in_passes(della_linear, "ranked_chance", consensus=False)
 
 
 def _says_what_stays(method: MergeMethod, rule: str, *, consensus: bool) -> None:

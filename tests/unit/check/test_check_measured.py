@@ -1,0 +1,82 @@
+"""Checks of tensors that are merged with what was measured of their models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import engine_cases as cases
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.errors import UserError
+from shardmerge.base.safetensors import read_header
+from shardmerge.check.shard import check_shard
+
+_OUT, _IN = 31, 24
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def built(
+    step: str, folder: Path, dtype: torch.dtype = torch.float16, out: str = "F32"
+) -> tuple[cases.Models, ShardSpec]:
+    """Return a shard of one tensor that a step made of two layers and of what was measured."""
+    tensors = {f"m{i}": {"w": random(_OUT, _IN, seed=i).to(dtype)} for i in range(2)}
+    for i in range(2):
+        rows = random(50, _IN, seed=7 + i) * torch.logspace(-1, 1, _IN)
+        gram = rows.t() @ rows / 50
+        found = gram if step == "regmean_solution" else random(_OUT, _IN, seed=3 + i) ** 2
+        tensors[f"g{i}"] = {"w": found}
+    models = cases.Models(folder, tensors)
+    values = {"scale": 0.9} if step == "regmean_solution" else {"floor": 1e-3}
+    call = ex.Call(
+        method=step,
+        inputs=tuple(models.source(name) for name in tensors),
+        base=None,
+        parameters=tuple(values.items()),
+        per_input=(("weight", (1.0, 2.0, None, None)),),
+        tensor="w",
+        models=tuple(tensors),
+        output_shape=(_OUT, _IN),
+    )
+    spec = models.spec({"w": (out, call)})
+    models.build(spec)
+    return models, spec
+
+
+def check(models: cases.Models, spec: ShardSpec) -> dict:
+    return check_shard(spec, models.folder / "out.safetensors", models.paths, ())
+
+
+@pytest.mark.parametrize("step", ["regmean_solution", "fisher_average"])
+class TestEveryStep:
+    @pytest.mark.parametrize(
+        ("dtype", "out"),
+        [(torch.float16, "BF16"), (torch.bfloat16, "F32"), (torch.float64, "F64")],
+    )
+    def test_right_shards_pass(
+        self, step: str, dtype: torch.dtype, out: str, tmp_path: Path
+    ) -> None:
+        found = check(*built(step, tmp_path, dtype, out))
+        assert (found["elements"], found["not_sampled"]) == (_OUT * _IN, [])
+
+    def test_a_wrong_element_is_found(self, step: str, tmp_path: Path) -> None:
+        models, spec = built(step, tmp_path)
+        path = models.folder / "out.safetensors"
+        data = bytearray(path.read_bytes())
+        begin = read_header(path).tensors["w"].begin + 4 * 200
+        value = torch.frombuffer(data, dtype=torch.float32, count=1, offset=begin)
+        value *= 1.001
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"element \[8, 8\] is"):
+            check(models, spec)
+
+
+def test_another_librarys_solution_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, spec = built("regmean_solution", tmp_path, torch.float64, "F64")
+    monkeypatch.setattr("shardmerge.methods.measured.kernels._solved", torch.linalg.solve)
+    assert 0 < check(models, spec)["largest_error_in_bounds"] <= 1

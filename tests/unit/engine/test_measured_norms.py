@@ -1,0 +1,58 @@
+"""The norm of a task vector over whole models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shardmerge.base.errors import UserError
+from shardmerge.engine.norms import measure_norm
+
+
+def written(folder: Path, *files: dict[str, torch.Tensor]) -> list[Path]:
+    folder.mkdir()
+    for number, tensors in enumerate(files):
+        save_file(tensors, folder / f"{number}.safetensors")
+    return sorted(folder.iterdir())
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    """Differences 3 and 4 in two files, in types and names of their own: the norm is 5."""
+    own = written(
+        tmp_path / "own",
+        {"a": torch.tensor([1.0, 3.0], dtype=torch.bfloat16)},
+        {"b": torch.tensor([[5.0]], dtype=torch.float16), "c": torch.ones(3)},
+    )
+    base = written(tmp_path / "base", {"a": torch.tensor([1.0, 0.0]), "x": torch.tensor([[1.0]])})
+    output = tmp_path / "norm.safetensors"
+    assert measure_norm(["a", ["b", "x"]], own, base, output) == 5.0
+    assert load_file(output)["norm"].tolist() == [5.0]
+
+
+def test_threads_change_no_bits(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(700, 501, generator=generator)
+    own, base = (written(tmp_path / n, {"w": tensor * f}) for n, f in (("a", 1.0), ("b", 0.3)))
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(measure_norm(["w"], own, base, tmp_path / "norm.safetensors"))
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
+    wanted = math.sqrt(float((tensor.double() - (tensor * 0.3).double()).square().sum()))
+    assert found[0] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    own = written(tmp_path / "own", {"a": torch.tensor([math.inf]), "b": torch.ones(2)})
+    base = written(tmp_path / "base", {"a": torch.zeros(1), "b": torch.ones(3)})
+    output = tmp_path / "norm.safetensors"
+    for name, message in (("a", "infinite"), ("b", "shapes differ"), ("c", "has no tensor 'c'")):
+        with pytest.raises(UserError, match=message):
+            measure_norm([name], own, base, output)
+    assert not output.exists()
