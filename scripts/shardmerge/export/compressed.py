@@ -76,8 +76,8 @@ class Compressed(Form):
             return None
         return (
             f"{name}: {self.name} leaves {share:.0%} of the model as it is: {STACKED_EXPERTS}. "
-            "Merge onto a base whose files have experts one by one to quantise them "
-            "(docs/howto/compressed.md)"
+            "Merge onto a base whose files have experts one by one to quantise "
+            "them (docs/howto/compressed.md)"
         )
 
     def identity(self, options: Mapping[str, Any], variant: str) -> Any:
