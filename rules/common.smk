@@ -96,6 +96,8 @@ SWEEPS = SweepTargets(
 if HEAD and "search" in ASKED:
     exit_on_user_error(SWEEPS.note_expected)(dry=DRY)
 if HEAD and not REPORTS:
+    for sentence in exit_on_user_error(TARGETS.exports.check_models)():
+        tell(sentence)
     for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
         tell(sentence)
 RESOURCES = SETTINGS["resources"]
