@@ -212,7 +212,7 @@ def part(
             f"{' or '.join(map(str, ranks))} dimensions",
             f"tensor {of!r}",
         )
-    if any(n > MAX_ELEMENTS for n in shape) or math.prod(shape) > MAX_ELEMENTS:
+    if max(shape, default=0) > MAX_ELEMENTS or math.prod(shape) > MAX_ELEMENTS:
         raise UserError(f"has a part {name!r} too large for any model", f"tensor {of!r}")
     return PartRef(name, entry.dtype, shape)
 
