@@ -85,7 +85,7 @@ def test_what_needs_no_torch_imports_none(tmp_path: Path, numerics: Numerics) ->
     models = Models(tmp_path, {f"m{i}": {"w": tensor} for i, tensor in enumerate(made)})
     every = shards(models, numerics)
     merged = {n: (s, {}) for n, s in every.items() if not needs_torch(make_tasks(s))}
-    assert 5 < len(merged) < len(every)
+    assert len(merged) > 5
     without_torch("merge", tmp_path, merged)
     checked = {}
     for name, (spec, _) in merged.items():
