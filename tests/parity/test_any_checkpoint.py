@@ -182,3 +182,26 @@ def test_float32_rounds_once(files: Path) -> None:
     for name in SHAPES:
         exact = (held[0][name].double() + held[1][name].double()) / 2
         assert (found[name].double() - exact).abs().max() <= 2**-10 * exact.abs().max()
+
+
+@pytest.mark.parametrize("kinds", [("e4m3fn", "e4m3fn"), ("e5m2", "e4m3fn"), ("e4m3fn", None)])
+def test_float8_values(files: Path, kinds: tuple[str, str | None]) -> None:
+    """As files of diffusion models have them, beside others of 16 bits."""
+    for name, kind in zip("bc", kinds, strict=True):
+        if kind:
+            dtype = getattr(torch, f"float8_{kind}")
+            held = load_folder_file(Path(f"{name}.safetensors"))
+            held = {n: t.to(dtype) if t.is_floating_point() else t for n, t in held.items()}
+            save_file(held | {"alpha": torch.tensor(0.5).to(dtype)}, f"{name}.safetensors")
+        else:
+            held = load_folder_file(Path(f"{name}.safetensors")) | {"alpha": torch.tensor(2.0)}
+            save_file(held, f"{name}.safetensors")
+    for more in ({"dtype": "float32"}, {"dtype": "float32", "out_dtype": "float16"}):
+        made = document("linear", {"weight": 0.7}) | more
+        del made["base_model"]
+        assert differing_bits(ours(made), mergekit(made)) == {}
+    made = document("ties", METHODS["ties"], "c") | {
+        "dtype": "float32",
+        "base_model": "b.safetensors",
+    }
+    assert differing_bits(ours(made), mergekit(made)) == {}

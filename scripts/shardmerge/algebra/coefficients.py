@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,19 +88,23 @@ def blend_of(expression: ex.Expression) -> Blend:
 
 def decoded_of(expressions: Iterable[ex.Expression]) -> dict[str, dict[str, int]]:
     """Return how many quantised weights of each model are read, by format; sorted."""
-    nodes: set[ex.Decoded] = set()
+    nodes: dict[tuple[str, str], set[ex.Decoded]] = {}
     for expression in expressions:
-        if alike(expression, _decodes):
-            nodes.update([n for n in ex.tensors(expression) if isinstance(n, ex.Decoded)])
-    counts = Counter([(node.model, node.format) for node in nodes])
+        for place, kind in alike(expression, _decoded_places):
+            nodes.setdefault(kind, set()).add(ex.tensors(expression)[place])
     found: dict[str, dict[str, int]] = {}
-    for (model, form), count in sorted(counts.items()):
-        found.setdefault(model, {})[form] = count
+    for (model, form), own in sorted(nodes.items()):
+        found.setdefault(model, {})[form] = len(own)
     return found
 
 
-def _decodes(expression: ex.Expression) -> bool:
-    return any(isinstance(one, ex.Decoded) for one in ex.tensors(expression))
+def _decoded_places(expression: ex.Expression) -> list[tuple[int, tuple[str, str]]]:
+    """Return which of an expression's tensors are decoded, and of each model and format."""
+    return [
+        (place, (one.model, one.format))
+        for place, one in enumerate(ex.tensors(expression))
+        if isinstance(one, ex.Decoded)
+    ]
 
 
 def _shares(choice: ex.Choice) -> list[float]:

@@ -119,10 +119,18 @@ def sources(expression: Expression) -> tuple[Source, ...]:
 
 
 def _sources(expression: Expression) -> tuple[Source, ...]:
-    found: list[Source] = []
-    for tensor in tensors(expression):
-        found += (tensor,) if isinstance(tensor, Source) else operands(tensor)
-    return tuple(dict.fromkeys(found))
+    found: dict[Source, None] = {}
+    left = [expression]
+    while left:
+        node = left.pop()
+        if type(node) is Source:
+            found[node] = None
+        elif type(node) is Decoded:
+            for _, source in node.parts:
+                found[source] = None
+        else:
+            left.extend(reversed(operands(node)))
+    return tuple(found)
 
 
 def tensors(expression: Expression) -> tuple[Source | Decoded, ...]:
@@ -137,7 +145,7 @@ def _tensors(expression: Expression) -> tuple[Source | Decoded, ...]:
     left = [expression]
     while left:
         node = left.pop()
-        if isinstance(node, Source | Decoded):
+        if isinstance(node, (Source, Decoded)):
             found.append(node)
         else:
             left.extend(reversed(operands(node)))
@@ -150,8 +158,15 @@ def deltas(expression: Expression) -> tuple[Delta, ...]:
 
 
 def _deltas(expression: Expression) -> tuple[Delta, ...]:
-    found = _walk(expression, lambda node: isinstance(node, _OF_FILES))
-    return tuple(dict.fromkeys([e for e in found if isinstance(e, Delta)]))
+    found: dict[Delta, None] = {}
+    left = [expression]
+    while left:
+        node = left.pop()
+        if not isinstance(node, _OF_FILES):
+            if type(node) is Delta:
+                found[node] = None
+            left.extend(reversed(operands(node)))
+    return tuple(found)
 
 
 def elements(expression: Expression) -> int:

@@ -36,10 +36,15 @@ def add_rows(parts: Iterable[tuple[float, Row]]) -> Row:
         if factor == 0:
             continue
         for key, (coefficient, magnitude) in row.items():
-            have, size = total.get(key, (0.0, 0.0))
-            total[key] = (have + factor * coefficient, size + abs(factor) * magnitude)
-            if not total[key][1] < math.inf:
+            value, size = factor * coefficient, abs(factor) * magnitude
+            if key in total:
+                have = total[key]
+                value, size = have[0] + value, have[1] + size
+            total[key] = (value, size)
+            if not size < math.inf:
                 raise OverflowError("a coefficient is beyond what a float can hold")
+    if all(abs(c) > _NOTHING * m for c, m in total.values()):
+        return total
     return {k: (c, m) for k, (c, m) in total.items() if abs(c) > _NOTHING * m}
 
 
@@ -81,7 +86,7 @@ def to_expression(row: Row, shape: tuple[int, ...]) -> ex.Expression:
         ((only, (coefficient, _)),) = row.items()
         if coefficient == 1:
             return only
-    wide = any(s.dtype == "F64" for e in row for s in ex.sources(e))
+    wide = any(map(_is_wide, row))
     rounded = [(_round(c, wide), e) for e, (c, _) in row.items()]
     terms = [(c, e) for c, e in rounded if c != 0]
     terms.sort(key=lambda term: (isinstance(term[1], ex.Delta | ex.LowRank), term[0] != 1))
@@ -124,6 +129,12 @@ def _cancel_bases(row: Row) -> Row:
         value = row[delta]
         rest = {k: v for k, v in row.items() if k not in (delta, delta.base)}
         row = add_rows([(1.0, rest), (1.0, {delta.finetuned: value})])
+
+
+def _is_wide(part: ex.Expression) -> bool:
+    if isinstance(part, ex.Decoded):
+        return any(source.dtype == "F64" for _, source in part.parts)
+    return any(source.dtype == "F64" for source in ex.sources(part))
 
 
 def _round(coefficient: float, wide: bool) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
@@ -17,6 +18,7 @@ from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
 FileLeaf = ex.Source | ex.Decoded | ex.Arranged | ex.Rows | ex.Delta
+_OF_FILES = (ex.Source, ex.Decoded, ex.Arranged)
 #: What is held whole while it is used: a method's result, a mean or sums of rows, rows of those.
 HeldLeaf = ex.Call | ex.Mean | ex.RowSums | ex.Rows
 
@@ -156,7 +158,7 @@ def file_leaves(
     left = [expression]
     while left:
         part = left.pop()
-        if is_read(part, stored):
+        if isinstance(part, _OF_FILES) or is_read(part, stored):
             found[part] = None
         else:
             left.extend(reversed(ex.operands(part)))
@@ -202,6 +204,8 @@ def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:
 
 def leaf_sources(leaf: FileLeaf) -> tuple[ex.Source, ...]:
     """Return the tensors of sources that a leaf is read from: none for a stored task vector."""
+    if isinstance(leaf, ex.Decoded):
+        return tuple([source for _, source in leaf.parts])
     return () if isinstance(leaf, ex.Delta) else ex.sources(leaf)
 
 
@@ -213,5 +217,10 @@ def bytes_read(leaf: FileLeaf) -> int:
     if isinstance(leaf, ex.Arranged):
         boxes = ((piece.operand, math.prod(piece.sizes)) for piece in leaf.pieces)
         return sum(bytes_read(one) * n // max(ex.elements(one), 1) for one, n in boxes)
-    parts = ex.operands(leaf) if isinstance(leaf, ex.Decoded) else (leaf,)
-    return sum(tensor_bytes(part.dtype, part.shape) for part in parts)
+    if isinstance(leaf, ex.Decoded):
+        return sum([_bytes(part.dtype, part.shape) for _, part in leaf.parts])
+    return _bytes(leaf.dtype, leaf.shape)
+
+
+#: Few types and shapes are those of thousands of tensors.
+_bytes = cache(tensor_bytes)

@@ -23,7 +23,11 @@ Write = Callable[[ex.Source, str, str], Any]
 
 #: How the name of a bias ends that an adapter adds to the model's: a part of the pattern.
 ADDED_BIAS = ".lora_B.bias"
-_FIELDS = {k: tuple(one.name for one in fields(k)) for k in (*ex.Expression.__args__, Patch)}
+_FIELDS = {
+    kind: tuple(one.name for one in fields(kind))
+    for kind in (*ex.Expression.__args__, Patch)
+    if kind not in (ex.Source, ex.Decoded)
+}
 _CALL = tuple(name for name in _FIELDS[ex.Call] if name not in ("inputs", "tensor"))
 
 
@@ -80,14 +84,31 @@ def json_text(expression: ex.Expression, write: Write, file_of: Callable[[ex.Sou
     if write not in found.found:
         found.found[write] = _template(expression, write, names)
     template = found.found[write]
-    values = [_name(names[i], is_file, file_of) for i, is_file in template.names]
+    tensors = [quoted(one if type(one) is str else one.tensor) for one in names]
+    values = [
+        quoted(file_of(names[number])) if is_file else tensors[number]
+        for number, is_file in template.names
+    ]
     return template.text % tuple(values)
 
 
-def _name(named: ex.Source | str, is_file: bool, file_of: Callable[[ex.Source], str]) -> str:
-    if isinstance(named, str):
-        return quoted(named)
-    return quoted(file_of(named) if is_file else named.tensor)
+def kind_of(tensor: ex.Source | ex.Decoded) -> tuple[Any, ...]:
+    """Return what decides what patterns a tensor of files has a part in: all but its names."""
+    return _facts(tensor, {})
+
+
+def note_alike(
+    expression: ex.Expression, other: ex.Expression, sources: tuple[ex.Source, ...]
+) -> None:
+    """Note that an expression differs from another in the names of its tensors alone.
+
+    Args:
+        expression: The expression, in which no tensor of a source is named twice.
+        other: The other one, likewise, with tensors of the same kinds in the same places.
+        sources: The tensors of sources that the first names, in order of first use.
+    """
+    object.__setattr__(expression, "_pattern", (pattern(other), sources))
+    object.__setattr__(expression, "_sources", sources)
 
 
 def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:
@@ -108,6 +129,10 @@ def _facts(value: Any, names: dict[ex.Source | str, int]) -> Any:
         number = names.setdefault(value, len(names))
         is_bias = value.tensor.endswith(ADDED_BIAS)
         return (kind, number, value.model, value.dtype, value.shape, is_bias)
+    if kind is ex.Decoded:
+        parts = [(role, _facts(source, names)) for role, source in value.parts]
+        held = value.format, repr(value.parameters), value.output_shape, value.step
+        return (kind, *held, *parts)
     if kind is ex.Linear:
         return (kind, *[(repr(c), _facts(operand, names)) for c, operand in value.terms])
     if kind is ex.Call:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from shardmerge.algebra import expression as ex
@@ -34,8 +35,13 @@ class OutputTensor:
         """Return it as canonical JSON, given that of its expression."""
         return (
             f'{{"dtype":{quoted(self.dtype)},"expression":{expression},'
-            f'"name":{quoted(self.name)},"shape":{canonical_json(self.shape)}}}'
+            f'"name":{quoted(self.name)},"shape":{_shape_text(self.shape)}}}'
         )
+
+
+@cache
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return canonical_json(shape)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from shardmerge.algebra.pieces import Arrangement, Patch, element_spans
 from shardmerge.base.dtypes import promoted
@@ -61,9 +61,18 @@ class _Led:
         return self.lead.tensor
 
 
-@dataclass(frozen=True)
-class Source:
+class _SourceFields(NamedTuple):
+    model: str
+    file: str
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Source(_SourceFields):
     """A tensor of a source checkpoint, as it is stored.
+
+    A tuple, as a plan makes and hashes hundreds of thousands.
 
     Args:
         model: Key of the source in the lock (the reference as the recipe writes it).
@@ -73,17 +82,18 @@ class Source:
         shape: As in the file's header.
     """
 
-    model: str
-    file: str
-    tensor: str
-    dtype: str
-    shape: tuple[int, ...]
     size: ClassVar[int] = 1
 
 
-@hashed_once
-@dataclass(frozen=True)
-class Decoded(_Led):
+class _DecodedFields(NamedTuple):
+    format: str
+    parts: tuple[tuple[str, Source], ...]
+    parameters: tuple[tuple[str, Any], ...]
+    output_shape: tuple[int, ...]
+    step: int = 1
+
+
+class Decoded(_DecodedFields, _Led):
     """A tensor of floats that stored tensors of a source make: a quantised weight.
 
     Args:
@@ -94,11 +104,6 @@ class Decoded(_Led):
         step: Rows that are best decoded together.
     """
 
-    format: str
-    parts: tuple[tuple[str, Source], ...]
-    parameters: tuple[tuple[str, Any], ...]
-    output_shape: tuple[int, ...]
-    step: int = 1
     dtype: ClassVar[str] = "F32"
 
     @property
@@ -109,7 +114,10 @@ class Decoded(_Led):
     @property
     def lead(self) -> Source:
         """Its codes."""
-        return noted(self, "_lead", lambda node: dict(node.parts).get("codes", node.parts[0][1]))
+        for role, source in self.parts:
+            if role == "codes":
+                return source
+        return self.parts[0][1]
 
 
 @hashed_once

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 #: Returns a text as canonical JSON has it.
-quoted = json.JSONEncoder().encode
+quoted = json.encoder.encode_basestring_ascii
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _HEX = frozenset("0123456789abcdef")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from shardmerge.base.digest import is_hex
@@ -25,6 +26,8 @@ _LONGEST_PATH = 1000
 _LONGEST_TENSOR = 1000
 #: Ends of the names of files that are made beside others while these are written.
 _OWN_ENDS = (".part", ".claim", ".new")
+#: Names without folders, one a line.
+_PLAIN_TENSORS = re.compile(r"[A-Za-z0-9_.-]{1,200}(?:\n[A-Za-z0-9_.-]{1,200})*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -66,6 +69,17 @@ def safe_tensor(name: str, where: str, *, any_name: bool = False) -> str:
     if why := _unfit_tensor(name, any_name):
         raise UserError(f"names a tensor {shortened(name)} {why}", where)
     return name
+
+
+def all_plain(names: Collection[str]) -> bool:
+    """Return whether names of tensors are all so plain that ``safe_tensor`` has nothing to say.
+
+    One look at all of them, as a large mixture has a hundred thousand. Where it says no, each name
+    must be looked at.
+    """
+    joined = "\n".join(names)
+    apart = joined.count("\n") == len(names) - 1  # none has a line break of its own
+    return apart and bool(_PLAIN_TENSORS.fullmatch(joined)) and not _BEYOND.search(joined)
 
 
 def is_repo(name: object) -> bool:

@@ -85,14 +85,17 @@ def written(value: Any) -> Any:
     """Return a value as JSON-able data: dataclasses by their fields, less those with defaults."""
     if type(value) in _PLAIN:  # most are
         return value
-    if hasattr(value, "__dataclass_fields__"):
+    if type(value) is not dict and hasattr(value, "__dataclass_fields__"):
         return {
             one.name: written(getattr(value, one.name))
             for one in fields(value)
             if getattr(value, one.name) != _default(one)
         }
     if isinstance(value, Mapping):
-        return {key: written(item) for key, item in value.items()}
+        # many keys of a large table share one object: it is written once
+        kinds = {id(item): item for item in value.values()}
+        known = {number: written(item) for number, item in kinds.items()}
+        return {key: known[id(item)] for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [item if type(item) in _PLAIN else written(item) for item in value]
     return value

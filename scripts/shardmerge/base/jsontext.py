@@ -84,14 +84,18 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
+#: What the reader of JSON makes of objects and lists.
+_NESTED = frozenset((dict, list))
+
+
 def _is_shallow(value: Any) -> bool:
-    level = [value] if isinstance(value, (dict, list)) else []
+    level = [value] if type(value) in _NESTED else []
     for _ in range(MAX_DEPTH + 1):
         level = [
             inner
             for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, (dict, list))
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _NESTED
         ]
         if not level:
             return True

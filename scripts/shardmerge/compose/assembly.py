@@ -98,8 +98,8 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
-        lacks = [name in self.models.fit(model).lacks for model in piece.models]
-        if some := having(before, lacks):
+        lacks = [name in self.models.fit(m).lacks for m in piece.models if None in before]
+        if lacks and (some := having(before, lacks)):
             self._some(name, piece, before, some, labels, t)
             return
         after = complete(name, before, piece.models, columns, piece.where, follows)

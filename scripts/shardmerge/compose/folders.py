@@ -9,7 +9,7 @@ from shardmerge.compose.parts import Assembly, FolderMerge, Part, Piece
 
 def main_tensors(model: Model) -> list[str]:
     """Return the tensors of a model that are of none of its folders."""
-    return [name for name in model.table if not folder_of(name)]
+    return [name for name in model.table if "/" not in name or not folder_of(name)]
 
 
 def add_folders(result: Assembly, piece: Piece) -> None:

@@ -13,7 +13,7 @@ from shardmerge.base.weightfolders import folder_of, in_folder, own_name
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
-from shardmerge.sources.lock import Lock
+from shardmerge.sources.lock import Lock, LockedSource
 from shardmerge.sources.quantised import weights_of
 
 #: Where a tensor stands among a model's files: files in their order, and the place in one.
@@ -80,19 +80,27 @@ class SourceModel(Model):
         self.name = key
         source = lock.sources[key]
         weights = weights_of(source, f"model {key!r}")
-        self._source_folder = source.folder_of
-        self.is_stale, self._stored = weights.stale, source.tensors
-        found = {
-            name: (_DECODED, one.shape, self._decoded(one)) for name, one in weights.decoded.items()
+        self.is_stale = weights.stale
+        files = {tensor.file for tensor in source.tensors.values()}
+        self._folders = {file: source.folder_of(file) for file in files}
+        stored = self._stored(source)
+        leaves: dict[str, ex.Source | ex.Decoded] = {
+            name: _decoded(one, stored) for name, one in weights.decoded.items()
         }
-        found |= {name: (t.dtype, t.shape, self._source(name)) for name, t in weights.plain.items()}
-        self._leads = {
-            name: source.tensors[in_folder(source.folder_of(leaf.file), leaf.tensor)]
-            for name, (*_, leaf) in found.items()
+        leaves |= {name: stored[name] for name in weights.plain}
+        # file, begin and name of each tensor, of a decoded one those of its codes
+        places = []
+        for name, leaf in leaves.items():
+            lead = leaf.lead if isinstance(leaf, ex.Decoded) else leaf
+            there = source.tensors[in_folder(self._folders[lead.file], lead.tensor)]
+            places.append((there.file, there.begin, name))
+        places.sort()
+        self._leads = {name: (file, begin) for file, begin, name in places}
+        self._leaves = {name: leaves[name] for name in self._leads}
+        self.table = {
+            name: Entry(_DECODED if isinstance(leaf, ex.Decoded) else leaf.dtype, leaf.shape)
+            for name, leaf in self._leaves.items()
         }
-        ordered = sorted(found.items(), key=lambda item: (*self._begin(item[0]), item[0]))
-        self.table = {name: Entry(dtype, shape) for name, (dtype, shape, _) in ordered}
-        self._leaves = {name: leaf for name, (*_, leaf) in ordered}
         self._rounds = not numerics.rounds_once
         self.config = source.config
 
@@ -110,28 +118,29 @@ class SourceModel(Model):
         return fold.leaf(self._leaves[tensor])
 
     def place(self, tensor: str) -> Place:
-        file, begin = self._begin(tensor)
+        file, begin = self._leads[tensor]
         return ((0, file),), begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         return self.name, stack, number
 
     def folder(self, tensor: str) -> str:
-        return self._source_folder(self._leads[tensor].file)
+        return self._folders[self._leads[tensor][0]]
 
     @cached_property
     def decoded(self) -> dict[str, ex.Decoded]:
         """The tensors that are decoded."""
         return {n: leaf for n, leaf in self._leaves.items() if isinstance(leaf, ex.Decoded)}
 
-    def _begin(self, tensor: str) -> tuple[str, int]:
-        return self._leads[tensor].file, self._leads[tensor].begin
+    def _stored(self, source: LockedSource) -> dict[str, ex.Source]:
+        """Return all stored tensors of a source by their names in the model."""
+        key, folders = self.name, self._folders
+        return {
+            name: ex.Source(key, t.file, own_name(name, folders[t.file]), t.dtype, t.shape)
+            for name, t in source.tensors.items()
+        }
 
-    def _source(self, tensor: str) -> ex.Source:
-        stored = self._stored[tensor]
-        own = own_name(tensor, self._source_folder(stored.file))
-        return ex.Source(self.name, stored.file, own, stored.dtype, stored.shape)
 
-    def _decoded(self, one: LogicalTensor) -> ex.Decoded:
-        parts = ((role, self._source(ref.tensor)) for role, ref in sorted(one.parts.items()))
-        return ex.Decoded(one.format, tuple(parts), one.parameters, one.shape, one.step)
+def _decoded(one: LogicalTensor, stored: Mapping[str, ex.Source]) -> ex.Decoded:
+    parts = tuple([(role, stored[ref.tensor]) for role, ref in sorted(one.parts.items())])
+    return ex.Decoded(one.format, parts, one.parameters, one.shape, one.step)

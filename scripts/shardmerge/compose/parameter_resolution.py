@@ -53,6 +53,11 @@ class Resolver:
         self._requests: dict[int, registry.Request] = {}
         self.unmatched = list(self._unmatched())
 
+    @property
+    def ruled(self) -> bool:
+        """Whether a value is given for some tensors alone."""
+        return bool(self._rules)
+
     def values(self, tensor: str) -> Values:
         """Return a tensor's values.
 
@@ -63,9 +68,11 @@ class Resolver:
 
     def _values(self, tensor: str, part: Part) -> Values:
         # They depend on the tensor through its slice, t and the rules that match alone.
-        names = (tensor, *part.labels)
-        matches = {n: tuple(rule.matches(n) for rule in self._rules) for n in dict.fromkeys(names)}
-        key = (part.piece.number, part.t, part.used, *(matches[n] for n in names))
+        key: tuple[Any, ...] = (part.piece.number, part.t, part.used)
+        if self._rules:
+            names = (tensor, *part.labels)
+            found = {n: tuple([r.matches(n) for r in self._rules]) for n in dict.fromkeys(names)}
+            key += tuple([found[n] for n in names])
         if key not in self._known:
             self._known[key] = self._resolve(tensor, part)
         return self._known[key]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
+from shardmerge.base.once import once
 from shardmerge.compose.models import Model
 from shardmerge.recipe.parameters import Setting
 from shardmerge.recipe.stage import Input
@@ -54,22 +54,22 @@ class Part:
     t: float
     copied: bool = False
 
-    @cached_property
+    @once
     def used(self) -> tuple[int, ...]:
         """Indices of the inputs that have the tensor."""
         return tuple(i for i, name in enumerate(self.names) if name is not None)
 
-    @cached_property
+    @once
     def base(self) -> int | None:
         """Index of the base model among the inputs that have the tensor."""
         return self.used.index(self.piece.base) if self.piece.base in self.used else None
 
-    @cached_property
+    @once
     def inputs(self) -> list[tuple[Model, str]]:
         """The models that have the tensor, each with its name there."""
         return [(self.piece.models[i], self.names[i]) for i in self.used]
 
-    @cached_property
+    @once
     def lead(self) -> tuple[Model, str]:
         """The model that the tensor's place and shape come from, and its tensor there."""
         i = self.piece.lead if self.names[self.piece.lead] is not None else self.used[0]

@@ -21,6 +21,7 @@ from shardmerge.compose.measured_tensors import MeasuredTensors
 from shardmerge.compose.models import Entry, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Assembly, Part
+from shardmerge.compose.repeated_sums import RepeatedSums
 from shardmerge.compose.tensor_matching import check_buffers
 from shardmerge.compose.text_model import TextModel, text_model
 from shardmerge.methods import registry
@@ -63,6 +64,7 @@ class StageModel(Model):
             self._measured = MeasuredTensors(context, stage, self.method, self.parts, self.settings)
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
+        self._sums = RepeatedSums()
         self._expressions: dict[str, ex.Expression] = {}
         for tensor, part in list(self.parts.items()):
             if len(part.used) < len(part.names):
@@ -99,17 +101,32 @@ class StageModel(Model):
                 row = self._row(tensor, self.parts[tensor])
             except OverflowError:
                 raise self._too_large(tensor) from None
-            self._check_size(tensor, sum(leaf.size for leaf in row))
+            self._check_size(tensor, sum([leaf.size for leaf in row]))
             self._rows[tensor] = row
         return self._rows[tensor]
 
     def _expression(self, tensor: str, part: Part) -> ex.Expression:
         if self.context.numerics.folds:
-            return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+            return self._folded(tensor, part)
         if self._mergeable(part):
             return self._mergekit_expression(tensor, part)
         model, name = part.lead
         return model.expression(name)
+
+    def _folded(self, tensor: str, part: Part) -> ex.Expression:
+        def find() -> ex.Expression:
+            return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+
+        if not self._repeats or not self._mergeable(part) or self._copies(part):
+            return find()
+        inputs = [model.expression(name) for model, name in part.inputs]
+        return self._sums.expression(self._linear_form(tensor), inputs, find)
+
+    @cached_property
+    def _repeats(self) -> bool:
+        """Whether coefficients and inputs are all that decides a sum, whatever the tensor."""
+        plain = self.method.linear is not None and self._measured is None
+        return plain and not self.settings.ruled and self.name not in self.context.geometric
 
     def _too_large(self, tensor: str) -> UserError:
         """Tell of coefficients that no float32 can hold where they arise."""

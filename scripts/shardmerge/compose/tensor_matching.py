@@ -96,8 +96,9 @@ def check_buffers(part: Part) -> None:
     raise UserError(
         f"tensor {part.lead[1]!r} cannot be merged: it has the type {types}",
         part.piece.where,
-        "Such numbers may be codes of quantised weights, which cannot be averaged. Merge models "
-        "whose weights are stored as floats of 16 bits or more.",
+        "Such numbers may be codes of quantised weights (packed integers, or 8-bit floats with "
+        "scales), which cannot be averaged. Merge models whose weights are stored as floats of 16 "
+        "bits or more.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from shardmerge import formats
@@ -47,8 +47,7 @@ def decode_elements(
     logical, parts = _logical(node), dict(node.parts)
     last, columns = first + count, logical.columns
     for row, number in _rows(logical, first, count):
-        boxes = formats.rows(logical, row, number)
-        blocks = {role: _box(parts[role], box, read, held) for role, box in boxes.items()}
+        blocks = _blocks(logical, parts, row, number, read, held)
         values = formats.decode(logical, blocks, row, number).reshape(-1)
         begin = row * columns
         yield values[max(0, first - begin) : last - begin]
@@ -60,6 +59,9 @@ def stored_ranges(node: ex.Decoded, first: int, count: int) -> Iterator[tuple[ex
     What lies scattered is left out.
     """
     logical, parts = _logical(node), dict(node.parts)
+    if formats.is_flat(logical):
+        yield parts["codes"], first, count
+        return
     for row, number in _rows(logical, first, count):
         for role, box in formats.rows(logical, row, number).items():
             if not _is_scattered(parts[role].shape, box):
@@ -74,12 +76,28 @@ def decoding_bytes(node: ex.Decoded) -> int:
     matrix of codes is held.
     """
     logical, parts = _logical(node), dict(node.parts)
-    work = _WORK * min(ex.elements(node), max(_PIECE, node.shape[-1]))
+    work = _WORK * min(ex.elements(node), max(_PIECE, logical.columns))
     if not ex.elements(node):
         return 0
     boxes = formats.rows(logical, 0, 1).items()
     scattered = [parts[role] for role, box in boxes if _is_scattered(parts[role].shape, box)]
     return work + sum(tensor_bytes(part.dtype, _matrix(part.shape)) for part in scattered)
+
+
+def _blocks(
+    logical: LogicalTensor,
+    parts: Mapping[str, ex.Source],
+    row: int,
+    number: int,
+    read: ReadRange,
+    held: Held,
+) -> dict[str, np.ndarray]:
+    """Return what of every part a range of rows is decoded from."""
+    if formats.is_flat(logical):
+        begin, end = row * logical.columns, (row + number) * logical.columns
+        return {"codes": read(parts["codes"], begin, end)}
+    boxes = formats.rows(logical, row, number)
+    return {role: _box(parts[role], box, read, held) for role, box in boxes.items()}
 
 
 def _box(part: ex.Source, box: Box, read: ReadRange, held: Held) -> np.ndarray:
@@ -132,5 +150,6 @@ def _rows(logical: LogicalTensor, first: int, count: int) -> Iterator[tuple[int,
     row, end = first // logical.columns, -(-(first + count) // logical.columns)
     while row < end:
         stop = min(end, (row // height + 1) * height)
-        yield from row_spans(logical, row, stop - row)
+        whole = formats.is_flat(logical)
+        yield from [(row, stop - row)] if whole else row_spans(logical, row, stop - row)
         row = stop

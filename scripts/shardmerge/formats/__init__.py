@@ -15,6 +15,7 @@ from shardmerge.formats import (
     awq,
     bitsandbytes,
     compressed,
+    float8,
     fp4,
     fp8,
     fp8_block,
@@ -49,6 +50,7 @@ FORMATS: dict[str, Format] = {
         bitsandbytes.Bnb4(),
         mxfp4.Mxfp4(),
         fp4.Fp4(),
+        float8.Float8(),
     )
 }
 _MODULES = (fp8_block, fp8, compressed, gptq, awq, bitsandbytes, mxfp4, fp4)
@@ -200,6 +202,16 @@ def detect(
             "made from.",
         )
     return Reading(said, formats)
+
+
+def values_of(table: Table) -> dict[str, LogicalTensor]:
+    """Return the tensors of a checkpoint of any kind that are 8-bit floats without scales."""
+    return {one.name: one for one in float8.Float8().logical(table, {})}
+
+
+def is_flat(logical: LogicalTensor) -> bool:
+    """Return whether every element is made of the stored one at its place (``Format.flat``)."""
+    return FORMATS[logical.format].flat
 
 
 def rows(logical: LogicalTensor, first: int, count: int) -> dict[str, Box]:

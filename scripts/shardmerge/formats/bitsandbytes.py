@@ -100,6 +100,7 @@ class Bnb4:
     """Tensors with a ``quant_state``."""
 
     name = "bitsandbytes-4bit"
+    flat = False
 
     def needed(self, table: Table) -> list[str]:
         """Return the states: they tell shapes."""

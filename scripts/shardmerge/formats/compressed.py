@@ -52,6 +52,7 @@ class PackQuantized:
 
     schemes: tuple[Scheme, ...] = ()
     name = "pack-quantized"
+    flat = False
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
         """As ``Format.logical``."""

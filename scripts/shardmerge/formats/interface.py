@@ -70,8 +70,8 @@ class LogicalTensor:
 
     @property
     def columns(self) -> int:
-        """Elements of a row."""
-        return self.shape[-1]
+        """Elements of a row; a single number is a row of one."""
+        return self.shape[-1] if self.shape else 1
 
     @property
     def rows(self) -> int:
@@ -87,9 +87,14 @@ class Format(Protocol):
     """A way to store quantised weights, with the settings of one model.
 
     ``rows`` and ``decode`` use nothing of the settings: a logical tensor has all they need.
+
+    Args:
+        name: Of the format, in specifications.
+        flat: Whether every element is made of one stored one at its place, the only part.
     """
 
     name: str
+    flat: bool
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
         """Return the logical tensors that the stored ones make.
@@ -207,7 +212,7 @@ def part(
             f"{' or '.join(map(str, ranks))} dimensions",
             f"tensor {of!r}",
         )
-    if any(n > MAX_ELEMENTS for n in shape) or math.prod(shape) > MAX_ELEMENTS:
+    if max(shape, default=0) > MAX_ELEMENTS or math.prod(shape) > MAX_ELEMENTS:
         raise UserError(f"has a part {name!r} too large for any model", f"tensor {of!r}")
     return PartRef(name, entry.dtype, shape)
 

@@ -12,6 +12,7 @@ class Shaped(ABC):
     """``logical`` and ``needed`` of a format that reads no content of stored tensors for them."""
 
     name: str
+    flat = False
 
     @abstractmethod
     def stems(self, table: Table) -> Iterable[str]:

@@ -142,11 +142,12 @@ def _stage_text(stage: Stage) -> StageText:
 
 def _shard(file: str, job: ShardJob, tensors: Iterable[OutputTensor]) -> DescribedShard:
     folder = component_of(file)
-    return DescribedShard(
-        file=file,
-        digest=job.digest,
-        tensors={own_name(t.name, folder): (t.dtype, tuple(t.shape)) for t in tensors},
-    )
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, tuple[int, ...]]] = {}
+    found = {}
+    for tensor in tensors:
+        kind = tensor.dtype, tuple(tensor.shape)
+        found[own_name(tensor.name, folder)] = kinds.setdefault(kind, kind)
+    return DescribedShard(file=file, digest=job.digest, tensors=found)
 
 
 def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, tuple[int, ...]] | None:

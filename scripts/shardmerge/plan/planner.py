@@ -208,17 +208,17 @@ class _Planner:
 
     def _stored(self, targets: Mapping[str, list[OutputTensor]]) -> list[ex.Delta]:
         """Return the task vectors that are worth a file, in order of first use."""
+        how = self.settings["deltas"]
+        if how == "fuse" or (how != "store" and len(targets) < 2):
+            return []  # a single model has no other to share with
         users: dict[ex.Delta, int] = {}
         for outputs in targets.values():
             for delta in dict.fromkeys(d for t in outputs for d in ex.deltas(t.expression)):
                 # one of rows follows a recipe's tokenizer, so that few builds would share it
                 if all(isinstance(e, _STORABLE) for e in ex.operands(delta)):
                     users[delta] = users.get(delta, 0) + 1
-        match self.settings["deltas"]:
-            case "store":
-                return list(users)
-            case "fuse":
-                return []
+        if how == "store":
+            return list(users)
         shared = [delta for delta, count in users.items() if count > 1]
         return worth_storing(shared, [t for outputs in targets.values() for t in outputs])
 
@@ -323,7 +323,7 @@ class _Planner:
             deltas=tuple(
                 dict.fromkeys(
                     delta_path[d]
-                    for t in tensors
+                    for t in (tensors if delta_path else ())
                     for d in ex.deltas(t.expression)
                     if d in delta_path
                 )
@@ -417,7 +417,8 @@ def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:
     """Return a shard with one tensor of each kind: what differs in names takes the same memory."""
     kinds: dict[tuple[Any, ...], OutputTensor] = {}
     for tensor in spec.tensors:
-        held = tuple([delta in stored for delta in ex.deltas(tensor.expression)])
+        deltas = ex.deltas(tensor.expression) if stored else ()
+        held = tuple([delta in stored for delta in deltas])
         kinds.setdefault((tensor.dtype, pattern(tensor.expression), held), tensor)
     return replace(spec, tensors=tuple(kinds.values()))
 

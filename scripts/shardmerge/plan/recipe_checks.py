@@ -135,9 +135,11 @@ def _fp16_range(case: Case) -> Iterator[Finding]:
     locked = case.composer.lock.sources
     suspects = {m for m, s in locked.items() if any(t.dtype in _WIDE for t in s.tensors.values())}
     wide: dict[str, None] = {}
-    for output in case.outputs:
+    for output in case.outputs if suspects else ():
+        if output.dtype != "F16":
+            continue
         models = suspects.intersection(case.blends[output.name].models)
-        if output.dtype == "F16" and models:  # factors of adapters are not saved
+        if models:  # factors of adapters are not saved
             leaves = ex.sources(case.expressions[output.name])
             found = (s.model for s in leaves if s.dtype in _WIDE and s.model in models)
             wide |= dict.fromkeys(found)

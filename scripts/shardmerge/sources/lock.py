@@ -217,10 +217,10 @@ def _source_from_json(
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
         )
+        within = folder(name)
         for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
-            tensors[in_folder(folder(name), tensor)] = LockedTensor(
-                name, dtype, tuple(shape), begin, end
-            )
+            one = LockedTensor(name, dtype, tuple(shape), begin, end)
+            tensors[in_folder(within, tensor)] = one
     return LockedSource(
         kind=data["kind"],
         repo=data.get("repo"),

@@ -13,9 +13,9 @@ from typing import Any
 
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.filenames import is_commit, safe_name, safe_tensor
+from shardmerge.base.filenames import all_plain, is_commit, safe_name, safe_tensor
 from shardmerge.base.printable import is_printable
-from shardmerge.base.weightfolders import component_of, folder_of, in_folder
+from shardmerge.base.weightfolders import component_of, folder_of, in_folder, own_name
 from shardmerge.formats.announcement import SIDE_FILES
 from shardmerge.sources.store import Origin, Store
 from shardmerge.sources.stores import kinds
@@ -39,6 +39,7 @@ _WANTED = {
 #: Longest content of a tensor that a lock holds; real ones have some hundred bytes.
 MOST_CONTENT_BYTES = 1 << 16
 _LARGEST = 1 << 63
+_WHOLE = {int}
 _MOST_DIMENSIONS = 64
 
 
@@ -147,10 +148,12 @@ def _source(
     seen: set[str] = set()
     for name, file in files.items():
         _file(name, _table(file, (*path, "files", name)), store, (*path, "files", name), any_name)
-        for tensor in file.get("tensors", ()):
-            if (full := in_folder(folder(name), tensor)) in seen:
-                raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
-            seen.add(full)
+        own, within = file.get("tensors", {}), folder(name)
+        full = [in_folder(within, tensor) for tensor in own] if within else own
+        if not seen.isdisjoint(full):
+            tensor = own_name(next(called for called in full if called in seen), within)
+            raise LockError("is in another file too", (*path, "files", name, "tensors", tensor))
+        seen.update(full)
     _side_files(source, files, path)
     _contents(source, files, path)
     _prompts(source, path)
@@ -249,10 +252,12 @@ def _file(
 
 def _tensors(table: Mapping[str, Any], size: int, path: tuple[str, ...], any_name: bool) -> None:
     ranges = []
+    plain = all_plain(table)
     for name, row in table.items():
         where = (*path, name)
         try:
-            safe_tensor(name, "", any_name=any_name)
+            if not plain:
+                safe_tensor(name, "", any_name=any_name)
         except UserError as error:
             raise LockError(error.message, where) from None
         ranges.append((*_range(row, size, where), name))
@@ -272,7 +277,8 @@ def _range(row: Any, size: int, path: tuple[str, ...]) -> tuple[int, int]:
         raise LockError(f"has the unknown dtype {_brief(dtype)}", path)
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS:
         raise LockError("has a shape that is no list of sizes", path)
-    if not all(map(_is_count, (*shape, begin, end))):
+    numbers = (*shape, begin, end)
+    if set(map(type, numbers)) != _WHOLE or min(numbers) < 0 or max(numbers) >= _LARGEST:
         raise LockError("has a shape or range that is not whole numbers", path)
     if not begin <= end <= size:
         raise LockError(f"ends at byte {end}, but the file has {size}", path)

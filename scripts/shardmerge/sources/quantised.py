@@ -44,7 +44,8 @@ def weights_of(locked: LockedSource, where: str) -> Weights:
         UserError: If its weights are in a format that cannot be read, or their parts do not fit.
     """
     if locked.role == "checkpoint":
-        return Weights(locked.tensors)
+        decoded = formats.values_of(locked.tensors)
+        return Weights({n: t for n, t in locked.tensors.items() if n not in decoded}, decoded)
     reading = _reading(locked, where)
     if not isinstance(reading, formats.Reading):
         return Weights(locked.tensors, stale=reading == "stale")

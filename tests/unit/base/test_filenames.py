@@ -15,7 +15,7 @@ from helpers.models import llama
 from shardmerge.base.claimfile import create
 from shardmerge.base.claims import part_path
 from shardmerge.base.errors import UserError
-from shardmerge.base.filenames import is_commit, is_repo, safe_name, safe_tensor
+from shardmerge.base.filenames import all_plain, is_commit, is_repo, safe_name, safe_tensor
 from shardmerge.base.identities import Identities
 from shardmerge.base.printable import is_printable, printable, printable_lines
 from shardmerge.base.safetensors import Header, TensorEntry
@@ -208,3 +208,36 @@ class TestIndex:
         path.write_text(json.dumps(index))
         with pytest.raises(UserError, match=rf"{INDEX}:\d+: .*u202e"):
             lock_folder(tmp_path / "m", "m", Identities(tmp_path / "cache"))
+
+
+class TestManyNames:
+    """One look at all names of a file: what it takes, a look at each of them takes too."""
+
+    def test_plain_ones_are_plain(self) -> None:
+        assert all_plain(["model.layers.0.mlp.up_proj.weight", "lm_head", "a-b_c.9999.d"])
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "",
+                "x\ny",
+                "x\n",
+                "\n",
+                "x\x1b",
+                "\u202ex",
+                "é",
+                "a" * 1001,
+                "1_Dense/weight",
+                "a/b",
+            ),
+            *("layers.12345.x", "a b"),
+        ],
+    )
+    def test_others_are_looked_at_one_by_one(self, name: str) -> None:
+        assert not all_plain(["a.weight", name])
+        assert not all_plain([name, "a.weight"])
+        assert not all_plain([name])
+
+    def test_no_names_are_not_plain(self) -> None:
+        assert not all_plain([])

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from helpers.planned import described
 from shardmerge.base.errors import UserError
 from shardmerge.plan.decide import decide, load_plan
+from shardmerge.plan.files import load_spec
 from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.settings import load_settings
 from shardmerge.report.explain import explain
 from shardmerge.run.targets import Targets
-from shardmerge.sweep.sweeps import read_sweeps, with_tasks
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 STEM = "diffusion_pytorch_model"
 
@@ -259,10 +260,54 @@ class TestExplain:
             explain("recipe.yaml", {})
 
 
-def test_float8_without_scales_is_refused() -> None:
-    for name in "ab":
-        put(f"{name}.safetensors", dtype=torch.float8_e4m3fn, w=(4,))
-    assert "F8_E4M3 in 'a.safetensors'" in refused(document("a.safetensors", "b.safetensors"))
+class TestFloat8:
+    """Values where no scales are beside them, else codes."""
+
+    def put(self, name: str, **halves: Any) -> None:
+        codes = {n: torch.ones(2, 3).to(torch.float8_e4m3fn) for n in ("a.weight", "b.weight")}
+        rest = {n.replace("__", "."): torch.ones(s).half() for n, s in halves.items()}
+        save_file(codes | rest, f"{name}.safetensors")
+
+    def made(self) -> dict[str, Any]:
+        return document("a.safetensors", "b.safetensors")
+
+    def types(self, made: dict[str, Any]) -> dict[str, str]:
+        return {
+            tensor.name: tensor.dtype
+            for job in build_of(made).shards
+            for tensor in load_spec(job.digest).tensors
+        }
+
+    @pytest.mark.parametrize(
+        "beside",
+        ["a__bias", "scale_shift_table", "a__norm__scale", "logit_scale", "a__rescaler__weight"],
+    )
+    def test_values(self, beside: str) -> None:
+        for name in "ab":
+            self.put(name, **{beside: (2,)})
+        assert self.types(self.made())["a.weight"] == "BF16"
+        made = self.made() | {"dtype": "float32", "out_dtype": "float16"}
+        assert self.types(made)["a.weight"] == "F16"
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            *("a__weight_scale", "a__weight_scale_inv", "a__scale_weight", "a__weight_scale_2"),
+            *("a__scale", "a__scales", "a__weight__scale", "a__comfy_quant", "scaled_fp8"),
+            "model__scaled_fp8",
+        ],
+    )
+    def test_codes(self, beside: str) -> None:
+        for name in "ab":
+            self.put(name, **{beside: (2,)})
+        told = refused(self.made())
+        assert "tensor 'a.weight' cannot be merged: it has the type F8_E4M3 in 'a.saf" in told
+        assert "scales" in told
+
+    def test_the_scale_of_a_norm_that_is_one_itself(self) -> None:
+        for name in "ab":
+            put(f"{name}.safetensors", dtype=torch.float8_e5m2, norm__scale=(4,), alpha=())
+        assert self.types(self.made()) == {"alpha": "BF16", "norm.scale": "BF16"}
 
 
 def test_a_sweep_measures_none() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra import fold, patterns
 from shardmerge.base.files import write_json
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
@@ -75,6 +77,32 @@ class TestLargeModels:
         assert [spec.digest for spec in specs] == [job.digest for job in build.shards]
         assert len(specs) in (shards, shards + 1)  # the reference may be the second source
         assert load_plan(settings, head=False, say=lambda line: None) == plan
+
+    def test_sums_that_are_alike_are_folded_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def counted(module: ModuleType, name: str) -> list[object]:
+            found, plain = [], getattr(module, name)
+
+            def call(*given: object) -> object:
+                found.append(given)
+                return plain(*given)
+
+            monkeypatch.setattr(module, name, call)
+            return found
+
+        folds, facts = counted(fold, "to_expression"), counted(patterns, "_pattern")
+        shapes = plans.cases()["70B"].shapes
+        average = plans.cases()["experts"].recipe
+        plans.prepare(tmp_path, plans.Case(shapes, average, 15))
+        plan = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+        kinds = len(set(shapes.values()))
+        assert kinds < len(shapes) / 20
+        assert len(folds) == kinds
+        assert len(facts) == kinds
+        (build,) = plan.builds.values()
+        specs = [load_spec(job.digest) for job in build.shards]
+        assert [spec.digest for spec in specs] == [job.digest for job in build.shards]
 
 
 class TestQuantised:

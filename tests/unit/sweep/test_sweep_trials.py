@@ -19,17 +19,18 @@ from shardmerge.plan import files
 from shardmerge.plan.decide import Decision, decide
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import Settings, load_settings
+from shardmerge.run.drive import JOBS_FAILED
 from shardmerge.run.failing import failures
-from shardmerge.run.searching import FAILED
 from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
 from shardmerge.sweep import scratch, weights
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 from shardmerge.sweep.failures import drop_weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
 from shardmerge.sweep.sweep_files import keep_sweep, load_sweep
-from shardmerge.sweep.sweeps import Sweep, read_sweeps, with_tasks
+from shardmerge.sweep.sweeps import Sweep
 
 RECIPE = """\
 merge_method: task_arithmetic
@@ -335,7 +336,7 @@ class TestTargets:
         own = settings({"parallel": 2})
 
         def run(told: str | None) -> tuple[Sweep, SweepTargets]:
-            monkeypatch.setenv(FAILED, told or "")
+            monkeypatch.setenv(JOBS_FAILED, told or "")
             failed = failures(own, sweeping=True, dry=False)
             (sweep,) = read_sweeps(own, {}, failed)
             made = decide(own, sweep.variants(own["results"]), say=lambda line: None)

@@ -51,8 +51,8 @@ def layer_of(tensor: str) -> tuple[str, int] | None:
 def layer_counts(tensors: Iterable[str]) -> dict[str, int]:
     """Return the number of layers of every stack, by its prefix."""
     counts: dict[str, int] = {}
-    for tensor in tensors:
-        if found := layer_of(tensor):
+    for found in dict.fromkeys(map(layer_of, tensors)):
+        if found:
             counts[found[0]] = max(counts.get(found[0], 0), found[1] + 1)
     return counts
 
@@ -80,7 +80,7 @@ def module_of(tensor: str) -> str:
 
 
 def _layer(tensor: str) -> re.Match[str] | None:
-    if folder_of(tensor):
+    if "/" in tensor and folder_of(tensor):
         return None
     return _LAYER.search(tensor) or _NUMBER.search(tensor)
 
