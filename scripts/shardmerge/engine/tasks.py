@@ -21,6 +21,7 @@ from shardmerge.algebra.leaves import (
 from shardmerge.algebra.lowering import Steps, steps_for
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import Numerics
+from shardmerge.methods.registry import passes_use_torch
 
 #: How a tensor is made: copied from a file, by native code, by torch block by block, or by torch
 #: from something that is held whole.
@@ -110,5 +111,13 @@ def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Nume
 
 
 def needs_torch(tasks: Sequence[TensorTask]) -> bool:
-    """Whether some tensor is neither a copy nor what native code computes."""
-    return any(task.kind in ("blocks", "whole") for task in tasks)
+    """Whether a job imports torch, where there is native code.
+
+    It does for a tensor that is neither a copy nor what native code computes, and where what a
+    method's passes end with is found by torch.
+    """
+    return any(
+        task.kind in ("blocks", "whole")
+        or any(passes_use_torch(call.method, task.numerics) for call in task.calls)
+        for task in tasks
+    )

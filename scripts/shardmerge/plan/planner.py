@@ -22,14 +22,14 @@ from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.base.weightfolders import in_folder
-from shardmerge.check.memory import check_bytes
+from shardmerge.check.memory import check_bytes, check_needs_torch
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.measurements import ModelMeasurement
 from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.compose.transplants import Transplant
 from shardmerge.engine.memory import STREAMING_BYTES, workspace_bytes
-from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.engine.tasks import make_tasks
 from shardmerge.plan.adapters import plan_adapter
 from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
 from shardmerge.plan.measure_jobs import measure_job
@@ -332,7 +332,7 @@ class _Planner:
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
             memory=workspace_bytes(tasks, self.settings["device"]),
             check_memory=check_bytes(tasks),
-            torch=needs_torch(tasks),
+            torch=check_needs_torch(tasks),
         )
 
     def _update_job(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from shardmerge.algebra.expression import Delta
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.engine.stored import StoredDelta, stored_deltas
-from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.engine.tasks import TensorTask, make_tasks, needs_torch
 from shardmerge.plan.files import load_spec
 from shardmerge.run.worker import TORCH, delegate
 
@@ -33,7 +33,12 @@ class ShardInputs:
 
 
 def shard_inputs(
-    digest: str, sources: Sequence[Path], deltas: Sequence[Path], *, on_cpu: bool = True
+    digest: str,
+    sources: Sequence[Path],
+    deltas: Sequence[Path],
+    *,
+    on_cpu: bool = True,
+    uses_torch: Callable[[Sequence[TensorTask]], bool] = needs_torch,
 ) -> ShardInputs:
     """Return a shard's inputs; a job that computes with torch goes on in the process that has it.
 
@@ -42,13 +47,14 @@ def shard_inputs(
         sources: Files of the sources, in the specification's order.
         deltas: Files of stored task vectors.
         on_cpu: Whether it is computed here and not on a card, whose memory no process shares.
+        uses_torch: Whether the job imports torch for tasks.
 
     Raises:
         UserError: If there is no such specification, or it needs other files.
     """
     spec = load_spec(digest)
     stored = stored_deltas(spec, deltas)
-    if on_cpu and needs_torch(make_tasks(spec, stored)):
+    if on_cpu and uses_torch(make_tasks(spec, stored)):
         delegate(TORCH)
     files = spec.required_files(stored)
     if len(files) != len(sources):
