@@ -83,11 +83,12 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-s
 	@$(PIP) -r requirements-test.txt
 	@touch $@
 
-LOGGER := PYTHONPATH=plugins snakemake --logger shardmerge
+# Targets come first: options with many values would take them for theirs.
+LOGGED := --logger shardmerge --quiet host
 
 demo: env
 	@echo "Merging the demo models (three tiny Llamas) and benchmarking them ..."
-	@$(LOGGER) --cores $(CORES) --quiet host
+	@PYTHONPATH=plugins snakemake all $(LOGGED) --cores $(CORES)
 	@snakemake --cores 1 --quiet all --report results/report.html
 	@echo
 	@cat results/miquplus-midnight-tiny/benchmarks/table.md
@@ -97,7 +98,7 @@ demo: env
 
 demo-sweep: env
 	@echo "Merging the demo models with nine weights, and benchmarking all of them ..."
-	@$(LOGGER) sweep --cores $(CORES) --configfile config/sweep.yaml --quiet host
+	@PYTHONPATH=plugins snakemake sweep $(LOGGED) --cores $(CORES) --configfile config/sweep.yaml
 	@echo
 	@cat results/sweeps/tiny-sweep/table.md
 	@echo

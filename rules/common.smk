@@ -35,7 +35,7 @@ from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
 from shardmerge.run.unfinished import present, unfinished
 from shardmerge.sources.pickles import RECORD
 from shardmerge.sweep.sweep_files import keep_recipes
-from shardmerge.sweep.sweeps import read_sweeps, with_tasks
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 snakemake_internals.ask_every_job(workflow)
@@ -96,6 +96,8 @@ SWEEPS = SweepTargets(
 if HEAD and "search" in ASKED:
     exit_on_user_error(SWEEPS.note_expected)(dry=DRY)
 if HEAD and not REPORTS:
+    for sentence in exit_on_user_error(TARGETS.exports.check_models)():
+        tell(sentence)
     for sentence in idle(ASKED, TARGETS, sweeps=bool(TRIED)):
         tell(sentence)
 RESOURCES = SETTINGS["resources"]

@@ -213,6 +213,9 @@ rule write_export_index:
         " --inputs={params.inputs:q} --output={output:q} > {log:q} 2>&1"
 
 
+ruleorder: write_export_config > write_export_index > copy_to_export
+
+
 rule copy_to_export:
     input:
         "<results>/{name}/model/{file}",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from shardmerge.base import claims
 from shardmerge.base.pathnames import check_fetched_on_nodes, check_passed
-from shardmerge.run import runs
+from shardmerge.run import drive, runs
 
 
 def asked_for():
@@ -78,4 +78,10 @@ def begin_run():
         SWEEPS.note_waits()
 
 
+def end_run():
+    if snakemake_internals.has_tried_all(workflow):
+        drive.tell_failed()
+
+
 snakemake_internals.at_start(workflow, begin_run)
+snakemake_internals.at_failure(workflow, end_run)

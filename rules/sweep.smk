@@ -126,8 +126,7 @@ rule plot_sweep:
 
 rule plot_search:
     input:
-        table="<results>/sweeps/{sweep}/table.json",
-        trials="<results>/sweeps/{sweep}/trials.json",
+        "<results>/sweeps/{sweep}/trials.json",
     output:
         report(
             "<results>/sweeps/{sweep}/plots/convergence.svg",
@@ -140,8 +139,7 @@ rule plot_search:
     conda:
         "../envs/merge.yaml"
     shell:
-        'python "$SCRIPTS"/plot_search.py --table={input.table:q} --trials={input.trials:q}'
-        " --output={output:q} > {log:q} 2>&1"
+        'python "$SCRIPTS"/plot_search.py --trials={input:q} --output={output:q} > {log:q} 2>&1'
 
 
 rule explore_sweep:

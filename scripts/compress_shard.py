@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.weightfolders import shard_name
-from shardmerge.export.compressed_making import compress_shard
-from shardmerge.export.jobs import add_scheme_arguments, parsed_options
-from shardmerge.plan.records import load_verified
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import COMPRESSED, delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.weightfolders import shard_name
+    from shardmerge.export.compressed_making import compress_shard
+    from shardmerge.export.jobs import add_scheme_arguments, parsed_options
+    from shardmerge.plan.records import load_verified
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     add_scheme_arguments(parser)
     parser.add_argument("--verify", required=True, type=Path, help="what verify_model.py wrote")
@@ -36,4 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate(COMPRESSED)
     run(main)

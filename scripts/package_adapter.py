@@ -46,7 +46,7 @@ def main() -> None:
     write_text(args.config, config_text(config))
     write_text(args.recipe, description.recipe.text)
     settings = parse_card_settings(args.card)
-    card = adapter_card(description, made, settings, base, args.repository or None)
+    card = adapter_card(description, made, settings, args.base or None, args.repository or None)
     write_text(args.readme, card)
     for path in files:
         sums.setdefault(path.name, sha256_of(path))

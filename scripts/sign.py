@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.package.signing import check_installed, sign
+from shardmerge.package.signing import check_can_sign, sign
 from shardmerge.run.cli import claim, run
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     who.add_argument("--sigstore", action="store_true", help="for your account, by sigstore")
     parser.add_argument("--output", type=Path, required=True, help="the signature, model.sig")
     args = parser.parse_args()
-    check_installed()
+    check_can_sign()
     claim(args.output)
     sign(args.folder, args.output, args.key)
     print(f"{args.folder} is signed: {args.output}")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import read_text, write_text
-from shardmerge.export.compressed_check import QUANTIZATION
-from shardmerge.export.compressed_library import quantization_config
-from shardmerge.export.jobs import add_scheme_arguments, parsed_options
-from shardmerge.package.config import set_dtype, set_values
 from shardmerge.run.cli import claim, run
+from shardmerge.run.worker import COMPRESSED, delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import read_text, write_text
+    from shardmerge.export.compressed_check import QUANTIZATION
+    from shardmerge.export.compressed_library import quantization_config
+    from shardmerge.export.jobs import add_scheme_arguments, parsed_options
+    from shardmerge.package.config import set_dtype, set_values
+
     parser = argparse.ArgumentParser(description=__doc__)
     add_scheme_arguments(parser)
     parser.add_argument("--source", required=True, type=Path, help="the model's config.json")
@@ -28,4 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate(COMPRESSED)
     run(main)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base.files import write_text
-from shardmerge.base.weightfolders import shard_name
-from shardmerge.export.compressed_check import export_index
 from shardmerge.run.cli import claim, run
-from shardmerge.run.inputlists import parse_args
+from shardmerge.run.worker import delegate
 
 
 def main() -> None:
+    # not before a job is known to run here
+    from shardmerge.base.files import write_text
+    from shardmerge.base.weightfolders import shard_name
+    from shardmerge.export.compressed_check import export_index
+    from shardmerge.run.inputlists import parse_args
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", required=True, type=Path, help="the export's")
     parser.add_argument("--shards", nargs="+", required=True, type=Path, help="all of them")
@@ -24,4 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    delegate()
     run(main)

@@ -8,7 +8,7 @@ import torch
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
 from shardmerge.methods.registry import Group, kernel_of, method
-from shardmerge.methods.task_vectors.mergekit import generator_seed
+from shardmerge.methods.task_vectors.keep import generator_seed
 
 mergekit = pytest.importorskip("mergekit.merge_methods")
 base_types = pytest.importorskip("mergekit.merge_methods.base")

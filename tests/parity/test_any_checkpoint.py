@@ -200,6 +200,8 @@ def test_float8_values(files: Path, kinds: tuple[str, str | None]) -> None:
         made = document("linear", {"weight": 0.7}) | more
         del made["base_model"]
         assert differing_bits(ours(made), mergekit(made)) == {}
-    made = document("ties", METHODS["ties"], "c") | {"dtype": "float32"}
-    made["base_model"] = "b.safetensors"
+    made = document("ties", METHODS["ties"], "c") | {
+        "dtype": "float32",
+        "base_model": "b.safetensors",
+    }
     assert differing_bits(ours(made), mergekit(made)) == {}

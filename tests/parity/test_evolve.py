@@ -11,15 +11,16 @@ import pytest
 import yaml
 
 from shardmerge.base.errors import UserError
+from shardmerge.benchmark.options import options_of
 from shardmerge.command.evolving import configuration_of
 from shardmerge.recipe.recipe import parse_recipe
 from shardmerge.recipe.settings import Settings, load_settings
 from shardmerge.run.searching import step
+from shardmerge.sweep.configured import read_sweeps
 from shardmerge.sweep.dimensions import parameters_of
 from shardmerge.sweep.genome import Genome
 from shardmerge.sweep.opened import open_recipe
 from shardmerge.sweep.space import read_space
-from shardmerge.sweep.sweeps import read_sweeps
 
 LAYERS = 4
 TIES = {"models": ["one", "two"], "merge_method": "ties", "base_model": "base"}
@@ -128,11 +129,18 @@ def test_a_search_asks_for_its_trials() -> None:
 class TestConfiguration:
     def test_what_the_tool_does_where_nothing_is_said(self) -> None:
         own = write(TIES)
-        sweep, benchmark = own.sweeps[0], own["benchmark"]
+        sweep, options = own.sweeps[0], options_of(own["benchmark"])
         assert (sweep["sampler"], sweep["trials"]) == ("cmaes", 100)
         assert sweep["objectives"] == {"t/acc": "maximize"}
-        told = [benchmark[k] for k in ("apply_chat_template", "fewshot_as_multiturn", "dtype")]
+        told = [options.apply_chat_template, options.fewshot_as_multiturn, options.dtype]
         assert told == [True, True, "bfloat16"]
+
+    def test_a_further_configuration_turns_the_template_off(self) -> None:
+        write(TIES)
+        values = configuration_of("evolve.yaml")
+        values["benchmark"]["apply_chat_template"] = False
+        options = options_of(load_settings(values)["benchmark"])
+        assert not options.apply_chat_template and not options.fewshot_as_multiturn
 
     def test_tasks_with_weights_are_a_sum(self) -> None:
         tasks = [
@@ -145,7 +153,10 @@ class TestConfiguration:
             "a/acc": 1, "b/exact_match,flexible": 0.5, "c/word_perplexity": -1
         }  # fmt: skip
         assert [own["benchmark"][k] for k in ("limit", "num_fewshot")] == [20, 2]
-        assert not own["benchmark"]["fewshot_as_multiturn"]
+        assert not options_of(own["benchmark"]).fewshot_as_multiturn
+        turns = write(TIES, fewshot_as_multiturn=False)["benchmark"]
+        assert options_of(turns).apply_chat_template
+        assert not options_of(turns).fewshot_as_multiturn
 
     def test_a_space_may_be_narrowed(self) -> None:
         config = write(TIES).sweeps[0]

@@ -167,7 +167,6 @@ def test_rungs_after_a_kill(tmp_path: Path, sampler: str, objectives: dict[str, 
         values["benchmark"]["probes"] = {"text": str(text), "measure": ["perplexity"]}
     (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(values))
     assert project.kill_when(lambda: bool(measured(tmp_path)), "search")
-    project.build("--unlock")
     before = measured(tmp_path)
     state = search_to_the_end(tmp_path)
     after = measured(tmp_path)

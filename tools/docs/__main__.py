@@ -36,9 +36,8 @@ def main() -> None:
     _draw_flagship(args.folder / "flagship-coefficients.svg")
     points = load_points(_SWEEP)
     draw_curves(points, "weight", args.folder / "sweep.svg")
-    found = load_json(_SEARCH)
-    trials = forms.read(TrialSet, found["points"])
-    draw_convergence(trials, found["excluded"], args.folder / "search.svg")
+    trials = forms.read(TrialSet, load_json(_SEARCH)["points"])
+    draw_convergence(trials, args.folder / "search.svg")
     manual = args.config.read_text(encoding="utf-8")
     write_text(args.config, with_tables(manual))
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
+from shardmerge.algebra.calls import group_of
 from shardmerge.base.dtypes import combine_dtype, tensor_bytes
 from shardmerge.base.numerics import MERGEKIT, Numerics
-from shardmerge.methods.registry import kernel_of, passes_of, result_dtype
+from shardmerge.methods.program import FEW, TYPES, torch_order_is_known
+from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype
 
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
@@ -104,7 +106,18 @@ def is_whole(expression: ex.Expression, numerics: Numerics) -> bool:
 
 def in_passes(expression: ex.Expression, numerics: Numerics) -> bool:
     """Whether an expression is a call that is computed in passes, so that nothing is held."""
-    return isinstance(expression, ex.Call) and bool(passes_of(expression.method, numerics))
+    if not isinstance(expression, ex.Call) or not passes_of(expression.method, numerics):
+        return False
+    return numerics.rounds_once or _has_mergekit_passes(expression)
+
+
+def _has_mergekit_passes(call: ex.Call) -> bool:
+    """Whether a call's passes have mergekit's bits: of inputs of one narrow type, not many."""
+    (dtype, *others) = {stated_dtype(one) for one in call.inputs}
+    if others or dtype not in TYPES or not torch_order_is_known():
+        return False
+    fits = passes_fit(call.method, MERGEKIT)
+    return len(call.inputs) - (call.base is not None) <= FEW and (not fits or fits(group_of(call)))
 
 
 def is_held(expression: ex.Expression, numerics: Numerics) -> bool:

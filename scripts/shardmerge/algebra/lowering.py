@@ -86,7 +86,7 @@ def _compiler(
     leaves: Leaves, numerics: Numerics, numbers: Mapping[ex.Delta, int], maps: Maps | None
 ) -> _Compiler:
     values = {leaf: value for value, leaf in enumerate(leaves.files)}
-    writer = Writer([leaf.dtype for leaf in leaves.files])
+    writer = Writer([leaf.dtype for leaf in leaves.files], narrow=not numerics.rounds_once)
     return _Compiler(writer, values, dict(numbers), numerics, maps, Given(writer.constants))
 
 

@@ -164,11 +164,35 @@ def parse_options(text: str, more: Mapping[str, Any]) -> EvalOptions:
     Raises:
         UserError: If there is no such option, or it cannot have this value.
     """
+    return options_of(benchmark_given({**more, **table_given(text, "--options")}))
+
+
+def table_given(text: str, option: str) -> dict[str, Any]:
+    """Return the table that an option of a command line gives as JSON.
+
+    Args:
+        text: The option's value.
+        option: Its name.
+
+    Raises:
+        UserError: If it is none.
+    """
     try:
         given = json.loads(text)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise UserError("is no table of options in JSON", "--options")
-    settings = load_settings({"recipes": ["recipe.yaml"], "benchmark": {**more, **given}})
-    return options_of(settings["benchmark"])
+        raise UserError("is no table in JSON", option)
+    return given
+
+
+def benchmark_given(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return values of a command line as the configuration's part that they could be.
+
+    Args:
+        values: Below ``benchmark``.
+
+    Raises:
+        UserError: If the configuration would not take them.
+    """
+    return load_settings({"recipes": ["recipe.yaml"], "benchmark": values})["benchmark"]

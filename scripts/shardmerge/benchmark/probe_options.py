@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from shardmerge.base.digest import canonical_json
 from shardmerge.base.errors import UserError
+from shardmerge.benchmark.options import benchmark_given, table_given
 from shardmerge.recipe.benchmark_entries import PROBES
-from shardmerge.recipe.settings import load_settings
 
 #: Grows when a probe gives other numbers for the same model.
 _VERSION = 1
@@ -111,11 +110,7 @@ def parse_probes(text: str) -> ProbeOptions:
     Raises:
         UserError: If there is no such option, or it cannot have this value.
     """
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict) or not given.get("text"):
-        raise UserError("is no table of probes in JSON, with `text`", "--probes")
-    settings = load_settings({"recipes": ["recipe.yaml"], "benchmark": {"probes": given}})
-    return probe_options(settings["benchmark"])
+    given = table_given(text, "--probes")
+    if not given.get("text"):
+        raise UserError("has no `text`", "--probes")
+    return probe_options(benchmark_given({"probes": given}))

@@ -70,12 +70,19 @@ class Trial:
         variables: Name to value; a number, or a text such as a method.
         metrics: Label, such as ``demo_B/acc``, to what was measured.
         status: One of ``STATUSES``.
+        allowed: Whether it is within the constraints, as far as it was measured.
     """
 
     name: str = entry(forms.text)
     variables: Mapping[str, Value] = entry(forms.mapped(_scalar))
     metrics: Mapping[str, Measurement] = entry(forms.mapped(forms.made_of(Measurement)))
     status: str = entry(forms.one_of(lambda: STATUSES))
+    allowed: bool = entry(forms.truth, True)
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether it was measured to the end, and is within the constraints."""
+        return self.status == "done" and self.allowed
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,9 @@ def pareto_front(trials: TrialSet) -> tuple[str, ...]:
     """Return the names of the trials than which no other is better in one objective and as good
     in all others, in the order of the trials; of one objective, the best.
 
-    Only trials that are done count, and have a number for every objective.
+    Only trials that are done count, within the constraints, with a number for every objective.
     """
-    rows = [t for t in trials.with_metrics(*trials.objectives) if t.status == "done"]
+    rows = [t for t in trials.with_metrics(*trials.objectives) if t.may_be_best]
     points = [
         tuple(t.metrics[m].value * (1 if up else -1) for m, up in trials.objectives.items())
         for t in rows

@@ -117,14 +117,14 @@ class Recomputer:
                 equal and one of them is kept.
         """
         with np.errstate(all="ignore"):
+            # what was found of one tensor is of no use for the next
+            files, numerics = self._files, self._numerics
+            self._passes = files and RecordedPasses(files, numerics, self._recorded)
             if self._numerics.rounds_once:
-                # what was found of one tensor is of no use for the next
-                files, numerics = self._files, self._numerics
-                self._passes = files and RecordedPasses(files, numerics, self._recorded)
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
                 return Formulas(self._stored, self._read).estimate(expression, runs)
-            stated = Stated(self._numerics, self._stored, self._read)
+            stated = Stated(self._numerics, self._stored, self._read, self._passes)
             value = decoded(to_stored(stated.value(expression, runs), dtype), dtype)
             whole = any(self._adds_up(part) for part in ex.walk(expression))
             # long sums of torch's may differ in the last places from one processor to another
@@ -255,7 +255,7 @@ class Recomputer:
         self, call: ex.Call, values: list[np.ndarray], runs: Runs, _: bool, code: str
     ) -> np.ndarray:
         """Return what a call's passes make of sampled values in a dtype, as float64 [elements]."""
-        make, shape = self._passes.map(call), call.inputs[0].shape
+        make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
         dtype = np.float64 if code == "F64" else np.float32
         arrays = [value.astype(dtype) for value in values]
         if dtype == np.float32:  # so that thresholds are compared with what they were found of

@@ -18,21 +18,32 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
+from shardmerge.check.float_formats import FLOAT_FORMATS
+from shardmerge.check.samples import Runs
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles
+from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum
 from shardmerge.methods.passes import (
     NO_BAND,
     Bands,
     Elements,
     ElementValue,
     KeyBand,
+    Map,
+    Maxima,
     OrderStatistics,
     Ranks,
+    Sums,
+    TorchSums,
+    vectors,
 )
 
 #: One of so many tiles is added up again, and at least two.
 _EVERY = 16
+#: How far a sum of float32 in torch's order may be from the tiles' sums to be believed.
+_CLOSE = 2.0**-14
 _GREATEST, _ALL = (1 << 31) - 1, (0, 1 << 62)
 
 
@@ -54,6 +65,39 @@ class RecordedPasses(NativePasses):
     ) -> None:
         super().__init__(files, numerics)
         self._recorded = recorded
+        self._runs: dict[ex.Call, Runs] = {}
+        self._sampled: dict[tuple[ex.Call, Runs], Map] = {}
+
+    def sampled(self, call: ex.Call, runs: Runs) -> Map:
+        """Return what a call does to some elements: of rows only theirs are looked at again."""
+        if (call, runs) not in self._sampled:
+            whole = self._made.pop(call, None)
+            self._runs = {call: runs}
+            self._sampled[call, runs] = self.map(call)
+            del self._runs[call], self._made[call]
+            if whole:
+                self._made[call] = whole
+        return self._sampled[call, runs]
+
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+        known, runs = self._known(call), self._runs.get(call)
+        if not runs or not self._recorded.get(call):
+            return super()._rows(call, wanted)
+        self.answers[call].append(None)
+        number, length = vectors(call.inputs[0].shape, wanted.axis)
+        found = None if known is None else _numbers(known)[None]
+        if found is not None and found.shape != (1, number):
+            raise _wrong(call, "sums of rows")
+        for begin, count in _rows_of(runs, length):
+            some = self._some_rows(call, wanted, begin, count)
+            if found is None:  # of rows that no sample needs nothing is known
+                found = np.full((len(some), number), np.nan)
+                known = None
+            there = found[:, begin : begin + count]
+            if known is not None and not _same(there, some):
+                raise _wrong(call, "sums of rows")
+            found[:, begin : begin + count] = some
+        return found
 
     def _known(self, call: ex.Call) -> Any:
         rows, number = self._recorded.get(call, ()), len(self.answers[call])
@@ -99,6 +143,26 @@ class RecordedPasses(NativePasses):
                 raise _wrong(call, "thresholds")
         return bands
 
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
+        """Return recorded sums: of a spread of tiles the same is seen, and it adds up to them."""
+        if (known := self._known(call)) is None:
+            return super()._torch_sums(call, wanted, count)
+        self.answers[call].append(None)
+        tiles, number = self._torch_tiles(call, wanted, count), -(-count // BLOCK)
+        values, chunks = len(tiles.codes), -(-count // (wanted.chunk or count))
+        rows, _, table = known.partition(" ") if isinstance(known, str) else ("", "", "")
+        rows, table = _numbers(rows), _numbers(table)
+        right = len(rows) == values * chunks and len(table) and len(table) % (number * values) == 0
+        if right:
+            rows, table = rows.reshape(values, chunks), table.reshape(number, values, -1)
+            right = _are_seen(tiles, table, rows, _spread(call.tensor, number))
+        if right and wanted.kind == "sum" and not _add_up(tiles, table, rows):
+            # where much cancels, what is seen of tiles says little
+            right = _same(np.array(tiles.answer()[0]).reshape(rows.shape), rows)
+        if not right:
+            raise _wrong(call, "sums")
+        return rows.tolist() if wanted.chunk else rows[:, 0].tolist()
+
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         if (keys := self._known(call)) is None:
             return super()._order_statistics(call, wanted, count)
@@ -118,6 +182,66 @@ class RecordedPasses(NativePasses):
         if not all(a <= r < b for r, a, b in zip(wanted.ranks, counts, counts, strict=True)):
             raise _wrong(call, "order statistics")
         return keys
+
+
+def _are_seen(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray, chosen: list[int]) -> bool:
+    """Whether some tiles show what is recorded; of norms also the last of each sum."""
+    chunk, norm = tiles.wanted.chunk or tiles.count, tiles.wanted.kind == "norm"
+    for i in chosen:
+        first = i * BLOCK
+        size = min(BLOCK, tiles.count - first)
+        sums: list[Any] = [TorchSum(chunk, code) for code in tiles.codes]
+        if norm:
+            sums = [TorchNorm(code) for code in tiles.codes]
+            if table.shape[2] != sums[0].lanes:
+                return False
+            for k, one in enumerate(sums if first % chunk else ()):
+                one.sums = table[i - 1, k : k + 1].astype(np.float32)
+        if not _same(tiles.tile(sums, first, size), table[i]):
+            return False
+    return not norm or _are_norms(tiles, table, rows, chunk)
+
+
+def _are_norms(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray, chunk: int) -> bool:
+    """Whether recorded norms are those of the partial sums after their last tiles."""
+    for number, first in enumerate(range(0, tiles.count, chunk)):
+        end = min(first + chunk, tiles.count)
+        last = (end - 1) // BLOCK
+        for k, code in enumerate(tiles.codes):
+            norm = TorchNorm(code)
+            norm.sums = table[last, k : k + 1].astype(np.float32)
+            if end % norm.lanes:  # what fills no vector is added last
+                sums: list[Any] = [TorchNorm(code) for code in tiles.codes]
+                for j, one in enumerate(sums if last * BLOCK > first else ()):
+                    one.sums = table[last - 1, j : j + 1].astype(np.float32)
+                tiles.tile(sums, last * BLOCK, end - last * BLOCK)
+                norm = sums[k]
+            if not _same(np.array(norm.result()), rows[k, number]):
+                return False
+    return True
+
+
+def _add_up(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether recorded sums are about what the tiles' sums add up to."""
+    size = -(-(tiles.wanted.chunk or tiles.count) // BLOCK)
+    for k, code in enumerate(tiles.codes):
+        for number, found in enumerate(rows[k].tolist()):
+            own = table[number * size : (number + 1) * size, k, 0]
+            near = _CLOSE * np.abs(own).sum() + FLOAT_FORMATS[code].unit * abs(found)
+            if not abs(own.sum() - found) <= near:
+                return False
+    return True
+
+
+def _rows_of(runs: Runs, length: int) -> list[tuple[int, int]]:
+    """Return the rows that runs of elements touch, as (first, number), ascending."""
+    found: list[tuple[int, int]] = []
+    for first, count in runs:
+        begin, end = first // length, (first + count - 1) // length + 1
+        if found and sum(found[-1]) >= begin:
+            begin = found.pop()[0]
+        found.append((begin, end - begin))
+    return found
 
 
 def _before(band: KeyBand, ranks: Ranks) -> KeyBand:

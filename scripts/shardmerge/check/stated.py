@@ -9,6 +9,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
+from shardmerge.algebra.lowering import is_native
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.kernels import (
@@ -22,9 +23,12 @@ from shardmerge.check.kernels import (
 from shardmerge.check.row_terms import terms_of_rows
 from shardmerge.check.rows import chosen_parts, gathered
 from shardmerge.check.samples import Runs, count_of, positions
+from shardmerge.engine.native import is_usable
 
 if TYPE_CHECKING:
     import torch
+
+    from shardmerge.check.recorded import RecordedPasses
 
 
 class Stated:
@@ -34,10 +38,18 @@ class Stated:
         numerics: In which the engine computed.
         stored: Task vectors that are read from files.
         read: Reads elements of a source tensor or a stored task vector.
+        passes: Finds what calls in passes do to elements; without it their kernels do it.
     """
 
-    def __init__(self, numerics: Numerics, stored: Collection[ex.Delta], read: Read) -> None:
+    def __init__(
+        self,
+        numerics: Numerics,
+        stored: Collection[ex.Delta],
+        read: Read,
+        passes: RecordedPasses | None = None,
+    ) -> None:
         self._numerics, self._stored, self._read = numerics, stored, read
+        self._passes = passes
 
     def value(self, node: ex.Expression, runs: Runs) -> torch.Tensor:
         """Return elements in the dtype that an expression of mergekit numerics states."""
@@ -53,6 +65,8 @@ class Stated:
             case ex.Linear(terms):
                 wide = getattr(load_torch(), DTYPES[sum_dtype(node)].name)
                 return sum(c * self.value(operand, runs).to(wide) for c, operand in terms)
+            case ex.Call() if self.streams(node):
+                return self._mapped(node, runs)
             case ex.Call():
                 whole = is_whole(node, self._numerics)
                 tensors = [self.value(i, needed(i, node, runs, whole)).clone() for i in node.inputs]
@@ -68,6 +82,23 @@ class Stated:
             case ex.RowSums():
                 return self._row_sums(node, runs)
         raise TypeError(f"mergekit numerics has no {type(node).__name__}")
+
+    def streams(self, call: ex.Call) -> bool:
+        """Whether native code finds what depends on the whole of a call's inputs."""
+        return bool(self._passes) and is_usable() and is_native(call, self._stored, self._numerics)
+
+    def _mapped(self, call: ex.Call, runs: Runs) -> torch.Tensor:
+        """Return what a call's passes make of sampled elements, by torch."""
+        from shardmerge.methods.kernels.execute import TorchElements
+
+        inputs = [self.value(one, runs) for one in call.inputs]
+        make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
+        made, place = [], 0
+        for first, count in runs:
+            parts = [one[place : place + count] for one in inputs]
+            made.append(make(TorchElements(parts, shape, first)))
+            place += count
+        return load_torch().cat(made)
 
     def _product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
         from shardmerge.engine.lowrank import product_of

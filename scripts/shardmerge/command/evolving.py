@@ -68,14 +68,14 @@ def configuration_of(file: str) -> dict[str, Any]:
         raise given["tasks"].error("has no task")
     if list(objectives.values()) == [1]:
         objectives = dict.fromkeys(objectives, "maximize")
-    chat = _truth(given, "apply_chat_template")
     benchmark: dict[str, Any] = {
         "models": [],
         "tasks": [],
         "dtype": _DTYPE,
-        "apply_chat_template": chat,
-        "fewshot_as_multiturn": chat and _truth(given, "fewshot_as_multiturn"),
+        "apply_chat_template": _truth(given, "apply_chat_template"),
     }
+    if not _truth(given, "fewshot_as_multiturn"):  # else it follows the template
+        benchmark["fewshot_as_multiturn"] = False
     benchmark |= {key: given[key].value for key in ("limit", "num_fewshot") if key in given}
     search = {"recipe": file, "sampler": "cmaes", "trials": _TRIALS, "parallel": _PARALLEL}
     return {"sweep": search | {"objectives": objectives}, "benchmark": benchmark}

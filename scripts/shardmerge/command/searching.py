@@ -1,7 +1,8 @@
 """The commands `search` and `sweep`: run after run of Snakemake, until all trials are seen to.
 
 A search has a run for each generation. A sweep has one more wherever trials failed, for those that
-waited for them.
+waited for them. A trial has failed only if a run tells that jobs failed and no other could be run:
+in one that ended early, trials were never tried.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,27 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.text import plural
 from shardmerge.command import workflow
 from shardmerge.run.cli import say
-from shardmerge.run.searching import FAILED, TOLD
+from shardmerge.run.drive import JOBS_FAILED, STATE, failed_path
 
 #: Runs in a row of a sweep that measure nothing, after which it is no fault of single trials.
 _PATIENCE = 3
-#: A run of Snakemake that ended by itself, as some of its jobs failed.
-_JOBS_FAILED = 1
 #: Runs the workflow with further variables of the environment, and returns the exit status.
 Runner = Callable[[Mapping[str, str]], int]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run of the workflow ended.
+
+    Args:
+        status: Snakemake's.
+        told: How its searches or sweeps stood when it began, by name; none if it told nothing.
+        failed: Whether jobs failed, and all others were run that could be.
+    """
+
+    status: int
+    told: Mapping[str, Any]
+    failed: bool
 
 
 def search(args: argparse.Namespace, further: Sequence[str]) -> None:
@@ -42,11 +57,13 @@ def search(args: argparse.Namespace, further: Sequence[str]) -> None:
         SystemExit: With Snakemake's status, if a run is ended or nothing could be measured.
     """
     own = [] if args.dry_run or "--keep-going" in further or "-k" in further else ["--keep-going"]
+    # A lock of Snakemake's outlives a run that was killed. The claim on the results does not.
+    own += [] if args.dry_run or "--nolock" in further else ["--nolock"]
     words = workflow.command(args, [*further, *own])
     environment = workflow.ready(words)
     run = runner(words, environment)
     drive = run_all if args.command == "search" else run_sweeps
-    status = run_once(run)[0] if args.dry_run else drive(run)
+    status = run_once(run).status if args.dry_run else drive(run)
     if status:
         sys.exit(status)
 
@@ -55,7 +72,7 @@ def runner(words: Sequence[str], environment: Mapping[str, str]) -> Runner:
     """Return what runs Snakemake with words, and further variables of the environment."""
 
     def run(more: Mapping[str, str]) -> int:
-        own = {key: value for key, value in os.environ.items() if key not in (TOLD, FAILED)}
+        own = {key: value for key, value in os.environ.items() if key not in (STATE, JOBS_FAILED)}
         command = [sys.executable, "-m", "snakemake", *words]
         process = subprocess.Popen(command, env={**own, **environment, **more})
         while True:
@@ -81,19 +98,20 @@ def run_all(run: Runner) -> int:
     """
     failed, before = False, None
     while True:
-        status, told = run_once(run, failed=failed)
+        ended = run_once(run, failed=failed)
+        status, told = ended.status, ended.told
         if told and told == before:
             raise UserError(
                 f"{next(iter(told))}: the last run measured nothing that the search takes",
                 hint="Delete the results of its trials in `benchmarks` of the results.",
             )
         before = None if status else told
-        if status not in (0, _JOBS_FAILED) or not told:
+        if not told or (status and not ended.failed):
             return status
         if all(search["finished"] for search in told.values()):
             return status
         # a run that ends with failed jobs is followed by one that tells so, and stops if it must
-        failed = status == _JOBS_FAILED
+        failed = ended.failed
         for name, search in told.items():
             say(f"{name}: generation {search['generation']}, {search['trials']} trials asked for")
 
@@ -106,10 +124,11 @@ def run_sweeps(run: Runner) -> int:
     """
     failed, before, idle = False, None, 0
     while True:
-        status, told = run_once(run, failed=failed)
+        ended = run_once(run, failed=failed)
+        status, told = ended.status, ended.told
         measured = sum(sweep["measured"] for sweep in told.values())
         idle = idle + 1 if measured == before else 0
-        if status != _JOBS_FAILED or not told or all(s["finished"] for s in told.values()):
+        if not (ended.failed and told) or all(s["finished"] for s in told.values()):
             break
         if idle == _PATIENCE:
             say(f"no trial could be measured in {_PATIENCE} runs; the logs tell why")
@@ -122,8 +141,8 @@ def run_sweeps(run: Runner) -> int:
     return status
 
 
-def run_once(run: Runner, *, failed: bool = False) -> tuple[int, Mapping[str, Any]]:
-    """Run the workflow once; return its status, and how its searches stand if it told so.
+def run_once(run: Runner, *, failed: bool = False) -> Ended:
+    """Run the workflow once, and return how it ended.
 
     Args:
         run: Runs it.
@@ -131,5 +150,6 @@ def run_once(run: Runner, *, failed: bool = False) -> tuple[int, Mapping[str, An
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "search.json")
-        status = run({TOLD: str(path)} | ({FAILED: "1"} if failed else {}))
-        return status, json.loads(path.read_text()) if path.is_file() else {}
+        status = run({STATE: str(path)} | ({JOBS_FAILED: "1"} if failed else {}))
+        told = json.loads(path.read_text()) if path.is_file() else {}
+        return Ended(status, told, failed_path(path).is_file())

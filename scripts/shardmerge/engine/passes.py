@@ -7,22 +7,26 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
-from shardmerge.algebra.leaves import block_leaves
+from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
+from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
+from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
 from shardmerge.methods.passes import (
     Bands,
@@ -35,6 +39,8 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     RowRanks,
     Sums,
+    TorchDraws,
+    TorchSums,
     Wanted,
     along_first,
     end_of,
@@ -69,9 +75,9 @@ class NativePasses:
         if call not in self._made:
             begin = passes_of(call.method, self._numerics)
             self.answers[call] = []
-            self._made[call] = end_of(
-                begin_passes(call, begin), lambda wanted: self._answer(call, wanted)
-            )
+            code = "" if self._numerics.rounds_once else stated_dtype(call.inputs[0])
+            passes = begin_passes(call, begin, code)
+            self._made[call] = end_of(passes, lambda wanted: self._answer(call, wanted))
         return self._made[call]
 
     def inputs(self, call: ex.Call, runs: Iterable[tuple[int, int]]) -> list[np.ndarray]:
@@ -106,17 +112,19 @@ class NativePasses:
                 keys = self._order_statistics(call, wanted, count)
                 note(keys)
                 return np.array(keys, np.int32).view(np.float32).tolist()
+            case TorchSums():
+                return self._torch_sums(call, wanted, count)
+            case Sums(_, axis) | Maxima(_, axis) if not along_first(shape, axis):
+                return self._rows(call, wanted)
         note(None)
         match wanted:
-            case Sums(function, axis) if along_first(shape, axis):
+            case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
-            case Sums(function, axis):
-                return self._tiles(call, function, "sums").sums(*vectors(shape, axis))
-            case Maxima(function, axis):
-                return self._tiles(call, function, "sums").maxima(*vectors(shape, axis))
-            case RowRanks(function):
-                return self._row_ranks(call, function)
+            case RowRanks(function, by_torch):
+                return self._row_ranks(call, function, by_torch)
+            case TorchDraws(seed):
+                return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
 
     def _table(self, call: ex.Call, tiles: ReducedTiles, count: int) -> np.ndarray:
@@ -131,15 +139,63 @@ class NativePasses:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+        """Return what is asked for of vectors whose elements follow each other."""
+        found = self._some_rows(call, wanted, 0, vectors(call.inputs[0].shape, wanted.axis)[0])
+        # one number for each is worth to be kept
+        self.answers[call].append(to_text(found) if len(found) == 1 else None)
+        return found
+
+    def _some_rows(
+        self, call: ex.Call, wanted: Sums | Maxima, begin: int, count: int
+    ) -> np.ndarray:
+        tiles = self._tiles(call, wanted.function, "sums")
+        reduce = tiles.sums if isinstance(wanted, Sums) else tiles.maxima
+        return reduce(count, vectors(call.inputs[0].shape, wanted.axis)[1], begin)
+
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
+        answer, seen = self._torch_tiles(call, wanted, count).answer()
+        self.answers[call].append(f"{to_text(np.array(answer))} {to_text(seen)}")
+        return answer
+
+    def _torch_tiles(self, call: ex.Call, wanted: TorchSums, count: int) -> TorchTiles:
+        codes: list[str] = []
+
+        def narrow(x: Elements) -> list[ElementValue]:
+            made = wanted.function(x)
+            codes[:] = [value.dtype for value in made]
+            return made
+
+        def wide(x: Elements) -> list[ElementValue]:
+            return [value.double() for value in wanted.function(x)]
+
+        self._tiles(call, narrow, "counts")
+        (code,) = set(codes)
+        kind: Reducing = "rows" if code == "F32" else "pairs"
+        if wanted.kind == "norm":
+            kind = "numbers" if code == "F16" else "lanes"
+        tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
+        return TorchTiles(wanted, count, codes, tiles, rest)
+
     def _row_ranks(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]]
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        by_torch: bool,
     ) -> list[RanksInRows]:
+        ranks = native_ranks
+        if by_torch:
+            from shardmerge.engine.buffers import torch_dtype
+            from shardmerge.methods.kernels.execute import torch_ranks
+
+            ranks = partial(torch_ranks, dtype=torch_dtype(stated_dtype(call.inputs[0])))
+
         def of(k: int) -> RanksInRows:
             def values(first: int, count: int) -> np.ndarray:
                 tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
                 return tiles.values(first, count)[0].astype(np.float32)
 
-            return RanksInRows(values, call.inputs[0].shape, native_ranks, self._together)
+            return RanksInRows(values, call.inputs[0].shape, ranks, self._together)
 
         asked: list[int] = []
         self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, MASK, StepLines, splat
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.program import Reduction
+from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +72,35 @@ class NativeReduction:
         buffers = last_elements(self.reduction, leaves, whole, rest)
         self._call(1, last, [ctypes.addressof(one) for one in buffers], LANES, constants)
         return np.concatenate([buffer[:, :whole], last[:, :rest]], axis=1)
+
+    def parts(
+        self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
+    ) -> np.ndarray:
+        """Return what torch adds up first, float32 [sums, parts, LANES].
+
+        Args:
+            rows: Vectors, or pairs of them, of a part.
+            leaves: Address of the first element of each leaf.
+            count: Elements, of whole parts.
+            constants: That the steps name.
+        """
+        width = LANES * (2 if self.reduction.kind == "pairs" else 1)
+        made = np.empty((len(self.reduction.values), count // (rows * width), LANES), np.float32)
+        self._call(rows, made, leaves, count, constants)
+        return made
+
+    def add_squares(
+        self, sums: np.ndarray, leaves: Sequence[int], count: int, constants: Sequence[float]
+    ) -> None:
+        """Add squares to sums as torch does for a norm.
+
+        Args:
+            sums: float32 [values, lanes], which grow.
+            leaves: Address of the first element of each leaf.
+            count: Elements, of whole vectors.
+            constants: That the steps name.
+        """
+        self._call(1, sums, leaves, count, constants)
 
     def counts(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
         """Return in how many elements each mask is set, int64 [masks]."""
@@ -132,6 +162,8 @@ _HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants
 
 
 def _text(reduction: Reduction, ways: int) -> str:
+    if reduction.kind in IN_TORCH_ORDER:
+        return torch_order.parts_text(reduction, ways, _HEAD)
     if reduction.kind == "sums":
         return _sums(reduction, ways)
     return _counts(reduction) if reduction.kind == "counts" else _digits(reduction)

@@ -36,6 +36,11 @@ def native_ranks(values: np.ndarray) -> np.ndarray:
 
 @cache
 def _function() -> tuple:
+    return compiled(ranks_text())
+
+
+def ranks_text() -> str:
+    """Return the function in LLVM's assembly language."""
     loads = [
         line
         for k, name in enumerate(("keys", "a", "b", "counts"))
@@ -44,7 +49,7 @@ def _function() -> tuple:
             f"  %{name}.all = load ptr, ptr %{name}.at",
         )
     ]
-    return compiled("\n".join([
+    return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %n, ptr %constants, ptr %number) {",
         "entry:",
         *loads,
@@ -75,7 +80,7 @@ def _function() -> tuple:
         "  ret void",
         "}",
         "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)",
-    ]))  # fmt: skip
+    ])  # fmt: skip
 
 
 def _loop(name: str, count: str, body: Sequence[str], before: str, after: str) -> list[str]:

@@ -53,10 +53,16 @@ class ReducedTiles:
         own = self._sizes[: len(reduction.leaves)]
         self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
 
-    def sums(self, rows: int, columns: int) -> np.ndarray:
-        """Return the sums over vectors whose elements follow each other, [sums, vectors]."""
+    def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
+        """Return the sums over vectors whose elements follow each other, [sums, vectors].
+
+        Args:
+            rows: How many vectors.
+            columns: Elements of each.
+            begin: The first of them.
+        """
         done, parts = [], []
-        for first, count, last in _tiles(rows, columns):
+        for first, count, last in _tiles(rows, columns, begin):
             values = self.values(first, count)
             parts.append(halved_sum(values.reshape(len(values), -1, min(count, columns))))
             if last:
@@ -64,10 +70,10 @@ class ReducedTiles:
                 parts = []
         return np.concatenate(done, axis=1)
 
-    def maxima(self, rows: int, columns: int) -> np.ndarray:
+    def maxima(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the greatest values of vectors whose elements follow each other, as ``sums``."""
         done, parts = [], []
-        for first, count, last in _tiles(rows, columns):
+        for first, count, last in _tiles(rows, columns, begin):
             values = self.values(first, count)
             parts.append(values.reshape(len(values), -1, min(count, columns)).max(axis=-1))
             if last:
@@ -123,6 +129,14 @@ class ReducedTiles:
                 total += tables[:, :, :DIGITS].sum(axis=1, dtype=np.int64)
                 tables[:] = 0
         return list(total)
+
+    def parts(self, first: int, count: int, rows: int) -> np.ndarray:
+        """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
+        return self._run(first, count, partial(self._code.parts, rows))[0]
+
+    def add_squares(self, sums: np.ndarray, first: int, count: int) -> None:
+        """Add squares of consecutive elements to sums as torch does, float32 [values, lanes]."""
+        self._run(first, count, partial(self._code.add_squares, sums))
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""
@@ -196,14 +210,14 @@ def halved_sum(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return x[0].copy()
 
 
-def _tiles(rows: int, columns: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (first element, number, whether rows end with it) of tiles of a matrix in order."""
+def _tiles(rows: int, columns: int, begin: int = 0) -> Iterator[tuple[int, int, bool]]:
+    """Yield (first element, number, whether rows end with it) of tiles of rows in order."""
     if columns > BLOCK:
-        for begin in range(0, rows * columns, columns):
+        for row in range(begin * columns, (begin + rows) * columns, columns):
             for first in range(0, columns, BLOCK):
                 count = min(BLOCK, columns - first)
-                yield begin + first, count, first + count == columns
+                yield row + first, count, first + count == columns
         return
     step = max(1, BLOCK // columns)
-    for row in range(0, rows, step):
-        yield row * columns, min(step, rows - row) * columns, True
+    for row in range(begin, begin + rows, step):
+        yield row * columns, min(step, begin + rows - row) * columns, True

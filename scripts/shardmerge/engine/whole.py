@@ -13,13 +13,7 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes, group_of
-from shardmerge.algebra.leaves import (
-    HeldLeaf,
-    block_leaves,
-    is_held,
-    stated_dtype,
-    sum_dtype,
-)
+from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, stated_dtype, sum_dtype
 from shardmerge.algebra.rows import row_ranges
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
@@ -117,7 +111,9 @@ class Maker:
     def map(self, call: ex.Call) -> Map:
         """Return what a call that is computed in passes does to elements."""
         if call not in self._maps:
-            dtype = torch_dtype(sum_dtype(call))
+            single = self._numerics.rounds_once
+            code = sum_dtype(call) if single else stated_dtype(call.inputs[0])
+            dtype = torch_dtype(code)
             inputs = [self._blocks(one, {}) for one in call.inputs]
 
             def read(first: int, count: int) -> list[torch.Tensor]:
@@ -125,7 +121,7 @@ class Maker:
 
             answer = partial(answered, shape=call.inputs[0].shape, read=read)
             begin = passes_of(call.method, self._numerics)
-            self._maps[call] = end_of(begin_passes(call, begin), answer)
+            self._maps[call] = end_of(begin_passes(call, begin, code), answer)
         return self._maps[call]
 
     def make(self, task: TensorTask) -> list[torch.Tensor]:

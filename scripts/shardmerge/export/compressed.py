@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shardmerge.base.errors import UserError
@@ -12,7 +12,17 @@ from shardmerge.base.text import human_bytes
 from shardmerge.export.form import Form
 from shardmerge.export.record import ExportRecord
 from shardmerge.export.schemes import SCHEMES, ExportScheme
-from shardmerge.export.selection import REGEX, chosen_options
+from shardmerge.export.selection import (
+    REGEX,
+    STACKED_EXPERTS,
+    check_selection,
+    chosen_options,
+    model_tensors,
+    select,
+    stacked_share,
+    with_options,
+)
+from shardmerge.plan.description import BuildDescription
 
 
 class Compressed(Form):
@@ -53,6 +63,22 @@ class Compressed(Form):
                     f"{pattern!r} is no regular expression ({error})",
                     f"configuration: exports.{self.key}.ignore",
                 ) from None
+
+    def check_model(
+        self, options: Mapping[str, Any], name: str, description: Callable[[], BuildDescription]
+    ) -> str | None:
+        """Tell if nothing of a model can be quantised, and how much of it are stacked experts."""
+        chosen = chosen_options(self.scheme, options)
+        scheme, tensors = with_options(self.scheme, chosen), model_tensors(description())
+        selection = select(tensors, scheme, chosen["ignore"])
+        check_selection(selection, tensors, scheme, f"model {name!r}")
+        if not (share := stacked_share(selection, tensors)):
+            return None
+        return (
+            f"{name}: {self.name} leaves {share:.0%} of the model as it is: {STACKED_EXPERTS}. "
+            "Merge onto a base whose files have experts one by one to quantise "
+            "them (docs/howto/compressed.md)"
+        )
 
     def identity(self, options: Mapping[str, Any], variant: str) -> Any:
         """Return the scheme, and of the options what counts for it."""

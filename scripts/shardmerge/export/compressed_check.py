@@ -51,14 +51,6 @@ def check_compressed(
         UserError: If it is damaged, not what the model is, or farther from it than rounding
             explains.
     """
-    if not selection.weights:
-        reasons = sorted(set(selection.kept.values()))
-        raise UserError(
-            f"has no matrix that {scheme.name} can quantise: {'; '.join(reasons[:4])}",
-            str(model),
-            "Take another scheme, a smaller `exports.compressed.group_size`, or fewer patterns in "
-            "`exports.compressed.ignore`.",
-        )
     small = sorted(set(files) - set(shards))
     seen = _compare_small(folder, model, small, shards, scheme)
     seen["architecture"], unknown = _architecture(folder, model, selection)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from shardmerge.export.record import ExportRecord
+from shardmerge.plan.description import BuildDescription
 
 #: Not in a file that is published.
 _UNFIT = re.compile(r"[^\w.+-]")
@@ -47,6 +48,21 @@ class Form(ABC):
         Raises:
             UserError: If so, with the key.
         """
+
+    def check_model(
+        self, options: Mapping[str, Any], name: str, description: Callable[[], BuildDescription]
+    ) -> str | None:
+        """Return what should be known of a model's export before any job, None if nothing.
+
+        Args:
+            options: The form's part of ``exports``.
+            name: The model's.
+            description: Gives that of the model.
+
+        Raises:
+            UserError: If the form cannot be made of the model.
+        """
+        return None
 
     @abstractmethod
     def identity(self, options: Mapping[str, Any], variant: str) -> Any:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+from shardmerge.base.errors import UserError
 from shardmerge.base.weightfolders import folder_of, in_folder
 from shardmerge.export.schemes import ExportScheme
 from shardmerge.plan.description import BuildDescription
@@ -34,6 +36,10 @@ _FUSED = (
     ("wq_a", "wkv_a_with_mqa"),
 )
 _WEIGHT = ".weight"
+_BIAS = ".bias"
+_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+#: Why experts are kept that no file has one by one.
+STACKED_EXPERTS = "experts in one tensor of three dimensions"
 _FLOATS = ("F32", "F16", "BF16")
 #: Of a tensor, dtype code and shape.
 TensorRow = tuple[str, tuple[int, ...]]
@@ -113,6 +119,52 @@ def select(
     return Selection(tuple(weights), kept, (*ignore, *odd))
 
 
+def check_selection(
+    selection: Selection, tensors: Mapping[str, TensorRow], scheme: ExportScheme, where: str
+) -> None:
+    """Tell before any job if a model has nothing to quantise, or what is no linear layer.
+
+    A linear layer has a bias for each row of its matrix. Other layers, such as those of GPT-2,
+    keep their matrices as [inputs, outputs], and groups and scales of rows would be wrong.
+
+    Args:
+        selection: What of the model is quantised.
+        tensors: All of the model.
+        scheme: The scheme, with its groups.
+        where: What is told of the place.
+
+    Raises:
+        UserError: If so.
+    """
+    if not selection.weights:
+        reasons = sorted(set(selection.kept.values()))
+        raise UserError(
+            f"has no matrix that {scheme.name} can quantise: {'; '.join(reasons[:4])}",
+            where,
+            "Take another scheme, a smaller `exports.compressed.group_size`, or fewer patterns in "
+            "`exports.compressed.ignore`.",
+        )
+    for name in selection.weights:
+        rows, columns = tensors[name][1]
+        bias = tensors.get(name.removesuffix(_WEIGHT) + _BIAS)
+        if bias and bias[1] == (columns,) != (rows,):
+            raise UserError(
+                f"cannot be quantised by {scheme.name}: {name.removesuffix(_WEIGHT)!r} has a "
+                f"matrix of {rows} x {columns} and a bias of {columns}, so it keeps its matrix as "
+                "[inputs, outputs] and is no linear layer",
+                where,
+                "Models like GPT-2 do so. Export it to GGUF, or name such modules in "
+                "`exports.compressed.ignore` beside what the default is.",
+            )
+
+
+def stacked_share(selection: Selection, tensors: Mapping[str, TensorRow]) -> float:
+    """Return which part of a model's values are experts that are kept since they are stacked."""
+    sizes = {name: prod(shape) for name, (_, shape) in tensors.items()}
+    kept = sum(sizes[name] for name, why in selection.kept.items() if why == STACKED_EXPERTS)
+    return kept / max(1, sum(sizes.values()))
+
+
 def fused_with(weight: str) -> Iterator[str]:
     """Yield the names of weights that a weight must share its overall scale with."""
     parent, _, last = weight.removesuffix(_WEIGHT).rpartition(".")
@@ -138,6 +190,8 @@ def _objection(name: str, row: TensorRow, scheme: ExportScheme) -> str | None:
     dtype, shape = row
     if folder_of(name):
         return "of a module beside the model"
+    if len(shape) == 3 and _EXPERTS.search(name):
+        return STACKED_EXPERTS
     if not name.endswith(_WEIGHT) or len(shape) != 2:
         return "no weight of a linear layer"
     if dtype not in _FLOATS:

@@ -164,6 +164,7 @@ class Group:
         offset: Index of the block's first element in the flattened tensor.
         total: Elements of the whole tensor; 0 if this is all of it.
         shape: Of the whole tensor; empty if the tensors say it.
+        dtype: In mergekit numerics, code of the type that passes compute in.
     """
 
     tensors: Sequence[torch.Tensor]
@@ -175,6 +176,7 @@ class Group:
     offset: int = 0
     total: int = 0
     shape: tuple[int, ...] = ()
+    dtype: str = ""
 
     @property
     def count(self) -> int:
@@ -190,6 +192,8 @@ class Group:
 Kernel = Callable[[Group], "torch.Tensor"]
 #: Begins a method's passes; the group's tensors are not looked at, only their number.
 BeginPasses = Callable[[Group], "Passes"]
+#: Whether a method's passes are known for a group, of which only the parameters are looked at.
+PassesFit = Callable[[Group], bool]
 #: Says of each task vector, by the index of its input, which elements have a part in the result:
 #: a Call's group with float64 numpy arrays in place of tensors -> bool arrays of their shape.
 KeptElements = Callable[["Group"], "Mapping[int, np.ndarray]"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shardmerge.base.errors import UserError
@@ -17,6 +17,7 @@ from shardmerge.methods.contract import (
     LinearForm,
     Measure,
     Parameter,
+    PassesFit,
     Request,
     StepWriter,
     Workspace,
@@ -37,7 +38,8 @@ class Rendering:
         promotes: The result is float32 where the inputs are float16 or bfloat16.
         skips_zeros: An input of weight 0 changes no finite value, so that it need not be read.
         passes: Begins the passes that the kernel executes, where it is so declared: nothing need
-            be held whole then.
+            be held whole then. In mergekit numerics they have the bits of the kernel.
+        fits: Whether they are known for a group; else the kernel gets whole tensors.
     """
 
     kernel: Kernel
@@ -46,6 +48,7 @@ class Rendering:
     promotes: bool = False
     skips_zeros: bool = False
     passes: BeginPasses | None = None
+    fits: PassesFit | None = None
 
 
 @dataclass(eq=False)
@@ -112,6 +115,24 @@ class MergeMethod:
             self.renderings[MERGEKIT] = Rendering(
                 function, elementwise, workspace, promotes, skips_zeros
             )
+            return function
+
+        return attach
+
+    def mergekit_passes(
+        self, fits: PassesFit | None = None
+    ) -> Callable[[BeginPasses], BeginPasses]:
+        """Attach the decorated function: passes with the bits of the mergekit kernel.
+
+        Args:
+            fits: Whether they are known for a group (see ``Rendering``).
+        """
+
+        def attach(function: BeginPasses) -> BeginPasses:
+            found = self.renderings[MERGEKIT]
+            if found.passes:
+                raise ValueError(f"mergekit passes of {self.name!r} are registered twice")
+            self.renderings[MERGEKIT] = replace(found, passes=function, fits=fits)
             return function
 
         return attach

@@ -36,13 +36,19 @@ class Elements(Protocol):
         """Return 1 where a mask is set, 0 elsewhere."""
 
     def rounded(self, value: ElementValue) -> ElementValue:
-        """Return a float64 value rounded to the inputs' type."""
+        """Return a wider value rounded to the inputs' type."""
+
+    def single(self, value: ElementValue) -> ElementValue:
+        """Return a narrower value as float32."""
 
     def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
         """Return the mask of elements whose values, none below 0, have ranks in a band."""
 
     def chance(self, key: tuple[int, int], probability: float) -> ElementValue:
         """Return a mask that is set with a probability below 1, by the random stream of a key."""
+
+    def below(self, numbers: NumbersOf, bound: int) -> ElementValue:
+        """Return the mask of elements whose number beside, of 32 bits, is below a bound."""
 
     def chosen(self, mask: Masks) -> ElementValue:
         """Return the mask that a function tells beside."""
@@ -68,6 +74,8 @@ class Elements(Protocol):
 
 #: Returns for consecutive elements, (first, count), whether each is chosen: bool [count].
 Masks = Callable[[int, int], "np.ndarray"]
+#: Returns for consecutive elements, (first, count), a number of each, uint32 [count].
+NumbersOf = Callable[[int, int], "np.ndarray"]
 #: Returns for consecutive elements the rank of each within its row, integers [count].
 RanksOf = Callable[[int, int], "np.ndarray"]
 #: The bits of the square root of 1/2, of a number's mantissa, and what exponents are stored with.
@@ -160,10 +168,42 @@ class RowRanks:
     A row is what the second dimension counts; a tensor of one dimension is one row.
 
     Args:
-        function: Returns the values, not negative; of equal ones the first has the lowest rank.
+        function: Returns the values, not negative.
+        by_torch: Of equal ones any may have the lowest rank: that of ``torch.argsort`` has it.
+            Otherwise the first has.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
+    by_torch: bool = False
+
+
+@dataclass(frozen=True)
+class TorchSums:
+    """Asks for what torch makes of whole tensors on one thread; the answer is a list of numbers.
+
+    Args:
+        function: Returns values, each of the type that its sum is rounded to.
+        kind: ``sum``, or ``norm`` for the root of the sum of squares.
+        chunk: Elements after which another sum begins, 0 for none: then the answer is a list of
+            lists.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+    kind: Literal["sum", "norm"] = "sum"
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class TorchDraws:
+    """Asks for the numbers of torch's generator for CPUs; the answer is a ``NumbersOf``.
+
+    A number is one of 24 bits, as a float32 is made of: the k-th of a seed belongs to element k.
+
+    Args:
+        seed: Of the generator.
+    """
+
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -230,7 +270,7 @@ def band_of(
     return KeyBand(first.key, last.key, *ends)
 
 
-Wanted = Sums | Counts | Bands | RowRanks | Maxima | OrderStatistics
+Wanted = Sums | Counts | Bands | RowRanks | Maxima | OrderStatistics | TorchSums | TorchDraws
 #: Makes an element of the result.
 Map = Callable[[Elements], ElementValue]
 Passes = Generator[Wanted, Any, Map]

@@ -27,7 +27,7 @@ CONSTANTS = {"full F32": "F32", "full F64": "F64", "full U32": "U32"}
 
 
 #: Terms that torch adds in order, whatever the shape.
-_FEW = 4
+FEW = 4
 
 
 class Unsupported(Exception):
@@ -64,7 +64,10 @@ class Program:
 
 
 #: How values are reduced.
-Reducing = Literal["sums", "counts", "high", "low"]
+Reducing = Literal["sums", "counts", "high", "low", "rows", "pairs", "lanes", "numbers"]
+#: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
+#: lanes of a vector or number by number.
+IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Reduction:
     Args:
         leaves, steps, loads: As of a ``Program``.
         kind: ``sums`` of float64 values, ``counts`` of masks, or how often keys have a ``high``
-            half, or a ``low`` half after some high one.
+            half, or a ``low`` half after some high one; see also ``IN_TORCH_ORDER``.
         values: What is reduced.
     """
 
@@ -91,9 +94,11 @@ class Writer:
 
     Args:
         dtypes: Code of each value's type as the expression states it, leaves first.
+        narrow: What is made of values is rounded to their type, as torch does.
     """
 
     dtypes: list[str]
+    narrow: bool = False
     steps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
@@ -153,6 +158,14 @@ def rounded(value: float, dtype: str) -> float:
     return value
 
 
+def nearest(value: float, dtype: str) -> float:
+    """Return a number rounded as ``rounded`` does, infinite where it overflows."""
+    try:
+        return rounded(value, dtype)
+    except Unsupported:
+        return math.copysign(math.inf, value)
+
+
 def _single(value: float) -> float:
     """Return a number rounded to float32, infinite beyond it."""
     try:
@@ -183,7 +196,7 @@ def few(numbers: Sequence) -> Sequence:
     Raises:
         Unsupported: If there are too many for that.
     """
-    if len(numbers) > _FEW:
+    if len(numbers) > FEW:
         raise Unsupported
     return numbers
 
@@ -210,3 +223,9 @@ def torch_fuses() -> bool:
     # which makes torch do as on such a processor
     plain = os.environ.get("ATEN_CPU_CAPABILITY") == "default"
     return not plain and bool(binding.get_host_cpu_features().get("fma"))
+
+
+@cache
+def torch_order_is_known() -> bool:
+    """Whether long sums of torch's have an order that passes know: on x86 processors."""
+    return platform.machine().lower() in ("x86_64", "amd64")

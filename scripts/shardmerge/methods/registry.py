@@ -33,6 +33,7 @@ from shardmerge.methods.contract import (
     LinearForm,
     Measure,
     Parameter,
+    PassesFit,
     Request,
     StepWriter,
     Workspace,
@@ -61,6 +62,7 @@ __all__ = [
     "method",
     "methods",
     "parameter_names",
+    "passes_fit",
     "passes_of",
     "result_dtype",
     "step_kernel",
@@ -224,6 +226,11 @@ def kernel_of_passes(begin: BeginPasses) -> Kernel:
 def passes_of(name: str, numerics: Numerics) -> BeginPasses | None:
     """Return what begins a method's passes, if it is so declared."""
     return _rendering(name, numerics).passes
+
+
+def passes_fit(name: str, numerics: Numerics) -> PassesFit | None:
+    """Return what says whether a method's passes are known for a group, if not for all."""
+    return _rendering(name, numerics).fits
 
 
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:

@@ -9,8 +9,8 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from shardmerge.methods.passes import Axis, KeyBand, Masks, vectors
-from shardmerge.methods.program import Writer
+from shardmerge.methods.passes import Axis, KeyBand, Masks, NumbersOf, vectors
+from shardmerge.methods.program import Writer, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,8 @@ class StepValue:
         ]
         value = self.writer.step(name, self.number, *numbers)
         self.writer.dtypes[value] = dtype or wide
+        if self.writer.narrow and dtype is None and wide == "F32":
+            value = self.writer.round(value, _common(self, *others))
         return StepValue(self.writer, value)
 
     def __add__(self, other: StepValue | float) -> StepValue:
@@ -87,7 +89,7 @@ class StepValue:
 
     def abs(self) -> StepValue:
         """Return the magnitude."""
-        return self._step("abs")
+        return self._step("abs", dtype=self.dtype)
 
     def clamp(self, least: float, most: float) -> StepValue:
         """Return the value brought to a range; NaN stays."""
@@ -104,6 +106,12 @@ class StepValue:
     def double(self) -> StepValue:
         """Return the value as float64."""
         return self if self.dtype == "F64" else self._step("wide", dtype="F64")
+
+
+def _common(*values: StepValue | float) -> str:
+    """Return the code of the type that has all values; a number has that of the others."""
+    first, *others = {one.dtype for one in values if isinstance(one, StepValue)}
+    return "F32" if others else first
 
 
 @dataclass
@@ -151,21 +159,33 @@ class SymbolicElements:
     def __getitem__(self, index: int) -> StepValue:
         return StepValue(self.writer, self.inputs[index])
 
+    @property
+    def _dtype(self) -> str:
+        """Code of the type that constants have: the inputs' where values are rounded to it."""
+        return self.writer.dtypes[self.inputs[0]] if self.writer.narrow else "F32"
+
     def full(self, number: float) -> StepValue:
-        return StepValue(self.writer, self.writer.full(number, "F32"))
+        value = self.writer.full(nearest(number, self._dtype), "F32")
+        self.writer.dtypes[value] = self._dtype
+        return StepValue(self.writer, value)
 
     def where(self, mask: StepValue, yes: StepValue | float, no: StepValue | float) -> StepValue:
         pair = [one if isinstance(one, StepValue) else self.full(one) for one in (yes, no)]
         value = self.writer.step("select", mask.number, *(one.number for one in pair))
         kind = pair[0].dtype
-        self.writer.dtypes[value] = kind if kind in ("BOOL", "F64") else "F32"
+        if kind not in ("BOOL", "F64"):
+            kind = _common(*pair) if self.writer.narrow else "F32"
+        self.writer.dtypes[value] = kind
         return StepValue(self.writer, value)
 
     def number(self, mask: StepValue) -> StepValue:
         return self.where(mask, 1.0, 0.0)
 
     def rounded(self, value: StepValue) -> StepValue:
-        return value._step("single", dtype="F32") if value.dtype == "F64" else value
+        value = value._step("single", dtype="F32") if value.dtype == "F64" else value
+        if not self.writer.narrow:
+            return value
+        return StepValue(self.writer, self.writer.round(value.number, self._dtype))
 
     def inside(self, value: StepValue, band: KeyBand) -> StepValue:
         key, masks = value.key(), []
@@ -183,6 +203,14 @@ class SymbolicElements:
         if least > _MOST:
             return self.full(0.0).eq(0.0)
         return drawn._step("below", self._bits(max(least, 0)), dtype="BOOL")
+
+    def single(self, value: StepValue) -> StepValue:
+        return value if value.dtype == "F32" else value._step("round F32", dtype="F32")
+
+    def below(self, numbers: NumbersOf, bound: int) -> StepValue:
+        loaded = StepValue(self.writer, self.writer.load("U32"))
+        self.given.loads.append(numbers)
+        return loaded._step("below", self._bits(bound), dtype="BOOL")
 
     def chosen(self, mask: Masks) -> StepValue:
         self.given.loads.append(partial(_numbers, mask))

@@ -12,9 +12,9 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import read_header, write_header
+from shardmerge.package.published_names import hub_name
 from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
-from shardmerge.recipe.naming import public_names
-from shardmerge.recipe.references import parse_reference
+from shardmerge.recipe.naming import short_public_names
 from shardmerge.sources.adapter_config import CONFIG, WEIGHTS
 
 #: What an adapter's folder has, in the order in which it is made.
@@ -141,12 +141,9 @@ def _last(module: str) -> str:
 
 
 def base_name(description: AdapterDescription) -> str:
-    """Return the base model as others find it: its repository, or its folder's name."""
-    reference = parse_reference(description.base)
-    source = description.sources.get(reference.model)
-    if source is not None and source.repo:
-        return source.repo
-    return public_names([description.base])[description.base]
+    """Return the base model as others find it: its repository, or its folder's name alone."""
+    base = description.base
+    return hub_name(base, description.sources) or short_public_names([base])[base]
 
 
 def config_text(config: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from shardmerge.compose.architecture.names import module_of
 from shardmerge.package.adapter import base_name
 from shardmerge.package.known import with_states
 from shardmerge.package.provenance import PROVENANCE_VERSION, recipe_row, tool_versions
+from shardmerge.package.published_names import hub_name
 from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
 from shardmerge.recipe.naming import public_names
 
@@ -39,7 +40,8 @@ def adapter_card(
         description: Of the adapter.
         made: Its modules and what became of them.
         settings: The configuration's ``card``.
-        base: Repository of the base, None for the one that it comes from.
+        base: Repository of the base if this run publishes it; else the card names the one that it
+            comes from, and none if that is a folder.
         repository: The adapter's own, if it is published.
 
     Raises:
@@ -47,17 +49,19 @@ def adapter_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    base = base or base_name(description)
+    named = base or hub_name(description.base, description.sources)
     data = ModelCardData(
-        base_model=base,
-        base_model_relation="adapter",
+        base_model=named,
+        base_model_relation="adapter" if named else None,
         library_name="peft",
         pipeline_tag=settings.get("pipeline_tag") or "text-generation",
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
     )
     text = f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(
-        _sections(description, made, base, repository or description.name)
+        _sections(
+            description, made, named or base_name(description), repository or description.name
+        )
     )
     if ModelCard(text).data.to_dict() != data.to_dict():
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,10 @@ from shardmerge.export.registry import form_of
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.package.card_picture import shows_picture
 from shardmerge.package.card_usage import describe_methods, usage
+from shardmerge.package.published_names import hub_name
 from shardmerge.plan.description import BuildDescription, DescribedSource
 from shardmerge.plan.paths import PICTURE
 from shardmerge.recipe.naming import public_names
-from shardmerge.recipe.references import parse_reference
 from shardmerge.sources.any_checkpoint import PIPELINE_INDEX
 from shardmerge.sources.hub_store import HubStore
 from shardmerge.sources.store import Origin
@@ -83,16 +82,10 @@ def parse_card_settings(text: str) -> dict[str, Any]:
 
 def base_models(description: BuildDescription) -> list[str]:
     """Return the Hub names of a build's sources, that of its reference model first."""
-    reference = description.reference
-    ordered = [reference, *(key for key in description.sources if key != reference)]
-    names: dict[str, None] = {}
-    for key in ordered:
-        parsed, source = parse_reference(key), description.sources.get(key)
-        if source and (name := source.store.hub_name(source.origin)):
-            names[name] = None
-        elif parsed.is_hub_name and not re.search(r"--|\.\.", parsed.path):
-            names[parsed.path] = None
-    return list(names)
+    reference, sources = description.reference, description.sources
+    ordered = [reference, *(key for key in sources if key != reference)]
+    names = dict.fromkeys(hub_name(key, sources) for key in ordered)
+    return [name for name in names if name]
 
 
 def _sections(

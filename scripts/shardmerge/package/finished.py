@@ -21,9 +21,8 @@ from shardmerge.base.hashing import sha256_streamed
 from shardmerge.base.printable import printable
 from shardmerge.package.index import PROVENANCE, UNTOLD
 from shardmerge.plan.paths import CHECKSUMS as SUMS
-from shardmerge.plan.paths import SIGNATURE
+from shardmerge.plan.paths import RECIPE, SIGNATURE
 
-RECIPE = "mergekit_config.yml"
 _SHOWN = 4  # sources that are named
 _SLOW = 1 << 30  # bytes that take long enough to be told of
 _MOST = 64 << 20  # bytes of checksums; a row takes a hundred

@@ -46,7 +46,7 @@ class Signer:
         return f"the key {self.key}" if self.key else f"{self.identity} of {self.issuer}"
 
 
-def check_installed() -> None:
+def check_can_sign() -> None:
     """Tell if model-signing is not there.
 
     Raises:
@@ -71,7 +71,7 @@ def sign(folder: Path, output: Path, key: Path | None) -> None:
     Raises:
         UserError: If it cannot be signed.
     """
-    check_installed()
+    check_can_sign()
     from model_signing.signing import Config
 
     config = Config().set_hashing_config(_hashing(folder))
@@ -110,7 +110,7 @@ def check_signature(folder: Path, signer: Signer, path: Path | None = None) -> i
     Raises:
         UserError: If not.
     """
-    check_installed()
+    check_can_sign()
     from model_signing.verifying import Config
 
     path = path or folder / SIGNATURE

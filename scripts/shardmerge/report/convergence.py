@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from shardmerge.benchmark.trials import Trial, TrialSet
 from shardmerge.report.canvas import BLUE, FAINT, GREY, ORANGE, WIDTH, figure, message
-from shardmerge.report.trial_curves import reach, unmeasured
+from shardmerge.report.trial_curves import left_out, reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,39 +17,36 @@ _BODY, _TOP, _BOTTOM, _LEFT, _GAP = 2.7, 0.95, 0.5, 0.6, 0.65
 _ARROWS = {True: " ↑", False: " ↓"}
 
 
-def draw_convergence(
-    trials: TrialSet, excluded: Collection[str], output: str | os.PathLike[str]
-) -> None:
+def draw_convergence(trials: TrialSet, output: str | os.PathLike[str]) -> None:
     """Draw each objective over the trials, in the order in which they were asked for.
 
     Args:
         trials: Of a search.
-        excluded: Names of the trials that do not fulfil the constraints.
         output: The file to write, .svg or .png.
     """
     title = f"{trials.name}: {', '.join(trials.objectives)} over the trials of the search"
     rows = trials.with_metrics(*trials.objectives)
     if not rows:
-        message(output, title, unmeasured(trials))
+        message(output, title, left_out(trials))
         return
     height = _TOP + _BODY + _BOTTOM
     with figure(output, height) as drawing:
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
         note = "Line: the best so far within the constraints. Crosses: excluded or stopped trials. "
-        note += f"Thin lines: 95 % interval. {unmeasured(trials)}"
+        note += f"Thin lines: 95 % interval. {left_out(trials)}"
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
         width = (WIDTH - 0.15) / len(trials.objectives)
         for i, (label, up) in enumerate(trials.objectives.items()):
             left = i * width + _LEFT
             place = left / WIDTH, _BOTTOM / height, (width - _GAP) / WIDTH, _BODY / height
             axes = drawing.add_axes(place)
-            _draw(axes, trials, label, up, excluded)
+            _draw(axes, trials, label, up)
             axes.set_title(label + _ARROWS[up], pad=8)
 
 
-def _draw(axes: Axes, trials: TrialSet, label: str, up: bool, excluded: Collection[str]) -> None:
+def _draw(axes: Axes, trials: TrialSet, label: str, up: bool) -> None:
     placed = [(i, t) for i, t in enumerate(trials.trials, 1) if label in t.metrics]
-    counted = [(i, t) for i, t in placed if t.status == "done" and t.name not in excluded]
+    counted = [(i, t) for i, t in placed if t.may_be_best]
     others = [pair for pair in placed if pair not in counted]
     for pairs, marker, colour in ((others, "x", GREY), (counted, "o", BLUE)):
         _draw_dots(axes, pairs, label, marker, colour)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 #: Colours and markers of lines: nobody has to tell them by the colour alone.
 LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (SKY, "D"), (INK, "v"), (GREY, "P"))
 #: Inches.
-_BODY, _TOP, _BOTTOM, _LEFT, _GAP = 3.3, 0.95, 0.5, 0.6, 0.65
+_BODY, _TOP, _BOTTOM, _LEFT, _GAP = 3.3, 0.75, 0.5, 0.6, 0.65
+#: Inches: a row of a legend, a letter in it, and what stands beside the letters.
+_ROW, _LETTER, _MARK = 0.2, 0.075, 0.45
 _ARROWS = {True: " ↑", False: " ↓"}
 
 
@@ -37,6 +39,7 @@ class _Line:
     label: str
     metric: str
     points: Sequence[tuple[Value, Measurement]]
+    candidates: Sequence[tuple[Value, Measurement]]
 
 
 def draw_curves(
@@ -60,31 +63,37 @@ def draw_curves(
     title = f"{trials.name}: {', '.join(metrics)} over {variable}"
     rows = [t for t in trials.trials if variable in t.variables and t.metrics.keys() & {*metrics}]
     if not rows:
-        message(output, title, unmeasured(trials))
+        message(output, title, left_out(trials))
         return
     values = [
         v for v in trials.variables()[variable] if any(t.variables[variable] == v for t in rows)
     ]
     panels = _panels(rows, variable, metrics, trials)
-    height = _TOP + _BODY + _BOTTOM
+    width = (WIDTH - 0.15) / len(panels)
+    columns = [_legend_columns(lines, width - _GAP) for _, lines in panels]
+    counts = zip(columns, (len(lines) for _, lines in panels), strict=True)
+    legend = max(-(-count // across) if across else 0 for across, count in counts)
+    height = _TOP + legend * _ROW + _BODY + _BOTTOM
     with figure(output, height) as drawing:
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
         few = all(len(lines) <= len(LOOKS) for _, lines in panels)
         note = "Shaded or lines: 95 % interval. "
         note += "Ring: the best. " if few else "Each dot is a trial. "
-        note += unmeasured(trials)
+        note += left_out(trials)
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
-        width = (WIDTH - 0.15) / len(panels)
         for i, (name, lines) in enumerate(panels):
             left = i * width + _LEFT
             place = left / WIDTH, _BOTTOM / height, (width - _GAP) / WIDTH, _BODY / height
-            _draw_panel(drawing.add_axes(place), name, lines, values, variable, trials)
+            axes = drawing.add_axes(place)
+            _draw_panel(axes, lines, values, variable, trials)
+            _head_panel(axes, name, columns[i], legend)
 
 
-def unmeasured(trials: TrialSet) -> str:
-    """Return how many trials were not measured, and why; nothing if all were."""
+def left_out(trials: TrialSet) -> str:
+    """Return how many trials cannot be the best, and why; nothing if all may be."""
     words = {"planned": "to come", "failed": "failed", "stopped": "stopped early"}
     counts = [(sum(t.status == status for t in trials.trials), words[status]) for status in words]
+    counts.append((sum(t.status == "done" and not t.allowed for t in trials.trials), "excluded"))
     told = [f"{plural(count, 'trial')} {how}" for count, how in counts if count]
     return f"{', '.join(told)}." if told else ""
 
@@ -122,8 +131,10 @@ def _panels(
         combinations.setdefault(tuple(trial.variables.get(n) for n in others), []).append(trial)
 
     def line(label: str, found: Sequence[Trial], metric: str) -> _Line:
-        points = [(t.variables[variable], t.metrics[metric]) for t in found if metric in t.metrics]
-        return _Line(label, metric, points)
+        there = [t for t in found if metric in t.metrics]
+        points = [(t.variables[variable], t.metrics[metric]) for t in there]
+        best = [point for t, point in zip(there, points, strict=True) if t.may_be_best]
+        return _Line(label, metric, points, best)
 
     if not others:
         lines = {metric: line(metric + _arrow(trials, metric), rows, metric) for metric in metrics}
@@ -146,9 +157,33 @@ def _arrow(trials: TrialSet, metric: str) -> str:
     return _ARROWS[trials.objectives[metric]] if metric in trials.objectives else ""
 
 
+def _legend_columns(lines: Sequence[_Line], width: float) -> int:
+    """Return how many names of lines stand beside each other; 0 if a panel needs no legend."""
+    if not 1 < len(lines) <= len(LOOKS):
+        return 0
+    longest = max(len(line.label) for line in lines)
+    return max(1, min(3, int(width / (_MARK + _LETTER * longest))))
+
+
+def _head_panel(axes: Axes, title: str, columns: int, rows: int) -> None:
+    """Write a panel's title, and below it the names of its lines in so many columns."""
+    if title:
+        axes.set_title(title, pad=6 + 72 * _ROW * rows)
+    if columns:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=columns,
+            frameon=False,
+            fontsize=8,
+            borderaxespad=0.2,
+            handletextpad=0.4,
+            columnspacing=1.2,
+        )
+
+
 def _draw_panel(
     axes: Axes,
-    title: str,
     lines: Sequence[_Line],
     values: Sequence[Value],
     variable: str,
@@ -160,7 +195,7 @@ def _draw_panel(
     for i, line in enumerate(lines):
         colour, marker = LOOKS[i] if few else (GREY, "o")
         _draw_line(axes, line, places, colour, marker, joined=few and numeric)
-        if few and line.points and line.metric in trials.objectives:
+        if few and line.candidates and line.metric in trials.objectives:
             _ring_best(axes, line, places, trials.objectives[line.metric], colour)
     axes.set_xlabel(variable)
     if ticks:
@@ -169,19 +204,6 @@ def _draw_panel(
         axes.set_xlim(-0.5, len(values) - 0.5)
     axes.grid(axis="y", color="#E6E9ED", linewidth=0.7)
     axes.set_axisbelow(True)
-    if title:
-        axes.set_title(title, pad=22)
-    if few and len(lines) > 1:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=3,
-            frameon=False,
-            fontsize=8,
-            borderaxespad=0.2,
-            handletextpad=0.4,
-            columnspacing=1.2,
-        )
 
 
 def _draw_line(
@@ -216,7 +238,7 @@ def _draw_line(
 
 
 def _ring_best(axes: Axes, line: _Line, places: dict[Any, float], up: bool, colour: str) -> None:
-    value, best = (max if up else min)(line.points, key=lambda point: point[1].value)
+    value, best = (max if up else min)(line.candidates, key=lambda point: point[1].value)
     axes.plot(
         places[value],
         best.value,

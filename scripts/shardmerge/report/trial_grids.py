@@ -1,4 +1,4 @@
-"""A metric of trials over two variables, and over all of them."""
+"""Metrics of trials over two variables, and over all of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shardmerge.benchmark.trials import Measurement, TrialSet, Value, is_numeric, pareto_front
+from shardmerge.benchmark.trials import (
+    Measurement,
+    Trial,
+    TrialSet,
+    Value,
+    is_numeric,
+    pareto_front,
+)
 from shardmerge.report.canvas import FAINT, HEIGHT, INK, WIDTH, figure, message
-from shardmerge.report.trial_curves import axis_values, unmeasured
+from shardmerge.report.trial_curves import axis_values, left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Inches.
-_ROW, _COLUMN, _TOP, _BOTTOM, _LETTER = 0.42, 0.95, 0.65, 0.5, 0.075
+_ROW, _COLUMN, _TOP, _TITLE, _BOTTOM, _LETTER = 0.42, 0.95, 0.55, 0.25, 0.5, 0.075
 _BODY = 3.9
 
 
@@ -23,9 +30,9 @@ def draw_trial_grid(
     trials: TrialSet,
     variables: tuple[str, str],
     output: str | os.PathLike[str],
-    metric: str | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> None:
-    """Draw a metric over two variables, a cell for each pair of values.
+    """Draw metrics over two variables, a cell for each pair of values, one below the other.
 
     Where several trials share a cell, since other variables vary too, the best of them is shown.
 
@@ -33,62 +40,72 @@ def draw_trial_grid(
         trials: All trials; those that were not measured leave their cells white.
         variables: To the right, and downwards.
         output: The file to write, .svg or .png.
-        metric: Its label; the first objective if there is none.
+        metrics: Labels; the objectives if there are none.
     """
-    metric = metric or next(iter(trials.objectives))
+    metrics = list(metrics or trials.objectives)
     across, down = variables
-    title = f"{trials.name}: {metric} over {across} and {down}"
-    up = trials.objectives.get(metric, True)
-    cells, shared = _cells(trials, variables, metric, up)
-    if not cells:
-        message(output, title, unmeasured(trials) or "Nothing was measured.")
+    title = f"{trials.name}: {', '.join(metrics)} over {across} and {down}"
+    cells = {metric: _cells(trials, variables, metric) for metric in metrics}
+    if not any(cells.values()):
+        message(output, title, left_out(trials) or "Nothing was measured.")
         return
     columns, rows = (trials.variables()[name] for name in variables)
     left = 0.4 + _LETTER * max(len(_text(value)) for value in rows)
     width = min(len(columns) * _COLUMN, WIDTH - left - 0.3)
-    body = min(len(rows) * _ROW, HEIGHT - _TOP - _BOTTOM)
-    height = _TOP + body + _BOTTOM
+    each = min(len(rows) * _ROW, (HEIGHT - _TOP) / len(metrics) - _TITLE - _BOTTOM)
+    height = _TOP + (_TITLE + each + _BOTTOM) * len(metrics)
     with figure(output, height) as drawing:
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
-        note = "± half of a 95 % interval. Frame: the best. White: not measured."
-        note += " The best trial of each cell." if shared else ""
+        note = "± half of a 95 % interval. Frame: the best. White: not measured. "
+        note += "The best trial of each cell. " if len(trials.variables()) > 2 else ""
+        note += left_out(trials)
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
-        place = left / WIDTH, _BOTTOM / height, width / WIDTH, body / height
-        axes = drawing.add_axes(place)
-        _draw_cells(axes, cells, columns, rows, up, width / len(columns))
-        axes.set_xlabel(across)
-        axes.set_ylabel(down)
+        for i, metric in enumerate(metrics, 1):
+            low = height - _TOP - (_TITLE + each + _BOTTOM) * i + _BOTTOM
+            axes = drawing.add_axes((left / WIDTH, low / height, width / WIDTH, each / height))
+            up = trials.objectives.get(metric, True)
+            if cells[metric]:
+                _draw_cells(axes, cells[metric], metric, (columns, rows), up, width / len(columns))
+            axes.set_title(metric, pad=5)
+            axes.set_xlabel(across)
+            axes.set_ylabel(down)
 
 
 def _cells(
-    trials: TrialSet, variables: tuple[str, str], metric: str, up: bool
-) -> tuple[dict[tuple[Value, Value], Measurement], bool]:
-    """Return the best measurement of each pair of values, and whether trials share a cell."""
-    cells: dict[tuple[Value, Value], Measurement] = {}
-    shared = False
+    trials: TrialSet, variables: tuple[str, str], metric: str
+) -> dict[tuple[Value, Value], Trial]:
+    """Return the best trial of each pair of values."""
+    up = trials.objectives.get(metric, True)
+    cells: dict[tuple[Value, Value], Trial] = {}
     for trial in trials.with_metrics(metric):
         if not set(variables) <= trial.variables.keys():
             continue
         key = trial.variables[variables[0]], trial.variables[variables[1]]
-        found, known = trial.metrics[metric], cells.get(key)
-        shared |= known is not None
-        if known is None or (found.value > known.value) == up:
-            cells[key] = found
-    return cells, shared
+        known = cells.get(key)
+        if known is None or _rank(trial, metric, up) > _rank(known, metric, up):
+            cells[key] = trial
+    return cells
+
+
+def _rank(trial: Trial, metric: str, up: bool) -> tuple[bool, float]:
+    """Return what is greater for the better one of two trials; one that is excluded comes last."""
+    return trial.may_be_best, trial.metrics[metric].value * (1 if up else -1)
 
 
 def _draw_cells(
     axes: Axes,
-    cells: dict[tuple[Value, Value], Measurement],
-    columns: Sequence[Value],
-    rows: Sequence[Value],
+    cells: dict[tuple[Value, Value], Trial],
+    metric: str,
+    values: tuple[Sequence[Value], Sequence[Value]],
     up: bool,
     room: float,
 ) -> None:
-    grid = [[cells[c, r].value if (c, r) in cells else math.nan for c in columns] for r in rows]
+    columns, rows = values
+    scores = {place: trial.metrics[metric] for place, trial in cells.items()}
+    grid = [[scores[c, r].value if (c, r) in cells else math.nan for c in columns] for r in rows]
     image = axes.imshow(grid, cmap="viridis" if up else "viridis_r", aspect="auto")
-    best = (max if up else min)(cells.values(), key=lambda found: found.value)
-    for (column, row), found in cells.items():
+    best = max(cells.values(), key=lambda trial: _rank(trial, metric, up))
+    for (column, row), found in scores.items():
         x, y = columns.index(column), rows.index(row)
         low, high = found.interval or (0.0, 0.0)
         half = f" ± {(high - low) / 2:.{_digits(found)}f}" if high > low and room > 0.8 else ""
@@ -97,7 +114,7 @@ def _draw_cells(
         text = f"{found.value:.{_digits(found)}f}{half}"
         if room > 0.34:
             axes.text(x, y, text, ha="center", va="center", size=8, color=INK if light else "white")
-        if found is best:
+        if cells[column, row] is best and best.may_be_best:
             axes.plot(
                 [x - 0.46, x + 0.46, x + 0.46, x - 0.46, x - 0.46],
                 [y - 0.44, y - 0.44, y + 0.44, y + 0.44, y - 0.44],
@@ -123,7 +140,7 @@ def draw_parallel(
     rows = trials.with_metrics(*trials.objectives, metric)
     title = f"{trials.name}: all variables and objectives"
     if not rows:
-        message(output, title, unmeasured(trials) or "Nothing was measured.")
+        message(output, title, left_out(trials) or "Nothing was measured.")
         return
     varied = {name: values for name, values in trials.variables().items() if len(values) > 1}
     shown = [t for t in rows if varied.keys() <= t.variables.keys()]
@@ -133,13 +150,13 @@ def draw_parallel(
         m: [t.metrics[m].value for t in shown] for m in trials.objectives
     }
     best = set(pareto_front(trials))
-    height = _TOP + _BODY + _BOTTOM
+    height = 0.1 + _TOP + _BODY + _BOTTOM
     with figure(output, height) as drawing:
         from matplotlib import colormaps
 
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
         note = f"A line is a trial; dark is better in {metric}. Thick: no other trial beats it. "
-        note += unmeasured(trials)
+        note += left_out(trials)
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
         room = 0.08, (_BOTTOM - 0.1) / height, 0.84, (_BODY - 0.1) / height
         axes = drawing.add_axes(room)

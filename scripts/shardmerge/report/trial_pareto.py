@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shardmerge.base.text import plural
 from shardmerge.benchmark.trials import Trial, TrialSet, pareto_front
 from shardmerge.report.canvas import BLUE, FAINT, GREY, INK, WIDTH, figure, message
-from shardmerge.report.trial_curves import reach, unmeasured
+from shardmerge.report.trial_curves import left_out, reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def draw_pareto(
     rows = [trial for trial in plane.with_metrics(across, down) if trial.status == "done"]
     title = f"{trials.name}: {across} and {down}"
     if not rows:
-        message(output, title, unmeasured(trials) or "Nothing was measured.")
+        message(output, title, left_out(trials) or "Nothing was measured.")
         return
     best = set(pareto_front(plane))
     front = sorted((t for t in rows if t.name in best), key=lambda t: t.metrics[across].value)
@@ -46,7 +46,7 @@ def draw_pareto(
         drawing.text(0.012, 1 - 0.2 / height, title, weight="bold", size=11, va="center")
         note = (
             f"Blue: {plural(len(front), 'trial')} that no other beats in one without being worse "
-            f"in the other. Lines: 95 % interval. {unmeasured(trials)}"
+            f"in the other. Lines: 95 % interval. {left_out(trials)}"
         )
         drawing.text(0.012, 1 - 0.42 / height, note, color=FAINT, size=8, va="center")
         place = _LEFT / WIDTH, _BOTTOM / height, (WIDTH - _LEFT - _RIGHT) / WIDTH, _BODY / height

@@ -16,7 +16,7 @@ from shardmerge.benchmark.comparison_rows import value_text
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, is_numeric, pareto_front
 from shardmerge.report.canvas import BLUE, GREY
 from shardmerge.report.html import Marked, heading, html_table, page, paragraph
-from shardmerge.report.trial_curves import reach, unmeasured
+from shardmerge.report.trial_curves import left_out, reach
 
 _CONFIG = {"displaylogo": False, "responsive": True}
 #: Lines of intervals, which are seen on light and dark paper.
@@ -43,7 +43,7 @@ def trials_page(trials: TrialSet) -> str:
         UserError: If plotly is not installed.
     """
     rows = [t for t in trials.trials if t.metrics]
-    parts = [paragraph(unmeasured(trials), "note")] if unmeasured(trials) else []
+    parts = [paragraph(left_out(trials), "note")] if left_out(trials) else []
     if rows:
         parts += [
             heading("Any two quantities"),
@@ -205,7 +205,7 @@ def _table(trials: TrialSet) -> str:
             Marked(trial.name, "good" if trial.name in best else ""),
             *(str(trial.variables.get(name, "-")) for name in variables),
             *(_shown(trial.metrics.get(name)) for name in metrics),
-            "best" if trial.name in best else trial.status,
+            "best" if trial.name in best else trial.status if trial.allowed else "excluded",
         ]
         for trial in trials.trials
     ]

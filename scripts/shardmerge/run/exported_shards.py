@@ -22,7 +22,7 @@ from shardmerge.export.selection import (
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Build
-from shardmerge.sources.checkpoint_files import CONFIG, INDEX
+from shardmerge.sources.checkpoint_files import CONFIG
 
 #: What a job takes besides its matrix: torch and the library.
 _BASE = 600_000_000
@@ -50,7 +50,7 @@ class ExportedShard:
 def small_files(build: Build) -> list[str]:
     """Return the names of a model's files that its exports have too, besides shards."""
     names = dict.fromkeys([CONFIG, *build.files])
-    return [*names, *([INDEX] if len(build.main_shards) > 1 else [])]
+    return [*names, *build.indexes]
 
 
 def scheme_options(scheme: str, options: Mapping[str, Any]) -> str:
@@ -85,7 +85,7 @@ def exported_shard(
 def _needed(build: str, shard: str, scheme: str, options: str) -> tuple[tuple[str, ...], int]:
     """Return the other shards that a shard's job reads, and the bytes of its largest matrix."""
     selection = _selection(build, scheme, options).of(shard)
-    tables = {one.file: one.tensors for one in _description(build).shards}
+    tables = {one.file: one.tensors for one in description_of(build).shards}
     own = sorted(set(tables[shard]) & set(selection.weights))
     shared = partners(own, selection) if scheme_of(scheme).shared else set()
     others = [n for n, table in tables.items() if n != shard and not folder_of(n)
@@ -94,7 +94,8 @@ def _needed(build: str, shard: str, scheme: str, options: str) -> tuple[tuple[st
 
 
 @cache
-def _description(name: str) -> BuildDescription:
+def description_of(name: str) -> BuildDescription:
+    """Return the description of a build, by its digest."""
     return load_description(name)
 
 
@@ -104,4 +105,4 @@ def _selection(build: str, scheme: str, options: str) -> Selection:
 
     chosen = loads(options)
     made = with_options(scheme_of(scheme), chosen)
-    return select(model_tensors(_description(build)), made, chosen["ignore"])
+    return select(model_tensors(description_of(build)), made, chosen["ignore"])

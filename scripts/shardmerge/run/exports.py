@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shardmerge.base.digest import digest
@@ -18,6 +19,7 @@ from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import Settings
 from shardmerge.run.exported_shards import (
     ExportedShard,
+    description_of,
     exported_shard,
     scheme_options,
     small_files,
@@ -47,6 +49,19 @@ class Exports:
         """
         for form in self.forms():
             form.check(self.options(form.name))
+
+    def check_models(self) -> list[str]:
+        """Return sentences on what exports of the plan's models leave out.
+
+        Raises:
+            UserError: If a model cannot be exported as the configuration asks for.
+        """
+        found = [
+            form.check_model(self.options(form.name), name, partial(description_of, build.digest))
+            for form in self.forms()
+            for name, build in self.plan.loadable.items()
+        ]
+        return [sentence for sentence in found if sentence]
 
     def forms(self) -> list[Form]:
         """Return the forms that are asked for."""

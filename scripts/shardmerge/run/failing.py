@@ -7,7 +7,6 @@ that jobs failed, leaves out trials that waited for nothing any more and are not
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.recipe.settings import Settings
-from shardmerge.run.searching import FAILED
+from shardmerge.run.drive import follows_failed_jobs
+from shardmerge.sweep.configured import sweep_name
 from shardmerge.sweep.failures import keep_failed, load_failed
 from shardmerge.sweep.searched import SEARCHES
 from shardmerge.sweep.settled import identity_in
-from shardmerge.sweep.sweeps import sweep_name
 
 
 def waits_path(results: str) -> Path:
@@ -47,7 +46,7 @@ def failures(settings: Settings, *, sweeping: bool, dry: bool) -> Mapping[str, S
         if not sweeping:
             found[name] = load_failed(results, name)
             continue
-        if os.environ.get(FAILED):
+        if follows_failed_jobs():
             found[name] = [*load_failed(results, name), *_newly_failed(results, name)]
         if not dry:
             keep_failed(results, name, found.get(name, ()))

@@ -13,7 +13,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from shardmerge.run.worker import MOST, PLAIN, TORCH, address_of, become, begin, peer_of
+from shardmerge.run.worker import COMPRESSED, MOST, PLAIN, TORCH, address_of, become, begin, peer_of
 
 #: Imported before the first job: all that merging, checking and packaging a model needs.
 _PLAIN = (
@@ -28,7 +28,18 @@ _PLAIN = (
     "shardmerge.package.provenance",
     "shardmerge.package.verify",
 )
-_PRELOADED = {PLAIN: _PLAIN, TORCH: (*_PLAIN, "shardmerge.engine.torch_lane")}
+_PRELOADED = {
+    PLAIN: _PLAIN,
+    TORCH: (*_PLAIN, "shardmerge.engine.torch_lane"),
+    COMPRESSED: (
+        *_PLAIN,
+        "torch",
+        "compressed_tensors.compressors",
+        "compressed_tensors.quantization",
+        "shardmerge.export.compressed_making",
+        "shardmerge.export.jobs",
+    ),
+}
 
 
 @dataclass
@@ -139,7 +150,7 @@ def serve(name: str, kind: str) -> None:
 
     Args:
         name: Names the run: the id of its process, and what else it likes after a hyphen.
-        kind: PLAIN or TORCH.
+        kind: PLAIN, TORCH or COMPRESSED.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         try:

@@ -1,7 +1,6 @@
 """A step of the configuration's searches, while the workflow is read: tell, then ask.
 
-The command `shardmerge search` runs the workflow once for each generation. It and the workflow
-tell each other by two variables of the environment how things stand.
+The command `shardmerge search` runs the workflow once for each generation.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from shardmerge.base import claims, forms
@@ -18,30 +16,22 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, write_json
 from shardmerge.recipe.benchmark_entries import whole_of
 from shardmerge.recipe.settings import Settings
+from shardmerge.run.drive import follows_failed_jobs, tell_state
 from shardmerge.run.expected import expected_path, is_expected, load_expected
 from shardmerge.run.measured import folder_digest
 from shardmerge.sweep.best import best_trials, read_metrics, read_points
+from shardmerge.sweep.configured import read_sweeps, sweep_name
 from shardmerge.sweep.evidence import is_surely_worse
 from shardmerge.sweep.genome import Genome
 from shardmerge.sweep.objectives import read_objectives
 from shardmerge.sweep.opened import open_recipe
-from shardmerge.sweep.search import JOURNAL, Eyes, Metrics, SearchPlan, advance
+from shardmerge.sweep.points import check_point
+from shardmerge.sweep.search import JOURNAL, advance
+from shardmerge.sweep.search_plan import Eyes, Metrics, SearchPlan
 from shardmerge.sweep.searched import SEARCHES, Searched, state_path
 from shardmerge.sweep.space import Point, read_space
-from shardmerge.sweep.sweeps import (
-    Sweep,
-    check_point,
-    read_sweeps,
-    rung_label,
-    sweep_name,
-    trial_name,
-)
+from shardmerge.sweep.sweeps import Sweep, rung_label, trial_name
 from shardmerge.sweep.template import Template
-
-#: Path of a file in which a run tells how its searches stand; none is written without it.
-TOLD = "SHARDMERGE_SEARCH"
-#: Set where trials of this generation that are not measured have failed.
-FAILED = "SHARDMERGE_SEARCH_FAILED"
 
 
 def step(settings: Settings, *, dry: bool) -> dict[str, Searched]:
@@ -73,7 +63,7 @@ def _step(config: Mapping[str, Any], settings: Settings, where: str, *, dry: boo
     tasks = _tasks(plan, settings)
     recipe, _ = open_recipe(config, settings["sources"])
     eyes = _Files(plan, recipe, settings["results"], tasks).eyes()
-    failed = bool(os.environ.get(FAILED))
+    failed = follows_failed_jobs()
     if dry:
         found = advance(plan, state.parent, eyes, failed=failed, dry=True)
         return _with_best(found, plan.name, tasks, settings)
@@ -185,12 +175,6 @@ def _with_best(found: Searched, name: str, tasks: Sequence[str], settings: Setti
 def _place(sweep: Sweep, found: Searched, name: str) -> int:
     values = next(c.values for c in sweep.candidates if c.name == name)
     return next(i for i, trial in enumerate(found.trials) if trial.values == values)
-
-
-def tell_state(states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Tell the command how sweeps stand, by name, if it asks for it."""
-    if path := os.environ.get(TOLD):
-        write_json(Path(path), states)
 
 
 def _state(search: Searched) -> dict[str, Any]:

@@ -180,24 +180,48 @@ def rule_name(workflow: Any, rule: str) -> str:
 def at_start(workflow: Any, begin: Callable[[], object]) -> None:
     """Call a function when jobs begin to run, before the importer's own `onstart`.
 
-    Snakemake takes no such handler from a module, and only the last of several. So does this.
-
     Args:
         workflow: Snakemake's.
         begin: The function.
     """
-    register, own = workflow.onstart, workflow._onstart
+    _before_handler(workflow, "onstart", begin)
+
+
+def at_failure(workflow: Any, end: Callable[[], object]) -> None:
+    """Call a function when jobs have run and not all ended well, before the importer's `onerror`.
+
+    Args:
+        workflow: Snakemake's.
+        end: The function.
+    """
+    _before_handler(workflow, "onerror", end)
+
+
+def has_tried_all(workflow: Any) -> bool:
+    """Return whether a run with failed jobs ran all jobs that it could: nobody ended it early."""
+    scheduler = workflow.scheduler
+    left = scheduler.running or scheduler.open_jobs or scheduler._user_kill
+    return bool(scheduler.failed) and not left
+
+
+def _before_handler(workflow: Any, name: str, first: Callable[[], object]) -> None:
+    """Call a function before a handler of the workflow.
+
+    Snakemake takes no handler from a module, and only the last of several. So does this.
+    """
+    register, own = getattr(workflow, name), getattr(workflow, f"_{name}")
 
     def both(func: Callable[[Any], object]) -> Callable[[Any], None]:
-        def start(log: Any) -> None:
-            begin()
+        def handle(log: Any) -> None:
+            first()
             func(log)
 
-        return start
+        return handle
 
     def register_both(func: Callable[[Any], object]) -> None:
         register(func)
         if workflow.modifier.is_main_snakefile():
-            workflow._onstart = both(func)
+            setattr(workflow, f"_{name}", both(func))
 
-    workflow.onstart, workflow._onstart = register_both, both(own)
+    setattr(workflow, name, register_both)
+    setattr(workflow, f"_{name}", both(own))

@@ -11,10 +11,10 @@ from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_json
 from shardmerge.run.cli import tell
+from shardmerge.run.drive import tell_state
 from shardmerge.run.expected import expected_path, note_expected
 from shardmerge.run.failing import waits_path
 from shardmerge.run.resources import megabytes
-from shardmerge.run.searching import tell_state
 from shardmerge.run.targets import Targets
 from shardmerge.sweep.failures import drop_weights
 from shardmerge.sweep.scratch import check_shared, use_scratch

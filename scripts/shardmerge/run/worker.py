@@ -1,8 +1,9 @@
 """A run's jobs share their imports: they are forked from a process that has all modules loaded.
 
 There is one for all jobs, and one that has torch besides, which is slow to import: to it a job goes
-once it knows that it computes what needs torch. Each is started while Snakemake decides on jobs, or
-by the first job that asks, and ends with the run.
+once it knows that it computes what needs torch. A third has compressed-tensors too, for jobs that
+quantise. Each is started while Snakemake decides on jobs, or by the first job that asks, and ends
+with the run.
 A job that cannot have it, for whatever reason, runs by itself. Linux only: the process listens at
 an abstract address, which leaves nothing behind, and takes jobs of its own user alone.
 """
@@ -24,8 +25,8 @@ from shardmerge.base.owner import start_ticks
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
 WORKER_VARIABLE = "SHARDMERGE_WORKER"
-#: Kinds of process: with what every job needs, and with torch too.
-PLAIN, TORCH = "plain", "torch"
+#: Kinds of process: with what every job needs, with torch too, with compressed-tensors too.
+PLAIN, TORCH, COMPRESSED = "plain", "torch", "compressed"
 #: Whether the system has what this takes; abstract addresses are Linux's alone.
 _CAN_SHARE = sys.platform == "linux" and all(
     hasattr(module, name)
@@ -102,11 +103,12 @@ def delegate(kind: str = PLAIN) -> None:
     Returns where there is none to be had, or where this is such a fork; the script then runs here.
 
     Args:
-        kind: PLAIN, or TORCH as soon as it is known that torch is needed and before anything else.
+        kind: PLAIN, or another as soon as it is known that what it has is needed and before
+            anything else.
     """
     global _run
     _run = os.environ.pop(WORKER_VARIABLE, None) or _run
-    if not (_run and _CAN_SHARE) or kind == _kind or _kind == TORCH:
+    if not (_run and _CAN_SHARE) or kind == _kind or _kind in (TORCH, COMPRESSED):
         return
     with contextlib.suppress(OSError), _connect(_run, kind) as connection:
         request = [sys.argv, os.getcwd(), dict(os.environ), process_began()]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.benchmark.scores import load, score_table
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
 from shardmerge.sweep.bounds import is_within
 from shardmerge.sweep.objectives import WEIGHTED
-from shardmerge.sweep.sweeps import Sweep, plot_value
+from shardmerge.sweep.points import plot_value
+from shardmerge.sweep.sweeps import Sweep
 
 #: Paths of benchmark results, by the trial's name.
 Files = Mapping[str, Sequence[str]]
@@ -38,7 +38,16 @@ def read_points(sweep: Sweep, files: Files) -> TrialSet:
         values = {name: plot_value(value) for name, value in candidate.values.items()}
         ended = candidate.status in ("failed", "stopped")
         status = candidate.status if ended else "done" if paths else "planned"
-        trials.append(Trial(name=candidate.name, variables=values, metrics=metrics, status=status))
+        allowed = not paths or fulfils(sweep, metrics)
+        trials.append(
+            Trial(
+                name=candidate.name,
+                variables=values,
+                metrics=metrics,
+                status=status,
+                allowed=allowed,
+            )
+        )
     higher = {label: word == "maximize" for label, word in sweep.objectives.items()}
     return TrialSet(name=sweep.name, objectives=higher, trials=tuple(trials))
 
@@ -85,10 +94,8 @@ def best_trials(sweep: Sweep, points: TrialSet) -> tuple[str, ...]:
         sweep: The sweep.
         points: Its trials.
     """
-    done = [t for t in points.with_metrics(*points.objectives) if t.status == "done"]
-    allowed = tuple(trial for trial in done if fulfils(sweep, trial.metrics))
-    names = pareto_front(replace(points, trials=allowed))
-    front = [trial for trial in allowed if trial.name in names]
+    names = pareto_front(points)
+    front = [trial for trial in points.trials if trial.name in names]
     distances = _distances(front, points.objectives)
     return tuple(sorted(names, key=lambda name: distances[name]))
 

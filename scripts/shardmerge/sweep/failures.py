@@ -14,7 +14,7 @@ from shardmerge.plan.records import is_as_recorded
 from shardmerge.sweep.scratch import leave_scratch
 
 
-def failed_path(results: str, sweep: str) -> Path:
+def failed_trials_path(results: str, sweep: str) -> Path:
     """Return the path of the list of a sweep's trials that failed."""
     return Path(results, "sweeps", sweep, "failed.json")
 
@@ -25,7 +25,7 @@ def load_failed(results: str, sweep: str) -> list[str]:
     Raises:
         UserError: If their list is damaged.
     """
-    path = failed_path(results, sweep)
+    path = failed_trials_path(results, sweep)
     if not path.is_file():
         return []
     names = load_json(path).get("failed")
@@ -36,7 +36,7 @@ def load_failed(results: str, sweep: str) -> list[str]:
 
 def keep_failed(results: str, sweep: str, names: Sequence[str]) -> None:
     """Write the list of a sweep's trials that failed; none is left if there are none."""
-    path = failed_path(results, sweep)
+    path = failed_trials_path(results, sweep)
     if names:
         write_json(path, {"failed": list(names)})
     else:

@@ -11,19 +11,18 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardmerge.base.digest import digest
 from shardmerge.base.errors import UserError
-from shardmerge.benchmark.trials import Measurement
 from shardmerge.sweep.bounds import distance
 from shardmerge.sweep.dimensions import distributions, parameters_of, point_of
+from shardmerge.sweep.samplers import check_plan, sampler_of
+from shardmerge.sweep.search_plan import Eyes, Metrics, SearchPlan
 from shardmerge.sweep.searched import Asked, Searched
-from shardmerge.sweep.space import Point, Variable
+from shardmerge.sweep.space import Point
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,70 +30,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 JOURNAL = "journal.log"
-_LEAST_POPULATION = 8
-
-#: What was measured by label.
-Metrics = Mapping[str, Measurement]
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """What a search is about.
-
-    Args:
-        name: Of the sweep.
-        sampler: ``tpe``, ``cmaes`` or ``nsga2``.
-        variables: Its space.
-        objectives: Label to ``maximize`` or ``minimize``.
-        constraints: Label to a bound.
-        trials: How many there are in all.
-        parallel: How many there are in a generation.
-        seed: Of the sampler.
-        rungs: Numbers of questions after which trials may be stopped.
-        start: Points that are tried first.
-        basis: What else decides what is measured: the recipe, how models are measured.
-        where: What to say of it in errors.
-        weights: Of metrics whose weighted sum is the objective; else none.
-    """
-
-    name: str
-    sampler: str
-    variables: Sequence[Variable]
-    objectives: Mapping[str, str]
-    constraints: Mapping[str, str]
-    trials: int
-    parallel: int
-    seed: int
-    rungs: Sequence[int]
-    start: Sequence[Point]
-    basis: Any
-    where: str
-    weights: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> str:
-        """Digest of all that decides which trials are asked for; more trials may come later."""
-        space = {v.name: [repr(v.domain), v.points] for v in self.variables}
-        aims = [list(self.objectives.items()), list(self.constraints.items())]
-        rest = [self.sampler, self.parallel, self.seed, list(self.rungs), list(self.start)]
-        weights = [list(self.weights.items())] if self.weights else []
-        return digest([space, aims, rest, self.basis, *weights])
-
-
-@dataclass(frozen=True)
-class Eyes:
-    """How a search sees what was measured.
-
-    Args:
-        look: Returns the metrics of a point that is asked so many questions (None: all), or None
-            if they are not there.
-        name: Returns the same for points that are the same trial.
-        worse: Returns whether a point, after so many questions, is surely worse than one of others.
-    """
-
-    look: Callable[[Point, int | None], Metrics | None]
-    name: Callable[[Point], str]
-    worse: Callable[[Point, Sequence[Point], int], bool]
 
 
 def advance(plan: SearchPlan, folder: Path, eyes: Eyes, *, failed: bool, dry: bool) -> Searched:
@@ -125,28 +60,6 @@ def advance(plan: SearchPlan, folder: Path, eyes: Eyes, *, failed: bool, dry: bo
         return _state(study, plan)
 
 
-def check_plan(plan: SearchPlan) -> None:
-    """Refuse what a sampler cannot do.
-
-    Raises:
-        UserError: If there is such a thing.
-    """
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        raise UserError("needs optuna", f"`sampler: {plan.sampler}`", "Run `make env`.") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if plan.sampler == "cmaes" and (plan.constraints or len(plan.objectives) > 1):
-        hint = "Write `sampler: tpe`."
-        raise UserError("cmaes knows one objective and no constraints", plan.where, hint)
-    if list(plan.rungs) != sorted(set(plan.rungs)):
-        raise UserError("must rise", f"{plan.where}.stop.rungs", "Write `rungs: [50, 200]`.")
-    if len(plan.start) > plan.trials:
-        raise UserError("has more points than `trials`", f"{plan.where}.start")
-    for point in plan.start:
-        parameters_of(plan.variables, point, f"{plan.where}.start")
-
-
 @contextmanager
 def _journal(folder: Path, *, keep: bool) -> Iterator[Path]:
     """Give a copy of the journal, which takes its place at the end, whole or not at all."""
@@ -173,7 +86,7 @@ def _open(plan: SearchPlan, path: Path, sampler: BaseSampler | None = None) -> S
         storage=JournalStorage(JournalFileBackend(str(path))),
         study_name=plan.name,
         directions=list(plan.objectives.values()),
-        sampler=sampler or _sampler(plan, 0),
+        sampler=sampler or sampler_of(plan, 0),
         load_if_exists=True,
     )
 
@@ -186,43 +99,6 @@ def _first_open(plan: SearchPlan, path: Path, folder: Path) -> Study:
         hint = "Take back a copy of it, or give the sweep another `name`."
         told = f"is no journal of a search ({type(error).__name__})"
         raise UserError(told, str(folder / JOURNAL), hint) from None
-
-
-def _sampler(plan: SearchPlan, generation: int) -> BaseSampler:
-    """Return the sampler of a generation; its random numbers follow from the generation alone."""
-    from optuna.samplers import NSGAIISampler, TPESampler
-
-    seed = int(digest([plan.seed, generation])[:8], 16)
-    own = {"constraints_func": _violations} if plan.constraints else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what optuna calls experimental
-        if plan.sampler == "tpe":
-            return TPESampler(seed=seed, multivariate=True, constant_liar=True, **own)
-        if plan.sampler == "cmaes":
-            from shardmerge.sweep.cma_state import SafeCmaEsSampler
-
-            size = max(plan.parallel, _LEAST_POPULATION)
-            return SafeCmaEsSampler(
-                x0=_middle(plan), seed=seed, popsize=size, warn_independent_sampling=False
-            )
-        return NSGAIISampler(
-            seed=seed, population_size=max(plan.parallel, _LEAST_POPULATION), **own
-        )
-
-
-def _middle(plan: SearchPlan) -> dict[str, Any] | None:
-    """Return the numbers that CMA-ES begins around: the first point that is given."""
-    if not plan.start:
-        return None
-    from optuna.distributions import CategoricalDistribution
-
-    told = parameters_of(plan.variables, plan.start[0], plan.where)
-    space = distributions(plan.variables)
-    return {k: v for k, v in told.items() if not isinstance(space[k], CategoricalDistribution)}
-
-
-def _violations(trial: FrozenTrial) -> Sequence[float]:
-    return trial.user_attrs["violations"]
 
 
 def _check_identity(study: Study, plan: SearchPlan, folder: Path) -> None:
@@ -318,7 +194,7 @@ def _tell(study: Study) -> None:
 
 def _ask(path: Path, plan: SearchPlan, count: int) -> None:
     generation = -(-count // plan.parallel)
-    study = _open(plan, path, _sampler(plan, generation))
+    study = _open(plan, path, sampler_of(plan, generation))
     space = distributions(plan.variables)
     for number in range(count, min(count + plan.parallel, plan.trials)):
         if number < len(plan.start):

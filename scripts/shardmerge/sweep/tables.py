@@ -17,7 +17,6 @@ from shardmerge.base.sealed import AGAIN
 from shardmerge.base.text import plural
 from shardmerge.benchmark.probe_units import unit_of
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
-from shardmerge.sweep.best import fulfils
 from shardmerge.sweep.evidence import Verdicts
 from shardmerge.sweep.outcome import evidence, report_lines
 from shardmerge.sweep.sweeps import TUNED, Sweep
@@ -45,7 +44,7 @@ def table_data(
     """
     values = {candidate.name: dict(candidate.values) for candidate in sweep.candidates}
     rows = [
-        _row(sweep, trial, values[trial.name], best) | {"verdicts": found.get(trial.name, {})}
+        _row(trial, values[trial.name], best) | {"verdicts": found.get(trial.name, {})}
         for trial in points.trials
     ]
     others = [
@@ -64,13 +63,13 @@ def table_data(
     }
 
 
-def _row(sweep: Sweep, trial: Trial, values: Any, best: Sequence[str]) -> dict[str, Any]:
+def _row(trial: Trial, values: Any, best: Sequence[str]) -> dict[str, Any]:
     return {
         "trial": trial.name,
         "variables": values,
         "metrics": {label: forms.written(m) for label, m in trial.metrics.items()},
         "status": trial.status,
-        "fulfils": trial.status == "done" and fulfils(sweep, trial.metrics),
+        "fulfils": trial.may_be_best,
         "best": trial.name in best,
     }
 

@@ -159,8 +159,8 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            ("[]", "is no table of options"),
-            ("{", "is no table of options"),
+            ("[]", "is no table in JSON"),
+            ("{", "is no table in JSON"),
             ('{"model_args": {"trust_remote_code": true}}', "unknown key 'trust_remote_code'"),
             ('{"limit": -1}', "benchmark.limit"),
         ],

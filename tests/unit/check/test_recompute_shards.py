@@ -127,7 +127,8 @@ class TestRightShards:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        built = build_model(SLERP, numerics=MERGEKIT)
+        text = SLERP.replace("merge_method: slerp", "merge_method: karcher")
+        built = build_model(text, numerics=MERGEKIT)
         monkeypatch.setattr(kernels, "WHOLE", 100)
         job, spec = built.shard_with(MERGED)
         found = check(job)

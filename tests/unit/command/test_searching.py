@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.command.searching import run_all, run_once, run_sweeps
-from shardmerge.run.searching import FAILED, TOLD
+from shardmerge.command.searching import Ended, run_all, run_once, run_sweeps
+from shardmerge.run.drive import JOBS_FAILED, STATE, failed_path
+
+FAILED = 1
+#: A run that ended with the same status, and has not tried all its jobs.
+ENDED_EARLY = "1"
+
+
+def end(status: Any, more: Mapping[str, str]) -> int:
+    """Return the status of a run, which tells so if its jobs failed."""
+    if status == FAILED:
+        failed_path(more[STATE]).touch()
+    return int(status)
 
 
 class Runs:
@@ -20,19 +32,19 @@ class Runs:
         ends: Status of each run, and whether the search is finished then; None: it tells nothing.
     """
 
-    def __init__(self, *ends: tuple[int, bool | None]) -> None:
+    def __init__(self, *ends: tuple[Any, bool | None]) -> None:
         self.ends = list(ends)
         self.state: list[str] = []
         self.failed: list[bool] = []
 
     def __call__(self, more: Mapping[str, str]) -> int:
         status, finished = self.ends.pop(0)
-        self.failed.append(FAILED in more)
+        self.failed.append(JOBS_FAILED in more)
         if finished is not None:
             told = {"own": {"generation": 0, "finished": finished, "trials": 4}}
             told["own"]["state"] = self.state.pop(0) if self.state else str(len(self.ends))
-            Path(more[TOLD]).write_text(json.dumps(told))
-        return status
+            Path(more[STATE]).write_text(json.dumps(told))
+        return end(status, more)
 
 
 def test_until_it_is_finished() -> None:
@@ -65,6 +77,13 @@ def test_ended_from_outside() -> None:
         assert run_all(Runs((status, False))) == status
 
 
+def test_what_was_never_tried_has_not_failed() -> None:
+    """A lock, a full disk, Ctrl-C: Snakemake's status is the same as that of failed jobs."""
+    runs = Runs((0, False), (ENDED_EARLY, False))
+    assert run_all(runs) == 1
+    assert runs.failed == [False, False]
+
+
 def test_tables_that_fail_end_it() -> None:
     assert run_all(Runs((1, True))) == 1
 
@@ -72,15 +91,15 @@ def test_tables_that_fail_end_it() -> None:
 class SweepRuns:
     """Ends runs of a sweep as told: status, trials that are measured and failed, None: nothing."""
 
-    def __init__(self, *ends: tuple[int, int, int, bool]) -> None:
+    def __init__(self, *ends: tuple[Any, int, int, bool]) -> None:
         self.ends, self.failed = list(ends), []  # type: ignore[var-annotated]
 
     def __call__(self, more: Mapping[str, str]) -> int:
         status, measured, failed, finished = self.ends.pop(0)
-        self.failed.append(FAILED in more)
+        self.failed.append(JOBS_FAILED in more)
         told = {"own": {"measured": measured, "failed": failed, "finished": finished}}
-        Path(more[TOLD]).write_text(json.dumps(told))
-        return status
+        Path(more[STATE]).write_text(json.dumps(told))
+        return end(status, more)
 
 
 class TestSweeps:
@@ -104,6 +123,10 @@ class TestSweeps:
     def test_ended_from_outside(self) -> None:
         assert run_sweeps(SweepRuns((130, 0, 0, False))) == 130
 
+    def test_what_was_never_tried_has_not_failed(self) -> None:
+        runs = SweepRuns((1, 1, 0, False), (ENDED_EARLY, 2, 1, False))
+        assert (run_sweeps(runs), runs.failed) == (1, [False, True])
+
 
 def test_once() -> None:
-    assert run_once(Runs((0, None))) == (0, {})
+    assert run_once(Runs((0, None))) == Ended(0, {}, failed=False)

@@ -195,7 +195,7 @@ class TestWhole:
 
     @pytest.mark.parametrize(
         ("name", "models", "numerics"),
-        [("arcee_fusion", "ab", MERGEKIT), ("ties", "abc", MERGEKIT), ("slerp", "ab", MERGEKIT)],
+        [("arcee_fusion", "ab", MERGEKIT), ("ties", "abc", MERGEKIT), ("karcher", "ab", MERGEKIT)],
     )
     def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
         s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each

@@ -13,6 +13,7 @@ from helpers import engine_cases as cases
 from helpers.engine_cases import Models, assert_same, normal
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import OutputTensor
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import tasks
 from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.layout import Chunk
@@ -35,7 +36,7 @@ def held(*inputs: ex.Expression) -> ex.Call:
 
 
 def task_of(expression: ex.Expression, code: str = "F16", stored: tuple = ()) -> TensorTask:
-    return make_task(OutputTensor("w", code, SHAPE, expression), stored, "float32")
+    return make_task(OutputTensor("w", code, SHAPE, expression), stored, FLOAT32)
 
 
 class TestTask:

@@ -97,12 +97,6 @@ def test_more_error_than_rounding_explains(case: Case) -> None:
         case.check(scheme=replace(SCHEME, most=0.01))
 
 
-def test_nothing_to_quantise(case: Case) -> None:
-    none = select({"a.weight": ("BF16", (4, 100))}, SCHEME, [])
-    with pytest.raises(UserError, match="no matrix that w4a16 can quantise: its 100 columns"):
-        case.check(selection=none)
-
-
 def test_a_module_that_is_no_linear_layer(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     unused = {"architecture": "OddForCausalLM", "unused": [f"{Q}_scale"]}
     module = "shardmerge.export.compressed_check.load_model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_reasons_of_what_is_kept() -> None:
     assert found.weights == ()
     assert found.kept == {
         "a.down_proj.weight": "its 160 columns are no multiple of 128",
-        "a.experts.gate_up_proj": "no weight of a linear layer",
+        "a.experts.gate_up_proj": "experts in one tensor of three dimensions",
         "a.conv1d.weight": "no weight of a linear layer",
         "2_Dense/linear.weight": "of a module beside the model",
     }
@@ -88,6 +89,35 @@ def test_numbers_that_are_no_floats_stay() -> None:
     scheme = replace(scheme_of("fp8-dynamic"))
     found = select({"a.weight": ("I8", (4, 4))}, scheme, [])
     assert found.kept == {"a.weight": "of type I8"}
+
+
+def checked(names: dict[str, tuple[int, ...]], scheme: str = "w4a16", **options: Any) -> str | None:
+    """Return what is told of a model with these tensors before any job."""
+    rows = {name: ("BF16", shape) for name, shape in names.items()}
+    described = SimpleNamespace(shards=[SimpleNamespace(file="model.safetensors", tensors=rows)])
+    return form_of(scheme).check_model(OPTIONS | options, "m", lambda: described)
+
+
+class TestBeforeAnyJob:
+    def test_nothing_to_quantise(self) -> None:
+        with pytest.raises(UserError, match="no matrix that w4a16 can quantise: its 100 columns"):
+            checked({"a.weight": (4, 100)})
+
+    @pytest.mark.parametrize("scheme", ["w4a16", "fp8-dynamic"])
+    def test_matrices_of_inputs_and_outputs(self, scheme: str) -> None:
+        """As those of GPT-2 are: the bias tells it where the matrix is no square."""
+        attention = {"h.0.attn.c_attn.weight": (256, 768), "h.0.attn.c_attn.bias": (768,)}
+        with pytest.raises(UserError, match=r"'h\.0\.attn\.c_attn' .* is no linear layer"):
+            checked(attention, scheme)
+        other = {"a.up_proj.weight": (768, 256), "a.up_proj.bias": (768,)}
+        assert checked(other, scheme) is None
+        assert checked(attention | other, scheme, ignore=["re:.*c_attn"]) is None
+
+    def test_stacked_experts_are_told(self) -> None:
+        tables = {"a.up_proj.weight": (256, 256), "a.experts.down_proj": (3, 256, 256)}
+        told = checked(tables, "nvfp4a16")
+        assert told and "nvfp4a16 leaves 75% of the model as it is: experts in one tensor" in told
+        assert checked({"a.up_proj.weight": (256, 256), "a.conv1d.weight": (256, 1, 4)}) is None
 
 
 class TestSharedScales:

@@ -15,6 +15,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.package.adapter import (
     adapter_config,
+    base_name,
     config_text,
     join_factors,
     saved_names,
@@ -115,6 +116,26 @@ def test_the_card_tells_of_the_base_and_not_of_this_machine() -> None:
     assert "/data/me" not in text
     assert "`self_attn.v_proj` | 2 | 2 to 4 | 0.2500" in text
     assert "Not in the adapter: 1 tensor" in text
+
+
+@pytest.mark.parametrize(
+    "base", ["/data/me/llama", "./models/x/llama", "~/x/llama", "my/own/llama"]
+)
+def test_a_base_that_is_a_folder_is_told_by_its_name_alone(base: str) -> None:
+    """The Hub would take a path for a repository, and it may tell of this machine."""
+    found = described(base=base, sources={base: DescribedSource(kind="local", files={})})
+    text = adapter_card(found, made(*[4] * 6), {})
+    assert "base_model" not in text and base not in text
+    assert "A LoRA adapter of `llama`" in text and "from_pretrained('llama')" in text
+    assert base_name(found) == "llama"
+    assert base not in json.dumps(adapter_provenance("0" * 64, found, made(*[4] * 6), {})["base"])
+    published = adapter_card(found, made(*[4] * 6), {}, "me/llama")
+    assert "base_model: me/llama\n" in published and "base_model_relation: adapter" in published
+
+
+def test_a_folder_that_stands_for_a_repository_is_told_as_that() -> None:
+    found = described(sources={"org/base": DescribedSource(kind="local", files={})})
+    assert "base_model: org/base\n" in adapter_card(found, made(*[4] * 6), {})
 
 
 def test_provenance_has_no_paths() -> None:

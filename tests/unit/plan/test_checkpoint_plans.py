@@ -18,7 +18,7 @@ from shardmerge.plan.plan import Build, Plan
 from shardmerge.recipe.settings import load_settings
 from shardmerge.report.explain import explain
 from shardmerge.run.targets import Targets
-from shardmerge.sweep.sweeps import read_sweeps, with_tasks
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 STEM = "diffusion_pytorch_model"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import pytest
 
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
+from shardmerge.report import trial_curves
 from shardmerge.report import trials_page as pages
+from shardmerge.report.canvas import WIDTH
 from shardmerge.report.trial_curves import axis_values, draw_curves, reach
 from shardmerge.report.trial_grids import draw_parallel, draw_trial_grid
 from shardmerge.report.trial_pareto import draw_pareto
@@ -94,6 +98,48 @@ class TestPlots:
         assert "<svg" in self.drawn(plot, trials, tmp_path)
 
 
+class Kept:
+    """Gives the figure that is drawn, in place of a file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.figure: Any = None
+        monkeypatch.setattr(trial_curves, "figure", self._figure)
+
+    @contextmanager
+    def _figure(self, output: Any, height: float) -> Iterator[Any]:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasAgg(self.figure)
+        yield self.figure
+        self.figure.canvas.draw()
+
+
+class TestCurves:
+    @pytest.mark.parametrize("count", [2, 4, 6])
+    @pytest.mark.parametrize("word", ["a", "the_name_of_a_long_method"])
+    def test_names_of_lines_stand_below_the_title(
+        self, count: int, word: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kept = Kept(monkeypatch)
+        draw_curves(sweep(methods=tuple(f"{word}{i}" for i in range(count))), "w", "none.svg")
+        for axes in kept.figure.axes:
+            title = axes._left_title.get_window_extent()
+            names = axes.get_legend().get_window_extent()
+            assert names.y1 <= title.y0 + 1
+            assert names.x1 <= axes.get_window_extent().x1 + 1
+            assert title.y1 < kept.figure.texts[1].get_window_extent().y0
+
+    def test_what_breaks_a_bound_gets_no_ring(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept = Kept(monkeypatch)
+        found = sweep()
+        rows = tuple(replace(t, allowed=t.variables["w"] < 0.5) for t in found.trials)
+        draw_curves(replace(found, trials=rows, objectives={"B": True}), "w", "none.svg")
+        rings = [line for line in kept.figure.axes[0].lines if line.get_markersize() == 11]
+        assert [tuple(ring.get_xdata()) for ring in rings] == [(0.4,)]
+
+
 class TestAxes:
     def test_numbers_stand_where_they_are_and_others_in_a_row(self) -> None:
         assert axis_values([0.5, 2])[0] == {0.5: 0.5, 2: 2.0}
@@ -126,6 +172,14 @@ class TestPage:
         assert "2 trials failed, 1 trial stopped early." in text
         empty = TrialSet(name="x", objectives={"B": True}, trials=())
         assert "<div" not in trials_page(empty)
+
+    def test_what_breaks_a_bound_is_not_called_best(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pages, "_plotly", lambda: "")
+        found = sweep()
+        rows = tuple(replace(t, allowed=False) for t in found.trials)
+        text = trials_page(replace(found, trials=rows))
+        assert "9 trials excluded." in text
+        assert ">best<" not in text and ">excluded<" in text
 
     def test_without_plotly_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def missing(name: str) -> Any:

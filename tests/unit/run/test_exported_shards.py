@@ -33,7 +33,7 @@ TABLES = {
 def description(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     shards = [SimpleNamespace(file=f"{n}.safetensors", tensors=t) for n, t in TABLES.items()]
     found = SimpleNamespace(shards=shards)
-    monkeypatch.setattr(exported_shards, "_description", lambda name: found)
+    monkeypatch.setattr(exported_shards, "description_of", lambda name: found)
     caches = (exported_shards._needed, exported_shards._selection)
     for cached in caches:
         cached.cache_clear()

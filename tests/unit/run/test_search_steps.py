@@ -11,10 +11,11 @@ import pytest
 from shardmerge.base.errors import UserError
 from shardmerge.benchmark.options import EvalOptions
 from shardmerge.recipe.settings import Settings, load_settings
+from shardmerge.run.drive import JOBS_FAILED, STATE
 from shardmerge.run.expected import expected_path, load_expected, note_expected
 from shardmerge.run.measured import Measured
-from shardmerge.run.searching import FAILED, TOLD, step
-from shardmerge.sweep.sweeps import read_sweeps
+from shardmerge.run.searching import step
+from shardmerge.sweep.configured import read_sweeps
 
 pytest.importorskip("optuna")
 RECIPE = 'merge_method: linear\nmodels: [{model: one, parameters: {weight: "${w}"}}]\n'
@@ -96,7 +97,7 @@ def test_an_objective_may_be_a_part_of_a_probe() -> None:
 def test_steps_and_a_trial_that_is_surely_worse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TOLD, str(tmp_path / "told"))
+    monkeypatch.setenv(STATE, str(tmp_path / "told"))
     own = settings(stop={"rungs": [40]}, parallel=1, trials=2)
     step(own, dry=False)
     (first,) = read_sweeps(own)[0].candidates
@@ -131,7 +132,7 @@ def test_failed_trials_are_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     step(own, dry=False)
     sweep = read_sweeps(own)[0]
     measure(sweep.label(sweep.candidates[0].name), [1, 0, 1, 1])
-    monkeypatch.setenv(FAILED, "1")
+    monkeypatch.setenv(JOBS_FAILED, "1")
     step(own, dry=False)
     sweep = read_sweeps(own)[0]
     assert [c.status for c in sweep.candidates] == ["done", "failed", "asked", "asked"]

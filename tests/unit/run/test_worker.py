@@ -216,6 +216,23 @@ class TestDelegate:
         assert int((tmp_path / "found").read_text().split()[0]) == job.pid
 
 
+@pytest.mark.slow
+def test_jobs_that_quantise_find_their_library_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from shardmerge.run.worker import COMPRESSED, TORCH, delegate\n"
+        "delegate(COMPRESSED)\n"
+        "loaded = 'compressed_tensors' in sys.modules\n"
+        "delegate(TORCH)  # it has torch, so the job stays\n"
+        "print(loaded)\n"
+    )
+    env = os.environ | {worker.WORKER_VARIABLE: run_name()}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
 class TestServe:
     def test_ends_with_the_run(self, start: Callable[..., Any], tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "600"]) as run:

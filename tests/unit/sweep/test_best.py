@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shardmerge.base.errors import UserError
-from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
+from shardmerge.benchmark.trials import Measurement, Trial, TrialSet, pareto_front
 from shardmerge.sweep import tables
 from shardmerge.sweep.best import best_trials, read_points
 from shardmerge.sweep.sweeps import Sweep, SweepTrial
@@ -31,13 +31,16 @@ def sweep(scores: Mapping[str, Any], **changes: Any) -> Sweep:
     return Sweep(**values | changes)
 
 
-def points(scores: Mapping[str, Mapping[str, float]], **aims: bool) -> TrialSet:
+def points(
+    scores: Mapping[str, Mapping[str, float]], excluded: Collection[str] = (), **aims: bool
+) -> TrialSet:
     trials = tuple(
         Trial(
             name=name,
             variables={"w": i},
             metrics={f"{task}/acc": Measurement(value=v, stderr=0.1) for task, v in row.items()},
             status="done",
+            allowed=name not in excluded,
         )
         for i, (name, row) in enumerate(scores.items())
     )
@@ -60,14 +63,13 @@ class TestBest:
     def test_constraints_come_first(self) -> None:
         scores = {"good": {"b": 1.0, "k": 0.5}, "allowed": {"b": 0.4, "k": 0.95}}
         one = sweep(scores, objectives={"b/acc": "maximize"}, constraints={"k/acc": ">= 0.95"})
-        assert best_trials(one, points(scores, b=True)) == ("allowed",)
+        assert best_trials(one, points(scores, ["good"], b=True)) == ("allowed",)
 
     def test_none_is_allowed(self) -> None:
         scores = {"a": {"b": 1.0, "k": 0.5}}
         one = sweep(scores, objectives={"b/acc": "maximize"}, constraints={"k/acc": "> 0.5"})
-        data = tables.table_data(
-            one, points(scores, b=True), best_trials(one, points(scores, b=True)), {}, {}
-        )
+        found = points(scores, ["a"], b=True)
+        data = tables.table_data(one, found, best_trials(one, found), {}, {})
         assert data["best"] == []
         assert "no best" in tables.table_markdown(data)
         assert tables.best_recipe(one, data).startswith("#")
@@ -109,6 +111,18 @@ class TestTables:
         recipe = tables.best_recipe(one, data)
         assert recipe.endswith("w: 1\n")
         assert "# b/acc: 0.750" in recipe
+
+    def test_what_breaks_a_bound_is_excluded_wherever_trials_are_shown(
+        self, tmp_path: Path
+    ) -> None:
+        names = {"t1": 0.5, "t2": 0.75}
+        aims = {"objectives": {"b/acc": "maximize"}, "constraints": {"b/acc": "< 0.6"}}
+        one = sweep(names, **aims)
+        files = {n: [result(tmp_path / n / "b.json", f"s-{n}", "b", v)] for n, v in names.items()}
+        found = read_points(one, files)
+        assert best_trials(one, found) == pareto_front(found) == ("t1",)
+        told = tables.table_markdown(tables.table_data(one, found, ("t1",), {}, {}))
+        assert "| t2 (excluded) |" in told
 
     def test_planned_trials_have_no_scores(self) -> None:
         found = read_points(sweep({"t": 1}), {})

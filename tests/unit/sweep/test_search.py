@@ -15,7 +15,8 @@ from shardmerge.benchmark.trials import Measurement
 from shardmerge.sweep import search
 from shardmerge.sweep.bounds import distance, is_within
 from shardmerge.sweep.dimensions import distributions, parameters_of, point_of
-from shardmerge.sweep.search import Eyes, Metrics, SearchPlan, advance
+from shardmerge.sweep.search import advance
+from shardmerge.sweep.search_plan import Eyes, Metrics, SearchPlan
 from shardmerge.sweep.searched import Searched
 from shardmerge.sweep.space import Point, read_space
 

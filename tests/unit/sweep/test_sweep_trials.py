@@ -19,17 +19,18 @@ from shardmerge.plan import files
 from shardmerge.plan.decide import Decision, decide
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.settings import Settings, load_settings
+from shardmerge.run.drive import JOBS_FAILED
 from shardmerge.run.failing import failures
-from shardmerge.run.searching import FAILED
 from shardmerge.run.sweeping import SweepTargets
 from shardmerge.run.targets import Targets
 from shardmerge.sweep import scratch, weights
+from shardmerge.sweep.configured import read_sweeps, with_tasks
 from shardmerge.sweep.failures import drop_weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
 from shardmerge.sweep.sweep_files import keep_sweep, load_sweep
-from shardmerge.sweep.sweeps import Sweep, read_sweeps, with_tasks
+from shardmerge.sweep.sweeps import Sweep
 
 RECIPE = """\
 merge_method: task_arithmetic
@@ -335,7 +336,7 @@ class TestTargets:
         own = settings({"parallel": 2})
 
         def run(told: str | None) -> tuple[Sweep, SweepTargets]:
-            monkeypatch.setenv(FAILED, told or "")
+            monkeypatch.setenv(JOBS_FAILED, told or "")
             failed = failures(own, sweeping=True, dry=False)
             (sweep,) = read_sweeps(own, {}, failed)
             made = decide(own, sweep.variants(own["results"]), say=lambda line: None)
@@ -411,11 +412,11 @@ class TestTargets:
         targets = SweepTargets([sweep], Targets(own, made.plan, [sweep]), dry=True, forced=bool)
         with pytest.raises(UserError, match="jobs of a trial run on several"):
             targets.check_shared()
-        for scratch_of_node in ("$TMPDIR", "/tmp/x", "/var/tmp"):
+        for scratch_of_node in ("$TMPDIR", "/tmp", "/var/tmp/x"):
             with pytest.raises(UserError, match="place of one machine"):
                 scratch.check_shared(scratch_of_node, "/shared/results")
         scratch.check_shared("/shared/fast", "/shared/results")
-        scratch.check_shared("/tmp/all/fast", "/tmp/all/results")  # a cluster on one machine
+        scratch.check_shared("/tmp/a/x", "/tmp/a/y")  # no-machine-path: a cluster on one machine
 
     def test_a_scratch_disk_may_be_named_by_a_variable(
         self, work: Path, monkeypatch: pytest.MonkeyPatch

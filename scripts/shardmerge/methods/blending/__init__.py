@@ -51,6 +51,13 @@ def _mergekit_nearswap(group: Group) -> torch.Tensor:
     return mergekit.nearswap(group)
 
 
+@nearswap.mergekit_passes()
+def _mergekit_nearswap_passes(group: Group) -> Passes:
+    from shardmerge.methods.blending import passes
+
+    return passes.mergekit_nearswap(group)
+
+
 @merge_method(
     "arcee_fusion",
     title="Arcee Fusion",

@@ -40,6 +40,22 @@ def nearswap(group: Group) -> Passes:
     yield
 
 
+def mergekit_nearswap(group: Group) -> Passes:
+    """Do the same as mergekit 0.1.5: where each step is rounded, by reciprocals."""
+    near, (index,), base = group.parameters["t"], group.others, group.base
+
+    def blended(x: Elements) -> ElementValue:
+        distance, least = (x[base] - x[index]).abs(), x.full(_SMALLEST_DISTANCE)
+        distance = x.where(distance < least, least, distance)
+        share = (x.full(1.0) / distance) * near
+        share = x.where(share < 0.0, 0.0, share)
+        share = x.where(share > 1.0, 1.0, share)
+        return share * x[index] + (x.full(1.0) - share) * x[base]
+
+    return blended
+    yield
+
+
 def arcee_fusion(group: Group) -> Passes:
     """Take the elements of the other model that matter most, the rest from the base."""
     (index,), base = group.others, group.base

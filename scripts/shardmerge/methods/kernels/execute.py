@@ -12,9 +12,11 @@ import torch
 
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
+from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
+from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
@@ -25,16 +27,20 @@ from shardmerge.methods.passes import (
     KeyBand,
     Masks,
     Maxima,
+    NumbersOf,
     OrderStatistics,
     Ranks,
     RowRanks,
     Sums,
+    TorchDraws,
+    TorchSums,
     Wanted,
     along_first,
     end_of,
     vectors,
 )
 
+_CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
 
@@ -68,6 +74,9 @@ class TorchElements:
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self.tensors[0].dtype)
 
+    def single(self, value: torch.Tensor) -> torch.Tensor:
+        return value.float()
+
     def inside(self, value: torch.Tensor, band: KeyBand) -> torch.Tensor:
         keys = sort_keys(value)
         places = torch.arange(self.first, self.first + len(keys), device=keys.device)
@@ -79,6 +88,10 @@ class TorchElements:
     def chance(self, key: tuple[int, int], probability: float) -> torch.Tensor:
         like = self.tensors[0]
         return uniform(key, self.first, len(like), like.device) < probability
+
+    def below(self, numbers: NumbersOf, bound: int) -> torch.Tensor:
+        like = self.tensors[0]
+        return torch.from_numpy(numbers(self.first, len(like)) < bound).to(like.device)
 
     def chosen(self, mask: Masks) -> torch.Tensor:
         like = self.tensors[0]
@@ -145,14 +158,19 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs) -> Any:
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read)
             return key_values(keys, read(0, 1)[0].dtype)
-        case RowRanks(function):
+        case RowRanks(function, by_torch):
 
             def values(k: int, first: int, count: int) -> np.ndarray:
                 elements = TorchElements(read(first, count), shape, first)
-                return function(elements)[k].cpu().numpy()
+                return function(elements)[k].float().cpu().numpy()
 
-            kept = len(function(TorchElements(read(0, 1), shape, 0)))
-            return [RanksInRows(partial(values, k), shape) for k in range(kept)]
+            made = function(TorchElements(read(0, 1), shape, 0))
+            ranks = partial(torch_ranks, dtype=made[0].dtype) if by_torch else None
+            return [RanksInRows(partial(values, k), shape, ranks) for k in range(len(made))]
+        case TorchSums():
+            return _torch_sums(wanted, shape, read)
+        case TorchDraws(seed):
+            return Mersenne(seed)
     raise TypeError(f"not known to passes: {wanted!r}")
 
 
@@ -173,6 +191,25 @@ def _sums(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs
         return (value.clone().view(size, -1) for value in values)
 
     return row_sums(tiles, rows, columns).numpy()
+
+
+def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> list:
+    def values(first: int, count: int) -> Sequence[torch.Tensor]:
+        return wanted.function(TorchElements(read(first, count), shape, first))
+
+    def feed(sums: Sequence[Any], first: int, count: int) -> None:
+        for one, value in zip(sums, values(first, count), strict=True):
+            one.add(value.float().cpu().numpy())
+
+    codes = [_CODES[value.dtype] for value in values(0, 1)]
+    return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
+
+
+def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Return the ranks along the second dimension by torch's sort of values of a type."""
+    order = torch.from_numpy(values).to(dtype).argsort(dim=1)
+    steps = torch.arange(values.shape[1]).view(1, -1, 1).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, steps).numpy()
 
 
 def _maxima(function: Callable, axis: Axis, shape: Sequence[int], read: ReadInputs) -> np.ndarray:

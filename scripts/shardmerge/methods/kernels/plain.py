@@ -16,6 +16,7 @@ from shardmerge.methods.passes import (
     Axis,
     KeyBand,
     Masks,
+    NumbersOf,
     along_first,
     vectors,
 )
@@ -111,6 +112,9 @@ class PlainElements:
     def rounded(self, value: Numbers) -> Numbers:
         return Numbers(value.array.astype(self.arrays[0].dtype))
 
+    def single(self, value: Numbers) -> Numbers:
+        return Numbers(value.array.astype(np.float32))
+
     def inside(self, value: Numbers, band: KeyBand) -> Numbers:
         keys = np.abs(value.array.astype(np.float32)).view(np.int32).astype(np.int64)
         places = self.first + np.arange(len(keys))
@@ -121,6 +125,9 @@ class PlainElements:
 
     def chance(self, key: Key, probability: float) -> Numbers:
         return Numbers(draws(key, self.first, len(self.arrays[0])) * 2.0**-32 < probability)
+
+    def below(self, numbers: NumbersOf, bound: int) -> Numbers:
+        return Numbers(numbers(self.first, len(self.arrays[0])) < bound)
 
     def chosen(self, mask: Masks) -> Numbers:
         return Numbers(mask(self.first, len(self.arrays[0])))

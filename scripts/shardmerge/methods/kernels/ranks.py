@@ -15,11 +15,13 @@ from functools import partial
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks, Statistic, band_of
+from shardmerge.methods.passes import NO_BAND, KeyBand, Masks, Ranks, Statistic, band_of
 
 _DIGIT = 16
 #: Groups of rows whose ranks are kept: threads work on few at a time.
 _REMEMBERED = 4
+#: Elements of a tensor of which a mask is kept: 32 MiB.
+_KEPT = 1 << 28
 #: Counts the digits of keys with some higher digits: (bits to the right of the digit, pairs of a
 #: value's number and its higher digits) -> int64 [65536] for each pair.
 Histograms = Callable[[int, Sequence[tuple[int, int]]], Sequence[np.ndarray]]
@@ -128,6 +130,33 @@ class RanksInRows:
             if len(self._found) > _REMEMBERED:
                 self._found.popitem(last=False)
         return ranks
+
+
+class KeptMask:
+    """A mask that is found once and kept, a bit an element, where it is asked for more than once.
+
+    Args:
+        mask: Finds it, for consecutive elements.
+        count: Elements of the tensor: of a larger one than ``_KEPT`` it is found each time.
+    """
+
+    def __init__(self, mask: Masks, count: int) -> None:
+        self._mask, self._count = mask, count
+        self._found: dict[int, np.ndarray] = {}
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return the mask of consecutive elements, bool [count]."""
+        if self._count > _KEPT:
+            return self._mask(first, count)
+        begins = range(first // BLOCK * BLOCK, first + count, BLOCK)
+        tiles = np.concatenate([self._tile(begin) for begin in begins])
+        return tiles[first - begins.start :][:count]
+
+    def _tile(self, begin: int) -> np.ndarray:
+        size = min(BLOCK, self._count - begin)
+        if begin not in self._found:
+            self._found[begin] = np.packbits(self._mask(begin, size))
+        return np.unpackbits(self._found[begin], count=size).view(bool)
 
 
 def ranks_along(values: np.ndarray) -> np.ndarray:

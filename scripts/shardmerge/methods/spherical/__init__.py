@@ -56,6 +56,13 @@ def _mergekit_slerp(group: Group) -> torch.Tensor:
     return mergekit.slerp(group)
 
 
+@slerp.mergekit_passes()
+def _mergekit_slerp_passes(group: Group) -> Passes:
+    from shardmerge.methods.spherical import mergekit_passes
+
+    return mergekit_passes.slerp(group)
+
+
 @merge_method(
     "nuslerp",
     title="NuSLERP",
@@ -97,6 +104,13 @@ def _mergekit_nuslerp(group: Group) -> torch.Tensor:
     from shardmerge.methods.spherical import mergekit
 
     return mergekit.nuslerp(group)
+
+
+@nuslerp.mergekit_passes(lambda group: group.parameters["nuslerp_flatten"])
+def _mergekit_nuslerp_passes(group: Group) -> Passes:
+    from shardmerge.methods.spherical import mergekit_passes
+
+    return mergekit_passes.nuslerp(group)
 
 
 def _check_multislerp(request: Request | Group) -> None:
@@ -148,6 +162,13 @@ def _mergekit_multislerp(group: Group) -> torch.Tensor:
     from shardmerge.methods.spherical import mergekit
 
     return mergekit.multislerp(group)
+
+
+@multislerp.mergekit_passes()
+def _mergekit_multislerp_passes(group: Group) -> Passes:
+    from shardmerge.methods.spherical import mergekit_passes
+
+    return mergekit_passes.multislerp(group)
 
 
 @merge_method(
@@ -221,3 +242,10 @@ def _mergekit_model_stock(group: Group) -> torch.Tensor:
     from shardmerge.methods.spherical import mergekit
 
     return mergekit.model_stock(group)
+
+
+@model_stock.mergekit_passes(lambda group: not group.parameters["filter_wise"])
+def _mergekit_model_stock_passes(group: Group) -> Passes:
+    from shardmerge.methods.spherical import mergekit_passes
+
+    return mergekit_passes.model_stock(group)

@@ -76,6 +76,13 @@ def _mergekit_sce(group: Group) -> torch.Tensor:
     return mergekit.sce(group)
 
 
+@sce.mergekit_passes(lambda group: group.parameters["select_topk"] >= 1)
+def _mergekit_sce_passes(group: Group) -> Passes:
+    from shardmerge.methods.task_vectors import mergekit_passes
+
+    return mergekit_passes.sce(group)
+
+
 @sce.keeps
 def _kept_by_sce(group: Group) -> Mapping[int, np.ndarray]:
     from shardmerge.methods.task_vectors import kept
@@ -143,6 +150,20 @@ def _mergekit_ramplus_tl(group: Group) -> torch.Tensor:
     from shardmerge.methods.task_vectors import mergekit
 
     return mergekit.reinforced(group, rescale_unique=True)
+
+
+@ram.mergekit_passes()
+def _mergekit_ram_passes(group: Group) -> Passes:
+    from shardmerge.methods.task_vectors import mergekit_passes
+
+    return mergekit_passes.reinforced(group, rescale_unique=False)
+
+
+@ramplus_tl.mergekit_passes()
+def _mergekit_ramplus_tl_passes(group: Group) -> Passes:
+    from shardmerge.methods.task_vectors import mergekit_passes
+
+    return mergekit_passes.reinforced(group, rescale_unique=True)
 
 
 @ram.keeps

@@ -32,6 +32,11 @@ def stream(group: Group, index: int | None) -> Key:
     return stream_key(int(values.get("seed", 0)), values.get("stage", ""), group.name, model)
 
 
+def generator_seed(group: Group) -> int:
+    """Return the seed of the generator of mergekit numerics, 63 bits of a digest, for a tensor."""
+    return stream(group, None)[0] >> 1
+
+
 def kept_magnitudes(count: int, density: float) -> tuple[int, int]:
     """Return the descending ranks of magnitude that TIES keeps, as (start, stop)."""
     return 0, max(1, int(density * count)) if density > 0 else 0

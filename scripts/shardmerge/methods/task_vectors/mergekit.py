@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.task_vectors.keep import kept_between, kept_magnitudes, stream
+from shardmerge.methods.task_vectors.keep import generator_seed, kept_between, kept_magnitudes
 
 #: Returns a task vector with what is not kept set to 0: (vector, input's index) -> vector.
 Sparsify = Callable[[torch.Tensor, int], torch.Tensor]
@@ -30,11 +30,6 @@ def generator(group: Group) -> torch.Generator:
     are used in mergekit's order: same bits if mergekit's is seeded so before the tensor.
     """
     return torch.Generator().manual_seed(generator_seed(group))
-
-
-def generator_seed(group: Group) -> int:
-    """Return the seed of a tensor's generator: 63 bits of the digest of seed, stage and tensor."""
-    return stream(group, None)[0] >> 1
 
 
 def merge_task_vectors(group: Group, sparsify: Sparsify | None, consensus: bool) -> torch.Tensor:

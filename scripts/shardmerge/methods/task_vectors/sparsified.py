@@ -241,6 +241,24 @@ def _mergekit_della_linear(group: Group) -> torch.Tensor:
     return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)
 
 
+def _in_passes(method: MergeMethod, keep: str, *, consensus: bool) -> None:
+    """Declare passes with the bits of the mergekit kernel."""
+
+    @method.mergekit_passes()
+    def _mergekit(group: Group) -> Passes:
+        from shardmerge.methods.task_vectors import mergekit_passes as passes
+
+        return passes.merge_task_vectors(group, getattr(passes, keep), consensus)
+
+
+# TIES and Model Breadcrumbs are not among them: which of many equal magnitudes they keep is up to
+# an unstable sort of the whole tensor.
+_in_passes(dare_ties, "chance", consensus=True)
+_in_passes(dare_linear, "chance", consensus=False)
+_in_passes(della, "ranked_chance", consensus=True)
+_in_passes(della_linear, "ranked_chance", consensus=False)
+
+
 def _says_what_stays(method: MergeMethod, rule: str, *, consensus: bool) -> None:
     @method.keeps
     def _kept(group: Group) -> Mapping[int, np.ndarray]:

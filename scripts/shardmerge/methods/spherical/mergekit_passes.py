@@ -1,0 +1,191 @@
+"""mergekit 0.1.5's interpolation on a sphere in passes: the bits of ``mergekit``'s kernels.
+
+What is made of values is rounded to their type, as torch does; numbers are computed by torch
+itself, as tensors of the kernels' shapes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+
+from shardmerge.base.errors import UserError
+from shardmerge.methods.contract import Group
+from shardmerge.methods.passes import Elements, ElementValue, Passes, TorchSums
+
+#: Elements whose norms and dot products slerp adds up at a time.
+_SLERP_CHUNK = 1 << 20
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+def slerp(group: Group) -> Passes:
+    """Interpolate in float32 from chunked norms and a chunked dot product."""
+    pair = [group.base, *group.others]
+    t = torch.tensor([[group.parameters["t"]]])
+    found = yield TorchSums(lambda x: [x.single(x[i]) for i in pair], "norm", _SLERP_CHUNK)
+    norms = []
+    for parts in found:
+        length = torch.linalg.vector_norm(_column(parts), dim=0)
+        norms.append(float(torch.where(length > 1e-8, length, 1)))
+
+    def products(x: Elements) -> list[ElementValue]:
+        left, right = (x.single(x[i]) / norm for i, norm in zip(pair, norms, strict=True))
+        return [left * right]
+
+    (dots,) = yield TorchSums(products, chunk=_SLERP_CHUNK)
+    cosine = _column(dots).sum(dim=0).clamp(-1, 1)
+    parallel = cosine.abs() > 0.9995
+    angle = torch.acos(torch.where(parallel, 0, cosine))
+    weights = [
+        float(torch.where(parallel, share, torch.sin(share * angle) / torch.sin(angle)))
+        for share in (1 - t, t)
+    ]
+
+    def merged(x: Elements) -> ElementValue:
+        left, right = (x.single(x[i]) * w for i, w in zip(pair, weights, strict=True))
+        return x.rounded(left + right)
+
+    return merged
+
+
+def _column(numbers: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+
+
+def nuslerp(group: Group) -> Passes:
+    """Interpolate whole tensors or task vectors in their dtype."""
+    pair, dtype = group.others, _DTYPES[group.dtype]
+    weights = [group.per_input["weight"][i] for i in pair]
+    total = sum(weights)
+    t = 0.5 if abs(total) < 1e-6 else weights[1] / total
+    vectors = _vectors(pair, group.base)
+    norms = [
+        float(torch.tensor([norm], dtype=dtype).clamp(min=1e-7))
+        for norm in (yield TorchSums(vectors, "norm"))
+    ]
+
+    def products(x: Elements) -> list[ElementValue]:
+        left, right = (v / norm for v, norm in zip(vectors(x), norms, strict=True))
+        return [left * right]
+
+    cosine = torch.tensor((yield TorchSums(products)), dtype=dtype).clamp(-1, 1)
+    parallel = bool((1 - cosine.square()) <= 1e-16)
+    angle = torch.acos(torch.where(torch.tensor(parallel), 0, cosine))
+    shares = [1 - t, t]
+    if not parallel:
+        shares = [float(torch.sin(share * angle)) for share in shares]
+    whole = float(torch.sin(angle))
+
+    def merged(x: Elements) -> ElementValue:
+        left, right = (v * share for v, share in zip(vectors(x), shares, strict=True))
+        mixed = left + right if parallel else (left + right) / whole
+        return mixed if group.base is None else x[group.base] + mixed
+
+    return merged
+
+
+def multislerp(group: Group) -> Passes:
+    """Interpolate directions by the tangent space at their weighted mean, in their dtype."""
+    indices, eps, dtype = group.others, group.parameters["eps"], _DTYPES[group.dtype]
+    if len(indices) == 1:
+        return lambda x: x[indices[0]]
+    vectors = _vectors(indices, group.base)
+    weights = torch.tensor([group.per_input["weight"][i] for i in indices], dtype=dtype)
+    if group.parameters["normalize_weights"]:
+        weights = weights / weights.sum()
+    norms = torch.tensor((yield TorchSums(vectors, "norm")), dtype=dtype)
+    lengths, factors = (norms + eps).tolist(), weights.tolist()
+
+    def units(x: Elements) -> list[ElementValue]:
+        return [vector / length for vector, length in zip(vectors(x), lengths, strict=True)]
+
+    def mixed(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
+        return _sum(x, [part * factor for part, factor in zip(parts, factors, strict=True)])
+
+    length = torch.tensor((yield TorchSums(lambda x: [mixed(x, units(x))], "norm"))[0], dtype=dtype)
+    if length < eps:
+        return _cancelled(group, lambda x: mixed_two(x, vectors(x), factors))
+    size = float(length)
+    dots = yield TorchSums(lambda x: [unit * (mixed(x, units(x)) / size) for unit in units(x)])
+
+    def tangent(x: Elements) -> tuple[ElementValue, ElementValue]:
+        mean = mixed(x, units(x)) / size
+        apart = [unit - mean * dot for unit, dot in zip(units(x), dots, strict=True)]
+        return mean, mixed(x, apart)
+
+    step = torch.tensor((yield TorchSums(lambda x: [tangent(x)[1]], "norm"))[0], dtype=dtype) + eps
+    along, across = float(torch.cos(step)), float(torch.sin(step) / step)
+    radius = float((norms * weights).sum())
+
+    def merged(x: Elements) -> ElementValue:
+        mean, aside = tangent(x)
+        result = (mean * along + aside * across) * radius
+        return result if group.base is None else result + x[group.base]
+
+    return merged
+
+
+def mixed_two(x: Elements, parts: Sequence[ElementValue], factors: Sequence[float]) -> ElementValue:
+    """Return the weighted sum of two values."""
+    left, right = (part * factor for part, factor in zip(parts, factors, strict=True))
+    return left + right
+
+
+def _cancelled(group: Group, made: Callable[[Elements], ElementValue]) -> Callable:
+    """Return the map of directions that cancel out.
+
+    Raises:
+        UserError: If they are not two.
+    """
+    if len(group.others) != 2:
+        raise UserError(
+            "the weighted directions of the models cancel out, so they have no mean",
+            group.name or None,
+            "Give the models other weights, or merge this tensor with another method.",
+        )
+    return lambda x: made(x) if group.base is None else made(x) + x[group.base]
+
+
+def model_stock(group: Group) -> Passes:
+    """Interpolate between base and mean by the mean cosine of the task vectors, in their dtype."""
+    models, dtype = group.others, _DTYPES[group.dtype]
+    vectors = _vectors(models, group.base)
+    norms = torch.tensor((yield TorchSums(vectors, "norm")), dtype=dtype)
+
+    def products(x: Elements) -> list[ElementValue]:
+        return [a * b for a, b in itertools.combinations(vectors(x), 2)]
+
+    dots = torch.tensor((yield TorchSums(products)), dtype=dtype)
+    lengths = [a * b for a, b in itertools.combinations(norms, 2)]
+    cosines = [
+        (dot / length.clamp(min=1e-6)).clamp(-1, 1)
+        for dot, length in zip(dots, lengths, strict=True)
+    ]
+    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
+    divisor = 1 + (len(models) - 1) * cosine
+    singular = divisor.abs() < 1e-6
+    t = (len(models) * cosine) / torch.where(singular, torch.ones_like(divisor), divisor)
+    t = torch.where(singular, torch.zeros_like(t), t)
+    share, rest = float(t), float(1 - t)
+
+    def merged(x: Elements) -> ElementValue:
+        total = x.full(0.0)
+        for index in models:
+            total = total + x[index]
+        return (total / float(len(models))) * share + x[group.base] * rest
+
+    return merged
+
+
+def _vectors(indices: Sequence[int], base: int | None) -> Callable[[Elements], list[ElementValue]]:
+    return lambda x: [x[i] if base is None else x[i] - x[base] for i in indices]
+
+
+def _sum(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
+    """Return a sum in float32 in the order of the parts, from zero, rounded once."""
+    total = x.single(x.full(0.0))
+    for part in parts:
+        total = total + x.single(part)
+    return x.rounded(total)

@@ -1,0 +1,273 @@
+"""mergekit 0.1.5's merges of task vectors in passes: the bits of ``mergekit``'s kernels.
+
+What is made of values is rounded to their type, as torch does. A 16-bit sum of a few models is
+made in float32, from zero, and rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from shardmerge.methods.contract import Group
+from shardmerge.methods.passes import (
+    Counts,
+    Elements,
+    ElementValue,
+    Passes,
+    RanksOf,
+    RowRanks,
+    TorchDraws,
+    TorchSums,
+)
+from shardmerge.methods.program import nearest
+from shardmerge.methods.task_vectors.keep import generator_seed
+
+#: Returns the mask of the elements of a task vector that are kept, or None for all.
+_Mask = Callable[[Elements], ElementValue]
+#: Passes that return the masks of those inputs' task vectors of which not all is kept.
+Keep = Callable[[Group], Passes]
+_SMALLEST_NORM, _SMALLEST_WEIGHT, _SMALLEST_SHARE = 1e-7, 1e-8, 1e-6
+#: Bits of a random number.
+_DRAWN = 24
+
+
+def merge_task_vectors(group: Group, keep: Keep | None, consensus: bool) -> Passes:
+    """Add sparsified, weighted task vectors to the base.
+
+    Args:
+        group: As of the kernel.
+        keep: Says which elements of a task vector stay.
+        consensus: Elect a sign for each element and leave out what disagrees with it.
+    """
+    base, indices, values = group.base, group.others, group.parameters
+    if not indices:
+        return lambda x: x[base]
+    masks = (yield from keep(group)) if keep else {}
+    factors = {}
+    if values["rescale"] and masks:
+        factors = yield from _rescaling(group, masks)
+    weights = [group.per_input["weight"][i] for i in indices]
+    weighted = set(weights) != {1.0}
+
+    def vector(x: Elements, index: int, weight: float) -> ElementValue:
+        part = _difference(x, index, base)
+        if index in masks:
+            part = _masked(group, x, part, masks[index])
+            if index in factors:
+                part = part * factors[index]
+            part = x.rounded(part)
+        return part * x.full(weight) if weighted else part
+
+    def merged(x: Elements) -> ElementValue:
+        parts = [vector(x, *pair) for pair in zip(indices, weights, strict=True)]
+        if consensus:
+            agree = [x.number(mask) for mask in _agreeing(x, parts)]
+            mixed = _sum(x, [a * b for a, b in zip(parts, agree, strict=True)])
+            shares = [a * x.full(w) for a, w in zip(agree, weights, strict=True)]
+        else:
+            mixed, shares = _sum(x, parts), [x.full(weight) for weight in weights]
+        if values["normalize"]:
+            divisor = _sum(x, shares)
+            zero = divisor.eq(0.0) if consensus else divisor.abs() < x.full(_SMALLEST_WEIGHT)
+            mixed = mixed / x.where(zero, 1.0, divisor)
+        if values["lambda"] != 1:
+            mixed = mixed * values["lambda"]
+        return x[base] + mixed
+
+    return merged
+
+
+def chance(group: Group) -> Passes:
+    """Keep each element with one probability."""
+    density = group.per_input["density"]
+    thinned = [i for i in group.others if density[i] < 1]
+    numbers = yield TorchDraws(generator_seed(group))
+
+    def of(index: int, turn: int) -> _Mask:
+        bound = _bound(nearest(density[index], _wide(group)))
+        begin = turn * group.count
+        return lambda x: x.below(lambda first, count: numbers(begin + first, count), bound)
+
+    return {index: of(index, turn) for turn, index in enumerate(thinned)}
+
+
+def ranked_chance(group: Group) -> Passes:
+    """Keep each element with a probability that grows with its rank in its row, by torch's sort."""
+    import numpy as np
+
+    from shardmerge.methods.kernels.ranks import KeptMask
+
+    density, base = group.per_input["density"], group.base
+    masks: dict[int, _Mask] = {
+        i: lambda x: x.full(0.0).ne(0.0) for i in group.others if density[i] < 1
+    }
+    ranked = [i for i in masks if density[i] > 0]
+    if not ranked:
+        return masks
+    found = yield RowRanks(lambda x: [_difference(x, i, base).abs() for i in ranked], by_torch=True)
+    numbers = yield TorchDraws(generator_seed(group))
+
+    def of(index: int, turn: int, ranks: RanksOf) -> _Mask:
+        bounds = np.array([_bound(p) for p in _chances(group, index)], np.uint32)
+        begin = turn * group.count
+
+        def mask(first: int, count: int) -> np.ndarray:
+            return numbers(begin + first, count) < bounds[ranks(first, count)]
+
+        kept = KeptMask(mask, group.count)  # torch sorts slowly
+        return lambda x: x.chosen(kept)
+
+    return masks | {
+        index: of(index, turn, ranks)
+        for turn, (index, ranks) in enumerate(zip(ranked, found, strict=True))
+    }
+
+
+def _chances(group: Group, index: int) -> list[float]:
+    """Return by rank the probabilities that torch makes of it."""
+    import torch
+
+    density, epsilon = (group.per_input[name][index] for name in ("density", "epsilon"))
+    wide = torch.bfloat16 if _wide(group) == "BF16" else torch.float32
+    ranks = torch.arange(group.shape[1] if len(group.shape) > 1 else group.count).to(wide) + 1
+    relative = ((ranks - ranks.amin()) / (ranks.amax() - ranks.amin())).clamp(0, 1)
+    return ((density - epsilon) + relative * 2 * epsilon).tolist()
+
+
+def sce(group: Group) -> Passes:
+    """Weigh by energy, erase minority signs."""
+    base, indices = group.base, group.others
+    if not indices:
+        return lambda x: x[base]
+
+    def energies(x: Elements) -> list[ElementValue]:
+        vectors = [_difference(x, i, base) for i in indices]
+        return [x.single(vector * vector) for vector in vectors]
+
+    sums = yield TorchSums(energies)
+    code, single = group.dtype, "F32"
+    means = [nearest(nearest(one / group.count, single), code) for one in sums]
+    total = nearest(_in_order(means), code)
+    alike = abs(total) < _SMALLEST_SHARE
+    weights = [nearest(1 / len(means) if alike else one / total, code) for one in means]
+
+    def merged(x: Elements) -> ElementValue:
+        vectors = [_difference(x, i, base) for i in indices]
+        masks = _agreeing(x, vectors)
+        shares = [x.full(w) * x.number(m) for w, m in zip(weights, masks, strict=True)]
+        mixed = _sum(x, [v * s for v, s in zip(vectors, shares, strict=True)])
+        divisor, least = _sum(x, shares), x.full(_SMALLEST_SHARE)
+        return x[base] + mixed / x.where(divisor < least, least, divisor)
+
+    return merged
+
+
+def reinforced(group: Group, rescale_unique: bool) -> Passes:
+    """Keep unique changes, amplified if asked, average shared ones."""
+    base, indices, epsilon = group.base, group.others, group.parameters["epsilon"]
+    if not indices:
+        return lambda x: x[base]
+
+    def changes(x: Elements) -> tuple[list[ElementValue], list[ElementValue], ElementValue]:
+        parts = [_difference(x, i, base) for i in indices]
+        changed = [part.abs() > x.full(epsilon) for part in parts]
+        return parts, changed, _sum(x, [x.number(mask) for mask in changed])
+
+    factors: list[float] = []
+    if rescale_unique:
+        factors = yield from _unique_factors(changes, group.parameters)
+
+    def merged(x: Elements) -> ElementValue:
+        parts, changed, count = changes(x)
+        unique, shared = x.number(count.eq(1.0)), x.number(count > 1.0)
+        some = x.where(count < 1.0, 1.0, count)
+        mixed = []
+        for position, (part, mask) in enumerate(zip(parts, changed, strict=True)):
+            kept = part * x.number(mask)
+            alone = kept * unique
+            if factors:
+                alone = x.single(alone) * factors[position]
+            mixed.append(alone + kept * shared / some)
+        total = _sum(x, mixed, wide=rescale_unique)
+        return x[base] + total
+
+    return merged
+
+
+def _unique_factors(changes: Callable[[Elements], tuple], parameters: dict) -> Passes:
+    """Return 1 + r * (shared / unique changes, at most alpha) for each model, in float32."""
+    import torch
+
+    def masks(x: Elements) -> list[ElementValue]:
+        _, changed, count = changes(x)
+        return [mask & other for mask in changed for other in (count > 1.0, count.eq(1.0))]
+
+    counts = torch.tensor((yield Counts(masks)))
+    ratio = counts[::2] / counts[1::2].clamp(min=parameters["epsilon"])
+    return (1 + parameters["r"] * ratio.clamp(min=0, max=parameters["alpha"])).tolist()
+
+
+def _difference(x: Elements, index: int, base: int) -> ElementValue:
+    return x[index] - x[base]
+
+
+def _masked(group: Group, x: Elements, part: ElementValue, mask: _Mask) -> ElementValue:
+    """Return what is kept, 0 times the rest, in the type that mergekit thins in."""
+    number = x.number(mask(x))
+    if _wide(group) == group.dtype:
+        return part * number
+    return x.single(part) * x.single(number)
+
+
+def _wide(group: Group) -> str:
+    """Return the code of the type in which mergekit draws on a CPU."""
+    return "BF16" if group.dtype == "BF16" else "F32"
+
+
+def _rescaling(group: Group, masks: dict[int, _Mask]) -> Passes:
+    """Return for each task vector its L1 norm over that of what is kept of it, in torch's bits."""
+    code = _wide(group)
+
+    def magnitudes(x: Elements) -> list[ElementValue]:
+        found = []
+        for index, mask in masks.items():
+            part = _difference(x, index, group.base)
+            whole = part if code == group.dtype else x.single(part)
+            found += [whole.abs(), _masked(group, x, part, mask).abs()]
+        return found
+
+    sums = iter((yield TorchSums(magnitudes)))
+    least = nearest(_SMALLEST_NORM, code)
+    pairs = zip(masks, sums, sums, strict=True)
+    return {
+        i: nearest(nearest(before / after, "F32"), code)
+        for i, before, after in pairs
+        if not (before < least or after < least)
+    }
+
+
+def _agreeing(x: Elements, parts: Sequence[ElementValue]) -> list[ElementValue]:
+    """Return the masks of what has the elected sign."""
+    positive = _sum(x, parts) >= 0
+    return [x.where(positive, part > 0, part < 0) for part in parts]
+
+
+def _sum(x: Elements, parts: Sequence[ElementValue], wide: bool = False) -> ElementValue:
+    """Return a sum in the order of the parts, from zero, rounded to their type unless wide."""
+    total = x.single(x.full(0.0))
+    for part in parts:
+        total = total + x.single(part)
+    return total if wide else x.rounded(total)
+
+
+def _in_order(numbers: Sequence[float]) -> float:
+    total = 0.0
+    for number in numbers:
+        total = nearest(total + number, "F32")
+    return total
+
+
+def _bound(probability: float) -> int:
+    """Return the least number of 24 bits that is no less than a probability."""
+    return math.ceil(probability * 2.0**_DRAWN)

@@ -1,0 +1,110 @@
+"""Checks of passes in mergekit numerics: of tensors of any size, and a fault is found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import engine_cases, kernel_cases
+from helpers.engine_cases import Models, call_of
+from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base.errors import UserError
+from shardmerge.base.numerics import MERGEKIT
+from shardmerge.check import kernels, recorded
+from shardmerge.check.recorded import _numbers
+from shardmerge.check.shard import check_shard
+from shardmerge.engine import native
+from shardmerge.engine.passes import to_text
+from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.methods.program import torch_order_is_known
+from shardmerge.methods.registry import methods
+
+#: More than a tile of torch's, in rows and tiles that do not end together.
+SHAPE = (131, 3001)
+NAMES = [
+    one.name for one in methods() if MERGEKIT in one.renderings and one.renderings[MERGEKIT].passes
+]
+pytestmark = pytest.mark.skipif(
+    not (native.is_usable() and torch_order_is_known()), reason="no such passes here"
+)
+Built = tuple[Models, ShardSpec, dict[str, list[list[Any]]]]
+
+
+@pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Return models and a shard of a tensor of each method, which is built."""
+    rows, tensors = {}, []
+    groups = {
+        name: kernel_cases.ordinary(
+            name, SHAPE, 3, request.param, density=0.6, rescale=True, select_topk=1.0
+        )
+        for name in NAMES
+    }
+    tensors = max((group.tensors for group in groups.values()), key=len)
+    made = {f"m{i}": {"w": tensor} for i, tensor in enumerate(tensors)}
+    models = Models(tmp_path_factory.mktemp("built"), made)
+    for name, group in groups.items():
+        call = call_of(name, group, [models.source(f"m{i}") for i in range(len(group.tensors))])
+        code = engine_cases.CODES[request.param]
+        rows[name] = (code, replace(call, tensor=name))
+    spec = models.spec(rows, numerics=MERGEKIT)
+    return models, spec, models.build(spec).passes
+
+
+def check(built: Built, path: Path | None = None, **changes: list) -> dict[str, Any]:
+    """Check the shard, with other records of some tensors."""
+    models, spec, passes = built
+    shard = path or models.folder / "out.safetensors"
+    return check_shard(spec, shard, models.paths, [], passes=passes | changes)
+
+
+def test_they_pass_whatever_their_size(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "WHOLE", 100)
+    found = check(built)
+    assert found["not_sampled"] == [] and found["undecided"] == 0
+
+
+def test_few_tiles_are_added_up(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which sums cancel, so that all of their tiles must be, depends on the numbers."""
+    monkeypatch.setattr(recorded, "_spread", lambda name, number: [1])
+    tiles = []
+    feed = TorchTiles._feed
+
+    def counted(self: TorchTiles, sums: Any, first: int, count: int) -> None:
+        tiles.append(first)
+        feed(self, sums, first, count)
+
+    monkeypatch.setattr(TorchTiles, "_feed", counted)
+    check(built)
+    assert len(tiles) < 4 * sum(len(call) for calls in built[2].values() for call in calls)
+
+
+def test_a_fault_is_found_in_each(built: Built, tmp_path: Path) -> None:
+    models, spec, _ = built
+    data = engine_cases.load(models.folder / "out.safetensors")
+    for tensor in spec.tensors:
+        wrong = {name: value.clone() for name, value in data.items()}
+        wrong[tensor.name].reshape(-1)[:200] *= 1.02
+        path = engine_cases.write_file(tmp_path / "wrong.safetensors", wrong)
+        with pytest.raises(UserError, match="must be"):
+            check(built, path)
+
+
+@pytest.mark.parametrize("name", ["model_stock", "sce", "slerp", "nuslerp", "dare_linear"])
+@pytest.mark.parametrize("part", [0, 1])
+def test_other_sums_are_refused(built: Built, name: str, part: int) -> None:
+    """An answer that is another, and a tile's sum; text that is none."""
+    (call,) = built[2][name]
+    place = next(i for i, one in enumerate(call) if one is not None)
+    texts = call[place].split(" ")
+    numbers = _numbers(texts[part])
+    numbers *= 1.05  # of one tile only: that is seen if the tile is looked at
+    for text in (to_text(numbers), "", "no numbers", to_text(numbers[1:])):
+        both = [text if i == part else other for i, other in enumerate(texts)]
+        changed = [" ".join(both) if i == place else one for i, one in enumerate(call)]
+        with pytest.raises(UserError, match="recorded that are not those of the sources"):
+            check(built, **{name: [changed]})

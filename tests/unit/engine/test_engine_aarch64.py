@@ -1,0 +1,203 @@
+"""Native code for aarch64: it is made of every text, calls nothing, and has the same bits."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llvmlite import binding
+
+from helpers import method_bytes
+from shardmerge.engine import mersenne, native, reductions, row_ranks
+from shardmerge.methods.program import Program, Reduction
+
+TRIPLE = "aarch64-unknown-linux-gnu"
+#: The architecture's least, and one with more.
+PROCESSORS = ("generic", "neoverse-n1")
+COUNT = 4096
+LEAVES = ("F16", "BF16", "F32")
+VALUES = (  # numbered from 3, after the leaves
+    *(("sub", (0, 1)), ("round F16", (3,)), ("mul", (4, 0)), ("add", (5, 2)), ("fma", (6, 1, 0))),
+    *(("round BF16", (7,)), ("abs", (8,)), ("gt", (0, 1)), ("ge", (2, 1)), ("and", (10, 11))),
+    *(("select", (12, 3, 9)), ("key", (13,)), ("full U32", (2,)), ("at least", (14, 15))),
+    *(("select", (16, 13, 7)), ("times", (17, 0)), ("full F32", (3,)), ("eq", (18, 19))),
+    *(("select", (20, 18, 2)), ("over", (21, 1)), ("wide", (22,)), ("single", (23,)), ("zero", ())),
+)
+WIDE = (
+    *(("wide", (2,)), ("times", (3, 3)), ("full F64", (0,)), ("add", (4, 5)), ("exponent", (6,))),
+    *(("mantissa", (6,)), ("times", (7, 8)), ("power", (7,)), ("over", (9, 10))),
+)
+CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0)
+MASKS = (("gt", (0, 1)), ("lt", (2, 1)))
+KEYS = (("sub", (0, 1)), ("key", (3,)))
+
+
+def reduction(kind: str, steps: tuple, *values: int) -> Reduction:
+    return Reduction(LEAVES, steps, (), kind, values)
+
+
+#: Text and bytes of output.
+CASES: dict[str, tuple[Callable[[], str], int]] = {
+    "map": (lambda: native.assembly(Program(LEAVES, VALUES, 24, "BF16", (6, 4))), 2 * COUNT),
+    "half": (lambda: native.assembly(Program(LEAVES, VALUES[:6], 7, "F16", ())), 2 * COUNT),
+    "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 11), 1), 16 * COUNT),
+    "halved": (lambda: reductions._text(reduction("sums", WIDE, 11), 8), COUNT),
+    "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
+    "high": (lambda: reductions._text(reduction("high", KEYS, 4), 1), 16 * ((1 << 16) + 32)),
+    "low": (lambda: reductions._text(reduction("low", KEYS, 4), 1), 16 * ((1 << 16) + 32)),
+    "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
+    "pairs": (lambda: reductions._text(reduction("pairs", VALUES[:2], 4), 16), COUNT // 8),
+    "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),
+    "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 4),
+    "ranks": (row_ranks.ranks_text, 4 * COUNT),
+    "states": (mersenne.states_text, 624 * 4 * COUNT),
+}
+
+
+def machine(processor: str) -> binding.TargetMachine:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    target = binding.Target.from_triple(TRIPLE)
+    return target.create_target_machine(cpu=processor, opt=2, reloc="static", codemodel="large")
+
+
+def parsed(text: str) -> binding.ModuleRef:
+    module = binding.parse_assembly(text)
+    module.verify()
+    module.triple = TRIPLE
+    return module
+
+
+def assert_compiled(text: str) -> None:
+    """Make code of a text; it calls nothing, since a library's functions have their own bits."""
+    target = machine(PROCESSORS[0])
+    code = target.emit_object(parsed(text))
+    assert code[:4] == b"\x7fELF" and code[18:20] == b"\xb7\x00"
+    assert set(re.findall(r"\bbl\s+(\S+)", target.emit_assembly(parsed(text)))) <= {"memset"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_code_is_made(name: str) -> None:
+    assert_compiled(CASES[name][0]())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not native.is_usable(), reason="no native code here")
+def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = set()
+    made = native.compiled
+
+    def recorded(text: str) -> tuple:
+        texts.add(text)
+        return made(text)
+
+    for module in (native, reductions, row_ranks, mersenne):
+        monkeypatch.setattr(module, "compiled", recorded)
+    for cache in (native.native, reductions.native_reduction, row_ranks._function):
+        cache.cache_clear()
+    method_bytes.by_the_engine(tmp_path, {}, 1)
+    assert len(texts) > 4 * len(CASES)
+    for text in texts:
+        assert_compiled(text)
+
+
+#: What outputs hold, if not integers: any two NaNs are the same.
+FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
+FLOATS |= {"lanes": "<f4", "numbers": "<f4"}
+#: Those whose elements do not all go into few sums get infinities and NaNs too.
+ANY = ("map", "half", "sums", "counts", "high", "low")
+
+DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+void merge(void *, void **, long, double *, void *);
+static void *get(long size) {
+    void *p = aligned_alloc(64, (size + 127) / 64 * 64);
+    if (size && fread(p, 1, size, stdin) != size) exit(1);
+    return p;
+}
+int main(void) {
+    long head[6];  /* leaves, bytes of each, of output, elements, constants, bytes of more */
+    if (fread(head, 8, 6, stdin) != 6) return 1;
+    void *leaves[8];
+    for (long i = 0; i < head[0]; i++) leaves[i] = get(head[1]);
+    double *constants = get(8 * head[4]);
+    void *more = get(head[5]), *output = aligned_alloc(64, (head[2] + 127) / 64 * 64);
+    memset(output, 0, head[2]);
+    merge(output, leaves, head[3], constants, more);
+    fwrite(output, 1, head[2], stdout);
+    fwrite(more, 1, head[5], stdout);
+    return 0;
+}
+"""
+
+
+def leaves_of(name: str) -> list[np.ndarray]:
+    """Return leaves of one size in bytes, with infinities, NaNs, subnormal numbers and zeros."""
+    random = np.random.default_rng(3)
+    if name == "ranks":
+        keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
+        return [keys.view("u1"), *(np.zeros(4 * COUNT, "u1") for _ in range(2)),
+                np.zeros(4 * COUNT * 2, "u1")]  # fmt: skip
+    if name == "states":
+        return [random.integers(0, 256, 2500, np.uint8)]
+    odd = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, 1.0], "<f4")
+    made = []
+    for code in LEAVES:
+        values = (random.standard_normal(COUNT) * 0.1).astype("<f4")
+        if name in ANY:
+            values[random.integers(0, COUNT, 200)] = random.choice(odd, 200)
+        bits = values.astype("<f2") if code == "F16" else values
+        made.append((values.view("<u4") >> 16).astype("<u2") if code == "BF16" else bits)
+    return [np.resize(one.view("u1"), 4 * COUNT) for one in made]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("qemu-aarch64") and shutil.which("aarch64-linux-gnu-gcc")),
+    reason="needs qemu-user and gcc-aarch64-linux-gnu",
+)
+@pytest.mark.skipif(not native.is_usable(), reason="no native code here")
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> None:
+    make, size = CASES[name]
+    leaves = leaves_of(name)
+    room = max(len(one) for one in leaves)
+    leaves = [np.concatenate([one, np.zeros(room - len(one), "u1")]) for one in leaves]
+    more = np.zeros(4096, "u1")
+    more[:8].view("<i8")[:] = 4 if name == "ranks" else 0x3B00  # rows, or a high half
+    count = COUNT // 4 if name == "ranks" else COUNT
+    count = 64 if name == "states" else count
+    (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))
+    (tmp_path / "main.c").write_text(DRIVER)
+    built = ["aarch64-linux-gnu-gcc", "-static", "-o", "run", "main.c", "code.o"]
+    subprocess.run(built, cwd=tmp_path, check=True)
+    head = np.array([len(leaves), room, size, count, len(CONSTANTS), len(more)], "<i8")
+    constants = np.array(CONSTANTS, "<f8")
+    parts = (head, *leaves, constants, more)
+    done = subprocess.run(
+        ["qemu-aarch64", tmp_path / "run"],
+        input=b"".join(part.tobytes() for part in parts),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    output = np.zeros(size + 64, "u1")
+    own = [np.append(one, np.zeros(64, "u1")) for one in leaves]
+    addresses = (ctypes.c_void_p * len(own))(*(one.ctypes.data for one in own))
+    function, engine = native.compiled(make())
+    function(output.ctypes.data, addresses, count, constants.ctypes.data, more.ctypes.data)
+    assert engine and len(done.stdout) == size + len(more)
+    found = np.frombuffer(done.stdout, "u1")
+    np.testing.assert_array_equal(
+        found[:size].view(FLOATS.get(name, "u1")), output[:size].view(FLOATS.get(name, "u1"))
+    )
+    np.testing.assert_array_equal(found[size:].view("<f8"), more.view("<f8"))
+    assert np.count_nonzero(output) > 0
