@@ -75,7 +75,7 @@ def checkpoint_weights(names: Collection[str], read: ReadJson, where: str) -> li
     for folder, files in sorted(folders.items()):
         found += _of_folder(folder, files, names, read, where)
     if not found:
-        lost = stray_weights(names, found)
+        lost = weights_beside(names, found)
         raise UserError(
             "has no safetensors files" + (" that belong to it" if lost else ""),
             where,
@@ -84,7 +84,7 @@ def checkpoint_weights(names: Collection[str], read: ReadJson, where: str) -> li
     return sorted(found)
 
 
-def stray_weights(names: Collection[str], weights: Collection[str]) -> list[str]:
+def weights_beside(names: Collection[str], weights: Collection[str]) -> list[str]:
     """Return the safetensors files that are no part of a checkpoint, sorted: variants, others.
 
     Args:

@@ -18,7 +18,7 @@ from shardmerge.sources.any_checkpoint import (
     checkpoint_table,
     checkpoint_weights,
     single_weights,
-    stray_weights,
+    weights_beside,
 )
 from shardmerge.sources.checkpoint_files import (
     BY_NAMES,
@@ -121,7 +121,7 @@ def _lock_checkpoint(store: Store) -> LockedSource:
         weights = checkpoint_weights(names, lambda name: _json(store, name), store.where)
     files = checkpoint_files(names, weights)
     tensors = checkpoint_table(store.headers(weights), store.where, alone=len(files) == 1)
-    lost = () if store.is_one_file else tuple(stray_weights(names, weights))
+    lost = () if store.is_one_file else tuple(weights_beside(names, weights))
     return replace(_made(store, "checkpoint", {}, files, tensors), left_out=lost)
 
 
