@@ -14,6 +14,7 @@ def main() -> None:
     from shardmerge.base.errors import UserError
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
+    from shardmerge.check.memory import check_needs_torch
     from shardmerge.check.shard import check_shard
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--deltas", nargs="*", default=[], type=Path, help="stored task vectors")
     parser.add_argument("--output", required=True, type=Path, help="where to write what was found")
     args = parse_args(parser)
-    job = shard_inputs(args.spec, args.sources, args.deltas)
+    job = shard_inputs(args.spec, args.sources, args.deltas, uses_torch=check_needs_torch)
     claim(args.output)
 
     recorded = load_record(args.record)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helpers.adapter_cases import factors, write_adapter
@@ -280,6 +280,39 @@ class TestExperts:
         adapter, records = extract(document(rank=4))
         names = [m.name for record in records for m in record.modules]
         assert any("experts.2.w3" in name for name in names)
+        assert torch.allclose(logits("base", adapter), logits("tuned"), atol=1e-4)
+
+    @pytest.mark.parametrize("by", ["modules", "merge"])
+    def test_experts_of_which_some_are_the_bases(self, by: str) -> None:
+        """peft stacks the factors of a layer's experts: those that are the base's have zeros."""
+        from transformers import MixtralConfig
+
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 3}
+        self._models(MixtralConfig(vocab_size=32, **sizes, **heads), "nothing")
+        (path,) = Path("tuned").glob("*.safetensors")
+        tensors = load_file(path)
+        for name in tensors:
+            if re.search(r"experts\.(1\.w1|2\.w2)\.", name):
+                rows, columns = tensors[name].shape
+                tensors[name] += 0.05 * torch.randn(rows, 2) @ torch.randn(2, columns)
+        save_file(tensors, path, {"format": "pt"})
+        changed = ["experts.1.w1", "experts.2.w2"]
+        weight = [{"filter": one, "value": 1} for one in changed] + [{"value": 0}]
+        merge = {
+            "name": "some",
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "models": [{"model": "tuned", "parameters": {"weight": weight}}],
+        }
+        recipes = {
+            "modules": [document(rank=4, modules=changed)],
+            "merge": [merge, document(rank=4, model="some")],
+        }
+        adapter, records = extract(*recipes[by])
+        made = [m for record in records for m in record.modules]
+        assert [m.rank for m in made] == [4] * 2 * 3 * 3
+        assert sum(m.norm > 0 for m in made) == 4
         assert torch.allclose(logits("base", adapter), logits("tuned"), atol=1e-4)
 
     def test_experts_that_are_stored_as_one(self) -> None:

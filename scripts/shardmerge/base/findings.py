@@ -69,6 +69,11 @@ CHECKS = {
         "A model whose config.json names code of its own. Such code is never run, and not taken "
         "along."
     ),
+    "left-out-weights": (
+        "Files of weights in a folder or repository whose checkpoint is merged by names "
+        "(`docs/howto/checkpoints.md`), and that are no part of it: variants such as `.fp16`, "
+        "files in folders whose names have other characters than letters, digits and `_`."
+    ),
     "equal-prompts": (
         "A mixture whose experts all have the same prompts, so that its router cannot tell them "
         "apart. mergekit refuses it."

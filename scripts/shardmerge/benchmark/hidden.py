@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import atomic_path
 from shardmerge.benchmark.reading import (
-    check_installed,
+    check_transformers,
     explained,
     load_language_model,
     reading_tokenizer,
@@ -47,7 +47,7 @@ def read_prompts(
     Raises:
         UserError: If transformers is missing or cannot load the model, or a value is not finite.
     """
-    check_installed("`gate_mode: hidden`", "; or write `gate_mode: cheap_embed`")
+    check_transformers("`gate_mode: hidden`", "; or write `gate_mode: cheap_embed`")
     import torch
     from safetensors.torch import save_file
 

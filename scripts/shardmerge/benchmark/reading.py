@@ -15,7 +15,7 @@ GROUP_BYTES = 4 << 30
 _SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def check_installed(what: str, hint: str) -> None:
+def check_transformers(what: str, hint: str) -> None:
     """Make sure that transformers is there.
 
     Args:

@@ -20,7 +20,7 @@ from shardmerge.base.safetensors import write_header
 from shardmerge.benchmark.reading import (
     GROUP_BYTES,
     ReportBlocks,
-    check_installed,
+    check_transformers,
     explained,
     groups,
     load_language_model,
@@ -87,7 +87,7 @@ def measure_text(
             tensor cannot be measured, or a value is not finite.
     """
     found = TEXT_MEASURES[kind]
-    check_installed(f"`merge_method: {found.method}`", "")
+    check_transformers(f"`merge_method: {found.method}`", "")
     import torch
 
     torch.set_num_threads(threads)

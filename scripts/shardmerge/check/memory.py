@@ -1,8 +1,8 @@
-"""How much memory the check of a shard will take: known before torch is imported."""
+"""What the check of a shard will take, memory and torch: known before torch is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import in_passes, is_whole
@@ -11,7 +11,7 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
-from shardmerge.engine.tasks import TensorTask
+from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.methods.registry import workspace_elements
 
 #: Largest tensor, in elements, that a method which needs it whole is recomputed for.
@@ -33,6 +33,22 @@ def check_bytes(tasks: Iterable[TensorTask]) -> int:
     """
     peaks = (_peak(task.expression, task.numerics, whole=False) for task in tasks)
     return STREAMING_BYTES + max(peaks, default=0)
+
+
+def check_needs_torch(tasks: Sequence[TensorTask]) -> bool:
+    """Whether the check of a shard imports torch, where there is native code.
+
+    In mergekit numerics torch makes the samples of what is no sum.
+
+    Args:
+        tasks: Of the shard's tensors.
+    """
+    stated = [t for t in tasks if not (t.kind == "copy" or t.numerics.rounds_once)]
+    if needs_torch(tasks) or not stated:
+        return needs_torch(tasks)
+    from shardmerge.check.mergekit import is_sum  # imports numpy, which most plans do without
+
+    return not all(is_sum(task.expression) for task in stated)
 
 
 def _streams(call: ex.Call, numerics: Numerics) -> bool:

@@ -79,20 +79,10 @@ class Formulas:
         Raises:
             NotASumError: If something of it is no sum, or float64; before anything is read.
         """
-        self._require_sums(expression)
+        if not is_sum(expression, self._stored):
+            raise NotASumError
         found = self._value(expression, runs)
         return Estimate(found.value, found.error)
-
-    def _require_sums(self, node: ex.Expression) -> None:
-        if is_stored(node, self._stored):
-            known = node.dtype in _TYPES
-        else:
-            dtype = node.dtype if isinstance(node, ex.Cast) else "F32"
-            known = dtype in _TYPES and _is_sum(node)
-            for operand in ex.operands(node) if known else ():
-                self._require_sums(operand)
-        if not known:
-            raise NotASumError
 
     def _value(self, node: ex.Expression, runs: Runs) -> Typed:
         if is_stored(node, self._stored):
@@ -140,6 +130,15 @@ class Formulas:
                 mean = _step("div", mean, float(len(chosen)))
             made.value[place], made.error[place] = mean.value, mean.error
         return made
+
+
+def is_sum(node: ex.Expression, stored: Collection[ex.Delta] = ()) -> bool:
+    """Whether an expression has only sums of float16, bfloat16 and float32."""
+    if is_stored(node, stored):
+        return node.dtype in _TYPES
+    dtype = node.dtype if isinstance(node, ex.Cast) else "F32"
+    known = dtype in _TYPES and _is_sum(node)
+    return known and all(is_sum(operand, stored) for operand in ex.operands(node))
 
 
 def _linear(group: Group) -> Typed:

@@ -18,13 +18,11 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
-from shardmerge.check.float_formats import FLOAT_FORMATS
 from shardmerge.check.samples import Runs
+from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles
-from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum
 from shardmerge.methods.passes import (
     NO_BAND,
     Bands,
@@ -42,8 +40,6 @@ from shardmerge.methods.passes import (
 
 #: One of so many tiles is added up again, and at least two.
 _EVERY = 16
-#: How far a sum of float32 in torch's order may be from the tiles' sums to be believed.
-_CLOSE = 2.0**-14
 _GREATEST, _ALL = (1 << 31) - 1, (0, 1 << 62)
 
 
@@ -94,7 +90,7 @@ class RecordedPasses(NativePasses):
                 found = np.full((len(some), number), np.nan)
                 known = None
             there = found[:, begin : begin + count]
-            if known is not None and not _same(there, some):
+            if known is not None and not same(there, some):
                 raise _wrong(call, "sums of rows")
             found[:, begin : begin + count] = some
         return found
@@ -110,7 +106,7 @@ class RecordedPasses(NativePasses):
         table = _numbers(known).reshape(-1, number) if len(_numbers(known)) % number == 0 else None
         chosen = _spread(call.tensor, number)
         found = tiles.table(count, chosen)
-        if table is None or len(table) != len(found) or not _same(table[:, chosen], found):
+        if table is None or len(table) != len(found) or not same(table[:, chosen], found):
             raise _wrong(call, "sums")
         return table
 
@@ -155,10 +151,10 @@ class RecordedPasses(NativePasses):
         right = len(rows) == values * chunks and len(table) and len(table) % (number * values) == 0
         if right:
             rows, table = rows.reshape(values, chunks), table.reshape(number, values, -1)
-            right = _are_seen(tiles, table, rows, _spread(call.tensor, number))
-        if right and wanted.kind == "sum" and not _add_up(tiles, table, rows):
+            right = are_seen(tiles, table, rows, _spread(call.tensor, number))
+        if right and wanted.kind == "sum" and not add_up(tiles, table, rows):
             # where much cancels, what is seen of tiles says little
-            right = _same(np.array(tiles.answer()[0]).reshape(rows.shape), rows)
+            right = same(np.array(tiles.answer()[0]).reshape(rows.shape), rows)
         if not right:
             raise _wrong(call, "sums")
         return rows.tolist() if wanted.chunk else rows[:, 0].tolist()
@@ -182,55 +178,6 @@ class RecordedPasses(NativePasses):
         if not all(a <= r < b for r, a, b in zip(wanted.ranks, counts, counts, strict=True)):
             raise _wrong(call, "order statistics")
         return keys
-
-
-def _are_seen(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray, chosen: list[int]) -> bool:
-    """Whether some tiles show what is recorded; of norms also the last of each sum."""
-    chunk, norm = tiles.wanted.chunk or tiles.count, tiles.wanted.kind == "norm"
-    for i in chosen:
-        first = i * BLOCK
-        size = min(BLOCK, tiles.count - first)
-        sums: list[Any] = [TorchSum(chunk, code) for code in tiles.codes]
-        if norm:
-            sums = [TorchNorm(code) for code in tiles.codes]
-            if table.shape[2] != sums[0].lanes:
-                return False
-            for k, one in enumerate(sums if first % chunk else ()):
-                one.sums = table[i - 1, k : k + 1].astype(np.float32)
-        if not _same(tiles.tile(sums, first, size), table[i]):
-            return False
-    return not norm or _are_norms(tiles, table, rows, chunk)
-
-
-def _are_norms(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray, chunk: int) -> bool:
-    """Whether recorded norms are those of the partial sums after their last tiles."""
-    for number, first in enumerate(range(0, tiles.count, chunk)):
-        end = min(first + chunk, tiles.count)
-        last = (end - 1) // BLOCK
-        for k, code in enumerate(tiles.codes):
-            norm = TorchNorm(code)
-            norm.sums = table[last, k : k + 1].astype(np.float32)
-            if end % norm.lanes:  # what fills no vector is added last
-                sums: list[Any] = [TorchNorm(code) for code in tiles.codes]
-                for j, one in enumerate(sums if last * BLOCK > first else ()):
-                    one.sums = table[last - 1, j : j + 1].astype(np.float32)
-                tiles.tile(sums, last * BLOCK, end - last * BLOCK)
-                norm = sums[k]
-            if not _same(np.array(norm.result()), rows[k, number]):
-                return False
-    return True
-
-
-def _add_up(tiles: TorchTiles, table: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether recorded sums are about what the tiles' sums add up to."""
-    size = -(-(tiles.wanted.chunk or tiles.count) // BLOCK)
-    for k, code in enumerate(tiles.codes):
-        for number, found in enumerate(rows[k].tolist()):
-            own = table[number * size : (number + 1) * size, k, 0]
-            near = _CLOSE * np.abs(own).sum() + FLOAT_FORMATS[code].unit * abs(found)
-            if not abs(own.sum() - found) <= near:
-                return False
-    return True
 
 
 def _rows_of(runs: Runs, length: int) -> list[tuple[int, int]]:
@@ -286,10 +233,6 @@ def _spread(name: str, number: int) -> list[int]:
         chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
         chosen.add(low + chance % (high - low))
     return sorted(chosen)
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(((a == b) | (np.isnan(a) & np.isnan(b))).all())
 
 
 def _wrong(call: ex.Call, what: str) -> UserError:

@@ -89,8 +89,12 @@ class TensorFile(contextlib.AbstractContextManager):
         ranges = [(entry.begin + first * size, count * size) for first, count in runs]
         for offset, length in ranges:  # a disk brings many at once faster than one by one
             will_need(self._fd, offset, length)
-        parts = [self._bytes(offset, length) for offset, length in ranges]
-        return np.frombuffer(b"".join(parts), dtype=dtype)
+        made = np.empty(sum(length for _, length in ranges), np.uint8)
+        place = 0
+        for offset, length in ranges:
+            self.fill(offset, memoryview(made[place : place + length]))
+            place += length
+        return made.view(dtype)
 
     def fill(self, offset: int, into: memoryview) -> None:
         """Fill a buffer with the file's bytes from an offset on.
@@ -98,17 +102,11 @@ class TensorFile(contextlib.AbstractContextManager):
         Raises:
             UserError: If the file cannot be read, or ends too early.
         """
-        into[:] = self._bytes(offset, len(into))
-
-    def _bytes(self, offset: int, length: int) -> bytes:
-        parts: list[bytes] = []
-        while length:
+        while len(into):
             try:
-                part = os.pread(self._fd, length, offset)
+                count = os.preadv(self._fd, [into], offset)
             except OSError as error:
                 raise UserError(f"cannot be read ({error.strerror})", str(self.path)) from None
-            if not part:
-                raise UserError(f"ends before byte {offset + length}", str(self.path))
-            parts.append(part)
-            offset, length = offset + len(part), length - len(part)
-        return b"".join(parts)
+            if not count:
+                raise UserError(f"ends before byte {offset + len(into)}", str(self.path))
+            offset, into = offset + count, into[count:]

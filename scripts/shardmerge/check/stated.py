@@ -89,16 +89,11 @@ class Stated:
 
     def _mapped(self, call: ex.Call, runs: Runs) -> torch.Tensor:
         """Return what a call's passes make of sampled elements, by torch."""
-        from shardmerge.methods.kernels.execute import TorchElements
+        from shardmerge.check.sampled import SampledElements
 
         inputs = [self.value(one, runs) for one in call.inputs]
         make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
-        made, place = [], 0
-        for first, count in runs:
-            parts = [one[place : place + count] for one in inputs]
-            made.append(make(TorchElements(parts, shape, first)))
-            place += count
-        return load_torch().cat(made)
+        return make(SampledElements(inputs, shape, 0, runs))
 
     def _product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
         from shardmerge.engine.lowrank import product_of

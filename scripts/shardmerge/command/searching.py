@@ -22,7 +22,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.text import plural
 from shardmerge.command import workflow
 from shardmerge.run.cli import say
-from shardmerge.run.drive import JOBS_FAILED, STATE, failed_path
+from shardmerge.run.drive import JOBS_FAILED, STATE, jobs_failed_path
 
 #: Runs in a row of a sweep that measure nothing, after which it is no fault of single trials.
 _PATIENCE = 3
@@ -152,4 +152,4 @@ def run_once(run: Runner, *, failed: bool = False) -> Ended:
         path = Path(folder, "search.json")
         status = run({STATE: str(path)} | ({JOBS_FAILED: "1"} if failed else {}))
         told = json.loads(path.read_text()) if path.is_file() else {}
-        return Ended(status, told, failed_path(path).is_file())
+        return Ended(status, told, jobs_failed_path(path).is_file())

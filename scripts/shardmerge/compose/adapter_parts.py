@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from shardmerge.algebra import expression as ex
@@ -11,6 +11,7 @@ from shardmerge.algebra import fold
 from shardmerge.algebra.factorization import AlignedMerge, FactorModule
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.errors import UserError, did_you_mean
+from shardmerge.compose.adapter_stacks import Adapted, missing_experts
 from shardmerge.compose.architecture.names import is_derived, is_embedding, is_head, layer_of
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.layout_matching import Pattern
@@ -29,9 +30,6 @@ _PREFIXES = {"gpt2": "transformer."}
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 
-#: A module that is adapted, and the tensors that its update is read as.
-_Adapted = tuple[FactorModule, tuple[OutputTensor, ...]]
-
 
 @dataclass
 class AdapterParts:
@@ -47,7 +45,7 @@ class AdapterParts:
         turned: Whether the base's layers keep their matrices as [inputs, outputs].
     """
 
-    modules: list[_Adapted] = field(default_factory=list)
+    modules: list[Adapted] = field(default_factory=list)
     saved: list[tuple[str, OutputTensor]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     equal: list[str] = field(default_factory=list)
@@ -99,6 +97,7 @@ class _Reader:
         self._all_there(self._asked.save, "modules_to_save", modules.values())
         for tensor, module in modules.items():
             self._sort(tensor, module, found)
+        self._complete(modules, found)
         found.modules = _nested(found.modules)
         if not found.modules and not found.saved:
             asked = "of the modules that are asked for " if self._asked.modules else ""
@@ -107,6 +106,17 @@ class _Reader:
                 self._stage.where,
             )
         return found
+
+    def _complete(self, modules: Mapping[str, str], found: AdapterParts) -> None:
+        """Give zeros to experts that are the base's, where factors are stacked."""
+        saved = {tensor for tensor in modules if _ends(modules[tensor], self._asked.save)}
+        could = [(t, m) for t, m in modules.items() if t.endswith(".weight") and t not in saved]
+        added = missing_experts(found.modules, could)
+        names = {module.tensor for module, _ in added}
+        found.equal = [tensor for tensor in found.equal if tensor not in names]
+        found.sums |= {module.tensor: tensors[0].expression for module, tensors in added}
+        places = {tensor: place for place, tensor in enumerate(modules)}
+        found.modules = sorted([*found.modules, *added], key=lambda one: places[one[0].tensor])
 
     def _module(self, tensor: str) -> str:
         return self._prefix + tensor.removesuffix(".weight").removesuffix(".bias")
@@ -169,7 +179,7 @@ class _Reader:
 
     def _adapted(
         self, tensor: str, module: str, row: fold.Row, expression: ex.Expression
-    ) -> _Adapted:
+    ) -> Adapted:
         shape = self._base.table[tensor].shape
         kind = "linear"
         if len(shape) == 3:
@@ -270,7 +280,7 @@ def _products(expression: ex.Expression, base: ex.Expression) -> list[ex.LowRank
     return list(terms) if fits else None
 
 
-def _nested(modules: list[_Adapted]) -> list[_Adapted]:
+def _nested(modules: list[Adapted]) -> list[Adapted]:
     """Return modules, of fused experts with how many of the same module come after each.
 
     They have the order of the module's parameters in transformers: what leads into the experts

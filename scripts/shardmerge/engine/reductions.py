@@ -8,7 +8,6 @@ values never lie in memory.
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardmerge.engine import torch_order
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, MASK, StepLines, splat
+from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, LANES, StepLines
+from shardmerge.engine.counting import digits_text, masks_text
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
@@ -25,9 +25,6 @@ from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Halves of a key that there are, and tables that are counted in turn: so that equal keys one after
-#: the other need not wait for each other.
-DIGITS, TABLES = 1 << 16, 4
 #: Parts of a tile that are added up at once, by the most sums for which registers are enough.
 _WAYS = ((4, 8), (12, 4), (1 << 30, 2))
 
@@ -166,7 +163,8 @@ def _text(reduction: Reduction, ways: int) -> str:
         return torch_order.parts_text(reduction, ways, _HEAD)
     if reduction.kind == "sums":
         return _sums(reduction, ways)
-    return _counts(reduction) if reduction.kind == "counts" else _digits(reduction)
+    counted = masks_text if reduction.kind == "counts" else digits_text
+    return counted(reduction, _HEAD)
 
 
 def _sums(reduction: Reduction, ways: int) -> str:
@@ -247,94 +245,3 @@ def _fold(k: int) -> list[str]:
         f"end{k}:",
         f"  br label %level{k}",
     ]
-
-
-def _counts(reduction: Reduction) -> str:
-    """Return a function that counts, for each place of a vector, where masks are set."""
-    writer = StepLines(reduction)
-    kept = range(len(reduction.values))
-    entry = writer.entry()
-    writer.values()
-    for k, value in enumerate(map(writer.value, reduction.values)):
-        ones = writer.new(f"zext {MASK} {value} to {INT}")
-        writer.lines.append(f"  %added{k} = add {INT} %sum{k}, {ones}")
-    return "\n".join([
-        _HEAD,
-        "entry:",
-        *entry,
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
-        *(f"  %sum{k} = phi {INT} [zeroinitializer, %entry], [%added{k}, %loop]" for k in kept),
-        *writer.lines,
-        f"  %after = add i64 %i, {LANES}",
-        "  %more = icmp ult i64 %after, %count",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-        *(f"  %at{k} = getelementptr {INT}, ptr %output, i64 {k}\n"
-          f"  store {INT} %added{k}, ptr %at{k}, align 4" for k in kept),
-        "  ret void",
-        "}",
-        *DECLARATIONS,
-    ])  # fmt: skip
-
-
-def _digits(reduction: Reduction) -> str:
-    """Return a function that counts how often keys have a high half, or a low one after some."""
-    writer = StepLines(reduction)
-    entry = writer.entry()
-    lanes, nowhere = (
-        ", ".join(f"i32 {begin + lane}" for lane in range(LANES)) for begin in (0, DIGITS)
-    )
-    for k in range(len(reduction.values)):
-        entry += [
-            f"  %prefix{k}.at = getelementptr i32, ptr %prefixes, i64 {k}",
-            f"  %prefix{k}.one = load i32, ptr %prefix{k}.at",
-            f"  %prefix{k}.first = insertelement {INT} poison, i32 %prefix{k}.one, i64 0",
-            f"  %prefix{k} = shufflevector {INT} %prefix{k}.first, {INT} poison, "
-            f"{INT} zeroinitializer",
-            f"  %digits{k} = alloca {INT}, align 64",
-            *(
-                f"  %table{k}.{one} = getelementptr i32, ptr %output, "
-                f"i64 {(k * TABLES + one) * (DIGITS + LANES)}"
-                for one in range(TABLES)
-            ),
-        ]
-    writer.values()
-    left = writer.new("sub i64 %count, %i")
-    left = writer.new(f"trunc i64 {left} to i32")
-    left = writer.new(f"insertelement {INT} poison, i32 {left}, i64 0")
-    left = writer.new(f"shufflevector {INT} {left}, {INT} poison, {INT} zeroinitializer")
-    there = writer.new(f"icmp slt {INT} <{lanes}>, {left}")
-    for k, key in enumerate(map(writer.value, reduction.values)):
-        high, wanted = writer.new(f"lshr {INT} {key}, {splat(16)}"), there
-        digit = high
-        if reduction.kind == "low":
-            digit = writer.new(f"and {INT} {key}, {splat(DIGITS - 1)}")
-            wanted = writer.new(f"icmp eq {INT} {high}, %prefix{k}")
-            wanted = writer.new(f"and {MASK} {wanted}, {there}")
-        digit = writer.new(f"select {MASK} {wanted}, {INT} {digit}, {INT} <{nowhere}>")
-        writer.lines.append(f"  store {INT} {digit}, ptr %digits{k}, align 64")
-    for k, lane in itertools.product(range(len(reduction.values)), range(LANES)):
-        one = writer.new(f"load i32, ptr {writer.place(f'%digits{k}', 'U32', str(lane))}")
-        one = writer.new(f"zext i32 {one} to i64")
-        place = writer.place(f"%table{k}.{lane % TABLES}", "U32", one)
-        before = writer.new(f"load i32, ptr {place}")
-        after = writer.new(f"add i32 {before}, 1")
-        writer.lines.append(f"  store i32 {after}, ptr {place}")
-    return "\n".join([
-        _HEAD,
-        "entry:",
-        *entry,
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
-        *writer.lines,
-        f"  %after = add i64 %i, {LANES}",
-        "  %more = icmp ult i64 %after, %count",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-        "  ret void",
-        "}",
-        *DECLARATIONS,
-    ])  # fmt: skip

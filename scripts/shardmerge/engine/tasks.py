@@ -21,6 +21,7 @@ from shardmerge.algebra.leaves import (
 from shardmerge.algebra.lowering import Steps, steps_for
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import Numerics
+from shardmerge.methods.registry import passes_use_torch
 
 #: How a tensor is made: copied from a file, by native code, by torch block by block, or by torch
 #: from something that is held whole.
@@ -110,11 +111,18 @@ def make_task(tensor: OutputTensor, stored: Collection[ex.Delta], numerics: Nume
 
 
 def needs_torch(tasks: Sequence[TensorTask], device: str = "cpu") -> bool:
-    """Whether some tensor is neither a copy nor what native code computes.
+    """Whether a job imports torch, where there is native code.
+
+    It does for a tensor that is neither a copy nor what native code computes, and where what a
+    method's passes end with is found by torch.
 
     Args:
-        tasks: Of the tensors.
+        tasks: Of the job's tensors.
         device: Where is computed: native code is for ``cpu`` alone.
     """
     others = ("copy", "native") if device == "cpu" else ("copy",)
-    return any(task.kind not in others for task in tasks)
+    return any(
+        task.kind not in others
+        or any(passes_use_torch(call.method, task.numerics) for call in task.calls)
+        for task in tasks
+    )

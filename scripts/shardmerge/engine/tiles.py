@@ -12,7 +12,8 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.reductions import DIGITS, TABLES, native_reduction
+from shardmerge.engine.counting import DIGITS, TABLES
+from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given

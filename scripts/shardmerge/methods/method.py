@@ -40,6 +40,7 @@ class Rendering:
         passes: Begins the passes that the kernel executes, where it is so declared: nothing need
             be held whole then. In mergekit numerics they have the bits of the kernel.
         fits: Whether they are known for a group; else the kernel gets whole tensors.
+        by_torch: The passes themselves import torch, wherever elements are made.
     """
 
     kernel: Kernel
@@ -49,6 +50,7 @@ class Rendering:
     skips_zeros: bool = False
     passes: BeginPasses | None = None
     fits: PassesFit | None = None
+    by_torch: bool = False
 
 
 @dataclass(eq=False)
@@ -120,19 +122,22 @@ class MergeMethod:
         return attach
 
     def mergekit_passes(
-        self, fits: PassesFit | None = None
+        self, fits: PassesFit | None = None, *, by_torch: bool = False
     ) -> Callable[[BeginPasses], BeginPasses]:
         """Attach the decorated function: passes with the bits of the mergekit kernel.
 
         Args:
             fits: Whether they are known for a group (see ``Rendering``).
+            by_torch: Whether they import torch.
         """
 
         def attach(function: BeginPasses) -> BeginPasses:
             found = self.renderings[MERGEKIT]
             if found.passes:
                 raise ValueError(f"mergekit passes of {self.name!r} are registered twice")
-            self.renderings[MERGEKIT] = replace(found, passes=function, fits=fits)
+            self.renderings[MERGEKIT] = replace(
+                found, passes=function, fits=fits, by_torch=by_torch
+            )
             return function
 
         return attach

@@ -64,6 +64,7 @@ __all__ = [
     "parameter_names",
     "passes_fit",
     "passes_of",
+    "passes_use_torch",
     "result_dtype",
     "step_kernel",
     "steps_of",
@@ -231,6 +232,11 @@ def passes_of(name: str, numerics: Numerics) -> BeginPasses | None:
 def passes_fit(name: str, numerics: Numerics) -> PassesFit | None:
     """Return what says whether a method's passes are known for a group, if not for all."""
     return _rendering(name, numerics).fits
+
+
+def passes_use_torch(name: str, numerics: Numerics) -> bool:
+    """Whether a method's passes import torch even where native code makes the elements."""
+    return _rendering(name, numerics).by_torch
 
 
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:

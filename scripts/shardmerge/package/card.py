@@ -54,13 +54,14 @@ def make_card(
     name = description.name
     measured = scores is not None and name in scores.models
     results: list[EvalResult] | None = card_results(scores, name) if measured else None
+    named = base_models(description)
     data = ModelCardData(
-        base_model=base_models(description) or None,
+        base_model=named or None,
         library_name=_library(description),
         pipeline_tag=_pipeline(description, settings),
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
-        base_model_relation="merge",
+        base_model_relation="merge" if named else None,
         model_name=name if results else None,
         eval_results=results or None,
     )

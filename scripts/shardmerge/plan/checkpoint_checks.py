@@ -32,6 +32,21 @@ def partial_tensors(case: Case) -> Iterator[Finding]:
                                "result")  # fmt: skip
 
 
+def left_out_weights(case: Case) -> Iterator[Finding]:
+    """Find weights in the place of a checkpoint that are no part of it."""
+    locked = case.composer.lock.sources
+    keys = (reference.model for stage in case.stages for reference in stage.references)
+    for key in dict.fromkeys(keys):
+        if names := locked[key].left_out if key in locked else ():
+            more = ", ..." if len(names) > _NAMED else ""
+            yield case.finding(
+                "left-out-weights",
+                f"{plural(len(names), 'file')} of weights ({', '.join(names[:_NAMED])}{more}) in "
+                f"{key} {'is' if len(names) == 1 else 'are'} no part of the checkpoint that is "
+                "merged; name such a file by itself to merge it",
+            )
+
+
 def _having(part: Part) -> tuple[str, ...]:
     return tuple(model.name for model, _ in part.inputs)
 

@@ -36,7 +36,7 @@ class ShardJob:
         bytes_read, bytes_written: What it must move.
         memory: Bytes that it needs at most.
         check_memory: Bytes that the check of the file needs at most.
-        torch: Whether something is computed that native code cannot.
+        torch: Whether the job or the check of its file imports torch.
     """
 
     output: str

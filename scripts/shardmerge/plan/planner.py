@@ -22,7 +22,7 @@ from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.base.weightfolders import in_folder
-from shardmerge.check.memory import check_bytes
+from shardmerge.check.memory import check_bytes, check_needs_torch
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
 from shardmerge.compose.measurements import ModelMeasurement
@@ -332,7 +332,7 @@ class _Planner:
             bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
             memory=workspace_bytes(tasks, self.settings["device"]),
             check_memory=check_bytes(tasks),
-            torch=needs_torch(tasks, self.settings["device"]),
+            torch=needs_torch(tasks, self.settings["device"]) or check_needs_torch(tasks),
         )
 
     def _update_job(

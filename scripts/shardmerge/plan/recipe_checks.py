@@ -22,7 +22,7 @@ from shardmerge.compose.composer import Composer
 from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import untold_periods
 from shardmerge.plan.checked_build import Case, places
-from shardmerge.plan.checkpoint_checks import partial_tensors
+from shardmerge.plan.checkpoint_checks import left_out_weights, partial_tensors
 from shardmerge.plan.mixture_checks import equal_experts, expert_tokenizers, scales
 from shardmerge.plan.part_checks import (
     module_folders,
@@ -279,4 +279,12 @@ _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
 )
 
 #: The same of a merge of checkpoints, of which nothing is known but their tensors' names.
-_OF_CHECKPOINTS = (_fp16_range, _weights_sum, partial_tensors, _unused_models, _unmatched_filters)
+_OF_CHECKPOINTS = (
+    _fp16_range,
+    _weights_sum,
+    partial_tensors,
+    left_out_weights,
+    quantised_source,
+    _unused_models,
+    _unmatched_filters,
+)

@@ -9,14 +9,13 @@ from shardmerge.algebra.call_terms import declared
 from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.text import human_bytes, plural
 from shardmerge.benchmark.comparison_rows import Scores
-from shardmerge.export.record import ExportRecord
-from shardmerge.export.registry import form_of
 from shardmerge.plan.description import BuildDescription, load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.plan.records import VerifyRecord
 from shardmerge.recipe.naming import short_public_names, shortener
 from shardmerge.report.coefficients import coefficients
 from shardmerge.report.compare_page import agreement_parts, difference_table
+from shardmerge.report.export_errors import exports_in_summary
 from shardmerge.report.html import heading, html_table, page, paragraph
 from shardmerge.report.interference import COSINE, Interference
 from shardmerge.report.interference_words import facts, warnings
@@ -30,12 +29,6 @@ _ABOUT_DISTANCES = (
     "A distance is the norm of the difference over the norm of the parent's layer. The plots "
     "beside this page show every layer."
 )
-_ABOUT_ERRORS = (
-    "The error of a tensor is the root of the mean square of the differences to the model's "
-    "values, in parts of that of the values. provenance.json of the export has that of every one."
-)
-#: Tensors of an export that are named.
-_WORST = 3
 _ABOUT_PAIRS = "Unrelated task vectors have a cosine of 0 and half of their elements of one sign."
 
 
@@ -59,7 +52,7 @@ def summary_page(plan: Plan, name: str, findings: Findings, folder: str) -> str:
         html_table(("layers", "modules", "value"), cells_of(lines)),
         *([] if found.checkpoint else _scores(plan, findings, found)),
         *_interference(findings.statistics),
-        *_exports(findings.exports),
+        *exports_in_summary(findings.exports),
         heading("Warnings on the recipe"),
         *(paragraph(warning, "bad") for warning in plan.warnings),
         *([] if plan.warnings else [paragraph("There are none.")]),
@@ -78,35 +71,6 @@ def _interference(found: Interference | None) -> Iterator[str]:
     yield from (paragraph(warning, "bad") for warning in warnings(found))
     about = [_ABOUT_PAIRS] if found.of(COSINE) else []
     yield paragraph(" ".join([*about, _ABOUT_DISTANCES]), "note")
-
-
-def _exports(records: Sequence[ExportRecord]) -> Iterator[str]:
-    if not records:
-        return
-    yield heading("Exports")
-    header = ("form", "variant", "size", "bits per weight", "median error", "largest error")
-    rows = [
-        (
-            form_of(record.form).title,
-            record.variant,
-            human_bytes(record.size),
-            f"{record.bits_per_weight:.2f}",
-            f"{record.errors.median:.2g}",
-            f"{record.errors.largest:.2g}",
-        )
-        for record in records
-    ]
-    yield html_table(header, rows, numbers=(2, 3, 4, 5))
-    header = ("form", "variant", "tensors that are farthest from the model's, with their errors")
-    worst = [(form_of(r.form).title, r.variant, _farthest(r)) for r in records]
-    yield html_table(header, worst)
-    yield paragraph(_ABOUT_ERRORS, "note")
-
-
-def _farthest(record: ExportRecord) -> str:
-    errors = record.errors.tensors
-    names = sorted(errors, key=lambda name: (-errors[name], name))[:_WORST]
-    return ", ".join(f"{name} {errors[name]:.2g}" for name in names)
 
 
 def _verdict(findings: Findings, found: BuildDescription) -> Iterator[str]:

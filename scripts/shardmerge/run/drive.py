@@ -27,10 +27,10 @@ def follows_failed_jobs() -> bool:
 def tell_failed() -> None:
     """Tell the command, if it asks for it, that jobs failed and no other can run."""
     if path := os.environ.get(STATE):
-        failed_path(path).touch()
+        jobs_failed_path(path).touch()
 
 
-def failed_path(state: str | os.PathLike[str]) -> Path:
+def jobs_failed_path(state: str | os.PathLike[str]) -> Path:
     """Return the path of what tells that jobs failed, beside that of the state."""
     return Path(f"{os.fspath(state)}.failed")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from shardmerge.algebra.expression import Delta
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.engine.stored import StoredDelta, stored_deltas
-from shardmerge.engine.tasks import make_tasks, needs_torch
+from shardmerge.engine.tasks import TensorTask, make_tasks, needs_torch
 from shardmerge.plan.files import load_spec
 from shardmerge.run.worker import TORCH, delegate
 
@@ -33,7 +33,11 @@ class ShardInputs:
 
 
 def shard_inputs(
-    digest: str, sources: Sequence[Path], deltas: Sequence[Path], *, device: str = "cpu"
+    digest: str,
+    sources: Sequence[Path],
+    deltas: Sequence[Path],
+    *,
+    uses_torch: Callable[[Sequence[TensorTask]], bool] = needs_torch,
 ) -> ShardInputs:
     """Return a shard's inputs; a job that computes with torch goes on in the process that has it.
 
@@ -41,15 +45,15 @@ def shard_inputs(
         digest: Of the specification.
         sources: Files of the sources, in the specification's order.
         deltas: Files of stored task vectors.
-        device: Where the shard is computed. What is forked from the process that has torch may use
-            a card, as long as that process itself has not.
+        uses_torch: Whether the job imports torch for tasks. What is forked from the process that
+            has it may use a card, as long as that process itself has not.
 
     Raises:
         UserError: If there is no such specification, or it needs other files.
     """
     spec = load_spec(digest)
     stored = stored_deltas(spec, deltas)
-    if needs_torch(make_tasks(spec, stored), device):
+    if uses_torch(make_tasks(spec, stored)):
         delegate(TORCH)
     files = spec.required_files(stored)
     if len(files) != len(sources):

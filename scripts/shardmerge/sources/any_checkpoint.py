@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import safe_name, safe_tensor
+from shardmerge.base.printable import is_printable
 from shardmerge.base.safetensors import Header
 from shardmerge.base.weightfolders import (
     COMPONENT_INDEX,
@@ -74,8 +75,24 @@ def checkpoint_weights(names: Collection[str], read: ReadJson, where: str) -> li
     for folder, files in sorted(folders.items()):
         found += _of_folder(folder, files, names, read, where)
     if not found:
-        raise UserError("has no safetensors files", where)
+        lost = weights_beside(names, found)
+        raise UserError(
+            "has no safetensors files" + (" that belong to it" if lost else ""),
+            where,
+            f"Merge a file by itself, such as {lost[0]}." if lost else None,
+        )
     return sorted(found)
+
+
+def weights_beside(names: Collection[str], weights: Collection[str]) -> list[str]:
+    """Return the safetensors files that are no part of a checkpoint, sorted: variants, others.
+
+    Args:
+        names: All files of the source.
+        weights: Those that ``checkpoint_weights`` found.
+    """
+    files = {name for name in names if name.endswith(_ENDING) and is_printable(name)}
+    return sorted(files - {*weights})
 
 
 def _counts(folder: str, file: str, names: Collection[str]) -> bool:

@@ -11,6 +11,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.filenames import safe_name
 from shardmerge.base.files import near_path, read_bytes
 from shardmerge.base.identities import LockedFile
+from shardmerge.base.printable import is_printable
 from shardmerge.base.safetensors import Header, read_header
 from shardmerge.base.weightfolders import is_component
 from shardmerge.recipe.references import Reference
@@ -195,9 +196,18 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
+def _is_weight(name: str) -> bool:
+    return name.endswith(".safetensors") and is_printable(name)
+
+
 def folder_files(folder: Path) -> list[str]:
-    """Return a folder's files as a repository would name them, sorted."""
+    """Return a folder's files as a repository would name them, sorted.
+
+    Of folders that belong to no model only the weights are told.
+    """
     top = list(folder.iterdir())
-    below = [path for path in top if is_component(path.name) or f"{path.name}/" == TEMPLATES]
-    paths = [*top, *(p for path in below for p in _entries(path))]
+    below = [path for path in top if not path.name.startswith(".")]
+    known = {path for path in below if is_component(path.name) or f"{path.name}/" == TEMPLATES}
+    inner = [p for path in below for p in _entries(path) if path in known or _is_weight(p.name)]
+    paths = [*top, *inner]
     return sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file())

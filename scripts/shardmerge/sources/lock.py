@@ -53,6 +53,7 @@ class LockedSource:
         contents: Bytes of small tensors that decide the shape of a quantised weight, by name.
         prompts: Ids of the tokens of texts that a recipe's routers are made from, by text.
         special_tokens: Its special tokens by what they are for, where a recipe compares them.
+        left_out: Files of weights beside a checkpoint's that are no part of it.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class LockedSource:
     contents: Mapping[str, bytes] = field(default_factory=dict)
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     special_tokens: Mapping[str, str] | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def store(self) -> type[Store]:
@@ -94,10 +96,11 @@ class LockedSource:
         """Whether two locks pin the same bytes of a model.
 
         What a lock notes of a tokenizer follows from these, and depends on what a recipe needs;
-        what it notes of how weights are quantised follows too.
+        what it notes of how weights are quantised follows too. What is left out is not merged.
         """
         noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
         noted |= {"side_files": {}, "contents": {}, "prompts": {}, "special_tokens": None}
+        noted |= {"left_out": ()}
         return replace(self, **noted) == replace(other, **noted)
 
 
@@ -195,6 +198,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     row |= {
         "prompts": prompts or None,
         "special_tokens": None if special is None else dict(special),
+        "left_out": list(source.left_out) or None,
     }
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
@@ -237,4 +241,5 @@ def _source_from_json(
         contents={n: b64decode(text) for n, text in data.get("contents", {}).items()},
         prompts={text: tuple(ids) for text, ids in data.get("prompts", {}).items()},
         special_tokens=data.get("special_tokens"),
+        left_out=tuple(data.get("left_out", ())),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shardmerge.sources.any_checkpoint import (
     checkpoint_table,
     checkpoint_weights,
     single_weights,
+    weights_beside,
 )
 from shardmerge.sources.checkpoint_files import (
     BY_NAMES,
@@ -119,7 +121,8 @@ def _lock_checkpoint(store: Store) -> LockedSource:
         weights = checkpoint_weights(names, lambda name: _json(store, name), store.where)
     files = checkpoint_files(names, weights)
     tensors = checkpoint_table(store.headers(weights), store.where, alone=len(files) == 1)
-    return _made(store, "checkpoint", {}, files, tensors)
+    lost = () if store.is_one_file else tuple(weights_beside(names, weights))
+    return replace(_made(store, "checkpoint", {}, files, tensors), left_out=lost)
 
 
 #: Who locks what by its role in a recipe.

@@ -27,7 +27,7 @@ _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
     *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
-    *("prompts", "special_tokens"),
+    *("prompts", "special_tokens", "left_out"),
 }
 _FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
 #: Files that each kind of source has.
@@ -158,6 +158,9 @@ def _source(
     _contents(source, files, path)
     _prompts(source, path)
     _special_tokens(source, path)
+    names = source.get("left_out", [])
+    if not isinstance(names, list) or not all(map(_is_name, names)):
+        raise LockError("is no list of files", (*path, "left_out"))
 
 
 def _side_files(source: Mapping[str, Any], files: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -328,6 +331,10 @@ def _unicode(value: Any, path: tuple[str, ...]) -> None:
                 item.encode()
             except UnicodeEncodeError:
                 raise LockError("has a character that is no Unicode", path) from None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and is_printable(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from shardmerge.base.errors import UserError
 from shardmerge.command.searching import Ended, run_all, run_once, run_sweeps
-from shardmerge.run.drive import JOBS_FAILED, STATE, failed_path
+from shardmerge.run.drive import JOBS_FAILED, STATE, jobs_failed_path
 
 FAILED = 1
 #: A run that ended with the same status, and has not tried all its jobs.
@@ -21,7 +21,7 @@ ENDED_EARLY = "1"
 def end(status: Any, more: Mapping[str, str]) -> int:
     """Return the status of a run, which tells so if its jobs failed."""
     if status == FAILED:
-        failed_path(more[STATE]).touch()
+        jobs_failed_path(more[STATE]).touch()
     return int(status)
 
 

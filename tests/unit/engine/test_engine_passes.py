@@ -18,8 +18,8 @@ from shardmerge.engine import native, reductions, row_ranks, tiles
 from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
-from shardmerge.methods.kernels.ranks import ranks_along
-from shardmerge.methods.passes import KeyBand, Ranks, Statistic, band_of
+from shardmerge.methods.kernels.ranks import Statistic, band_of, ranks_along
+from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
 from shardmerge.methods.symbolic import Given

@@ -56,6 +56,16 @@ def decoded(number: int) -> Leaf:
     return parts, expression, format_cases.decoded(parts, one)
 
 
+def values(number: int) -> Leaf:
+    """Return 8-bit floats without scales, in matrices that are smaller than what is read."""
+    weight = (normal((*SHAPE, 3), number, "F32") * 10).to(torch.float8_e5m2)
+
+    def expression(models: Models, model: str) -> ex.Expression:
+        return ex.Decoded("float8", (("codes", models.source(model, "w")),), (), (*SHAPE, 3), 1)
+
+    return {"w": weight}, expression, weight.float()
+
+
 def adapted(number: int) -> Leaf:
     """Return a matrix with what a LoRA adapter adds to it."""
     shape = EXPERTS * COLUMNS, ROWS
@@ -74,7 +84,7 @@ def adapted(number: int) -> Leaf:
 
 
 @pytest.mark.parametrize("by", ["native", "torch"])
-@pytest.mark.parametrize("kind", [arranged, decoded, adapted])
+@pytest.mark.parametrize("kind", [arranged, decoded, values, adapted])
 def test_bits_of_every_method(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[int], Leaf], by: str
 ) -> None:

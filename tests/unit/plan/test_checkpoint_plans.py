@@ -201,6 +201,31 @@ class TestDiffering:
         assert len(warnings) == 2
         assert "1 tensor ('v') is not in all checkpoints, and merged from a.safetens" in warnings[0]
 
+    def test_weights_that_are_no_part_are_told(self) -> None:
+        for name in "ab":
+            put(f"{name}/unet/{STEM}.safetensors", u=(2,))
+            Path(name, "unet/config.json").write_text("{}")
+            put(f"{name}/.cache/x.safetensors", u=(2,))
+        put(f"b/unet/{STEM}.fp16.safetensors", u=(2,))
+        put(f"b/unet-ema/{STEM}.safetensors", u=(2,))
+        put("b/all.safetensors", u=(2,))
+        Path("b/model_index.json").write_text("{}")
+        description, (warning,) = described(document("a", "b", tensors="same"))
+        assert list(description["shards"][0]["tensors"]) == ["u"]
+        lost = f"all.safetensors, unet-ema/{STEM}.safetensors, unet/{STEM}.fp16.safetensors"
+        assert f"3 files of weights ({lost}) in b are no part of the checkpoint" in warning
+        again = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+        assert list(again.warnings) == [warning]
+        Path("b/all.safetensors").unlink()
+        load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+
+    def test_weights_of_which_none_is_a_part(self) -> None:
+        for name in "ab":
+            put(f"{name}/unet-ema/{STEM}.safetensors", u=(2,))
+        told = refused(document("a", "b", tensors="same"))
+        assert "no safetensors files that belong to it" in told
+        assert f"Merge a file by itself, such as unet-ema/{STEM}.safetensors" in told
+
     def test_what_an_intersection_leaves_out_is_told(self) -> None:
         put("a.safetensors", u=(2,), v=(4,))
         put("b.safetensors", u=(2,))

@@ -395,6 +395,9 @@ class TestSilence:
         config = {"model_type": "llava", "text_config": LLAMA | {"num_hidden_layers": 3}}
         save_model(Path("seeing"), seeing, 1, config)
         lone.append(recipe("linear", "seeing", "a"))
+        for file in ("p/unet/model", "p/vae/model", "p/unet-ema/model"):
+            save_model(Path(file).parent, {"w": torch.ones(2)}, 1)
+        lone.append(recipe("passthrough", "p", tensors="same"))
         for one in (text, *map(json.dumps, (stacked, ahead)), *lone):
             told = set(checks(one))
             assert checks(one, silence=list(CHECKS)) == []

@@ -126,8 +126,9 @@ class TestFlagship:
     def test_jobs_on_a_card_get_memory_for_its_libraries(self, work: Path) -> None:
         text = LINEAR.replace("W1", "0.5").replace("W2", "0.5")
         host = [job.memory for job in plan(text).shards]
-        card = [job.memory for job in plan(text, device="cuda:1").shards]
-        assert card == [memory + CUDA_BYTES for memory in host]
+        jobs = plan(text, device="cuda:1").shards
+        assert [job.memory for job in jobs] == [memory + CUDA_BYTES for memory in host]
+        assert all(job.torch for job in jobs)  # sums too, for which the processor needs none
 
     def test_planning_imports_no_torch(self, work: Path) -> None:
         Path("recipe.yaml").write_text(FLAGSHIP)

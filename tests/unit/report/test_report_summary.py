@@ -14,10 +14,12 @@ import pytest
 from helpers.built_model import VERIFIED
 from helpers.large_models import large_plan, llama_70b
 from shardmerge.base.errors import UserError
+from shardmerge.export.record import ExportErrors, ExportRecord
 from shardmerge.package.card_coefficients import describe_coefficients
 from shardmerge.plan.description import load_description
 from shardmerge.plan.plan import Plan
 from shardmerge.recipe.naming import folder_names
+from shardmerge.report.export_errors import exports_in_summary
 from shardmerge.report.summary_facts import Findings, read_findings
 from shardmerge.report.summary_page import summary_page
 
@@ -150,6 +152,17 @@ class TestVerdict:
         assert ["GGUF", "q4_k_m", "5.00 MB", "4.50", "0.071", "0.1"] in rows
         assert ["GGUF", "q4_k_m", "b 0.1, d< 0.08, c 0.071"] in rows
         assert not any("f16" in row for row in rows)
+
+    def test_errors_of_exports_are_told_for_each_module(self) -> None:
+        layers = [f"model.layers.{layer}." for layer in range(3)]
+        tensors = {f"{p}mlp.up_proj.weight": 0.1 * (i + 1) for i, p in enumerate(layers)}
+        tensors |= {f"{layers[0]}moe.experts.{n}.w1.weight": 0.05 for n in range(4)}
+        errors = ExportErrors(compared=7, rows=None, median=0.05, largest=0.3, tensors=tensors)
+        record = ExportRecord(form="w4a16", variant="w4a16", build="b" * 64, files={}, tensors={},
+                              bits_per_weight=4.5, metadata={}, errors=errors)  # fmt: skip
+        rows = _Parsed("".join(exports_in_summary([record]))).rows
+        assert ["mlp.up_proj", "3", "0.2 (0.3)"] in rows
+        assert ["moe.experts.*.w1", "4", "0.05 (0.05)"] in rows
 
     def test_what_is_missing_is_said(self, plan: Plan, tmp_path: Path) -> None:
         page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan), "r/x"))

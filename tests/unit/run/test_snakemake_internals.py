@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,3 +81,52 @@ def test_jobs_are_asked_that_only_have_ancient_inputs_of_one_that_runs() -> None
     asyncio.run(workflow.dag.update_needrun())
     assert workflow.dag.masked == {"a", "b"}
     assert set(workflow.dag.bfs(workflow.dag.depending, "a")) == {"a", "b", "c", "d"}
+
+
+SNAKEFILE = """\
+import os
+from pathlib import Path
+from shardmerge.run import snakemake_internals as internals
+
+def end():
+    Path("ended").write_text(str(internals.has_tried_all(workflow)))
+
+internals.at_failure(workflow, end)
+
+rule all:
+    input: "late", "other"
+
+rule late:
+    input: "early"
+    output: "late"
+    shell: "touch late"
+
+rule early:
+    output: "early"
+    params: head=os.getpid()
+    shell: "%s"
+
+rule other:
+    output: "other"
+    shell: "touch other"
+"""
+
+
+@pytest.mark.parametrize(
+    ("early", "tried_all"),
+    [
+        ("exit 1", "True"),
+        ("kill -TERM {params.head}; sleep 1; exit 1", "False"),
+    ],
+)
+def test_runs_that_end_early_have_not_tried_all(early: str, tried_all: str, tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(SNAKEFILE % early)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-going", "all"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert (tmp_path / "ended").read_text() == tried_all, done.stderr

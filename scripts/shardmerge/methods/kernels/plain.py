@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -84,17 +85,24 @@ class Numbers:
 
 @dataclass(frozen=True)
 class PlainElements:
-    """Consecutive elements of a call's inputs.
+    """Elements of a call's inputs.
 
     Args:
         arrays: One for each input, of one type.
         shape: Of the tensor that they are elements of.
-        first: Index of the first.
+        runs: Which elements they are: (first, number) of those that follow each other.
     """
 
     arrays: Sequence[np.ndarray]
     shape: Sequence[int]
-    first: int
+    runs: Sequence[tuple[int, int]]
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return self._of_runs(lambda first, count: np.arange(first, first + count))
+
+    def _of_runs(self, function: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        return np.concatenate([function(*run) for run in self.runs])
 
     def __getitem__(self, index: int) -> Numbers:
         return Numbers(self.arrays[index])
@@ -117,20 +125,20 @@ class PlainElements:
 
     def inside(self, value: Numbers, band: KeyBand) -> Numbers:
         keys = np.abs(value.array.astype(np.float32)).view(np.int32).astype(np.int64)
-        places = self.first + np.arange(len(keys))
+        places = self._places
         mask = (keys > band.low) & (keys < band.high)
         for key, (begin, end) in ((band.low, band.at_low), (band.high, band.at_high)):
             mask |= (keys == key) & (places >= begin) & (places < end)
         return Numbers(mask & (band.low <= band.high))
 
     def chance(self, key: Key, probability: float) -> Numbers:
-        return Numbers(draws(key, self.first, len(self.arrays[0])) * 2.0**-32 < probability)
+        return Numbers(self._of_runs(partial(draws, key)) * 2.0**-32 < probability)
 
     def below(self, numbers: NumbersOf, bound: int) -> Numbers:
-        return Numbers(numbers(self.first, len(self.arrays[0])) < bound)
+        return Numbers(self._of_runs(numbers) < bound)
 
     def chosen(self, mask: Masks) -> Numbers:
-        return Numbers(mask(self.first, len(self.arrays[0])))
+        return Numbers(self._of_runs(mask))
 
     def exponent(self, value: Numbers) -> Numbers:
         return Numbers(_exponents(value.array).astype(np.float64))
@@ -146,8 +154,8 @@ class PlainElements:
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> Numbers:
         like = self.arrays[0]
         count, length = vectors(self.shape, axis)
-        places = self.first + np.arange(len(like))
-        chosen = places % count if along_first(self.shape, axis) else places // length
+        first = along_first(self.shape, axis)
+        chosen = self._places % count if first else self._places // length
         return Numbers(values.astype(np.float64 if wide else like.dtype)[chosen])
 
 

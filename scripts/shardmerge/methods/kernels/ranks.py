@@ -10,12 +10,13 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import NO_BAND, KeyBand, Masks, Ranks, Statistic, band_of
+from shardmerge.methods.passes import NO_BAND, KeyBand, Masks, Ranks
 
 _DIGIT = 16
 #: Groups of rows whose ranks are kept: threads work on few at a time.
@@ -27,6 +28,45 @@ _KEPT = 1 << 28
 Histograms = Callable[[int, Sequence[tuple[int, int]]], Sequence[np.ndarray]]
 #: Finds the index of the element that is so manieth of a key: (value's number, key, number).
 Locate = Callable[[int, int, int], int]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """An element of some rank.
+
+    Args:
+        key: Its key.
+        before: How many elements of another key have lower ranks.
+        equal: How many have its key.
+    """
+
+    key: int
+    before: int
+    equal: int
+
+
+def band_of(
+    ranks: Ranks, first: Statistic, last: Statistic, locate: Callable[[int, int], int]
+) -> KeyBand:
+    """Return the band between the elements of the first and of the last of some ranks.
+
+    Args:
+        ranks: At least one.
+        first, last: The elements with ranks ``start`` and ``stop - 1``.
+        locate: Returns the index of the element that is so manieth of a key: (key, number).
+    """
+
+    def range_of(one: Statistic) -> tuple[int, int]:
+        begin, end = ranks.start - one.before, ranks.stop - one.before
+        return (
+            0 if begin <= 0 else locate(one.key, begin),
+            1 << 62 if end >= one.equal else locate(one.key, end),
+        )
+
+    ends = range_of(first), range_of(last)
+    if ranks.descending:
+        return KeyBand(last.key, first.key, *ends[::-1])
+    return KeyBand(first.key, last.key, *ends)
 
 
 def find_bands(

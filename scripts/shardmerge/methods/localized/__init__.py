@@ -13,7 +13,7 @@ from shardmerge.methods.registry import (
 )
 
 if TYPE_CHECKING:
-    import torch
+    from shardmerge.methods.passes import Passes
 
 _BASE = Inputs(base="required")
 _WEIGHT = Parameter("weight", float, "model", description="Weight of the model's task vector.")
@@ -66,9 +66,10 @@ def _density(default: float) -> Parameter:
     parameters=[_WEIGHT, *_CONSENSUS, _LAMBDA],
     inputs=_BASE,
     elementwise=True,
+    passes=True,
     workspace=Workspace(tensors=5.0, per_input=1.0),
 )
-def consensus_ta(group: Group) -> torch.Tensor:
+def consensus_ta(group: Group) -> Passes:
     """Task arithmetic, only of the elements that matter to several models.
 
     Of ``v_i = w_i * (x_i - base)`` and ``v = sum(v_i)``, an element matters to a model if
@@ -76,9 +77,9 @@ def consensus_ta(group: Group) -> torch.Tensor:
     matters to at least ``agreement`` models, and the base elsewhere. Wang et al. 2024, "Localizing
     Task Information for Improved Model Merging and Compression".
     """
-    from shardmerge.methods.localized import kernels
+    from shardmerge.methods.localized import passes
 
-    return kernels.consensus_sum(group)
+    return passes.consensus_sum(group)
 
 
 @merge_method(
@@ -98,9 +99,10 @@ def consensus_ta(group: Group) -> torch.Tensor:
         _LAMBDA,
     ],
     inputs=_BASE,
+    passes=True,
     workspace=Workspace(per_input=0.25, blocks=48.0),
 )
-def consensus_ties(group: Group) -> torch.Tensor:
+def consensus_ties(group: Group) -> Passes:
     """TIES, only of the elements that matter to several models.
 
     The task vectors ``v_i = w_i * (x_i - base)`` are trimmed and added where their signs agree, as
@@ -109,9 +111,9 @@ def consensus_ties(group: Group) -> torch.Tensor:
     element matters to at least ``agreement`` models, and the base elsewhere. Wang et al. 2024,
     "Localizing Task Information for Improved Model Merging and Compression".
     """
-    from shardmerge.methods.localized import kernels
+    from shardmerge.methods.localized import passes
 
-    return kernels.consensus_ties(group)
+    return passes.consensus_ties(group)
 
 
 @merge_method(
@@ -130,9 +132,10 @@ def consensus_ties(group: Group) -> torch.Tensor:
         _LAMBDA,
     ],
     inputs=_BASE,
+    passes=True,
     workspace=Workspace(per_input=1.25, blocks=64.0),
 )
-def pcb(group: Group) -> torch.Tensor:
+def pcb(group: Group) -> Passes:
     """Task vectors whose elements compete, within a model and between models.
 
     Of ``n`` task vectors ``v_i = x_i - base``, an element's score is ``b_i = softmax(n * norm(v_i *
@@ -154,9 +157,10 @@ def pcb(group: Group) -> torch.Tensor:
     reference="https://arxiv.org/abs/2408.13656",
     parameters=[_density(0.1)],
     inputs=_BASE,
+    passes=True,
     workspace=Workspace(per_input=0.25, blocks=48.0),
 )
-def localize_and_stitch(group: Group) -> torch.Tensor:
+def localize_and_stitch(group: Group) -> Passes:
     """The largest elements of each task vector; where several models have them, their mean.
 
     Of each ``v_i = x_i - base`` the share ``density`` of largest magnitudes is kept, by a mask
@@ -165,6 +169,6 @@ def localize_and_stitch(group: Group) -> torch.Tensor:
     He et al. 2024, "Localize-and-Stitch: Efficient Model Merging via Sparse Task Arithmetic". Masks
     that are trained on data are not here.
     """
-    from shardmerge.methods.localized import kernels
+    from shardmerge.methods.localized import passes
 
-    return kernels.localize_and_stitch(group)
+    return passes.localize_and_stitch(group)

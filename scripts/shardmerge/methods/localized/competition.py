@@ -1,77 +1,85 @@
-"""PCB-Merging: elements of task vectors compete, within their model and between models."""
+"""PCB-Merging in passes: elements of task vectors compete, within and between models."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-
-import torch
+from collections.abc import Callable
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.elementary import exp
-from shardmerge.methods.kernels.blocks import spans, totals
-from shardmerge.methods.kernels.execute import TorchElements
-from shardmerge.methods.localized.kernels import ReadBlock, added, delta_of, largest
+from shardmerge.methods.passes import Bands, Elements, ElementValue, KeyBand, Maxima, Passes, Sums
+from shardmerge.methods.task_vectors.keep import largest_ranks
+from shardmerge.methods.task_vectors.passes import sum_of
 
-#: Of two inputs' task vectors, or of one with itself.
-_Pair = tuple[int, int]
+#: Returns the scores of some elements, by input.
+_Scores = Callable[[Elements], dict[int, ElementValue]]
 
 
-def pcb(group: Group) -> torch.Tensor:
+def pcb(group: Group) -> Passes:
     """Weigh each element by its score, and add what is left of the task vectors."""
-    base, weights = group.tensors[group.base].reshape(-1), group.per_input["weight"]
-    deltas = {i: delta_of(group, i) for i in group.others}
-    out = base.clone()
-    if not deltas or not base.numel():
-        return out.view_as(group.tensors[group.base])
-    scores = _scores(deltas, base)
-    for i, score in scores.items():
-        mask = largest(score.__getitem__, base, group.per_input["density"][i])
-        score.mul_(mask)
-    for span in spans(base.numel()):
-        divisor = added([score[span] for score in scores.values()], base[span])
-        mixed = added([deltas[i](span) * weights[i] * scores[i][span] for i in deltas], base[span])
-        mixed /= torch.where(divisor == 0, 1, divisor)
-        out[span] += mixed.mul_(group.parameters["lambda"])
-    return out.view_as(group.tensors[group.base])
+    base, indices = group.base, group.others
+    if not indices:
+        return lambda x: x[base]
+    scores = yield from _competition(group)
+    ranks = largest_ranks(group)
+    bands: dict[int, KeyBand] = {}
+    if ranks:
+        found = yield Bands(lambda x: [scores(x)[i] for i in ranks], tuple(ranks.values()))
+        bands = dict(zip(ranks, found, strict=True))
+
+    def merged(x: Elements) -> ElementValue:
+        shares = {
+            i: score * x.number(x.inside(score, bands[i])) if i in bands else score
+            for i, score in scores(x).items()
+        }
+        divisor = sum_of(x, list(shares.values()))
+        weights = group.per_input["weight"]
+        mixed = sum_of(x, [(x[i] - x[base]) * weights[i] * shares[i] for i in indices])
+        mixed = mixed / x.where(divisor.eq(0.0), 1.0, divisor)
+        return x[base] + mixed * group.parameters["lambda"]
+
+    return merged
 
 
-def _scores(deltas: dict[int, ReadBlock], base: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Return each input's scores, in the base's dtype, scaled to a mean of about 1."""
-    pairs = list(itertools.combinations_with_replacement(deltas, 2))
-    norms = {pair: _norm(deltas, pair, base.numel()) for pair in pairs}
-    within = {i: _softmax(norms[i, i], len(deltas), base.numel()) for i in deltas}
-    between = {pair: _softmax(norms[pair], 1, base.numel()) for pair in pairs}
-    scores = {i: torch.empty_like(base) for i in deltas}
-    for span in spans(base.numel()):
-        made = {pair: between[pair](span) for pair in pairs}
-        for i, score in scores.items():
-            others = [made[min(i, j), max(i, j)] for j in deltas]
-            score[span] = added(others, others[0]).mul_(within[i](span)).to(base)
+def _competition(group: Group) -> Passes:
+    """Return what makes each input's scores, in the inputs' type, scaled to a mean of about 1."""
+    base, indices = group.base, group.others
+    pairs = list(itertools.combinations_with_replacement(indices, 2))
+
+    def products(x: Elements) -> list[ElementValue]:
+        wide = {i: (x[i] - x[base]).double() for i in indices}
+        return [wide[i] * wide[j] for i, j in pairs]
+
+    def both_signs(x: Elements) -> list[ElementValue]:
+        return [product * sign for product in products(x) for sign in (1.0, -1.0)]
+
+    ends = iter((yield Maxima(both_signs))[:, 0].tolist())
+    # high - low, where low is the greatest of the other sign
+    sizes = [
+        (-other, high + other if high > -other else 1.0)
+        for high, other in zip(ends, ends, strict=True)
+    ]
+
+    def powers(x: Elements) -> list[ElementValue]:
+        """Return the numerators of the softmaxes within each input, then between each pair."""
+        made = products(x)
+        norms = [(one - low) / width for one, (low, width) in zip(made, sizes, strict=True)]
+        within = [norm for norm, (i, j) in zip(norms, pairs, strict=True) if i == j]
+        return [exp(x, norm * float(len(indices))) for norm in within] + [
+            exp(x, norm * 1.0) for norm in norms
+        ]
+
+    factors = [group.count / total for total in (yield Sums(powers))[:, 0].tolist()]
+
+    def scores(x: Elements) -> dict[int, ElementValue]:
+        shares = [power * factor for power, factor in zip(powers(x), factors, strict=True)]
+        between = dict(zip(pairs, shares[len(indices) :], strict=True))
+        found = {}
+        for i, within in zip(indices, shares, strict=False):
+            total = x.full(0.0).double()
+            for j in indices:
+                total = total + between[min(i, j), max(i, j)]
+            found[i] = x.rounded(total * within)
+        return found
+
     return scores
-
-
-def _norm(deltas: dict[int, ReadBlock], pair: _Pair, count: int) -> ReadBlock:
-    """Return what reads the products of two task vectors, brought to 0 to 1, in float64."""
-
-    def product(span: slice) -> torch.Tensor:
-        return deltas[pair[0]](span).double() * deltas[pair[1]](span).double()
-
-    ends = torch.stack([torch.stack(product(span).aminmax()) for span in spans(count)])
-    low, high = ends[:, 0].min(), ends[:, 1].max()
-    width = torch.where(high > low, high - low, 1)
-    return lambda span: product(span).sub_(low).div_(width)
-
-
-def _softmax(values: ReadBlock, factor: int, count: int) -> ReadBlock:
-    """Return what reads the softmax of values times a factor, times the number of elements."""
-
-    def powers(span: slice) -> torch.Tensor:
-        scaled = values(span).mul_(factor)
-        return exp(TorchElements([scaled], scaled.shape, span.start), scaled)
-
-    def blocks(span: slice) -> Iterator[torch.Tensor]:
-        yield powers(span)
-
-    (total,) = totals(blocks, count)
-    return lambda span: powers(span).mul_(count / total)

@@ -51,11 +51,15 @@ def kept_between(count: int, density: float, gamma: float) -> tuple[int, int]:
 
 def magnitude(group: Group) -> Passes:
     """Keep the ``density`` largest magnitudes."""
-    ranks = {
+    return (yield from _banded(group.base, largest_ranks(group)))
+
+
+def largest_ranks(group: Group) -> dict[int, Ranks]:
+    """Return the ranks of the ``density`` largest, for inputs of which not all is kept."""
+    return {
         i: Ranks(*kept_magnitudes(group.count, group.per_input["density"][i]), descending=True)
         for i in _thinned(group)
     }
-    return (yield from _banded(group.base, ranks))
 
 
 def between(group: Group) -> Passes:

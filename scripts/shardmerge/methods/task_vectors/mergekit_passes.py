@@ -197,15 +197,17 @@ def reinforced(group: Group, rescale_unique: bool) -> Passes:
 
 def _unique_factors(changes: Callable[[Elements], tuple], parameters: dict) -> Passes:
     """Return 1 + r * (shared / unique changes, at most alpha) for each model, in float32."""
-    import torch
+    import numpy as np
 
     def masks(x: Elements) -> list[ElementValue]:
         _, changed, count = changes(x)
         return [mask & other for mask in changed for other in (count > 1.0, count.eq(1.0))]
 
-    counts = torch.tensor((yield Counts(masks)))
-    ratio = counts[::2] / counts[1::2].clamp(min=parameters["epsilon"])
-    return (1 + parameters["r"] * ratio.clamp(min=0, max=parameters["alpha"])).tolist()
+    counts = np.array((yield Counts(masks)), np.float32)
+    least, r, most = (np.float32(parameters[name]) for name in ("epsilon", "r", "alpha"))
+    with np.errstate(all="ignore"):
+        ratio = counts[::2] / np.maximum(counts[1::2], least)
+        return (1 + r * np.minimum(np.maximum(ratio, np.float32(0)), most)).tolist()
 
 
 def _difference(x: Elements, index: int, base: int) -> ElementValue:

@@ -39,10 +39,10 @@ def merge_task_vectors(group: Group, keep: Keep, consensus: bool) -> Passes:
     divisor = total if values["normalize"] and abs(total) >= _SMALLEST_WEIGHT else 1.0
 
     def merged(x: Elements) -> ElementValue:
-        parts = [_masked(x, base, i, masks) * factors[i] for i in indices]
-        mixed = _sum(x, parts)
+        parts = [masked(x, base, i, masks) * factors[i] for i in indices]
+        mixed = sum_of(x, parts)
         if consensus:
-            mixed = _agreeing(x, parts, weights, values["normalize"])
+            mixed = agreeing(x, parts, weights, values["normalize"])
         elif divisor != 1.0:
             mixed = mixed / divisor
         if values["lambda"] != 1:
@@ -77,7 +77,7 @@ def sce(group: Group) -> Passes:
 
     def merged(x: Elements) -> ElementValue:
         vectors = parts(x)
-        positive = _sum(x, vectors) >= 0
+        positive = sum_of(x, vectors) >= 0
         divisor = mixed = x.full(0.0)
         for part, weight in zip(vectors, weights, strict=True):
             agrees = _agrees(x, part, positive)
@@ -103,7 +103,7 @@ def reinforced(group: Group, rescale_unique: bool) -> Passes:
     def changes(x: Elements) -> tuple[list[ElementValue], list[ElementValue], ElementValue]:
         parts = [x[i] - x[base] for i in indices]
         changed = [part.abs() > epsilon for part in parts]
-        return parts, changed, _sum(x, [x.number(mask) for mask in changed])
+        return parts, changed, sum_of(x, [x.number(mask) for mask in changed])
 
     factors = [1.0] * len(indices)
     if rescale_unique:
@@ -173,11 +173,11 @@ def _rescaling(base: int, masks: dict[int, _Mask]) -> Passes:
     return {i: b / a if min(b, a) >= _SMALLEST_NORM else 1.0 for i, a, b in pairs}
 
 
-def _agreeing(
+def agreeing(
     x: Elements, parts: list[ElementValue], weights: list[float], normalize: bool
 ) -> ElementValue:
     """Return the sum, or the weighted mean, of the parts that have the elected sign."""
-    positive = _sum(x, parts) >= 0
+    positive = sum_of(x, parts) >= 0
     divisor = mixed = x.full(0.0)
     for part, weight in zip(parts, weights, strict=True):
         agrees = _agrees(x, part, positive)
@@ -190,11 +190,12 @@ def _agrees(x: Elements, part: ElementValue, positive: ElementValue) -> ElementV
     return x.where(positive, part > 0, part < 0)
 
 
-def _sum(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
+def sum_of(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
     """Return a sum in the order of the parts, from zero."""
     return sum(parts, x.full(0.0))
 
 
-def _masked(x: Elements, base: int, index: int, masks: dict[int, _Mask]) -> ElementValue:
+def masked(x: Elements, base: int, index: int, masks: dict[int, _Mask]) -> ElementValue:
+    """Return what is kept of an input's task vector, 0 elsewhere."""
     part = x[index] - x[base]
     return x.where(masks[index](x, part), part, 0.0) if index in masks else part

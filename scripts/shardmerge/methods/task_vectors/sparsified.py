@@ -244,7 +244,7 @@ def _mergekit_della_linear(group: Group) -> torch.Tensor:
 def _in_passes(method: MergeMethod, keep: str, *, consensus: bool) -> None:
     """Declare passes with the bits of the mergekit kernel."""
 
-    @method.mergekit_passes()
+    @method.mergekit_passes(by_torch=keep == "ranked_chance")
     def _mergekit(group: Group) -> Passes:
         from shardmerge.methods.task_vectors import mergekit_passes as passes
 
