@@ -66,7 +66,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     known = sorted(set(known))
     if near := _nearest(str(word), known, 0.6):
         return f"Did you mean {near!r}?"
-    if 0 < len(known) <= 30:
+    if 0 < len(known) <= 40:
         return "Known here: " + ", ".join(known) + "."
     return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import will_need
+from shardmerge.base.files import read_into, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.check.float_formats import stored_dtype
 
@@ -104,7 +104,7 @@ class TensorFile(contextlib.AbstractContextManager):
         """
         while len(into):
             try:
-                count = os.preadv(self._fd, [into], offset)
+                count = read_into(self._fd, into, offset)
             except OSError as error:
                 raise UserError(f"cannot be read ({error.strerror})", str(self.path)) from None
             if not count:
