@@ -27,6 +27,7 @@ from helpers.hub_cases import (
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_store import Store
 from helpers.loopback_uploads import PART_BYTES
+from shardmerge.base.files import sha256_of
 
 SHARDS = {
     f"model-0000{n}-of-00003.safetensors": [(f"layer.{n}", "F16", (400, 1024))] for n in (1, 2, 3)
@@ -90,8 +91,10 @@ class TestPublish:
             assert (case.there / path.name).read_bytes() == path.read_bytes()
         receipt = json.loads(case.receipt.read_text())
         assert receipt["private"] is True
-        assert receipt["commit"] == result.stdout.strip()
-        assert receipt["files"] == {p.name: p.stat().st_size for p in case.model.iterdir()}
+        assert receipt["url"] == result.stdout.strip() and receipt["commit"] in receipt["url"]
+        assert receipt["files"] == {
+            p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in case.model.iterdir()
+        }
         (case.results / "second.txt").write_text(result.stdout + result.stderr)
         assert files_with(WRITER, case.results) == []
 
