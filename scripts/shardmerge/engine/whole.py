@@ -43,7 +43,7 @@ from shardmerge.methods.registry import kernel_of, passes_of
 #: Elements that are read at a time of what will be held, and threads that read.
 _HOLDING, _READERS = 1 << 20, 4
 #: Yields (place, values) of some elements, block by block: (first, count).
-Blocks = Callable[[int, int], Iterator[tuple[int, torch.Tensor]]]
+BlockReader = Callable[[int, int], Iterator[tuple[int, torch.Tensor]]]
 
 
 class WholeTensors:
@@ -223,7 +223,7 @@ class Maker:
         count = ex.elements(expression)
         return _filled(self._blocks(expression, self._squares)(0, count), count, dtype)
 
-    def _held_blocks(self, expressions: Sequence[ex.Expression]) -> list[Blocks]:
+    def _held_blocks(self, expressions: Sequence[ex.Expression]) -> list[BlockReader]:
         """Return the blocks of each expression, read only once where there is room to hold files.
 
         Only an accelerator has room: it passes over what it holds far faster than files are read.
@@ -234,7 +234,9 @@ class Maker:
         count = ex.elements(expressions[0])
         held: dict[FileLeaf, torch.Tensor] = {}
         if self._place.room(sum(count * DTYPES[one.dtype].size for one in locations)):
-            held = dict(zip(leaves, hold(self._files, self._place, locations, count), strict=True))
+            held = dict(
+                zip(leaves, hold_whole(self._files, self._place, locations, count), strict=True)
+            )
         return [self._blocks(one, {}, held) for one in expressions]
 
     def _blocks(
@@ -242,7 +244,7 @@ class Maker:
         expression: ex.Expression,
         squares: dict[ex.Delta, int],
         known: Mapping[FileLeaf, torch.Tensor] | None = None,
-    ) -> Blocks:
+    ) -> BlockReader:
         """Return what yields (place, values) of some elements of an expression, block by block.
 
         Args:
@@ -309,7 +311,7 @@ class Staging:
         return [data[start:end].view(dtype) for start, end, dtype in views]
 
 
-def hold(
+def hold_whole(
     files: InputFiles, place: Host | Cuda, locations: Sequence[AnyLocation], count: int
 ) -> list[torch.Tensor]:
     """Return tensors whole where they can be computed with, each read by a thread of its own.
