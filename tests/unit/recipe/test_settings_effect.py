@@ -271,9 +271,10 @@ def _variants(targets: Targets) -> dict[str, str]:
 
 
 def _without_estimates(value: Any) -> Any:
-    """Return a plan without the memory that jobs ask for: no part of what they make."""
+    """Return a plan without what jobs ask for, memory and torch: no part of what they make."""
     if isinstance(value, dict):
-        return {k: _without_estimates(v) for k, v in value.items() if not k.endswith("memory")}
+        asked = ("memory", "torch")
+        return {k: _without_estimates(v) for k, v in value.items() if not k.endswith(asked)}
     return [_without_estimates(v) for v in value] if isinstance(value, list | tuple) else value
 
 
