@@ -239,3 +239,39 @@ DECLARATIONS = [
     f"declare {FLOAT} @llvm.fabs.v{LANES}f32({FLOAT})",
     f"declare {DOUBLE} @llvm.fabs.v{LANES}f64({DOUBLE})",
 ]
+
+
+def loop_text(
+    head: str,
+    entry: Sequence[str],
+    carried: Sequence[str],
+    lines: Sequence[str],
+    done: Sequence[str],
+) -> str:
+    """Return a function that goes through all elements, a vector at a time.
+
+    Args:
+        head: Its first line.
+        entry: What is done before.
+        carried: Values that go from one turn to the next.
+        lines: What is done for a vector.
+        done: What is done at the end.
+    """
+    return "\n".join([
+        head,
+        "entry:",
+        *entry,
+        "  br label %loop",
+        "loop:",
+        "  %i = phi i64 [0, %entry], [%after, %loop]",
+        *carried,
+        *lines,
+        f"  %after = add i64 %i, {LANES}",
+        "  %more = icmp ult i64 %after, %count",
+        "  br i1 %more, label %loop, label %done",
+        "done:",
+        *done,
+        "  ret void",
+        "}",
+        *DECLARATIONS,
+    ])  # fmt: skip

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
-from shardmerge.engine.assembly import DECLARATIONS, INT, LANES, MASK, StepLines, splat
+from shardmerge.engine.assembly import INT, LANES, MASK, StepLines, loop_text, splat
 from shardmerge.methods.program import Reduction
 
 #: Halves of a key that there are, and tables that are counted in turn: so that equal keys one after
@@ -30,7 +29,7 @@ def masks_text(reduction: Reduction, head: str) -> str:
         carried.append(f"  %sum{k} = phi {INT} [zeroinitializer, %entry], [%added{k}, %loop]")
         done.append(f"  %at{k} = getelementptr {INT}, ptr %output, i64 {k}")
         done.append(f"  store {INT} %added{k}, ptr %at{k}, align 4")
-    return _loop(head, entry, carried, writer.lines, done)
+    return loop_text(head, entry, carried, writer.lines, done)
 
 
 def digits_text(reduction: Reduction, head: str) -> str:
@@ -48,43 +47,7 @@ def digits_text(reduction: Reduction, head: str) -> str:
         _store_digits(writer, reduction, k, key, there)
     for k, lane in itertools.product(range(len(reduction.values)), range(LANES)):
         _count_digit(writer, k, lane)
-    return _loop(head, entry, (), writer.lines, ())
-
-
-def _loop(
-    head: str,
-    entry: Sequence[str],
-    carried: Sequence[str],
-    lines: Sequence[str],
-    done: Sequence[str],
-) -> str:
-    """Return a function that goes through all elements, a vector at a time.
-
-    Args:
-        head: Its first line.
-        entry: What is done before.
-        carried: Values that go from one turn to the next.
-        lines: What is done for a vector.
-        done: What is done at the end.
-    """
-    return "\n".join([
-        head,
-        "entry:",
-        *entry,
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
-        *carried,
-        *lines,
-        f"  %after = add i64 %i, {LANES}",
-        "  %more = icmp ult i64 %after, %count",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-        *done,
-        "  ret void",
-        "}",
-        *DECLARATIONS,
-    ])  # fmt: skip
+    return loop_text(head, entry, (), writer.lines, ())
 
 
 def _tables(k: int) -> list[str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from shardmerge.engine.assembly import DECLARATIONS, FLOAT, LANES, StepLines
+from shardmerge.engine.assembly import DECLARATIONS, FLOAT, LANES, StepLines, loop_text
 from shardmerge.methods.kernels.torch_order import VECTOR
 from shardmerge.methods.program import Reduction
 
@@ -107,24 +107,12 @@ def _norms(reduction: Reduction, writer: StepLines, entry: list[str], head: str)
             )
             last = begin + VECTOR == LANES
             total = writer.new(f"fadd {_PART} {total}, {part}", f"%added{k}" if last else None)
-    return "\n".join([
-        head,
-        "entry:",
-        *entry,
-        *(f"  %at{k} = getelementptr {kind}, ptr %output, i64 {k}\n"
-          f"  %before{k} = load {kind}, ptr %at{k}, align 4" for k in kept),
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
-        *(f"  %sum{k} = phi {kind} [%before{k}, %entry], [%added{k}, %loop]" for k in kept),
-        *writer.lines,
-        f"  %after = add i64 %i, {LANES}",
-        "  %more = icmp ult i64 %after, %count",
-        "  br i1 %more, label %loop, label %done",
-        "done:",
-        *(f"  store {kind} %added{k}, ptr %at{k}, align 4" for k in kept),
-        "  ret void",
-        "}",
-        f"declare float {_ONE_BY_ONE}(float, {FLOAT})",
-        *DECLARATIONS,
-    ])  # fmt: skip
+    before = [
+        f"  %at{k} = getelementptr {kind}, ptr %output, i64 {k}\n"
+        f"  %before{k} = load {kind}, ptr %at{k}, align 4"
+        for k in kept
+    ]
+    carried = [f"  %sum{k} = phi {kind} [%before{k}, %entry], [%added{k}, %loop]" for k in kept]
+    done = [f"  store {kind} %added{k}, ptr %at{k}, align 4" for k in kept]
+    loop = loop_text(head, [*entry, *before], carried, writer.lines, done)
+    return f"{loop}\ndeclare float {_ONE_BY_ONE}(float, {FLOAT})"
