@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base import forms
-from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.digest import digest
 from shardmerge.base.forms import entry
 
 #: Changes when the factors change for the same specification and the same libraries.
@@ -81,7 +81,7 @@ class FactorModule:
 
 
 @dataclass(frozen=True)
-class FactorSpec:
+class FactorSpec(forms.Written):
     """All that determines the bytes of one file of factors.
 
     Args:
@@ -109,15 +109,6 @@ class FactorSpec:
     def digest(self) -> str:
         """The job's identity, 64 hexadecimal digits."""
         return digest([self.version, self.to_json()])
-
-    @property
-    def text(self) -> str:
-        """The specification as canonical JSON."""
-        return canonical_json(self.to_json())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON-able data; ``forms.read`` inverts it."""
-        return forms.written(self)
 
 
 @dataclass(frozen=True)

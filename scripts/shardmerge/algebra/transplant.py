@@ -6,10 +6,9 @@ Its result is a made source with two tensors, ``rows`` and ``weights``, which ``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from shardmerge.base import forms
-from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.digest import digest
 from shardmerge.base.forms import entry
 
 #: Changes when the job finds other rows or weights for the same specification.
@@ -23,27 +22,6 @@ MOST_PARTS = 64
 
 #: Ways that look at a donor's embeddings, and those that look at texts.
 BY_DONOR, BY_TEXT = ("omp", "common_interpolation"), ("subword",)
-
-
-@dataclass(frozen=True)
-class DonorTensor:
-    """A donor's embedding.
-
-    Args:
-        identity: Of the content of its file.
-        tensor: Its name there.
-        dtype: safetensors code.
-        shape: [rows, width].
-        shared: Table of its rows of the tokens that both models have, ``algebra.rows``.
-        targets: Of its rows of the tokens that the model lacks.
-    """
-
-    identity: str = entry(forms.text)
-    tensor: str = entry(forms.text)
-    dtype: str = entry(forms.text)
-    shape: tuple[int, ...] = entry(forms.listed(forms.count))
-    shared: str = entry(forms.text)
-    targets: str = entry(forms.text)
 
 
 @dataclass(frozen=True)
@@ -64,6 +42,19 @@ class StoredTable:
 
 
 @dataclass(frozen=True)
+class DonorTensor(StoredTable):
+    """A donor's embedding.
+
+    Args:
+        shared: Table of its rows of the tokens that both models have, ``algebra.rows``.
+        targets: Of its rows of the tokens that the model lacks.
+    """
+
+    shared: str = entry(forms.text)
+    targets: str = entry(forms.text)
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """What tells which tokens of a model were hardly trained.
 
@@ -77,7 +68,7 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class TransplantSpec:
+class TransplantSpec(forms.Written):
     """All that determines which rows, and with what weights, make the tokens that a model lacks.
 
     Args:
@@ -120,11 +111,6 @@ class TransplantSpec:
         return digest([self.version, self.to_json()])
 
     @property
-    def text(self) -> str:
-        """The specification as canonical JSON."""
-        return canonical_json(self.to_json())
-
-    @property
     def memory(self) -> int:
         """Bytes of the rows that are held, of both kinds of tokens, and of what is worked on."""
         if self.donor is None:
@@ -133,10 +119,6 @@ class TransplantSpec:
         tables = [one.shape for model in self.trained for one in model.tables]
         largest = max((4 * r * w for r, w in tables), default=0)
         return 4 * rows * width + largest + 16 * self.count * self.most + 4 * WORK_BYTES
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON-able data; ``forms.read`` inverts it."""
-        return forms.written(self)
 
 
 #: Bytes of one array that the job works on, such as the similarities of a batch of tokens.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
-from shardmerge.base.digest import is_digest
+from shardmerge.base.digest import canonical_json, is_digest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 
@@ -99,6 +99,19 @@ def written(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [item if type(item) in _PLAIN else written(item) for item in value]
     return value
+
+
+class Written:
+    """A dataclass of entries that is kept as JSON; ``read`` inverts it."""
+
+    @property
+    def text(self) -> str:
+        """It as canonical JSON."""
+        return canonical_json(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return written(self)
 
 
 def _default(one: Any) -> Any:

@@ -15,7 +15,7 @@ from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.sealed import AGAIN
 from shardmerge.plan.description import DescribedSource, RecipeFile, StageText
-from shardmerge.plan.files import description_path, load_spec_json
+from shardmerge.plan.files import description_path, load_spec_of
 
 #: A module, and what became of its update.
 MadeModule = tuple[FactorModule, ModuleRecord]
@@ -99,10 +99,7 @@ def load_factor_spec(name: str) -> FactorSpec:
     Raises:
         UserError: If there is none, or it is damaged.
     """
-    try:
-        return forms.read(FactorSpec, load_spec_json(name))
-    except FormError as error:
-        raise UserError(f"is no specification of factors: {error}", name, AGAIN) from None
+    return load_spec_of(FactorSpec, name, "factors")
 
 
 def load_factor_record(path: str | os.PathLike[str]) -> FactorRecord:

@@ -12,12 +12,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shardmerge.algebra.spec import ShardSpec
+from shardmerge.base import forms
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json, read_text
+from shardmerge.base.forms import FormError
 from shardmerge.base.sealed import AGAIN, unseal
+
+SpecKind = TypeVar("SpecKind")
 
 #: Folder below the working directory.
 CACHE = Path(".shardmerge")
@@ -115,6 +119,23 @@ def parse_spec(data: dict[str, Any], where: str) -> ShardSpec:
         return ShardSpec.from_json(data)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
         raise UserError("is no specification of a shard", where, AGAIN) from None
+
+
+def load_spec_of(kind: type[SpecKind], name: str, what: str) -> SpecKind:
+    """Return the specification of a job that writes no shard, of this process's plan.
+
+    Args:
+        kind: Of which it is.
+        name: The job's digest.
+        what: What it specifies, for the error.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    try:
+        return forms.read(kind, load_spec_json(name))
+    except FormError as error:
+        raise UserError(f"is no specification of {what}: {error}", name, AGAIN) from None
 
 
 def load_spec_json(name: str) -> dict[str, Any]:

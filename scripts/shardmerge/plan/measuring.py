@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardmerge.base import forms
-from shardmerge.base.digest import canonical_json
-from shardmerge.base.errors import UserError
-from shardmerge.base.forms import FormError, entry
-from shardmerge.base.sealed import AGAIN
-from shardmerge.plan.files import load_spec_json
+from shardmerge.base.forms import entry
+from shardmerge.plan.files import load_spec_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class MeasureJob:
 
 
 @dataclass(frozen=True)
-class MeasureSpec:
+class MeasureSpec(forms.Written):
     """What such a job does.
 
     Args:
@@ -65,15 +62,6 @@ class MeasureSpec:
     kind: str = entry(forms.text)
     options: Mapping[str, Any] = entry(forms.table)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON-able data; ``load_measure_spec`` reads it."""
-        return {"kind": self.kind, "options": dict(self.options)}
-
-    @property
-    def text(self) -> str:
-        """The specification as canonical JSON."""
-        return canonical_json(self.to_json())
-
 
 def load_measure_spec(name: str) -> MeasureSpec:
     """Return the specification of a job of this process's plan; as ``files.load_spec``.
@@ -81,7 +69,4 @@ def load_measure_spec(name: str) -> MeasureSpec:
     Raises:
         UserError: If there is none, or it is damaged.
     """
-    try:
-        return forms.read(MeasureSpec, load_spec_json(name))
-    except FormError as error:
-        raise UserError(f"is no specification of a measurement: {error}", name, AGAIN) from None
+    return load_spec_of(MeasureSpec, name, "a measurement")

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra.transplant import TransplantSpec
-from shardmerge.base import forms
-from shardmerge.base.errors import UserError
-from shardmerge.base.forms import FormError
-from shardmerge.base.sealed import AGAIN
-from shardmerge.plan.files import load_spec_json
+from shardmerge.plan.files import load_spec_of
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
 if TYPE_CHECKING:
@@ -24,10 +20,7 @@ def load_transplant_spec(name: str) -> TransplantSpec:
     Raises:
         UserError: If there is none, or it is damaged.
     """
-    try:
-        return forms.read(TransplantSpec, load_spec_json(name))
-    except FormError as error:
-        raise UserError(f"is no specification of rows: {error}", name, AGAIN) from None
+    return load_spec_of(TransplantSpec, name, "rows")
 
 
 def make_terms(
