@@ -7,33 +7,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shardmerge.base.errors import UserError
-from shardmerge.base.identities import Identities
 from shardmerge.check.load import stay_offline
-from shardmerge.engine.watch import Watch
-from shardmerge.plan.files import IDENTITIES, used_plan_path
 from shardmerge.plan.measuring import MeasureJob, MeasureSpec, load_measure_spec
-from shardmerge.plan.plan import read_plan
-from shardmerge.run.cli import claim, run, say
+from shardmerge.run.cli import run, say
+from shardmerge.run.made_source import asked
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--job", required=True, help="digest of the job")
-    parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    claim(args.output)
-
-    path = used_plan_path()
-    job = read_plan(path).measures.get(args.job)
-    if job is None:
-        raise UserError(f"there is no job {args.job} in the plan", str(path))
+    args, job, watch = asked(__doc__, lambda plan: plan.measures)
     spec = load_measure_spec(args.job)
-    watch = Watch(Identities(IDENTITIES))
-    for file, identity in zip(job.files, job.identities, strict=True):
-        watch.begin(Path(file), identity)
     stay_offline()
     _measure(job, spec, args, watch.confirm)
     say(f"{job.kind} of {', '.join(job.folders)}: done")
