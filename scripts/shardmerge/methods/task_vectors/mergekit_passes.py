@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
-    Counts,
     Elements,
     ElementValue,
     Passes,
@@ -22,6 +21,7 @@ from shardmerge.methods.passes import (
 )
 from shardmerge.methods.program import nearest
 from shardmerge.methods.task_vectors.keep import generator_seed
+from shardmerge.methods.task_vectors.passes import shared_and_unique
 
 #: Returns the mask of the elements of a task vector that are kept, or None for all.
 _Mask = Callable[[Elements], ElementValue]
@@ -199,11 +199,7 @@ def _unique_factors(changes: Callable[[Elements], tuple], parameters: dict) -> P
     """Return 1 + r * (shared / unique changes, at most alpha) for each model, in float32."""
     import numpy as np
 
-    def masks(x: Elements) -> list[ElementValue]:
-        _, changed, count = changes(x)
-        return [mask & other for mask in changed for other in (count > 1.0, count.eq(1.0))]
-
-    counts = np.array((yield Counts(masks)), np.float32)
+    counts = np.array((yield shared_and_unique(changes)), np.float32)
     least, r, most = (np.float32(parameters[name]) for name in ("epsilon", "r", "alpha"))
     with np.errstate(all="ignore"):
         ratio = counts[::2] / np.maximum(counts[1::2], least)

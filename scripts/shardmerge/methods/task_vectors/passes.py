@@ -120,14 +120,23 @@ def reinforced(group: Group, rescale_unique: bool) -> Passes:
     return merged
 
 
-def _unique_factors(changes: Callable[[Elements], Any], parameters: dict) -> Passes:
-    """Return 1 + r * (shared / unique changes, at most alpha) for each model."""
+def shared_and_unique(changes: Callable[[Elements], Any]) -> Counts:
+    """Return what counts for each model the changes that others share, and those of its own.
+
+    Args:
+        changes: Returns the task vectors, where each changes, and how many do.
+    """
 
     def masks(x: Elements) -> list[ElementValue]:
         _, changed, count = changes(x)
         return [mask & other for mask in changed for other in (count > 1.0, count.eq(1.0))]
 
-    counts = yield Counts(masks)
+    return Counts(masks)
+
+
+def _unique_factors(changes: Callable[[Elements], Any], parameters: dict) -> Passes:
+    """Return 1 + r * (shared / unique changes, at most alpha) for each model."""
+    counts = yield shared_and_unique(changes)
     ratios = [
         shared / max(unique, parameters["epsilon"])
         for shared, unique in zip(counts[::2], counts[1::2], strict=True)
