@@ -307,6 +307,7 @@ def exported_shard(w):
     return TARGETS.exports.shard(w.name, w.scheme, w.shard)
 
 
+VISIBILITY = [] if SETTINGS["publish"]["private"] else ["--public"]
 #: Where a commit goes and what it is called.
 COMMIT_OPTIONS = [
     f"--{option}={value}"
@@ -321,4 +322,4 @@ COMMIT_OPTIONS = [
 def publish_options(w, input):
     """Return the visibility and the signature of what is published."""
     signature = [f"--signature={path}" for path in input.signature]
-    return signature + ([] if SETTINGS["publish"]["private"] else ["--public"])
+    return signature + VISIBILITY

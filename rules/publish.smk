@@ -13,7 +13,6 @@ PUBLISH = SETTINGS["publish"]
 SIGN_OPTIONS = (
     ["--sigstore"] if PUBLISH["sign"]["sigstore"] else [f"--key={PUBLISH['sign']['key']}"]
 )
-VISIBILITY = [] if PUBLISH["private"] else ["--public"]
 
 
 rule sign_model:
