@@ -6,14 +6,16 @@ As in ``task_vectors.mergekit``, a full reduction's bits depend on the number of
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 
-from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans
+from shardmerge.methods.spherical.passes import without_mean
 
-_SLERP_CHUNK = 1 << 20
+#: Elements whose norms and dot products slerp adds up at a time.
+SLERP_CHUNK = 1 << 20
 
 
 def slerp(group: Group) -> torch.Tensor:
@@ -22,7 +24,7 @@ def slerp(group: Group) -> torch.Tensor:
     wide = torch.float64 if first.dtype == torch.float64 else torch.float32
     pair = [group.tensors[i].reshape(1, -1) for i in (group.base, *group.others)]
     t = torch.tensor([[group.parameters["t"]]], dtype=wide)
-    chunks = list(spans(first.numel(), _SLERP_CHUNK))
+    chunks = list(spans(first.numel(), SLERP_CHUNK))
     if not chunks:
         return first.clone()
 
@@ -100,11 +102,7 @@ def multislerp(group: Group) -> torch.Tensor:
     length = torch.norm(mean)
     if length < eps:
         if len(stack) != 2:
-            raise UserError(
-                "the weighted directions of the models cancel out, so they have no mean",
-                group.name or None,
-                "Give the models other weights, or merge this tensor with another method.",
-            )
+            raise without_mean(group)
         mixed = (stack[0] * weights[0] + stack[1] * weights[1]).view(stack.shape[1:])
         return mixed if base is None else mixed + base
     mean = mean / length
@@ -166,9 +164,22 @@ def model_stock(group: Group) -> torch.Tensor:
     for a, b in itertools.combinations([model - base for model in models], 2):
         lengths = torch.norm(a, dim=-1) * torch.norm(b, dim=-1)
         cosines.append(((a * b).sum(dim=-1) / lengths.clamp(min=1e-6)).clamp(-1, 1))
-    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
-    divisor = 1 + (len(models) - 1) * cosine
-    singular = divisor.abs() < 1e-6
-    t = (len(models) * cosine) / torch.where(singular, torch.ones_like(divisor), divisor)
-    t = torch.where(singular, torch.zeros_like(t), t)
+    t = stock_share(cosines, len(models))
     return (t * (sum(models) / len(models)) + (1 - t) * base).reshape(shape)
+
+
+def stock_share(cosines: Sequence[torch.Tensor], models: int) -> torch.Tensor:
+    """Return Model Stock's share of the mean.
+
+    Args:
+        cosines: Of the task vectors of each two models, or of each row of them.
+        models: How many there are.
+
+    Returns:
+        The share, with a dimension of 1 behind those of the cosines.
+    """
+    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
+    divisor = 1 + (models - 1) * cosine
+    singular = divisor.abs() < 1e-6
+    t = (models * cosine) / torch.where(singular, torch.ones_like(divisor), divisor)
+    return torch.where(singular, torch.zeros_like(t), t)

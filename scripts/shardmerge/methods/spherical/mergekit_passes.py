@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import Elements, ElementValue, Passes, TorchSums
+from shardmerge.methods.spherical.mergekit import SLERP_CHUNK, stock_share
+from shardmerge.methods.spherical.passes import without_mean
 
-#: Elements whose norms and dot products slerp adds up at a time.
-_SLERP_CHUNK = 1 << 20
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -24,7 +23,7 @@ def slerp(group: Group) -> Passes:
     """Interpolate in float32 from chunked norms and a chunked dot product."""
     pair = [group.base, *group.others]
     t = torch.tensor([[group.parameters["t"]]])
-    found = yield TorchSums(lambda x: [x.single(x[i]) for i in pair], "norm", _SLERP_CHUNK)
+    found = yield TorchSums(lambda x: [x.single(x[i]) for i in pair], "norm", SLERP_CHUNK)
     norms = []
     for parts in found:
         length = torch.linalg.vector_norm(_column(parts), dim=0)
@@ -34,7 +33,7 @@ def slerp(group: Group) -> Passes:
         left, right = (x.single(x[i]) / norm for i, norm in zip(pair, norms, strict=True))
         return [left * right]
 
-    (dots,) = yield TorchSums(products, chunk=_SLERP_CHUNK)
+    (dots,) = yield TorchSums(products, chunk=SLERP_CHUNK)
     cosine = _column(dots).sum(dim=0).clamp(-1, 1)
     parallel = cosine.abs() > 0.9995
     angle = torch.acos(torch.where(parallel, 0, cosine))
@@ -140,11 +139,7 @@ def _cancelled(group: Group, made: Callable[[Elements], ElementValue]) -> Callab
         UserError: If they are not two.
     """
     if len(group.others) != 2:
-        raise UserError(
-            "the weighted directions of the models cancel out, so they have no mean",
-            group.name or None,
-            "Give the models other weights, or merge this tensor with another method.",
-        )
+        raise without_mean(group)
     return lambda x: made(x) if group.base is None else made(x) + x[group.base]
 
 
@@ -163,11 +158,7 @@ def model_stock(group: Group) -> Passes:
         (dot / length.clamp(min=1e-6)).clamp(-1, 1)
         for dot, length in zip(dots, lengths, strict=True)
     ]
-    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
-    divisor = 1 + (len(models) - 1) * cosine
-    singular = divisor.abs() < 1e-6
-    t = (len(models) * cosine) / torch.where(singular, torch.ones_like(divisor), divisor)
-    t = torch.where(singular, torch.zeros_like(t), t)
+    t = stock_share(cosines, len(models))
     share, rest = float(t), float(1 - t)
 
     def merged(x: Elements) -> ElementValue:

@@ -85,11 +85,7 @@ def multislerp(group: Group) -> Passes:
         if len(indices) == 2:
             return _combination(indices, weights, base)
         if any(norms):
-            raise UserError(
-                "the weighted directions of the models cancel out, so they have no mean",
-                group.name or None,
-                "Give the models other weights, or merge this tensor with another method.",
-            )
+            raise without_mean(group)
         length = 1.0
     radius = sum_in_order(w * n for w, n in zip(weights, norms, strict=True))
     radius *= at_number(cos, eps)
@@ -224,3 +220,12 @@ def _combination(
         return total if origin is None else total + x[origin]
 
     return combined
+
+
+def without_mean(group: Group) -> UserError:
+    """Return the error of directions that have no mean."""
+    return UserError(
+        "the weighted directions of the models cancel out, so they have no mean",
+        group.name or None,
+        "Give the models other weights, or merge this tensor with another method.",
+    )
