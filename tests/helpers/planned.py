@@ -6,9 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from shardmerge.base.files import load_json
+from shardmerge.base.numerics import FLOAT32, Numerics
+from shardmerge.compose.composer import Composer
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import description_path
+from shardmerge.recipe.recipe import load_recipe
 from shardmerge.recipe.settings import load_settings
+from shardmerge.sources.lock import Lock
+from shardmerge.sources.sources import Sources, lock_path
 
 
 def slices(*runs: tuple[str, int, int]) -> dict[str, Any]:
@@ -25,3 +33,15 @@ def described(*documents: dict[str, Any], **config: Any) -> tuple[dict[str, Any]
     plan = load_plan(settings, say=lambda line: None)
     (build,) = plan.builds.values()
     return json.loads(description_path(build.digest).read_text()), list(plan.warnings)
+
+
+def locked(folder: Path, document: dict[str, Any], numerics: Numerics = FLOAT32) -> Composer:
+    """Write a recipe r.yaml and its lock, which is read as it was made; return its composer."""
+    path = folder / "r.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    recipe = load_recipe(path)
+    sources = Sources({}, folder / "models", folder / "cache")
+    lock = sources.lock(recipe, write=True, renew=False, say=lambda line: None)
+    written = Lock.from_json(load_json(lock_path(path)), "lock").sources
+    assert {key: written[key] for key in lock.sources} == lock.sources
+    return Composer(recipe, lock, numerics)

@@ -35,6 +35,16 @@ LAYERS = 11
 DEMO_NAME = "miquplus-midnight-tiny"
 #: Folder of the demo's models.
 DEMO = "resources/demo"
+#: A recipe of one model half way between two of them.
+HALF_WAY = """\
+name: made
+merge_method: task_arithmetic
+base_model: resources/demo/miqu-tiny
+models:
+  - model: resources/demo/midnight-tiny
+    parameters: {weight: 0.5}
+dtype: float16
+"""
 #: Gives a folder by name, made by a function if no worker has made it yet (`conftest.once`).
 Once = Callable[[str, Callable[[Path], object]], Path]
 

@@ -8,17 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.workflow import REPOSITORY, Project
-
-RECIPE = """\
-name: made
-merge_method: task_arithmetic
-base_model: resources/demo/miqu-tiny
-models:
-  - model: resources/demo/midnight-tiny
-    parameters: {weight: 0.5}
-dtype: float16
-"""
+from helpers.workflow import HALF_WAY, REPOSITORY, Project
 
 
 @pytest.mark.slow
@@ -37,7 +27,7 @@ def test_needles_at_the_declared_context(tmp_path: Path) -> None:
         "benchmark": {"models": ["merged", "sources"], "tasks": [], "probes": probes},
         "resources": {"benchmark_threads": 1},
     }
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "recipe.yaml").write_text(HALF_WAY)
     (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(values))
     project = Project(tmp_path)
     project.build("benchmarks", "results/made/report/needles.svg")

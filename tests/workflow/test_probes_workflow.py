@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.workflow import REPOSITORY, Project
+from helpers.workflow import HALF_WAY, REPOSITORY, Project
 
-RECIPE = """\
-name: made
-merge_method: task_arithmetic
-base_model: resources/demo/miqu-tiny
-models:
-  - model: resources/demo/midnight-tiny
-    parameters: {weight: 0.5}
-dtype: float16
-"""
 SOURCES = ("miqu-tiny", "midnight-tiny")
 TABLE = "results/benchmarks/table.json"
 
@@ -40,7 +31,7 @@ def probed(folder: Path) -> Project:
         },
         "resources": {"benchmark_threads": 1},
     }  # fmt: skip
-    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "recipe.yaml").write_text(HALF_WAY)
     (folder / "cfg.yaml").write_text(yaml.safe_dump(values))
     return Project(folder)
 
@@ -76,5 +67,5 @@ def test_probes_after_a_kill_and_a_new_recipe(tmp_path: Path) -> None:
     told = (tmp_path / "results" / "made" / "benchmarks" / "table.md").read_text()
     assert "perplexity, kl: 2 passages" in told
 
-    project.recipe.write_text(RECIPE.replace("0.5", "0.6"))
+    project.recipe.write_text(HALF_WAY.replace("0.5", "0.6"))
     assert announced(project, "run_tasks") == 1, "the merged model is another one"

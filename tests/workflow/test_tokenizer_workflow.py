@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from helpers.renumbered import write_renumbered
 from helpers.workflow import REPOSITORY, Project, scores
 
 DEMO = REPOSITORY / "resources" / "demo"
@@ -28,33 +27,16 @@ def with_other_ids(source: Path, target: Path) -> Path:
         source: A model.
         target: Folder to write.
     """
-    shutil.copytree(source, target)
-    table = json.loads((target / "tokenizer.json").read_text())
-    vocab = table["model"]["vocab"]
-    ids = list(range(len(vocab)))
-    random.Random(3).shuffle(ids)
-    table["model"]["vocab"] = {token: ids[i] for token, i in vocab.items()}
-    for row in table["added_tokens"]:
-        row["id"] = ids[row["id"]]
-    new = {"id": len(ids), "content": "<new>", "special": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    table["added_tokens"] = sorted([*table["added_tokens"], new | flags], key=lambda r: r["id"])
-    (target / "tokenizer.json").write_text(json.dumps(table))
-    order = torch.tensor(ids).argsort()
-    for path in target.glob("*.safetensors"):
-        tensors = load_file(path)
-        for name in ("model.embed_tokens.weight", "lm_head.weight"):
-            if name in tensors:
-                extra = torch.full_like(tensors[name][:1], 0.25)
-                tensors[name] = torch.cat([tensors[name][order], extra])
-        save_file(tensors, path, {"format": "pt"})
-    config = json.loads((target / "config.json").read_text())
-    config["vocab_size"] += 1
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        config[key] = ids[config[key]]
-    (target / "config.json").write_text(json.dumps(config))
-    (target / "model.safetensors.index.json").unlink()
-    return target
+
+    def extend(table: dict[str, Any], first: int) -> int:
+        new = {"id": first, "content": "<new>", "special": True}
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        table["added_tokens"] = sorted([*table["added_tokens"], new | flags], key=lambda r: r["id"])
+        return 1
+
+    return write_renumbered(
+        source, target, extend, lambda whole, vocab: torch.full_like(whole[:1], 0.25)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import random
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from helpers.renumbered import TABLES, write_renumbered
 from helpers.workflow import REPOSITORY, Project
 from shardmerge.base.files import load_json
 from shardmerge.benchmark.loading import language_model
@@ -27,38 +27,21 @@ MODEL, OTHER = (REPOSITORY / "resources" / "demo" / name for name in ("miqu-tiny
 LETTERS, ALIASES = "abcdefghijkl", "mnopqrstuvwx"
 TEXT = (REPOSITORY / "config/tasks/demo/text.txt").read_text(encoding="utf-8")[:2000]
 ALIAS_TEXT = TEXT.translate(str.maketrans(LETTERS, ALIASES))
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def write_donor(target: Path) -> Path:
     """Write a fine-tune whose tokens have other ids, and which knows each letter twice."""
-    shutil.copytree(OTHER, target)
-    table = json.loads((target / "tokenizer.json").read_text())
-    vocab = table["model"]["vocab"]
-    ids = list(range(len(vocab)))
-    random.Random(3).shuffle(ids)
-    renumbered = {token: ids[i] for token, i in vocab.items()}
-    new = {token: len(ids) + i for i, token in enumerate(ALIASES)}
-    table["model"]["vocab"] = renumbered | new
-    for row in table["added_tokens"]:
-        row["id"] = ids[row["id"]]
-    (target / "tokenizer.json").write_text(json.dumps(table))
-    order = torch.tensor(ids).argsort()
     noise = torch.Generator().manual_seed(0)
-    for path in target.glob("*.safetensors"):
-        tensors = load_file(path)
-        for name in set(TABLES) & set(tensors):
-            alike = tensors[name][[vocab[letter] for letter in LETTERS]]
-            alike = alike + 0.02 * alike.std() * torch.randn(alike.shape, generator=noise)
-            tensors[name] = torch.cat([tensors[name][order], alike.half()])
-        save_file(tensors, path, {"format": "pt"})
-    config = json.loads((target / "config.json").read_text())
-    config["vocab_size"] += len(ALIASES)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        config[key] = ids[config[key]]
-    (target / "config.json").write_text(json.dumps(config))
-    (target / "model.safetensors.index.json").unlink()
-    return target
+
+    def extend(table: dict[str, Any], first: int) -> int:
+        table["model"]["vocab"] |= {token: first + i for i, token in enumerate(ALIASES)}
+        return len(ALIASES)
+
+    def rows(whole: torch.Tensor, vocab: Mapping[str, int]) -> torch.Tensor:
+        alike = whole[[vocab[letter] for letter in LETTERS]]
+        return (alike + 0.02 * alike.std() * torch.randn(alike.shape, generator=noise)).half()
+
+    return write_renumbered(OTHER, target, extend, rows)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from helpers.hub_cases import environment
 from helpers.loopback_hub import LoopbackHub
+from helpers.planned import locked
 from helpers.tiny_tokenizers import tokenized
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
@@ -214,14 +214,7 @@ def planned(
     for name in names.split():
         model = {"model": str(models / name), "parameters": {"weight": 0.5}}
         made["models"].append(model)
-    path = folder / "r.yaml"
-    path.write_text(yaml.safe_dump(made, sort_keys=False))
-    recipe = load_recipe(path)
-    sources = Sources({}, folder / "models", folder / "cache")
-    lock = sources.lock(recipe, write=True, renew=False, say=lambda line: None)
-    written = Lock.from_json(load_json(lock_path(path)), "lock").sources
-    assert {key: written[key] for key in lock.sources} == lock.sources
-    return Composer(recipe, lock, numerics)
+    return locked(folder, made, numerics)
 
 
 class TestPlanning:

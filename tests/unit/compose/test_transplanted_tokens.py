@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from helpers.planned import described
+from helpers.planned import described, locked
 from helpers.tiny_tokenizers import tokenized
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.rows import expand_rows
@@ -28,7 +28,6 @@ from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.stage import Approximation
 from shardmerge.report.explain import explain
-from shardmerge.sources.lock import Lock
 from shardmerge.sources.sources import Sources, lock_path
 
 HEAD = "merge_method: linear\nmodels: [{model: o/a, parameters: {weight: 1}}]\n"
@@ -166,14 +165,7 @@ def composed(
         ],
         "tokenizer": {"source": named, "approximate": how} | block,
     }
-    path = folder / "r.yaml"
-    path.write_text(yaml.safe_dump(made, sort_keys=False))
-    recipe = load_recipe(path)
-    sources = Sources({}, folder / "models", folder / "cache")
-    lock = sources.lock(recipe, write=True, renew=False, say=lambda line: None)
-    written = Lock.from_json(load_json(lock_path(path)), "lock").sources
-    assert {key: written[key] for key in lock.sources} == lock.sources
-    return Composer(recipe, lock, FLOAT32)
+    return locked(folder, made)
 
 
 def specs(composer: Composer) -> list[TransplantSpec]:
