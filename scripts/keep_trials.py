@@ -12,8 +12,9 @@ from shardmerge.plan.plan import read_plan
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
 from shardmerge.sweep.best import best_trials, read_points
+from shardmerge.sweep.scratch import leave_scratch
 from shardmerge.sweep.sweep_files import load_sweep
-from shardmerge.sweep.weights import drop, kept_trials, restore
+from shardmerge.sweep.weights import drop, kept_trials, model_folder, restore
 
 
 def main() -> None:
@@ -36,6 +37,7 @@ def main() -> None:
         for name in names:
             if name not in kept:
                 drop(plan.builds[sweep.build(name)], say)
+                leave_scratch(model_folder(plan.builds[sweep.build(name)]))
         checks = {name: restore(plan.builds[sweep.build(name)], plan, say) for name in kept}
     left = [name for name in best if name not in kept] if sweep.keep == "best" else []
     if left:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from shardmerge.base import claims
-from shardmerge.base.files import write_json
 from shardmerge.plan.files import use_plan
 from shardmerge.plan.plan import read_plan
 from shardmerge.run.cli import claim, run, say
 from shardmerge.run.inputlists import parse_args
-from shardmerge.sweep.best import read_points
 from shardmerge.sweep.locks import write_lock
-from shardmerge.sweep.settled import identity_in, settled_data
+from shardmerge.sweep.settling import Settled
 from shardmerge.sweep.sweep_files import load_sweep
-from shardmerge.sweep.weights import settle
 
 
 def main() -> None:
@@ -35,16 +31,8 @@ def main() -> None:
     known = dict(pair.split("=", 1) for pair in args.known)
     claim(args.output, args.lock)
     write_lock(sweep, args.trial, args.lock)
-    with claims.claimed(Path(args.results, "sweeps", sweep.name, "weights"), say):
-        # of others only those whose measurement is of today's plan: else it is still to come
-        settled = [
-            n for n, of in known.items() if identity_in(sweep.settled(args.results, n)) == of
-        ]
-        names = dict.fromkeys([*settled, args.trial])
-        files = {name: sweep.result_files(args.results, name, args.task) for name in names}
-        points = read_points(sweep, files)
-        settle(sweep, plan, points, args.trial, say)
-    write_json(args.output, settled_data(sweep, points, args.trial, known[args.trial]))
+    settled = Settled(sweep, plan, args.results, args.task, known)
+    settled.settle(args.trial, args.output, say)
 
 
 if __name__ == "__main__":

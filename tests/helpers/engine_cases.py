@@ -16,8 +16,10 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
+from shardmerge.base.files import write_json
 from shardmerge.base.safetensors import read_header, write_header
 from shardmerge.engine import ShardRecord, build_shard, stream
+from shardmerge.plan.records import MergeRecord, load_record
 
 FILE = "model.safetensors"
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -93,6 +95,12 @@ class Models:
     ) -> ShardRecord:
         """Build a shard beside the models."""
         return build_shard(spec, self.paths, self.folder / name, **values)
+
+    def recorded(self, spec: ShardSpec) -> MergeRecord:
+        """Build a shard; return what the next job reads of its record."""
+        path = self.folder / "record.json"
+        write_json(path, self.build(spec).to_json())
+        return load_record(path)
 
     def load(self, name: str = "out.safetensors") -> dict[str, torch.Tensor]:
         """Return the tensors of a built shard, read without the engine."""

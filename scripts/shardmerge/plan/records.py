@@ -17,11 +17,13 @@ from shardmerge.plan.paths import record_path
 
 #: What a large file is known by: its sample, or its hash once a job has found that.
 _IDENTITY = re.compile("(sample|sha256):[0-9a-f]{64}")
-#: What a pass found: nothing that is kept, numbers as text, or bands as six numbers each.
+#: What a pass found: nothing that is kept, numbers as text, order statistics, or bands as six
+#: numbers each.
 _answer = forms.maybe(
     forms.holds(
         lambda value: (
-            type(value) is str or (type(value) is list and all(type(one) is list for one in value))
+            type(value) is str
+            or (type(value) is list and {type(one) for one in value} in (set(), {int}, {list}))
         )
     )
 )

@@ -7,7 +7,7 @@ again and has the same bytes, or it is an error.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from shardmerge.algebra.spec import files_of
@@ -53,7 +53,9 @@ def kept_trials(sweep: Sweep, plan: Plan, points: TrialSet) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def settle(sweep: Sweep, plan: Plan, points: TrialSet, trial: str, say: Say) -> None:
+def settle(
+    sweep: Sweep, plan: Plan, points: TrialSet, trial: str, say: Say, stay: Collection[str] = ()
+) -> None:
     """Let go of weights that are not among the best, now that a trial is measured.
 
     Args:
@@ -62,8 +64,10 @@ def settle(sweep: Sweep, plan: Plan, points: TrialSet, trial: str, say: Say) -> 
         points: What was measured of trials that are settled, and of this one.
         trial: Its name.
         say: Takes a line for what is deleted.
+        stay: Trials that are to be measured once more; ``settling.Settled`` names them.
     """
-    done = [t.name for t in points.trials if t.status in ("done", "stopped")]
+    ended = [t.name for t in points.trials if t.status in ("done", "stopped")]
+    done = [name for name in ended if name not in stay]
     kept = () if sweep.scratch and sweep.keep != "all" else kept_trials(sweep, plan, points)
     for name in done:
         build = plan.builds[sweep.build(name)]

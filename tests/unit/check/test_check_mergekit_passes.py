@@ -52,7 +52,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         code = engine_cases.CODES[request.param]
         rows[name] = (code, replace(call, tensor=name))
     spec = models.spec(rows, numerics=MERGEKIT)
-    return models, spec, models.build(spec).passes
+    return models, spec, dict(models.recorded(spec).passes)
 
 
 def check(built: Built, path: Path | None = None, **changes: list) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from helpers.models import llama
+from shardmerge.base import claims
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import write_json
 from shardmerge.benchmark.trials import Measurement, Trial, TrialSet
 from shardmerge.plan import files
 from shardmerge.plan.decide import Decision, decide
@@ -29,6 +32,7 @@ from shardmerge.sweep.failures import drop_weights
 from shardmerge.sweep.forecast import Speeds, forecast
 from shardmerge.sweep.locks import write_lock
 from shardmerge.sweep.settled import identity_in, settled_data
+from shardmerge.sweep.settling import Settled
 from shardmerge.sweep.sweep_files import keep_sweep, load_sweep
 from shardmerge.sweep.sweeps import Sweep
 
@@ -295,6 +299,87 @@ class TestWeights:
         assert list((work / "fast").iterdir()) == []
         weights.restore(build, made.plan, lambda line: None)
         assert all(Path(job.output).is_file() for job in build.shards)
+
+
+def result(model: str, score: float) -> dict[str, Any]:
+    """Return what lm-eval measures of a model by one task."""
+    return {
+        "model_name": model,
+        "requested_task": "b",
+        "results": {"b": {"alias": "b", "acc,none": score, "acc_stderr,none": 0.01}},
+        "configs": {"b": {"task": "b"}},
+        "versions": {"b": 1.0},
+        "n-shot": {"b": 0},
+        "n-samples": {"b": {"original": 9, "effective": 9}},
+        "higher_is_better": {"b": {"acc": True}},
+        "config": {},
+    }
+
+
+class TestSettling:
+    def settled(self, sweep: Sweep, made: Decision) -> Settled:
+        """Two trials that are built and measured, the second one better."""
+        known = {c.name: f"of {c.name}" for c in sweep.candidates}
+        for number, score in enumerate((0.5, 0.7)):
+            built(sweep, made, number)
+            name = sweep.candidates[number].name
+            for path in sweep.result_files("results", name, ["b"]):
+                write_json(Path(path), result(name, score))
+        return Settled(sweep, made.plan, "results", ["b"], known)
+
+    def settle(self, settled: Settled, *numbers: int) -> list[bool]:
+        """Settle trials; return whose weights are there."""
+        names = [c.name for c in settled.sweep.candidates]
+        builds = [settled.plan.builds[settled.sweep.build(name)] for name in names[:2]]
+        for number in numbers:
+            output = Path(settled.sweep.settled("results", names[number]))
+            settled.settle(names[number], output, lambda line: None)
+        return [Path(build.shards[0].output).exists() for build in builds]
+
+    def test_a_beaten_one_goes_whichever_is_settled_first(self) -> None:
+        sweep, made, _ = planned(settings())
+        assert self.settle(self.settled(sweep, made), 0, 1) == [False, True]
+        assert self.settle(self.settled(sweep, made), 1, 0) == [False, True]
+
+    def test_one_that_is_to_be_reported_stays_until_it_is(self) -> None:
+        sweep, made, _ = planned(settings())
+        first = replace(sweep.candidates[0], reported=True)
+        sweep = replace(sweep, candidates=(first, *sweep.candidates[1:]))
+        settled = self.settled(sweep, made)
+        assert self.settle(settled, 0, 1) == [True, True]
+        for path in sweep.report_files("results", first.name, ["b"]):
+            write_json(Path(path), {})
+        assert self.settle(settled, 1) == [False, True]
+
+    def test_one_that_was_built_again_stays_until_it_is_measured(self) -> None:
+        """As in a run with `--forceall`: what was measured before is still there."""
+        sweep, made, _ = planned(settings())
+        settled = self.settled(sweep, made)
+        assert self.settle(settled, 0, 1) == [False, True]
+        shard = built(sweep, made, 0)
+        after = Path(sweep.settled("results", sweep.candidates[0].name)).stat().st_mtime_ns + 1
+        os.utime(shard, ns=(after, after))
+        assert self.settle(settled, 1) == [True, True]
+        assert self.settle(settled, 0) == [False, True]
+
+    def test_scores_are_there_before_the_next_one_is_settled(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sweep, made, _ = planned(settings())
+        output, seen = Path(sweep.settled("results", sweep.candidates[0].name)), []
+        claimed = claims.claimed
+
+        @contextlib.contextmanager
+        def watched(path: Path, *args: Any, **options: Any) -> Iterator[None]:
+            with claimed(path, *args, **options):
+                yield
+                if path.name == "weights":
+                    seen.append(output.exists())
+
+        settled = self.settled(sweep, made)
+        monkeypatch.setattr(claims, "claimed", watched)
+        self.settle(settled, 0)
+        assert seen == [True]
 
 
 class TestRoom:
