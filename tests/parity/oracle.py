@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from shardmerge.base.files import load_json
 from shardmerge.base.numerics import MERGEKIT
+from shardmerge.check.shard import check_shard
 from shardmerge.compose.architecture.names import is_vocabulary
 from shardmerge.compose.composer import Composer
 from shardmerge.engine import build_shard
@@ -74,7 +75,7 @@ def run_mergekit(
 
 
 def run_shardmerge(recipe: Path, work: Path, **config: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Build the recipe's final models in-process; return their tensors by name."""
+    """Build the recipe's final models in-process, and check them; return their tensors by name."""
     old = Path.cwd()
     os.chdir(work)
     try:
@@ -91,6 +92,8 @@ def run_shardmerge(recipe: Path, work: Path, **config: Any) -> dict[str, dict[st
             inputs = dict(zip(files, map(Path, job.sources), strict=True))
             Path(job.output).parent.mkdir(parents=True, exist_ok=True)
             build_shard(spec, inputs, Path(job.output), deltas=deltas)
+            if job not in plan.deltas:
+                check_shard(spec, Path(job.output), inputs, deltas)
         builds = plan.builds.items()
         return {name: load_folder(Path(b.shards[0].output).parent) for name, b in builds}
     finally:

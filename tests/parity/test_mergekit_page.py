@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import click
 import pytest
 
 from shardmerge.recipe.document import DOCUMENT_KEYS
@@ -12,6 +13,14 @@ from shardmerge.recipe.document import DOCUMENT_KEYS
 config = pytest.importorskip("mergekit.config")
 options = pytest.importorskip("mergekit.options")
 PAGE = (Path(__file__).parents[2] / "docs" / "mergekit.md").read_text(encoding="utf-8")
+#: Commands that the page is to speak of in whole.
+_COMMANDS = {
+    script.name: script
+    for script in entry_points(group="console_scripts")
+    if script.name.startswith("mergekit-") and script.name != "mergekit-legacy"
+}
+#: Which models, and where the result goes: what a recipe and `results` say.
+_OF_COURSE = {"model", "base_model", "out_path"}
 
 
 class TestPage:
@@ -25,6 +34,16 @@ class TestPage:
     def test_options(self) -> None:
         for name in options.MergeOptions.model_fields:
             assert f"`--{name.replace('_', '-')}`" in PAGE, name
+
+    @pytest.mark.parametrize("script", sorted(_COMMANDS))
+    def test_options_of_commands(self, script: str) -> None:
+        """All but those of every command, and what a command is called with in any case."""
+        command = _COMMANDS[script].load()
+        everywhere = set(options.MergeOptions.model_fields)
+        for one in command.params:
+            if isinstance(one, click.Option) and one.name not in everywhere | _OF_COURSE:
+                name = max(one.opts, key=len)
+                assert f"`{name}`" in PAGE, name
 
     def test_commands(self) -> None:
         scripts = entry_points(group="console_scripts")

@@ -14,13 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers.tiny_tokenizers import tokenized
-from shardmerge.check.shard import check_shard
+from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.compose.tokenizer.matching import ComparedTokens
+from shardmerge.engine.drawn_rows import by_chance
 from shardmerge.engine.poorly_trained import poorly_trained
 from shardmerge.engine.pursuit import pursue
-from shardmerge.plan.decide import load_plan
-from shardmerge.plan.files import load_spec
-from shardmerge.recipe.settings import load_settings
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
 SPECIAL = {"<s>": True, "</s>": True}
@@ -60,7 +58,7 @@ def theirs(models: tuple[Path, Path], out: Path, *options: str) -> dict[str, tor
 def ours(
     models: tuple[Path, Path], work: Path, approximate: Any, numerics: str = "float32", **keys: Any
 ) -> dict[str, torch.Tensor]:
-    """Return what a recipe makes, each shard checked."""
+    """Return what a recipe makes."""
     document = {
         "name": "out",
         "merge_method": "passthrough",
@@ -69,22 +67,7 @@ def ours(
     } | keys
     recipe = work / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(document, sort_keys=False))
-    made = run_shardmerge(recipe, work, numerics=numerics)["out"]
-    check(recipe, work, numerics)
-    return made
-
-
-def check(recipe: Path, work: Path, numerics: str) -> None:
-    """Show that the check of every shard finds it right."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        settings = load_settings({"recipes": [str(recipe)], "numerics": numerics})
-        plan = load_plan(settings, say=lambda line: None)
-        for job in plan.builds["out"].shards:
-            spec = load_spec(job.digest)
-            files = dict(zip(spec.required_files(), map(Path, job.sources), strict=True))
-            found = check_shard(spec, Path(job.output), files, [])
-            assert found
+    return run_shardmerge(recipe, work, numerics=numerics)["out"]
 
 
 def assert_close(made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -207,6 +190,110 @@ class TestPursuit:
         torch.testing.assert_close(*errors, rtol=1e-3, atol=1e-3)
 
 
+class TestRandomRows:
+    """The distributions of mergekit's rows; every row follows from the seed here."""
+
+    def made(self, models: tuple[Path, Path], work: Path, **how: Any) -> dict[str, torch.Tensor]:
+        return ours(models, work, how)
+
+    def new(self, models: tuple[Path, Path], made: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the rows that were made, of both tables."""
+        zeros = ours(models, models[0].parent / "zeros", "zero")
+        return torch.stack([made[name][~zeros[name].any(dim=1)] for name in TABLES])
+
+    @pytest.fixture(autouse=True)
+    def _zeros(self, models: tuple[Path, Path]) -> None:
+        (models[0].parent / "zeros").mkdir(exist_ok=True)
+
+    @pytest.mark.parametrize(
+        ("how", "options", "deviation"),
+        [
+            ({"method": "randn"}, ["-a", "randn"], 1.0),
+            ({"method": "randn", "new_vocab_scale": 0.02}, ["-a", "randn", "-nvs", "0.02"], 0.02),
+            ({"method": "zero", "new_vocab_noise": 0.5}, ["-a", "zero", "-nvn", "0.5"], 0.5),
+            (
+                {"method": "zero", "new_vocab_noise": 0.5, "new_vocab_scale": 4},
+                ["-a", "zero", "-nvn", "0.5", "-nvs", "4"],
+                2.0,
+            ),
+        ],
+        ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+    )
+    def test_noise(
+        self, models: tuple[Path, Path], tmp_path: Path, how: Any, options: Any, deviation: float
+    ) -> None:
+        found = {
+            "ours": self.made(models, tmp_path, **how),
+            "theirs": theirs(models, tmp_path / "mergekit", *options),
+        }
+        for name, made in found.items():
+            rows = self.new(models, made) / deviation
+            assert rows.numel() > 200, name
+            assert abs(float(rows.mean())) < 4 / rows.numel() ** 0.5, name
+            assert abs(float(rows.std()) - 1) < 4 / (2 * rows.numel()) ** 0.5, name
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize(
+        "how", [{"method": "omp", "k": 4}, {"method": "subword"}, {"method": "mean"}]
+    )
+    def test_noise_is_added_to_rows_of_any_method(
+        self, models: tuple[Path, Path], tmp_path: Path, how: Any, numerics: str
+    ) -> None:
+        plain = ours(models, tmp_path, how, numerics)
+        noisy = ours(models, tmp_path, how | {"new_vocab_noise": 0.25, "seed": 3}, numerics)
+        scaled = how | {"new_vocab_noise": 0.25, "seed": 3, "new_vocab_scale": 2.0}
+        twice = ours(models, tmp_path, scaled, numerics)
+        for name in TABLES:
+            changed = (plain[name] != noisy[name]).any(dim=1)
+            noise = (noisy[name] - plain[name])[changed]
+            assert 0 < len(noise) < len(changed)
+            assert 0.15 < float(noise.std()) < 0.35
+            torch.testing.assert_close(twice[name][changed], 2 * noisy[name][changed])
+            assert torch.equal(twice[name][~changed], plain[name][~changed])
+
+    @pytest.mark.parametrize("method", ["randn", "john_hewitt"])
+    def test_rows_follow_from_the_seed(
+        self, models: tuple[Path, Path], tmp_path: Path, method: str
+    ) -> None:
+        def made(seed: int) -> torch.Tensor:
+            return self.new(models, self.made(models, tmp_path, method=method, seed=seed))
+
+        first, again, other = made(1), made(1), made(2)
+        assert torch.equal(first, again)
+        assert not (first == other).any()
+        assert not (first[0] == first[1]).any()  # the two tables have streams of their own
+
+    @pytest.mark.parametrize("method", ["randn", "john_hewitt"])
+    def test_tied_tables_stay_equal(self, tmp_path: Path, method: str) -> None:
+        models = write_models(tmp_path, base={"tied": True})
+        path = models[0] / "model.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | {TABLES[1]: tensors[TABLES[0]].clone()}, path, {"format": "pt"})
+        made = ours(models, tmp_path, method)
+        assert torch.equal(made[TABLES[0]], made[TABLES[1]])
+
+    def test_drawn_rows_have_mean_and_covariance_of_the_models(self) -> None:
+        from mergekit.scripts.tokensurgeon import john_hewitt_init
+
+        random = torch.Generator().manual_seed(0)
+        own = torch.randn(300, 6, generator=random) @ torch.randn(6, 6, generator=random) + 3.0
+        stream = ("stage", "embedding", "model")
+        spec = TransplantSpec(method="john_hewitt", count=20000, most=64, limit=300, stream=stream)
+        terms = by_chance(spec)
+        used = torch.where(terms.rows < 0, 0, terms.rows).long()
+        made = own.mean(dim=0) + torch.einsum("nk,nkd->nd", terms.weights, own[used])
+        torch.manual_seed(0)
+        for rows in (made, john_hewitt_init(own, 20000)):
+            scale = float(own.std())
+            torch.testing.assert_close(rows.mean(0), own.mean(0), rtol=0, atol=0.05 * scale)
+            torch.testing.assert_close(
+                torch.cov(rows.T), torch.cov(own.T, correction=0), rtol=0, atol=0.06 * scale**2
+            )
+            whitened = (rows - rows.mean(0)) / rows.std(dim=0)
+            # normal numbers: 3; the tails of a few terms are a little longer
+            assert 2.8 < float(whitened.pow(4).mean()) < 3.3
+
+
 class TestDivergences:
     """What mergekit 0.1.5 does otherwise than its own help and comments say."""
 
@@ -239,6 +326,26 @@ class TestDivergences:
         for name in TABLES:
             assert bool(made[name][row].any()) == (named[name] == where)
             assert bool(other[name][row].any()) != (named[name] == where)
+
+    def test_drawn_rows_of_few_tokens_end_with_an_error(
+        self, models: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        """Fewer tokens than the width of a row have no covariance that mergekit can use."""
+        models = write_models(tmp_path, base={"width": 64})
+        with pytest.raises(TypeError):
+            theirs(models, tmp_path / "mergekit", "-a", "john_hewitt")
+        assert all(t.isfinite().all() for t in ours(models, tmp_path, "john_hewitt").values())
+
+    @pytest.mark.parametrize("option", ["-nvs", "-nvn"])
+    def test_a_scaled_mean_ends_with_an_error(
+        self, models: tuple[Path, Path], tmp_path: Path, option: str
+    ) -> None:
+        with pytest.raises(RuntimeError):
+            theirs(models, tmp_path / "mergekit", "-a", "mean", option, "0.5")
+        made = ours(models, tmp_path, {"method": "mean", "new_vocab_scale": 0.5})
+        own, row = load_folder(models[0]), AutoTokenizer.from_pretrained(models[1]).get_vocab()
+        for name in TABLES:
+            torch.testing.assert_close(made[name][row["dog"]], own[name].mean(dim=0) * 0.5)
 
     def test_sparse_token_basis_ends_with_an_error(
         self, models: tuple[Path, Path], tmp_path: Path

@@ -20,8 +20,8 @@ ROWS, WEIGHTS, ERRORS = "rows", "weights", "errors"
 #: Parts that a token may be split into at most.
 MOST_PARTS = 64
 
-#: Ways that look at a donor's embeddings, and those that look at texts.
-BY_DONOR, BY_TEXT = ("omp", "common_interpolation"), ("subword",)
+#: Ways that look at a donor's embeddings, those that look at texts, and those that draw rows.
+BY_DONOR, BY_TEXT, BY_CHANCE = ("omp", "common_interpolation"), ("subword",), ("john_hewitt",)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TransplantSpec(forms.Written):
     """All that determines which rows, and with what weights, make the tokens that a model lacks.
 
     Args:
-        method: One of ``BY_DONOR`` or ``BY_TEXT``.
+        method: One of ``BY_DONOR``, ``BY_TEXT`` or ``BY_CHANCE``.
         count: How many tokens there are.
         most: How many rows one is made of at most.
         limit: Rows of the model's embedding.
@@ -86,9 +86,11 @@ class TransplantSpec(forms.Written):
         tokenizer: (name, identity) of the files that split them.
         trained: The donor and the model, where shared tokens that either was hardly trained on are
             left out.
+        seed: Of the random numbers, where rows are drawn.
+        stream: What says beside it which they are: document, kind of tensor, model.
     """
 
-    method: str = entry(forms.one_of(lambda: (*BY_DONOR, *BY_TEXT)))
+    method: str = entry(forms.one_of(lambda: (*BY_DONOR, *BY_TEXT, *BY_CHANCE)))
     count: int = entry(forms.count)
     most: int = entry(forms.count)
     limit: int = entry(forms.count)
@@ -103,6 +105,8 @@ class TransplantSpec(forms.Written):
         forms.listed(forms.row(forms.text, forms.text)), ()
     )
     trained: tuple[TrainedModel, ...] = entry(forms.listed(forms.made_of(TrainedModel)), ())
+    seed: int = entry(forms.count, 0)
+    stream: tuple[str, ...] = entry(forms.listed(forms.text), ())
     version: int = entry(forms.count, default_factory=lambda: TRANSPLANT_VERSION)
 
     @property
@@ -113,6 +117,8 @@ class TransplantSpec(forms.Written):
     @property
     def memory(self) -> int:
         """Bytes of the rows that are held, of both kinds of tokens, and of what is worked on."""
+        if self.method in BY_CHANCE:
+            return 16 * self.count * self.most + WORK_BYTES
         if self.donor is None:
             return 200 * self.count + 16 * self.count * self.most
         rows, width = self.donor.shape

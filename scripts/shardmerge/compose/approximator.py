@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.transplant import (
     BY_DONOR,
+    BY_TEXT,
     MOST_PARTS,
     DonorTensor,
     StoredTable,
@@ -20,15 +21,12 @@ from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import is_embedding, is_head
 from shardmerge.compose.context import Context
 from shardmerge.compose.models import Model
+from shardmerge.compose.plain_rows import DEFAULT_K, Making, PlainRows, Stream
 from shardmerge.compose.tokenizer.matching import ComparedTokens
 from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.stage import Approximation
 
-#: Rows that one is made of, where a recipe does not say.
-DEFAULT_K = 64
 EMBEDDING, HEAD, OTHER = "embedding", "head", "other"
-#: Makes one row for each of some tokens from a model's tensor.
-Making = Callable[[ex.Expression], ex.Expression]
 _SPLITTING = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -59,6 +57,7 @@ class Approximator:
         members: The stage's inputs.
         donors: Models whose embeddings are looked at, the first that has a token counts.
         role: Of the tensor: its rows are input embeddings, output embeddings, or neither.
+        stage: Name of the stage.
     """
 
     def __init__(
@@ -69,9 +68,11 @@ class Approximator:
         members: Sequence[Party],
         donors: Sequence[Party],
         role: str,
+        stage: str,
     ) -> None:
         self._context, self._settings, self._wanted = context, settings, wanted
         self._members, self._donors, self._role = members, donors, role
+        self._stage, self._plain = stage, PlainRows(context, settings)
 
     def own(self, index: int) -> dict[str, int]:
         """Return the row of each of the result's tokens that an input has, by token."""
@@ -87,18 +88,28 @@ class Approximator:
             UserError: If they cannot be made.
         """
         lacking, method = list(lacking), self._settings.method
-        if not lacking or self._role == OTHER or method == "zero":
+        if not lacking or self._role == OTHER:
             return []
-        if method == "mean":
-            every = rows.format_rows([0] * len(lacking))
-            return [(lacking, lambda operand: ex.take_rows(ex.Mean(operand), every))]
-        if method not in BY_DONOR:
+        if method in BY_TEXT:
             return [(lacking, self._noted(self._by_text(index, lacking)).of)]
+        if method not in BY_DONOR:
+            member = self._members[index]
+            make = self._plain.making(len(lacking), member.tokens.rows, self._stream(index))
+            return [(lacking, make)] if make else []
         found = []
         for donor, tokens in self._by_donor(index, lacking):
             spec = self._spec(self._members[index], donor, tokens)
             found.append((tokens, self._noted(spec).of))
         return found
+
+    def finished(self, index: int, placed: ex.Expression) -> ex.Expression:
+        """Return made rows that stand at their tokens' ids, with noise where it is asked for."""
+        return self._plain.with_noise(placed, self._stream(index))
+
+    def _stream(self, index: int) -> Stream:
+        """Return what tells random numbers of an input from others; tied tensors share them."""
+        member = self._members[index]
+        return self._stage, EMBEDDING if self._is_tied(member) else self._role, member.name
 
     @property
     def _table_name(self) -> str:

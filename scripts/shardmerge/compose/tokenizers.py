@@ -136,6 +136,7 @@ class StageTokenizers:
             [self._party(stage, reference) for reference in references],
             [self._party(stage, reference) for reference in dict.fromkeys(donors)],
             role,
+            stage.name,
         )
 
     def _party(self, stage: Stage, reference: Reference) -> Party:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,12 @@ class RowTerms:
     weights: torch.Tensor
     errors: torch.Tensor | None = None
 
+    @classmethod
+    def empty(cls, spec: TransplantSpec) -> RowTerms:
+        """Return tables without a term yet."""
+        shape = spec.count, spec.most
+        return cls(torch.full(shape, NO_ROW, dtype=torch.int32), torch.zeros(shape))
+
     @property
     def told(self) -> str:
         """What is said of them in a log."""
@@ -70,8 +76,7 @@ def from_parts(spec: TransplantSpec, parts: Sequence[Sequence[int]]) -> RowTerms
     Raises:
         UserError: If a token has too many parts, or one without a row.
     """
-    rows = torch.full((spec.count, spec.most), NO_ROW, dtype=torch.int32)
-    weights = torch.zeros((spec.count, spec.most))
+    made = RowTerms.empty(spec)
     for number, (ids, text) in enumerate(zip(parts, spec.texts, strict=True)):
         found: dict[int, float] = {}
         for part, weight in zip(ids, _part_weights(spec, len(ids)), strict=True):
@@ -86,9 +91,9 @@ def from_parts(spec: TransplantSpec, parts: Sequence[Sequence[int]]) -> RowTerms
         if lacking := [part for part in found if not part < spec.limit]:
             raise UserError(f"a part of the token {text!r} has id {lacking[0]} and no embedding")
         for place, part in enumerate(sorted(found)):
-            rows[number, place] = part
-            weights[number, place] = found[part] * spec.scale
-    return RowTerms(rows, weights)
+            made.rows[number, place] = part
+            made.weights[number, place] = found[part] * spec.scale
+    return made
 
 
 def _part_weights(spec: TransplantSpec, count: int) -> list[float]:
@@ -130,15 +135,14 @@ def from_donor(
             "the donor's embedding has infinite or NaN values", f"{file}, {spec.donor.tensor}"
         )
     own = torch.tensor(own, dtype=torch.int32)
-    rows = torch.full((spec.count, spec.most), NO_ROW, dtype=torch.int32)
-    weights, errors = torch.zeros((spec.count, spec.most)), torch.zeros(spec.count)
+    made, errors = RowTerms.empty(spec), torch.zeros(spec.count)
     batch = _batch(spec, len(points))
     for first in range(0, spec.count, batch):
         these = slice(first, first + batch)
         chosen, factors = _found(spec, targets[these], points)
         errors[these] = _errors(targets[these], points, chosen, factors)
-        _put(rows[these], weights[these], own[chosen.cpu()], factors.cpu() * spec.scale)
-    return RowTerms(rows, weights, errors)
+        put_terms(made, these, own[chosen.cpu()], factors.cpu() * spec.scale)
+    return replace(made, errors=errors)
 
 
 def _found(
@@ -165,10 +169,16 @@ def _errors(
     return ((made - wanted).norm(dim=1) / norms).float().cpu()
 
 
-def _put(
-    rows: torch.Tensor, weights: torch.Tensor, found: torch.Tensor, factors: torch.Tensor
-) -> None:
-    """Put terms into tables, by row, without those that have no weight; equal rows as one."""
+def put_terms(made: RowTerms, these: slice, found: torch.Tensor, factors: torch.Tensor) -> None:
+    """Put terms into tables, by row, without those that have no weight; equal rows as one.
+
+    Args:
+        made: The tables.
+        these: Which of its sums.
+        found: Rows of each sum, [sums, terms].
+        factors: The same, their weights.
+    """
+    rows, weights = made.rows[these], made.weights[these]
     for number, (ids, values) in enumerate(zip(found.tolist(), factors.tolist(), strict=True)):
         terms: dict[int, float] = {}
         for row, weight in zip(ids, values, strict=True):

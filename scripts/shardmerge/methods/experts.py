@@ -80,7 +80,7 @@ def _unit(vector: torch.Tensor) -> torch.Tensor:
     return vector / max(math.sqrt(math.fsum(x * x for x in vector.tolist())), 1e-8)
 
 
-@step_kernel("embedding_gate", MERGEKIT, workspace=Workspace(tensors=12.0))
+@step_kernel("embedding_gate", MERGEKIT, workspace=Workspace(tensors=12.0), promotes=True)
 def _mergekit_embedding_gate(group: Group) -> torch.Tensor:
     """Do the same in float32 with mergekit's operations: prompts are padded on the left."""
     import torch

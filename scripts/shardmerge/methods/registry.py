@@ -154,6 +154,7 @@ def step_kernel(
     *,
     elementwise: bool = False,
     workspace: Workspace = Workspace(),
+    promotes: bool = False,
     version: int = 1,
     bounds: BoundedKernel | None = None,
 ) -> Callable[[Kernel], Kernel]:
@@ -162,7 +163,8 @@ def step_kernel(
     Args:
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
-        elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
+        elementwise, workspace, promotes: Of the kernel, see ``Rendering``; kernels that are not
+            elementwise get whole tensors.
         version: Grows when its bytes change, as a method's does.
         bounds: Of a step whose bits depend on a library, see ``MergeMethod.bounds``.
 
@@ -173,7 +175,8 @@ def step_kernel(
     def register(function: Kernel) -> Kernel:
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
-        _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
+        made = Rendering(function, elementwise, workspace, promotes=promotes)
+        _STEPS.setdefault(name, {})[numerics] = made
         _STEP_VERSIONS[name, numerics] = version
         if bounds:
             _STEP_BOUNDS[name] = bounds

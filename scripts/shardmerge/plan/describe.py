@@ -98,7 +98,7 @@ def describe(
         config_removed=() if checkpoint else tuple(config_removed(composer, name)),
         config_whole=None if checkpoint else config_whole(composer, name),
         decoded=decoded_of(sums.values()),
-        seeds=_seeds(sums.values()),
+        seeds=_seeds(composer, name, sums.values()),
         allow_nonfinite=allow_nonfinite,
         checkpoint=checkpoint,
     )
@@ -150,11 +150,18 @@ def _shard(file: str, job: ShardJob, tensors: Iterable[OutputTensor]) -> Describ
     return DescribedShard(file=file, digest=job.digest, tensors=found)
 
 
-def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, tuple[int, ...]] | None:
+def _seeds(
+    composer: Composer, name: str, expressions: Iterable[ex.Expression]
+) -> dict[str, tuple[int, ...]] | None:
     """Return the seeds of each stage that chooses at random, None if none does."""
+    pairs = {pair for one in expressions for pair in alike(one, _drawn)}
+    specs = (one.spec for one in composer.transplants.values())
+    pairs |= {(spec.stream[0], spec.seed) for spec in specs if spec.stream}
+    needed = composer.recipe.needed(name)
     found: dict[str, set[int]] = {}
-    for stage, seed in {pair for one in expressions for pair in alike(one, _drawn)}:
-        found.setdefault(stage, set()).add(seed)
+    for stage, seed in pairs:
+        if stage in needed:
+            found.setdefault(stage, set()).add(seed)
     return {stage: tuple(sorted(found[stage])) for stage in sorted(found)} or None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardmerge.algebra.transplant import TransplantSpec
+from shardmerge.algebra.transplant import BY_CHANCE, TransplantSpec
 from shardmerge.plan.files import load_spec_of
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
@@ -30,15 +30,19 @@ def make_terms(
 
     Args:
         spec: The specification.
-        files: The file of the donor's embedding, or those of a tokenizer, in its order.
+        files: The file of the donor's embedding, or those of a tokenizer, in its order; none where
+            rows are drawn.
         threads: Of torch.
         device: torch's name of where it is computed.
 
     Raises:
         UserError: If a file cannot be read, or is not as the plan has it.
     """
+    from shardmerge.engine.drawn_rows import by_chance
     from shardmerge.engine.transplant import from_donor, from_parts
 
+    if spec.method in BY_CHANCE:
+        return by_chance(spec)
     if spec.donor is None:
         return from_parts(spec, _parts(spec, files))
     return from_donor(spec, files, threads=threads, device=device)

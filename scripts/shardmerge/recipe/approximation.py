@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from shardmerge.base.errors import did_you_mean
 from shardmerge.recipe.nodes import Node
+from shardmerge.recipe.runs import whole_number
 from shardmerge.recipe.slices import parse_model
 from shardmerge.recipe.stage import Approximation
 
@@ -15,17 +16,18 @@ from shardmerge.recipe.stage import Approximation
 MAX_K = 4096
 #: Where rows of other tokens may be taken: nowhere, in one of the two tensors, or in both.
 _TENSORS = {"no": (), "embed": ("embed",), "lm_head": ("lm_head",), "yes": ("embed", "lm_head")}
-_COMMON = ("method", "prefix_match", "byte_match", "new_vocab_scale")
+_COMMON = ("method", "prefix_match", "byte_match", "new_vocab_scale", "new_vocab_noise", "seed")
 _NEIGHBOURS = ("distance_proportional", "barycentric", "least_squares")
 
 
 @dataclass(frozen=True)
 class _Method:
-    """The keys of a method beside the common ones, and the words of its weighting."""
+    """The keys of a method beside the common ones, the words of its weighting, if it draws."""
 
     keys: tuple[str, ...] = ()
     weighting: str = ""
     words: tuple[str, ...] = field(default=("",))
+    draws: bool = False
 
 
 _METHODS: Mapping[str, _Method] = {
@@ -40,6 +42,8 @@ _METHODS: Mapping[str, _Method] = {
     ),
     "mean": _Method(),
     "zero": _Method(),
+    "randn": _Method(draws=True),
+    "john_hewitt": _Method(("k",), draws=True),
 }
 
 
@@ -60,6 +64,11 @@ def parse_approximation(node: Node) -> Approximation:
         if key not in (*_COMMON, *_METHODS[method].keys):
             users = " or ".join(f"`{name}`" for name, it in _METHODS.items() if key in it.keys)
             raise one.error(f"`{key}` goes with the method {users}, not with `{method}`")
+    if "seed" in table and not (_METHODS[method].draws or "new_vocab_noise" in table):
+        raise table["seed"].error(
+            f"`seed` means nothing, since `{method}` draws no random numbers",
+            "It goes with `randn`, `john_hewitt` and `new_vocab_noise`.",
+        )
     return _made(table, method, node.where)
 
 
@@ -74,7 +83,9 @@ def _made(table: Mapping[str, Node], method: str, where: str) -> Approximation:
         weighting=_word(weighting, how.weighting, how.words) if weighting else how.words[0],
         prefix=_tensors(table.get("prefix_match"), "prefix_match"),
         byte=_tensors(table.get("byte_match"), "byte_match"),
-        scale=_scale(table["new_vocab_scale"]) if "new_vocab_scale" in table else 1.0,
+        scale=_size(table, "new_vocab_scale", 1.0),
+        noise=_size(table, "new_vocab_noise", 0.0),
+        seed=whole_number(table.get("seed"), "`seed`", 0, least=0),
         magikarp=_truth(table, "magikarp"),
         where=where,
     )
@@ -111,8 +122,10 @@ def _tensors(node: Node | None, key: str) -> tuple[str, ...]:
     return _TENSORS[_word(node, key, _TENSORS)]
 
 
-def _scale(node: Node) -> float:
-    value = node.value
+def _size(table: Mapping[str, Node], key: str, default: float) -> float:
+    if key not in table:
+        return default
+    value = table[key].value
     if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= 1e6:
-        raise node.error("`new_vocab_scale` must be a number above 0, of a million at most")
+        raise table[key].error(f"`{key}` must be a number above 0, of a million at most")
     return float(value)

@@ -6,7 +6,7 @@ read: what is planned, written beside the model and put on its card is the latte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,27 +156,42 @@ def _averaged(table: dict[str, Node], entry: Node) -> Iterator[tuple[Run, ...]]:
 
 
 def _shuffled(table: dict[str, Node], entry: Node) -> Iterator[tuple[Run, ...]]:
-    """Each layer from one of several models, at random, in order or not."""
+    """Each layer from one of several models, at random: in order, shuffled, or drawn too."""
     parts = [layers_of(part) for part in table["shuffle"].sequence("`shuffle`")]
     if not parts or len({part.count for part in parts}) > 1:
         raise table["shuffle"].error("all models of a `shuffle` give the same number of layers")
     order = table["order"].text("`order`") if "order" in table else "kept"
-    if order not in ("kept", "random"):
-        raise table["order"].error("`order` must be `kept` or `random`")
+    if order not in _ORDERS:
+        known = ", ".join(f"`{name}`" for name in _ORDERS)
+        raise table["order"].error(f"`order` must be one of {known}")
     seed = whole_number(table.get("seed"), "`seed`", 0, least=0)
     total = sum(part.weight for part in parts)
     if parts[0].count > MAX_SLICES or total <= 0:
         raise entry.error(f"`shuffle` takes {MAX_SLICES} layers at most, and a weight above 0")
-    places = list(range(parts[0].count))
-    if order == "random":
-        places.sort(key=lambda place: _chance(seed, "order", place))
-    for number, place in enumerate(places):
+    for number, place in enumerate(_ORDERS[order](parts[0].count, seed)):
         left = _chance(seed, "model", number) * total
         for part in parts:
             left -= part.weight
             if left < 0 or part is parts[-1]:
                 yield (part.part(part.begin + place, part.begin + place + 1),)
                 break
+
+
+def _permuted(count: int, seed: int) -> list[int]:
+    return sorted(range(count), key=lambda place: _chance(seed, "order", place))
+
+
+def _drawn(count: int, seed: int) -> list[int]:
+    # a chance may be rounded to 1
+    return [min(int(_chance(seed, "place", n) * count), count - 1) for n in range(count)]
+
+
+#: Which layers a shuffle takes, by what `order` says.
+_ORDERS: Mapping[str, Callable[[int, int], Iterable[int]]] = {
+    "kept": lambda count, seed: range(count),
+    "random": _permuted,
+    "drawn": _drawn,
+}
 
 
 def _chance(seed: int, what: str, number: int) -> float:

@@ -51,6 +51,8 @@ class Approximation:
         prefix, byte: In which tensors (``embed``, ``lm_head``) a token may take the row of a prefix
             of it, or of its byte's token.
         scale: What the new rows are multiplied by.
+        noise: Standard deviation of normal random numbers that are added to new rows before.
+        seed: Of all that is random.
         magikarp: Whether rows of tokens that a model was hardly trained on make no others.
         where: File and line.
     """
@@ -65,6 +67,8 @@ class Approximation:
     scale: float
     magikarp: bool
     where: str
+    noise: float = 0.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)

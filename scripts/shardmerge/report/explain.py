@@ -112,7 +112,7 @@ def explain(
         warnings=unsilenced(findings, silence),
         tokens=tuple(
             f"{one.stage}: {one.model} has rows of its own for {one.own} tokens; those of "
-            f"{one.made} others are made of them by {one.method}."
+            f"{one.made} others are made by {one.method}."
             for one in composer.tokenizers.made_rows(recipe.stages)
         ),
     )

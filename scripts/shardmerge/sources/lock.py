@@ -54,6 +54,7 @@ class LockedSource:
         prompts: Ids of the tokens of texts that a recipe's routers are made from, by text.
         special_tokens: Its special tokens by what they are for, where a recipe compares them.
         left_out: Files of weights beside a checkpoint's that are no part of it.
+        one_file: Whether it is a file that was asked for by its name, whatever folder it is in.
     """
 
     kind: str
@@ -72,6 +73,7 @@ class LockedSource:
     prompts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     special_tokens: Mapping[str, str] | None = None
     left_out: tuple[str, ...] = ()
+    one_file: bool = False
 
     @property
     def store(self) -> type[Store]:
@@ -90,7 +92,7 @@ class LockedSource:
 
     def folder_of(self, file: str) -> str:
         """Return the folder with weights of its own that a file of it lies in, "" if none."""
-        return folder_by_role(self.role, self.files)(file)
+        return folder_by_role(self.role, one_file=self.one_file)(file)
 
     def has_contents_of(self, other: LockedSource) -> bool:
         """Whether two locks pin the same bytes of a model.
@@ -100,7 +102,7 @@ class LockedSource:
         """
         noted = {"revision": None, "vocabulary": None, "chat_template": None, "tokens": None}
         noted |= {"side_files": {}, "contents": {}, "prompts": {}, "special_tokens": None}
-        noted |= {"left_out": ()}
+        noted |= {"left_out": (), "one_file": False}
         return replace(self, **noted) == replace(other, **noted)
 
 
@@ -199,6 +201,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
         "prompts": prompts or None,
         "special_tokens": None if special is None else dict(special),
         "left_out": list(source.left_out) or None,
+        "one_file": source.one_file or None,
     }
     return {k: v for k, v in row.items() if v is not None} | {
         "config": dict(source.config),
@@ -216,7 +219,7 @@ def _source_from_json(
     data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
 ) -> LockedSource:
     files, tensors = {}, {}
-    folder = folder_by_role(data.get("role"), data["files"])
+    folder = folder_by_role(data.get("role"), one_file=data.get("one_file", False))
     for name, row in data["files"].items():
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
@@ -242,4 +245,5 @@ def _source_from_json(
         prompts={text: tuple(ids) for text, ids in data.get("prompts", {}).items()},
         special_tokens=data.get("special_tokens"),
         left_out=tuple(data.get("left_out", ())),
+        one_file=data.get("one_file", False),
     )

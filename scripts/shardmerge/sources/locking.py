@@ -120,9 +120,11 @@ def _lock_checkpoint(store: Store) -> LockedSource:
     else:
         weights = checkpoint_weights(names, lambda name: _json(store, name), store.where)
     files = checkpoint_files(names, weights)
-    tensors = checkpoint_table(store.headers(weights), store.where, alone=len(files) == 1)
-    lost = () if store.is_one_file else tuple(weights_beside(names, weights))
-    return replace(_made(store, "checkpoint", {}, files, tensors), left_out=lost)
+    alone = store.is_one_file
+    tensors = checkpoint_table(store.headers(weights), store.where, alone=alone)
+    lost = () if alone else tuple(weights_beside(names, weights))
+    made = _made(store, "checkpoint", {}, files, tensors)
+    return replace(made, left_out=lost, one_file=alone)
 
 
 #: Who locks what by its role in a recipe.

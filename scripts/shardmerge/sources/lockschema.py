@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shardmerge.base.dtypes import DTYPES, tensor_bytes
@@ -27,7 +27,7 @@ _IDENTITIES = {"sha256": _SHA256, "git_oid": _GIT_OID, "sample": _SHA256}
 _SOURCE_KEYS = {
     *("kind", "repo", "revision", "commit", "role", "config", "files"),
     *("vocabulary", "chat_template", "tokens", "side_files", "contents"),
-    *("prompts", "special_tokens", "left_out"),
+    *("prompts", "special_tokens", "left_out", "one_file"),
 }
 _FILE_KEYS = {"size", *_IDENTITIES, "tensors"}
 #: Files that each kind of source has.
@@ -82,16 +82,16 @@ def check_lock(data: Mapping[str, Any]) -> None:
         _source(_table(source, path), vocabularies, path)
 
 
-def folder_by_role(role: str | None, files: Collection[str]) -> Callable[[str], str]:
+def folder_by_role(role: str | None, *, one_file: bool) -> Callable[[str], str]:
     """Return what tells which folder with weights of its own a source's file lies in.
 
     Args:
         role: Of the source.
-        files: All its files; a checkpoint that is one file has no folders.
+        one_file: Whether it is a file that was asked for by its name, which has no folders.
     """
     if role != "checkpoint":
         return folder_of
-    return component_of if len(files) > 1 else lambda file: ""
+    return (lambda file: "") if one_file else component_of
 
 
 def _text_file(name: str, file: Mapping[str, Any], path: tuple[str, ...]) -> None:
@@ -142,7 +142,10 @@ def _source(
     _unicode(config, (*path, "config"))
     files = _table(source.get("files"), (*path, "files"))
     wanted, any_name = _WANTED[role], role == "checkpoint"
-    folder = folder_by_role(role, files)
+    one_file = source.get("one_file", False)
+    if type(one_file) is not bool or (one_file and (role != "checkpoint" or len(files) != 1)):
+        raise LockError("goes with `role: checkpoint` and one file alone", (*path, "one_file"))
+    folder = folder_by_role(role, one_file=one_file)
     if missing := [name for name in wanted if name not in files]:
         raise LockError(f"lacks {missing[0]}", (*path, "files"))
     seen: set[str] = set()

@@ -8,10 +8,12 @@ import math
 import pytest
 import torch
 
+from shardmerge.base.dtypes import DTYPES, dtype_code
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
+from shardmerge.methods import registry
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.normal import normal_numbers, quantile
-from shardmerge.methods.registry import kernel_of
+from shardmerge.methods.registry import kernel_of, result_dtype
 
 _COUNT = 200_000
 
@@ -70,3 +72,23 @@ def test_a_router_of_embeddings_by_hand(numerics: Numerics) -> None:
     # (3, 4) / 5 - (1, 0) = (-0.4, 0.8), of length 0.8944
     wanted = torch.tensor([[-0.4 / math.sqrt(0.8), 0.8 / math.sqrt(0.8)], [0.0, 1.0]])
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_types_of_results_are_the_declared_ones(dtype: str) -> None:
+    """Of all steps: what follows a step is computed in the type that it is said to have."""
+    matrix = torch.ones(2, 2, dtype=getattr(torch, dtype))
+    noise = {"scale": 1.0, "seed": 0, "stage": "s", "model": ""}
+    groups = {
+        "normal_noise": ([matrix], noise),
+        "uniform_noise": ([matrix], noise),
+        "embedding_gate": ([matrix], {"prompts": "[[[1],[]],[[1],[]]]"}),
+        "dora": ([matrix, matrix[0]], {"transposed": False}),
+    }
+    code = dtype_code(dtype, "here")
+    assert {name for name, steps in registry._STEPS.items() if MERGEKIT in steps} == set(groups)
+    for name, (tensors, parameters) in groups.items():
+        kernel, _ = kernel_of(name, MERGEKIT)
+        made = kernel(Group(tensors, None, parameters, {}, name="t", offset=0, total=4))
+        wanted = DTYPES[result_dtype(name, MERGEKIT, code)].name
+        assert str(made.dtype) == f"torch.{wanted}", name

@@ -110,6 +110,19 @@ class TestShuffles:
         assert [layer for _, layer in found] == list(range(400))
         assert 60 < Counter(model for model, _ in found)[A] < 140
 
+    def test_layers_that_are_drawn_come_twice_or_never(self) -> None:
+        counts = Counter(
+            layer for seed in range(40) for _, layer in self.runs(seed=seed, order="drawn")
+        )
+        assert self.runs(seed=1, order="drawn") == self.runs(seed=1, order="drawn")
+        assert set(counts) == set(range(len(self.runs(seed=1))))
+        seeds = [[layer for _, layer in self.runs(seed=s, order="drawn")] for s in range(5)]
+        assert all(len(set(layers)) < len(layers) for layers in seeds)
+
+    def test_an_unknown_order(self) -> None:
+        with pytest.raises(UserError, match="`order` must be one of `kept`, `random`, `drawn`"):
+            self.runs(order="any")
+
     def test_order_at_random_has_every_layer_once(self) -> None:
         layers = [layer for _, layer in self.runs(seed=1, order="random")]
         assert sorted(layers) == list(range(400)) != layers

@@ -167,6 +167,18 @@ class TestFolders:
         os.symlink("../secret.safetensors", "m/model.safetensors")
         assert "is a link out of the model's folder" in refused("m")
 
+    def test_one_part_alone(self) -> None:
+        """A folder is a folder, however few files it has: its part keeps its name."""
+        file = "unet/diffusion_pytorch_model.safetensors"
+        put(f"p/{file}")
+        found = locked("p")
+        assert list(found.tensors) == ["unet/w"] and not found.one_file
+        assert found.folder_of(file) == "unet"
+        again = Lock.from_json(Lock({"p": found}).to_json(), "r.lock.json").sources["p"]
+        assert again == found
+        alone = locked(f"p/{file}")
+        assert list(alone.tensors) == ["w"] and alone.one_file
+
     def test_variants_alone(self) -> None:
         put("p/unet/diffusion_pytorch_model.fp16.safetensors")
         told = refused("p")
@@ -209,6 +221,17 @@ class TestLocks:
         lock["sources"]["x"]["role"] = ["model"]
         assert "is none of `model`, `adapter` and `checkpoint`" in self.told(lock)
 
+    def test_one_file_of_many_is_refused(self, lock: dict[str, Any]) -> None:
+        source = lock["sources"]["x"]
+        for wrong in ("yes", 1, []):
+            assert "goes with `role: checkpoint`" in self.told(
+                lock | {"sources": {"x": source | {"one_file": wrong}}}
+            )
+        files = source["files"]
+        files["vae/config.json"] = {"size": 2, "sha256": "0" * 64}
+        source["one_file"] = True
+        assert "and one file alone" in self.told(lock)
+
     def test_a_file_that_leads_out_is_refused(self, lock: dict[str, Any]) -> None:
         files = lock["sources"]["x"]["files"]
         files["../../x.safetensors"] = files.pop("unet/model.safetensors")
@@ -240,6 +263,8 @@ class TestHub:
         assert (found.kind, found.repo, found.revision) == ("hub", "o/p", None)
         assert list(found.files) == ["loras/a.safetensors"]
         assert list(found.tensors) == ["w"]
+        again = Lock.from_json(Lock({"x": found}).to_json(), "r.lock.json").sources["x"]
+        assert again == found and again.folder_of("loras/a.safetensors") == ""
 
     def test_it_is_fetched_and_merged_with_a_file_of_this_machine(
         self, served: LoopbackHub

@@ -52,6 +52,10 @@ class Approximating(Protocol):
         """Return tokens that an input lacks, and what makes a row for each from its tensor."""
         ...
 
+    def finished(self, index: int, placed: ex.Expression) -> ex.Expression:
+        """Return rows that were made for an input, which stand at their tokens' ids."""
+        ...
+
 
 class Alignment:
     """How the vocabulary tensors of a stage's inputs become tensors of one vocabulary.
@@ -93,7 +97,8 @@ class Alignment:
         tables, choice = self._tables[index]
         taken = [ex.take_rows(inputs(i), table) for i, table in tables.items()]
         for tokens, make in self._made[index]:
-            taken.append(ex.take_rows(make(inputs(index)), self._places(tokens)))
+            placed = ex.take_rows(make(inputs(index)), self._places(tokens))
+            taken.append(self._approximating.finished(index, placed))
         found = taken[0] if choice is None else ex.Choice(tuple(taken), choice)
         if self.rows == self.size:
             return found
