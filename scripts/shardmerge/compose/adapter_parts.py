@@ -155,9 +155,13 @@ class _Reader:
             found.left.append(tensor)
 
     def _update(self, tensor: str) -> fold.Row:
-        return fold.add_rows(
-            [(1.0, self._model.row(self._names[tensor])), (-1.0, self._base.row(tensor))]
-        )
+        """Return what the model adds to the base, nothing if all that it merges is the base's."""
+        made = self._model.row(self._names[tensor])
+        calls = (leaf for leaf in made if isinstance(leaf, ex.Call) and leaf.base is not None)
+        merged = {operand for call in calls for operand in call.inputs}
+        if len(made) == 1 and merged == {self._base.expression(tensor)}:
+            return {}
+        return fold.add_rows([(1.0, made), (-1.0, self._base.row(tensor))])
 
     def _is_adapted(self, tensor: str, module: str) -> bool:
         shape = self._base.table[tensor].shape

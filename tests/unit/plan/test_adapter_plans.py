@@ -51,6 +51,31 @@ def test_all_matrices_of_the_layers() -> None:
     assert len(found.adapters["out"].updates) == 2
 
 
+@pytest.mark.parametrize("keys", [{"align": "knots"}, {"rank": 4}])
+def test_modules_that_no_merged_adapter_changes(keys: dict[str, Any]) -> None:
+    """A method such as `ties` makes the base of the base: there is no update, and none is made."""
+    shapes = llama_shapes(3)
+    for name, last in (("one", ("q_proj", "v_proj")), ("two", ("q_proj",))):
+        adapted = {
+            tensor.removesuffix(".weight"): shape
+            for tensor, shape in shapes.items()
+            if tensor.removesuffix(".weight").endswith(last)
+        }
+        write_adapter(Path(name), factors(adapted, rank=2, seed=1), r=2)
+    merge = {
+        "name": "both",
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [
+            {"model": f"base+{name}", "parameters": {"weight": 0.5, "density": 0.5}}
+            for name in ("one", "two")
+        ],
+    }
+    names = modules(plan(merge, model="both", **keys))
+    wanted = {f"model.layers.{i}.self_attn.{m}_proj" for i in range(3) for m in "qv"}
+    assert set(names) == wanted
+
+
 def test_a_plan_is_read_as_it_was_written() -> None:
     found = plan(rank=4)
     assert Plan.from_json(json.loads(json.dumps(found.to_json()))) == found
