@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _OF_MODULE = re.compile(r"_?scales?(_inv)?|comfy_quant", re.IGNORECASE)
 #: What stands in the name of a scale beside the name of the tensor that it is of.
 _OF_TENSOR = re.compile(r"_?scales?(_inv)?(_\d+)?_?", re.IGNORECASE)
+#: Types that weights of few bits are packed into.
+_PACKED = ("U8", "I8", "I32")
 #: Says that all weights of a file have scales.
 _OF_FILE = "scaled_fp8"
 
@@ -36,9 +38,12 @@ class Float8(Scaled):
 
     def stems(self, table: Table) -> Iterable[str]:
         """As ``Shaped.stems``."""
-        scaled = _scaled(table)
+        scaled, packed = _scaled(table), _packed(table)
         for name, entry in table.items():
-            if entry.dtype in FP8 and not {"", name, _parts(name)[0]} & scaled:
+            module, last = _parts(name)
+            if entry.dtype not in FP8 or {"", name, module} & scaled:
+                continue
+            if "scale" not in last.lower() or module not in packed:
                 yield name
 
     def one(self, table: Table, name: str) -> LogicalTensor:
@@ -66,6 +71,15 @@ def _scaled(table: Table) -> set[str]:
         elif entry.dtype not in FP8 and "scale" in last.lower():
             found.add(name.removesuffix(last) + _OF_TENSOR.sub("", last))
     return found
+
+
+def _packed(table: Table) -> set[str]:
+    """Return the modules with packed weights, whose scales may be floats of 8 bits themselves."""
+    return {
+        _parts(name)[0]
+        for name, entry in table.items()
+        if entry.dtype in _PACKED and len(entry.shape) > 1
+    }
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from helpers.planned import described
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.plan.decide import decide, load_plan
 from shardmerge.plan.files import load_spec
@@ -333,6 +334,61 @@ class TestFloat8:
         for name in "ab":
             put(f"{name}.safetensors", dtype=torch.float8_e5m2, norm__scale=(4,), alpha=())
         assert self.types(self.made()) == {"alpha": "BF16", "norm.scale": "BF16"}
+
+
+class TestQuantised:
+    """Single files whose weights are stored as codes, as people have them, and as float8 values."""
+
+    #: Of each format what a layer of 64 x 64 is stored as.
+    FORMATS: ClassVar = {
+        "gptq": {"a.qweight": ("int32", 8, 64), "a.qzeros": ("int32", 1, 8),
+                 "a.scales": ("float16", 1, 64), "a.g_idx": ("int32", 64)},
+        "awq": {"a.qweight": ("int32", 64, 8), "a.qzeros": ("int32", 1, 8),
+                "a.scales": ("float16", 1, 64)},
+        "bitsandbytes 4": {"a.weight": ("uint8", 2048, 1), "a.weight.absmax": ("float32", 64),
+                           "a.weight.quant_map": ("float32", 16),
+                           "a.weight.quant_state.bitsandbytes__nf4": ("uint8", 80)},
+        "bitsandbytes 8": {"a.weight": ("int8", 64, 64), "a.SCB": ("float32", 64)},
+        "float8": {"a.weight": ("float8_e4m3fn", 64, 64), "a.weight_scale": ("float32", 1)},
+        "mxfp4": {"a.weight_blocks": ("uint8", 64, 2, 16), "a.weight_scales": ("uint8", 64, 2)},
+        "nvfp4": {"a.weight_packed": ("uint8", 64, 32), "a.weight_scale": ("float8_e4m3fn", 64, 4),
+                  "a.weight_global_scale": ("float32", 1)},
+        "modelopt": {"a.weight": ("uint8", 64, 32), "a.weight_scale": ("float8_e4m3fn", 64, 4),
+                     "a.weight_scale_2": ("float32", 1), "a.input_scale": ("float32", 1)},
+    }  # fmt: skip
+
+    def put(self, name: str, parts: dict[str, tuple[Any, ...]], value: int) -> None:
+        made = {
+            tensor: torch.full(shape, value).to(getattr(torch, dtype))
+            for tensor, (dtype, *shape) in parts.items()
+        }
+        save_file(made | {"a.bias": torch.ones(64).half()}, f"{name}.safetensors")
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_codes_are_not_averaged(self, form: str) -> None:
+        for name, value in (("a", 1), ("b", 2)):
+            self.put(name, self.FORMATS[form], value)
+        told = refused(document("a.safetensors", "b.safetensors"))
+        assert "may be codes of quantised weights" in told
+        assert "Merge models whose weights are stored as floats of 16 bits or more" in told
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_what_one_file_alone_has_keeps_its_types(self, form: str) -> None:
+        parts = self.FORMATS[form]
+        self.put("a", parts, 1)
+        put("b.safetensors", other=(3,))
+        description, _ = described(document("a.safetensors", "b.safetensors", tensors="union"))
+        found = {n: t[0] for shard in description["shards"] for n, t in shard["tensors"].items()}
+        for name, (dtype, *_) in parts.items():
+            assert DTYPES[found[name]].name == dtype, name
+
+    def test_values_are_decoded_with_a_warning(self) -> None:
+        for name, value in (("a", 1), ("b", 2)):
+            self.put(name, {"a.weight": ("float8_e4m3fn", 4, 4)}, value)
+        _, warnings = described(document("a.safetensors", "b.safetensors"))
+        for name, warning in zip("ab", warnings, strict=True):
+            assert f"{name}.safetensors is quantised (float8)" in warning
+            assert warning.endswith("[quantised-source]")
 
 
 def test_a_sweep_measures_none() -> None:
