@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers.tiny_tokenizers import tokenized
-from shardmerge.algebra.transplant import TransplantSpec
+from shardmerge.algebra.transplant import DonorTensor, StoredTable, TransplantSpec
 from shardmerge.compose.tokenizer.matching import ComparedTokens
 from shardmerge.engine.drawn_rows import by_chance
+from shardmerge.engine.landmarks import TurnedRows, turned
 from shardmerge.engine.poorly_trained import poorly_trained
 from shardmerge.engine.pursuit import pursue
 
@@ -294,6 +295,70 @@ class TestRandomRows:
             assert 2.8 < float(whitened.pow(4).mean()) < 3.3
 
 
+class TestLandmarks:
+    """Rows by a rotation of shared tokens' rows, and how mergekit's differ."""
+
+    SPEC: ClassVar = {"identity": "sha256:0", "tensor": "w", "dtype": "F32"}
+
+    def made(self, points: torch.Tensor, own: torch.Tensor, shared: int, work: Path) -> TurnedRows:
+        """Return all points turned to the axes of a model that has the first ones."""
+        for name, table in (("donor", points), ("model", own)):
+            save_file({"w": table.contiguous()}, work / name)
+        donor, table = (self.SPEC | {"shape": tuple(one.shape)} for one in (points, own))
+        rows = f"0+{len(points)}"
+        spec = TransplantSpec(
+            method="landmark_pca", count=len(points), most=0, limit=len(own), own=f"0+{shared}",
+            donor=DonorTensor(**donor, shared=f"0+{shared}", targets=rows),
+            table=StoredTable(**table),
+        )  # fmt: skip
+        return turned(spec, [work / "donor", work / "model"])
+
+    @pytest.mark.parametrize(("width", "other"), [(8, 8), (8, 12)])
+    def test_a_turned_donor_is_found(self, tmp_path: Path, width: int, other: int) -> None:
+        """The model is the donor, turned, moved, and perhaps written in more axes."""
+        random = torch.Generator().manual_seed(3)
+        points = torch.randn(60, width, generator=random)
+        frame, _ = torch.linalg.qr(torch.randn(other, other, generator=random))
+        own = points @ frame[:width] + 0.25
+        made = self.made(points, own[:40], 40, tmp_path)
+        torch.testing.assert_close(made.rows, own, rtol=1e-5, atol=1e-5)
+        assert made.error < 1e-6
+
+    def test_the_rotation_is_that_of_least_squares(self, tmp_path: Path) -> None:
+        from mergekit.tokensurgeon import landmark_pca_approximate
+
+        random = torch.Generator().manual_seed(1)
+        points = torch.randn(300, 8, generator=random) * torch.linspace(1, 3, 8)
+        turn, _ = torch.linalg.qr(torch.randn(8, 8, generator=random))
+        own = points @ turn * torch.tensor([3.0, 1, 2, 0.5, 1, 2, 3, 1])
+        own += 0.3 * torch.randn(300, 8, generator=random) + 1.0
+        made = self.made(points, own, 300, tmp_path)
+        here, there = points - points.mean(0), own - own.mean(0)
+        left, _, right = torch.linalg.svd(here.T @ there)
+        best = here @ (left @ right) + own.mean(0)
+        torch.testing.assert_close(made.rows, best, rtol=1e-4, atol=1e-4)
+        missed = [
+            float((rows - own).norm() / there.norm())
+            for rows in (made.rows, landmark_pca_approximate(points, points, own))
+        ]
+        assert missed[0] == pytest.approx(made.error, rel=1e-5)
+        assert missed[1] > 1.5 * missed[0]  # mergekit turns the other way
+
+    @pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+    @pytest.mark.parametrize("kinds", [{}, {"base": HALF, "donor": HALF}, {"donor": {"width": 8}}])
+    def test_shared_tokens_keep_their_rows(
+        self, tmp_path: Path, kinds: dict[str, Any], numerics: str
+    ) -> None:
+        models = write_models(tmp_path, **kinds)
+        how = {"method": "landmark_pca", "new_vocab_scale": 0.5, "new_vocab_noise": 0.1}
+        made = ours(models, tmp_path, how, numerics)
+        zeros = ours(models, tmp_path, "zero", numerics)
+        for name in TABLES:
+            own = zeros[name].any(dim=1)
+            assert torch.equal(made[name][own], zeros[name][own])
+            assert made[name][~own].isfinite().all() and made[name][~own].any(dim=1).all()
+
+
 class TestDivergences:
     """What mergekit 0.1.5 does otherwise than its own help and comments say."""
 
@@ -346,6 +411,12 @@ class TestDivergences:
         own, row = load_folder(models[0]), AutoTokenizer.from_pretrained(models[1]).get_vocab()
         for name in TABLES:
             torch.testing.assert_close(made[name][row["dog"]], own[name].mean(dim=0) * 0.5)
+
+    def test_rows_turned_by_positions_end_with_an_error(
+        self, models: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        with pytest.raises(AttributeError, match="rope_theta"):
+            theirs(models, tmp_path / "mergekit", "-a", "mp_rope", "-k", "5")
 
     def test_sparse_token_basis_ends_with_an_error(
         self, models: tuple[Path, Path], tmp_path: Path

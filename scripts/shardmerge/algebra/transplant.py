@@ -1,6 +1,7 @@
 """How tokens that a model lacks are made of its own rows: what a job is told that finds it out.
 
-Its result is a made source with two tensors, ``rows`` and ``weights``, which ``RowSums`` reads.
+Its result is a made source with two tensors, ``rows`` and ``weights``, which ``RowSums`` reads; or,
+of ways that make no sums, with the rows themselves, ``made``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ TRANSPLANT_VERSION = 1
 #: Stands in a table of rows where a sum has fewer terms than others.
 NO_ROW = -1
 #: Tensors of the file that the job writes.
-ROWS, WEIGHTS, ERRORS = "rows", "weights", "errors"
+ROWS, WEIGHTS, ERRORS, MADE = "rows", "weights", "errors", "made"
 #: Parts that a token may be split into at most.
 MOST_PARTS = 64
 
+#: Ways that make no sums of the model's rows: they look at its embedding as well as the donor's.
+TURNED = ("landmark_pca",)
 #: Ways that look at a donor's embeddings, those that look at texts, and those that draw rows.
-BY_DONOR, BY_TEXT, BY_CHANCE = ("omp", "common_interpolation"), ("subword",), ("john_hewitt",)
+BY_DONOR, BY_TEXT = ("omp", "common_interpolation", *TURNED), ("subword",)
+BY_CHANCE = ("john_hewitt",)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class TransplantSpec(forms.Written):
         tokenizer: (name, identity) of the files that split them.
         trained: The donor and the model, where shared tokens that either was hardly trained on are
             left out.
+        table: The model's own embedding, where it is looked at.
         seed: Of the random numbers, where rows are drawn.
         stream: What says beside it which they are: document, kind of tensor, model.
     """
@@ -105,6 +110,7 @@ class TransplantSpec(forms.Written):
         forms.listed(forms.row(forms.text, forms.text)), ()
     )
     trained: tuple[TrainedModel, ...] = entry(forms.listed(forms.made_of(TrainedModel)), ())
+    table: StoredTable | None = entry(forms.made_of(StoredTable), None)
     seed: int = entry(forms.count, 0)
     stream: tuple[str, ...] = entry(forms.listed(forms.text), ())
     version: int = entry(forms.count, default_factory=lambda: TRANSPLANT_VERSION)
@@ -122,6 +128,9 @@ class TransplantSpec(forms.Written):
         if self.donor is None:
             return 200 * self.count + 16 * self.count * self.most
         rows, width = self.donor.shape
+        if self.table:
+            own, other = self.table.shape
+            return 12 * rows * width + 16 * own * other + 64 * max(width, other) ** 2 + WORK_BYTES
         tables = [one.shape for model in self.trained for one in model.tables]
         largest = max((4 * r * w for r, w in tables), default=0)
         return 4 * rows * width + largest + 16 * self.count * self.most + 4 * WORK_BYTES

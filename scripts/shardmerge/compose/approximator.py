@@ -11,6 +11,7 @@ from shardmerge.algebra.transplant import (
     BY_DONOR,
     BY_TEXT,
     MOST_PARTS,
+    TURNED,
     DonorTensor,
     StoredTable,
     TrainedModel,
@@ -99,7 +100,7 @@ class Approximator:
         found = []
         for donor, tokens in self._by_donor(index, lacking):
             spec = self._spec(self._members[index], donor, tokens)
-            found.append((tokens, self._noted(spec).of))
+            found.append((tokens, self._plain.typed(self._noted(spec).of)))
         return found
 
     def finished(self, index: int, placed: ex.Expression) -> ex.Expression:
@@ -144,14 +145,19 @@ class Approximator:
                 self._settings.where,
                 "Write another `donor`, or `method: subword`, `mean` or `zero`.",
             )
-        source = self._donor_tensor(donor, tied=self._is_tied(member))
+        tied, method = self._is_tied(member), self._settings.method
+        source = self._table_of(donor, tied=tied)
         locked = self._context.lock.sources[source.model]
         trained, files = self._trained((donor, member)) if self._settings.magikarp else ((), ())
+        table = None
+        if method in TURNED:
+            own = self._table_of(member, tied=tied)
+            table, files = self._described(own), ((own.model, own.file),)
         return Transplant(
             TransplantSpec(
-                method=self._settings.method,
+                method=method,
                 count=len(tokens),
-                most=self._k(len(pairs), member, donor),
+                most=0 if table else self._k(len(pairs), member, donor),
                 limit=member.tokens.rows,
                 scale=self._settings.scale,
                 own=rows.format_rows(pairs.values()),
@@ -166,6 +172,7 @@ class Approximator:
                 cosine=self._settings.cosine,
                 weighting=self._settings.weighting,
                 trained=trained,
+                table=table,
             ),
             source.model,
             ((source.model, source.file), *files),
@@ -181,16 +188,7 @@ class Approximator:
             heads = [] if self._is_tied(party) else [n for n in party.model.table if is_head(n)]
             found = [self._stored(party, name) for name in (*names, *heads)]
             files += [(one.model, one.file) for one in found]
-            locked = self._context.lock.sources
-            tables = tuple(
-                StoredTable(
-                    identity=locked[one.model].files[one.file].identity,
-                    tensor=one.tensor,
-                    dtype=one.dtype,
-                    shape=one.shape,
-                )
-                for one in found
-            )
+            tables = tuple(map(self._described, found))
             models.append(TrainedModel(tables=tables, unused=rows.format_rows(party.tokens.unused)))
         return tuple(models), tuple(files)
 
@@ -205,14 +203,18 @@ class Approximator:
             )
         return min(asked or DEFAULT_K, shared)
 
-    def _donor_tensor(self, donor: Party, *, tied: bool) -> ex.Source:
-        """Return the donor's tensor of the same kind: of tied embeddings the one that both are."""
+    def _described(self, one: ex.Source) -> StoredTable:
+        identity = self._context.lock.sources[one.model].files[one.file].identity
+        return StoredTable(identity=identity, tensor=one.tensor, dtype=one.dtype, shape=one.shape)
+
+    def _table_of(self, donor: Party, *, tied: bool) -> ex.Source:
+        """Return a party's tensor of the same kind: of tied embeddings the one that both are."""
         wanted = is_head if self._role == HEAD and not tied else is_embedding
         names = [name for name in donor.model.table if wanted(name)]
         names = names or [name for name in donor.model.table if is_embedding(name)]
         if len(names) != 1:
             raise UserError(
-                f"the donor {donor.name!r} has no one embedding that is known by its name",
+                f"{donor.name!r} has no one embedding that is known by its name",
                 self._settings.where,
                 "`method: subword`, `mean` and `zero` need no embeddings of a donor.",
             )

@@ -69,6 +69,15 @@ class PlainRows:
             output_shape=placed.shape,
         )
 
+    def typed(self, make: Making) -> Making:
+        """Return what makes the same rows, in the tensor's type where types are stated."""
+
+        def made(operand: ex.Expression) -> ex.Expression:
+            found = make(operand)
+            return self._typed(found, operand) if isinstance(found, ex.Source) else found
+
+        return made
+
     @property
     def _deviation(self) -> float:
         """The standard deviation of what is added to made rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.transplant import ROWS, WEIGHTS, TransplantSpec
+from shardmerge.algebra.transplant import MADE, ROWS, TURNED, WEIGHTS, TransplantSpec
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,12 @@ class Transplant:
         """What specifications of shards know the result by."""
         return f"transplant:{self.spec.digest}"
 
-    def of(self, operand: ex.Expression) -> ex.RowSums:
+    def of(self, operand: ex.Expression) -> ex.Expression:
         """Return the rows that are made of a tensor's."""
+        if self.spec.method in TURNED:
+            return ex.Source(
+                self.key, self.file, MADE, "F32", (self.spec.count, *operand.shape[1:])
+            )
         shape = self.spec.count, self.spec.most
         tables = (
             ex.Source(self.key, self.file, name, dtype, shape)

@@ -9,9 +9,10 @@ https://arxiv.org/abs/2506.06607.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -55,6 +56,12 @@ class RowTerms:
         """Return tables without a term yet."""
         shape = spec.count, spec.most
         return cls(torch.full(shape, NO_ROW, dtype=torch.int32), torch.zeros(shape))
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is written."""
+        errors = {} if self.errors is None else {ERRORS: self.errors}
+        return {ROWS: self.rows, WEIGHTS: self.weights} | errors
 
     @property
     def told(self) -> str:
@@ -247,14 +254,23 @@ def read_rows(donor: DonorTensor | StoredTable, file: Path, rows: Sequence[int])
     return found
 
 
-def write_terms(terms: RowTerms, output: Path) -> None:
-    """Write a safetensors file with the tables that sums of rows are read from."""
+class MadeTensors(Protocol):
+    """What a job finds of rows."""
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]: ...
+
+    @property
+    def told(self) -> str: ...
+
+
+def write_terms(terms: MadeTensors, output: Path) -> None:
+    """Write a safetensors file with what rows are made from."""
     from safetensors.torch import save_file
 
-    tensors = {ROWS: terms.rows, WEIGHTS: terms.weights}
-    if terms.errors is not None:
-        tensors[ERRORS] = terms.errors
-    if not math.isfinite(float(terms.weights.abs().sum())):
-        raise UserError("the weights of rows are infinite or NaN", str(output))
+    tensors = terms.tensors
+    used = (one for name, one in tensors.items() if name != ERRORS)
+    if not all(math.isfinite(float(one.abs().sum(dtype=torch.float64))) for one in used):
+        raise UserError("rows or their weights are infinite or NaN", str(output))
     with atomic_path(output) as part:
         save_file({name: one.contiguous() for name, one in tensors.items()}, part)

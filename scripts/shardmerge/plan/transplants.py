@@ -11,7 +11,7 @@ from shardmerge.plan.files import load_spec_of
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
 if TYPE_CHECKING:
-    from shardmerge.engine.transplant import RowTerms
+    from shardmerge.engine.transplant import MadeTensors
 
 
 def load_transplant_spec(name: str) -> TransplantSpec:
@@ -25,13 +25,13 @@ def load_transplant_spec(name: str) -> TransplantSpec:
 
 def make_terms(
     spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
-) -> RowTerms:
-    """Return of which rows, and with what weights, the rows of a specification's tokens are made.
+) -> MadeTensors:
+    """Return of which rows, and with what weights, those of a specification's tokens are made.
 
     Args:
         spec: The specification.
-        files: The file of the donor's embedding, or those of a tokenizer, in its order; none where
-            rows are drawn.
+        files: The file of the donor's embedding, and others that the specification names; or those
+            of a tokenizer, in its order; none where rows are drawn.
         threads: Of torch.
         device: torch's name of where it is computed.
 
@@ -39,8 +39,11 @@ def make_terms(
         UserError: If a file cannot be read, or is not as the plan has it.
     """
     from shardmerge.engine.drawn_rows import by_chance
+    from shardmerge.engine.landmarks import turned
     from shardmerge.engine.transplant import from_donor, from_parts
 
+    if spec.table:
+        return turned(spec, files, threads=threads, device=device)
     if spec.method in BY_CHANCE:
         return by_chance(spec)
     if spec.donor is None:

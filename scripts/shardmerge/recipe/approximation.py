@@ -40,6 +40,7 @@ _METHODS: Mapping[str, _Method] = {
     "subword": _Method(
         ("subword_method",), "subword_method", ("mean", "sum", "weighted_mean", "first_last")
     ),
+    "landmark_pca": _Method(("donor",)),
     "mean": _Method(),
     "zero": _Method(),
     "randn": _Method(draws=True),
