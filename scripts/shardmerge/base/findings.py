@@ -75,11 +75,12 @@ CHECKS = {
         "files in folders whose names have other characters than letters, digits and `_`."
     ),
     "equal-prompts": (
-        "A mixture whose experts all have the same prompts, so that its router cannot tell them "
-        "apart. mergekit refuses it."
+        "A mixture in which several experts have the same prompts, so that its router cannot tell "
+        "them apart, or one that has the same positive and negative prompts. mergekit refuses the "
+        "same prompts for all."
     ),
     "equal-experts": (
-        "A mixture whose experts are all the same model without noise: it computes what one of "
+        "A mixture whose experts have all the same weights, without noise: it computes what one of "
         "them does, until it is trained."
     ),
     "expert-tokenizers": (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from shardmerge.base.findings import Finding
 from shardmerge.plan.checked_build import Case
-from shardmerge.recipe.stage import Stage
+from shardmerge.recipe.references import Reference
+from shardmerge.recipe.stage import Expert, Stage
 from shardmerge.sources.tokens import Tokens, compare
 
 
@@ -22,14 +24,47 @@ def equal_experts(case: Case) -> Iterator[Finding]:
     for stage in case.stages:
         if stage.mixture is None:
             continue
-        routed = stage.inputs[: len(stage.mixture.experts)]
-        noisy = any(one.noise for one in stage.mixture.experts)
-        if len(routed) > 1 and len({item.model for item in routed}) == 1 and not noisy:
-            message = (
-                f"all experts are {routed[0].model}: the mixture computes what one of them does, "
-                "until it is trained"
+        experts = stage.mixture.experts
+        routed = [item.model for item in stage.inputs[: len(experts)]]
+        noisy = any(one.noise for one in experts)
+        scales = {1.0 if one.residual is None else one.residual for one in experts}
+        contents = {_content(case, model) for model in routed}
+        if len(routed) > 1 and len(contents) == len(scales) == 1 and not noisy:
+            names = " and ".join(dict.fromkeys(map(str, routed)))
+            what = f"are {names}" if len({*routed}) == 1 else f"have the same weights ({names})"
+            message = f"all experts {what}: the mixture computes what one of them does, until it is trained"
+            yield Finding("equal-experts", message, stage.inputs[0].where, stage.name)
+
+
+def _content(case: Case, model: Reference) -> object:
+    """Return what tells whether two models are the same: the content of weights, or the name."""
+    locked = case.composer.lock.sources
+    if model.lora or model.model not in locked:
+        return model
+    source = locked[model.model]
+    files = sorted({tensor.file for tensor in source.tensors.values()})
+    return tuple((name, source.files[name].identity) for name in files)
+
+
+def equal_tokens(case: Case) -> Iterator[Finding]:
+    """Find experts whose prompts are the same tokens in another order, which no sum tells apart."""
+    for stage in case.stages:
+        if stage.mixture is None or stage.mixture.gate_mode != "cheap_embed":
+            continue
+        known = case.composer.lock.sources[case.composer.reference_source(stage.name)].prompts
+        seen: dict[object, Expert] = {}
+        for expert in stage.mixture.experts:
+            sides = tuple(
+                frozenset(Counter(i for text in texts for i in known[text]).items())
+                for texts in (expert.positive, expert.negative)
             )
-            yield Finding("equal-experts", message, routed[0].where, stage.name)
+            other = seen.setdefault(sides, expert)
+            if {*other.positive} != {*expert.positive}:
+                message = (
+                    "the prompts of two experts are the same tokens in another order, which "
+                    "`gate_mode: cheap_embed` cannot tell apart"
+                )
+                yield Finding("equal-prompts", message, expert.where, stage.name)
 
 
 def expert_tokenizers(case: Case) -> Iterator[Finding]:

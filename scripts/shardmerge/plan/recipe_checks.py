@@ -23,7 +23,7 @@ from shardmerge.compose.norms import ARITHMETIC
 from shardmerge.compose.output_config import untold_periods
 from shardmerge.plan.checked_build import Case, places
 from shardmerge.plan.checkpoint_checks import left_out_weights, partial_tensors
-from shardmerge.plan.mixture_checks import equal_experts, expert_tokenizers, scales
+from shardmerge.plan.mixture_checks import equal_experts, equal_tokens, expert_tokenizers, scales
 from shardmerge.plan.part_checks import (
     module_folders,
     mtp_layers,
@@ -258,6 +258,7 @@ def _fused_filters(case: Case) -> Iterator[Finding]:
 #: All that ``check_build`` asks, in the order in which it tells.
 _CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     equal_experts,
+    equal_tokens,
     expert_tokenizers,
     _rope_blend,
     _norms_summed,

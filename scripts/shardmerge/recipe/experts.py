@@ -125,14 +125,30 @@ def _mixture(
 
 
 def _warn_of_prompts(node: Node, experts: tuple[Expert, ...], mode: str) -> None:
-    if mode in RANDOM or len(experts) < 2:
+    if mode in RANDOM:
         return
-    if len({(one.positive, one.negative) for one in experts}) == 1:
-        node.warn(
-            "equal-prompts",
-            "all experts have the same prompts, so that the router cannot tell them apart; "
-            "mergekit refuses this. Give each the prompts that it should get",
-        )
+    alike: dict[tuple[frozenset[str], frozenset[str]], list[int]] = {}
+    for number, one in enumerate(experts):
+        alike.setdefault((frozenset(one.positive), frozenset(one.negative)), []).append(number)
+        if one.positive and set(one.positive) == set(one.negative):
+            node.value[number].warn(
+                "equal-prompts",
+                f"expert {number} has the same positive and negative prompts, which leave nothing "
+                "for the router to look for",
+            )
+    for numbers in alike.values():
+        if len(numbers) == len(experts) > 1:
+            node.warn(
+                "equal-prompts",
+                "all experts have the same prompts, so that the router cannot tell them apart; "
+                "mergekit refuses this. Give each the prompts that it should get",
+            )
+        elif len(numbers) > 1:
+            node.value[numbers[1]].warn(
+                "equal-prompts",
+                f"experts {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} have the same "
+                "prompts, so that the router cannot tell them apart",
+            )
 
 
 def _experts(node: Node, what: str, *, prompted: bool) -> tuple[list[Input], tuple[Expert, ...]]:

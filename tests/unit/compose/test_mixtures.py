@@ -173,6 +173,31 @@ def test_checks_of_mixtures(tmp_path: Path) -> None:
     assert warnings == []
 
 
+def test_experts_of_equal_weights(tmp_path: Path) -> None:
+    """Whatever they are called; what scales one of them makes it another."""
+    for seed, name in ((0, "base"), (1, "a"), (1, "copy")):
+        llama(tmp_path / name, seed, layers=2)
+    _, warnings = described(_mixture("a", "copy", experts_per_token=1))
+    assert len(warnings) == 1 and "all experts have the same weights (a and copy)" in warnings[0]
+    for values in ({"residual_scale": 0.5}, {"noise_scale": 0.1}):
+        scaled = [{"source_model": "a", **values}, {"source_model": "copy"}]
+        _, warnings = described(_mixture("a", "copy", experts=scaled))
+        assert warnings == []
+
+
+def test_prompts_of_the_same_tokens(tmp_path: Path) -> None:
+    for seed, name in enumerate(["base", "a", "b"]):
+        tokenized(tmp_path / name, seed, WORDS)
+    experts = [
+        {"source_model": name, "positive_prompts": [text]}
+        for name, text in (("a", " the cat"), ("b", " cat the"))
+    ]
+    document = _mixture(experts=experts, gate_mode="cheap_embed")
+    _, (warning,) = described(document)
+    assert "are the same tokens in another order" in warning
+    assert warning.endswith("[equal-prompts]")
+
+
 def test_edited_prompts_are_locked_again(tmp_path: Path) -> None:
     for seed, name in enumerate(["base", "a", "b"]):
         tokenized(tmp_path / name, seed, WORDS)

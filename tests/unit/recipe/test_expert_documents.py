@@ -78,6 +78,26 @@ def test_equal_prompts_are_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        (["[x, y]", "[z]", "[y, x]"], [(5, "experts 0 and 2 have the same prompts")]),
+        (["[x], negative_prompts: [x]", "[z]"], [(3, "expert 0 has the same positive and negat")]),
+        (["[x]", "[x], negative_prompts: [z]", "[z]"], []),
+    ],
+)
+def test_some_equal_prompts_are_told(prompts: list[str], told: list[tuple[int, str]]) -> None:
+    text = "base_model: b\nexperts:\n" + "".join(
+        f"- {{source_model: m{n}, positive_prompts: {text}}}\n" for n, text in enumerate(prompts)
+    )
+    found = parse_recipe(text, "r.yaml").warnings
+    assert [one.where for one in found] == [f"r.yaml:{line}" for line, _ in told]
+    assert all(start in one.message for one, (_, start) in zip(found, told, strict=True))
+    assert {one.check for one in found} <= {"equal-prompts"}
+    random = parse_recipe(f"gate_mode: random\n{text}", "r.yaml")
+    assert not random.warnings
+
+
+@pytest.mark.parametrize(
     ("text", "line", "message"),
     [
         ("experts: []\n", 1, "no `base_model`"),
