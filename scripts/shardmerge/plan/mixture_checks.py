@@ -27,12 +27,15 @@ def equal_experts(case: Case) -> Iterator[Finding]:
         experts = stage.mixture.experts
         routed = [item.model for item in stage.inputs[: len(experts)]]
         noisy = any(one.noise for one in experts)
-        scales = {1.0 if one.residual is None else one.residual for one in experts}
+        factors = {1.0 if one.residual is None else one.residual for one in experts}
         contents = {_content(case, model) for model in routed}
-        if len(routed) > 1 and len(contents) == len(scales) == 1 and not noisy:
+        if len(routed) > 1 and len(contents) == len(factors) == 1 and not noisy:
             names = " and ".join(dict.fromkeys(map(str, routed)))
             what = f"are {names}" if len({*routed}) == 1 else f"have the same weights ({names})"
-            message = f"all experts {what}: the mixture computes what one of them does, until it is trained"
+            message = (
+                f"all experts {what}: the mixture computes what one of them does, until it is "
+                "trained"
+            )
             yield Finding("equal-experts", message, stage.inputs[0].where, stage.name)
 
 
