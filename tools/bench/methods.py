@@ -32,6 +32,14 @@ _START, _A_GIGABYTE = 8.0, {OURS: 10.0, OURS_AS_THEIRS: 20.0, MERGEKIT: 60.0}
 Measured = dict[str, dict[str, list[Figures]]]
 
 
+def measurable() -> list[str]:
+    """Return the methods that merge models of random weights.
+
+    Others let the models read a text first; these need a tokenizer, and take as long as that.
+    """
+    return [m.name for m in methods() if not any(p.measuring for p in m.parameters)]
+
+
 def recipe(declared: MergeMethod) -> dict[str, Any]:
     """Return a recipe of three models, or of two where a method takes no more."""
     inputs, names = declared.inputs, list(MODELS)
@@ -101,7 +109,7 @@ def compare(
         keep: Called after each run, so that a benchmark that was killed can go on.
         say: Takes a line for the user.
     """
-    for name in names or [declared.name for declared in methods()]:
+    for name in names or measurable():
         found = rows.setdefault(name, {})
         contestants = prepare(folder, size, name)
         for turn in range(runs):
@@ -121,7 +129,7 @@ def estimate(sizes: Sequence[str], names: Sequence[str], runs: int, rows: Measur
     """
     total = 0.0
     for size in sizes:
-        for name in names or [declared.name for declared in methods()]:
+        for name in names or measurable():
             theirs = (MERGEKIT,) if in_mergekit(name) else ()
             for label in (*(_NUMERICS if theirs else (OURS,)), *theirs):
                 found = rows.get(size, {}).get(name, {}).get(label, [])

@@ -100,6 +100,11 @@ class TestPlans:
 
 
 class TestMethods:
+    def test_those_that_read_a_text_are_left_out(self) -> None:
+        names = methods.measurable()
+        assert {"linear", "della", "metagpt"} < set(names)
+        assert not {"fisher", "regmean"} & set(names)
+
     def rows(self, merge: float) -> dict[str, list[builds.Figures]]:
         own = {"seconds": 8.0, "exit": 9.0, "merge": merge, "job_peak_mb": 115.0}
         own |= {"bytes_read": 2e9 * merge, "bytes_written": 1e9}
