@@ -28,8 +28,8 @@ MERGEKIT, START = "mergekit-yaml", "mergekit-yaml --help"
 #: The method that others are compared with, of as many sources as some take.
 OF_TWO = "linear-of-two"
 _NUMERICS = {OURS: "float32", OURS_AS_THEIRS: "mergekit-0.1.5"}
-#: Seconds of a run before it is measured: of any, and for each GB of a model.
 _A_MINUTE = 60.0
+#: Seconds of a run before it is measured: of any, and for each GB of a model.
 _START, _A_GIGABYTE = 8.0, {OURS: 10.0, OURS_AS_THEIRS: 20.0, MERGEKIT: 60.0}
 #: Of each method and contestant its runs.
 Measured = dict[str, dict[str, list[Figures]]]
