@@ -191,6 +191,20 @@ class TestPlanning:
         assert len(expand_rows(spec.own)) == len(expand_rows(spec.donor.shared))
         assert forms.read(TransplantSpec, json.loads(json.dumps(spec.to_json()))) == spec
 
+    @pytest.mark.parametrize("method", ["randn", "john_hewitt", "mean"])
+    def test_seeds_are_in_the_description(
+        self, tmp_path: Path, models: Path, method: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        how = {"method": method} | ({} if method == "mean" else {"seed": 5})
+        found, _ = described({
+            "name": "out",
+            "merge_method": "passthrough",
+            "models": [{"model": str(models / "a")}],
+            "tokenizer": {"source": str(models / "b"), "approximate": how},
+        })  # fmt: skip
+        assert found.get("seeds") == (None if method == "mean" else {"out": [5]})
+
     def test_the_lock_holds_special_tokens(self, tmp_path: Path, models: Path) -> None:
         composer = composed(tmp_path, models, "c", {"k": 4})
         assert composer.lock.sources[str(models / "c")].special_tokens == {"bos_token": "<begin>"}

@@ -127,6 +127,24 @@ class TestFiles:
         assert shards(build) == [f"{STEM}.safetensors"]
         assert build.files == {"config.json": "a/config.json"}
 
+    @pytest.mark.parametrize("small", [(), ("b",), ("a", "b")])
+    def test_one_part_of_a_pipeline_keeps_its_folder(self, small: tuple[str, ...]) -> None:
+        """Whether or not there is a small file beside it, which made it a pipeline before."""
+        for name in "ab":
+            put(f"{name}/unet/{STEM}.safetensors", w=(2, 3))
+        for name in small:
+            Path(name, "unet/config.json").write_text("{}")
+        weight = [{"filter": "unet/", "value": 0.5}, {"value": 0}]
+        made = document("a", "b", tensors="same", parameters={"weight": weight})
+        for row in made["models"]:
+            del row["parameters"]
+        build = build_of(made)
+        assert shards(build) == [f"unet/{STEM}.safetensors"]
+        assert not load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=print).warnings
+        file = f"unet/{STEM}.safetensors"
+        named = build_of(document(f"a/{file}", f"b/{file}"))
+        assert shards(named) == [f"{STEM}.safetensors"]
+
     def test_shards_have_a_size(self) -> None:
         for name in "ab":
             put(f"{name}.safetensors", u=(1000,), v=(1000,), w=(1000,))
