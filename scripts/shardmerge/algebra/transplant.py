@@ -130,7 +130,8 @@ class TransplantSpec(forms.Written):
         rows, width = self.donor.shape
         if self.table:
             own, other = self.table.shape
-            return 12 * rows * width + 16 * own * other + 64 * max(width, other) ** 2 + WORK_BYTES
+            held = 4 * (rows * width + own * other + self.count * other)
+            return held + 80 * max(width, other) ** 2 + 4 * WORK_BYTES
         tables = [one.shape for model in self.trained for one in model.tables]
         largest = max((4 * r * w for r, w in tables), default=0)
         return 4 * rows * width + largest + 16 * self.count * self.most + 4 * WORK_BYTES

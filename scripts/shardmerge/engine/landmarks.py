@@ -7,7 +7,7 @@ Procrustes problem", https://doi.org/10.1007/BF02289451.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,31 +69,43 @@ def turned(
     for values, file in ((points, files[0]), (targets, files[0]), (own, files[1])):
         if not bool(values.isfinite().all()):
             raise UserError("the embedding has infinite or NaN values", str(file))
-    here, there = points.double().mean(dim=0), own.double().mean(dim=0)
-    turn = _turn(points.double() - here, own.double() - there)
+    here, there = _centre(points), _centre(own)
+    turn = _turn(points, own, here, there)
     missed, all_of_it = 0.0, 0.0
-    for first in range(0, len(points), _AT_ONCE):
-        these = slice(first, first + _AT_ONCE)
-        wanted = own[these].double() - there
-        missed += float(((points[these].double() - here) @ turn - wanted).square().sum())
-        all_of_it += float(wanted.square().sum())
+    for (_, point), (_, row) in zip(_bands(points, here), _bands(own, there), strict=True):
+        missed += float((point @ turn - row).square().sum())
+        all_of_it += float(row.square().sum())
     made = torch.empty(spec.count, own.shape[1])
-    for first in range(0, spec.count, _AT_ONCE):
-        these = slice(first, first + _AT_ONCE)
-        made[these] = ((targets[these].double() - here) @ turn + there).mul_(spec.scale).cpu()
+    for begin, target in _bands(targets, here):
+        made[begin : begin + len(target)] = (target @ turn + there).mul_(spec.scale).cpu()
     return TurnedRows(made, (missed / all_of_it) ** 0.5 if all_of_it else 0.0)
 
 
-def _turn(points: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Return the matrix that turns centred points to others, [width, other width]."""
+def _bands(rows: torch.Tensor, centre: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, rows less a centre in float64), a few rows at a time."""
+    for begin in range(0, len(rows), _AT_ONCE):
+        yield begin, rows[begin : begin + _AT_ONCE].double() - centre
+
+
+def _centre(rows: torch.Tensor) -> torch.Tensor:
+    nothing = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    return sum((band.sum(dim=0) for _, band in _bands(rows, nothing)), nothing) / len(rows)
+
+
+def _turn(
+    points: torch.Tensor, own: torch.Tensor, here: torch.Tensor, there: torch.Tensor
+) -> torch.Tensor:
+    """Return the matrix that turns points about their centre to others, [width, other width]."""
     most = min(points.shape[1], own.shape[1])
-    axes, others = _axes(points, most), _axes(own, most)
-    left, _, right = torch.linalg.svd((points @ axes).T @ (own @ others), full_matrices=False)
+    axes, others = _axes(points, here, most), _axes(own, there, most)
+    pairs = zip(_bands(points, here), _bands(own, there), strict=True)
+    shared = sum((a @ axes).T @ (b @ others) for (_, a), (_, b) in pairs)
+    left, _, right = torch.linalg.svd(shared, full_matrices=False)
     return axes @ (left @ right) @ others.T
 
 
-def _axes(points: torch.Tensor, most: int) -> torch.Tensor:
-    """Return principal axes of centred points as columns, those of the largest variance first."""
-    variances, axes = torch.linalg.eigh(points.T @ points)
+def _axes(points: torch.Tensor, centre: torch.Tensor, most: int) -> torch.Tensor:
+    """Return principal axes of points as columns, those of the largest variance first."""
+    variances, axes = torch.linalg.eigh(sum(band.T @ band for _, band in _bands(points, centre)))
     kept = variances > _FLAT**2 * variances[-1].clamp_min(torch.finfo(torch.float64).tiny)
     return axes[:, kept].flip(1)[:, :most]
