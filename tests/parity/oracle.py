@@ -74,8 +74,17 @@ def run_mergekit(
     return {name: load_folder(out / name) for name in names}
 
 
-def run_shardmerge(recipe: Path, work: Path, **config: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Build the recipe's final models in-process, and check them; return their tensors by name."""
+def run_shardmerge(
+    recipe: Path, work: Path, *, checked: bool = False, **config: Any
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Build the recipe's final models in-process; return their tensors by name.
+
+    Args:
+        recipe: The recipe.
+        work: Working folder.
+        checked: Whether every shard is checked too, as a workflow does.
+        config: Keys of the configuration.
+    """
     old = Path.cwd()
     os.chdir(work)
     try:
@@ -92,7 +101,7 @@ def run_shardmerge(recipe: Path, work: Path, **config: Any) -> dict[str, dict[st
             inputs = dict(zip(files, map(Path, job.sources), strict=True))
             Path(job.output).parent.mkdir(parents=True, exist_ok=True)
             build_shard(spec, inputs, Path(job.output), deltas=deltas)
-            if job not in plan.deltas:
+            if checked and job not in plan.deltas:
                 check_shard(spec, Path(job.output), inputs, deltas)
         builds = plan.builds.items()
         return {name: load_folder(Path(b.shards[0].output).parent) for name, b in builds}

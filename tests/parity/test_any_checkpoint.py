@@ -89,7 +89,7 @@ def ours(document: dict[str, Any], mode: str | None = None, **config: Any) -> di
     asked = {"tensors": mode} if mode else {}
     Path("out.yaml").write_text(yaml.safe_dump(document | asked))
     values = {"numerics": "mergekit-0.1.5"} | config
-    return run_shardmerge(Path("out.yaml"), Path(os.getcwd()), **values)["out"]
+    return run_shardmerge(Path("out.yaml"), Path(os.getcwd()), checked=True, **values)["out"]
 
 
 def document(method: str, parameters: dict[str, Any], inputs: str = "bc") -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _packaged(recipe: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> P
     """Build the recipe's model in-process, with config.json; return its folder."""
     monkeypatch.chdir(recipe.parent)
     settings = {"numerics": "mergekit-0.1.5", **config}
-    run_shardmerge(recipe, recipe.parent, **settings)
+    run_shardmerge(recipe, recipe.parent, checked=True, **settings)
     plan = load_plan(load_settings({"recipes": [str(recipe)], **settings}), say=lambda line: None)
     (build,) = plan.builds.values()
     folder = (recipe.parent / build.shards[0].output).parent

@@ -68,7 +68,7 @@ def ours(
     } | keys
     recipe = work / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(document, sort_keys=False))
-    return run_shardmerge(recipe, work, numerics=numerics)["out"]
+    return run_shardmerge(recipe, work, checked=True, numerics=numerics)["out"]
 
 
 def assert_close(made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
