@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import in_passes, is_whole
 from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.samples import WHOLE
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
@@ -14,8 +15,6 @@ from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.methods.registry import workspace_elements
 
-#: Largest tensor, in elements, that a method which needs it whole is recomputed for.
-WHOLE = 1 << 22
 #: An estimate is a value and its error in float64; what is read has its stored form besides.
 _ESTIMATE, _READ = 16, 24
 #: The mean of a tensor's rows is summed over pieces of so many elements' worth of arrays.

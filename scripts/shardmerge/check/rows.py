@@ -10,7 +10,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.rows import choice_ranges, row_ranges
-from shardmerge.check.samples import RUN, Runs
+from shardmerge.algebra.samples import RUN, Runs
 
 #: Elements of a tensor that are read at a time for the mean of its rows.
 _CHUNK = 1 << 22

@@ -32,6 +32,7 @@ _VERIFIED = (
     "copies",
     "recomputed_independently",
     "recomputed_by_engine_steps",
+    "verified_by_probes",
     "not_sampled",
     "elements",
     "largest_error_in_bounds",
