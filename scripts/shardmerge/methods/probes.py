@@ -126,18 +126,22 @@ class Words:
         self._texts = iter(texts)
         self._dtype, self.unit = _FORMATS[code]
 
-    def take(self, count: int) -> np.ndarray:
+    def take(self, count: int, *, finite: bool = True) -> np.ndarray:
         """Return the next array, float64.
 
+        Args:
+            count: How many numbers it has.
+            finite: Whether all must be finite.
+
         Raises:
-            ProbeError: If it has not so many numbers, or any that is not finite.
+            ProbeError: If it is not so.
         """
         try:
             data = base64.b64decode(next(self._texts, ""), validate=True)
             found = np.frombuffer(data, self._dtype).astype(np.float64)
         except (ValueError, binascii.Error):
             found = np.zeros(0)
-        if len(found) != count or not np.isfinite(found).all():
+        if len(found) != count or (finite and not np.isfinite(found).all()):
             raise ProbeError("is not recorded as it must be")
         return found
 
@@ -220,18 +224,22 @@ class WrittenProducts:
         self._finite = self._finite and bool(np.isfinite(written).all())
 
     def compare(
-        self, above: np.ndarray, beside: np.ndarray, rounding: tuple[float, float], error: float
+        self, above: np.ndarray, beside: np.ndarray, reader: TensorReader, error: float = 0.0
     ) -> None:
         """Test that the products are those that were recorded.
 
         Args:
             above, beside: The recorded products from the left and from the right.
-            rounding: Of a written element, relative and absolute.
+            reader: Of what was written; there may be nothing to compare.
             error: Bound on the distance (Frobenius norm) of the base from the one that was added.
 
         Raises:
             ProbeError: If a row or a column differs by more than rounding can make it.
         """
+        if not (rounding := reader.rounding):
+            return
+        if reader.finite and not self._finite:
+            raise ProbeError("has elements that are infinite or NaN")
         found = ("column", self._above, above, self._column_squares, len(self.left)), (
             "row", self._beside, beside, self._row_squares, len(self.right)
         )  # fmt: skip
@@ -248,8 +256,3 @@ class WrittenProducts:
                     f"to {own[place]:.9g}, but must to {told[place]:.9g}, give or take "
                     f"{bound[place]:.3g}"
                 )
-
-    @property
-    def finite(self) -> bool:
-        """Whether all written elements are finite."""
-        return self._finite
