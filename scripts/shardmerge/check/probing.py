@@ -10,27 +10,16 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import sum_dtype
-from shardmerge.algebra.samples import (
-    RUN,
-    RUNS,
-    Runs,
-    count_of,
-    positions,
-    probed_calls,
-    sample_runs,
-)
+from shardmerge.algebra.samples import Runs, positions, probed_calls, sample_runs
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.errors import UserError
+from shardmerge.check import memory
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FLOAT_FORMATS, half_ulp
 from shardmerge.check.kernels import TooLargeError
 from shardmerge.methods.contract import Recorded
 from shardmerge.methods.probes import ProbeError, Sampled, UndecidedProbeError
 from shardmerge.methods.registry import probing_of
-
-#: Elements of each tensor that are held at a time: more than a recomputer keeps.
-STRIPE = 1 << 18
-assert STRIPE > RUN * RUNS
 
 #: Returns elements of an expression, with bounds.
 Evaluate = Callable[[ex.Expression, Runs], Estimate]
@@ -142,9 +131,7 @@ class _Reader:
         self, inputs: Sequence[int], begin: int, end: int, *, written: bool = False
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         width = self._call.inputs[inputs[0]].shape[-1]
-        # so that every stripe begins at a multiple of RUN
-        step = RUN // math.gcd(RUN, width)
-        step *= max(1, -(-STRIPE // (step * width)))
+        step = max(1, memory.STRIPE // width)
         for first in range(begin, end, step):
             count = min(step, end - first)
             runs = ((first * width, count * width),)
@@ -167,6 +154,5 @@ class _Reader:
 
     def _input(self, number: int, runs: Runs) -> np.ndarray:
         found = self._evaluate(self._call.inputs[number], runs)
-        assert len(found.value) == count_of(runs)
         self._squares[number] += float(np.vdot(found.error, found.error))
         return found.value

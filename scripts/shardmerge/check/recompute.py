@@ -36,6 +36,7 @@ from shardmerge.check.error_bounds import (
     difference,
     joined,
     product,
+    product_rows,
     round_estimate,
     rounded_error,
     total,
@@ -53,7 +54,7 @@ from shardmerge.check.mergekit import Formulas, NotASumError
 from shardmerge.check.probing import ReadWritten, verify_probes
 from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.row_terms import sum_of_rows
-from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
+from shardmerge.check.rows import are_rows, chosen_parts, gathered, mean_of_rows
 from shardmerge.check.stated import Stated, to_stored
 from shardmerge.engine.native import is_usable
 from shardmerge.engine.tiles import ReadFiles
@@ -162,7 +163,7 @@ class Recomputer:
             return False
         with np.errstate(all="ignore"):
             self._begin()
-            told = tensor, recorded, self._float32, written
+            told = tensor, recorded, self._evaluate, written
             self._probed = verify_probes(*told, finite=finite)
         return len(self._probed) == len(calls)
 
@@ -201,6 +202,8 @@ class Recomputer:
                 return Estimate(np.zeros(count_of(runs)), np.zeros(count_of(runs)))
             case ex.LowRank():
                 factors = factor_of(self._read, node.b), factor_of(self._read, node.a)
+                if are_rows(node.shape[-1], runs):
+                    return product_rows(node, *factors, runs[0])
                 return product(node, *factors, positions(runs))
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]

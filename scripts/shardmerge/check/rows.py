@@ -31,6 +31,11 @@ class Gathered:
     chosen: np.ndarray
 
 
+def are_rows(width: int, runs: Runs) -> bool:
+    """Whether runs are one stretch of whole rows."""
+    return len(runs) == 1 and all(number % width == 0 for number in runs[0])
+
+
 def gathered(rows: ex.Rows, runs: Runs) -> Gathered:
     """Return where the elements of runs come from; zeros come from nowhere."""
     width = math.prod(rows.shape[1:])

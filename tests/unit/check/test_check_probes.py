@@ -23,7 +23,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_json
 from shardmerge.base.safetensors import read_header
-from shardmerge.check import kernels, memory, probing
+from shardmerge.check import kernels, memory
 from shardmerge.check.shard import check_shard
 from shardmerge.methods.contract import Recorded
 from shardmerge.methods.measured import kernels as measured_kernels
@@ -43,7 +43,7 @@ SHAPE = (160, 131)
 def low_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (samples, kernels, memory):
         monkeypatch.setattr(module, "WHOLE", 100)
-    monkeypatch.setattr(probing, "STRIPE", 1 << 13)
+    monkeypatch.setattr(memory, "STRIPE", 1 << 13)
 
 
 def made(
