@@ -1,7 +1,8 @@
 """The methods that work on singular vectors of task vectors; importing registers them.
 
 ``decompose`` has what they share, with bounds of its errors; ``kernels`` has the methods. What a
-merge job records of large tensors is in ``notes``, and ``verify`` tests it without a decomposition.
+merge job records of large tensors is in ``notes``. ``verify`` tests it without a decomposition, by
+the ``equations`` that each method's ``rules`` make hold.
 """
 
 from __future__ import annotations
@@ -177,9 +178,10 @@ def _has_bounds(method: MergeMethod, *, mean: bool = True) -> None:
         return kernels.probed(group, getattr(kernels, method.name), places, mean=mean)
 
     def verify(group: Group, recorded: Recorded | None, reader: TensorReader) -> Sampled:
-        from shardmerge.methods.spectral import verify
+        from shardmerge.methods.spectral import rules, verify
 
-        return verify.verified(group, recorded, reader, verify.MATRIX_RULES[method.name], mean=mean)
+        rule = rules.MATRIX_RULES[method.name]
+        return verify.verified(group, recorded, reader, rule, mean=mean)
 
     method.probed(Probing(kernel, verify))
 
