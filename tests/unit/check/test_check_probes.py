@@ -382,6 +382,13 @@ class TestWrongMerges:
         with pytest.raises(UserError, match="the merged matrix"):
             built_and_checked(models, spec)
 
+    def test_a_gram_matrix_that_is_not_quite_symmetric(self, tmp_path: Path) -> None:
+        models, spec = measured("regmean_solution", tmp_path, torch.float64, "F64", (24, 10))
+        gram = models.tensors["g0"]["w"].clone()
+        gram[2, 5] *= 1 + 1e-6
+        cases.write_file(models.paths["g0", cases.FILE], {"w": gram})
+        assert built_and_checked(models, spec)["verified_by_probes"] == 1
+
     def test_an_altered_row_of_a_solution(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -97,7 +97,8 @@ def _test_equations(
     live = sum(diagonals) > 0
     diagonals = [np.where(live, d, w) for d, w in zip(diagonals, weights, strict=True)]
     roots = np.sqrt(sum(diagonals))
-    apart, bound, norm, length = np.zeros(size), np.zeros(size), 0.0, math.sqrt(rows)
+    apart, bound, errors = np.zeros(size), np.zeros(size), np.zeros(size)
+    norm, length, sizes = 0.0, math.sqrt(rows), np.abs(above)
     for first, found in reader.rows(grams, 0, size):
         part = np.arange(first, first + len(found[0]))
         total = 0.0
@@ -109,11 +110,18 @@ def _test_equations(
             bound[part] += size * UNIT * length * (np.abs(block) @ layers.norms[i])
             lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
             bound[part] += SIGNS * reader.error(i) * lengths
+        # Cholesky's method takes the upper triangle to be the lower one's mirror image
+        total = np.tril(total, first)
+        total[part - first, part] /= 2
         apart[part] += total @ above
-        bound[part] += 2 * (unit + size * UNIT) * (np.abs(total) @ np.abs(above))
+        apart += above[part] @ total
+        total = np.abs(total)
+        errors[part] += total @ sizes
+        errors += sizes[part] @ total
         total /= roots[part, None]
         total /= roots
-        norm += float(np.vdot(total, total))
+        norm += 2 * float(np.vdot(total, total))
+    bound += 2 * (unit + size * UNIT) * errors
     for i, weight in enumerate(weights):
         change = layers.products[i] - above
         bound += weight * reader.error(count + i) * float(np.linalg.norm(change))
