@@ -50,8 +50,10 @@ def main() -> None:
         f"{found['largest_error_in_bounds']:.3f} of what rounding allows"
     )
     for name in found["not_sampled"]:
-        print(f"{name}: not recomputed: its merge method needs the whole of a large tensor, or")
-        print("singular values lie so close that the library decides which ones count")
+        print(
+            f"{name}: not recomputed: its merge method needs the whole of a large tensor, of which"
+        )
+        print("nothing was recorded, or a library decides which singular values count")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,12 @@ from shardmerge.algebra import samples
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import write_json
+from shardmerge.base.numerics import FLOAT32
 from shardmerge.base.safetensors import read_header
-from shardmerge.check import kernels, memory
+from shardmerge.check import error_bounds, kernels, memory
 from shardmerge.check.shard import check_shard
+from shardmerge.engine.memory import STREAMING_BYTES
+from shardmerge.engine.tasks import make_task
 from shardmerge.methods.contract import Recorded
 from shardmerge.methods.measured import kernels as measured_kernels
 from shardmerge.methods.probes import Words, to_words
@@ -177,6 +180,35 @@ class TestOddMatrices:
         call = replace(tensor.expression, inputs=(first, total, *others))
         spec = replace(spec, tensors=(replace(tensor, expression=call),))
         assert built_and_checked(models, spec)["verified_by_probes"] == 1
+
+    def test_adapters_pass(self, name: str, tmp_path: Path) -> None:
+        factors = {"a": random(4, SHAPE[1], seed=1), "b": random(SHAPE[0], 4, seed=2)}
+        tables = {f"m{i}": {"w": random(*SHAPE, seed=3 + i)} for i in range(2)} | {"lora": factors}
+        models = cases.Models(tmp_path, tables)
+        change = ex.LowRank(
+            models.source("lora", "b"), models.source("lora", "a"), 0.01, False, "F32"
+        )
+        base = models.source("m0")
+        tuned = ex.Linear(((1.0, base), (1.0, change)))
+        (tensor,) = made(name, tmp_path / "other")[1].tensors
+        call = replace(
+            tensor.expression,
+            inputs=(base, tuned, models.source("m1")),
+            per_input=(("weight", (None, 1.0, 0.5)),),
+            models=("m0", "lora", "m1"),
+        )
+        assert built_and_checked(models, models.spec({"w": ("F32", call)}))["verified_by_probes"]
+
+    def test_a_part_of_a_sum_is_verified(self, name: str, tmp_path: Path) -> None:
+        """Its rows are not those of what is written, but its sampled elements are in it."""
+        models, spec = made(name, tmp_path)
+        (tensor,) = spec.tensors
+        total = ex.Linear(((0.5, tensor.expression), (0.5, tensor.expression.inputs[0])))
+        spec = replace(spec, tensors=(replace(tensor, expression=total),))
+        assert built_and_checked(models, spec)["verified_by_probes"] == 1
+        alter(models, lambda w: w.view(-1)[:1].mul_(1.001))
+        with pytest.raises(UserError, match=r"element \[0, 0\]"):
+            check(models, spec, models.build(spec, name="again").probes)
 
     @pytest.mark.parametrize("factor", [0.5, -1.0, 0.0])
     def test_every_factor_passes(self, name: str, factor: float, tmp_path: Path) -> None:
@@ -444,6 +476,34 @@ class TestWrongRecords:
         models.build(spec)
         with pytest.raises(UserError):
             check(models, spec, probes)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("experts", [1, 3])
+def test_rows_of_a_product_are_its_elements(transposed: bool, experts: int) -> None:
+    b, a = (random(*s, seed=1).double().numpy() for s in ((7, 2 * experts), (2 * experts, 5)))
+    sources = (
+        ex.Source("m", "f", key, "F32", tuple(one.shape)) for key, one in (("b", b), ("a", a))
+    )
+    node = ex.LowRank(*sources, 0.5, transposed, "F32", experts)
+    width = node.shape[-1]
+    for first, end in [(0, ex.elements(node)), (width, 4 * width), (4 * width, 5 * width)]:
+        places = np.arange(first, end)
+        found = error_bounds.product_rows(node, b, a, (first, len(places)))
+        wanted = error_bounds.product(node, b, a, places)
+        assert np.allclose(found.value, wanted.value, rtol=1e-14, atol=1e-300)
+        assert np.allclose(found.error, wanted.error, rtol=1e-14, atol=1e-300)
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    def needed(rows: int) -> int:
+        sources = tuple(ex.Source(f"m{i}", "f", "w", "F16", (rows, 4096)) for i in range(3))
+        (tensor,) = made("iso_c", tmp_path / str(rows))[1].tensors
+        call = replace(tensor.expression, inputs=sources, output_shape=(rows, 4096))
+        one = replace(tensor, expression=call, shape=(rows, 4096))
+        return memory.check_bytes([make_task(one, (), FLOAT32)]) - STREAMING_BYTES
+
+    assert 1e7 < needed(1 << 13) < needed(1 << 17) < needed(1 << 13) + 5e7 < 2e8
 
 
 def test_records_are_plain_data(tmp_path: Path) -> None:
