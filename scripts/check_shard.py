@@ -50,10 +50,8 @@ def main() -> None:
         f"{found['largest_error_in_bounds']:.3f} of what rounding allows"
     )
     for name in found["not_sampled"]:
-        print(
-            f"{name}: not recomputed: its merge method needs the whole of a large tensor, of which"
-        )
-        print("nothing was recorded, or a library decides which singular values count")
+        print(f"{name}: not recomputed: its merge method needs the whole of a large tensor, and")
+        print("nothing of it was recorded; or a library decides which singular values count")
 
 
 if __name__ == "__main__":

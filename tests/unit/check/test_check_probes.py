@@ -495,7 +495,11 @@ def test_rows_of_a_product_are_its_elements(transposed: bool, experts: int) -> N
         assert np.allclose(found.error, wanted.error, rtol=1e-14, atol=1e-300)
 
 
-def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "STRIPE", 1 << 18)
+
     def needed(rows: int) -> int:
         sources = tuple(ex.Source(f"m{i}", "f", "w", "F16", (rows, 4096)) for i in range(3))
         (tensor,) = made("iso_c", tmp_path / str(rows))[1].tensors
