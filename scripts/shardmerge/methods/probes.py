@@ -177,11 +177,11 @@ class Balance:
             ProbeError: If they do not.
         """
         others = np.atleast_1d(others)
-        size = math.fsum(np.abs(terms)) + math.fsum(np.abs(others))
+        size = float(np.abs(terms).sum() + np.abs(others).sum())
         bound = 8 * (self.unit + UNIT) * size + slack
-        sums = math.fsum(terms), math.fsum(others)
+        sums = float(np.sum(terms)), float(np.sum(others))
         apart = sums[0] - sums[1]
-        if not (apart if most else abs(apart)) <= bound:
+        if not (apart if most else abs(apart)) <= bound < math.inf:
             raise ProbeError(
                 f"{what}: {sums[0]:.9g} is not {sums[1]:.9g}, give or take {bound:.3g}"
             )

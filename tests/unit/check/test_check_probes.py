@@ -414,6 +414,18 @@ class TestWrongMerges:
         with pytest.raises(UserError, match="the merged matrix"):
             built_and_checked(models, spec)
 
+    def test_features_that_are_never_active(self, tmp_path: Path) -> None:
+        models, spec = made("regmean_solution", tmp_path)
+        for key in ("g0", "g1"):
+            gram = models.tensors[key]["w"].clone()
+            gram[:, [3, 50]] = 0.0
+            gram[[3, 50]] = 0.0
+            cases.write_file(models.paths[key, cases.FILE], {"w": gram})
+        assert built_and_checked(models, spec)["verified_by_probes"] == 1
+        alter(models, lambda w: w[:, 3:4].mul_(1.01))
+        with pytest.raises(UserError, match="column 3 is not"):
+            check(models, spec, models.build(spec, name="again").probes)
+
     def test_a_gram_matrix_that_is_not_quite_symmetric(self, tmp_path: Path) -> None:
         models, spec = measured("regmean_solution", tmp_path, torch.float64, "F64", (24, 10))
         gram = models.tensors["g0"]["w"].clone()
@@ -439,7 +451,7 @@ class TestWrongMerges:
 @pytest.mark.parametrize("name", ALL)
 class TestWrongRecords:
     def test_every_number_counts(self, name: str, tmp_path: Path) -> None:
-        models, spec = made(name, tmp_path)
+        models, spec = made(name, tmp_path, shape=(40, 31))
         ((told,),) = models.build(spec).probes.values()
         for i, text in enumerate(told.matrices[0]):
             count = len(text) * 3 // 4 // 4
@@ -449,6 +461,15 @@ class TestWrongRecords:
             texts[i] = to_words(numbers, "F32")
             with pytest.raises(UserError):
                 check(models, spec, {"w": [Recorded(told.elements, [texts])]})
+
+    def test_numbers_that_are_too_large_are_refused(self, name: str, tmp_path: Path) -> None:
+        models, spec = made(name, tmp_path)
+        ((told,),) = models.build(spec).probes.values()
+        texts = [
+            to_words(np.full(len(text) * 3 // 4 // 4, 3e38), "F32") for text in told.matrices[0]
+        ]
+        with pytest.raises(UserError):
+            check(models, spec, {"w": [Recorded(told.elements, [texts])]})
 
     @pytest.mark.parametrize("kind", ["none", "short", "text", "elements", "stack"])
     def test_other_forms_are_refused(self, name: str, kind: str, tmp_path: Path) -> None:
