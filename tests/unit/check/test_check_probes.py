@@ -6,6 +6,7 @@ Every tensor here is large: the limit is lowered, so that tests stay quick.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+import check_shard as command
 from helpers import engine_cases as cases
+from helpers.built_model import build_model, verify
 from helpers.library_cases import decomposed, measured, random
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import samples
@@ -34,10 +37,20 @@ from shardmerge.methods.probes import Words, to_words
 from shardmerge.methods.registry import methods, probing_of
 from shardmerge.methods.spectral import decompose
 from shardmerge.methods.spectral import kernels as spectral_kernels
+from shardmerge.plan.paths import record_path
 from shardmerge.plan.records import load_record
 
 SPECTRAL = [m.name for m in methods() if m.bounds]
 ALL = [*SPECTRAL, "regmean_solution"]
+_TSV = """\
+name: merged
+merge_method: tsv_m
+base_model: lab/base
+models:
+  - model: lab/tuned
+  - model: lab/long
+dtype: bfloat16
+"""
 #: More elements than a sample has; neither is a multiple of a sample's runs.
 SHAPE = (160, 131)
 
@@ -78,15 +91,22 @@ def with_parameters(spec: ShardSpec, **parameters: Any) -> ShardSpec:
 
 
 def alter(models: cases.Models, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Change the float32 tensor of the shard."""
+    """Change the tensor of the shard."""
     path = models.folder / "out.safetensors"
     data, entry = bytearray(path.read_bytes()), read_header(path).tensors["w"]
-    found = torch.frombuffer(data, dtype=torch.float32, count=(entry.end - entry.begin) // 4,
-                             offset=entry.begin).view(entry.shape)  # fmt: skip
+    dtype = next(k for k, v in cases.CODES.items() if v == entry.dtype)
+    count = (entry.end - entry.begin) // dtype.itemsize
+    found = torch.frombuffer(data, dtype=dtype, count=count, offset=entry.begin).view(entry.shape)
     result = change(found)
     if result.shape == found.shape:  # else it was changed in place
         found.copy_(result)
     path.write_bytes(data)
+
+
+def swapped(matrix: torch.Tensor) -> torch.Tensor:
+    """Return a matrix with two right singular vectors in each other's place."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return (left * values) @ right[[1, 0, *range(2, len(right))]]
 
 
 def unsampled(shape: tuple[int, ...] = SHAPE) -> int:
@@ -256,12 +276,16 @@ class TestAlteredShards:
         models, spec, probes = shard
         base = models.tensors["m0"]["w"].float()
 
-        def change(w: torch.Tensor) -> torch.Tensor:
-            left, values, right = torch.linalg.svd(w - base, full_matrices=False)
-            return base + (left * values) @ right[[1, 0, *range(2, len(right))]]
-
-        alter(models, change)
+        alter(models, lambda w: base + swapped(w - base))
         with pytest.raises(UserError, match="is not the one that was merged"):
+            check(models, spec, probes)
+
+    def test_two_singular_directions_in_16_bits(self, name: str, tmp_path: Path) -> None:
+        models, spec = made(name, tmp_path, "BF16")
+        probes = models.build(spec).probes
+        base = models.tensors["m0"]["w"].float()
+        alter(models, lambda w: base + swapped(w.float() - base))
+        with pytest.raises(UserError, match=r"element|is not the one"):
             check(models, spec, probes)
 
     def test_a_number_that_is_not_finite(self, shard: Any, name: str) -> None:
@@ -529,6 +553,22 @@ def test_memory_does_not_grow_with_the_tensor(
         return memory.check_bytes([make_task(one, (), FLOAT32)]) - STREAMING_BYTES
 
     assert 1e7 < needed(1 << 13) < needed(1 << 17) < needed(1 << 13) + 5e7 < 2e8
+
+
+def test_a_model_is_verified_by_its_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = build_model(_TSV)
+    (job, *_) = built.build.shards
+    output = tmp_path / "check.json"
+    arguments = ["--spec", job.digest, "--shard", job.output, "--sources", *job.sources]
+    arguments += ["--record", record_path(job.output), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["check_shard.py", *arguments])
+    command.main()
+    found = verify(built)
+    assert json.loads(output.read_text())["verified_by_probes"] > 1
+    assert found.not_sampled == () and found.verified_by_probes > 10
 
 
 def test_records_are_plain_data(tmp_path: Path) -> None:
