@@ -11,6 +11,7 @@ from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import component_of, folder_of, own_name
 from shardmerge.compose.composer import Composer
+from shardmerge.compose.made_sources import FileKey
 from shardmerge.compose.output_config import config_changes, config_removed, config_whole
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
 from shardmerge.plan.description import (
@@ -27,8 +28,6 @@ from shardmerge.recipe.stage import Stage
 from shardmerge.sources.checkpoint_files import side_files
 from shardmerge.sources.lock import LockedSource
 
-#: (model, file) of a source
-FileKey = tuple[str, str]
 #: Files that the package takes from the final stage's base model, where its tokenizer is too.
 MODEL_FILES = ("generation_config.json",)
 

@@ -1,4 +1,4 @@
-"""What jobs that make rows of tokens read: their specification, and the parts of tokens."""
+"""From what a job that makes rows of tokens is told to what it finds out."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra.transplant import TransplantSpec
-from shardmerge.plan.files import load_spec_of
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
 if TYPE_CHECKING:
     from shardmerge.engine.transplant import RowTerms
-
-
-def load_transplant_spec(name: str) -> TransplantSpec:
-    """Return the specification of a job that makes rows of tokens, of this process's plan.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
-    return load_spec_of(TransplantSpec, name, "rows")
 
 
 def make_terms(

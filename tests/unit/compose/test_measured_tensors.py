@@ -17,7 +17,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.compose.measured_tensors import _ROW, _width
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
-from shardmerge.plan.measuring import load_measure_spec
+from shardmerge.plan.making import load_made_spec
 from shardmerge.plan.plan import Plan, read_plan
 from shardmerge.recipe.settings import load_settings
 
@@ -67,9 +67,9 @@ class TestRegMean:
 
     def test_jobs_know_what_is_measured(self) -> None:
         plan = plan_of(document(tokens=300))
-        assert [job.folders for job in plan.measures.values()] == [("a",), ("b",)]
-        for digest, job in plan.measures.items():
-            options = load_measure_spec(digest).options
+        assert [job.folders for job in plan.made.values()] == [("a",), ("b",)]
+        for job in plan.made.values():
+            options = load_made_spec(job).options
             assert (options["tokens"], options["context"]) == (300, 64)
             assert ["model.layers.1.mlp.down_proj.weight", [16, 24]] in options["tensors"]
             assert job.files[-1] == job.text == "t.txt"
@@ -80,41 +80,41 @@ class TestRegMean:
         grams = [{"filter": "mlp", "value": False}, {"value": True}]
         plan = plan_of(document(grams=grams))
         assert not calls(plan)["model.layers.0.mlp.up_proj.weight"]
-        for digest in plan.measures:
-            names = [name for name, _ in load_measure_spec(digest).options["tensors"]]
+        for job in plan.made.values():
+            names = [name for name, _ in load_made_spec(job).options["tensors"]]
             assert names and not any("mlp" in name for name in names)
 
     def test_each_model_may_have_a_text_of_its_own(self) -> None:
         Path("b.txt").write_text("other " * 200)
         one = document()
         one["models"][1]["parameters"] = {"text": "b.txt", "context": 32}
-        texts = {job.folders: job.text for job in plan_of(one).measures.values()}
+        texts = {job.folders: job.text for job in plan_of(one).made.values()}
         assert texts == {("a",): "t.txt", ("b",): "b.txt"}
 
 
 class TestIdentity:
     def test_recipes_share_what_is_measured(self) -> None:
         slices = [{"sources": [{"model": m, "layer_range": [0, 1]} for m in "ab"]}]
-        whole = plan_of(document()).measures.keys()
+        whole = plan_of(document()).made.keys()
         part = document() | {"slices": slices}
         del part["models"]
-        assert plan_of(part).measures.keys() == whole
-        assert plan_of(document(weight=0.5, scale=0.1)).measures.keys() == whole
+        assert plan_of(part).made.keys() == whole
+        assert plan_of(document(weight=0.5, scale=0.1)).made.keys() == whole
 
     @pytest.mark.parametrize("change", [{"tokens": 99}, {"context": 8}, {"model_dtype": "float16"}])
     def test_options_change_it(self, change: dict[str, Any]) -> None:
-        before = plan_of(document()).measures.keys()
-        assert not before & plan_of(document(**change)).measures.keys()
+        before = plan_of(document()).made.keys()
+        assert not before & plan_of(document(**change)).made.keys()
 
     def test_the_texts_content_counts_and_not_its_name(self) -> None:
         before = plan_of(document())
         Path("t.txt").rename("u.txt")
         after = plan_of(document(text="u.txt"))
-        assert after.measures.keys() == before.measures.keys()
+        assert after.made.keys() == before.made.keys()
         assert [job.digest for job in after.shards] == [job.digest for job in before.shards]
         Path("u.txt").write_text(_TEXT + "more")
         changed = plan_of(document(text="u.txt"))
-        assert not changed.measures.keys() & before.measures.keys()
+        assert not changed.made.keys() & before.made.keys()
 
 
 class TestMetaGpt:
@@ -122,8 +122,8 @@ class TestMetaGpt:
         plan = plan_of(document("metagpt"))
         steps = ["metagpt_sum", "metagpt_share", "metagpt_share"]
         assert set(map(tuple, calls(plan).values())) == {tuple(steps)}
-        assert [job.folders for job in plan.measures.values()] == [("a", "base"), ("b", "base")]
-        assert all(job.text is None for job in plan.measures.values())
+        assert [job.folders for job in plan.made.values()] == [("a", "base"), ("b", "base")]
+        assert all(job.text is None for job in plan.made.values())
 
     def test_a_model_that_lacks_a_tensor_counts_by_its_whole_norm(self) -> None:
         bias = "model.layers.0.self_attn.q_proj.bias"
@@ -156,9 +156,9 @@ class TestMetaGpt:
 def test_an_adapter_may_be_extracted_from_it() -> None:
     lora = {"name": "lora", "extract_lora": {"model": "out", "base_model": "a", "rank": 2}}
     plan = plan_of(document(), lora)
-    assert len(plan.measures) == 2
+    assert len(plan.made) == 2
     (adapter,) = plan.adapters.values()
-    made = {job.output for job in plan.measures.values()}
+    made = {job.output for job in plan.made.values()}
     assert all(made <= set(job.sources) for job in adapter.updates)
 
 
@@ -170,10 +170,10 @@ class TestTexts:
             plan_of(document(), keep=True)
 
     def test_a_new_text_is_locked(self) -> None:
-        before = plan_of(document()).measures.keys()
+        before = plan_of(document()).made.keys()
         Path("u.txt").write_text("x" * 500)
         plan = plan_of(document(text="u.txt"), keep=True)
-        assert not before & plan.measures.keys()
+        assert not before & plan.made.keys()
         assert set(json.loads(Path("recipe.lock.json").read_text())["texts"]) == {"u.txt"}
 
     @pytest.mark.parametrize(
@@ -236,4 +236,4 @@ def test_a_description_tells_of_it() -> None:
     assert warnings == []
     label = "fisher_average(a, b, Fisher information of a, Fisher information of b)"
     assert found["coefficients"]["model.norm.weight"] == [[label, 1.0]]
-    assert read_plan(next(Path(".shardmerge/plans").iterdir())).measures
+    assert read_plan(next(Path(".shardmerge/plans").iterdir())).made
