@@ -29,6 +29,7 @@ rule make_source:
     threads: lambda w: RESOURCES[f"{made_job(w).environment}_threads"]
     resources:
         mem_mb=lambda w, attempt: megabytes(made_job(w).memory) * attempt,
+        disk_mb=lambda w: megabytes(made_job(w).bytes_written),
         runtime=lambda w, attempt: 120 * attempt,
         gpu=int(ON_GPU),
     params:

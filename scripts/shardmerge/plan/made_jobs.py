@@ -20,6 +20,7 @@ class MadeJob:
         identities: Of the content of each file, the text's the last.
         environment: Name of the environment that it runs in.
         memory: Bytes that it needs at most.
+        bytes_read, bytes_written: What it must move.
     """
 
     output: str
@@ -30,6 +31,8 @@ class MadeJob:
     identities: tuple[str, ...]
     environment: str
     memory: int
+    bytes_read: int
+    bytes_written: int
 
     @property
     def files(self) -> tuple[str, ...]:

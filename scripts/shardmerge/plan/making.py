@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardmerge.algebra.transplant import TransplantSpec
-from shardmerge.base.dtypes import DTYPES, dtype_code
+from shardmerge.base.dtypes import DTYPES, dtype_code, tensor_bytes
 from shardmerge.base.forms import Written
 from shardmerge.benchmark.reading import GROUP_BYTES
 from shardmerge.compose.made_sources import FileKey, MadeSource
@@ -60,6 +60,7 @@ class MadeKind:
         memory: Returns the bytes that a job needs at most, from the source and the recipe's lock.
         make: Makes one; returns what is said of it in the log.
         environment: Name of the environment that jobs run in.
+        reads: Returns the bytes that a job reads, likewise; by default those of its files.
     """
 
     folder: str
@@ -67,6 +68,7 @@ class MadeKind:
     memory: Callable[[MadeSource, Lock], int]
     make: Callable[[MakeTask], str]
     environment: str = BENCHMARK
+    reads: Callable[[MadeSource, Lock], int] | None = None
 
 
 def made_job(one: MadeSource, output: str, lock: Lock, path: Callable[[FileKey], str]) -> MadeJob:
@@ -92,6 +94,8 @@ def made_job(one: MadeSource, output: str, lock: Lock, path: Callable[[FileKey],
         identities=tuple(identities),
         environment=kind.environment,
         memory=kind.memory(one, lock),
+        bytes_read=(kind.reads or _all_files)(one, lock),
+        bytes_written=sum(tensor_bytes(*row) for row in one.tensors.values()),
     )
 
 
@@ -102,6 +106,29 @@ def load_made_spec(job: MadeJob) -> Any:
         UserError: If that is not there, or damaged.
     """
     return load_spec_of(MADE_KINDS[job.kind].spec, job.digest, f"a source of kind {job.kind!r}")
+
+
+def _all_files(one: MadeSource, lock: Lock) -> int:
+    """Return the bytes of all files that a job is given."""
+    files = [lock.sources[model].files[name] for row in one.inputs for model, name in row]
+    return sum(file.size for file in files) + (lock.texts[one.text].size if one.text else 0)
+
+
+def _pair_bytes(one: MadeSource, lock: Lock) -> int:
+    """Return the bytes of the tensors of two models that are subtracted."""
+    tables = [lock.sources[row[0][0]].tensors for row in one.inputs]
+    pairs = ((n, n) if isinstance(n, str) else n for n in one.spec.options["tensors"])
+    found = [t[n] for pair in pairs for t, n in zip(tables, pair, strict=True)]
+    return sum(tensor.end - tensor.begin for tensor in found)
+
+
+def _table_bytes(one: MadeSource, lock: Lock) -> int:
+    """Return the bytes of the embeddings that rows are found by, or of a tokenizer's files."""
+    spec = one.spec
+    if spec.donor is None:
+        return _all_files(one, lock)
+    tables = [spec.donor, *(table for model in spec.trained for table in model.tables)]
+    return sum(tensor_bytes(table.dtype, table.shape) for table in tables)
 
 
 def _hidden_memory(one: MadeSource, lock: Lock) -> int:
@@ -193,12 +220,13 @@ MADE_KINDS = {
     "hidden": _measured(_hidden_memory, _read_prompts),
     "grams": _measured(_text_memory, _measure_text),
     "fisher": _measured(_text_memory, _measure_text),
-    "norms": _measured(lambda one, lock: _READING_BYTES, _measure_norm, MERGE),
+    "norms": _measured(lambda one, lock: _READING_BYTES, _measure_norm, MERGE, _pair_bytes),
     "transplant": MadeKind(
         "transplants",
         TransplantSpec,
         lambda one, lock: STREAMING_BYTES + one.spec.memory,
         _find_rows,
         MERGE,
+        _table_bytes,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.models import llama
+from helpers.models import llama, llama_shapes
 from helpers.planned import described
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
+from shardmerge.base.text import human_bytes
 from shardmerge.compose.measured_tensors import _ROW, _width
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
 from shardmerge.plan.making import load_made_spec
 from shardmerge.plan.plan import Plan, read_plan
 from shardmerge.recipe.settings import load_settings
+from shardmerge.report.plan_facts import Amount, plan_totals
+from shardmerge.report.plan_view import plan_text
+from shardmerge.report.terminal import Terminal
 
 _TEXT = "some words. " * 100
 _LAYERS = 2
+#: Of the model.
+_ELEMENTS = sum(math.prod(shape) for shape in llama_shapes(layers=_LAYERS).values())
+_PLAIN = Terminal(width=200)
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +168,40 @@ def test_an_adapter_may_be_extracted_from_it() -> None:
     (adapter,) = plan.adapters.values()
     made = {job.output for job in plan.made.values()}
     assert all(made <= set(job.sources) for job in adapter.updates)
+
+
+class TestBytes:
+    @pytest.mark.parametrize(
+        ("method", "size"),
+        [
+            # of the inputs of q, k, v, o, gate and up; of down; of the head
+            ("regmean", 2 * 4 * (_LAYERS * (6 * 16**2 + 24**2) + 16**2)),
+            ("fisher", 2 * 4 * _ELEMENTS),
+            ("metagpt", 2 * 4),
+        ],
+    )
+    def test_what_jobs_make_takes_disk(self, method: str, size: int) -> None:
+        plan = plan_of(document(method))
+        totals = plan_totals(plan, lambda path: False)
+        assert totals.made == Amount(2, size)
+        assert totals.disk == size + totals.models.bytes
+        assert f"{human_bytes(size)} in 2 files of made sources" in plan_text(plan, _PLAIN)
+        (there, _) = plan.made.values()
+        rest = plan_totals(plan, lambda path: path == there.output)
+        assert (rest.done, rest.disk) == (Amount(1, size // 2), totals.disk - size // 2)
+        plan_of(document(method), disk_budget=totals.disk)
+        with pytest.raises(UserError, match="what is needed at once"):
+            plan_of(document(method), disk_budget=totals.disk - 1)
+
+    def test_what_jobs_read_for_it_counts(self) -> None:
+        sizes = {n: sum(p.stat().st_size for p in Path(n).iterdir()) for n in ("a", "b")}
+        plan = plan_of(document())
+        found = {job.folders: job.bytes_read for job in plan.made.values()}
+        assert found == {(n,): size + len(_TEXT) for n, size in sizes.items()}
+        shards = sum(job.bytes_read for job in plan.shards)
+        assert plan_totals(plan, lambda path: False).read == sum(found.values()) + shards
+        one = plan_of(document("metagpt")).made.values()
+        assert {job.bytes_read for job in one} == {2 * 2 * _ELEMENTS}
 
 
 class TestTexts:

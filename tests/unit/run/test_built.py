@@ -69,7 +69,9 @@ class TestBuilt:
         case = Case(folder, keep_sources=False)
         files = tuple(case.shards[0].sources)
         names = ("",) * len(files)
-        job = MadeJob("measured.safetensors", "d", "hidden", (files,), None, names, "benchmark", 1)
+        job = MadeJob(
+            "measured.safetensors", "d", "hidden", (files,), None, names, "benchmark", 1, 1, 1
+        )
         case.plan = replace(case.plan, made={"d": job})
         gates = case.plan.schedule.gates(lambda path: False, lambda path: False)
         other = next(path for path in gates if path not in files)
