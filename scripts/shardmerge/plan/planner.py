@@ -5,7 +5,7 @@ A pure function of recipes, locks and configuration. ``planning.load_plan`` keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,13 @@ from shardmerge.compose.tokenizer_files import tokenizer_files
 from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.adapters import plan_adapter
-from shardmerge.plan.describe import copied_files, describe, tokenizer_content
+from shardmerge.plan.describe import (
+    copied_files,
+    describe,
+    described_made,
+    tokenizer_content,
+)
+from shardmerge.plan.description import DescribedMade
 from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.making import MADE_KINDS, made_job
 from shardmerge.plan.order import with_schedule
@@ -119,6 +125,7 @@ class _Planner:
                 paths=self.paths,
                 planned=self.planned,
                 make_job=partial(self._update_job, composer),
+                made_for=self._made_for,
                 max_shard_size=self.settings.max_shard_size,
             )
             for name, composer in self._adapters().items()
@@ -271,7 +278,7 @@ class _Planner:
         sums = composer.sums(stage, outputs)
         self.findings += check_build(composer, stage, outputs, sums)
         description = describe(
-            *(composer, stage, identities, tokens, shards, jobs, sums),
+            *(composer, stage, identities, tokens, shards, jobs, sums, self._made_for(jobs)),
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         key = description.digest
@@ -363,6 +370,13 @@ class _Planner:
                 self.read.update(*one.inputs)
                 found[one.digest] = made_job(one, self._path(key), lock, self._path)
         return found
+
+    def _made_for(self, jobs: Iterable[ShardJob]) -> tuple[DescribedMade, ...]:
+        """Return the sources that jobs make for shards, in order of first use."""
+        keys = (key for job in jobs for key in self.planned.specs[job.digest].files)
+        return tuple(
+            described_made(*self.made[key]) for key in dict.fromkeys(keys) if key in self.made
+        )
 
     def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]

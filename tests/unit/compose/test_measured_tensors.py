@@ -15,6 +15,7 @@ from helpers.models import llama, llama_shapes
 from helpers.planned import described
 from shardmerge.algebra import expression as ex
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of
 from shardmerge.base.text import human_bytes
 from shardmerge.compose.measured_tensors import _ROW, _width
 from shardmerge.plan.decide import load_plan
@@ -271,6 +272,28 @@ class TestRefused:
     def test_mergekits_numerics(self) -> None:
         with pytest.raises(UserError, match=r"not one of mergekit 0\.1\.5's"):
             plan_of(document(), numerics="mergekit-0.1.5")
+
+
+def test_a_description_tells_what_jobs_made_of_what() -> None:
+    Path("b.txt").write_text(_TEXT * 2)
+    one = document()
+    one["models"][1]["parameters"] = {"text": "b.txt"}
+    found, _ = described(one)
+    rows = {row["files"][0][0]: row for row in found["made"]}
+    assert {row["digest"] for row in rows.values()} == plan_of(one, keep=True).made.keys()
+    for model, text in (("a", "t.txt"), ("b", "b.txt")):
+        row = rows[model]
+        assert (row["kind"], row["text"]) == ("grams", [text, sha256_of(text)])
+        read = {name: identity for _, name, identity in row["files"]}
+        assert set(read) == {path.name for path in Path(model).iterdir()}
+        assert read["config.json"] == f"sha256:{sha256_of(Path(model, 'config.json'))}"
+    plain = {
+        **one,
+        "merge_method": "linear",
+        "models": [{"model": "a"}],
+        "parameters": {"weight": 1},
+    }
+    assert "made" not in described(plain)[0]
 
 
 def test_a_description_tells_of_it() -> None:
