@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import time
 from pathlib import Path
+from typing import Any
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import Identities
+from shardmerge.base.unfinished import Keeping
 from shardmerge.check.load import stay_offline
 from shardmerge.engine.watch import Watch
+from shardmerge.package.provenance import tool_versions
 from shardmerge.plan.files import IDENTITIES, used_plan_path
 from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.making import MADE_KINDS, MakeTask, load_made_spec
@@ -39,6 +43,7 @@ def main() -> None:
         threads=args.threads,
         confirm=watch.confirm,
         progress=_Progress(),
+        keeping=Keeping(_facts(args), say=say),
     )
     say(MADE_KINDS[job.kind].make(task))
 
@@ -49,6 +54,22 @@ def _asked(digest: str) -> MadeJob:
     if job is None:
         raise UserError(f"there is no job {digest} in the plan", str(path))
     return job
+
+
+def _facts(args: argparse.Namespace) -> dict[str, Any]:
+    """Return all that decides the bits of what a job has done: another one starts anew."""
+    import torch
+
+    on_card = args.device != "cpu" and torch.cuda.is_available()
+    card = torch.cuda.get_device_name(args.device) if on_card else None
+    versions = tool_versions()
+    return {
+        "job": args.job,
+        "threads": args.threads,
+        "device": args.device,
+        "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), card],
+        "tools": {name: versions[name] for name in sorted(versions) if name != "shardmerge"},
+    }
 
 
 class _Progress:

@@ -12,6 +12,7 @@ from typing import Any
 from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.base.dtypes import DTYPES, dtype_code, tensor_bytes
 from shardmerge.base.forms import Written
+from shardmerge.base.unfinished import Keeping, Unfinished
 from shardmerge.benchmark.reading import GROUP_BYTES
 from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.measurements import MeasureSpec
@@ -39,6 +40,7 @@ class MakeTask:
         threads: Of torch.
         confirm: To be called before the file is put in place: nothing that is read has changed.
         progress: To be told how much of how much is done.
+        keeping: How what is done so far is kept (``base.unfinished``), and what may take it over.
     """
 
     job: MadeJob
@@ -48,6 +50,7 @@ class MakeTask:
     threads: int = 1
     confirm: Callable[[], None] = lambda: None
     progress: Callable[[int, int], None] = lambda done, total: None
+    keeping: Keeping = Keeping()
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _read_prompts(task: MakeTask) -> str:
         task.output,
         device=task.device,
         threads=task.threads,
-        confirm=task.confirm,
+        **_usual(task),
     )
     return _told(task)
 
@@ -176,8 +179,7 @@ def _measure_text(task: MakeTask) -> str:
         task.output,
         device=task.device,
         threads=task.threads,
-        confirm=task.confirm,
-        progress=task.progress,
+        **_usual(task),
     )
     return _told(task)
 
@@ -190,10 +192,14 @@ def _measure_norm(task: MakeTask) -> str:
         task.spec.options["tensors"],
         *weights,
         task.output,
-        confirm=task.confirm,
-        progress=task.progress,
+        **_usual(task),
     )
     return _told(task)
+
+
+def _usual(task: MakeTask) -> dict[str, Any]:
+    """Return the arguments that all that measures takes."""
+    return {"confirm": task.confirm, "progress": task.progress, "keeping": task.keeping}
 
 
 def _has_tensors(file: str) -> bool:
@@ -205,12 +211,13 @@ def _told(task: MakeTask) -> str:
 
 
 def _find_rows(task: MakeTask) -> str:
-    from shardmerge.engine.transplant import write_terms
+    from shardmerge.engine.transplant import terms_file
 
     files = [Path(file) for file in task.job.files]
-    terms = make_terms(task.spec, files, threads=task.threads, device=task.device)
-    task.confirm()
-    write_terms(terms, task.output)
+    how = {"device": task.device, "progress": task.progress}
+    with Unfinished(task.output, task.keeping, task.confirm) as work:
+        terms = make_terms(task.spec, files, threads=task.threads, work=work, **how)
+        work.write(terms_file(terms))
     return terms.told
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_terms(
-    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
+    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, **how: Any
 ) -> RowTerms:
     """Return of which rows, and with what weights, the rows of a specification's tokens are made.
 
@@ -22,7 +22,7 @@ def make_terms(
         spec: The specification.
         files: The file of the donor's embedding, or those of a tokenizer, in its order.
         threads: Of torch.
-        device: torch's name of where it is computed.
+        how: Other arguments of ``engine.transplant.from_donor``.
 
     Raises:
         UserError: If a file cannot be read, or is not as the plan has it.
@@ -31,7 +31,7 @@ def make_terms(
 
     if spec.donor is None:
         return from_parts(spec, _parts(spec, files))
-    return from_donor(spec, files, threads=threads, device=device)
+    return from_donor(spec, files, threads=threads, **how)
 
 
 def _parts(spec: TransplantSpec, files: Sequence[Path]) -> list[tuple[int, ...]]:
