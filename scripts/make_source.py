@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import time
 from pathlib import Path
@@ -60,8 +61,9 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
     """Return all that decides the bits of what a job has done: another one starts anew."""
     import torch
 
-    on_card = args.device != "cpu" and torch.cuda.is_available()
-    card = torch.cuda.get_device_name(args.device) if on_card else None
+    card = None
+    with contextlib.suppress(AssertionError, RuntimeError, ValueError):  # that is no card
+        card = torch.cuda.get_device_name(args.device)
     versions = tool_versions()
     return {
         "job": args.job,
