@@ -69,9 +69,18 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
         "job": args.job,
         "threads": args.threads,
         "device": args.device,
-        "processor": [platform.machine(), torch.backends.cpu.get_cpu_capability(), card],
+        "processor": [_processor(), torch.backends.cpu.get_cpu_capability(), card],
         "tools": {name: versions[name] for name in sorted(versions) if name != "shardmerge"},
     }
+
+
+def _processor() -> str:
+    """Return what the processor is called, or at least its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 class _Progress:
