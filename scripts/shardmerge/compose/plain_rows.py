@@ -12,7 +12,8 @@ from shardmerge.algebra import rows
 from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.transplant import BY_CHANCE, TransplantSpec
 from shardmerge.compose.context import Context
-from shardmerge.compose.transplants import Transplant
+from shardmerge.compose.made_sources import MadeSource
+from shardmerge.compose.transplants import made_rows, transplant
 from shardmerge.recipe.stage import Approximation
 
 #: Rows that one is made of, where a recipe does not say.
@@ -92,10 +93,10 @@ class PlainRows:
         scale = self._settings.scale
         return found if scale == 1 else self._typed(ex.Linear(((scale, found),)), operand)
 
-    def _around_mean(self, drawn: Transplant, operand: ex.Expression) -> ex.Expression:
+    def _around_mean(self, drawn: MadeSource, operand: ex.Expression) -> ex.Expression:
         """Return drawn rows, which come on top of the mean."""
         means = ex.take_rows(ex.Mean(operand), rows.format_rows([0] * drawn.spec.count))
-        terms = ((self._settings.scale, means), (1.0, drawn.of(operand)))
+        terms = ((self._settings.scale, means), (1.0, made_rows(drawn, operand)))
         return self._typed(ex.Linear(terms), operand)
 
     def _typed(self, made: ex.Expression, like: ex.Expression) -> ex.Expression:
@@ -104,7 +105,7 @@ class PlainRows:
             return ex.Cast(made, "F32") if isinstance(made, ex.Zero) else made
         return ex.Cast(made, stated_dtype(like))
 
-    def _drawn(self, count: int, limit: int, stream: RandomStream) -> Transplant:
+    def _drawn(self, count: int, limit: int, stream: RandomStream) -> MadeSource:
         spec = TransplantSpec(
             method=self._settings.method,
             count=count,
@@ -114,6 +115,4 @@ class PlainRows:
             seed=self._settings.seed,
             stream=stream,
         )
-        found = Transplant(spec, stream[-1], ())
-        self._context.transplants[found.key, found.file] = found
-        return found
+        return self._context.note_made(transplant(spec, (), stream[-1]))

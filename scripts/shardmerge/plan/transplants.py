@@ -1,30 +1,20 @@
-"""What jobs that make rows of tokens read: their specification, and the parts of tokens."""
+"""From what a job that makes rows of tokens is told to what it finds out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.algebra.transplant import BY_CHANCE, TransplantSpec
-from shardmerge.plan.files import load_spec_of
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
 if TYPE_CHECKING:
     from shardmerge.engine.transplant import MadeTensors
 
 
-def load_transplant_spec(name: str) -> TransplantSpec:
-    """Return the specification of a job that makes rows of tokens, of this process's plan.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
-    return load_spec_of(TransplantSpec, name, "rows")
-
-
 def make_terms(
-    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
+    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, **how: Any
 ) -> MadeTensors:
     """Return of which rows, and with what weights, those of a specification's tokens are made.
 
@@ -33,7 +23,7 @@ def make_terms(
         files: The file of the donor's embedding, and others that the specification names; or those
             of a tokenizer, in its order; none where rows are drawn.
         threads: Of torch.
-        device: torch's name of where it is computed.
+        how: Other arguments of ``engine.transplant.from_donor``.
 
     Raises:
         UserError: If a file cannot be read, or is not as the plan has it.
@@ -43,12 +33,12 @@ def make_terms(
     from shardmerge.engine.transplant import from_donor, from_parts
 
     if spec.table:
-        return turned(spec, files, threads=threads, device=device)
+        return turned(spec, files, threads=threads, device=how.get("device", "cpu"))
     if spec.method in BY_CHANCE:
         return by_chance(spec)
     if spec.donor is None:
         return from_parts(spec, _parts(spec, files))
-    return from_donor(spec, files, threads=threads, device=device)
+    return from_donor(spec, files, threads=threads, **how)
 
 
 def _parts(spec: TransplantSpec, files: Sequence[Path]) -> list[tuple[int, ...]]:
