@@ -8,10 +8,12 @@ gets neither our profile nor our handlers, and may give our rules other names.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
 #: A shard's identity is the digest in its params. Where its inputs lie, and when they or the code
@@ -165,6 +167,23 @@ class _Triggered:
     def __getitem__(self, job: Any) -> Mapping[Any, Any]:
         below = self._depending[job].items()
         return {one: files for one, files in below if not all(f.is_ancient for f in files)}
+
+
+def end_at_once() -> None:
+    """Let this process end when its work is done.
+
+    The scheduler starts a timer of a second in each of its rounds, to look again whether more jobs
+    may start. Nobody stops those of the last rounds, and Python waits for them.
+    """
+    if register := getattr(threading, "_register_atexit", None):  # before threads are waited for
+        register(_stop_timers)
+
+
+def _stop_timers() -> None:
+    for thread in threading.enumerate():
+        function = thread.function if isinstance(thread, threading.Timer) else None
+        if getattr(function, "__module__", None) == JobScheduler.__module__:
+            thread.cancel()
 
 
 def rule_name(workflow: Any, rule: str) -> str:

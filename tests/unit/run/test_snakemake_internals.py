@@ -83,6 +83,29 @@ def test_jobs_are_asked_that_only_have_ancient_inputs_of_one_that_runs() -> None
     assert set(workflow.dag.bfs(workflow.dag.depending, "a")) == {"a", "b", "c", "d"}
 
 
+def test_the_schedulers_timers_do_not_hold_up_the_end() -> None:
+    """They would for ten minutes; other timers are waited for."""
+    code = """
+import threading
+from types import SimpleNamespace
+from shardmerge.run import snakemake_internals as internals
+
+internals.end_at_once()
+scheduler = SimpleNamespace(_open_jobs=threading.Semaphore(0))
+internals.JobScheduler._schedule_reevalutation(scheduler, 600)
+threading.Timer(0.1, lambda: print("waited for")).start()
+assert sum(isinstance(one, threading.Timer) for one in threading.enumerate()) == 2
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "waited for\n"), done.stderr
+
+
 SNAKEFILE = """\
 import os
 from pathlib import Path
