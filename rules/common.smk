@@ -39,6 +39,7 @@ from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 snakemake_internals.ask_every_job(workflow)
+snakemake_internals.look_for_tables_without_loading_pandas(workflow)
 snakemake_internals.end_at_once()
 SETTINGS = exit_on_user_error(load_settings)(
     own_config(

@@ -139,6 +139,32 @@ def ask_every_job(workflow: Any) -> None:
     workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
 
 
+def look_for_tables_without_loading_pandas(workflow: Any) -> None:
+    """Let Snakemake take no param for a table of pandas while nothing has loaded pandas.
+
+    Where pandas is installed, Snakemake loads it to see whether a param is a table, which takes a
+    third of a second.
+
+    Args:
+        workflow: Snakemake's, before it has a graph.
+    """
+    kind = type(workflow)
+
+    def prepare(self: Any, *args: Any, **options: Any) -> None:
+        kind._prepare_dag(self, *args, **options)
+        own = type(self.persistence)
+        serialize = {"_serialize_param": property(_serializer)}
+        self.persistence.__class__ = type(own.__name__, (own,), serialize)
+
+    workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
+
+
+def _serializer(persistence: Any) -> Callable[[Any], Any]:
+    if "pandas" in sys.modules:
+        return persistence._serialize_param_pandas
+    return persistence._serialize_param_builtin
+
+
 def _asking(kind: type[Any]) -> type[Any]:
     """Return a kind of graph that follows only what makes a job run, where it asks which do."""
 
