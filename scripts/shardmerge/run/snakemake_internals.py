@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.target_jobs import parse_target_jobs_cli_args
 
 #: A shard's identity is the digest in its params. Where its inputs lie, and when they or the code
 #: were touched, does not change it; as inputs that are there already are not asked for, Snakemake's
 #: trigger `input` would even make all shards anew.
 _TRIGGERS = ("mtime", "params")
+#: The module whose timers nobody stops.
+_SCHEDULER = "snakemake.scheduling.job_scheduler"
 
 
 def is_main_process(workflow: Any) -> bool:
@@ -208,7 +209,7 @@ def end_at_once() -> None:
 def _stop_timers() -> None:
     for thread in threading.enumerate():
         function = thread.function if isinstance(thread, threading.Timer) else None
-        if getattr(function, "__module__", None) == JobScheduler.__module__:
+        if getattr(function, "__module__", None) == _SCHEDULER:
             thread.cancel()
 
 

@@ -128,11 +128,12 @@ def test_the_schedulers_timers_do_not_hold_up_the_end() -> None:
     code = """
 import threading
 from types import SimpleNamespace
+from snakemake.scheduling.job_scheduler import JobScheduler
 from shardmerge.run import snakemake_internals as internals
 
 internals.end_at_once()
 scheduler = SimpleNamespace(_open_jobs=threading.Semaphore(0))
-internals.JobScheduler._schedule_reevalutation(scheduler, 600)
+JobScheduler._schedule_reevalutation(scheduler, 600)
 threading.Timer(0.1, lambda: print("waited for")).start()
 assert sum(isinstance(one, threading.Timer) for one in threading.enumerate()) == 2
 """
