@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardmerge.methods.contract import Group, Recorded
-from shardmerge.methods.probes import (
+from shardmerge.methods.kernels.probes import (
     SIGNS,
     UNIT,
     Balance,
