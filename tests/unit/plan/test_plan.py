@@ -345,6 +345,26 @@ class TestChecks:
 
 
 class TestDecision:
+    def test_it_tells_that_a_plan_must_be_made(self, work: Path) -> None:
+        Path("recipe.yaml").write_text(FLAGSHIP)
+        settings = load_settings({"recipes": ["recipe.yaml"], "sources": NAMES})
+        locked = []
+
+        def decided(**options: Any) -> list[bool]:
+            locked.clear()
+            decide.decide(
+                settings,
+                planning=lambda: locked.append(Path("recipe.lock.json").exists()),
+                say=lambda line: None,
+                **options,
+            )
+            return locked
+
+        assert decided() == [False, True]
+        assert decided() == decided(head=False) == []
+        Path("recipe.yaml").write_text("# edited\n" + FLAGSHIP)
+        assert decided() == [True]
+
     @pytest.mark.parametrize("allow_pickle", [False, True])
     @pytest.mark.parametrize("head", [True, False])
     def test_everything_is_read_once(
