@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,15 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
+from shardmerge.engine.philox import native_stream
 from shardmerge.engine.record import Tally
-from shardmerge.engine.row_ranks import native_ranks
+from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.ranks import RowMasks, find_bands, find_keys
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -35,9 +37,10 @@ from shardmerge.methods.passes import (
     ElementValue,
     KeyBand,
     Map,
+    Masks,
     Maxima,
     OrderStatistics,
-    RowRanks,
+    RowChances,
     Sums,
     TorchDraws,
     TorchSums,
@@ -61,7 +64,7 @@ class NativePasses:
         numerics: In which it computes.
     """
 
-    #: Elements of rows whose ranks are found together.
+    #: Elements of rows that are looked at together.
     _together = BLOCK
 
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
@@ -121,8 +124,8 @@ class NativePasses:
             case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
-            case RowRanks(function, by_torch):
-                return self._row_ranks(call, function, by_torch)
+            case RowChances():
+                return self._row_masks(call, wanted)
             case TorchDraws(seed):
                 return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -177,29 +180,24 @@ class NativePasses:
         tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
         return TorchTiles(wanted, count, codes, tiles, rest)
 
-    def _row_ranks(
-        self,
-        call: ex.Call,
-        function: Callable[[Elements], Sequence[ElementValue]],
-        by_torch: bool,
-    ) -> list[RanksInRows]:
-        ranks = native_ranks
-        if by_torch:
+    def _row_masks(self, call: ex.Call, wanted: RowChances) -> list[Masks]:
+        ranks = None
+        if wanted.by_torch:
             from shardmerge.engine.buffers import torch_dtype
             from shardmerge.methods.kernels.execute import torch_ranks
 
             ranks = partial(torch_ranks, dtype=torch_dtype(stated_dtype(call.inputs[0])))
 
-        def of(k: int) -> RanksInRows:
-            def values(first: int, count: int) -> np.ndarray:
-                tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
-                return tiles.values(first, count)[0].astype(np.float32)
+        def values(first: int, count: int) -> np.ndarray:
+            def keys(x: Elements) -> list[ElementValue]:
+                return [value.key() for value in wanted.function(x)]
 
-            return RanksInRows(values, call.inputs[0].shape, ranks, self._together)
+            return self._tiles(call, keys, "keys").keys(first, count).view(np.float32)
 
-        asked: list[int] = []
-        self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
-        return [of(k) for k in range(asked[0])]
+        wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
+        choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
+        shape = call.inputs[0].shape
+        return RowMasks(values, wanted, shape, choose, self._together).masks()
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""

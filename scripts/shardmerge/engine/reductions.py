@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardmerge.engine import torch_order
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, LANES, StepLines
+from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, StepLines, loop_text
 from shardmerge.engine.counting import digits_text, masks_text
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.contract import BLOCK
@@ -113,6 +113,19 @@ class NativeReduction:
             total += found[:, :rest].sum(axis=1)
         return total
 
+    def keys(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
+        """Return the keys themselves, uint32 [values, elements].
+
+        Args:
+            leaves: Address of the first element of each leaf, of which whole vectors can be read.
+            count: Elements.
+            constants: That the steps name.
+        """
+        whole = -(-count // LANES) * LANES
+        found = np.empty((len(self.reduction.values), whole), np.uint32)
+        self._call(1, found, leaves, whole, constants)
+        return found[:, :count]
+
     def add_digits(
         self,
         tables: np.ndarray,
@@ -163,6 +176,8 @@ def _text(reduction: Reduction, ways: int) -> str:
         return torch_order.parts_text(reduction, ways, _HEAD)
     if reduction.kind == "sums":
         return _sums(reduction, ways)
+    if reduction.kind == "keys":
+        return _keys(reduction)
     counted = masks_text if reduction.kind == "counts" else digits_text
     return counted(reduction, _HEAD)
 
@@ -207,6 +222,18 @@ def _sums(reduction: Reduction, ways: int) -> str:
         "}",
         *DECLARATIONS,
     ])  # fmt: skip
+
+
+def _keys(reduction: Reduction) -> str:
+    """Return a function that writes keys [values, count], of whole vectors."""
+    writer = StepLines(reduction)
+    entry = writer.entry()
+    writer.values()
+    for k, key in enumerate(map(writer.value, reduction.values)):
+        row = writer.new(f"mul i64 %count, {k}")
+        place = writer.place("%output", "U32", writer.new(f"add i64 {row}, %i"))
+        writer.lines.append(f"  store {INT} {key}, ptr {place}, align 4")
+    return loop_text(_HEAD, entry, (), writer.lines, ())
 
 
 def _halved(writer: StepLines, parts: list[str]) -> str:

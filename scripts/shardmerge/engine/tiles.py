@@ -13,6 +13,7 @@ from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.counting import DIGITS, TABLES
+from shardmerge.engine.philox import native_stream
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
@@ -50,6 +51,7 @@ class ReducedTiles:
     ) -> None:
         self._locations, self._files = locations, files
         self._code, self._given = native_reduction(reduction), given
+        self._loads = [native_stream(load) for load in given.loads]
         self._sizes = [DTYPES[code].size for code in (*reduction.leaves, *reduction.loads)]
         own = self._sizes[: len(reduction.leaves)]
         self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
@@ -153,6 +155,13 @@ class ReducedTiles:
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
         return np.concatenate([piece for part in parts for piece in part], axis=1)
 
+    def keys(self, begin: int, count: int) -> np.ndarray:
+        """Return the keys of consecutive elements, uint32 [values, elements]."""
+        spans = range(begin, begin + count, BLOCK)
+        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.keys) for i in spans]
+        pieces = [piece for part in parts for piece in part]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns].
 
@@ -183,7 +192,7 @@ class ReducedTiles:
         """Return what a function makes of a tile, in pieces where constants change."""
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))
-        made = [_longer(load(first, count)) for load in self._given.loads]
+        made = [_longer(load(first, count)) for load in self._loads]
         places = [array.ctypes.data for array in (*self._buffers, *made)]
         results = []
         for begin, size, constants in self._given.pieces(first, count):

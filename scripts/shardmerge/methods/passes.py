@@ -76,8 +76,6 @@ class Elements(Protocol):
 Masks = Callable[[int, int], "np.ndarray"]
 #: Returns for consecutive elements, (first, count), a number of each, uint32 [count].
 NumbersOf = Callable[[int, int], "np.ndarray"]
-#: Returns for consecutive elements the rank of each within its row, integers [count].
-RanksOf = Callable[[int, int], "np.ndarray"]
 #: The bits of the square root of 1/2, of a number's mantissa, and what exponents are stored with.
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
@@ -162,18 +160,23 @@ class OrderStatistics:
 
 
 @dataclass(frozen=True)
-class RowRanks:
-    """Asks for the ranks of values within their rows; the answer is a list of ``RanksOf``.
+class RowChances:
+    """Asks which elements are chosen by their values' ranks in rows; the answer is a list of masks.
 
-    A row is what the second dimension counts; a tensor of one dimension is one row.
+    An element is chosen if its number beside is below the bound of its rank. A row is what the
+    second dimension counts; a tensor of one dimension is one row.
 
     Args:
         function: Returns the values, not negative.
+        numbers: Of each value's elements.
+        bounds: For each value those of the ranks, integers [elements of a row], ascending.
         by_torch: Of equal ones any may have the lowest rank: that of ``torch.argsort`` has it.
             Otherwise the first has.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
+    numbers: tuple[NumbersOf, ...]
+    bounds: tuple[np.ndarray, ...]
     by_torch: bool = False
 
 
@@ -231,7 +234,7 @@ class KeyBand:
 NO_BAND = KeyBand(1, 0, (0, 0), (0, 0))
 
 
-Wanted = Sums | Counts | Bands | RowRanks | Maxima | OrderStatistics | TorchSums | TorchDraws
+Wanted = Sums | Counts | Bands | RowChances | Maxima | OrderStatistics | TorchSums | TorchDraws
 #: Makes an element of the result.
 Map = Callable[[Elements], ElementValue]
 Passes = Generator[Wanted, Any, Map]

@@ -197,7 +197,9 @@ class SymbolicElements:
 
     def chance(self, key: Key, probability: float) -> StepValue:
         drawn = StepValue(self.writer, self.writer.load("U32"))
-        self.given.loads.append(partial(_draws, key))
+        from shardmerge.methods.kernels.keys import Stream
+
+        self.given.loads.append(Stream(key))
         # a draw is a number of 32 bits over 2**32
         least = math.ceil(probability * 2.0**32)
         if least > _MOST:
@@ -236,13 +238,6 @@ class SymbolicElements:
 
     def power_of_two(self, value: StepValue) -> StepValue:
         return value._step("power", dtype="F64")
-
-
-def _draws(key: Key, first: int, count: int) -> np.ndarray:
-    """Return random numbers of 32 bits."""
-    from shardmerge.methods.kernels.keys import draws
-
-    return draws(key, first, count)
 
 
 def _numbers(mask: Masks, first: int, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import pytest
 from llvmlite import binding
 
 from helpers import method_bytes
-from shardmerge.engine import mersenne, native, reductions, row_ranks
+from shardmerge.engine import mersenne, native, philox, reductions, row_chances, row_ranks
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -56,6 +56,10 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),
     "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 4),
     "ranks": (row_ranks.ranks_text, 4 * COUNT),
+    "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * COUNT),
+    "choice": (lambda: row_chances.choice_text(True), COUNT),
+    "told": (lambda: row_chances.choice_text(False), COUNT),
+    "stream": (philox.stream_text, 32 * 64),
     "states": (mersenne.states_text, 624 * 4 * COUNT),
 }
 
@@ -97,9 +101,11 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
         texts.add(text)
         return made(text)
 
-    for module in (native, reductions, row_ranks, mersenne):
+    for module in (native, reductions, row_ranks, row_chances, philox, mersenne):
         monkeypatch.setattr(module, "compiled", recorded)
-    for cache in (native.native, reductions.native_reduction, row_ranks._function):
+    for module in (row_ranks, row_chances, philox):
+        module._function.cache_clear()
+    for cache in (native.native, reductions.native_reduction):
         cache.cache_clear()
     method_bytes.by_the_engine(tmp_path, {}, 1)
     assert len(texts) > 4 * len(CASES)
@@ -126,7 +132,7 @@ static void *get(long size) {
 int main(void) {
     long head[6];  /* leaves, bytes of each, of output, elements, constants, bytes of more */
     if (fread(head, 8, 6, stdin) != 6) return 1;
-    void *leaves[8];
+    void *leaves[16];
     for (long i = 0; i < head[0]; i++) leaves[i] = get(head[1]);
     double *constants = get(8 * head[4]);
     void *more = get(head[5]), *output = aligned_alloc(64, (head[2] + 127) / 64 * 64);
@@ -146,7 +152,13 @@ def leaves_of(name: str) -> list[np.ndarray]:
         keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
         return [keys.view("u1"), *(np.zeros(4 * COUNT, "u1") for _ in range(2)),
                 np.zeros(4 * COUNT * 2, "u1")]  # fmt: skip
-    if name == "states":
+    if name in ("choice", "told"):
+        keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
+        keys[::3] = 0
+        numbers = random.integers(0, 1 << 32, COUNT, np.uint32)
+        most = np.linspace(1 << 30, 3 << 30, COUNT // 4 + 1).astype("<u4")
+        return [one.view("u1") for one in (keys, numbers, most)] + [np.zeros(4 * COUNT, "u1")] * 9
+    if name in ("states", "stream"):
         return [random.integers(0, 256, 2500, np.uint8)]
     odd = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, 1.0], "<f4")
     made = []
@@ -173,9 +185,11 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     room = max(len(one) for one in leaves)
     leaves = [np.concatenate([one, np.zeros(room - len(one), "u1")]) for one in leaves]
     more = np.zeros(4096, "u1")
-    more[:8].view("<i8")[:] = 4 if name == "ranks" else 0x3B00  # rows, or a high half
-    count = COUNT // 4 if name == "ranks" else COUNT
-    count = 64 if name == "states" else count
+    in_rows = name in ("ranks", "choice", "told")
+    more[:8].view("<i8")[:] = 4 if in_rows else 0x3B00  # rows, or a high half
+    more[8:16].view("<i8")[:] = 256  # buckets
+    count = COUNT // 4 if in_rows else COUNT
+    count = 64 if name in ("states", "stream") else count
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))
     (tmp_path / "main.c").write_text(DRIVER)
     built = ["aarch64-linux-gnu-gcc", "-static", "-o", "run", "main.c", "code.o"]

@@ -14,11 +14,11 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import native, reductions, row_ranks, tiles
+from shardmerge.engine import native, philox, reductions, row_chances, row_ranks, tiles
 from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
-from shardmerge.methods.kernels.ranks import Statistic, band_of, ranks_along
+from shardmerge.methods.kernels.ranks import Statistic, band_of
 from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
@@ -113,16 +113,6 @@ class TestBands:
         cases.assert_same(models.load()["w"], expected)
 
 
-class TestRowRanks:
-    @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 1), (5, 33, 4), (2, 5000, 1)])
-    def test_are_those_of_numpy(self, shape: tuple[int, ...]) -> None:
-        random = np.random.default_rng(0)
-        values = np.abs(random.standard_normal(shape)).astype("f2").astype("f4")
-        values.reshape(-1)[::3] = values.reshape(-1)[0]
-        values.reshape(-1)[-1:] = np.nan
-        assert np.array_equal(row_ranks.native_ranks(values), ranks_along(values))
-
-
 class TestProcessors:
     @pytest.mark.parametrize("cpu", ["sandybridge", "x86-64-v3", "x86-64-v4"])
     @pytest.mark.skipif(native.platform.machine() != "x86_64", reason="x86-64 only")
@@ -134,7 +124,10 @@ class TestProcessors:
         if not features.get(needs.get(cpu, "f16c")):
             pytest.skip(f"this processor is no {cpu}")
         monkeypatch.setattr(native, "_processor", lambda: (cpu, "+f16c"))
-        caches = native.native, reductions.native_reduction, row_ranks._function
+        caches = (
+            *(native.native, reductions.native_reduction, row_ranks._function),
+            *(row_chances._function, philox._function),
+        )
         for cache in caches:
             cache.cache_clear()
         found = method_bytes.by_the_engine(tmp_path, {}, 1)

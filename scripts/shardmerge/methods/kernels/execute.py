@@ -13,7 +13,13 @@ import torch
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.ranks import (
+    RowMasks,
+    choice_by,
+    find_bands,
+    find_keys,
+    ranks_along,
+)
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
 from shardmerge.methods.kernels.torch_order import torch_sums
@@ -30,7 +36,7 @@ from shardmerge.methods.passes import (
     NumbersOf,
     OrderStatistics,
     Ranks,
-    RowRanks,
+    RowChances,
     Sums,
     TorchDraws,
     TorchSums,
@@ -161,8 +167,8 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
-        case RowRanks(function, by_torch):
-            return _row_ranks(function, by_torch, shape, read, step)
+        case RowChances():
+            return _row_masks(wanted, shape, read, step)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -203,23 +209,22 @@ def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> li
     return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
 
 
-def _row_ranks(
-    function: Callable, by_torch: bool, shape: Sequence[int], read: ReadInputs, step: int
-) -> list[RanksInRows]:
-    def values(k: int, first: int, count: int) -> np.ndarray:
-        elements = TorchElements(read(first, count), shape, first)
-        found = function(elements)[k]
+def _row_masks(
+    wanted: RowChances, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[Masks]:
+    def values(first: int, count: int) -> list[np.ndarray]:
+        found = wanted.function(TorchElements(read(first, count), shape, first))
         # numpy has no bfloat16
-        return (found.float() if found.itemsize == 2 else found).cpu().numpy()
+        return [(one.float() if one.itemsize == 2 else one).cpu().numpy() for one in found]
 
-    made = function(TorchElements(read(0, 1), shape, 0))
-    ranks = None
-    if by_torch:
+    made = wanted.function(TorchElements(read(0, 1), shape, 0))
+    ranks = ranks_along
+    if wanted.by_torch:
         ranks = partial(torch_ranks, dtype=made[0].dtype)
     elif made[0].device.type != "cpu":
         ranks = partial(_stable_ranks, device=made[0].device)
-    together = min(step, _SORTED)
-    return [RanksInRows(partial(values, k), shape, ranks, together) for k in range(len(made))]
+    choose = [choice_by(ranks, bounds) for bounds in wanted.bounds]
+    return RowMasks(values, wanted, shape, choose, min(step, _SORTED)).masks()
 
 
 def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
@@ -227,14 +232,14 @@ def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
     keys = torch.from_numpy(values.view(f"i{values.itemsize}")).to(device)
     keys = keys & torch.iinfo(keys.dtype).max  # NaN may have a sign
     order = keys.argsort(dim=1, stable=True)
-    steps = torch.arange(values.shape[1], device=device).view(1, -1, 1).expand_as(order)
+    steps = torch.arange(values.shape[1], device=device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, steps).int().cpu().numpy()
 
 
 def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Return the ranks along the second dimension by torch's sort of values of a type."""
     order = torch.from_numpy(values).to(dtype).argsort(dim=1)
-    steps = torch.arange(values.shape[1]).view(1, -1, 1).expand_as(order)
+    steps = torch.arange(values.shape[1]).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, steps).numpy()
 
 
