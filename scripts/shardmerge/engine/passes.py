@@ -184,9 +184,9 @@ class NativePasses:
         ranks = None
         if wanted.by_torch:
             from shardmerge.engine.buffers import torch_dtype
-            from shardmerge.methods.kernels.execute import torch_ranks
+            from shardmerge.engine.quick_ranks import ranks_like_torch
 
-            ranks = partial(torch_ranks, dtype=torch_dtype(stated_dtype(call.inputs[0])))
+            ranks = partial(ranks_like_torch, dtype=torch_dtype(stated_dtype(call.inputs[0])))
 
         def values(first: int, count: int) -> np.ndarray:
             def keys(x: Elements) -> list[ElementValue]:

@@ -24,6 +24,8 @@ _REACH = 12.0
 #: Elements whose ranks are counted one by one; a row that has more is sorted.
 _FEW = 96
 _MOST_BUCKETS = 1 << 14
+#: Says of an element that it is not told whether it is chosen.
+_OPEN = 2
 #: Elements that are looked at in one turn of a loop.
 _UNROLLED = 8
 _SHORT = STORED["BF16"]
@@ -34,16 +36,19 @@ _NAMES = (
 
 
 def native_choice(
-    bounds: np.ndarray, ranks: Callable[[np.ndarray], np.ndarray] | None = None
+    bounds: np.ndarray, ranks: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 ) -> Choose:
     """Return what chooses elements whose numbers are below the bounds of their ranks.
 
     Args:
         bounds: By rank, ascending.
-        ranks: Finds those of values within rows that must be sorted, and alone knows the order of
-            equal ones. Without it the first has the lowest.
+        ranks: Finds those of values within rows, where a mask is set, and alone knows the order of
+            equal ones; what is chosen of zeros does not matter. Without it the first has the
+            lowest.
     """
-    by_ranks = choice_by(ranks or native_ranks, bounds)
+    by_ranks = choice_by(native_ranks, bounds)
+    if ranks:
+        by_ranks = choice_by(lambda values: ranks(values, np.ones(values.shape, bool)), bounds)
     if bounds[0] < 1 or (np.diff(bounds.astype(np.int64)) < 0).any():
         return by_ranks
     most = np.append(bounds, bounds[-1:]).astype(np.int64) - 1
@@ -51,9 +56,15 @@ def native_choice(
 
     def choose(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         chosen, left = _told(values, numbers, most, ranks is None)
-        if len(rest := np.flatnonzero(left)):
+        rest = np.flatnonzero(left)
+        if len(rest) and ranks is None:
             chosen[rest] = by_ranks(values[rest], numbers[rest])
-        return chosen
+        elif len(rest):
+            some = chosen[rest] == _OPEN
+            found = ranks(values[rest], some)[some]
+            row, column = some.nonzero()
+            chosen[rest[row], column] = numbers[rest[row], column] < bounds[found]
+        return chosen.view(bool)
 
     return choose
 
@@ -61,7 +72,9 @@ def native_choice(
 def _told(
     values: np.ndarray, numbers: np.ndarray, most: np.ndarray, first_is_lowest: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which elements are chosen, and in which rows that is not told.
+    """Return which elements are chosen, 0 or 1, and in which rows that is not told of all.
+
+    Where the first of equals need not be the lowest, what is not told is ``_OPEN``.
 
     Args:
         values: float32 [rows, length], not negative.
@@ -88,7 +101,7 @@ def _told(
     more = (ctypes.c_int64 * 2)(rows, buckets)
     function, _ = _function(first_is_lowest)
     function(chosen.ctypes.data, addresses, length, None, ctypes.addressof(more))
-    return chosen[: rows * length].view(bool).reshape(rows, length), left
+    return chosen[: rows * length].reshape(rows, length), left
 
 
 def _longer(x: np.ndarray) -> np.ndarray:
@@ -241,12 +254,14 @@ def choice_text(first_is_lowest: bool) -> str:
         high = t.load("i32", place, "1")
         number = t.load("i32", numbers, index)
         sure = t.new(f"icmp ule i32 {number}, {low}")
-        t.store("i8", t.new(f"zext i1 {sure} to i8"), chosen, index, 1)
+        told = t.new(f"zext i1 {sure} to i8")
         maybe = t.new(f"icmp ule i32 {number}, {high}")
         open_ = t.new(f"xor i1 {maybe}, {sure}")
         if not first_is_lowest:  # what is chosen of zeros changes nothing
             some = t.new(f"icmp ne i32 {t.load('i32', '%copy.all', index)}, 0")
             open_ = t.new(f"and i1 {open_}, {some}")
+            told = t.new(f"select i1 {open_}, i8 {_OPEN}, i8 {told}")
+        t.store("i8", told, chosen, index, 1)
         t.store("i32", t.new(f"trunc i64 {index} to i32"), "%list.all", found)
         found = t.new(f"add i64 {found}, {t.new(f'zext i1 {open_} to i64')}")
     t.end("tell", {"found": ("i64", found)}, _UNROLLED, "%n")
@@ -283,14 +298,16 @@ def choice_text(first_is_lowest: bool) -> str:
         rank, upto = _counted(t, low, high, None)
         last = t.load("i32", "%most.all", t.new(f"sub i64 {upto}, 1"))
     sure = t.new(f"icmp ule i32 {number}, {t.load('i32', '%most.all', rank)}")
-    t.store("i8", t.new(f"zext i1 {sure} to i8"), chosen, wide, 1)
+    told = t.new(f"zext i1 {sure} to i8")
     if not first_is_lowest:
         maybe = t.new(f"icmp ule i32 {number}, {last}")
         open_ = t.new(f"xor i1 {maybe}, {sure}")
+        told = t.new(f"select i1 {open_}, i8 {_OPEN}, i8 {told}")
         place = t.at("i8", "%left.all", "%row.i")
         before = t.new(f"load i8, ptr {place}")
         after = t.new(f"or i8 {before}, {t.new(f'zext i1 {open_} to i8')}")
         t.lines.append(f"  store i8 {after}, ptr {place}")
+    t.store("i8", told, chosen, wide, 1)
     t.end("each", {}, 1, "%open")
     t.lines += ["  br label %ranked", "ranked:"]
     t.block = "ranked"

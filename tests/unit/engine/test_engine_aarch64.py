@@ -14,7 +14,15 @@ import pytest
 from llvmlite import binding
 
 from helpers import method_bytes
-from shardmerge.engine import mersenne, native, philox, reductions, row_chances, row_ranks
+from shardmerge.engine import (
+    mersenne,
+    native,
+    philox,
+    quick_ranks,
+    reductions,
+    row_chances,
+    row_ranks,
+)
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -59,6 +67,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * COUNT),
     "choice": (lambda: row_chances.choice_text(True), COUNT),
     "told": (lambda: row_chances.choice_text(False), COUNT),
+    "quick": (quick_ranks.quick_text, 4 * COUNT),
     "stream": (philox.stream_text, 32 * 64),
     "states": (mersenne.states_text, 624 * 4 * COUNT),
 }
@@ -101,9 +110,12 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
         texts.add(text)
         return made(text)
 
-    for module in (native, reductions, row_ranks, row_chances, philox, mersenne):
+    for module in (
+        *(native, reductions, row_ranks, row_chances),
+        *(quick_ranks, philox, mersenne),
+    ):
         monkeypatch.setattr(module, "compiled", recorded)
-    for module in (row_ranks, row_chances, philox):
+    for module in (row_ranks, row_chances, quick_ranks, philox):
         module._function.cache_clear()
     for cache in (native.native, reductions.native_reduction):
         cache.cache_clear()
@@ -148,10 +160,10 @@ int main(void) {
 def leaves_of(name: str) -> list[np.ndarray]:
     """Return leaves of one size in bytes, with infinities, NaNs, subnormal numbers and zeros."""
     random = np.random.default_rng(3)
-    if name == "ranks":
+    if name in ("ranks", "quick"):
         keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
         return [keys.view("u1"), *(np.zeros(4 * COUNT, "u1") for _ in range(2)),
-                np.zeros(4 * COUNT * 2, "u1")]  # fmt: skip
+                np.zeros(4 * COUNT * 2, "u1"), np.ones(4 * COUNT, "u1")]  # fmt: skip
     if name in ("choice", "told"):
         keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
         keys[::3] = 0
@@ -185,9 +197,9 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     room = max(len(one) for one in leaves)
     leaves = [np.concatenate([one, np.zeros(room - len(one), "u1")]) for one in leaves]
     more = np.zeros(4096, "u1")
-    in_rows = name in ("ranks", "choice", "told")
+    in_rows = name in ("ranks", "quick", "choice", "told")
     more[:8].view("<i8")[:] = 4 if in_rows else 0x3B00  # rows, or a high half
-    more[8:16].view("<i8")[:] = 256  # buckets
+    more[8:16].view("<i8")[:] = 256  # buckets, or how often parts fall apart
     count = COUNT // 4 if in_rows else COUNT
     count = 64 if name in ("states", "stream") else count
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from shardmerge.engine import native
+from shardmerge.engine import native, quick_ranks
 from shardmerge.engine.philox import native_stream
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels import ranks
+from shardmerge.methods.kernels.execute import torch_ranks
 from shardmerge.methods.kernels.keys import Stream
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.passes import RowChances
@@ -76,16 +78,17 @@ class TestChoice:
     ) -> None:
         asked = []
 
-        def last_first(rows: np.ndarray) -> np.ndarray:
-            """Return ranks where of equal values the last has the lowest."""
+        def last_first(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+            """Return ranks where of equal values the last has the lowest; of others none."""
             asked.append(len(rows))
-            return ranks_along(rows[:, ::-1])[:, ::-1]
+            return np.where(wanted, ranks_along(rows[:, ::-1])[:, ::-1], 1 << 40)
 
         shape = (30, 700)
         values, numbers, bounds = changes(kind, shape), numbers_of(shape), bounds_of(shape[1])
         found = native_choice(bounds, last_first)(values, numbers)
         rows = sum(asked)
-        expected = choice_by(last_first, bounds)(values, numbers)
+        every = np.ones(shape, bool)
+        expected = choice_by(lambda x: last_first(x, every), bounds)(values, numbers)
         assert np.array_equal(found[values != 0], expected[values != 0])
         if kind == "float32":
             assert rows == 0
@@ -143,3 +146,54 @@ def test_streams_are_those_of_numpy(first: int, count: int) -> None:
     for key in ((0, 0), ((1 << 64) - 1, 0x9E3779B97F4A7C15)):
         stream = Stream(key)
         assert np.array_equal(native_stream(stream)(first, count), stream(first, count))
+
+
+class TestQuickRanks:
+    """Those of torch's sort, which is not stable."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("shape", [(5, 1), (30, 16), (30, 17), (7, 300), (3, 5000), (1, 40000)])
+    @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+    def test_are_those_of_torch(self, kind: str, shape: tuple[int, int], name: str) -> None:
+        dtype = getattr(torch, name)
+        values = torch.from_numpy(changes(kind, shape)).to(dtype).float().numpy()
+        expected = torch_ranks(values, dtype)
+        random = np.random.default_rng(1)
+        for share in (1.0, 4 / shape[1], 0.0):
+            wanted = random.random(shape) < share
+            found = quick_ranks.ranks_like_torch(values, wanted, dtype)
+            assert np.array_equal(found[wanted], expected[wanted])
+
+    def test_this_torch_is_known(self) -> None:
+        assert quick_ranks._is_torchs(torch.float16) and quick_ranks._is_torchs(torch.bfloat16)
+
+    def test_another_sort_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is tried tells stable ranks from these, and torch is asked then."""
+        monkeypatch.setattr(
+            quick_ranks, "_quick_ranks", lambda x, _: (ranks_along(x), np.ones(len(x), np.uint8))
+        )
+        quick_ranks._is_torchs.cache_clear()
+        assert not quick_ranks._is_torchs(torch.float16)
+        values = changes("few", (3, 200))
+        found = quick_ranks.ranks_like_torch(values, values > 0, torch.float16)
+        assert np.array_equal(found, torch_ranks(values, torch.float16))
+        quick_ranks._is_torchs.cache_clear()
+
+    def test_rows_that_fall_apart_are_torchs(self) -> None:
+        """An order in which every median is one of the least, made by the sort itself."""
+        length = 3000
+        values = _bad_order(length)
+        _, done = quick_ranks._quick_ranks(values[None], np.ones((1, length), bool))
+        assert not done[0]
+        found = quick_ranks.ranks_like_torch(values[None], values[None] >= 0, torch.float32)
+        assert np.array_equal(found, torch_ranks(values[None], torch.float32))
+
+
+def _bad_order(length: int) -> np.ndarray:
+    """Return an order for which quicksort by a median of three goes wrong (Musser 1997)."""
+    half = length // 2
+    made = np.empty(length, "f4")
+    made[:half:2] = np.arange(1, half + 1, 2)
+    made[1:half:2] = np.arange(half + 1, 2 * half + 1, 2)
+    made[half:] = 2 * np.arange(1, length - half + 1)
+    return made
