@@ -15,10 +15,12 @@ from llvmlite import binding
 
 from helpers import method_bytes
 from shardmerge.engine import (
+    choice_text,
     mersenne,
     native,
     philox,
     quick_ranks,
+    quick_text,
     reductions,
     row_chances,
     row_ranks,
@@ -65,9 +67,9 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 4),
     "ranks": (row_ranks.ranks_text, 4 * COUNT),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * COUNT),
-    "choice": (lambda: row_chances.choice_text(True), COUNT),
-    "told": (lambda: row_chances.choice_text(False), COUNT),
-    "quick": (quick_ranks.quick_text, 4 * COUNT),
+    "choice": (lambda: choice_text.choice_text(True), COUNT),
+    "told": (lambda: choice_text.choice_text(False), COUNT),
+    "quick": (quick_text.quick_text, 4 * COUNT),
     "stream": (philox.stream_text, 32 * 64),
     "states": (mersenne.states_text, 624 * 4 * COUNT),
 }
