@@ -54,6 +54,8 @@ from shardmerge.methods.registry import passes_of
 
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
+#: Of each thread, how it read keys last.
+_LAST = threading.local()
 
 
 class NativePasses:
@@ -188,11 +190,14 @@ class NativePasses:
 
             ranks = partial(ranks_like_torch, dtype=torch_dtype(stated_dtype(call.inputs[0])))
 
-        def values(first: int, count: int) -> np.ndarray:
-            def keys(x: Elements) -> list[ElementValue]:
-                return [value.key() for value in wanted.function(x)]
+        def keys(x: Elements) -> list[ElementValue]:
+            return [value.key() for value in wanted.function(x)]
 
-            return self._tiles(call, keys, "keys").keys(first, count).view(np.float32)
+        def values(first: int, count: int) -> np.ndarray:
+            # a thread asks for many groups of a tensor's rows in turn, and its buffers are its own
+            if getattr(_LAST, "keys", None) is not keys:
+                _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "keys")
+            return _LAST.tiles.keys(first, count).view(np.float32)
 
         wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
         choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
