@@ -196,8 +196,8 @@ class NativePasses:
         def values(first: int, count: int) -> np.ndarray:
             # a thread asks for many groups of a tensor's rows in turn, and its buffers are its own
             if getattr(_LAST, "keys", None) is not keys:
-                _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "keys")
-            return _LAST.tiles.keys(first, count).view(np.float32)
+                _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "bits")
+            return _LAST.tiles.bits(first, count).view(np.float32)
 
         wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
         choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]

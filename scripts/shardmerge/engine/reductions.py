@@ -113,7 +113,7 @@ class NativeReduction:
             total += found[:, :rest].sum(axis=1)
         return total
 
-    def keys(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
+    def bits(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
         """Return the keys themselves, uint32 [values, elements].
 
         Args:
@@ -176,8 +176,8 @@ def _text(reduction: Reduction, ways: int) -> str:
         return torch_order.parts_text(reduction, ways, _HEAD)
     if reduction.kind == "sums":
         return _sums(reduction, ways)
-    if reduction.kind == "keys":
-        return _keys(reduction)
+    if reduction.kind == "bits":
+        return _bits(reduction)
     counted = masks_text if reduction.kind == "counts" else digits_text
     return counted(reduction, _HEAD)
 
@@ -224,7 +224,7 @@ def _sums(reduction: Reduction, ways: int) -> str:
     ])  # fmt: skip
 
 
-def _keys(reduction: Reduction) -> str:
+def _bits(reduction: Reduction) -> str:
     """Return a function that writes keys [values, count], of whole vectors."""
     writer = StepLines(reduction)
     entry = writer.entry()

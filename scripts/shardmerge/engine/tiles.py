@@ -155,10 +155,10 @@ class ReducedTiles:
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
         return np.concatenate([piece for part in parts for piece in part], axis=1)
 
-    def keys(self, begin: int, count: int) -> np.ndarray:
+    def bits(self, begin: int, count: int) -> np.ndarray:
         """Return the keys of consecutive elements, uint32 [values, elements]."""
         spans = range(begin, begin + count, BLOCK)
-        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.keys) for i in spans]
+        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.bits) for i in spans]
         pieces = [piece for part in parts for piece in part]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 

@@ -64,7 +64,7 @@ class Program:
 
 
 #: How values are reduced.
-Reducing = Literal["sums", "counts", "keys", "high", "low", "rows", "pairs", "lanes", "numbers"]
+Reducing = Literal["sums", "counts", "bits", "high", "low", "rows", "pairs", "lanes", "numbers"]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
 #: lanes of a vector or number by number.
 IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
@@ -76,8 +76,8 @@ class Reduction:
 
     Args:
         leaves, steps, loads: As of a ``Program``.
-        kind: ``sums`` of float64 values, ``counts`` of masks, ``keys`` as they are, or how often
-            keys have a ``high`` half, or a ``low`` half after some high one; see also
+        kind: ``sums`` of float64 values, ``counts`` of masks, ``bits`` of keys as they are, or
+            how often keys have a ``high`` half, or a ``low`` half after some high one; see also
             ``IN_TORCH_ORDER``.
         values: What is reduced.
     """

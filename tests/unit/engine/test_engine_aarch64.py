@@ -66,7 +66,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),
     "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 4),
     "ranks": (row_ranks.ranks_text, 4 * COUNT),
-    "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * COUNT),
+    "bits": (lambda: reductions._text(reduction("bits", KEYS, 4), 1), 4 * COUNT),
     "choice": (lambda: choice_text.choice_text(True), COUNT),
     "told": (lambda: choice_text.choice_text(False), COUNT),
     "quick": (quick_text.quick_text, 4 * COUNT),
