@@ -27,7 +27,14 @@ from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.ranks import (
+    Bracket,
+    CountKeys,
+    RanksInRows,
+    Sample,
+    find_bands,
+    find_keys,
+)
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -46,11 +53,14 @@ from shardmerge.methods.passes import (
     end_of,
     vectors,
 )
-from shardmerge.methods.program import Reducing
+from shardmerge.methods.program import LANES, Reducing
 from shardmerge.methods.registry import passes_of
 
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
+#: Runs of elements that tell of thresholds before a tensor is gone through, and their elements;
+#: elements of a tensor from which on that pays.
+_RUNS, _RUN, _SAMPLED = 32, 2048, 1 << 20
 
 
 class NativePasses:
@@ -149,9 +159,10 @@ class NativePasses:
     def _some_rows(
         self, call: ex.Call, wanted: Sums | Maxima, begin: int, count: int
     ) -> np.ndarray:
-        tiles = self._tiles(call, wanted.function, "sums")
-        reduce = tiles.sums if isinstance(wanted, Sums) else tiles.maxima
-        return reduce(count, vectors(call.inputs[0].shape, wanted.axis)[1], begin)
+        length, greatest = vectors(call.inputs[0].shape, wanted.axis)[1], isinstance(wanted, Maxima)
+        kind: Reducing = "maxima" if greatest and length % LANES == 0 else "sums"
+        tiles = self._tiles(call, wanted.function, kind)
+        return (tiles.maxima if greatest else tiles.sums)(count, length, begin)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
         answer, seen = self._torch_tiles(call, wanted, count).answer()
@@ -203,25 +214,31 @@ class NativePasses:
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
+        counted, sample = self._keys(call, lambda x: [wanted.function(x)], count)
+        return find_keys(wanted.ranks, count, 32, counted, sample)
 
-        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    def _keys(
+        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]], count: int
+    ) -> tuple[CountKeys, Sample | None]:
+        """Return what counts the keys of a call's values, and what tells where they may be."""
+
+        def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
             def keys(x: Elements) -> list[ElementValue]:
-                return [wanted.function(x).key()] * len(pairs)
+                values = [value.key() for value in function(x)]
+                return [values[one.value] for one in brackets]
 
-            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
-            return tiles.histograms(count, [prefix for _, prefix in pairs])
+            tiles = self._tiles(call, keys, "keys")
+            return tiles.brackets(count, [(one.low, one.shift) for one in brackets])
 
-        return find_keys(wanted.ranks, 32, histograms)
+        def sample(k: int) -> np.ndarray:
+            tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
+            step = count // _RUNS // LANES * LANES
+            runs = [tiles.values(first * step, _RUN)[0] for first in range(_RUNS)]
+            return np.abs(np.stack(runs).astype(np.float32)).view(np.int32)
+
+        return counted, sample if count >= _SAMPLED else None
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
-        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-            def keys(x: Elements) -> list[ElementValue]:
-                values = [value.key() for value in wanted.function(x)]
-                return [values[k] for k, _ in pairs]
-
-            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
-            return tiles.histograms(count, [prefix for _, prefix in pairs])
-
         def locate(k: int, key: int, number: int) -> int:
             every = 0, count
             equal = KeyBand(key, key, every, every)
@@ -233,7 +250,8 @@ class NativePasses:
             shown = self._tiles(call, lambda x: [x.number(mask(x)).double()], "sums")
             return counted.locate(shown, count, number)
 
-        return find_bands(wanted.ranks, count, 32, histograms, locate)
+        counted, sample = self._keys(call, wanted.function, count)
+        return find_bands(wanted.ranks, count, 32, counted, locate, sample)
 
 
 class StepsOf:

@@ -10,11 +10,11 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
-from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.counting import DIGITS, TABLES
+from shardmerge.engine.native import element_sizes
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.ranks import BINS
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given
 
@@ -50,7 +50,8 @@ class ReducedTiles:
     ) -> None:
         self._locations, self._files = locations, files
         self._code, self._given = native_reduction(reduction), given
-        self._sizes = [DTYPES[code].size for code in (*reduction.leaves, *reduction.loads)]
+        # of a row's number the place is the same for all elements
+        self._sizes = [*element_sizes(reduction), *[0] * len(given.tables)]
         own = self._sizes[: len(reduction.leaves)]
         self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
 
@@ -62,25 +63,45 @@ class ReducedTiles:
             columns: Elements of each.
             begin: The first of them.
         """
-        done, parts = [], []
-        for first, count, last in _tiles(rows, columns, begin):
-            values = self.values(first, count)
-            parts.append(halved_sum(values.reshape(len(values), -1, min(count, columns))))
-            if last:
-                done.append(halved_sum(np.stack(parts, axis=-1)))
-                parts = []
-        return np.concatenate(done, axis=1)
+        return self._rows(rows, columns, begin, self._row_sums, halved_sum)
 
     def maxima(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the greatest values of vectors whose elements follow each other, as ``sums``."""
+        return self._rows(rows, columns, begin, self._row_maxima, partial(np.max, axis=-1))
+
+    def _rows(
+        self,
+        rows: int,
+        columns: int,
+        begin: int,
+        one: Callable[[int, int, int], np.ndarray],
+        together: Callable[[np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """Return what is made of rows: of each tile, and of the tiles of long rows together."""
         done, parts = [], []
         for first, count, last in _tiles(rows, columns, begin):
-            values = self.values(first, count)
-            parts.append(values.reshape(len(values), -1, min(count, columns)).max(axis=-1))
+            parts.append(one(first, count, -(-count // columns)))
             if last:
-                done.append(np.max(parts, axis=0))
+                done.append(parts[0] if len(parts) == 1 else together(np.stack(parts, axis=-1)))
                 parts = []
         return np.concatenate(done, axis=1)
+
+    def _row_sums(self, first: int, count: int, rows: int) -> np.ndarray:
+        found = self._run(first, count, partial(self._code.sums, rows))
+        return halved_sum(self._whole(found, first, count, rows))
+
+    def _row_maxima(self, first: int, count: int, rows: int) -> np.ndarray:
+        if self._code.reduction.kind == "sums":
+            return self._whole([], first, count, rows).max(axis=-1)
+        (found,) = self._run(first, count, partial(self._code.maxima, rows))
+        return found
+
+    def _whole(self, found: list[np.ndarray], first: int, count: int, rows: int) -> np.ndarray:
+        """Return what was found, or values where a tile was cut where constants change."""
+        if len(found) == 1:
+            return found[0]
+        values = self.values(first, count)
+        return values.reshape(len(values), rows, -1)
 
     def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
         """Return what some tiles add to sums or counts, float64 [sums, tiles].
@@ -95,9 +116,7 @@ class ReducedTiles:
         return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
 
     def _sums(self, first: int, count: int) -> np.ndarray:
-        found = self._run(first, count, self._code.sums)
-        # parts of a tile, between which constants change, are added up together
-        return halved_sum(found[0] if len(found) == 1 else self.values(first, count))
+        return self._row_sums(first, count, 1)[:, 0]
 
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
@@ -118,18 +137,25 @@ class ReducedTiles:
             number -= there
         raise ValueError("there are not so many")
 
-    def histograms(self, count: int, prefixes: Sequence[int]) -> list[np.ndarray]:
-        """Return how often each half of the keys occurs, int64 [DIGITS] for each value."""
-        tables = np.zeros((len(prefixes), TABLES, DIGITS + LANES), np.uint32)
-        total = np.zeros((len(prefixes), DIGITS), np.int64)
-        of = np.array(prefixes, np.int32)
+    def brackets(
+        self, count: int, brackets: Sequence[tuple[int, int]]
+    ) -> list[tuple[int, np.ndarray]]:
+        """Return for each value how many keys lie below its bracket, and int64 [BINS] in its parts.
+
+        Args:
+            count: Elements.
+            brackets: Of each value the least key, and the bits of a part's length.
+        """
+        tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
+        total = np.zeros((len(brackets), LANES + BINS), np.int64)
+        of = np.array(brackets, np.int32)
         tiles = list(_tiles(1, count))
         for number, (first, size, _) in enumerate(tiles, 1):
-            self._run(first, size, partial(self._code.add_digits, tables), of)
+            self._run(first, size, partial(self._code.add_keys, tables), of)
             if number % _COUNTED == 0 or number == len(tiles):
-                total += tables[:, :, :DIGITS].sum(axis=1, dtype=np.int64)
+                total += tables
                 tables[:] = 0
-        return list(total)
+        return [(int(row[:LANES].sum()), row[LANES:]) for row in total]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
@@ -184,7 +210,8 @@ class ReducedTiles:
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))
         made = [_longer(load(first, count)) for load in self._given.loads]
-        places = [array.ctypes.data for array in (*self._buffers, *made)]
+        arrays = (*self._buffers, *made, *self._given.tables)
+        places = [array.ctypes.data for array in arrays]
         results = []
         for begin, size, constants in self._given.pieces(first, count):
             pairs = zip(places, self._sizes, strict=True)

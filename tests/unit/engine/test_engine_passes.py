@@ -34,7 +34,7 @@ class TestSums:
     def test_are_made_by_halves(self, count: int) -> None:
         values = torch.randn(count, generator=torch.Generator().manual_seed(count))
         code = reductions.native_reduction(self.SQUARES)
-        found = halved_sum(code.sums([values.data_ptr()], count, ()))
+        found = halved_sum(code.sums(1, [values.data_ptr()], count, ()))
         expected = tree_sum(values.double().square()[None])
         assert found.tobytes() == expected.numpy().tobytes()
 
@@ -44,7 +44,7 @@ class TestSums:
         for kept in (1, 5, 13):  # each with another number of parts
             reduction = Reduction(("F32",), self.SQUARES.steps, (), "sums", (2,) * kept)
             code = reductions.native_reduction(reduction)
-            results.append(halved_sum(code.sums([values.data_ptr()], BLOCK, ()))[0])
+            results.append(halved_sum(code.sums(1, [values.data_ptr()], BLOCK, ()))[0, 0])
         assert len(set(results)) == 1
 
 
