@@ -10,7 +10,6 @@ from shardmerge.engine.assembly import (
     MASK,
     StepLines,
     loop_text,
-    splat,
 )
 from shardmerge.methods.kernels.ranks import BINS
 from shardmerge.methods.program import Reduction
@@ -140,10 +139,10 @@ def _bracket(k: int) -> list[str]:
         f"  %before{k} = load {INT}, ptr %table{k}, align 4",
         f"  %digits{k} = alloca {INT}, align 64",
     ]
-    for place, name in enumerate(("low", "shift")):
+    for place, name in enumerate(("low", "shift", "parts")):
         own = f"%{name}{k}"
         lines += [
-            f"  {own}.at = getelementptr i32, ptr %extra, i64 {2 * k + place}",
+            f"  {own}.at = getelementptr i32, ptr %extra, i64 {3 * k + place}",
             f"  {own}.one = load i32, ptr {own}.at",
             f"  {own}.first = insertelement {INT} poison, i32 {own}.one, i64 0",
             f"  {own} = shufflevector {INT} {own}.first, {INT} poison, {INT} zeroinitializer",
@@ -169,7 +168,7 @@ def _sort_out(writer: StepLines, k: int, key: str, there: str) -> None:
     writer.new(f"add {INT} %sum{k}, {ones}", f"%added{k}")
     offset = writer.new(f"sub {INT} {key}, %low{k}")
     writer.new(f"lshr {INT} {offset}, %shift{k}", f"%digit{k}")
-    inside = writer.new(f"icmp ult {INT} %digit{k}, {splat(BINS)}")
+    inside = writer.new(f"icmp ult {INT} %digit{k}, %parts{k}")
     inside = writer.new(f"select {MASK} {below}, {MASK} zeroinitializer, {MASK} {inside}")
     inside = writer.new(f"and {MASK} {inside}, {there}")
     writer.new(f"bitcast {MASK} {inside} to i{LANES}", f"%bits{k}")

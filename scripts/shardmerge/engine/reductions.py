@@ -53,14 +53,16 @@ class NativeReduction:
             constants: That the steps name.
         """
         kept, length = len(self.reduction.values), count // rows
-        most = next(w for kinds, w in _WAYS if kept <= kinds)
-        vectors, rest = divmod(length, LANES)
-        if rest or vectors % 2:
+        ways, left = halving(kept, length)
+        if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
-        ways = min(most, vectors & -vectors)
         buffer = np.empty((kept, rows, length // ways))
         self._call(ways, buffer, leaves, length, constants, np.array(rows, np.int64))
-        return buffer[:, :, : length // (vectors & -vectors)].copy()
+        return buffer[:, :, :left].copy()
+
+    def address(self, ways: int) -> int:
+        """Return the address of the code for so many parts of a row."""
+        return ctypes.cast(self._function(ways), ctypes.c_void_p).value
 
     def maxima(
         self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
@@ -145,8 +147,8 @@ class NativeReduction:
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
-            brackets: Of each value the least key and the bits of a part's length, int32
-                [values, 2].
+            brackets: Of each value the least key, the bits of a part's length and the number of
+                parts, int32 [values, 3].
         """
         self._call(1, tables, leaves, count, constants, brackets)
 
@@ -159,12 +161,29 @@ class NativeReduction:
         constants: Sequence[float],
         more: np.ndarray | None = None,
     ) -> None:
-        if ways not in self.functions:
-            self.functions[ways] = compiled(_text(self.reduction, ways))
+        function = self._function(ways)
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
         numbers = (ctypes.c_double * len(constants))(*constants)
         last = None if more is None else more.ctypes.data
-        self.functions[ways][0](output.ctypes.data, addresses, count, numbers, last)
+        function(output.ctypes.data, addresses, count, numbers, last)
+
+    def _function(self, ways: int) -> Callable[..., None]:
+        if ways not in self.functions:
+            self.functions[ways] = compiled(_text(self.reduction, ways))
+        return self.functions[ways][0]
+
+
+def halving(kept: int, length: int) -> tuple[int, int]:
+    """Return how many parts of a row are added up at once, and how many values are left of it.
+
+    Args:
+        kept: Sums.
+        length: Elements of a row.
+    """
+    most = next(ways for kinds, ways in _WAYS if kept <= kinds)
+    vectors, rest = divmod(length, LANES)
+    halves = 1 if rest else vectors & -vectors
+    return (1, length) if halves == 1 else (min(most, halves), length // halves)
 
 
 @cache

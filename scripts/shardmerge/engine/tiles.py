@@ -14,7 +14,7 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.native import element_sizes
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.ranks import BINS
+from shardmerge.methods.kernels.ranks import BINS, Bracket
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given
 
@@ -138,24 +138,22 @@ class ReducedTiles:
         raise ValueError("there are not so many")
 
     def brackets(
-        self, count: int, brackets: Sequence[tuple[int, int]]
+        self, count: int, brackets: Sequence[Bracket]
     ) -> list[tuple[int, np.ndarray]]:
-        """Return for each value how many keys lie below its bracket, and int64 [BINS] in its parts.
-
-        Args:
-            count: Elements.
-            brackets: Of each value the least key, and the bits of a part's length.
-        """
+        """Return for each value how many keys lie below its bracket, and in each of its parts."""
         tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
         total = np.zeros((len(brackets), LANES + BINS), np.int64)
-        of = np.array(brackets, np.int32)
+        of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
         tiles = list(_tiles(1, count))
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
             if number % _COUNTED == 0 or number == len(tiles):
                 total += tables
                 tables[:] = 0
-        return [(int(row[:LANES].sum()), row[LANES:]) for row in total]
+        return [
+            (int(row[:LANES].sum()), row[LANES : LANES + one.parts])
+            for row, one in zip(total, brackets, strict=True)
+        ]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""

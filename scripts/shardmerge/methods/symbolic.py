@@ -61,6 +61,9 @@ class StepValue:
         return self._step("times", other)
 
     def __truediv__(self, other: StepValue | float) -> StepValue:
+        # a product is made in less time, and is the same where the reciprocal is exact
+        if not isinstance(other, StepValue) and abs(math.frexp(other)[0]) == 0.5:
+            return self * (1 / other)
         return self._step("over", other)
 
     def __gt__(self, other: StepValue | float) -> StepValue:
@@ -125,6 +128,7 @@ class Given:
         tables: Numbers of all rows.
         first: Number of the constant that is the index of the first element, None without tables.
         lengths: Numbers of the constants that are lengths of rows.
+        held: How many leaves are values of float64 that lie in memory.
     """
 
     constants: list[float]
@@ -133,6 +137,7 @@ class Given:
     tables: list[np.ndarray] = field(default_factory=list)
     first: int | None = None
     lengths: dict[int, int] = field(default_factory=dict)
+    held: int = 0
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
         """Yield (first element, number, constants) of parts of which constants are the same.
@@ -231,14 +236,22 @@ class SymbolicElements:
         loaded = StepValue(self.writer, self.writer.load("U32"))
         return loaded._step("at least", self._bits(1), dtype="BOOL")
 
+    def held(self) -> StepValue:
+        """Return a value that steps before left in memory."""
+        self.given.held += 1
+        return StepValue(self.writer, self.writer.load("F64"))
+
     def _bits(self, number: int) -> StepValue:
         return StepValue(self.writer, self.writer.full(number, "U32"))
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> StepValue:
+        import numpy as np
+
         code = "F64" if wide else "F32"
         if len(values) == 1:
             return StepValue(self.writer, self.writer.full(float(values[0]), code))
-        stored = values.astype("<f8" if wide else "<f4")
+        # of numbers that are found later the place is known already
+        stored = np.ascontiguousarray(values, "<f8" if wide else "<f4")
         length = vectors(self.shape, axis)[1]
         if axis == "last" and length % LANES == 0:
             return StepValue(self.writer, self._row(stored, code, length))

@@ -13,7 +13,7 @@ import torch
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import BINS, Bracket, RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.ranks import Bracket, RanksInRows, find_bands, find_keys
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
 from shardmerge.methods.kernels.torch_order import torch_sums
@@ -31,12 +31,14 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     Ranks,
     RowRanks,
+    RowSteps,
     Sums,
     TorchDraws,
     TorchSums,
     Wanted,
     along_first,
     end_of,
+    in_turn,
     vectors,
 )
 
@@ -158,6 +160,8 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return _bands(function, ranks, shape, read, step)
         case Maxima(function, axis):
             return _maxima(function, axis, shape, read, step)
+        case RowSteps():
+            return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
@@ -301,12 +305,12 @@ def _count_keys(
 ) -> list[tuple[int, np.ndarray]]:
     tables: list[torch.Tensor] = []
     for values in keys():
-        tables = tables or [values[0].new_zeros(1 + BINS) for _ in brackets]
+        tables = tables or [values[0].new_zeros(1 + one.parts) for one in brackets]
         for table, one in zip(tables, brackets, strict=True):
             parts = (values[one.value] - one.low) >> one.shift
             # those below count as one more part
-            parts = parts[parts < BINS].clamp_(min=-1) + 1
-            table += torch.bincount(parts, minlength=1 + BINS)
+            parts = parts[parts < one.parts].clamp_(min=-1) + 1
+            table += torch.bincount(parts, minlength=1 + one.parts)
     rows = [table.cpu().numpy() for table in tables]
     return [(int(row[0]), row[1:]) for row in rows]
 

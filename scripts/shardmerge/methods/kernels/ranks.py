@@ -21,15 +21,15 @@ from shardmerge.methods.passes import NO_BAND, KeyBand, Masks, Ranks
 
 _HALF = 16
 _DIGIT = 18
-#: Parts of a bracket that are counted.
+#: Parts of a bracket that may be counted.
 BINS = 1 << _DIGIT
 #: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
-_ERRORS, _MORE = 5, 16
+_ERRORS, _MORE = 5, 64
 #: Groups of rows whose ranks are kept: threads work on few at a time.
 _REMEMBERED = 4
 #: Elements of a tensor of which a mask is kept: 32 MiB.
 _KEPT = 1 << 28
-#: Counts keys: brackets -> for each how many keys lie below, and int64 [BINS] in its parts.
+#: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
 CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
 #: Returns the keys of some elements of a value, [runs, elements]: those of a run lie together.
 Sample = Callable[[int], "np.ndarray"]
@@ -83,12 +83,14 @@ class Bracket:
     Args:
         value: Number of the value that they are of.
         low: The least.
-        shift: A part has 2**shift keys; there are BINS.
+        shift: A part has 2**shift keys.
+        parts: How many there are, at most BINS.
     """
 
     value: int
     low: int
     shift: int
+    parts: int = BINS
 
 
 def find_bands(
@@ -109,23 +111,38 @@ def find_bands(
         sample: Tells where ranks may be.
     """
     ranks = [Ranks(one.start, min(one.stop, count), one.descending) for one in ranks]
-    wanted = [
-        (k, count - 1 - rank if one.descending else rank)
+    # of the first rank of all and of the last the keys need not be looked for: none lies beyond
+    ends = {
+        (k, last): rank
         for k, one in enumerate(ranks)
         if one.start < one.stop
-        for rank in (one.start, one.stop - 1)
+        for last, rank in ((False, one.start), (True, one.stop - 1))
+    }
+    wanted = {
+        end: (end[0], count - 1 - rank if ranks[end[0]].descending else rank)
+        for end, rank in ends.items()
+        if rank != (count - 1 if end[1] else 0)
+    }
+    found = _statistics(list(wanted.values()), count, bits, counted, sample)
+    known = dict(zip(wanted, found, strict=True))
+
+    def statistic(k: int, last: bool) -> Statistic:
+        descending = ranks[k].descending
+        if (k, last) in known:
+            one = known[k, last]
+            return replace(one, before=count - one.before - one.equal) if descending else one
+        key = (1 << (bits - 1)) - 1 if descending != last else 0
+        other = known.get((k, not last))
+        if other and other.key == key:
+            return statistic(k, not last)
+        return Statistic(key, count if last else 0, 0)
+
+    return [
+        band_of(one, statistic(k, False), statistic(k, True), partial(locate, k))
+        if one.start < one.stop
+        else NO_BAND
+        for k, one in enumerate(ranks)
     ]
-    found = iter(_statistics(wanted, count, bits, counted, sample))
-    bands = []
-    for k, one in enumerate(ranks):
-        if one.start >= one.stop:
-            bands.append(NO_BAND)
-            continue
-        ends = [next(found), next(found)]
-        if one.descending:
-            ends = [replace(end, before=count - end.before - end.equal) for end in ends]
-        bands.append(band_of(one, *ends, partial(locate, k)))
-    return bands
 
 
 def find_keys(
@@ -194,7 +211,8 @@ def narrowed(
     low, equal = bracket.low + (part << bracket.shift), int(table[part])
     if bracket.shift == 0:
         return Statistic(low, below + int(upto[part]) - equal, equal)
-    return Bracket(bracket.value, low, max(0, bracket.shift - _DIGIT))
+    shift = max(0, bracket.shift - _DIGIT)
+    return Bracket(bracket.value, low, shift, 1 << (bracket.shift - shift))
 
 
 def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Bracket:
@@ -210,11 +228,11 @@ def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Brack
     keys = np.sort(sample, axis=None)
     place = rank * len(keys) // count
     share = (sample < keys[place]).mean(axis=1)
-    error = np.hypot(share.std() / math.sqrt(len(share)), 0.5 / math.sqrt(len(keys)))
-    apart = math.ceil(_ERRORS * error * len(keys)) + _MORE
+    apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * len(keys)) + _MORE
     low = int(keys[place - apart]) if place >= apart else 0
     high = int(keys[place + apart]) if place + apart < len(keys) else (1 << (bits - 1)) - 1
-    return Bracket(k, low, max(0, (high - low).bit_length() - _DIGIT))
+    shift = max(0, (high - low).bit_length() - _DIGIT)
+    return Bracket(k, low, shift, ((high - low) >> shift) + 1)
 
 
 class RanksInRows:
