@@ -20,6 +20,7 @@ _OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus
 _OPERATIONS |= {"times": "fmul", "over": "fdiv"}
 _COMPARISONS = {name: f"fcmp o{name}" for name in ("gt", "ge", "lt", "eq")}
 _COMPARISONS |= {"ne": "fcmp une"}
+# the least key may be one more than all, which has the sign's bit
 _COMPARISONS |= {"at least": "icmp uge", "at most": "icmp sle", "below": "icmp ult"}
 #: How a constant, which lies in memory as float64, becomes one of another type.
 _CONSTANT = {
