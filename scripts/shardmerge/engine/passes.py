@@ -24,7 +24,7 @@ from shardmerge.engine.record import Tally
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.row_steps import RowCode, lowered_steps
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
+from shardmerge.engine.tiles import BracketCount, ReadFiles, ReducedTiles, halved_sum
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Mersenne
@@ -248,21 +248,34 @@ class NativePasses:
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
-        counted, sample = self._keys(call, lambda x: [wanted.function(x)], count)
+        counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
         return find_keys(wanted.ranks, count, 32, counted, sample)
 
     def _keys(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]], count: int
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        count: int,
+        seen: dict[Bracket, BracketCount],
     ) -> tuple[CountKeys, Sample | None]:
-        """Return what counts the keys of a call's values, and what tells where they may be."""
+        """Return what counts the keys of a call's values, and what tells where they may be.
+
+        Args:
+            call: The call.
+            function: Returns the values.
+            count: Elements.
+            seen: Filled with what was counted tile by tile.
+        """
 
         def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
             def keys(x: Elements) -> list[ElementValue]:
                 values = [value.key() for value in function(x)]
                 return [values[one.value] for one in brackets]
 
-            tiles = self._tiles(call, keys, "keys")
-            return tiles.brackets(count, brackets)
+            found = self._tiles(call, keys, "keys").brackets(count, brackets)
+            pairs = zip(brackets, found, strict=True)
+            seen.update({one: own for one, own in pairs if own.after is not None})
+            return [(one.below, one.parts) for one in found]
 
         def sample(k: int) -> np.ndarray:
             tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
@@ -274,6 +287,8 @@ class NativePasses:
         return counted, sample if count >= _SAMPLED else None
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
+        seen: dict[Bracket, BracketCount] = {}
+
         def locate(k: int, key: int, number: int) -> int:
             every = 0, count
             equal = KeyBand(key, key, every, every)
@@ -283,9 +298,13 @@ class NativePasses:
 
             counted = self._tiles(call, lambda x: [mask(x)], "counts")
             shown = self._tiles(call, lambda x: [x.number(mask(x)).double()], "sums")
-            return counted.locate(shown, count, number)
+            begin = 0, 0
+            for one, own in seen.items():
+                if one.value == k and one.shift == 0 and 0 <= key - one.low < one.parts:
+                    begin = own.tile_of(key - one.low, number)
+            return counted.locate(shown, count, number, begin)
 
-        counted, sample = self._keys(call, wanted.function, count)
+        counted, sample = self._keys(call, wanted.function, count, seen)
         return find_bands(wanted.ranks, count, 32, counted, locate, sample)
 
 

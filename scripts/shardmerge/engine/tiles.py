@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -21,9 +22,32 @@ from shardmerge.methods.symbolic import Given
 _T = TypeVar("_T")
 #: Tiles whose counts fit in 32 bits many times over.
 _COUNTED = 1 << 12
+#: Numbers of parts and tiles that are kept of a bracket.
+_FEW = 1 << 16
 #: Elements of rows that are read together where columns are added up: what they make stays in a
 #: processor's cache.
 _TOGETHER = BLOCK // 8
+
+
+@dataclass(frozen=True)
+class BracketCount:
+    """Where keys lie as to a bracket.
+
+    Args:
+        below: How many lie below it.
+        parts: How many lie in each of its parts, int64.
+        after: How many do up to the end of each tile, int64 [tiles, parts]; None of many parts.
+    """
+
+    below: int
+    parts: np.ndarray
+    after: np.ndarray | None
+
+    def tile_of(self, part: int, number: int) -> tuple[int, int]:
+        """Return in which tile the so manieth key of a part lies, and how many lie before it."""
+        upto = self.after[:, part]
+        tile = int(np.searchsorted(upto, number, side="right"))
+        return tile, int(upto[tile - 1]) if tile else 0
 
 
 class ReadFiles(Protocol):
@@ -121,15 +145,19 @@ class ReducedTiles:
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
 
-    def locate(self, shown: ReducedTiles, count: int, number: int) -> int:
+    def locate(
+        self, shown: ReducedTiles, count: int, number: int, begin: tuple[int, int] = (0, 0)
+    ) -> int:
         """Return the index of the element that is so manieth for which the mask is set.
 
         Args:
             shown: Adds up the mask as numbers.
             count: Elements.
             number: Which of them, from 0.
+            begin: The tile from which on it may be, and for how many elements before it is set.
         """
-        for first, size, _ in _tiles(1, count):
+        number -= begin[1]
+        for first, size, _ in list(_tiles(1, count))[begin[0] :]:
             there = int(self._counts(first, size)[0])
             if number < there:
                 values = np.concatenate(shown._run(first, size, shown._code.values), axis=1)
@@ -137,22 +165,30 @@ class ReducedTiles:
             number -= there
         raise ValueError("there are not so many")
 
-    def brackets(
-        self, count: int, brackets: Sequence[Bracket]
-    ) -> list[tuple[int, np.ndarray]]:
-        """Return for each value how many keys lie below its bracket, and in each of its parts."""
+    def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
+        """Return where the keys of each value lie as to its bracket."""
         tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
         total = np.zeros((len(brackets), LANES + BINS), np.int64)
         of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
         tiles = list(_tiles(1, count))
+        few = [one.parts * len(tiles) <= _FEW for one in brackets]
+        after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
+            for k, one in enumerate(brackets):
+                if few[k]:
+                    own = slice(LANES, LANES + one.parts)
+                    after[k].append(total[k, own] + tables[k, own])
             if number % _COUNTED == 0 or number == len(tiles):
                 total += tables
                 tables[:] = 0
         return [
-            (int(row[:LANES].sum()), row[LANES : LANES + one.parts])
-            for row, one in zip(total, brackets, strict=True)
+            BracketCount(
+                int(row[:LANES].sum()),
+                row[LANES : LANES + one.parts],
+                np.stack(own) if own else None,
+            )
+            for row, one, own in zip(total, brackets, after, strict=True)
         ]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
