@@ -294,18 +294,21 @@ class KeptMask:
         self._found: dict[int, np.ndarray] = {}
 
     def __call__(self, first: int, count: int) -> np.ndarray:
-        """Return the mask of consecutive elements, bool [count]."""
-        if self._count > _KEPT:
-            return self._mask(first, count)
+        """Return the mask of consecutive elements, bool [count]; that of a whole tile is kept."""
         begins = range(first // BLOCK * BLOCK, first + count, BLOCK)
-        tiles = np.concatenate([self._tile(begin) for begin in begins])
-        return tiles[first - begins.start :][:count]
+        if self._found.keys() >= set(begins):
+            tiles = np.concatenate([self._tile(begin) for begin in begins])
+            return tiles[first - begins.start :][:count]
+        found = self._mask(first, count)
+        if self._count <= _KEPT and first == begins.start and count == self._size(first):
+            self._found[first] = np.packbits(found)
+        return found
+
+    def _size(self, begin: int) -> int:
+        return min(BLOCK, self._count - begin)
 
     def _tile(self, begin: int) -> np.ndarray:
-        size = min(BLOCK, self._count - begin)
-        if begin not in self._found:
-            self._found[begin] = np.packbits(self._mask(begin, size))
-        return np.unpackbits(self._found[begin], count=size).view(bool)
+        return np.unpackbits(self._found[begin], count=self._size(begin)).view(bool)
 
 
 def ranks_along(values: np.ndarray) -> np.ndarray:

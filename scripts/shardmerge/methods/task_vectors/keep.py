@@ -114,6 +114,8 @@ def ranked_chance(group: Group) -> Passes:
     length = shape[1] if len(shape) > 1 else group.count
     import numpy as np
 
+    from shardmerge.methods.kernels.ranks import KeptMask
+
     found = yield RowRanks(lambda x: [(x[i] - x[base]).abs() for i in ranked])
 
     def of(index: int, ranks: RanksOf) -> Callable[[Elements, ElementValue], ElementValue]:
@@ -125,8 +127,9 @@ def ranked_chance(group: Group) -> Passes:
         least = np.ceil(np.clip(chances, 0, 1) * 2.0**32).astype(np.uint64)
 
         def mask(first: int, count: int) -> np.ndarray:
-            return draws(key, first, count) < least[ranks(first, count)]
+            return draws(key, first, count) < least.take(ranks(first, count))
 
-        return lambda x, part: x.chosen(mask)
+        kept = KeptMask(mask, group.count)  # norms and elements both ask for it
+        return lambda x, part: x.chosen(kept)
 
     return none | {i: of(i, ranks) for i, ranks in zip(ranked, found, strict=True)}
