@@ -69,6 +69,8 @@ class NativeLane:
         made = [load(chunk.first, chunk.count) for load in loads]
         places = [(slot.arena.address + at, DTYPES[one].size) for at, one in chunk.leaves]
         places += [(array.ctypes.data, array.itemsize) for array in made]
+        # of a row's number the place is the same for all elements
+        places += [(array.ctypes.data, 0) for array in steps.given.tables]
         output = ctypes.addressof(ctypes.c_char.from_buffer(target))
         places.append((output, chunk.itemsize))
         all_finite = True

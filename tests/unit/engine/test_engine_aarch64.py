@@ -24,6 +24,7 @@ from shardmerge.engine import (
     reductions,
     row_chances,
     row_ranks,
+    row_steps,
 )
 from shardmerge.methods.program import Program, Reduction
 
@@ -59,8 +60,10 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 11), 1), 16 * COUNT),
     "halved": (lambda: reductions._text(reduction("sums", WIDE, 11), 8), COUNT),
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
-    "high": (lambda: reductions._text(reduction("high", KEYS, 4), 1), 16 * ((1 << 16) + 32)),
-    "low": (lambda: reductions._text(reduction("low", KEYS, 4), 1), 16 * ((1 << 16) + 32)),
+    "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
+    "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
+    "last sums": (lambda: row_steps.last_text("sums"), 16),
+    "last maxima": (lambda: row_steps.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
     "pairs": (lambda: reductions._text(reduction("pairs", VALUES[:2], 4), 16), COUNT // 8),
     "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),
@@ -113,25 +116,34 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
         return made(text)
 
     for module in (
-        *(native, reductions, row_ranks, row_chances),
+        *(native, reductions, row_ranks, row_chances, row_steps),
         *(quick_ranks, philox, mersenne),
     ):
         monkeypatch.setattr(module, "compiled", recorded)
     for module in (row_ranks, row_chances, quick_ranks, philox):
         module._function.cache_clear()
-    for cache in (native.native, reductions.native_reduction):
+    caches = native.native, reductions.native_reduction
+    for cache in (*caches, row_steps._driver, row_steps._last_code):
         cache.cache_clear()
     method_bytes.by_the_engine(tmp_path, {}, 1)
-    assert len(texts) > 4 * len(CASES)
+    assert len(texts) > 3 * len(CASES)
     for text in texts:
         assert_compiled(text)
 
 
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
-FLOATS |= {"lanes": "<f4", "numbers": "<f4"}
+FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8"}
+FLOATS |= {"last sums": "<f8", "last maxima": "<f8"}
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
-ANY = ("map", "half", "sums", "counts", "high", "low")
+ANY = ("map", "half", "sums", "counts", "maxima", "keys")
+
+#: What else they are told, if not one row: rows, a bracket, or where values are and numbers go.
+IN_ROWS = ("ranks", "quick", "choice", "told")
+#: Rows, and buckets or how often parts fall apart.
+MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14], "<i4")}
+MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
+MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
 
 DRIVER = r"""
 #include <stdio.h>
@@ -199,11 +211,10 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     room = max(len(one) for one in leaves)
     leaves = [np.concatenate([one, np.zeros(room - len(one), "u1")]) for one in leaves]
     more = np.zeros(4096, "u1")
-    in_rows = name in ("ranks", "quick", "choice", "told")
-    more[:8].view("<i8")[:] = 4 if in_rows else 0x3B00  # rows, or a high half
-    more[8:16].view("<i8")[:] = 256  # buckets, or how often parts fall apart
-    count = COUNT // 4 if in_rows else COUNT
-    count = 64 if name in ("states", "stream") else count
+    own = MORE.get(name, np.array([1], "<i8")).view("u1")
+    more[: len(own)] = own
+    count = {"states": 64, "stream": 64, "last sums": 999, "last maxima": 999}
+    count = COUNT // 4 if name in IN_ROWS else count.get(name, COUNT)
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))
     (tmp_path / "main.c").write_text(DRIVER)
     built = ["aarch64-linux-gnu-gcc", "-static", "-o", "run", "main.c", "code.o"]

@@ -14,6 +14,7 @@ from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import (
+    Bracket,
     RowMasks,
     choice_by,
     find_bands,
@@ -37,12 +38,14 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     Ranks,
     RowChances,
+    RowSteps,
     Sums,
     TorchDraws,
     TorchSums,
     Wanted,
     along_first,
     end_of,
+    in_turn,
     vectors,
 )
 
@@ -164,6 +167,8 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return _bands(function, ranks, shape, read, step)
         case Maxima(function, axis):
             return _maxima(function, axis, shape, read, step)
+        case RowSteps():
+            return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
@@ -283,8 +288,8 @@ def _bands(
             number -= len(equal)
         raise ValueError("there are not so many")
 
-    histograms = partial(_histograms, lambda: (keys for _, keys in blocks()))
-    return find_bands(ranks, count, bits, histograms, locate)
+    counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
+    return find_bands(ranks, count, bits, counted, locate)
 
 
 def _order_statistics(
@@ -298,22 +303,22 @@ def _order_statistics(
             yield [sort_keys(function(TorchElements(parts, shape, span.start)))]
 
     bits = torch.finfo(read(0, 1)[0].dtype).bits
-    return find_keys(ranks, bits, partial(_histograms, keys))
+    return find_keys(ranks, count, bits, partial(_count_keys, keys))
 
 
-def _histograms(
-    keys: Callable[[], Iterator[list[torch.Tensor]]],
-    shift: int,
-    pairs: Sequence[tuple[int, int]],
-) -> list[np.ndarray]:
+def _count_keys(
+    keys: Callable[[], Iterator[list[torch.Tensor]]], brackets: Sequence[Bracket]
+) -> list[tuple[int, np.ndarray]]:
     tables: list[torch.Tensor] = []
     for values in keys():
-        tables = tables or [values[0].new_zeros(1 << 16) for _ in pairs]
-        for table, (k, prefix) in zip(tables, pairs, strict=True):
-            there = values[k][values[k] >> (shift + 16) == prefix]
-            digits = (there >> shift) & ((1 << 16) - 1)
-            table += torch.bincount(digits, minlength=1 << 16)
-    return [table.cpu().numpy() for table in tables]
+        tables = tables or [values[0].new_zeros(1 + one.parts) for one in brackets]
+        for table, one in zip(tables, brackets, strict=True):
+            parts = (values[one.value] - one.low) >> one.shift
+            # those below count as one more part
+            parts = parts[parts < one.parts].clamp_(min=-1) + 1
+            table += torch.bincount(parts, minlength=1 + one.parts)
+    rows = [table.cpu().numpy() for table in tables]
+    return [(int(row[0]), row[1:]) for row in rows]
 
 
 def _counts(function: Callable, shape: Sequence[int], read: ReadInputs, step: int) -> list[int]:
