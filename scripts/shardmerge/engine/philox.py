@@ -8,7 +8,7 @@ from functools import cache, partial
 import numpy as np
 
 from shardmerge.engine.native import compiled
-from shardmerge.methods.kernels.keys import DRAWS, Key, Stream
+from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
 from shardmerge.methods.symbolic import Made
 
 #: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405: Philox4x64 with 10 rounds.
@@ -20,7 +20,7 @@ _WORD = (1 << 64) - 1
 
 def native_stream(load: Made) -> Made:
     """Return what makes the same numbers, by native code if it is a random stream."""
-    return partial(_numbers, load.key) if isinstance(load, Stream) else load
+    return partial(_numbers, load.key) if isinstance(load, RandomStream) else load
 
 
 def _numbers(key: Key, first: int, count: int) -> np.ndarray:

@@ -216,9 +216,9 @@ class SymbolicElements:
 
     def chance(self, key: Key, probability: float) -> StepValue:
         drawn = StepValue(self.writer, self.writer.load("U32"))
-        from shardmerge.methods.kernels.keys import Stream
+        from shardmerge.methods.kernels.keys import RandomStream
 
-        self.given.loads.append(Stream(key))
+        self.given.loads.append(RandomStream(key))
         # a draw is a number of 32 bits over 2**32
         least = math.ceil(probability * 2.0**32)
         if least > _MOST:

@@ -12,7 +12,7 @@ from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels import ranks
 from shardmerge.methods.kernels.execute import torch_ranks
-from shardmerge.methods.kernels.keys import Stream
+from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.passes import RowChances
 
@@ -110,7 +110,7 @@ class TestMasks:
         monkeypatch.setattr(ranks, "_KEPT", ranks._Kept(room))
         values = changes("bfloat16", (1, int(np.prod(shape)))).reshape(-1)
         length = shape[1] if len(shape) > 1 else shape[0]
-        stream, table = Stream((3, 4)), bounds_of(length)
+        stream, table = RandomStream((3, 4)), bounds_of(length)
         wanted = RowChances(lambda x: [], (stream,), (table,))
         made = RowMasks(
             lambda first, count: [values[first : first + count]],
@@ -144,7 +144,7 @@ class TestMasks:
 @pytest.mark.parametrize("count", [1, 7, 8, 1000])
 def test_streams_are_those_of_numpy(first: int, count: int) -> None:
     for key in ((0, 0), ((1 << 64) - 1, 0x9E3779B97F4A7C15)):
-        stream = Stream(key)
+        stream = RandomStream(key)
         assert np.array_equal(native_stream(stream)(first, count), stream(first, count))
 
 

@@ -14,7 +14,7 @@ Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Stream:
+class RandomStream:
     """The numbers of a random stream, 32 bits for each element of a tensor.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels.keys import Key, Stream, stream_key
+from shardmerge.methods.kernels.keys import Key, RandomStream, stream_key
 from shardmerge.methods.passes import (
     Bands,
     Elements,
@@ -114,7 +114,7 @@ def ranked_chance(group: Group) -> Passes:
     length = shape[1] if len(shape) > 1 else group.count
     found = yield RowChances(
         lambda x: [(x[i] - x[base]).abs() for i in ranked],
-        tuple(Stream(stream(group, i)) for i in ranked),
+        tuple(RandomStream(stream(group, i)) for i in ranked),
         tuple(_bounds(density[i], group.per_input["epsilon"][i], length) for i in ranked),
     )
 
