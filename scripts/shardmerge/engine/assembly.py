@@ -226,9 +226,7 @@ class StepLines:
             self._rows[length] = self.new(f"udiv i64 {place}, %c{length}")
         place = self.place(f"%leaf{leaf}", code, self._rows[length])
         one = self.new(f"load {_ELEMENT[code]}, ptr {place}")
-        vector = self.new(
-            f"insertelement {STORED[code]} poison, {_ELEMENT[code]} {one}, i64 0"
-        )
+        vector = self.new(f"insertelement {STORED[code]} poison, {_ELEMENT[code]} {one}, i64 0")
         self._types[value] = STORED[code]
         self.new(
             f"shufflevector {STORED[code]} {vector}, {STORED[code]} poison, {INT} zeroinitializer",

@@ -11,7 +11,7 @@ from shardmerge.engine.assembly import (
     StepLines,
     loop_text,
 )
-from shardmerge.methods.kernels.ranks import BINS
+from shardmerge.methods.kernels.brackets import BINS
 from shardmerge.methods.program import Reduction
 
 
@@ -101,9 +101,7 @@ def keys_text(reduction: Reduction, head: str) -> str:
     entry = [*writer.entry(), *(line for k in kept for line in _bracket(k))]
     writer.values()
     there = _there(writer)
-    carried = [
-        f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %next]" for k in kept
-    ]
+    carried = [f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %next]" for k in kept]
     for k, key in enumerate(map(writer.value, reduction.values)):
         _sort_out(writer, k, key, there)
     lines = [*writer.lines, "  br label %any0", *(line for k in kept for line in _counted(k))]

@@ -19,7 +19,6 @@ from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, LANES, StepLines
 from shardmerge.engine.counting import keys_text, masks_text, maxima_text
 from shardmerge.engine.native import compiled, last_elements
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:

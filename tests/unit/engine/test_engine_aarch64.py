@@ -14,7 +14,7 @@ import pytest
 from llvmlite import binding
 
 from helpers import method_bytes
-from shardmerge.engine import mersenne, native, reductions, row_ranks, row_steps
+from shardmerge.engine import mersenne, native, reductions, row_calls, row_ranks, row_steps
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -51,8 +51,8 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
     "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
-    "last sums": (lambda: row_steps.last_text("sums"), 16),
-    "last maxima": (lambda: row_steps.last_text("maxima"), 16),
+    "last sums": (lambda: row_calls.last_text("sums"), 16),
+    "last maxima": (lambda: row_calls.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
     "pairs": (lambda: reductions._text(reduction("pairs", VALUES[:2], 4), 16), COUNT // 8),
     "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),

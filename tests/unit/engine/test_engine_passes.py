@@ -21,14 +21,8 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
-from shardmerge.methods.kernels.ranks import (
-    Bracket,
-    Statistic,
-    band_of,
-    find_keys,
-    guess,
-    ranks_along,
-)
+from shardmerge.methods.kernels.brackets import Bracket, Statistic, band_of, find_keys, guess
+from shardmerge.methods.kernels.ranks import ranks_along
 from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
@@ -141,7 +135,9 @@ class TestNumbersOfRows:
         self, tmp_path: Path, name: str, shape: tuple[int, ...], values: dict
     ) -> None:
         group = kernel_cases.ordinary(name, shape, dtype=torch.float16, **values)
-        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)}, odd=True)
+        models = Models(
+            tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)}, odd=True
+        )
         call = call_of(name, group, [models.source(model) for model in models.tensors])
         spec = models.spec({"v": ("F16", models.source("m0")), "w": ("F32", call)})
         with cases.tuned(windows=(12288,)):  # which no vector of the tensor begins with
