@@ -11,7 +11,7 @@ from shardmerge.engine.assembly import (
     StepLines,
     loop_text,
 )
-from shardmerge.methods.kernels.ranks import BINS
+from shardmerge.methods.kernels.brackets import BINS
 from shardmerge.methods.program import Reduction
 
 

@@ -29,15 +29,9 @@ from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import BracketCount, ReadFiles, ReducedTiles, halved_sum
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import (
-    Bracket,
-    CountKeys,
-    RowMasks,
-    Sample,
-    find_bands,
-    find_keys,
-)
+from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Bands,
     Counts,

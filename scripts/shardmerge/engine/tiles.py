@@ -16,7 +16,7 @@ from shardmerge.engine.native import element_sizes
 from shardmerge.engine.philox import native_stream
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.ranks import BINS, Bracket
+from shardmerge.methods.kernels.brackets import BINS, Bracket
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given
 

@@ -21,13 +21,7 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
-from shardmerge.methods.kernels.ranks import (
-    Bracket,
-    Statistic,
-    band_of,
-    find_keys,
-    guess,
-)
+from shardmerge.methods.kernels.brackets import Bracket, Statistic, band_of, find_keys, guess
 from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of

@@ -12,15 +12,9 @@ import torch
 
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
+from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import (
-    Bracket,
-    RowMasks,
-    choice_by,
-    find_bands,
-    find_keys,
-    ranks_along,
-)
+from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
 from shardmerge.methods.kernels.torch_order import torch_sums
