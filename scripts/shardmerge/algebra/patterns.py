@@ -7,7 +7,7 @@ is long text in which only these names differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -72,29 +72,47 @@ def alike(expression: ex.Expression, find: Callable[[ex.Expression], _T]) -> _T:
     return found[find]
 
 
-def json_text(expression: ex.Expression, write: Write, file_of: Callable[[ex.Source], str]) -> str:
+def one_of_each(expressions: Iterable[ex.Expression]) -> list[ex.Expression]:
+    """Return the first expression of each pattern, in their order."""
+    found: dict[ExpressionPattern, ex.Expression] = {}
+    for expression in expressions:
+        found.setdefault(pattern(expression), expression)
+    return list(found.values())
+
+
+def json_text(expression: ex.Expression, write: Write, files: Mapping[tuple[str, str], str]) -> str:
     """Return an expression's canonical JSON.
 
     Args:
         expression: The expression.
         write: How tensors of sources are written, a function of a module.
-        file_of: Returns what stands for the file of such a tensor.
+        files: What stands for the file of such a tensor, as JSON, by model and file.
     """
     (found, names) = noted(expression, "_pattern", _pattern)
     if write not in found.found:
         found.found[write] = _template(expression, write, names)
-    template = found.found[write]
-    tensors = [quoted(one if type(one) is str else one.tensor) for one in names]
-    values = [
-        quoted(file_of(names[number])) if is_file else tensors[number]
-        for number, is_file in template.names
-    ]
-    return template.text % tuple(values)
+    template: _Text = found.found[write]
+    return template.text % tuple(
+        [
+            files[names[number][:2]] if is_file else _quoted_name(names[number])
+            for number, is_file in template.names
+        ]
+    )
+
+
+def _quoted_name(name: ex.Source | str) -> str:
+    return quoted(name if type(name) is str else name.tensor)
 
 
 def kind_of(tensor: ex.Source | ex.Decoded) -> tuple[Any, ...]:
-    """Return what decides what patterns a tensor of files has a part in: all but its names."""
-    return _facts(tensor, {})
+    """Return what decides what patterns a tensor of files has a part in: all but its names.
+
+    Of a decoded one these are the names of all its parts, so that none may be a part twice.
+    """
+    if type(tensor) is ex.Source:
+        return tensor.model, tensor.dtype, tensor.shape, tensor.tensor.endswith(ADDED_BIAS)
+    form, parts, parameters, shape, step = tensor
+    return (form, repr(parameters), shape, step, *[(role, *kind_of(one)) for role, one in parts])
 
 
 def note_alike(
@@ -109,6 +127,7 @@ def note_alike(
     """
     object.__setattr__(expression, "_pattern", (pattern(other), sources))
     object.__setattr__(expression, "_sources", sources)
+    object.__setattr__(expression, "_size", other.size)
 
 
 def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:

@@ -98,10 +98,11 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
-        lacks = [name in self.models.fit(m).lacks for m in piece.models if None in before]
-        if lacks and (some := having(before, lacks)):
-            self._some(name, piece, before, some, labels, t)
-            return
+        if None in before:
+            lacks = [name in self.models.fit(m).lacks for m in piece.models]
+            if some := having(before, lacks):
+                self._some(name, piece, before, some, labels, t)
+                return
         after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
             piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece

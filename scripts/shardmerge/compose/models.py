@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.base.numerics import Numerics
-from shardmerge.base.weightfolders import folder_of, in_folder, own_name
+from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
 from shardmerge.sources.lock import Lock, LockedSource
 from shardmerge.sources.quantised import weights_of
 
+#: Files of a model, each behind the number of what comes before or after it.
+Files = tuple[tuple[int, str], ...]
 #: Where a tensor stands among a model's files: files in their order, and the place in one.
-Place = tuple[tuple[tuple[int, str], ...], int]
-
+Place = tuple[Files, int]
 
 #: Code of the type that quantised weights count as.
 _DECODED = "BF16"
@@ -88,19 +90,18 @@ class SourceModel(Model):
             name: _decoded(one, stored) for name, one in weights.decoded.items()
         }
         leaves |= {name: stored[name] for name in weights.plain}
-        # file, begin and name of each tensor, of a decoded one those of its codes
-        places = []
-        for name, leaf in leaves.items():
-            lead = leaf.lead if isinstance(leaf, ex.Decoded) else leaf
-            there = source.tensors[in_folder(self._folders[lead.file], lead.tensor)]
-            places.append((there.file, there.begin, name))
-        places.sort()
+        # of each tensor, of a decoded one those of its codes
+        leads = {name: source.tensors[one.lead.tensor] for name, one in weights.decoded.items()}
+        leads |= weights.plain
+        places = sorted([(lead.file, lead.begin, name) for name, lead in leads.items()])
         self._leads = {name: (file, begin) for file, begin, name in places}
+        self._files: dict[str, Files] = {file: ((0, file),) for file in files}
         self._leaves = {name: leaves[name] for name in self._leads}
-        self.table = {
-            name: Entry(_DECODED if isinstance(leaf, ex.Decoded) else leaf.dtype, leaf.shape)
-            for name, leaf in self._leaves.items()
-        }
+        entries: dict[tuple[str, tuple[int, ...]], Entry] = {}
+        self.table = {}
+        for name, leaf in self._leaves.items():
+            kind = (_DECODED if type(leaf) is ex.Decoded else leaf.dtype, leaf.shape)
+            self.table[name] = entries.get(kind) or entries.setdefault(kind, Entry(*kind))
         self._rounds = not numerics.rounds_once
         self.config = source.config
 
@@ -119,7 +120,7 @@ class SourceModel(Model):
 
     def place(self, tensor: str) -> Place:
         file, begin = self._leads[tensor]
-        return ((0, file),), begin
+        return self._files[file], begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         return self.name, stack, number
@@ -134,11 +135,14 @@ class SourceModel(Model):
 
     def _stored(self, source: LockedSource) -> dict[str, ex.Source]:
         """Return all stored tensors of a source by their names in the model."""
-        key, folders = self.name, self._folders
-        return {
-            name: ex.Source(key, t.file, own_name(name, folders[t.file]), t.dtype, t.shape)
-            for name, t in source.tensors.items()
-        }
+        names: Iterable[str] = source.tensors
+        if any(self._folders.values()):
+            tensors = source.tensors.items()
+            names = [own_name(name, self._folders[one.file]) for name, one in tensors]
+        columns = tuple(zip(*source.tensors.values(), strict=True)) or ((),) * 3
+        files, dtypes, shapes, *_ = columns
+        rows = zip(repeat(self.name), files, names, dtypes, shapes)
+        return dict(zip(source.tensors, map(partial(tuple.__new__, ex.Source), rows), strict=True))
 
 
 def _decoded(one: LogicalTensor, stored: Mapping[str, ex.Source]) -> ex.Decoded:

@@ -18,7 +18,7 @@ from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
 from shardmerge.compose.differences import side_by_side
 from shardmerge.compose.measured_tensors import MeasuredTensors
-from shardmerge.compose.models import Entry, Model, Place
+from shardmerge.compose.models import Entry, Files, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Assembly, Part
 from shardmerge.compose.repeated_sums import RepeatedSums
@@ -66,6 +66,8 @@ class StageModel(Model):
         self._rows: dict[str, fold.Row] = {}
         self._sums = RepeatedSums()
         self._expressions: dict[str, ex.Expression] = {}
+        self._files: dict[Files, Files] = {}  # one object for all tensors of a file
+        self._entries: dict[Entry, Entry] = {}
         for tensor, part in list(self.parts.items()):
             if len(part.used) < len(part.names):
                 self._check_used(tensor, part)
@@ -151,7 +153,8 @@ class StageModel(Model):
         part = self.parts[tensor]
         model, name = part.lead
         files, begin = model.place(name)
-        return ((part.piece.number, ""), *files), begin
+        key = (part.piece.number, ""), *files
+        return self._files.setdefault(key, key), begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         if stack not in self.assembly.layers:
@@ -273,7 +276,8 @@ class StageModel(Model):
         dtype = self.stage.dtype or _promoted(part)
         if not self._copies(part):
             dtype = registry.result_dtype(self.method.name, self.context.numerics, dtype)
-        return Entry(self.stage.out_dtype or dtype, entry.shape)
+        made = Entry(self.stage.out_dtype or dtype, entry.shape)
+        return self._entries.setdefault(made, made)
 
     def _mergeable(self, part: Part) -> bool:
         """Whether a tensor is merged; otherwise the lead's is copied.

@@ -64,6 +64,8 @@ def complete(
         for model, name in zip(models, names, strict=True)
         if name is not None
     ]
+    if len({shape for _, shape in shapes}) == 1:
+        return tuple(names)
     tokens = is_vocabulary(label)
     first = 1 if tokens and follows else 0
     for model, shape in shapes:

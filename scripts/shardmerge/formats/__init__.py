@@ -126,12 +126,13 @@ class Reading:
         found: dict[str, LogicalTensor] = {}
         for form in self.formats:
             for one in form.logical(table, contents or {}):
-                if one.name in found or (one.name in table and one.name not in _refs(one)):
+                apart = one.lead.tensor != one.name and one.name in table
+                if one.name in found or (apart and one.name not in _refs(one)):
                     raise UserError("is stored twice, in two formats", f"tensor {one.name!r}")
                 found[one.name] = one
         claimed = self.claimed(table, found)
         self._no_strangers(table, found, claimed)
-        return dict(sorted(found.items())), claimed
+        return {name: found[name] for name in sorted(found)}, claimed
 
     def dropped(self, table: Table) -> list[str]:
         """Return the stored tensors that a model without quantisation does not have, sorted."""

@@ -46,8 +46,7 @@ class PartRef(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class LogicalTensor:
+class LogicalTensor(NamedTuple):
     """A tensor of floats that several stored tensors make.
 
     Args:
@@ -63,10 +62,15 @@ class LogicalTensor:
     name: str
     shape: tuple[int, ...]
     format: str
-    parts: Mapping[str, PartRef] = field(hash=False)
+    parts: Mapping[str, PartRef]
     parameters: tuple[tuple[str, Any], ...] = ()
     dtype: str = "F32"
     step: int = 1
+
+    @property
+    def lead(self) -> PartRef:
+        """The part that tells where the whole lies: its codes, else the first one by role."""
+        return self.parts.get("codes") or self.parts[min(self.parts)]
 
     @property
     def columns(self) -> int:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
-from shardmerge.formats.interface import LogicalTensor, Table
+from shardmerge.formats.interface import LogicalTensor, PartRef, Table
 
 
 class Shaped(ABC):
-    """``logical`` and ``needed`` of a format that reads no content of stored tensors for them."""
+    """``logical`` and ``needed`` of a format that reads no content of stored tensors for them.
+
+    Args:
+        endings: What the names of the parts have behind a stem, where ``stems`` has seen all of
+            them: of tensors whose parts have the same types and shapes only one is looked at.
+    """
 
     name: str
     flat = False
+    endings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def stems(self, table: Table) -> Iterable[str]:
@@ -28,11 +35,33 @@ class Shaped(ABC):
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
         """As ``Format.logical``."""
-        return [self.one(table, stem) for stem in sorted(self.stems(table))]
+        stems = sorted(self.stems(table))
+        if not self.endings:
+            return [self.one(table, stem) for stem in stems]
+        firsts: dict[tuple[Any, ...], LogicalTensor] = {}
+        found = []
+        for stem in stems:
+            entries = [table[stem + ending] for ending in self.endings]
+            kind = tuple([(entry.dtype, entry.shape) for entry in entries])
+            if kind in firsts:
+                found.append(_renamed(firsts[kind], stem))
+            else:
+                found.append(firsts.setdefault(kind, self.one(table, stem)))
+        return found
 
     def needed(self, table: Table) -> list[str]:
         """Return no tensors: shapes tell all."""
         return []
+
+
+def _renamed(one: LogicalTensor, stem: str) -> LogicalTensor:
+    """Return a tensor that differs from another in what the names of its parts begin with."""
+    length = len(one.name)
+    parts = {
+        role: PartRef(stem + ref.tensor[length:], ref.dtype, ref.shape)
+        for role, ref in one.parts.items()
+    }
+    return one._replace(name=stem, parts=parts)
 
 
 def before(table: Table, ending: str) -> list[str]:

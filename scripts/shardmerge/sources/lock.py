@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from shardmerge.base.errors import UserError
@@ -215,16 +217,18 @@ def _file_row(file: LockedFile) -> dict[str, Any]:
 def _source_from_json(
     data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
 ) -> LockedSource:
-    files, tensors = {}, {}
+    files: dict[str, LockedFile] = {}
+    tensors: dict[str, LockedTensor] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     folder = folder_by_role(data.get("role"), data["files"])
     for name, row in data["files"].items():
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
         )
-        within = folder(name)
-        for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
-            one = LockedTensor(name, dtype, tuple(shape), begin, end)
-            tensors[in_folder(within, tensor)] = one
+        if table := row.get("tensors"):
+            within = folder(name)
+            names = [in_folder(within, tensor) for tensor in table] if within else table
+            tensors |= zip(names, _tensors_from_json(name, table, shapes), strict=True)
     return LockedSource(
         kind=data["kind"],
         repo=data.get("repo"),
@@ -232,7 +236,7 @@ def _source_from_json(
         commit=data.get("commit"),
         config=data["config"],
         files=files,
-        tensors=dict(sorted(tensors.items())),
+        tensors={name: tensors[name] for name in sorted(tensors)},
         role=data.get("role", "model"),
         vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
@@ -243,3 +247,13 @@ def _source_from_json(
         special_tokens=data.get("special_tokens"),
         left_out=tuple(data.get("left_out", ())),
     )
+
+
+def _tensors_from_json(
+    file: str, table: Mapping[str, Any], shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> Iterable[LockedTensor]:
+    """Return the tensors of a file in the table's order; equal shapes become one object."""
+    dtypes, sizes, begins, ends = zip(*table.values(), strict=True)
+    found = list(map(tuple, sizes))
+    columns = repeat(file), dtypes, map(shapes.setdefault, found, found), begins, ends
+    return map(partial(tuple.__new__, LockedTensor), zip(*columns))  # noqa: B905 - one has no end
