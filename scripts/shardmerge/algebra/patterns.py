@@ -44,19 +44,36 @@ class ExpressionPattern:
         self.found: dict[Any, Any] = {}
 
 
+class Kind:
+    """What tensors of files have in common that differ in their names alone: one object for all."""
+
+    __slots__ = ()
+
+
 class _Text(NamedTuple):
-    """Canonical JSON with ``%s`` for names, and of each whether it is a file's."""
+    """Canonical JSON with ``%s`` for names.
+
+    Args:
+        text: The text.
+        names: The number of each name, and whether it is a file's.
+        calls: Whether some are those of calls' tensors.
+    """
 
     text: str
     names: tuple[tuple[int, bool], ...]
+    calls: bool
 
 
 _PATTERNS: dict[Any, ExpressionPattern] = {}
+_KINDS: dict[Any, Kind] = {}
 
 
 def pattern(expression: ex.Expression) -> ExpressionPattern:
     """Return the pattern of an expression."""
-    return noted(expression, "_pattern", _pattern)[0]
+    try:
+        return expression._pattern[0]  # as ``noted`` keeps it: a plan asks for it a million times
+    except AttributeError:
+        return noted(expression, "_pattern", _pattern)[0]
 
 
 def alike(expression: ex.Expression, find: Callable[[ex.Expression], _T]) -> _T:
@@ -67,9 +84,11 @@ def alike(expression: ex.Expression, find: Callable[[ex.Expression], _T]) -> _T:
         find: A function of a module, which uses no names of files and tensors.
     """
     found = pattern(expression).found
-    if find not in found:
+    try:
+        return found[find]
+    except KeyError:
         found[find] = find(expression)
-    return found[find]
+        return found[find]
 
 
 def one_of_each(expressions: Iterable[ex.Expression]) -> list[ex.Expression]:
@@ -92,42 +111,39 @@ def json_text(expression: ex.Expression, write: Write, files: Mapping[tuple[str,
     if write not in found.found:
         found.found[write] = _template(expression, write, names)
     template: _Text = found.found[write]
-    return template.text % tuple(
-        [
-            files[names[number][:2]] if is_file else _quoted_name(names[number])
-            for number, is_file in template.names
-        ]
-    )
+    if template.calls:
+        tensors = [quoted(one if type(one) is str else one.tensor) for one in names]
+    else:
+        tensors = [quoted(one[2]) for one in names]
+    values = [files[names[n][:2]] if is_file else tensors[n] for n, is_file in template.names]
+    return template.text % tuple(values)
 
 
-def _quoted_name(name: ex.Source | str) -> str:
-    return quoted(name if type(name) is str else name.tensor)
-
-
-def kind_of(tensor: ex.Source | ex.Decoded) -> tuple[Any, ...]:
+def kind_of(tensor: ex.Expression) -> Kind | None:
     """Return what decides what patterns a tensor of files has a part in: all but its names.
 
-    Of a decoded one these are the names of all its parts, so that none may be a part twice.
+    Returns:
+        None if it is made otherwise, or of one stored tensor twice.
     """
-    if type(tensor) is ex.Source:
-        return tensor.model, tensor.dtype, tensor.shape, tensor.tensor.endswith(ADDED_BIAS)
-    form, parts, parameters, shape, step = tensor
-    return (form, repr(parameters), shape, step, *[(role, *kind_of(one)) for role, one in parts])
+    if type(tensor) is not ex.Source and type(tensor) is not ex.Decoded:
+        return None
+    names: dict[ex.Source | str, int] = {}
+    facts = _facts(tensor, names)
+    if type(tensor) is ex.Decoded and len(names) < len(tensor.parts):
+        return None
+    return _KINDS.setdefault(facts, Kind())
 
 
-def note_alike(
-    expression: ex.Expression, other: ex.Expression, sources: tuple[ex.Source, ...]
-) -> None:
-    """Note that an expression differs from another in the names of its tensors alone.
+def note_alike(expression: ex.Linear, other: ex.Linear, sources: tuple[ex.Source, ...]) -> None:
+    """Note that a sum differs from another in the names of its tensors alone.
 
     Args:
-        expression: The expression, in which no tensor of a source is named twice.
+        expression: The sum, in which no tensor of a source is named twice.
         other: The other one, likewise, with tensors of the same kinds in the same places.
         sources: The tensors of sources that the first names, in order of first use.
     """
-    object.__setattr__(expression, "_pattern", (pattern(other), sources))
-    object.__setattr__(expression, "_sources", sources)
-    object.__setattr__(expression, "_size", other.size)
+    found = {"_pattern": (pattern(other), sources), "_sources": sources, "_size": other.size}
+    expression.__dict__.update(found)  # frozen, as what is noted is no part of it
 
 
 def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:
@@ -178,4 +194,4 @@ def _template(expression: ex.Expression, write: Write, names: tuple[ex.Source | 
     place = re.compile(f'"{mark}([0-9]+)([ft])"')
     text = canonical_json(data).replace("%", "%%")
     found = [(int(number), kind == "f") for number, kind in place.findall(text)]
-    return _Text(place.sub("%s", text), tuple(found))
+    return _Text(place.sub("%s", text), tuple(found), any(type(one) is str for one in names))

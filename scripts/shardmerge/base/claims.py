@@ -40,10 +40,12 @@ def remove_parts(target: str | os.PathLike[str], older_than: float = 0) -> None:
     """
     target = Path(target)
     now = time.time()
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        with contextlib.suppress(OSError):
-            if not older_than or now - part.stat().st_mtime > older_than:
-                part.unlink()
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(target.parent) if name.endswith(".part")]
+        for part in [target.parent / n for n in names if n.startswith(f".{target.name}.")]:
+            with contextlib.suppress(OSError):
+                if not older_than or now - part.stat().st_mtime > older_than:
+                    part.unlink()
 
 
 Say = Callable[[str], None]

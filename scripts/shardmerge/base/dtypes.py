@@ -83,6 +83,7 @@ _SHORT = {code.lower(): dtype.name for code, dtype in DTYPES.items()} | {
 }
 _WIDTH = re.compile(r"\d+")
 MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
+MERGEABLE_CODES = frozenset(MERGEABLE.values())
 
 
 def tensor_bytes(code: str, shape: Iterable[int]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
+from shardmerge.algebra.patterns import ADDED_BIAS, Kind, kind_of
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.architecture.names import layer_counts
@@ -50,6 +51,10 @@ class Model:
         """Return what a tensor is."""
         raise NotImplementedError
 
+    def kind(self, tensor: str) -> Kind | None:
+        """Return the kind of a tensor that is one of files, None of any other."""
+        return kind_of(self.expression(tensor))
+
     def row(self, tensor: str) -> fold.Row:
         """Return what a tensor is as a row of coefficients."""
         raise NotImplementedError
@@ -64,7 +69,7 @@ class Model:
 
     def folder(self, tensor: str) -> str:
         """Return the folder with weights of its own that a tensor is of, "" if none."""
-        return folder_of(tensor)
+        return folder_of(tensor) if "/" in tensor else ""
 
 
 class SourceModel(Model):
@@ -89,12 +94,14 @@ class SourceModel(Model):
         leaves: dict[str, ex.Source | ex.Decoded] = {
             name: _decoded(one, stored) for name, one in weights.decoded.items()
         }
+        self._decoded = weights.decoded
+        self._kinds: dict[Any, Kind | None] = {}
         leaves |= {name: stored[name] for name in weights.plain}
         # of each tensor, of a decoded one those of its codes
         leads = {name: source.tensors[one.lead.tensor] for name, one in weights.decoded.items()}
         leads |= weights.plain
         places = sorted([(lead.file, lead.begin, name) for name, lead in leads.items()])
-        self._leads = {name: (file, begin) for file, begin, name in places}
+        self._leads = {name: leads[name] for _, _, name in places}
         self._files: dict[str, Files] = {file: ((0, file),) for file in files}
         self._leaves = {name: leaves[name] for name in self._leads}
         entries: dict[tuple[str, tuple[int, ...]], Entry] = {}
@@ -115,18 +122,30 @@ class SourceModel(Model):
             return ex.Cast(leaf, _DECODED)  # as mergekit reads a copy that was saved so
         return leaf
 
+    def kind(self, tensor: str) -> Kind | None:
+        leaf = self._leaves[tensor]
+        key: Any = (leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS))
+        if type(leaf) is ex.Decoded:
+            if self._rounds:
+                return None
+            one = self._decoded[tensor]
+            key = (one.first or one).name
+        if key not in self._kinds:
+            self._kinds[key] = kind_of(leaf)
+        return self._kinds[key]
+
     def row(self, tensor: str) -> fold.Row:
         return fold.leaf(self._leaves[tensor])
 
     def place(self, tensor: str) -> Place:
-        file, begin = self._leads[tensor]
-        return self._files[file], begin
+        lead = self._leads[tensor]
+        return self._files[lead.file], lead.begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         return self.name, stack, number
 
     def folder(self, tensor: str) -> str:
-        return self._folders[self._leads[tensor][0]]
+        return self._folders[self._leads[tensor].file]
 
     @cached_property
     def decoded(self) -> dict[str, ex.Decoded]:

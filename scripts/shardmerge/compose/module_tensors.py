@@ -93,9 +93,9 @@ class ModuleTensors:
 
     def behind(self, model: Model, module: Module) -> dict[Behind, tuple[str, str]]:
         """Return tensors of these layers alone: where to the name in the output and the own."""
-        found = {}
+        found, real = {}, self.real(model, module)
         for name, full in self.of(model, module).items():
-            if behind(full, model.layer_counts):
+            if name not in real and behind(full, model.layer_counts):
                 own, spelt = layer_of(full), layer_of(name)
                 counts = {spelt[0]: model.layer_counts[own[0]]} if own and spelt else {}
                 found[behind(name, counts)] = name, full

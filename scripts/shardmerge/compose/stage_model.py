@@ -7,8 +7,9 @@ from functools import cached_property
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
+from shardmerge.algebra.patterns import Kind
 from shardmerge.algebra.rows import format_runs
-from shardmerge.base.dtypes import DTYPES, promoted
+from shardmerge.base.dtypes import MERGEABLE_CODES, promoted
 from shardmerge.base.errors import UserError
 from shardmerge.compose import norms
 from shardmerge.compose.architecture.fused import FusedPart, FusedTensors
@@ -65,6 +66,8 @@ class StageModel(Model):
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._sums = RepeatedSums()
+        self._folds: dict[tuple[Kind | None, ...], bool] = {}
+        self._plain_forms: dict[tuple[int, float, tuple[int, ...]], registry.LinearForm] = {}
         self._expressions: dict[str, ex.Expression] = {}
         self._files: dict[Files, Files] = {}  # one object for all tensors of a file
         self._entries: dict[Entry, Entry] = {}
@@ -119,10 +122,19 @@ class StageModel(Model):
         def find() -> ex.Expression:
             return fold.to_expression(self.row(tensor), self.table[tensor].shape)
 
-        if not self._repeats or not self._mergeable(part) or self._copies(part):
+        if not self._repeats or self._copies(part):
             return find()
+        kinds = tuple([model.kind(name) for model, name in part.inputs])
+        if kinds not in self._folds:
+            self._folds[kinds] = None not in kinds and self._floats(part)
+        if not self._folds[kinds]:
+            return find()
+        # without rules for some tensors alone, this is all that a request depends on
+        alike = part.piece.number, part.t, part.used
+        if alike not in self._plain_forms:
+            self._plain_forms[alike] = self._linear_form(tensor)
         inputs = [model.expression(name) for model, name in part.inputs]
-        return self._sums.expression(self._linear_form(tensor), inputs, find)
+        return self._sums.expression(self._plain_forms[alike], kinds, inputs, find)
 
     @cached_property
     def _repeats(self) -> bool:
@@ -271,7 +283,7 @@ class StageModel(Model):
     def _entry(self, part: Part) -> Entry:
         model, name = part.lead
         entry = model.table[name]
-        if not DTYPES[entry.dtype].floating:
+        if entry.dtype not in MERGEABLE_CODES:
             return entry
         dtype = self.stage.dtype or _promoted(part)
         if not self._copies(part):
@@ -285,11 +297,15 @@ class StageModel(Model):
         Raises:
             UserError: If it could be part of a quantised weight, and is not one for all inputs.
         """
-        if all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs):
+        if self._floats(part):
             return True
         if len({model.expression(name) for model, name in part.inputs}) > 1:
             check_buffers(part)
         return False
+
+    @staticmethod
+    def _floats(part: Part) -> bool:
+        return all(model.table[name].dtype in MERGEABLE_CODES for model, name in part.inputs)
 
     def _copies(self, part: Part) -> bool:
         """Whether a tensor that one input alone has is taken as it is."""

@@ -57,6 +57,8 @@ class LogicalTensor(NamedTuple):
         parameters: What else decoding needs, sorted pairs of plain values.
         dtype: Code of the type of the floats. All formats decode to float32, before any rounding.
         step: Rows (of the last dimension) that are best decoded together; a multiple wastes least.
+        first: Another one that it differs from in the names of its parts alone, None if that is
+            not known: the same one for all that are so alike.
     """
 
     name: str
@@ -66,6 +68,7 @@ class LogicalTensor(NamedTuple):
     parameters: tuple[tuple[str, Any], ...] = ()
     dtype: str = "F32"
     step: int = 1
+    first: LogicalTensor | None = None
 
     @property
     def lead(self) -> PartRef:

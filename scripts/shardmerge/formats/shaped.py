@@ -42,11 +42,13 @@ class Shaped(ABC):
         found = []
         for stem in stems:
             entries = [table[stem + ending] for ending in self.endings]
-            kind = tuple([(entry.dtype, entry.shape) for entry in entries])
-            if kind in firsts:
-                found.append(_renamed(firsts[kind], stem))
+            kind = tuple([fact for entry in entries for fact in (entry.dtype, entry.shape)])
+            first = firsts.get(kind)
+            if first is None:
+                firsts[kind] = one = self.one(table, stem)
             else:
-                found.append(firsts.setdefault(kind, self.one(table, stem)))
+                one = _renamed(first, stem)
+            found.append(one)
         return found
 
     def needed(self, table: Table) -> list[str]:
@@ -61,7 +63,8 @@ def _renamed(one: LogicalTensor, stem: str) -> LogicalTensor:
         role: PartRef(stem + ref.tensor[length:], ref.dtype, ref.shape)
         for role, ref in one.parts.items()
     }
-    return one._replace(name=stem, parts=parts)
+    held = one.shape, one.format, parts, one.parameters, one.dtype, one.step
+    return LogicalTensor(stem, *held, first=one)
 
 
 def before(table: Table, ending: str) -> list[str]:

@@ -47,7 +47,9 @@ class Case:
         """The tensors by what is blended in them: one kind for all whose patterns are equal."""
         found: dict[int, tuple[Blend, list[str]]] = {}
         for name, blend in self.blends.items():
-            found.setdefault(id(blend), (blend, []))[1].append(name)
+            if id(blend) not in found:
+                found[id(blend)] = blend, []
+            found[id(blend)][1].append(name)
         return list(found.values())
 
     @property
