@@ -107,10 +107,11 @@ def json_text(expression: ex.Expression, write: Write, files: Mapping[tuple[str,
         write: How tensors of sources are written, a function of a module.
         files: What stands for the file of such a tensor, as JSON, by model and file.
     """
-    (found, names) = noted(expression, "_pattern", _pattern)
-    if write not in found.found:
-        found.found[write] = _template(expression, write, names)
-    template: _Text = found.found[write]
+    found = pattern(expression).found
+    names: tuple[ex.Source | str, ...] = expression._pattern[1]
+    template: _Text | None = found.get(write)
+    if template is None:
+        template = found[write] = _template(expression, write, names)
     if template.calls:
         tensors = [quoted(one if type(one) is str else one.tensor) for one in names]
     else:
@@ -142,8 +143,9 @@ def note_alike(expression: ex.Linear, other: ex.Linear, sources: tuple[ex.Source
         other: The other one, likewise, with tensors of the same kinds in the same places.
         sources: The tensors of sources that the first names, in order of first use.
     """
-    found = {"_pattern": (pattern(other), sources), "_sources": sources, "_size": other.size}
-    expression.__dict__.update(found)  # frozen, as what is noted is no part of it
+    object.__setattr__(expression, "_pattern", (pattern(other), sources))
+    object.__setattr__(expression, "_sources", sources)
+    object.__setattr__(expression, "_size", other.size)
 
 
 def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:

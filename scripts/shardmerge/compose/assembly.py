@@ -138,12 +138,15 @@ class _Assembler:
         for column in columns:
             names |= dict.fromkeys(column)
         counts = layer_counts(columns[piece.lead])
+        fractions: dict[tuple[str, int] | None, float] = {}
         for name in names:
             found = [column.get(name) for column in columns]
             labels = (name,) * len(columns)
             stack = layer_of(name)
-            t = layer_fraction(name, counts) if stack is None or stack[0] in counts else 0.0
-            self._add(name, piece, columns, found, labels, t)
+            if stack not in fractions:
+                known = stack is None or stack[0] in counts
+                fractions[stack] = layer_fraction(name, counts) if known else 0.0
+            self._add(name, piece, columns, found, labels, fractions[stack])
         self._predictors(piece, module, counts, sliced=False)
 
     def _sliced(self, pieces: list[Piece], module: Module) -> None:

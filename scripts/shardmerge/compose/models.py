@@ -94,8 +94,6 @@ class SourceModel(Model):
         leaves: dict[str, ex.Source | ex.Decoded] = {
             name: _decoded(one, stored) for name, one in weights.decoded.items()
         }
-        self._decoded = weights.decoded
-        self._kinds: dict[Any, Kind | None] = {}
         leaves |= {name: stored[name] for name in weights.plain}
         # of each tensor, of a decoded one those of its codes
         leads = {name: source.tensors[one.lead.tensor] for name, one in weights.decoded.items()}
@@ -104,11 +102,15 @@ class SourceModel(Model):
         self._leads = {name: leads[name] for _, _, name in places}
         self._files: dict[str, Files] = {file: ((0, file),) for file in files}
         self._leaves = {name: leaves[name] for name in self._leads}
-        entries: dict[tuple[str, tuple[int, ...]], Entry] = {}
-        self.table = {}
+        self.table: dict[str, Entry] = {}
+        self._kinds: dict[str, Kind | None] = {}
+        known: dict[Any, tuple[Entry, Kind | None]] = {}
         for name, leaf in self._leaves.items():
-            kind = (_DECODED if type(leaf) is ex.Decoded else leaf.dtype, leaf.shape)
-            self.table[name] = entries.get(kind) or entries.setdefault(kind, Entry(*kind))
+            key = self._alike(leaf, weights.decoded.get(name))
+            if key not in known:
+                dtype = _DECODED if type(leaf) is ex.Decoded else leaf.dtype
+                known[key] = Entry(dtype, leaf.shape), kind_of(leaf)
+            self.table[name], self._kinds[name] = known[key]
         self._rounds = not numerics.rounds_once
         self.config = source.config
 
@@ -123,16 +125,9 @@ class SourceModel(Model):
         return leaf
 
     def kind(self, tensor: str) -> Kind | None:
-        leaf = self._leaves[tensor]
-        key: Any = (leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS))
-        if type(leaf) is ex.Decoded:
-            if self._rounds:
-                return None
-            one = self._decoded[tensor]
-            key = (one.first or one).name
-        if key not in self._kinds:
-            self._kinds[key] = kind_of(leaf)
-        return self._kinds[key]
+        if self._rounds and type(self._leaves[tensor]) is ex.Decoded:
+            return None
+        return self._kinds[tensor]
 
     def row(self, tensor: str) -> fold.Row:
         return fold.leaf(self._leaves[tensor])
@@ -152,6 +147,13 @@ class SourceModel(Model):
         """The tensors that are decoded."""
         return {n: leaf for n, leaf in self._leaves.items() if isinstance(leaf, ex.Decoded)}
 
+    @staticmethod
+    def _alike(leaf: ex.Source | ex.Decoded, one: LogicalTensor | None) -> Any:
+        """Return what is the same for tensors that differ in names alone, as far as is known."""
+        if one is None:
+            return leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS)
+        return (one.first or one).name
+
     def _stored(self, source: LockedSource) -> dict[str, ex.Source]:
         """Return all stored tensors of a source by their names in the model."""
         names: Iterable[str] = source.tensors
@@ -165,5 +167,6 @@ class SourceModel(Model):
 
 
 def _decoded(one: LogicalTensor, stored: Mapping[str, ex.Source]) -> ex.Decoded:
-    parts = tuple([(role, stored[ref.tensor]) for role, ref in sorted(one.parts.items())])
+    ordered = one.parts.items() if one.first else sorted(one.parts.items())
+    parts = tuple([(role, stored[ref.tensor]) for role, ref in ordered])
     return ex.Decoded(one.format, parts, one.parameters, one.shape, one.step)

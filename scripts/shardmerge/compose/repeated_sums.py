@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.patterns import Kind, note_alike
+from shardmerge.algebra.patterns import note_alike
 from shardmerge.methods.registry import LinearForm
 
 
@@ -30,54 +30,49 @@ class RepeatedSums:
     """What was folded: by a method's coefficients and the kinds of the inputs' tensors."""
 
     def __init__(self) -> None:
-        self._firsts: dict[tuple[Any, ...], _First] = {}
-        self._numbers: dict[tuple[Any, ...], int] = {}
-        self._forms: dict[int, tuple[LinearForm, int]] = {}
+        self._firsts: dict[Any, _First] = {}
 
-    def expression(
-        self,
-        form: LinearForm,
-        kinds: Sequence[Kind],
-        inputs: Sequence[ex.Source | ex.Decoded],
-        find: Callable[[], ex.Expression],
-    ) -> ex.Expression:
-        """Return a linear method's result over tensors of files.
+    def like(self, key: Any, inputs: Sequence[ex.Source | ex.Decoded]) -> ex.Linear | None:
+        """Return a sum of tensors of files that is made as another one was, if there is one.
 
         Args:
-            form: The method's coefficients.
-            kinds: Of the tensors.
-            inputs: The tensors, in the order of the form's indices.
-            find: Folds the result.
+            key: The method's coefficients (``coefficients_of``), and the kinds of the tensors.
+            inputs: The tensors, in the order of the coefficients' numbers.
         """
-        if form.deltas:
-            return find()
-        key = (self._form(form), *kinds)
         first = self._firsts.get(key)
+        if first is None:
+            return None
         sources = _sources(inputs)
         # coefficients may cancel where one is named twice
-        if not (first and first.distinct) and len(set(sources)) < len(sources):
-            return find()
-        if first is None:
-            found = find()
-            if isinstance(found, ex.Linear) and (terms := _terms(found, inputs)):
-                self._firsts[key] = _first(found, terms, inputs)
-            return found
+        if not first.distinct and len(set(sources)) < len(sources):
+            return None
         found = ex.Linear(tuple([(c, inputs[number]) for c, number in first.terms]))
         if first.ascends:
             note_alike(found, first.expression, sources)
         return found
 
-    def _form(self, form: LinearForm) -> int:
-        """Return a number for a form's coefficients: a stage asks for a form for each layer."""
-        if id(form) not in self._forms:
-            # as they are written: 1 and 1.0 are equal. The form is kept, so that none has its id
-            key = tuple([(number, repr(c)) for number, c in form.direct.items()])
-            self._forms[id(form)] = form, self._numbers.setdefault(key, len(self._numbers))
-        return self._forms[id(form)][1]
+    def note(
+        self, key: Any, found: ex.Expression, inputs: Sequence[ex.Source | ex.Decoded]
+    ) -> None:
+        """Note a sum that was folded, unless one like it is known; arguments as of ``like``."""
+        sources = _sources(inputs)
+        if key in self._firsts or len(set(sources)) < len(sources):
+            return
+        if isinstance(found, ex.Linear) and (terms := _terms(found, inputs)):
+            ascends = [number for _, number in terms] == list(range(len(inputs)))
+            distinct = len({tensor.model for tensor in inputs}) == len(inputs)
+            self._firsts[key] = _First(found, terms, ascends, distinct)
+
+
+def coefficients_of(form: LinearForm) -> str | None:
+    """Return a form's coefficients as they are written, None if it has task vectors."""
+    return None if form.deltas else repr(list(form.direct.items()))
 
 
 def _sources(inputs: Sequence[ex.Source | ex.Decoded]) -> tuple[ex.Source, ...]:
     """Return the tensors that inputs are, or are decoded from."""
+    if all(type(tensor) is ex.Source for tensor in inputs):
+        return tuple(inputs)
     found: list[ex.Source] = []
     for tensor in inputs:
         if type(tensor) is ex.Decoded:
@@ -92,13 +87,3 @@ def _terms(found: ex.Linear, inputs: Sequence[ex.Expression]) -> tuple[tuple[flo
     if not all(operand in numbers for _, operand in found.terms):
         return ()
     return tuple((c, numbers[operand]) for c, operand in found.terms)
-
-
-def _first(
-    found: ex.Linear,
-    terms: tuple[tuple[float, int], ...],
-    inputs: Sequence[ex.Source | ex.Decoded],
-) -> _First:
-    ascends = [number for _, number in terms] == list(range(len(inputs)))
-    distinct = len({tensor.model for tensor in inputs}) == len(inputs)
-    return _First(found, terms, ascends, distinct)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
@@ -22,7 +23,7 @@ from shardmerge.compose.measured_tensors import MeasuredTensors
 from shardmerge.compose.models import Entry, Files, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Assembly, Part
-from shardmerge.compose.repeated_sums import RepeatedSums
+from shardmerge.compose.repeated_sums import RepeatedSums, coefficients_of
 from shardmerge.compose.tensor_matching import check_buffers
 from shardmerge.compose.text_model import TextModel, text_model
 from shardmerge.methods import registry
@@ -67,7 +68,7 @@ class StageModel(Model):
         self._rows: dict[str, fold.Row] = {}
         self._sums = RepeatedSums()
         self._folds: dict[tuple[Kind | None, ...], bool] = {}
-        self._plain_forms: dict[tuple[int, float, tuple[int, ...]], registry.LinearForm] = {}
+        self._plain_forms: dict[tuple[int, float], str | None] = {}
         self._expressions: dict[str, ex.Expression] = {}
         self._files: dict[Files, Files] = {}  # one object for all tensors of a file
         self._entries: dict[Entry, Entry] = {}
@@ -92,13 +93,16 @@ class StageModel(Model):
         return found | {stack: len(layers) for stack, layers in self.assembly.layers.items()}
 
     def expression(self, tensor: str) -> ex.Expression:
-        if tensor not in self._expressions:
+        found = self._expressions.get(tensor)
+        if found is None:
             try:
-                self._expressions[tensor] = self._expression(tensor, self.parts[tensor])
+                found = self._expression(tensor, self.parts[tensor])
             except OverflowError:
                 raise self._too_large(tensor) from None
-            self._check_size(tensor, self._expressions[tensor].size)
-        return self._expressions[tensor]
+            if found.size > MAX_STEPS:
+                raise self._too_long(tensor)
+            self._expressions[tensor] = found
+        return found
 
     def row(self, tensor: str) -> fold.Row:
         if tensor not in self._rows:
@@ -106,7 +110,8 @@ class StageModel(Model):
                 row = self._row(tensor, self.parts[tensor])
             except OverflowError:
                 raise self._too_large(tensor) from None
-            self._check_size(tensor, sum([leaf.size for leaf in row]))
+            if sum([leaf.size for leaf in row]) > MAX_STEPS:
+                raise self._too_long(tensor)
             self._rows[tensor] = row
         return self._rows[tensor]
 
@@ -119,22 +124,30 @@ class StageModel(Model):
         return model.expression(name)
 
     def _folded(self, tensor: str, part: Part) -> ex.Expression:
-        def find() -> ex.Expression:
-            return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+        key: Any = None
+        if self._repeats and None not in part.names and not self._copies(part):
+            pairs = list(zip(part.piece.models, part.names, strict=True))
+            inputs = [model.expression(name) for model, name in pairs]
+            key = self._key(tensor, part, tuple([model.kind(name) for model, name in pairs]))
+            if key and (found := self._sums.like(key, inputs)):
+                return found
+        found = fold.to_expression(self.row(tensor), self.table[tensor].shape)
+        if key:
+            self._sums.note(key, found, inputs)
+        return found
 
-        if not self._repeats or self._copies(part):
-            return find()
-        kinds = tuple([model.kind(name) for model, name in part.inputs])
+    def _key(self, tensor: str, part: Part, kinds: tuple[Kind | None, ...]) -> Any:
+        """Return what decides a sum of tensors of kinds but their names, None if they are none."""
         if kinds not in self._folds:
             self._folds[kinds] = None not in kinds and self._floats(part)
         if not self._folds[kinds]:
-            return find()
+            return None
         # without rules for some tensors alone, this is all that a request depends on
-        alike = part.piece.number, part.t, part.used
+        alike = part.piece.number, part.t
         if alike not in self._plain_forms:
-            self._plain_forms[alike] = self._linear_form(tensor)
-        inputs = [model.expression(name) for model, name in part.inputs]
-        return self._sums.expression(self._plain_forms[alike], kinds, inputs, find)
+            self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
+        form = self._plain_forms[alike]
+        return form and (form, *kinds)
 
     @cached_property
     def _repeats(self) -> bool:
@@ -150,16 +163,14 @@ class StageModel(Model):
             "Write smaller weights, or weights whose sum is further from 0.",
         )
 
-    def _check_size(self, tensor: str, size: int) -> None:
-        """Refuse what takes more steps than can be planned: each document may double them."""
-        if size > MAX_STEPS:
-            raise UserError(
-                f"tensor {tensor!r} of {self.name!r} takes more than {MAX_STEPS} steps over the "
-                "documents that it is made from",
-                self.parts[tensor].piece.where,
-                "Build a document of the middle as a model of its own, and start a new recipe "
-                "from it.",
-            )
+    def _too_long(self, tensor: str) -> UserError:
+        """Tell of what takes more steps than can be planned: each document may double them."""
+        return UserError(
+            f"tensor {tensor!r} of {self.name!r} takes more than {MAX_STEPS} steps over the "
+            "documents that it is made from",
+            self.parts[tensor].piece.where,
+            "Build a document of the middle as a model of its own, and start a new recipe from it.",
+        )
 
     def place(self, tensor: str) -> Place:
         part = self.parts[tensor]

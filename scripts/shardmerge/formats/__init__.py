@@ -138,8 +138,9 @@ class Reading:
     def dropped(self, table: Table) -> list[str]:
         """Return the stored tensors that a model without quantisation does not have, sorted."""
         names = [n for n in table if n.rpartition(".")[2] in _RUNTIME or _STATE in n]
+        scales = [n for n in table if n.endswith(_SCALES)]
         for suffix in _SCALES:
-            plain = [n.removesuffix(suffix) for n in table if n.endswith(suffix)]
+            plain = [n.removesuffix(suffix) for n in scales if n.endswith(suffix)]
             names += [n + suffix for n in plain if n in table and table[n].dtype not in CODE_TYPES]
         return sorted(set(names))
 

@@ -58,7 +58,7 @@ class LogicalTensor(NamedTuple):
         dtype: Code of the type of the floats. All formats decode to float32, before any rounding.
         step: Rows (of the last dimension) that are best decoded together; a multiple wastes least.
         first: Another one that it differs from in the names of its parts alone, None if that is
-            not known: the same one for all that are so alike.
+            not known: the same one for all that are so alike. Parts are sorted by role then.
     """
 
     name: str

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 
 from shardmerge.formats.interface import LogicalTensor, PartRef, Table
 
+#: Role of a part, what its name has behind the stem, dtype code and shape.
+_Part = tuple[str, str, str, tuple[int, ...]]
+
 
 class Shaped(ABC):
     """``logical`` and ``needed`` of a format that reads no content of stored tensors for them.
@@ -38,17 +41,18 @@ class Shaped(ABC):
         stems = sorted(self.stems(table))
         if not self.endings:
             return [self.one(table, stem) for stem in stems]
-        firsts: dict[tuple[Any, ...], LogicalTensor] = {}
+        firsts: dict[tuple[Any, ...], tuple[LogicalTensor, list[_Part]]] = {}
         found = []
         for stem in stems:
             entries = [table[stem + ending] for ending in self.endings]
             kind = tuple([fact for entry in entries for fact in (entry.dtype, entry.shape)])
-            first = firsts.get(kind)
-            if first is None:
-                firsts[kind] = one = self.one(table, stem)
+            if kind in firsts:
+                found.append(_renamed(*firsts[kind], stem))
             else:
-                one = _renamed(first, stem)
-            found.append(one)
+                one = self.one(table, stem)
+                found.append(one)
+                parts = sorted(one.parts.items())
+                firsts[kind] = one, [(r, p.tensor.removeprefix(stem), *p[1:]) for r, p in parts]
         return found
 
     def needed(self, table: Table) -> list[str]:
@@ -56,14 +60,10 @@ class Shaped(ABC):
         return []
 
 
-def _renamed(one: LogicalTensor, stem: str) -> LogicalTensor:
+def _renamed(one: LogicalTensor, parts: Iterable[_Part], stem: str) -> LogicalTensor:
     """Return a tensor that differs from another in what the names of its parts begin with."""
-    length = len(one.name)
-    parts = {
-        role: PartRef(stem + ref.tensor[length:], ref.dtype, ref.shape)
-        for role, ref in one.parts.items()
-    }
-    held = one.shape, one.format, parts, one.parameters, one.dtype, one.step
+    own = {role: PartRef(stem + ending, dtype, shape) for role, ending, dtype, shape in parts}
+    held = one.shape, one.format, own, one.parameters, one.dtype, one.step
     return LogicalTensor(stem, *held, first=one)
 
 

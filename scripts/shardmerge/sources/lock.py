@@ -165,8 +165,9 @@ class Lock:
             name: Vocabulary(text, name, f"{where}: vocabulary {name}")
             for name, text in data.get("vocabularies", {}).items()
         }
+        order: list[str] = []
         return cls(
-            {n: _source_from_json(s, texts) for n, s in data["sources"].items()},
+            {n: _source_from_json(s, texts, order) for n, s in data["sources"].items()},
             {n: LockedFile(**row) for n, row in data.get("texts", {}).items()},
         )
 
@@ -215,7 +216,7 @@ def _file_row(file: LockedFile) -> dict[str, Any]:
 
 
 def _source_from_json(
-    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
+    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary], order: list[str]
 ) -> LockedSource:
     files: dict[str, LockedFile] = {}
     tensors: dict[str, LockedTensor] = {}
@@ -236,7 +237,7 @@ def _source_from_json(
         commit=data.get("commit"),
         config=data["config"],
         files=files,
-        tensors={name: tensors[name] for name in sorted(tensors)},
+        tensors=_in_order(tensors, order),
         role=data.get("role", "model"),
         vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
@@ -247,6 +248,18 @@ def _source_from_json(
         special_tokens=data.get("special_tokens"),
         left_out=tuple(data.get("left_out", ())),
     )
+
+
+def _in_order(tensors: Mapping[str, LockedTensor], order: list[str]) -> dict[str, LockedTensor]:
+    """Return tensors sorted by name; many sources have the same names as the one before.
+
+    Args:
+        tensors: By name.
+        order: The names of the source before, sorted; becomes those of this one.
+    """
+    if tensors.keys() != dict.fromkeys(order).keys():
+        order[:] = sorted(tensors)
+    return {name: tensors[name] for name in order}
 
 
 def _tensors_from_json(
