@@ -40,12 +40,13 @@ def remove_parts(target: str | os.PathLike[str], older_than: float = 0) -> None:
     """
     target = Path(target)
     now = time.time()
+    names: list[str] = []
     with contextlib.suppress(OSError):
         names = [name for name in os.listdir(target.parent) if name.endswith(".part")]
-        for part in [target.parent / n for n in names if n.startswith(f".{target.name}.")]:
-            with contextlib.suppress(OSError):
-                if not older_than or now - part.stat().st_mtime > older_than:
-                    part.unlink()
+    for part in [target.parent / name for name in names if name.startswith(f".{target.name}.")]:
+        with contextlib.suppress(OSError):
+            if not older_than or now - part.stat().st_mtime > older_than:
+                part.unlink()
 
 
 Say = Callable[[str], None]

@@ -70,6 +70,9 @@ class LogicalTensor(NamedTuple):
     step: int = 1
     first: LogicalTensor | None = None
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.shape, self.format, self.parameters))
+
     @property
     def lead(self) -> PartRef:
         """The part that tells where the whole lies: its codes, else the first one by role."""
