@@ -106,7 +106,7 @@ class _Assembler:
         after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
             piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece
-            self.result.untied |= after != before
+            self.result.untied |= after is not before and after != before
             self.result.parts[name] = Part(piece, after, labels, t)
 
     def _some(
@@ -140,7 +140,7 @@ class _Assembler:
         counts = layer_counts(columns[piece.lead])
         fractions: dict[tuple[str, int] | None, float] = {}
         for name in names:
-            found = [column.get(name) for column in columns]
+            found = tuple([column.get(name) for column in columns])
             labels = (name,) * len(columns)
             stack = layer_of(name)
             if stack not in fractions:

@@ -106,7 +106,11 @@ class SourceModel(Model):
         self._kinds: dict[str, Kind | None] = {}
         known: dict[Any, tuple[Entry, Kind | None]] = {}
         for name, leaf in self._leaves.items():
-            key = self._alike(leaf, weights.decoded.get(name))
+            if type(leaf) is ex.Source:
+                key: Any = (leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS))
+            else:  # the one that it differs from in names alone, if that is known
+                one = weights.decoded[name]
+                key = (one.first or one).name
             if key not in known:
                 dtype = _DECODED if type(leaf) is ex.Decoded else leaf.dtype
                 known[key] = Entry(dtype, leaf.shape), kind_of(leaf)
@@ -146,13 +150,6 @@ class SourceModel(Model):
     def decoded(self) -> dict[str, ex.Decoded]:
         """The tensors that are decoded."""
         return {n: leaf for n, leaf in self._leaves.items() if isinstance(leaf, ex.Decoded)}
-
-    @staticmethod
-    def _alike(leaf: ex.Source | ex.Decoded, one: LogicalTensor | None) -> Any:
-        """Return what is the same for tensors that differ in names alone, as far as is known."""
-        if one is None:
-            return leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS)
-        return (one.first or one).name
 
     def _stored(self, source: LockedSource) -> dict[str, ex.Source]:
         """Return all stored tensors of a source by their names in the model."""

@@ -9,6 +9,8 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.patterns import note_alike
 from shardmerge.methods.registry import LinearForm
 
+_OF_FILES = (ex.Source, ex.Decoded)
+
 
 class _First(NamedTuple):
     """The first sum of a kind.
@@ -32,18 +34,22 @@ class RepeatedSums:
     def __init__(self) -> None:
         self._firsts: dict[Any, _First] = {}
 
+    def knows(self, key: Any) -> bool:
+        """Return whether there is a sum of a key (``like``)."""
+        return key in self._firsts
+
     def like(self, key: Any, inputs: Sequence[ex.Source | ex.Decoded]) -> ex.Linear | None:
-        """Return a sum of tensors of files that is made as another one was, if there is one.
+        """Return a sum of tensors of files that is made as one that is known.
 
         Args:
             key: The method's coefficients (``coefficients_of``), and the kinds of the tensors.
             inputs: The tensors, in the order of the coefficients' numbers.
+
+        Returns:
+            None if a stored tensor is named twice, so that coefficients may cancel.
         """
-        first = self._firsts.get(key)
-        if first is None:
-            return None
+        first = self._firsts[key]
         sources = _sources(inputs)
-        # coefficients may cancel where one is named twice
         if not first.distinct and len(set(sources)) < len(sources):
             return None
         found = ex.Linear(tuple([(c, inputs[number]) for c, number in first.terms]))
@@ -55,8 +61,10 @@ class RepeatedSums:
         self, key: Any, found: ex.Expression, inputs: Sequence[ex.Source | ex.Decoded]
     ) -> None:
         """Note a sum that was folded, unless one like it is known; arguments as of ``like``."""
+        if key in self._firsts or not all(type(one) in _OF_FILES for one in inputs):
+            return
         sources = _sources(inputs)
-        if key in self._firsts or len(set(sources)) < len(sources):
+        if len(set(sources)) < len(sources):
             return
         if isinstance(found, ex.Linear) and (terms := _terms(found, inputs)):
             ascends = [number for _, number in terms] == list(range(len(inputs)))

@@ -8,7 +8,6 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.algebra.patterns import Kind
 from shardmerge.algebra.rows import format_runs
 from shardmerge.base.dtypes import MERGEABLE_CODES, promoted
 from shardmerge.base.errors import UserError
@@ -67,11 +66,10 @@ class StageModel(Model):
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._sums = RepeatedSums()
-        self._folds: dict[tuple[Kind | None, ...], bool] = {}
         self._plain_forms: dict[tuple[int, float], str | None] = {}
         self._expressions: dict[str, ex.Expression] = {}
         self._files: dict[Files, Files] = {}  # one object for all tensors of a file
-        self._entries: dict[Entry, Entry] = {}
+        self._entries: dict[tuple[Entry, bool], Entry] = {}
         for tensor, part in list(self.parts.items()):
             if len(part.used) < len(part.names):
                 self._check_used(tensor, part)
@@ -95,8 +93,9 @@ class StageModel(Model):
     def expression(self, tensor: str) -> ex.Expression:
         found = self._expressions.get(tensor)
         if found is None:
+            part = self.parts[tensor]
             try:
-                found = self._expression(tensor, self.parts[tensor])
+                found = self._like_another(part) or self._expression(tensor, part)
             except OverflowError:
                 raise self._too_large(tensor) from None
             if found.size > MAX_STEPS:
@@ -124,35 +123,44 @@ class StageModel(Model):
         return model.expression(name)
 
     def _folded(self, tensor: str, part: Part) -> ex.Expression:
-        key: Any = None
-        if self._repeats and None not in part.names and not self._copies(part):
-            pairs = list(zip(part.piece.models, part.names, strict=True))
-            inputs = [model.expression(name) for model, name in pairs]
-            key = self._key(tensor, part, tuple([model.kind(name) for model, name in pairs]))
-            if key and (found := self._sums.like(key, inputs)):
-                return found
         found = fold.to_expression(self.row(tensor), self.table[tensor].shape)
-        if key:
-            self._sums.note(key, found, inputs)
+        if self._repeats and self._is_plain(part) and self._floats(part):
+            # without rules for some tensors alone, this is all that a request depends on
+            alike = part.piece.number, part.t
+            if alike not in self._plain_forms:
+                self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
+            if key := self._key(part):
+                self._sums.note(key, found, self._inputs(part))
         return found
 
-    def _key(self, tensor: str, part: Part, kinds: tuple[Kind | None, ...]) -> Any:
-        """Return what decides a sum of tensors of kinds but their names, None if they are none."""
-        if kinds not in self._folds:
-            self._folds[kinds] = None not in kinds and self._floats(part)
-        if not self._folds[kinds]:
+    def _like_another(self, part: Part) -> ex.Expression | None:
+        """Return a sum that differs from one that is known in names alone, None if none does."""
+        if not self._repeats or not self._is_plain(part):
             return None
-        # without rules for some tensors alone, this is all that a request depends on
-        alike = part.piece.number, part.t
-        if alike not in self._plain_forms:
-            self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
-        form = self._plain_forms[alike]
-        return form and (form, *kinds)
+        key = self._key(part)
+        return self._sums.like(key, self._inputs(part)) if self._sums.knows(key) else None
+
+    @staticmethod
+    def _is_plain(part: Part) -> bool:
+        """Whether all inputs have a tensor and are merged."""
+        return not part.copied and None not in part.names
+
+    def _key(self, part: Part) -> Any:
+        """Return what decides a sum of tensors of files but their names, None if not known."""
+        form = self._plain_forms.get((part.piece.number, part.t))
+        pairs = zip(part.piece.models, part.names, strict=True)
+        return form and (form, *[model.kind(name) for model, name in pairs])
+
+    @staticmethod
+    def _inputs(part: Part) -> list[ex.Expression]:
+        pairs = zip(part.piece.models, part.names, strict=True)
+        return [model.expression(name) for model, name in pairs]
 
     @cached_property
     def _repeats(self) -> bool:
         """Whether coefficients and inputs are all that decides a sum, whatever the tensor."""
         plain = self.method.linear is not None and self._measured is None
+        plain = plain and self.context.numerics.folds
         return plain and not self.settings.ruled and self.name not in self.context.geometric
 
     def _too_large(self, tensor: str) -> UserError:
@@ -292,15 +300,23 @@ class StageModel(Model):
         return _cast(call, made, self.table[tensor].dtype)
 
     def _entry(self, part: Part) -> Entry:
+        """Return type and shape of a tensor: one object for all that are alike."""
         model, name = part.lead
         entry = model.table[name]
+        if not self.stage.dtype or None in part.names:
+            return self._made(part, entry)
+        key = entry, part.copied
+        if key not in self._entries:
+            self._entries[key] = self._made(part, entry)
+        return self._entries[key]
+
+    def _made(self, part: Part, entry: Entry) -> Entry:
         if entry.dtype not in MERGEABLE_CODES:
             return entry
         dtype = self.stage.dtype or _promoted(part)
         if not self._copies(part):
             dtype = registry.result_dtype(self.method.name, self.context.numerics, dtype)
-        made = Entry(self.stage.out_dtype or dtype, entry.shape)
-        return self._entries.setdefault(made, made)
+        return Entry(self.stage.out_dtype or dtype, entry.shape)
 
     def _mergeable(self, part: Part) -> bool:
         """Whether a tensor is merged; otherwise the lead's is copied.
