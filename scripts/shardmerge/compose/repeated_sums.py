@@ -72,9 +72,9 @@ class RepeatedSums:
             self._firsts[key] = _First(found, terms, ascends, distinct)
 
 
-def coefficients_of(form: LinearForm) -> str | None:
-    """Return a form's coefficients as they are written, None if it has task vectors."""
-    return None if form.deltas else repr(list(form.direct.items()))
+def coefficients_of(form: LinearForm) -> str:
+    """Return a form's coefficients as they are written, "" if it has task vectors."""
+    return "" if form.deltas else repr(list(form.direct.items()))
 
 
 def _sources(inputs: Sequence[ex.Source | ex.Decoded]) -> tuple[ex.Source, ...]:

@@ -66,7 +66,7 @@ class StageModel(Model):
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._sums = RepeatedSums()
-        self._plain_forms: dict[tuple[int, float], str | None] = {}
+        self._plain_forms: dict[tuple[int, float], str] = {}
         self._expressions: dict[str, ex.Expression] = {}
         self._files: dict[Files, Files] = {}  # one object for all tensors of a file
         self._entries: dict[tuple[Entry, bool], Entry] = {}
@@ -95,7 +95,7 @@ class StageModel(Model):
         if found is None:
             part = self.parts[tensor]
             try:
-                found = self._like_another(part) or self._expression(tensor, part)
+                found = self._like_another(tensor, part) or self._expression(tensor, part)
             except OverflowError:
                 raise self._too_large(tensor) from None
             if found.size > MAX_STEPS:
@@ -124,30 +124,26 @@ class StageModel(Model):
 
     def _folded(self, tensor: str, part: Part) -> ex.Expression:
         found = fold.to_expression(self.row(tensor), self.table[tensor].shape)
-        if self._repeats and self._is_plain(part) and self._floats(part):
-            # without rules for some tensors alone, this is all that a request depends on
-            alike = part.piece.number, part.t
-            if alike not in self._plain_forms:
-                self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
-            if key := self._key(part):
-                self._sums.note(key, found, self._inputs(part))
+        if key := self._key(tensor, part):
+            self._sums.note(key, found, self._inputs(part))
         return found
 
-    def _like_another(self, part: Part) -> ex.Expression | None:
+    def _like_another(self, tensor: str, part: Part) -> ex.Expression | None:
         """Return a sum that differs from one that is known in names alone, None if none does."""
-        if not self._repeats or not self._is_plain(part):
-            return None
-        key = self._key(part)
+        key = self._key(tensor, part)
         return self._sums.like(key, self._inputs(part)) if self._sums.knows(key) else None
 
-    @staticmethod
-    def _is_plain(part: Part) -> bool:
-        """Whether all inputs have a tensor and are merged."""
-        return not part.copied and None not in part.names
-
-    def _key(self, part: Part) -> Any:
-        """Return what decides a sum of tensors of files but their names, None if not known."""
-        form = self._plain_forms.get((part.piece.number, part.t))
+    def _key(self, tensor: str, part: Part) -> Any:
+        """Return what decides a sum of tensors of files but their names, None of all else."""
+        if not self._repeats or part.copied or None in part.names:
+            return None
+        # without rules for some tensors alone, this is all that a request depends on
+        alike = part.piece.number, part.t
+        form = self._plain_forms.get(alike)
+        if form is None:
+            if not self._floats(part):
+                return None
+            form = self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
         pairs = zip(part.piece.models, part.names, strict=True)
         return form and (form, *[model.kind(name) for model, name in pairs])
 
