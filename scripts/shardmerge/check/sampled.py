@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shardmerge.check.samples import Runs
+from shardmerge.algebra.samples import Runs
 from shardmerge.methods.kernels.execute import TorchElements
 from shardmerge.methods.passes import Axis, KeyBand, Masks, NumbersOf
 
