@@ -44,7 +44,7 @@ class ExpressionPattern:
         self.found: dict[Any, Any] = {}
 
 
-class Kind:
+class TensorKind:
     """What tensors of files have in common that differ in their names alone: one object for all."""
 
     __slots__ = ()
@@ -65,7 +65,7 @@ class _Text(NamedTuple):
 
 
 _PATTERNS: dict[Any, ExpressionPattern] = {}
-_KINDS: dict[Any, Kind] = {}
+_KINDS: dict[Any, TensorKind] = {}
 
 
 def pattern(expression: ex.Expression) -> ExpressionPattern:
@@ -120,7 +120,7 @@ def json_text(expression: ex.Expression, write: Write, files: Mapping[tuple[str,
     return template.text % tuple(values)
 
 
-def kind_of(tensor: ex.Expression) -> Kind | None:
+def kind_of(tensor: ex.Expression) -> TensorKind | None:
     """Return what decides what patterns a tensor of files has a part in: all but its names.
 
     Returns:
@@ -132,7 +132,7 @@ def kind_of(tensor: ex.Expression) -> Kind | None:
     facts = _facts(tensor, names)
     if type(tensor) is ex.Decoded and len(names) < len(tensor.parts):
         return None
-    return _KINDS.setdefault(facts, Kind())
+    return _KINDS.setdefault(facts, TensorKind())
 
 
 def note_alike(expression: ex.Linear, other: ex.Linear, sources: tuple[ex.Source, ...]) -> None:

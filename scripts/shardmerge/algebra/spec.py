@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.json import from_json, source_to_json, to_json
@@ -22,7 +22,8 @@ from shardmerge.methods.registry import version_of
 ENGINE_VERSION = 1
 
 
-class OutputTensor(NamedTuple):
+@dataclass(frozen=True)
+class OutputTensor:
     """One tensor of an output shard: its name, stored type and shape, and what it is."""
 
     name: str

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
-from shardmerge.algebra.patterns import ADDED_BIAS, Kind, kind_of
+from shardmerge.algebra.patterns import ADDED_BIAS, TensorKind, kind_of
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.architecture.names import layer_counts
@@ -19,9 +19,9 @@ from shardmerge.sources.lock import Lock, LockedSource
 from shardmerge.sources.quantised import weights_of
 
 #: Files of a model, each behind the number of what comes before or after it.
-Files = tuple[tuple[int, str], ...]
+FilePlaces = tuple[tuple[int, str], ...]
 #: Where a tensor stands among a model's files: files in their order, and the place in one.
-Place = tuple[Files, int]
+Place = tuple[FilePlaces, int]
 
 #: Code of the type that quantised weights count as.
 _DECODED = "BF16"
@@ -51,7 +51,7 @@ class Model:
         """Return what a tensor is."""
         raise NotImplementedError
 
-    def kind(self, tensor: str) -> Kind | None:
+    def kind(self, tensor: str) -> TensorKind | None:
         """Return the kind of a tensor that is one of files, None of any other."""
         return kind_of(self.expression(tensor))
 
@@ -100,11 +100,11 @@ class SourceModel(Model):
         leads |= weights.plain
         places = sorted([(lead.file, lead.begin, name) for name, lead in leads.items()])
         self._leads = {name: leads[name] for _, _, name in places}
-        self._files: dict[str, Files] = {file: ((0, file),) for file in files}
+        self._files: dict[str, FilePlaces] = {file: ((0, file),) for file in files}
         self._leaves = {name: leaves[name] for name in self._leads}
         self.table: dict[str, Entry] = {}
-        self._kinds: dict[str, Kind | None] = {}
-        known: dict[Any, tuple[Entry, Kind | None]] = {}
+        self._kinds: dict[str, TensorKind | None] = {}
+        known: dict[Any, tuple[Entry, TensorKind | None]] = {}
         for name, leaf in self._leaves.items():
             if type(leaf) is ex.Source:
                 key: Any = (leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS))
@@ -128,7 +128,7 @@ class SourceModel(Model):
             return ex.Cast(leaf, _DECODED)  # as mergekit reads a copy that was saved so
         return leaf
 
-    def kind(self, tensor: str) -> Kind | None:
+    def kind(self, tensor: str) -> TensorKind | None:
         if self._rounds and type(self._leaves[tensor]) is ex.Decoded:
             return None
         return self._kinds[tensor]

@@ -19,7 +19,7 @@ from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
 from shardmerge.compose.differences import side_by_side
 from shardmerge.compose.measured_tensors import MeasuredTensors
-from shardmerge.compose.models import Entry, Files, Model, Place
+from shardmerge.compose.models import Entry, FilePlaces, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Assembly, Part
 from shardmerge.compose.repeated_sums import RepeatedSums, coefficients_of
@@ -68,7 +68,7 @@ class StageModel(Model):
         self._sums = RepeatedSums()
         self._plain_forms: dict[tuple[int, float], str] = {}
         self._expressions: dict[str, ex.Expression] = {}
-        self._files: dict[Files, Files] = {}  # one object for all tensors of a file
+        self._files: dict[FilePlaces, FilePlaces] = {}  # one object for all tensors of a file
         self._entries: dict[tuple[Entry, bool], Entry] = {}
         for tensor, part in list(self.parts.items()):
             if len(part.used) < len(part.names):

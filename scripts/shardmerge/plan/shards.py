@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import bytes_of
@@ -106,7 +107,7 @@ def as_stored(tensors: Sequence[OutputTensor], file: str) -> tuple[OutputTensor,
         file: Its name relative to the model's folder.
     """
     if folder := component_of(file):
-        tensors = [one._replace(name=own_name(one.name, folder)) for one in tensors]
+        tensors = [replace(one, name=own_name(one.name, folder)) for one in tensors]
     return tuple(tensors)
 
 

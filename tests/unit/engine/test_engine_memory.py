@@ -187,7 +187,7 @@ def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
     models = [f"{letter}-{name}" for letter in "qab"]
     q, a, b = sparse(folder, models, "F16", (rows, 1_000)).values()
     spec = spec_of("F16", ex.Linear(((1.0, q), (0.4, ex.Delta(a, b, "F16")))))
-    return replace(spec, tensors=(spec.tensors[0]._replace(name=name),))
+    return replace(spec, tensors=(replace(spec.tensors[0], name=name),))
 
 
 class TestWhole:
