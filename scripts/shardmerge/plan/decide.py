@@ -32,9 +32,8 @@ from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import RecipeFamily, Variant
-from shardmerge.sources.lock import Lock
 from shardmerge.sources.pickles import Conversion
-from shardmerge.sources.sources import Sources, lock_path, lock_text
+from shardmerge.sources.sources import Sources, lock_path
 
 #: Folders below the working directory.
 MODELS = Path("resources/models")
@@ -109,7 +108,7 @@ def _decide(
 ) -> Decision:
     texts = {path: read_text(path) for path in settings["recipes"]}
     # A job writes no lock, so that the key stays; a head's plan is of the locks that it leaves.
-    key = None if head else _key(settings, texts, variants)
+    key = None if head else _key(settings, texts, variants, {})
     plan = _cached(key) if key else None
     if plan and not settings["allow_pickle"]:
         return _decided(plan, key, {})
@@ -136,7 +135,7 @@ def _decide(
         known = [*recipes, *(one for family in families for one in family.recipes)]
         with _warned(known, settings, say):
             locks = [sources.lock(one, write=head, renew=renew, say=say) for one in every]
-            key = key or _key(settings, texts, variants, locks if dry else ())
+            key = key or _key(settings, texts, variants, sources.unwritten)
             plan = _cached(key)
             if plan is None:
                 planning()
@@ -191,13 +190,15 @@ def _key(
     settings: Settings,
     texts: dict[str, str],
     variants: Sequence[Variant],
-    unwritten: Sequence[Lock] = (),
+    unwritten: Mapping[Path, str],
 ) -> str:
-    """Return what a plan is kept by; the locks are the files', or these that have none yet."""
-    locks: list[str | None] = [_sha256(lock_text(lock)) for lock in unwritten]
-    for path in _locked(texts, variants) if not unwritten else ():
-        lock = lock_path(path)
-        locks.append(sha256_of(lock) if lock.exists() else None)
+    """Return what a plan is kept by; the locks are the files', or texts of those not written."""
+    locks: list[str | None] = []
+    for lock in map(lock_path, _locked(texts, variants)):
+        if lock in unwritten:
+            locks.append(_sha256(unwritten[lock]))
+        else:
+            locks.append(sha256_of(lock) if lock.exists() else None)
     parts: list[Any] = [_code(), settings.planned().values, texts, locks]
     if variants:
         tried = [[v.path, v.text, v.build, v.template] for v in variants]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.coefficients import decoded_of, terms_of
-from shardmerge.algebra.patterns import alike
+from shardmerge.algebra.patterns import alike, one_of_each
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import component_of, folder_of, own_name
@@ -173,7 +173,7 @@ def _shard(file: str, job: ShardJob, tensors: Iterable[OutputTensor]) -> Describ
 def _seeds(expressions: Iterable[ex.Expression]) -> dict[str, tuple[int, ...]] | None:
     """Return the seeds of each stage that chooses at random, None if none does."""
     found: dict[str, set[int]] = {}
-    for stage, seed in {pair for one in expressions for pair in alike(one, _drawn)}:
+    for stage, seed in {pair for one in one_of_each(expressions) for pair in alike(one, _drawn)}:
         found.setdefault(stage, set()).add(seed)
     return {stage: tuple(sorted(found[stage])) for stage in sorted(found)} or None
 
