@@ -7,6 +7,7 @@
 # make env-gguf     what exports to GGUF need besides (docs/howto/export.md)
 # make env-compressed   what exports to compressed safetensors need besides (docs/howto/compressed.md)
 # make env-sign     what signing models and checking signatures needs (docs/howto/publish.md)
+# make env-slurm    what submitting jobs to SLURM needs; the others install it where they find `sbatch`
 # make env-test     all, and what the tests need
 # make test         everything that is checked before a change goes in
 # make test-all     the slow tests too
@@ -28,7 +29,7 @@ FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help env env-merge env-torch env-gguf env-compressed env-sign env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
+.PHONY: help env env-merge env-torch env-gguf env-compressed env-sign env-slurm env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -39,9 +40,10 @@ env-torch: $(VENV)/.installed-torch
 env-gguf: $(VENV)/.installed-gguf
 env-compressed: $(VENV)/.installed-compressed
 env-sign: $(VENV)/.installed-sign
+env-slurm: $(VENV)/.installed-slurm
 env-test: $(VENV)/.installed-test
 
-$(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
+$(VENV)/.installed-merge: requirements-merge.txt requirements-slurm.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo "error: '$(PYTHON)' is not Python 3.11, the one version that the pinned packages are tested with."; \
 	  echo "  Install it, or name it: make $(or $(MAKECMDGOALS),env) PYTHON=/path/to/python3.11"; exit 1; }
@@ -49,6 +51,7 @@ $(VENV)/.installed-merge: requirements-merge.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) -r requirements-merge.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@! command -v sbatch > /dev/null || $(PIP) -r requirements-slurm.txt
 	@touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.installed-merge requirements-torch.txt
@@ -78,7 +81,12 @@ $(VENV)/.installed-sign: $(VENV)/.installed-merge requirements-sign.txt
 	@$(PIP) -r requirements-sign.txt
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-sign.txt
+$(VENV)/.installed-slurm: $(VENV)/.installed-merge requirements-slurm.txt
+	@echo "Installing what submitting jobs to SLURM needs ..."
+	@$(PIP) -r requirements-slurm.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt requirements-sign.txt requirements-slurm.txt
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r requirements-test.txt
 	@touch $@

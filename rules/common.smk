@@ -40,6 +40,8 @@ from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 snakemake_internals.ask_every_job(workflow)
+snakemake_internals.look_for_tables_without_loading_pandas(workflow)
+snakemake_internals.end_at_once()
 SETTINGS = exit_on_user_error(load_settings)(
     own_config(
         config, snakemake_internals.command_line_config(workflow), Path("config/config.yaml")
@@ -82,6 +84,8 @@ DECISION = exit_on_user_error(decide)(
     dry=DRY,
     # these targets tell the plan's warnings themselves
     warn=DRY or not ASKED & {"plan", "explain"},
+    # their process loads its modules meanwhile
+    planning=(lambda: None) if SHOWN else WORKER.foresee,
     say=tell,
 )
 PLAN, CONVERSIONS = DECISION.plan, DECISION.conversions

@@ -6,6 +6,8 @@ Git host, or from a commit of a clone, it has no folder: a copy is made beside S
 cache of sources, once a commit.
 """
 
+import atexit
+import gc
 import io
 import os
 import shutil
@@ -13,6 +15,11 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+# What is loaded stays until the end. Looking for garbage in it took a tenth of a second here, and
+# a quarter at the end.
+gc.freeze()
+atexit.register(gc.freeze)
 
 
 def own_folder(rules):

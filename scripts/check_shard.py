@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.errors import UserError
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
@@ -19,6 +18,7 @@ def main() -> None:
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES
     from shardmerge.plan.records import load_record
+    from shardmerge.run.cli import claim
     from shardmerge.run.inputlists import parse_args
     from shardmerge.run.shard_inputs import shard_inputs
 
@@ -55,5 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base import forms
     from shardmerge.base.files import write_json
     from shardmerge.base.weightfolders import shard_name
     from shardmerge.export.compressed_compare import compare_shard
     from shardmerge.export.jobs import add_scheme_arguments, parsed_options
+    from shardmerge.run.cli import claim
 
     parser = argparse.ArgumentParser(description=__doc__)
     add_scheme_arguments(parser)
@@ -35,5 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

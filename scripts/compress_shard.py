@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import COMPRESSED, delegate
+from shardmerge.run.worker import COMPRESSED, start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.weightfolders import shard_name
     from shardmerge.export.compressed_making import compress_shard
     from shardmerge.export.jobs import add_scheme_arguments, parsed_options
     from shardmerge.plan.records import load_verified
+    from shardmerge.run.cli import claim
     from shardmerge.run.inputlists import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,5 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate(COMPRESSED)
-    run(main)
+    start_job(main, COMPRESSED)

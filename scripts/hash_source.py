@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.package.known import hash_source
     from shardmerge.plan.files import IDENTITIES
+    from shardmerge.run.cli import claim
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, type=Path, help="the file")
@@ -29,5 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

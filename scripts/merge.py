@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import time
-from functools import partial
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run, say
-from shardmerge.run.worker import delegate, process_began
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from functools import partial
+    from pathlib import Path
+
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
     from shardmerge.engine import build_shard
@@ -20,9 +18,12 @@ def main() -> None:
     from shardmerge.engine.watch import Watch
     from shardmerge.plan.files import IDENTITIES
     from shardmerge.plan.records import recorded_tensors
+    from shardmerge.run.cli import claim, say
     from shardmerge.run.inputlists import parse_args
+    from shardmerge.run.progress import ShardProgress
     from shardmerge.run.runs import is_made
     from shardmerge.run.shard_inputs import shard_inputs
+    from shardmerge.run.worker import process_began
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True, help="digest of the specification")
@@ -50,7 +51,7 @@ def main() -> None:
         threads=args.threads,
         device=args.device,
         link=args.link,
-        progress=_Progress(args.output.name),
+        progress=ShardProgress(args.output.name),
         began=process_began(),
         sums={path: recorded_tensors(path) for path in read},
         watch=Watch(Identities(IDENTITIES)),
@@ -58,26 +59,5 @@ def main() -> None:
     write_json(args.record, {"spec": args.spec, **record.to_json()})
 
 
-class _Progress:
-    """Prints a line every few seconds, and at the end."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done < total and now - self._last < 5:
-            return
-        self._last = now
-        rate = done / max(now - self._start, 1e-9) / 1e6
-        share = 100 * done // max(total, 1)
-        say(
-            f"{self._name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB ({share} %), "
-            f"{rate:,.0f} MB/s"
-        )
-
-
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

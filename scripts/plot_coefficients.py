@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+
     from shardmerge.plan.description import load_description
     from shardmerge.report.coefficients import coefficients
     from shardmerge.report.plots import draw_coefficients
+    from shardmerge.run.cli import claim
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build's description")
@@ -25,5 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

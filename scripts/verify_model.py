@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run, say
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base import forms
     from shardmerge.base.files import write_json
     from shardmerge.package.verify import verify_model
     from shardmerge.plan.description import load_description
+    from shardmerge.run.cli import claim, say
     from shardmerge.run.inputlists import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -51,5 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

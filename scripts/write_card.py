@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.files import write_text
     from shardmerge.benchmark import scores
     from shardmerge.package.card import make_card, parse_card_settings
     from shardmerge.package.card_picture import remove_picture, shows_picture
     from shardmerge.package.card_scores import added_results
     from shardmerge.plan.description import load_description
+    from shardmerge.run.cli import claim
     from shardmerge.run.inputlists import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,5 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.files import write_text
     from shardmerge.package.index import checksums, load_records
+    from shardmerge.run.cli import claim
     from shardmerge.run.inputlists import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,5 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

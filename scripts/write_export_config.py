@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import COMPRESSED, delegate
+from shardmerge.run.worker import COMPRESSED, start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.files import read_text, write_text
     from shardmerge.export.compressed_check import QUANTIZATION
     from shardmerge.export.compressed_library import quantization_config
     from shardmerge.export.jobs import add_scheme_arguments, parsed_options
     from shardmerge.package.config import set_dtype, set_values
+    from shardmerge.run.cli import claim
 
     parser = argparse.ArgumentParser(description=__doc__)
     add_scheme_arguments(parser)
@@ -31,5 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate(COMPRESSED)
-    run(main)
+    start_job(main, COMPRESSED)

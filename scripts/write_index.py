@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.files import write_text
     from shardmerge.base.weightfolders import COMPONENT_INDEX
     from shardmerge.package.index import index_text, make_index
     from shardmerge.plan.description import load_description
+    from shardmerge.run.cli import claim
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", required=True, help="digest of the build")
@@ -28,5 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

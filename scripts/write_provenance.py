@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from shardmerge.run.cli import claim, run
-from shardmerge.run.worker import delegate
+from shardmerge.run.worker import start_job
 
 
 def main() -> None:
     # not before a job is known to run here
+    import argparse
+    from pathlib import Path
+
     from shardmerge.base.files import write_json
     from shardmerge.package.index import load_records
     from shardmerge.package.provenance import make_provenance
     from shardmerge.plan.description import load_description
     from shardmerge.plan.records import load_verified
+    from shardmerge.run.cli import claim
     from shardmerge.run.inputlists import parse_args
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,5 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    delegate()
-    run(main)
+    start_job(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ rule one:
     output: "out/{i}"
     shell: "touch {output}"
 """
-_ORDER = ("interpreter", "imports", "rules", "plan", "graph", "scheduling", "last steps", "other")
+_ORDER = ("interpreter", "imports", "rules", "plan", "graph", "scheduling", "other", "end")
 _COUNTS = (1, 40, 160)
 Phases = dict[str, dict[str, float]]
 
@@ -55,15 +56,16 @@ def measure(words: Sequence[str], folder: Path) -> Phases:
     """
     output = folder / "phases.json"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    start = time.perf_counter()
+    start, before = time.time(), _used()
     subprocess.run(
         [sys.executable, "-m", "tools.bench.sampled", str(output), *words],
         cwd=folder, env=env, check=True, capture_output=True,
     )  # fmt: skip
-    wall = time.perf_counter() - start
     found = json.loads(output.read_text())
+    until = found.pop("until")
     # what is before the first look and after the last one
-    found["wall"]["interpreter"] = wall - sum(found["wall"].values())
+    found["wall"] |= {"interpreter": until["began"] - start, "end": time.time() - until["ends"]}
+    found["cpu"]["end"] = _used() - before - until["cpu"]
     return found
 
 
@@ -74,3 +76,8 @@ def phases_table(columns: dict[str, list[Phases]], clock: str) -> str:
         values = [[run[clock].get(phase, 0.0) for run in runs] for runs in columns.values()]
         rows.append([phase, *(f"{statistics.median(found):.2f}" for found in values)])
     return table(["Phase", *columns], rows)
+
+
+def _used() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -2,8 +2,8 @@
 
     python -m tools.bench.sampled OUTPUT [arguments of snakemake]
 
-The output is JSON: for each phase seconds of processor time and of waiting besides, and the same of
-what came before the first look, of jobs and of the last steps.
+The output is JSON: for each phase seconds of the processor and of the clock, what came before the
+first look and jobs among them, and how much of both was spent when this process had begun to end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ _PHASES = (
     ("rules", "snakemake/workflow.py", "include"),
     ("graph", "snakemake/dag.py", None),
     ("scheduling", "snakemake/scheduling/job_scheduler.py", None),
-    ("last steps", "snakemake/workflow.py", "teardown"),
 )
 
 
@@ -39,7 +38,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self.before = _used(resource.RUSAGE_SELF)
-        self.began = time.perf_counter()
+        self.began = time.time()
         self.looks = {signal.SIGPROF: Counter[str](), signal.SIGALRM: Counter[str]()}
         for kind, timer in ((signal.SIGPROF, signal.ITIMER_PROF),
                             (signal.SIGALRM, signal.ITIMER_REAL)):  # fmt: skip
@@ -53,11 +52,17 @@ class Sampler:
         """Stop, and return seconds of the processor and of the clock by phase."""
         for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
             signal.setitimer(timer, 0)
-        wall = time.perf_counter() - self.began
+        now = time.time()
+        wall = now - self.began
         used = _used(resource.RUSAGE_SELF) - self.before
+        spent = used + self.before + _used(resource.RUSAGE_CHILDREN)
         cpu = _shares(self.looks[signal.SIGPROF], used)
         cpu |= {"interpreter": self.before, "jobs": _of_jobs()}
-        return {"cpu": cpu, "wall": _shares(self.looks[signal.SIGALRM], wall)}
+        return {
+            "cpu": cpu,
+            "wall": _shares(self.looks[signal.SIGALRM], wall),
+            "until": {"began": self.began, "ends": now, "cpu": spent},
+        }
 
 
 def _shares(looks: Counter[str], seconds: float) -> dict[str, float]:

@@ -88,21 +88,24 @@ def blend_of(expression: ex.Expression) -> Blend:
 
 def decoded_of(expressions: Iterable[ex.Expression]) -> dict[str, dict[str, int]]:
     """Return how many quantised weights of each model are read, by format; sorted."""
-    nodes: dict[tuple[str, str], set[ex.Decoded]] = {}
+    leads: dict[tuple[str, str], set[ex.Source]] = {}
     for expression in expressions:
-        for place, kind in alike(expression, _decoded_places):
-            nodes.setdefault(kind, set()).add(ex.tensors(expression)[place])
+        if places := alike(expression, _decoded_places):
+            sources = ex.sources(expression)
+            for place, kind in places:
+                leads.setdefault(kind, set()).add(sources[place])
     found: dict[str, dict[str, int]] = {}
-    for (model, form), own in sorted(nodes.items()):
+    for (model, form), own in sorted(leads.items()):
         found.setdefault(model, {})[form] = len(own)
     return found
 
 
 def _decoded_places(expression: ex.Expression) -> list[tuple[int, tuple[str, str]]]:
-    """Return which of an expression's tensors are decoded, and of each model and format."""
+    """Return which of an expression's sources lead what is decoded, with its model and format."""
+    number = {source: place for place, source in enumerate(ex.sources(expression))}
     return [
-        (place, (one.model, one.format))
-        for place, one in enumerate(ex.tensors(expression))
+        (number[one.lead], (one.model, one.format))
+        for one in dict.fromkeys(ex.tensors(expression))
         if isinstance(one, ex.Decoded)
     ]
 

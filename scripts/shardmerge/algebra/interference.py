@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.call_terms import declared, input_names
-from shardmerge.algebra.patterns import alike
+from shardmerge.algebra.patterns import alike, one_of_each
 from shardmerge.methods.registry import method
 
 #: Statistics that not every model has.
@@ -75,7 +75,7 @@ def comparable(expression: ex.Expression) -> Comparable:
 def worth_showing(expressions: Iterable[ex.Expression]) -> tuple[str, ...]:
     """Return which statistics there are of a model: of pairs of task vectors, of what is kept."""
     found: set[str] = set()
-    for expression in expressions:
+    for expression in one_of_each(expressions):
         if isinstance(expression, ex.Source):
             continue
         found |= alike(expression, _shown)

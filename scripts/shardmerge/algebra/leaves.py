@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.calls import group_of
-from shardmerge.base.dtypes import combine_dtype, tensor_bytes
+from shardmerge.base.dtypes import bytes_of, combine_dtype
 from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.program import FEW, TYPES, torch_order_is_known
 from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype
@@ -218,9 +217,10 @@ def bytes_read(leaf: FileLeaf) -> int:
         boxes = ((piece.operand, math.prod(piece.sizes)) for piece in leaf.pieces)
         return sum(bytes_read(one) * n // max(ex.elements(one), 1) for one, n in boxes)
     if isinstance(leaf, ex.Decoded):
-        return sum([_bytes(part.dtype, part.shape) for _, part in leaf.parts])
-    return _bytes(leaf.dtype, leaf.shape)
+        return sum([bytes_of(part.dtype, part.shape) for _, part in leaf.parts])
+    return bytes_of(leaf.dtype, leaf.shape)
 
 
-#: Few types and shapes are those of thousands of tensors.
-_bytes = cache(tensor_bytes)
+def bytes_of_leaves(expression: ex.Expression) -> int:
+    """Return the bytes that are read for an expression where no task vector is stored."""
+    return sum(map(bytes_read, file_leaves(expression)))

@@ -46,7 +46,8 @@ def steps_for(
     except Unsupported:
         return None
     writer, measured = compiler.writer, tuple(compiler.measured)
-    program = Program(dtypes, tuple(writer.steps), result, dtype, measured, tuple(writer.loads))
+    own = tuple(writer.loads), tuple(writer.tables)
+    program = Program(dtypes, tuple(writer.steps), result, dtype, measured, *own)
     return Steps(program, compiler.given, tuple(compiler.squares))
 
 
@@ -79,7 +80,8 @@ def reduction_for(
     values = tuple(value.number for value in function(compiler.elements(call)))
     writer = compiler.writer
     dtypes, steps = tuple(leaf.dtype for leaf in leaves.files), tuple(writer.steps)
-    return Reduction(dtypes, steps, tuple(writer.loads), kind, values), compiler.given
+    loads, tables = tuple(writer.loads), tuple(writer.tables)
+    return Reduction(dtypes, steps, loads, kind, values, tables), compiler.given
 
 
 def _compiler(

@@ -16,7 +16,7 @@ class _Node:
     @property
     def size(self) -> int:
         """The steps of an expression, each counted as often as it stands there."""
-        return noted(self, "_size", lambda node: 1 + sum([e.size for e in operands(node)]))
+        return noted(self, "_size", _size)
 
 
 @hashed_once
@@ -237,6 +237,10 @@ Expression = Union[
     RowSums,
     Zero,
 ]
+
+
+def _size(expression: Expression) -> int:
+    return 1 + sum([operand.size for operand in operands(expression)])
 
 
 def operands(expression: Expression) -> tuple[Expression, ...]:

@@ -7,7 +7,7 @@ is long text in which only these names differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,19 +44,36 @@ class ExpressionPattern:
         self.found: dict[Any, Any] = {}
 
 
+class TensorKind:
+    """What tensors of files have in common that differ in their names alone: one object for all."""
+
+    __slots__ = ()
+
+
 class _Text(NamedTuple):
-    """Canonical JSON with ``%s`` for names, and of each whether it is a file's."""
+    """Canonical JSON with ``%s`` for names.
+
+    Args:
+        text: The text.
+        names: The number of each name, and whether it is a file's.
+        calls: Whether some are those of calls' tensors.
+    """
 
     text: str
     names: tuple[tuple[int, bool], ...]
+    calls: bool
 
 
 _PATTERNS: dict[Any, ExpressionPattern] = {}
+_KINDS: dict[Any, TensorKind] = {}
 
 
 def pattern(expression: ex.Expression) -> ExpressionPattern:
     """Return the pattern of an expression."""
-    return noted(expression, "_pattern", _pattern)[0]
+    try:
+        return expression._pattern[0]  # as ``noted`` keeps it: a plan asks for it a million times
+    except AttributeError:
+        return noted(expression, "_pattern", _pattern)[0]
 
 
 def alike(expression: ex.Expression, find: Callable[[ex.Expression], _T]) -> _T:
@@ -67,48 +84,68 @@ def alike(expression: ex.Expression, find: Callable[[ex.Expression], _T]) -> _T:
         find: A function of a module, which uses no names of files and tensors.
     """
     found = pattern(expression).found
-    if find not in found:
+    try:
+        return found[find]
+    except KeyError:
         found[find] = find(expression)
-    return found[find]
+        return found[find]
 
 
-def json_text(expression: ex.Expression, write: Write, file_of: Callable[[ex.Source], str]) -> str:
+def one_of_each(expressions: Iterable[ex.Expression]) -> list[ex.Expression]:
+    """Return the first expression of each pattern, in their order."""
+    found: dict[ExpressionPattern, ex.Expression] = {}
+    for expression in expressions:
+        found.setdefault(pattern(expression), expression)
+    return list(found.values())
+
+
+def json_text(expression: ex.Expression, write: Write, files: Mapping[tuple[str, str], str]) -> str:
     """Return an expression's canonical JSON.
 
     Args:
         expression: The expression.
         write: How tensors of sources are written, a function of a module.
-        file_of: Returns what stands for the file of such a tensor.
+        files: What stands for the file of such a tensor, as JSON, by model and file.
     """
-    (found, names) = noted(expression, "_pattern", _pattern)
-    if write not in found.found:
-        found.found[write] = _template(expression, write, names)
-    template = found.found[write]
-    tensors = [quoted(one if type(one) is str else one.tensor) for one in names]
-    values = [
-        quoted(file_of(names[number])) if is_file else tensors[number]
-        for number, is_file in template.names
-    ]
+    found = pattern(expression).found
+    names: tuple[ex.Source | str, ...] = expression._pattern[1]
+    template: _Text | None = found.get(write)
+    if template is None:
+        template = found[write] = _template(expression, write, names)
+    if template.calls:
+        tensors = [quoted(one if type(one) is str else one.tensor) for one in names]
+    else:
+        tensors = [quoted(one[2]) for one in names]
+    values = [files[names[n][:2]] if is_file else tensors[n] for n, is_file in template.names]
     return template.text % tuple(values)
 
 
-def kind_of(tensor: ex.Source | ex.Decoded) -> tuple[Any, ...]:
-    """Return what decides what patterns a tensor of files has a part in: all but its names."""
-    return _facts(tensor, {})
+def kind_of(tensor: ex.Expression) -> TensorKind | None:
+    """Return what decides what patterns a tensor of files has a part in: all but its names.
+
+    Returns:
+        None if it is made otherwise, or of one stored tensor twice.
+    """
+    if type(tensor) is not ex.Source and type(tensor) is not ex.Decoded:
+        return None
+    names: dict[ex.Source | str, int] = {}
+    facts = _facts(tensor, names)
+    if type(tensor) is ex.Decoded and len(names) < len(tensor.parts):
+        return None
+    return _KINDS.setdefault(facts, TensorKind())
 
 
-def note_alike(
-    expression: ex.Expression, other: ex.Expression, sources: tuple[ex.Source, ...]
-) -> None:
-    """Note that an expression differs from another in the names of its tensors alone.
+def note_alike(expression: ex.Linear, other: ex.Linear, sources: tuple[ex.Source, ...]) -> None:
+    """Note that a sum differs from another in the names of its tensors alone.
 
     Args:
-        expression: The expression, in which no tensor of a source is named twice.
+        expression: The sum, in which no tensor of a source is named twice.
         other: The other one, likewise, with tensors of the same kinds in the same places.
         sources: The tensors of sources that the first names, in order of first use.
     """
     object.__setattr__(expression, "_pattern", (pattern(other), sources))
     object.__setattr__(expression, "_sources", sources)
+    object.__setattr__(expression, "_size", other.size)
 
 
 def _pattern(expression: ex.Expression) -> tuple[ExpressionPattern, tuple[ex.Source | str, ...]]:
@@ -159,4 +196,4 @@ def _template(expression: ex.Expression, write: Write, names: tuple[ex.Source | 
     place = re.compile(f'"{mark}([0-9]+)([ft])"')
     text = canonical_json(data).replace("%", "%%")
     found = [(int(number), kind == "f") for number, kind in place.findall(text)]
-    return _Text(place.sub("%s", text), tuple(found))
+    return _Text(place.sub("%s", text), tuple(found), any(type(one) is str for one in names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.json import from_json, source_to_json, to_json
 from shardmerge.algebra.leaves import FileLeaf, file_leaves, leaf_sources
-from shardmerge.algebra.patterns import Write, alike, json_text
+from shardmerge.algebra.patterns import Write, alike, json_text, one_of_each
 from shardmerge.base.digest import canonical_json, digest, quoted
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.methods.registry import version_of
@@ -33,15 +33,14 @@ class OutputTensor:
 
     def text(self, expression: str) -> str:
         """Return it as canonical JSON, given that of its expression."""
-        return (
-            f'{{"dtype":{quoted(self.dtype)},"expression":{expression},'
-            f'"name":{quoted(self.name)},"shape":{_shape_text(self.shape)}}}'
-        )
+        head, tail = _around(self.dtype, self.shape)
+        return f'{head}{expression},"name":{quoted(self.name)}{tail}'
 
 
 @cache
-def _shape_text(shape: tuple[int, ...]) -> str:
-    return canonical_json(shape)
+def _around(dtype: str, shape: tuple[int, ...]) -> tuple[str, str]:
+    """Return what stands around expression and name: few types and shapes are those of all."""
+    return f'{{"dtype":{quoted(dtype)},"expression":', f',"shape":{canonical_json(shape)}}}'
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ShardSpec:
     @property
     def text(self) -> str:
         """The specification as canonical JSON; ``from_json`` inverts what it says."""
-        return self._text(source_to_json, lambda source: source.file, self._facts())
+        return self._text(source_to_json, {key: key[1] for key in self.files}, self._facts())
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as JSON-able data."""
@@ -85,16 +84,19 @@ class ShardSpec:
         }
 
     def _text(
-        self, write: Write, file_of: Callable[[ex.Source], str], facts: Mapping[str, Any]
+        self, write: Write, names: Mapping[tuple[str, str], str], facts: Mapping[str, Any]
     ) -> str:
+        """Return it as canonical JSON, with a name for each file."""
         texts = {key: canonical_json(value) for key, value in facts.items()}
-        tensors = (t.text(json_text(t.expression, write, file_of)) for t in self.tensors)
+        files = {key: quoted(name) for key, name in names.items()}
+        tensors = [t.text(json_text(t.expression, write, files)) for t in self.tensors]
         texts["tensors"] = f"[{','.join(tensors)}]"
         return f"{{{','.join(f'{quoted(key)}:{texts[key]}' for key in sorted(texts))}}}"
 
     def _versions(self) -> dict[str, dict[str, int]]:
         """Return the versions of the methods that are called, where one is not the first."""
-        names = sorted({name for t in self.tensors for name in alike(t.expression, _called)})
+        kinds = one_of_each(t.expression for t in self.tensors)
+        names = sorted({name for kind in kinds for name in alike(kind, _called)})
         versions = {name: version_of(name, self.numerics) for name in names}
         later = {name: version for name, version in versions.items() if version != 1}
         return {"versions": later} if later else {}
@@ -122,7 +124,7 @@ class ShardSpec:
         """
         facts = self._facts()
         del facts["files"], facts["allow_nonfinite"]
-        text = self._text(_anonymous, lambda one: self.files[one.model, one.file], facts)
+        text = self._text(_anonymous, self.files, facts)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def required_files(self, stored: Collection[ex.Delta] = ()) -> tuple[tuple[str, str], ...]:

@@ -40,7 +40,10 @@ def remove_parts(target: str | os.PathLike[str], older_than: float = 0) -> None:
     """
     target = Path(target)
     now = time.time()
-    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(target.parent) if name.endswith(".part")]
+    for part in [target.parent / name for name in names if name.startswith(f".{target.name}.")]:
         with contextlib.suppress(OSError):
             if not older_than or now - part.stat().st_mtime > older_than:
                 part.unlink()

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from shardmerge.base.errors import UserError, did_you_mean
 
@@ -82,11 +83,18 @@ _SHORT = {code.lower(): dtype.name for code, dtype in DTYPES.items()} | {
 }
 _WIDTH = re.compile(r"\d+")
 MERGEABLE = {d.name: d.code for d in DTYPES.values() if d.floating}
+MERGEABLE_CODES = frozenset(MERGEABLE.values())
 
 
 def tensor_bytes(code: str, shape: Iterable[int]) -> int:
     """Return the bytes that a tensor of that type and shape takes in its file, rounded up."""
     return -(-math.prod(shape) * DTYPES[code].bits // 8)
+
+
+@cache
+def bytes_of(code: str, shape: tuple[int, ...]) -> int:
+    """Return ``tensor_bytes``, kept: few types and shapes are those of thousands of tensors."""
+    return tensor_bytes(code, shape)
 
 
 def single(value: float) -> float:

@@ -23,5 +23,7 @@ class once(Generic[_T]):
         self._name = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> _T:
-        found = instance.__dict__[self._name] = self._find(instance)
+        found = self._find(instance)
+        # past a frozen dataclass, and without a dictionary being made for the object
+        object.__setattr__(instance, self._name, found)
         return found

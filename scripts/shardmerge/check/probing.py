@@ -17,8 +17,8 @@ from shardmerge.check import memory
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FLOAT_FORMATS, half_ulp
 from shardmerge.check.kernels import TooLargeError
-from shardmerge.methods.contract import Recorded
-from shardmerge.methods.probes import ProbeError, Sampled, UndecidedProbeError
+from shardmerge.methods.contract import Recorded, Sampled
+from shardmerge.methods.kernels.probes import ProbeError, UndecidedProbeError
 from shardmerge.methods.registry import probing_of
 
 #: Returns elements of an expression, with bounds.
@@ -94,7 +94,7 @@ def _casts(expression: ex.Expression) -> Iterator[str]:
 
 
 class _Reader:
-    """Reads a call's inputs and what was written: ``methods.probes.TensorReader``.
+    """Reads a call's inputs and what was written: ``methods.contract.TensorReader``.
 
     Args:
         call: The call.

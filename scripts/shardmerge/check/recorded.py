@@ -33,6 +33,7 @@ from shardmerge.methods.passes import (
     Maxima,
     OrderStatistics,
     Ranks,
+    RowSteps,
     Sums,
     TorchSums,
     vectors,
@@ -75,7 +76,7 @@ class RecordedPasses(NativePasses):
                 self._made[call] = whole
         return self._sampled[call, runs]
 
-    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima | RowSteps) -> np.ndarray:
         known, runs = self._known(call), self._runs.get(call)
         if not runs or not self._recorded.get(call):
             return super()._rows(call, wanted)
@@ -84,8 +85,9 @@ class RecordedPasses(NativePasses):
         found = None if known is None else _numbers(known)[None]
         if found is not None and found.shape != (1, number):
             raise _wrong(call, "sums of rows")
+        find = self._row_finder(call, wanted)
         for begin, count in _rows_of(runs, length):
-            some = self._some_rows(call, wanted, begin, count)
+            some = find(begin, count)
             if found is None:  # of rows that no sample needs nothing is known
                 found = np.full((len(some), number), np.nan)
                 known = None

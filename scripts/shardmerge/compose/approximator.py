@@ -24,7 +24,7 @@ from shardmerge.compose.architecture.names import is_embedding, is_head
 from shardmerge.compose.context import Context
 from shardmerge.compose.made_sources import MadeSource
 from shardmerge.compose.models import Model
-from shardmerge.compose.plain_rows import DEFAULT_K, Making, PlainRows, RandomStream
+from shardmerge.compose.plain_rows import DEFAULT_K, Making, PlainRows, RowStream
 from shardmerge.compose.tokenizer.matching import ComparedTokens
 from shardmerge.compose.transplants import made_rows, transplant
 from shardmerge.recipe.stage import Approximation
@@ -109,7 +109,7 @@ class Approximator:
         """Return made rows that stand at their tokens' ids, with noise where it is asked for."""
         return self._plain.with_noise(placed, self._stream(index))
 
-    def _stream(self, index: int) -> RandomStream:
+    def _stream(self, index: int) -> RowStream:
         """Return what tells random numbers of an input from others; tied tensors share them."""
         member = self._members[index]
         return self._stage, EMBEDDING if self._is_tied(member) else self._role, member.name

@@ -98,14 +98,15 @@ class _Assembler:
     ) -> None:
         before = tuple(names)
         follows = self.stage.tokenizer is not None
-        lacks = [name in self.models.fit(m).lacks for m in piece.models if None in before]
-        if lacks and (some := having(before, lacks)):
-            self._some(name, piece, before, some, labels, t)
-            return
+        if None in before:
+            lacks = [name in self.models.fit(m).lacks for m in piece.models]
+            if some := having(before, lacks):
+                self._some(name, piece, before, some, labels, t)
+                return
         after = complete(name, before, piece.models, columns, piece.where, follows)
         if after is not None:
             piece = self.align(self.stage, piece, after) if is_vocabulary(name) else piece
-            self.result.untied |= after != before
+            self.result.untied |= after is not before and after != before
             self.result.parts[name] = Part(piece, after, labels, t)
 
     def _some(
@@ -137,12 +138,15 @@ class _Assembler:
         for column in columns:
             names |= dict.fromkeys(column)
         counts = layer_counts(columns[piece.lead])
+        fractions: dict[tuple[str, int] | None, float] = {}
         for name in names:
-            found = [column.get(name) for column in columns]
+            found = tuple([column.get(name) for column in columns])
             labels = (name,) * len(columns)
             stack = layer_of(name)
-            t = layer_fraction(name, counts) if stack is None or stack[0] in counts else 0.0
-            self._add(name, piece, columns, found, labels, t)
+            if stack not in fractions:
+                known = stack is None or stack[0] in counts
+                fractions[stack] = layer_fraction(name, counts) if known else 0.0
+            self._add(name, piece, columns, found, labels, fractions[stack])
         self._predictors(piece, module, counts, sliced=False)
 
     def _sliced(self, pieces: list[Piece], module: Module) -> None:

@@ -59,6 +59,8 @@ class Pattern:
     def fit(self, model: Model) -> Fit:
         """Return a model in this layout, as far as it is known how."""
         table, like = _main(model), self._table
+        if table == like:
+            return Fit(model, self._names)
         if table.keys() != like.keys() and is_text_into(table, like):
             return self._fit_text(model)
         if table.keys() <= like.keys() and not any(_turned(table, like)):
@@ -76,6 +78,11 @@ class Pattern:
     @cached_property
     def _table(self) -> Mapping[str, Entry]:
         return _main(self.model)
+
+    @cached_property
+    def _names(self) -> Mapping[str, str]:
+        """The model's own tensors by their own names."""
+        return {name: name for name in self._table}
 
     def _fit_text(self, model: Model) -> Fit:
         """Return a text model in a layout that has other parts too, or the other way round."""

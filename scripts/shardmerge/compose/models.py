@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
+from shardmerge.algebra.patterns import ADDED_BIAS, TensorKind, kind_of
 from shardmerge.base.numerics import Numerics
-from shardmerge.base.weightfolders import folder_of, in_folder, own_name
+from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
 from shardmerge.sources.lock import Lock, LockedSource
 from shardmerge.sources.quantised import weights_of
 
+#: Files of a model, each behind the number of what comes before or after it.
+FilePlaces = tuple[tuple[int, str], ...]
 #: Where a tensor stands among a model's files: files in their order, and the place in one.
-Place = tuple[tuple[tuple[int, str], ...], int]
-
+Place = tuple[FilePlaces, int]
 
 #: Code of the type that quantised weights count as.
 _DECODED = "BF16"
@@ -48,6 +51,10 @@ class Model:
         """Return what a tensor is."""
         raise NotImplementedError
 
+    def kind(self, tensor: str) -> TensorKind | None:
+        """Return the kind of a tensor that is one of files, None of any other."""
+        return kind_of(self.expression(tensor))
+
     def row(self, tensor: str) -> fold.Row:
         """Return what a tensor is as a row of coefficients."""
         raise NotImplementedError
@@ -62,7 +69,7 @@ class Model:
 
     def folder(self, tensor: str) -> str:
         """Return the folder with weights of its own that a tensor is of, "" if none."""
-        return folder_of(tensor)
+        return folder_of(tensor) if "/" in tensor else ""
 
 
 class SourceModel(Model):
@@ -88,19 +95,26 @@ class SourceModel(Model):
             name: _decoded(one, stored) for name, one in weights.decoded.items()
         }
         leaves |= {name: stored[name] for name in weights.plain}
-        # file, begin and name of each tensor, of a decoded one those of its codes
-        places = []
-        for name, leaf in leaves.items():
-            lead = leaf.lead if isinstance(leaf, ex.Decoded) else leaf
-            there = source.tensors[in_folder(self._folders[lead.file], lead.tensor)]
-            places.append((there.file, there.begin, name))
-        places.sort()
-        self._leads = {name: (file, begin) for file, begin, name in places}
+        # of each tensor, of a decoded one those of its codes
+        leads = {name: source.tensors[one.lead.tensor] for name, one in weights.decoded.items()}
+        leads |= weights.plain
+        places = sorted([(lead.file, lead.begin, name) for name, lead in leads.items()])
+        self._leads = {name: leads[name] for _, _, name in places}
+        self._files: dict[str, FilePlaces] = {file: ((0, file),) for file in files}
         self._leaves = {name: leaves[name] for name in self._leads}
-        self.table = {
-            name: Entry(_DECODED if isinstance(leaf, ex.Decoded) else leaf.dtype, leaf.shape)
-            for name, leaf in self._leaves.items()
-        }
+        self.table: dict[str, Entry] = {}
+        self._kinds: dict[str, TensorKind | None] = {}
+        known: dict[Any, tuple[Entry, TensorKind | None]] = {}
+        for name, leaf in self._leaves.items():
+            if type(leaf) is ex.Source:
+                key: Any = (leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS))
+            else:  # the one that it differs from in names alone, if that is known
+                one = weights.decoded[name]
+                key = (one.first or one).name
+            if key not in known:
+                dtype = _DECODED if type(leaf) is ex.Decoded else leaf.dtype
+                known[key] = Entry(dtype, leaf.shape), kind_of(leaf)
+            self.table[name], self._kinds[name] = known[key]
         self._rounds = not numerics.rounds_once
         self.config = source.config
 
@@ -114,18 +128,23 @@ class SourceModel(Model):
             return ex.Cast(leaf, _DECODED)  # as mergekit reads a copy that was saved so
         return leaf
 
+    def kind(self, tensor: str) -> TensorKind | None:
+        if self._rounds and type(self._leaves[tensor]) is ex.Decoded:
+            return None
+        return self._kinds[tensor]
+
     def row(self, tensor: str) -> fold.Row:
         return fold.leaf(self._leaves[tensor])
 
     def place(self, tensor: str) -> Place:
-        file, begin = self._leads[tensor]
-        return ((0, file),), begin
+        lead = self._leads[tensor]
+        return self._files[lead.file], lead.begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         return self.name, stack, number
 
     def folder(self, tensor: str) -> str:
-        return self._folders[self._leads[tensor][0]]
+        return self._folders[self._leads[tensor].file]
 
     @cached_property
     def decoded(self) -> dict[str, ex.Decoded]:
@@ -134,13 +153,17 @@ class SourceModel(Model):
 
     def _stored(self, source: LockedSource) -> dict[str, ex.Source]:
         """Return all stored tensors of a source by their names in the model."""
-        key, folders = self.name, self._folders
-        return {
-            name: ex.Source(key, t.file, own_name(name, folders[t.file]), t.dtype, t.shape)
-            for name, t in source.tensors.items()
-        }
+        names: Iterable[str] = source.tensors
+        if any(self._folders.values()):
+            tensors = source.tensors.items()
+            names = [own_name(name, self._folders[one.file]) for name, one in tensors]
+        columns = tuple(zip(*source.tensors.values(), strict=True)) or ((),) * 3
+        files, dtypes, shapes, *_ = columns
+        rows = zip(repeat(self.name), files, names, dtypes, shapes)
+        return dict(zip(source.tensors, map(partial(tuple.__new__, ex.Source), rows), strict=True))
 
 
 def _decoded(one: LogicalTensor, stored: Mapping[str, ex.Source]) -> ex.Decoded:
-    parts = tuple([(role, stored[ref.tensor]) for role, ref in sorted(one.parts.items())])
+    ordered = one.parts.items() if one.first else sorted(one.parts.items())
+    parts = tuple([(role, stored[ref.tensor]) for role, ref in ordered])
     return ex.Decoded(one.format, parts, one.parameters, one.shape, one.step)

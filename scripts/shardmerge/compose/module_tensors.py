@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from shardmerge.base.errors import UserError, did_you_mean
@@ -36,6 +36,7 @@ class ModuleTensors:
         self._fits: dict[str, Fit] = {}
         self._owned: dict[tuple[str, str | None], dict[str, str]] = {}
         self._reals: dict[tuple[str, str | None], dict[str, str]] = {}
+        self._last: tuple[Mapping[str, str], Mapping[str, int], dict[str, str]] | None = None
 
     @cached_property
     def like(self) -> Model:
@@ -87,15 +88,19 @@ class ModuleTensors:
         """Return what ``of`` does, without layers for multi-token prediction."""
         key = model.name, module.name
         if key not in self._reals:
+            # models that are stored alike share one table of names
             tensors, counts = self.of(model, module), model.layer_counts
-            self._reals[key] = {n: full for n, full in tensors.items() if not behind(full, counts)}
+            if self._last is None or self._last[0] is not tensors or self._last[1] != counts:
+                real = {n: full for n, full in tensors.items() if not behind(full, counts)}
+                self._last = tensors, counts, real
+            self._reals[key] = self._last[2]
         return self._reals[key]
 
     def behind(self, model: Model, module: Module) -> dict[Behind, tuple[str, str]]:
         """Return tensors of these layers alone: where to the name in the output and the own."""
-        found = {}
+        found, real = {}, self.real(model, module)
         for name, full in self.of(model, module).items():
-            if behind(full, model.layer_counts):
+            if name not in real and behind(full, model.layer_counts):
                 own, spelt = layer_of(full), layer_of(name)
                 counts = {spelt[0]: model.layer_counts[own[0]]} if own and spelt else {}
                 found[behind(name, counts)] = name, full

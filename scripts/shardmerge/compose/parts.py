@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from shardmerge.base.once import once
 from shardmerge.compose.models import Model
@@ -36,7 +37,7 @@ class Piece:
         return self.base or 0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, which takes twice the time: a plan makes a hundred thousand
 class Part:
     """An output tensor: what it is made from.
 
@@ -57,6 +58,8 @@ class Part:
     @once
     def used(self) -> tuple[int, ...]:
         """Indices of the inputs that have the tensor."""
+        if None not in self.names:
+            return _all(len(self.names))
         return tuple(i for i, name in enumerate(self.names) if name is not None)
 
     @once
@@ -67,6 +70,8 @@ class Part:
     @once
     def inputs(self) -> list[tuple[Model, str]]:
         """The models that have the tensor, each with its name there."""
+        if None not in self.names:
+            return list(zip(self.piece.models, self.names, strict=True))
         return [(self.piece.models[i], self.names[i]) for i in self.used]
 
     @once
@@ -74,6 +79,11 @@ class Part:
         """The model that the tensor's place and shape come from, and its tensor there."""
         i = self.piece.lead if self.names[self.piece.lead] is not None else self.used[0]
         return self.piece.models[i], self.names[i]
+
+
+@cache
+def _all(count: int) -> tuple[int, ...]:
+    return tuple(range(count))
 
 
 @dataclass(frozen=True)

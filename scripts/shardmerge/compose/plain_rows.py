@@ -21,7 +21,7 @@ DEFAULT_K = 64
 #: Makes one row for each of some tokens from a model's tensor.
 Making = Callable[[ex.Expression], ex.Expression]
 #: What says beside the seed which random numbers are meant: document, kind of tensor, model.
-RandomStream = tuple[str, str, str]
+RowStream = tuple[str, str, str]
 
 
 class PlainRows:
@@ -35,7 +35,7 @@ class PlainRows:
     def __init__(self, context: Context, settings: Approximation) -> None:
         self._context, self._settings = context, settings
 
-    def making(self, count: int, limit: int, stream: RandomStream) -> Making | None:
+    def making(self, count: int, limit: int, stream: RowStream) -> Making | None:
         """Return what makes rows of a tensor; None if they are zeros and stay so.
 
         Args:
@@ -50,7 +50,7 @@ class PlainRows:
             return partial(self._means, count)
         return partial(self._zeros, count) if self._deviation else None
 
-    def with_noise(self, placed: ex.Expression, stream: RandomStream) -> ex.Expression:
+    def with_noise(self, placed: ex.Expression, stream: RowStream) -> ex.Expression:
         """Return made rows, each at its token's id, with noise where it is asked for.
 
         A row's noise follows from its id, whatever other tokens are made.
@@ -105,7 +105,7 @@ class PlainRows:
             return ex.Cast(made, "F32") if isinstance(made, ex.Zero) else made
         return ex.Cast(made, stated_dtype(like))
 
-    def _drawn(self, count: int, limit: int, stream: RandomStream) -> MadeSource:
+    def _drawn(self, count: int, limit: int, stream: RowStream) -> MadeSource:
         spec = TransplantSpec(
             method=self._settings.method,
             count=count,

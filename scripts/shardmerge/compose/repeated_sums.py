@@ -2,83 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.patterns import kind_of, note_alike
+from shardmerge.algebra.patterns import note_alike
 from shardmerge.methods.registry import LinearForm
+
+_OF_FILES = (ex.Source, ex.Decoded)
 
 
 class _First(NamedTuple):
-    """The first sum of a kind, and its terms: coefficient and number of the input."""
+    """The first sum of a kind.
+
+    Args:
+        expression: The sum.
+        terms: Coefficient and number of the input, term by term.
+        ascends: Whether all inputs are terms, in their order.
+        distinct: Whether inputs are of different models, so that none can be another one too.
+    """
 
     expression: ex.Linear
     terms: tuple[tuple[float, int], ...]
+    ascends: bool
+    distinct: bool
 
 
 class RepeatedSums:
     """What was folded: by a method's coefficients and the kinds of the inputs' tensors."""
 
     def __init__(self) -> None:
-        self._firsts: dict[tuple[Any, ...], _First] = {}
-        self._numbers: dict[tuple[Any, ...], int] = {}
-        self._forms: dict[int, tuple[LinearForm, int]] = {}
+        self._firsts: dict[Any, _First] = {}
 
-    def expression(
-        self,
-        form: LinearForm,
-        inputs: Sequence[ex.Expression],
-        find: Callable[[], ex.Expression],
-    ) -> ex.Expression:
-        """Return a linear method's result over tensors of files.
+    def knows(self, key: Any) -> bool:
+        """Return whether there is a sum of a key (``like``)."""
+        return key in self._firsts
+
+    def like(self, key: Any, inputs: Sequence[ex.Source | ex.Decoded]) -> ex.Linear | None:
+        """Return a sum of tensors of files that is made as one that is known.
 
         Args:
-            form: The method's coefficients.
-            inputs: The tensors, in the order of the form's indices.
-            find: Folds the result.
+            key: The method's coefficients (``coefficients_of``), and the kinds of the tensors.
+            inputs: The tensors, in the order of the coefficients' numbers.
+
+        Returns:
+            None if a stored tensor is named twice, so that coefficients may cancel.
         """
+        first = self._firsts[key]
         sources = _sources(inputs)
-        if form.deltas or sources is None:
-            return find()
-        key = (self._form(form), *[self._number(kind_of(tensor)) for tensor in inputs])
-        first = self._firsts.get(key)
-        if first is None:
-            found = find()
-            if isinstance(found, ex.Linear) and (terms := _terms(found, inputs)):
-                self._firsts[key] = _First(found, terms)
-            return found
+        if not first.distinct and len(set(sources)) < len(sources):
+            return None
         found = ex.Linear(tuple([(c, inputs[number]) for c, number in first.terms]))
-        if len(first.terms) == len(inputs) and _ascend(first.terms):
+        if first.ascends:
             note_alike(found, first.expression, sources)
         return found
 
-    def _number(self, key: tuple[Any, ...]) -> int:
-        return self._numbers.setdefault(key, len(self._numbers))
+    def note(
+        self, key: Any, found: ex.Expression, inputs: Sequence[ex.Source | ex.Decoded]
+    ) -> None:
+        """Note a sum that was folded, unless one like it is known; arguments as of ``like``."""
+        if key in self._firsts or not all(type(one) in _OF_FILES for one in inputs):
+            return
+        sources = _sources(inputs)
+        if len(set(sources)) < len(sources):
+            return
+        if isinstance(found, ex.Linear) and (terms := _terms(found, inputs)):
+            ascends = [number for _, number in terms] == list(range(len(inputs)))
+            distinct = len({tensor.model for tensor in inputs}) == len(inputs)
+            self._firsts[key] = _First(found, terms, ascends, distinct)
 
-    def _form(self, form: LinearForm) -> int:
-        """Return a number for a form's coefficients: a stage asks for a form for each layer."""
-        if id(form) not in self._forms:
-            # as they are written: 1 and 1.0 are equal. The form is kept, so that none has its id
-            key = tuple([(number, repr(c)) for number, c in form.direct.items()])
-            self._forms[id(form)] = form, self._number(key)
-        return self._forms[id(form)][1]
+
+def coefficients_of(form: LinearForm) -> str:
+    """Return a form's coefficients as they are written, "" if it has task vectors."""
+    return "" if form.deltas else repr(list(form.direct.items()))
 
 
-def _sources(inputs: Sequence[ex.Expression]) -> tuple[ex.Source, ...] | None:
-    """Return the tensors that inputs are, or are decoded from; None if they are made otherwise.
-
-    None too if one is named twice, as coefficients may cancel then.
-    """
+def _sources(inputs: Sequence[ex.Source | ex.Decoded]) -> tuple[ex.Source, ...]:
+    """Return the tensors that inputs are, or are decoded from."""
+    if all(type(tensor) is ex.Source for tensor in inputs):
+        return tuple(inputs)
     found: list[ex.Source] = []
     for tensor in inputs:
         if type(tensor) is ex.Decoded:
             found += [source for _, source in tensor.parts]
-        elif type(tensor) is ex.Source:
-            found.append(tensor)
         else:
-            return None
-    return tuple(found) if len(set(found)) == len(found) else None
+            found.append(tensor)
+    return tuple(found)
 
 
 def _terms(found: ex.Linear, inputs: Sequence[ex.Expression]) -> tuple[tuple[float, int], ...]:
@@ -86,8 +95,3 @@ def _terms(found: ex.Linear, inputs: Sequence[ex.Expression]) -> tuple[tuple[flo
     if not all(operand in numbers for _, operand in found.terms):
         return ()
     return tuple((c, numbers[operand]) for c, operand in found.terms)
-
-
-def _ascend(terms: Sequence[tuple[float, int]]) -> bool:
-    numbers = [number for _, number in terms]
-    return numbers == sorted(numbers)

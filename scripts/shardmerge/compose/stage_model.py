@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold
 from shardmerge.algebra.rows import format_runs
-from shardmerge.base.dtypes import DTYPES, promoted
+from shardmerge.base.dtypes import MERGEABLE_CODES, promoted
 from shardmerge.base.errors import UserError
 from shardmerge.compose import norms
 from shardmerge.compose.architecture.fused import FusedPart, FusedTensors
@@ -18,10 +19,10 @@ from shardmerge.compose.assembly import Align, assemble
 from shardmerge.compose.context import Context
 from shardmerge.compose.differences import side_by_side
 from shardmerge.compose.measured_tensors import MeasuredTensors
-from shardmerge.compose.models import Entry, Model, Place
+from shardmerge.compose.models import Entry, FilePlaces, Model, Place
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Assembly, Part
-from shardmerge.compose.repeated_sums import RepeatedSums
+from shardmerge.compose.repeated_sums import RepeatedSums, coefficients_of
 from shardmerge.compose.tensor_matching import check_buffers
 from shardmerge.compose.text_model import TextModel, text_model
 from shardmerge.methods import registry
@@ -65,7 +66,10 @@ class StageModel(Model):
         self._forms: dict[int, tuple[registry.Request, registry.LinearForm]] = {}
         self._rows: dict[str, fold.Row] = {}
         self._sums = RepeatedSums()
+        self._plain_forms: dict[tuple[int, float], str] = {}
         self._expressions: dict[str, ex.Expression] = {}
+        self._files: dict[FilePlaces, FilePlaces] = {}  # one object for all tensors of a file
+        self._entries: dict[tuple[Entry, bool], Entry] = {}
         for tensor, part in list(self.parts.items()):
             if len(part.used) < len(part.names):
                 self._check_used(tensor, part)
@@ -87,13 +91,17 @@ class StageModel(Model):
         return found | {stack: len(layers) for stack, layers in self.assembly.layers.items()}
 
     def expression(self, tensor: str) -> ex.Expression:
-        if tensor not in self._expressions:
+        found = self._expressions.get(tensor)
+        if found is None:
+            part = self.parts[tensor]
             try:
-                self._expressions[tensor] = self._expression(tensor, self.parts[tensor])
+                found = self._like_another(tensor, part) or self._expression(tensor, part)
             except OverflowError:
                 raise self._too_large(tensor) from None
-            self._check_size(tensor, self._expressions[tensor].size)
-        return self._expressions[tensor]
+            if found.size > MAX_STEPS:
+                raise self._too_long(tensor)
+            self._expressions[tensor] = found
+        return found
 
     def row(self, tensor: str) -> fold.Row:
         if tensor not in self._rows:
@@ -101,7 +109,8 @@ class StageModel(Model):
                 row = self._row(tensor, self.parts[tensor])
             except OverflowError:
                 raise self._too_large(tensor) from None
-            self._check_size(tensor, sum([leaf.size for leaf in row]))
+            if sum([leaf.size for leaf in row]) > MAX_STEPS:
+                raise self._too_long(tensor)
             self._rows[tensor] = row
         return self._rows[tensor]
 
@@ -114,18 +123,40 @@ class StageModel(Model):
         return model.expression(name)
 
     def _folded(self, tensor: str, part: Part) -> ex.Expression:
-        def find() -> ex.Expression:
-            return fold.to_expression(self.row(tensor), self.table[tensor].shape)
+        found = fold.to_expression(self.row(tensor), self.table[tensor].shape)
+        if key := self._key(tensor, part):
+            self._sums.note(key, found, self._inputs(part))
+        return found
 
-        if not self._repeats or not self._mergeable(part) or self._copies(part):
-            return find()
-        inputs = [model.expression(name) for model, name in part.inputs]
-        return self._sums.expression(self._linear_form(tensor), inputs, find)
+    def _like_another(self, tensor: str, part: Part) -> ex.Expression | None:
+        """Return a sum that differs from one that is known in names alone, None if none does."""
+        key = self._key(tensor, part)
+        return self._sums.like(key, self._inputs(part)) if self._sums.knows(key) else None
+
+    def _key(self, tensor: str, part: Part) -> Any:
+        """Return what decides a sum of tensors of files but their names, None of all else."""
+        if not self._repeats or part.copied or None in part.names:
+            return None
+        # without rules for some tensors alone, this is all that a request depends on
+        alike = part.piece.number, part.t
+        form = self._plain_forms.get(alike)
+        if form is None:
+            if not self._floats(part):
+                return None
+            form = self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
+        pairs = zip(part.piece.models, part.names, strict=True)
+        return form and (form, *[model.kind(name) for model, name in pairs])
+
+    @staticmethod
+    def _inputs(part: Part) -> list[ex.Expression]:
+        pairs = zip(part.piece.models, part.names, strict=True)
+        return [model.expression(name) for model, name in pairs]
 
     @cached_property
     def _repeats(self) -> bool:
         """Whether coefficients and inputs are all that decides a sum, whatever the tensor."""
         plain = self.method.linear is not None and self._measured is None
+        plain = plain and self.context.numerics.folds
         return plain and not self.settings.ruled and self.name not in self.context.geometric
 
     def _too_large(self, tensor: str) -> UserError:
@@ -136,22 +167,21 @@ class StageModel(Model):
             "Write smaller weights, or weights whose sum is further from 0.",
         )
 
-    def _check_size(self, tensor: str, size: int) -> None:
-        """Refuse what takes more steps than can be planned: each document may double them."""
-        if size > MAX_STEPS:
-            raise UserError(
-                f"tensor {tensor!r} of {self.name!r} takes more than {MAX_STEPS} steps over the "
-                "documents that it is made from",
-                self.parts[tensor].piece.where,
-                "Build a document of the middle as a model of its own, and start a new recipe "
-                "from it.",
-            )
+    def _too_long(self, tensor: str) -> UserError:
+        """Tell of what takes more steps than can be planned: each document may double them."""
+        return UserError(
+            f"tensor {tensor!r} of {self.name!r} takes more than {MAX_STEPS} steps over the "
+            "documents that it is made from",
+            self.parts[tensor].piece.where,
+            "Build a document of the middle as a model of its own, and start a new recipe from it.",
+        )
 
     def place(self, tensor: str) -> Place:
         part = self.parts[tensor]
         model, name = part.lead
         files, begin = model.place(name)
-        return ((part.piece.number, ""), *files), begin
+        key = (part.piece.number, ""), *files
+        return self._files.setdefault(key, key), begin
 
     def layer(self, stack: str, number: int) -> tuple[str, str, int]:
         if stack not in self.assembly.layers:
@@ -266,9 +296,18 @@ class StageModel(Model):
         return _cast(call, made, self.table[tensor].dtype)
 
     def _entry(self, part: Part) -> Entry:
+        """Return type and shape of a tensor: one object for all that are alike."""
         model, name = part.lead
         entry = model.table[name]
-        if not DTYPES[entry.dtype].floating:
+        if not self.stage.dtype or None in part.names:
+            return self._made(part, entry)
+        key = entry, part.copied
+        if key not in self._entries:
+            self._entries[key] = self._made(part, entry)
+        return self._entries[key]
+
+    def _made(self, part: Part, entry: Entry) -> Entry:
+        if entry.dtype not in MERGEABLE_CODES:
             return entry
         dtype = self.stage.dtype or _promoted(part)
         if not self._copies(part):
@@ -281,11 +320,15 @@ class StageModel(Model):
         Raises:
             UserError: If it could be part of a quantised weight, and is not one for all inputs.
         """
-        if all(DTYPES[model.table[name].dtype].floating for model, name in part.inputs):
+        if self._floats(part):
             return True
         if len({model.expression(name) for model, name in part.inputs}) > 1:
             check_buffers(part)
         return False
+
+    @staticmethod
+    def _floats(part: Part) -> bool:
+        return all(model.table[name].dtype in MERGEABLE_CODES for model, name in part.inputs)
 
     def _copies(self, part: Part) -> bool:
         """Whether a tensor that one input alone has is taken as it is."""

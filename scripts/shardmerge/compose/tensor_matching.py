@@ -59,22 +59,28 @@ def complete(
             ]
         if None in names and not is_optional(label):
             raise _missing(label, names, models, where)
-    shapes = [
-        (model, model.table[name].shape)
-        for model, name in zip(models, names, strict=True)
-        if name is not None
-    ]
-    tokens = is_vocabulary(label)
-    first = 1 if tokens and follows else 0
+    named = zip(models, names, strict=True)
+    shapes = [model.table[name].shape for model, name in named if name is not None]
+    if shapes.count(shapes[0]) < len(shapes):
+        _check_shapes(label, names, models, where, 1 if follows and is_vocabulary(label) else 0)
+    return tuple(names)
+
+
+def _check_shapes(
+    label: str, names: Sequence[str | None], models: Sequence[Model], where: str, first: int
+) -> None:
+    """Refuse shapes that differ, from a first axis on."""
+    named = zip(models, names, strict=True)
+    shapes = [(model, model.table[name].shape) for model, name in named if name is not None]
+    lead, wanted = shapes[0]
     for model, shape in shapes:
-        if shape[first:] != shapes[0][1][first:]:
+        if shape[first:] != wanted[first:]:
             raise UserError(
-                f"tensor {label!r} has shape {list(shapes[0][1])} in {shapes[0][0].name!r} but "
+                f"tensor {label!r} has shape {list(wanted)} in {lead.name!r} but "
                 f"{list(shape)} in {model.name!r}",
                 where,
-                advice(shapes[0][0], model),
+                advice(lead, model),
             )
-    return tuple(names)
 
 
 def check_buffers(part: Part) -> None:

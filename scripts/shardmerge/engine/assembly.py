@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shardmerge.methods.passes import BIAS, MANTISSA, ROOT_OF_HALF
-from shardmerge.methods.program import CONSTANTS, WITH_CONSTANT, Program, Reduction
+from shardmerge.methods.program import CONSTANTS, LANES, WITH_CONSTANT, Program, Reduction
 
-#: Elements of a vector of the generated code: registers of any processor are a fraction of it.
-LANES = 32
 #: What an element is in memory, by type code.
 _ELEMENT = {"F16": "half", "BF16": "i16", "F32": "float", "F64": "double", "U32": "i32"}
 STORED = {code: f"<{LANES} x {element}>" for code, element in _ELEMENT.items()}
@@ -22,7 +20,8 @@ _OPERATIONS = {"sub": "fsub", "add": "fadd", "mul": "fmul", "div": "fdiv", "plus
 _OPERATIONS |= {"times": "fmul", "over": "fdiv"}
 _COMPARISONS = {name: f"fcmp o{name}" for name in ("gt", "ge", "lt", "eq")}
 _COMPARISONS |= {"ne": "fcmp une"}
-_COMPARISONS |= {"at least": "icmp sge", "at most": "icmp sle", "below": "icmp ult"}
+# the least key may be one more than all, which has the sign's bit
+_COMPARISONS |= {"at least": "icmp uge", "at most": "icmp sle", "below": "icmp ult"}
 #: How a constant, which lies in memory as float64, becomes one of another type.
 _CONSTANT = {
     "F32": ("  %c{k}.one = fptrunc double %c{k}.wide to float",),
@@ -55,7 +54,8 @@ class StepLines:
     def __init__(self, program: Program | Reduction) -> None:
         self._program = program
         self._names = 0
-        self._prefix = "v"
+        self._prefix, self._at = "v", "%i"
+        self._rows: dict[int, str] = {}
         self._types: dict[str, str] = {}
         self.lines: list[str] = []
 
@@ -63,13 +63,19 @@ class StepLines:
         """Load the leaves' addresses and the constants."""
         program = self._program
         lines = []
-        for k in range(len(program.leaves) + len(program.loads)):
+        for k in range(len(program.leaves) + len(program.loads) + len(program.tables)):
             lines += [
                 f"  %leaf{k}.at = getelementptr ptr, ptr %leaves, i64 {k}",
                 f"  %leaf{k} = load ptr, ptr %leaf{k}.at",
             ]
         used = {step[1][1]: "F32" for step in program.steps if step[0] in WITH_CONSTANT}
         used |= {step[1][0]: CONSTANTS[step[0]] for step in program.steps if step[0] in CONSTANTS}
+        for k in sorted({k for name, of in program.steps if name == "row" for k in of[1:]}):
+            lines += [
+                f"  %c{k}.at = getelementptr double, ptr %constants, i64 {k}",
+                f"  %c{k}.wide = load double, ptr %c{k}.at",
+                f"  %c{k} = fptosi double %c{k}.wide to i64",
+            ]
         for k, code in sorted(used.items()):
             kind, one = STORED[code], _ELEMENT[code]
             lines += [
@@ -89,7 +95,7 @@ class StepLines:
             prefix: Of the values' names.
         """
         program = self._program
-        self._prefix, self._at = prefix, at
+        self._prefix, self._at, self._rows = prefix, at, {}
         for k, code in enumerate(program.leaves):
             self._load(k, code, self.value(k))
         for k, (name, operands) in enumerate(program.steps, len(program.leaves)):
@@ -169,6 +175,8 @@ class StepLines:
         elif kind == "load":
             leaf = len(self._program.leaves) + operands[0]
             self._load(leaf, self._program.loads[operands[0]], value)
+        elif kind == "row":
+            self._row(*operands, value)
         elif kind == "fma":
             factor, constant, other = operands
             self.new(
@@ -207,6 +215,23 @@ class StepLines:
             self._types[value] = of
             second = f"%c{operands[1]}" if kind in WITH_CONSTANT else self.value(operands[1])
             self.new(f"{_OPERATIONS[kind]} {of} {first}, {second}", value)
+
+    def _row(self, table: int, first: int, length: int, value: str) -> None:
+        """Write a vector of the number of the row that it lies in."""
+        program = self._program
+        code = program.tables[table]
+        leaf = len(program.leaves) + len(program.loads) + table
+        if length not in self._rows:
+            place = self.new(f"add i64 {self._at}, %c{first}")
+            self._rows[length] = self.new(f"udiv i64 {place}, %c{length}")
+        place = self.place(f"%leaf{leaf}", code, self._rows[length])
+        one = self.new(f"load {_ELEMENT[code]}, ptr {place}")
+        vector = self.new(f"insertelement {STORED[code]} poison, {_ELEMENT[code]} {one}, i64 0")
+        self._types[value] = STORED[code]
+        self.new(
+            f"shufflevector {STORED[code]} {vector}, {STORED[code]} poison, {INT} zeroinitializer",
+            value,
+        )
 
     def _exponent(self, of: str, value: str) -> None:
         # converted from 32 bits, which every processor can do with vectors

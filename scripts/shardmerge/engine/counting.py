@@ -1,15 +1,18 @@
-"""Native code that counts: where masks are set, and how often keys have which halves."""
+"""Native code that counts: where masks are set, and where keys lie; and the greatest values."""
 
 from __future__ import annotations
 
-import itertools
-
-from shardmerge.engine.assembly import INT, LANES, MASK, StepLines, loop_text, splat
+from shardmerge.engine.assembly import (
+    DECLARATIONS,
+    DOUBLE,
+    INT,
+    LANES,
+    MASK,
+    StepLines,
+    loop_text,
+)
+from shardmerge.methods.kernels.brackets import BINS
 from shardmerge.methods.program import Reduction
-
-#: Halves of a key that there are, and tables that are counted in turn: so that equal keys one after
-#: the other need not wait for each other.
-DIGITS, TABLES = 1 << 16, 4
 
 
 def masks_text(reduction: Reduction, head: str) -> str:
@@ -32,38 +35,117 @@ def masks_text(reduction: Reduction, head: str) -> str:
     return loop_text(head, entry, carried, writer.lines, done)
 
 
-def digits_text(reduction: Reduction, head: str) -> str:
-    """Return a function that counts how often keys have a high half, or a low one after some.
+def maxima_text(reduction: Reduction, head: str) -> str:
+    """Return a function that finds the greatest values in each place of a row's vectors.
+
+    Args:
+        reduction: Whose values are of float64.
+        head: The first line of the function.
+    """
+    writer = StepLines(reduction)
+    entry = [*writer.entry(), "  %rows = load i64, ptr %extra"]
+    writer.values("%at")
+    kept = range(len(reduction.values))
+    for k, value in enumerate(map(writer.value, reduction.values)):
+        # NaN stays
+        above = writer.new(f"fcmp ogt {DOUBLE} {value}, %best{k}")
+        nan = writer.new(f"fcmp uno {DOUBLE} {value}, {value}")
+        taken = writer.new(f"or {MASK} {above}, {nan}")
+        writer.new(f"select {MASK} {taken}, {DOUBLE} {value}, {DOUBLE} %best{k}", f"%better{k}")
+    least = ", ".join(["double 0xFFF0000000000000"] * LANES)
+    return "\n".join([
+        head,
+        "entry:",
+        *entry,
+        *(f"  %all{k} = mul i64 %rows, {k}" for k in kept),
+        "  br label %row",
+        "row:",
+        "  %r = phi i64 [0, %entry], [%r.next, %end]",
+        "  %begin = mul i64 %r, %count",
+        "  br label %loop",
+        "loop:",
+        "  %i = phi i64 [0, %row], [%after, %loop]",
+        *(f"  %best{k} = phi {DOUBLE} [<{least}>, %row], [%better{k}, %loop]" for k in kept),
+        "  %at = add i64 %begin, %i",
+        *writer.lines,
+        f"  %after = add i64 %i, {LANES}",
+        "  %again = icmp ult i64 %after, %count",
+        "  br i1 %again, label %loop, label %end",
+        "end:",
+        *(line for k in kept for line in (
+            f"  %row{k} = add i64 %all{k}, %r",
+            f"  %place{k} = getelementptr {DOUBLE}, ptr %output, i64 %row{k}",
+            f"  store {DOUBLE} %better{k}, ptr %place{k}, align 8",
+        )),
+        "  %r.next = add i64 %r, 1",
+        "  %r.more = icmp ult i64 %r.next, %rows",
+        "  br i1 %r.more, label %row, label %done",
+        "done:",
+        "  ret void",
+        "}",
+        *DECLARATIONS,
+    ])  # fmt: skip
+
+
+def keys_text(reduction: Reduction, head: str) -> str:
+    """Return a function that counts how many keys lie below brackets, and in each part of them.
+
+    What lies in brackets is little of all: only its places are gone through, one by one.
 
     Args:
         reduction: Whose values are keys.
         head: The first line of the function.
     """
     writer = StepLines(reduction)
-    entry = [*writer.entry(), *(line for k in range(len(reduction.values)) for line in _tables(k))]
+    kept = range(len(reduction.values))
+    entry = [*writer.entry(), *(line for k in kept for line in _bracket(k))]
     writer.values()
     there = _there(writer)
+    carried = [f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %next]" for k in kept]
     for k, key in enumerate(map(writer.value, reduction.values)):
-        _store_digits(writer, reduction, k, key, there)
-    for k, lane in itertools.product(range(len(reduction.values)), range(LANES)):
-        _count_digit(writer, k, lane)
-    return loop_text(head, entry, (), writer.lines, ())
+        _sort_out(writer, k, key, there)
+    lines = [*writer.lines, "  br label %any0", *(line for k in kept for line in _counted(k))]
+    return "\n".join([
+        head,
+        "entry:",
+        *entry,
+        "  br label %loop",
+        "loop:",
+        "  %i = phi i64 [0, %entry], [%after, %next]",
+        *carried,
+        *lines,
+        f"any{len(kept)}:",
+        "  br label %next",
+        "next:",
+        f"  %after = add i64 %i, {LANES}",
+        "  %again = icmp ult i64 %after, %count",
+        "  br i1 %again, label %loop, label %done",
+        "done:",
+        *(f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept),
+        "  ret void",
+        "}",
+        "declare i32 @llvm.cttz.i32(i32, i1)",
+        *DECLARATIONS,
+    ])  # fmt: skip
 
 
-def _tables(k: int) -> list[str]:
-    """Return what is found once for a key: its prefix, a vector's digits, where tables begin."""
-    return [
-        f"  %prefix{k}.at = getelementptr i32, ptr %prefixes, i64 {k}",
-        f"  %prefix{k}.one = load i32, ptr %prefix{k}.at",
-        f"  %prefix{k}.first = insertelement {INT} poison, i32 %prefix{k}.one, i64 0",
-        f"  %prefix{k} = shufflevector {INT} %prefix{k}.first, {INT} poison, {INT} zeroinitializer",
+def _bracket(k: int) -> list[str]:
+    """Return what is found once for a value: its bracket, and where is counted."""
+    lines = [
+        f"  %table{k} = getelementptr i32, ptr %output, i64 {k * (LANES + BINS)}",
+        f"  %bins{k} = getelementptr i32, ptr %table{k}, i64 {LANES}",
+        f"  %before{k} = load {INT}, ptr %table{k}, align 4",
         f"  %digits{k} = alloca {INT}, align 64",
-        *(
-            f"  %table{k}.{one} = getelementptr i32, ptr %output, "
-            f"i64 {(k * TABLES + one) * (DIGITS + LANES)}"
-            for one in range(TABLES)
-        ),
     ]
+    for place, name in enumerate(("low", "shift", "parts")):
+        own = f"%{name}{k}"
+        lines += [
+            f"  {own}.at = getelementptr i32, ptr %extra, i64 {3 * k + place}",
+            f"  {own}.one = load i32, ptr {own}.at",
+            f"  {own}.first = insertelement {INT} poison, i32 {own}.one, i64 0",
+            f"  {own} = shufflevector {INT} {own}.first, {INT} poison, {INT} zeroinitializer",
+        ]
+    return lines
 
 
 def _there(writer: StepLines) -> str:
@@ -72,29 +154,45 @@ def _there(writer: StepLines) -> str:
     left = writer.new(f"trunc i64 {left} to i32")
     left = writer.new(f"insertelement {INT} poison, i32 {left}, i64 0")
     left = writer.new(f"shufflevector {INT} {left}, {INT} poison, {INT} zeroinitializer")
-    return writer.new(f"icmp slt {INT} <{_lanes(0)}>, {left}")
+    lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
+    return writer.new(f"icmp slt {INT} <{lanes}>, {left}")
 
 
-def _store_digits(writer: StepLines, reduction: Reduction, k: int, key: str, there: str) -> None:
-    """Write a vector of digits; what is not counted has one of no use."""
-    high, wanted = writer.new(f"lshr {INT} {key}, {splat(16)}"), there
-    digit = high
-    if reduction.kind == "low":
-        digit = writer.new(f"and {INT} {key}, {splat(DIGITS - 1)}")
-        wanted = writer.new(f"icmp eq {INT} {high}, %prefix{k}")
-        wanted = writer.new(f"and {MASK} {wanted}, {there}")
-    digit = writer.new(f"select {MASK} {wanted}, {INT} {digit}, {INT} <{_lanes(DIGITS)}>")
-    writer.lines.append(f"  store {INT} {digit}, ptr %digits{k}, align 64")
+def _sort_out(writer: StepLines, k: int, key: str, there: str) -> None:
+    """Write where keys lie: how many below the bracket, and of the others the parts."""
+    below = writer.new(f"icmp slt {INT} {key}, %low{k}")
+    counted = writer.new(f"and {MASK} {below}, {there}")
+    ones = writer.new(f"zext {MASK} {counted} to {INT}")
+    writer.new(f"add {INT} %sum{k}, {ones}", f"%added{k}")
+    offset = writer.new(f"sub {INT} {key}, %low{k}")
+    writer.new(f"lshr {INT} {offset}, %shift{k}", f"%digit{k}")
+    inside = writer.new(f"icmp ult {INT} %digit{k}, %parts{k}")
+    inside = writer.new(f"select {MASK} {below}, {MASK} zeroinitializer, {MASK} {inside}")
+    inside = writer.new(f"and {MASK} {inside}, {there}")
+    writer.new(f"bitcast {MASK} {inside} to i{LANES}", f"%bits{k}")
 
 
-def _count_digit(writer: StepLines, k: int, lane: int) -> None:
-    one = writer.new(f"load i32, ptr {writer.place(f'%digits{k}', 'U32', str(lane))}")
-    one = writer.new(f"zext i32 {one} to i64")
-    place = writer.place(f"%table{k}.{lane % TABLES}", "U32", one)
-    before = writer.new(f"load i32, ptr {place}")
-    after = writer.new(f"add i32 {before}, 1")
-    writer.lines.append(f"  store i32 {after}, ptr {place}")
-
-
-def _lanes(begin: int) -> str:
-    return ", ".join(f"i32 {begin + lane}" for lane in range(LANES))
+def _counted(k: int) -> list[str]:
+    """Return the blocks that count the parts in which some keys of a vector lie."""
+    whole = f"i{LANES}"
+    return [
+        f"any{k}:",
+        f"  %some{k} = icmp ne {whole} %bits{k}, 0",
+        f"  br i1 %some{k}, label %put{k}, label %any{k + 1}",
+        f"put{k}:",
+        f"  store {INT} %digit{k}, ptr %digits{k}, align 64",
+        f"  br label %count{k}",
+        f"count{k}:",
+        f"  %left{k} = phi {whole} [%bits{k}, %put{k}], [%rest{k}, %count{k}]",
+        f"  %lane{k} = call {whole} @llvm.cttz.{whole}({whole} %left{k}, i1 true)",
+        f"  %one{k}.at = getelementptr i32, ptr %digits{k}, {whole} %lane{k}",
+        f"  %one{k} = load i32, ptr %one{k}.at",
+        f"  %bin{k} = getelementptr i32, ptr %bins{k}, i32 %one{k}",
+        f"  %seen{k} = load i32, ptr %bin{k}",
+        f"  %more{k} = add i32 %seen{k}, 1",
+        f"  store i32 %more{k}, ptr %bin{k}",
+        f"  %less{k} = sub {whole} %left{k}, 1",
+        f"  %rest{k} = and {whole} %left{k}, %less{k}",
+        f"  %again{k} = icmp ne {whole} %rest{k}, 0",
+        f"  br i1 %again{k}, label %count{k}, label %any{k + 1}",
+    ]

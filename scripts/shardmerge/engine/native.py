@@ -116,14 +116,20 @@ def last_elements(
 
     Args:
         program: Whose leaves they are.
-        leaves: Address of the first element of each.
+        leaves: Address of the first element of each, then of tables.
         done, count: The first of those elements, and their number.
     """
-    sizes = [DTYPES[code].size for code in (*program.leaves, *program.loads)]
+    sizes = element_sizes(program)
     buffers = [(ctypes.c_uint8 * (LANES * one))() for one in sizes]
-    for buffer, leaf, one in zip(buffers, leaves, sizes, strict=True):
+    for buffer, leaf, one in zip(buffers, leaves, sizes, strict=False):
         ctypes.memmove(buffer, leaf + done * one, count * one)
-    return buffers
+    tables = (ctypes.c_uint8 * 0).from_address
+    return [*buffers, *map(tables, leaves[len(buffers) :])]
+
+
+def element_sizes(program: Program | Reduction) -> list[int]:
+    """Return the bytes of an element of each leaf, less those of tables."""
+    return [DTYPES[code].size for code in (*program.leaves, *program.loads)]
 
 
 def _processor() -> tuple[str, str]:

@@ -13,6 +13,7 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.native import native
 from shardmerge.engine.passes import StepsOf
+from shardmerge.engine.philox import native_stream
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 
@@ -64,9 +65,12 @@ class NativeLane:
         task = self._tasks[chunk.tensor]
         steps, name = self._steps(chunk.tensor), task.tensor.name
         code = native(steps.program)
-        made = [load(chunk.first, chunk.count) for load in steps.given.loads]
+        loads = map(native_stream, steps.given.loads)
+        made = [load(chunk.first, chunk.count) for load in loads]
         places = [(slot.arena.address + at, DTYPES[one].size) for at, one in chunk.leaves]
         places += [(array.ctypes.data, array.itemsize) for array in made]
+        # of a row's number the place is the same for all elements
+        places += [(array.ctypes.data, 0) for array in steps.given.tables]
         output = ctypes.addressof(ctypes.c_char.from_buffer(target))
         places.append((output, chunk.itemsize))
         all_finite = True

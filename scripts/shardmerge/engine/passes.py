@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,14 +21,17 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
+from shardmerge.engine.philox import native_stream
 from shardmerge.engine.record import Tally
-from shardmerge.engine.row_ranks import native_ranks
+from shardmerge.engine.row_chances import native_choice
+from shardmerge.engine.row_steps import RowCode, lowered_steps
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.tiles import ReadFiles, ReducedTiles, halved_sum
+from shardmerge.engine.tiles import BracketCount, ReadFiles, ReducedTiles, halved_sum
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Bands,
     Counts,
@@ -35,22 +39,33 @@ from shardmerge.methods.passes import (
     ElementValue,
     KeyBand,
     Map,
+    Masks,
     Maxima,
     OrderStatistics,
-    RowRanks,
+    RowChances,
+    RowSteps,
     Sums,
     TorchDraws,
     TorchSums,
     Wanted,
     along_first,
     end_of,
+    in_turn,
     vectors,
 )
-from shardmerge.methods.program import Reducing
+from shardmerge.methods.program import LANES, Reducing, Reduction
 from shardmerge.methods.registry import passes_of
+from shardmerge.methods.symbolic import Given
 
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
+#: Of each thread, how it read keys last.
+_LAST = threading.local()
+#: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
+#: most, and at most one of so many; elements of a tensor from which on that pays.
+_RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
+
+_OfRows = Sums | Maxima | RowSteps
 
 
 class NativePasses:
@@ -61,12 +76,13 @@ class NativePasses:
         numerics: In which it computes.
     """
 
-    #: Elements of rows whose ranks are found together.
+    #: Elements of rows that are looked at together.
     _together = BLOCK
 
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         self._files, self._numerics = files, numerics
         self._made: dict[ex.Call, Map] = {}
+        self._codes: dict[tuple[ex.Call, RowSteps], RowCode | None] = {}
         #: Of each call what its passes found, as JSON-able data; None for what is not kept.
         self.answers: dict[ex.Call, list[Any]] = {}
 
@@ -114,6 +130,10 @@ class NativePasses:
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums():
                 return self._torch_sums(call, wanted, count)
+            case RowSteps():
+                if self._row_code(call, wanted):
+                    return self._rows(call, wanted)
+                return end_of(in_turn(wanted), partial(self._answer, call))
             case Sums(_, axis) | Maxima(_, axis) if not along_first(shape, axis):
                 return self._rows(call, wanted)
         note(None)
@@ -121,8 +141,8 @@ class NativePasses:
             case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
-            case RowRanks(function, by_torch):
-                return self._row_ranks(call, function, by_torch)
+            case RowChances():
+                return self._row_masks(call, wanted)
             case TorchDraws(seed):
                 return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -139,19 +159,43 @@ class NativePasses:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
-    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+    def _rows(self, call: ex.Call, wanted: _OfRows) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
-        found = self._some_rows(call, wanted, 0, vectors(call.inputs[0].shape, wanted.axis)[0])
+        found = self._row_finder(call, wanted)(0, vectors(call.inputs[0].shape, wanted.axis)[0])
         # one number for each is worth to be kept
         self.answers[call].append(to_text(found) if len(found) == 1 else None)
         return found
 
-    def _some_rows(
-        self, call: ex.Call, wanted: Sums | Maxima, begin: int, count: int
-    ) -> np.ndarray:
-        tiles = self._tiles(call, wanted.function, "sums")
-        reduce = tiles.sums if isinstance(wanted, Sums) else tiles.maxima
-        return reduce(count, vectors(call.inputs[0].shape, wanted.axis)[1], begin)
+    def _row_finder(self, call: ex.Call, wanted: _OfRows) -> Callable[[int, int], np.ndarray]:
+        """Return what finds numbers of some rows: (first row, number) -> [values, rows]."""
+        if isinstance(wanted, RowSteps):
+            return self._row_code(call, wanted).find
+        length, greatest = vectors(call.inputs[0].shape, wanted.axis)[1], isinstance(wanted, Maxima)
+        kind: Reducing = "maxima" if greatest and length % LANES == 0 else "sums"
+        tiles = self._tiles(call, wanted.function, kind)
+        reduce = tiles.maxima if greatest else tiles.sums
+        return lambda begin, count: reduce(count, length, begin)
+
+    def _row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
+        """Return the code that finds numbers of rows in steps, None if that takes passes."""
+        if (call, wanted) not in self._codes:
+            self._codes[call, wanted] = self._make_row_code(call, wanted)
+        return self._codes[call, wanted]
+
+    def _make_row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
+        rows, length = vectors(call.inputs[0].shape, wanted.axis)
+        if rows == 1 or length % LANES or length > BLOCK:
+            return None
+        leaves = block_leaves(call, self._files.stored, self._numerics)
+
+        def lowered(kind: Reducing, function: Callable) -> tuple[Reduction, Given]:
+            return reduction_for(call, function, kind, leaves, self._numerics, self.map)
+
+        steps = lowered_steps(wanted, rows, lowered)
+        if not all(step.is_whole for step in steps):
+            return None
+        places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
+        return RowCode(places, self._files, steps, length)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
         answer, seen = self._torch_tiles(call, wanted, count).answer()
@@ -177,50 +221,70 @@ class NativePasses:
         tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
         return TorchTiles(wanted, count, codes, tiles, rest)
 
-    def _row_ranks(
-        self,
-        call: ex.Call,
-        function: Callable[[Elements], Sequence[ElementValue]],
-        by_torch: bool,
-    ) -> list[RanksInRows]:
-        ranks = native_ranks
-        if by_torch:
+    def _row_masks(self, call: ex.Call, wanted: RowChances) -> list[Masks]:
+        ranks = None
+        if wanted.by_torch:
             from shardmerge.engine.buffers import torch_dtype
-            from shardmerge.methods.kernels.execute import torch_ranks
+            from shardmerge.engine.quick_ranks import ranks_like_torch
 
-            ranks = partial(torch_ranks, dtype=torch_dtype(stated_dtype(call.inputs[0])))
+            ranks = partial(ranks_like_torch, dtype=torch_dtype(stated_dtype(call.inputs[0])))
 
-        def of(k: int) -> RanksInRows:
-            def values(first: int, count: int) -> np.ndarray:
-                tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
-                return tiles.values(first, count)[0].astype(np.float32)
+        def keys(x: Elements) -> list[ElementValue]:
+            return [value.key() for value in wanted.function(x)]
 
-            return RanksInRows(values, call.inputs[0].shape, ranks, self._together)
+        def values(first: int, count: int) -> np.ndarray:
+            # a thread asks for many groups of a tensor's rows in turn, and its buffers are its own
+            if getattr(_LAST, "keys", None) is not keys:
+                _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "bits")
+            return _LAST.tiles.bits(first, count).view(np.float32)
 
-        asked: list[int] = []
-        self._tiles(call, lambda x: asked.append(len(function(x))) or [], "counts")
-        return [of(k) for k in range(asked[0])]
+        wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
+        choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
+        shape = call.inputs[0].shape
+        return RowMasks(values, wanted, shape, choose, self._together).masks()
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
+        counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
+        return find_keys(wanted.ranks, count, 32, counted, sample)
 
-        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    def _keys(
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        count: int,
+        seen: dict[Bracket, BracketCount],
+    ) -> tuple[CountKeys, Sample | None]:
+        """Return what counts the keys of a call's values, and what tells where they may be.
+
+        Args:
+            call: The call.
+            function: Returns the values.
+            count: Elements.
+            seen: Filled with what was counted tile by tile.
+        """
+
+        def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
             def keys(x: Elements) -> list[ElementValue]:
-                return [wanted.function(x).key()] * len(pairs)
+                values = [value.key() for value in function(x)]
+                return [values[one.value] for one in brackets]
 
-            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
-            return tiles.histograms(count, [prefix for _, prefix in pairs])
+            found = self._tiles(call, keys, "keys").brackets(count, brackets)
+            pairs = zip(brackets, found, strict=True)
+            seen.update({one: own for one, own in pairs if own.after is not None})
+            return [(one.below, one.parts) for one in found]
 
-        return find_keys(wanted.ranks, 32, histograms)
+        def sample(k: int) -> np.ndarray:
+            tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
+            step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
+            run = min(run, _RUN)
+            runs = [tiles.values(first * step, run)[0] for first in range(_RUNS)]
+            return np.abs(np.stack(runs).astype(np.float32)).view(np.int32)
+
+        return counted, sample if count >= _SAMPLED else None
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
-        def histograms(shift: int, pairs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-            def keys(x: Elements) -> list[ElementValue]:
-                values = [value.key() for value in wanted.function(x)]
-                return [values[k] for k, _ in pairs]
-
-            tiles = self._tiles(call, keys, "low" if shift == 0 else "high")
-            return tiles.histograms(count, [prefix for _, prefix in pairs])
+        seen: dict[Bracket, BracketCount] = {}
 
         def locate(k: int, key: int, number: int) -> int:
             every = 0, count
@@ -231,9 +295,14 @@ class NativePasses:
 
             counted = self._tiles(call, lambda x: [mask(x)], "counts")
             shown = self._tiles(call, lambda x: [x.number(mask(x)).double()], "sums")
-            return counted.locate(shown, count, number)
+            begin = 0, 0
+            for one, own in seen.items():
+                if one.value == k and one.shift == 0 and 0 <= key - one.low < one.parts:
+                    begin = own.tile_of(key - one.low, number)
+            return counted.locate(shown, count, number, begin)
 
-        return find_bands(wanted.ranks, count, 32, histograms, locate)
+        counted, sample = self._keys(call, wanted.function, count, seen)
+        return find_bands(wanted.ranks, count, 32, counted, locate, sample)
 
 
 class StepsOf:

@@ -42,7 +42,7 @@ class ShardRecord:
         passes: For each tensor with methods in passes, what was found for each call: the base64 of
             float64 [sums, tiles] for sums and counts, six numbers for each band of ranks.
         probes: For each tensor with calls that are too large to be recomputed by a check, for each
-            of them sampled elements and products with random vectors (``methods.probes``).
+            of them sampled elements and products with random vectors (``methods.kernels.probes``).
         peak_memory: Largest resident set of the process so far, in bytes.
     """
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardmerge.engine import torch_order
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, LANES, StepLines
-from shardmerge.engine.counting import digits_text, masks_text
+from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, StepLines, loop_text
+from shardmerge.engine.counting import keys_text, masks_text, maxima_text
 from shardmerge.engine.native import compiled, last_elements
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:
@@ -41,33 +40,51 @@ class NativeReduction:
     reduction: Reduction
     functions: dict[int, tuple[Callable[..., None], Any]] = field(default_factory=dict)
 
-    def sums(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
-        """Return values that add up to a tile's sums by halves, float64 [sums, some].
+    def sums(
+        self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
+    ) -> np.ndarray:
+        """Return values that add up to the sums of rows by halves, float64 [sums, rows, some].
 
         Args:
+            rows: How many there are, each with as many elements.
             leaves: Address of the first element of each leaf.
-            count: Elements, at most BLOCK.
+            count: Elements of all rows, at most BLOCK.
             constants: That the steps name.
         """
+        kept, length = len(self.reduction.values), count // rows
+        ways, left = halving(kept, length)
+        if ways == 1:
+            return self.values(leaves, count, constants).reshape(kept, rows, length)
+        buffer = np.empty((kept, rows, length // ways))
+        self._call(ways, buffer, leaves, length, constants, np.array(rows, np.int64))
+        return buffer[:, :, :left].copy()
+
+    def address(self, ways: int) -> int:
+        """Return the address of the code for so many parts of a row."""
+        return ctypes.cast(self._function(ways), ctypes.c_void_p).value
+
+    def maxima(
+        self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
+    ) -> np.ndarray:
+        """Return the greatest values of rows, float64 [values, rows]; see ``sums``."""
         kept = len(self.reduction.values)
-        if count < BLOCK:
-            return self.values(leaves, count, constants)
-        ways = next(w for most, w in _WAYS if kept <= most)
-        buffer = np.empty((kept, BLOCK // ways))
-        self._call(ways, buffer, leaves, count, constants)
-        return buffer[:, :LANES].copy()
+        found = np.empty((kept, rows, LANES))
+        number = np.array(rows, np.int64)
+        self._call(1, found, leaves, count // rows, constants, number)
+        return found.max(axis=-1)
 
     def values(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
         """Return the values themselves, float64 [sums, elements]."""
         kept, whole = len(self.reduction.values), count // LANES * LANES
         buffer = np.empty((kept, max(whole, 1)))
+        one = np.array(1, np.int64)
         if whole:
-            self._call(1, buffer, leaves, whole, constants)
+            self._call(1, buffer, leaves, whole, constants, one)
         if not (rest := count - whole):
             return buffer
         last = np.empty((kept, LANES))
         buffers = last_elements(self.reduction, leaves, whole, rest)
-        self._call(1, last, [ctypes.addressof(one) for one in buffers], LANES, constants)
+        self._call(1, last, [ctypes.addressof(one) for one in buffers], LANES, constants, one)
         return np.concatenate([buffer[:, :whole], last[:, :rest]], axis=1)
 
     def parts(
@@ -113,24 +130,39 @@ class NativeReduction:
             total += found[:, :rest].sum(axis=1)
         return total
 
-    def add_digits(
+    def bits(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
+        """Return the keys themselves, uint32 [values, elements].
+
+        Args:
+            leaves: Address of the first element of each leaf, of which whole vectors can be read.
+            count: Elements.
+            constants: That the steps name.
+        """
+        whole = -(-count // LANES) * LANES
+        found = np.empty((len(self.reduction.values), whole), np.uint32)
+        self._call(1, found, leaves, whole, constants)
+        return found[:, :count]
+
+    def add_keys(
         self,
         tables: np.ndarray,
         leaves: Sequence[int],
         count: int,
         constants: Sequence[float],
-        prefixes: np.ndarray,
+        brackets: np.ndarray,
     ) -> None:
-        """Count halves of keys.
+        """Count keys by where they lie in brackets.
 
         Args:
-            tables: uint32 [values, TABLES, DIGITS + LANES], counted up; the last are of no use.
+            tables: uint32 [values, LANES + BINS], counted up: how many lie below the bracket, and
+                in each part of it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
-            prefixes: For each value the high half of which low halves are counted, int32.
+            brackets: Of each value the least key, the bits of a part's length and the number of
+                parts, int32 [values, 3].
         """
-        self._call(1, tables, leaves, count, constants, prefixes)
+        self._call(1, tables, leaves, count, constants, brackets)
 
     def _call(
         self,
@@ -139,14 +171,31 @@ class NativeReduction:
         leaves: Sequence[int],
         count: int,
         constants: Sequence[float],
-        prefixes: np.ndarray | None = None,
+        more: np.ndarray | None = None,
     ) -> None:
-        if ways not in self.functions:
-            self.functions[ways] = compiled(_text(self.reduction, ways))
+        function = self._function(ways)
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
         numbers = (ctypes.c_double * len(constants))(*constants)
-        more = None if prefixes is None else prefixes.ctypes.data
-        self.functions[ways][0](output.ctypes.data, addresses, count, numbers, more)
+        last = None if more is None else more.ctypes.data
+        function(output.ctypes.data, addresses, count, numbers, last)
+
+    def _function(self, ways: int) -> Callable[..., None]:
+        if ways not in self.functions:
+            self.functions[ways] = compiled(_text(self.reduction, ways))
+        return self.functions[ways][0]
+
+
+def halving(kept: int, length: int) -> tuple[int, int]:
+    """Return how many parts of a row are added up at once, and how many values are left of it.
+
+    Args:
+        kept: Sums.
+        length: Elements of a row.
+    """
+    most = next(ways for kinds, ways in _WAYS if kept <= kinds)
+    vectors, rest = divmod(length, LANES)
+    halves = 1 if rest else vectors & -vectors
+    return (1, length) if halves == 1 else (min(most, halves), length // halves)
 
 
 @cache
@@ -155,7 +204,7 @@ def native_reduction(reduction: Reduction) -> NativeReduction:
     return NativeReduction(reduction)
 
 
-_HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %prefixes) {"
+_HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %extra) {"
 
 
 def _text(reduction: Reduction, ways: int) -> str:
@@ -163,28 +212,28 @@ def _text(reduction: Reduction, ways: int) -> str:
         return torch_order.parts_text(reduction, ways, _HEAD)
     if reduction.kind == "sums":
         return _sums(reduction, ways)
-    counted = masks_text if reduction.kind == "counts" else digits_text
-    return counted(reduction, _HEAD)
+    if reduction.kind == "bits":
+        return _bits(reduction)
+    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text}
+    return of[reduction.kind](reduction, _HEAD)
 
 
 def _sums(reduction: Reduction, ways: int) -> str:
-    """Return a function that adds up parts of a tile, then halves what is left to a vector.
+    """Return a function that adds up parts of rows, then halves what is left as far as it can.
 
-    It writes the values [sums, count / ways]; with one part only the values themselves.
+    It writes the values [sums, rows, count / ways]; with one part only the values themselves.
     """
     writer = StepLines(reduction)
     kept = range(len(reduction.values))
     entry = writer.entry()
     parts = []
     for way in range(ways):
-        at = "%i" if way == 0 else writer.new(f"add i64 %i, %part{way}")
+        at = "%at" if way == 0 else writer.new(f"add i64 %at, %part{way}")
         writer.values(at, f"w{way}v")
         parts.append([writer.value(value) for value in reduction.values])
     for k in kept:
         total = _halved(writer, [part[k] for part in parts])
-        row = writer.new(f"mul i64 %stride, {k}")
-        row = writer.new(f"add i64 {row}, %i")
-        place = writer.place("%output", "F64", row)
+        place = writer.place(f"%row{k}", "F64")
         writer.lines.append(f"  store {DOUBLE} {total}, ptr {place}, align 8")
     shift = ways.bit_length() - 1
     folds = [line for k in kept for line in _fold(k)] if ways > 1 else []
@@ -192,21 +241,51 @@ def _sums(reduction: Reduction, ways: int) -> str:
         _HEAD,
         "entry:",
         *entry,
+        "  %rows = load i64, ptr %extra",
         f"  %stride = lshr i64 %count, {shift}",
         *(f"  %part{way} = mul i64 %stride, {way}" for way in range(1, ways)),
+        *(f"  %all{k} = mul i64 %rows, {k}" for k in kept),
+        "  br label %row",
+        "row:",
+        "  %r = phi i64 [0, %entry], [%r.next, %end]",
+        "  %begin = mul i64 %r, %count",
+        *(line for k in kept for line in (
+            f"  %row{k}.number = add i64 %all{k}, %r",
+            f"  %row{k}.offset = mul i64 %row{k}.number, %stride",
+            f"  %row{k} = getelementptr double, ptr %output, i64 %row{k}.offset",
+        )),
         "  br label %loop",
         "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
+        "  %i = phi i64 [0, %row], [%after, %loop]",
+        "  %at = add i64 %begin, %i",
         *writer.lines,
         f"  %after = add i64 %i, {LANES}",
-        "  %more = icmp ult i64 %after, %stride",
-        "  br i1 %more, label %loop, label %fold0",
+        "  %again = icmp ult i64 %after, %stride",
+        "  br i1 %again, label %loop, label %fold0",
         *folds,
         f"fold{len(kept) if ways > 1 else 0}:",
+        "  br label %end",
+        "end:",
+        "  %r.next = add i64 %r, 1",
+        "  %r.more = icmp ult i64 %r.next, %rows",
+        "  br i1 %r.more, label %row, label %done",
+        "done:",
         "  ret void",
         "}",
         *DECLARATIONS,
     ])  # fmt: skip
+
+
+def _bits(reduction: Reduction) -> str:
+    """Return a function that writes keys [values, count], of whole vectors."""
+    writer = StepLines(reduction)
+    entry = writer.entry()
+    writer.values()
+    for k, key in enumerate(map(writer.value, reduction.values)):
+        row = writer.new(f"mul i64 %count, {k}")
+        place = writer.place("%output", "U32", writer.new(f"add i64 {row}, %i"))
+        writer.lines.append(f"  store {INT} {key}, ptr {place}, align 4")
+    return loop_text(_HEAD, entry, (), writer.lines, ())
 
 
 def _halved(writer: StepLines, parts: list[str]) -> str:
@@ -219,16 +298,15 @@ def _halved(writer: StepLines, parts: list[str]) -> str:
 
 
 def _fold(k: int) -> list[str]:
-    """Return the blocks that add up a row of the output by halves, down to one vector."""
+    """Return the blocks that add up a row of the output by halves, down to an odd number."""
     return [
         f"fold{k}:",
-        f"  %row{k}.offset = mul i64 %stride, {k}",
-        f"  %row{k} = getelementptr double, ptr %output, i64 %row{k}.offset",
         f"  br label %level{k}",
         f"level{k}:",
         f"  %size{k} = phi i64 [%stride, %fold{k}], [%half{k}, %end{k}]",
         f"  %half{k} = lshr i64 %size{k}, 1",
-        f"  %small{k} = icmp ult i64 %half{k}, {LANES}",
+        f"  %last{k} = and i64 %half{k}, {LANES - 1}",
+        f"  %small{k} = icmp ne i64 %last{k}, 0",
         f"  br i1 %small{k}, label %fold{k + 1}, label %add{k}",
         f"add{k}:",
         f"  %j{k} = phi i64 [0, %level{k}], [%next{k}, %add{k}]",

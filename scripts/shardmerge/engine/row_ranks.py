@@ -18,12 +18,12 @@ _BUCKETS = 1 << _BITS
 
 
 def native_ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks along the second of three dimensions, as ``kernels.ranks`` finds them.
+    """Return the ranks along rows, [rows, length], as ``kernels.ranks`` finds them.
 
     Args:
         values: float32, not negative.
     """
-    rows = np.ascontiguousarray(values.swapaxes(1, 2))
+    rows = np.ascontiguousarray(values)
     ranks = np.empty(rows.shape, np.uint32)
     length = rows.shape[-1]
     # where elements lie after the first and the second pass; counts of the three digits
@@ -31,7 +31,7 @@ def native_ranks(values: np.ndarray) -> np.ndarray:
     addresses = (ctypes.c_void_p * 4)(*(one.ctypes.data for one in (rows, *rooms)))
     number = ctypes.c_int64(rows.size // max(length, 1))
     _function()[0](ranks.ctypes.data, addresses, length, None, ctypes.addressof(number))
-    return ranks.swapaxes(1, 2)
+    return ranks
 
 
 @cache

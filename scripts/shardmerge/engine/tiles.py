@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -10,20 +11,44 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
-from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.counting import DIGITS, TABLES
+from shardmerge.engine.native import element_sizes
+from shardmerge.engine.philox import native_stream
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.brackets import BINS, Bracket
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given
 
 _T = TypeVar("_T")
 #: Tiles whose counts fit in 32 bits many times over.
 _COUNTED = 1 << 12
+#: Numbers of parts and tiles that are kept of a bracket.
+_FEW = 1 << 16
 #: Elements of rows that are read together where columns are added up: what they make stays in a
 #: processor's cache.
 _TOGETHER = BLOCK // 8
+
+
+@dataclass(frozen=True)
+class BracketCount:
+    """Where keys lie as to a bracket.
+
+    Args:
+        below: How many lie below it.
+        parts: How many lie in each of its parts, int64.
+        after: How many do up to the end of each tile, int64 [tiles, parts]; None of many parts.
+    """
+
+    below: int
+    parts: np.ndarray
+    after: np.ndarray | None
+
+    def tile_of(self, part: int, number: int) -> tuple[int, int]:
+        """Return in which tile the so manieth key of a part lies, and how many lie before it."""
+        upto = self.after[:, part]
+        tile = int(np.searchsorted(upto, number, side="right"))
+        return tile, int(upto[tile - 1]) if tile else 0
 
 
 class ReadFiles(Protocol):
@@ -50,7 +75,9 @@ class ReducedTiles:
     ) -> None:
         self._locations, self._files = locations, files
         self._code, self._given = native_reduction(reduction), given
-        self._sizes = [DTYPES[code].size for code in (*reduction.leaves, *reduction.loads)]
+        self._loads = [native_stream(load) for load in given.loads]
+        # of a row's number the place is the same for all elements
+        self._sizes = [*element_sizes(reduction), *[0] * len(given.tables)]
         own = self._sizes[: len(reduction.leaves)]
         self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
 
@@ -62,25 +89,45 @@ class ReducedTiles:
             columns: Elements of each.
             begin: The first of them.
         """
-        done, parts = [], []
-        for first, count, last in _tiles(rows, columns, begin):
-            values = self.values(first, count)
-            parts.append(halved_sum(values.reshape(len(values), -1, min(count, columns))))
-            if last:
-                done.append(halved_sum(np.stack(parts, axis=-1)))
-                parts = []
-        return np.concatenate(done, axis=1)
+        return self._rows(rows, columns, begin, self._row_sums, halved_sum)
 
     def maxima(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the greatest values of vectors whose elements follow each other, as ``sums``."""
+        return self._rows(rows, columns, begin, self._row_maxima, partial(np.max, axis=-1))
+
+    def _rows(
+        self,
+        rows: int,
+        columns: int,
+        begin: int,
+        one: Callable[[int, int, int], np.ndarray],
+        together: Callable[[np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """Return what is made of rows: of each tile, and of the tiles of long rows together."""
         done, parts = [], []
         for first, count, last in _tiles(rows, columns, begin):
-            values = self.values(first, count)
-            parts.append(values.reshape(len(values), -1, min(count, columns)).max(axis=-1))
+            parts.append(one(first, count, -(-count // columns)))
             if last:
-                done.append(np.max(parts, axis=0))
+                done.append(parts[0] if len(parts) == 1 else together(np.stack(parts, axis=-1)))
                 parts = []
         return np.concatenate(done, axis=1)
+
+    def _row_sums(self, first: int, count: int, rows: int) -> np.ndarray:
+        found = self._run(first, count, partial(self._code.sums, rows))
+        return halved_sum(self._whole(found, first, count, rows))
+
+    def _row_maxima(self, first: int, count: int, rows: int) -> np.ndarray:
+        if self._code.reduction.kind == "sums":
+            return self._whole([], first, count, rows).max(axis=-1)
+        (found,) = self._run(first, count, partial(self._code.maxima, rows))
+        return found
+
+    def _whole(self, found: list[np.ndarray], first: int, count: int, rows: int) -> np.ndarray:
+        """Return what was found, or values where a tile was cut where constants change."""
+        if len(found) == 1:
+            return found[0]
+        values = self.values(first, count)
+        return values.reshape(len(values), rows, -1)
 
     def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
         """Return what some tiles add to sums or counts, float64 [sums, tiles].
@@ -95,22 +142,24 @@ class ReducedTiles:
         return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
 
     def _sums(self, first: int, count: int) -> np.ndarray:
-        found = self._run(first, count, self._code.sums)
-        # parts of a tile, between which constants change, are added up together
-        return halved_sum(found[0] if len(found) == 1 else self.values(first, count))
+        return self._row_sums(first, count, 1)[:, 0]
 
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
 
-    def locate(self, shown: ReducedTiles, count: int, number: int) -> int:
+    def locate(
+        self, shown: ReducedTiles, count: int, number: int, begin: tuple[int, int] = (0, 0)
+    ) -> int:
         """Return the index of the element that is so manieth for which the mask is set.
 
         Args:
             shown: Adds up the mask as numbers.
             count: Elements.
             number: Which of them, from 0.
+            begin: The tile from which on it may be, and for how many elements before it is set.
         """
-        for first, size, _ in _tiles(1, count):
+        number -= begin[1]
+        for first, size, _ in list(_tiles(1, count))[begin[0] :]:
             there = int(self._counts(first, size)[0])
             if number < there:
                 values = np.concatenate(shown._run(first, size, shown._code.values), axis=1)
@@ -118,18 +167,31 @@ class ReducedTiles:
             number -= there
         raise ValueError("there are not so many")
 
-    def histograms(self, count: int, prefixes: Sequence[int]) -> list[np.ndarray]:
-        """Return how often each half of the keys occurs, int64 [DIGITS] for each value."""
-        tables = np.zeros((len(prefixes), TABLES, DIGITS + LANES), np.uint32)
-        total = np.zeros((len(prefixes), DIGITS), np.int64)
-        of = np.array(prefixes, np.int32)
+    def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
+        """Return where the keys of each value lie as to its bracket."""
+        tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
+        total = np.zeros((len(brackets), LANES + BINS), np.int64)
+        of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
         tiles = list(_tiles(1, count))
+        few = [one.parts * len(tiles) <= _FEW for one in brackets]
+        after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
-            self._run(first, size, partial(self._code.add_digits, tables), of)
+            self._run(first, size, partial(self._code.add_keys, tables), of)
+            for k, one in enumerate(brackets):
+                if few[k]:
+                    own = slice(LANES, LANES + one.parts)
+                    after[k].append(total[k, own] + tables[k, own])
             if number % _COUNTED == 0 or number == len(tiles):
-                total += tables[:, :, :DIGITS].sum(axis=1, dtype=np.int64)
+                total += tables
                 tables[:] = 0
-        return list(total)
+        return [
+            BracketCount(
+                int(row[:LANES].sum()),
+                row[LANES : LANES + one.parts],
+                np.stack(own) if own else None,
+            )
+            for row, one, own in zip(total, brackets, after, strict=True)
+        ]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
@@ -152,6 +214,13 @@ class ReducedTiles:
         spans = range(begin, begin + count, BLOCK)
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
         return np.concatenate([piece for part in parts for piece in part], axis=1)
+
+    def bits(self, begin: int, count: int) -> np.ndarray:
+        """Return the keys of consecutive elements, uint32 [values, elements]."""
+        spans = range(begin, begin + count, BLOCK)
+        parts = [self._run(i, min(BLOCK, begin + count - i), self._code.bits) for i in spans]
+        pieces = [piece for part in parts for piece in part]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns].
@@ -183,8 +252,9 @@ class ReducedTiles:
         """Return what a function makes of a tile, in pieces where constants change."""
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))
-        made = [_longer(load(first, count)) for load in self._given.loads]
-        places = [array.ctypes.data for array in (*self._buffers, *made)]
+        made = [_longer(load(first, count)) for load in self._loads]
+        arrays = (*self._buffers, *made, *self._given.tables)
+        places = [array.ctypes.data for array in arrays]
         results = []
         for begin, size, constants in self._given.pieces(first, count):
             pairs = zip(places, self._sizes, strict=True)

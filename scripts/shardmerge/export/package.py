@@ -8,6 +8,7 @@ from typing import Any
 from shardmerge import __version__
 from shardmerge.base import forms
 from shardmerge.base.errors import UserError
+from shardmerge.base.front_matter import card_text
 from shardmerge.base.markdown import code
 from shardmerge.export.form import Form
 from shardmerge.export.record import ExportRecord
@@ -37,7 +38,7 @@ def export_card(
     Raises:
         UserError: If the front matter is not what was put into it.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     data = ModelCardData(
         base_model=model,
@@ -54,10 +55,7 @@ def export_card(
     if settings.get("prompt_format"):
         parts += ["## Prompt format\n", settings["prompt_format"].strip() + "\n"]
     parts += ["## How it was made\n", _how(form, name, model, records)]
-    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts)
-    if ModelCard(text).data.to_dict() != data.to_dict():
-        raise UserError("the card's front matter cannot be written", f"export of model {name!r}")
-    return text
+    return card_text(data, "\n".join(parts), f"export of model {name!r}")
 
 
 def export_provenance(

@@ -86,6 +86,7 @@ _RUNTIME = frozenset(
     output_zero_point quant_map input_scale_ub""".split()
 )
 _SCALES = ("_scale", "_scale_inv")
+_STATE = ".quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True)
@@ -126,18 +127,20 @@ class Reading:
         found: dict[str, LogicalTensor] = {}
         for form in self.formats:
             for one in form.logical(table, contents or {}):
-                if one.name in found or (one.name in table and one.name not in _refs(one)):
+                apart = one.lead.tensor != one.name and one.name in table
+                if one.name in found or (apart and one.name not in _refs(one)):
                     raise UserError("is stored twice, in two formats", f"tensor {one.name!r}")
                 found[one.name] = one
         claimed = self.claimed(table, found)
         self._no_strangers(table, found, claimed)
-        return dict(sorted(found.items())), claimed
+        return {name: found[name] for name in sorted(found)}, claimed
 
     def dropped(self, table: Table) -> list[str]:
         """Return the stored tensors that a model without quantisation does not have, sorted."""
-        names = [n for n in table if n.rsplit(".", 1)[-1] in _RUNTIME or _is_state(n)]
+        names = [n for n in table if n.rpartition(".")[2] in _RUNTIME or _STATE in n]
+        scales = [n for n in table if n.endswith(_SCALES)]
         for suffix in _SCALES:
-            plain = (n.removesuffix(suffix) for n in table if n.endswith(suffix))
+            plain = [n.removesuffix(suffix) for n in scales if n.endswith(suffix)]
             names += [n + suffix for n in plain if n in table and table[n].dtype not in CODE_TYPES]
         return sorted(set(names))
 
@@ -241,7 +244,3 @@ def _speaks(form: Format, table: Table) -> bool:
 
 def _refs(one: LogicalTensor) -> set[str]:
     return {ref.tensor for ref in one.parts.values()}
-
-
-def _is_state(name: str) -> bool:
-    return ".quant_state.bitsandbytes__" in name

@@ -37,6 +37,7 @@ class Fp8(Scaled):
 
     blocks: tuple[BlockShape, ...] = ()
     name = "fp8"
+    endings = ("", SUFFIX)
 
     def stems(self, table: Table) -> Iterable[str]:
         """As ``Shaped.stems``."""

@@ -39,6 +39,7 @@ class Fp8Block(Scaled):
 
     block: BlockShape = (128, 128)
     name = "fp8-block"
+    endings = ("", SUFFIX)
 
     def stems(self, table: Table) -> Iterable[str]:
         """As ``Shaped.stems``."""

@@ -46,8 +46,7 @@ class PartRef(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class LogicalTensor:
+class LogicalTensor(NamedTuple):
     """A tensor of floats that several stored tensors make.
 
     Args:
@@ -58,15 +57,26 @@ class LogicalTensor:
         parameters: What else decoding needs, sorted pairs of plain values.
         dtype: Code of the type of the floats. All formats decode to float32, before any rounding.
         step: Rows (of the last dimension) that are best decoded together; a multiple wastes least.
+        first: Another one that it differs from in the names of its parts alone, None if that is
+            not known: the same one for all that are so alike. Parts are sorted by role then.
     """
 
     name: str
     shape: tuple[int, ...]
     format: str
-    parts: Mapping[str, PartRef] = field(hash=False)
+    parts: Mapping[str, PartRef]
     parameters: tuple[tuple[str, Any], ...] = ()
     dtype: str = "F32"
     step: int = 1
+    first: LogicalTensor | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.shape, self.format, self.parameters))
+
+    @property
+    def lead(self) -> PartRef:
+        """The part that tells where the whole lies: its codes, else the first one by role."""
+        return self.parts.get("codes") or self.parts[min(self.parts)]
 
     @property
     def columns(self) -> int:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
-from shardmerge.formats.interface import LogicalTensor, Table
+from shardmerge.formats.interface import LogicalTensor, PartRef, Table
+
+#: Role of a part, what its name has behind the stem, dtype code and shape.
+_Part = tuple[str, str, str, tuple[int, ...]]
 
 
 class Shaped(ABC):
-    """``logical`` and ``needed`` of a format that reads no content of stored tensors for them."""
+    """``logical`` and ``needed`` of a format that reads no content of stored tensors for them.
+
+    Args:
+        endings: What the names of the parts have behind a stem, where ``stems`` has seen all of
+            them: of tensors whose parts have the same types and shapes only one is looked at.
+    """
 
     name: str
     flat = False
+    endings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def stems(self, table: Table) -> Iterable[str]:
@@ -28,11 +38,33 @@ class Shaped(ABC):
 
     def logical(self, table: Table, contents: Mapping[str, bytes]) -> list[LogicalTensor]:
         """As ``Format.logical``."""
-        return [self.one(table, stem) for stem in sorted(self.stems(table))]
+        stems = sorted(self.stems(table))
+        if not self.endings:
+            return [self.one(table, stem) for stem in stems]
+        firsts: dict[tuple[Any, ...], tuple[LogicalTensor, list[_Part]]] = {}
+        found = []
+        for stem in stems:
+            entries = [table[stem + ending] for ending in self.endings]
+            kind = tuple([fact for entry in entries for fact in (entry.dtype, entry.shape)])
+            if kind in firsts:
+                found.append(_renamed(*firsts[kind], stem))
+            else:
+                one = self.one(table, stem)
+                found.append(one)
+                parts = sorted(one.parts.items())
+                firsts[kind] = one, [(r, p.tensor.removeprefix(stem), *p[1:]) for r, p in parts]
+        return found
 
     def needed(self, table: Table) -> list[str]:
         """Return no tensors: shapes tell all."""
         return []
+
+
+def _renamed(one: LogicalTensor, parts: Iterable[_Part], stem: str) -> LogicalTensor:
+    """Return a tensor that differs from another in what the names of its parts begin with."""
+    own = {role: PartRef(stem + ending, dtype, shape) for role, ending, dtype, shape in parts}
+    held = one.shape, one.format, own, one.parameters, one.dtype, one.step
+    return LogicalTensor(stem, *held, first=one)
 
 
 def before(table: Table, ending: str) -> list[str]:

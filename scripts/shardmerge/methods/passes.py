@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -76,8 +77,6 @@ class Elements(Protocol):
 Masks = Callable[[int, int], "np.ndarray"]
 #: Returns for consecutive elements, (first, count), a number of each, uint32 [count].
 NumbersOf = Callable[[int, int], "np.ndarray"]
-#: Returns for consecutive elements the rank of each within its row, integers [count].
-RanksOf = Callable[[int, int], "np.ndarray"]
 #: The bits of the square root of 1/2, of a number's mantissa, and what exponents are stored with.
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
@@ -148,6 +147,29 @@ class Maxima:
     axis: Axis = "all"
 
 
+#: Returns float64 values of each element: (elements, the numbers that the step before found of
+#: their rows, the values of that step); of the first step both are empty.
+RowStep = Callable[
+    [Elements, Sequence[ElementValue], Sequence[ElementValue]], Sequence[ElementValue]
+]
+
+
+@dataclass(frozen=True)
+class RowSteps:
+    """Asks for numbers of rows that need other numbers of the same rows, found in steps.
+
+    The answer is what the last step finds, float64 [values, vectors]. The steps of a row may
+    follow each other before the next row is looked at.
+
+    Args:
+        steps: What each finds of a row's values, and the function of elements that returns them.
+        axis: Of the rows.
+    """
+
+    steps: tuple[tuple[Literal["sums", "maxima"], RowStep], ...]
+    axis: Axis = "last"
+
+
 @dataclass(frozen=True)
 class OrderStatistics:
     """Asks for the values that have some ranks; the answer is a list of numbers.
@@ -162,18 +184,23 @@ class OrderStatistics:
 
 
 @dataclass(frozen=True)
-class RowRanks:
-    """Asks for the ranks of values within their rows; the answer is a list of ``RanksOf``.
+class RowChances:
+    """Asks which elements are chosen by their values' ranks in rows; the answer is a list of masks.
 
-    A row is what the second dimension counts; a tensor of one dimension is one row.
+    An element is chosen if its number beside is below the bound of its rank. A row is what the
+    second dimension counts; a tensor of one dimension is one row.
 
     Args:
         function: Returns the values, not negative.
+        numbers: Of each value's elements.
+        bounds: For each value those of the ranks, integers [elements of a row], ascending.
         by_torch: Of equal ones any may have the lowest rank: that of ``torch.argsort`` has it.
             Otherwise the first has.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
+    numbers: tuple[NumbersOf, ...]
+    bounds: tuple[np.ndarray, ...]
     by_torch: bool = False
 
 
@@ -231,7 +258,17 @@ class KeyBand:
 NO_BAND = KeyBand(1, 0, (0, 0), (0, 0))
 
 
-Wanted = Sums | Counts | Bands | RowRanks | Maxima | OrderStatistics | TorchSums | TorchDraws
+Wanted = (
+    Sums
+    | Counts
+    | Bands
+    | RowChances
+    | RowSteps
+    | Maxima
+    | OrderStatistics
+    | TorchSums
+    | TorchDraws
+)
 #: Makes an element of the result.
 Map = Callable[[Elements], ElementValue]
 Passes = Generator[Wanted, Any, Map]
@@ -250,6 +287,37 @@ def end_of(passes: Passes, answer: Callable[[Wanted], Any]) -> Map:
             wanted = passes.send(answer(wanted))
     except StopIteration as end:
         return end.value
+
+
+def in_turn(wanted: RowSteps) -> Generator[Wanted, Any, np.ndarray]:
+    """Ask for the numbers of each step in a pass of its own; return those of the last."""
+    found: Sequence[np.ndarray] = ()
+
+    def values(x: Elements) -> Sequence[ElementValue]:
+        return ()
+
+    for kind, function in wanted.steps:
+        values = partial(step_values, function, found, values)
+        found = yield (Sums if kind == "sums" else Maxima)(values, wanted.axis)
+    return found
+
+
+def step_values(
+    function: RowStep,
+    found: Sequence[np.ndarray],
+    before: Callable[[Elements], Sequence[ElementValue]],
+    x: Elements,
+) -> Sequence[ElementValue]:
+    """Return a step's values.
+
+    Args:
+        function: Of the step.
+        found: Numbers of all rows that the step before found.
+        before: Returns that step's values.
+        x: The elements.
+    """
+    numbers = [x.along(row, "last", wide=True) for row in found]
+    return function(x, numbers, before(x))
 
 
 def vectors(shape: Sequence[int], axis: Axis) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from typing import Literal
 
 from shardmerge.base.dtypes import single
 
+#: Elements that are computed at once: those of one row where rows are multiples of them.
+LANES = 32
 #: Codes of the types that float32 holds.
 TYPES = ("F16", "BF16", "F32")
 #: Steps whose second operand is a constant.
@@ -48,11 +50,13 @@ class Program:
             ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
             magnitude), ``exponent``, ``mantissa``, ``power`` (of float64, see
             ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
-            keys), ``below`` (two unsigned numbers).
+            keys), ``below`` (two unsigned numbers), ``row`` (number of a table, constants: the
+            index of the first element, the elements of a row).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.
         loads: Code of the type of each leaf that steps load, after the others.
+        tables: Code of the type of each table, which has a number for each row, after the loads.
     """
 
     leaves: tuple[str, ...]
@@ -61,10 +65,11 @@ class Program:
     output: str
     measured: tuple[int, ...]
     loads: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
 
 
 #: How values are reduced.
-Reducing = Literal["sums", "counts", "high", "low", "rows", "pairs", "lanes", "numbers"]
+Reducing = Literal["sums", "maxima", "counts", "keys", "bits", "rows", "pairs", "lanes", "numbers"]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
 #: lanes of a vector or number by number.
 IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
@@ -75,9 +80,9 @@ class Reduction:
     """Steps whose values are reduced to few numbers.
 
     Args:
-        leaves, steps, loads: As of a ``Program``.
-        kind: ``sums`` of float64 values, ``counts`` of masks, or how often keys have a ``high``
-            half, or a ``low`` half after some high one; see also ``IN_TORCH_ORDER``.
+        leaves, steps, loads, tables: As of a ``Program``.
+        kind: ``sums`` or ``maxima`` of float64 values, ``counts`` of masks, where ``keys`` lie, or
+            their ``bits`` as they are; see also ``IN_TORCH_ORDER``.
         values: What is reduced.
     """
 
@@ -86,6 +91,7 @@ class Reduction:
     loads: tuple[str, ...]
     kind: Reducing
     values: tuple[int, ...]
+    tables: tuple[str, ...] = ()
 
 
 @dataclass
@@ -102,6 +108,7 @@ class Writer:
     steps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
 
     def step(self, name: str, *operands: int) -> int:
         """Write a step; return its value, a float32."""
@@ -125,6 +132,18 @@ class Writer:
         """Write that a further leaf is loaded."""
         self.loads.append(dtype)
         value = self.step("load", len(self.loads) - 1)
+        self.dtypes[value] = dtype
+        return value
+
+    def row(self, dtype: str, first: int, length: int) -> int:
+        """Write that the number of an element's row is taken from a further table.
+
+        Args:
+            dtype: Of the numbers.
+            first, length: Constants: the index of the first element, and the elements of a row.
+        """
+        self.tables.append(dtype)
+        value = self.step("row", len(self.tables) - 1, first, length)
         self.dtypes[value] = dtype
         return value
 

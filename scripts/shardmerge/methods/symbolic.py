@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from shardmerge.methods.passes import Axis, KeyBand, Masks, NumbersOf, vectors
-from shardmerge.methods.program import Writer, nearest
+from shardmerge.methods.program import LANES, Writer, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +61,9 @@ class StepValue:
         return self._step("times", other)
 
     def __truediv__(self, other: StepValue | float) -> StepValue:
+        # a product is made in less time, and is the same where the reciprocal is exact
+        if not isinstance(other, StepValue) and abs(math.frexp(other)[0]) == 0.5:
+            return self * (1 / other)
         return self._step("over", other)
 
     def __gt__(self, other: StepValue | float) -> StepValue:
@@ -122,21 +125,37 @@ class Given:
         constants: That they name.
         loads: What makes the elements of each leaf that is no file's.
         moving: Constants that are another for other elements: (number, band, which of its bounds).
+        tables: Numbers of all rows.
+        first: Number of the constant that is the index of the first element, None without tables.
+        lengths: Numbers of the constants that are lengths of rows.
+        held: How many leaves are values of float64 that lie in memory.
     """
 
     constants: list[float]
     loads: list[Made] = field(default_factory=list)
     moving: list[tuple[int, KeyBand, int]] = field(default_factory=list)
+    tables: list[np.ndarray] = field(default_factory=list)
+    first: int | None = None
+    lengths: dict[int, int] = field(default_factory=dict)
+    held: int = 0
 
     def pieces(self, first: int, count: int) -> Iterator[tuple[int, int, list[float]]]:
-        """Yield (first element, number, constants) of parts of which constants are the same."""
+        """Yield (first element, number, constants) of parts of which constants are the same.
+
+        Where there are tables a part has whole vectors of one row, or less than one.
+        """
         ends = {first, first + count}
         for _, band, _ in self.moving:
             ends |= {at for at in (*band.at_low, *band.at_high) if first < at < first + count}
+        if self.first is not None:
+            near = {edge for at in ends for edge in (at // LANES * LANES, -(-at // LANES) * LANES)}
+            ends |= {edge for edge in near if first < edge < first + count}
         for begin, end in pairwise(sorted(ends)):
             constants = list(self.constants)
             for number, band, side in self.moving:
                 constants[number] = band.bounds(begin)[side]
+            if self.first is not None:
+                constants[self.first] = begin
             yield begin, end - begin, constants
 
 
@@ -197,7 +216,9 @@ class SymbolicElements:
 
     def chance(self, key: Key, probability: float) -> StepValue:
         drawn = StepValue(self.writer, self.writer.load("U32"))
-        self.given.loads.append(partial(_draws, key))
+        from shardmerge.methods.kernels.keys import RandomStream
+
+        self.given.loads.append(RandomStream(key))
         # a draw is a number of 32 bits over 2**32
         least = math.ceil(probability * 2.0**32)
         if least > _MOST:
@@ -217,16 +238,38 @@ class SymbolicElements:
         loaded = StepValue(self.writer, self.writer.load("U32"))
         return loaded._step("at least", self._bits(1), dtype="BOOL")
 
+    def held(self) -> StepValue:
+        """Return a value that steps before left in memory."""
+        self.given.held += 1
+        return StepValue(self.writer, self.writer.load("F64"))
+
     def _bits(self, number: int) -> StepValue:
         return StepValue(self.writer, self.writer.full(number, "U32"))
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> StepValue:
+        import numpy as np
+
         code = "F64" if wide else "F32"
         if len(values) == 1:
             return StepValue(self.writer, self.writer.full(float(values[0]), code))
-        stored = values.astype("<f8" if wide else "<f4")
+        # of numbers that are found later the place is known already
+        stored = np.ascontiguousarray(values, "<f8" if wide else "<f4")
+        length = vectors(self.shape, axis)[1]
+        if axis == "last" and length % LANES == 0:
+            return StepValue(self.writer, self._row(stored, code, length))
         self.given.loads.append(partial(_along, stored, self.shape, axis))
         return StepValue(self.writer, self.writer.load(code))
+
+    def _row(self, numbers: np.ndarray, code: str, length: int) -> int:
+        given, constants = self.given, self.writer.constants
+        if given.first is None:
+            given.first = len(constants)
+            constants.append(0.0)
+        if length not in given.lengths:
+            given.lengths[length] = len(constants)
+            constants.append(length)
+        given.tables.append(numbers)
+        return self.writer.row(code, given.first, given.lengths[length])
 
     def exponent(self, value: StepValue) -> StepValue:
         return value._step("exponent", dtype="F64")
@@ -236,13 +279,6 @@ class SymbolicElements:
 
     def power_of_two(self, value: StepValue) -> StepValue:
         return value._step("power", dtype="F64")
-
-
-def _draws(key: Key, first: int, count: int) -> np.ndarray:
-    """Return random numbers of 32 bits."""
-    from shardmerge.methods.kernels.keys import draws
-
-    return draws(key, first, count)
 
 
 def _numbers(mask: Masks, first: int, count: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shardmerge import __version__
 from shardmerge.base.dtypes import DTYPES
-from shardmerge.base.errors import UserError
+from shardmerge.base.front_matter import card_text
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import module_of
@@ -52,7 +52,7 @@ def adapter_card(
     Raises:
         UserError: If the front matter is not what was put into it.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     named = base or hub_name(description.base, description.sources)
     data = ModelCardData(
@@ -63,16 +63,10 @@ def adapter_card(
         tags=list(dict.fromkeys([*TAGS, *(settings.get("tags") or [])])),
         license=settings.get("license") or "other",
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(
-        _sections(
-            description, made, named or base_name(description), repository or description.name
-        )
+    sections = _sections(
+        description, made, named or base_name(description), repository or description.name
     )
-    if ModelCard(text).data.to_dict() != data.to_dict():
-        raise UserError(
-            "the card's front matter cannot be written", f"adapter {description.name!r}"
-        )
-    return text
+    return card_text(data, "\n".join(sections), f"adapter {description.name!r}")
 
 
 def _sections(

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shardmerge import __version__
-from shardmerge.base.errors import UserError
 from shardmerge.base.files import parse_object
+from shardmerge.base.front_matter import card_text
 from shardmerge.base.markdown import block, code, link, table
 from shardmerge.base.text import plural
 from shardmerge.benchmark.score_text import to_markdown
@@ -49,7 +49,7 @@ def make_card(
     Raises:
         UserError: If the front matter is not what was put into it.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     name = description.name
     measured = scores is not None and name in scores.models
@@ -66,10 +66,7 @@ def make_card(
         eval_results=results or None,
     )
     body = "\n".join(_sections(description, settings, scores))
-    text = f"---\n{data.to_yaml()}\n---\n\n{body}"
-    if ModelCard(text).data.to_dict() != data.to_dict():
-        raise UserError("the model card's front matter cannot be written", f"model {name!r}")
-    return text
+    return card_text(data, body, f"model {name!r}")
 
 
 def parse_card_settings(text: str) -> dict[str, Any]:

@@ -42,6 +42,16 @@ class Case:
         """What is blended in each tensor."""
         return {name: alike(expression, blend_of) for name, expression in self.expressions.items()}
 
+    @cached_property
+    def kinds(self) -> list[tuple[Blend, list[str]]]:
+        """The tensors by what is blended in them: one kind for all whose patterns are equal."""
+        found: dict[int, tuple[Blend, list[str]]] = {}
+        for name, blend in self.blends.items():
+            if id(blend) not in found:
+                found[id(blend)] = blend, []
+            found[id(blend)][1].append(name)
+        return list(found.values())
+
     @property
     def stage(self) -> Stage:
         """The document that it is built from."""
@@ -62,7 +72,7 @@ class Case:
     def read(self) -> list[str]:
         """The models that it takes anything of, its config among them."""
         keys = [self.composer.reference_source(self.name)]
-        keys += [model for blend in self.blends.values() for model in blend.models]
+        keys += [model for blend, _ in self.kinds for model in blend.models]
         locked = self.composer.lock.sources
         return [k for k in dict.fromkeys(keys) if k in locked and locked[k].role == "model"]
 

@@ -32,9 +32,8 @@ from shardmerge.plan.trialroom import TrialWish
 from shardmerge.recipe.recipe import Recipe, chosen, parse_recipe
 from shardmerge.recipe.settings import Settings
 from shardmerge.recipe.variants import RecipeFamily, Variant
-from shardmerge.sources.lock import Lock
 from shardmerge.sources.pickles import Conversion
-from shardmerge.sources.sources import Sources, lock_path, lock_text
+from shardmerge.sources.sources import Sources, lock_path
 
 #: Folders below the working directory.
 MODELS = Path("resources/models")
@@ -65,6 +64,7 @@ def decide(
     convert: bool = False,
     dry: bool = False,
     warn: bool = True,
+    planning: Callable[[], None] = lambda: None,
     say: Callable[[str], None],
 ) -> Decision:
     """Return what a configuration comes to; lock what has no lock, check what has one.
@@ -77,13 +77,15 @@ def decide(
         convert: Whether conversions are asked for, so that they need not be done.
         dry: Whether this is a dry run, which writes no lock, and with ``renew`` no cache either.
         warn: Whether the plan's warnings are said, if no job is to tell them.
+        planning: Called as soon as it is known that no plan is kept, perhaps twice.
         say: Takes one line for the user.
 
     Raises:
         UserError: For every mistake that shows without reading weights.
     """
     with _uncollected():
-        decision = _decide(settings, variants, head, renew, convert or not head, dry, say)
+        options = head, renew, convert or not head, dry
+        decision = _decide(settings, variants, *options, planning, say)
     for warning in decision.plan.warnings if head and warn else ():
         say(f"warning: {warning}")
     return decision
@@ -101,11 +103,12 @@ def _decide(
     renew: bool,
     convert: bool,
     dry: bool,
+    planning: Callable[[], None],
     say: Callable[[str], None],
 ) -> Decision:
     texts = {path: read_text(path) for path in settings["recipes"]}
     # A job writes no lock, so that the key stays; a head's plan is of the locks that it leaves.
-    key = None if head else _key(settings, texts, variants)
+    key = None if head else _key(settings, texts, variants, {})
     plan = _cached(key) if key else None
     if plan and not settings["allow_pickle"]:
         return _decided(plan, key, {})
@@ -126,13 +129,16 @@ def _decide(
                 "Run `snakemake convert` with the same configuration first.",
             )
     if plan is None:
+        if head and not all(map(Path.exists, map(lock_path, _locked(texts, variants)))):
+            planning()  # to lock sources takes long, too
         chosen(recipes, settings["stages"])  # its mistakes need no lock
         known = [*recipes, *(one for family in families for one in family.recipes)]
         with _warned(known, settings, say):
             locks = [sources.lock(one, write=head, renew=renew, say=say) for one in every]
-            key = key or _key(settings, texts, variants, locks if dry else ())
+            key = key or _key(settings, texts, variants, sources.unwritten)
             plan = _cached(key)
             if plan is None:
+                planning()
                 from shardmerge.plan.planner import make_plan  # slow to load
 
                 # with the settings that the key covers and no others
@@ -184,19 +190,25 @@ def _key(
     settings: Settings,
     texts: dict[str, str],
     variants: Sequence[Variant],
-    unwritten: Sequence[Lock] = (),
+    unwritten: Mapping[Path, str],
 ) -> str:
-    """Return what a plan is kept by; the locks are the files', or these that have none yet."""
-    locks: list[str | None] = [_sha256(lock_text(lock)) for lock in unwritten]
-    written = [*texts, *dict.fromkeys(variant.template for variant in variants)]
-    for path in written if not unwritten else ():
-        lock = lock_path(path)
-        locks.append(sha256_of(lock) if lock.exists() else None)
+    """Return what a plan is kept by; the locks are the files', or texts of those not written."""
+    locks: list[str | None] = []
+    for lock in map(lock_path, _locked(texts, variants)):
+        if lock in unwritten:
+            locks.append(_sha256(unwritten[lock]))
+        else:
+            locks.append(sha256_of(lock) if lock.exists() else None)
     parts: list[Any] = [_code(), settings.planned().values, texts, locks]
     if variants:
         tried = [[v.path, v.text, v.build, v.template] for v in variants]
         parts.append([tried, asdict(TrialWish.of(settings.sweeps))])
     return digest(parts)
+
+
+def _locked(texts: Mapping[str, str], variants: Sequence[Variant]) -> list[str]:
+    """Return the files of recipes and of templates that have a lock each."""
+    return [*texts, *dict.fromkeys(variant.template for variant in variants)]
 
 
 def _cached(key: str) -> Plan | None:

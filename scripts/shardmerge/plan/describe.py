@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.coefficients import decoded_of, terms_of
-from shardmerge.algebra.patterns import alike
+from shardmerge.algebra.patterns import alike, one_of_each
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import component_of, folder_of, own_name
@@ -174,7 +174,7 @@ def _seeds(
     composer: Composer, name: str, expressions: Iterable[ex.Expression]
 ) -> dict[str, tuple[int, ...]] | None:
     """Return the seeds of each stage that chooses at random, None if none does."""
-    pairs = {pair for one in expressions for pair in alike(one, _drawn)}
+    pairs = {pair for one in one_of_each(expressions) for pair in alike(one, _drawn)}
     specs = (one.spec for one in composer.made.values() if one.kind == "transplant")
     pairs |= {(spec.stream[0], spec.seed) for spec in specs if spec.stream}
     needed = composer.recipe.needed(name)

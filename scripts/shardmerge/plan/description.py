@@ -17,6 +17,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.numerics import Numerics
+from shardmerge.base.once import once
 from shardmerge.base.sealed import AGAIN
 from shardmerge.base.weightfolders import indexes_of
 from shardmerge.plan.files import description_path
@@ -207,7 +208,11 @@ class BuildDescription:
     @property
     def digest(self) -> str:
         """Of all that the package is made from; names the description's file."""
-        return digest(self.to_json())
+        return digest(self._data)
+
+    @once
+    def _data(self) -> dict[str, Any]:
+        return forms.written(self)
 
     @property
     def indexes(self) -> list[str]:
@@ -215,8 +220,8 @@ class BuildDescription:
         return indexes_of(shard.file for shard in self.shards)
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-able data; ``from_json`` inverts it."""
-        return forms.written(self)
+        """Return JSON-able data, not to be changed; ``from_json`` inverts it."""
+        return self._data
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> BuildDescription:

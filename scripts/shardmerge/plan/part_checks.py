@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shardmerge.algebra.coefficients import decoded_of
+from shardmerge.algebra.patterns import one_of_each
 from shardmerge.base.findings import Finding
 from shardmerge.compose.output_config import AUTO_MAP
 from shardmerge.plan.checked_build import Case
@@ -67,7 +68,7 @@ def module_folders(case: Case) -> Iterator[Finding]:
 
 def quantised_source(case: Case) -> Iterator[Finding]:
     """Find sources whose weights are decoded."""
-    for model, forms in decoded_of(case.expressions.values()).items():
+    for model, forms in decoded_of(one_of_each(case.expressions.values())).items():
         yield case.finding(
             "quantised-source",
             f"{model} is quantised ({', '.join(forms)}): the result inherits what rounding has "

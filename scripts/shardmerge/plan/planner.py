@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.interference import worth_showing
-from shardmerge.algebra.leaves import bytes_read
-from shardmerge.algebra.patterns import pattern
+from shardmerge.algebra.leaves import bytes_of_leaves, bytes_read
+from shardmerge.algebra.patterns import alike, pattern
 from shardmerge.algebra.spec import OutputTensor, ShardSpec, delta_name, files_of
 from shardmerge.base.digest import digest
-from shardmerge.base.dtypes import DTYPES, tensor_bytes
+from shardmerge.base.dtypes import DTYPES, bytes_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.identities import FULL_HASH_BYTES
@@ -266,7 +267,7 @@ class _Planner:
         jobs = tuple(
             self._job(
                 self.paths.model_file(name, file),
-                tuple(as_stored(tensor, file) for tensor in tensors),
+                as_stored(tensors, file),
                 delta_path,
             )
             for file, tensors in shards.items()
@@ -304,7 +305,8 @@ class _Planner:
         delta_path: Mapping[ex.Delta, str],
         numerics: Numerics | None = None,
     ) -> ShardJob:
-        used = {(s.model, s.file): None for t in tensors for s in ex.sources(t.expression)}
+        sources = [source for t in tensors for source in ex.sources(t.expression)]
+        used = dict.fromkeys(map(itemgetter(0, 1), sources))
         spec = ShardSpec(
             tensors=tensors,
             files={key: self.identities[key] for key in used},
@@ -313,24 +315,23 @@ class _Planner:
         )
         name = spec.digest
         self.planned.specs[name] = spec
-        leaves = spec.leaves(delta_path)
-        files = files_of(leaves)
+        files, deltas, size = tuple(used), (), 0
+        if delta_path or len(set(sources)) < len(sources):
+            leaves = spec.leaves(delta_path)
+            files, size = files_of(leaves), sum(map(bytes_read, leaves))
+            found = (d for t in tensors for d in ex.deltas(t.expression) if d in delta_path)
+            deltas = tuple(dict.fromkeys(delta_path[delta] for delta in found))
+        else:  # no tensor is read for two
+            size = sum([alike(t.expression, bytes_of_leaves) for t in tensors])
         self.read |= set(files)
         tasks = make_tasks(_kinds(spec, delta_path), delta_path)
         return ShardJob(
             output=output,
             digest=name,
             sources=tuple(self._path(key) for key in files),
-            deltas=tuple(
-                dict.fromkeys(
-                    delta_path[d]
-                    for t in (tensors if delta_path else ())
-                    for d in ex.deltas(t.expression)
-                    if d in delta_path
-                )
-            ),
-            bytes_read=sum(map(bytes_read, leaves)),
-            bytes_written=sum(tensor_bytes(t.dtype, t.shape) for t in tensors),
+            deltas=deltas,
+            bytes_read=size,
+            bytes_written=sum([bytes_of(t.dtype, t.shape) for t in tensors]),
             memory=workspace_bytes(tasks, self.settings["device"]),
             check_memory=check_bytes(tasks),
             torch=needs_torch(tasks, self.settings["device"]) or check_needs_torch(tasks),
@@ -407,9 +408,10 @@ def _kinds(spec: ShardSpec, stored: Collection[ex.Delta]) -> ShardSpec:
     """Return a shard with one tensor of each kind: what differs in names takes the same memory."""
     kinds: dict[tuple[Any, ...], OutputTensor] = {}
     for tensor in spec.tensors:
-        deltas = ex.deltas(tensor.expression) if stored else ()
-        held = tuple([delta in stored for delta in deltas])
-        kinds.setdefault((tensor.dtype, pattern(tensor.expression), held), tensor)
+        key: tuple[Any, ...] = (tensor.dtype, pattern(tensor.expression))
+        if stored:
+            key += tuple([delta in stored for delta in ex.deltas(tensor.expression)])
+        kinds.setdefault(key, tensor)
     return replace(spec, tensors=tuple(kinds.values()))
 
 

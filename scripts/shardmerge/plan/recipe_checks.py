@@ -71,11 +71,11 @@ def check_norm_merge(recipe: Recipe, wanted: str | Mapping[str, str]) -> list[Fi
 
 def _rope_blend(case: Case) -> Iterator[Finding]:
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for tensor, blend in case.blends.items():
-        if len(blend.models) > 1 and is_rotated(tensor):
+    for blend, own in case.kinds:
+        if len(blend.models) > 1 and any(map(is_rotated, own)):
             ropes = {m: rope_of(s.config, m) for m, s in case.sources(blend).items()}
             if len(set(ropes.values())) > 1:
-                found.setdefault(tuple(sorted(ropes.items())), []).append(tensor)
+                found.setdefault(tuple(sorted(ropes.items())), []).extend(filter(is_rotated, own))
     for ropes, tensors in found.items():
         models = " and ".join(f"{model} ({rope})" for model, rope in ropes)
         yield case.finding(
@@ -88,8 +88,9 @@ def _rope_blend(case: Case) -> Iterator[Finding]:
 def _norms_summed(case: Case) -> Iterator[Finding]:
     tensors = [
         tensor
-        for tensor, blend in case.blends.items()
-        if is_scale(tensor) and any(c < -_TOLERANCE for c in blend.coefficients.values())
+        for blend, own in case.kinds
+        if any(c < -_TOLERANCE for c in blend.coefficients.values())
+        for tensor in filter(is_scale, own)
     ]
     if tensors:
         yield case.finding(
@@ -103,9 +104,9 @@ def _tokenizer_blend(case: Case) -> Iterator[Finding]:
     if any(stage.tokenizer for stage in case.stages):
         return
     found: dict[tuple[str, ...], list[str]] = {}
-    for tensor, blend in case.blends.items():
-        if len(blend.models) > 1 and is_vocabulary(tensor):
-            found.setdefault(tuple(case.sources(blend)), []).append(tensor)
+    for blend, own in case.kinds:
+        if len(blend.models) > 1 and (rows := list(filter(is_vocabulary, own))):
+            found.setdefault(tuple(case.sources(blend)), []).extend(rows)
     for models, tensors in found.items():
         tokens = compare([case.composer.lock.sources[model] for model in models])
         if tokens is Tokens.SAME:
@@ -156,12 +157,11 @@ def _fp16_range(case: Case) -> Iterator[Finding]:
 def _weights_sum(case: Case) -> Iterator[Finding]:
     if any(scales(stage) for stage in case.stages):
         return
-    sums = {
-        tensor: sum(blend.coefficients.values())
-        for tensor, blend in case.blends.items()
-        if blend.coefficients and not blend.through
-    }
-    odd = {tensor: value for tensor, value in sums.items() if abs(value - 1) > _TOLERANCE}
+    odd: dict[str, float] = {}
+    for blend, own in case.kinds:
+        value = sum(blend.coefficients.values())
+        if blend.coefficients and not blend.through and abs(value - 1) > _TOLERANCE:
+            odd |= dict.fromkeys(own, value)
     if odd:
         low, high = min(odd.values()), max(odd.values())
         values = f"{low:.3g}" if high - low < _TOLERANCE else f"{low:.3g} to {high:.3g}"
@@ -216,7 +216,7 @@ def _missing_tensor(case: Case) -> Iterator[Finding]:
 
 
 def _unused_models(case: Case) -> Iterator[Finding]:
-    used = {model for blend in case.blends.values() for model in blend.models}
+    used = {model for blend, _ in case.kinds for model in blend.models}
     recipe = case.composer.recipe
     # A base gives config, layout and tokenizer at least.
     given = {case.composer.reference_source(stage.name) for stage in case.stages}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from shardmerge.algebra.spec import OutputTensor
-from shardmerge.base.dtypes import tensor_bytes
+from shardmerge.base.dtypes import bytes_of
 from shardmerge.base.weightfolders import (
     FOLDER_WEIGHTS,
     STEMS,
@@ -50,7 +50,7 @@ def _pack(
     shards: list[list[OutputTensor]] = []
     size = 0
     for run in runs:
-        bytes_ = sum(tensor_bytes(t.dtype, t.shape) for t in run)
+        bytes_ = sum([bytes_of(t.dtype, t.shape) for t in run])
         if not shards or not may_join(shards[-1][-1], run[0]) or size + bytes_ > limit:
             shards.append([])
             size = 0
@@ -99,10 +99,16 @@ def _stem(place: Place) -> str:
     return max((stem for stem in STEMS if file.startswith(stem)), key=len, default=STEMS[0])
 
 
-def as_stored(tensor: OutputTensor, file: str) -> OutputTensor:
-    """Return a tensor under the name that it has in its file, relative to the model's folder."""
-    folder = component_of(file)
-    return replace(tensor, name=own_name(tensor.name, folder)) if folder else tensor
+def as_stored(tensors: Sequence[OutputTensor], file: str) -> tuple[OutputTensor, ...]:
+    """Return tensors under the names that they have in their file.
+
+    Args:
+        tensors: Of one file.
+        file: Its name relative to the model's folder.
+    """
+    if folder := component_of(file):
+        tensors = [replace(one, name=own_name(one.name, folder)) for one in tensors]
+    return tuple(tensors)
 
 
 def shard_names(count: int, stem: str = "model") -> list[str]:

@@ -13,20 +13,37 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from shardmerge.run.worker import COMPRESSED, MOST, PLAIN, TORCH, address_of, become, begin, peer_of
+from shardmerge.run.worker import (
+    COMPRESSED,
+    MOST,
+    PLAIN,
+    TORCH,
+    address_of,
+    become,
+    began,
+    begin,
+    peer_of,
+)
 
 #: Imported before the first job: all that merging, checking and packaging a model needs.
 _PLAIN = (
+    "argparse",
     "shardmerge.engine.native_lane",
     "shardmerge.methods",
     "shardmerge.plan.files",
     "shardmerge.plan.records",
     "shardmerge.check.shard",
     "shardmerge.package.card",
+    "shardmerge.package.card_scores",
     "shardmerge.package.config",
     "shardmerge.package.index",
     "shardmerge.package.provenance",
     "shardmerge.package.verify",
+    "shardmerge.run.cli",
+    "shardmerge.run.inputlists",
+    "shardmerge.run.progress",
+    "shardmerge.run.runs",
+    "shardmerge.run.shard_inputs",
 )
 _PRELOADED = {
     PLAIN: _PLAIN,
@@ -79,7 +96,8 @@ class _Server:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         message, descriptors, _, _ = socket.recv_fds(connection, MOST, 3)
-        if peer_of(connection) != os.getuid() or len(descriptors) != 3:
+        process, user = peer_of(connection)
+        if user != os.getuid() or len(descriptors) != 3:
             connection.close()
             return
         pid = os.fork()
@@ -88,7 +106,7 @@ class _Server:
             self._selector.close()
             self._listener.close()
             os.close(self._run)
-            _run_here(json.loads(message), descriptors)
+            _run_here(json.loads(message), descriptors, process)
         for descriptor in descriptors:
             os.close(descriptor)
         fork = _Fork(pid, os.pidfd_open(pid), connection)
@@ -109,15 +127,15 @@ class _Server:
         self._forks.remove(fork)
 
 
-def _run_here(request: list, descriptors: list[int]) -> None:
+def _run_here(request: list, descriptors: list[int], process: int) -> None:
     """Be the client's process: its files, folder, environment and script; never returns."""
     status = 1
     try:
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        sys.argv, folder, environment, began = request
-        begin(began)
+        sys.argv, folder, environment, at = request
+        begin(began(process) if at is None else at)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)

@@ -8,6 +8,7 @@ gets neither our profile nor our handlers, and may give our rules other names.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -18,6 +19,8 @@ from snakemake.target_jobs import parse_target_jobs_cli_args
 #: were touched, does not change it; as inputs that are there already are not asked for, Snakemake's
 #: trigger `input` would even make all shards anew.
 _TRIGGERS = ("mtime", "params")
+#: The module whose timers nobody stops.
+_SCHEDULER = "snakemake.scheduling.job_scheduler"
 
 
 def is_main_process(workflow: Any) -> bool:
@@ -137,6 +140,32 @@ def ask_every_job(workflow: Any) -> None:
     workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
 
 
+def look_for_tables_without_loading_pandas(workflow: Any) -> None:
+    """Let Snakemake take no param for a table of pandas while nothing has loaded pandas.
+
+    Where pandas is installed, Snakemake loads it to see whether a param is a table, which takes a
+    third of a second.
+
+    Args:
+        workflow: Snakemake's, before it has a graph.
+    """
+    kind = type(workflow)
+
+    def prepare(self: Any, *args: Any, **options: Any) -> None:
+        kind._prepare_dag(self, *args, **options)
+        own = type(self.persistence)
+        serialize = {"_serialize_param": property(_serializer)}
+        self.persistence.__class__ = type(own.__name__, (own,), serialize)
+
+    workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
+
+
+def _serializer(persistence: Any) -> Callable[[Any], Any]:
+    if "pandas" in sys.modules:
+        return persistence._serialize_param_pandas
+    return persistence._serialize_param_builtin
+
+
 def _asking(kind: type[Any]) -> type[Any]:
     """Return a kind of graph that follows only what makes a job run, where it asks which do."""
 
@@ -165,6 +194,23 @@ class _Triggered:
     def __getitem__(self, job: Any) -> Mapping[Any, Any]:
         below = self._depending[job].items()
         return {one: files for one, files in below if not all(f.is_ancient for f in files)}
+
+
+def end_at_once() -> None:
+    """Let this process end when its work is done.
+
+    The scheduler starts a timer of a second in each of its rounds, to look again whether more jobs
+    may start. Nobody stops those of the last rounds, and Python waits for them.
+    """
+    if register := getattr(threading, "_register_atexit", None):  # before threads are waited for
+        register(_stop_timers)
+
+
+def _stop_timers() -> None:
+    for thread in threading.enumerate():
+        function = thread.function if isinstance(thread, threading.Timer) else None
+        if getattr(function, "__module__", None) == _SCHEDULER:
+            thread.cancel()
 
 
 def rule_name(workflow: Any, rule: str) -> str:

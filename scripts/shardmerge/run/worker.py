@@ -3,9 +3,11 @@
 There is one for all jobs, and one that has torch besides, which is slow to import: to it a job goes
 once it knows that it computes what needs torch. A third has compressed-tensors too, for jobs that
 quantise. Each is started while Snakemake decides on jobs, or by the first job that asks, and ends
-with the run.
+with the run. The first one is started even while a plan is made.
 A job that cannot have it, for whatever reason, runs by itself. Linux only: the process listens at
 an abstract address, which leaves nothing behind, and takes jobs of its own user alone.
+
+Every job's first process loads this module and little else, so it imports few modules itself.
 """
 
 from __future__ import annotations
@@ -16,12 +18,9 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-
-from shardmerge.base.owner import start_ticks
+from collections.abc import Callable, Iterable, Iterator
 
 #: Names the run whose jobs share a process; without it every job runs by itself.
 WORKER_VARIABLE = "SHARDMERGE_WORKER"
@@ -54,12 +53,17 @@ class Worker:
 
     def __init__(self, process: int | None, *, expects: bool) -> None:
         self._name = None if process is None else str(process)
-        self._idle = process is None or not (expects and _CAN_SHARE)
+        self._waits = process is not None and expects and _CAN_SHARE
+        self._started: set[str] = set()
 
     @property
     def prefix(self) -> str:
         """What tells jobs of it, for their shell."""
         return f"export {WORKER_VARIABLE}={self._name}; " if self._name else ""
+
+    def foresee(self) -> None:
+        """Start the process for all jobs, since there will be some, as far as can be told."""
+        self._begin(PLAIN)
 
     def expect(self, files: Iterable[str], torch: bool) -> None:
         """Start the processes if one of these files is missing, so that there will be jobs.
@@ -68,10 +72,14 @@ class Worker:
             files: Outputs.
             torch: Whether some of the jobs need torch.
         """
-        if not (self._idle or all(map(os.path.exists, files))):
-            self._idle = True
+        if self._waits and not all(map(os.path.exists, files)):
             for kind in (PLAIN, TORCH) if torch else (PLAIN,):
-                _start(self._name, kind)
+                self._begin(kind)
+
+    def _begin(self, kind: str) -> None:
+        if self._waits and kind not in self._started:
+            self._started.add(kind)
+            _start(self._name, kind)
 
 
 def become(run: str, kind: str) -> None:
@@ -80,21 +88,39 @@ def become(run: str, kind: str) -> None:
     _run, _kind = run, kind
 
 
-def begin(began: float) -> None:
+def begin(at: float) -> None:
     """Note when the process began whose job this fork takes over."""
     global _began
-    _began = began
+    _began = at
 
 
 def process_began() -> float:
     """Return when this job's first process began, in seconds of ``time.perf_counter``."""
-    if _began is not None:
-        return _began
+    return began(os.getpid()) if _began is None else _began
+
+
+def began(process: int) -> float:
+    """Return when a process began, in seconds of ``time.perf_counter``; now, if nothing tells."""
+    from shardmerge.base.owner import start_ticks  # slow to load
+
     now = time.perf_counter()
     with contextlib.suppress(AttributeError, ValueError):  # no clock of that name, no /proc
-        ticks = int(start_ticks(os.getpid()))
+        ticks = int(start_ticks(process))
         return now - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     return now
+
+
+def start_job(main: Callable[[], None], kind: str = PLAIN) -> None:
+    """Run a script's main function in a fork of a shared process, or else here.
+
+    Args:
+        main: As for ``cli.run``. It imports what it needs by itself.
+        kind: Of the shared process.
+    """
+    delegate(kind)
+    from shardmerge.run.cli import run
+
+    run(main)
 
 
 def delegate(kind: str = PLAIN) -> None:
@@ -111,7 +137,7 @@ def delegate(kind: str = PLAIN) -> None:
     if not (_run and _CAN_SHARE) or kind == _kind or _kind in (TORCH, COMPRESSED):
         return
     with contextlib.suppress(OSError), _connect(_run, kind) as connection:
-        request = [sys.argv, os.getcwd(), dict(os.environ), process_began()]
+        request = [sys.argv, os.getcwd(), dict(os.environ), _began]
         with _stopping(connection) as stopped:
             socket.send_fds(connection, [_packed(request)], [0, 1, 2])
             status = connection.recv(16)
@@ -134,7 +160,7 @@ def _connect(name: str, kind: str) -> socket.socket:
                 break
             if not pause:
                 _start(name, kind)
-        if peer_of(connection) != os.getuid():
+        if peer_of(connection)[1] != os.getuid():
             raise PermissionError
     except BaseException:
         connection.close()
@@ -143,6 +169,8 @@ def _connect(name: str, kind: str) -> socket.socket:
 
 
 def _start(name: str, kind: str) -> None:
+    import subprocess
+
     scripts = os.path.abspath(f"{os.path.dirname(__file__)}/../..")
     code = f"import sys; sys.path[0] = {scripts!r}; from shardmerge.run.forking import serve; "
     subprocess.Popen(
@@ -188,7 +216,8 @@ def address_of(name: str, kind: str) -> str:
     return f"\0shardmerge-{os.getuid()}-{name}-{kind}"
 
 
-def peer_of(connection: socket.socket) -> int:
-    """Return the user id at the other end of a connection."""
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end of a connection, by their ids."""
     row = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return struct.unpack("3i", row)[1]
+    process, user, _ = struct.unpack("3i", row)
+    return process, user

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from shardmerge.base.errors import UserError
@@ -165,8 +167,9 @@ class Lock:
             name: Vocabulary(text, name, f"{where}: vocabulary {name}")
             for name, text in data.get("vocabularies", {}).items()
         }
+        order: list[str] = []
         return cls(
-            {n: _source_from_json(s, texts) for n, s in data["sources"].items()},
+            {n: _source_from_json(s, texts, order) for n, s in data["sources"].items()},
             {n: LockedFile(**row) for n, row in data.get("texts", {}).items()},
         )
 
@@ -216,18 +219,20 @@ def _file_row(file: LockedFile) -> dict[str, Any]:
 
 
 def _source_from_json(
-    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
+    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary], order: list[str]
 ) -> LockedSource:
-    files, tensors = {}, {}
+    files: dict[str, LockedFile] = {}
+    tensors: dict[str, LockedTensor] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     folder = folder_by_role(data.get("role"), one_file=data.get("one_file", False))
     for name, row in data["files"].items():
         files[name] = LockedFile(
             row["size"], row.get("sha256"), row.get("git_oid"), row.get("sample")
         )
-        within = folder(name)
-        for tensor, (dtype, shape, begin, end) in row.get("tensors", {}).items():
-            one = LockedTensor(name, dtype, tuple(shape), begin, end)
-            tensors[in_folder(within, tensor)] = one
+        if table := row.get("tensors"):
+            within = folder(name)
+            names = [in_folder(within, tensor) for tensor in table] if within else table
+            tensors |= zip(names, _tensors_from_json(name, table, shapes), strict=True)
     return LockedSource(
         kind=data["kind"],
         repo=data.get("repo"),
@@ -235,7 +240,7 @@ def _source_from_json(
         commit=data.get("commit"),
         config=data["config"],
         files=files,
-        tensors=dict(sorted(tensors.items())),
+        tensors=_in_order(tensors, order),
         role=data.get("role", "model"),
         vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
@@ -247,3 +252,25 @@ def _source_from_json(
         left_out=tuple(data.get("left_out", ())),
         one_file=data.get("one_file", False),
     )
+
+
+def _in_order(tensors: Mapping[str, LockedTensor], order: list[str]) -> dict[str, LockedTensor]:
+    """Return tensors sorted by name; many sources have the same names as the one before.
+
+    Args:
+        tensors: By name.
+        order: The names of the source before, sorted; becomes those of this one.
+    """
+    if tensors.keys() != dict.fromkeys(order).keys():
+        order[:] = sorted(tensors)
+    return {name: tensors[name] for name in order}
+
+
+def _tensors_from_json(
+    file: str, table: Mapping[str, Any], shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> Iterable[LockedTensor]:
+    """Return the tensors of a file in the table's order; equal shapes become one object."""
+    dtypes, sizes, begins, ends = zip(*table.values(), strict=True)
+    found = list(map(tuple, sizes))
+    columns = repeat(file), dtypes, map(shapes.setdefault, found, found), begins, ends
+    return map(partial(tuple.__new__, LockedTensor), zip(*columns))  # noqa: B905 - one has no end

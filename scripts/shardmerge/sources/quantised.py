@@ -66,7 +66,7 @@ def _resolved(
     reading: formats.Reading, locked: LockedSource
 ) -> tuple[Mapping[str, LogicalTensor], Collection[str]]:
     """Return as ``Reading.resolved``, which depends on names, types and shapes of tensors alone."""
-    layout = {name: (one.dtype, one.shape) for name, one in locked.tensors.items()}
+    layout = list(locked.tensors), [(one.dtype, one.shape) for one in locked.tensors.values()]
     said = reading.said.method, reading.said.settings
     known = (*said, reading.formats, locked.contents, layout)
     if _last[0] != known:

@@ -60,6 +60,8 @@ class Sources:
         self._conversions: dict[str, Conversion] = {}
         self._identities = Identities(cache / "identities.json", keep=keep)
         self._dry = dry
+        #: Texts of locks that a dry run made and did not write, by path.
+        self.unwritten: dict[Path, str] = {}
         self._stores: dict[str, Store] = {}
 
     def store(self, reference: Reference, say: Say | None = None) -> Store:
@@ -210,6 +212,7 @@ class Sources:
     ) -> None:
         """Write a lock that has something new, and say what."""
         if self._dry:
+            self.unwritten[path] = lock_text(lock)
             say(f"would lock {', '.join(new)} in {path}; a dry run writes no lock")
         else:
             _write(path, lock)

@@ -12,7 +12,7 @@ from shardmerge.algebra.coefficients import blend_of, terms_of
 from shardmerge.algebra.json import source_to_json, to_json
 from shardmerge.algebra.patterns import alike, json_text, pattern
 from shardmerge.algebra.pieces import Patch
-from shardmerge.base.digest import canonical_json
+from shardmerge.base.digest import canonical_json, quoted
 
 SHAPE = (4, 2)
 #: Names that would break a text which is put together carelessly.
@@ -51,7 +51,8 @@ def every_kind(name: str) -> list[ex.Expression]:
 def test_texts_are_those_of_json(number: int) -> None:
     for name in NAMES:
         one = every_kind(name)[number]
-        assert json_text(one, source_to_json, lambda s: s.file) == canonical_json(to_json(one))
+        files = {(s.model, s.file): quoted(s.file) for s in ex.sources(one)}
+        assert json_text(one, source_to_json, files) == canonical_json(to_json(one))
     kinds = {pattern(every_kind(name)[number]) for name in NAMES}
     assert len(kinds) == 1
 
@@ -62,7 +63,8 @@ def _short(source: ex.Source, file: str, tensor: str) -> list[str]:
 
 def test_files_may_be_told_in_another_way() -> None:
     one = ex.Delta(source("a", "x"), source("b", "x"), "F16")
-    found = json.loads(json_text(one, _short, lambda s: f"file of {s.model}"))
+    files = {(s.model, s.file): quoted(f"file of {s.model}") for s in ex.sources(one)}
+    found = json.loads(json_text(one, _short, files))
     assert found["finetuned"] == ["file of a", "x"]
     assert found["base"] == ["file of b", "x"]
 

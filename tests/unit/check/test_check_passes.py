@@ -112,7 +112,7 @@ class TestRecorded:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """No threshold is searched for, and few tiles are added up."""
-        monkeypatch.setattr(passes.ReducedTiles, "histograms", None)
+        monkeypatch.setattr(passes.ReducedTiles, "brackets", None)
         monkeypatch.setattr(recorded, "_spread", lambda name, number: [0])
         found = self.check(built)
         assert found["not_sampled"] == [] and found["undecided"] == 0

@@ -32,8 +32,8 @@ from shardmerge.check.shard import check_shard
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import make_task
 from shardmerge.methods.contract import Recorded
+from shardmerge.methods.kernels.probes import Words, to_words
 from shardmerge.methods.measured import kernels as measured_kernels
-from shardmerge.methods.probes import Words, to_words
 from shardmerge.methods.registry import methods, probing_of
 from shardmerge.methods.spectral import decompose
 from shardmerge.methods.spectral import kernels as spectral_kernels

@@ -14,7 +14,19 @@ import pytest
 from llvmlite import binding
 
 from helpers import method_bytes
-from shardmerge.engine import mersenne, native, reductions, row_ranks
+from shardmerge.engine import (
+    choice_text,
+    mersenne,
+    native,
+    philox,
+    quick_ranks,
+    quick_text,
+    reductions,
+    row_calls,
+    row_chances,
+    row_ranks,
+    row_steps,
+)
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -49,13 +61,20 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 11), 1), 16 * COUNT),
     "halved": (lambda: reductions._text(reduction("sums", WIDE, 11), 8), COUNT),
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
-    "high": (lambda: reductions._text(reduction("high", KEYS, 4), 1), 16 * ((1 << 16) + 32)),
-    "low": (lambda: reductions._text(reduction("low", KEYS, 4), 1), 16 * ((1 << 16) + 32)),
+    "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
+    "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
+    "last sums": (lambda: row_calls.last_text("sums"), 16),
+    "last maxima": (lambda: row_calls.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
     "pairs": (lambda: reductions._text(reduction("pairs", VALUES[:2], 4), 16), COUNT // 8),
     "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),
     "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 4),
     "ranks": (row_ranks.ranks_text, 4 * COUNT),
+    "bits": (lambda: reductions._text(reduction("bits", KEYS, 4), 1), 4 * COUNT),
+    "choice": (lambda: choice_text.choice_text(True), COUNT),
+    "told": (lambda: choice_text.choice_text(False), COUNT),
+    "quick": (quick_text.quick_text, 4 * COUNT),
+    "stream": (philox.stream_text, 32 * 64),
     "states": (mersenne.states_text, 624 * 4 * COUNT),
 }
 
@@ -97,21 +116,35 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
         texts.add(text)
         return made(text)
 
-    for module in (native, reductions, row_ranks, mersenne):
+    for module in (
+        *(native, reductions, row_ranks, row_chances, row_steps),
+        *(quick_ranks, philox, mersenne),
+    ):
         monkeypatch.setattr(module, "compiled", recorded)
-    for cache in (native.native, reductions.native_reduction, row_ranks._function):
+    for module in (row_ranks, row_chances, quick_ranks, philox):
+        module._function.cache_clear()
+    caches = native.native, reductions.native_reduction
+    for cache in (*caches, row_steps._driver, row_steps._last_code):
         cache.cache_clear()
     method_bytes.by_the_engine(tmp_path, {}, 1)
-    assert len(texts) > 4 * len(CASES)
+    assert len(texts) > 2 * len(CASES)
     for text in texts:
         assert_compiled(text)
 
 
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
-FLOATS |= {"lanes": "<f4", "numbers": "<f4"}
+FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8"}
+FLOATS |= {"last sums": "<f8", "last maxima": "<f8"}
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
-ANY = ("map", "half", "sums", "counts", "high", "low")
+ANY = ("map", "half", "sums", "counts", "maxima", "keys")
+
+#: What else they are told, if not one row: rows, a bracket, or where values are and numbers go.
+IN_ROWS = ("ranks", "quick", "choice", "told")
+#: Rows, and buckets or how often parts fall apart.
+MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14], "<i4")}
+MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
+MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
 
 DRIVER = r"""
 #include <stdio.h>
@@ -126,7 +159,7 @@ static void *get(long size) {
 int main(void) {
     long head[6];  /* leaves, bytes of each, of output, elements, constants, bytes of more */
     if (fread(head, 8, 6, stdin) != 6) return 1;
-    void *leaves[8];
+    void *leaves[16];
     for (long i = 0; i < head[0]; i++) leaves[i] = get(head[1]);
     double *constants = get(8 * head[4]);
     void *more = get(head[5]), *output = aligned_alloc(64, (head[2] + 127) / 64 * 64);
@@ -142,11 +175,17 @@ int main(void) {
 def leaves_of(name: str) -> list[np.ndarray]:
     """Return leaves of one size in bytes, with infinities, NaNs, subnormal numbers and zeros."""
     random = np.random.default_rng(3)
-    if name == "ranks":
+    if name in ("ranks", "quick"):
         keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
         return [keys.view("u1"), *(np.zeros(4 * COUNT, "u1") for _ in range(2)),
-                np.zeros(4 * COUNT * 2, "u1")]  # fmt: skip
-    if name == "states":
+                np.zeros(4 * COUNT * 2, "u1"), np.ones(4 * COUNT, "u1")]  # fmt: skip
+    if name in ("choice", "told"):
+        keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
+        keys[::3] = 0
+        numbers = random.integers(0, 1 << 32, COUNT, np.uint32)
+        most = np.linspace(1 << 30, 3 << 30, COUNT // 4 + 1).astype("<u4")
+        return [one.view("u1") for one in (keys, numbers, most)] + [np.zeros(4 * COUNT, "u1")] * 9
+    if name in ("states", "stream"):
         return [random.integers(0, 256, 2500, np.uint8)]
     odd = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, 1.0], "<f4")
     made = []
@@ -173,9 +212,10 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     room = max(len(one) for one in leaves)
     leaves = [np.concatenate([one, np.zeros(room - len(one), "u1")]) for one in leaves]
     more = np.zeros(4096, "u1")
-    more[:8].view("<i8")[:] = 4 if name == "ranks" else 0x3B00  # rows, or a high half
-    count = COUNT // 4 if name == "ranks" else COUNT
-    count = 64 if name == "states" else count
+    own = MORE.get(name, np.array([1], "<i8")).view("u1")
+    more[: len(own)] = own
+    count = {"states": 64, "stream": 64, "last sums": 999, "last maxima": 999}
+    count = COUNT // 4 if name in IN_ROWS else count.get(name, COUNT)
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))
     (tmp_path / "main.c").write_text(DRIVER)
     built = ["aarch64-linux-gnu-gcc", "-static", "-o", "run", "main.c", "code.o"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import native, reductions, row_ranks, tiles
+from shardmerge.engine import native, philox, reductions, row_chances, row_ranks, tiles
+from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
-from shardmerge.methods.kernels.ranks import Statistic, band_of, ranks_along
+from shardmerge.methods.kernels.brackets import Bracket, Statistic, band_of, find_keys, guess
 from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
@@ -34,7 +37,7 @@ class TestSums:
     def test_are_made_by_halves(self, count: int) -> None:
         values = torch.randn(count, generator=torch.Generator().manual_seed(count))
         code = reductions.native_reduction(self.SQUARES)
-        found = halved_sum(code.sums([values.data_ptr()], count, ()))
+        found = halved_sum(code.sums(1, [values.data_ptr()], count, ()))
         expected = tree_sum(values.double().square()[None])
         assert found.tobytes() == expected.numpy().tobytes()
 
@@ -44,7 +47,7 @@ class TestSums:
         for kept in (1, 5, 13):  # each with another number of parts
             reduction = Reduction(("F32",), self.SQUARES.steps, (), "sums", (2,) * kept)
             code = reductions.native_reduction(reduction)
-            results.append(halved_sum(code.sums([values.data_ptr()], BLOCK, ()))[0])
+            results.append(halved_sum(code.sums(1, [values.data_ptr()], BLOCK, ()))[0, 0])
         assert len(set(results)) == 1
 
 
@@ -113,14 +116,113 @@ class TestBands:
         cases.assert_same(models.load()["w"], expected)
 
 
-class TestRowRanks:
-    @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 1), (5, 33, 4), (2, 5000, 1)])
-    def test_are_those_of_numpy(self, shape: tuple[int, ...]) -> None:
-        random = np.random.default_rng(0)
-        values = np.abs(random.standard_normal(shape)).astype("f2").astype("f4")
-        values.reshape(-1)[::3] = values.reshape(-1)[0]
-        values.reshape(-1)[-1:] = np.nan
-        assert np.array_equal(row_ranks.native_ranks(values), ranks_along(values))
+class TestNumbersOfRows:
+    """Rows of whole vectors have their numbers in tables, and their steps follow each other."""
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "values"),
+        [
+            ("arcee_fusion", (37, 96), {}),
+            ("arcee_fusion", (5, 11 * 512), {}),
+            ("arcee_fusion", (1, 4096), {}),
+            ("arcee_fusion", (2, BLOCK + 32), {}),
+            ("model_stock", (37, 96), {"filter_wise": True}),
+            ("nuslerp", (9, 2048), {"nuslerp_flatten": False}),
+        ],
+    )
+    def test_bits_are_those_of_torch(
+        self, tmp_path: Path, name: str, shape: tuple[int, ...], values: dict
+    ) -> None:
+        group = kernel_cases.ordinary(name, shape, dtype=torch.float16, **values)
+        models = Models(
+            tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)}, odd=True
+        )
+        call = call_of(name, group, [models.source(model) for model in models.tensors])
+        spec = models.spec({"v": ("F16", models.source("m0")), "w": ("F32", call)})
+        with cases.tuned(windows=(12288,)):  # which no vector of the tensor begins with
+            models.build(spec)
+        wide = [tensor.float() for tensor in group.tensors]
+        expected = kernel_of(name, FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
+        cases.assert_same(models.load()["w"], expected)
+
+    def test_rows_are_read_once_for_all_steps(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read = InputFiles.read_elements
+        counts = []
+
+        def counted(self: InputFiles, leaf: object, first: int, count: int, into: object) -> None:
+            counts.append(count)
+            read(self, leaf, first, count, into)
+
+        monkeypatch.setattr(InputFiles, "read_elements", counted)
+        group = kernel_cases.ordinary("arcee_fusion", (64, 96), dtype=torch.float16)
+        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+        call = call_of("arcee_fusion", group, [models.source(model) for model in models.tensors])
+        models.build(models.spec({"w": ("F16", call)}))
+        # the rows, order statistics twice, and what is written
+        assert sum(counts) == 4 * 2 * 64 * 96
+
+    @pytest.mark.parametrize("code", ["F16", "F32"])
+    def test_nan_and_infinity_stay_in_their_rows(self, tmp_path: Path, code: str) -> None:
+        group = kernel_cases.ordinary("arcee_fusion", (6, 64), dtype=torch.float32)
+        first, second = (tensor.clone() for tensor in group.tensors)
+        first[1, 40], second[3, 5], first[4, 63] = math.nan, math.inf, -math.inf
+        dtype = {"F16": torch.float16, "F32": torch.float32}[code]
+        tensors = [first.to(dtype), second.to(dtype)]
+        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(tensors)})
+        call = call_of("arcee_fusion", group, [models.source(model) for model in models.tensors])
+        models.build(models.spec({"w": ("F32", call)}, allow_nonfinite=True))
+        wide = [tensor.float() for tensor in tensors]
+        expected = kernel_of("arcee_fusion", FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
+        cases.assert_same(models.load()["w"], expected)
+
+
+class TestBrackets:
+    VALUES = np.abs(np.random.default_rng(0).standard_normal(20_000)).astype("f4")
+
+    def counted(self, passes: list[int], brackets: list[Bracket]) -> list:
+        """Count keys as a pass does."""
+        passes.append(len(brackets))
+        keys, found = self.VALUES.view(np.int32).astype(np.int64), []
+        for one in brackets:
+            parts = (keys - one.low) >> one.shift
+            there = parts[(parts >= 0) & (parts < one.parts)]
+            table = np.bincount(there, minlength=one.parts)
+            found.append((int((keys < one.low).sum()), table))
+        return found
+
+    @pytest.mark.parametrize("rank", [0, 1, 777, 10_000, 19_998, 19_999])
+    @pytest.mark.parametrize("rows", [slice(0, 2000), slice(18_000, 20_000)])
+    def test_are_right_though_the_sample_is_not(self, rank: int, rows: slice) -> None:
+        """A sample of the least, or of the greatest, tells of places where no rank is."""
+        sample = np.sort(self.VALUES)[rows].view(np.int32).reshape(4, -1)
+        expected = int(np.sort(self.VALUES)[rank].view(np.int32))
+        passes: list[int] = []
+        found = find_keys([rank], 20_000, 32, partial(self.counted, passes), lambda k: sample)
+        assert found == [expected]
+        assert len(passes) <= 4
+
+    def test_a_sample_makes_the_first_brackets_narrow(self) -> None:
+        sample = self.VALUES[:8192].view(np.int32).reshape(32, -1)
+        one = guess(0, 5000, 20_000, 32, sample)
+        key = int(np.sort(self.VALUES)[5000].view(np.int32))
+        assert one.low <= key < one.low + (one.parts << one.shift)
+        inside = (one.low <= self.VALUES.view(np.int32)) & (
+            self.VALUES.view(np.int32) < one.low + (one.parts << one.shift)
+        )
+        assert inside.mean() < 0.06
+
+    @pytest.mark.parametrize("name", ["ties", "arcee_fusion"])
+    def test_sampled_tensors_have_the_bits_of_torch(self, tmp_path: Path, name: str) -> None:
+        shape = (520, 1024)
+        group = kernel_cases.ordinary(name, shape, dtype=torch.float16, density=0.3, gamma=0.1)
+        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+        call = call_of(name, group, [models.source(model) for model in models.tensors])
+        models.build(models.spec({"w": ("F32", call)}))
+        wide = [tensor.float() for tensor in group.tensors]
+        expected = kernel_of(name, FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
+        cases.assert_same(models.load()["w"], expected)
 
 
 class TestProcessors:
@@ -134,7 +236,10 @@ class TestProcessors:
         if not features.get(needs.get(cpu, "f16c")):
             pytest.skip(f"this processor is no {cpu}")
         monkeypatch.setattr(native, "_processor", lambda: (cpu, "+f16c"))
-        caches = native.native, reductions.native_reduction, row_ranks._function
+        caches = (
+            *(native.native, reductions.native_reduction, row_ranks._function),
+            *(row_chances._function, philox._function),
+        )
         for cache in caches:
             cache.cache_clear()
         found = method_bytes.by_the_engine(tmp_path, {}, 1)

@@ -31,6 +31,7 @@ from helpers.format_cases import (
 from helpers.format_models import BLOCKS, MODELS, STATE, state
 from shardmerge import formats
 from shardmerge.base.errors import UserError
+from shardmerge.formats import fp8_block
 from shardmerge.formats.boxes import row_spans, runs
 from shardmerge.formats.interface import LogicalTensor, PartRef
 from shardmerge.formats.values import CODE_TABLES, unpacked
@@ -247,6 +248,28 @@ class TestReading:
         turned = dict(reversed(tensors.items()))
         (one,), (other,) = logical_of(turned, config).values(), logical_of(tensors, config).values()
         assert one == other and hash(one) == hash(other)
+
+    def test_tensors_that_are_alike_are_looked_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = quantised("fp8", weight_block_size=[2, 2])
+        shapes = {"a": (4, 6), "b": (6, 4), "c": (4, 6), "d": (4, 6), "e": (6, 4)}
+        codes = {f"{n}.weight": integers(*s, dtype=torch.uint8) for n, s in shapes.items()}
+        tensors = {name: one.view(torch.float8_e4m3fn) for name, one in codes.items()}
+        grids = {f"{n}.weight_scale_inv": random(-(-s[0] // 2), -(-s[1] // 2))
+                 for n, s in shapes.items()}  # fmt: skip
+        form = fp8_block.Fp8Block((2, 2))
+        table = table_of(tensors | grids)
+        each = {name: form.one(table, name) for name in tensors}
+        asked, plain = [], fp8_block.Fp8Block.one
+        monkeypatch.setattr(
+            fp8_block.Fp8Block, "one", lambda *given: asked.append(given) or plain(*given)
+        )
+        found = logical_of(tensors | grids, config)
+        assert {name: one._replace(first=None) for name, one in found.items()} == each
+        assert len(asked) == len(set(shapes.values()))
+        firsts = [found[f"{name}.weight"].first for name in "acd"]
+        assert firsts == [None, found["a.weight"], found["a.weight"]]
 
     def test_mixed_precision(self) -> None:
         config = quantised(

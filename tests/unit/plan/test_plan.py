@@ -130,6 +130,15 @@ class TestFlagship:
         assert [job.memory for job in jobs] == [memory + CUDA_BYTES for memory in host]
         assert all(job.torch for job in jobs)  # sums too, for which the processor needs none
 
+    def test_a_dry_run_plans_for_the_run_behind_it(self, work: Path) -> None:
+        """However its lock is laid out: what counts is the file that is there."""
+        plan(LINEAR.replace("W1", "0.5").replace("W2", "0.5"))
+        lock = Path("recipe.lock.json")
+        lock.write_text(json.dumps(json.loads(lock.read_text()), indent=3))
+        settings = load_settings({"recipes": ["recipe.yaml"], "sources": NAMES})
+        found = [decide.decide(settings, dry=dry, say=lambda line: None) for dry in (True, False)]
+        assert found[0].path == found[1].path
+
     def test_planning_imports_no_torch(self, work: Path) -> None:
         Path("recipe.yaml").write_text(FLAGSHIP)
         code = (
@@ -345,6 +354,26 @@ class TestChecks:
 
 
 class TestDecision:
+    def test_it_tells_that_a_plan_must_be_made(self, work: Path) -> None:
+        Path("recipe.yaml").write_text(FLAGSHIP)
+        settings = load_settings({"recipes": ["recipe.yaml"], "sources": NAMES})
+        locked = []
+
+        def decided(**options: Any) -> list[bool]:
+            locked.clear()
+            decide.decide(
+                settings,
+                planning=lambda: locked.append(Path("recipe.lock.json").exists()),
+                say=lambda line: None,
+                **options,
+            )
+            return locked
+
+        assert decided() == [False, True]
+        assert decided() == decided(head=False) == []
+        Path("recipe.yaml").write_text("# edited\n" + FLAGSHIP)
+        assert decided() == [True]
+
     @pytest.mark.parametrize("allow_pickle", [False, True])
     @pytest.mark.parametrize("head", [True, False])
     def test_everything_is_read_once(

@@ -10,8 +10,10 @@ import pytest
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold, patterns
+from shardmerge.base.dtypes import tensor_bytes
 from shardmerge.base.files import write_json
 from shardmerge.plan.decide import load_plan
+from shardmerge.plan.description import load_description
 from shardmerge.plan.files import load_spec
 from shardmerge.recipe.recipe import load_recipe
 from shardmerge.recipe.settings import load_settings
@@ -121,3 +123,8 @@ class TestQuantised:
         coded = {name for name, dtype in dtypes.items() if dtype == "F8_E4M3"}
         leaves = {n: set(map(type, ex.walk(t.expression))) for n, t in made.items()}
         assert {name for name, kinds in leaves.items() if ex.Decoded in kinds} == coded
+        counts = {"fp8-block": len(coded)}
+        decoded = load_description(build.digest).decoded
+        assert decoded == {"some/one": counts, "some/other": counts}
+        read = sum(job.bytes_read for job in build.shards)
+        assert read == 2 * sum(tensor_bytes(dtypes.get(n, "BF16"), s) for n, s in shapes.items())

@@ -43,13 +43,17 @@ def _pins(lines: Any) -> dict[str, str]:
 #: What runs the workflow: for merging, for what needs torch, for benchmarks.
 LISTS = ("requirements-merge.txt", "requirements-torch.txt", "requirements-bench.txt")
 #: What single forms of exports need besides.
-SUBJECTS = tuple(f"requirements-{name}.txt" for name in ("gguf", "compressed", "sign"))
+SUBJECTS = tuple(f"requirements-{name}.txt" for name in ("gguf", "compressed", "sign", "slurm"))
 
 
 def _required(*names: str) -> dict[str, str]:
     """Return the version of each distribution of these lists, by default of all that run it."""
-    lists = names or LISTS
-    return _pins(line for name in lists for line in (REPO / name).read_text().splitlines())
+    found: dict[str, str] = {}
+    for name in names or LISTS:
+        own = _pins((REPO / name).read_text().splitlines())
+        assert own.items() >= {pin: found[pin] for pin in own.keys() & found.keys()}.items(), name
+        found |= own
+    return found
 
 
 def _tracked() -> list[Path]:
@@ -75,9 +79,14 @@ class TestPins:
     def test_merging_needs_neither_torch_nor_benchmarks(self) -> None:
         """What a list's packages need is in it, or in one before it (as installed here)."""
         merge, torch = _required(LISTS[0]), _required(*LISTS[:2])
-        assert not {"torch", "transformers", "lm-eval", "datasets"} & set(merge)
+        assert not {"torch", "transformers", "lm-eval", "datasets", "pandas"} & set(merge)
         assert _closure(merge) <= set(merge)
         assert _closure(torch) <= set(torch)
+
+    def test_submitting_jobs_needs_no_more_than_its_list(self) -> None:
+        known = _required(LISTS[0]) | _required("requirements-slurm.txt")
+        assert "snakemake-executor-plugin-slurm" in known
+        assert _closure(known) <= set(known)
 
     def test_test_requirements_add_and_never_contradict(self) -> None:
         text = (REPO / "requirements-test.txt").read_text()

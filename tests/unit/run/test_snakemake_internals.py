@@ -83,6 +83,70 @@ def test_jobs_are_asked_that_only_have_ancient_inputs_of_one_that_runs() -> None
     assert set(workflow.dag.bfs(workflow.dag.depending, "a")) == {"a", "b", "c", "d"}
 
 
+def test_params_are_noted_as_before_but_pandas_is_not_loaded(tmp_path: Path) -> None:
+    """A later run compares what is noted."""
+    pytest.importorskip("pandas")
+    code = """
+import pkgutil, sys
+modules = pkgutil.iter_modules  # the executor for SLURM loads pandas
+pkgutil.iter_modules = lambda *a: (one for one in modules(*a) if "slurm" not in one.name)
+from types import SimpleNamespace
+from snakemake.persistence.file import FilePersistence
+from shardmerge.run import snakemake_internals as internals
+
+class Workflow:
+    def _prepare_dag(self):
+        self.persistence = FilePersistence()
+
+workflow, before = Workflow(), FilePersistence()
+internals.look_for_tables_without_loading_pandas(workflow)
+workflow._prepare_dag()
+own = ["a", ["b", 1], None, {"c": 2.5}]
+
+def noted(persistence, params):
+    return [persistence._serialize_param(param) for param in params]
+
+new = noted(workflow.persistence, own)
+assert "pandas" not in sys.modules
+assert new == noted(before, own) and "pandas" in sys.modules
+table = [sys.modules["pandas"].DataFrame({"x": [1]})]
+assert noted(workflow.persistence, table) == noted(before, table)
+assert isinstance(noted(before, table)[0], str)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+
+
+def test_the_schedulers_timers_do_not_hold_up_the_end() -> None:
+    """They would for ten minutes; other timers are waited for."""
+    code = """
+import threading
+from types import SimpleNamespace
+from snakemake.scheduling.job_scheduler import JobScheduler
+from shardmerge.run import snakemake_internals as internals
+
+internals.end_at_once()
+scheduler = SimpleNamespace(_open_jobs=threading.Semaphore(0))
+JobScheduler._schedule_reevalutation(scheduler, 600)
+threading.Timer(0.1, lambda: print("waited for")).start()
+assert sum(isinstance(one, threading.Timer) for one in threading.enumerate()) == 2
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "waited for\n"), done.stderr
+
+
 SNAKEFILE = """\
 import os
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import secrets
 import signal
@@ -134,9 +135,77 @@ class TestExpect:
         worker.Worker(name, expects=expects).expect([str(tmp_path / "missing")], torch=True)
         assert started == []
 
+    def test_foreseen_jobs_start_it_before_their_files_are_known(
+        self, started: list[Any], tmp_path: Path
+    ) -> None:
+        worker.Worker(12, expects=False).foresee()
+        assert started == []
+        run = worker.Worker(12, expects=True)
+        run.foresee()
+        assert started == [("12", "plain")]
+        run.expect([str(tmp_path / "missing")], torch=True)
+        assert started == [("12", "plain"), ("12", "torch")]
+
     def test_jobs_are_told_its_name(self) -> None:
         assert worker.Worker(12, expects=False).prefix == f"export {worker.WORKER_VARIABLE}=12; "
         assert worker.Worker(None, expects=True).prefix == ""
+
+
+def in_main(script: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """Return what a script imports when it is read, and what when its job begins."""
+    body = ast.parse(script.read_text()).body
+    imports = (ast.Import, ast.ImportFrom)
+    (main,) = (one for one in body if isinstance(one, ast.FunctionDef) and one.name == "main")
+    inner = [one for one in ast.walk(main) if isinstance(one, imports)]
+    return [one for one in body if isinstance(one, imports)], inner
+
+
+def loaded_by(code: str) -> list[str]:
+    """Return what a list called `loaded` holds after code ran in a process of its own."""
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n{code}\nprint(*loaded)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.split()
+
+
+class TestImports:
+    """A job's first process loads little, and the process it is forked from has the rest."""
+
+    DELEGATED = tuple(
+        path for path in sorted(SCRIPTS.glob("*.py")) if "start_job(" in path.read_text()
+    )
+    #: Of nearly every build.
+    USUAL = ("merge", "check_shard", "copy_file", "write_config", "write_index", "write_card",
+             "verify_model", "write_provenance", "write_checksums")  # fmt: skip
+
+    def test_the_first_process_loads_little(self) -> None:
+        loaded = loaded_by(
+            "before = set(sys.modules); import shardmerge.run.worker\n"
+            "loaded = set(sys.modules) - before"
+        )
+        ours = {name for name in loaded if name.startswith("shardmerge")}
+        assert ours == {"shardmerge", "shardmerge.run", "shardmerge.run.worker"}
+        assert not {"argparse", "dataclasses", "pathlib", "subprocess"} & set(loaded)
+
+    @pytest.mark.parametrize("script", DELEGATED, ids=lambda path: path.stem)
+    def test_scripts_import_nothing_else_before_their_job_begins(self, script: Path) -> None:
+        at_once, _ = in_main(script)
+        modules = {one.module for one in at_once if isinstance(one, ast.ImportFrom)}
+        assert modules == {"__future__", "shardmerge.run.worker"}
+        assert len(at_once) == 2
+
+    def test_forks_of_usual_jobs_find_all_modules_loaded(self) -> None:
+        lines = [
+            ast.unparse(one) for name in self.USUAL for one in in_main(SCRIPTS / f"{name}.py")[1]
+        ]
+        loaded = loaded_by(
+            "from shardmerge.run.forking import _PRELOADED\n"
+            "for module in _PRELOADED['plain']: __import__(module)\n"
+            "before = set(sys.modules)\n"
+            + "\n".join(lines)
+            + "\nloaded = set(sys.modules) - before"
+        )
+        assert loaded == []
 
 
 class TestDelegate:

@@ -16,17 +16,18 @@ from typing import Any
 
 import pytest
 
-from helpers.large_models import large_plan
+from helpers.large_models import large_plan, llama_70b
 from helpers.models import llama_shapes
 from shardmerge.base.errors import UserError
 from shardmerge.base.identities import LockedFile
 from shardmerge.plan.decide import load_plan
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources import hub as hub_package
-from shardmerge.sources import sources
+from shardmerge.sources import lockschema, sources
 from shardmerge.sources.lock import Lock, LockedSource, LockedTensor, read_lock
 from shardmerge.sources.sources import _write, lock_path
 from shardmerge.sources.tokenizer.vocabulary import Vocabulary
+from tools.bench.models import lock_of
 
 REAL = Path(__file__).parents[3] / "config/recipes/norms-tiny.lock.json"
 SHA, GIT, COMMIT = "ab" * 32, "cd" * 20, "0123456789abcdef" * 2 + "01234567"
@@ -122,6 +123,33 @@ class TestSchema:
         path.write_text(json.dumps(data, indent=1))
         with pytest.raises(UserError, match=says):
             read_lock(path)
+
+    def test_tensors_are_looked_at_kind_by_kind(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked, plain = [], lockschema._range
+
+        def counted(row: Any, size: int, path: tuple[str, ...]) -> tuple[int, int]:
+            asked.append(row)
+            return plain(row, size, path)
+
+        monkeypatch.setattr(lockschema, "_range", counted)
+        shapes = llama_70b(12)
+        data = lock_of(["o/a", "o/b"], shapes, 2).to_json()
+        lock = Lock.from_json(data, "x")
+        assert lock.to_json() == data
+        assert {name: t.shape for name, t in lock.sources["o/a"].tensors.items()} == shapes
+        kinds = len(set(shapes.values()))
+        assert len(shapes) > 10 * kinds
+        assert len(asked) <= (2 + 3) * kinds  # once for each file
+        tensors = data["sources"]["o/b"]["files"]["model-00002-of-00003.safetensors"]["tensors"]
+        for name, row in list(tensors.items())[::7]:
+            for wrong in ([row[0], [True, *row[1][1:]], *row[2:]], [*row[:3], row[3] - 1], row[:3]):
+                tensors[name] = wrong
+                with pytest.raises(UserError, match=f"tensor '{name}'"):
+                    Lock.from_json(data, "x")
+            tensors[name] = row
+        order = dict(reversed(tensors.items()))
+        data["sources"]["o/b"]["files"]["model-00002-of-00003.safetensors"]["tensors"] = order
+        assert Lock.from_json(data, "x") == lock  # in another order each row is looked at
 
     def test_the_line_is_told(self, tmp_path: Path) -> None:
         text = REAL.read_text()

@@ -102,15 +102,15 @@ def is_head(tensor: str) -> bool:
 
 
 def _is_of_a_head(tensor: str) -> bool:
-    return _last_module(tensor) in _HEADS and layer_of(tensor) is None
+    return layer_of(tensor) is None and _last_module(tensor) in _HEADS
 
 
 @cache
 def is_embedding(tensor: str) -> bool:
     """Whether a tensor is the input embedding: of tokens, not of pictures or sound."""
-    if _OTHER_INPUT.search(tensor):
+    if layer_of(tensor) or _OTHER_INPUT.search(tensor):
         return False
-    return _last_module(tensor) in _EMBEDDINGS and layer_of(tensor) is None
+    return _last_module(tensor) in _EMBEDDINGS
 
 
 def _last_module(tensor: str) -> str:
@@ -128,9 +128,11 @@ def is_tied(tensor: str) -> bool:
 @cache
 def is_vocabulary(tensor: str) -> bool:
     """Whether a tensor has a row, or in a bias a number, for every token."""
+    if layer_of(tensor):  # most are of a layer
+        return False
     if is_embedding(tensor) or _is_of_a_head(tensor):
         return True
-    return _PREDICTIONS.search(tensor) is not None and layer_of(tensor) is None
+    return _PREDICTIONS.search(tensor) is not None
 
 
 def is_before(tensor: str) -> bool:

@@ -27,12 +27,9 @@ _MORE = ("rotary_pct", "partial_rotary_factor", "rope_local_base_freq")
 
 def is_rotated(tensor: str) -> bool:
     """Whether a tensor projects to queries or keys, which rotary embeddings rotate."""
-    parts = tensor.split(".")
-    return (
-        layer_of(tensor) is not None
-        and any(part in _ROTATED for part in parts[-3:])
-        and not _OTHER_TOWERS.search(tensor)
-    )
+    if _ROTATED.isdisjoint(tensor.split(".")[-3:]):
+        return False
+    return layer_of(tensor) is not None and not _OTHER_TOWERS.search(tensor)
 
 
 def rope_of(config: Mapping[str, Any], model: str) -> str:

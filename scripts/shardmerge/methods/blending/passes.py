@@ -13,10 +13,9 @@ from shardmerge.methods.elementary import exp, log
 from shardmerge.methods.passes import (
     Elements,
     ElementValue,
-    Maxima,
     OrderStatistics,
     Passes,
-    Sums,
+    RowSteps,
 )
 
 _SMALLEST_DISTANCE = 1e-6
@@ -60,7 +59,7 @@ def mergekit_nearswap(group: Group) -> Passes:
 def arcee_fusion(group: Group) -> Passes:
     """Take the elements of the other model that matter most, the rest from the base."""
     (index,), base = group.others, group.base
-    divergence = yield from _divergence([index, base])
+    divergence = np.maximum((yield _divergence([index, base]))[0], 0)
 
     def importance(x: Elements) -> ElementValue:
         return (x[index] - x[base]).abs() * x.along(divergence, "last")
@@ -72,24 +71,22 @@ def arcee_fusion(group: Group) -> Passes:
     return lambda x: x.where(importance(x) >= threshold, x[index], x[base])
 
 
-def _divergence(pair: Sequence[int]) -> Passes:
-    """Return the Kullback-Leibler divergences of the softmaxes of two inputs' rows, [rows]."""
-    greatest = yield Maxima(lambda x: [x[i].double() for i in pair], "last")
+def _divergence(pair: Sequence[int]) -> RowSteps:
+    """Ask for the Kullback-Leibler divergences of the softmaxes of two inputs' rows."""
+    Values = Sequence[ElementValue]
 
-    def exponentials(x: Elements) -> list[ElementValue]:
-        peaks = [x.along(peak, "last", wide=True) for peak in greatest]
-        return [exp(x, x[i].double() - peak) for i, peak in zip(pair, peaks, strict=True)]
+    def wide(x: Elements, *_: Values) -> Values:
+        return [x[i].double() for i in pair]
 
-    totals = yield Sums(exponentials, "last")
+    def exponentials(x: Elements, greatest: Values, values: Values) -> Values:
+        return [exp(x, value - peak) for value, peak in zip(values, greatest, strict=True)]
 
-    def terms(x: Elements) -> list[ElementValue]:
-        p, q = (
-            value / x.along(total, "last", wide=True) + _SMALLEST_PROBABILITY
-            for value, total in zip(exponentials(x), totals, strict=True)
-        )
+    def terms(x: Elements, totals: Values, values: Values) -> Values:
+        pairs = zip(values, totals, strict=True)
+        p, q = (value / total + _SMALLEST_PROBABILITY for value, total in pairs)
         return [log(x, p / q) * p]
 
-    return np.maximum((yield Sums(terms, "last"))[0], 0)
+    return RowSteps((("maxima", wide), ("sums", exponentials), ("sums", terms)))
 
 
 def geometric_task_arithmetic(group: Group) -> Passes:

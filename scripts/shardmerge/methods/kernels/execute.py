@@ -12,8 +12,9 @@ import torch
 
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
+from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
 from shardmerge.methods.kernels.mersenne import Mersenne
-from shardmerge.methods.kernels.ranks import RanksInRows, find_bands, find_keys
+from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
 from shardmerge.methods.kernels.torch_order import torch_sums
@@ -30,13 +31,15 @@ from shardmerge.methods.passes import (
     NumbersOf,
     OrderStatistics,
     Ranks,
-    RowRanks,
+    RowChances,
+    RowSteps,
     Sums,
     TorchDraws,
     TorchSums,
     Wanted,
     along_first,
     end_of,
+    in_turn,
     vectors,
 )
 
@@ -158,11 +161,13 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return _bands(function, ranks, shape, read, step)
         case Maxima(function, axis):
             return _maxima(function, axis, shape, read, step)
+        case RowSteps():
+            return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
-        case RowRanks(function, by_torch):
-            return _row_ranks(function, by_torch, shape, read, step)
+        case RowChances():
+            return _row_masks(wanted, shape, read, step)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -203,23 +208,22 @@ def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> li
     return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
 
 
-def _row_ranks(
-    function: Callable, by_torch: bool, shape: Sequence[int], read: ReadInputs, step: int
-) -> list[RanksInRows]:
-    def values(k: int, first: int, count: int) -> np.ndarray:
-        elements = TorchElements(read(first, count), shape, first)
-        found = function(elements)[k]
+def _row_masks(
+    wanted: RowChances, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[Masks]:
+    def values(first: int, count: int) -> list[np.ndarray]:
+        found = wanted.function(TorchElements(read(first, count), shape, first))
         # numpy has no bfloat16
-        return (found.float() if found.itemsize == 2 else found).cpu().numpy()
+        return [(one.float() if one.itemsize == 2 else one).cpu().numpy() for one in found]
 
-    made = function(TorchElements(read(0, 1), shape, 0))
-    ranks = None
-    if by_torch:
+    made = wanted.function(TorchElements(read(0, 1), shape, 0))
+    ranks = ranks_along
+    if wanted.by_torch:
         ranks = partial(torch_ranks, dtype=made[0].dtype)
     elif made[0].device.type != "cpu":
         ranks = partial(_stable_ranks, device=made[0].device)
-    together = min(step, _SORTED)
-    return [RanksInRows(partial(values, k), shape, ranks, together) for k in range(len(made))]
+    choose = [choice_by(ranks, bounds) for bounds in wanted.bounds]
+    return RowMasks(values, wanted, shape, choose, min(step, _SORTED)).masks()
 
 
 def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
@@ -227,14 +231,14 @@ def _stable_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
     keys = torch.from_numpy(values.view(f"i{values.itemsize}")).to(device)
     keys = keys & torch.iinfo(keys.dtype).max  # NaN may have a sign
     order = keys.argsort(dim=1, stable=True)
-    steps = torch.arange(values.shape[1], device=device).view(1, -1, 1).expand_as(order)
+    steps = torch.arange(values.shape[1], device=device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, steps).int().cpu().numpy()
 
 
 def torch_ranks(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Return the ranks along the second dimension by torch's sort of values of a type."""
     order = torch.from_numpy(values).to(dtype).argsort(dim=1)
-    steps = torch.arange(values.shape[1]).view(1, -1, 1).expand_as(order)
+    steps = torch.arange(values.shape[1]).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, steps).numpy()
 
 
@@ -278,8 +282,8 @@ def _bands(
             number -= len(equal)
         raise ValueError("there are not so many")
 
-    histograms = partial(_histograms, lambda: (keys for _, keys in blocks()))
-    return find_bands(ranks, count, bits, histograms, locate)
+    counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
+    return find_bands(ranks, count, bits, counted, locate)
 
 
 def _order_statistics(
@@ -293,22 +297,22 @@ def _order_statistics(
             yield [sort_keys(function(TorchElements(parts, shape, span.start)))]
 
     bits = torch.finfo(read(0, 1)[0].dtype).bits
-    return find_keys(ranks, bits, partial(_histograms, keys))
+    return find_keys(ranks, count, bits, partial(_count_keys, keys))
 
 
-def _histograms(
-    keys: Callable[[], Iterator[list[torch.Tensor]]],
-    shift: int,
-    pairs: Sequence[tuple[int, int]],
-) -> list[np.ndarray]:
+def _count_keys(
+    keys: Callable[[], Iterator[list[torch.Tensor]]], brackets: Sequence[Bracket]
+) -> list[tuple[int, np.ndarray]]:
     tables: list[torch.Tensor] = []
     for values in keys():
-        tables = tables or [values[0].new_zeros(1 << 16) for _ in pairs]
-        for table, (k, prefix) in zip(tables, pairs, strict=True):
-            there = values[k][values[k] >> (shift + 16) == prefix]
-            digits = (there >> shift) & ((1 << 16) - 1)
-            table += torch.bincount(digits, minlength=1 << 16)
-    return [table.cpu().numpy() for table in tables]
+        tables = tables or [values[0].new_zeros(1 + one.parts) for one in brackets]
+        for table, one in zip(tables, brackets, strict=True):
+            parts = (values[one.value] - one.low) >> one.shift
+            # those below count as one more part
+            parts = parts[parts < one.parts].clamp_(min=-1) + 1
+            table += torch.bincount(parts, minlength=1 + one.parts)
+    rows = [table.cpu().numpy() for table in tables]
+    return [(int(row[0]), row[1:]) for row in rows]
 
 
 def _counts(function: Callable, shape: Sequence[int], read: ReadInputs, step: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from shardmerge.base.digest import digest
@@ -9,6 +11,21 @@ from shardmerge.base.digest import digest
 #: Numbers of 32 bits in the output for one counter.
 DRAWS = 8
 Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RandomStream:
+    """The numbers of a random stream, 32 bits for each element of a tensor.
+
+    Args:
+        key: Of the stream.
+    """
+
+    key: Key
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return the numbers of consecutive elements, uint32 [count]."""
+        return draws(self.key, first, count)
 
 
 def stream_key(seed: int, stage: str, tensor: str, model: str) -> Key:

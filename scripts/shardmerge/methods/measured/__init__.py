@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from shardmerge.methods.probes import Sampled, TensorReader
+    from shardmerge.methods.contract import Sampled, TensorReader
 
 
 def _weight(description: str) -> Parameter:

@@ -10,7 +10,7 @@ import torch
 
 from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group, Recorded
-from shardmerge.methods.probes import signs, to_words
+from shardmerge.methods.kernels.probes import signs, to_words
 
 _UNIT = 2.0**-53
 #: Of the bound of a solution's errors.

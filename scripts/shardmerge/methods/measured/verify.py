@@ -15,14 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardmerge.methods.contract import Group, Recorded
-from shardmerge.methods.probes import (
+from shardmerge.methods.contract import Group, Recorded, Sampled, TensorReader
+from shardmerge.methods.kernels.probes import (
     SIGNS,
     UNIT,
     Balance,
     ProbeError,
-    Sampled,
-    TensorReader,
     UndecidedProbeError,
     Words,
     WrittenProducts,

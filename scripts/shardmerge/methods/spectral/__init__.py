@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from shardmerge.methods.probes import Sampled, TensorReader
+    from shardmerge.methods.contract import Sampled, TensorReader
 
 _BASE = Inputs(base="required")
 _WEIGHT = Parameter(

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.probes import (
+from shardmerge.methods.kernels.probes import (
     BOTH_SIGNS,
     SIGNS,
     UNIT,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from shardmerge.methods.contract import Recorded
-from shardmerge.methods.probes import signs, to_words
+from shardmerge.methods.kernels.probes import signs, to_words
 
 
 class Notes:

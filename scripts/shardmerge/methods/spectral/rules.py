@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardmerge.methods.probes import SIGNS
+from shardmerge.methods.kernels.probes import SIGNS
 from shardmerge.methods.spectral.equations import (
     Factored,
     MatrixProbe,

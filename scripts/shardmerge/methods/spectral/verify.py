@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from shardmerge.methods.contract import Group, Recorded
-from shardmerge.methods.probes import (
+from shardmerge.methods.contract import Group, Recorded, Sampled, TensorReader
+from shardmerge.methods.kernels.probes import (
     UNIT,
     ProbeError,
-    Sampled,
-    TensorReader,
     UndecidedProbeError,
     Words,
     WrittenProducts,

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.kernels.keys import Key, draws, stream_key
+from shardmerge.methods.kernels.keys import Key, RandomStream, stream_key
 from shardmerge.methods.passes import (
     Bands,
     Elements,
     ElementValue,
     KeyBand,
+    Masks,
     Passes,
     Ranks,
-    RanksOf,
-    RowRanks,
+    RowChances,
 )
 
 if TYPE_CHECKING:
@@ -112,21 +112,24 @@ def ranked_chance(group: Group) -> Passes:
     if not ranked:
         return none
     length = shape[1] if len(shape) > 1 else group.count
-    import numpy as np
+    found = yield RowChances(
+        lambda x: [(x[i] - x[base]).abs() for i in ranked],
+        tuple(RandomStream(stream(group, i)) for i in ranked),
+        tuple(_bounds(density[i], group.per_input["epsilon"][i], length) for i in ranked),
+    )
 
-    found = yield RowRanks(lambda x: [(x[i] - x[base]).abs() for i in ranked])
-
-    def of(index: int, ranks: RanksOf) -> Callable[[Elements, ElementValue], ElementValue]:
-        key, epsilon = stream(group, index), group.per_input["epsilon"][index]
-        # A row of one element has the mean probability.
-        relative = np.arange(length) / (length - 1) if length > 1 else np.full(1, 0.5)
-        chances = (density[index] - epsilon) + relative * (2 * epsilon)
-        # a draw is a number of 32 bits over 2**32
-        least = np.ceil(np.clip(chances, 0, 1) * 2.0**32).astype(np.uint64)
-
-        def mask(first: int, count: int) -> np.ndarray:
-            return draws(key, first, count) < least[ranks(first, count)]
-
+    def of(mask: Masks) -> Callable[[Elements, ElementValue], ElementValue]:
         return lambda x, part: x.chosen(mask)
 
-    return none | {i: of(i, ranks) for i, ranks in zip(ranked, found, strict=True)}
+    return none | {i: of(mask) for i, mask in zip(ranked, found, strict=True)}
+
+
+def _bounds(density: float, epsilon: float, length: int) -> np.ndarray:
+    """Return by rank the least number of 32 bits that is not chosen, uint64 [length]."""
+    import numpy as np
+
+    # A row of one element has the mean probability.
+    relative = np.arange(length) / (length - 1) if length > 1 else np.full(1, 0.5)
+    chances = (density - epsilon) + relative * (2 * epsilon)
+    # a draw is a number of 32 bits over 2**32
+    return np.ceil(np.clip(chances, 0, 1) * 2.0**32).astype(np.uint64)

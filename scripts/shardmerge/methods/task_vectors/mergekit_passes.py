@@ -13,9 +13,10 @@ from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
     Elements,
     ElementValue,
+    Masks,
+    NumbersOf,
     Passes,
-    RanksOf,
-    RowRanks,
+    RowChances,
     TorchDraws,
     TorchSums,
 )
@@ -96,8 +97,6 @@ def ranked_chance(group: Group) -> Passes:
     """Keep each element with a probability that grows with its rank in its row, by torch's sort."""
     import numpy as np
 
-    from shardmerge.methods.kernels.ranks import KeptMask
-
     density, base = group.per_input["density"], group.base
     masks: dict[int, _Mask] = {
         i: lambda x: x.full(0.0).ne(0.0) for i in group.others if density[i] < 1
@@ -105,23 +104,23 @@ def ranked_chance(group: Group) -> Passes:
     ranked = [i for i in masks if density[i] > 0]
     if not ranked:
         return masks
-    found = yield RowRanks(lambda x: [_difference(x, i, base).abs() for i in ranked], by_torch=True)
     numbers = yield TorchDraws(generator_seed(group))
 
-    def of(index: int, turn: int, ranks: RanksOf) -> _Mask:
-        bounds = np.array([_bound(p) for p in _chances(group, index)], np.uint32)
+    def of_turn(turn: int) -> NumbersOf:
         begin = turn * group.count
+        return lambda first, count: numbers(begin + first, count)
 
-        def mask(first: int, count: int) -> np.ndarray:
-            return numbers(begin + first, count) < bounds[ranks(first, count)]
+    found = yield RowChances(
+        lambda x: [_difference(x, i, base).abs() for i in ranked],
+        tuple(of_turn(turn) for turn in range(len(ranked))),
+        tuple(np.array([_bound(p) for p in _chances(group, i)], np.uint32) for i in ranked),
+        by_torch=True,
+    )
 
-        kept = KeptMask(mask, group.count)  # torch sorts slowly
-        return lambda x: x.chosen(kept)
+    def of(mask: Masks) -> _Mask:
+        return lambda x: x.chosen(mask)
 
-    return masks | {
-        index: of(index, turn, ranks)
-        for turn, (index, ranks) in enumerate(zip(ranked, found, strict=True))
-    }
+    return masks | {i: of(mask) for i, mask in zip(ranked, found, strict=True)}
 
 
 def _chances(group: Group, index: int) -> list[float]:

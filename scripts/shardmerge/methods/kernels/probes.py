@@ -14,11 +14,12 @@ import base64
 import binascii
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from shardmerge.methods.contract import TensorReader
 
 #: How recorded numbers lie in text, by the code of the type that the kernel's result has, and the
 #: error of one, relative to it.
@@ -39,60 +40,6 @@ class ProbeError(Exception):
 
 class UndecidedProbeError(Exception):
     """Recorded numbers are too near to a limit to tell on which side they are."""
-
-
-class Sampled(NamedTuple):
-    """Sampled elements, float64, and bounds on their error before rounding.
-
-    Args:
-        value, error: The elements and the bounds.
-        plain: Whether they were computed from the same elements of the inputs alone.
-    """
-
-    value: np.ndarray
-    error: np.ndarray
-    plain: bool = False
-
-
-class TensorReader(Protocol):
-    """What a check reads again: a call's inputs, and the tensor that was written.
-
-    Args:
-        places: Indices of the sampled elements, ascending.
-        code: Of the type that the call's result has, F32 or F64.
-        finite: Whether no written element may be infinite or NaN.
-    """
-
-    places: np.ndarray
-    code: str
-    finite: bool
-
-    @property
-    def rounding(self) -> tuple[float, float] | None:
-        """Bounds on the rounding of a written element, relative to it and absolute.
-
-        None where the written tensor is not the call's result alone.
-        """
-
-    def rows(
-        self, inputs: Sequence[int], begin: int, end: int, *, written: bool = False
-    ) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Yield rows of inputs of one shape, float64 [rows, columns], with the first's number.
-
-        Args:
-            inputs: Which.
-            begin, end: Rows, of tensors seen as matrices with their last dimension as columns.
-            written: Whether rows of the written tensor follow those of the inputs.
-        """
-
-    def diagonal(self, number: int) -> np.ndarray:
-        """Return the diagonal of an input that is a square matrix, float64."""
-
-    def sample(self, number: int) -> Sampled:
-        """Return the sampled elements of an input."""
-
-    def error(self, number: int) -> float:
-        """Return how far (Frobenius norm) the rows of an input so far may be from the merge's."""
 
 
 def signs(name: str, side: str, matrix: int, count: int) -> np.ndarray:

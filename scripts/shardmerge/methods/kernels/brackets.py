@@ -1,0 +1,227 @@
+"""Exact order statistics in passes that count keys in brackets, each narrower than the last.
+
+The bits of a floating-point number that is not negative, read as an integer, order as the number
+does. Two passes find any rank of float32 values, four of float64 values. Where a sample tells in
+which bracket a rank may be, one pass finds it, or finds that it is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks
+
+_DIGIT = 18
+#: Parts of a bracket that may be counted.
+BINS = 1 << _DIGIT
+#: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
+_ERRORS, _MORE = 5, 64
+#: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
+CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
+#: Returns the keys of some elements of a value, [runs, elements]: those of a run lie together.
+Sample = Callable[[int], "np.ndarray"]
+#: Finds the index of the element that is so manieth of a key: (value's number, key, number).
+Locate = Callable[[int, int, int], int]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """An element of some rank.
+
+    Args:
+        key: Its key.
+        before: How many elements of another key have lower ranks.
+        equal: How many have its key.
+    """
+
+    key: int
+    before: int
+    equal: int
+
+
+def band_of(
+    ranks: Ranks, first: Statistic, last: Statistic, locate: Callable[[int, int], int]
+) -> KeyBand:
+    """Return the band between the elements of the first and of the last of some ranks.
+
+    Args:
+        ranks: At least one.
+        first, last: The elements with ranks ``start`` and ``stop - 1``.
+        locate: Returns the index of the element that is so manieth of a key: (key, number).
+    """
+
+    def range_of(one: Statistic) -> tuple[int, int]:
+        begin, end = ranks.start - one.before, ranks.stop - one.before
+        return (
+            0 if begin <= 0 else locate(one.key, begin),
+            1 << 62 if end >= one.equal else locate(one.key, end),
+        )
+
+    ends = range_of(first), range_of(last)
+    if ranks.descending:
+        return KeyBand(last.key, first.key, *ends[::-1])
+    return KeyBand(first.key, last.key, *ends)
+
+
+@dataclass(frozen=True, order=True)
+class Bracket:
+    """Keys among which some rank is looked for.
+
+    Args:
+        value: Number of the value that they are of.
+        low: The least.
+        shift: A part has 2**shift keys.
+        parts: How many there are, at most BINS.
+    """
+
+    value: int
+    low: int
+    shift: int
+    parts: int = BINS
+
+
+def find_bands(
+    ranks: Sequence[Ranks],
+    count: int,
+    bits: int,
+    counted: CountKeys,
+    locate: Locate,
+    sample: Sample | None = None,
+) -> list[KeyBand]:
+    """Return the band of each value's ranks.
+
+    Args:
+        ranks: Of each value.
+        count: Elements.
+        bits: Of a key.
+        counted, locate: Pass over the elements.
+        sample: Tells where ranks may be.
+    """
+    ranks = [Ranks(one.start, min(one.stop, count), one.descending) for one in ranks]
+    # of the first rank of all and of the last the keys need not be looked for: none lies beyond
+    ends = {
+        (k, last): rank
+        for k, one in enumerate(ranks)
+        if one.start < one.stop
+        for last, rank in ((False, one.start), (True, one.stop - 1))
+    }
+    wanted = {
+        end: (end[0], count - 1 - rank if ranks[end[0]].descending else rank)
+        for end, rank in ends.items()
+        if rank != (count - 1 if end[1] else 0)
+    }
+    found = _statistics(list(wanted.values()), count, bits, counted, sample)
+    known = dict(zip(wanted, found, strict=True))
+
+    def statistic(k: int, last: bool) -> Statistic:
+        descending = ranks[k].descending
+        if (k, last) in known:
+            one = known[k, last]
+            return replace(one, before=count - one.before - one.equal) if descending else one
+        key = (1 << (bits - 1)) - 1 if descending != last else 0
+        other = known.get((k, not last))
+        if other and other.key == key:
+            return statistic(k, not last)
+        return Statistic(key, count if last else 0, 0)
+
+    return [
+        band_of(one, statistic(k, False), statistic(k, True), partial(locate, k))
+        if one.start < one.stop
+        else NO_BAND
+        for k, one in enumerate(ranks)
+    ]
+
+
+def find_keys(
+    ranks: Sequence[int],
+    count: int,
+    bits: int,
+    counted: CountKeys,
+    sample: Sample | None = None,
+) -> list[int]:
+    """Return the keys of one value that have some ranks.
+
+    Args:
+        ranks: From 0.
+        count: Elements.
+        bits: Of a key.
+        counted: Passes over the elements.
+        sample: Tells where ranks may be.
+    """
+    found = _statistics([(0, rank) for rank in ranks], count, bits, counted, sample)
+    return [one.key for one in found]
+
+
+def _statistics(
+    wanted: Sequence[tuple[int, int]],
+    count: int,
+    bits: int,
+    counted: CountKeys,
+    sample: Sample | None,
+) -> list[Statistic]:
+    """Return the elements of some ranks: (value's number, rank from the least)."""
+    whole = max(0, bits - 1 - _DIGIT)
+    known = {k: sample(k) for k in {k for k, _ in wanted}} if sample else {}
+    open_ = {
+        one: guess(*one, count, bits, known[one[0]]) if known else Bracket(one[0], 0, whole)
+        for one in wanted
+    }
+    found: dict[tuple[int, int], Statistic] = {}
+    while open_:
+        brackets = sorted(set(open_.values()))
+        answers = dict(zip(brackets, counted(brackets), strict=True))
+        for one, bracket in list(open_.items()):
+            next_ = narrowed(bracket, one[1], *answers[bracket])
+            if isinstance(next_, Statistic):
+                found[one] = next_
+                del open_[one]
+            else:
+                open_[one] = next_ or Bracket(one[0], 0, whole)
+    return [found[one] for one in wanted]
+
+
+def narrowed(
+    bracket: Bracket, rank: int, below: int, table: np.ndarray
+) -> Statistic | Bracket | None:
+    """Return the element of a rank, the part of a bracket that has it, or None if none has.
+
+    Args:
+        bracket: Where it is looked for.
+        rank: From the least.
+        below: How many keys lie below the bracket.
+        table: How many lie in its parts.
+    """
+    upto = table.cumsum()
+    if not 0 <= rank - below < upto[-1]:
+        return None
+    part = int(np.searchsorted(upto, rank - below, side="right"))
+    low, equal = bracket.low + (part << bracket.shift), int(table[part])
+    if bracket.shift == 0:
+        return Statistic(low, below + int(upto[part]) - equal, equal)
+    shift = max(0, bracket.shift - _DIGIT)
+    return Bracket(bracket.value, low, shift, 1 << (bracket.shift - shift))
+
+
+def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Bracket:
+    """Return the bracket in which a rank nearly always is, by a sample of keys.
+
+    Args:
+        k: Number of the value.
+        rank: From the least.
+        count: Elements.
+        bits: Of a key.
+        sample: Keys of some elements, [runs, elements]; runs may differ from each other.
+    """
+    keys = np.sort(sample, axis=None)
+    place = rank * len(keys) // count
+    share = (sample < keys[place]).mean(axis=1)
+    apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * len(keys)) + _MORE
+    low = int(keys[place - apart]) if place >= apart else 0
+    high = int(keys[place + apart]) if place + apart < len(keys) else (1 << (bits - 1)) - 1
+    shift = max(0, (high - low).bit_length() - _DIGIT)
+    return Bracket(k, low, shift, ((high - low) >> shift) + 1)
