@@ -75,7 +75,7 @@ class RecordedPasses(NativePasses):
                 self._made[call] = whole
         return self._sampled[call, runs]
 
-    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima | TorchSums) -> np.ndarray:
         known, runs = self._known(call), self._runs.get(call)
         if not runs or not self._recorded.get(call):
             return super()._rows(call, wanted)
@@ -139,12 +139,13 @@ class RecordedPasses(NativePasses):
                 raise _wrong(call, "thresholds")
         return bands
 
-    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         """Return recorded sums: of a spread of tiles the same is seen, and it adds up to them."""
         if (known := self._known(call)) is None:
-            return super()._torch_sums(call, wanted, count)
+            return super()._torch_sums(call, wanted)
         self.answers[call].append(None)
-        tiles, number = self._torch_tiles(call, wanted, count), -(-count // BLOCK)
+        tiles = self._torch_tiles(call, wanted)
+        count, number = tiles.count, -(-tiles.count // BLOCK)
         values, chunks = len(tiles.codes), -(-count // (wanted.chunk or count))
         rows, _, table = known.partition(" ") if isinstance(known, str) else ("", "", "")
         rows, table = _numbers(rows), _numbers(table)
@@ -154,10 +155,10 @@ class RecordedPasses(NativePasses):
             right = are_seen(tiles, table, rows, _spread(call.tensor, number))
         if right and wanted.kind == "sum" and not add_up(tiles, table, rows):
             # where much cancels, what is seen of tiles says little
-            right = same(np.array(tiles.answer()[0]).reshape(rows.shape), rows)
+            right = same(tiles.answer()[0], rows)
         if not right:
             raise _wrong(call, "sums")
-        return rows.tolist() if wanted.chunk else rows[:, 0].tolist()
+        return rows
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         if (keys := self._known(call)) is None:

@@ -7,6 +7,7 @@ is kept out on purpose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import Leaves, in_passes, stated_dtype, sum_dtype
-from shardmerge.algebra.rows import choice_ranges
+from shardmerge.algebra.leaves import Leaves, in_passes, leaf_rows, stated_dtype, sum_dtype
+from shardmerge.algebra.rows import choice_ranges, row_ranges, take
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.methods.kernels.execute import TorchElements
@@ -97,17 +98,19 @@ class Evaluator:
         self._views = {leaf: i for i, leaf in enumerate((*leaves.files, *leaves.held))}
         self._squares = {} if squares is None else squares
         self._products, self._maps = products, maps
+        self._table: str | None = None
         self.products: list[Product | StackedProduct] = []
         self.run = self._compile(expression, 0)
 
     def _compile(self, node: ex.Expression, k: int) -> Operation:
-        """Return the operation of a node.
+        """Return the operation of a node; under rows, of those of its rows that are wanted.
 
         Its result is in buffer k of some dtype unless it is a view or fresh, and it may use
         every buffer from k on.
         """
-        if node in self._views:
-            return self._leaf(node, k)
+        leaf = node if self._table is None else leaf_rows(node, self._table)
+        if leaf in self._views:
+            return self._leaf(node, self._views[leaf], k)
         match node:
             case ex.Delta():
                 return self._delta(node, k)
@@ -124,6 +127,8 @@ class Evaluator:
                 return self._call(node, k)
             case ex.Choice():
                 return self._choice(node, k)
+            case ex.Rows():
+                return self._rows(node, k)
         raise TypeError(f"cannot be evaluated: {node!r}")
 
     def _buffer(self, dtype: str, k: int) -> Callable[[int], torch.Tensor]:
@@ -157,9 +162,7 @@ class Evaluator:
 
         return cast
 
-    def _leaf(self, node: ex.Expression, k: int) -> Operation:
-        index = self._views[node]
-
+    def _leaf(self, node: ex.Expression, index: int, k: int) -> Operation:
         def view(block: Block) -> torch.Tensor:
             return block.views[index]
 
@@ -259,6 +262,28 @@ class Evaluator:
             return chosen
 
         return choice
+
+    def _rows(self, node: ex.Rows, k: int) -> Operation:
+        """Return what makes rows where they are wanted, from the same rows of what is read."""
+        dtype = stated_dtype(node) if self._mergekit else sum_dtype(node)
+        result, width = self._buffer(dtype, k), math.prod(node.shape[1:])
+        outer = self._table
+        self._table = node.table if outer is None else take(node.table, outer)
+        operand = self._compile(node.operand, k + 1)
+        self._table = outer
+
+        def rows(block: Block) -> torch.Tensor:
+            made = result(block.count)
+            for first, count, source in row_ranges(node.table, width, block.first, block.count):
+                target = made[first : first + count]
+                if source is None:
+                    target.zero_()
+                    continue
+                views = [view[first : first + count] for view in block.views]
+                target.copy_(operand(Block(views, source, count, block.squares)))
+            return made
+
+        return rows
 
     def _call(self, node: ex.Call, k: int) -> Operation:
         apply = self._applied(node)

@@ -112,15 +112,19 @@ class NativePasses:
                 keys = self._order_statistics(call, wanted, count)
                 note(keys)
                 return np.array(keys, np.int32).view(np.float32).tolist()
-            case TorchSums():
-                return self._torch_sums(call, wanted, count)
-            case Sums(_, axis) | Maxima(_, axis) if not along_first(shape, axis):
+            case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
+                return self._torch_sums(call, wanted)
+            case Sums(axis=axis) | Maxima(axis=axis) | TorchSums(axis=axis) if not along_first(
+                shape, axis
+            ):
                 return self._rows(call, wanted)
         note(None)
         match wanted:
             case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
+            case TorchSums():
+                return self._torch_tiles(call, wanted).some()
             case RowRanks(function, by_torch):
                 return self._row_ranks(call, function, by_torch)
             case TorchDraws(seed):
@@ -139,7 +143,7 @@ class NativePasses:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
-    def _rows(self, call: ex.Call, wanted: Sums | Maxima) -> np.ndarray:
+    def _rows(self, call: ex.Call, wanted: Sums | Maxima | TorchSums) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
         found = self._some_rows(call, wanted, 0, vectors(call.inputs[0].shape, wanted.axis)[0])
         # one number for each is worth to be kept
@@ -147,18 +151,20 @@ class NativePasses:
         return found
 
     def _some_rows(
-        self, call: ex.Call, wanted: Sums | Maxima, begin: int, count: int
+        self, call: ex.Call, wanted: Sums | Maxima | TorchSums, begin: int, count: int
     ) -> np.ndarray:
+        if isinstance(wanted, TorchSums):
+            return self._torch_tiles(call, wanted).some((begin, count))
         tiles = self._tiles(call, wanted.function, "sums")
         reduce = tiles.sums if isinstance(wanted, Sums) else tiles.maxima
         return reduce(count, vectors(call.inputs[0].shape, wanted.axis)[1], begin)
 
-    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
-        answer, seen = self._torch_tiles(call, wanted, count).answer()
-        self.answers[call].append(f"{to_text(np.array(answer))} {to_text(seen)}")
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
+        answer, seen = self._torch_tiles(call, wanted).answer()
+        self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
         return answer
 
-    def _torch_tiles(self, call: ex.Call, wanted: TorchSums, count: int) -> TorchTiles:
+    def _torch_tiles(self, call: ex.Call, wanted: TorchSums) -> TorchTiles:
         codes: list[str] = []
 
         def narrow(x: Elements) -> list[ElementValue]:
@@ -175,7 +181,7 @@ class NativePasses:
         if wanted.kind == "norm":
             kind = "numbers" if code == "F16" else "lanes"
         tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
-        return TorchTiles(wanted, count, codes, tiles, rest)
+        return TorchTiles(wanted, call.inputs[0].shape, codes, tiles, rest)
 
     def _row_ranks(
         self,

@@ -221,12 +221,14 @@ class SymbolicElements:
         return StepValue(self.writer, self.writer.full(number, "U32"))
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> StepValue:
-        code = "F64" if wide else "F32"
+        if len(values) == 1 and wide:
+            return StepValue(self.writer, self.writer.full(float(values[0]), "F64"))
         if len(values) == 1:
-            return StepValue(self.writer, self.writer.full(float(values[0]), code))
+            return self.full(float(values[0]))
         stored = values.astype("<f8" if wide else "<f4")
         self.given.loads.append(partial(_along, stored, self.shape, axis))
-        return StepValue(self.writer, self.writer.load(code))
+        loaded = StepValue(self.writer, self.writer.load("F64" if wide else "F32"))
+        return loaded if wide else self.rounded(loaded)
 
     def exponent(self, value: StepValue) -> StepValue:
         return value._step("exponent", dtype="F64")

@@ -191,7 +191,7 @@ def _sums(
     return row_sums(tiles, rows, columns, step).numpy()
 
 
-def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> list:
+def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
     def values(first: int, count: int) -> Sequence[torch.Tensor]:
         return wanted.function(TorchElements(read(first, count), shape, first))
 
@@ -200,7 +200,7 @@ def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> li
             one.add(value.float().cpu().numpy())
 
     codes = [_CODES[value.dtype] for value in values(0, 1)]
-    return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
+    return torch_sums(feed, shape, codes, wanted)
 
 
 def _row_ranks(

@@ -1,6 +1,7 @@
 """The methods that need to know whole models: what jobs measured of them is an input.
 
-Importing registers them. ``kernels`` has the steps that merge tensors with what was measured.
+Importing registers them. ``kernels`` and ``passes`` have the steps that merge tensors with what was
+measured.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from shardmerge.methods.registry import (
 
 if TYPE_CHECKING:
     import torch
+
+    from shardmerge.methods.passes import Passes
 
 
 def _weight(description: str) -> Parameter:
@@ -214,12 +217,12 @@ def _regmean_solution(group: Group) -> torch.Tensor:
     return kernels.regmean(group)[0]
 
 
-@step_kernel("fisher_average", FLOAT32, elementwise=True, workspace=Workspace(tensors=5.0))
-def _fisher_average(group: Group) -> torch.Tensor:
+@step_kernel("fisher_average", FLOAT32, elementwise=True, passes=True)
+def _fisher_average(group: Group) -> Passes:
     """Weigh elements; the second half of the inputs are their Fisher information."""
-    from shardmerge.methods.measured import kernels
+    from shardmerge.methods.measured import passes
 
-    return kernels.fisher(group)
+    return passes.fisher(group)
 
 
 @step_kernel("metagpt_share", FLOAT32, workspace=Workspace(blocks=1.0))
@@ -230,9 +233,9 @@ def _metagpt_share(group: Group) -> torch.Tensor:
     return kernels.share(group)
 
 
-@step_kernel("metagpt_sum", FLOAT32, elementwise=True, workspace=Workspace(tensors=3.0))
-def _metagpt_sum(group: Group) -> torch.Tensor:
+@step_kernel("metagpt_sum", FLOAT32, elementwise=True, passes=True)
+def _metagpt_sum(group: Group) -> Passes:
     """Add task vectors to the base; the last inputs are their coefficients."""
-    from shardmerge.methods.measured import kernels
+    from shardmerge.methods.measured import passes
 
-    return kernels.weighted_sum(group)
+    return passes.weighted_sum(group)
