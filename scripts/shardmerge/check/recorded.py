@@ -81,11 +81,12 @@ class RecordedPasses(NativePasses):
             return super()._rows(call, wanted)
         self.answers[call].append(None)
         number, length = vectors(call.inputs[0].shape, wanted.axis)
+        find = self._find_rows(call, wanted)
         found = None if known is None else _numbers(known)[None]
         if found is not None and found.shape != (1, number):
             raise _wrong(call, "sums of rows")
         for begin, count in _rows_of(runs, length):
-            some = self._some_rows(call, wanted, begin, count)
+            some = find(begin, count)
             if found is None:  # of rows that no sample needs nothing is known
                 found = np.full((len(some), number), np.nan)
                 known = None

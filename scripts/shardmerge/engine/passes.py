@@ -51,6 +51,8 @@ from shardmerge.methods.registry import passes_of
 
 #: Tensors whose steps are kept: windows come in order, so that threads work on few at a time.
 _REMEMBERED = 16
+#: Returns a number of each vector from a first one on, for each value: (first, count).
+FindRows = Callable[[int, int], np.ndarray]
 
 
 class NativePasses:
@@ -124,7 +126,7 @@ class NativePasses:
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
             case TorchSums():
-                return self._torch_tiles(call, wanted).some()
+                return self._torch_tiles(call, wanted).columns()
             case RowRanks(function, by_torch):
                 return self._row_ranks(call, function, by_torch)
             case TorchDraws(seed):
@@ -145,19 +147,19 @@ class NativePasses:
 
     def _rows(self, call: ex.Call, wanted: Sums | Maxima | TorchSums) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
-        found = self._some_rows(call, wanted, 0, vectors(call.inputs[0].shape, wanted.axis)[0])
+        found = self._find_rows(call, wanted)(0, vectors(call.inputs[0].shape, wanted.axis)[0])
         # one number for each is worth to be kept
         self.answers[call].append(to_text(found) if len(found) == 1 else None)
         return found
 
-    def _some_rows(
-        self, call: ex.Call, wanted: Sums | Maxima | TorchSums, begin: int, count: int
-    ) -> np.ndarray:
+    def _find_rows(self, call: ex.Call, wanted: Sums | Maxima | TorchSums) -> FindRows:
+        """Return what finds that of some vectors."""
         if isinstance(wanted, TorchSums):
-            return self._torch_tiles(call, wanted).some((begin, count))
+            return self._torch_tiles(call, wanted).some
         tiles = self._tiles(call, wanted.function, "sums")
         reduce = tiles.sums if isinstance(wanted, Sums) else tiles.maxima
-        return reduce(count, vectors(call.inputs[0].shape, wanted.axis)[1], begin)
+        length = vectors(call.inputs[0].shape, wanted.axis)[1]
+        return lambda begin, count: reduce(count, length, begin)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         answer, seen = self._torch_tiles(call, wanted).answer()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.engine.tiles import ReducedTiles, halved_sum
-from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, torch_sums
+from shardmerge.methods.kernels.torch_order import TorchNorm, torch_sums
 from shardmerge.methods.passes import TorchSums
 
 
@@ -46,9 +46,13 @@ class TorchTiles:
         self._seen = []
         return torch_sums(self._feed, self._shape, self.codes, self.wanted), np.stack(self._seen)
 
-    def some(self, rows: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the answer for several vectors: for all, or the number of some from a first on."""
-        return torch_sums(self._add, self._shape, self.codes, self.wanted, rows)
+    def some(self, begin: int, count: int) -> np.ndarray:
+        """Return the answer for some vectors whose elements follow each other."""
+        return torch_sums(self._add, self._shape, self.codes, self.wanted, (begin, count))
+
+    def columns(self) -> np.ndarray:
+        """Return the answer for columns."""
+        return torch_sums(self._add, self._shape, self.codes, self.wanted)
 
     def tile(self, sums: Sequence[Any], first: int, count: int) -> np.ndarray:
         """Add a tile to sums; return what is seen of it."""
@@ -58,37 +62,35 @@ class TorchTiles:
 
     def _feed(self, sums: Sequence[Any], first: int, count: int) -> None:
         """Add consecutive elements of one vector, and note what is seen of them."""
-        seen = self._add(sums, first, count)
+        parts = self._add(sums, first, count)
         if self.wanted.kind == "norm":
             seen = np.concatenate([one.sums for one in sums]).astype(np.float64)
+        else:
+            flat = (part.reshape(len(sums), -1).astype(np.float64) for part in parts)
+            seen = sum(map(halved_sum, flat))[:, None]
         self._seen.append(seen)
 
-    def _add(self, sums: Sequence[Any], first: int, count: int) -> np.ndarray:
-        """Add consecutive elements; return their own sums, [values, 1]."""
-        add = self._add_squares if self.wanted.kind == "norm" else self._add_parts
-        whole = _whole(sums[0], count)
-        seen = np.zeros((len(sums), 1))
-        if whole:
-            seen = add(sums, first, whole)
+    def _add(self, sums: Sequence[Any], first: int, count: int) -> list[np.ndarray]:
+        """Add consecutive elements; return for each value what was added, in parts."""
+        whole, parts = _whole(sums[0], count), []
+        if whole and self.wanted.kind == "norm":
+            self._add_squares(sums, first, whole)
+        elif whole:
+            parts = [self._tiles.parts(first, whole, sums[0].rows)]
+            for one, own in zip(sums, parts[0], strict=True):
+                one.add_parts(own)
         if count > whole:
-            values = self._rest.values(first + whole, count - whole)
-            for one, own in zip(sums, values.astype(np.float32), strict=True):
+            values = self._rest.values(first + whole, count - whole).astype(np.float32)
+            for one, own in zip(sums, values, strict=True):
                 one.add(own)
-            seen = seen + halved_sum(values)[:, None]
-        return seen
+            parts.append(values)
+        return parts
 
-    def _add_parts(self, sums: Sequence[TorchSum], first: int, count: int) -> np.ndarray:
-        found = self._tiles.parts(first, count, sums[0].rows)
-        for one, parts in zip(sums, found, strict=True):
-            one.add_parts(parts)
-        return halved_sum(found.reshape(len(sums), -1).astype(np.float64))[:, None]
-
-    def _add_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> np.ndarray:
+    def _add_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> None:
         rows = np.stack([one.sums for one in sums], axis=1)
         self._tiles.add_squares(rows, first, count)
         for k, one in enumerate(sums):
             one.sums = rows[:, k]
-        return np.zeros((len(sums), 1))
 
 
 def _whole(one: Any, count: int) -> int:

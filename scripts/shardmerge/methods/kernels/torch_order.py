@@ -31,8 +31,6 @@ from shardmerge.methods.kernels.torch_rows import (
 from shardmerge.methods.passes import TorchSums, along_first, vectors
 from shardmerge.methods.program import torch_fuses
 
-#: Elements that are added up together down columns: what they make stays in a processor's cache.
-_TOGETHER = BLOCK // 8
 #: Adds consecutive elements to sums, or norms, one for each value: (sums, first, count).
 Feed = Callable[[Sequence[Any], int, int], None]
 
@@ -96,7 +94,7 @@ def _down(feed: Feed, shape: Sequence[int], codes: Sequence[str], wanted: TorchS
             mains = [min(max(in_groups(shape, code) - first, 0), width) for code in codes]
             pairs = zip(codes, mains, strict=True)
             sums = [ColumnSums(rows, width, main, code) for code, main in pairs]
-        step = max(1, _TOGETHER // columns) if width == columns else 1
+        step = max(1, BLOCK // columns) if width == columns else 1
         for row in range(0, rows, step):
             feed(sums, row * columns + first, min(step, rows - row) * width)
         found.append([one.result() for one in sums])

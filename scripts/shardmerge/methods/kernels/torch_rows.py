@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardmerge.methods.program import nearest
-
 #: Partial sums of a vector, vectors of a row, levels of sums of rows.
 VECTOR, VECTORS, _LEVELS = 8, 4, 4
 ROW = VECTOR * VECTORS
@@ -150,9 +148,13 @@ class ColumnNorms:
 
 def rounded_to(numbers: np.ndarray, code: str) -> np.ndarray:
     """Return float32 numbers rounded to a type, as float64."""
-    if code == "F32":
-        return numbers.astype(np.float64)
-    return np.array([nearest(one, code) for one in numbers.tolist()])
+    if code == "F16":
+        numbers = numbers.astype(np.float16)
+    if code == "BF16":
+        bits = numbers.view(np.uint32)
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+        numbers = np.where(np.isnan(numbers), numbers, bits.astype(np.uint32).view(np.float32))
+    return numbers.astype(np.float64)
 
 
 def sum_of_groups(groups: np.ndarray) -> np.ndarray:
