@@ -13,7 +13,7 @@ from shardmerge.algebra.calls import group_of
 from shardmerge.base.dtypes import combine_dtype, tensor_bytes
 from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.program import FEW, TYPES, torch_order_is_known
-from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype
+from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype, steps_of
 
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
@@ -130,8 +130,23 @@ def is_held(expression: ex.Expression, numerics: Numerics) -> bool:
 
 def held_whole(part: ex.Expression, numerics: Numerics) -> bool:
     """Whether a part of an expression is made first and held whole, or is rows of what is."""
-    whole = part.operand if isinstance(part, ex.Rows) else part
-    return isinstance(whole, ex.Mean | ex.RowSums) or is_held(whole, numerics)
+    if isinstance(part, ex.Rows):
+        return held_whole(part.operand, numerics) or not _is_alike_anywhere(part.operand, numerics)
+    return isinstance(part, ex.Mean | ex.RowSums) or is_held(part, numerics)
+
+
+def _is_alike_anywhere(expression: ex.Expression, numerics: Numerics) -> bool:
+    """Whether an element has the same bits in whatever block of elements it is computed."""
+    if numerics.rounds_once:
+        return True
+    for part in ex.walk(expression, lambda part: held_whole(part, numerics)):
+        if isinstance(part, ex.LowRank):
+            return False
+        if isinstance(part, ex.Call) and not in_passes(part, numerics):
+            narrow = {stated_dtype(one) for one in part.inputs} <= set(TYPES)
+            if len(part.inputs) > FEW or not narrow or not steps_of(part.method, numerics):
+                return False
+    return True
 
 
 def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Call, ...]:

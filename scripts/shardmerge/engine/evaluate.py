@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,21 +30,40 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Block:
-    """Consecutive elements of a tensor that are evaluated at once.
+    """Elements of a tensor that are evaluated at once.
 
     Args:
         views: The elements of each leaf, one-dimensional, in the leaf's own dtype.
-        first, count: Place in the flattened tensor.
+        first, count: Place in the flattened tensor of the first, and their number.
         squares: Filled with (number of a task vector, its sum of squares, its base's).
+        runs: Which elements they are, (first, number), where they do not all follow each other.
     """
 
     views: Sequence[torch.Tensor]
     first: int
     count: int
     squares: list[tuple[int, torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
+    runs: Sequence[tuple[int, int]] = ()
 
 
 Operation = Callable[[Block], torch.Tensor]
+
+
+def _by_run(operation: Operation) -> Operation:
+    """Return an operation on elements that follow each other as one on any."""
+
+    def each(block: Block) -> torch.Tensor:
+        if not block.runs:
+            return operation(block)
+        made, place = [], 0
+        for first, count in block.runs:
+            views = [view[place : place + count] for view in block.views]
+            # others may use the same buffers
+            made.append(operation(Block(views, first, count, block.squares)).clone())
+            place += count
+        return torch.cat(made)
+
+    return each
 
 
 def round_into(target: torch.Tensor, value: torch.Tensor) -> None:
@@ -208,7 +227,7 @@ class Evaluator:
         def low_rank(block: Block) -> torch.Tensor:
             return product.block(block.first, block.count, scratch)
 
-        return low_rank
+        return _by_run(low_rank)
 
     def _linear(self, node: ex.Linear, k: int) -> Operation:
         dtype = sum_dtype(node)
@@ -261,7 +280,7 @@ class Evaluator:
                     target.div_(len(members))
             return chosen
 
-        return choice
+        return _by_run(choice)
 
     def _rows(self, node: ex.Rows, k: int) -> Operation:
         """Return what makes rows where they are wanted, from the same rows of what is read."""
@@ -274,16 +293,25 @@ class Evaluator:
 
         def rows(block: Block) -> torch.Tensor:
             made = result(block.count)
-            for first, count, source in row_ranges(node.table, width, block.first, block.count):
-                target = made[first : first + count]
-                if source is None:
-                    target.zero_()
-                    continue
-                views = [view[first : first + count] for view in block.views]
-                target.copy_(operand(Block(views, source, count, block.squares)))
+            found = list(row_ranges(node.table, width, block.first, block.count))
+            taken = [
+                (slice(at, at + n), (source, n)) for at, n, source in found if source is not None
+            ]
+            if len(taken) < len(found):
+                made.zero_()
+            if not taken:
+                return made
+            places, runs = zip(*taken, strict=True)
+            views = block.views
+            if len(taken) < len(found):
+                views = [torch.cat([view[place] for place in places]) for view in views]
+            count = sum(n for _, n in runs)
+            value = operand(Block(views, runs[0][0], count, block.squares, runs))
+            for place, part in zip(places, value.split([n for _, n in runs]), strict=True):
+                made[place] = part
             return made
 
-        return rows
+        return _by_run(rows)
 
     def _call(self, node: ex.Call, k: int) -> Operation:
         apply = self._applied(node)
@@ -294,16 +322,23 @@ class Evaluator:
 
         def call(block: Block) -> torch.Tensor:
             tensors = [one(block) for one in inputs]
-            result = apply(tensors, block.first)
+            result = apply(tensors, block)
             passed = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
             return result.clone() if passed else result  # not in a buffer that others use
 
         return call
 
-    def _applied(self, node: ex.Call) -> Callable[[Sequence[torch.Tensor], int], torch.Tensor]:
-        """Return what makes a block of a call's result from its inputs' and the first element."""
+    def _applied(self, node: ex.Call) -> Callable[[Sequence[torch.Tensor], Block], torch.Tensor]:
+        """Return what makes a block of a call's result from its inputs'."""
         if in_passes(node, self._numerics):
             make, shape = self._maps(node), node.inputs[0].shape
-            return lambda tensors, first: make(TorchElements(tensors, shape, first))
+            return lambda tensors, block: make(
+                TorchElements(tensors, shape, block.first, block.runs)
+            )
         kernel, _ = kernel_of(node.method, self._numerics)
-        return lambda tensors, first: kernel(group_of(node, tensors, first))
+
+        def apply(tensors: Sequence[torch.Tensor], block: Block) -> torch.Tensor:
+            operation = _by_run(lambda part: kernel(group_of(node, part.views, part.first)))
+            return operation(replace(block, views=tensors))
+
+        return apply

@@ -15,11 +15,12 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
-from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
+from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
+from shardmerge.engine.native import is_usable
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
@@ -278,12 +279,27 @@ class StepsOf:
         return found.result()
 
     def _make(self, task: TensorTask) -> Steps:
-        passes = NativePasses(self._files, task.numerics)
-        rest = task.leaves, task.direct, task.numerics, passes.map
-        steps = steps_for(task.expression, task.tensor.dtype, *rest)
-        answers = [passes.answers.get(call, []) for call in task.calls]
-        self._tally.add_passes(task.tensor.name, answers)
-        return steps
+        maps = native_maps(task, self._files, self._tally)
+        rest = task.leaves, task.direct, task.numerics, maps.__getitem__
+        return steps_for(task.expression, task.tensor.dtype, *rest)
+
+
+def native_maps(task: TensorTask, files: InputFiles, tally: Tally) -> dict[ex.Call, Map]:
+    """Return what those of a tensor's calls in passes do whose passes native code can make.
+
+    Torch may make the elements, as where rows are taken of a result.
+
+    Args:
+        task: Of the tensor.
+        files: That are read.
+        tally: Where what was found is noted.
+    """
+    passes, numerics = NativePasses(files, task.numerics), task.numerics
+    native = [one for one in task.calls if is_native(one, files.stored, numerics)]
+    maps = {call: passes.map(call) for call in (native if is_usable() else ())}
+    if maps:
+        tally.add_passes(task.tensor.name, [passes.answers.get(one, []) for one in task.calls])
+    return maps
 
 
 def to_text(table: np.ndarray) -> str:

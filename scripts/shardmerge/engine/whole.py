@@ -121,14 +121,14 @@ class Maker:
         """Say which tensor is made next."""
         self._name, self._numerics = task.tensor.name, task.numerics
         self._squares = task.indirect
-        self._maps: dict[ex.Call, Map] = {}
+        self.maps: dict[ex.Call, Map] = {}
 
     def map(self, call: ex.Call) -> Map:
         """Return what a call that is computed in passes does to elements.
 
         It may read elements again, from any thread, so its maker's buffers must be its own.
         """
-        if call not in self._maps:
+        if call not in self.maps:
             single = self._numerics.rounds_once
             code = sum_dtype(call) if single else stated_dtype(call.inputs[0])
             dtype = torch_dtype(code)
@@ -143,8 +143,8 @@ class Maker:
             step = max(1, self._buffers.length // BLOCK) * BLOCK
             answer = partial(answered, shape=call.inputs[0].shape, read=read, step=step)
             begin = passes_of(call.method, self._numerics)
-            self._maps[call] = end_of(begin_passes(call, begin, code), answer)
-        return self._maps[call]
+            self.maps[call] = end_of(begin_passes(call, begin, code), answer)
+        return self.maps[call]
 
     def make(self, task: TensorTask) -> list[torch.Tensor]:
         """Return, flattened, what a tensor's evaluation needs held whole."""
