@@ -20,7 +20,6 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
-from shardmerge.engine.native import is_usable
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.engine.tasks import TensorTask
@@ -294,6 +293,8 @@ def native_maps(task: TensorTask, files: InputFiles, tally: Tally) -> dict[ex.Ca
         files: That are read.
         tally: Where what was found is noted.
     """
+    from shardmerge.engine.native import is_usable
+
     passes, numerics = NativePasses(files, task.numerics), task.numerics
     native = [one for one in task.calls if is_native(one, files.stored, numerics)]
     maps = {call: passes.map(call) for call in (native if is_usable() else ())}

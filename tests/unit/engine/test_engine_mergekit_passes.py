@@ -15,7 +15,7 @@ from helpers import engine_cases, kernel_cases
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
-from shardmerge.engine import native
+from shardmerge.engine import native, native_lane
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Fill, Mersenne, numpy_fill
@@ -121,6 +121,15 @@ class TestRows:
         group = kernel_cases.ordinary(name, (301, 521), 2, dtype, **values)
         expected = kernel_of(name, MERGEKIT)[0](group)
         assert kernel_cases.differing(built(tmp_path, name, group), expected) == 0
+
+
+def test_what_fills_the_last_vector_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is divided by numbers of rows that are none: only elements may be infinite or NaN."""
+    monkeypatch.setattr(native_lane.NativeLane, "_inspect", lambda *_: pytest.fail("looked at"))
+    group = kernel_cases.ordinary("nuslerp", (70, 1003), nuslerp_flatten=False)
+    built(tmp_path, "nuslerp", group)
 
 
 CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
