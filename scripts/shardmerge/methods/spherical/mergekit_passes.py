@@ -78,7 +78,7 @@ def nuslerp(group: Group) -> Passes:
         left, right = parts(x)
         mixed = left * x.along(sines[0], axis) + right * x.along(sines[1], axis)
         mixed = mixed / x.along(whole, axis)
-        if straight.any():  # which few are: steps that nothing needs take time
+        if straight.any():
             line = left * (1 - t) + right * t
             mixed = x.where(x.along(straight, axis).ne(0.0), line, mixed)
         return mixed if group.base is None else x[group.base] + mixed
