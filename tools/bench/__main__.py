@@ -28,6 +28,9 @@ def main() -> None:
         "--methods", nargs="*", help="a table of these methods (of all if none is named) instead"
     )
     parser.add_argument("--phases", action="store_true", help="where a build's time goes instead")
+    parser.add_argument(
+        "--slow-pairs", type=int, help="runs of methods' contestants that take over a minute"
+    )
     parser.add_argument("--results", type=Path, default=DOCS / "performance.json")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     args = parser.parse_args()
@@ -59,14 +62,18 @@ def main() -> None:
 def _methods(args: argparse.Namespace, results: dict[str, Any], work: Path) -> None:
     """Measure methods, each size a table, and draw them; go on where an earlier run ended."""
     measured = results.setdefault("methods", {})
-    seconds = methods.estimate(args.size, args.methods, args.pairs, measured)
+    seconds = methods.estimate(args.size, args.methods, args.pairs, measured, args.slow_pairs)
     say(f"about {seconds / 3600:.1f} hours, by what such runs took elsewhere")
     for size in args.size:
         rows = measured.setdefault(size, {})
         keep = partial(write_json, args.results, results)
-        methods.compare(work / size, size, args.methods, args.pairs, rows, keep, say)
-        print(f"\n{size}, medians of {args.pairs}:\n\n{methods.methods_table(rows)}", flush=True)
+        methods.compare(
+            work / size, size, args.methods, args.pairs, rows, keep, say, args.slow_pairs
+        )
+        print(f"\n{size}:\n\n{methods.methods_table(rows)}", flush=True)
     methods.draw(measured, args.results.with_name("methods.svg"))
+    text = args.page.read_text(encoding="utf-8")
+    write_text(args.page, page.with_figures(text, results))
 
 
 def _joined(before: Mapping[str, list], rows: Mapping[str, list]) -> dict[str, list]:

@@ -25,21 +25,42 @@ _VALUES = {"weight": 0.5, "density": 0.5, "epsilon": 0.1, "t": 0.4, "select_topk
 #: Contestants.
 OURS, OURS_AS_THEIRS = "shardmerge", "shardmerge, mergekit's numerics"
 MERGEKIT, START = "mergekit-yaml", "mergekit-yaml --help"
+#: The method that others are compared with, of as many sources as some take.
+OF_TWO = "linear-of-two"
 _NUMERICS = {OURS: "float32", OURS_AS_THEIRS: "mergekit-0.1.5"}
+_A_MINUTE = 60.0
 #: Seconds of a run before it is measured: of any, and for each GB of a model.
 _START, _A_GIGABYTE = 8.0, {OURS: 10.0, OURS_AS_THEIRS: 20.0, MERGEKIT: 60.0}
 #: Of each method and contestant its runs.
 Measured = dict[str, dict[str, list[Figures]]]
 
 
-def recipe(declared: MergeMethod) -> dict[str, Any]:
-    """Return a recipe of three models, or of two where a method takes no more."""
-    inputs, names = declared.inputs, list(MODELS)
-    base = inputs.base == "required"
+def measurable() -> list[str]:
+    """Return the methods that merge models of random weights.
+
+    Others let the models read a text first; these need a tokenizer, and take as long as that.
+    """
+    names = [m.name for m in methods() if not any(p.measuring for p in m.parameters)]
+    return [OF_TWO, *names]
+
+
+def _declared(name: str) -> MergeMethod:
+    return method("linear" if name == OF_TWO else name)
+
+
+def models_of(name: str) -> int:
+    """Return how many models a method is measured with: three, or as many as it takes."""
+    inputs = _declared(name).inputs
     most = inputs.maximum or 3
     if inputs.maximum_models is not None:
-        most = min(most, inputs.maximum_models + base)
-    names = names[:most]
+        most = min(most, inputs.maximum_models + (inputs.base == "required"))
+    return min(most, 2 if name == OF_TWO else 3)
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Return a recipe of the first models."""
+    declared, names = _declared(name), list(MODELS)[: models_of(name)]
+    base = declared.inputs.base == "required"
     found: dict[str, Any] = {"merge_method": declared.name, "dtype": "float16"}
     if base:
         found["base_model"] = names.pop(0)
@@ -60,7 +81,8 @@ def prepare(folder: Path, size: str, name: str) -> dict[str, Contestant]:
     for seed, model in enumerate(MODELS):
         if not (folder / model / INDEX).exists():
             make_model(folder / model, SIZES[size], config, seed)
-    text = yaml.safe_dump(recipe(method(name)), sort_keys=False)
+    text = yaml.safe_dump(recipe(name), sort_keys=False)
+    known = in_mergekit(_declared(name).name)
     (folder / f"{name}.yaml").write_text(text)
     found: dict[str, Contestant] = {}
     for label, numerics in _NUMERICS.items():
@@ -70,10 +92,10 @@ def prepare(folder: Path, size: str, name: str) -> dict[str, Contestant]:
         snakemake = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "models"]
         snakemake += ["--cores", "2", "--quiet", "all", "--configfile", f"{name}-{numerics}.json"]
         left = ("results", ".snakemake", "logs", "benchmarks", ".shardmerge", f"{name}.lock.json")
-        if label == OURS or in_mergekit(name):
+        if label == OURS or known:
             found[label] = Contestant(snakemake, "results", left)
     tool = Path(sys.executable).with_name(MERGEKIT)
-    if tool.exists() and in_mergekit(name):
+    if tool.exists() and known:
         command = [str(tool), f"{name}.yaml", "merged", "--quiet", "--no-copy-tokenizer"]
         command += ["--no-write-model-card", "--async-write", "--write-threads", "2"]
         found[MERGEKIT] = Contestant([*command, "--num-threads", "2"], "merged", ("merged",))
@@ -89,6 +111,7 @@ def compare(
     rows: Measured,
     keep: Callable[[], None],
     say: Callable[[str], None],
+    slow: int | None = None,
 ) -> None:
     """Build with each method, all contestants in turn; what is measured already is not run again.
 
@@ -100,20 +123,32 @@ def compare(
         rows: What is measured; gets what is measured now.
         keep: Called after each run, so that a benchmark that was killed can go on.
         say: Takes a line for the user.
+        slow: How many runs of a contestant that takes over a minute; as many as of others if None.
     """
-    for name in names or [declared.name for declared in methods()]:
+    for name in names or measurable():
         found = rows.setdefault(name, {})
         contestants = prepare(folder, size, name)
         for turn in range(runs):
             for label, contestant in contestants.items():
-                if len(found.setdefault(label, [])) <= turn:
+                done = found.setdefault(label, [])
+                if len(done) <= turn and not (_is_slow(done) and turn >= (slow or runs)):
                     warm(folder / model for model in MODELS)
-                    found[label].append(measure(folder, contestant))
+                    done.append(measure(folder, contestant))
                     keep()
-        say(" | ".join(_row(name, found)))
+        say(" | ".join(_row(name, rows)))
 
 
-def estimate(sizes: Sequence[str], names: Sequence[str], runs: int, rows: Measured) -> float:
+def _is_slow(done: Sequence[Figures]) -> bool:
+    return any(row.get("exit", 0) > _A_MINUTE for row in done)
+
+
+def estimate(
+    sizes: Sequence[str],
+    names: Sequence[str],
+    runs: int,
+    rows: Mapping[str, Measured],
+    slow: int | None = None,
+) -> float:
     """Return about how many seconds all runs take that are not measured yet.
 
     A median of the method's own runs counts where there is one, else what most methods take on two
@@ -121,13 +156,14 @@ def estimate(sizes: Sequence[str], names: Sequence[str], runs: int, rows: Measur
     """
     total = 0.0
     for size in sizes:
-        for name in names or [declared.name for declared in methods()]:
-            theirs = (MERGEKIT,) if in_mergekit(name) else ()
+        for name in names or measurable():
+            theirs = (MERGEKIT,) if in_mergekit(_declared(name).name) else ()
             for label in (*(_NUMERICS if theirs else (OURS,)), *theirs):
                 found = rows.get(size, {}).get(name, {}).get(label, [])
                 guess = _START + gigabytes(size) * _A_GIGABYTE[label]
                 each = statistics.median(row["exit"] for row in found) if found else guess
-                total += each * max(runs - len(found), 0)
+                times = min(runs, slow or runs) if each > _A_MINUTE else runs
+                total += each * max(times - len(found), 0)
     return total
 
 
@@ -138,28 +174,46 @@ def gigabytes(size: str) -> float:
 
 def methods_table(rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> str:
     """Return a table of medians, in seconds and megabytes."""
-    head = ["Method", "Whole build, s", "Merge jobs, s", "A job's peak, MB"]
-    head += ["mergekit's numerics: build, s", "merge jobs, s"]
-    head += [f"{MERGEKIT}, s", "less its start, s", "Its peak, MB"]
-    head += ["Whole build, times as fast", "Merge jobs, times as fast as it less its start"]
-    return table(head, [_row(name, found) for name, found in rows.items()])
+    head = ["Method", "Sources", "Whole build, s", "Merge jobs, s", "Peak of a job, MB"]
+    head += ["In mergekit's numerics: build, s", "merge jobs, s"]
+    head += [f"{MERGEKIT}, s", "its peak, MB", "Runs"]
+    head += ["Build: times as fast", "in mergekit's numerics"]
+    head += ["Merge jobs: times as fast as it less its start", "in mergekit's numerics"]
+    head += ["Build: of linear's, as many sources"]
+    return table(head, [_row(name, rows) for name in rows])
 
 
-def _row(name: str, found: Mapping[str, Sequence[Figures]]) -> list[str]:
-    def median(label: str, key: str) -> float:
-        return statistics.median(figures[key] for figures in found[label])
+def _row(name: str, rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> list[str]:
+    found = rows[name]
 
+    def median(
+        label: str, key: str, found: Mapping[str, Sequence[Figures]] = found
+    ) -> float | None:
+        runs = found.get(label)
+        return statistics.median(figures[key] for figures in runs) if runs else None
+
+    sources = models_of(name)
+    linear = median(OURS, "seconds", rows.get({2: OF_TWO, 3: "linear"}.get(sources, ""), {}))
     whole, merge = median(OURS, "seconds"), median(OURS, "merge")
-    row = [f"`{name}`", f"{whole:.1f}", f"{merge:.1f}", f"{median(OURS, 'job_peak_mb'):,.0f}"]
-    if OURS_AS_THEIRS in found:
-        row += [f"{median(OURS_AS_THEIRS, key):.1f}" for key in ("seconds", "merge")]
-    if MERGEKIT not in found:
-        return row + [""] * (11 - len(row))
-    row += [""] * (6 - len(row))
-    theirs = median(MERGEKIT, "seconds")
-    work = max(theirs - median(START, "seconds"), 0.0) if START in found else theirs
-    row += [f"{theirs:.1f}", f"{work:.1f}", f"{median(MERGEKIT, 'peak_mb'):,.0f}"]
-    return [*row, f"{theirs / whole:.1f}", f"{work / merge:.1f}"]
+    as_whole, as_merge = (median(OURS_AS_THEIRS, key) for key in ("seconds", "merge"))
+    theirs, start = median(MERGEKIT, "seconds"), median(START, "seconds")
+    work = None if theirs is None else max(theirs - (start or 0.0), 0.0)
+    row = [f"`{name}`", str(sources)]
+    row += [_number(value) for value in (whole, merge)]
+    row += [_number(median(OURS, "job_peak_mb"), 0)]
+    row += [_number(value) for value in (as_whole, as_merge, theirs)]
+    row += [_number(median(MERGEKIT, "peak_mb"), 0)]
+    row += [", ".join(str(len(found[label])) for label in found if label != START)]
+    pairs = ((theirs, whole), (theirs, as_whole), (work, merge), (work, as_merge), (whole, linear))
+    return row + [_number(_ratio(one, other)) for one, other in pairs]
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return one / other if one is not None and other else None
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def draw(rows: Mapping[str, Measured], output: str | os.PathLike[str]) -> None:

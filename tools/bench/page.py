@@ -9,6 +9,7 @@ from typing import Any
 
 from shardmerge.base.markdown import table
 from shardmerge.report.canvas import BLUE, FAINT, GREY, ORANGE, figure
+from tools.bench import methods
 from tools.bench.builds import SYNCED
 
 Runs = Mapping[str, Sequence[Mapping[str, float]]]
@@ -25,7 +26,7 @@ def with_figures(text: str, results: Mapping[str, Any]) -> str:
 
     Args:
         text: The page.
-        results: What ``tools/bench`` wrote: ``builds`` and ``plans``.
+        results: What ``tools/bench`` wrote: ``builds``, ``methods`` and ``plans``.
 
     Raises:
         ValueError: If a marker is missing.
@@ -37,6 +38,8 @@ def with_figures(text: str, results: Mapping[str, Any]) -> str:
     parts = [
         part for size, runs in results.get("builds", {}).items() for part in _build(size, runs)
     ]
+    for size, found in results.get("methods", {}).items():
+        parts += [f"### Methods at {size}, medians", methods.methods_table(found)]
     parts += _plans(results.get("plans", {}))
     return f"{before}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{after}"
 

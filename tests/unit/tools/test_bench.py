@@ -100,6 +100,11 @@ class TestPlans:
 
 
 class TestMethods:
+    def test_those_that_read_a_text_are_left_out(self) -> None:
+        names = methods.measurable()
+        assert {"linear", "della", "metagpt"} < set(names)
+        assert not {"fisher", "regmean"} & set(names)
+
     def rows(self, merge: float) -> dict[str, list[builds.Figures]]:
         own = {"seconds": 8.0, "exit": 9.0, "merge": merge, "job_peak_mb": 115.0}
         own |= {"bytes_read": 2e9 * merge, "bytes_written": 1e9}
@@ -113,11 +118,12 @@ class TestMethods:
         }
 
     def test_table_tells_builds_and_jobs_apart(self) -> None:
-        text = methods.methods_table({"slerp": self.rows(2.0), "cosine": {methods.OURS: [
-            self.rows(2.0)[methods.OURS][0]]}})  # fmt: skip
-        row = "| `slerp` | 8.0 | 2.0 | 115 | 9.0 | 4.0 | 26.0 | 20.0 | 5,000 | 3.2 | 10.0 |"
-        assert row in text
-        assert "| `cosine` | 8.0 | 2.0 | 115 |" in text
+        rows = {name: self.rows(2.0) for name in (methods.OF_TWO, "slerp", "metagpt")}
+        rows["metagpt"] = {methods.OURS: rows["metagpt"][methods.OURS]}
+        text = methods.methods_table(rows)
+        row = "| `slerp` | 2 | 8.0 | 2.0 | 115 | 9.0 | 4.0 | 26.0 | 5,000 | 1, 1, 1 "
+        assert row + "| 3.2 | 2.9 | 10.0 | 5.0 | 1.0 |" in text
+        assert "| `metagpt` | 3 | 8.0 | 2.0 | 115 |  |" in text
 
     def test_what_is_measured_is_not_run_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +132,7 @@ class TestMethods:
         contestants = {name: builds.Contestant([name], None, ()) for name in ("one", "other")}
         monkeypatch.setattr(methods, "prepare", lambda *_: contestants)
         monkeypatch.setattr(methods, "warm", lambda models: None)
-        monkeypatch.setattr(methods, "_row", lambda name, found: [name])
+        monkeypatch.setattr(methods, "_row", lambda name, rows: [name])
         monkeypatch.setattr(methods, "measure", lambda _, c: ran.append(c.command[0]) or {})
         rows: methods.Measured = {"slerp": {"one": [{}, {}], "other": [{}]}}
         kept: list[int] = []
@@ -134,6 +140,19 @@ class TestMethods:
         assert ran == ["other"]
         assert kept == [1]
         assert len(rows["slerp"]["other"]) == 2
+
+    def test_slow_ones_run_less_often(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        contestants = {name: builds.Contestant([name], None, ()) for name in ("fast", "slow")}
+        monkeypatch.setattr(methods, "prepare", lambda *_: contestants)
+        monkeypatch.setattr(methods, "warm", lambda models: None)
+        monkeypatch.setattr(methods, "_row", lambda name, rows: [name])
+        seconds = {"fast": 5.0, "slow": 90.0}
+        monkeypatch.setattr(methods, "measure", lambda _, c: {"exit": seconds[c.command[0]]})
+        rows: methods.Measured = {}
+        methods.compare(tmp_path, "small", ["slerp"], 3, rows, lambda: None, print, slow=2)
+        assert {label: len(runs) for label, runs in rows["slerp"].items()} == {"fast": 3, "slow": 2}
 
     def test_estimate_counts_what_is_left(self) -> None:
         rows = {"2GB": {"slerp": self.rows(2.0)}}
