@@ -149,6 +149,11 @@ def _is_alike_anywhere(expression: ex.Expression, numerics: Numerics) -> bool:
     return True
 
 
+def mean_streams(mean: ex.Mean, numerics: Numerics) -> bool:
+    """Whether the rows that a mean is of can pass by: the order of its sums is known."""
+    return numerics.own_order or (torch_order_is_known() and stated_dtype(mean) in TYPES)
+
+
 def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Call, ...]:
     """Return the distinct calls that are computed in passes, inner ones first.
 

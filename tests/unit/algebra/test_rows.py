@@ -245,6 +245,23 @@ class TestEngine:
         sources = {key: models.paths[key] for key in spec.required_files()}
         assert check_shard(spec, tmp_path / "out.safetensors", sources, [])["passed"]
 
+    @pytest.mark.parametrize("code", ["F16", "BF16", "F32", "F64"])
+    @pytest.mark.parametrize(
+        "shape", [(900, 37), (70, 7), (33, 140_003), (501,), (1, 9), (40, 3, 11)]
+    )
+    def test_means_of_mergekit_are_torchs(
+        self, tmp_path: Path, code: str, shape: tuple[int, ...]
+    ) -> None:
+        whole = normal(shape, 1, code, scale=3.0) + 1
+        models = Models(tmp_path, {"a": {"w": whole}})
+        mean = ex.take_rows(ex.Mean(models.source("a")), "0,0")
+        models.build(models.spec({"one": (code, mean)}, numerics=MERGEKIT))
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # as jobs have it; of several each adds up a part
+        expected = whole.view(len(whole), -1).mean(dim=0).view(1, *shape[1:])
+        torch.set_num_threads(before)
+        assert_same(models.load()["one"], torch.cat([expected, expected]))
+
     def test_rows_of_one_dimension(self, tmp_path: Path) -> None:
         models = Models(tmp_path, {"a": {"w": normal((50,), 1)}})
         bias = models.source("a")

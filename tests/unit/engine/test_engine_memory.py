@@ -120,6 +120,7 @@ class TestStreaming:
         padded = ex.Choice((choice, ex.take_rows(ex.Mean(choice), padding)), "0*59999,1*1")
         spec = spec_of("F16", padded)
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        assert workspace_bytes(make_tasks(spec_of("F16", padded, MERGEKIT))) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
