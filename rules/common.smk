@@ -17,6 +17,7 @@ from shardmerge.benchmark.samples import samples_path
 from shardmerge.benchmark.options import options_of
 from shardmerge.benchmark.task_names import check_tasks
 from shardmerge.plan.decide import MODELS, decide, lock_paths
+from shardmerge.plan.making import MADE_KINDS
 from shardmerge.plan.paths import record_path
 from shardmerge.recipe.benchmark_entries import lm_eval_tasks
 from shardmerge.recipe.settings import explain_options, load_settings, own_config, with_shipped
@@ -192,12 +193,8 @@ def shard_job(w):
     return TARGETS.shard(w.name, w.shard)
 
 
-def measure_job(w):
-    return PLAN.measures[w.measured]
-
-
-def transplant_job(w):
-    return PLAN.transplants[w.transplant]
+def made_job(w):
+    return PLAN.made[w.digest]
 
 
 def delta_job(w):

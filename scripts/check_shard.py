@@ -41,7 +41,7 @@ def main() -> None:
             f"Delete {str(args.shard)!r} and run the workflow again, which makes both anew.",
         )
     watch = Watch(Identities(IDENTITIES))
-    known = recorded.sha256, watch, recorded.passes
+    known = recorded.sha256, watch, recorded.passes, recorded.probes
     found = check_shard(job.spec, args.shard, job.sources, job.deltas, *known)
     write_json(args.output, found)
     print(
@@ -50,8 +50,8 @@ def main() -> None:
         f"{found['largest_error_in_bounds']:.3f} of what rounding allows"
     )
     for name in found["not_sampled"]:
-        print(f"{name}: not recomputed: its merge method needs the whole of a large tensor, or")
-        print("singular values lie so close that the library decides which ones count")
+        print(f"{name}: not recomputed: its merge method needs the whole of a large tensor, and")
+        print("nothing of it was recorded; or a library decides which singular values count")
 
 
 if __name__ == "__main__":

@@ -133,8 +133,9 @@ def check(job: ShardJob, shard: Path | None = None) -> dict[str, Any]:
     """Return what ``check_shard`` finds of a job's output, or of another file in its place."""
     spec = load_spec(job.digest)
     sources, deltas = inputs_of(job, spec)
-    sha256 = load_record(record_path(job.output)).sha256
-    return check_shard(spec, shard or Path(job.output), sources, deltas, sha256)
+    told = load_record(record_path(job.output))
+    found = shard or Path(job.output)
+    return check_shard(spec, found, sources, deltas, told.sha256, probes=told.probes)
 
 
 def build_model(recipe: str = RECIPE, models: dict[str, Any] | None = None, **config: Any) -> Built:

@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 
 from helpers.models import llama
+from shardmerge.plan.made_jobs import MadeJob
+from shardmerge.plan.plan import read_plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGSHIP = REPOSITORY / "config" / "recipes" / "miquplus-midnight-70b.yaml"
@@ -144,6 +146,12 @@ class Project:
         """Return the SHA-256 of every shard of a model by file name."""
         folder = self.folder / "results" / name / "model"
         return {p.name: sha256(p) for p in sorted(folder.glob("*.safetensors"))}
+
+    def made(self) -> list[tuple[MadeJob, Path]]:
+        """Return the jobs that make sources, of the last plan, and their files."""
+        plans = (self.folder / ".shardmerge" / "plans").glob("*.json")
+        plan = read_plan(max(plans, key=lambda path: path.stat().st_mtime))
+        return [(job, self.folder / job.output) for job in plan.made.values()]
 
     def parts(self) -> list[str]:
         """Return unfinished files anywhere in the project."""

@@ -16,10 +16,9 @@ from shardmerge.compose.architecture.names import is_vocabulary
 from shardmerge.compose.composer import Composer
 from shardmerge.engine import build_shard
 from shardmerge.engine.stored import stored_deltas
-from shardmerge.engine.transplant import write_terms
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.files import load_spec
-from shardmerge.plan.transplants import load_transplant_spec, make_terms
+from shardmerge.plan.making import MADE_KINDS, MakeTask, load_made_spec
 from shardmerge.recipe.recipe import load_recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.recipe.settings import load_settings
@@ -80,10 +79,8 @@ def run_shardmerge(recipe: Path, work: Path, **config: Any) -> dict[str, dict[st
     try:
         settings = load_settings({"recipes": [str(recipe)], **config})
         plan = load_plan(settings, say=lambda line: None)
-        for job in plan.transplants.values():
-            terms = make_terms(load_transplant_spec(job.digest), [Path(p) for p in job.files])
-            Path(job.output).parent.mkdir(parents=True, exist_ok=True)
-            write_terms(terms, Path(job.output))
+        for job in plan.made.values():
+            MADE_KINDS[job.kind].make(MakeTask(job, load_made_spec(job), Path(job.output)))
         for job in [*plan.deltas, *(j for b in plan.builds.values() for j in b.shards)]:
             spec = load_spec(job.digest)
             deltas = [Path(p) for p in job.deltas]

@@ -117,6 +117,11 @@ def test_fisher_is_of_squared_derivatives(project: Project) -> None:
     torch.testing.assert_close(found, above / below, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_made_has_the_size_that_was_planned(project: Project) -> None:
+    for job, path in project.made():
+        assert sum(tensor.nbytes for tensor in load_file(path).values()) == job.bytes_written
+
+
 def test_metagpt_weighs_by_squares_of_norms(project: Project) -> None:
     base, a, b = (_model(project, f"models/{key}") for key in ("base", "a", "b"))
     vectors = [{k: m[k].double() - base[k].double() for k in base} for m in (a, b)]

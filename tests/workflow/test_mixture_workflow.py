@@ -58,6 +58,11 @@ def test_routers_are_what_the_model_makes_of_prompts(project: Project) -> None:
     )
 
 
+def test_what_is_made_has_the_size_that_was_planned(project: Project) -> None:
+    for job, path in project.made():
+        assert sum(tensor.nbytes for tensor in load_file(path).values()) == job.bytes_written
+
+
 def test_an_edit_of_experts_does_not_read_prompts_again(project: Project, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     experts = [{**_MIXTURE["experts"][0], "residual_scale": 0.5}, _MIXTURE["experts"][1]]

@@ -112,6 +112,11 @@ def test_new_tokens_are_understood(project: Project) -> None:
     assert found["omp"] < 2.5 * perplexity(MODEL, TEXT)
 
 
+def test_what_is_made_has_the_size_that_was_planned(project: Project) -> None:
+    for job, path in project.made():
+        assert sum(tensor.nbytes for tensor in load_file(path).values()) == job.bytes_written
+
+
 def test_an_edit_of_the_merge_looks_for_no_rows_again(project: Project, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "copy")
     documents = copy.documents()

@@ -51,7 +51,9 @@ limits:
 """
 _LIBRARY = """\
 The bits depend on the library that decomposes matrices (LAPACK, cuSOLVER), its version and the
-processor. Checks of shards compare with a bound on what another library may make.
+processor. Checks of shards compare with a bound on what another library may make, and verify large
+tensors by products with random vectors
+([how](numerics.md#large-tensors-of-methods-that-call-libraries)).
 """
 #: How methods are computed that need to know whole models, by what is measured of these.
 _MEASURED = {

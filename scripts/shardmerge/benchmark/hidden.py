@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import atomic_path
+from shardmerge.base.unfinished import Keeping, Unfinished
 from shardmerge.benchmark.reading import (
+    ReportBlocks,
     check_transformers,
     explained,
     load_language_model,
@@ -32,6 +33,8 @@ def read_prompts(
     device: str = "cpu",
     threads: int = 1,
     confirm: Callable[[], None] = lambda: None,
+    progress: ReportBlocks = lambda done, total: None,
+    keeping: Keeping = Keeping(),
 ) -> None:
     """Write a safetensors file with tensors ``layers.0`` and so on, float32 [experts, width].
 
@@ -43,27 +46,38 @@ def read_prompts(
         device: torch's name of where the model runs.
         threads: Of torch.
         confirm: Called before the file is put in place.
+        progress: Told of how many experts the prompts are read.
+        keeping: How the directions of the first experts are kept, and what may take them over.
 
     Raises:
         UserError: If transformers is missing or cannot load the model, or a value is not finite.
     """
     check_transformers("`gate_mode: hidden`", "; or write `gate_mode: cheap_embed`")
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     torch.set_num_threads(threads)
     with explained("cannot read the prompts", folder):
         tokenizer = _padded_left(reading_tokenizer(folder))
         model = load_language_model(folder, "bfloat16", device)
-        with torch.no_grad():
-            gates = [_direction(model, tokenizer, sides, mode) for sides in prompts]
-    layers = torch.stack(gates, dim=1).float().cpu()
-    if not bool(torch.isfinite(layers).all()):
-        raise UserError("the model's hidden states are infinite or NaN", str(folder))
-    confirm()
-    with atomic_path(output) as part:
+    with Unfinished(output, keeping, confirm) as work:
+        width = model.config.hidden_size
+        gates = [torch.frombuffer(d, dtype=torch.float32).view(-1, width) for d in work.arrays]
+        for done, sides in enumerate(prompts[len(gates) :], len(gates) + 1):
+            with explained("cannot read the prompts", folder), torch.no_grad():
+                gates.append(_direction(model, tokenizer, sides, mode).float().cpu())
+            progress(done, len(prompts))
+            work.keep({"experts": done}, map(_bytes, gates), sum(one.nbytes for one in gates))
+        layers = torch.stack(gates, dim=1)
+        if not bool(torch.isfinite(layers).all()):
+            work.restart()
+            raise UserError("the model's hidden states are infinite or NaN", str(folder))
         found = {f"layers.{i}": layer.contiguous() for i, layer in enumerate(layers)}
-        save_file(found, part, {"format": "pt"})
+        work.write(save(found, {"format": "pt"}))
+
+
+def _bytes(gate: torch.Tensor) -> memoryview:
+    return memoryview(gate.contiguous().numpy()).cast("B")
 
 
 def _padded_left(tokenizer: Any) -> Any:

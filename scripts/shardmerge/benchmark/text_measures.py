@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import atomic_path, read_text
+from shardmerge.base.files import read_text
 from shardmerge.base.safetensors import write_header
+from shardmerge.base.unfinished import Keeping, Unfinished
 from shardmerge.benchmark.reading import (
     GROUP_BYTES,
     ReportBlocks,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     #: Sums of a group of tensors, in its order.
     Sums = list[torch.Tensor]
+    #: Lets a model read a block, [1, tokens], and adds to sums what is measured meanwhile.
+    Read = Callable[[torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,16 @@ class TextMeasure:
         method: The merge method that it is for.
         decline: The parameter that leaves tensors out.
         shape: Of the sum for a tensor of a shape.
-        measure: (model, targets, shapes of the sums, blocks) -> sums.
+        reading: (model, targets, sums) -> a context in which a block can be read.
+        count: By what sums over blocks are divided.
         find: What of a model is a target: (model, name, shape of the tensor) -> it, or None.
     """
 
     method: str
     decline: str
     shape: Callable[[Sequence[int]], tuple[int, ...]]
-    measure: Callable[[Any, Sequence[Any], Sequence[tuple[int, ...]], Iterator[Any]], Sums]
+    reading: Callable[[Any, Sequence[Any], Sums], AbstractContextManager[Read]]
+    count: Callable[[Sequence[Sequence[int]]], int]
     find: Callable[[Any, str, Sequence[int]], Any]
 
 
@@ -65,6 +70,7 @@ def measure_text(
     threads: int = 1,
     confirm: Callable[[], None] = lambda: None,
     progress: ReportBlocks = lambda done, total: None,
+    keeping: Keeping = Keeping(),
     most: int = GROUP_BYTES,
 ) -> None:
     """Let a model read a text, and write a safetensors file with what is measured of its tensors.
@@ -80,6 +86,7 @@ def measure_text(
         threads: Of torch.
         confirm: Called before the file is put in place.
         progress: Told how many blocks are read.
+        keeping: How what is added up so far is kept, and what may take it over.
         most: Bytes of sums that are held at a time.
 
     Raises:
@@ -103,31 +110,80 @@ def measure_text(
     shapes = [found.shape(shape) for _, shape in options["tensors"]]
     runs = groups([4 * math.prod(shape) for shape in shapes], most)
     rows = [(name, "F32", shape) for name, shape in zip(names, shapes, strict=True)]
-    with atomic_path(output) as part, open(part, "wb") as file:
-        file.write(write_header(rows, {"format": "pt"}))
-        for number, run in enumerate(runs):
+    with Unfinished(output, keeping.also(most=most), confirm) as work:
+        first, begun, sums = _kept(work, [shapes[run] for run in runs], len(blocks), model.device)
+        if not (first or begun):
+            work.restart()
+            work.write(write_header(rows, {"format": "pt"}))
+        for number, run in enumerate(runs[first:], first):
+            sums = sums or [_zeros(shape, model.device) for shape in shapes[run]]
 
-            def read(done: int = number * len(blocks)) -> Iterator[Any]:
-                for i, block in enumerate(blocks):
-                    yield torch.tensor([block], device=model.device)
-                    progress(done + i + 1, len(runs) * len(blocks))
+            def told(done: int, number: int = number, sums: Sums = sums) -> None:
+                progress(number * len(blocks) + done, len(runs) * len(blocks))
+                if done < len(blocks):
+                    size = sum(total.nbytes for total in sums)
+                    work.keep({"groups": number, "blocks": done}, map(_bytes, sums), size)
 
-            with explained("cannot read the text", folder):
-                sums = found.measure(model, targets[run], shapes[run], read())
-            for name, value in zip(names[run], sums, strict=True):
-                file.write(_bytes(value, name, folder))
-            del sums
-        confirm()
+            with (
+                explained("cannot read the text", folder),
+                found.reading(model, targets[run], sums) as read,
+            ):
+                for done, block in enumerate(blocks[begun:], begun + 1):
+                    read(torch.tensor([block], device=model.device))
+                    told(done)
+            _write(work, names[run], sums, found.count(blocks), folder)
+            begun, sums = 0, []
+            if number + 1 < len(runs):
+                work.keep({"groups": number + 1, "blocks": 0})
 
 
-def _bytes(value: torch.Tensor, name: str, folder: Path) -> memoryview:
-    if not bool(value.isfinite().all()):
-        raise UserError(
-            f"what is measured of tensor {name!r} is infinite or NaN",
-            str(folder),
-            "Write `model_dtype: float32`, or see whether the model computes finite values at all.",
-        )
-    return memoryview(value.float().contiguous().cpu().numpy()).cast("B")
+def _kept(
+    work: Unfinished, shapes: Sequence[Sequence[tuple[int, ...]]], blocks: int, device: Any
+) -> tuple[int, int, Sums]:
+    """Return how many groups an earlier run has written, and of the next one blocks and sums."""
+    import torch
+
+    nothing: tuple[int, int, Sums] = 0, 0, []
+    groups, begun = work.done.get("groups"), work.done.get("blocks")
+    if type(groups) is not int or type(begun) is not int:
+        return nothing
+    if not (0 <= groups < len(shapes) and 0 <= begun < blocks):
+        return nothing
+    wanted = shapes[groups] if begun else []
+    if [len(data) for data in work.arrays] != [4 * math.prod(shape) for shape in wanted]:
+        return nothing
+    sums = []
+    for shape in wanted:  # copies, since bits may depend on where in memory a sum begins
+        flat = torch.frombuffer(work.arrays.pop(0), dtype=torch.float32)
+        sums.append(flat.view(shape).to(device, copy=True))
+    return groups, begun, sums
+
+
+def _write(work: Unfinished, names: Sequence[str], sums: Sums, count: int, folder: Path) -> None:
+    """Write the means that sums are of."""
+    for name, total in zip(names, sums, strict=True):
+        if not bool(total.div_(count).isfinite().all()):
+            work.restart()
+            raise _infinite(name, folder)
+        work.write(_bytes(total))
+
+
+def _zeros(shape: Sequence[int], device: Any) -> torch.Tensor:
+    import torch
+
+    return torch.zeros(shape, dtype=torch.float32, device=device)
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    return memoryview(value.contiguous().cpu().numpy()).cast("B")
+
+
+def _infinite(name: str, folder: Path) -> UserError:
+    return UserError(
+        f"what is measured of tensor {name!r} is infinite or NaN",
+        str(folder),
+        "Write `model_dtype: float32`, or see whether the model computes finite values at all.",
+    )
 
 
 def _found(kind: TextMeasure, model: Any, name: str, shape: Sequence[int], folder: Path) -> Any:
@@ -165,14 +221,10 @@ def _parameter(model: Any, name: str, shape: Sequence[int]) -> Any:
     return found if list(found.shape) == list(shape) else None
 
 
-def _grams(
-    model: Any, layers: Sequence[Any], shapes: Sequence[tuple[int, ...]], blocks: Iterator[Any]
-) -> Sums:
-    """Return the Gram matrices of layers' inputs, by the number of tokens."""
+@contextmanager
+def _reading_grams(model: Any, layers: Sequence[Any], sums: Sums) -> Iterator[Read]:
+    """Add up the Gram matrices of layers' inputs."""
     import torch
-
-    sums = [torch.zeros(shape, dtype=torch.float32, device=model.device) for shape in shapes]
-    tokens = 0
 
     def hook(total: torch.Tensor) -> Callable[[Any, tuple[Any, ...]], None]:
         def add(_: Any, given: tuple[Any, ...]) -> None:
@@ -184,23 +236,19 @@ def _grams(
     with ExitStack() as stack, torch.inference_mode():
         for layer, total in zip(layers, sums, strict=True):
             stack.callback(layer.register_forward_pre_hook(hook(total)).remove)
-        for block in blocks:
-            model(input_ids=block, use_cache=False)
-            tokens += block.numel()
-    return [total.div_(tokens) for total in sums]
+        yield lambda block: model(input_ids=block, use_cache=False)
 
 
-def _fisher(
-    model: Any, parameters: Sequence[Any], shapes: Sequence[tuple[int, ...]], blocks: Iterator[Any]
-) -> Sums:
-    """Return the mean over blocks of squared derivatives of the blocks' log-likelihoods."""
-    import torch
+def _tokens(blocks: Sequence[Sequence[int]]) -> int:
+    return sum(map(len, blocks))
 
-    sums = [torch.zeros(shape, dtype=torch.float32, device=model.device) for shape in shapes]
+
+@contextmanager
+def _reading_fisher(model: Any, parameters: Sequence[Any], sums: Sums) -> Iterator[Read]:
+    """Add up squared derivatives of the blocks' log-likelihoods."""
     places: dict[int, list[int]] = {}  # tied tensors are one parameter
     for number, parameter in enumerate(parameters):
         places.setdefault(id(parameter), []).append(number)
-    count = 0
 
     def hook(numbers: list[int]) -> Callable[[Any], None]:
         def add(parameter: Any) -> None:
@@ -211,21 +259,35 @@ def _fisher(
 
         return add
 
+    def read(block: Any) -> None:
+        logits = model(input_ids=block, use_cache=False).logits[0, :-1].float()
+        known = logits.log_softmax(-1).gather(1, block[0, 1:, None])
+        known.sum().backward()
+
     with ExitStack() as stack:
         for parameter in {id(one): one for one in parameters}.values():
             parameter.requires_grad_(True)
             stack.callback(parameter.requires_grad_, False)
             handle = parameter.register_post_accumulate_grad_hook(hook(places[id(parameter)]))
             stack.callback(handle.remove)
-        for block in blocks:
-            logits = model(input_ids=block, use_cache=False).logits[0, :-1].float()
-            known = logits.log_softmax(-1).gather(1, block[0, 1:, None])
-            known.sum().backward()
-            count += 1
-    return [total.div_(count) for total in sums]
+        yield read
 
 
 TEXT_MEASURES = {
-    "grams": TextMeasure("regmean", "grams", lambda shape: (shape[1], shape[1]), _grams, _linear),
-    "fisher": TextMeasure("fisher", "information", tuple, _fisher, _parameter),
+    "grams": TextMeasure(
+        method="regmean",
+        decline="grams",
+        shape=lambda shape: (shape[1], shape[1]),
+        reading=_reading_grams,
+        count=_tokens,
+        find=_linear,
+    ),
+    "fisher": TextMeasure(
+        method="fisher",
+        decline="information",
+        shape=tuple,
+        reading=_reading_fisher,
+        count=len,
+        find=_parameter,
+    ),
 }

@@ -96,6 +96,11 @@ def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) 
     """Return elements of a low-rank product with the bound of the errors of a sum in any order.
 
     Higham 2002, section 3.1: a sum of n products is within ``n * u`` of the sum of their sizes.
+
+    Args:
+        node: The product.
+        b, a: Its factors, float64.
+        places: Indices of the elements.
     """
     expert, inside = np.divmod(places, b.shape[0] * a.shape[1])
     rows, columns = np.divmod(inside, node.shape[-1])
@@ -106,6 +111,27 @@ def product(node: ex.LowRank, b: np.ndarray, a: np.ndarray, places: np.ndarray) 
         left = b[rows, k * node.experts + expert]
         part = node.scale * left * a[expert * node.rank + k, columns]
         value, error = value + part, error + np.abs(part)
+    return _with_bound(node, value, error)
+
+
+def product_rows(node: ex.LowRank, b: np.ndarray, a: np.ndarray, run: tuple[int, int]) -> Estimate:
+    """Return the same of a run of whole rows, by matrix products."""
+    height, width = node.shape[-2:]
+    first, count = (number // width for number in run)
+    parts = []
+    for expert in range(first // height, -(-(first + count) // height)):
+        left, right = b[:, expert :: node.experts], a[expert * node.rank :][: node.rank]
+        if node.transposed:
+            left, right = right.T, left.T
+        rows = slice(max(first - expert * height, 0), first + count - expert * height)
+        left = node.scale * left[rows]
+        parts.append((left @ right, np.abs(left) @ np.abs(right)))
+    value, error = (np.concatenate(one).reshape(-1) for one in zip(*parts, strict=True))
+    return _with_bound(node, value, error)
+
+
+def _with_bound(node: ex.LowRank, value: np.ndarray, error: np.ndarray) -> Estimate:
+    """Return products with their bounds, from the sums of the sizes of what they are sums of."""
     form = FLOAT_FORMATS[node.dtype]
     bound = (node.rank + 3) * (form.unit + FLOAT_FORMATS["F64"].unit) * error
     bound += (node.rank + 1) * (1 + abs(node.scale)) * half_ulp(node.dtype, np.float64(0))

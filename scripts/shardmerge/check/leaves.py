@@ -10,10 +10,11 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
+from shardmerge.algebra.samples import Runs
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import TensorEntry
-from shardmerge.check.samples import Runs, TensorFile
+from shardmerge.check.samples import TensorFile
 from shardmerge.engine.arranging import Band, fill_elements
 from shardmerge.engine.decoding import Held, decode_elements
 from shardmerge.engine.locations import AnyLocation, Location, locate

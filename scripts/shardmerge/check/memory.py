@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import in_passes, is_whole
 from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.samples import WHOLE, is_probed
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
@@ -14,8 +15,8 @@ from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.methods.registry import workspace_elements
 
-#: Largest tensor, in elements, that a method which needs it whole is recomputed for.
-WHOLE = 1 << 22
+#: Elements of each tensor that are held at a time where what was recorded is verified.
+STRIPE = 1 << 18
 #: An estimate is a value and its error in float64; what is read has its stored form besides.
 _ESTIMATE, _READ = 16, 24
 #: The mean of a tensor's rows is summed over pieces of so many elements' worth of arrays.
@@ -26,7 +27,8 @@ def check_bytes(tasks: Iterable[TensorTask]) -> int:
     """Return the peak resident memory that the check of a shard is given, in bytes.
 
     Samples take next to nothing. A merge method that must see whole tensors is recomputed in
-    float64 from all elements of its inputs, for tensors of up to ``WHOLE`` elements.
+    float64 from all elements of its inputs, for tensors of up to ``WHOLE`` elements. What was
+    recorded of larger ones is verified in a pass over stripes.
 
     Args:
         tasks: Of the shard's tensors.
@@ -56,6 +58,17 @@ def _streams(call: ex.Call, numerics: Numerics) -> bool:
     return in_passes(call, numerics) and is_native(call, (), numerics)
 
 
+def _probing(call: ex.Call) -> int:
+    """Peak of the arrays of a pass over stripes of a call's inputs, and of the written tensor."""
+    number, widths = len(call.inputs), [one.shape[-1] for one in call.inputs]
+    stripe = max(STRIPE, *widths)
+    inner = max(sum(1 for _ in ex.walk(one)) for one in call.inputs)
+    vectors = max(max(one.shape[-2:]) for one in call.inputs)
+    return stripe * (8 * (number + 8) + (_ESTIMATE + _READ) * inner) + vectors * 8 * (
+        24 + 6 * number
+    )
+
+
 def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     """Peak of the arrays of an expression's evaluation, over whole tensors or over samples."""
     if isinstance(node, ex.Decoded):
@@ -66,7 +79,7 @@ def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
     own = isinstance(node, ex.Call) and is_whole(node, numerics) and not _streams(node, numerics)
     count = ex.elements(node)
     if own and max(count, *map(ex.elements, operands)) > WHOLE:
-        return 0  # not recomputed
+        return _probing(node) if is_probed(node) else 0
     whole = whole or own
     inner = max((_peak(operand, numerics, whole=whole) for operand in operands), default=0)
     if isinstance(node, ex.Mean):

@@ -15,6 +15,7 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored
+from shardmerge.algebra.samples import Runs
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import (
     FLOAT_FORMATS,
@@ -24,7 +25,6 @@ from shardmerge.check.float_formats import (
     round_to,
 )
 from shardmerge.check.rows import chosen_parts, gathered
-from shardmerge.check.samples import Runs
 from shardmerge.methods.contract import Group
 
 #: Types that float32 holds.

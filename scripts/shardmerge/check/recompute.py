@@ -7,7 +7,8 @@ u = 2**-24 (Higham 2002, "Accuracy and Stability of Numerical Algorithms", secti
 vector is rounded to its type by definition, so it is known exactly. For merge methods that are no
 sums there is no such formula: their kernel is run in float64 and in float32, and the difference is
 the bound. A method that decomposes matrices has other bits with another library; it knows itself
-how far apart two results may be (``bounds_of``). In mergekit numerics ``recompute_mergekit`` makes
+how far apart two results may be (``bounds_of``), and what must hold of one that is too large for
+that (``probing``). In mergekit numerics ``recompute_mergekit`` makes
 sums by another way; all else is what the engine's own kernels make of the dtypes that the
 expression states.
 """
@@ -26,6 +27,8 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import is_stored, is_whole, sum_dtype
 from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.samples import RUN, RUNS, Runs, count_of, positions, probed_calls
+from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, Numerics
 from shardmerge.check.error_bounds import (
@@ -33,6 +36,7 @@ from shardmerge.check.error_bounds import (
     difference,
     joined,
     product,
+    product_rows,
     round_estimate,
     rounded_error,
     total,
@@ -47,15 +51,15 @@ from shardmerge.check.kernels import (
     run_kernel,
 )
 from shardmerge.check.mergekit import Formulas, NotASumError
+from shardmerge.check.probing import ReadWritten, verify_probes
 from shardmerge.check.recorded import RecordedPasses
 from shardmerge.check.row_terms import sum_of_rows
-from shardmerge.check.rows import chosen_parts, gathered, mean_of_rows
-from shardmerge.check.samples import RUN, RUNS, Runs, count_of, positions
+from shardmerge.check.rows import are_rows, chosen_parts, gathered, mean_of_rows
 from shardmerge.check.stated import Stated, to_stored
 from shardmerge.engine.native import is_usable
 from shardmerge.engine.tiles import ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
-from shardmerge.methods.registry import bounds_of
+from shardmerge.methods.registry import Recorded, bounds_of
 
 if TYPE_CHECKING:
     from shardmerge.methods.contract import BoundedKernel
@@ -95,6 +99,7 @@ class Recomputer:
         self._files = files
         self._recorded: Mapping[ex.Call, Sequence[Any]] = {}
         self._known: dict[tuple[ex.Expression, Runs], Estimate] = {}
+        self._probed: Mapping[tuple[ex.Call, Runs], Estimate] = {}
 
     def forget(self, recorded: Mapping[ex.Call, Sequence[Any]] | None = None) -> None:
         """Drop what was kept of a tensor's leaves and task vectors.
@@ -103,6 +108,7 @@ class Recomputer:
             recorded: What the merge job found of whole tensors for each call of the next one.
         """
         self._known.clear()
+        self._probed = {}
         self._recorded = recorded or {}
 
     def estimate(self, expression: ex.Expression, runs: Runs, dtype: str) -> Estimate:
@@ -119,9 +125,7 @@ class Recomputer:
                 equal and one of them is kept.
         """
         with np.errstate(all="ignore"):
-            # what was found of one tensor is of no use for the next
-            files, numerics = self._files, self._numerics
-            self._passes = files and RecordedPasses(files, numerics, self._recorded)
+            self._begin()
             if self._numerics.rounds_once:
                 return self._float32(expression, runs)
             with contextlib.suppress(NotASumError):
@@ -132,6 +136,41 @@ class Recomputer:
             # long sums of torch's may differ in the last places from one processor to another
             slack = 4 * half_ulp(dtype, np.abs(value)) if whole else np.zeros_like(value)
             return Estimate(value, slack, whole, independent=False)
+
+    def probe(
+        self,
+        tensor: OutputTensor,
+        recorded: Sequence[Recorded],
+        written: ReadWritten,
+        *,
+        finite: bool,
+    ) -> bool:
+        """Verify what was recorded of the next tensor's calls that are too large to be recomputed.
+
+        Args:
+            tensor: Of the shard.
+            recorded: Of each of these calls, if anything.
+            written: Reads elements of the tensor.
+            finite: Whether no element of it may be infinite or NaN.
+
+        Returns:
+            Whether there are such calls, and all are verified.
+
+        Raises:
+            UserError: If anything recorded or written is wrong.
+        """
+        if not (calls := probed_calls(tensor.expression)):
+            return False
+        with np.errstate(all="ignore"):
+            self._begin()
+            told = tensor, recorded, self._evaluate, written
+            self._probed = verify_probes(*told, finite=finite)
+        return len(self._probed) == len(calls)
+
+    def _begin(self) -> None:
+        # what was found of one tensor is of no use for the next
+        files, numerics = self._files, self._numerics
+        self._passes = files and RecordedPasses(files, numerics, self._recorded)
 
     def value(self, expression: ex.Expression, runs: Runs) -> np.ndarray:
         """Return elements of an expression without calls, float64, as exactly as they are known.
@@ -163,6 +202,8 @@ class Recomputer:
                 return Estimate(np.zeros(count_of(runs)), np.zeros(count_of(runs)))
             case ex.LowRank():
                 factors = factor_of(self._read, node.b), factor_of(self._read, node.a)
+                if are_rows(node.shape[-1], runs):
+                    return product_rows(node, *factors, runs[0])
                 return product(node, *factors, positions(runs))
             case ex.Linear(terms):
                 parts = [(c, self._float32(operand, runs)) for c, operand in terms]
@@ -233,6 +274,8 @@ class Recomputer:
         return Estimate(value, error, any(one.decides for one in inputs), independent=False)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
+        if found := self._probed.get((call, runs)):
+            return found
         if bounded := bounds_of(call.method):
             return self._bounded(call, runs, bounded)
         streamed = bool(self._passes) and is_usable() and is_native(call, self._stored, FLOAT32)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.samples import Runs
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
-from shardmerge.check.samples import Runs
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles

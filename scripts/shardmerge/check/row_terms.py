@@ -10,9 +10,9 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import sum_dtype
+from shardmerge.algebra.samples import RUN, Runs, count_of
 from shardmerge.algebra.transplant import NO_ROW
 from shardmerge.check.error_bounds import Estimate, joined, rounded_error
-from shardmerge.check.samples import RUN, Runs, count_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.rows import choice_ranges, row_ranges
-from shardmerge.check.samples import RUN, Runs
+from shardmerge.algebra.samples import RUN, Runs
 
 #: Elements of a tensor that are read at a time for the mean of its rows.
 _CHUNK = 1 << 22
@@ -29,6 +29,11 @@ class Gathered:
     runs: Runs
     places: np.ndarray
     chosen: np.ndarray
+
+
+def are_rows(width: int, runs: Runs) -> bool:
+    """Whether runs are one stretch of whole rows."""
+    return len(runs) == 1 and all(number % width == 0 for number in runs[0])
 
 
 def gathered(rows: ex.Rows, runs: Runs) -> Gathered:

@@ -3,56 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 
+from shardmerge.algebra.samples import Runs
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_into, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.check.float_formats import stored_dtype
-
-#: Half-open ranges of a flattened tensor, ascending: (first element, number of elements).
-Runs = tuple[tuple[int, int], ...]
-#: Elements of a run: a kernel of mergekit's gives the same bits for a block that begins at a
-#: multiple of it as for the whole tensor.
-RUN = 128
-#: Runs of a tensor: one for every 8 MB of a large one of a 70B model.
-RUNS = 64
-
-
-def sample_runs(name: str, count: int) -> Runs:
-    """Return which elements of a tensor are looked at: all of a small one, else a spread.
-
-    The first and the last elements are among them; in between, each of equal stretches has one
-    run, at a place that the tensor's name decides, so that no stride hides an error.
-
-    Args:
-        name: Of the tensor.
-        count: Its elements.
-    """
-    blocks = -(-count // RUN)
-    if blocks <= RUNS:
-        return ((0, count),) if count else ()
-    chosen = []
-    for i in range(RUNS):
-        low, high = i * blocks // RUNS, (i + 1) * blocks // RUNS
-        chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
-        chosen.append(low + chance % (high - low))
-    chosen[0], chosen[-1] = 0, blocks - 1
-    return tuple((block * RUN, min(RUN, count - block * RUN)) for block in chosen)
-
-
-def count_of(runs: Runs) -> int:
-    """Return how many elements runs have."""
-    return sum(count for _, count in runs)
-
-
-def positions(runs: Runs) -> np.ndarray:
-    """Return the index of every element of runs, int64."""
-    return np.concatenate([np.arange(first, first + count) for first, count in runs])
 
 
 class TensorFile(contextlib.AbstractContextManager):

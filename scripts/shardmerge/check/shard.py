@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shardmerge.algebra.samples import Runs, positions, sample_runs
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash
@@ -22,10 +23,11 @@ from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, rou
 from shardmerge.check.kernels import TooLargeError, UndecidedError
 from shardmerge.check.leaves import OpenLeaves, described
 from shardmerge.check.recompute import Recomputer
-from shardmerge.check.samples import Runs, TensorFile, positions, sample_runs
+from shardmerge.check.samples import TensorFile
 from shardmerge.check.statistics import Statistics
 from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
+from shardmerge.methods.registry import Recorded
 
 #: Share of a tensor's elements for which a method may have chosen otherwise at a near tie.
 _UNDECIDED = 1e-3
@@ -38,6 +40,7 @@ class _Findings:
     verbatim: int = 0
     independent: int = 0
     by_engine: int = 0
+    probed: int = 0
     nonfinite: int = 0
     undecided: int = 0
     largest: float = 0.0
@@ -53,6 +56,7 @@ def check_shard(
     sha256: str | None = None,
     watch: Watch | None = None,
     passes: Mapping[str, Sequence[Sequence[Any]]] | None = None,
+    probes: Mapping[str, Sequence[Recorded]] | None = None,
 ) -> dict[str, Any]:
     """Check a shard that was written; return what was found, as JSON-able data.
 
@@ -69,6 +73,7 @@ def check_shard(
             are only kept from changing while they are read.
         passes: Of each tensor what the job that wrote it found of whole tensors, call by call: it
             is verified instead of found once more.
+        probes: Of each tensor what it recorded of calls that are too large to be recomputed.
 
     Raises:
         UserError: If anything is not as it must be; names tensor, position, expected and found.
@@ -90,8 +95,9 @@ def check_shard(
             task = make_task(tensor, leaves.stored, spec.numerics)
             found = (passes or {}).get(tensor.name, ())
             recomputer.forget(dict(zip(task.calls, found, strict=False)))
+            told = (probes or {}).get(tensor.name, ())
             _check_tensor(
-                task, output, leaves, recomputer, spec.allow_nonfinite, findings, statistics
+                task, output, leaves, recomputer, told, spec.allow_nonfinite, findings, statistics
             )
         if whole:
             check_hash(shard, whole.result(), sha256)
@@ -107,6 +113,7 @@ def check_shard(
         "copies": findings.verbatim,
         "recomputed_independently": findings.independent,
         "recomputed_by_engine_steps": findings.by_engine,
+        "verified_by_probes": findings.probed,
         "largest_error_in_bounds": findings.largest,
         "largest_error_at": findings.largest_at,
         "undecided": findings.undecided,
@@ -161,6 +168,7 @@ def _check_tensor(
     output: TensorFile,
     leaves: OpenLeaves,
     recomputer: Recomputer,
+    recorded: Sequence[Recorded],
     allow_nonfinite: bool,
     findings: _Findings,
     statistics: Statistics,
@@ -185,7 +193,13 @@ def _check_tensor(
         findings.verbatim += 1
         findings.elements += len(stored)
         return
+    entry = output.header.tensors[tensor.name]
+
+    def written(some: Runs) -> np.ndarray:
+        return decoded(output.read(entry, some), tensor.dtype)
+
     try:
+        probed = recomputer.probe(tensor, recorded, written, finite=not allow_nonfinite)
         estimate = recomputer.estimate(tensor.expression, runs, tensor.dtype)
     except (TooLargeError, UndecidedError):
         findings.not_sampled.append(tensor.name)
@@ -202,7 +216,8 @@ def _check_tensor(
         within = f", give or take {bound:.3g} and rounding" if bound else ", rounded"
         _fail(where, tensor, runs, index, found, estimate.value, within)
     findings.independent += estimate.independent
-    findings.by_engine += not estimate.independent
+    findings.probed += probed and not estimate.independent
+    findings.by_engine += not (probed or estimate.independent)
     findings.elements += len(stored)
     largest = float(np.max(ratio[~bad], initial=0.0))
     if largest > findings.largest:

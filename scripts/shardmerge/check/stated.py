@@ -10,6 +10,7 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import is_stored, is_whole, stated_dtype, sum_dtype
 from shardmerge.algebra.lowering import is_native
+from shardmerge.algebra.samples import Runs, count_of, positions
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.kernels import (
@@ -22,7 +23,6 @@ from shardmerge.check.kernels import (
 )
 from shardmerge.check.row_terms import terms_of_rows
 from shardmerge.check.rows import chosen_parts, gathered
-from shardmerge.check.samples import Runs, count_of, positions
 from shardmerge.engine.native import is_usable
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.interference import Comparable, Sparse, comparable
+from shardmerge.algebra.samples import RUN, RUNS, Runs
 from shardmerge.algebra.spec import OutputTensor
 from shardmerge.check.recompute import Recomputer
-from shardmerge.check.samples import RUN, RUNS, Runs
 from shardmerge.methods.registry import method
 
 #: Digits that sums are written with.

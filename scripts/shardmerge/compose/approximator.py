@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
@@ -19,9 +20,10 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import is_embedding, is_head
 from shardmerge.compose.context import Context
+from shardmerge.compose.made_sources import MadeSource
 from shardmerge.compose.models import Model
 from shardmerge.compose.tokenizer.matching import ComparedTokens
-from shardmerge.compose.transplants import Transplant
+from shardmerge.compose.transplants import made_rows, transplant
 from shardmerge.recipe.stage import Approximation
 
 #: Rows that one is made of, where a recipe does not say.
@@ -93,20 +95,19 @@ class Approximator:
             every = rows.format_rows([0] * len(lacking))
             return [(lacking, lambda operand: ex.take_rows(ex.Mean(operand), every))]
         if method not in BY_DONOR:
-            return [(lacking, self._noted(self._by_text(index, lacking)).of)]
+            return [(lacking, self._noted(self._by_text(index, lacking)))]
         found = []
         for donor, tokens in self._by_donor(index, lacking):
             spec = self._spec(self._members[index], donor, tokens)
-            found.append((tokens, self._noted(spec).of))
+            found.append((tokens, self._noted(spec)))
         return found
 
     @property
     def _table_name(self) -> str:
         return "lm_head" if self._role == HEAD else "embed" if self._role == EMBEDDING else ""
 
-    def _noted(self, one: Transplant) -> Transplant:
-        self._context.transplants[one.key, one.file] = one
-        return one
+    def _noted(self, one: MadeSource) -> Making:
+        return partial(made_rows, self._context.note_made(one))
 
     def _by_donor(self, index: int, lacking: Sequence[str]) -> list[tuple[Party, list[str]]]:
         found: dict[int, list[str]] = {}
@@ -120,7 +121,7 @@ class Approximator:
                 found.setdefault(number, []).append(token)
         return [(self._donors[number], tokens) for number, tokens in sorted(found.items())]
 
-    def _spec(self, member: Party, donor: Party, tokens: Sequence[str]) -> Transplant:
+    def _spec(self, member: Party, donor: Party, tokens: Sequence[str]) -> MadeSource:
         pairs = {}
         for token, row in sorted(donor.tokens.ids.items(), key=lambda item: item[1]):
             own = member.tokens.row(donor.tokens.key(token))
@@ -136,7 +137,7 @@ class Approximator:
         source = self._donor_tensor(donor, tied=self._is_tied(member))
         locked = self._context.lock.sources[source.model]
         trained, files = self._trained((donor, member)) if self._settings.magikarp else ((), ())
-        return Transplant(
+        return transplant(
             TransplantSpec(
                 method=self._settings.method,
                 count=len(tokens),
@@ -156,7 +157,6 @@ class Approximator:
                 weighting=self._settings.weighting,
                 trained=trained,
             ),
-            source.model,
             ((source.model, source.file), *files),
         )
 
@@ -228,7 +228,7 @@ class Approximator:
         """Whether an input's output embedding is its input embedding, whatever its files hold."""
         return member.model.config.get("tie_word_embeddings") is True
 
-    def _by_text(self, index: int, lacking: Sequence[str]) -> Transplant:
+    def _by_text(self, index: int, lacking: Sequence[str]) -> MadeSource:
         member = self._members[index]
         locked = self._context.lock.sources.get(member.source or "")
         if locked is None or _SPLITTING[0] not in locked.files:
@@ -241,7 +241,7 @@ class Approximator:
         files = tuple(name for name in _SPLITTING if name in locked.files)
         texts = tuple(self._wanted.text(token) for token in lacking)
         longest = max(len(text.encode()) for text in texts) + 2
-        return Transplant(
+        return transplant(
             TransplantSpec(
                 method=self._settings.method,
                 count=len(lacking),
@@ -253,7 +253,6 @@ class Approximator:
                 texts=texts,
                 tokenizer=tuple((name, locked.files[name].identity) for name in files),
             ),
-            member.source,
             tuple((member.source, name) for name in files),
         )
 

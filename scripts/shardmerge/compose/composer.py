@@ -14,12 +14,11 @@ from shardmerge.compose.derived_model import ConfigChange, DerivedModel
 from shardmerge.compose.experts.choice import ExpertChoiceModel
 from shardmerge.compose.experts.mixture import MixtureModel
 from shardmerge.compose.lora_model import LoraModel
-from shardmerge.compose.measurements import ModelMeasurement
+from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.models import Model, SourceModel
 from shardmerge.compose.stage_model import StageModel
 from shardmerge.compose.text_model import text_model
 from shardmerge.compose.tokenizers import StageTokenizers
-from shardmerge.compose.transplants import Transplant
 from shardmerge.compose.tying import head_differs
 from shardmerge.recipe.parameters import Rule
 from shardmerge.recipe.recipe import Recipe
@@ -53,8 +52,7 @@ class Composer(Context):
         self.delta_dtype = delta_dtype
         self.geometric = geometric
         self.tokenizers = StageTokenizers(self)
-        self.measured: dict[tuple[str, str], ModelMeasurement] = {}
-        self.transplants: dict[tuple[str, str], Transplant] = {}
+        self.made: dict[FileKey, MadeSource] = {}
         self._models: dict[str, Model] = {}
         self._texts: dict[str, Model] = {}
 

@@ -6,9 +6,8 @@ from collections.abc import Collection
 from typing import Protocol
 
 from shardmerge.base.numerics import Numerics
-from shardmerge.compose.measurements import ModelMeasurement
+from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.models import Model
-from shardmerge.compose.transplants import Transplant
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.references import Reference
 from shardmerge.sources.lock import Lock
@@ -23,8 +22,7 @@ class Context(Protocol):
         numerics: In which stages are composed.
         delta_dtype: Code of the type of task vectors, or None for the stage's own.
         geometric: Names of the stages whose norms are merged by ratios.
-        measured: What jobs measure of models, by (model, file) as expressions name it.
-        transplants: What jobs find out of tokens that a model lacks, likewise.
+        made: The sources that jobs make, as expressions call them; ``note_made`` adds one.
     """
 
     recipe: Recipe
@@ -32,8 +30,7 @@ class Context(Protocol):
     numerics: Numerics
     delta_dtype: str | None
     geometric: Collection[str]
-    measured: dict[tuple[str, str], ModelMeasurement]
-    transplants: dict[tuple[str, str], Transplant]
+    made: dict[FileKey, MadeSource]
 
     def model(self, reference: Reference) -> Model:
         """Return the model that a reference names: a source or a stage, with or without adapter."""
@@ -42,3 +39,8 @@ class Context(Protocol):
     def reference_source(self, stage: str) -> str:
         """Return the source whose config and layout a stage takes, through other stages."""
         ...
+
+    def note_made(self, one: MadeSource) -> MadeSource:
+        """Take a source that a job makes into the recipe's; return it."""
+        self.made[one.key] = one
+        return one

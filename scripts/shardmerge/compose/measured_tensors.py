@@ -13,7 +13,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.weightfolders import folder_of
 from shardmerge.compose.architecture.names import is_derived, is_embedding
 from shardmerge.compose.context import Context
-from shardmerge.compose.measurements import ModelMeasurement, model_measurement
+from shardmerge.compose.made_sources import MadeSource
+from shardmerge.compose.measurements import model_measurement
 from shardmerge.compose.models import Entry, Model, SourceModel
 from shardmerge.compose.parameter_resolution import Resolver
 from shardmerge.compose.parts import Part
@@ -47,8 +48,8 @@ class MeasuredTensors:
         self._context, self._stage, self._method = context, stage, method
         self._parts, self._settings = parts, settings
         self._measure: Measure = method.measure
-        self._known: dict[tuple[Any, ...], ModelMeasurement] = {}
-        self._ratio: dict[int, dict[int, ModelMeasurement]] = {}
+        self._known: dict[tuple[Any, ...], MadeSource] = {}
+        self._ratio: dict[int, dict[int, MadeSource]] = {}
 
     def is_measured(self, tensor: str, part: Part) -> bool:
         """Whether there is something to measure of a tensor, and the recipe does not decline."""
@@ -74,12 +75,7 @@ class MeasuredTensors:
         """
         if self._measure.kind == "norms":
             return self._sum(tensor, part, operands, shape)
-        found = []
-        for model, name in part.inputs:
-            own = self._of(tensor, part, model)
-            size = model.table[name].shape
-            size = (size[1], size[1]) if self._measure.kind == "grams" else size
-            found.append(ex.Source(own.key, own.file, name, "F32", tuple(size)))
+        found = [self._of(tensor, part, model).tensor(name) for model, name in part.inputs]
         shared, per_input = self._settings.values(tensor)
         ours = {p.name for p in self._method.parameters if not p.measuring}
         ours -= {self._measure.chosen}
@@ -100,12 +96,10 @@ class MeasuredTensors:
     ) -> ex.Call:
         """Return the base plus task vectors times coefficients, each a row that is repeated."""
         measured = self._norms(part)
-        norms = tuple(
-            ex.Source(one.key, one.file, "norm", "F32", (1,)) for one in measured.values()
-        )
+        norms = tuple(one.tensor("norm") for one in measured.values())
         count = ex.elements(operands[0])
         width = _width(count)
-        names = tuple(one.key for one in measured.values())
+        names = tuple(one.title for one in measured.values())
         used = [list(measured).index(i) for i in part.used if i in measured]
         factor = self._settings.values(tensor)[0]["lambda"]
         factors = []
@@ -129,7 +123,7 @@ class MeasuredTensors:
             output_shape=shape,
         )
 
-    def _norms(self, part: Part) -> Mapping[int, ModelMeasurement]:
+    def _norms(self, part: Part) -> Mapping[int, MadeSource]:
         """Return the measured norm of each model's difference from the base, by its number.
 
         A model that lacks the tensor counts too, as the norms are those of whole models.
@@ -146,7 +140,7 @@ class MeasuredTensors:
             }
         return self._ratio[piece.number]
 
-    def _norm(self, model: SourceModel, base: SourceModel) -> ModelMeasurement:
+    def _norm(self, model: SourceModel, base: SourceModel) -> MadeSource:
         pairs = sorted(
             (names[model.name], names[base.name])
             for part in self._parts.values()
@@ -157,13 +151,17 @@ class MeasuredTensors:
         )
         alike = all(one == two for one, two in pairs)
         tensors = [one for one, _ in pairs] if alike else pairs
-        return self._noted(
+        return self._context.note_made(
             model_measurement(
-                "norms", (model.name, base.name), self._context.lock, {"tensors": tensors}
+                "norms",
+                (model.name, base.name),
+                self._context.lock,
+                {"tensors": tensors},
+                {"norm": ("F32", (1,))},
             )
         )
 
-    def _of(self, tensor: str, part: Part, model: Model) -> ModelMeasurement:
+    def _of(self, tensor: str, part: Part, model: Model) -> MadeSource:
         """Return what is measured of a model while it reads its text."""
         index = [one for one, _ in part.inputs].index(model)
         per_input = self._settings.values(tensor)[1]
@@ -172,10 +170,15 @@ class MeasuredTensors:
         if key not in self._known:
             source, text = self._source(model, part), told.pop("text")
             self._check_text(text, told["context"], part)
-            options = {**told, "tensors": self._tensors(source)}
-            self._known[key] = self._noted(
+            tensors = self._tensors(source)
+            self._known[key] = self._context.note_made(
                 model_measurement(
-                    self._measure.kind, (source.name,), self._context.lock, options, text
+                    self._measure.kind,
+                    (source.name,),
+                    self._context.lock,
+                    {**told, "tensors": tensors},
+                    {name: ("F32", self._sum_shape(shape)) for name, shape in tensors},
+                    text,
                 )
             )
         return self._known[key]
@@ -193,13 +196,15 @@ class MeasuredTensors:
 
     @cached_property
     def _declined(self) -> Mapping[str, set[str]]:
-        """Tensors of each model that the recipe leaves out."""
+        """Tensors of each model that the recipe leaves out wherever they go."""
         found: dict[str, set[str]] = {}
+        used: dict[str, set[str]] = {}
         for tensor, part in self._parts.items():
-            if not part.copied and not self._settings.values(tensor)[0][self._measure.chosen]:
+            if not part.copied:
+                chosen = self._settings.values(tensor)[0][self._measure.chosen]
                 for model, name in part.inputs:
-                    found.setdefault(model.name, set()).add(name)
-        return found
+                    (used if chosen else found).setdefault(model.name, set()).add(name)
+        return {model: names - used.get(model, set()) for model, names in found.items()}
 
     def _is_eligible(self, name: str, entry: Entry) -> bool:
         if not DTYPES[entry.dtype].floating or not all(entry.shape):
@@ -240,9 +245,9 @@ class MeasuredTensors:
                 "Name a longer text, or write a smaller `context`.",
             )
 
-    def _noted(self, one: ModelMeasurement) -> ModelMeasurement:
-        self._context.measured[one.key, one.file] = one
-        return one
+    def _sum_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of what is added up for a tensor."""
+        return (shape[1], shape[1]) if self._measure.kind == "grams" else tuple(shape)
 
 
 def _width(count: int) -> int:

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.transplant import ROWS, WEIGHTS, TransplantSpec
+from shardmerge.algebra.transplant import ERRORS, ROWS, WEIGHTS, TransplantSpec
+from shardmerge.compose.made_sources import FileKey, MadeSource
 
 
-@dataclass(frozen=True)
-class Transplant:
-    """What a job finds out of tokens that a model lacks.
+def transplant(spec: TransplantSpec, files: Sequence[FileKey]) -> MadeSource:
+    """Return what a job finds out of tokens that a model lacks.
 
     Args:
         spec: What it is told.
-        source: The donor, or the source whose tokenizer splits the tokens.
-        files: (source, name) of the files that it reads.
+        files: That it reads; the first is the donor's, or of the tokenizer that splits the tokens.
     """
+    shape = spec.count, spec.most
+    errors = {} if spec.donor is None else {ERRORS: ("F32", (spec.count,))}
+    return MadeSource(
+        kind="transplant",
+        title=f"rows by {spec.method} of {files[0][0]}",
+        digest=spec.digest,
+        spec=spec,
+        inputs=(tuple(files),),
+        text=None,
+        tensors={ROWS: ("I32", shape), WEIGHTS: ("F32", shape), **errors},
+    )
 
-    spec: TransplantSpec
-    source: str
-    files: tuple[tuple[str, str], ...]
 
-    @property
-    def key(self) -> str:
-        """What expressions call the result as a model."""
-        return f"rows by {self.spec.method} of {self.source}"
+def made_rows(made: MadeSource, operand: ex.Expression) -> ex.RowSums:
+    """Return the rows that are made of a tensor's.
 
-    @property
-    def file(self) -> str:
-        return f"{self.spec.digest}.safetensors"
-
-    @property
-    def identity(self) -> str:
-        """What specifications of shards know the result by."""
-        return f"transplant:{self.spec.digest}"
-
-    def of(self, operand: ex.Expression) -> ex.RowSums:
-        """Return the rows that are made of a tensor's."""
-        shape = self.spec.count, self.spec.most
-        tables = (
-            ex.Source(self.key, self.file, name, dtype, shape)
-            for name, dtype in ((ROWS, "I32"), (WEIGHTS, "F32"))
-        )
-        return ex.RowSums(operand, *tables)
+    Args:
+        made: What a job finds out.
+        operand: The tensor.
+    """
+    return ex.RowSums(operand, made.tensor(ROWS), made.tensor(WEIGHTS))

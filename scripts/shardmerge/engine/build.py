@@ -88,6 +88,7 @@ def build_shard(
             hashed=hashed,
             tensors=stream.tensor_hashes(),
             passes=dict(sorted(tally.passes.items())),
+            probes=tally.probes,
             peak_memory=peak_memory(),
         )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import mmap
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import TensorEntry, read_header, write_header
+from shardmerge.base.unfinished import Keeping, Unfinished
 from shardmerge.engine.buffers import torch_dtype
 from shardmerge.methods.kernels.blocks import totals
 
@@ -27,6 +28,7 @@ def measure_norm(
     *,
     confirm: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keeping: Keeping = Keeping(),
 ) -> float:
     """Write the norm of the difference of two models; return it.
 
@@ -38,26 +40,29 @@ def measure_norm(
         output: A file with the tensor ``norm``, float32 of one element.
         confirm: Called before the file is put in place.
         progress: Told how many tensors are done.
+        keeping: How the sums of the first tensors are kept, and what may take them over.
 
     Raises:
         UserError: If a tensor is not there, shapes differ, or the norm is not finite.
     """
     own, others = _open(finetuned), _open(base)
-    squares = []
-    for number, name in enumerate(tensors, 1):
-        pair = (name, name) if isinstance(name, str) else tuple(name)
-        squares.append(_square(_place(own, pair[0], finetuned), _place(others, pair[1], base)))
-        progress(number, len(tensors))
-    norm = math.sqrt(math.fsum(squares))
-    value = torch.tensor([norm], dtype=torch.float32)
-    if not bool(value.isfinite().all()):
-        raise UserError(
-            "the difference from the base model is infinite or NaN", str(finetuned[0].parent)
-        )
-    confirm()
-    with atomic_path(output) as part:
-        header = write_header([("norm", "F32", (1,))], {"format": "pt"})
-        Path(part).write_bytes(header + value.numpy().tobytes())
+    with Unfinished(output, keeping, confirm) as work:
+        squares = array("d", *map(bytes, work.arrays[:1]))
+        for number, name in enumerate(tensors[len(squares) :], len(squares) + 1):
+            pair = (name, name) if isinstance(name, str) else tuple(name)
+            square = _square(_place(own, pair[0], finetuned), _place(others, pair[1], base))
+            squares.append(square)
+            progress(number, len(tensors))
+            work.keep({"tensors": number}, [squares.tobytes()])
+        norm = math.sqrt(math.fsum(squares))
+        value = torch.tensor([norm], dtype=torch.float32)
+        if not bool(value.isfinite().all()):
+            work.restart()
+            raise UserError(
+                "the difference from the base model is infinite or NaN", str(finetuned[0].parent)
+            )
+        work.write(write_header([("norm", "F32", (1,))], {"format": "pt"}))
+        work.write(value.numpy().tobytes())
     return norm
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardmerge.methods.contract import Recorded
+
 PHASES = ("start", "read", "compute", "write", "hash")
 
 
@@ -39,6 +41,8 @@ class ShardRecord:
             reads one knows that it is as it was written.
         passes: For each tensor with methods in passes, what was found for each call: the base64 of
             float64 [sums, tiles] for sums and counts, six numbers for each band of ranks.
+        probes: For each tensor with calls that are too large to be recomputed by a check, for each
+            of them sampled elements and products with random vectors (``methods.probes``).
         peak_memory: Largest resident set of the process so far, in bytes.
     """
 
@@ -53,6 +57,7 @@ class ShardRecord:
     hashed: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
     passes: dict[str, list[list[Any]]] = field(default_factory=dict)
+    probes: dict[str, list[Recorded]] = field(default_factory=dict)
     peak_memory: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +80,7 @@ class Tally:
         self._squares: dict[tuple[str, int], list[tuple[float, float | None]]] = defaultdict(list)
         self.nonfinite: dict[str, int] = {}
         self.passes: dict[str, list[list[Any]]] = {}
+        self._probes: dict[str, dict[int, Recorded]] = defaultdict(dict)
         self.read = 0
         self.written = 0
 
@@ -106,6 +112,19 @@ class Tally:
         """Note what the passes of a tensor's calls found."""
         with self._lock:
             self.passes[tensor] = answers
+
+    def add_probes(self, tensor: str, number: int, recorded: Recorded) -> None:
+        """Note what was recorded of a tensor's call, by its number among the tensor's."""
+        with self._lock:
+            self._probes[tensor][number] = recorded
+
+    @property
+    def probes(self) -> dict[str, list[Recorded]]:
+        """What was recorded of each tensor's calls, in their order."""
+        return {
+            tensor: [found for _, found in sorted(calls.items())]
+            for tensor, calls in sorted(self._probes.items())
+        }
 
     def add_squares(self, tensor: str, delta: int, own: float, base: float | None) -> None:
         """Add a block's sums of squares of a tensor's task vector and of its base."""

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2506.06607.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from shardmerge.algebra.transplant import (
     TransplantSpec,
 )
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import atomic_path
 from shardmerge.base.safetensors import read_header
+from shardmerge.base.unfinished import Unfinished
 from shardmerge.engine.buffers import torch_dtype
 from shardmerge.engine.poorly_trained import poorly_trained
 from shardmerge.engine.pursuit import neighbours, pursue
@@ -105,7 +105,13 @@ def _part_weights(spec: TransplantSpec, count: int) -> list[float]:
 
 
 def from_donor(
-    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
+    spec: TransplantSpec,
+    files: Sequence[Path],
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    work: Unfinished | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RowTerms:
     """Return rows that are made of those of shared tokens as the donor's rows are.
 
@@ -114,6 +120,8 @@ def from_donor(
         files: That the donor's embedding lies in, then those of the tables of ``spec.trained``.
         threads: Of torch.
         device: torch's name of where it is computed.
+        work: Keeps what is found so far, and has what an earlier run found.
+        progress: Told how many rows are found.
 
     Raises:
         UserError: If the file is not as the plan has it, or holds values that are not finite.
@@ -132,13 +140,34 @@ def from_donor(
     own = torch.tensor(own, dtype=torch.int32)
     rows = torch.full((spec.count, spec.most), NO_ROW, dtype=torch.int32)
     weights, errors = torch.zeros((spec.count, spec.most)), torch.zeros(spec.count)
+    tables = rows, weights, errors
     batch = _batch(spec, len(points))
-    for first in range(0, spec.count, batch):
+    for first in range(_taken_over(work, tables), spec.count, batch):
         these = slice(first, first + batch)
         chosen, factors = _found(spec, targets[these], points)
         errors[these] = _errors(targets[these], points, chosen, factors)
         _put(rows[these], weights[these], own[chosen.cpu()], factors.cpu() * spec.scale)
+        done = min(first + batch, spec.count)
+        progress(done, spec.count)
+        if work:
+            work.keep({"rows": done}, map(_bytes, tables), sum(one.nbytes for one in tables))
     return RowTerms(rows, weights, errors)
+
+
+def _taken_over(work: Unfinished | None, tables: Sequence[torch.Tensor]) -> int:
+    """Fill tables with what an earlier run found; return for how many rows that is."""
+    done = work.done.get("rows") if work else None
+    if type(done) is not int or not 0 <= done <= len(tables[0]):
+        return 0
+    if [len(data) for data in work.arrays] != [table.nbytes for table in tables]:
+        return 0
+    for table, data in zip(tables, work.arrays, strict=True):
+        table.copy_(torch.frombuffer(data, dtype=table.dtype).view(table.shape))
+    return done
+
+
+def _bytes(table: torch.Tensor) -> memoryview:
+    return memoryview(table.numpy()).cast("B")
 
 
 def _found(
@@ -237,14 +266,17 @@ def read_rows(donor: DonorTensor | StoredTable, file: Path, rows: Sequence[int])
     return found
 
 
-def write_terms(terms: RowTerms, output: Path) -> None:
-    """Write a safetensors file with the tables that sums of rows are read from."""
-    from safetensors.torch import save_file
+def terms_file(terms: RowTerms) -> bytes:
+    """Return a safetensors file with the tables that sums of rows are read from.
+
+    Raises:
+        UserError: If a weight is not finite.
+    """
+    from safetensors.torch import save
 
     tensors = {ROWS: terms.rows, WEIGHTS: terms.weights}
     if terms.errors is not None:
         tensors[ERRORS] = terms.errors
     if not math.isfinite(float(terms.weights.abs().sum())):
-        raise UserError("the weights of rows are infinite or NaN", str(output))
-    with atomic_path(output) as part:
-        save_file({name: one.contiguous() for name, one in tensors.items()}, part)
+        raise UserError("the weights of rows are infinite or NaN")
+    return save({name: one.contiguous() for name, one in tensors.items()})

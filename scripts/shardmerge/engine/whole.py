@@ -24,6 +24,7 @@ from shardmerge.algebra.leaves import (
     sum_dtype,
 )
 from shardmerge.algebra.rows import row_ranges
+from shardmerge.algebra.samples import is_probed, positions, probed_calls, sample_runs
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.errors import UserError
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
@@ -41,7 +42,7 @@ from shardmerge.methods.kernels.execute import answered
 from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.kernels.torch_rows import ColumnSums
 from shardmerge.methods.passes import Map, TorchSums, end_of
-from shardmerge.methods.registry import kernel_of, passes_of
+from shardmerge.methods.registry import kernel_of, passes_of, probing_of
 
 #: Elements that are read at a time of what will be held, and threads that read.
 _HOLDING, _READERS = 1 << 20, 4
@@ -124,6 +125,7 @@ class Maker:
         """Say which tensor is made next."""
         self._name, self._numerics = task.tensor.name, task.numerics
         self._squares = task.indirect
+        self._probes = probed_calls(task.expression)
         self.maps: dict[ex.Call, Map] = {}
 
     def map(self, call: ex.Call) -> Map:
@@ -224,7 +226,10 @@ class Maker:
         dtype = torch_dtype(sum_dtype(call)) if self._numerics.rounds_once else None
         tensors = [self._value(one, dtype).reshape(one.shape) for one in call.inputs]
         with torch.no_grad():
-            result = kernel(group_of(call, tensors))
+            if is_probed(call):
+                result = self._probed(call, tensors)
+            else:
+                result = kernel(group_of(call, tensors))
         if result.numel() != ex.elements(call):
             raise UserError(
                 f"merge_method {call.method!r} made shape {list(result.shape)} instead of "
@@ -232,6 +237,13 @@ class Maker:
                 f"tensor {self._name!r}",
             )
         return result.contiguous().view(-1)
+
+    def _probed(self, call: ex.Call, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Compute a call, and record what its check verifies."""
+        places = positions(sample_runs(self._name, ex.elements(call)))
+        result, recorded = probing_of(call.method).kernel(group_of(call, tensors), places)
+        self._tally.add_probes(self._name, self._probes.index(call), recorded)
+        return result
 
     def _value(self, expression: ex.Expression, dtype: torch.dtype | None) -> torch.Tensor:
         """Return an expression whole, in a dtype or (None) in the one that it states."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from shardmerge.methods.passes import Passes
+    from shardmerge.methods.probes import Sampled, TensorReader
     from shardmerge.methods.program import Writer
 
 REQUIRED = object()
@@ -200,8 +201,41 @@ KeptElements = Callable[["Group"], "Mapping[int, np.ndarray]"]
 #: Returns a kernel's result, and how far an element of another library's may be from it before it
 #: is rounded; the number bounds the distance (Frobenius norm) of each input from the one meant.
 BoundedKernel = Callable[[Group, float], "tuple[torch.Tensor, float]"]
+
+
+class Recorded(NamedTuple):
+    """What a job records of a call.
+
+    Args:
+        elements: Sampled elements of what is rounded at the end, as text.
+        matrices: Of each matrix numbers as text, in the order that the method has; of one that was
+            not decomposed none.
+    """
+
+    elements: str
+    matrices: Sequence[Sequence[str]]
+
+
+#: Returns a kernel's result, and what is recorded: (group, indices of the sampled elements).
+ProbedKernel = Callable[[Group, "np.ndarray"], "tuple[torch.Tensor, Recorded]"]
+#: Returns the sampled elements of a call's result, after it has verified what was recorded; raises
+#: ProbeError and UndecidedProbeError. What is recorded is None where there is no record.
+Verify = Callable[[Group, Recorded | None, "TensorReader"], "Sampled"]
 #: Writes a method's arithmetic for one element as steps: (inputs as values, writer) -> value.
 StepWriter = Callable[[Group, "Writer"], int]
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How a large tensor is checked.
+
+    Args:
+        kernel: Computes the bits that the method's kernel computes, and what is recorded.
+        verify: Tests what was recorded.
+    """
+
+    kernel: ProbedKernel
+    verify: Verify
 
 
 @dataclass(frozen=True)

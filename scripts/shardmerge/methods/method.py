@@ -18,6 +18,7 @@ from shardmerge.methods.contract import (
     Measure,
     Parameter,
     PassesFit,
+    Probing,
     Request,
     StepWriter,
     Workspace,
@@ -66,6 +67,7 @@ class MergeMethod:
         kept: Of a method that leaves elements of task vectors out, which ones stay.
         bounds: Of a method whose bits depend on a library (LAPACK), its kernel with a bound on
             that; checks of shards use it.
+        probes: Of the same, how large tensors are checked.
         measure: What must be measured of whole models, or None.
     """
 
@@ -85,6 +87,7 @@ class MergeMethod:
     steps: StepWriter | None = None
     kept: KeptElements | None = None
     bounds: BoundedKernel | None = None
+    probes: Probing | None = None
     measure: Measure | None = None
 
     @property
@@ -165,6 +168,12 @@ class MergeMethod:
             raise ValueError(f"bounds of {self.name!r} are registered twice")
         self.bounds = function
         return function
+
+    def probed(self, probing: Probing) -> None:
+        """Attach how large tensors of a method are checked whose bits a library decides."""
+        if self.probes:
+            raise ValueError(f"probes of {self.name!r} are registered twice")
+        self.probes = probing
 
     def rendering(self, numerics: Numerics) -> Rendering:
         """Return its kernel in one of the numerics.

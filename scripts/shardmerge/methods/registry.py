@@ -34,6 +34,8 @@ from shardmerge.methods.contract import (
     Measure,
     Parameter,
     PassesFit,
+    Probing,
+    Recorded,
     Request,
     StepWriter,
     Workspace,
@@ -52,6 +54,8 @@ __all__ = [
     "Measure",
     "MergeMethod",
     "Parameter",
+    "Probing",
+    "Recorded",
     "Rendering",
     "Request",
     "Workspace",
@@ -65,6 +69,7 @@ __all__ = [
     "passes_fit",
     "passes_of",
     "passes_use_torch",
+    "probing_of",
     "result_dtype",
     "step_kernel",
     "steps_of",
@@ -77,6 +82,7 @@ _METHODS: dict[str, MergeMethod] = {}
 _STEPS: dict[str, dict[Numerics, Rendering]] = {}
 _STEP_VERSIONS: dict[tuple[str, Numerics], int] = {}
 _STEP_BOUNDS: dict[str, BoundedKernel] = {}
+_STEP_PROBES: dict[str, Probing] = {}
 
 
 def merge_method(
@@ -154,6 +160,7 @@ def step_kernel(
     workspace: Workspace = Workspace(),
     version: int = 1,
     bounds: BoundedKernel | None = None,
+    probes: Probing | None = None,
 ) -> Callable[[Callable], Callable]:
     """Register the decorated kernel as a step that no recipe names.
 
@@ -163,7 +170,7 @@ def step_kernel(
         elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
         passes: As of ``merge_method``.
         version: Grows when its bytes change, as a method's does.
-        bounds: Of a step whose bits depend on a library, see ``MergeMethod.bounds``.
+        bounds, probes: Of a step whose bits depend on a library, see ``MergeMethod``.
 
     Raises:
         ValueError: If the name is taken.
@@ -177,6 +184,8 @@ def step_kernel(
         _STEP_VERSIONS[name, numerics] = version
         if bounds:
             _STEP_BOUNDS[name] = bounds
+        if probes:
+            _STEP_PROBES[name] = probes
         return function
 
     return register
@@ -247,6 +256,11 @@ def steps_of(name: str, numerics: Numerics) -> StepWriter | None:
 def bounds_of(name: str) -> BoundedKernel | None:
     """Return the kernel with bounds of a method or step that a library decides, else None."""
     return _STEP_BOUNDS.get(name) if name in _STEPS else method(name).bounds
+
+
+def probing_of(name: str) -> Probing | None:
+    """Return how large tensors of a method or step are checked that a library decides, or None."""
+    return _STEP_PROBES.get(name) if name in _STEPS else method(name).probes
 
 
 def version_of(name: str, numerics: Numerics) -> int:

@@ -14,7 +14,12 @@ from shardmerge.base.text import plural
 from shardmerge.compose.architecture.names import module_of
 from shardmerge.package.adapter import base_name
 from shardmerge.package.known import with_states
-from shardmerge.package.provenance import PROVENANCE_VERSION, recipe_row, tool_versions
+from shardmerge.package.provenance import (
+    PROVENANCE_VERSION,
+    made_sources,
+    recipe_row,
+    tool_versions,
+)
 from shardmerge.package.published_names import hub_name
 from shardmerge.plan.adapter_description import AdapterDescription, MadeModule
 from shardmerge.recipe.naming import public_names
@@ -151,6 +156,7 @@ def adapter_provenance(
         "sources": {
             names[key]: with_states(source, {}) for key, source in description.sources.items()
         },
+        **made_sources(description.made, names),
         "modules": {
             module.name: {"rank": r.rank, "norm": r.norm, "error": r.error} for module, r in made
         },

@@ -16,7 +16,13 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import sha256_of
 from shardmerge.package.index import CHECKPOINT, name_within
 from shardmerge.package.known import with_states
-from shardmerge.plan.description import BuildDescription, DescribedShard, RecipeFile, StageText
+from shardmerge.plan.description import (
+    BuildDescription,
+    DescribedMade,
+    DescribedShard,
+    RecipeFile,
+    StageText,
+)
 from shardmerge.plan.records import MergeRecord, VerifyRecord
 from shardmerge.recipe.naming import public_names
 
@@ -32,6 +38,7 @@ _VERIFIED = (
     "copies",
     "recomputed_independently",
     "recomputed_by_engine_steps",
+    "verified_by_probes",
     "not_sampled",
     "elements",
     "largest_error_in_bounds",
@@ -84,6 +91,7 @@ def make_provenance(
             names[key]: with_states(source, verified.source_sha256)
             for key, source in description.sources.items()
         },
+        **made_sources(description.made, names),
         "copied": dict(description.files),
         "tools": tool_versions(),
         "verified": {key: getattr(verified, key) for key in _VERIFIED},
@@ -105,6 +113,26 @@ def recipe_row(recipe: RecipeFile, stages: Iterable[StageText]) -> dict[str, Any
             for stage in stages
         ],
     }
+
+
+def made_sources(made: Iterable[DescribedMade], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a provenance tells of sources that jobs made, nothing if there are none.
+
+    Args:
+        made: Each with what it was made from.
+        names: Public names of models, by reference.
+    """
+    texts = dict(one.text for one in made if one.text)
+    titles = public_names(texts)
+    rows = []
+    for one in made:
+        files: dict[str, dict[str, str]] = {}
+        for model, name, identity in one.files:
+            files.setdefault(names.get(model, model), {})[name] = identity
+        text = {"text": titles[one.text[0]]} if one.text else {}
+        rows.append({"kind": one.kind, "digest": one.digest, "files": files, **text})
+    told = {titles[path]: {"sha256": sha256} for path, sha256 in texts.items()}
+    return ({"made_sources": rows} if rows else {}) | ({"texts": told} if told else {})
 
 
 def _decoded(description: BuildDescription, names: Mapping[str, str]) -> dict[str, Any]:

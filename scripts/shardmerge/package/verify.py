@@ -225,7 +225,7 @@ def _is_untouched(check: CheckRecord, shard: Path) -> bool:
 def _summed(rows: Sequence[CheckRecord]) -> dict[str, Any]:
     """Return what the checks of all shards come to, by the fields of ``Recomputed``."""
     counts = ("elements", "copies", "recomputed_independently", "recomputed_by_engine_steps")
-    counts += ("undecided", "nonfinite")
+    counts += ("verified_by_probes", "undecided", "nonfinite")
     return {
         "passed": True,
         **{key: sum(getattr(row, key) for row in rows) for key in counts},

@@ -14,7 +14,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 from shardmerge.base.forms import FormError, entry
 from shardmerge.base.sealed import AGAIN
-from shardmerge.plan.description import DescribedSource, RecipeFile, StageText
+from shardmerge.plan.description import DescribedMade, DescribedSource, RecipeFile, StageText
 from shardmerge.plan.files import description_path, load_spec_of
 
 #: A module, and what became of its update.
@@ -39,6 +39,7 @@ class AdapterDescription:
         saved: Ends of the names of modules that are saved whole.
         left: Tensors that differ from the base's and are not in the adapter.
         equal: Tensors that were asked for and are the base's.
+        made: Sources that jobs made for it.
     """
 
     name: str = entry(forms.text)
@@ -61,6 +62,7 @@ class AdapterDescription:
     saved: tuple[str, ...] = entry(forms.listed(forms.text))
     left: tuple[str, ...] = entry(forms.listed(forms.text))
     equal: tuple[str, ...] = entry(forms.listed(forms.text))
+    made: tuple[DescribedMade, ...] = entry(forms.listed(forms.made_of(DescribedMade)), ())
 
     @property
     def digest(self) -> str:

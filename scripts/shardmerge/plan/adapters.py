@@ -11,7 +11,7 @@ from shardmerge.compose.adapter_parts import AdapterParts, adapter_parts
 from shardmerge.compose.composer import Composer
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.describe import described_sources, stage_texts
-from shardmerge.plan.description import RecipeFile
+from shardmerge.plan.description import DescribedMade, RecipeFile
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import Adapter, FactorJob, Planned, ShardJob
 from shardmerge.plan.shards import group, shard_names
@@ -30,6 +30,7 @@ def plan_adapter(
     paths: Paths,
     planned: Planned,
     make_job: MakeJob,
+    made_for: Callable[[Sequence[ShardJob]], tuple[DescribedMade, ...]],
     max_shard_size: int | None,
 ) -> Adapter:
     """Return the jobs of an adapter; what they read goes to the plan's specifications.
@@ -40,6 +41,7 @@ def plan_adapter(
         paths: Of results.
         planned: Gets the specifications and the adapter's description.
         make_job: Makes the job of a shard of updates.
+        made_for: Returns the sources that jobs make for such shards.
         max_shard_size: Bytes of a shard, or None to follow the base's files.
 
     Raises:
@@ -57,7 +59,8 @@ def plan_adapter(
         planned.specs[spec.digest] = spec
         updates.append(job)
         factors.append(_factor_job(paths.factors(name, output), spec, job, tensors))
-    description = _describe(composer, stage, parts, [job.digest for job in factors])
+    digests = [job.digest for job in factors]
+    description = _describe(composer, stage, parts, digests, made_for(updates))
     planned.descriptions[description.digest] = description
     return Adapter(
         name,
@@ -141,7 +144,11 @@ def _factor_bytes(
 
 
 def _describe(
-    composer: Composer, stage: Stage, parts: AdapterParts, factors: Sequence[str]
+    composer: Composer,
+    stage: Stage,
+    parts: AdapterParts,
+    factors: Sequence[str],
+    made: tuple[DescribedMade, ...],
 ) -> AdapterDescription:
     asked, recipe = stage.extraction, composer.recipe
     return AdapterDescription(
@@ -165,4 +172,5 @@ def _describe(
         saved=asked.save,
         left=tuple(parts.left),
         equal=tuple(parts.equal),
+        made=made,
     )

@@ -11,10 +11,12 @@ from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.weightfolders import component_of, folder_of, own_name
 from shardmerge.compose.composer import Composer
+from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.output_config import config_changes, config_removed, config_whole
 from shardmerge.compose.tokenizer_files import TokenizerFiles, config_values, generation_source
 from shardmerge.plan.description import (
     BuildDescription,
+    DescribedMade,
     DescribedShard,
     DescribedSource,
     RecipeFile,
@@ -25,10 +27,8 @@ from shardmerge.plan.plan import ShardJob
 from shardmerge.recipe.recipe import Recipe
 from shardmerge.recipe.stage import Stage
 from shardmerge.sources.checkpoint_files import side_files
-from shardmerge.sources.lock import LockedSource
+from shardmerge.sources.lock import Lock, LockedSource
 
-#: (model, file) of a source
-FileKey = tuple[str, str]
 #: Files that the package takes from the final stage's base model, where its tokenizer is too.
 MODEL_FILES = ("generation_config.json",)
 
@@ -57,6 +57,7 @@ def describe(
     shards: Mapping[str, Sequence[OutputTensor]],
     jobs: tuple[ShardJob, ...],
     sums: Mapping[str, ex.Expression],
+    made: tuple[DescribedMade, ...],
     *,
     allow_nonfinite: bool,
 ) -> BuildDescription:
@@ -70,6 +71,7 @@ def describe(
         shards: Tensors of every shard, by its name relative to the model's folder.
         jobs: The shards' jobs, in the same order.
         sums: What each tensor is (``Composer.sums``).
+        made: Sources that jobs made for it.
         allow_nonfinite: Whether shards may hold what no source has: verified anew if it changes.
     """
     recipe = composer.recipe
@@ -101,6 +103,7 @@ def describe(
         seeds=_seeds(sums.values()),
         allow_nonfinite=allow_nonfinite,
         checkpoint=checkpoint,
+        made=made,
     )
 
 
@@ -116,6 +119,23 @@ def described_sources(composer: Composer, name: str) -> dict[str, DescribedSourc
     used = dict.fromkeys(r.model for r in references if r.model not in recipe.stages)
     used |= dict.fromkeys(r.lora for r in references if r.lora)
     return {key: _described(lock.sources[key]) for key in used}
+
+
+def described_made(one: MadeSource, lock: Lock) -> DescribedMade:
+    """Return a source that a job makes, with what it is made from.
+
+    Args:
+        one: The source.
+        lock: Of its recipe.
+    """
+    keys = [key for row in one.inputs for key in row]
+    text = (one.text, str(lock.texts[one.text].sha256)) if one.text else None
+    return DescribedMade(
+        kind=one.kind,
+        digest=one.digest,
+        files=tuple((*key, lock.sources[key[0]].files[key[1]].identity) for key in keys),
+        text=text,
+    )
 
 
 def tokenizer_content(made: TokenizerFiles, identities: Mapping[FileKey, str]) -> TokenizerContent:

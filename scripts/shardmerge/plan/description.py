@@ -109,6 +109,25 @@ class DescribedSource:
 
 
 @dataclass(frozen=True)
+class DescribedMade:
+    """A source that a job made, and what it was made from.
+
+    Args:
+        kind: A name in ``plan.making.MADE_KINDS``.
+        digest: Of the job.
+        files: Model, file and identity of the content of each file that was read.
+        text: Path and SHA-256 of the text that was read, or None.
+    """
+
+    kind: str = entry(forms.text)
+    digest: str = entry(forms.sha256)
+    files: tuple[tuple[str, str, str], ...] = entry(
+        forms.listed(forms.row(forms.text, forms.text, forms.text))
+    )
+    text: tuple[str, str] | None = entry(forms.maybe(forms.row(forms.text, forms.sha256)), None)
+
+
+@dataclass(frozen=True)
 class DescribedShard:
     """A shard of a build.
 
@@ -149,6 +168,7 @@ class BuildDescription:
         seeds: Of each stage that chooses at random; None if none does.
         allow_nonfinite: Whether shards may hold infinite values and NaN that no source has.
         checkpoint: Whether it is a checkpoint of any kind, and no model that transformers loads.
+        made: Sources that jobs made for it.
     """
 
     name: str = entry(forms.text)
@@ -176,6 +196,7 @@ class BuildDescription:
     )
     allow_nonfinite: bool = entry(forms.truth, False)
     checkpoint: bool = entry(forms.truth, False)
+    made: tuple[DescribedMade, ...] = entry(forms.listed(forms.made_of(DescribedMade)), ())
 
     @property
     def varied(self) -> bool:

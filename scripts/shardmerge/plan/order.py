@@ -41,15 +41,19 @@ def with_schedule(plan: Plan, settings: Settings, wish: TrialWish | None = None)
         if key in measured or "sources" in measured or _is_loaded(plan, key, measured)
         for path in model.files
     }
+    made = {job.output: job.bytes_written for job in plan.made.values()}
+    early = {path for job in plan.made.values() for path in job.files}
     fetched = {
         path: job.size
         for path, job in plan.fetches.items()
-        if path in weights or path in texts or path in whole
+        if path in weights or path in texts or path in whole or path in early
     }
     stay, keep = (fetched.keys() - weights) | whole, settings["keep_sources"]
     stay |= fetched.keys() & {path for job in tried for path in job.sources}
     auto, budget = settings["deltas"] == "auto", settings.disk_budget
-    make = partial(make_schedule, plan.deltas, shards, fetched, deltas_go=auto)
+    make = partial(
+        make_schedule, plan.deltas, shards, fetched, made=made, early=early, deltas_go=auto
+    )
     make_kept = partial(make, stay=fetched if keep else stay)
     room = TrialRoom()
     if wish and plan.trials:

@@ -72,17 +72,13 @@ class Paths:
         """Return the path of the receipt of an export's upload."""
         return self.build(name, f"exports/{form}.published.json")
 
-    def measured(self, file: str) -> str:
-        """Return the path of what a job measured of a model."""
-        return f"{self.results}/measured/{file}"
+    def made(self, folder: str, file: str) -> str:
+        """Return the path of a source that a job makes."""
+        return f"{self.results}/{folder}/{file}"
 
     def adapter(self, name: str) -> str:
         """Return the folder of an adapter."""
         return self.build(name, "adapter")
-
-    def transplant(self, file: str) -> str:
-        """Return the path of what rows of tokens that a model lacks are made of."""
-        return f"{self.results}/transplants/{file}"
 
     def adapter_file(self, name: str, file: str) -> str:
         """Return the path of a file of an adapter's folder."""

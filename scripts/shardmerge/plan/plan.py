@@ -9,17 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shardmerge.algebra.factorization import FactorSpec
 from shardmerge.algebra.spec import ShardSpec
-from shardmerge.algebra.transplant import TransplantSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import read_text
+from shardmerge.base.forms import Written
 from shardmerge.base.sealed import AGAIN, unseal
 from shardmerge.base.weightfolders import indexes_of, shard_name
 from shardmerge.plan.adapter_description import AdapterDescription
 from shardmerge.plan.description import BuildDescription
 from shardmerge.plan.files import use_plan
-from shardmerge.plan.measuring import MeasureJob, MeasureSpec
+from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.schedule import Schedule
 from shardmerge.plan.trialroom import TrialRoom
 
@@ -61,30 +60,6 @@ class FetchJob:
     size: int
     sha256: str | None
     git_oid: str | None
-
-
-@dataclass(frozen=True)
-class TransplantJob:
-    """A job that finds of which rows those of tokens that a model lacks are made.
-
-    Args:
-        output: Path of the safetensors file with rows, weights and errors.
-        digest: The job's identity, and the name of its specification.
-        files: Paths of what it reads: the file of a donor's embedding, or of a tokenizer.
-        identities: Of the content of each.
-        memory: Bytes that it needs at most.
-    """
-
-    output: str
-    digest: str
-    files: tuple[str, ...]
-    identities: tuple[str, ...]
-    memory: int
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TransplantJob:
-        """Return the job that ``dataclasses.asdict`` made JSON-able."""
-        return cls(**{**data, **{key: tuple(data[key]) for key in ("files", "identities")}})
 
 
 @dataclass(frozen=True)
@@ -196,9 +171,8 @@ class Plan:
         lean: Bytes of disk that it takes at most if fetched files are deleted once used.
         room: What trials of sweeps take.
         warnings: One sentence each.
-        measures: Jobs that measure whole models, by the digests of what they make.
+        made: Jobs that make sources, by the digests of what they make.
         adapters: LoRA adapters to be made, by name.
-        transplants: Jobs that find out of what rows of tokens are made, by their digests.
     """
 
     builds: Mapping[str, Build]
@@ -210,10 +184,9 @@ class Plan:
     schedule: Schedule = Schedule((), 0, ())
     lean: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
-    measures: Mapping[str, MeasureJob] = field(default_factory=dict)
+    made: Mapping[str, MadeJob] = field(default_factory=dict)
     room: TrialRoom = TrialRoom()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
-    transplants: Mapping[str, TransplantJob] = field(default_factory=dict)
 
     @cached_property
     def models(self) -> Mapping[str, Build]:
@@ -239,7 +212,7 @@ class Plan:
     @property
     def torch(self) -> bool:
         """Whether a job needs torch."""
-        if self.adapters or self.transplants:
+        if self.adapters or self.made:
             return True
         return any(job.torch for job in (*self.shards, *self.deltas))
 
@@ -273,10 +246,7 @@ class Plan:
             schedule=Schedule.from_json(data["schedule"]),
             lean=data["lean"],
             hashes=data["hashes"],
-            measures={key: MeasureJob.from_json(job) for key, job in data["measures"].items()},
-            transplants={
-                key: TransplantJob.from_json(job) for key, job in data["transplants"].items()
-            },
+            made={key: MadeJob.from_json(job) for key, job in data["made"].items()},
             room=TrialRoom(**data["room"]),
             adapters={
                 name: Adapter(
@@ -301,9 +271,7 @@ class Planned:
     """A plan and what its jobs read: specifications and descriptions of results, by digest."""
 
     plan: Plan
-    specs: dict[str, ShardSpec | FactorSpec | MeasureSpec | TransplantSpec] = field(
-        default_factory=dict
-    )
+    specs: dict[str, ShardSpec | Written] = field(default_factory=dict)
     descriptions: dict[str, BuildDescription | AdapterDescription] = field(default_factory=dict)
 
 

@@ -5,7 +5,7 @@ A pure function of recipes, locks and configuration. ``planning.load_plan`` keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,15 +25,20 @@ from shardmerge.base.weightfolders import in_folder
 from shardmerge.check.memory import check_bytes, check_needs_torch
 from shardmerge.compose import norms
 from shardmerge.compose.composer import Composer
-from shardmerge.compose.measurements import ModelMeasurement
+from shardmerge.compose.made_sources import FileKey, MadeSource
 from shardmerge.compose.tokenizer_files import tokenizer_files
-from shardmerge.compose.transplants import Transplant
-from shardmerge.engine.memory import STREAMING_BYTES, workspace_bytes
+from shardmerge.engine.memory import workspace_bytes
 from shardmerge.engine.tasks import make_tasks, needs_torch
 from shardmerge.plan.adapters import plan_adapter
-from shardmerge.plan.describe import FileKey, copied_files, describe, tokenizer_content
-from shardmerge.plan.measure_jobs import measure_job
-from shardmerge.plan.measuring import MeasureJob, MeasureSpec
+from shardmerge.plan.describe import (
+    copied_files,
+    describe,
+    described_made,
+    tokenizer_content,
+)
+from shardmerge.plan.description import DescribedMade
+from shardmerge.plan.made_jobs import MadeJob
+from shardmerge.plan.making import MADE_KINDS, made_job
 from shardmerge.plan.order import with_schedule
 from shardmerge.plan.paths import Paths
 from shardmerge.plan.plan import (
@@ -43,7 +48,6 @@ from shardmerge.plan.plan import (
     Planned,
     PlannedSource,
     ShardJob,
-    TransplantJob,
 )
 from shardmerge.plan.reading import worth_storing
 from shardmerge.plan.recipe_checks import check_build, check_norm_merge
@@ -97,8 +101,7 @@ class _Planner:
         self.identities: dict[FileKey, str] = {}
         self.fetches: dict[str, FetchJob] = {}
         self.read: set[FileKey] = set()
-        self.measured: dict[FileKey, tuple[ModelMeasurement, Lock]] = {}
-        self.transplants: dict[FileKey, Transplant] = {}
+        self.made: dict[FileKey, tuple[MadeSource, Lock]] = {}
         self.findings = [f for recipe, _ in recipes for f in recipe.warnings]
 
     def plan(self) -> Planned:
@@ -122,11 +125,12 @@ class _Planner:
                 paths=self.paths,
                 planned=self.planned,
                 make_job=partial(self._update_job, composer),
+                made_for=self._made_for,
                 max_shard_size=self.settings.max_shard_size,
             )
             for name, composer in self._adapters().items()
         }
-        transplants = self._transplant_jobs()
+        made = self._made_jobs()
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
         unread = {
             self.path_of(key, source, name): file.size
@@ -141,8 +145,7 @@ class _Planner:
             sources={k: self._model(k) for k, s in self.locked.items() if s.role == "model"},
             unread=unread,
             hashes=self._large_files(),
-            measures=self._measure_jobs(),
-            transplants=transplants,
+            made=made,
             warnings=unsilenced(self.findings, self.settings["silence"]),
             adapters=adapters,
         )
@@ -154,7 +157,7 @@ class _Planner:
     def _large_files(self) -> dict[str, str]:
         """Return the files of local models that jobs read and the head does not hash itself."""
         found = {}
-        for model, name in sorted(self.read - self.measured.keys() - self.transplants.keys()):
+        for model, name in sorted(self.read - self.made.keys()):
             source = self.locked[model]
             if not source.store.remote and source.files[name].size > FULL_HASH_BYTES:
                 found[self.path_of(model, source, name)] = source.files[name].identity
@@ -185,10 +188,8 @@ class _Planner:
 
     def _note_made(self, composer: Composer) -> None:
         """Note the sources that jobs make for a recipe."""
-        self.measured |= {key: (one, composer.lock) for key, one in composer.measured.items()}
-        self.transplants |= composer.transplants
-        made = {**composer.measured, **composer.transplants}
-        self.identities |= {key: one.identity for key, one in made.items()}
+        self.made |= {key: (one, composer.lock) for key, one in composer.made.items()}
+        self.identities |= {key: one.identity for key, one in composer.made.items()}
 
     def _adapters(self) -> dict[str, Composer]:
         """Return the documents that make adapters; sums are what these are made of."""
@@ -277,7 +278,7 @@ class _Planner:
         sums = composer.sums(stage, outputs)
         self.findings += check_build(composer, stage, outputs, sums)
         description = describe(
-            *(composer, stage, identities, tokens, shards, jobs, sums),
+            *(composer, stage, identities, tokens, shards, jobs, sums, self._made_for(jobs)),
             allow_nonfinite=self.settings["allow_nonfinite"],
         )
         key = description.digest
@@ -344,10 +345,9 @@ class _Planner:
 
     def _path(self, key: FileKey) -> str:
         """Return a source file's path; one that is not here gets a job that fetches it."""
-        if key in self.measured:
-            return self.paths.measured(key[1])
-        if key in self.transplants:
-            return self.paths.transplant(self.transplants[key].file)
+        if key in self.made:
+            one, _ = self.made[key]
+            return self.paths.made(MADE_KINDS[one.kind].folder, one.file)
         model, name = key
         source = self.locked[model]
         path = self.path_of(model, source, name)
@@ -358,35 +358,25 @@ class _Planner:
             )
         return path
 
-    def _measure_jobs(self) -> dict[str, MeasureJob]:
-        """Return the jobs that measure models, by the digests of what they make."""
-        found = {}
-        for key, (one, lock) in self.measured.items():
-            self.planned.specs[one.digest] = MeasureSpec(kind=one.kind, options=one.options)
-            found[one.digest] = measure_job(one, self._path(key), lock, self._path)
-        return found
-
-    def _transplant_jobs(self) -> dict[str, TransplantJob]:
-        """Return the jobs that find out of what rows of tokens are made, by their digests.
+    def _made_jobs(self) -> dict[str, MadeJob]:
+        """Return the jobs that make sources, by the digests of what they make.
 
         Those that no shard reads are left out: what is planned as sums may not be computed so.
         """
         found = {}
-        for key, one in self.transplants.items():
-            if key not in self.read:
-                continue
-            name = one.spec.digest
-            self.planned.specs[name] = one.spec
-            keys = one.files
-            self.read |= set(keys)
-            found[name] = TransplantJob(
-                output=self._path(key),
-                digest=name,
-                files=tuple(map(self._path, keys)),
-                identities=tuple(self.identities[file] for file in keys),
-                memory=STREAMING_BYTES + one.spec.memory,
-            )
+        for key, (one, lock) in self.made.items():
+            if key in self.read:
+                self.planned.specs[one.digest] = one.spec
+                self.read.update(*one.inputs)
+                found[one.digest] = made_job(one, self._path(key), lock, self._path)
         return found
+
+    def _made_for(self, jobs: Iterable[ShardJob]) -> tuple[DescribedMade, ...]:
+        """Return the sources that jobs make for shards, in order of first use."""
+        keys = (key for job in jobs for key in self.planned.specs[job.digest].files)
+        return tuple(
+            described_made(*self.made[key]) for key in dict.fromkeys(keys) if key in self.made
+        )
 
     def _model(self, key: str) -> PlannedSource:
         source = self.locked[key]

@@ -47,6 +47,8 @@ class MergeRecord:
         tensors: For a shard of task vectors, the SHA-256 of each tensor.
         deltas: Of each tensor, rows of task vectors: models, sum of squares, the base's or None.
         passes: Of each tensor with methods in passes, what they found, call by call.
+        probes: Of each tensor with calls that are too large to be recomputed, what was recorded of
+            them: sampled elements, and numbers of each matrix.
     """
 
     sha256: str = entry(forms.sha256)
@@ -69,6 +71,10 @@ class MergeRecord:
     passes: Mapping[str, tuple[tuple[Any, ...], ...]] = entry(
         forms.mapped(forms.listed(forms.listed(_answer))), default_factory=dict
     )
+    probes: Mapping[str, tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]] = entry(
+        forms.mapped(forms.listed(forms.row(forms.text, forms.listed(forms.listed(forms.text))))),
+        default_factory=dict,
+    )
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ class Recomputed:
         copies: Tensors that are a source's, bit by bit.
         recomputed_independently, recomputed_by_engine_steps: Other tensors, by the way they were
             recomputed.
+        verified_by_probes: Tensors that are too large to be recomputed, and that have the
+            properties that their methods' definitions give them.
         largest_error_in_bounds: In parts of what rounding allows.
         undecided: Elements that no bound could be told for.
         nonfinite: Elements that are infinite or NaN.
@@ -92,6 +100,7 @@ class Recomputed:
     copies: int = entry(forms.count)
     recomputed_independently: int = entry(forms.count)
     recomputed_by_engine_steps: int = entry(forms.count)
+    verified_by_probes: int = entry(forms.count, 0)
     largest_error_in_bounds: float = entry(forms.number)
     undecided: int = entry(forms.count)
     nonfinite: int = entry(forms.count)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from shardmerge.base.errors import UserError
@@ -120,6 +121,8 @@ def make_schedule(
     shards: Sequence[ScheduledJob],
     fetched: Mapping[str, int],
     *,
+    made: Mapping[str, int] = MappingProxyType({}),
+    early: Collection[str] = (),
     stay: Iterable[str] = (),
     deltas_go: bool = True,
     budget: int | None = None,
@@ -130,7 +133,9 @@ def make_schedule(
         deltas: Jobs that store task vectors.
         shards: Jobs that write models.
         fetched: Files that are fetched, path to bytes.
-        stay: Those of them that are not deleted when the last shard that needs them is made.
+        made: Small sources that jobs make before any shard, and that stay, path to bytes.
+        early: Files that those jobs read, so that none can wait for work on another.
+        stay: Those of ``fetched`` that are not deleted when the last shard that needs them is made.
         deltas_go: Whether stored task vectors are deleted.
         budget: Bytes that all may take together; None for what it takes to fetch the files of
             one shard while the one before is made.
@@ -141,7 +146,8 @@ def make_schedule(
     stay, go = set(stay), {job.output for job in deltas} if deltas_go else set()
     found = []
     for order in (_in_turn(deltas, shards), _least_first(deltas, shards, fetched)):
-        items = _items(order, fetched, stay, go)
+        items = _items(order, fetched, stay, go, set(early))
+        items += [Item(path, size, 0, (), False, False) for path, size in made.items()]
         found.append((_most(items, len(order), ahead=2), order, items))
     room, order, items = min(found, key=lambda row: row[0])
     least = _most(items, len(order), ahead=1)
@@ -206,7 +212,11 @@ def _least_first(
 
 
 def _items(
-    order: Sequence[ScheduledJob], fetched: Mapping[str, int], stay: set[str], go: set[str]
+    order: Sequence[ScheduledJob],
+    fetched: Mapping[str, int],
+    stay: set[str],
+    go: set[str],
+    early: set[str],
 ) -> list[Item]:
     users: dict[str, list[int]] = {}
     for number, job in enumerate(order, 1):
@@ -216,7 +226,7 @@ def _items(
     items = []
     for path, size in fetched.items():
         goes = path in users and path not in stay
-        first[path] = users[path][0] if goes else 0
+        first[path] = users[path][0] if goes and path not in early else 0
         items.append(Item(path, size, first[path], tuple(users.get(path, ())), goes, True))
     for job in order:
         # A shard can be written as soon as the last of its files is there, whosever turn it is.

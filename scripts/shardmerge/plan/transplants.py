@@ -1,30 +1,20 @@
-"""What jobs that make rows of tokens read: their specification, and the parts of tokens."""
+"""From what a job that makes rows of tokens is told to what it finds out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shardmerge.algebra.transplant import TransplantSpec
-from shardmerge.plan.files import load_spec_of
 from shardmerge.sources.tokenizer.prompts import tokens_of_texts
 
 if TYPE_CHECKING:
     from shardmerge.engine.transplant import RowTerms
 
 
-def load_transplant_spec(name: str) -> TransplantSpec:
-    """Return the specification of a job that makes rows of tokens, of this process's plan.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
-    return load_spec_of(TransplantSpec, name, "rows")
-
-
 def make_terms(
-    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, device: str = "cpu"
+    spec: TransplantSpec, files: Sequence[Path], *, threads: int = 1, **how: Any
 ) -> RowTerms:
     """Return of which rows, and with what weights, the rows of a specification's tokens are made.
 
@@ -32,7 +22,7 @@ def make_terms(
         spec: The specification.
         files: The file of the donor's embedding, or those of a tokenizer, in its order.
         threads: Of torch.
-        device: torch's name of where it is computed.
+        how: Other arguments of ``engine.transplant.from_donor``.
 
     Raises:
         UserError: If a file cannot be read, or is not as the plan has it.
@@ -41,7 +31,7 @@ def make_terms(
 
     if spec.donor is None:
         return from_parts(spec, _parts(spec, files))
-    return from_donor(spec, files, threads=threads, device=device)
+    return from_donor(spec, files, threads=threads, **how)
 
 
 def _parts(spec: TransplantSpec, files: Sequence[Path]) -> list[tuple[int, ...]]:

@@ -25,12 +25,12 @@ class Totals:
     """What a whole plan moves.
 
     Args:
-        read: Bytes that the jobs read from sources and stored task vectors.
+        read: Bytes that the jobs read from sources, made ones too, and stored task vectors.
         fetch: Files of the Hub that the models are made from and that are not here yet.
         present: Those that are.
         whole: Further files, fetched only where sources are benchmarked whole.
-        deltas, models: Task vectors and shards to write.
-        done: Of both, what is on disk already.
+        made, deltas, models: Made sources, task vectors and shards to write.
+        done: Of all of these, what is on disk already.
         disk: Bytes of disk that are needed at most beyond what is used now.
         kept: The same from the start, with nothing there.
         lean: The same if fetched files were deleted as soon as they are used.
@@ -42,6 +42,7 @@ class Totals:
     fetch: Amount
     present: Amount
     whole: Amount
+    made: Amount
     deltas: Amount
     models: Amount
     done: Amount
@@ -72,11 +73,12 @@ class Shard:
 def plan_totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
     """Return what a plan moves; files on disk are taken to be what they should be."""
     models = plan.shards
-    jobs = [*plan.deltas, *models]
-    read = {path for job in jobs for path in job.sources}
+    jobs = [*plan.made.values(), *plan.deltas, *models]
+    read = {path for job in (*plan.deltas, *models) for path in job.sources}
+    for_made = {path for job in plan.made.values() for path in job.files}
     small = {path for build in plan.builds.values() for path in build.files.values()}
     fetched = {path: job.size for path, job in plan.fetches.items()}
-    needed = {path: size for path, size in fetched.items() if path in read or path in small}
+    needed = {path: size for path, size in fetched.items() if path in read | small | for_made}
     written = {job.output: job.bytes_written for job in jobs}
     missing = {p: size for p, size in (needed | written).items() if not exists(p)}
     return Totals(
@@ -84,6 +86,7 @@ def plan_totals(plan: Plan, exists: Exists = os.path.exists) -> Totals:
         fetch=_amount(size for path, size in needed.items() if path in missing),
         present=_amount(size for path, size in needed.items() if path not in missing),
         whole=_amount(size for p, size in fetched.items() if p not in needed and not exists(p)),
+        made=_amount(job.bytes_written for job in plan.made.values()),
         deltas=_amount(job.bytes_written for job in plan.deltas),
         models=_amount(job.bytes_written for job in models),
         done=_amount(size for path, size in written.items() if path not in missing),

@@ -142,9 +142,10 @@ def _totals(totals: Totals) -> list[tuple[str, str]]:
         rows.append(("to fetch", f"{_count(totals.fetch)} from the Hub{here}"))
     if totals.whole.files:
         rows.append(("", f"{_count(totals.whole)} more if sources are benchmarked"))
-    if totals.deltas.files:
-        rows.append(("to write", f"{_count(totals.deltas)} of task vectors"))
-    rows.append(("" if totals.deltas.files else "to write", f"{_count(totals.models)} of models"))
+    written = {"made sources": totals.made, "task vectors": totals.deltas}
+    told = [f"{_count(amount)} of {what}" for what, amount in written.items() if amount.files]
+    told.append(f"{_count(totals.models)} of models")
+    rows += zip(["to write", *[""] * (len(told) - 1)], told, strict=True)
     if totals.done.files:
         rows.append(
             ("on disk", f"{_count(totals.done)} of that (`snakemake -n` lists what is stale)")

@@ -98,6 +98,7 @@ def _verified(found: VerifyRecord | None) -> Iterator[str]:
         (found.copies, "compared bit by bit with the source that they are copies of"),
         (found.recomputed_independently, "recomputed in float64 by independent code"),
         (found.recomputed_by_engine_steps, "recomputed by the steps of the engine"),
+        (found.verified_by_probes, "verified by products with random vectors"),
     ]
     told = "; ".join(f"{plural(count, 'tensor')} {how}" for count, how in ways if count)
     yield paragraph(

@@ -25,7 +25,7 @@ _DOING = {
     "check_delta": "checking",
     "merge_shard": "merging",
     "check_shard": "checking",
-    "measure_model": "measuring models for",
+    "make_source": "making",
     "write_update": "computing",
     "check_update": "checking",
     "build_factors": "decomposing",

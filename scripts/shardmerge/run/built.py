@@ -15,9 +15,9 @@ from functools import cached_property
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
-from shardmerge.plan.measuring import MeasureJob
+from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.paths import check_record_path, record_path
-from shardmerge.plan.plan import Plan, ShardJob, TransplantJob
+from shardmerge.plan.plan import Plan, ShardJob
 
 
 class Built:
@@ -55,7 +55,7 @@ class Built:
         """Return the job whose output a check reads; without temporary files if that is done."""
         return self._without(job) if self._is_checked(job.output) else job
 
-    def to_read(self, job: MeasureJob | TransplantJob) -> tuple[str, ...]:
+    def to_read(self, job: MadeJob) -> tuple[str, ...]:
         """Return the files that are read for a made source; none if that is done."""
         done = os.path.exists(job.output) and not self._forced()
         return () if done and not self._keeps[0] else job.files
@@ -63,8 +63,7 @@ class Built:
     @cached_property
     def _whole(self) -> set[str]:
         """Files that are needed for made sources, so that none can wait for work on another."""
-        jobs = (*self._plan.measures.values(), *self._plan.transplants.values())
-        return {path for job in jobs for path in self.to_read(job)}
+        return {path for job in self._plan.made.values() for path in self.to_read(job)}
 
     def gate(self, path: str) -> list[str]:
         """Return the checks that must be done before a file is fetched, so that disk is free."""

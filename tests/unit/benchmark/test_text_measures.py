@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ from safetensors.torch import load_file
 
 from helpers.tiny_tokenizers import WORDS, tokenized
 from shardmerge.base.errors import UserError
+from shardmerge.base.unfinished import Keeping
 from shardmerge.benchmark.reading import groups, text_blocks
 from shardmerge.benchmark.text_measures import measure_text
 
@@ -57,6 +63,84 @@ def test_groups_change_no_bits(folder: Path, kind: str) -> None:
     parts = measured(folder, kind, tensors, most=1)
     assert set(whole) == set(parts) == {name for name, _ in tensors}
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["grams", "fisher"])
+@pytest.mark.parametrize(("most", "stop"), [(1 << 30, 1), (1 << 30, 3), (1, 3), (1, 4), (1, 7)])
+def test_a_killed_job_reads_the_rest_alone(
+    folder: Path, tmp_path: Path, kind: str, most: int, stop: int
+) -> None:
+    """Two tensors and four blocks: eight steps if tensors are groups of their own, else four."""
+    tensors = [[_LAYER, [16, 24]], ["model.layers.1.self_attn.k_proj.weight", [8, 16]]]
+    total = 8 if most == 1 else 4
+    told = {**_OPTIONS, "tensors": tensors}
+    files = folder / "model", folder / "text.txt"
+    measure_text(kind, *files, told, tmp_path / "whole", most=most)
+    output = tmp_path / "made"
+    how: dict[str, Any] = {"most": most, "keeping": Keeping("job", least=0.0, share=1.0)}
+
+    def kill(done: int, total: int) -> None:
+        if done > stop:  # what came after was not kept
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_text(kind, *files, told, output, **how, progress=kill)
+    again: list[tuple[int, int]] = []
+    measure_text(kind, *files, told, output, **how, progress=lambda *step: again.append(step))
+    assert again == [(step, total) for step in range(stop + 1, total + 1)]
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "whole"]
+
+
+_SCRIPT = """
+import json, pathlib, sys
+from shardmerge.base.unfinished import Keeping
+from shardmerge.benchmark.text_measures import measure_text
+kind, model, text, output, told, wait = json.load(sys.stdin)
+def tell(done, total):
+    print(done, flush=True)
+    if done == wait:
+        sys.stdin.read(1), __import__("time").sleep(600)
+measure_text(
+    kind, pathlib.Path(model), pathlib.Path(text), told, pathlib.Path(output),
+    keeping=Keeping("job", least=0.0, share=1.0), progress=tell,
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_is_really_killed(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the second tensor, then while the third is read."""
+    names = [f"model.layers.{layer}.mlp.{name}_proj.weight" for layer in (0, 1) for name in "ud"]
+    names = [name.replace("u_", "up_").replace("d_", "down_") for name in names]
+    shapes = {"up": [24, 16], "down": [16, 24]}
+    told = {**_OPTIONS, "tensors": [[n, shapes[n.split(".")[4][:-5]]] for n in names]}
+    measure_text("grams", folder / "model", folder / "text.txt", told, tmp_path / "whole")
+    given = ["grams", str(folder / "model"), str(folder / "text.txt"), str(tmp_path / "made"), told]
+
+    def run(wait: int) -> list[int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+        )
+        process.stdin.write(json.dumps([*given, wait]))
+        process.stdin.close()
+        done = []
+        for line in process.stdout:
+            done.append(int(line))
+            if done[-1] == wait:
+                process.kill()
+        assert process.wait() == (-signal.SIGKILL if wait else 0)
+        return done
+
+    assert run(2) == [1, 2]
+    assert run(3) == [2, 3]
+    assert run(0) == [3, 4]
+    assert (tmp_path / "made").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "whole"]
 
 
 def test_grams_are_of_what_enters_the_layer(folder: Path) -> None:

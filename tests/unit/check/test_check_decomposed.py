@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers import engine_cases as cases
-from helpers import kernel_cases
+from helpers.library_cases import decomposed
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
@@ -20,28 +20,13 @@ from shardmerge.methods.registry import methods
 from shardmerge.methods.spectral import decompose
 
 NAMES = [m.name for m in methods() if m.bounds]
-SHAPE = (48, 31)
 
 
 def built(
     name: str, folder: Path, code: str = "F16", out: str = "F32", tensors: Any = None
 ) -> tuple[cases.Models, ShardSpec]:
     """Return a shard of one tensor that a method made of fine-tunes of one base."""
-    group = kernel_cases.ordinary(name, SHAPE, models=3)
-    dtype = {v: k for k, v in cases.CODES.items()}[code]
-    made = [tensor.to(dtype) for tensor in tensors or group.tensors]
-    models = cases.Models(folder, {f"m{i}": {"w": tensor} for i, tensor in enumerate(made)})
-    call = ex.Call(
-        method=name,
-        inputs=tuple(models.source(f"m{i}") for i in range(len(made))),
-        base=0,
-        parameters=tuple(sorted(group.parameters.items())),
-        per_input=tuple(sorted((k, v[: len(made)]) for k, v in group.per_input.items())),
-        tensor="w",
-        models=group.models[: len(made)],
-        output_shape=tuple(made[0].shape),
-    )
-    spec = models.spec({"w": (out, call)})
+    models, spec = decomposed(name, folder, code, out, tensors)
     models.build(spec)
     return models, spec
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import engine_cases as cases
-from shardmerge.algebra import expression as ex
+from helpers.library_cases import measured
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import read_header
@@ -18,33 +18,11 @@ from shardmerge.engine import make_tasks
 _OUT, _IN = 31, 24
 
 
-def random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def built(
     step: str, folder: Path, dtype: torch.dtype = torch.float16, out: str = "F32"
 ) -> tuple[cases.Models, ShardSpec]:
     """Return a shard of one tensor that a step made of two layers and of what was measured."""
-    tensors = {f"m{i}": {"w": random(_OUT, _IN, seed=i).to(dtype)} for i in range(2)}
-    for i in range(2):
-        rows = random(50, _IN, seed=7 + i) * torch.logspace(-1, 1, _IN)
-        gram = rows.t() @ rows / 50
-        found = gram if step == "regmean_solution" else random(_OUT, _IN, seed=3 + i) ** 2
-        tensors[f"g{i}"] = {"w": found}
-    models = cases.Models(folder, tensors)
-    values = {"scale": 0.9} if step == "regmean_solution" else {"floor": 1e-3}
-    call = ex.Call(
-        method=step,
-        inputs=tuple(models.source(name) for name in tensors),
-        base=None,
-        parameters=tuple(values.items()),
-        per_input=(("weight", (1.0, 2.0, None, None)),),
-        tensor="w",
-        models=tuple(tensors),
-        output_shape=(_OUT, _IN),
-    )
-    spec = models.spec({"w": (out, call)})
+    models, spec = measured(step, folder, dtype, out, (_OUT, _IN))
     models.build(spec)
     return models, spec
 

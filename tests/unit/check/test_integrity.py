@@ -19,10 +19,10 @@ from helpers import kernel_cases
 from helpers.built_model import LARGE, MERGED, build_model, check, flip, inputs_of, verify
 from helpers.engine_cases import Models, call_of
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.samples import sample_runs
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
 from shardmerge.base.safetensors import read_header
-from shardmerge.check.samples import sample_runs
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import build_shard
 from shardmerge.engine.witness import Witness

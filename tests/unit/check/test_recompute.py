@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.samples import RUN, RUNS, positions, sample_runs
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check import kernels
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to, stored_dtype
 from shardmerge.check.kernels import TooLargeError
 from shardmerge.check.recompute import Recomputer
-from shardmerge.check.samples import RUN, RUNS, positions, sample_runs
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 

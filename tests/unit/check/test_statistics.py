@@ -17,10 +17,10 @@ from helpers.built_model import MERGED, Built, build_model, check, inputs_of
 from helpers.engine_cases import FILE, Models
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.interference import comparable
+from shardmerge.algebra.samples import RUN, RUNS, sample_runs
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check import statistics
-from shardmerge.check.samples import RUN, RUNS, sample_runs
 from shardmerge.check.shard import check_shard
 from shardmerge.check.statistics import run_sums
 from shardmerge.engine import build_shard

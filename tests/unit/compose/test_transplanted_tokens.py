@@ -170,7 +170,7 @@ def composed(
 
 def specs(composer: Composer) -> list[TransplantSpec]:
     composer.outputs("r")
-    return [one.spec for one in composer.transplants.values()]
+    return [one.spec for one in composer.made.values()]
 
 
 class TestPlanning:
@@ -210,9 +210,9 @@ class TestPlanning:
     def test_union_takes_each_models_own(self, tmp_path: Path, models: Path) -> None:
         """Each lacks what the other has, and gets it from there."""
         composer = composed(tmp_path, models, "a c", {"k": 4}, source="union")
-        donors = {one.source for one in [*composer.transplants.values()] or []}
+        donors = {one.models[0] for one in [*composer.made.values()] or []}
         found = specs(composer)
-        donors = {one.source for one in composer.transplants.values()}
+        donors = {one.models[0] for one in composer.made.values()}
         assert donors == {str(models / "a"), str(models / "c")}
         assert len(found) == 4
 
@@ -231,9 +231,9 @@ class TestPlanning:
 
     def test_a_donor_beside_the_tokenizers_model(self, tmp_path: Path, models: Path) -> None:
         composer = composed(tmp_path, models, "a", {"k": 4, "donor": "c"})
-        assert {one.source for one in composer.transplants.values()} <= {str(models / "c")}
+        assert {one.models[0] for one in composer.made.values()} <= {str(models / "c")}
         specs(composer)
-        assert {one.source for one in composer.transplants.values()} == {str(models / "c")}
+        assert {one.models[0] for one in composer.made.values()} == {str(models / "c")}
 
     def test_a_digest_depends_on_the_donor_and_not_on_the_models_weights(
         self, tmp_path: Path, models: Path

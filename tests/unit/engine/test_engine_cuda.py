@@ -12,7 +12,11 @@ from test_engine import TestGoldenBytes
 from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of, normal
+from helpers.library_cases import decomposed, measured
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra import samples
+from shardmerge.check import kernels
+from shardmerge.check.shard import check_shard
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,6 +54,20 @@ class TestCuda:
             on_cuda = models.build(spec, device="cuda", threads=3)
         assert on_cuda.sha256 == on_cpu.sha256
         assert on_cuda.deltas.keys() == on_cpu.deltas.keys()
+
+    def test_what_is_recorded_of_large_tensors(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in (samples, kernels):
+            monkeypatch.setattr(module, "WHOLE", 100)
+        for name in ("iso_c", "iso_cts", "subspace_boosting", "tsv_m", "regmean_solution"):
+            make = measured if name == "regmean_solution" else decomposed
+            models, spec = make(name, tmp_path / name)
+            told = models.build(spec, device="cuda").probes
+            found = check_shard(
+                spec, tmp_path / name / "out.safetensors", models.paths, (), probes=told
+            )
+            assert found["verified_by_probes"] == 1
 
     def test_a_whole_call(self, tmp_path: Path) -> None:
         group = kernel_cases.ordinary("slerp", (211, 97))

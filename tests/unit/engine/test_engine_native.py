@@ -22,12 +22,12 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases
 from helpers.engine_cases import Models, assert_same, call_of, normal
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.samples import Runs, positions
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.float_formats import multiplied_and_added
 from shardmerge.check.recompute import Recomputer
-from shardmerge.check.samples import Runs, positions
 from shardmerge.engine import native
 from shardmerge.engine.tasks import make_task, make_tasks, needs_torch
 from shardmerge.methods.registry import kernel_of, methods

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.unfinished import Keeping
 from shardmerge.engine.norms import measure_norm
 
 
@@ -46,6 +47,29 @@ def test_threads_change_no_bits(tmp_path: Path) -> None:
     assert found[0] == found[1]
     wanted = math.sqrt(float((tensor.double() - (tensor * 0.3).double()).square().sum()))
     assert found[0] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_killed_job_reads_the_rest_alone(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"t{i}": torch.randn(50, generator=generator) for i in range(5)}
+    own = written(tmp_path / "own", tensors)
+    base = written(tmp_path / "base", {name: one / 3 for name, one in tensors.items()})
+    whole, made = tmp_path / "whole", tmp_path / "made"
+    wanted = measure_norm(list(tensors), own, base, whole)
+    always = Keeping("job", least=0.0, share=1.0)
+
+    def kill(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_norm(list(tensors), own, base, made, progress=kill, keeping=always)
+    again: list[int] = []
+    found = measure_norm(
+        list(tensors), own, base, made, progress=lambda i, _: again.append(i), keeping=always
+    )
+    assert again == [4, 5]
+    assert (found, made.read_bytes()) == (wanted, whole.read_bytes())
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -60,6 +60,31 @@ class TestProvenance:
         assert "seeds" not in provenance(built)
         assert provenance(built, seeds={"stage": [3]})["seeds"] == {"stage": [3]}
 
+    def test_what_jobs_made_of_which_texts(self, built: Built) -> None:
+        assert not {"made_sources", "texts"} & provenance(built).keys()
+        sha256, other = "0" * 64, "1" * 64
+        made = [
+            {
+                "kind": "grams",
+                "digest": digit * 64,
+                "files": [["lab/long", "config.json", f"sha256:{sha256}"]],
+                "text": [f"/srv/someone/{folder}/t.txt", content],
+            }
+            for digit, folder, content in (("a", "x", sha256), ("b", "y", other))
+        ]
+        rows = {"kind": "transplant", "digest": "c" * 64, "files": made[0]["files"]}
+        found = provenance(built, made=[*made, rows])
+        assert found["texts"] == {"t.txt": {"sha256": sha256}, "t.txt (2)": {"sha256": other}}
+        first, second, third = found["made_sources"]
+        assert first == {
+            "kind": "grams",
+            "digest": "a" * 64,
+            "files": {"lab/long": {"config.json": f"sha256:{sha256}"}},
+            "text": "t.txt",
+        }
+        assert second["text"] == "t.txt (2)" and "text" not in third
+        assert "someone" not in json.dumps(found)
+
     def test_what_went_in(self, built: Built) -> None:
         found = provenance(built)
         assert found["build"] == built.build.digest

@@ -117,6 +117,11 @@ class TestFiles:
         assert found.elements == found.bytes // 2
         assert found.not_sampled == ()
 
+    def test_tensors_that_were_verified_by_probes_are_counted(self, built: Built) -> None:
+        for number, path in enumerate(built.records("checks")):
+            edit(path, verified_by_probes=number)
+        assert verify(built).verified_by_probes == 0 + 1 + 2 + 3
+
     def test_shard_missing(self, built: Built) -> None:
         Path(built.build.shards[1].output).unlink()
         with pytest.raises(UserError, match="model-00002-of-00004"):

@@ -139,6 +139,26 @@ class TestPeak:
         more = schedule.peak(disk.there.__contains__)
         assert disk.run(chance) - disk.began <= more
 
+    @settings(max_examples=100, deadline=None)
+    @given(builds(), st.data(), st.randoms(use_true_random=False))
+    def test_holds_when_some_files_wait_for_nothing(
+        self, build: Any, data: Any, chance: Any
+    ) -> None:
+        """Those that a job reads which makes a source: no download of them has a gate."""
+        deltas, shards, fetched = build
+        early = data.draw(st.sets(st.sampled_from([*fetched, "local"])))
+        schedule = make_schedule(deltas, shards, fetched, early=early)
+        disk = Disk(schedule, deltas, shards, fetched, True)
+        disk.gates = {path: gate for path, gate in disk.gates.items() if path not in early}
+        assert disk.run(chance) <= schedule.peak()
+
+    def test_what_jobs_make_before_is_there_from_the_start(self) -> None:
+        shards = [Job("s0", ("f", "m"), (), 2), Job("s1", ("g", "m"), (), 2)]
+        given = {"f": 3, "g": 3}
+        assert make_schedule([], shards, given, made={"m": 7}, budget=7 + 4 + 3).peak() == 14
+        with pytest.raises(UserError, match="too little"):
+            make_schedule([], shards, given, made={"m": 7}, budget=7 + 4 + 2)
+
     def test_nothing_at_all(self) -> None:
         assert make_schedule([], [], {}).peak() == 0
 

@@ -17,7 +17,8 @@ from helpers.tiny_tokenizers import tokenized
 from shardmerge.algebra.transplant import DonorTensor, TransplantSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import write_header
-from shardmerge.engine.transplant import RowTerms, write_terms
+from shardmerge.base.unfinished import Keeping, Unfinished
+from shardmerge.engine.transplant import RowTerms, terms_file
 from shardmerge.plan.transplants import make_terms
 
 
@@ -62,7 +63,7 @@ def test_what_is_a_sum_is_found(table: torch.Tensor, tmp_path: Path) -> None:
 
 def test_what_is_written(table: torch.Tensor, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_terms(found(spec_of(table), tmp_path), tmp_path / name)
+        (tmp_path / name).write_bytes(terms_file(found(spec_of(table), tmp_path)))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     written = load_file(tmp_path / "one")
     assert {n: (t.dtype, tuple(t.shape)) for n, t in written.items()} == {
@@ -88,6 +89,31 @@ def test_neither_threads_nor_batches_decide(
         assert torch.equal(parts.rows, whole.rows)
         assert torch.equal(parts.weights, whole.weights)
     torch.set_num_threads(1)
+
+
+def test_a_killed_job_finds_the_rest_alone(
+    table: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row at a time: the second is found after the kill."""
+    monkeypatch.setattr("shardmerge.engine.transplant.WORK_BYTES", 1)
+    spec, files = spec_of(table), [tmp_path / "donor.safetensors"]
+    always = Keeping("job", least=0.0, share=1.0)
+
+    def make(output: Path, progress: Any, keeping: Keeping) -> bytes:
+        with Unfinished(output, keeping) as work:
+            work.write(terms_file(make_terms(spec, files, work=work, progress=progress)))
+        return output.read_bytes()
+
+    def kill(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    again: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "made", kill, always)
+    found = make(tmp_path / "made", lambda done, total: again.append(done), always)
+    assert again == [2]
+    assert found == make(tmp_path / "whole", lambda done, total: None, Keeping())
 
 
 def test_another_file(table: torch.Tensor, tmp_path: Path) -> None:

@@ -5,23 +5,32 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers import kernel_cases
 from helpers.engine_cases import Models, call_of
 from helpers.models import llama
 from helpers.planned import described, slices
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.rows import format_rows
+from shardmerge.algebra.spec import OutputTensor
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.check.shard import check_shard
 from shardmerge.compose.architecture import config_keys
+from shardmerge.compose.composer import Composer
+from shardmerge.engine.build import build_shard
 from shardmerge.methods import registry
 from shardmerge.methods.registry import kernel_of
-from shardmerge.plan import recipe_checks
+from shardmerge.plan import making, recipe_checks
+from shardmerge.plan.decide import load_plan
+from shardmerge.plan.files import load_spec
 from shardmerge.recipe import settings
 from shardmerge.recipe.settings import SCHEMA, load_settings
 from tools.docs.methods import methods_markdown
@@ -109,6 +118,43 @@ def test_configuration_key(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings({"audit": "perhaps"})
     with pytest.raises(UserError, match=r"Did you mean 'audit'"):
         load_settings({"audti": True})
+
+
+def test_made_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose norms are the largest value of another tensor: planned, made and merged."""
+    monkeypatch.setitem(making.MADE_KINDS, "largest", None)  # taken out again at the end
+    names: dict[str, Any] = {}
+    exec(code("Add a kind of made source"), names)
+    llama(Path("a"), seed=0)
+    tensor, norm = "lm_head.weight", "model.norm.weight"
+
+    def outputs(self: Composer, stage: str) -> list[OutputTensor]:
+        found = self.note_made(names["largest"]("a", tensor, self.lock)).tensor("largest")
+        return [
+            replace(t, expression=ex.Rows(found, format_rows([0] * t.shape[0])))
+            if t.name == norm
+            else t
+            for t in before(self, stage)
+        ]
+
+    before = Composer.outputs
+    monkeypatch.setattr(Composer, "outputs", outputs)
+    recipe = {"name": "out", "merge_method": "passthrough", "models": [{"model": "a"}]}
+    Path("recipe.yaml").write_text(json.dumps(recipe | {"dtype": "float32"}))
+    plan = load_plan(load_settings({"recipes": ["recipe.yaml"]}), say=lambda line: None)
+    for job in plan.made.values():
+        told = making.load_made_spec(job)
+        making.MADE_KINDS[job.kind].make(making.MakeTask(job, told, Path(job.output)))
+    (shard,) = plan.shards
+    spec, output = load_spec(shard.digest), Path(shard.output)
+    output.parent.mkdir(parents=True)
+    build_shard(
+        spec, dict(zip(spec.required_files(), map(Path, shard.sources), strict=True)), output
+    )
+    (made,) = Path("results/measured").iterdir()
+    largest = load_file("a/model.safetensors")[tensor].float().max()
+    assert load_file(made)["largest"].tolist() == [largest]
+    assert (load_file(output)[norm] == largest).all()
 
 
 def test_recipe_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

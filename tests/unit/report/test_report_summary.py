@@ -178,6 +178,11 @@ class TestVerdict:
     ) -> None:
         assert write(tmp_path, plan, VERIFIED | {"build": "0" * 64}).verified is None
 
+    def test_large_tensors_are_told_apart(self, plan: Plan, tmp_path: Path) -> None:
+        verified = VERIFIED | {"build": plan.builds[NAME].digest, "verified_by_probes": 3}
+        page = _Parsed(summary_page(plan, NAME, write(tmp_path, plan, verified), "r/x"))
+        assert "3 tensors verified by products with random vectors" in " ".join(page.paragraphs)
+
     def test_half_a_verdict_is_no_whole_one(self, plan: Plan, tmp_path: Path) -> None:
         verified = VERIFIED | {"build": plan.builds[NAME].digest, "not_sampled": ["a", "b"]}
         loaded = LOADED | {"loaded": "architecture", "tokenizer": "none", "unused": ["c"]}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.large_models import large_plan, llama_70b
-from shardmerge.plan.measuring import MeasureJob
+from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.paths import check_record_path, record_path
 from shardmerge.run.built import Built
 from shardmerge.run.targets import Targets
@@ -69,8 +69,10 @@ class TestBuilt:
         case = Case(folder, keep_sources=False)
         files = tuple(case.shards[0].sources)
         names = ("",) * len(files)
-        job = MeasureJob("measured.safetensors", "d", "hidden", (files,), None, names, 1)
-        case.plan = replace(case.plan, measures={"d": job})
+        job = MadeJob(
+            "measured.safetensors", "d", "hidden", (files,), None, names, "benchmark", 1, 1, 1
+        )
+        case.plan = replace(case.plan, made={"d": job})
         gates = case.plan.schedule.gates(lambda path: False, lambda path: False)
         other = next(path for path in gates if path not in files)
         built = case.built()

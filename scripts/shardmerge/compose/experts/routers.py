@@ -8,11 +8,12 @@ from typing import Any
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold, rows
-from shardmerge.base.digest import canonical_json, digest
+from shardmerge.base.digest import canonical_json
 from shardmerge.base.errors import UserError
 from shardmerge.compose.architecture.names import is_embedding
 from shardmerge.compose.context import Context
-from shardmerge.compose.measurements import VERSIONS, ModelMeasurement
+from shardmerge.compose.made_sources import MadeSource
+from shardmerge.compose.measurements import hidden_states
 from shardmerge.compose.models import Model
 from shardmerge.recipe.experts import RANDOM
 from shardmerge.recipe.stage import Expert, Stage
@@ -31,7 +32,7 @@ class Routers:
         self._context, self._stage, self._base = context, stage, base
         self._mixture = stage.mixture
         self._embedded: ex.Expression | None = None
-        self._hidden: ModelMeasurement | None = None
+        self._hidden: MadeSource | None = None
 
     def gate(
         self, tensor: str, layer: int, shape: tuple[int, ...], *, shared: bool
@@ -132,13 +133,10 @@ class Routers:
 
     def _hidden_gate(self, layer: int, width: int) -> ex.Expression:
         if self._hidden is None:
-            self._hidden = self._hidden_states()
-            self._context.measured[self._hidden.key, self._hidden.file] = self._hidden
-        shape = (len(self._prompted), width)
-        found = self._hidden
-        return ex.Source(found.key, found.file, f"layers.{layer}", "F32", shape)
+            self._hidden = self._context.note_made(self._hidden_states(width))
+        return self._hidden.tensor(f"layers.{layer}")
 
-    def _hidden_states(self) -> ModelMeasurement:
+    def _hidden_states(self, width: int) -> MadeSource:
         reference = self._stage.reference_model
         if reference.model in self._context.recipe.stages or reference.lora:
             raise UserError(
@@ -148,10 +146,8 @@ class Routers:
                 "Build it as a model of a recipe of its own, and name its folder as the "
                 "`base_model`; or write `gate_mode: cheap_embed`.",
             )
-        source = self._context.lock.sources[reference.model]
         prompts = tuple((one.positive, one.negative) for one in self._prompted)
-        files = {name: file.identity for name, file in source.files.items()}
-        mode = self._mixture.gate_mode
-        known = digest([VERSIONS["hidden"], mode, prompts, files])
-        options = {"mode": mode, "prompts": prompts}
-        return ModelMeasurement("hidden", (reference.model,), None, options, known)
+        (layers,) = self._base.layer_counts.values()
+        return hidden_states(
+            reference.model, self._context.lock, self._mixture.gate_mode, prompts, layers, width
+        )

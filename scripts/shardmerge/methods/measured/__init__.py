@@ -1,7 +1,7 @@
 """The methods that need to know whole models: what jobs measured of them is an input.
 
 Importing registers them. ``kernels`` and ``passes`` have the steps that merge tensors with what was
-measured.
+measured, ``verify`` what the check of a large tensor of RegMean tests.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from shardmerge.methods.registry import (
     LinearForm,
     Measure,
     Parameter,
+    Probing,
+    Recorded,
     Request,
     Workspace,
     merge_method,
@@ -23,9 +25,11 @@ from shardmerge.methods.registry import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from shardmerge.methods.passes import Passes
+    from shardmerge.methods.probes import Sampled, TensorReader
 
 
 def _weight(description: str) -> Parameter:
@@ -204,11 +208,24 @@ def _bounded_solution(group: Group, error: float) -> tuple[torch.Tensor, float]:
     return kernels.regmean(group, error)
 
 
+def _probed_solution(group: Group, places: np.ndarray) -> tuple[torch.Tensor, Recorded]:
+    from shardmerge.methods.measured import kernels
+
+    return kernels.probed_regmean(group, places)
+
+
+def _verify_solution(group: Group, recorded: Recorded | None, reader: TensorReader) -> Sampled:
+    from shardmerge.methods.measured import verify
+
+    return verify.verified_regmean(group, recorded, reader)
+
+
 @step_kernel(
     "regmean_solution",
     FLOAT32,
     workspace=Workspace(tensors=12.0, squares=16.0),
     bounds=_bounded_solution,
+    probes=Probing(_probed_solution, _verify_solution),
 )
 def _regmean_solution(group: Group) -> torch.Tensor:
     """Solve a layer's regression; the second half of the inputs are Gram matrices."""

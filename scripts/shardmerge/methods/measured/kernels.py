@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from shardmerge.base.errors import UserError
-from shardmerge.methods.contract import Group
+from shardmerge.methods.contract import Group, Recorded
+from shardmerge.methods.probes import signs, to_words
 
 _UNIT = 2.0**-53
 #: Of the bound of a solution's errors.
@@ -17,8 +19,6 @@ _SPARE = 8.0
 
 def regmean(group: Group, error: float | None = None) -> tuple[torch.Tensor, float]:
     """Return the layer whose outputs are nearest to those of all layers, and a bound.
-
-    The equations are scaled so that their diagonal is 1: features differ by orders of magnitude.
 
     Args:
         group: Weights [outputs, inputs], then Gram matrices [inputs, inputs] in the same order;
@@ -29,8 +29,44 @@ def regmean(group: Group, error: float | None = None) -> tuple[torch.Tensor, flo
     Returns:
         The weight, and a bound on an element's distance from another library's before rounding.
     """
+    found, total, roots = _solution(group)
+    bound = math.inf if error is None else _bound(group, total, roots, found, error)
+    return _rounded(group, found, roots), bound
+
+
+def probed_regmean(group: Group, places: np.ndarray) -> tuple[torch.Tensor, Recorded]:
+    """Return the same layer, and what is recorded of it: products with vectors of random signs.
+
+    Args:
+        group: As above.
+        places: Indices of the sampled elements, ascending.
+    """
+    found, _, roots = _solution(group)
+    result = _rounded(group, found, roots)  # which divides by the roots
+    columns, rows = found.shape
+    left, right = (
+        torch.from_numpy(signs(group.name, side, 0, count)).to(found.device)
+        for side, count in (("left", rows), ("right", columns))
+    )
+    chosen = torch.from_numpy(places).to(found.device)
+    elements = found[chosen % columns, chosen // columns]
+    code = "F64" if result.dtype == torch.float64 else "F32"
+    texts = [to_words(v.cpu().numpy(), code) for v in (elements, found @ left, found.t() @ right)]
+    return result, Recorded(texts[0], [texts[1:]])
+
+
+def _rounded(group: Group, found: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+    like = group.tensors[0]
+    return found.div_(roots[:, None]).t().to(like.dtype, copy=True).contiguous()
+
+
+def _solution(group: Group) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the scaled solution, the scaled equations, and the roots that they are scaled by.
+
+    The equations are scaled so that their diagonal is 1: features differ by orders of magnitude.
+    """
     count = len(group.tensors) // 2
-    weights, like = group.per_input["weight"][:count], group.tensors[0]
+    weights = group.per_input["weight"][:count]
     layers, grams = group.tensors[:count], group.tensors[count:]
     live = sum((g.diagonal().double() * w for g, w in zip(grams, weights, strict=True))) > 0
     total = right = None
@@ -41,9 +77,7 @@ def regmean(group: Group, error: float | None = None) -> tuple[torch.Tensor, flo
         right = product if right is None else right.add_(product)
     roots = total.diagonal().sqrt()
     total.div_(roots[:, None]).div_(roots)
-    found = _solved(total, right / roots[:, None])
-    bound = math.inf if error is None else _bound(group, total, roots, found, error)
-    return found.div_(roots[:, None]).t().to(like.dtype, copy=True).contiguous(), bound
+    return _solved(total, right / roots[:, None]), total, roots
 
 
 def _scaled(gram: torch.Tensor, weight: float, scale: float, live: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """The methods that work on singular vectors of task vectors; importing registers them.
 
-``decompose`` has what they share, with bounds of its errors; ``kernels`` has the methods.
+``decompose`` has what they share, with bounds of its errors; ``kernels`` has the methods. What a
+merge job records of large tensors is in ``notes``. ``verify`` tests it without a decomposition, by
+the ``equations`` that each method's ``rules`` make hold.
 """
 
 from __future__ import annotations
@@ -12,12 +14,17 @@ from shardmerge.methods.registry import (
     Inputs,
     MergeMethod,
     Parameter,
+    Probing,
+    Recorded,
     Workspace,
     merge_method,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+
+    from shardmerge.methods.probes import Sampled, TensorReader
 
 _BASE = Inputs(base="required")
 _WEIGHT = Parameter(
@@ -164,6 +171,19 @@ def _has_bounds(method: MergeMethod, *, mean: bool = True) -> None:
         from shardmerge.methods.spectral import kernels
 
         return kernels.merged(group, getattr(kernels, method.name), error, mean=mean)
+
+    def kernel(group: Group, places: np.ndarray) -> tuple[torch.Tensor, Recorded]:
+        from shardmerge.methods.spectral import kernels
+
+        return kernels.probed(group, getattr(kernels, method.name), places, mean=mean)
+
+    def verify(group: Group, recorded: Recorded | None, reader: TensorReader) -> Sampled:
+        from shardmerge.methods.spectral import rules, verify
+
+        rule = rules.MATRIX_RULES[method.name]
+        return verify.verified(group, recorded, reader, rule, mean=mean)
+
+    method.probed(Probing(kernel, verify))
 
 
 _has_bounds(tsv_m)

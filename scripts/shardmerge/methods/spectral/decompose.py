@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from shardmerge.base.errors import UserError
+
+if TYPE_CHECKING:
+    from shardmerge.methods.spectral.notes import Notes
 
 _UNIT = 2.0**-52
 
@@ -40,7 +44,11 @@ class Factors:
 
 
 def singular_vectors(
-    matrix: torch.Tensor, error: float = 0.0, keep: int | None = None, scale: float = 0.0
+    matrix: torch.Tensor,
+    error: float = 0.0,
+    keep: int | None = None,
+    scale: float = 0.0,
+    notes: Notes | None = None,
 ) -> Factors:
     """Return the singular vectors of a matrix whose singular values are not 0.
 
@@ -49,8 +57,24 @@ def singular_vectors(
         error: Bound on the distance (Frobenius norm) from the matrix that is meant.
         keep: How many at most; None for all.
         scale: Norm of what the matrix is a difference of: what is 0 beside it counts as 0.
+        notes: Takes what is found.
     """
     left, values, right = _svd(matrix)
+    if notes:
+        notes.spectrum(left, values, right)
+    return _first(matrix, left, values, right, error, keep, scale)
+
+
+def _first(
+    matrix: torch.Tensor,
+    left: torch.Tensor,
+    values: torch.Tensor,
+    right: torch.Tensor,
+    error: float,
+    keep: int | None = None,
+    scale: float = 0.0,
+) -> Factors:
+    """Return the first of all singular vectors."""
     largest = float(values[0]) if len(values) else 0.0
     zero = max(matrix.shape) * _UNIT * max(largest, scale)
     kept = int((values > zero).sum())
@@ -61,7 +85,9 @@ def singular_vectors(
     return Factors(left[:, :kept], values[:kept], right[:, :kept], noise, turn)
 
 
-def orthonormal(columns: torch.Tensor, error: float) -> tuple[torch.Tensor, float]:
+def orthonormal(
+    columns: torch.Tensor, error: float, notes: Notes | None = None, side: str = "left"
+) -> tuple[torch.Tensor, float]:
     """Return the nearest matrix with orthonormal columns, and a bound on its error.
 
     Where columns depend on each other, it has the same null space as they.
@@ -69,12 +95,17 @@ def orthonormal(columns: torch.Tensor, error: float) -> tuple[torch.Tensor, floa
     Args:
         columns: float64 [rows, k], k at most rows.
         error: Bound on their distance from the columns that are meant.
+        notes: Takes what is found.
+        side: Of the singular vectors that the columns are, for the notes.
     """
     if not columns.numel():
         return columns, 0.0
-    found = singular_vectors(columns, error)
-    bound = _ratio(4 * found.noise, float(found.values[-1]), len(found.values))
-    return found.left @ found.right.t(), bound
+    left, values, right = _svd(columns)
+    found = _first(columns, left, values, right, error)
+    made = found.left @ found.right.t()
+    if notes:
+        notes.nearest(left, values, made, side)
+    return made, _ratio(4 * found.noise, float(found.values[-1]), len(found.values))
 
 
 def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,73 @@
+"""Which elements of a tensor a check looks at."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from shardmerge.algebra import expression as ex
+from shardmerge.methods.registry import probing_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Half-open ranges of a flattened tensor, ascending: (first element, number of elements).
+Runs = tuple[tuple[int, int], ...]
+#: Elements of a run: a kernel of mergekit's gives the same bits for a block that begins at a
+#: multiple of it as for the whole tensor.
+RUN = 128
+#: Runs of a tensor: one for every 8 MB of a large one of a 70B model.
+RUNS = 64
+#: Largest tensor, in elements, that a method which needs it whole is recomputed for.
+WHOLE = 1 << 22
+
+
+def sample_runs(name: str, count: int) -> Runs:
+    """Return which elements of a tensor are looked at: all of a small one, else a spread.
+
+    The first and the last elements are among them; in between, each of equal stretches has one
+    run, at a place that the tensor's name decides, so that no stride hides an error.
+
+    Args:
+        name: Of the tensor.
+        count: Its elements.
+    """
+    blocks = -(-count // RUN)
+    if blocks <= RUNS:
+        return ((0, count),) if count else ()
+    chosen = []
+    for i in range(RUNS):
+        low, high = i * blocks // RUNS, (i + 1) * blocks // RUNS
+        chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
+        chosen.append(low + chance % (high - low))
+    chosen[0], chosen[-1] = 0, blocks - 1
+    return tuple((block * RUN, min(RUN, count - block * RUN)) for block in chosen)
+
+
+def count_of(runs: Runs) -> int:
+    """Return how many elements runs have."""
+    return sum(count for _, count in runs)
+
+
+def positions(runs: Runs) -> np.ndarray:
+    """Return the index of every element of runs, int64."""
+    import numpy as np  # which most plans do without
+
+    return np.concatenate([np.arange(first, first + count) for first, count in runs])
+
+
+def is_probed(call: ex.Call) -> bool:
+    """Whether a job records numbers of a call that its check verifies, as it is too large for more.
+
+    Args:
+        call: Of a merge method or step.
+    """
+    if not probing_of(call.method):
+        return False
+    return max(map(ex.elements, (call, *call.inputs))) > WHOLE
+
+
+def probed_calls(expression: ex.Expression) -> tuple[ex.Call, ...]:
+    """Return the distinct calls of an expression of which a job records numbers, in order."""
+    calls = (part for part in ex.walk(expression) if isinstance(part, ex.Call))
+    return tuple(dict.fromkeys(filter(is_probed, calls)))
