@@ -129,10 +129,7 @@ def merge_method(
         if name in _METHODS or name in _STEPS:
             raise ValueError(f"merge method {name!r} is registered twice")
         formula = inspect.getdoc(function) or ""
-        kernel = {} if linear else {FLOAT32: Rendering(function, elementwise, workspace)}
-        if passes:
-            made = kernel_of_passes(function)
-            kernel = {FLOAT32: Rendering(made, elementwise, workspace, passes=function)}
+        kernel = {} if linear else {FLOAT32: _rendered(function, elementwise, workspace, passes)}
         _METHODS[name] = MergeMethod(
             name=name,
             title=title,
@@ -159,17 +156,19 @@ def step_kernel(
     numerics: Numerics,
     *,
     elementwise: bool = False,
+    passes: bool = False,
     workspace: Workspace = Workspace(),
     version: int = 1,
     bounds: BoundedKernel | None = None,
     probes: Probing | None = None,
-) -> Callable[[Kernel], Kernel]:
+) -> Callable[[Callable], Callable]:
     """Register the decorated kernel as a step that no recipe names.
 
     Args:
         name: Of the step, in a ``Call``; no merge method's.
         numerics: In which it is used.
         elementwise, workspace: Of the kernel, see ``Rendering``; others get whole tensors.
+        passes: As of ``merge_method``.
         version: Grows when its bytes change, as a method's does.
         bounds, probes: Of a step whose bits depend on a library, see ``MergeMethod``.
 
@@ -177,10 +176,11 @@ def step_kernel(
         ValueError: If the name is taken.
     """
 
-    def register(function: Kernel) -> Kernel:
+    def register(function: Callable) -> Callable:
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
-        _STEPS.setdefault(name, {})[numerics] = Rendering(function, elementwise, workspace)
+        found = _rendered(function, elementwise, workspace, passes)
+        _STEPS.setdefault(name, {})[numerics] = found
         _STEP_VERSIONS[name, numerics] = version
         if bounds:
             _STEP_BOUNDS[name] = bounds
@@ -300,6 +300,15 @@ def result_dtype(name: str, numerics: Numerics, dtype: str) -> str:
     if numerics == FLOAT32:
         return dtype
     return "F32" if _rendering(name, numerics).promotes and dtype in ("F16", "BF16") else dtype
+
+
+def _rendered(
+    function: Callable, elementwise: bool, workspace: Workspace, passes: bool
+) -> Rendering:
+    """Return the rendering of a function that is a kernel, or begins passes."""
+    if passes:
+        return Rendering(kernel_of_passes(function), elementwise, workspace, passes=function)
+    return Rendering(function, elementwise, workspace)
 
 
 def _rendering(name: str, numerics: Numerics) -> Rendering:
