@@ -58,11 +58,11 @@ tensors by products with random vectors
 #: How methods are computed that need to know whole models, by what is measured of these.
 _MEASURED = {
     "grams": "from [what jobs measure](howto/measured.md) of each model: layers whole, with memory "
-    "for 16 Gram matrices, all else as a sum",
+    "for 16 Gram matrices, since equations are solved; all else as a sum",
     "fisher": "from [what jobs measure](howto/measured.md) of each model, element by element, in "
     "blocks",
     "norms": "from [what jobs measure](howto/measured.md) of each model, element by element, in "
-    "blocks",
+    "blocks; a row of each coefficient is held",
 }
 _COLUMNS = ("Parameter", "One for each", "Type", "Default", "Bounds", "Meaning")
 _SCOPE = {"shared": "tensor", "input": "model", "model": "model but the base"}
@@ -174,7 +174,7 @@ def _way(declared: MergeMethod) -> str:
         if amount
     ]
     beside = f"memory for {' and '.join(parts)}" if parts else "little memory"
-    return f"in passes over the whole tensor, with {beside} in addition to it"
+    return f"from whole matrices, which are decomposed, with {beside} in addition to them"
 
 
 def _plain(text: str) -> str:

@@ -12,13 +12,14 @@ from shardmerge.algebra.calls import group_of
 from shardmerge.base.dtypes import bytes_of, combine_dtype
 from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.program import FEW, TYPES, torch_order_is_known
-from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype
+from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype, steps_of
 
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
 FileLeaf = ex.Source | ex.Decoded | ex.Arranged | ex.Rows | ex.Delta
 _OF_FILES = (ex.Source, ex.Decoded, ex.Arranged)
 #: What is held whole while it is used: a method's result, a mean or sums of rows, rows of those.
+#: Rows of a result that is computed in passes are not: they are mapped where they are wanted.
 HeldLeaf = ex.Call | ex.Mean | ex.RowSums | ex.Rows
 
 
@@ -126,6 +127,32 @@ def is_held(expression: ex.Expression, numerics: Numerics) -> bool:
     return is_whole(expression, numerics) and not in_passes(expression, numerics)
 
 
+def held_whole(part: ex.Expression, numerics: Numerics) -> bool:
+    """Whether a part of an expression is made first and held whole, or is rows of what is."""
+    if isinstance(part, ex.Rows):
+        return held_whole(part.operand, numerics) or not _is_alike_anywhere(part.operand, numerics)
+    return isinstance(part, ex.Mean | ex.RowSums) or is_held(part, numerics)
+
+
+def _is_alike_anywhere(expression: ex.Expression, numerics: Numerics) -> bool:
+    """Whether an element has the same bits in whatever block of elements it is computed."""
+    if numerics.rounds_once:
+        return True
+    for part in ex.walk(expression, lambda part: held_whole(part, numerics)):
+        if isinstance(part, ex.LowRank):
+            return False
+        if isinstance(part, ex.Call) and not in_passes(part, numerics):
+            narrow = {stated_dtype(one) for one in part.inputs} <= set(TYPES)
+            if len(part.inputs) > FEW or not narrow or not steps_of(part.method, numerics):
+                return False
+    return True
+
+
+def mean_streams(mean: ex.Mean, numerics: Numerics) -> bool:
+    """Whether the rows that a mean is of can pass by: the order of its sums is known."""
+    return numerics.own_order or (torch_order_is_known() and stated_dtype(mean) in TYPES)
+
+
 def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.Call, ...]:
     """Return the distinct calls that are computed in passes, inner ones first.
 
@@ -135,7 +162,7 @@ def calls_in_passes(expression: ex.Expression, numerics: Numerics) -> tuple[ex.C
     """
 
     def ends(part: ex.Expression) -> bool:
-        return isinstance(part, ex.Rows | ex.Mean | ex.RowSums) or is_held(part, numerics)
+        return held_whole(part, numerics)
 
     found = [p for p in ex.walk(expression, ends) if not ends(p) and in_passes(p, numerics)]
     return tuple(dict.fromkeys(reversed(found)))
@@ -176,23 +203,32 @@ def block_leaves(
         numerics: Decides which calls are elementwise.
     """
 
-    def held_whole(part: ex.Expression) -> bool:
-        return isinstance(part, ex.Rows | ex.Mean | ex.RowSums) or is_held(part, numerics)
-
     def ends(part: ex.Expression) -> bool:
-        return isinstance(part, ex.LowRank) or is_read(part, stored) or held_whole(part)
+        return isinstance(part, ex.LowRank) or is_read(part, stored) or held_whole(part, numerics)
 
     files: dict[FileLeaf, None] = {}
     held: dict[HeldLeaf, None] = {}
     deltas: dict[ex.Delta, None] = {}
-    for part in ex.walk(expression, ends):
+    for part in ex.walk(expression, lambda part: ends(part) or isinstance(part, ex.Rows)):
         if isinstance(part, ex.Delta):
             deltas[part] = None
         if is_read(part, stored):
             files[part] = None
-        elif held_whole(part):
+        elif held_whole(part, numerics):
             held[part] = None
+        elif isinstance(part, ex.Rows):
+            inner = block_leaves(part.operand, stored, numerics)
+            files |= {leaf_rows(leaf, part.table): None for leaf in inner.files}
+            held |= {leaf_rows(leaf, part.table): None for leaf in inner.held}
+            deltas |= dict.fromkeys(inner.deltas)
     return Leaves(tuple(files), tuple(held), tuple(deltas))
+
+
+def leaf_rows(leaf: ex.Expression, table: str) -> ex.Rows:
+    """Return the leaf that has the rows of another which a table names."""
+    if isinstance(leaf, ex.Rows):
+        return ex.Rows(leaf.operand, rows.take(leaf.table, table))
+    return ex.Rows(leaf, table)
 
 
 def low_ranks(expression: ex.Expression) -> tuple[ex.LowRank, ...]:

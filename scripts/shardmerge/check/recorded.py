@@ -20,7 +20,7 @@ from shardmerge.algebra.samples import Runs
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.torch_sums import add_up, are_seen, same
-from shardmerge.engine.passes import NativePasses
+from shardmerge.engine.passes import NativePasses, OfRows
 from shardmerge.engine.tiles import ReadFiles, ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import (
@@ -30,11 +30,8 @@ from shardmerge.methods.passes import (
     ElementValue,
     KeyBand,
     Map,
-    Maxima,
     OrderStatistics,
     Ranks,
-    RowSteps,
-    Sums,
     TorchSums,
     vectors,
 )
@@ -76,7 +73,7 @@ class RecordedPasses(NativePasses):
                 self._made[call] = whole
         return self._sampled[call, runs]
 
-    def _rows(self, call: ex.Call, wanted: Sums | Maxima | RowSteps) -> np.ndarray:
+    def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         known, runs = self._known(call), self._runs.get(call)
         if not runs or not self._recorded.get(call):
             return super()._rows(call, wanted)
@@ -141,12 +138,13 @@ class RecordedPasses(NativePasses):
                 raise _wrong(call, "thresholds")
         return bands
 
-    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         """Return recorded sums: of a spread of tiles the same is seen, and it adds up to them."""
         if (known := self._known(call)) is None:
-            return super()._torch_sums(call, wanted, count)
+            return super()._torch_sums(call, wanted)
         self.answers[call].append(None)
-        tiles, number = self._torch_tiles(call, wanted, count), -(-count // BLOCK)
+        tiles = self._torch_tiles(call, wanted)
+        count, number = tiles.count, -(-tiles.count // BLOCK)
         values, chunks = len(tiles.codes), -(-count // (wanted.chunk or count))
         rows, _, table = known.partition(" ") if isinstance(known, str) else ("", "", "")
         rows, table = _numbers(rows), _numbers(table)
@@ -156,10 +154,10 @@ class RecordedPasses(NativePasses):
             right = are_seen(tiles, table, rows, _spread(call.tensor, number))
         if right and wanted.kind == "sum" and not add_up(tiles, table, rows):
             # where much cancels, what is seen of tiles says little
-            right = same(np.array(tiles.answer()[0]).reshape(rows.shape), rows)
+            right = same(tiles.answer()[0], rows)
         if not right:
             raise _wrong(call, "sums")
-        return rows.tolist() if wanted.chunk else rows[:, 0].tolist()
+        return rows
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         if (keys := self._known(call)) is None:

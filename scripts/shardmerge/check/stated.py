@@ -89,11 +89,11 @@ class Stated:
 
     def _mapped(self, call: ex.Call, runs: Runs) -> torch.Tensor:
         """Return what a call's passes make of sampled elements, by torch."""
-        from shardmerge.check.sampled import SampledElements
+        from shardmerge.methods.kernels.execute import TorchElements
 
         inputs = [self.value(one, runs) for one in call.inputs]
         make, shape = self._passes.sampled(call, runs), call.inputs[0].shape
-        return make(SampledElements(inputs, shape, 0, runs))
+        return make(TorchElements(inputs, shape, runs=runs))
 
     def _product(self, node: ex.LowRank, runs: Runs) -> torch.Tensor:
         from shardmerge.engine.lowrank import product_of

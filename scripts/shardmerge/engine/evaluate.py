@@ -7,16 +7,17 @@ is kept out on purpose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.leaves import Leaves, in_passes, stated_dtype, sum_dtype
-from shardmerge.algebra.rows import choice_ranges
+from shardmerge.algebra.leaves import Leaves, in_passes, leaf_rows, stated_dtype, sum_dtype
+from shardmerge.algebra.rows import choice_ranges, row_ranges, take
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
 from shardmerge.methods.kernels.execute import TorchElements
@@ -29,21 +30,40 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Block:
-    """Consecutive elements of a tensor that are evaluated at once.
+    """Elements of a tensor that are evaluated at once.
 
     Args:
         views: The elements of each leaf, one-dimensional, in the leaf's own dtype.
-        first, count: Place in the flattened tensor.
+        first, count: Place in the flattened tensor of the first, and their number.
         squares: Filled with (number of a task vector, its sum of squares, its base's).
+        runs: Which elements they are, (first, number), where they do not all follow each other.
     """
 
     views: Sequence[torch.Tensor]
     first: int
     count: int
     squares: list[tuple[int, torch.Tensor, torch.Tensor | None]] = field(default_factory=list)
+    runs: Sequence[tuple[int, int]] = ()
 
 
 Operation = Callable[[Block], torch.Tensor]
+
+
+def _by_run(operation: Operation) -> Operation:
+    """Return an operation on elements that follow each other as one on any."""
+
+    def each(block: Block) -> torch.Tensor:
+        if not block.runs:
+            return operation(block)
+        made, place = [], 0
+        for first, count in block.runs:
+            views = [view[place : place + count] for view in block.views]
+            # others may use the same buffers
+            made.append(operation(Block(views, first, count, block.squares)).clone())
+            place += count
+        return torch.cat(made)
+
+    return each
 
 
 def round_into(target: torch.Tensor, value: torch.Tensor) -> None:
@@ -97,17 +117,19 @@ class Evaluator:
         self._views = {leaf: i for i, leaf in enumerate((*leaves.files, *leaves.held))}
         self._squares = {} if squares is None else squares
         self._products, self._maps = products, maps
+        self._table: str | None = None
         self.products: list[Product | StackedProduct] = []
         self.run = self._compile(expression, 0)
 
     def _compile(self, node: ex.Expression, k: int) -> Operation:
-        """Return the operation of a node.
+        """Return the operation of a node; under rows, of those of its rows that are wanted.
 
         Its result is in buffer k of some dtype unless it is a view or fresh, and it may use
         every buffer from k on.
         """
-        if node in self._views:
-            return self._leaf(node, k)
+        leaf = node if self._table is None else leaf_rows(node, self._table)
+        if leaf in self._views:
+            return self._leaf(node, self._views[leaf], k)
         match node:
             case ex.Delta():
                 return self._delta(node, k)
@@ -124,6 +146,8 @@ class Evaluator:
                 return self._call(node, k)
             case ex.Choice():
                 return self._choice(node, k)
+            case ex.Rows():
+                return self._rows(node, k)
         raise TypeError(f"cannot be evaluated: {node!r}")
 
     def _buffer(self, dtype: str, k: int) -> Callable[[int], torch.Tensor]:
@@ -157,9 +181,7 @@ class Evaluator:
 
         return cast
 
-    def _leaf(self, node: ex.Expression, k: int) -> Operation:
-        index = self._views[node]
-
+    def _leaf(self, node: ex.Expression, index: int, k: int) -> Operation:
         def view(block: Block) -> torch.Tensor:
             return block.views[index]
 
@@ -205,7 +227,7 @@ class Evaluator:
         def low_rank(block: Block) -> torch.Tensor:
             return product.block(block.first, block.count, scratch)
 
-        return low_rank
+        return _by_run(low_rank)
 
     def _linear(self, node: ex.Linear, k: int) -> Operation:
         dtype = sum_dtype(node)
@@ -258,7 +280,38 @@ class Evaluator:
                     target.div_(len(members))
             return chosen
 
-        return choice
+        return _by_run(choice)
+
+    def _rows(self, node: ex.Rows, k: int) -> Operation:
+        """Return what makes rows where they are wanted, from the same rows of what is read."""
+        dtype = stated_dtype(node) if self._mergekit else sum_dtype(node)
+        result, width = self._buffer(dtype, k), math.prod(node.shape[1:])
+        outer = self._table
+        self._table = node.table if outer is None else take(node.table, outer)
+        operand = self._compile(node.operand, k + 1)
+        self._table = outer
+
+        def rows(block: Block) -> torch.Tensor:
+            made = result(block.count)
+            found = list(row_ranges(node.table, width, block.first, block.count))
+            taken = [
+                (slice(at, at + n), (source, n)) for at, n, source in found if source is not None
+            ]
+            if len(taken) < len(found):
+                made.zero_()
+            if not taken:
+                return made
+            places, runs = zip(*taken, strict=True)
+            views = block.views
+            if len(taken) < len(found):
+                views = [torch.cat([view[place] for place in places]) for view in views]
+            count = sum(n for _, n in runs)
+            value = operand(Block(views, runs[0][0], count, block.squares, runs))
+            for place, part in zip(places, value.split([n for _, n in runs]), strict=True):
+                made[place] = part
+            return made
+
+        return _by_run(rows)
 
     def _call(self, node: ex.Call, k: int) -> Operation:
         apply = self._applied(node)
@@ -269,16 +322,23 @@ class Evaluator:
 
         def call(block: Block) -> torch.Tensor:
             tensors = [one(block) for one in inputs]
-            result = apply(tensors, block.first)
+            result = apply(tensors, block)
             passed = any(result.data_ptr() == tensor.data_ptr() for tensor in tensors)
             return result.clone() if passed else result  # not in a buffer that others use
 
         return call
 
-    def _applied(self, node: ex.Call) -> Callable[[Sequence[torch.Tensor], int], torch.Tensor]:
-        """Return what makes a block of a call's result from its inputs' and the first element."""
+    def _applied(self, node: ex.Call) -> Callable[[Sequence[torch.Tensor], Block], torch.Tensor]:
+        """Return what makes a block of a call's result from its inputs'."""
         if in_passes(node, self._numerics):
             make, shape = self._maps(node), node.inputs[0].shape
-            return lambda tensors, first: make(TorchElements(tensors, shape, first))
+            return lambda tensors, block: make(
+                TorchElements(tensors, shape, block.first, block.runs)
+            )
         kernel, _ = kernel_of(node.method, self._numerics)
-        return lambda tensors, first: kernel(group_of(node, tensors, first))
+
+        def apply(tensors: Sequence[torch.Tensor], block: Block) -> torch.Tensor:
+            operation = _by_run(lambda part: kernel(group_of(node, part.views, part.first)))
+            return operation(replace(block, views=tensors))
+
+        return apply

@@ -64,8 +64,7 @@ class InputFiles(contextlib.AbstractContextManager):
         try:
             self._open_all(tasks)
             for leaf in (leaf for task in tasks for leaf in task.reads):
-                if leaf not in self._locations:
-                    self._locations[leaf] = locate(leaf, self._tensor)
+                self.locate(leaf)
             self._make_witnesses()
         except BaseException:
             self._open.close()
@@ -75,7 +74,9 @@ class InputFiles(contextlib.AbstractContextManager):
         self._open.close()
 
     def locate(self, leaf: FileLeaf) -> AnyLocation:
-        """Return where a tensor of the specification lies."""
+        """Return where a tensor of the specification lies, or rows of one."""
+        if leaf not in self._locations:
+            self._locations[leaf] = locate(leaf, self._tensor)
         return self._locations[leaf]
 
     def path(self, file: int) -> Path:

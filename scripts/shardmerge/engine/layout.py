@@ -198,7 +198,9 @@ def _segment(index: int, task: TensorTask, begin: int, end: int, files: InputFil
         return Segment(begin, end, copy=(location.file, location.begin))
     if count:
         _mergeable(task)
-    outside = () if leaves.held else task.products  # a call's own inputs may have other shapes
+    # what rows are taken of may have other shapes, and so may a call's own inputs
+    near = ex.walk(task.expression, lambda part: isinstance(part, ex.Rows))
+    outside = [] if leaves.held else [part for part in near if isinstance(part, ex.LowRank)]
     for part in (*leaves.files, *leaves.held, *outside):
         _same_count(tensor, part, count)
     locations = tuple(files.locate(leaf) for leaf in leaves.files)

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import HeldLeaf, block_leaves, is_held, stated_dtype, sum_dtype
+from shardmerge.algebra.leaves import (
+    HeldLeaf,
+    block_leaves,
+    is_held,
+    mean_streams,
+    stated_dtype,
+    sum_dtype,
+)
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
@@ -131,8 +138,7 @@ def _whole_peak(whole: ex.Expression, numerics: Numerics) -> int:
         return _row_sums_peak(whole, numerics)
     if not isinstance(whole, ex.Mean):
         return _inner_peak(whole, numerics) + _size(whole, numerics)
-    # a mean of rows streams, but mergekit's rounding needs all of them
-    rows = 0 if numerics.own_order else _size(whole.operand, numerics)
+    rows = 0 if mean_streams(whole, numerics) else _size(whole.operand, numerics)
     return _inner_peak(whole.operand, numerics) + rows
 
 

@@ -76,7 +76,7 @@ class Native:
         addresses = [ctypes.addressof(buffer) for buffer in buffers]
         sums = self._call(ctypes.addressof(result), addresses, LANES, constants)
         ctypes.memmove(output + done * size, result, count * size)
-        return sums
+        return [row[:count] for row in sums]  # what is made of no element may be NaN
 
     def _call(
         self, output: int, leaves: Sequence[int], count: int, constants: ctypes.Array

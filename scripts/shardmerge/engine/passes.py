@@ -16,7 +16,7 @@ import numpy as np
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
-from shardmerge.algebra.lowering import Steps, reduction_for, steps_for
+from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
@@ -65,7 +65,10 @@ _LAST = threading.local()
 #: most, and at most one of so many; elements of a tensor from which on that pays.
 _RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
 
-_OfRows = Sums | Maxima | RowSteps
+#: What is asked for of rows.
+OfRows = Sums | Maxima | RowSteps | TorchSums
+#: Returns a number of each vector from a first one on, for each value: (first, count).
+FindRows = Callable[[int, int], np.ndarray]
 
 
 class NativePasses:
@@ -128,19 +131,23 @@ class NativePasses:
                 keys = self._order_statistics(call, wanted, count)
                 note(keys)
                 return np.array(keys, np.int32).view(np.float32).tolist()
-            case TorchSums():
-                return self._torch_sums(call, wanted, count)
+            case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
+                return self._torch_sums(call, wanted)
             case RowSteps():
                 if self._row_code(call, wanted):
                     return self._rows(call, wanted)
                 return end_of(in_turn(wanted), partial(self._answer, call))
-            case Sums(_, axis) | Maxima(_, axis) if not along_first(shape, axis):
+            case Sums(axis=axis) | Maxima(axis=axis) | TorchSums(axis=axis) if not along_first(
+                shape, axis
+            ):
                 return self._rows(call, wanted)
         note(None)
         match wanted:
             case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
+            case TorchSums():
+                return self._torch_tiles(call, wanted).columns()
             case RowChances():
                 return self._row_masks(call, wanted)
             case TorchDraws(seed):
@@ -159,17 +166,19 @@ class NativePasses:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return ReducedTiles(places, self._files, *found)
 
-    def _rows(self, call: ex.Call, wanted: _OfRows) -> np.ndarray:
+    def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
         found = self._row_finder(call, wanted)(0, vectors(call.inputs[0].shape, wanted.axis)[0])
         # one number for each is worth to be kept
         self.answers[call].append(to_text(found) if len(found) == 1 else None)
         return found
 
-    def _row_finder(self, call: ex.Call, wanted: _OfRows) -> Callable[[int, int], np.ndarray]:
+    def _row_finder(self, call: ex.Call, wanted: OfRows) -> FindRows:
         """Return what finds numbers of some rows: (first row, number) -> [values, rows]."""
         if isinstance(wanted, RowSteps):
             return self._row_code(call, wanted).find
+        if isinstance(wanted, TorchSums):
+            return self._torch_tiles(call, wanted).some
         length, greatest = vectors(call.inputs[0].shape, wanted.axis)[1], isinstance(wanted, Maxima)
         kind: Reducing = "maxima" if greatest and length % LANES == 0 else "sums"
         tiles = self._tiles(call, wanted.function, kind)
@@ -197,12 +206,12 @@ class NativePasses:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
         return RowCode(places, self._files, steps, length)
 
-    def _torch_sums(self, call: ex.Call, wanted: TorchSums, count: int) -> list:
-        answer, seen = self._torch_tiles(call, wanted, count).answer()
-        self.answers[call].append(f"{to_text(np.array(answer))} {to_text(seen)}")
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
+        answer, seen = self._torch_tiles(call, wanted).answer()
+        self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
         return answer
 
-    def _torch_tiles(self, call: ex.Call, wanted: TorchSums, count: int) -> TorchTiles:
+    def _torch_tiles(self, call: ex.Call, wanted: TorchSums) -> TorchTiles:
         codes: list[str] = []
 
         def narrow(x: Elements) -> list[ElementValue]:
@@ -219,7 +228,7 @@ class NativePasses:
         if wanted.kind == "norm":
             kind = "numbers" if code == "F16" else "lanes"
         tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
-        return TorchTiles(wanted, count, codes, tiles, rest)
+        return TorchTiles(wanted, call.inputs[0].shape, codes, tiles, rest)
 
     def _row_masks(self, call: ex.Call, wanted: RowChances) -> list[Masks]:
         ranks = None
@@ -339,12 +348,29 @@ class StepsOf:
         return found.result()
 
     def _make(self, task: TensorTask) -> Steps:
-        passes = NativePasses(self._files, task.numerics)
-        rest = task.leaves, task.direct, task.numerics, passes.map
-        steps = steps_for(task.expression, task.tensor.dtype, *rest)
-        answers = [passes.answers.get(call, []) for call in task.calls]
-        self._tally.add_passes(task.tensor.name, answers)
-        return steps
+        maps = native_maps(task, self._files, self._tally)
+        rest = task.leaves, task.direct, task.numerics, maps.__getitem__
+        return steps_for(task.expression, task.tensor.dtype, *rest)
+
+
+def native_maps(task: TensorTask, files: InputFiles, tally: Tally) -> dict[ex.Call, Map]:
+    """Return what those of a tensor's calls in passes do whose passes native code can make.
+
+    Torch may make the elements, as where rows are taken of a result.
+
+    Args:
+        task: Of the tensor.
+        files: That are read.
+        tally: Where what was found is noted.
+    """
+    from shardmerge.engine.native import is_usable
+
+    passes, numerics = NativePasses(files, task.numerics), task.numerics
+    native = [one for one in task.calls if is_native(one, files.stored, numerics)]
+    maps = {call: passes.map(call) for call in (native if is_usable() else ())}
+    if maps:
+        tally.add_passes(task.tensor.name, [passes.answers.get(one, []) for one in task.calls])
+    return maps
 
 
 def to_text(table: np.ndarray) -> str:

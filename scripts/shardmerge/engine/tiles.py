@@ -198,8 +198,21 @@ class ReducedTiles:
         return self._run(first, count, partial(self._code.parts, rows))[0]
 
     def add_squares(self, sums: np.ndarray, first: int, count: int) -> None:
-        """Add squares of consecutive elements to sums as torch does, float32 [values, lanes]."""
-        self._run(first, count, partial(self._code.add_squares, sums))
+        """Add squares of consecutive elements to sums as torch does.
+
+        Args:
+            sums: float32 [vectors, values, lanes], of vectors that follow each other.
+            first, count: Which elements.
+        """
+        each = count // len(sums)
+
+        def add(leaves: Sequence[int], size: int, constants: Sequence[float]) -> None:
+            for number, own in enumerate(sums):
+                pairs = zip(leaves, self._sizes, strict=True)
+                places = [place + number * each * one for place, one in pairs]
+                self._code.add_squares(own, places, min(each, size), constants)
+
+        self._run(first, count, add)
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""

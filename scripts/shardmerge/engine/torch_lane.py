@@ -21,6 +21,7 @@ from shardmerge.engine.layout import Chunk
 from shardmerge.engine.lowrank import Products, factor_loader
 from shardmerge.engine.memory import TUNING
 from shardmerge.engine.nonfinite import canonicalize_nan
+from shardmerge.engine.passes import native_maps
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views
@@ -111,6 +112,9 @@ class TorchLane:
             if tensor not in maps:
                 maker = self._new_maker(BlockBuffers(self._buffers.length, self._buffers.device))
                 maker.begin(self._task)
+                if self._place.device == "cpu":
+                    shared = self._shared.files, self._shared.tally
+                    maker.maps |= native_maps(self._task, *shared)
                 maps[tensor] = {call: maker.map(call) for call in self._task.calls}
                 if len(maps) > TUNING.slots:
                     maps.popitem(last=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from shardmerge.engine.assembly import LANES
 from shardmerge.engine.tiles import ReducedTiles, halved_sum
-from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, torch_sums
+from shardmerge.methods.kernels.torch_order import TorchNorm, torch_sums
 from shardmerge.methods.passes import TorchSums
 
 
@@ -18,7 +18,7 @@ class TorchTiles:
 
     Args:
         wanted: The request.
-        count: Elements of the tensor.
+        shape: Of the tensor.
         codes: Of the values' types, which are one.
         tiles: Adds up the values' parts, or squares.
         rest: Makes the values themselves, which are fewer than such a part.
@@ -27,22 +27,32 @@ class TorchTiles:
     def __init__(
         self,
         wanted: TorchSums,
-        count: int,
+        shape: Sequence[int],
         codes: Sequence[str],
         tiles: ReducedTiles,
         rest: ReducedTiles,
     ) -> None:
-        self.wanted, self.count, self.codes = wanted, count, codes
+        self.wanted, self.codes = wanted, codes
+        self.count = math.prod(shape)
+        self._shape = shape
         self._tiles, self._rest = tiles, rest
         self._seen: list[np.ndarray] = []
 
-    def answer(self) -> tuple[list, np.ndarray]:
+    def answer(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the answer, and what was seen of each tile, float64 [tiles, values, numbers].
 
         Of a sum this is the tile's own sum, of a norm the partial sums after the tile.
         """
         self._seen = []
-        return torch_sums(self._feed, self.count, self.codes, self.wanted), np.stack(self._seen)
+        return torch_sums(self._feed, self._shape, self.codes, self.wanted), np.stack(self._seen)
+
+    def some(self, begin: int, count: int) -> np.ndarray:
+        """Return the answer for some vectors whose elements follow each other."""
+        return torch_sums(self._add, self._shape, self.codes, self.wanted, (begin, count))
+
+    def columns(self) -> np.ndarray:
+        """Return the answer for columns."""
+        return torch_sums(self._add, self._shape, self.codes, self.wanted)
 
     def tile(self, sums: Sequence[Any], first: int, count: int) -> np.ndarray:
         """Add a tile to sums; return what is seen of it."""
@@ -51,30 +61,44 @@ class TorchTiles:
         return self._seen[0]
 
     def _feed(self, sums: Sequence[Any], first: int, count: int) -> None:
-        add = self._add_squares if self.wanted.kind == "norm" else self._add_parts
-        unit = LANES if self.wanted.kind == "norm" else sums[0].size
-        whole = count // unit * unit
-        seen = np.zeros((len(sums), 1))
-        if whole:
-            seen = add(sums, first, whole)
-        if count > whole:
-            values = self._rest.values(first + whole, count - whole)
-            for one, own in zip(sums, values.astype(np.float32), strict=True):
-                one.add(own)
-            seen = seen + halved_sum(values)[:, None]
+        """Add consecutive elements of one vector, and note what is seen of them."""
+        parts = self._add(sums, first, count)
         if self.wanted.kind == "norm":
             seen = np.concatenate([one.sums for one in sums]).astype(np.float64)
+        else:
+            flat = (part.reshape(len(sums), -1).astype(np.float64) for part in parts)
+            seen = sum(map(halved_sum, flat))[:, None]
         self._seen.append(seen)
 
-    def _add_parts(self, sums: Sequence[TorchSum], first: int, count: int) -> np.ndarray:
-        found = self._tiles.parts(first, count, sums[0].rows)
-        for one, parts in zip(sums, found, strict=True):
-            one.add_parts(parts)
-        return halved_sum(found.reshape(len(sums), -1).astype(np.float64))[:, None]
+    def _add(self, sums: Sequence[Any], first: int, count: int) -> list[np.ndarray]:
+        """Add consecutive elements; return for each value what was added, in parts."""
+        whole, parts = _whole(sums[0], count), []
+        if whole and self.wanted.kind == "norm":
+            self._add_squares(sums, first, whole)
+        elif whole:
+            parts = [self._tiles.parts(first, whole, sums[0].rows)]
+            for one, own in zip(sums, parts[0], strict=True):
+                one.add_parts(own)
+        if count > whole:
+            values = self._rest.values(first + whole, count - whole).astype(np.float32)
+            for one, own in zip(sums, values, strict=True):
+                one.add(own)
+            parts.append(values)
+        return parts
 
-    def _add_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> np.ndarray:
-        rows = np.concatenate([one.sums for one in sums])
+    def _add_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> None:
+        rows = np.stack([one.sums for one in sums], axis=1)
         self._tiles.add_squares(rows, first, count)
         for k, one in enumerate(sums):
-            one.sums = rows[k : k + 1]
-        return np.zeros((len(sums), 1))
+            one.sums = rows[:, k]
+
+
+def _whole(one: Any, count: int) -> int:
+    """Return how many of consecutive elements native code adds up; values are added of the rest.
+
+    Of several vectors these are all elements or none.
+    """
+    each = count // one.together
+    if not one.size or (one.together > 1 and each % one.size):
+        return 0
+    return each // one.size * one.size * one.together

@@ -19,6 +19,7 @@ from shardmerge.algebra.leaves import (
     HeldLeaf,
     block_leaves,
     is_held,
+    mean_streams,
     stated_dtype,
     sum_dtype,
 )
@@ -38,7 +39,9 @@ from shardmerge.engine.row_sums import RowSummer
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.execute import answered
-from shardmerge.methods.passes import Map, end_of
+from shardmerge.methods.kernels.torch_order import torch_sums
+from shardmerge.methods.kernels.torch_rows import ColumnSums
+from shardmerge.methods.passes import Map, TorchSums, end_of
 from shardmerge.methods.registry import kernel_of, passes_of, probing_of
 
 #: Elements that are read at a time of what will be held, and threads that read.
@@ -123,14 +126,14 @@ class Maker:
         self._name, self._numerics = task.tensor.name, task.numerics
         self._squares = task.indirect
         self._probes = probed_calls(task.expression)
-        self._maps: dict[ex.Call, Map] = {}
+        self.maps: dict[ex.Call, Map] = {}
 
     def map(self, call: ex.Call) -> Map:
         """Return what a call that is computed in passes does to elements.
 
         It may read elements again, from any thread, so its maker's buffers must be its own.
         """
-        if call not in self._maps:
+        if call not in self.maps:
             single = self._numerics.rounds_once
             code = sum_dtype(call) if single else stated_dtype(call.inputs[0])
             dtype = torch_dtype(code)
@@ -145,8 +148,8 @@ class Maker:
             step = max(1, self._buffers.length // BLOCK) * BLOCK
             answer = partial(answered, shape=call.inputs[0].shape, read=read, step=step)
             begin = passes_of(call.method, self._numerics)
-            self._maps[call] = end_of(begin_passes(call, begin, code), answer)
-        return self._maps[call]
+            self.maps[call] = end_of(begin_passes(call, begin, code), answer)
+        return self.maps[call]
 
     def make(self, task: TensorTask) -> list[torch.Tensor]:
         """Return, flattened, what a tensor's evaluation needs held whole."""
@@ -177,9 +180,11 @@ class Maker:
     def _mean(self, mean: ex.Mean) -> torch.Tensor:
         """Return the mean of an expression's rows."""
         count, *row = mean.operand.shape
-        if not self._numerics.own_order:
-            return self._value(mean.operand, None).view(count, -1).mean(dim=0)
         width = math.prod(row)
+        if not mean_streams(mean, self._numerics):
+            return self._value(mean.operand, None).view(count, width).mean(dim=0)
+        if not self._numerics.own_order:
+            return self._torch_mean(mean, count, width)
         total = torch.zeros(width, dtype=torch.float64, device=self._buffers.device)
         # row after row, so that the sum's order does not depend on the size of a block
         blocks = self._blocks(mean.operand, self._squares)
@@ -191,6 +196,19 @@ class Maker:
                 total[column : column + len(part)] += part
                 place += len(part)
         return (total / count).to(torch_dtype(sum_dtype(mean)))
+
+    def _torch_mean(self, mean: ex.Mean, count: int, width: int) -> torch.Tensor:
+        """Return the mean of rows that pass by, as torch makes it of all."""
+        blocks = self._blocks(mean.operand, self._squares)
+
+        def feed(sums: Sequence[ColumnSums], first: int, size: int) -> None:
+            values = _filled(blocks(first, size), size, None)
+            sums[0].add(values.float().cpu().numpy())
+
+        wanted = TorchSums(lambda x: [], axis="first")
+        (total,) = torch_sums(feed, (count, width), ["F32"], wanted)
+        means = torch.from_numpy(total).float() / count
+        return means.to(self._buffers.device, torch_dtype(stated_dtype(mean)))
 
     def _row_sums(self, node: ex.RowSums) -> torch.Tensor:
         """Return weighted sums of an expression's rows, which pass by in their order."""

@@ -206,18 +206,19 @@ class RowChances:
 
 @dataclass(frozen=True)
 class TorchSums:
-    """Asks for what torch makes of whole tensors on one thread; the answer is a list of numbers.
+    """Asks for what torch makes of vectors on one thread; the answer is float64 [values, vectors].
 
     Args:
         function: Returns values, each of the type that its sum is rounded to.
         kind: ``sum``, or ``norm`` for the root of the sum of squares.
-        chunk: Elements after which another sum begins, 0 for none: then the answer is a list of
-            lists.
+        chunk: Elements after which another sum begins, as if it were another vector; 0 for none.
+        axis: Of the vectors.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
     kind: Literal["sum", "norm"] = "sum"
     chunk: int = 0
+    axis: Axis = "all"
 
 
 @dataclass(frozen=True)

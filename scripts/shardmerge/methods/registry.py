@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardmerge.base.errors import UserError, did_you_mean
@@ -129,10 +130,7 @@ def merge_method(
         if name in _METHODS or name in _STEPS:
             raise ValueError(f"merge method {name!r} is registered twice")
         formula = inspect.getdoc(function) or ""
-        kernel = {} if linear else {FLOAT32: Rendering(function, elementwise, workspace)}
-        if passes:
-            made = kernel_of_passes(function)
-            kernel = {FLOAT32: Rendering(made, elementwise, workspace, passes=function)}
+        kernel = {} if linear else {FLOAT32: _rendered(function, elementwise, workspace, passes)}
         _METHODS[name] = MergeMethod(
             name=name,
             title=title,
@@ -159,12 +157,13 @@ def step_kernel(
     numerics: Numerics,
     *,
     elementwise: bool = False,
+    passes: bool = False,
     workspace: Workspace = Workspace(),
     promotes: bool = False,
     version: int = 1,
     bounds: BoundedKernel | None = None,
     probes: Probing | None = None,
-) -> Callable[[Kernel], Kernel]:
+) -> Callable[[Callable], Callable]:
     """Register the decorated kernel as a step that no recipe names.
 
     Args:
@@ -172,6 +171,7 @@ def step_kernel(
         numerics: In which it is used.
         elementwise, workspace, promotes: Of the kernel, see ``Rendering``; kernels that are not
             elementwise get whole tensors.
+        passes: As of ``merge_method``.
         version: Grows when its bytes change, as a method's does.
         bounds, probes: Of a step whose bits depend on a library, see ``MergeMethod``.
 
@@ -179,11 +179,11 @@ def step_kernel(
         ValueError: If the name is taken.
     """
 
-    def register(function: Kernel) -> Kernel:
+    def register(function: Callable) -> Callable:
         if numerics in _STEPS.get(name, {}) or name in _METHODS:
             raise ValueError(f"step {name!r} is registered twice")
-        made = Rendering(function, elementwise, workspace, promotes=promotes)
-        _STEPS.setdefault(name, {})[numerics] = made
+        found = _rendered(function, elementwise, workspace, passes)
+        _STEPS.setdefault(name, {})[numerics] = replace(found, promotes=promotes)
         _STEP_VERSIONS[name, numerics] = version
         if bounds:
             _STEP_BOUNDS[name] = bounds
@@ -303,6 +303,15 @@ def result_dtype(name: str, numerics: Numerics, dtype: str) -> str:
     if numerics == FLOAT32:
         return dtype
     return "F32" if _rendering(name, numerics).promotes and dtype in ("F16", "BF16") else dtype
+
+
+def _rendered(
+    function: Callable, elementwise: bool, workspace: Workspace, passes: bool
+) -> Rendering:
+    """Return the rendering of a function that is a kernel, or begins passes."""
+    if passes:
+        return Rendering(kernel_of_passes(function), elementwise, workspace, passes=function)
+    return Rendering(function, elementwise, workspace)
 
 
 def _rendering(name: str, numerics: Numerics) -> Rendering:

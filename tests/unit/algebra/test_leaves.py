@@ -7,6 +7,7 @@ import pytest
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import Leaves, block_leaves, bytes_read, file_leaves, leaf_sources
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
+from shardmerge.base.numerics import FLOAT32, MERGEKIT
 
 SHAPE = (6, 4)
 
@@ -28,6 +29,11 @@ PRODUCT = ex.LowRank(*FACTORS, 0.5, False, "F32")
 def held(*inputs: ex.Expression) -> ex.Call:
     """Return a call of a step that must see whole tensors."""
     return ex.Call("dora", inputs, None, (("transposed", False),), output_shape=SHAPE)
+
+
+def slerp(*inputs: ex.Expression) -> ex.Call:
+    """Return a call of a method that is computed in passes."""
+    return ex.Call("slerp", inputs, 0, (("t", 0.5),), output_shape=SHAPE)
 
 
 class TestWalk:
@@ -78,3 +84,17 @@ class TestBlockLeaves:
         mean = ex.Mean(Q)
         total = ex.Choice((rows, mean), "0*6")
         assert block_leaves(total, (), "float32") == Leaves((), (rows, mean), ())
+
+    def test_rows_of_a_result_in_passes_are_rows_of_what_is_read(self) -> None:
+        inner = ex.Rows(slerp(DELTA, Q), "5,0+5")
+        rows = ex.Rows(slerp(inner, ROWS), "2,-1,0+4")
+        taken = [ex.Rows(one, "1,-1,5,0+3") for one in (A, B, Q)]
+        of_rows = ex.Rows(Q, "-2,5,-2,0")
+        assert block_leaves(rows, (), FLOAT32) == Leaves((*taken, of_rows), (), (DELTA,))
+
+    @pytest.mark.parametrize("count", [4, 5])
+    def test_what_torch_adds_otherwise_at_the_end_is_held(self, count: int) -> None:
+        """In mergekit numerics rows of five terms would have other bits than the whole."""
+        values = (("normalize", True),), (("weight", (0.5,) * count),)
+        total = ex.Call("linear", (A,) * count, None, *values, output_shape=SHAPE)
+        assert bool(block_leaves(ex.Rows(total, "3"), (), MERGEKIT).held) == (count > 4)

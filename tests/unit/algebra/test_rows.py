@@ -12,7 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.engine_cases import SMALL, Models, assert_same, normal, reference, rounded, tuned
+from helpers import kernel_cases
+from helpers.engine_cases import (
+    SMALL,
+    Models,
+    assert_same,
+    call_of,
+    normal,
+    reference,
+    rounded,
+    tuned,
+)
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import rows
 from shardmerge.algebra.json import from_json, to_json
@@ -193,6 +203,32 @@ class TestEngine:
         found = check_shard(spec, tmp_path / "out.safetensors", sources, [])
         assert found["passed"] and not found["not_sampled"]
 
+    @pytest.mark.parametrize("name", ["ties", "dare_ties", "della", "nuslerp", "model_stock"])
+    @pytest.mark.parametrize("native", [True, False])
+    def test_rows_of_what_depends_on_the_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, native: bool
+    ) -> None:
+        """Thresholds, random numbers, ranks within rows, numbers of vectors; also rows of rows."""
+        if not native:
+            monkeypatch.setattr("shardmerge.engine.native.is_usable", lambda: False)
+        group = kernel_cases.ordinary(
+            name, (50, 37), 3, torch.float16, nuslerp_flatten=False, filter_wise=True, density=0.5
+        )
+        models = Models(tmp_path, {f"m{i}": {"w": one} for i, one in enumerate(group.tensors)})
+        call = call_of(name, group, [models.source(one) for one in models.tensors])
+        other = call_of(
+            name, group, [ex.Rows(call, rows.format_rows(range(49, -1, -1))), *call.inputs[1:]]
+        )
+        table = "49,-1,0+20,11,11,30+5,-3"
+        for number, whole in enumerate((call, other)):
+            made = {"all": ("F16", whole), "taken": ("F16", ex.Rows(whole, table))}
+            with tuned(**SMALL):
+                models.build(models.spec(made), f"{number}.safetensors", threads=2)
+            found = models.load(f"{number}.safetensors")
+            zero = torch.zeros(37, dtype=torch.float16)
+            taken = [zero if row == -1 else found["all"][row] for row in rows.expand_rows(table)]
+            assert_same(found["taken"], torch.stack(taken))
+
     @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
     def test_rows_of_what_an_adapter_adds(self, tmp_path: Path, numerics: Numerics) -> None:
         factors = {"b": normal((50, 3), 4, "F32"), "a": normal((3, 37), 5, "F32")}
@@ -208,6 +244,23 @@ class TestEngine:
         assert_same(models.load()["one"], expected)
         sources = {key: models.paths[key] for key in spec.required_files()}
         assert check_shard(spec, tmp_path / "out.safetensors", sources, [])["passed"]
+
+    @pytest.mark.parametrize("code", ["F16", "BF16", "F32", "F64"])
+    @pytest.mark.parametrize(
+        "shape", [(900, 37), (70, 7), (33, 140_003), (501,), (1, 9), (40, 3, 11)]
+    )
+    def test_means_of_mergekit_are_torchs(
+        self, tmp_path: Path, code: str, shape: tuple[int, ...]
+    ) -> None:
+        whole = normal(shape, 1, code, scale=3.0) + 1
+        models = Models(tmp_path, {"a": {"w": whole}})
+        mean = ex.take_rows(ex.Mean(models.source("a")), "0,0")
+        models.build(models.spec({"one": (code, mean)}, numerics=MERGEKIT))
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # as jobs have it; of several each adds up a part
+        expected = whole.view(len(whole), -1).mean(dim=0).view(1, *shape[1:])
+        torch.set_num_threads(before)
+        assert_same(models.load()["one"], torch.cat([expected, expected]))
 
     def test_rows_of_one_dimension(self, tmp_path: Path) -> None:
         models = Models(tmp_path, {"a": {"w": normal((50,), 1)}})

@@ -13,6 +13,7 @@ from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import read_header
 from shardmerge.check.shard import check_shard
+from shardmerge.engine import make_tasks
 
 _OUT, _IN = 31, 24
 
@@ -52,6 +53,11 @@ class TestEveryStep:
         path.write_bytes(data)
         with pytest.raises(UserError, match=r"element \[8, 8\] is"):
             check(models, spec)
+
+
+def test_fisher_averages_are_made_by_native_code(tmp_path: Path) -> None:
+    _, spec = built("fisher_average", tmp_path)
+    assert [task.kind for task in make_tasks(spec)] == ["native"]
 
 
 def test_another_librarys_solution_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,36 @@ class TestStreaming:
         padded = ex.Choice((choice, ex.take_rows(ex.Mean(choice), padding)), "0*59999,1*1")
         spec = spec_of("F16", padded)
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        assert workspace_bytes(make_tasks(spec_of("F16", padded, MERGEKIT))) == STREAMING_BYTES
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    @pytest.mark.parametrize("numerics", [FLOAT32, MERGEKIT])
+    def test_rows_of_a_methods_result(self, tmp_path: Path, numerics: Numerics) -> None:
+        s = sparse(tmp_path, "ab", "F16", (20_000, 1_000))  # 40 MB each
+        order = [row // 4 * 4 for row in range(20_000)]
+        random.Random(1).shuffle(order)
+        call = call_of("slerp", list(s.values()), numerics)
+        spec = spec_of("F16", ex.take_rows(call, format_rows([*order, ZERO])), numerics)
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        assert measured(tmp_path, spec, threads=2) <= LIMIT
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("nuslerp", {"nuslerp_flatten": False}),
+            ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+            ("model_stock", {"filter_wise": True}),
+        ],
+    )
+    def test_vectors_that_are_rows_in_mergekit_numerics(
+        self, tmp_path: Path, name: str, values: dict[str, bool]
+    ) -> None:
+        s = sparse(tmp_path, "abc"[: 3 if name == "model_stock" else 2], "F16", (10_000, 2_000))
+        call = call_of(name, list(s.values()), MERGEKIT)
+        parameters = {**dict(call.parameters), **values}
+        call = replace(call, parameters=tuple(sorted(parameters.items())))
+        spec = spec_of("F16", call, MERGEKIT)  # 40 MB each
+        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
     def test_sums_of_rows(self, tmp_path: Path) -> None:

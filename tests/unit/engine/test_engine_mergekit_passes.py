@@ -15,7 +15,7 @@ from helpers import engine_cases, kernel_cases
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
-from shardmerge.engine import native
+from shardmerge.engine import native, native_lane
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Fill, Mersenne, numpy_fill
@@ -88,24 +88,111 @@ class TestAnyParameters:
         assert kernel_cases.differing(found, expected) == 0
 
 
-class TestTorchOrder:
-    @pytest.mark.parametrize("code", ["F16", "BF16", "F32"])
+BY_ROWS = [
+    ("nuslerp", {"nuslerp_flatten": False}),
+    ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
+    ("model_stock", {"filter_wise": True}),
+]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(("name", "values"), BY_ROWS)
+class TestRows:
     @pytest.mark.parametrize(
-        "count", [1, 7, 8, 33, 63, 64, 512, 1023, 20000, BLOCK, BLOCK + 1, 2**21 + 77, 2**22 - 1]
+        "shape", [(300, 520), (130, 3072), (70, 4099), (3, 140_000), (7, 9, 33)]
     )
-    def test_sums_and_norms(self, code: str, count: int) -> None:
-        dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[code]
-        random = torch.Generator().manual_seed(count)
-        values = (torch.randn(count, generator=random) + 0.01).to(dtype)
-        single = values.float().numpy()
+    def test_bits_of_the_kernel(
+        self, tmp_path: Path, name: str, values: dict, dtype: torch.dtype, shape: tuple[int, ...]
+    ) -> None:
+        group = kernel_cases.ordinary(name, shape, 3, dtype, **values)
+        group.tensors[-1][:2] = group.tensors[-2][:2]  # some are parallel
+        expected = kernel_of(name, MERGEKIT)[0](group)
+        assert kernel_cases.differing(built(tmp_path, name, group), expected) == 0
+
+    def test_by_torch_where_there_is_no_native_code(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        values: dict,
+        dtype: torch.dtype,
+    ) -> None:
+        monkeypatch.setattr(native, "is_usable", lambda: False)
+        group = kernel_cases.ordinary(name, (301, 521), 2, dtype, **values)
+        expected = kernel_of(name, MERGEKIT)[0](group)
+        assert kernel_cases.differing(built(tmp_path, name, group), expected) == 0
+
+
+def test_what_fills_the_last_vector_is_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is divided by numbers of rows that are none: only elements may be infinite or NaN."""
+    monkeypatch.setattr(native_lane.NativeLane, "_inspect", lambda *_: pytest.fail("looked at"))
+    group = kernel_cases.ordinary("nuslerp", (70, 1003), nuslerp_flatten=False)
+    built(tmp_path, "nuslerp", group)
+
+
+CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+class TestTorchOrder:
+    @staticmethod
+    def numbers(shape: tuple[int, ...], code: str) -> torch.Tensor:
+        random = torch.Generator().manual_seed(sum(shape))
+        return (torch.randn(shape, generator=random) + 0.01).to(CODES[code])
+
+    @staticmethod
+    def found(values: torch.Tensor, code: str, axis: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return sums and norms of pieces."""
+        single = values.float().flatten().numpy()
 
         def feed(sums: list, first: int, size: int) -> None:
             sums[0].add(single[first : first + size])
 
-        (total,) = torch_sums(feed, count, [code], TorchSums(lambda x: []))
-        assert total == float(values.sum())
-        (norm,) = torch_sums(feed, count, [code], TorchSums(lambda x: [], "norm"))
-        assert norm == float(torch.norm(values))
+        total, norm = (
+            torch_sums(feed, values.shape, [code], TorchSums(lambda x: [], kind, axis=axis))[0]
+            for kind in ("sum", "norm")
+        )
+        return torch.from_numpy(total), torch.from_numpy(norm)
+
+    @pytest.mark.parametrize("code", CODES)
+    @pytest.mark.parametrize(
+        "count", [1, 7, 8, 33, 63, 64, 512, 1023, 20000, BLOCK, BLOCK + 1, 2**21 + 77, 2**22 - 1]
+    )
+    def test_sums_and_norms(self, code: str, count: int) -> None:
+        values = self.numbers((count,), code)
+        total, norm = self.found(values, code, "all")
+        assert (total, norm) == (float(values.sum()), float(torch.norm(values)))
+
+    @pytest.mark.parametrize("code", CODES)
+    @pytest.mark.parametrize("count", [*range(2, 8), 9, 11, 13, 15, 17, 23, 31])
+    def test_of_few_elements(self, code: str, count: int) -> None:
+        """Many at once, since the order changes few of them."""
+        self.compare(self.numbers((2000, count), code), code, "last")
+
+    @pytest.mark.parametrize("code", CODES)
+    @pytest.mark.parametrize("axis", ["last", "first"])
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            *((17, 33), (40, 64), (300, 4), (300, 7), (300, 17), (5, 4), (1, 100), (100, 1)),
+            *((2000, 100), (64, 1024), (9, 3000), (3, 200_000), (2000, 3)),
+            *((6, 5, 3, 2), (2, 3, 4, 1), (7, 20, 300), (7, 3, 33), (33, 1, 70, 1), (9, 1, 1, 5)),
+        ],
+    )
+    def test_of_rows_and_columns(self, code: str, axis: str, shape: tuple[int, ...]) -> None:
+        self.compare(self.numbers(shape, code), code, axis)
+
+    def compare(self, values: torch.Tensor, code: str, axis: str) -> None:
+        """Show that sums and norms are torch's."""
+        given = values.transpose(0, -1) if axis == "first" else values
+        for own, function in zip(
+            self.found(values, code, axis), (torch.sum, torch.norm), strict=True
+        ):
+            whole = function(given, dim=-1, keepdim=True).squeeze(-1)
+            if axis == "first":
+                whole = whole.movedim(0, -1)
+            assert torch.equal(own, whole.flatten().double())
 
 
 class TestMersenne:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -52,17 +52,33 @@ ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
 
 @dataclass(frozen=True)
 class TorchElements:
-    """Consecutive elements of a call's inputs.
+    """Elements of a call's inputs.
 
     Args:
         tensors: One for each input, one-dimensional, of one type.
         shape: Of the tensor that they are elements of.
-        first: Index of the first.
+        first: Index of the first, where all follow each other.
+        runs: Else which they are: (first, number) of those that do.
     """
 
     tensors: Sequence[torch.Tensor]
     shape: Sequence[int]
-    first: int
+    first: int = 0
+    runs: Sequence[tuple[int, int]] = ()
+
+    @cached_property
+    def _places(self) -> torch.Tensor:
+        """Index of each."""
+        like = self.tensors[0]
+        runs = self.runs or [(self.first, len(like))]
+        parts = [torch.arange(first, first + count) for first, count in runs]
+        return torch.cat(parts).to(like.device)
+
+    def _of_runs(self, function: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
+        like = self.tensors[0]
+        if not self.runs:
+            return function(self.first, len(like)).to(like.device)
+        return torch.cat([function(*run) for run in self.runs]).to(like.device)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.tensors[index]
@@ -84,23 +100,21 @@ class TorchElements:
 
     def inside(self, value: torch.Tensor, band: KeyBand) -> torch.Tensor:
         keys = sort_keys(value)
-        places = torch.arange(self.first, self.first + len(keys), device=keys.device)
+        places = self._places
         mask = (keys > band.low) & (keys < band.high)
         for key, (begin, end) in ((band.low, band.at_low), (band.high, band.at_high)):
             mask |= (keys == key) & (places >= begin) & (places < end)
         return mask & (band.low <= band.high)
 
     def chance(self, key: tuple[int, int], probability: float) -> torch.Tensor:
-        like = self.tensors[0]
-        return uniform(key, self.first, len(like), like.device) < probability
+        device = self.tensors[0].device
+        return self._of_runs(lambda *run: uniform(key, *run, device) < probability)
 
     def below(self, numbers: NumbersOf, bound: int) -> torch.Tensor:
-        like = self.tensors[0]
-        return torch.from_numpy(numbers(self.first, len(like)) < bound).to(like.device)
+        return self._of_runs(lambda *run: torch.from_numpy(numbers(*run) < bound))
 
     def chosen(self, mask: Masks) -> torch.Tensor:
-        like = self.tensors[0]
-        return torch.from_numpy(mask(self.first, len(like))).to(like.device)
+        return self._of_runs(lambda *run: torch.from_numpy(mask(*run)))
 
     def exponent(self, value: torch.Tensor) -> torch.Tensor:
         return _exponents(value).double()
@@ -117,7 +131,7 @@ class TorchElements:
         kind = torch.float64 if wide else like.dtype
         numbers = torch.from_numpy(values).to(like.device, kind)
         count, length = vectors(self.shape, axis)
-        places = torch.arange(self.first, self.first + len(like), device=like.device)
+        places = self._places
         return numbers[places % count if along_first(self.shape, axis) else places // length]
 
 
@@ -196,7 +210,7 @@ def _sums(
     return row_sums(tiles, rows, columns, step).numpy()
 
 
-def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> list:
+def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> np.ndarray:
     def values(first: int, count: int) -> Sequence[torch.Tensor]:
         return wanted.function(TorchElements(read(first, count), shape, first))
 
@@ -205,7 +219,7 @@ def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> li
             one.add(value.float().cpu().numpy())
 
     codes = [_CODES[value.dtype] for value in values(0, 1)]
-    return torch_sums(feed, vectors(shape, "all")[1], codes, wanted)
+    return torch_sums(feed, shape, codes, wanted)
 
 
 def _row_masks(

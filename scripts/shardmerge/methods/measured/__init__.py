@@ -1,7 +1,7 @@
 """The methods that need to know whole models: what jobs measured of them is an input.
 
-Importing registers them. ``kernels`` has the steps that merge tensors with what was measured,
-``verify`` what the check of a large tensor of RegMean tests.
+Importing registers them. ``kernels`` and ``passes`` have the steps that merge tensors with what was
+measured, ``verify`` what the check of a large tensor of RegMean tests.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from shardmerge.methods.contract import Sampled, TensorReader
+    from shardmerge.methods.passes import Passes
 
 
 def _weight(description: str) -> Parameter:
@@ -233,12 +234,12 @@ def _regmean_solution(group: Group) -> torch.Tensor:
     return kernels.regmean(group)[0]
 
 
-@step_kernel("fisher_average", FLOAT32, elementwise=True, workspace=Workspace(tensors=5.0))
-def _fisher_average(group: Group) -> torch.Tensor:
+@step_kernel("fisher_average", FLOAT32, elementwise=True, passes=True)
+def _fisher_average(group: Group) -> Passes:
     """Weigh elements; the second half of the inputs are their Fisher information."""
-    from shardmerge.methods.measured import kernels
+    from shardmerge.methods.measured import passes
 
-    return kernels.fisher(group)
+    return passes.fisher(group)
 
 
 @step_kernel("metagpt_share", FLOAT32, workspace=Workspace(blocks=1.0))
@@ -249,9 +250,9 @@ def _metagpt_share(group: Group) -> torch.Tensor:
     return kernels.share(group)
 
 
-@step_kernel("metagpt_sum", FLOAT32, elementwise=True, workspace=Workspace(tensors=3.0))
-def _metagpt_sum(group: Group) -> torch.Tensor:
+@step_kernel("metagpt_sum", FLOAT32, elementwise=True, passes=True)
+def _metagpt_sum(group: Group) -> Passes:
     """Add task vectors to the base; the last inputs are their coefficients."""
-    from shardmerge.methods.measured import kernels
+    from shardmerge.methods.measured import passes
 
-    return kernels.weighted_sum(group)
+    return passes.weighted_sum(group)

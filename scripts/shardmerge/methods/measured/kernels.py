@@ -1,4 +1,4 @@
-"""RegMean, Fisher averaging and MetaGPT's sum: the float32 kernels of their steps."""
+"""RegMean, and MetaGPT's coefficients: the float32 kernels of their steps."""
 
 from __future__ import annotations
 
@@ -136,19 +136,6 @@ def _largest_column(group: Group, roots: torch.Tensor) -> float:
     return float(total.norm(dim=0).max()) if total.numel() else 0.0
 
 
-def fisher(group: Group) -> torch.Tensor:
-    """Return the mean of the first half of the inputs, weighed by the second half."""
-    count = len(group.tensors) // 2
-    above = below = None
-    for i, tensor in enumerate(group.tensors[:count]):
-        share = group.tensors[count + i].clamp(min=group.parameters["floor"])
-        share.mul_(group.per_input["weight"][i])
-        part = share * tensor
-        above = part if above is None else above.add_(part)
-        below = share if below is None else below.add_(share)
-    return above.div_(below)
-
-
 def share(group: Group) -> torch.Tensor:
     """Return a row of a model's coefficient: the square of its norm by the sum of all."""
     found = shares_of_squares([float(tensor) for tensor in group.tensors])[
@@ -166,14 +153,3 @@ def shares_of_squares(norms: Sequence[float]) -> list[float]:
         return [1 / len(norms)] * len(norms)
     squares = [(norm / largest) ** 2 for norm in norms]
     return [square / math.fsum(squares) for square in squares]
-
-
-def weighted_sum(group: Group) -> torch.Tensor:
-    """Return the base plus each other model's difference from it times its coefficient."""
-    count = (len(group.tensors) + 1) // 2
-    base = group.tensors[group.base]
-    others = [i for i in range(count) if i != group.base]
-    total = base.clone()
-    for factor, i in zip(group.tensors[count:], others, strict=True):
-        total.add_((group.tensors[i] - base).mul_(factor))
-    return total

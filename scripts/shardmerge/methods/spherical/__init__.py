@@ -106,7 +106,7 @@ def _mergekit_nuslerp(group: Group) -> torch.Tensor:
     return mergekit.nuslerp(group)
 
 
-@nuslerp.mergekit_passes(lambda group: group.parameters["nuslerp_flatten"], by_torch=True)
+@nuslerp.mergekit_passes(by_torch=True)
 def _mergekit_nuslerp_passes(group: Group) -> Passes:
     from shardmerge.methods.spherical import mergekit_passes
 
@@ -244,7 +244,7 @@ def _mergekit_model_stock(group: Group) -> torch.Tensor:
     return mergekit.model_stock(group)
 
 
-@model_stock.mergekit_passes(lambda group: not group.parameters["filter_wise"], by_torch=True)
+@model_stock.mergekit_passes(by_torch=True)
 def _mergekit_model_stock_passes(group: Group) -> Passes:
     from shardmerge.methods.spherical import mergekit_passes
 

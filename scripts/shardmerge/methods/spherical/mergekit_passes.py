@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import Elements, ElementValue, Passes, TorchSums
 from shardmerge.methods.spherical.mergekit import SLERP_CHUNK, stock_share
-from shardmerge.methods.spherical.passes import without_mean
+from shardmerge.methods.spherical.passes import nuslerp_axis, stock_axis, without_mean
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -49,37 +50,37 @@ def slerp(group: Group) -> Passes:
     return merged
 
 
-def _column(numbers: Sequence[float]) -> torch.Tensor:
+def _column(numbers: np.ndarray) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
 
 
 def nuslerp(group: Group) -> Passes:
-    """Interpolate whole tensors or task vectors in their dtype."""
-    pair, dtype = group.others, _DTYPES[group.dtype]
+    """Interpolate whole tensors or task vectors, or rows or columns of them, in their dtype."""
+    pair, axis = group.others, nuslerp_axis(group)
     weights = [group.per_input["weight"][i] for i in pair]
     total = sum(weights)
     t = 0.5 if abs(total) < 1e-6 else weights[1] / total
-    vectors = _vectors(pair, group.base)
-    norms = [
-        float(torch.tensor([norm], dtype=dtype).clamp(min=1e-7))
-        for norm in (yield TorchSums(vectors, "norm"))
-    ]
+    parts = _vectors(pair, group.base)
+    norms = _numbers(group, (yield TorchSums(parts, "norm", axis=axis))).clamp(min=1e-7)
 
     def products(x: Elements) -> list[ElementValue]:
-        left, right = (v / norm for v, norm in zip(vectors(x), norms, strict=True))
+        left, right = (v / x.along(n, axis) for v, n in zip(parts(x), _plain(norms), strict=True))
         return [left * right]
 
-    cosine = torch.tensor((yield TorchSums(products)), dtype=dtype).clamp(-1, 1)
-    parallel = bool((1 - cosine.square()) <= 1e-16)
-    angle = torch.acos(torch.where(torch.tensor(parallel), 0, cosine))
-    shares = [1 - t, t]
-    if not parallel:
-        shares = [float(torch.sin(share * angle)) for share in shares]
-    whole = float(torch.sin(angle))
+    (dots,) = yield TorchSums(products, axis=axis)
+    cosine = _numbers(group, dots).clamp(-1, 1)
+    parallel = (1 - cosine.square()) <= 1e-16
+    angle = torch.acos(torch.where(parallel, 0, cosine))
+    *sines, whole = _plain(torch.sin(torch.stack([(1 - t) * angle, t * angle, angle])))
+    straight = _plain(parallel)
 
     def merged(x: Elements) -> ElementValue:
-        left, right = (v * share for v, share in zip(vectors(x), shares, strict=True))
-        mixed = left + right if parallel else (left + right) / whole
+        left, right = parts(x)
+        mixed = left * x.along(sines[0], axis) + right * x.along(sines[1], axis)
+        mixed = mixed / x.along(whole, axis)
+        if straight.any():
+            line = left * (1 - t) + right * t
+            mixed = x.where(x.along(straight, axis).ne(0.0), line, mixed)
         return mixed if group.base is None else x[group.base] + mixed
 
     return merged
@@ -94,7 +95,7 @@ def multislerp(group: Group) -> Passes:
     weights = torch.tensor([group.per_input["weight"][i] for i in indices], dtype=dtype)
     if group.parameters["normalize_weights"]:
         weights = weights / weights.sum()
-    norms = torch.tensor((yield TorchSums(vectors, "norm")), dtype=dtype)
+    norms = _numbers(group, (yield TorchSums(vectors, "norm")))[:, 0]
     lengths, factors = (norms + eps).tolist(), weights.tolist()
 
     def units(x: Elements) -> list[ElementValue]:
@@ -103,18 +104,19 @@ def multislerp(group: Group) -> Passes:
     def mixed(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
         return _sum(x, [part * factor for part, factor in zip(parts, factors, strict=True)])
 
-    length = torch.tensor((yield TorchSums(lambda x: [mixed(x, units(x))], "norm"))[0], dtype=dtype)
+    length = _numbers(group, (yield TorchSums(lambda x: [mixed(x, units(x))], "norm")))
     if length < eps:
         return _cancelled(group, lambda x: mixed_two(x, vectors(x), factors))
     size = float(length)
     dots = yield TorchSums(lambda x: [unit * (mixed(x, units(x)) / size) for unit in units(x)])
+    dots = dots[:, 0].tolist()
 
     def tangent(x: Elements) -> tuple[ElementValue, ElementValue]:
         mean = mixed(x, units(x)) / size
         apart = [unit - mean * dot for unit, dot in zip(units(x), dots, strict=True)]
         return mean, mixed(x, apart)
 
-    step = torch.tensor((yield TorchSums(lambda x: [tangent(x)[1]], "norm"))[0], dtype=dtype) + eps
+    step = _numbers(group, (yield TorchSums(lambda x: [tangent(x)[1]], "norm"))) + eps
     along, across = float(torch.cos(step)), float(torch.sin(step) / step)
     radius = float((norms * weights).sum())
 
@@ -145,29 +147,39 @@ def _cancelled(group: Group, made: Callable[[Elements], ElementValue]) -> Callab
 
 def model_stock(group: Group) -> Passes:
     """Interpolate between base and mean by the mean cosine of the task vectors, in their dtype."""
-    models, dtype = group.others, _DTYPES[group.dtype]
-    vectors = _vectors(models, group.base)
-    norms = torch.tensor((yield TorchSums(vectors, "norm")), dtype=dtype)
+    models, axis = group.others, stock_axis(group)
+    parts = _vectors(models, group.base)
+    norms = _numbers(group, (yield TorchSums(parts, "norm", axis=axis)))
 
     def products(x: Elements) -> list[ElementValue]:
-        return [a * b for a, b in itertools.combinations(vectors(x), 2)]
+        return [a * b for a, b in itertools.combinations(parts(x), 2)]
 
-    dots = torch.tensor((yield TorchSums(products)), dtype=dtype)
+    dots = _numbers(group, (yield TorchSums(products, axis=axis)))
     lengths = [a * b for a, b in itertools.combinations(norms, 2)]
     cosines = [
         (dot / length.clamp(min=1e-6)).clamp(-1, 1)
         for dot, length in zip(dots, lengths, strict=True)
     ]
-    t = stock_share(cosines, len(models))
-    share, rest = float(t), float(1 - t)
+    t = stock_share(cosines, len(models))[:, 0]
+    share, rest = _plain(t), _plain(1 - t)
 
     def merged(x: Elements) -> ElementValue:
         total = x.full(0.0)
         for index in models:
             total = total + x[index]
-        return (total / float(len(models))) * share + x[group.base] * rest
+        mean = total / float(len(models))
+        return mean * x.along(share, axis) + x[group.base] * x.along(rest, axis)
 
     return merged
+
+
+def _numbers(group: Group, found: np.ndarray) -> torch.Tensor:
+    """Return what was found of vectors as torch has it, in the inputs' dtype."""
+    return torch.tensor(found, dtype=_DTYPES[group.dtype])
+
+
+def _plain(numbers: torch.Tensor) -> np.ndarray:
+    return numbers.double().numpy()
 
 
 def _vectors(indices: Sequence[int], base: int | None) -> Callable[[Elements], list[ElementValue]]:

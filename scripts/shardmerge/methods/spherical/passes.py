@@ -46,8 +46,7 @@ def nuslerp(group: Group) -> Passes:
     weights = group.per_input["weight"]
     total = weights[left] + weights[right]
     t = 0.5 if abs(total) < 1e-6 else weights[right] / total
-    axis: Axis = "first" if group.parameters["nuslerp_row_wise"] else "last"
-    axis = "all" if group.parameters["nuslerp_flatten"] else axis
+    axis = nuslerp_axis(group)
     dots = _matrix((yield _dots(pair, group.base, axis)))
     norms = [np.maximum(root(dots[i, i]), _NUSLERP_SMALLEST_NORM) for i in range(2)]
     cosine = np.clip(dots[0, 1] / norms[0] / norms[1], -1, 1)
@@ -58,6 +57,13 @@ def nuslerp(group: Group) -> Passes:
         np.where(parallel, w, part / whole) for w, part in zip((1 - t, t), parts, strict=True)
     ]
     return _combination(pair, shares, group.base, axis)
+
+
+def nuslerp_axis(group: Group) -> Axis:
+    """Return the vectors between which NuSLERP interpolates."""
+    if group.parameters["nuslerp_flatten"]:
+        return "all"
+    return "first" if group.parameters["nuslerp_row_wise"] else "last"
 
 
 def multislerp(group: Group) -> Passes:
@@ -151,8 +157,7 @@ def _karcher_mean(cosines: list[list[float]], steps: int, tolerance: float) -> l
 
 def model_stock(group: Group) -> Passes:
     """Go from the base towards the models' mean as far as their mutual angles say."""
-    axis: Axis = "last" if group.parameters["filter_wise"] else "all"
-    models = group.others
+    axis, models = stock_axis(group), group.others
     count = len(models)
     dots = _matrix((yield _dots(models, group.base, axis)))
     norms = [root(dots[i, i]) for i in range(count)]
@@ -166,6 +171,11 @@ def model_stock(group: Group) -> Passes:
     singular = np.abs(divisor) < _STOCK_SMALLEST
     t = np.where(singular, 0, count * cosine / np.where(singular, 1, divisor))
     return _combination(models, [t / count] * count, group.base, axis)
+
+
+def stock_axis(group: Group) -> Axis:
+    """Return the vectors whose angles Model Stock goes by."""
+    return "last" if group.parameters["filter_wise"] else "all"
 
 
 def _differences(x: Elements, indices: Sequence[int], origin: int | None) -> list[ElementValue]:

@@ -144,7 +144,7 @@ def sce(group: Group) -> Passes:
         vectors = [_difference(x, i, base) for i in indices]
         return [x.single(vector * vector) for vector in vectors]
 
-    sums = yield TorchSums(energies)
+    sums = (yield TorchSums(energies))[:, 0].tolist()
     code, single = group.dtype, "F32"
     means = [nearest(nearest(one / group.count, single), code) for one in sums]
     total = nearest(_in_order(means), code)
@@ -234,7 +234,7 @@ def _rescaling(group: Group, masks: dict[int, _Mask]) -> Passes:
             found += [whole.abs(), _masked(group, x, part, mask).abs()]
         return found
 
-    sums = iter((yield TorchSums(magnitudes)))
+    sums = iter((yield TorchSums(magnitudes))[:, 0].tolist())
     least = nearest(_SMALLEST_NORM, code)
     pairs = zip(masks, sums, sums, strict=True)
     return {
