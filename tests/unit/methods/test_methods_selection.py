@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import row_sums, tiles, totals, tree_sum
 from shardmerge.methods.kernels.execute import TorchElements, answered
-from shardmerge.methods.kernels.ranks import KeptMask
 from shardmerge.methods.kernels.selection import (
     Keys,
     RankBand,
@@ -42,24 +41,6 @@ def found(wanted: Wanted, values: torch.Tensor) -> Any:
 
 def _slices(values: torch.Tensor, first: int, count: int) -> list[torch.Tensor]:
     return [values[first : first + count]]
-
-
-class TestKeptMask:
-    def test_whole_tiles_are_found_once(self) -> None:
-        count, asked = BLOCK + 100, []
-
-        def mask(first: int, size: int) -> np.ndarray:
-            asked.append((first, size))
-            return np.arange(first, first + size) % 3 == 0
-
-        kept = KeptMask(mask, count)
-        expected = np.arange(count) % 3 == 0
-        # of what is asked for in part, as for a sample, nothing more is found
-        assert np.array_equal(kept(BLOCK - 7, 20), expected[BLOCK - 7 : BLOCK + 13])
-        assert asked == [(BLOCK - 7, 20)]
-        for first, size in ((0, BLOCK), (BLOCK, 100), (0, BLOCK), (BLOCK - 7, 20)):
-            assert np.array_equal(kept(first, size), expected[first : first + size])
-        assert asked[1:] == [(0, BLOCK), (BLOCK, 100)]
 
 
 class TestTiles:

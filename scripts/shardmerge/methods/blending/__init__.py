@@ -65,6 +65,7 @@ def _mergekit_nearswap_passes(group: Group) -> Passes:
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
     version=2,
     passes=True,
+    workspace=Workspace(blocks=40.0),
 )
 def arcee_fusion(group: Group) -> Passes:
     """The other model's most important elements, the rest from the base model.
