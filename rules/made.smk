@@ -33,9 +33,11 @@ rule make_source:
         runtime=lambda w, attempt: 120 * attempt,
         gpu=int(ON_GPU),
     params:
-        options=lambda w: [f"--device={SETTINGS['device']}"],
         # not the threads that are there: a last bit may depend on their number
-        threads=lambda w, input: RESOURCES[f"{made_job(w).environment}_threads"],
+        options=lambda w: [
+            f"--device={SETTINGS['device']}",
+            f"--threads={RESOURCES[f'{made_job(w).environment}_threads']}",
+        ],
     shell:
-        'python "$SCRIPTS"/make_source.py --job={wildcards.digest:q} --threads={params.threads}'
+        'python "$SCRIPTS"/make_source.py --job={wildcards.digest:q}'
         " --output={output:q} {params.options:q} > {log:q} 2>&1"
