@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
-from shardmerge.engine.native import compiled
+from shardmerge.engine.native import array_code
 from shardmerge.methods.kernels.mersenne import WORDS
 
 _MIDDLE, _LANES = 397, 8
@@ -28,14 +26,8 @@ _STRETCHES = (
 def native_fill(state: np.ndarray, numbers: np.ndarray) -> None:
     """Fill an array with the numbers that follow a state, as ``kernels.mersenne`` does."""
     room = np.append(state, np.uint32(0))
-    addresses = (ctypes.c_void_p * 1)(room.ctypes.data)
-    _function()[0](numbers.ctypes.data, addresses, len(numbers) // WORDS, None, None)
+    array_code(states_text)(numbers, [room], len(numbers) // WORDS)
     state[:] = room[:WORDS]
-
-
-@cache
-def _function() -> tuple:
-    return compiled(states_text())
 
 
 def states_text() -> str:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import binding
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, FLOAT, LANES, STORED, StepLines
 from shardmerge.methods.program import Program, Reduction
+
+if TYPE_CHECKING:
+    import numpy as np
 
 #: Elements after which sums of squares go from float32 to float64.
 _CHUNK = 1 << 14
@@ -107,6 +111,38 @@ def compiled(text: str) -> tuple[Callable[..., None], object]:
     pointer = ctypes.c_void_p
     kind = ctypes.CFUNCTYPE(None, pointer, pointer, ctypes.c_int64, pointer, pointer)
     return kind(engine.get_function_address("merge")), engine
+
+
+class ArrayCode:
+    """Native code that works on arrays.
+
+    Args:
+        text: The function in LLVM's assembly language.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._function, self._keeps = compiled(text)
+
+    def __call__(
+        self, output: np.ndarray, arrays: Sequence[np.ndarray], count: int, more: Sequence[int] = ()
+    ) -> None:
+        """Run it.
+
+        Args:
+            output: What it writes.
+            arrays: What it reads, and room to work in; all contiguous.
+            count: Its number of elements.
+            more: Other numbers that it takes.
+        """
+        addresses = (ctypes.c_void_p * len(arrays))(*(one.ctypes.data for one in arrays))
+        numbers = (ctypes.c_int64 * len(more))(*more)
+        self._function(output.ctypes.data, addresses, count, None, ctypes.addressof(numbers))
+
+
+@cache
+def array_code(write: Callable[..., str], *how: Any) -> ArrayCode:
+    """Return the code of a text, made once: what writes it, and that one's arguments."""
+    return ArrayCode(write(*how))
 
 
 def last_elements(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 
-from shardmerge.engine.native import compiled
+from shardmerge.engine.native import array_code
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
 from shardmerge.methods.symbolic import Made
 
@@ -31,14 +30,8 @@ def _numbers(key: Key, first: int, count: int) -> np.ndarray:
     keys = [(part + turn * step) & _WORD for turn in range(_ROUNDS)
             for part, step in zip(key, _STEPS, strict=True)]  # fmt: skip
     given = np.array([counter, *keys], np.uint64)
-    addresses = (ctypes.c_void_p * 1)(given.ctypes.data)
-    _function()[0](made.ctypes.data, addresses, counters, None, None)
+    array_code(stream_text)(made, [given], counters)
     return made.reshape(-1)[skip : skip + count]
-
-
-@cache
-def _function() -> tuple:
-    return compiled(stream_text())
 
 
 def stream_text() -> str:

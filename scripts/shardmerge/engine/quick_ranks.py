@@ -7,13 +7,12 @@ ranks of equal values depend on every step. Whether torch has the same ranks is 
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardmerge.engine.native import compiled
+from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_text import quick_text
 
 if TYPE_CHECKING:
@@ -69,13 +68,5 @@ def _quick_ranks(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np
     # before the first element lies one that is never greater
     room = np.zeros(length + 1, np.uint64)
     stack = np.empty(5 * (depth + 2), np.int64)
-    arrays = keys, room, stack, done, wanted
-    addresses = (ctypes.c_void_p * len(arrays))(*(one.ctypes.data for one in arrays))
-    more = (ctypes.c_int64 * 2)(rows, depth)
-    _function()[0](ranks.ctypes.data, addresses, length, None, ctypes.addressof(more))
+    array_code(quick_text)(ranks, [keys, room, stack, done, wanted], length, [rows, depth])
     return ranks, done
-
-
-@cache
-def _function() -> tuple:
-    return compiled(quick_text())

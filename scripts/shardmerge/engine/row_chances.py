@@ -7,15 +7,13 @@ what is chosen. For the few others, their ranks are counted.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.choice_text import OPEN, choice_text
-from shardmerge.engine.native import compiled
+from shardmerge.engine.native import array_code
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels.ranks import Choose, choice_by
 
@@ -84,18 +82,10 @@ def _told(
         *(np.empty(buckets + LANES, np.uint32) for _ in range(3)),
         np.empty(room, np.uint32),
     )
-    addresses = (ctypes.c_void_p * len(arrays))(*(one.ctypes.data for one in arrays))
-    more = (ctypes.c_int64 * 2)(rows, buckets)
-    function, _ = _function(first_is_lowest)
-    function(chosen.ctypes.data, addresses, length, None, ctypes.addressof(more))
+    array_code(choice_text, first_is_lowest)(chosen, arrays, length, [rows, buckets])
     return chosen[: rows * length].reshape(rows, length), left
 
 
 def _longer(x: np.ndarray) -> np.ndarray:
     """Return an array with room for whole vectors at its end."""
     return np.concatenate([x, np.zeros(LANES, x.dtype)])
-
-
-@cache
-def _function(first_is_lowest: bool) -> tuple:
-    return compiled(choice_text(first_is_lowest))

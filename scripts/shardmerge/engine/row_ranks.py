@@ -5,13 +5,11 @@ The last pass tells where each element goes, which is its rank.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
-from shardmerge.engine.native import compiled
+from shardmerge.engine.native import array_code
 
 _BITS = 11
 _BUCKETS = 1 << _BITS
@@ -28,15 +26,8 @@ def native_ranks(values: np.ndarray) -> np.ndarray:
     length = rows.shape[-1]
     # where elements lie after the first and the second pass; counts of the three digits
     rooms = [np.empty(length, np.uint32) for _ in range(2)] + [np.empty(3 * _BUCKETS, np.uint32)]
-    addresses = (ctypes.c_void_p * 4)(*(one.ctypes.data for one in (rows, *rooms)))
-    number = ctypes.c_int64(rows.size // max(length, 1))
-    _function()[0](ranks.ctypes.data, addresses, length, None, ctypes.addressof(number))
+    array_code(ranks_text)(ranks, [rows, *rooms], length, [rows.size // max(length, 1)])
     return ranks
-
-
-@cache
-def _function() -> tuple:
-    return compiled(ranks_text())
 
 
 def ranks_text() -> str:

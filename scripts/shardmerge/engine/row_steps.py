@@ -187,8 +187,8 @@ class RowCode:
 
     def _last(self, step: Step, kind: str, stride: int, count: int, row: int) -> _Call:
         """Return what brings that which is left of rows to one number."""
-        numbers, own = step.numbers, np.array([len(step.numbers), stride], np.int64)
-        more = np.array([*own, numbers.strides[0] // 8], np.int64)
+        numbers = step.numbers
+        more = np.array([len(numbers), stride, numbers.strides[0] // 8], np.int64)
         place = numbers.ctypes.data + 8 * row
         function = ctypes.cast(_last_code(kind)[0], ctypes.c_void_p).value
         return _Call(function, place, count, [self._left.ctypes.data], [0], (), 0, more, 8)

@@ -19,11 +19,9 @@ from shardmerge.engine import (
     mersenne,
     native,
     philox,
-    quick_ranks,
     quick_text,
     reductions,
     row_calls,
-    row_chances,
     row_ranks,
     row_steps,
 )
@@ -116,14 +114,9 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
         texts.add(text)
         return made(text)
 
-    for module in (
-        *(native, reductions, row_ranks, row_chances, row_steps),
-        *(quick_ranks, philox, mersenne),
-    ):
+    for module in (native, reductions, row_steps):
         monkeypatch.setattr(module, "compiled", recorded)
-    for module in (row_ranks, row_chances, quick_ranks, philox):
-        module._function.cache_clear()
-    caches = native.native, reductions.native_reduction
+    caches = native.native, native.array_code, reductions.native_reduction
     for cache in (*caches, row_steps._driver, row_steps._last_code):
         cache.cache_clear()
     method_bytes.by_the_engine(tmp_path, {}, 1)

@@ -16,7 +16,7 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import native, philox, reductions, row_chances, row_ranks, tiles
+from shardmerge.engine import native, reductions, tiles
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
@@ -236,10 +236,7 @@ class TestProcessors:
         if not features.get(needs.get(cpu, "f16c")):
             pytest.skip(f"this processor is no {cpu}")
         monkeypatch.setattr(native, "_processor", lambda: (cpu, "+f16c"))
-        caches = (
-            *(native.native, reductions.native_reduction, row_ranks._function),
-            *(row_chances._function, philox._function),
-        )
+        caches = native.native, native.array_code, reductions.native_reduction
         for cache in caches:
             cache.cache_clear()
         found = method_bytes.by_the_engine(tmp_path, {}, 1)
