@@ -300,3 +300,64 @@ def loop_text(
         "}",
         *DECLARATIONS,
     ])  # fmt: skip
+
+
+def next_row(block: str) -> list[str]:
+    """Return the last blocks of a function that goes through %rows rows from ``row`` on.
+
+    Args:
+        block: Where a row ends.
+    """
+    return [
+        f"{block}:",
+        "  %r.next = add i64 %r, 1",
+        "  %r.more = icmp ult i64 %r.next, %rows",
+        "  br i1 %r.more, label %row, label %done",
+        "done:",
+        "  ret void",
+        "}",
+    ]
+
+
+def rows_text(
+    head: str,
+    entry: Sequence[str],
+    begin: Sequence[str],
+    carried: Sequence[str],
+    lines: Sequence[str],
+    stop: str,
+    after: Sequence[str],
+) -> str:
+    """Return a function that goes through rows of %count elements, a vector at a time.
+
+    Args:
+        head: Its first line; %extra has the number of rows.
+        entry: What is done before.
+        begin: What is done before a row, of which %r is the number.
+        carried: Values that go from one vector of a row to the next.
+        lines: What is done for a vector, which is %i in the row, and %at in all.
+        stop: The first element of a row that is no more gone through.
+        after: The blocks behind a row, from ``fold0`` on; the last goes on to ``end``.
+    """
+    return "\n".join([
+        head,
+        "entry:",
+        *entry,
+        "  br label %row",
+        "row:",
+        "  %r = phi i64 [0, %entry], [%r.next, %end]",
+        "  %begin = mul i64 %r, %count",
+        *begin,
+        "  br label %loop",
+        "loop:",
+        "  %i = phi i64 [0, %row], [%after, %loop]",
+        *carried,
+        "  %at = add i64 %begin, %i",
+        *lines,
+        f"  %after = add i64 %i, {LANES}",
+        f"  %again = icmp ult i64 %after, {stop}",
+        "  br i1 %again, label %loop, label %fold0",
+        *after,
+        *next_row("end"),
+        *DECLARATIONS,
+    ])  # fmt: skip

@@ -10,6 +10,7 @@ from shardmerge.engine.assembly import (
     MASK,
     StepLines,
     loop_text,
+    rows_text,
 )
 from shardmerge.methods.kernels.brackets import BINS
 from shardmerge.methods.program import Reduction
@@ -43,7 +44,6 @@ def maxima_text(reduction: Reduction, head: str) -> str:
         head: The first line of the function.
     """
     writer = StepLines(reduction)
-    entry = [*writer.entry(), "  %rows = load i64, ptr %extra"]
     writer.values("%at")
     kept = range(len(reduction.values))
     for k, value in enumerate(map(writer.value, reduction.values)):
@@ -53,38 +53,16 @@ def maxima_text(reduction: Reduction, head: str) -> str:
         taken = writer.new(f"or {MASK} {above}, {nan}")
         writer.new(f"select {MASK} {taken}, {DOUBLE} {value}, {DOUBLE} %best{k}", f"%better{k}")
     least = ", ".join(["double 0xFFF0000000000000"] * LANES)
-    return "\n".join([
-        head,
-        "entry:",
-        *entry,
-        *(f"  %all{k} = mul i64 %rows, {k}" for k in kept),
-        "  br label %row",
-        "row:",
-        "  %r = phi i64 [0, %entry], [%r.next, %end]",
-        "  %begin = mul i64 %r, %count",
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %row], [%after, %loop]",
-        *(f"  %best{k} = phi {DOUBLE} [<{least}>, %row], [%better{k}, %loop]" for k in kept),
-        "  %at = add i64 %begin, %i",
-        *writer.lines,
-        f"  %after = add i64 %i, {LANES}",
-        "  %again = icmp ult i64 %after, %count",
-        "  br i1 %again, label %loop, label %end",
-        "end:",
-        *(line for k in kept for line in (
-            f"  %row{k} = add i64 %all{k}, %r",
-            f"  %place{k} = getelementptr {DOUBLE}, ptr %output, i64 %row{k}",
-            f"  store {DOUBLE} %better{k}, ptr %place{k}, align 8",
-        )),
-        "  %r.next = add i64 %r, 1",
-        "  %r.more = icmp ult i64 %r.next, %rows",
-        "  br i1 %r.more, label %row, label %done",
-        "done:",
-        "  ret void",
-        "}",
-        *DECLARATIONS,
-    ])  # fmt: skip
+    entry = [*writer.entry(), "  %rows = load i64, ptr %extra"]
+    entry += [f"  %all{k} = mul i64 %rows, {k}" for k in kept]
+    carried = [f"  %best{k} = phi {DOUBLE} [<{least}>, %row], [%better{k}, %loop]" for k in kept]
+    stored = [line for k in kept for line in (
+        f"  %row{k} = add i64 %all{k}, %r",
+        f"  %place{k} = getelementptr {DOUBLE}, ptr %output, i64 %row{k}",
+        f"  store {DOUBLE} %better{k}, ptr %place{k}, align 8",
+    )]  # fmt: skip
+    after = ["fold0:", *stored, "  br label %end"]
+    return rows_text(head, entry, (), carried, writer.lines, "%count", after)
 
 
 def keys_text(reduction: Reduction, head: str) -> str:

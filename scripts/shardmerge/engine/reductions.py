@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardmerge.engine import torch_order
-from shardmerge.engine.assembly import DECLARATIONS, DOUBLE, INT, LANES, StepLines, loop_text
+from shardmerge.engine.assembly import DOUBLE, INT, LANES, StepLines, loop_text, rows_text
 from shardmerge.engine.counting import keys_text, masks_text, maxima_text
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
@@ -237,43 +237,16 @@ def _sums(reduction: Reduction, ways: int) -> str:
         writer.lines.append(f"  store {DOUBLE} {total}, ptr {place}, align 8")
     shift = ways.bit_length() - 1
     folds = [line for k in kept for line in _fold(k)] if ways > 1 else []
-    return "\n".join([
-        _HEAD,
-        "entry:",
-        *entry,
-        "  %rows = load i64, ptr %extra",
-        f"  %stride = lshr i64 %count, {shift}",
-        *(f"  %part{way} = mul i64 %stride, {way}" for way in range(1, ways)),
-        *(f"  %all{k} = mul i64 %rows, {k}" for k in kept),
-        "  br label %row",
-        "row:",
-        "  %r = phi i64 [0, %entry], [%r.next, %end]",
-        "  %begin = mul i64 %r, %count",
-        *(line for k in kept for line in (
-            f"  %row{k}.number = add i64 %all{k}, %r",
-            f"  %row{k}.offset = mul i64 %row{k}.number, %stride",
-            f"  %row{k} = getelementptr double, ptr %output, i64 %row{k}.offset",
-        )),
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %row], [%after, %loop]",
-        "  %at = add i64 %begin, %i",
-        *writer.lines,
-        f"  %after = add i64 %i, {LANES}",
-        "  %again = icmp ult i64 %after, %stride",
-        "  br i1 %again, label %loop, label %fold0",
-        *folds,
-        f"fold{len(kept) if ways > 1 else 0}:",
-        "  br label %end",
-        "end:",
-        "  %r.next = add i64 %r, 1",
-        "  %r.more = icmp ult i64 %r.next, %rows",
-        "  br i1 %r.more, label %row, label %done",
-        "done:",
-        "  ret void",
-        "}",
-        *DECLARATIONS,
-    ])  # fmt: skip
+    entry += ["  %rows = load i64, ptr %extra", f"  %stride = lshr i64 %count, {shift}"]
+    entry += [f"  %part{way} = mul i64 %stride, {way}" for way in range(1, ways)]
+    entry += [f"  %all{k} = mul i64 %rows, {k}" for k in kept]
+    begin = [line for k in kept for line in (
+        f"  %row{k}.number = add i64 %all{k}, %r",
+        f"  %row{k}.offset = mul i64 %row{k}.number, %stride",
+        f"  %row{k} = getelementptr double, ptr %output, i64 %row{k}.offset",
+    )]  # fmt: skip
+    after = [*folds, f"fold{len(kept) if ways > 1 else 0}:", "  br label %end"]
+    return rows_text(_HEAD, entry, begin, (), writer.lines, "%stride", after)
 
 
 def _bits(reduction: Reduction) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shardmerge.engine.assembly import next_row
+
 #: What a call has: its code, where it writes and how far that moves from row to row, leaves, how
 #: far they move, their number, elements, constants, the one that is the row's first element, more.
 FIELDS = 10
@@ -60,13 +62,7 @@ def driver_text() -> str:
         "  %c.next = add i64 %c, 1",
         "  %c.more = icmp ult i64 %c.next, %all",
         "  br i1 %c.more, label %one, label %row.end",
-        "row.end:",
-        "  %r.next = add i64 %r, 1",
-        "  %r.more = icmp ult i64 %r.next, %rows",
-        "  br i1 %r.more, label %row, label %done",
-        "done:",
-        "  ret void",
-        "}",
+        *next_row("row.end"),
     ])  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shardmerge.engine.assembly import next_row
 from shardmerge.engine.native import array_code
 
 _BITS = 11
@@ -63,13 +64,7 @@ def ranks_text() -> str:
                                 *_placed("second", 1, "%b.all")], "first", "third"),
         *_loop("third", "%n", [*_element("third", "%b.all"), *_key("third", "%third.e"),
                                *_ranked("third")], "second", "end"),
-        "end:",
-        "  %r.next = add i64 %r, 1",
-        "  %r.more = icmp ult i64 %r.next, %rows",
-        "  br i1 %r.more, label %row, label %done",
-        "done:",
-        "  ret void",
-        "}",
+        *next_row("end"),
         "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)",
     ])  # fmt: skip
 
