@@ -11,10 +11,9 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import group_of
-from shardmerge.algebra.samples import Runs
+from shardmerge.algebra.samples import WHOLE, Runs
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.float_formats import decoded
-from shardmerge.check.memory import WHOLE
 from shardmerge.methods.registry import kernel_of
 
 if TYPE_CHECKING:

@@ -250,19 +250,20 @@ class SymbolicElements:
         import numpy as np
 
         code = "F64" if wide else "F32"
-        if len(values) == 1 and wide:
-            return StepValue(self.writer, self.writer.full(float(values[0]), code))
-        if len(values) == 1:
+        if len(values) == 1 and not wide:
             return self.full(float(values[0]))
+        if len(values) == 1:
+            return StepValue(self.writer, self.writer.full(float(values[0]), code))
         # of numbers that are found later the place is known already
         stored = np.ascontiguousarray(values, "<f8" if wide else "<f4")
         length = vectors(self.shape, axis)[1]
         if axis == "last" and length % LANES == 0:
-            found = StepValue(self.writer, self._row(stored, code, length))
-            return found if wide else self.rounded(found)
-        self.given.loads.append(partial(_along, stored, self.shape, axis))
-        loaded = StepValue(self.writer, self.writer.load("F64" if wide else "F32"))
-        return loaded if wide else self.rounded(loaded)
+            number = self._row(stored, code, length)
+        else:
+            self.given.loads.append(partial(_along, stored, self.shape, axis))
+            number = self.writer.load(code)
+        found = StepValue(self.writer, number)
+        return found if wide else self.rounded(found)
 
     def _row(self, numbers: np.ndarray, code: str, length: int) -> int:
         given, constants = self.given, self.writer.constants

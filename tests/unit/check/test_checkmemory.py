@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from shardmerge.algebra.expression import Call, Source
+from shardmerge.algebra.samples import WHOLE
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
-from shardmerge.check.memory import WHOLE, check_bytes
+from shardmerge.check.memory import check_bytes
 from shardmerge.engine.memory import STREAMING_BYTES
 from shardmerge.engine.tasks import make_tasks
 

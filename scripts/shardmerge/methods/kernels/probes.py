@@ -56,6 +56,18 @@ def signs(name: str, side: str, matrix: int, count: int) -> np.ndarray:
     return 1.0 - 2.0 * bits.astype(np.float64)
 
 
+def sign_vectors(name: str, matrix: int, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the random signs that a matrix is multiplied with from the left and from the right.
+
+    Args:
+        name: Of the tensor.
+        matrix: Number of the matrix in a stack.
+        shape: Of the matrix.
+    """
+    rows, columns = shape
+    return signs(name, "left", matrix, rows), signs(name, "right", matrix, columns)
+
+
 def to_words(numbers: np.ndarray, code: str) -> str:
     """Return numbers as text, in float32 or in float64."""
     return base64.b64encode(numbers.astype(_FORMATS[code][0]).tobytes()).decode()

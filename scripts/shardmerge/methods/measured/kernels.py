@@ -10,7 +10,7 @@ import torch
 
 from shardmerge.base.errors import UserError
 from shardmerge.methods.contract import Group, Recorded
-from shardmerge.methods.kernels.probes import signs, to_words
+from shardmerge.methods.kernels.probes import sign_vectors, to_words
 
 _UNIT = 2.0**-53
 #: Of the bound of a solution's errors.
@@ -45,8 +45,8 @@ def probed_regmean(group: Group, places: np.ndarray) -> tuple[torch.Tensor, Reco
     result = _rounded(group, found, roots)  # which divides by the roots
     columns, rows = found.shape
     left, right = (
-        torch.from_numpy(signs(group.name, side, 0, count)).to(found.device)
-        for side, count in (("left", rows), ("right", columns))
+        torch.from_numpy(one).to(found.device)
+        for one in sign_vectors(group.name, 0, (rows, columns))
     )
     chosen = torch.from_numpy(places).to(found.device)
     elements = found[chosen % columns, chosen // columns]

@@ -24,7 +24,7 @@ from shardmerge.methods.kernels.probes import (
     UndecidedProbeError,
     Words,
     WrittenProducts,
-    signs,
+    sign_vectors,
 )
 
 #: Of the bound on Cholesky's errors.
@@ -60,9 +60,7 @@ def verified_regmean(group: Group, recorded: Recorded | None, reader: TensorRead
     rows, columns = group.shape
     elements = words.take(len(reader.places))
     above, beside = words.take(columns), words.take(rows)
-    left, right = (
-        signs(group.name, side, 0, count) for side, count in (("left", rows), ("right", columns))
-    )
+    left, right = sign_vectors(group.name, 0, group.shape)
     Balance(words.unit).equal("the merged layer", above * right, beside * left,
                               _SPARE * UNIT * columns * float(np.abs(above).sum()))  # fmt: skip
     layers = _read_layers(group, reader, WrittenProducts(left, right, 1.0, words.unit))

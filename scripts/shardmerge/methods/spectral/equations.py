@@ -41,7 +41,7 @@ from shardmerge.methods.kernels.probes import (
 )
 
 #: Of bounds on LAPACK's errors.
-_SPARE = 8.0
+SPARE = 8.0
 
 
 @dataclass
@@ -163,11 +163,10 @@ def spectrum_of(
         scale: Norm of what it is a difference of.
     """
     values, left, right = probe.take(min(probe.shape))
-    if (values < 0).any() or (values[1:] > values[:-1]).any():
-        raise ProbeError(f"the singular values of {what} are not in order")
+    _check_order(values, f"the singular values of {what}")
     zero = probe.noise(max(float(values.max(initial=0.0)), scale))
     length, equal = math.sqrt(max(probe.shape)), probe.balance.equal
-    apart = SIGNS * error + _SPARE * zero * length
+    apart = SIGNS * error + SPARE * zero * length
     slack = BOTH_SIGNS * error + apart * length
     told = f"{what} has other singular vectors"
     equal(told, left * values * right, float(above @ probe.right), slack)
@@ -175,13 +174,19 @@ def spectrum_of(
     _equal_squares(probe, told, left * values, above, apart)
     if matrix:
         _equal_squares(probe, told, right * values, matrix.beside, apart)
-        apart = error + _SPARE * math.sqrt(len(values)) * zero
+        apart = error + SPARE * math.sqrt(len(values)) * zero
         norm = math.sqrt(matrix.squares)
         equal(told, values**2, matrix.squares, 2 * norm * apart + apart**2)
     for products, count in zip((left, right), probe.shape, strict=True):
-        told, slack = f"{what} has no such singular vectors", _SPARE * probe.noise(1.0) * count
+        told, slack = f"{what} has no such singular vectors", SPARE * probe.noise(1.0) * count
         equal(told, products**2, count, slack, most=len(values) < count)
     return Spectrum(values, left, right, _rank(values, zero))
+
+
+def _check_order(values: np.ndarray, what: str) -> None:
+    """Test that singular values are such, and descend."""
+    if (values < 0).any() or (values[1:] > values[:-1]).any():
+        raise ProbeError(f"{what} are not in order")
 
 
 def _equal_squares(
@@ -213,12 +218,11 @@ def nearest_of(probe: MatrixProbe, given: np.ndarray, side: str) -> tuple[np.nda
         return given, True
     values, found, made = probe.take(count)
     what = f"the decorrelated {side} singular vectors"
-    if (values < 0).any() or (values[1:] > values[:-1]).any():
-        raise ProbeError(f"{what} are not in order")
+    _check_order(values, what)
     zero = rows * UNIT * float(values[0])
-    rank, slack = _rank(values, zero), _SPARE * zero * rows * max(float(values[0]), 1.0)
+    rank, slack = _rank(values, zero), SPARE * zero * rows * max(float(values[0]), 1.0)
     kept = np.arange(count) < rank
-    balance.equal(what, values**2, count, _SPARE * zero * count)
+    balance.equal(what, values**2, count, SPARE * zero * count)
     balance.equal(what, (values * found) ** 2, float(given @ given), slack)
     balance.equal(what, values * found**2 * kept - made * given, 0.0, slack)
     balance.equal(what, found**2 * kept, float(made @ made), slack)
@@ -230,7 +234,7 @@ def check_projection(probe: MatrixProbe, common: Spectrum) -> None:
     """Test the projection of the left random vector on left singular vectors of the sum."""
     projected, total, balance = probe.projected, probe.total, probe.balance
     squares, above = common.left**2, total.above[1]
-    what, spare = "the common subspace", _SPARE * probe.noise(1.0) * max(probe.shape)
+    what, spare = "the common subspace", SPARE * probe.noise(1.0) * max(probe.shape)
     balance.equal(what, projected**2, squares, spare)
     balance.equal(what, projected * probe.left, squares, spare)
     largest = float(common.values.max(initial=0.0))
@@ -245,7 +249,7 @@ def check_projection(probe: MatrixProbe, common: Spectrum) -> None:
 def check_merged(probe: MatrixProbe, made: Factored, above: np.ndarray, beside: np.ndarray) -> None:
     """Test products of the merged matrix."""
     largest = float(np.abs(made.values).max(initial=0.0))
-    slack = _SPARE * probe.noise(largest) * max(probe.shape)
+    slack = SPARE * probe.noise(largest) * max(probe.shape)
     mixed, equal = made.left * made.values * made.right, probe.balance.equal
     equal("the merged matrix", above * probe.right, mixed, slack)
     equal("the merged matrix", beside * probe.left, mixed, slack)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from shardmerge.methods.contract import Recorded
-from shardmerge.methods.kernels.probes import signs, to_words
+from shardmerge.methods.kernels.probes import sign_vectors, to_words
 
 
 class Notes:
@@ -23,8 +23,7 @@ class Notes:
         self, name: str, matrix: int, shape: torch.Size, device: torch.device | str
     ) -> None:
         self.left, self._right = (
-            torch.from_numpy(signs(name, side, matrix, count)).to(device)
-            for side, count in zip(("left", "right"), shape, strict=True)
+            torch.from_numpy(one).to(device) for one in sign_vectors(name, matrix, shape)
         )
         self._taken: list[np.ndarray] = []
 

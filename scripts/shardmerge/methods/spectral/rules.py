@@ -10,6 +10,7 @@ import numpy as np
 
 from shardmerge.methods.kernels.probes import SIGNS
 from shardmerge.methods.spectral.equations import (
+    SPARE,
     Factored,
     MatrixProbe,
     Spectrum,
@@ -18,8 +19,6 @@ from shardmerge.methods.spectral.equations import (
     spectrum_of,
 )
 
-#: Of bounds on LAPACK's errors.
-_SPARE = 8.0
 #: Yields the factors that a merged matrix may have: more than one where rounding leaves it open.
 _Factors = Callable[[MatrixProbe], Iterator[Factored]]
 
@@ -63,7 +62,7 @@ def _subspace_boosting(probe: MatrixProbe) -> Iterator[Factored]:
         yield Factored(np.zeros(len(found.values)), found.left, found.right)
         return
     shares = values.cumsum() / values.sum()
-    doubt = 4 * probe.words.unit + _SPARE * len(values) * probe.noise(values[0]) / values.sum()
+    doubt = 4 * probe.words.unit + SPARE * len(values) * probe.noise(values[0]) / values.sum()
     places = {int((shares < beta + d).sum()) for d in ((0, -doubt, doubt) if beta else (0,))}
     for place in sorted(places):
         least = values[min(place, len(values) - 1)]

@@ -14,7 +14,7 @@ from shardmerge.methods.kernels.probes import (
     UndecidedProbeError,
     Words,
     WrittenProducts,
-    signs,
+    sign_vectors,
 )
 from shardmerge.methods.spectral.equations import (
     Factored,
@@ -83,10 +83,7 @@ def _verify(
     """Verify one matrix; return whether it was decomposed, as one with infinite values is not."""
     words = Words(texts, reader.code)
     rows, columns = shape = group.shape[-2:]
-    left, right = (
-        signs(group.name, side, number, count)
-        for side, count in zip(("left", "right"), shape, strict=True)
-    )
+    left, right = sign_vectors(group.name, number, shape)
     probe = MatrixProbe(group, shape, words, left, right)
     if rule.projects:
         # nothing is recorded of what is not finite
