@@ -36,8 +36,9 @@ def main() -> None:
     with claims.claimed(Path(args.results, "sweeps", sweep.name, "weights"), say):
         for name in names:
             if name not in kept:
-                drop(plan.builds[sweep.build(name)], say)
-                leave_scratch(model_folder(plan.builds[sweep.build(name)]))
+                build = plan.builds[sweep.build(name)]
+                drop(build, say)
+                leave_scratch(model_folder(build))
         checks = {name: restore(plan.builds[sweep.build(name)], plan, say) for name in kept}
     left = [name for name in best if name not in kept] if sweep.keep == "best" else []
     if left:

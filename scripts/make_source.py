@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.making import MADE_KINDS, MakeTask, load_made_spec
 from shardmerge.plan.plan import read_plan
 from shardmerge.run.cli import claim, run, say
+from shardmerge.run.progress import CountProgress
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         device=args.device,
         threads=args.threads,
         confirm=watch.confirm,
-        progress=_Progress(),
+        progress=CountProgress(),
         keeping=Keeping(_facts(args), say=say),
     )
     say(MADE_KINDS[job.kind].make(task))
@@ -81,18 +81,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
-
-
-class _Progress:
-    """Prints a line every few seconds."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._last > 5:
-            self._last = time.monotonic()
-            say(f"{done} of {total} ({100 * done // total} %)")
 
 
 if __name__ == "__main__":

@@ -184,16 +184,13 @@ def methods_table(rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> str:
 
 
 def _row(name: str, rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> list[str]:
-    found = rows[name]
+    found, sources = rows[name], models_of(name)
 
-    def median(
-        label: str, key: str, found: Mapping[str, Sequence[Figures]] = found
-    ) -> float | None:
-        runs = found.get(label)
+    def median(label: str, key: str, method: str = name) -> float | None:
+        runs = rows.get(method, {}).get(label)
         return statistics.median(figures[key] for figures in runs) if runs else None
 
-    sources = models_of(name)
-    linear = median(OURS, "seconds", rows.get({2: OF_TWO, 3: "linear"}.get(sources, ""), {}))
+    linear = median(OURS, "seconds", {2: OF_TWO, 3: "linear"}.get(sources, ""))
     whole, merge = median(OURS, "seconds"), median(OURS, "merge")
     as_whole, as_merge = (median(OURS_AS_THEIRS, key) for key in ("seconds", "merge"))
     theirs, start = median(MERGEKIT, "seconds"), median(START, "seconds")

@@ -131,13 +131,11 @@ def ask_every_job(workflow: Any) -> None:
     Args:
         workflow: Snakemake's, before it has a graph.
     """
-    kind = type(workflow)
 
-    def prepare(self: Any, *args: Any, **options: Any) -> None:
-        kind._prepare_dag(self, *args, **options)
-        self.dag.__class__ = _asking(type(self.dag))
+    def ask(own: Any) -> None:
+        own.dag.__class__ = _asking(type(own.dag))
 
-    workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
+    _once_there_is_a_graph(workflow, ask)
 
 
 def look_for_tables_without_loading_pandas(workflow: Any) -> None:
@@ -149,13 +147,22 @@ def look_for_tables_without_loading_pandas(workflow: Any) -> None:
     Args:
         workflow: Snakemake's, before it has a graph.
     """
+
+    def look(own: Any) -> None:
+        kind = type(own.persistence)
+        serialize = {"_serialize_param": property(_serializer)}
+        own.persistence.__class__ = type(kind.__name__, (kind,), serialize)
+
+    _once_there_is_a_graph(workflow, look)
+
+
+def _once_there_is_a_graph(workflow: Any, change: Callable[[Any], None]) -> None:
+    """Change something of Snakemake's workflow as soon as it has a graph."""
     kind = type(workflow)
 
     def prepare(self: Any, *args: Any, **options: Any) -> None:
         kind._prepare_dag(self, *args, **options)
-        own = type(self.persistence)
-        serialize = {"_serialize_param": property(_serializer)}
-        self.persistence.__class__ = type(own.__name__, (own,), serialize)
+        change(self)
 
     workflow.__class__ = type(kind.__name__, (kind,), {"_prepare_dag": prepare})
 
