@@ -56,6 +56,8 @@ def read_prompts(
     import torch
     from safetensors.torch import save
 
+    from shardmerge.engine.buffers import data_of
+
     torch.set_num_threads(threads)
     with explained("cannot read the prompts", folder):
         tokenizer = _padded_left(reading_tokenizer(folder))
@@ -67,17 +69,13 @@ def read_prompts(
             with explained("cannot read the prompts", folder), torch.no_grad():
                 gates.append(_direction(model, tokenizer, sides, mode).float().cpu())
             progress(done, len(prompts))
-            work.keep({"experts": done}, map(_bytes, gates), sum(one.nbytes for one in gates))
+            work.keep({"experts": done}, map(data_of, gates), sum(one.nbytes for one in gates))
         layers = torch.stack(gates, dim=1)
         if not bool(torch.isfinite(layers).all()):
             work.restart()
             raise UserError("the model's hidden states are infinite or NaN", str(folder))
         found = {f"layers.{i}": layer.contiguous() for i, layer in enumerate(layers)}
         work.write(save(found, {"format": "pt"}))
-
-
-def _bytes(gate: torch.Tensor) -> memoryview:
-    return memoryview(gate.contiguous().numpy()).cast("B")
 
 
 def _padded_left(tokenizer: Any) -> Any:

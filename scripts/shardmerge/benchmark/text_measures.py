@@ -97,6 +97,8 @@ def measure_text(
     check_transformers(f"`merge_method: {found.method}`", "")
     import torch
 
+    from shardmerge.engine.buffers import data_of
+
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     words = read_text(text)
@@ -122,7 +124,7 @@ def measure_text(
                 progress(number * len(blocks) + done, len(runs) * len(blocks))
                 if done < len(blocks):
                     size = sum(total.nbytes for total in sums)
-                    work.keep({"groups": number, "blocks": done}, map(_bytes, sums), size)
+                    work.keep({"groups": number, "blocks": done}, map(data_of, sums), size)
 
             with (
                 explained("cannot read the text", folder),
@@ -161,21 +163,19 @@ def _kept(
 
 def _write(work: Unfinished, names: Sequence[str], sums: Sums, count: int, folder: Path) -> None:
     """Write the means that sums are of."""
+    from shardmerge.engine.buffers import data_of
+
     for name, total in zip(names, sums, strict=True):
         if not bool(total.div_(count).isfinite().all()):
             work.restart()
             raise _infinite(name, folder)
-        work.write(_bytes(total))
+        work.write(data_of(total))
 
 
 def _zeros(shape: Sequence[int], device: Any) -> torch.Tensor:
     import torch
 
     return torch.zeros(shape, dtype=torch.float32, device=device)
-
-
-def _bytes(value: torch.Tensor) -> memoryview:
-    return memoryview(value.contiguous().cpu().numpy()).cast("B")
 
 
 def _infinite(name: str, folder: Path) -> UserError:

@@ -144,13 +144,11 @@ class StageModel(Model):
             if not self._floats(part):
                 return None
             form = self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
-        pairs = zip(part.piece.models, part.names, strict=True)
-        return form and (form, *[model.kind(name) for model, name in pairs])
+        return form and (form, *[model.kind(name) for model, name in part.inputs])
 
     @staticmethod
     def _inputs(part: Part) -> list[ex.Expression]:
-        pairs = zip(part.piece.models, part.names, strict=True)
-        return [model.expression(name) for model, name in pairs]
+        return [model.expression(name) for model, name in part.inputs]
 
     @cached_property
     def _repeats(self) -> bool:

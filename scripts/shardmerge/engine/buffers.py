@@ -46,3 +46,8 @@ class BlockBuffers:
 def torch_dtype(code: str) -> torch.dtype:
     """Return torch's dtype of a safetensors code."""
     return getattr(torch, DTYPES[code].name)
+
+
+def data_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a tensor, which has at least one element."""
+    return memoryview(tensor.contiguous().cpu().numpy()).cast("B")

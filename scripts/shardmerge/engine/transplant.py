@@ -31,7 +31,7 @@ from shardmerge.algebra.transplant import (
 from shardmerge.base.errors import UserError
 from shardmerge.base.safetensors import read_header
 from shardmerge.base.unfinished import Unfinished
-from shardmerge.engine.buffers import torch_dtype
+from shardmerge.engine.buffers import data_of, torch_dtype
 from shardmerge.engine.poorly_trained import poorly_trained
 from shardmerge.engine.pursuit import neighbours, pursue
 
@@ -161,7 +161,7 @@ def from_donor(
         done = min(first + batch, spec.count)
         progress(done, spec.count)
         if work:
-            work.keep({"rows": done}, map(_bytes, tables), sum(one.nbytes for one in tables))
+            work.keep({"rows": done}, map(data_of, tables), sum(one.nbytes for one in tables))
     return replace(made, errors=errors)
 
 
@@ -175,10 +175,6 @@ def _taken_over(work: Unfinished | None, tables: Sequence[torch.Tensor]) -> int:
     for table, data in zip(tables, work.arrays, strict=True):
         table.copy_(torch.frombuffer(data, dtype=table.dtype).view(table.shape))
     return done
-
-
-def _bytes(table: torch.Tensor) -> memoryview:
-    return memoryview(table.numpy()).cast("B")
 
 
 def _found(
