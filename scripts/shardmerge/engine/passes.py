@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.philox import native_stream
+from shardmerge.engine.quick_choice import mask_like_torch
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps
@@ -30,6 +32,7 @@ from shardmerge.engine.tiles import BracketCount, ReadFiles, ReducedTiles, halve
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
+from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
@@ -42,9 +45,11 @@ from shardmerge.methods.passes import (
     Masks,
     Maxima,
     OrderStatistics,
+    Ranks,
     RowChances,
     RowSteps,
     Sums,
+    TorchChoice,
     TorchDraws,
     TorchSums,
     Wanted,
@@ -150,6 +155,8 @@ class NativePasses:
                 return self._torch_tiles(call, wanted).columns()
             case RowChances():
                 return self._row_masks(call, wanted)
+            case TorchChoice():
+                return self._torch_choice(call, wanted, count)
             case TorchDraws(seed):
                 return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -251,6 +258,28 @@ class NativePasses:
         choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
         shape = call.inputs[0].shape
         return RowMasks(values, wanted, shape, choose, self._together).masks()
+
+    def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
+        """Return the masks of what torch puts at some ranks, one value after the other."""
+        counted, sample = self._keys(call, wanted.function, count, {})
+        # where equal elements lie is not asked for
+        bands = find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
+        return [
+            self._choose(call, wanted, k, ranks, band)
+            for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True))
+        ]
+
+    def _choose(
+        self, call: ex.Call, wanted: TorchChoice, k: int, ranks: Ranks, band: KeyBand
+    ) -> BitMask:
+        """Return which elements torch puts at some ranks, by the keys that lie in a band."""
+        tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
+
+        def keys(first: int, size: int) -> np.ndarray:
+            return tiles.bits(first, size)[0]
+
+        shape, code = call.inputs[0].shape, stated_dtype(call.inputs[0])
+        return mask_like_torch(keys, math.prod(shape), ranks, band, wanted.order, code)
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
