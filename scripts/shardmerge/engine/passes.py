@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +17,13 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
+from shardmerge.algebra.samples import remembered_runs
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.philox import native_stream
-from shardmerge.engine.quick_choice import mask_like_torch
+from shardmerge.engine.quick_choice import Boundaries, Keys, mask_like_torch, open_bits
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps
@@ -138,6 +138,8 @@ class NativePasses:
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
                 return self._torch_sums(call, wanted)
+            case TorchChoice():
+                return self._torch_choice(call, wanted, count)
             case RowSteps():
                 if self._row_code(call, wanted):
                     return self._rows(call, wanted)
@@ -155,8 +157,6 @@ class NativePasses:
                 return self._torch_tiles(call, wanted).columns()
             case RowChances():
                 return self._row_masks(call, wanted)
-            case TorchChoice():
-                return self._torch_choice(call, wanted, count)
             case TorchDraws(seed):
                 return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
@@ -264,22 +264,28 @@ class NativePasses:
         counted, sample = self._keys(call, wanted.function, count, {})
         # where equal elements lie is not asked for
         bands = find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
-        return [
-            self._choose(call, wanted, k, ranks, band)
-            for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True))
-        ]
+        rows, masks = [], []
+        for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True)):
+            keys = self._choice_keys(call, wanted, k)
+            mask = self._choose(keys, call, wanted, ranks, band)
+            limits = Boundaries.of(ranks, count, band.low, band.high)
+            runs = remembered_runs(call.tensor, count, BLOCK)
+            rows.append([band.low, band.high, open_bits(mask, keys, limits, runs)])
+            masks.append(mask)
+        self.answers[call].append(rows)
+        return masks
+
+    def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> Keys:
+        """Return what tells the keys of one of the values that are chosen by."""
+        tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
+        return lambda first, size: tiles.bits(first, size)[0]
 
     def _choose(
-        self, call: ex.Call, wanted: TorchChoice, k: int, ranks: Ranks, band: KeyBand
+        self, keys: Keys, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
     ) -> BitMask:
-        """Return which elements torch puts at some ranks, by the keys that lie in a band."""
-        tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
-
-        def keys(first: int, size: int) -> np.ndarray:
-            return tiles.bits(first, size)[0]
-
-        shape, code = call.inputs[0].shape, stated_dtype(call.inputs[0])
-        return mask_like_torch(keys, math.prod(shape), ranks, band, wanted.order, code)
+        """Return which elements torch puts at some ranks, whose keys lie in a band."""
+        count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
+        return mask_like_torch(keys, count, ranks, band, wanted.order, code)
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""

@@ -7,6 +7,7 @@ of other keys than those two have it does not matter which they are. So 32 bits 
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cache
 
 import numpy as np
 
+from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, parts_text
@@ -83,9 +85,25 @@ class Boundaries:
             ranks.stop if ends and last != zero else count,
         )
 
-    def keys(self) -> tuple[int, ...]:
-        """Return the bits of the magnitudes of which some elements are chosen."""
-        return tuple(NAN - key if self.descending else key for key in self.open)
+    def told(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return by the bits of magnitudes which elements are chosen for sure, and which perhaps.
+
+        Args:
+            keys: uint32 [elements].
+        """
+        sorted_by = np.minimum(keys, NAN).astype(np.int64)
+        if self.descending:
+            sorted_by = NAN - sorted_by
+        sure = (sorted_by >= self.least) & (sorted_by <= self.most)
+        return sure, np.isin(sorted_by, self.open)
+
+
+def open_bits(mask: BitMask, keys: Keys, limits: Boundaries, runs: Runs) -> str:
+    """Return as text which elements of the boundaries' keys are chosen, of some runs."""
+    if not limits.open:
+        return ""
+    parts = [mask(*run)[limits.told(keys(*run))[1]] for run in runs]
+    return base64.b64encode(np.packbits(np.concatenate(parts))).decode()
 
 
 def mask_like_torch(

@@ -252,9 +252,7 @@ def _difference(x: Elements, index: int, base: int) -> ElementValue:
     return x[index] - x[base]
 
 
-def _masked(
-    group: Group, x: Elements, part: ElementValue, mask: _Mask, code: str
-) -> ElementValue:
+def _masked(group: Group, x: Elements, part: ElementValue, mask: _Mask, code: str) -> ElementValue:
     """Return what is kept, 0 times the rest, in the type of a code."""
     number = x.number(mask(x))
     if code == group.dtype:
