@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from shardmerge.algebra.samples import remembered_runs
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
+from shardmerge.engine.memory import BEHIND
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.philox import native_stream
 from shardmerge.engine.quick_choice import Boundaries, Keys, mask_like_torch, open_bits
@@ -373,14 +375,21 @@ class StepsOf:
             mine = found is None
             if mine:
                 self._found[tensor] = found = Future()
-                if len(self._found) > _REMEMBERED:
-                    self._found.popitem(last=False)
+                self._forget()
         if mine:
             try:
                 found.set_result(self._make(task))
             except BaseException as error:
                 found.set_exception(error)
         return found.result()
+
+    def _forget(self) -> None:
+        """Drop what is found of the first tensors, whose windows are done."""
+        _, *between = self._found
+        behind = sum(math.prod(self._tasks[one].tensor.shape) for one in between[:-1])
+        while len(self._found) > _REMEMBERED or behind >= BEHIND:
+            self._found.popitem(last=False)
+            behind -= math.prod(self._tasks[between.pop(0)].tensor.shape)
 
     def _make(self, task: TensorTask) -> Steps:
         maps = native_maps(task, self._files, self._tally)

@@ -27,8 +27,6 @@ from shardmerge.methods.passes import KeyBand, Order, Ranks
 _NONE = (1 << 31) - 1
 #: Elements at most, for their numbers to have 32 bits.
 MOST = (1 << 30) - LANES
-#: Bytes of an element while it is chosen.
-CHOOSING = 4
 #: What is left of so few elements is sorted by insertion.
 _FEW = {"sort": 16, "topk": 3}
 #: ``torch.topk`` selects so if more than this share is wanted.

@@ -35,8 +35,7 @@ def numbers_text(descending: bool) -> str:
         "loop:",
         "  %i = phi i64 [0, %entry], [%after, %loop]",
         "  %i.short = trunc i64 %i to i32",
-        f"  %i.first = insertelement {INT} poison, i32 %i.short, i64 0",
-        f"  %i.all = shufflevector {INT} %i.first, {INT} poison, {INT} zeroinitializer",
+        *_alike("%i.short", "%i.all"),
         f"  %own = add {INT} %steps, %i.all",
         "  %key.at = getelementptr i32, ptr %keys, i64 %i",
         f"  %any = load {INT}, ptr %key.at, align 4",
@@ -51,7 +50,7 @@ def numbers_text(descending: bool) -> str:
         f"  %upto = icmp sle {INT} %key, %most",
         f"  %inside = and {MASK} %from, %upto",
         f"  %chosen = bitcast {MASK} %inside to i{LANES}",
-        f"  %byte = lshr i64 %i, 3",
+        "  %byte = lshr i64 %i, 3",
         "  %mask.to = getelementptr i8, ptr %mask, i64 %byte",
         f"  store i{LANES} %chosen, ptr %mask.to, align 1",
         f"  %after = add i64 %i, {LANES}",
@@ -69,8 +68,15 @@ def _spread(place: int, name: str) -> list[str]:
         f"  %{name}.at = getelementptr i64, ptr %more, i64 {place}",
         f"  %{name}.long = load i64, ptr %{name}.at",
         f"  %{name}.short = trunc i64 %{name}.long to i32",
-        f"  %{name}.first = insertelement {INT} poison, i32 %{name}.short, i64 0",
-        f"  %{name} = shufflevector {INT} %{name}.first, {INT} poison, {INT} zeroinitializer",
+        *_alike(f"%{name}.short", f"%{name}"),
+    ]
+
+
+def _alike(number: str, name: str) -> list[str]:
+    """Return the lines that make a vector of one number."""
+    return [
+        f"  {name}.first = insertelement {INT} poison, i32 {number}, i64 0",
+        f"  {name} = shufflevector {INT} {name}.first, {INT} poison, {INT} zeroinitializer",
     ]
 
 
@@ -88,14 +94,7 @@ def _raised(name: str, number: str) -> list[str]:
 
 def chosen_text() -> str:
     """Return the function that sets bits of a mask for the elements of a stretch of numbers."""
-    vector = [
-        line
-        for name in ("one", "two")
-        for line in (
-            f"  %{name}.first = insertelement {INT} poison, i32 %{name}, i64 0",
-            f"  %{name}.all = shufflevector {INT} %{name}.first, {INT} poison, {INT} zeroinitializer",
-        )
-    ]
+    vector = [line for name in ("n", "one", "two") for line in _alike(f"%{name}", f"%{name}.all")]
     return _CHOSEN.format(
         lanes=LANES, int=INT, mask=MASK, vector="\n".join(vector), numbers="\n".join(_numbers())
     )
@@ -146,8 +145,6 @@ entry:
   %all = load ptr, ptr %leaves
 {numbers}
 {vector}
-  %n.first = insertelement {int} poison, i32 %n, i64 0
-  %n.all = shufflevector {int} %n.first, {int} poison, {int} zeroinitializer
   br label %next
 next:
   %p = phi i64 [0, %entry], [%p.after, %some], [%q.next, %told]

@@ -68,7 +68,7 @@ def between(group: Group) -> Passes:
 
 
 def middle_ranks(group: Group) -> dict[int, Ranks]:
-    """Return the ranks between the ``gamma`` largest and the smallest, as ``largest_ranks`` does."""
+    """Return the ranks between the ``gamma`` largest and the smallest, as ``largest_ranks``."""
     return {
         i: Ranks(*kept_between(group.count, *(group.per_input[n][i] for n in ("density", "gamma"))))
         for i in _thinned(group)

@@ -241,10 +241,16 @@ def _mergekit_della_linear(group: Group) -> torch.Tensor:
     return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)
 
 
+def _thins(group: Group) -> bool:
+    """Whether not all is kept of some task vector."""
+    return any(group.per_input["density"][i] < 1 for i in group.others)
+
+
 def _in_passes(method: MergeMethod, keep: str, *, consensus: bool) -> None:
     """Declare passes with the bits of the mergekit kernel."""
+    chooses = _thins if keep in ("magnitude", "between") else None
 
-    @method.mergekit_passes(by_torch=keep != "chance")
+    @method.mergekit_passes(by_torch=keep == "ranked_chance", chooses=chooses)
     def _mergekit(group: Group) -> Passes:
         from shardmerge.methods.task_vectors import mergekit_passes as passes
 
