@@ -17,6 +17,7 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
+from shardmerge.engine.heap_text import heap_text
 from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, parts_text
 from shardmerge.methods.contract import BLOCK
@@ -29,7 +30,7 @@ _NONE = (1 << 31) - 1
 MOST = (1 << 30) - LANES
 #: What is left of so few elements is sorted by insertion.
 _FEW = {"sort": 16, "topk": 3}
-#: ``torch.topk`` selects so if more than this share is wanted.
+#: ``torch.topk`` selects by a heap where no more than one of so many elements is wanted.
 _LEAST_SHARE = 64
 #: Elements of what is tried, and how many different values they have.
 _TRIED = ((17, 5), (60, 7), (1000, 3), (3000, 200), (20_000, 40), (70_000, 3000))
@@ -119,10 +120,10 @@ def mask_like_torch(
     """
     if ranks.start >= ranks.stop:
         return BitMask(np.zeros(-(-count // 8), np.uint8))
-    limits, found = Boundaries.of(ranks, count, band.low, band.high), None
-    if not limits.open or (is_quick(ranks, count, order) and is_torchs(order)):
-        found = quick_mask(keys, count, limits, order)
-    return found or _torchs_own(keys, count, ranks, order, code)
+    limits = Boundaries.of(ranks, count, band.low, band.high)
+    if not limits.open or (count <= MOST and is_torchs(order)):
+        return quick_mask(keys, count, limits, order)
+    return _torchs_own(keys, count, ranks, order, code)
 
 
 def _torchs_own(keys: Keys, count: int, ranks: Ranks, order: Order, code: str) -> BitMask:
@@ -139,8 +140,8 @@ def _torchs_own(keys: Keys, count: int, ranks: Ranks, order: Order, code: str) -
     return torch_mask(tensor if order == "sort" else tensor.to(torch_dtype(code)), ranks, order)
 
 
-def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitMask | None:
-    """Return the mask of what is chosen, None where the sort goes on in another way.
+def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitMask:
+    """Return the mask of what is chosen.
 
     Args:
         keys: Bits of the magnitudes of elements.
@@ -158,16 +159,40 @@ def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitM
         room[0] = 0
         _number(keys, count, limits, bits, room)
         one, two = _two(limits)
-        two += count
-        depth, done = 2 * (count.bit_length() - 1), np.zeros(1, np.uint8)
-        stack = np.empty(3 * (depth + 2), np.int64)
-        more = [count, one, two, limits.begin, limits.end, depth, _FEW[order]]
-        array_code(parts_text)(done, [room, stack], count, more)
-        if not done[0]:
-            return None
+        numbers = count, one, two + count
+        _sort(room, numbers, limits, order)
         stretch = room[1 + limits.begin : 1 + limits.end]
-        array_code(chosen_text)(bits, [stretch], len(stretch), [count, one, two])
+        array_code(chosen_text)(bits, [stretch], len(stretch), numbers)
     return BitMask(bits)
+
+
+def _sort(
+    room: np.ndarray, numbers: tuple[int, int, int], limits: Boundaries, order: Order
+) -> None:
+    """Sort numbers as far as it is needed.
+
+    Args:
+        room: They follow its first.
+        numbers: How many there are, and the first numbers of elements of the open keys.
+        limits: Of the choice.
+        order: Whose it is.
+    """
+    count, own = numbers[0], room[1:]
+    if order == "topk" and limits.end * _LEAST_SHARE <= count:
+        array_code(heap_text)(own, [], count, [*numbers, limits.end, 0])
+        return
+    depth = 2 * (count.bit_length() - 1)
+    stack = np.zeros(3 * (depth + 2), np.int64)
+    stack[:3] = 0, count, depth
+    state = np.array([0, 0, 3], np.int64)
+    while state[0] >= 0:
+        more = [*numbers, limits.begin, limits.end, int(state[2]), _FEW[order]]
+        array_code(parts_text)(state, [room, stack], count, more)
+        if state[0] >= 0:
+            first, last = int(state[0]), int(state[1])
+            middle, sorts = (limits.end, 0) if order == "topk" else (last, 1)
+            part = [*numbers, middle - first, sorts]
+            array_code(heap_text)(own[first:], [], last - first, part)
 
 
 def _two(limits: Boundaries) -> tuple[int, int]:
@@ -190,13 +215,6 @@ def _number(
         code(numbers, [own, bits[first // 8 :]], size, more)
 
 
-def is_quick(ranks: Ranks, count: int, order: Order) -> bool:
-    """Whether the choice of some ranks is this one's, where torch's sort is."""
-    if count > MOST:
-        return False
-    return order == "sort" or ranks.stop * _LEAST_SHARE > count
-
-
 @cache
 def is_torchs(order: Order) -> bool:
     """Whether torch chooses the same, in what is tried."""
@@ -214,11 +232,11 @@ def is_torchs(order: Order) -> bool:
             limits = Boundaries.of(ranks, count, low, high)
             found = quick_mask(lambda i, n, k=keys: k[i : i + n], count, limits, order)
             known = torch_mask(tensor, ranks, order)
-            if found is None or not np.array_equal(found(0, count), known(0, count)):
+            if not np.array_equal(found(0, count), known(0, count)):
                 return False
     return True
 
 
 def _tried_ranks(count: int, order: Order) -> Sequence[Ranks]:
-    largest = Ranks(0, max(1, count // 3), descending=True)
-    return (largest, Ranks(count // 5, count // 2)) if order == "sort" else (largest,)
+    largest, few = (Ranks(0, max(1, count // part), descending=True) for part in (3, 100))
+    return (largest, Ranks(count // 5, count // 2)) if order == "sort" else (largest, few)
