@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, 
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import KeyBand, Order, Ranks
+
+if TYPE_CHECKING:
+    import torch
 
 #: Above all keys.
 _NONE = (1 << 31) - 1
@@ -138,6 +142,29 @@ def _torchs_own(keys: Keys, count: int, ranks: Ranks, order: Order, code: str) -
         values[first : first + size] = keys(first, size).view(np.float32)
     tensor = torch.from_numpy(values)
     return torch_mask(tensor if order == "sort" else tensor.to(torch_dtype(code)), ranks, order)
+
+
+def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
+    """Return what ``torch_mask`` does, by native code where there is some.
+
+    Args:
+        values: On the CPU, one-dimensional, not negative.
+        ranks: Each less than the number of values.
+        order: Which of torch's functions has them.
+    """
+    from shardmerge.engine.native import is_usable
+    from shardmerge.methods.kernels.torch_choice import torch_mask
+
+    count = len(values)
+    narrow = is_usable() and values.itemsize <= 4 and count <= MOST
+    if ranks.start >= ranks.stop or not (narrow and is_torchs(order)):
+        return torch_mask(values, ranks, order)
+    keys = values.float().numpy().view(np.uint32) & np.uint32(_NONE)
+    ends = ranks.start, ranks.stop - 1
+    places = sorted(count - 1 - end if ranks.descending else end for end in ends)
+    low, high = np.partition(keys, places)[places].tolist()
+    limits = Boundaries.of(ranks, count, low, high)
+    return quick_mask(lambda first, size: keys[first : first + size], count, limits, order)
 
 
 def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitMask:

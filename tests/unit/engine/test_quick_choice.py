@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shardmerge.engine import native, quick_choice
-from shardmerge.engine.quick_choice import Boundaries, mask_like_torch, quick_mask
+from shardmerge.engine.quick_choice import Boundaries, mask_like_torch, quick_mask, tensor_mask
 from shardmerge.engine.quick_choice_text import NAN
 from shardmerge.methods.kernels.torch_choice import torch_mask
 from shardmerge.methods.passes import KeyBand, Order, Ranks
@@ -74,6 +74,8 @@ def test_are_those_of_torch(kind: str, count: int) -> None:
     for ranks, order in ranks_of(count):
         known = torch_mask(torch.from_numpy(values), ranks, order)(0, count)
         assert np.array_equal(chosen(values, ranks, order), known), (ranks, order)
+        own = tensor_mask(torch.from_numpy(values).abs(), ranks, order)(0, count)
+        assert np.array_equal(own, known), (ranks, order)
 
 
 def _bad_order(count: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from shardmerge.methods.passes import (
     Masks,
     Maxima,
     NumbersOf,
+    Order,
     OrderStatistics,
     Ranks,
     RowChances,
@@ -50,6 +51,8 @@ _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 _SORTED = 1 << 20
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
+#: Finds the mask of the elements of a tensor on the CPU that torch's order puts at some ranks.
+ChooseElements = Callable[[torch.Tensor, Ranks, Order], Masks]
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,13 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
     return out.view(group.tensors[0].shape)
 
 
-def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int = BLOCK) -> Any:
+def answered(
+    wanted: Wanted,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int = BLOCK,
+    choose: ChooseElements = torch_mask,
+) -> Any:
     """Return what a pass over some elements' tensors wants to know.
 
     Args:
@@ -167,6 +176,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         shape: Of the tensors, which have elements.
         read: Reads elements.
         step: Elements that are read at a time, a multiple of BLOCK; it changes no bit.
+        choose: Finds what ``torch_mask`` does.
     """
     match wanted:
         case Sums(function, axis):
@@ -185,7 +195,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         case RowChances():
             return _row_masks(wanted, shape, read, step)
         case TorchChoice():
-            return _torch_choice(wanted, shape, read, step)
+            return _torch_choice(wanted, shape, read, step, choose)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -305,7 +315,11 @@ def _bands(
 
 
 def _torch_choice(
-    wanted: TorchChoice, shape: Sequence[int], read: ReadInputs, step: int
+    wanted: TorchChoice,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int,
+    choose: ChooseElements,
 ) -> list[Masks]:
     """Return the masks of what torch puts at some ranks on a CPU, one value after the other."""
     _, count = vectors(shape, "all")
@@ -316,7 +330,7 @@ def _torch_choice(
         for span in spans(count, step):
             elements = TorchElements(read(span.start, span.stop - span.start), shape, span.start)
             values[span] = wanted.function(elements)[k].to(dtype).cpu()
-        masks.append(torch_mask(values, ranks, wanted.order))
+        masks.append(choose(values, ranks, wanted.order))
     return masks
 
 
