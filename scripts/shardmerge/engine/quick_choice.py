@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: Above all keys.
 _NONE = (1 << 31) - 1
 #: Elements at most, for their numbers to have 32 bits.
-MOST = (1 << 30) - LANES
+_MOST = (1 << 30) - LANES
 #: What is left of so few elements is sorted by insertion.
 _FEW = {"sort": 16, "topk": 3}
 #: ``torch.topk`` selects by a heap where no more than one of so many elements is wanted.
@@ -41,19 +41,19 @@ _TRIED = ((17, 5), (60, 7), (1000, 3), (3000, 200), (20_000, 40), (70_000, 3000)
 #: One tensor at a time is chosen from, so that the numbers of one are held.
 _TURN = threading.Lock()
 #: Returns the keys of consecutive elements, uint32: (first, count).
-Keys = Callable[[int, int], np.ndarray]
+KeysOf = Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Boundaries:
     """Which elements are chosen for sure, and between which the sort alone decides.
 
-    Keys are as they are sorted: a descending order has its own.
+    KeysOf are as they are sorted: a descending order has its own.
 
     Args:
         descending: The greatest magnitude has the least key.
         least, most: Elements of keys between them are chosen, those included.
-        open: Keys of which some elements are chosen, ascending.
+        open: KeysOf of which some elements are chosen, ascending.
         begin, end: The ranks between which those lie.
     """
 
@@ -101,7 +101,7 @@ class Boundaries:
         return sure, np.isin(sorted_by, self.open)
 
 
-def open_bits(mask: BitMask, keys: Keys, limits: Boundaries, runs: Runs) -> str:
+def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> str:
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
@@ -110,7 +110,7 @@ def open_bits(mask: BitMask, keys: Keys, limits: Boundaries, runs: Runs) -> str:
 
 
 def mask_like_torch(
-    keys: Keys, count: int, ranks: Ranks, band: KeyBand, order: Order, code: str
+    keys: KeysOf, count: int, ranks: Ranks, band: KeyBand, order: Order, code: str
 ) -> BitMask:
     """Return the mask of what torch puts at some ranks.
 
@@ -125,12 +125,12 @@ def mask_like_torch(
     if ranks.start >= ranks.stop:
         return BitMask(np.zeros(-(-count // 8), np.uint8))
     limits = Boundaries.of(ranks, count, band.low, band.high)
-    if not limits.open or (count <= MOST and is_torchs(order)):
+    if not limits.open or (count <= _MOST and is_torchs(order)):
         return quick_mask(keys, count, limits, order)
     return _torchs_own(keys, count, ranks, order, code)
 
 
-def _torchs_own(keys: Keys, count: int, ranks: Ranks, order: Order, code: str) -> BitMask:
+def _torchs_own(keys: KeysOf, count: int, ranks: Ranks, order: Order, code: str) -> BitMask:
     import torch
 
     from shardmerge.engine.buffers import torch_dtype
@@ -156,7 +156,7 @@ def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
     from shardmerge.methods.kernels.torch_choice import torch_mask
 
     count = len(values)
-    narrow = is_usable() and values.itemsize <= 4 and count <= MOST
+    narrow = is_usable() and values.itemsize <= 4 and count <= _MOST
     if ranks.start >= ranks.stop or not (narrow and is_torchs(order)):
         return torch_mask(values, ranks, order)
     keys = values.float().numpy().view(np.uint32) & np.uint32(_NONE)
@@ -167,12 +167,12 @@ def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
     return quick_mask(lambda first, size: keys[first : first + size], count, limits, order)
 
 
-def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitMask:
+def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> BitMask:
     """Return the mask of what is chosen.
 
     Args:
         keys: Bits of the magnitudes of elements.
-        count: Elements, at most MOST.
+        count: Elements, at most _MOST.
         limits: Of the choice.
         order: Whose it is.
     """
@@ -227,7 +227,7 @@ def _two(limits: Boundaries) -> tuple[int, int]:
 
 
 def _number(
-    keys: Keys, count: int, limits: Boundaries, bits: np.ndarray, room: np.ndarray | None
+    keys: KeysOf, count: int, limits: Boundaries, bits: np.ndarray, room: np.ndarray | None
 ) -> None:
     """Fill the room with the elements' numbers, and a mask with those that are chosen for sure."""
     code = array_code(numbers_text, limits.descending)
