@@ -77,7 +77,7 @@ class TestSumsOfColumns:
         assert len(counts) < max(shape[0] / 10, 10)
 
 
-class TestBrackets:
+class TestCountsByTile:
     KEYS = Reduction(("F32",), (("key", (0,)),), (), "keys", (1,))
     PARTS, TILES = 16, 7
 
