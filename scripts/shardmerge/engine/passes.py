@@ -316,8 +316,7 @@ class NativePasses:
                 return [values[one.value] for one in brackets]
 
             found = self._tiles(call, keys, "keys").brackets(count, brackets)
-            pairs = zip(brackets, found, strict=True)
-            seen.update({one: own for one, own in pairs if own.after is not None})
+            seen.update(zip(brackets, found, strict=True))
             return [(one.below, one.parts) for one in found]
 
         def sample(k: int) -> np.ndarray:
