@@ -19,6 +19,7 @@ import numpy as np
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.heap_text import heap_text
+from shardmerge.engine.memory import CHOOSABLE
 from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, parts_text
 from shardmerge.methods.contract import BLOCK
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 #: Above all keys.
 _NONE = (1 << 31) - 1
-#: Elements at most, for their numbers to have 32 bits.
-_MOST = (1 << 30) - LANES
 #: What is left of so few elements is sorted by insertion.
 _FEW = {"sort": 16, "topk": 3}
 #: ``torch.topk`` selects by a heap where no more than one of so many elements is wanted.
@@ -125,7 +124,7 @@ def mask_like_torch(
     if ranks.start >= ranks.stop:
         return BitMask(np.zeros(-(-count // 8), np.uint8))
     limits = Boundaries.of(ranks, count, band.low, band.high)
-    if not limits.open or (count <= _MOST and is_torchs(order)):
+    if not limits.open or (count <= CHOOSABLE and is_torchs(order)):
         return quick_mask(keys, count, limits, order)
     return _torchs_own(keys, count, ranks, order, code)
 
@@ -156,7 +155,7 @@ def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
     from shardmerge.methods.kernels.torch_choice import torch_mask
 
     count = len(values)
-    narrow = is_usable() and values.itemsize <= 4 and count <= _MOST
+    narrow = is_usable() and values.itemsize <= 4 and count <= CHOOSABLE
     if ranks.start >= ranks.stop or not (narrow and is_torchs(order)):
         return torch_mask(values, ranks, order)
     keys = values.float().numpy().view(np.uint32) & np.uint32(_NONE)
@@ -172,7 +171,7 @@ def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> Bi
 
     Args:
         keys: Bits of the magnitudes of elements.
-        count: Elements, at most _MOST.
+        count: Elements, at most CHOOSABLE.
         limits: Of the choice.
         order: Whose it is.
     """
