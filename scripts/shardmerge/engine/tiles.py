@@ -170,27 +170,25 @@ class ReducedTiles:
     def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
         """Return where the keys of each value lie as to its bracket."""
         tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
-        total = np.zeros((len(brackets), LANES + BINS), np.int64)
+        # pages of tables that nothing is counted in are never touched
+        used = [row[: LANES + one.parts] for row, one in zip(tables, brackets, strict=True)]
+        total = [np.zeros(row.shape, np.int64) for row in used]
         of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
         tiles = list(_tiles(1, count))
         few = [one.parts * len(tiles) <= _FEW for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
-            for k, one in enumerate(brackets):
+            for k, row in enumerate(used):
                 if few[k]:
-                    own = slice(LANES, LANES + one.parts)
-                    after[k].append(total[k, own] + tables[k, own])
+                    after[k].append(total[k][LANES:] + row[LANES:])
             if number % _COUNTED == 0 or number == len(tiles):
-                total += tables
-                tables[:] = 0
+                for row, sums in zip(used, total, strict=True):
+                    sums += row
+                    row[:] = 0
         return [
-            BracketCount(
-                int(row[:LANES].sum()),
-                row[LANES : LANES + one.parts],
-                np.stack(own) if own else None,
-            )
-            for row, one, own in zip(total, brackets, after, strict=True)
+            BracketCount(int(row[:LANES].sum()), row[LANES:], np.stack(own) if own else None)
+            for row, own in zip(total, after, strict=True)
         ]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:

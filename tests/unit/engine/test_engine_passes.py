@@ -205,7 +205,7 @@ class TestBrackets:
 
     def test_a_sample_makes_the_first_brackets_narrow(self) -> None:
         sample = self.VALUES[:8192].view(np.int32).reshape(32, -1)
-        one = guess(0, 5000, 20_000, 32, sample)
+        one = guess(0, 5000, 20_000, 32, sample, np.sort(sample, axis=None))
         key = int(np.sort(self.VALUES)[5000].view(np.int32))
         assert one.low <= key < one.low + (one.parts << one.shift)
         inside = (one.low <= self.VALUES.view(np.int32)) & (

@@ -166,9 +166,9 @@ def _statistics(
 ) -> list[Statistic]:
     """Return the elements of some ranks: (value's number, rank from the least)."""
     whole = max(0, bits - 1 - _DIGIT)
-    known = {k: sample(k) for k in {k for k, _ in wanted}} if sample else {}
+    known = {k: _sorted(sample(k)) for k in {k for k, _ in wanted}} if sample else {}
     open_ = {
-        one: guess(*one, count, bits, known[one[0]]) if known else Bracket(one[0], 0, whole)
+        one: guess(*one, count, bits, *known[one[0]]) if known else Bracket(one[0], 0, whole)
         for one in wanted
     }
     found: dict[tuple[int, int], Statistic] = {}
@@ -207,7 +207,14 @@ def narrowed(
     return Bracket(bracket.value, low, shift, 1 << (bracket.shift - shift))
 
 
-def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Bracket:
+def _sorted(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sample, and its keys in order, which several ranks need."""
+    return sample, np.sort(sample, axis=None)
+
+
+def guess(
+    k: int, rank: int, count: int, bits: int, sample: np.ndarray, keys: np.ndarray
+) -> Bracket:
     """Return the bracket in which a rank nearly always is, by a sample of keys.
 
     Args:
@@ -216,8 +223,8 @@ def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Brack
         count: Elements.
         bits: Of a key.
         sample: Keys of some elements, [runs, elements]; runs may differ from each other.
+        keys: The same in order.
     """
-    keys = np.sort(sample, axis=None)
     place = rank * len(keys) // count
     share = (sample < keys[place]).mean(axis=1)
     apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * len(keys)) + _MORE
