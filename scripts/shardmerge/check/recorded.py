@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,10 @@ from shardmerge.methods.passes import (
     Map,
     OrderStatistics,
     Ranks,
+    RowStatistics,
     TorchSums,
+    end_of,
+    rows_first,
     vectors,
 )
 
@@ -93,6 +97,13 @@ class RecordedPasses(NativePasses):
                 raise _wrong(call, "sums of rows")
             found[:, begin : begin + count] = some
         return found
+
+    def _row_statistics(
+        self, call: ex.Call, wanted: RowStatistics
+    ) -> tuple[np.ndarray, list[float]]:
+        if not self._recorded.get(call):
+            return super()._row_statistics(call, wanted)
+        return end_of(rows_first(wanted), partial(self._answer, call))
 
     def _known(self, call: ex.Call) -> Any:
         rows, number = self._recorded.get(call, ()), len(self.answers[call])

@@ -15,9 +15,11 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
-from shardmerge.algebra.leaves import block_leaves, stated_dtype
+from shardmerge.algebra.leaves import Leaves, block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.caught import CaughtKeys
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
@@ -26,7 +28,13 @@ from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.tiles import BracketCount, ReadFiles, ReducedTiles, halved_sum
+from shardmerge.engine.tiles import (
+    BracketCount,
+    ReadFiles,
+    ReducedTiles,
+    TileReader,
+    halved_sum,
+)
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
@@ -43,6 +51,7 @@ from shardmerge.methods.passes import (
     Maxima,
     OrderStatistics,
     RowChances,
+    RowStatistics,
     RowSteps,
     Sums,
     TorchDraws,
@@ -51,6 +60,7 @@ from shardmerge.methods.passes import (
     along_first,
     end_of,
     in_turn,
+    rows_first,
     vectors,
 )
 from shardmerge.methods.program import LANES, Reducing, Reduction
@@ -64,6 +74,8 @@ _LAST = threading.local()
 #: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
 #: most, and at most one of so many; elements of a tensor from which on that pays.
 _RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
+#: Elements of a run at most where numbers of their rows are found first.
+_RUN_OF_ROWS = 1024
 
 #: What is asked for of rows.
 OfRows = Sums | Maxima | RowSteps | TorchSums
@@ -133,6 +145,8 @@ class NativePasses:
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
                 return self._torch_sums(call, wanted)
+            case RowStatistics():
+                return self._row_statistics(call, wanted)
             case RowSteps():
                 if self._row_code(call, wanted):
                     return self._rows(call, wanted)
@@ -159,12 +173,19 @@ class NativePasses:
         return tiles.table(count, range(-(-count // BLOCK)))
 
     def _tiles(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]], kind: Reducing
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        kind: Reducing,
+        reader: TileReader | None = None,
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
+        return ReducedTiles(reader or self._reader(leaves), *found)
+
+    def _reader(self, leaves: Leaves) -> TileReader:
         places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
-        return ReducedTiles(places, self._files, *found)
+        return TileReader(places, self._files, [DTYPES[leaf.dtype].size for leaf in leaves.files])
 
     def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
@@ -193,7 +214,7 @@ class NativePasses:
 
     def _make_row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
         rows, length = vectors(call.inputs[0].shape, wanted.axis)
-        if rows == 1 or length % LANES or length > BLOCK:
+        if length % LANES or length > BLOCK:
             return None
         leaves = block_leaves(call, self._files.stored, self._numerics)
 
@@ -203,8 +224,7 @@ class NativePasses:
         steps = lowered_steps(wanted, rows, lowered)
         if not all(step.is_whole for step in steps):
             return None
-        places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
-        return RowCode(places, self._files, steps, length)
+        return RowCode(self._reader(leaves), steps, length)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         answer, seen = self._torch_tiles(call, wanted).answer()
@@ -257,6 +277,41 @@ class NativePasses:
         counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
         return find_keys(wanted.ranks, count, 32, counted, sample)
 
+    def _row_statistics(
+        self, call: ex.Call, wanted: RowStatistics
+    ) -> tuple[np.ndarray, list[float]]:
+        """Return numbers of rows and the values of some ranks, mostly found in one pass."""
+        rows, length = vectors(call.inputs[0].shape, "last")
+        count, code = rows * length, self._row_code(call, wanted.rows)
+        if not code or count < _SAMPLED:
+            return end_of(rows_first(wanted), partial(self._answer, call))
+        raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
+        value = partial(wanted.values, numbers)
+
+        def find(first: int, some: int) -> None:
+            found = code.find(first, some)
+            raw[first : first + some] = found[0]
+            numbers[first : first + some] = wanted.number(found)
+
+        def sample(k: int) -> np.ndarray:
+            for first, some in _runs(count, length):
+                find(first // length, -(-(first % length + some) // length))
+            return told(k, length)
+
+        def caught(brackets: Sequence[Bracket]) -> tuple[list[int], np.ndarray] | None:
+            tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
+            keys = CaughtKeys(brackets)
+            for first, some in code.groups(0, rows):
+                find(first, some)
+                keys.add(tiles, first * length, some * length)
+            return keys.found()
+
+        reader = code.reader
+        counted, told = self._keys(call, lambda x: [value(x)], count, {})
+        keys = find_keys(wanted.ranks, count, 32, counted, sample, caught)
+        self.answers[call] += [to_text(raw), keys]
+        return numbers, np.array(keys, np.int32).view(np.float32).tolist()
+
     def _keys(
         self,
         call: ex.Call,
@@ -283,11 +338,9 @@ class NativePasses:
             seen.update({one: own for one, own in pairs if own.after is not None})
             return [(one.below, one.parts) for one in found]
 
-        def sample(k: int) -> np.ndarray:
+        def sample(k: int, length: int = 0) -> np.ndarray:
             tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
-            step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
-            run = min(run, _RUN)
-            runs = [tiles.values(first * step, run)[0] for first in range(_RUNS)]
+            runs = [tiles.values(*run)[0] for run in _runs(count, length)]
             return np.abs(np.stack(runs).astype(np.float32)).view(np.int32)
 
         return counted, sample if count >= _SAMPLED else None
@@ -312,6 +365,18 @@ class NativePasses:
 
         counted, sample = self._keys(call, wanted.function, count, seen)
         return find_bands(wanted.ranks, count, 32, counted, locate, sample)
+
+
+def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:
+    """Return the runs of elements that are a sample: (first, number), all of one length.
+
+    Args:
+        count: Elements of the tensor.
+        length: Elements of a row, of which few are looked at; 0 where rows do not matter.
+    """
+    step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
+    most = min(_RUN_OF_ROWS, length) if length else _RUN
+    return [(first * step, min(run, most)) for first in range(_RUNS)]
 
 
 class StepsOf:

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import DOUBLE, INT, LANES, StepLines, loop_text, rows_text
-from shardmerge.engine.counting import keys_text, masks_text, maxima_text
+from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
 from shardmerge.engine.native import compiled, last_elements
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
@@ -164,6 +164,26 @@ class NativeReduction:
         """
         self._call(1, tables, leaves, count, constants, brackets)
 
+    def catch(
+        self,
+        tables: np.ndarray,
+        leaves: Sequence[int],
+        count: int,
+        constants: Sequence[float],
+        more: np.ndarray,
+    ) -> None:
+        """Count keys that lie below brackets, and keep those that lie in them.
+
+        Args:
+            tables: uint32 [brackets, LANES], counted up: how many lie below.
+            leaves: Address of the first element of each leaf, of which whole vectors can be read.
+            count: Elements.
+            constants: That the steps name.
+            more: int64: address of the place for kept keys, their number, which is counted up, and
+                of each bracket the least key and how many there may be.
+        """
+        self._call(1, tables, leaves, count, constants, more)
+
     def _call(
         self,
         ways: int,
@@ -214,7 +234,7 @@ def _text(reduction: Reduction, ways: int) -> str:
         return _sums(reduction, ways)
     if reduction.kind == "bits":
         return _bits(reduction)
-    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text}
+    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text, "caught": caught_text}
     return of[reduction.kind](reduction, _HEAD)
 
 

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.native import compiled, element_sizes
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
-from shardmerge.engine.tiles import ReadFiles
+from shardmerge.engine.tiles import TileReader
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RowSteps, step_values
 from shardmerge.methods.program import Reducing, Reduction
@@ -158,19 +157,14 @@ class RowCode:
     """All steps of rows of a length.
 
     Args:
-        locations: Of the leaves of files.
-        files: That are read.
+        reader: Of the leaves of files; it has read the rows that were looked at last.
         steps: In order.
         length: Elements of a row, a multiple of LANES, at most BLOCK.
     """
 
-    def __init__(
-        self, locations: Sequence[Any], files: ReadFiles, steps: Sequence[Step], length: int
-    ) -> None:
-        self._locations, self._files = locations, files
+    def __init__(self, reader: TileReader, steps: Sequence[Step], length: int) -> None:
+        self.reader = reader
         self._steps, self._length = steps, length
-        sizes = [DTYPES[code].size for code in steps[0].reduction.leaves]
-        self._buffers = [np.zeros(BLOCK * size, np.uint8) for size in sizes]
         # what a step leaves for the next, and what it is halved to
         most = max(len(step.reduction.values) for step in steps)
         self._held = [np.empty((len(step.reduction.values), length)) for step in steps]
@@ -179,16 +173,16 @@ class RowCode:
 
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
-        together = BLOCK // self._length
-        for row in range(begin, begin + count, together):
-            self._find(row, min(together, begin + count - row))
+        for row, rows in self.groups(begin, count):
+            self.reader.read(row * self._length, rows * self._length)
+            self._calls.run(row, rows)
         return self._steps[-1].numbers[:, begin : begin + count].copy()
 
-    def _find(self, row: int, rows: int) -> None:
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            own = row * self._length, rows * self._length
-            self._files.read_elements(location, *own, memoryview(buffer))
-        self._calls.run(row, rows)
+    def groups(self, begin: int, count: int) -> list[tuple[int, int]]:
+        """Return (first, number) of rows that are read together, of some rows."""
+        together = BLOCK // self._length
+        firsts = range(begin, begin + count, together)
+        return [(row, min(together, begin + count - row)) for row in firsts]
 
     @cached_property
     def _calls(self) -> _Calls:
@@ -202,7 +196,7 @@ class RowCode:
         sizes = element_sizes(reduction)[: len(reduction.leaves)]
         before = [held + 8 * length * value for value in range(given.held)]
         tables = [one.ctypes.data for one in given.tables]
-        leaves = [buffer.ctypes.data for buffer in self._buffers]
+        leaves = [buffer.ctypes.data for buffer in self.reader.buffers]
         places = [*leaves, *before, *tables]
         moves = [*(length * size for size in sizes), *[0] * (len(places) - len(sizes))]
         first = len(given.constants) if given.first is None else given.first

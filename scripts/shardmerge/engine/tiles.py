@@ -63,23 +63,44 @@ class ReadFiles(Protocol):
         """Fill the beginning of a buffer with elements of what was located."""
 
 
-class ReducedTiles:
-    """The elements of a reduction's leaves, read tile by tile."""
+class TileReader:
+    """Reads tiles of leaves of files into buffers of its own.
 
-    def __init__(
-        self,
-        locations: Sequence[Any],
-        files: ReadFiles,
-        reduction: Reduction,
-        given: Given,
-    ) -> None:
+    Args:
+        locations: Of the leaves.
+        files: That are read.
+        sizes: Bytes of an element of each leaf.
+    """
+
+    def __init__(self, locations: Sequence[Any], files: ReadFiles, sizes: Sequence[int]) -> None:
         self._locations, self._files = locations, files
+        self.buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in sizes]
+        self._there = 0, 0
+
+    def read(self, first: int, count: int) -> None:
+        """Read a tile's elements, unless it was the last that was read."""
+        if self._there == (first, count):
+            return
+        for location, buffer in zip(self._locations, self.buffers, strict=True):
+            self._files.read_elements(location, first, count, memoryview(buffer))
+        self._there = first, count
+
+
+class ReducedTiles:
+    """The elements of a reduction's leaves, read tile by tile.
+
+    Args:
+        reader: Of the leaves.
+        reduction: What is made of them.
+        given: What that needs besides.
+    """
+
+    def __init__(self, reader: TileReader, reduction: Reduction, given: Given) -> None:
+        self._reader = reader
         self._code, self._given = native_reduction(reduction), given
         self._loads = [native_stream(load) for load in given.loads]
         # of a row's number the place is the same for all elements
         self._sizes = [*element_sizes(reduction), *[0] * len(given.tables)]
-        own = self._sizes[: len(reduction.leaves)]
-        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the sums over vectors whose elements follow each other, [sums, vectors].
@@ -191,6 +212,10 @@ class ReducedTiles:
             for row, own in zip(total, after, strict=True)
         ]
 
+    def catch(self, tables: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
+        """Count a tile's keys that lie below brackets, and keep those that lie in them."""
+        self._run(first, count, partial(self._code.catch, tables), more)
+
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
         return self._run(first, count, partial(self._code.parts, rows))[0]
@@ -261,10 +286,9 @@ class ReducedTiles:
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
     ) -> list[_T]:
         """Return what a function makes of a tile, in pieces where constants change."""
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            self._files.read_elements(location, first, count, memoryview(buffer))
+        self._reader.read(first, count)
         made = [_longer(load(first, count)) for load in self._loads]
-        arrays = (*self._buffers, *made, *self._given.tables)
+        arrays = (*self._reader.buffers, *made, *self._given.tables)
         places = [array.ctypes.data for array in arrays]
         results = []
         for begin, size, constants in self._given.pieces(first, count):

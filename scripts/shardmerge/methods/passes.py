@@ -184,6 +184,30 @@ class OrderStatistics:
 
 
 @dataclass(frozen=True)
+class RowStatistics:
+    """Asks for values that have some ranks, and that are made with a number of their row.
+
+    The answer is those numbers, [rows], and a list as of ``OrderStatistics``. Rows and values may
+    be looked at in one pass.
+
+    Args:
+        rows: Finds numbers of rows.
+        number: Makes of these, [values, rows] of some rows, the number that elements are told.
+        function: Returns values of the inputs' type that are not negative: (elements, the number).
+        ranks: From 0, each less than the number of elements.
+    """
+
+    rows: RowSteps
+    number: Callable[[np.ndarray], np.ndarray]
+    function: Callable[[Elements, ElementValue], ElementValue]
+    ranks: tuple[int, ...]
+
+    def values(self, numbers: np.ndarray, x: Elements) -> ElementValue:
+        """Return the values of elements, by the numbers of all rows."""
+        return self.function(x, x.along(numbers, "last"))
+
+
+@dataclass(frozen=True)
 class RowChances:
     """Asks which elements are chosen by their values' ranks in rows; the answer is a list of masks.
 
@@ -267,6 +291,7 @@ Wanted = (
     | RowSteps
     | Maxima
     | OrderStatistics
+    | RowStatistics
     | TorchSums
     | TorchDraws
 )
@@ -301,6 +326,13 @@ def in_turn(wanted: RowSteps) -> Generator[Wanted, Any, np.ndarray]:
         values = partial(step_values, function, found, values)
         found = yield (Sums if kind == "sums" else Maxima)(values, wanted.axis)
     return found
+
+
+def rows_first(wanted: RowStatistics) -> Generator[Wanted, Any, tuple[np.ndarray, list[float]]]:
+    """Ask for the numbers of all rows, then for the values that have some ranks; return both."""
+    numbers = wanted.number((yield wanted.rows))
+    values = yield OrderStatistics(partial(wanted.values, numbers), wanted.ranks)
+    return numbers, values
 
 
 def step_values(

@@ -32,6 +32,7 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     Ranks,
     RowChances,
+    RowStatistics,
     RowSteps,
     Sums,
     TorchDraws,
@@ -40,6 +41,7 @@ from shardmerge.methods.passes import (
     along_first,
     end_of,
     in_turn,
+    rows_first,
     vectors,
 )
 
@@ -177,6 +179,8 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return _maxima(function, axis, shape, read, step)
         case RowSteps():
             return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+        case RowStatistics():
+            return end_of(rows_first(wanted), partial(answered, shape=shape, read=read, step=step))
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
