@@ -112,16 +112,17 @@ def caught_text(reduction: Reduction, head: str) -> str:
 
     Args:
         reduction: Whose values are keys, for each bracket once.
-        head: The first line of the function. %extra has 64 bits each of where keys are kept, how
-            many there are, and of each bracket the least key and how many there may be.
+        head: The first line of the function. %output has how many lie below each bracket, then the
+            keys that are kept; %extra 64 bits each of how many are, and of each bracket the least
+            key and how many there may be.
     """
     writer = StepLines(reduction)
     kept = range(len(reduction.values))
     entry = [*writer.entry(), f"  %some = alloca {INT}, align 64"]
-    entry += ["  %list = load ptr, ptr %extra", "  %held.at = getelementptr i64, ptr %extra, i64 1"]
-    entry += ["  %held = load i64, ptr %held.at"]
+    entry += [f"  %list = getelementptr i32, ptr %output, i64 {len(kept) * LANES}"]
+    entry += ["  %held = load i64, ptr %extra"]
     for k in kept:
-        entry += [line for place, name in enumerate(("low", "size"), 2 * k + 2)
+        entry += [line for place, name in enumerate(("low", "size"), 2 * k + 1)
                   for line in _number(f"%{name}{k}", place)]  # fmt: skip
         entry += [f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}"]
         entry += [f"  %before{k} = load {INT}, ptr %table{k}, align 4"]
@@ -174,7 +175,7 @@ def caught_text(reduction: Reduction, head: str) -> str:
         "  br i1 %on, label %loop, label %done",
         "done:",
         *(f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept),
-        "  store i64 %upto, ptr %held.at",
+        "  store i64 %upto, ptr %extra",
         "  ret void",
         "}",
         "declare i32 @llvm.cttz.i32(i32, i1)",

@@ -166,7 +166,7 @@ class NativeReduction:
 
     def catch(
         self,
-        tables: np.ndarray,
+        found: np.ndarray,
         leaves: Sequence[int],
         count: int,
         constants: Sequence[float],
@@ -175,14 +175,15 @@ class NativeReduction:
         """Count keys that lie below brackets, and keep those that lie in them.
 
         Args:
-            tables: uint32 [brackets, LANES], counted up: how many lie below.
+            found: int32: of each bracket LANES numbers, counted up, of keys below it; then what is
+                kept, of which there may be as many as elements.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
-            more: int64: address of the place for kept keys, their number, which is counted up, and
-                of each bracket the least key and how many there may be.
+            more: int64: how many are kept, which is counted up, and of each bracket the least key
+                and how many there may be.
         """
-        self._call(1, tables, leaves, count, constants, more)
+        self._call(1, found, leaves, count, constants, more)
 
     def _call(
         self,

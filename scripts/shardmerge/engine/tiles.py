@@ -212,9 +212,9 @@ class ReducedTiles:
             for row, own in zip(total, after, strict=True)
         ]
 
-    def catch(self, tables: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
+    def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
         """Count a tile's keys that lie below brackets, and keep those that lie in them."""
-        self._run(first, count, partial(self._code.catch, tables), more)
+        self._run(first, count, partial(self._code.catch, found), more)
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
