@@ -23,8 +23,8 @@ from shardmerge.methods.symbolic import Given
 _T = TypeVar("_T")
 #: Tiles whose counts fit in 32 bits many times over.
 _COUNTED = 1 << 12
-#: Numbers of parts and tiles that are kept of a bracket.
-_FEW = 1 << 16
+#: Numbers of parts and tiles that are kept of a bracket, at most: 8 MB.
+_KEPT = 1 << 20
 #: Elements of rows that are read together where columns are added up: what they make stays in a
 #: processor's cache.
 _TOGETHER = BLOCK // 8
@@ -37,18 +37,21 @@ class BracketCount:
     Args:
         below: How many lie below it.
         parts: How many lie in each of its parts, int64.
-        after: How many do up to the end of each tile, int64 [tiles, parts]; None of many parts.
+        after: How many do up to the end of so many tiles, and of twice as many and so on, int64
+            [times, parts].
+        every: How many tiles that are.
     """
 
     below: int
     parts: np.ndarray
-    after: np.ndarray | None
+    after: np.ndarray
+    every: int
 
     def tile_of(self, part: int, number: int) -> tuple[int, int]:
-        """Return in which tile the so manieth key of a part lies, and how many lie before it."""
+        """Return a tile near before the so manieth key of a part, and how many lie before it."""
         upto = self.after[:, part]
-        tile = int(np.searchsorted(upto, number, side="right"))
-        return tile, int(upto[tile - 1]) if tile else 0
+        times = int(np.searchsorted(upto, number, side="right"))
+        return times * self.every, int(upto[times - 1]) if times else 0
 
 
 class ReadFiles(Protocol):
@@ -90,13 +93,22 @@ class ReducedTiles:
     """The elements of a reduction's leaves, read tile by tile.
 
     Args:
-        reader: Of the leaves.
+        locations, files: Where the leaves lie.
         reduction: What is made of them.
         given: What that needs besides.
+        reader: Reads these leaves for others too.
     """
 
-    def __init__(self, reader: TileReader, reduction: Reduction, given: Given) -> None:
-        self._reader = reader
+    def __init__(
+        self,
+        locations: Sequence[Any],
+        files: ReadFiles,
+        reduction: Reduction,
+        given: Given,
+        reader: TileReader | None = None,
+    ) -> None:
+        sizes = element_sizes(reduction)[: len(reduction.leaves)]
+        self._reader = reader or TileReader(locations, files, sizes)
         self._code, self._given = native_reduction(reduction), given
         self._loads = [native_stream(load) for load in given.loads]
         # of a row's number the place is the same for all elements
@@ -196,20 +208,25 @@ class ReducedTiles:
         total = [np.zeros(row.shape, np.int64) for row in used]
         of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
         tiles = list(_tiles(1, count))
-        few = [one.parts * len(tiles) <= _FEW for one in brackets]
+        every = [-(-one.parts * len(tiles) // _KEPT) for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
             for k, row in enumerate(used):
-                if few[k]:
+                if number % every[k] == 0:
                     after[k].append(total[k][LANES:] + row[LANES:])
             if number % _COUNTED == 0 or number == len(tiles):
                 for row, sums in zip(used, total, strict=True):
                     sums += row
                     row[:] = 0
         return [
-            BracketCount(int(row[:LANES].sum()), row[LANES:], np.stack(own) if own else None)
-            for row, own in zip(total, after, strict=True)
+            BracketCount(
+                int(row[:LANES].sum()),
+                row[LANES:],
+                np.array(own).reshape(-1, one.parts),
+                step,
+            )
+            for row, one, own, step in zip(total, brackets, after, every, strict=True)
         ]
 
     def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
