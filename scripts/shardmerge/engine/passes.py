@@ -30,7 +30,7 @@ from shardmerge.engine.philox import native_stream
 from shardmerge.engine.quick_choice import Boundaries, Keys, mask_like_torch, open_bits
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
-from shardmerge.engine.row_steps import RowCode, lowered_steps
+from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.tiles import (
     BracketCount,
@@ -44,6 +44,7 @@ from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.kernels.mersenne import Mersenne
+from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Bands,
@@ -62,6 +63,7 @@ from shardmerge.methods.passes import (
     Sums,
     TorchChoice,
     TorchDraws,
+    TorchRows,
     TorchSums,
     Wanted,
     along_first,
@@ -85,7 +87,7 @@ _RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
 _RUN_OF_ROWS = 1024
 
 #: What is asked for of rows.
-OfRows = Sums | Maxima | RowSteps | TorchSums
+OfRows = Sums | Maxima | RowSteps | TorchRows | TorchSums
 #: Returns a number of each vector from a first one on, for each value: (first, count).
 FindRows = Callable[[int, int], np.ndarray]
 
@@ -146,6 +148,12 @@ class NativePasses:
                 bands = self._bands(call, wanted, count)
                 note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
                 return bands
+            case OrderStatistics(places=places) if places:
+                values = self._at_places(call, wanted, count)
+                note(to_text(values))
+                return values.tolist()
+            case TorchRows():
+                return self._rows(call, wanted)
             case OrderStatistics():
                 keys = self._order_statistics(call, wanted, count)
                 note(keys)
@@ -212,6 +220,8 @@ class NativePasses:
             return self._row_code(call, wanted).find
         if isinstance(wanted, TorchSums):
             return self._torch_tiles(call, wanted).some
+        if isinstance(wanted, TorchRows):
+            return self._torch_rows(call, wanted)
         length, greatest = vectors(call.inputs[0].shape, wanted.axis)[1], isinstance(wanted, Maxima)
         kind: Reducing = "maxima" if greatest and length % LANES == 0 else "sums"
         tiles = self._tiles(call, wanted.function, kind)
@@ -322,7 +332,12 @@ class NativePasses:
     ) -> tuple[np.ndarray, list[float]]:
         """Return numbers of rows and the values of some ranks, mostly found in one pass."""
         rows, length = vectors(call.inputs[0].shape, "last")
-        count, code = rows * length, self._row_code(call, wanted.rows)
+        count = rows * length
+        if isinstance(wanted.rows, TorchRows):
+            if rows == 1:
+                return end_of(rows_first(wanted), partial(self._answer, call))
+            return self._torch_statistics(call, wanted)
+        code = self._row_code(call, wanted.rows)
         if not code or count < _SAMPLED:
             return end_of(rows_first(wanted), partial(self._answer, call))
         raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
@@ -341,7 +356,7 @@ class NativePasses:
         def caught(brackets: Sequence[Bracket]) -> tuple[list[int], np.ndarray] | None:
             tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
             keys = CaughtKeys(brackets)
-            for first, some in code.groups(0, rows):
+            for first, some in row_groups(0, rows, length):
                 find(first, some)
                 keys.add(tiles, first * length, some * length)
             return keys.found()
@@ -351,6 +366,61 @@ class NativePasses:
         keys = find_keys(wanted.ranks, count, 32, counted, sample, caught)
         self.answers[call] += [to_text(raw), keys]
         return numbers, np.array(keys, np.int32).view(np.float32).tolist()
+
+    def _torch_statistics(
+        self, call: ex.Call, wanted: RowStatistics
+    ) -> tuple[np.ndarray, list[float]]:
+        """Return numbers of rows that torch makes, and the values of ranks, found in one pass."""
+        rows, length = vectors(call.inputs[0].shape, "last")
+        raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
+        reader = self._reader(block_leaves(call, self._files.stored, self._numerics))
+        find = self._torch_rows(call, wanted.rows, reader)
+        value = partial(wanted.values, numbers)
+        tiles = self._tiles(call, lambda x: [value(x)], "bits", reader)
+        groups = row_groups(0, rows, length)
+        picked = PickedValues(wanted.places(), groups[0][1] * length)
+        for first, some in groups:
+            found = find(first, some)
+            raw[first : first + some] = found[0]
+            numbers[first : first + some] = wanted.number(found)
+            (bits,) = tiles.bits(first * length, some * length)
+            picked.add(bits.view(np.float32), first * length)
+        values = picked.ranked(wanted.ranks)
+        self.answers[call] += [to_text(raw), to_text(values)]
+        return numbers, values.tolist()
+
+    def _at_places(self, call: ex.Call, wanted: OrderStatistics, count: int) -> np.ndarray:
+        """Return the values that have some ranks among those at some places."""
+        tiles = self._tiles(call, lambda x: [wanted.function(x)], "bits")
+        picked = PickedValues(wanted.places(), BLOCK)
+        for first in range(0, count, BLOCK):
+            (bits,) = tiles.bits(first, min(BLOCK, count - first))
+            picked.add(bits.view(np.float32), first)
+        return picked.ranked(wanted.ranks)
+
+    def _torch_rows(
+        self, call: ex.Call, wanted: TorchRows, reader: TileReader | None = None
+    ) -> FindRows:
+        """Return what finds numbers of rows by torch, which gets a few rows at a time."""
+        import torch
+
+        from shardmerge.engine.buffers import torch_dtype
+
+        number, length = len(call.inputs), vectors(call.inputs[0].shape, wanted.axis)[1]
+        dtype = torch_dtype(stated_dtype(call.inputs[0]))
+        tiles = self._tiles(call, lambda x: [x[i] for i in range(number)], "bits", reader)
+
+        def some(first: int, rows: int) -> np.ndarray:
+            bits = tiles.bits(first * length, rows * length)
+            values = (torch.from_numpy(one.view(np.float32)).to(dtype) for one in bits)
+            made = wanted.function([one.view(rows, length) for one in values])
+            return made.double().reshape(-1).numpy()
+
+        def find(begin: int, count: int) -> np.ndarray:
+            parts = [some(*group) for group in row_groups(begin, count, length)]
+            return np.concatenate(parts)[None]
+
+        return find
 
     def _keys(
         self,

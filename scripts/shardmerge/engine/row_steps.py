@@ -173,16 +173,10 @@ class RowCode:
 
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
-        for row, rows in self.groups(begin, count):
+        for row, rows in row_groups(begin, count, self._length):
             self.reader.read(row * self._length, rows * self._length)
             self._calls.run(row, rows)
         return self._steps[-1].numbers[:, begin : begin + count].copy()
-
-    def groups(self, begin: int, count: int) -> list[tuple[int, int]]:
-        """Return (first, number) of rows that are read together, of some rows."""
-        together = BLOCK // self._length
-        firsts = range(begin, begin + count, together)
-        return [(row, min(together, begin + count - row)) for row in firsts]
 
     @cached_property
     def _calls(self) -> _Calls:
@@ -226,6 +220,13 @@ class RowCode:
         function = ctypes.cast(_last_code(kind)[0], ctypes.c_void_p).value
         left, place = [self._left.ctypes.data], numbers.ctypes.data
         return _Call(function, place, count, left, [0], (), 0, more, 8)
+
+
+def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
+    """Return (first, number) of rows that are looked at together, of some rows of a length."""
+    together = max(1, BLOCK // length)
+    firsts = range(begin, begin + count, together)
+    return [(row, min(together, begin + count - row)) for row in firsts]
 
 
 def _held_values(kept: int) -> Reduction:

@@ -14,6 +14,7 @@ from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
 from shardmerge.methods.kernels.mersenne import Mersenne
+from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
@@ -38,6 +39,7 @@ from shardmerge.methods.passes import (
     Sums,
     TorchChoice,
     TorchDraws,
+    TorchRows,
     TorchSums,
     Wanted,
     along_first,
@@ -183,6 +185,10 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
         case RowStatistics():
             return end_of(rows_first(wanted), partial(answered, shape=shape, read=read, step=step))
+        case OrderStatistics(places=places) if places:
+            return _at_places(wanted, shape, read, step)
+        case TorchRows(function):
+            return _torch_rows(function, shape, read)
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
@@ -306,6 +312,31 @@ def _bands(
 
     counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
     return find_bands(ranks, count, bits, counted, locate)
+
+
+def _at_places(
+    wanted: OrderStatistics, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[float]:
+    picked = PickedValues(wanted.places(), step)
+    for span in spans(vectors(shape, "all")[1], step):
+        parts = read(span.start, span.stop - span.start)
+        values = wanted.function(TorchElements(parts, shape, span.start))
+        picked.add(values.float().cpu().numpy(), span.start)
+    return picked.ranked(wanted.ranks).tolist()
+
+
+def _torch_rows(
+    function: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    shape: Sequence[int],
+    read: ReadInputs,
+) -> np.ndarray:
+    rows, length = vectors(shape, "last")
+    found = []
+    for row in spans(rows, max(1, BLOCK // length)):
+        tensors = read(row.start * length, (row.stop - row.start) * length)
+        made = function([one.reshape(-1, length).cpu() for one in tensors])
+        found.append(made.double().reshape(-1).numpy())
+    return np.concatenate(found)[None]
 
 
 def _torch_choice(
