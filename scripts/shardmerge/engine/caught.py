@@ -12,8 +12,8 @@ from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket
 
-#: Keys that are kept at most, of 4 bytes: a twentieth of a tensor of 300 M elements.
-_MOST = 1 << 24
+#: Keys that are kept at most, of 4 bytes: a twentieth of a tensor of 160 M elements.
+_MOST = 1 << 23
 
 
 class CaughtKeys:

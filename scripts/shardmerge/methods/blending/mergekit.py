@@ -30,7 +30,7 @@ def arcee_fusion(group: Group) -> torch.Tensor:
     importance = (other - base).abs() * divergences(other, base)
     sample = importance.reshape(-1)
     if sample.numel() > SAMPLE:
-        sample = sample[sampled_places(group)]
+        sample = sample[sampled_places(group, sample.numel())]
     found = torch.sort(sample).values[quartiles(sample.numel())]
     mask = (importance >= threshold(*found)).float()
     return base + (other - base) * mask
@@ -42,9 +42,8 @@ def divergences(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     return torch.sum(p * torch.log(p / q), dim=-1, keepdim=True)
 
 
-def sampled_places(group: Group) -> torch.Tensor:
+def sampled_places(group: Group, count: int) -> torch.Tensor:
     """Return the indices of the elements that tell of quantiles; of a large tensor they repeat."""
-    count = group.count
     if count <= SAMPLE:
         return torch.arange(count)
     return torch.randint(count, (SAMPLE,), generator=generator(group))

@@ -34,7 +34,7 @@ def arcee_fusion(group: Group) -> Passes:
         return (x[index] - x[base]).abs() * divergence
 
     def places() -> np.ndarray:
-        return mergekit.sampled_places(group).numpy()
+        return mergekit.sampled_places(group, group.count).numpy()
 
     ranks = mergekit.quartiles(min(group.count, mergekit.SAMPLE)).tolist()
     wanted = RowStatistics(TorchRows(divergences), _first, importance, tuple(ranks), places)
