@@ -99,6 +99,32 @@ def reduction_of(
     return _reduction(tuple(codes), function, kind, x)
 
 
+def program_of(
+    codes: Sequence[str], shape: tuple[int, ...], function: Map, output: str
+) -> tuple[Program, Given] | None:
+    """Return what makes a tensor's elements of others', as steps that round as torch does.
+
+    Args:
+        codes: Of the types of the other tensors.
+        shape: Of each.
+        function: Returns an element.
+        output: Code of the type that it is written in.
+
+    Returns:
+        The steps and what they need besides; None if torch must make them.
+    """
+    if not {output, *codes} <= set(TYPES):
+        return None
+    writer = Writer(list(codes), narrow=True)
+    x = SymbolicElements(writer, range(len(codes)), shape, Given(writer.constants))
+    try:
+        result = function(x).number
+    except Unsupported:
+        return None
+    own = tuple(writer.loads), tuple(writer.tables)
+    return Program(tuple(codes), tuple(writer.steps), result, output, (), *own), x.given
+
+
 def _reduction(
     codes: tuple[str, ...],
     function: Callable[[Elements], Sequence[ElementValue]],
