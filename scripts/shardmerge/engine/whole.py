@@ -380,12 +380,12 @@ def held_views(
         if not isinstance(leaf, ex.Rows):
             views.append(whole[first : first + count])
             continue
-        view = torch.zeros(count, dtype=whole.dtype, device=whole.device)
+        view = torch.empty(count, dtype=whole.dtype, device=whole.device)
         for place, length, source in row_ranges(
             leaf.table, math.prod(leaf.shape[1:]), first, count
         ):
-            if source is not None:
-                view[place : place + length] = whole[source : source + length]
+            part = view[place : place + length]
+            part.fill_(0.0) if source is None else part.copy_(whole[source : source + length])
         views.append(view)
     return views
 
