@@ -28,6 +28,7 @@ from shardmerge.methods.passes import (
     Bands,
     Counts,
     KeyBand,
+    Map,
     Masks,
     Maxima,
     NumbersOf,
@@ -52,6 +53,8 @@ from shardmerge.methods.passes import (
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 #: Elements at most whose ranks are found together: they are remembered in host memory.
 _SORTED = 1 << 20
+#: Elements that an accelerator makes at a time: what counts there is the number of calls.
+_ON_CARD = 1 << 22
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
 
@@ -161,6 +164,19 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
             parts = read(span.start, span.stop - span.start)
             out[span] = make(TorchElements(parts, group.shape, group.offset + span.start))
     return out.view(group.tensors[0].shape)
+
+
+def make_whole(function: Map, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Make each element of a tensor by a function, as ``MakeWhole`` says.
+
+    It works on blocks that stay in a processor's cache, as do what their operations allocate.
+    """
+    step = BLOCK // 4 if out.device.type == "cpu" else _ON_CARD
+    shape, flat = tuple(out.shape), [tensor.reshape(-1) for tensor in tensors]
+    target = out.view(-1)
+    for span in spans(out.numel(), step):
+        x = TorchElements([tensor[span] for tensor in flat], shape, span.start)
+        target[span] = function(x)
 
 
 def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int = BLOCK) -> Any:
