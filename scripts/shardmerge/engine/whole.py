@@ -36,6 +36,7 @@ from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
 from shardmerge.engine.made_natively import make_natively
 from shardmerge.engine.pipeline import Stopped
+from shardmerge.engine.quick_choice import tensor_mask
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_sums import RowSummer
 from shardmerge.engine.tasks import TensorTask
@@ -148,7 +149,8 @@ class Maker:
                     return made
 
             step = max(1, self._buffers.length // BLOCK) * BLOCK
-            answer = partial(answered, shape=call.inputs[0].shape, read=read, step=step)
+            rest = {"read": read, "step": step, "choose": tensor_mask}
+            answer = partial(answered, shape=call.inputs[0].shape, **rest)
             begin = passes_of(call.method, self._numerics)
             self.maps[call] = end_of(begin_passes(call, begin, code), answer)
         return self.maps[call]

@@ -32,6 +32,7 @@ from shardmerge.methods.passes import (
     Masks,
     Maxima,
     NumbersOf,
+    Order,
     OrderStatistics,
     Ranks,
     RowChances,
@@ -57,6 +58,8 @@ _SORTED = 1 << 20
 _ON_CARD = 1 << 22
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
+#: Finds the mask of the elements of a tensor on the CPU that torch's order puts at some ranks.
+ChooseElements = Callable[[torch.Tensor, Ranks, Order], Masks]
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,13 @@ def make_whole(function: Map, tensors: Sequence[torch.Tensor], out: torch.Tensor
         target[span] = function(x)
 
 
-def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int = BLOCK) -> Any:
+def answered(
+    wanted: Wanted,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int = BLOCK,
+    choose: ChooseElements = torch_mask,
+) -> Any:
     """Return what a pass over some elements' tensors wants to know.
 
     Args:
@@ -187,6 +196,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         shape: Of the tensors, which have elements.
         read: Reads elements.
         step: Elements that are read at a time, a multiple of BLOCK; it changes no bit.
+        choose: Finds what ``torch_mask`` does.
     """
     match wanted:
         case Sums(function, axis):
@@ -211,7 +221,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         case RowChances():
             return _row_masks(wanted, shape, read, step)
         case TorchChoice():
-            return _torch_choice(wanted, shape, read, step)
+            return _torch_choice(wanted, shape, read, step, choose)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -356,7 +366,11 @@ def _torch_rows(
 
 
 def _torch_choice(
-    wanted: TorchChoice, shape: Sequence[int], read: ReadInputs, step: int
+    wanted: TorchChoice,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int,
+    choose: ChooseElements,
 ) -> list[Masks]:
     """Return the masks of what torch puts at some ranks on a CPU, one value after the other."""
     _, count = vectors(shape, "all")
@@ -367,7 +381,7 @@ def _torch_choice(
         for span in spans(count, step):
             elements = TorchElements(read(span.start, span.stop - span.start), shape, span.start)
             values[span] = wanted.function(elements)[k].to(dtype).cpu()
-        masks.append(torch_mask(values, ranks, wanted.order))
+        masks.append(choose(values, ranks, wanted.order))
     return masks
 
 
