@@ -66,8 +66,38 @@ class ReadFiles(Protocol):
         """Fill the beginning of a buffer with elements of what was located."""
 
 
+class TileReader:
+    """Reads tiles of leaves of files into buffers of its own.
+
+    Args:
+        locations: Of the leaves.
+        files: That are read.
+        sizes: Bytes of an element of each leaf.
+    """
+
+    def __init__(self, locations: Sequence[Any], files: ReadFiles, sizes: Sequence[int]) -> None:
+        self._locations, self._files = locations, files
+        self.buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in sizes]
+        self._there = 0, 0
+
+    def read(self, first: int, count: int) -> None:
+        """Read a tile's elements, unless it was the last that was read."""
+        if self._there == (first, count):
+            return
+        for location, buffer in zip(self._locations, self.buffers, strict=True):
+            self._files.read_elements(location, first, count, memoryview(buffer))
+        self._there = first, count
+
+
 class ReducedTiles:
-    """The elements of a reduction's leaves, read tile by tile."""
+    """The elements of a reduction's leaves, read tile by tile.
+
+    Args:
+        locations, files: Where the leaves lie.
+        reduction: What is made of them.
+        given: What that needs besides.
+        reader: Reads these leaves for others too.
+    """
 
     def __init__(
         self,
@@ -75,14 +105,14 @@ class ReducedTiles:
         files: ReadFiles,
         reduction: Reduction,
         given: Given,
+        reader: TileReader | None = None,
     ) -> None:
-        self._locations, self._files = locations, files
+        sizes = element_sizes(reduction)[: len(reduction.leaves)]
+        self._reader = reader or TileReader(locations, files, sizes)
         self._code, self._given = native_reduction(reduction), given
         self._loads = [native_stream(load) for load in given.loads]
         # of a row's number the place is the same for all elements
         self._sizes = [*element_sizes(reduction), *[0] * len(given.tables)]
-        own = self._sizes[: len(reduction.leaves)]
-        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the sums over vectors whose elements follow each other, [sums, vectors].
@@ -173,29 +203,35 @@ class ReducedTiles:
     def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
         """Return where the keys of each value lie as to its bracket."""
         tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
-        total = np.zeros((len(brackets), LANES + BINS), np.int64)
+        # pages of tables that nothing is counted in are never touched
+        used = [row[: LANES + one.parts] for row, one in zip(tables, brackets, strict=True)]
+        total = [np.zeros(row.shape, np.int64) for row in used]
         of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
         tiles = list(_tiles(1, count))
         every = [-(-one.parts * len(tiles) // _KEPT) for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
-            for k, one in enumerate(brackets):
+            for k, row in enumerate(used):
                 if number % every[k] == 0:
-                    own = slice(LANES, LANES + one.parts)
-                    after[k].append(total[k, own] + tables[k, own])
+                    after[k].append(total[k][LANES:] + row[LANES:])
             if number % _COUNTED == 0 or number == len(tiles):
-                total += tables
-                tables[:] = 0
+                for row, sums in zip(used, total, strict=True):
+                    sums += row
+                    row[:] = 0
         return [
             BracketCount(
                 int(row[:LANES].sum()),
-                row[LANES : LANES + one.parts],
+                row[LANES:],
                 np.array(own).reshape(-1, one.parts),
                 step,
             )
             for row, one, own, step in zip(total, brackets, after, every, strict=True)
         ]
+
+    def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
+        """Count a tile's keys that lie below brackets, and keep those that lie in them."""
+        self._run(first, count, partial(self._code.catch, found), more)
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
@@ -267,10 +303,9 @@ class ReducedTiles:
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
     ) -> list[_T]:
         """Return what a function makes of a tile, in pieces where constants change."""
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            self._files.read_elements(location, first, count, memoryview(buffer))
+        self._reader.read(first, count)
         made = [_longer(load(first, count)) for load in self._loads]
-        arrays = (*self._buffers, *made, *self._given.tables)
+        arrays = (*self._reader.buffers, *made, *self._given.tables)
         places = [array.ctypes.data for array in arrays]
         results = []
         for begin, size, constants in self._given.pieces(first, count):

@@ -8,6 +8,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,6 +34,7 @@ from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
+from shardmerge.engine.made_natively import make_natively
 from shardmerge.engine.pipeline import Stopped
 from shardmerge.engine.quick_choice import tensor_mask
 from shardmerge.engine.record import Tally
@@ -231,7 +233,8 @@ class Maker:
             if is_probed(call):
                 result = self._probed(call, tensors)
             else:
-                result = kernel(group_of(call, tensors))
+                make = make_natively if self._place.device == "cpu" else None
+                result = kernel(replace(group_of(call, tensors), make_whole=make))
         if result.numel() != ex.elements(call):
             raise UserError(
                 f"merge_method {call.method!r} made shape {list(result.shape)} instead of "
@@ -379,12 +382,12 @@ def held_views(
         if not isinstance(leaf, ex.Rows):
             views.append(whole[first : first + count])
             continue
-        view = torch.zeros(count, dtype=whole.dtype, device=whole.device)
+        view = torch.empty(count, dtype=whole.dtype, device=whole.device)
         for place, length, source in row_ranges(
             leaf.table, math.prod(leaf.shape[1:]), first, count
         ):
-            if source is not None:
-                view[place : place + length] = whole[source : source + length]
+            part = view[place : place + length]
+            part.fill_(0.0) if source is None else part.copy_(whole[source : source + length])
         views.append(view)
     return views
 

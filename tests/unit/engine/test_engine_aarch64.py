@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
     "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
+    "caught": (lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1), 4 * (64 + COUNT)),
     "last sums": (lambda: row_calls.last_text("sums"), 16),
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
@@ -136,12 +137,13 @@ FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs":
 FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8"}
 FLOATS |= {"last sums": "<f8", "last maxima": "<f8"}
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
-ANY = ("map", "half", "sums", "counts", "maxima", "keys")
+ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
 
 #: What else they are told, if not one row: rows, a bracket, or where values are and numbers go.
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14], "<i4")}
+MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0x3D000000, 1 << 23], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
 

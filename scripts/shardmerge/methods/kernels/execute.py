@@ -14,6 +14,7 @@ from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
 from shardmerge.methods.kernels.mersenne import Mersenne
+from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
@@ -27,6 +28,7 @@ from shardmerge.methods.passes import (
     Bands,
     Counts,
     KeyBand,
+    Map,
     Masks,
     Maxima,
     NumbersOf,
@@ -34,21 +36,26 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     Ranks,
     RowChances,
+    RowStatistics,
     RowSteps,
     Sums,
     TorchChoice,
     TorchDraws,
+    TorchRows,
     TorchSums,
     Wanted,
     along_first,
     end_of,
     in_turn,
+    rows_first,
     vectors,
 )
 
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 #: Elements at most whose ranks are found together: they are remembered in host memory.
 _SORTED = 1 << 20
+#: Elements that an accelerator makes at a time: what counts there is the number of calls.
+_ON_CARD = 1 << 22
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
 #: Finds the mask of the elements of a tensor on the CPU that torch's order puts at some ranks.
@@ -162,6 +169,19 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
     return out.view(group.tensors[0].shape)
 
 
+def make_whole(function: Map, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Make each element of a tensor by a function, as ``MakeWhole`` says.
+
+    It works on blocks that stay in a processor's cache, as do what their operations allocate.
+    """
+    step = BLOCK // 4 if out.device.type == "cpu" else _ON_CARD
+    shape, flat = tuple(out.shape), [tensor.reshape(-1) for tensor in tensors]
+    target = out.view(-1)
+    for span in spans(out.numel(), step):
+        x = TorchElements([tensor[span] for tensor in flat], shape, span.start)
+        target[span] = function(x)
+
+
 def answered(
     wanted: Wanted,
     shape: Sequence[int],
@@ -189,6 +209,12 @@ def answered(
             return _maxima(function, axis, shape, read, step)
         case RowSteps():
             return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+        case RowStatistics():
+            return end_of(rows_first(wanted), partial(answered, shape=shape, read=read, step=step))
+        case OrderStatistics(places=places) if places:
+            return _at_places(wanted, shape, read, step)
+        case TorchRows(function):
+            return _torch_rows(function, shape, read)
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
@@ -312,6 +338,31 @@ def _bands(
 
     counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
     return find_bands(ranks, count, bits, counted, locate)
+
+
+def _at_places(
+    wanted: OrderStatistics, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[float]:
+    picked = PickedValues(wanted.places(), step)
+    for span in spans(vectors(shape, "all")[1], step):
+        parts = read(span.start, span.stop - span.start)
+        values = wanted.function(TorchElements(parts, shape, span.start))
+        picked.add(values.float().cpu().numpy(), span.start)
+    return picked.ranked(wanted.ranks).tolist()
+
+
+def _torch_rows(
+    function: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    shape: Sequence[int],
+    read: ReadInputs,
+) -> np.ndarray:
+    rows, length = vectors(shape, "last")
+    found = []
+    for row in spans(rows, max(1, BLOCK // length)):
+        tensors = read(row.start * length, (row.stop - row.start) * length)
+        made = function([one.reshape(-1, length).cpu() for one in tensors])
+        found.append(made.double().reshape(-1).numpy())
+    return np.concatenate(found)[None]
 
 
 def _torch_choice(
