@@ -153,19 +153,20 @@ def last_elements(
     Args:
         program: Whose leaves they are.
         leaves: Address of the first element of each, then of tables.
-        done, count: The first of those elements, and their number.
+        done, count: The first of those elements, a multiple of LANES, and their number.
     """
-    sizes = element_sizes(program)
-    buffers = [(ctypes.c_uint8 * (LANES * one))() for one in sizes]
+    sizes = element_bits(program)
+    buffers = [(ctypes.c_uint8 * (LANES * one // 8))() for one in sizes]
     for buffer, leaf, one in zip(buffers, leaves, sizes, strict=False):
-        ctypes.memmove(buffer, leaf + done * one, count * one)
+        ctypes.memmove(buffer, leaf + done * one // 8, -(-count * one // 8))
     tables = (ctypes.c_uint8 * 0).from_address
     return [*buffers, *map(tables, leaves[len(buffers) :])]
 
 
-def element_sizes(program: Program | Reduction) -> list[int]:
-    """Return the bytes of an element of each leaf, less those of tables."""
-    return [DTYPES[code].size for code in (*program.leaves, *program.loads)]
+def element_bits(program: Program | Reduction) -> list[int]:
+    """Return the bits of an element of each leaf, less those of tables."""
+    codes = *program.leaves, *program.loads
+    return [1 if code == "BIT" else DTYPES[code].bits for code in codes]
 
 
 def _processor() -> tuple[str, str]:

@@ -21,7 +21,7 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
-from shardmerge.engine.philox import native_stream
+from shardmerge.engine.philox import chosen_by_chance, native_stream
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps
@@ -34,6 +34,7 @@ from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Bands,
+    Chances,
     Counts,
     Elements,
     ElementValue,
@@ -141,6 +142,8 @@ class NativePasses:
                 shape, axis
             ):
                 return self._rows(call, wanted)
+            case Chances():
+                return chosen_by_chance(wanted, count)
         note(None)
         match wanted:
             case Sums(function, axis):

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.native import compiled, element_sizes
+from shardmerge.engine.native import compiled
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
 from shardmerge.engine.tiles import ReadFiles
@@ -160,7 +160,7 @@ class RowCode:
         """Return what finds a step's numbers: its values, which are added up, to one number."""
         reduction, given, length = step.reduction, step.given, self._length
         held = self._held[k - 1].ctypes.data
-        sizes = element_sizes(reduction)[: len(reduction.leaves)]
+        sizes = [DTYPES[code].size for code in reduction.leaves]
         before = [held + 8 * length * value for value in range(given.held)]
         tables = [one.ctypes.data for one in given.tables]
         places = [*leaves, *before, *tables]

@@ -11,9 +11,8 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.native import element_sizes
-from shardmerge.engine.philox import native_stream
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import BINS, Bracket
@@ -75,11 +74,8 @@ class ReducedTiles:
     ) -> None:
         self._locations, self._files = locations, files
         self._code, self._given = native_reduction(reduction), given
-        self._loads = [native_stream(load) for load in given.loads]
-        # of a row's number the place is the same for all elements
-        self._sizes = [*element_sizes(reduction), *[0] * len(given.tables)]
-        own = self._sizes[: len(reduction.leaves)]
-        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in own]
+        self._sizes = [DTYPES[code].size for code in reduction.leaves]
+        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in self._sizes]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the sums over vectors whose elements follow each other, [sums, vectors].
@@ -205,14 +201,23 @@ class ReducedTiles:
             first, count: Which elements.
         """
         each = count // len(sums)
-
-        def add(leaves: Sequence[int], size: int, constants: Sequence[float]) -> None:
+        # what is given besides is looked for anew for each vector
+        if self._given.loads or self._given.tables:
             for number, own in enumerate(sums):
-                pairs = zip(leaves, self._sizes, strict=True)
-                places = [place + number * each * one for place, one in pairs]
+                add = partial(self._code.add_squares, own)
+                self._run(first + number * each, each, add)
+            return
+
+        def add_all(leaves: Sequence[int], size: int, constants: Sequence[float]) -> None:
+            for number, own in enumerate(sums):
+                places = [
+                    place + number * each * one
+                    for place, one in zip(leaves, self._sizes, strict=False)
+                ]
+                places += leaves[len(places) :]
                 self._code.add_squares(own, places, min(each, size), constants)
 
-        self._run(first, count, add)
+        self._run(first, count, add_all)
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""
@@ -265,13 +270,12 @@ class ReducedTiles:
         """Return what a function makes of a tile, in pieces where constants change."""
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))
-        made = [_longer(load(first, count)) for load in self._loads]
-        arrays = (*self._buffers, *made, *self._given.tables)
-        places = [array.ctypes.data for array in arrays]
         results = []
         for begin, size, constants in self._given.pieces(first, count):
-            pairs = zip(places, self._sizes, strict=True)
-            leaves = [place + (begin - first) * one for place, one in pairs]
+            made = [_longer(load(begin, size)) for load in self._given.loads]
+            pairs = zip(self._buffers, self._sizes, strict=True)
+            leaves = [one.ctypes.data + (begin - first) * width for one, width in pairs]
+            leaves += [one.ctypes.data for one in (*made, *self._given.tables)]
             results.append(function(leaves, size, constants, *more))
         return results
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
+    Chances,
     Elements,
     ElementValue,
     Masks,
@@ -84,13 +85,28 @@ def chance(group: Group) -> Passes:
     density = group.per_input["density"]
     thinned = [i for i in group.others if density[i] < 1]
     numbers = yield TorchDraws(generator_seed(group))
+    bounds = (_bound(nearest(density[i], _wide(group))) for i in thinned)
+    found = yield Chances(_turns(group, numbers, len(thinned)), tuple(bounds))
+    return _chosen(thinned, found)
 
-    def of(index: int, turn: int) -> _Mask:
-        bound = _bound(nearest(density[index], _wide(group)))
+
+def _turns(group: Group, numbers: NumbersOf, count: int) -> tuple[NumbersOf, ...]:
+    """Return the numbers of each of so many tensors that are drawn for one after the other."""
+
+    def of(turn: int) -> NumbersOf:
         begin = turn * group.count
-        return lambda x: x.below(lambda first, count: numbers(begin + first, count), bound)
+        return lambda first, count: numbers(begin + first, count)
 
-    return {index: of(index, turn) for turn, index in enumerate(thinned)}
+    return tuple(map(of, range(count)))
+
+
+def _chosen(indices: Sequence[int], masks: Sequence[Masks]) -> dict[int, _Mask]:
+    """Return which elements of task vectors masks tell of."""
+
+    def of(mask: Masks) -> _Mask:
+        return lambda x: x.chosen(mask)
+
+    return {i: of(mask) for i, mask in zip(indices, masks, strict=True)}
 
 
 def ranked_chance(group: Group) -> Passes:
@@ -105,22 +121,13 @@ def ranked_chance(group: Group) -> Passes:
     if not ranked:
         return masks
     numbers = yield TorchDraws(generator_seed(group))
-
-    def of_turn(turn: int) -> NumbersOf:
-        begin = turn * group.count
-        return lambda first, count: numbers(begin + first, count)
-
     found = yield RowChances(
         lambda x: [_difference(x, i, base).abs() for i in ranked],
-        tuple(of_turn(turn) for turn in range(len(ranked))),
+        _turns(group, numbers, len(ranked)),
         tuple(np.array([_bound(p) for p in _chances(group, i)], np.uint32) for i in ranked),
         by_torch=True,
     )
-
-    def of(mask: Masks) -> _Mask:
-        return lambda x: x.chosen(mask)
-
-    return masks | {i: of(mask) for i, mask in zip(ranked, found, strict=True)}
+    return masks | _chosen(ranked, found)
 
 
 def _chances(group: Group, index: int) -> list[float]:
