@@ -286,12 +286,16 @@ class NativePasses:
             seen.update({one: own for one, own in pairs if own.after is not None})
             return [(one.below, one.parts) for one in found]
 
+        sampled: list[np.ndarray] = []
+
         def sample(k: int) -> np.ndarray:
-            tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
-            step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
-            run = min(run, _RUN)
-            runs = [tiles.values(first * step, run)[0] for first in range(_RUNS)]
-            return np.abs(np.stack(runs).astype(np.float32)).view(np.int32)
+            if not sampled:
+                tiles = self._tiles(call, lambda x: [one.key() for one in function(x)], "bits")
+                step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
+                run = min(run, _RUN)
+                runs = [tiles.bits(first * step, run) for first in range(_RUNS)]
+                sampled[:] = np.stack(runs, axis=1).view(np.int32)
+            return sampled[k]
 
         return counted, sample if count >= _SAMPLED else None
 

@@ -154,13 +154,13 @@ class NativeReduction:
         """Count keys by where they lie in brackets.
 
         Args:
-            tables: uint32 [values, LANES + BINS], counted up: how many lie below the bracket, and
-                in each part of it.
+            tables: uint32, counted up: of each value how many lie below the bracket (LANES numbers)
+                and in each part of it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
-            brackets: Of each value the least key, the bits of a part's length and the number of
-                parts, int32 [values, 3].
+            brackets: Of each value the least key, the bits of a part's length, the number of
+                parts, and where its table begins, int32 [values, 4].
         """
         self._call(1, tables, leaves, count, constants, brackets)
 

@@ -15,7 +15,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.brackets import BINS, Bracket
+from shardmerge.methods.kernels.brackets import Bracket
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given
 
@@ -165,28 +165,29 @@ class ReducedTiles:
 
     def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
         """Return where the keys of each value lie as to its bracket."""
-        tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
-        total = np.zeros((len(brackets), LANES + BINS), np.int64)
-        of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
+        ends = np.cumsum([LANES + one.parts for one in brackets])
+        rows = [slice(end - one.parts, end) for end, one in zip(ends, brackets, strict=True)]
+        tables, total = np.zeros(ends[-1], np.uint32), np.zeros(ends[-1], np.int64)
+        pairs = zip(brackets, rows, strict=True)
+        of = np.array([(x.low, x.shift, x.parts, own.start - LANES) for x, own in pairs], np.int32)
         tiles = list(_tiles(1, count))
         few = [one.parts * len(tiles) <= _FEW for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
-            for k, one in enumerate(brackets):
+            for k, own in enumerate(rows):
                 if few[k]:
-                    own = slice(LANES, LANES + one.parts)
-                    after[k].append(total[k, own] + tables[k, own])
+                    after[k].append(total[own] + tables[own])
             if number % _COUNTED == 0 or number == len(tiles):
                 total += tables
                 tables[:] = 0
         return [
             BracketCount(
-                int(row[:LANES].sum()),
-                row[LANES : LANES + one.parts],
-                np.stack(own) if own else None,
+                int(total[own.start - LANES : own.start].sum()),
+                total[own],
+                np.stack(seen) if seen else None,
             )
-            for row, one, own in zip(total, brackets, after, strict=True)
+            for own, seen in zip(rows, after, strict=True)
         ]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:

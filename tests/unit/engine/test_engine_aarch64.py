@@ -138,7 +138,7 @@ ANY = ("map", "half", "sums", "counts", "maxima", "keys")
 #: What else they are told, if not one row: rows, a bracket, or where values are and numbers go.
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
-MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14], "<i4")}
+MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
 

@@ -17,8 +17,10 @@ import numpy as np
 from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks
 
 _DIGIT = 18
-#: Parts of a bracket that may be counted.
+#: Parts of a bracket that are counted where nothing is known.
 BINS = 1 << _DIGIT
+#: Where a sample tells of the bracket: parts at most, as bits, and elements for a part at least.
+_FINEST, _EACH = 21, 8
 #: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
 _ERRORS, _MORE = 5, 64
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
@@ -76,7 +78,7 @@ class Bracket:
         value: Number of the value that they are of.
         low: The least.
         shift: A part has 2**shift keys.
-        parts: How many there are, at most BINS.
+        parts: How many there are.
     """
 
     value: int
@@ -217,11 +219,16 @@ def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Brack
         bits: Of a key.
         sample: Keys of some elements, [runs, elements]; runs may differ from each other.
     """
-    keys = np.sort(sample, axis=None)
-    place = rank * len(keys) // count
+    keys, number = sample.reshape(-1), sample.size
+    place = rank * number // count
+    keys = np.partition(keys, place)
     share = (sample < keys[place]).mean(axis=1)
-    apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * len(keys)) + _MORE
-    low = int(keys[place - apart]) if place >= apart else 0
-    high = int(keys[place + apart]) if place + apart < len(keys) else (1 << (bits - 1)) - 1
-    shift = max(0, (high - low).bit_length() - _DIGIT)
+    apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * number) + _MORE
+    low, high = 0, (1 << (bits - 1)) - 1
+    if place >= apart:
+        low = int(np.partition(keys[: place + 1], place - apart)[place - apart])
+    if place + apart < number:
+        high = int(np.partition(keys[place:], apart)[apart])
+    finest = min(max(_DIGIT, (count // _EACH).bit_length() - 1), _FINEST)
+    shift = max(0, (high - low).bit_length() - finest)
     return Bracket(k, low, shift, ((high - low) >> shift) + 1)
