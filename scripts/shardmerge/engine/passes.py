@@ -18,6 +18,7 @@ from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.mersenne import native_fill
@@ -26,7 +27,8 @@ from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.tiles import BracketCount, ReadFiles, ReducedTiles, halved_sum
+from shardmerge.engine.tile_buffers import ReadFiles
+from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys

@@ -20,7 +20,7 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.native import compiled
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
-from shardmerge.engine.tiles import ReadFiles
+from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RowSteps, step_values
 from shardmerge.methods.program import Reducing, Reduction

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import FileLeaf
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
+from shardmerge.engine.halves import halved_sum, halved_together
 from shardmerge.engine.reductions import native_reduction
+from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket
 from shardmerge.methods.program import Reduction
@@ -50,18 +50,6 @@ class BracketCount:
         return tile, int(upto[tile - 1]) if tile else 0
 
 
-class ReadFiles(Protocol):
-    """Open files of which elements of leaves are read."""
-
-    stored: Collection[ex.Delta]
-
-    def locate(self, leaf: FileLeaf) -> Any:
-        """Return where a leaf lies."""
-
-    def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
-        """Fill the beginning of a buffer with elements of what was located."""
-
-
 class ReducedTiles:
     """The elements of a reduction's leaves, read tile by tile."""
 
@@ -72,10 +60,10 @@ class ReducedTiles:
         reduction: Reduction,
         given: Given,
     ) -> None:
-        self._locations, self._files = locations, files
         self._code, self._given = native_reduction(reduction), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]
-        self._buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in self._sizes]
+        self._buffers = TileBuffers(locations, files, self._sizes)
+        self._tables = [table.ctypes.data for table in given.tables]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the sums over vectors whose elements follow each other, [sums, vectors].
@@ -101,6 +89,7 @@ class ReducedTiles:
     ) -> np.ndarray:
         """Return what is made of rows: of each tile, and of the tiles of long rows together."""
         done, parts = [], []
+        self.in_order((begin + rows) * columns)
         for first, count, last in _tiles(rows, columns, begin):
             parts.append(one(first, count, -(-count // columns)))
             if last:
@@ -132,13 +121,21 @@ class ReducedTiles:
             count: Elements of the whole tensor.
             chosen: Numbers of the tiles.
         """
-        counts = self._code.reduction.kind == "counts"
-        one = self._counts if counts else self._sums
         spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
-        return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
+        self.in_order(count if len(spans) * BLOCK >= count else 0)
+        if self._code.reduction.kind == "counts":
+            return np.stack([self._counts(*span).astype(np.float64) for span in spans], axis=-1)
+        return halved_together([self._parts(*span) for span in spans])
 
-    def _sums(self, first: int, count: int) -> np.ndarray:
-        return self._row_sums(first, count, 1)[:, 0]
+    def in_order(self, until: int) -> None:
+        """Expect that all elements up to one are asked for in order."""
+        self._buffers.until = until
+
+    def _parts(self, first: int, count: int) -> np.ndarray:
+        """Return few values that add up to a tile's sums by halves, float64 [sums, some]."""
+        found = self._run(first, count, partial(self._code.sums, 1))
+        parts = self._whole(found, first, count, 1)[:, 0]
+        return parts if parts.shape[1] <= LANES else halved_sum(parts)[:, None]
 
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
@@ -155,6 +152,7 @@ class ReducedTiles:
             begin: The tile from which on it may be, and for how many elements before it is set.
         """
         number -= begin[1]
+        self.in_order(count)
         for first, size, _ in list(_tiles(1, count))[begin[0] :]:
             there = int(self._counts(first, size)[0])
             if number < there:
@@ -171,6 +169,7 @@ class ReducedTiles:
         pairs = zip(brackets, rows, strict=True)
         of = np.array([(x.low, x.shift, x.parts, own.start - LANES) for x, own in pairs], np.int32)
         tiles = list(_tiles(1, count))
+        self.in_order(count)
         few = [one.parts * len(tiles) <= _FEW for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
@@ -231,12 +230,14 @@ class ReducedTiles:
     def values(self, begin: int, count: int) -> np.ndarray:
         """Return the values of consecutive elements, float64 [values, elements]."""
         spans = range(begin, begin + count, BLOCK)
+        self.in_order(begin + count)
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
         return np.concatenate([piece for part in parts for piece in part], axis=1)
 
     def bits(self, begin: int, count: int) -> np.ndarray:
         """Return the keys of consecutive elements, uint32 [values, elements]."""
         spans = range(begin, begin + count, BLOCK)
+        self.in_order(begin + count)
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.bits) for i in spans]
         pieces = [piece for part in parts for piece in part]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
@@ -269,14 +270,12 @@ class ReducedTiles:
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
     ) -> list[_T]:
         """Return what a function makes of a tile, in pieces where constants change."""
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            self._files.read_elements(location, first, count, memoryview(buffer))
-        results = []
+        places, results = self._buffers.places(first, count), []
         for begin, size, constants in self._given.pieces(first, count):
             made = [_longer(load(begin, size)) for load in self._given.loads]
-            pairs = zip(self._buffers, self._sizes, strict=True)
-            leaves = [one.ctypes.data + (begin - first) * width for one, width in pairs]
-            leaves += [one.ctypes.data for one in (*made, *self._given.tables)]
+            pairs = zip(places, self._sizes, strict=True)
+            leaves = [place + (begin - first) * one for place, one in pairs]
+            leaves += [*(one.ctypes.data for one in made), *self._tables]
             results.append(function(leaves, size, constants, *more))
         return results
 
@@ -284,19 +283,6 @@ class ReducedTiles:
 def _longer(x: np.ndarray) -> np.ndarray:
     """Return an array with room for whole vectors at its end."""
     return np.concatenate([x, np.zeros(LANES, x.dtype)])
-
-
-def halved_sum(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the sum over a dimension as ``kernels.blocks.tree_sum`` makes it."""
-    x = np.moveaxis(x, axis, 0).copy(order="K")
-    count = len(x)
-    if count == 0:
-        return np.zeros(x.shape[1:])
-    while count > 1:
-        half = count // 2
-        x[:half] += x[count - half : count]
-        count -= half
-    return x[0].copy()
 
 
 def _tiles(rows: int, columns: int, begin: int = 0) -> Iterator[tuple[int, int, bool]]:

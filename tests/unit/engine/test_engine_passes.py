@@ -17,8 +17,8 @@ from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import native, reductions, tiles
+from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
-from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.blocks import tree_sum
 from shardmerge.methods.kernels.brackets import Bracket, Statistic, band_of, find_keys, guess
