@@ -7,7 +7,7 @@ are computed one by one meanwhile, by other parts of the processor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -71,12 +71,18 @@ def _numbers(key: Key, first: int, count: int) -> np.ndarray:
     counter, skip = divmod(first, DRAWS)
     each = _TOGETHER + _ALONE
     counters = -(-(skip + count) // (DRAWS * each)) * each
-    made = np.empty((counters, DRAWS), np.uint32)
-    keys = [(part + turn * step) & _WORD for turn in range(_ROUNDS)
-            for part, step in zip(key, _STEPS, strict=True)]  # fmt: skip
-    given = np.array([counter, *keys], np.uint64)
+    # of the last numbers too whole vectors can be read
+    made = np.empty(counters * DRAWS + LANES, np.uint32)
+    given = np.array([counter, *_keys(key)], np.uint64)
     array_code(stream_text)(made, [given], counters)
-    return made.reshape(-1)[skip : skip + count]
+    return made[skip : skip + count]
+
+
+@lru_cache(16)
+def _keys(key: Key) -> list[int]:
+    """Return the keys of each round."""
+    return [(part + turn * step) & _WORD for turn in range(_ROUNDS)
+            for part, step in zip(key, _STEPS, strict=True)]  # fmt: skip
 
 
 def below_text() -> str:

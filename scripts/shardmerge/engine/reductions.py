@@ -18,7 +18,7 @@ import numpy as np
 from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import DOUBLE, INT, LANES, StepLines, loop_text, rows_text
 from shardmerge.engine.counting import keys_text, masks_text, maxima_text
-from shardmerge.engine.native import compiled, last_elements
+from shardmerge.engine.native import address, compiled, last_elements
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:
@@ -139,9 +139,11 @@ class NativeReduction:
             constants: That the steps name.
         """
         whole = -(-count // LANES) * LANES
-        found = np.empty((len(self.reduction.values), whole), np.uint32)
+        kept = len(self.reduction.values)
+        # of the last values too whole vectors can be read
+        found = np.empty(kept * whole + LANES, np.uint32)
         self._call(1, found, leaves, whole, constants)
-        return found[:, :count]
+        return found[: kept * whole].reshape(kept, whole)[:, :count]
 
     def add_keys(
         self,
@@ -176,8 +178,8 @@ class NativeReduction:
         function = self._function(ways)
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
         numbers = (ctypes.c_double * len(constants))(*constants)
-        last = None if more is None else more.ctypes.data
-        function(output.ctypes.data, addresses, count, numbers, last)
+        last = None if more is None else address(more)
+        function(address(output), addresses, count, numbers, last)
 
     def _function(self, ways: int) -> Callable[..., None]:
         if ways not in self.functions:
