@@ -36,6 +36,7 @@ def main() -> None:
     for file, identity in zip(job.files, job.identities, strict=True):
         watch.begin(Path(file), identity)
     stay_offline()
+    kind = MADE_KINDS[job.kind]
     task = MakeTask(
         job,
         load_made_spec(job),
@@ -44,9 +45,9 @@ def main() -> None:
         threads=args.threads,
         confirm=watch.confirm,
         progress=CountProgress(),
-        keeping=Keeping(_facts(args), say=say),
+        keeping=Keeping({"job": args.job} if kind.portable else _facts(args), say=say),
     )
-    say(MADE_KINDS[job.kind].make(task))
+    say(kind.make(task))
 
 
 def _asked(digest: str) -> MadeJob:

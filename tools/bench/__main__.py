@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument(
         "--slow-pairs", type=int, help="runs of methods' contestants that take over a minute"
     )
+    parser.add_argument(
+        "--alone", action="store_true", help="measure methods without what they are compared with"
+    )
     parser.add_argument("--results", type=Path, default=DOCS / "performance.json")
     parser.add_argument("--page", type=Path, default=DOCS / "performance.md")
     args = parser.parse_args()
@@ -62,14 +65,13 @@ def main() -> None:
 def _methods(args: argparse.Namespace, results: dict[str, Any], work: Path) -> None:
     """Measure methods, each size a table, and draw them; go on where an earlier run ended."""
     measured = results.setdefault("methods", {})
-    seconds = methods.estimate(args.size, args.methods, args.pairs, measured, args.slow_pairs)
+    how = args.slow_pairs, args.alone
+    seconds = methods.estimate(args.size, args.methods, args.pairs, measured, *how)
     say(f"about {seconds / 3600:.1f} hours, by what such runs took elsewhere")
     for size in args.size:
         rows = measured.setdefault(size, {})
         keep = partial(write_json, args.results, results)
-        methods.compare(
-            work / size, size, args.methods, args.pairs, rows, keep, say, args.slow_pairs
-        )
+        methods.compare(work / size, size, args.methods, args.pairs, rows, keep, say, *how)
         print(f"\n{size}:\n\n{methods.methods_table(rows)}", flush=True)
     methods.draw(measured, args.results.with_name("methods.svg"))
     text = args.page.read_text(encoding="utf-8")

@@ -112,6 +112,7 @@ def compare(
     keep: Callable[[], None],
     say: Callable[[str], None],
     slow: int | None = None,
+    alone: bool = False,
 ) -> None:
     """Build with each method, all contestants in turn; what is measured already is not run again.
 
@@ -124,10 +125,13 @@ def compare(
         keep: Called after each run, so that a benchmark that was killed can go on.
         say: Takes a line for the user.
         slow: How many runs of a contestant that takes over a minute; as many as of others if None.
+        alone: Whether only builds in our own numerics are measured.
     """
     for name in names or measurable():
         found = rows.setdefault(name, {})
         contestants = prepare(folder, size, name)
+        if alone:
+            contestants = {OURS: contestants[OURS]}
         for turn in range(runs):
             for label, contestant in contestants.items():
                 done = found.setdefault(label, [])
@@ -148,6 +152,7 @@ def estimate(
     runs: int,
     rows: Mapping[str, Measured],
     slow: int | None = None,
+    alone: bool = False,
 ) -> float:
     """Return about how many seconds all runs take that are not measured yet.
 
@@ -157,7 +162,7 @@ def estimate(
     total = 0.0
     for size in sizes:
         for name in names or measurable():
-            theirs = (MERGEKIT,) if in_mergekit(_declared(name).name) else ()
+            theirs = (MERGEKIT,) if in_mergekit(_declared(name).name) and not alone else ()
             for label in (*(_NUMERICS if theirs else (OURS,)), *theirs):
                 found = rows.get(size, {}).get(name, {}).get(label, [])
                 guess = _START + gigabytes(size) * _A_GIGABYTE[label]

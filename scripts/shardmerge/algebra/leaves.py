@@ -12,7 +12,14 @@ from shardmerge.algebra.calls import group_of
 from shardmerge.base.dtypes import bytes_of, combine_dtype
 from shardmerge.base.numerics import MERGEKIT, Numerics
 from shardmerge.methods.program import FEW, TYPES, torch_order_is_known
-from shardmerge.methods.registry import kernel_of, passes_fit, passes_of, result_dtype, steps_of
+from shardmerge.methods.registry import (
+    kernel_of,
+    passes_choose,
+    passes_fit,
+    passes_of,
+    result_dtype,
+    steps_of,
+)
 
 #: What is read from files: a tensor of a source, as it is, decoded or arranged, rows of one, or a
 #: task vector that is stored.
@@ -120,6 +127,12 @@ def _has_mergekit_passes(call: ex.Call) -> bool:
         return False
     fits = passes_fit(call.method, MERGEKIT)
     return len(call.inputs) - (call.base is not None) <= FEW and (not fits or fits(group_of(call)))
+
+
+def chooses(call: ex.Call, numerics: Numerics) -> bool:
+    """Whether a call's passes choose among all elements of tensors by torch's order."""
+    found = passes_choose(call.method, numerics) if in_passes(call, numerics) else None
+    return bool(found) and found(group_of(call))
 
 
 def is_held(expression: ex.Expression, numerics: Numerics) -> bool:

@@ -77,11 +77,37 @@ def reduction_for(
         maps: Of calls among its inputs.
     """
     compiler = _compiler(leaves, numerics, {}, maps)
-    values = tuple(value.number for value in function(compiler.elements(call)))
-    writer = compiler.writer
-    dtypes, steps = tuple(leaf.dtype for leaf in leaves.files), tuple(writer.steps)
+    codes = tuple(leaf.dtype for leaf in leaves.files)
+    return _reduction(codes, function, kind, compiler.elements(call))
+
+
+def reduction_of(
+    codes: Sequence[str],
+    shape: tuple[int, ...],
+    function: Callable[[Elements], Sequence[ElementValue]],
+    kind: Reducing,
+) -> tuple[Reduction, Given]:
+    """Return what a pass over tensors as they are stored reduces, as ``reduction_for``.
+
+    Args:
+        codes: Of the types of the tensors.
+        shape: Of each.
+        function, kind: Likewise.
+    """
+    writer = Writer(list(codes))
+    x = SymbolicElements(writer, range(len(codes)), shape, Given(writer.constants))
+    return _reduction(tuple(codes), function, kind, x)
+
+
+def _reduction(
+    codes: tuple[str, ...],
+    function: Callable[[Elements], Sequence[ElementValue]],
+    kind: Reducing,
+    x: SymbolicElements,
+) -> tuple[Reduction, Given]:
+    values, writer = tuple(value.number for value in function(x)), x.writer
     loads, tables = tuple(writer.loads), tuple(writer.tables)
-    return Reduction(dtypes, steps, loads, kind, values, tables), compiler.given
+    return Reduction(codes, tuple(writer.steps), loads, kind, values, tables), x.given
 
 
 def _compiler(

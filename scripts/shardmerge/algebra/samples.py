@@ -20,6 +20,8 @@ RUN = 128
 RUNS = 64
 #: Largest tensor, in elements, that a method which needs it whole is recomputed for.
 WHOLE = 1 << 22
+#: One of so many tiles is looked at again, and at least two; and one of so many tensors whole.
+_EVERY = 16
 
 
 def sample_runs(name: str, count: int) -> Runs:
@@ -38,10 +40,42 @@ def sample_runs(name: str, count: int) -> Runs:
     chosen = []
     for i in range(RUNS):
         low, high = i * blocks // RUNS, (i + 1) * blocks // RUNS
-        chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
-        chosen.append(low + chance % (high - low))
+        chosen.append(low + _chance(f"{i} {name}") % (high - low))
     chosen[0], chosen[-1] = 0, blocks - 1
     return tuple((block * RUN, min(RUN, count - block * RUN)) for block in chosen)
+
+
+def spread_tiles(name: str, number: int) -> list[int]:
+    """Return which of a tensor's tiles are looked at again, at places that its name decides."""
+    parts = min(number, max(2, number // _EVERY))
+    chosen = set()
+    for i in range(parts):
+        low, high = i * number // parts, (i + 1) * number // parts
+        chosen.add(low + _chance(f"{i} {name}") % (high - low))
+    return sorted(chosen)
+
+
+def remembered_runs(name: str, count: int, tile: int) -> Runs:
+    """Return the elements of the tiles that are looked at again, and the others of the sample.
+
+    Args:
+        name: Of the tensor.
+        count: Its elements.
+        tile: Those of a tile, a multiple of RUN.
+    """
+    chosen = spread_tiles(name, -(-count // tile))
+    tiles = [(i * tile, min(tile, count - i * tile)) for i in chosen]
+    others = [run for run in sample_runs(name, count) if run[0] // tile not in chosen]
+    return tuple(sorted(tiles + others))
+
+
+def is_looked_at_whole(name: str) -> bool:
+    """Whether a tensor is one of the few of which all that can be found is found again."""
+    return _chance(f"whole {name}") % _EVERY == 0
+
+
+def _chance(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def count_of(runs: Runs) -> int:

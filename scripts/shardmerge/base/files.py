@@ -167,6 +167,29 @@ def read_into(fd: int, into: memoryview, offset: int) -> int:
     return len(data)
 
 
+def fill_from(fd: int, path: str | os.PathLike[str], offset: int, into: memoryview) -> None:
+    """Fill a buffer with a file's bytes from an offset on.
+
+    Args:
+        fd: The file, open.
+        path: Of it, for errors.
+        offset: In the file.
+        into: The buffer, filled whole.
+
+    Raises:
+        UserError: If the file cannot be read, or ends too early.
+    """
+    end = offset + len(into)
+    while len(into):
+        try:
+            count = read_into(fd, into, offset)
+        except OSError as error:
+            raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
+        if not count:
+            raise UserError(f"ends before byte {end}: it was cut while it was read", str(path))
+        offset, into = offset + count, into[count:]
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits.
 

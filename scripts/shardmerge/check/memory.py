@@ -11,7 +11,7 @@ from shardmerge.algebra.samples import WHOLE, is_probed
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
 from shardmerge.engine.decoding import decoding_bytes
-from shardmerge.engine.memory import STREAMING_BYTES
+from shardmerge.engine.memory import STREAMING_BYTES, choosing_bytes
 from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.methods.registry import workspace_elements
 
@@ -82,6 +82,8 @@ def _peak(node: ex.Expression, numerics: Numerics, *, whole: bool) -> int:
         return _probing(node) if is_probed(node) else 0
     whole = whole or own
     inner = max((_peak(operand, numerics, whole=whole) for operand in operands), default=0)
+    if isinstance(node, ex.Call) and _streams(node, numerics):
+        inner = max(inner, choosing_bytes(node, numerics))
     if isinstance(node, ex.Mean):
         inner += _MEAN
     if isinstance(node, ex.RowSums):

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.samples import Runs
+from shardmerge.algebra.samples import Runs, is_looked_at_whole, remembered_runs, spread_tiles
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
+from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses, OfRows
 from shardmerge.engine.tile_buffers import ReadFiles
@@ -31,14 +32,14 @@ from shardmerge.methods.passes import (
     ElementValue,
     KeyBand,
     Map,
+    Masks,
     OrderStatistics,
     Ranks,
+    TorchChoice,
     TorchSums,
     vectors,
 )
 
-#: One of so many tiles is added up again, and at least two.
-_EVERY = 16
 _GREATEST, _ALL = (1 << 31) - 1, (0, 1 << 62)
 
 
@@ -104,7 +105,7 @@ class RecordedPasses(NativePasses):
             return super()._table(call, tiles, count)
         number = -(-count // BLOCK)
         table = _numbers(known).reshape(-1, number) if len(_numbers(known)) % number == 0 else None
-        chosen = _spread(call.tensor, number)
+        chosen = spread_tiles(call.tensor, number)
         found = tiles.table(count, chosen)
         if table is None or len(table) != len(found) or not same(table[:, chosen], found):
             raise _wrong(call, "sums")
@@ -152,7 +153,7 @@ class RecordedPasses(NativePasses):
         right = len(rows) == values * chunks and len(table) and len(table) % (number * values) == 0
         if right:
             rows, table = rows.reshape(values, chunks), table.reshape(number, values, -1)
-            right = are_seen(tiles, table, rows, _spread(call.tensor, number))
+            right = are_seen(tiles, table, rows, spread_tiles(call.tensor, number))
         if right and wanted.kind == "sum" and not add_up(tiles, table, rows):
             # where much cancels, what is seen of tiles says little
             right = same(tiles.answer()[0], rows)
@@ -160,23 +161,75 @@ class RecordedPasses(NativePasses):
             raise _wrong(call, "sums")
         return rows
 
+    def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
+        """Return masks by recorded thresholds, and by which of the elements at them are recorded.
+
+        Of some tensors the choice is made again.
+        """
+        known = self._known(call)
+        if known is None:
+            return super()._torch_choice(call, wanted, count)
+        if is_looked_at_whole(call.tensor):
+            masks = super()._torch_choice(call, wanted, count)
+            if self.answers[call][-1] != known:
+                raise _wrong(call, "choices")
+            return masks
+        self.answers[call].append(None)
+        rows = told_rows(known, wanted.clipped(count))
+        if rows is None or not self._are_there(
+            call, wanted.function, [one.sides(count) for one in rows]
+        ):
+            raise _wrong(call, "thresholds")
+        masks = [self._told(call, wanted, k, row) for k, row in enumerate(rows)]
+        if None in masks:
+            raise _wrong(call, "choices")
+        return masks
+
+    def _told(self, call: ex.Call, wanted: TorchChoice, k: int, row: ToldRow) -> ToldMask | None:
+        count = ex.elements(call.inputs[0])
+        keys = self._choice_keys(call, wanted, k)
+        whole = partial(self._choose, keys, call, wanted, row.ranks, row.band)
+        return ToldMask.of(row, keys, remembered_runs(call.tensor, count, BLOCK), count, whole)
+
+    def _are_there(
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        sides: Sequence[Sequence[tuple[int, int]]],
+    ) -> bool:
+        """Whether elements of some ranks have some keys.
+
+        Args:
+            call: The call.
+            function: Returns the values.
+            sides: Of each value (rank from the least, key).
+        """
+        ends = [(k, key) for k, pairs in enumerate(sides) for _, key in pairs]
+        if not ends:
+            return True
+
+        def masks(x: Elements) -> list[ElementValue]:
+            values = function(x)
+            return [
+                x.inside(values[k], KeyBand(0, most, _ALL, _ALL))
+                for k, key in ends
+                for most in (key - 1, key)
+            ]
+
+        count = ex.elements(call.inputs[0])
+        tiles = self._tiles(call, masks, "counts")
+        counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
+        ranks = [rank for pairs in sides for rank, _ in pairs]
+        return all(a <= rank < b for rank, a, b in zip(ranks, counts, counts, strict=True))
+
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         if (keys := self._known(call)) is None:
             return super()._order_statistics(call, wanted, count)
         right = isinstance(keys, list) and len(keys) == len(wanted.ranks)
         if not right or not all(type(key) is int and 0 <= key <= _GREATEST for key in keys):
             raise _wrong(call, "order statistics")
-
-        def masks(x: Elements) -> list[ElementValue]:
-            value = wanted.function(x)
-            bands = (
-                KeyBand(*ends, _ALL, _ALL) for key in keys for ends in ((0, key - 1), (0, key))
-            )
-            return [x.inside(value, band) for band in bands]
-
-        tiles = self._tiles(call, masks, "counts")
-        counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
-        if not all(a <= r < b for r, a, b in zip(wanted.ranks, counts, counts, strict=True)):
+        sides = [list(zip(wanted.ranks, keys, strict=True))]
+        if not self._are_there(call, lambda x: [wanted.function(x)], sides):
             raise _wrong(call, "order statistics")
         return keys
 
@@ -223,17 +276,6 @@ def _numbers(text: Any) -> np.ndarray:
         return np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)
     except (ValueError, TypeError, binascii.Error):
         return np.zeros(0)
-
-
-def _spread(name: str, number: int) -> list[int]:
-    """Return which tiles are added up again, at places that the tensor's name decides."""
-    parts = min(number, max(2, number // _EVERY))
-    chosen = set()
-    for i in range(parts):
-        low, high = i * number // parts, (i + 1) * number // parts
-        chance = int.from_bytes(hashlib.sha256(f"{i} {name}".encode()).digest()[:8], "big")
-        chosen.add(low + chance % (high - low))
-    return sorted(chosen)
 
 
 def _wrong(call: ex.Call, what: str) -> UserError:

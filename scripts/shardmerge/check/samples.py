@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.base.errors import UserError
-from shardmerge.base.files import read_into, will_need
+from shardmerge.base.files import fill_from, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.check.float_formats import stored_dtype
 
@@ -62,11 +61,4 @@ class TensorFile(contextlib.AbstractContextManager):
         Raises:
             UserError: If the file cannot be read, or ends too early.
         """
-        while len(into):
-            try:
-                count = read_into(self._fd, into, offset)
-            except OSError as error:
-                raise UserError(f"cannot be read ({error.strerror})", str(self.path)) from None
-            if not count:
-                raise UserError(f"ends before byte {offset + len(into)}", str(self.path))
-            offset, into = offset + count, into[count:]
+        fill_from(self._fd, self.path, offset, into)

@@ -13,7 +13,7 @@ import torch
 
 from shardmerge.algebra.factorization import FactorModule, FactorRecord, FactorSpec, ModuleRecord
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import atomic_path, read_into
+from shardmerge.base.files import atomic_path, fill_from
 from shardmerge.base.safetensors import Header, read_header, write_header
 from shardmerge.engine.aligned import aligned
 from shardmerge.engine.buffers import torch_dtype
@@ -58,7 +58,7 @@ class UpdateFile:
         memory = bytearray(entry.end - entry.begin)
         fd = os.open(self.path, os.O_RDONLY)
         try:
-            read_into(fd, memoryview(memory), entry.begin)
+            fill_from(fd, self.path, entry.begin, memoryview(memory))
         finally:
             os.close(fd)
         if not memory:

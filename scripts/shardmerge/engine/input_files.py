@@ -12,7 +12,7 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf, leaf_sources
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
-from shardmerge.base.files import read_into, will_need
+from shardmerge.base.files import fill_from, will_need
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.engine.locations import AnyLocation, Location, locate
 from shardmerge.engine.record import Tally
@@ -101,22 +101,10 @@ class InputFiles(contextlib.AbstractContextManager):
         Raises:
             UserError: If the file cannot be read or has become shorter.
         """
-        done = 0
-        while done < len(into):
-            try:
-                count = read_into(self._fds[file], into[done:], offset + done)
-            except OSError as error:
-                where = str(self._paths[file])
-                raise UserError(f"cannot be read ({error.strerror})", where) from None
-            if count == 0:
-                raise UserError(
-                    f"ends before byte {offset + len(into)}: it was cut while it was read",
-                    str(self._paths[file]),
-                )
-            done += count
+        fill_from(self._fds[file], self._paths[file], offset, into)
         if witness := self._witnesses.get(file):
             witness.saw(offset, into)
-        self._tally.add(read=done)
+        self._tally.add(read=len(into))
 
     def confirm(self, twin: int | None, sha256: str) -> dict[str, str]:
         """Make sure that what was read is what the plan and the records say.

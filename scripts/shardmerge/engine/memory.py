@@ -10,11 +10,13 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import (
     HeldLeaf,
     block_leaves,
+    chooses,
     is_held,
     mean_streams,
     stated_dtype,
     sum_dtype,
 )
+from shardmerge.algebra.lowering import is_native
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.arranging import arranging_bytes
@@ -27,6 +29,10 @@ MIB = 1 << 20
 STREAMING_BYTES = 400_000_000
 #: What a CUDA context and its libraries add on the host.
 CUDA_BYTES = 3 << 30
+#: Bytes of an element while it is chosen by torch's order, and where torch itself does it.
+_CHOOSING, _BY_TORCH = 4, 24
+#: Elements of tensors that are still being written while the next one is begun.
+BEHIND = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,19 @@ def workspace_bytes(tasks: Sequence[TensorTask], device: str = "cpu") -> int:
 
     It is one constant for what streams. A merge method that must see whole tensors adds the
     largest tensor's inputs, result and workspace (``registry.workspace_elements``); adapters add
-    the factors of one tensor for each thread; quantised weights what decodes a piece of one.
+    the factors of one tensor for each thread; quantised weights what decodes a piece of one; a
+    choice by torch's order a number of each element of a tensor, and masks.
 
     Args:
         tasks: Of a shard's tensors.
         device: ``cpu``, ``cuda`` or ``cuda:N``; on a card whole tensors lie in its memory too.
     """
     whole = max((_held_peak(task.leaves.held, task.numerics) for task in tasks), default=0)
+    chosen = max((choosing_bytes(one, t.numerics) for t in tasks for one in t.calls), default=0)
     factors = max((_factors(task.products) for task in tasks), default=0)
     # one of the reader's, one of whoever makes a whole tensor
     decoding = 2 * max((_decoding(task) for task in tasks), default=0)
-    held = TUNING.lanes * factors + whole + decoding
+    held = TUNING.lanes * factors + whole + chosen + decoding
     return STREAMING_BYTES + held + (CUDA_BYTES if device != "cpu" else 0)
 
 
@@ -101,6 +109,19 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
     while length > 4096 and need(length) > tuning.lane:
         length //= 2
     return length
+
+
+def choosing_bytes(call: ex.Call, numerics: Numerics) -> int:
+    """Return the bytes that a call's choices by torch's order take, 0 if there are none.
+
+    The numbers of one input's elements are held at a time. The masks of all inputs are held while
+    the tensor's windows are made, beside those of the tensors before it.
+    """
+    if not chooses(call, numerics):
+        return 0
+    count, masks = ex.elements(call.inputs[0]), len(call.inputs) - (call.base is not None)
+    each = _CHOOSING if is_native(call, (), numerics) else _BY_TORCH
+    return each * count + masks * (2 * count + BEHIND) // 8
 
 
 def _decoding(task: TensorTask) -> int:

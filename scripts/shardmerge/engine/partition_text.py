@@ -11,27 +11,31 @@ from __future__ import annotations
 _BLOCK = 64
 
 
-def partition_text() -> str:
+def partition_text(pair: str = "i64") -> str:
     """Return the blocks of a function from ``blocks`` to before ``cut``, where %i parts them.
 
     It goes from ``pivot`` on, of %pairs from %a.i to before %last; keys of pairs below %low are
     less than the pivot's, those above %high greater.
+
+    Args:
+        pair: The type of what has a key and tells which element it is of.
     """
     return _TEXT.format(
-        left="\n".join(_stops("l", "add i64 %bi, {}", "icmp uge i64 {}, %low")),
-        right="\n".join(_stops("r", "sub i64 %bj.last, {}", "icmp ule i64 {}, %high")),
+        left="\n".join(_stops(pair, "l", "add i64 %bi, {}", f"icmp uge {pair} {{}}, %low")),
+        right="\n".join(_stops(pair, "r", "sub i64 %bj.last, {}", f"icmp ule {pair} {{}}, %high")),
+        pair=pair,
     )
 
 
-def _stops(side: str, place: str, test: str) -> list[str]:
+def _stops(pair: str, side: str, place: str, test: str) -> list[str]:
     """Return the lines that list where a block has elements that must not stay on its side."""
     lines, found = [], "0"
     for k in range(_BLOCK):
         own = f"%{side}{k}"
         lines += [
             f"  {own}.i = {place.format(k)}",
-            f"  {own}.at = getelementptr i64, ptr %pairs, i64 {own}.i",
-            f"  {own} = load i64, ptr {own}.at",
+            f"  {own}.at = getelementptr {pair}, ptr %pairs, i64 {own}.i",
+            f"  {own} = load {pair}, ptr {own}.at",
             f"  {own}.stops = {test.format(own)}",
             f"  {own}.list = getelementptr i8, ptr %{side}.list, i64 {found}",
             f"  store i8 {k}, ptr {own}.list",
@@ -90,12 +94,12 @@ swaps:
   %r.wide = zext i8 %r.off to i64
   %l.place = add i64 %bi, %l.wide
   %r.place = sub i64 %bj.last, %r.wide
-  %l.at = getelementptr i64, ptr %pairs, i64 %l.place
-  %r.at = getelementptr i64, ptr %pairs, i64 %r.place
-  %l.pair = load i64, ptr %l.at
-  %r.pair = load i64, ptr %r.at
-  store i64 %r.pair, ptr %l.at
-  store i64 %l.pair, ptr %r.at
+  %l.at = getelementptr {pair}, ptr %pairs, i64 %l.place
+  %r.at = getelementptr {pair}, ptr %pairs, i64 %r.place
+  %l.pair = load {pair}, ptr %l.at
+  %r.pair = load {pair}, ptr %r.at
+  store {pair} %r.pair, ptr %l.at
+  store {pair} %l.pair, ptr %r.at
   %q.next = add i64 %q, 1
   %q.more = icmp ult i64 %q.next, %both
   br i1 %q.more, label %swaps, label %swapped
@@ -128,26 +132,26 @@ narrow:
 left:
   %i = phi i64 [%i.first, %narrow], [%i.next, %left], [%i.after, %swap]
   %j = phi i64 [%j.first, %narrow], [%j, %left], [%jj, %swap]
-  %i.at = getelementptr i64, ptr %pairs, i64 %i
-  %i.pair = load i64, ptr %i.at
+  %i.at = getelementptr {pair}, ptr %pairs, i64 %i
+  %i.pair = load {pair}, ptr %i.at
   %i.next = add i64 %i, 1
-  %i.less = icmp ult i64 %i.pair, %low
+  %i.less = icmp ult {pair} %i.pair, %low
   br i1 %i.less, label %left, label %right.first
 right.first:
   br label %right
 right:
   %j.before = phi i64 [%j, %right.first], [%jj, %right]
   %jj = sub i64 %j.before, 1
-  %j.at = getelementptr i64, ptr %pairs, i64 %jj
-  %j.pair = load i64, ptr %j.at
-  %j.more = icmp ugt i64 %j.pair, %high
+  %j.at = getelementptr {pair}, ptr %pairs, i64 %jj
+  %j.pair = load {pair}, ptr %j.at
+  %j.more = icmp ugt {pair} %j.pair, %high
   br i1 %j.more, label %right, label %meet
 meet:
   %apart = icmp slt i64 %i, %jj
   br i1 %apart, label %swap, label %cut
 swap:
-  store i64 %j.pair, ptr %i.at
-  store i64 %i.pair, ptr %j.at
+  store {pair} %j.pair, ptr %i.at
+  store {pair} %i.pair, ptr %j.at
   %i.after = add i64 %i, 1
   br label %left
 """

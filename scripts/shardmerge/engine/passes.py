@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +18,15 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
+from shardmerge.algebra.samples import remembered_runs
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
+from shardmerge.engine.memory import BEHIND
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.philox import chosen_by_chance, native_stream
+from shardmerge.engine.quick_choice import Boundaries, Keys, mask_like_torch, open_bits
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps
@@ -32,6 +36,7 @@ from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
+from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
@@ -45,9 +50,11 @@ from shardmerge.methods.passes import (
     Masks,
     Maxima,
     OrderStatistics,
+    Ranks,
     RowChances,
     RowSteps,
     Sums,
+    TorchChoice,
     TorchDraws,
     TorchSums,
     Wanted,
@@ -136,6 +143,8 @@ class NativePasses:
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
                 return self._torch_sums(call, wanted)
+            case TorchChoice():
+                return self._torch_choice(call, wanted, count)
             case RowSteps():
                 if self._row_code(call, wanted):
                     return self._rows(call, wanted)
@@ -257,6 +266,34 @@ class NativePasses:
         shape = call.inputs[0].shape
         return RowMasks(values, wanted, shape, choose, self._together).masks()
 
+    def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
+        """Return the masks of what torch puts at some ranks, one value after the other."""
+        counted, sample = self._keys(call, wanted.function, count, {})
+        # where equal elements lie is not asked for
+        bands = find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
+        rows, masks = [], []
+        for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True)):
+            keys = self._choice_keys(call, wanted, k)
+            mask = self._choose(keys, call, wanted, ranks, band)
+            limits = Boundaries.of(ranks, count, band.low, band.high)
+            runs = remembered_runs(call.tensor, count, BLOCK)
+            rows.append([band.low, band.high, open_bits(mask, keys, limits, runs)])
+            masks.append(mask)
+        self.answers[call].append(rows)
+        return masks
+
+    def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> Keys:
+        """Return what tells the keys of one of the values that are chosen by."""
+        tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
+        return lambda first, size: tiles.bits(first, size)[0]
+
+    def _choose(
+        self, keys: Keys, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
+    ) -> BitMask:
+        """Return which elements torch puts at some ranks, whose keys lie in a band."""
+        count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
+        return mask_like_torch(keys, count, ranks, band, wanted.order, code)
+
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
         counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
@@ -284,8 +321,7 @@ class NativePasses:
                 return [values[one.value] for one in brackets]
 
             found = self._tiles(call, keys, "keys").brackets(count, brackets)
-            pairs = zip(brackets, found, strict=True)
-            seen.update({one: own for one, own in pairs if own.after is not None})
+            seen.update(zip(brackets, found, strict=True))
             return [(one.below, one.parts) for one in found]
 
         sampled: list[np.ndarray] = []
@@ -347,14 +383,21 @@ class StepsOf:
             mine = found is None
             if mine:
                 self._found[tensor] = found = Future()
-                if len(self._found) > _REMEMBERED:
-                    self._found.popitem(last=False)
+                self._forget()
         if mine:
             try:
                 found.set_result(self._make(task))
             except BaseException as error:
                 found.set_exception(error)
         return found.result()
+
+    def _forget(self) -> None:
+        """Drop what is found of the first tensors, whose windows are done."""
+        _, *between = self._found
+        behind = sum(math.prod(self._tasks[one].tensor.shape) for one in between[:-1])
+        while len(self._found) > _REMEMBERED or behind >= BEHIND:
+            self._found.popitem(last=False)
+            behind -= math.prod(self._tasks[between.pop(0)].tensor.shape)
 
     def _make(self, task: TensorTask) -> Steps:
         maps = native_maps(task, self._files, self._tally)

@@ -12,6 +12,7 @@ from shardmerge.algebra.leaves import (
     Leaves,
     block_leaves,
     calls_in_passes,
+    chooses,
     file_leaves,
     is_copied,
     is_whole,
@@ -121,8 +122,11 @@ def needs_torch(tasks: Sequence[TensorTask], device: str = "cpu") -> bool:
         device: Where is computed: native code is for ``cpu`` alone.
     """
     others = ("copy", "native") if device == "cpu" else ("copy",)
+
+    def by_torch(call: ex.Call, numerics: Numerics) -> bool:
+        return passes_use_torch(call.method, numerics) or chooses(call, numerics)
+
     return any(
-        task.kind not in others
-        or any(passes_use_torch(call.method, task.numerics) for call in task.calls)
+        task.kind not in others or any(by_torch(call, task.numerics) for call in task.calls)
         for task in tasks
     )

@@ -23,8 +23,8 @@ from shardmerge.methods.symbolic import Given
 _T = TypeVar("_T")
 #: Tiles whose counts fit in 32 bits many times over.
 _COUNTED = 1 << 12
-#: Numbers of parts and tiles that are kept of a bracket.
-_FEW = 1 << 16
+#: Numbers of parts and tiles that are kept of a bracket, at most: 8 MB.
+_KEPT = 1 << 20
 #: Elements of rows that are read together where columns are added up: what they make stays in a
 #: processor's cache.
 _TOGETHER = BLOCK // 8
@@ -37,18 +37,21 @@ class BracketCount:
     Args:
         below: How many lie below it.
         parts: How many lie in each of its parts, int64.
-        after: How many do up to the end of each tile, int64 [tiles, parts]; None of many parts.
+        after: How many do up to the end of so many tiles, and of twice as many and so on, int64
+            [times, parts].
+        every: How many tiles that are.
     """
 
     below: int
     parts: np.ndarray
-    after: np.ndarray | None
+    after: np.ndarray
+    every: int
 
     def tile_of(self, part: int, number: int) -> tuple[int, int]:
-        """Return in which tile the so manieth key of a part lies, and how many lie before it."""
+        """Return a tile near before the so manieth key of a part, and how many lie before it."""
         upto = self.after[:, part]
-        tile = int(np.searchsorted(upto, number, side="right"))
-        return tile, int(upto[tile - 1]) if tile else 0
+        times = int(np.searchsorted(upto, number, side="right"))
+        return times * self.every, int(upto[times - 1]) if times else 0
 
 
 class ReducedTiles:
@@ -171,12 +174,12 @@ class ReducedTiles:
         of = np.array([(x.low, x.shift, x.parts, own.start - LANES) for x, own in pairs], np.int32)
         tiles = list(_tiles(1, count))
         self.in_order(count)
-        few = [one.parts * len(tiles) <= _FEW for one in brackets]
+        every = [-(-one.parts * len(tiles) // _KEPT) for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
             for k, own in enumerate(rows):
-                if few[k]:
+                if number % every[k] == 0:
                     after[k].append(total[own] + tables[own])
             if number % _COUNTED == 0 or number == len(tiles):
                 total += tables
@@ -185,9 +188,10 @@ class ReducedTiles:
             BracketCount(
                 int(total[own.start - LANES : own.start].sum()),
                 total[own],
-                np.stack(seen) if seen else None,
+                np.array(seen).reshape(-1, one.parts),
+                step,
             )
-            for own, seen in zip(rows, after, strict=True)
+            for one, own, seen, step in zip(brackets, rows, after, every, strict=True)
         ]
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:

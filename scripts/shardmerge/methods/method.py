@@ -42,6 +42,8 @@ class Rendering:
             be held whole then. In mergekit numerics they have the bits of the kernel.
         fits: Whether they are known for a group; else the kernel gets whole tensors.
         by_torch: The passes themselves import torch, wherever elements are made.
+        chooses: Whether they ask for a ``TorchChoice`` for a group, if ever: a number of each
+            element is held then, and a bit, and torch is imported.
     """
 
     kernel: Kernel
@@ -52,6 +54,7 @@ class Rendering:
     passes: BeginPasses | None = None
     fits: PassesFit | None = None
     by_torch: bool = False
+    chooses: PassesFit | None = None
 
 
 @dataclass(eq=False)
@@ -125,13 +128,18 @@ class MergeMethod:
         return attach
 
     def mergekit_passes(
-        self, fits: PassesFit | None = None, *, by_torch: bool = False
+        self,
+        fits: PassesFit | None = None,
+        *,
+        by_torch: bool = False,
+        chooses: PassesFit | None = None,
     ) -> Callable[[BeginPasses], BeginPasses]:
         """Attach the decorated function: passes with the bits of the mergekit kernel.
 
         Args:
             fits: Whether they are known for a group (see ``Rendering``).
             by_torch: Whether they import torch.
+            chooses: Whether they choose by torch's order (see ``Rendering``).
         """
 
         def attach(function: BeginPasses) -> BeginPasses:
@@ -139,7 +147,7 @@ class MergeMethod:
             if found.passes:
                 raise ValueError(f"mergekit passes of {self.name!r} are registered twice")
             self.renderings[MERGEKIT] = replace(
-                found, passes=function, fits=fits, by_torch=by_torch
+                found, passes=function, fits=fits, by_torch=by_torch, chooses=chooses
             )
             return function
 

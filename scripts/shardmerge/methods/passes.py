@@ -199,6 +199,32 @@ class RowChances:
     by_torch: bool = False
 
 
+#: What puts elements in order: ``torch.argsort``, or ``torch.topk``.
+Order = Literal["sort", "topk"]
+
+
+@dataclass(frozen=True)
+class TorchChoice:
+    """Asks which elements torch puts at some ranks; the answer is a list of masks.
+
+    It sorts whole tensors, and not stably: which of equal elements are among them depends on all.
+    Which zeros are, is not told.
+
+    Args:
+        function: Returns the values, not negative; NaN counts as the greatest.
+        ranks: Of each value.
+        order: What puts them in order. Of ``topk`` the first rank is 0, and they descend.
+    """
+
+    function: Callable[[Elements], Sequence[ElementValue]]
+    ranks: tuple[Ranks, ...]
+    order: Order = "sort"
+
+    def clipped(self, count: int) -> list[Ranks]:
+        """Return the ranks of each value that so many elements have."""
+        return [Ranks(one.start, min(one.stop, count), one.descending) for one in self.ranks]
+
+
 @dataclass(frozen=True)
 class Chances:
     """Asks which elements are chosen by chance; the answer is a list of masks.
@@ -276,6 +302,7 @@ Wanted = (
     | RowSteps
     | Maxima
     | OrderStatistics
+    | TorchChoice
     | TorchSums
     | TorchDraws
 )

@@ -67,6 +67,7 @@ __all__ = [
     "method",
     "methods",
     "parameter_names",
+    "passes_choose",
     "passes_fit",
     "passes_of",
     "passes_use_torch",
@@ -249,6 +250,11 @@ def passes_fit(name: str, numerics: Numerics) -> PassesFit | None:
 def passes_use_torch(name: str, numerics: Numerics) -> bool:
     """Whether a method's passes import torch even where native code makes the elements."""
     return _rendering(name, numerics).by_torch
+
+
+def passes_choose(name: str, numerics: Numerics) -> PassesFit | None:
+    """Return what says whether a method's passes choose by torch's order, if any do."""
+    return _rendering(name, numerics).chooses
 
 
 def steps_of(name: str, numerics: Numerics) -> StepWriter | None:

@@ -64,6 +64,7 @@ class MadeKind:
         make: Makes one; returns what is said of it in the log.
         environment: Name of the environment that jobs run in.
         reads: Returns the bytes that a job reads, likewise; by default those of its files.
+        portable: Whether the bits depend on no processor, library or number of threads.
     """
 
     folder: str
@@ -72,6 +73,7 @@ class MadeKind:
     make: Callable[[MakeTask], str]
     environment: str = BENCHMARK
     reads: Callable[[MadeSource, Lock], int] | None = None
+    portable: bool = False
 
 
 def made_job(one: MadeSource, output: str, lock: Lock, path: Callable[[FileKey], str]) -> MadeJob:
@@ -228,7 +230,9 @@ MADE_KINDS = {
     "hidden": _measured(_hidden_memory, _read_prompts),
     "grams": _measured(_text_memory, _measure_text),
     "fisher": _measured(_text_memory, _measure_text),
-    "norms": _measured(lambda one, lock: _READING_BYTES, _measure_norm, MERGE, _pair_bytes),
+    "norms": _measured(
+        lambda one, lock: STREAMING_BYTES, _measure_norm, MERGE, _pair_bytes, portable=True
+    ),
     "transplant": MadeKind(
         "transplants",
         TransplantSpec,

@@ -70,7 +70,7 @@ def test_they_pass_whatever_their_size(built: Built, monkeypatch: pytest.MonkeyP
 
 def test_few_tiles_are_added_up(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which sums cancel, so that all of their tiles must be, depends on the numbers."""
-    monkeypatch.setattr(recorded, "_spread", lambda name, number: [1])
+    monkeypatch.setattr(recorded, "spread_tiles", lambda name, number: [1])
     tiles = []
     feed = TorchTiles._feed
 

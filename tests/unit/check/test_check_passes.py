@@ -113,7 +113,7 @@ class TestRecorded:
     ) -> None:
         """No threshold is searched for, and few tiles are added up."""
         monkeypatch.setattr(passes.ReducedTiles, "brackets", None)
-        monkeypatch.setattr(recorded, "_spread", lambda name, number: [0])
+        monkeypatch.setattr(recorded, "spread_tiles", lambda name, number: [0])
         found = self.check(built)
         assert found["not_sampled"] == [] and found["undecided"] == 0
 

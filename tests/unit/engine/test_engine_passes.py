@@ -77,6 +77,36 @@ class TestSumsOfColumns:
         assert len(counts) < max(shape[0] / 10, 10)
 
 
+class TestCountsByTile:
+    KEYS = Reduction(("F32",), (("key", (0,)),), (), "keys", (1,))
+    PARTS, TILES = 16, 7
+
+    @pytest.mark.parametrize("kept", [1 << 20, 2 * 16, 1])
+    def test_tell_near_which_tile_a_key_lies(
+        self, monkeypatch: pytest.MonkeyPatch, kept: int
+    ) -> None:
+        """However few numbers are kept: places of equal keys are looked for from there on."""
+        monkeypatch.setattr(tiles, "_KEPT", kept)
+        count = (self.TILES - 1) * BLOCK + 5
+        keys = np.random.default_rng(0).integers(0, self.PARTS + 3, count, np.int32)
+
+        class InMemory:
+            stored = ()
+
+            def read_elements(self, leaf: None, first: int, size: int, into: memoryview) -> None:
+                into[: 4 * size] = keys[first : first + size].tobytes()
+
+        reduced = tiles.ReducedTiles([None], InMemory(), self.KEYS, Given([]))
+        (found,) = reduced.brackets(count, [Bracket(0, 1, 0, self.PARTS)])
+        assert found.every == min(-(-self.PARTS * self.TILES // kept), self.PARTS * self.TILES)
+        for part in (0, 7, self.PARTS - 1):
+            places = np.flatnonzero(keys == 1 + part)
+            for number in (0, len(places) // 2, len(places) - 1):
+                tile, before = found.tile_of(part, number)
+                assert 0 <= places[number] // BLOCK - tile < found.every
+                assert before == np.count_nonzero(places < tile * BLOCK)
+
+
 class TestBands:
     @given(data=st.data())
     @settings(max_examples=50, deadline=None, derandomize=True)

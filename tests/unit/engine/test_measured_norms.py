@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from shardmerge.base.errors import UserError
 from shardmerge.base.unfinished import Keeping
+from shardmerge.engine import native
 from shardmerge.engine.norms import measure_norm
 
 
@@ -47,6 +50,36 @@ def test_threads_change_no_bits(tmp_path: Path) -> None:
     assert found[0] == found[1]
     wanted = math.sqrt(float((tensor.double() - (tensor * 0.3).double()).square().sum()))
     assert found[0] == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.skipif(not native.is_usable(), reason="no native code here")
+def test_native_code_has_the_bits_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each type, tiles and vectors that are not full, and nothing at all."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(3, 91_001, generator=generator)
+    codes = {"h": torch.float16, "b": torch.bfloat16, "f": torch.float32}
+    own = {name: wide.to(code) for name, code in codes.items()} | {"none": torch.ones(0, 4)}
+    base = {name: (one / 3).to(torch.bfloat16) for name, one in own.items()}
+    paths = written(tmp_path / "own", own), written(tmp_path / "base", base)
+    found = [measure_norm([name], *paths, tmp_path / "made") for name in own]
+    monkeypatch.setattr(native, "is_usable", lambda: False)
+    assert found == [measure_norm([name], *paths, tmp_path / "made") for name in own]
+    assert found[-1] == 0.0
+
+
+@pytest.mark.skipif(not native.is_usable(), reason="no native code here")
+def test_no_torch_is_loaded_for_it(tmp_path: Path) -> None:
+    own, base = (written(tmp_path / n, {"w": torch.ones(70) * f}) for n, f in (("a", 1), ("b", 3)))
+    script = (
+        "import sys, pathlib\n"
+        "from shardmerge.engine.norms import measure_norm\n"
+        "own, base, made = map(pathlib.Path, sys.argv[1:])\n"
+        "assert measure_norm(['w'], [own], [base], made) == 280**0.5\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", script, str(*own), str(*base), str(tmp_path / "made")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_killed_job_reads_the_rest_alone(tmp_path: Path) -> None:

@@ -154,6 +154,19 @@ class TestMethods:
         methods.compare(tmp_path, "small", ["slerp"], 3, rows, lambda: None, print, slow=2)
         assert {label: len(runs) for label, runs in rows["slerp"].items()} == {"fast": 3, "slow": 2}
 
+    def test_ours_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        labels = (methods.OURS, methods.MERGEKIT)
+        contestants = {name: builds.Contestant([name], None, ()) for name in labels}
+        monkeypatch.setattr(methods, "prepare", lambda *_: contestants)
+        monkeypatch.setattr(methods, "warm", lambda models: None)
+        monkeypatch.setattr(methods, "_row", lambda name, rows: [name])
+        monkeypatch.setattr(methods, "measure", lambda *_: {"exit": 1.0})
+        rows: methods.Measured = {}
+        methods.compare(tmp_path, "small", ["slerp"], 2, rows, lambda: None, print, alone=True)
+        assert {label: len(runs) for label, runs in rows["slerp"].items()} == {methods.OURS: 2}
+        both = methods.estimate(["13GB"], ["slerp"], 1, {})
+        assert methods.estimate(["13GB"], ["slerp"], 1, {}, alone=True) < both / 2
+
     def test_estimate_counts_what_is_left(self) -> None:
         rows = {"2GB": {"slerp": self.rows(2.0)}}
         assert methods.estimate(["2GB"], ["slerp"], 1, rows) == 0

@@ -19,6 +19,7 @@ from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
+from shardmerge.methods.kernels.torch_choice import torch_mask
 from shardmerge.methods.kernels.torch_order import torch_sums
 from shardmerge.methods.passes import (
     BIAS,
@@ -36,6 +37,7 @@ from shardmerge.methods.passes import (
     RowChances,
     RowSteps,
     Sums,
+    TorchChoice,
     TorchDraws,
     TorchSums,
     Wanted,
@@ -185,6 +187,8 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return chance_masks(wanted)
         case RowChances():
             return _row_masks(wanted, shape, read, step)
+        case TorchChoice():
+            return _torch_choice(wanted, shape, read, step)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -301,6 +305,22 @@ def _bands(
 
     counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
     return find_bands(ranks, count, bits, counted, locate)
+
+
+def _torch_choice(
+    wanted: TorchChoice, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[Masks]:
+    """Return the masks of what torch puts at some ranks on a CPU, one value after the other."""
+    _, count = vectors(shape, "all")
+    masks: list[Masks] = []
+    for k, ranks in enumerate(wanted.clipped(count)):
+        dtype = torch.float32 if wanted.order == "sort" else read(0, 1)[0].dtype
+        values = torch.empty(count, dtype=dtype)
+        for span in spans(count, step):
+            elements = TorchElements(read(span.start, span.stop - span.start), shape, span.start)
+            values[span] = wanted.function(elements)[k].to(dtype).cpu()
+        masks.append(torch_mask(values, ranks, wanted.order))
+    return masks
 
 
 def _order_statistics(

@@ -52,6 +52,27 @@ class Below:
         return packed(self.numbers(first, count) < self.bound)
 
 
+@dataclass(frozen=True)
+class BitMask:
+    """A mask of which the bits of all elements are held.
+
+    Args:
+        bits: Of the elements.
+    """
+
+    bits: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> BitMask:
+        """Return that of a mask, bool [elements]."""
+        return cls(packed(mask))
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return the bits of consecutive elements, uint8."""
+        part = self.bits[first // _BYTE : -(-(first + count) // _BYTE)]
+        return _moved(part, first % _BYTE)
+
+
 def chance_masks(wanted: Chances) -> list[Below]:
     """Return the masks of what is chosen by chance."""
     return [Below(*pair) for pair in zip(wanted.numbers, wanted.bounds, strict=True)]

@@ -66,11 +66,15 @@ def largest_ranks(group: Group) -> dict[int, Ranks]:
 
 def between(group: Group) -> Passes:
     """Keep ``density`` of the magnitudes, without the ``gamma`` largest and the smallest."""
-    ranks = {
+    return (yield from _banded(group.base, middle_ranks(group)))
+
+
+def middle_ranks(group: Group) -> dict[int, Ranks]:
+    """Return the ranks between the ``gamma`` largest and the smallest, as ``largest_ranks``."""
+    return {
         i: Ranks(*kept_between(group.count, *(group.per_input[n][i] for n in ("density", "gamma"))))
         for i in _thinned(group)
     }
-    return (yield from _banded(group.base, ranks))
 
 
 def chance(group: Group) -> Passes:

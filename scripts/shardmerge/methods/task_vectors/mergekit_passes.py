@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
@@ -17,17 +18,34 @@ from shardmerge.methods.passes import (
     Masks,
     NumbersOf,
     Passes,
+    Ranks,
     RowChances,
+    TorchChoice,
     TorchDraws,
     TorchSums,
 )
 from shardmerge.methods.program import nearest
-from shardmerge.methods.task_vectors.keep import generator_seed
+from shardmerge.methods.task_vectors.keep import generator_seed, largest_ranks, middle_ranks
 from shardmerge.methods.task_vectors.passes import shared_and_unique
 
-#: Returns the mask of the elements of a task vector that are kept, or None for all.
+#: Returns the mask of the elements of a task vector that are kept.
 _Mask = Callable[[Elements], ElementValue]
-#: Passes that return the masks of those inputs' task vectors of which not all is kept.
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of task vectors.
+
+    Args:
+        masks: Of those inputs of which not all is kept; None if nothing is.
+        code: Of the type in which the rest is left out, and norms are made.
+    """
+
+    masks: dict[int, _Mask | None]
+    code: str
+
+
+#: Passes that return what is kept of each task vector.
 Keep = Callable[[Group], Passes]
 _SMALLEST_NORM, _SMALLEST_WEIGHT, _SMALLEST_SHARE = 1e-7, 1e-8, 1e-6
 #: Bits of a random number.
@@ -45,17 +63,16 @@ def merge_task_vectors(group: Group, keep: Keep | None, consensus: bool) -> Pass
     base, indices, values = group.base, group.others, group.parameters
     if not indices:
         return lambda x: x[base]
-    masks = (yield from keep(group)) if keep else {}
-    factors = {}
-    if values["rescale"] and masks:
-        factors = yield from _rescaling(group, masks)
+    kept = (yield from keep(group)) if keep else Kept({}, group.dtype)
+    factors = (yield from _rescaling(group, kept)) if values["rescale"] else {}
     weights = [group.per_input["weight"][i] for i in indices]
     weighted = set(weights) != {1.0}
 
     def vector(x: Elements, index: int, weight: float) -> ElementValue:
         part = _difference(x, index, base)
-        if index in masks:
-            part = _masked(group, x, part, masks[index])
+        if index in kept.masks:
+            mask = kept.masks[index]
+            part = _masked(group, x, part, mask, kept.code) if mask else x.full(0.0)
             if index in factors:
                 part = part * factors[index]
             part = x.rounded(part)
@@ -85,9 +102,10 @@ def chance(group: Group) -> Passes:
     density = group.per_input["density"]
     thinned = [i for i in group.others if density[i] < 1]
     numbers = yield TorchDraws(generator_seed(group))
-    bounds = (_bound(nearest(density[i], _wide(group))) for i in thinned)
+    code = _random_code(group)
+    bounds = (_bound(nearest(density[i], code)) for i in thinned)
     found = yield Chances(_turns(group, numbers, len(thinned)), tuple(bounds))
-    return _chosen(thinned, found)
+    return Kept({i: _chosen(mask) for i, mask in zip(thinned, found, strict=True)}, code)
 
 
 def _turns(group: Group, numbers: NumbersOf, count: int) -> tuple[NumbersOf, ...]:
@@ -100,26 +118,15 @@ def _turns(group: Group, numbers: NumbersOf, count: int) -> tuple[NumbersOf, ...
     return tuple(map(of, range(count)))
 
 
-def _chosen(indices: Sequence[int], masks: Sequence[Masks]) -> dict[int, _Mask]:
-    """Return which elements of task vectors masks tell of."""
-
-    def of(mask: Masks) -> _Mask:
-        return lambda x: x.chosen(mask)
-
-    return {i: of(mask) for i, mask in zip(indices, masks, strict=True)}
-
-
 def ranked_chance(group: Group) -> Passes:
     """Keep each element with a probability that grows with its rank in its row, by torch's sort."""
     import numpy as np
 
     density, base = group.per_input["density"], group.base
-    masks: dict[int, _Mask] = {
-        i: lambda x: x.full(0.0).ne(0.0) for i in group.others if density[i] < 1
-    }
+    masks: dict[int, _Mask | None] = {i: None for i in group.others if density[i] < 1}
     ranked = [i for i in masks if density[i] > 0]
     if not ranked:
-        return masks
+        return Kept(masks, _random_code(group))
     numbers = yield TorchDraws(generator_seed(group))
     found = yield RowChances(
         lambda x: [_difference(x, i, base).abs() for i in ranked],
@@ -127,7 +134,38 @@ def ranked_chance(group: Group) -> Passes:
         tuple(np.array([_bound(p) for p in _chances(group, i)], np.uint32) for i in ranked),
         by_torch=True,
     )
-    return masks | _chosen(ranked, found)
+
+    masks |= {i: _chosen(mask) for i, mask in zip(ranked, found, strict=True)}
+    return Kept(masks, _random_code(group))
+
+
+def magnitude(group: Group) -> Passes:
+    """Keep the largest magnitudes, by torch's sort."""
+    ranks = largest_ranks(group)
+    masks: dict[int, _Mask | None] = dict.fromkeys(ranks)
+    some = {i: one for i, one in ranks.items() if group.per_input["density"][i] > 0}
+    return Kept(masks | (yield from _at_ranks(group.base, some)), group.dtype)
+
+
+def between(group: Group) -> Passes:
+    """Drop the largest and the smallest magnitudes, by torch's sort."""
+    return Kept((yield from _at_ranks(group.base, middle_ranks(group))), group.dtype)
+
+
+def _at_ranks(base: int, ranks: dict[int, Ranks]) -> Passes:
+    """Return the masks of the task vectors' magnitudes of some ranks."""
+    if not ranks:
+        return {}
+
+    def magnitudes(x: Elements) -> list[ElementValue]:
+        return [_difference(x, i, base).abs() for i in ranks]
+
+    found = yield TorchChoice(magnitudes, tuple(ranks.values()))
+    return {i: _chosen(mask) for i, mask in zip(ranks, found, strict=True)}
+
+
+def _chosen(mask: Masks) -> _Mask:
+    return lambda x: x.chosen(mask)
 
 
 def _chances(group: Group, index: int) -> list[float]:
@@ -135,7 +173,7 @@ def _chances(group: Group, index: int) -> list[float]:
     import torch
 
     density, epsilon = (group.per_input[name][index] for name in ("density", "epsilon"))
-    wide = torch.bfloat16 if _wide(group) == "BF16" else torch.float32
+    wide = torch.bfloat16 if _random_code(group) == "BF16" else torch.float32
     ranks = torch.arange(group.shape[1] if len(group.shape) > 1 else group.count).to(wide) + 1
     relative = ((ranks - ranks.amin()) / (ranks.amax() - ranks.amin())).clamp(0, 1)
     return ((density - epsilon) + relative * 2 * epsilon).tolist()
@@ -216,29 +254,31 @@ def _difference(x: Elements, index: int, base: int) -> ElementValue:
     return x[index] - x[base]
 
 
-def _masked(group: Group, x: Elements, part: ElementValue, mask: _Mask) -> ElementValue:
-    """Return what is kept, 0 times the rest, in the type that mergekit thins in."""
+def _masked(group: Group, x: Elements, part: ElementValue, mask: _Mask, code: str) -> ElementValue:
+    """Return what is kept, 0 times the rest, in the type of a code."""
     number = x.number(mask(x))
-    if _wide(group) == group.dtype:
+    if code == group.dtype:
         return part * number
     return x.single(part) * x.single(number)
 
 
-def _wide(group: Group) -> str:
+def _random_code(group: Group) -> str:
     """Return the code of the type in which mergekit draws on a CPU."""
     return "BF16" if group.dtype == "BF16" else "F32"
 
 
-def _rescaling(group: Group, masks: dict[int, _Mask]) -> Passes:
+def _rescaling(group: Group, kept: Kept) -> Passes:
     """Return for each task vector its L1 norm over that of what is kept of it, in torch's bits."""
-    code = _wide(group)
+    code, masks = kept.code, {i: mask for i, mask in kept.masks.items() if mask}
+    if not masks:
+        return {}
 
     def magnitudes(x: Elements) -> list[ElementValue]:
         found = []
         for index, mask in masks.items():
             part = _difference(x, index, group.base)
             whole = part if code == group.dtype else x.single(part)
-            found += [whole.abs(), _masked(group, x, part, mask).abs()]
+            found += [whole.abs(), _masked(group, x, part, mask, code).abs()]
         return found
 
     sums = iter((yield TorchSums(magnitudes))[:, 0].tolist())

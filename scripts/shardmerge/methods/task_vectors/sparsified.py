@@ -241,20 +241,27 @@ def _mergekit_della_linear(group: Group) -> torch.Tensor:
     return mergekit.merge_task_vectors(group, mergekit.ranked_chance(group), consensus=False)
 
 
+def _thins(group: Group) -> bool:
+    """Whether not all is kept of some task vector."""
+    return any(group.per_input["density"][i] < 1 for i in group.others)
+
+
 def _in_passes(method: MergeMethod, keep: str, *, consensus: bool) -> None:
     """Declare passes with the bits of the mergekit kernel."""
+    chooses = _thins if keep in ("magnitude", "between") else None
 
-    @method.mergekit_passes(by_torch=keep == "ranked_chance")
+    @method.mergekit_passes(by_torch=keep == "ranked_chance", chooses=chooses)
     def _mergekit(group: Group) -> Passes:
         from shardmerge.methods.task_vectors import mergekit_passes as passes
 
         return passes.merge_task_vectors(group, getattr(passes, keep), consensus)
 
 
-# TIES and Model Breadcrumbs are not among them: which of many equal magnitudes they keep is up to
-# an unstable sort of the whole tensor.
 _in_passes(dare_ties, "chance", consensus=True)
 _in_passes(dare_linear, "chance", consensus=False)
+_in_passes(ties, "magnitude", consensus=True)
+_in_passes(breadcrumbs, "between", consensus=False)
+_in_passes(breadcrumbs_ties, "between", consensus=True)
 _in_passes(della, "ranked_chance", consensus=True)
 _in_passes(della_linear, "ranked_chance", consensus=False)
 

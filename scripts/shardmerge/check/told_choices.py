@@ -1,0 +1,125 @@
+"""Choices by torch's sort as a record tells them: verified thresholds, and bits at those."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardmerge.algebra.samples import Runs
+from shardmerge.engine.quick_choice import Boundaries, Keys
+from shardmerge.methods.kernels.masks import BitMask, packed
+from shardmerge.methods.passes import KeyBand, Ranks
+
+_GREATEST, _NOWHERE = (1 << 31) - 1, (0, 0)
+
+
+@dataclass(frozen=True)
+class ToldRow:
+    """What is recorded of the choice by one value.
+
+    Args:
+        ranks: That are chosen.
+        low, high: The keys between which they lie.
+        text: Which of the elements that have one of these keys are chosen, of some.
+    """
+
+    ranks: Ranks
+    low: int
+    high: int
+    text: str
+
+    @property
+    def band(self) -> KeyBand:
+        """The keys, without the elements at either end."""
+        return KeyBand(self.low, self.high, _NOWHERE, _NOWHERE)
+
+    def sides(self, count: int) -> list[tuple[int, int]]:
+        """Return (rank from the least, key) of what must be so among so many elements."""
+        first, last = self.ranks.start, self.ranks.stop - 1
+        if first > last:
+            return []
+        if self.ranks.descending:
+            first, last = count - 1 - last, count - 1 - first
+        pairs = ((first, self.low, first > 0), (last, self.high, last < count - 1))
+        return [(rank, key) for rank, key, matters in pairs if matters]
+
+
+def told_rows(known: Any, ranks: Sequence[Ranks]) -> list[ToldRow] | None:
+    """Return what is recorded of a choice, None where that has another form."""
+    if not isinstance(known, list) or len(known) != len(ranks):
+        return None
+    rows = []
+    for row, own in zip(known, ranks, strict=True):
+        if not isinstance(row, list) or [type(one) for one in row] != [int, int, str]:
+            return None
+        if not all(0 <= key <= _GREATEST for key in row[:2]):
+            return None
+        rows.append(ToldRow(own, *row))
+    return rows
+
+
+class ToldMask:
+    """The mask of what is chosen, of elements that a record tells of; of others it is found.
+
+    Args:
+        known: Masks of runs, by their first elements.
+        whole: Finds the mask of all.
+    """
+
+    def __init__(self, known: dict[int, np.ndarray], whole: Callable[[], BitMask]) -> None:
+        self._known, self._whole = known, whole
+        self._starts = sorted(known)
+        self._found: BitMask | None = None
+
+    @classmethod
+    def of(
+        cls, row: ToldRow, keys: Keys, runs: Runs, count: int, whole: Callable[[], BitMask]
+    ) -> ToldMask | None:
+        """Return the mask that a row tells, None if it tells of more or fewer elements.
+
+        Args:
+            row: Its thresholds are verified.
+            keys: Of elements.
+            runs: That it tells of.
+            count: Elements of the tensor.
+            whole: Finds the mask of all.
+        """
+        if row.ranks.start >= row.ranks.stop:
+            return cls({}, whole)
+        limits = Boundaries.of(row.ranks, count, row.low, row.high)
+        told = {run[0]: limits.told(keys(*run)) for run in runs}
+        number = sum(int(perhaps.sum()) for _, perhaps in told.values())
+        bits = _bits(row.text, number)
+        if bits is None:
+            return None
+        place = 0
+        for sure, perhaps in told.values():
+            some = int(perhaps.sum())
+            sure[perhaps] = bits[place : place + some]
+            place += some
+        return cls({first: sure for first, (sure, _) in told.items()}, whole)
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return whether consecutive elements are chosen, as bits."""
+        place = bisect.bisect_right(self._starts, first) - 1
+        if place >= 0:
+            begin = first - self._starts[place]
+            part = self._known[self._starts[place]][begin : begin + count]
+            if len(part) == count:
+                return packed(part)
+        self._found = self._found or self._whole()
+        return self._found(first, count)
+
+
+def _bits(text: str, number: int) -> np.ndarray | None:
+    try:
+        data = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except (ValueError, binascii.Error):
+        return None
+    return np.unpackbits(data)[:number].view(bool) if len(data) == -(-number // 8) else None
