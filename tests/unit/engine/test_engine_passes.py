@@ -243,6 +243,13 @@ class TestBrackets:
         )
         assert inside.mean() < 0.06
 
+    def test_brackets_of_large_tensors_have_a_part_for_each_key(self) -> None:
+        sample = np.sort(self.VALUES[:8192].view(np.int32)).reshape(32, -1)
+        wide, fine = (guess(0, count // 10, count, 32, sample) for count in (1 << 20, 1 << 25))
+        assert wide.shift > 0 and fine.shift < wide.shift
+        near = guess(0, 1 << 24, 1 << 25, 32, self.VALUES[:16384].view(np.int32).reshape(64, -1))
+        assert near.shift == 0 and near.parts > 1 << 18
+
     @pytest.mark.parametrize("name", ["ties", "arcee_fusion"])
     def test_sampled_tensors_have_the_bits_of_torch(self, tmp_path: Path, name: str) -> None:
         shape = (520, 1024)
