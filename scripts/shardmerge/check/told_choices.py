@@ -13,7 +13,7 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.quick_choice import Boundaries, Keys
-from shardmerge.methods.kernels.masks import BitMask, packed
+from shardmerge.methods.kernels.masks import BitMask, bits_of
 from shardmerge.methods.passes import KeyBand, Ranks
 
 _GREATEST, _NOWHERE = (1 << 31) - 1, (0, 0)
@@ -112,7 +112,7 @@ class ToldMask:
             begin = first - self._starts[place]
             part = self._known[self._starts[place]][begin : begin + count]
             if len(part) == count:
-                return packed(part)
+                return bits_of(part)
         self._found = self._found or self._whole()
         return self._found(first, count)
 

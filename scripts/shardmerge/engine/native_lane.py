@@ -11,7 +11,7 @@ from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
-from shardmerge.engine.native import address, native
+from shardmerge.engine.native import native, place_of
 from shardmerge.engine.passes import StepsOf
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
@@ -72,7 +72,7 @@ class NativeLane:
             done = first - chunk.first
             pairs = zip(chunk.leaves, sizes, strict=True)
             leaves = [slot.arena.address + at + done * size for (at, _), size in pairs]
-            leaves += map(address, (*made, *steps.given.tables))
+            leaves += map(place_of, (*made, *steps.given.tables))
             out = output + done * chunk.itemsize
             finite, sums = code.run(out, leaves, count, constants)
             all_finite &= finite

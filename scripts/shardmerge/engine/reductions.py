@@ -18,7 +18,7 @@ import numpy as np
 from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import DOUBLE, INT, LANES, StepLines, loop_text, rows_text
 from shardmerge.engine.counting import keys_text, masks_text, maxima_text
-from shardmerge.engine.native import address, compiled, last_elements
+from shardmerge.engine.native import compiled, last_elements, place_of
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:
@@ -178,8 +178,8 @@ class NativeReduction:
         function = self._function(ways)
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
         numbers = (ctypes.c_double * len(constants))(*constants)
-        last = None if more is None else address(more)
-        function(address(output), addresses, count, numbers, last)
+        last = None if more is None else place_of(more)
+        function(place_of(output), addresses, count, numbers, last)
 
     def _function(self, ways: int) -> Callable[..., None]:
         if ways not in self.functions:

@@ -13,7 +13,7 @@ import numpy as np
 
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.choice_text import OPEN, choice_text
-from shardmerge.engine.native import address, array_code
+from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels.ranks import Choose, choice_by
 
@@ -91,6 +91,6 @@ def _longer(x: np.ndarray) -> np.ndarray:
     whole = x
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
-    if address(x) + x.nbytes + LANES * x.itemsize <= whole.ctypes.data + whole.nbytes:
+    if place_of(x) + x.nbytes + LANES * x.itemsize <= whole.ctypes.data + whole.nbytes:
         return x
     return np.concatenate([x, np.zeros(LANES, x.dtype)])

@@ -12,7 +12,7 @@ import numpy as np
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.halves import halved_sum, halved_together
-from shardmerge.engine.native import address
+from shardmerge.engine.native import place_of
 from shardmerge.engine.reductions import native_reduction
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
@@ -280,7 +280,7 @@ class ReducedTiles:
             made = [_longer(load(begin, size)) for load in self._given.loads]
             pairs = zip(places, self._sizes, strict=True)
             leaves = [place + (begin - first) * one for place, one in pairs]
-            leaves += [*map(address, made), *self._tables]
+            leaves += [*map(place_of, made), *self._tables]
             results.append(function(leaves, size, constants, *more))
         return results
 

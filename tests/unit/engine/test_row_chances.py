@@ -125,7 +125,7 @@ class TestMasks:
         expected = stream(0, values.size) < table[order.reshape(-1)]
         for _ in range(2):
             spans = [(first, min(71, values.size - first)) for first in range(0, values.size, 71)]
-            parts = [masks.unpacked(mask(*span), span[1]) for span in spans]
+            parts = [masks.mask_of(mask(*span), span[1]) for span in spans]
             assert np.array_equal(np.concatenate(parts), expected)
 
     def test_room_is_for_the_last_tensor(self) -> None:
@@ -152,7 +152,7 @@ class TestChances:
         _, mask = chosen_by_chance(Chances((RandomStream((1, 2)), stream), (7, bound)), self.COUNT)
         for first in range(0, self.COUNT, 3 * length):
             count = min(length, self.COUNT - first)
-            found = masks.unpacked(mask(first, count), count)
+            found = masks.mask_of(mask(first, count), count)
             assert np.array_equal(found, whole[first : first + count])
 
     def test_numbers_are_made_once(self) -> None:

@@ -14,7 +14,7 @@ from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
 from shardmerge.methods.kernels.keys import RandomStream
-from shardmerge.methods.kernels.masks import Below, chance_masks, unpacked
+from shardmerge.methods.kernels.masks import Below, chance_masks, mask_of
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
@@ -117,7 +117,7 @@ class TorchElements:
         if isinstance(mask, Below) and isinstance(mask.numbers, RandomStream):
             drawn = uniform(mask.numbers.key, first, count, self.tensors[0].device)
             return drawn < mask.bound * 2.0**-32
-        return torch.from_numpy(unpacked(mask(first, count), count))
+        return torch.from_numpy(mask_of(mask(first, count), count))
 
     def exponent(self, value: torch.Tensor) -> torch.Tensor:
         return _exponents(value).double()

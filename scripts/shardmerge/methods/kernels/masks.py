@@ -25,12 +25,12 @@ _BYTE = 8
 FindMasks = Callable[[int, int], list[np.ndarray]]
 
 
-def packed(mask: np.ndarray) -> np.ndarray:
+def bits_of(mask: np.ndarray) -> np.ndarray:
     """Return the bits of a mask, bool [elements]."""
     return np.packbits(mask, bitorder="little")
 
 
-def unpacked(bits: np.ndarray, count: int) -> np.ndarray:
+def mask_of(bits: np.ndarray, count: int) -> np.ndarray:
     """Return the mask of bits, bool [count]."""
     return np.unpackbits(bits, count=count, bitorder="little").view(bool)
 
@@ -49,7 +49,7 @@ class Below:
 
     def __call__(self, first: int, count: int) -> np.ndarray:
         """Return the bits of consecutive elements, uint8."""
-        return packed(self.numbers(first, count) < self.bound)
+        return bits_of(self.numbers(first, count) < self.bound)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BitMask:
     @classmethod
     def of(cls, mask: np.ndarray) -> BitMask:
         """Return that of a mask, bool [elements]."""
-        return cls(packed(mask))
+        return cls(bits_of(mask))
 
     def __call__(self, first: int, count: int) -> np.ndarray:
         """Return the bits of consecutive elements, uint8."""
@@ -139,8 +139,8 @@ class KeptMasks:
         if step % _BYTE:
             spans = [(max(at, first) - at, min(at + step, end) - at) for at in groups]
             pairs = zip(groups, spans, strict=True)
-            parts = [unpacked(self._group(at)[kind], stop)[start:] for at, (start, stop) in pairs]
-            return packed(np.concatenate(parts))
+            parts = [mask_of(self._group(at)[kind], stop)[start:] for at, (start, stop) in pairs]
+            return bits_of(np.concatenate(parts))
         begin = first // _BYTE
         parts = [
             self._group(at)[kind][

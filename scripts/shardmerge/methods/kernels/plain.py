@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.methods.kernels.masks import unpacked
+from shardmerge.methods.kernels.masks import mask_of
 from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
@@ -131,7 +131,7 @@ class PlainElements:
         return Numbers(mask & (band.low <= band.high))
 
     def chosen(self, mask: Masks) -> Numbers:
-        return Numbers(self._of_runs(lambda *run: unpacked(mask(*run), run[1])))
+        return Numbers(self._of_runs(lambda *run: mask_of(mask(*run), run[1])))
 
     def exponent(self, value: Numbers) -> Numbers:
         return Numbers(_exponents(value.array).astype(np.float64))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.masks import KeptMasks, packed
+from shardmerge.methods.kernels.masks import KeptMasks, bits_of
 from shardmerge.methods.passes import Masks, RowChances
 
 #: Returns which elements of rows are chosen, bool: (values, numbers), each [rows, length].
@@ -50,7 +50,7 @@ class RowMasks:
         """Return the masks of some whole rows."""
         values = self._values(begin, size)
         return [
-            packed(self._flat(choose(self._lines(value), self._lines(number(begin, size)))))
+            bits_of(self._flat(choose(self._lines(value), self._lines(number(begin, size)))))
             for value, number, choose in zip(values, self._numbers, self._choose, strict=True)
         ]
 
