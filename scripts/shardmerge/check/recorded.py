@@ -21,7 +21,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
-from shardmerge.engine.passes import NativePasses, OfRows
+from shardmerge.engine.passes import NativePasses, OfRows, to_text
 from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
@@ -35,8 +35,11 @@ from shardmerge.methods.passes import (
     Masks,
     OrderStatistics,
     Ranks,
+    RowStatistics,
     TorchChoice,
     TorchSums,
+    end_of,
+    rows_first,
     vectors,
 )
 
@@ -95,6 +98,13 @@ class RecordedPasses(NativePasses):
                 raise _wrong(call, "sums of rows")
             found[:, begin : begin + count] = some
         return found
+
+    def _row_statistics(
+        self, call: ex.Call, wanted: RowStatistics
+    ) -> tuple[np.ndarray, list[float]]:
+        if not self._recorded.get(call):
+            return super()._row_statistics(call, wanted)
+        return end_of(rows_first(wanted), partial(self._answer, call))
 
     def _known(self, call: ex.Call) -> Any:
         rows, number = self._recorded.get(call, ()), len(self.answers[call])
@@ -184,6 +194,12 @@ class RecordedPasses(NativePasses):
         if None in masks:
             raise _wrong(call, "choices")
         return masks
+
+    def _at_places(self, call: ex.Call, wanted: OrderStatistics, count: int) -> np.ndarray:
+        known, found = self._known(call), super()._at_places(call, wanted, count)
+        if known is not None and known != to_text(found):
+            raise _wrong(call, "order statistics")
+        return found
 
     def _told(self, call: ex.Call, wanted: TorchChoice, k: int, row: ToldRow) -> ToldMask | None:
         count = ex.elements(call.inputs[0])

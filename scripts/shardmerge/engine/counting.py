@@ -106,6 +106,93 @@ def keys_text(reduction: Reduction, head: str) -> str:
     ])  # fmt: skip
 
 
+def caught_text(reduction: Reduction, head: str) -> str:
+    """Return a function that counts how many keys lie below brackets, and keeps those in them.
+
+    Args:
+        reduction: Whose values are keys, for each bracket once.
+        head: The first line of the function. %output has how many lie below each bracket, then the
+            keys that are kept; %extra 64 bits each of how many are, and of each bracket the least
+            key and how many there may be.
+    """
+    writer = StepLines(reduction)
+    kept = range(len(reduction.values))
+    entry = [*writer.entry(), f"  %some = alloca {INT}, align 64"]
+    entry += [f"  %list = getelementptr i32, ptr %output, i64 {len(kept) * LANES}"]
+    entry += ["  %held = load i64, ptr %extra"]
+    for k in kept:
+        entry += [line for place, name in enumerate(("low", "size"), 2 * k + 1)
+                  for line in _number(f"%{name}{k}", place)]  # fmt: skip
+        entry += [f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}"]
+        entry += [f"  %before{k} = load {INT}, ptr %table{k}, align 4"]
+    writer.values()
+    there, inside = _there(writer), f"{MASK} zeroinitializer"
+    for k, key in enumerate(map(writer.value, reduction.values)):
+        below = writer.new(f"icmp slt {INT} {key}, %low{k}")
+        below = writer.new(f"and {MASK} {below}, {there}")
+        ones = writer.new(f"zext {MASK} {below} to {INT}")
+        writer.new(f"add {INT} %sum{k}, {ones}", f"%added{k}")
+        offset = writer.new(f"sub {INT} {key}, %low{k}")
+        own = writer.new(f"icmp ult {INT} {offset}, %size{k}")
+        inside = f"{MASK} " + writer.new(f"or {inside}, {own}")
+    inside = writer.new(f"and {inside}, {there}")
+    whole = f"i{LANES}"
+    writer.new(f"bitcast {MASK} {inside} to {whole}", "%bits")
+    keys = writer.value(reduction.values[0])
+    return "\n".join([
+        head,
+        "entry:",
+        *entry,
+        "  br label %loop",
+        "loop:",
+        "  %i = phi i64 [0, %entry], [%after, %next]",
+        "  %number = phi i64 [%held, %entry], [%upto, %next]",
+        *(f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %next]" for k in kept),
+        *writer.lines,
+        f"  %any = icmp ne {whole} %bits, 0",
+        "  br i1 %any, label %put, label %next",
+        "put:",
+        f"  store {INT} {keys}, ptr %some, align 64",
+        "  br label %one",
+        "one:",
+        f"  %left = phi {whole} [%bits, %put], [%rest, %one]",
+        "  %place = phi i64 [%number, %put], [%more, %one]",
+        f"  %lane = call {whole} @llvm.cttz.{whole}({whole} %left, i1 true)",
+        f"  %key.at = getelementptr i32, ptr %some, {whole} %lane",
+        "  %key = load i32, ptr %key.at",
+        "  %place.at = getelementptr i32, ptr %list, i64 %place",
+        "  store i32 %key, ptr %place.at",
+        "  %more = add i64 %place, 1",
+        f"  %less = sub {whole} %left, 1",
+        f"  %rest = and {whole} %left, %less",
+        f"  %again = icmp ne {whole} %rest, 0",
+        "  br i1 %again, label %one, label %next",
+        "next:",
+        "  %upto = phi i64 [%number, %loop], [%more, %one]",
+        f"  %after = add i64 %i, {LANES}",
+        "  %on = icmp ult i64 %after, %count",
+        "  br i1 %on, label %loop, label %done",
+        "done:",
+        *(f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept),
+        "  store i64 %upto, ptr %extra",
+        "  ret void",
+        "}",
+        "declare i32 @llvm.cttz.i32(i32, i1)",
+        *DECLARATIONS,
+    ])  # fmt: skip
+
+
+def _number(name: str, place: int) -> list[str]:
+    """Return what loads a vector of a number that fits in 32 bits."""
+    return [
+        f"  {name}.at = getelementptr i64, ptr %extra, i64 {place}",
+        f"  {name}.long = load i64, ptr {name}.at",
+        f"  {name}.one = trunc i64 {name}.long to i32",
+        f"  {name}.first = insertelement {INT} poison, i32 {name}.one, i64 0",
+        f"  {name} = shufflevector {INT} {name}.first, {INT} poison, {INT} zeroinitializer",
+    ]
+
+
 def _bracket(k: int) -> list[str]:
     """Return what is found once for a value: its bracket, and where is counted."""
     lines = [

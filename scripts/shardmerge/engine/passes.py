@@ -16,28 +16,31 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.calls import begin_passes
-from shardmerge.algebra.leaves import block_leaves, stated_dtype
+from shardmerge.algebra.leaves import Leaves, block_leaves, stated_dtype
 from shardmerge.algebra.lowering import Steps, is_native, reduction_for, steps_for
 from shardmerge.algebra.samples import remembered_runs
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
+from shardmerge.engine.caught import CaughtKeys
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.memory import BEHIND
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.philox import chosen_by_chance, native_stream
-from shardmerge.engine.quick_choice import Boundaries, Keys, mask_like_torch, open_bits
+from shardmerge.engine.quick_choice import Boundaries, KeysOf, mask_like_torch, open_bits
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
-from shardmerge.engine.row_steps import RowCode, lowered_steps
+from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.tile_buffers import ReadFiles
+from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.kernels.mersenne import Mersenne
+from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Bands,
@@ -52,15 +55,18 @@ from shardmerge.methods.passes import (
     OrderStatistics,
     Ranks,
     RowChances,
+    RowStatistics,
     RowSteps,
     Sums,
     TorchChoice,
     TorchDraws,
+    TorchRows,
     TorchSums,
     Wanted,
     along_first,
     end_of,
     in_turn,
+    rows_first,
     vectors,
 )
 from shardmerge.methods.program import LANES, Reducing, Reduction
@@ -74,9 +80,11 @@ _LAST = threading.local()
 #: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
 #: most, and at most one of so many; elements of a tensor from which on that pays.
 _RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
+#: Elements of a run at most where numbers of their rows are found first.
+_RUN_OF_ROWS = 1024
 
 #: What is asked for of rows.
-OfRows = Sums | Maxima | RowSteps | TorchSums
+OfRows = Sums | Maxima | RowSteps | TorchRows | TorchSums
 #: Returns a number of each vector from a first one on, for each value: (first, count).
 FindRows = Callable[[int, int], np.ndarray]
 
@@ -137,12 +145,20 @@ class NativePasses:
                 bands = self._bands(call, wanted, count)
                 note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
                 return bands
+            case OrderStatistics(places=places) if places:
+                values = self._at_places(call, wanted, count)
+                note(to_text(values))
+                return values.tolist()
+            case TorchRows():
+                return self._rows(call, wanted)
             case OrderStatistics():
                 keys = self._order_statistics(call, wanted, count)
                 note(keys)
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
                 return self._torch_sums(call, wanted)
+            case RowStatistics():
+                return self._row_statistics(call, wanted)
             case TorchChoice():
                 return self._torch_choice(call, wanted, count)
             case RowSteps():
@@ -173,12 +189,22 @@ class NativePasses:
         return tiles.table(count, range(-(-count // BLOCK)))
 
     def _tiles(
-        self, call: ex.Call, function: Callable[[Elements], Sequence[ElementValue]], kind: Reducing
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        kind: Reducing,
+        reader: TileBuffers | None = None,
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
-        places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
-        return ReducedTiles(places, self._files, *found)
+        return ReducedTiles(self._places(leaves), self._files, *found, reader)
+
+    def _places(self, leaves: Leaves) -> list[Any]:
+        return [apart(self._files.locate(leaf)) for leaf in leaves.files]
+
+    def _reader(self, leaves: Leaves) -> TileBuffers:
+        sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
+        return TileBuffers(self._places(leaves), self._files, sizes, BLOCK)
 
     def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
@@ -193,6 +219,8 @@ class NativePasses:
             return self._row_code(call, wanted).find
         if isinstance(wanted, TorchSums):
             return self._torch_tiles(call, wanted).some
+        if isinstance(wanted, TorchRows):
+            return self._torch_rows(call, wanted)
         length, greatest = vectors(call.inputs[0].shape, wanted.axis)[1], isinstance(wanted, Maxima)
         kind: Reducing = "maxima" if greatest and length % LANES == 0 else "sums"
         tiles = self._tiles(call, wanted.function, kind)
@@ -207,7 +235,7 @@ class NativePasses:
 
     def _make_row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
         rows, length = vectors(call.inputs[0].shape, wanted.axis)
-        if rows == 1 or length % LANES or length > BLOCK:
+        if length % LANES or length > BLOCK:
             return None
         leaves = block_leaves(call, self._files.stored, self._numerics)
 
@@ -217,8 +245,7 @@ class NativePasses:
         steps = lowered_steps(wanted, rows, lowered)
         if not all(step.is_whole for step in steps):
             return None
-        places = [apart(self._files.locate(leaf)) for leaf in leaves.files]
-        return RowCode(places, self._files, steps, length)
+        return RowCode(self._reader(leaves), steps, length)
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         answer, seen = self._torch_tiles(call, wanted).answer()
@@ -282,13 +309,13 @@ class NativePasses:
         self.answers[call].append(rows)
         return masks
 
-    def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> Keys:
+    def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""
         tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
         return lambda first, size: tiles.bits(first, size)[0]
 
     def _choose(
-        self, keys: Keys, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
+        self, keys: KeysOf, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
     ) -> BitMask:
         """Return which elements torch puts at some ranks, whose keys lie in a band."""
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
@@ -298,6 +325,101 @@ class NativePasses:
         """Return the keys of the values that have some ranks."""
         counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
         return find_keys(wanted.ranks, count, 32, counted, sample)
+
+    def _row_statistics(
+        self, call: ex.Call, wanted: RowStatistics
+    ) -> tuple[np.ndarray, list[float]]:
+        """Return numbers of rows and the values of some ranks, mostly found in one pass."""
+        rows, length = vectors(call.inputs[0].shape, "last")
+        count = rows * length
+        if isinstance(wanted.rows, TorchRows):
+            if rows == 1:
+                return end_of(rows_first(wanted), partial(self._answer, call))
+            return self._torch_statistics(call, wanted)
+        code = self._row_code(call, wanted.rows)
+        if not code or count < _SAMPLED:
+            return end_of(rows_first(wanted), partial(self._answer, call))
+        raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
+        value = partial(wanted.values, numbers)
+
+        def find(first: int, some: int) -> None:
+            found = code.find(first, some)
+            raw[first : first + some] = found[0]
+            numbers[first : first + some] = wanted.number(found)
+
+        def sample(k: int) -> np.ndarray:
+            for first, some in _runs(count, length):
+                find(first // length, -(-(first % length + some) // length))
+            return told(k, length)
+
+        def caught(brackets: Sequence[Bracket]) -> tuple[list[int], np.ndarray] | None:
+            tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
+            keys = CaughtKeys(brackets)
+            for first, some in row_groups(0, rows, length):
+                find(first, some)
+                keys.add(tiles, first * length, some * length)
+            return keys.found()
+
+        reader = code.reader
+        counted, told = self._keys(call, lambda x: [value(x)], count, {})
+        keys = find_keys(wanted.ranks, count, 32, counted, sample, caught)
+        self.answers[call] += [to_text(raw), keys]
+        return numbers, np.array(keys, np.int32).view(np.float32).tolist()
+
+    def _torch_statistics(
+        self, call: ex.Call, wanted: RowStatistics
+    ) -> tuple[np.ndarray, list[float]]:
+        """Return numbers of rows that torch makes, and the values of ranks, found in one pass."""
+        rows, length = vectors(call.inputs[0].shape, "last")
+        raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
+        reader = self._reader(block_leaves(call, self._files.stored, self._numerics))
+        find = self._torch_rows(call, wanted.rows, reader)
+        value = partial(wanted.values, numbers)
+        tiles = self._tiles(call, lambda x: [value(x)], "bits", reader)
+        groups = row_groups(0, rows, length)
+        picked = PickedValues(wanted.places(), groups[0][1] * length)
+        for first, some in groups:
+            found = find(first, some)
+            raw[first : first + some] = found[0]
+            numbers[first : first + some] = wanted.number(found)
+            (bits,) = tiles.bits(first * length, some * length)
+            picked.add(bits.view(np.float32), first * length)
+        values = picked.ranked(wanted.ranks)
+        self.answers[call] += [to_text(raw), to_text(values)]
+        return numbers, values.tolist()
+
+    def _at_places(self, call: ex.Call, wanted: OrderStatistics, count: int) -> np.ndarray:
+        """Return the values that have some ranks among those at some places."""
+        tiles = self._tiles(call, lambda x: [wanted.function(x)], "bits")
+        picked = PickedValues(wanted.places(), BLOCK)
+        for first in range(0, count, BLOCK):
+            (bits,) = tiles.bits(first, min(BLOCK, count - first))
+            picked.add(bits.view(np.float32), first)
+        return picked.ranked(wanted.ranks)
+
+    def _torch_rows(
+        self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None
+    ) -> FindRows:
+        """Return what finds numbers of rows by torch, which gets a few rows at a time."""
+        import torch
+
+        from shardmerge.engine.buffers import torch_dtype
+
+        number, length = len(call.inputs), vectors(call.inputs[0].shape, wanted.axis)[1]
+        dtype = torch_dtype(stated_dtype(call.inputs[0]))
+        tiles = self._tiles(call, lambda x: [x[i] for i in range(number)], "bits", reader)
+
+        def some(first: int, rows: int) -> np.ndarray:
+            bits = tiles.bits(first * length, rows * length)
+            values = (torch.from_numpy(one.view(np.float32)).to(dtype) for one in bits)
+            made = wanted.function([one.view(rows, length) for one in values])
+            return made.double().reshape(-1).numpy()
+
+        def find(begin: int, count: int) -> np.ndarray:
+            parts = [some(*group) for group in row_groups(begin, count, length)]
+            return np.concatenate(parts)[None]
+
+        return find
 
     def _keys(
         self,
@@ -326,12 +448,10 @@ class NativePasses:
 
         sampled: list[np.ndarray] = []
 
-        def sample(k: int) -> np.ndarray:
+        def sample(k: int, length: int = 0) -> np.ndarray:
             if not sampled:
                 tiles = self._tiles(call, lambda x: [one.key() for one in function(x)], "bits")
-                step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
-                run = min(run, _RUN)
-                runs = [tiles.bits(first * step, run) for first in range(_RUNS)]
+                runs = [tiles.bits(*run) for run in _runs(count, length)]
                 sampled[:] = np.stack(runs, axis=1).view(np.int32)
             return sampled[k]
 
@@ -357,6 +477,18 @@ class NativePasses:
 
         counted, sample = self._keys(call, wanted.function, count, seen)
         return find_bands(wanted.ranks, count, 32, counted, locate, sample)
+
+
+def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:
+    """Return the runs of elements that are a sample: (first, number), all of one length.
+
+    Args:
+        count: Elements of the tensor.
+        length: Elements of a row, of which few are looked at; 0 where rows do not matter.
+    """
+    step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
+    most = min(_RUN_OF_ROWS, length) if length else _RUN
+    return [(first * step, min(run, most)) for first in range(_RUNS)]
 
 
 class StepsOf:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardmerge.engine import torch_order
-from shardmerge.engine.assembly import DOUBLE, INT, LANES, StepLines, loop_text, rows_text
-from shardmerge.engine.counting import keys_text, masks_text, maxima_text
+from shardmerge.engine.assembly import DOUBLE, LANES, StepLines, loop_text, rows_text
+from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
 from shardmerge.engine.native import compiled, last_elements, place_of
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
@@ -131,7 +131,7 @@ class NativeReduction:
         return total
 
     def bits(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
-        """Return the keys themselves, uint32 [values, elements].
+        """Return the keys themselves, or the bits of float32, uint32 [values, elements].
 
         Args:
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
@@ -165,6 +165,27 @@ class NativeReduction:
                 parts, and where its table begins, int32 [values, 4].
         """
         self._call(1, tables, leaves, count, constants, brackets)
+
+    def catch(
+        self,
+        found: np.ndarray,
+        leaves: Sequence[int],
+        count: int,
+        constants: Sequence[float],
+        more: np.ndarray,
+    ) -> None:
+        """Count keys that lie below brackets, and keep those that lie in them.
+
+        Args:
+            found: int32: of each bracket LANES numbers, counted up, of keys below it; then what is
+                kept, of which there may be as many as elements.
+            leaves: Address of the first element of each leaf, of which whole vectors can be read.
+            count: Elements.
+            constants: That the steps name.
+            more: int64: how many are kept, which is counted up, and of each bracket the least key
+                and how many there may be.
+        """
+        self._call(1, found, leaves, count, constants, more)
 
     def _call(
         self,
@@ -216,7 +237,7 @@ def _text(reduction: Reduction, ways: int) -> str:
         return _sums(reduction, ways)
     if reduction.kind == "bits":
         return _bits(reduction)
-    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text}
+    of = {"maxima": maxima_text, "counts": masks_text, "keys": keys_text, "caught": caught_text}
     return of[reduction.kind](reduction, _HEAD)
 
 
@@ -252,14 +273,14 @@ def _sums(reduction: Reduction, ways: int) -> str:
 
 
 def _bits(reduction: Reduction) -> str:
-    """Return a function that writes keys [values, count], of whole vectors."""
+    """Return a function that writes keys, or float32, [values, count], of whole vectors."""
     writer = StepLines(reduction)
     entry = writer.entry()
     writer.values()
     for k, key in enumerate(map(writer.value, reduction.values)):
         row = writer.new(f"mul i64 %count, {k}")
         place = writer.place("%output", "U32", writer.new(f"add i64 {row}, %i"))
-        writer.lines.append(f"  store {INT} {key}, ptr {place}, align 4")
+        writer.lines.append(f"  store {writer.typed(key)}, ptr {place}, align 4")
     return loop_text(_HEAD, entry, (), writer.lines, ())
 
 

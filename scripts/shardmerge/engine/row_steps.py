@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,25 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.native import compiled
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
-from shardmerge.engine.tile_buffers import ReadFiles
+from shardmerge.engine.tile_buffers import TileBuffers
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RowSteps, step_values
 from shardmerge.methods.program import Reducing, Reduction
 from shardmerge.methods.symbolic import Given, StepValue, SymbolicElements
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Call:
     """A call of native code for each row.
 
     Args:
         function: Address of the code.
-        output: Where it writes for the first row.
+        output: Where it writes for row 0.
         count: Elements.
-        leaves: Where it reads for the first row.
+        leaves: Where it reads for the first row of those that are read together.
         moves: Bytes by which these move from row to row.
-        constants: That its steps name, at least one.
-        first: Number of the constant that is the index of the row's first element.
+        constants: That its steps name.
+        first: Number of the constant that is the index of the row's first element, or one more.
         more: Its last argument.
         output_moves: Bytes by which the output moves.
     """
@@ -52,16 +52,56 @@ class _Call:
     first: int
     more: np.ndarray
     output_moves: int = 0
-    keep: list[np.ndarray] = field(default_factory=list)
 
-    def row(self, begin: int) -> list[int]:
-        """Return its fields for rows from an element on."""
-        constants = np.array([*self.constants, 0.0])
-        constants[self.first] = begin
-        self.keep = [np.array(self.leaves, np.int64), np.array(self.moves, np.int64), constants]
-        leaves, moves, numbers = (one.ctypes.data for one in self.keep)
-        own = [self.function, self.output, self.output_moves, leaves, moves, len(self.leaves)]
-        return [*own, self.count, numbers, numbers + 8 * self.first, self.more.ctypes.data]
+
+class _Calls:
+    """Calls as the driver takes them, which changes them from row to row.
+
+    Args:
+        calls: For each row.
+        length: Elements of a row.
+    """
+
+    def __init__(self, calls: Sequence[_Call], length: int) -> None:
+        self._keep = calls
+        self._size = np.array([len(calls), length], np.int64)
+        numbers = [[*call.constants, 0.0] for call in calls]
+        self._begun = (
+            np.array([place for call in calls for place in call.leaves], np.int64),
+            np.array([number for own in numbers for number in own]),
+        )
+        self._leaves, self._numbers = (one.copy() for one in self._begun)
+        self._moves = np.array([one for call in calls for one in call.moves], np.int64)
+        leaf = _starts([len(call.leaves) for call in calls])
+        number = _starts(list(map(len, numbers)))
+        self._firsts = number + [call.first for call in calls]
+        fields = (
+            [call.function for call in calls],
+            [call.output for call in calls],
+            [call.output_moves for call in calls],
+            self._leaves.ctypes.data + 8 * leaf,
+            self._moves.ctypes.data + 8 * leaf,
+            [len(call.leaves) for call in calls],
+            [call.count for call in calls],
+            self._numbers.ctypes.data + 8 * number,
+            self._numbers.ctypes.data + 8 * self._firsts,
+            [call.more.ctypes.data for call in calls],
+        )
+        self._table = np.array(fields, np.int64).T.copy()
+
+    def run(self, row: int, rows: int) -> None:
+        """Make the calls for some rows, the first of which has that number."""
+        for now, begun in zip((self._leaves, self._numbers), self._begun, strict=True):
+            now[:] = begun
+        self._numbers[self._firsts] = row * self._size[1]
+        table = self._table.copy()
+        table[:, 1] += row * table[:, 2]
+        _driver()[0](table.ctypes.data, self._size.ctypes.data, rows, None, None)
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    """Return where each of some lists begins, if they follow each other."""
+    return np.cumsum([0, *counts[:-1]])
 
 
 @dataclass(frozen=True)
@@ -118,19 +158,14 @@ class RowCode:
     """All steps of rows of a length.
 
     Args:
-        locations: Of the leaves of files.
-        files: That are read.
+        reader: Of the leaves of files; it has read the rows that were looked at last.
         steps: In order.
         length: Elements of a row, a multiple of LANES, at most BLOCK.
     """
 
-    def __init__(
-        self, locations: Sequence[Any], files: ReadFiles, steps: Sequence[Step], length: int
-    ) -> None:
-        self._locations, self._files = locations, files
+    def __init__(self, reader: TileBuffers, steps: Sequence[Step], length: int) -> None:
+        self.reader = reader
         self._steps, self._length = steps, length
-        sizes = [DTYPES[code].size for code in steps[0].reduction.leaves]
-        self._buffers = [np.zeros(BLOCK * size, np.uint8) for size in sizes]
         # what a step leaves for the next, and what it is halved to
         most = max(len(step.reduction.values) for step in steps)
         self._held = [np.empty((len(step.reduction.values), length)) for step in steps]
@@ -139,31 +174,24 @@ class RowCode:
 
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
-        together = BLOCK // self._length
-        for row in range(begin, begin + count, together):
-            self._find(row, min(together, begin + count - row))
+        for row, rows in row_groups(begin, count, self._length):
+            self.reader.read(row * self._length, rows * self._length)
+            self._calls.run(row, rows)
         return self._steps[-1].numbers[:, begin : begin + count].copy()
 
-    def _find(self, row: int, rows: int) -> None:
-        for location, buffer in zip(self._locations, self._buffers, strict=True):
-            own = row * self._length, rows * self._length
-            self._files.read_elements(location, *own, memoryview(buffer))
-        leaves = [buffer.ctypes.data for buffer in self._buffers]
-        calls: list[_Call] = []
-        for k, step in enumerate(self._steps):
-            calls += self._calls(k, step, leaves, row)
-        table = np.array([one.row(row * self._length) for one in calls], np.int64)
-        number = np.array([len(calls), self._length], np.int64)
-        _driver()[0](table.ctypes.data, number.ctypes.data, rows, None, None)
+    @cached_property
+    def _calls(self) -> _Calls:
+        calls = [one for k, step in enumerate(self._steps) for one in self._calls_of(k, step)]
+        return _Calls(calls, self._length)
 
-    def _calls(self, k: int, step: Step, leaves: Sequence[int], row: int) -> list[_Call]:
+    def _calls_of(self, k: int, step: Step) -> list[_Call]:
         """Return what finds a step's numbers: its values, which are added up, to one number."""
         reduction, given, length = step.reduction, step.given, self._length
         held = self._held[k - 1].ctypes.data
         sizes = [DTYPES[code].size for code in reduction.leaves]
         before = [held + 8 * length * value for value in range(given.held)]
         tables = [one.ctypes.data for one in given.tables]
-        places = [*leaves, *before, *tables]
+        places = [*self.reader.starts, *before, *tables]
         moves = [*(length * size for size in sizes), *[0] * (len(places) - len(sizes))]
         first = len(given.constants) if given.first is None else given.first
         kept, left = len(reduction.values), self._left.ctypes.data
@@ -171,11 +199,11 @@ class RowCode:
         code = native_reduction(reduction)
         if reduction.kind == "maxima":
             calls = [_Call(code.address(1), left, length, *own)]
-            return [*calls, self._last(step, "maxima", LANES, LANES, row)]
+            return [*calls, self._last(step, "maxima", LANES, LANES)]
         ways, rest = halving(kept, length)
         if k == len(self._steps) - 1:
             calls = [_Call(code.address(ways), left, length, *own)]
-            return [*calls, self._last(step, "sums", length // ways, rest, row)]
+            return [*calls, self._last(step, "sums", length // ways, rest)]
         held = self._held[k].ctypes.data
         again = native_reduction(_held_values(kept))
         parts = [held + 8 * length * value for value in range(kept)]
@@ -183,15 +211,22 @@ class RowCode:
             _Call(code.address(1), held, length, *own),
             _Call(again.address(ways), left, length, parts, [0] * kept, (), 0, self._one),
         ]
-        return [*calls, self._last(step, "sums", length // ways, rest, row)]
+        return [*calls, self._last(step, "sums", length // ways, rest)]
 
-    def _last(self, step: Step, kind: str, stride: int, count: int, row: int) -> _Call:
+    def _last(self, step: Step, kind: str, stride: int, count: int) -> _Call:
         """Return what brings that which is left of rows to one number."""
         numbers = step.numbers
         more = np.array([len(numbers), stride, numbers.strides[0] // 8], np.int64)
-        place = numbers.ctypes.data + 8 * row
         function = ctypes.cast(_last_code(kind)[0], ctypes.c_void_p).value
-        return _Call(function, place, count, [self._left.ctypes.data], [0], (), 0, more, 8)
+        left, place = [self._left.ctypes.data], numbers.ctypes.data
+        return _Call(function, place, count, left, [0], (), 0, more, 8)
+
+
+def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
+    """Return (first, number) of rows that are looked at together, of some rows of a length."""
+    together = max(1, BLOCK // length)
+    firsts = range(begin, begin + count, together)
+    return [(row, min(together, begin + count - row)) for row in firsts]
 
 
 def _held_values(kept: int) -> Reduction:

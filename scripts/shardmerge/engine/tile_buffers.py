@@ -35,29 +35,39 @@ class TileBuffers:
         locations: Of the leaves.
         files: That are read.
         sizes: Bytes of an element of each leaf.
+        most: Elements that are read at once, at most.
+
+    Attributes:
+        starts: Addresses of the buffers.
+        until: Up to which element all will be asked for in order.
     """
 
-    def __init__(self, locations: Sequence[Any], files: ReadFiles, sizes: Sequence[int]) -> None:
-        self._locations, self._files, self._sizes = locations, files, sizes
-        self._room = self._begin = self._end = 0
-        self._buffers: list[np.ndarray] = []
-        self._places: list[int] = []
-        #: Up to which element all will be asked for in order.
-        self.until = 0
+    def __init__(
+        self,
+        locations: Sequence[Any],
+        files: ReadFiles,
+        sizes: Sequence[int],
+        most: int = _AHEAD,
+    ) -> None:
+        self._locations, self._files, self._sizes, self._most = locations, files, sizes, most
+        # of the last elements whole vectors can be read
+        self._buffers = [np.zeros((most + LANES) * size, np.uint8) for size in sizes]
+        self.starts = [buffer.ctypes.data for buffer in self._buffers]
+        self._begin = self._end = self.until = 0
+
+    def read(self, first: int, count: int) -> None:
+        """Have elements that follow each other at the buffers' beginning."""
+        if first != self._begin or first + count > self._end:
+            self._read(first, count)
 
     def places(self, first: int, count: int) -> list[int]:
         """Return the addresses of elements that follow each other; they are read if need be."""
         if not self._begin <= first <= first + count <= self._end:
-            self._read(first, max(count, min(self.until - first, _AHEAD)))
-        pairs = zip(self._places, self._sizes, strict=True)
+            self._read(first, max(count, min(self.until - first, self._most)))
+        pairs = zip(self.starts, self._sizes, strict=True)
         return [place + (first - self._begin) * size for place, size in pairs]
 
     def _read(self, first: int, count: int) -> None:
-        if count > self._room:
-            self._room = count
-            # of the last elements whole vectors can be read
-            self._buffers = [np.zeros((count + LANES) * size, np.uint8) for size in self._sizes]
-            self._places = [buffer.ctypes.data for buffer in self._buffers]
         self._begin = self._end = first
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))

@@ -55,7 +55,14 @@ class BracketCount:
 
 
 class ReducedTiles:
-    """The elements of a reduction's leaves, read tile by tile."""
+    """The elements of a reduction's leaves, read tile by tile.
+
+    Args:
+        locations, files: Where the leaves lie.
+        reduction: What is made of them.
+        given: What that needs besides.
+        reader: Reads these leaves for others too.
+    """
 
     def __init__(
         self,
@@ -63,10 +70,11 @@ class ReducedTiles:
         files: ReadFiles,
         reduction: Reduction,
         given: Given,
+        reader: TileBuffers | None = None,
     ) -> None:
         self._code, self._given = native_reduction(reduction), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]
-        self._buffers = TileBuffers(locations, files, self._sizes)
+        self._buffers = reader or TileBuffers(locations, files, self._sizes)
         self._tables = [table.ctypes.data for table in given.tables]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
@@ -193,6 +201,10 @@ class ReducedTiles:
             )
             for one, own, seen, step in zip(brackets, rows, after, every, strict=True)
         ]
+
+    def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
+        """Count a tile's keys that lie below brackets, and keep those that lie in them."""
+        self._run(first, count, partial(self._code.catch, found), more)
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""

@@ -72,6 +72,8 @@ class Elements(Protocol):
 Masks = Callable[[int, int], "np.ndarray"]
 #: Returns for consecutive elements, (first, count), a number of each, uint32 [count].
 NumbersOf = Callable[[int, int], "np.ndarray"]
+#: Returns indices of elements, in any order.
+Places = Callable[[], "np.ndarray"]
 #: The bits of the square root of 1/2, of a number's mantissa, and what exponents are stored with.
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
@@ -172,10 +174,52 @@ class OrderStatistics:
     Args:
         function: Returns values of the inputs' type that are not negative.
         ranks: From 0, each less than the number of elements.
+        places: Returns the indices of the elements that have ranks, of one perhaps several times;
+            None for all. Their values may be negative.
     """
 
     function: Callable[[Elements], ElementValue]
     ranks: tuple[int, ...]
+    places: Places | None = None
+
+
+@dataclass(frozen=True)
+class TorchRows:
+    """Asks for a number of each row that torch makes; the answer is float64 [1, rows].
+
+    Args:
+        function: Returns the numbers of some rows, which do not depend on others: (all inputs,
+            [rows, elements of a row] each).
+        axis: Of the rows.
+    """
+
+    function: Callable[[Sequence[Any]], Any]
+    axis: Axis = "last"
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Asks for values that have some ranks, and that are made with a number of their row.
+
+    The answer is those numbers, [rows], and a list as of ``OrderStatistics``. Rows and values may
+    be looked at in one pass.
+
+    Args:
+        rows: Finds numbers of rows.
+        number: Makes of these, [values, rows] of some rows, the number that elements are told.
+        function: Returns values of the inputs' type that are not negative: (elements, the number).
+        ranks, places: As of ``OrderStatistics``.
+    """
+
+    rows: RowSteps | TorchRows
+    number: Callable[[np.ndarray], np.ndarray]
+    function: Callable[[Elements, ElementValue], ElementValue]
+    ranks: tuple[int, ...]
+    places: Places | None = None
+
+    def values(self, numbers: np.ndarray, x: Elements) -> ElementValue:
+        """Return the values of elements, by the numbers of all rows."""
+        return self.function(x, x.along(numbers, "last"))
 
 
 @dataclass(frozen=True)
@@ -302,7 +346,9 @@ Wanted = (
     | RowSteps
     | Maxima
     | OrderStatistics
+    | RowStatistics
     | TorchChoice
+    | TorchRows
     | TorchSums
     | TorchDraws
 )
@@ -337,6 +383,14 @@ def in_turn(wanted: RowSteps) -> Generator[Wanted, Any, np.ndarray]:
         values = partial(step_values, function, found, values)
         found = yield (Sums if kind == "sums" else Maxima)(values, wanted.axis)
     return found
+
+
+def rows_first(wanted: RowStatistics) -> Generator[Wanted, Any, tuple[np.ndarray, list[float]]]:
+    """Ask for the numbers of all rows, then for the values that have some ranks; return both."""
+    numbers = wanted.number((yield wanted.rows))
+    function = partial(wanted.values, numbers)
+    values = yield OrderStatistics(function, wanted.ranks, wanted.places)
+    return numbers, values
 
 
 def step_values(

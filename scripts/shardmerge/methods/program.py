@@ -69,7 +69,9 @@ class Program:
 
 
 #: How values are reduced.
-Reducing = Literal["sums", "maxima", "counts", "keys", "bits", "rows", "pairs", "lanes", "numbers"]
+Reducing = Literal[
+    "sums", "maxima", "counts", "keys", "caught", "bits", "rows", "pairs", "lanes", "numbers"
+]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
 #: lanes of a vector or number by number.
 IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
@@ -81,8 +83,9 @@ class Reduction:
 
     Args:
         leaves, steps, loads, tables: As of a ``Program``.
-        kind: ``sums`` or ``maxima`` of float64 values, ``counts`` of masks, where ``keys`` lie, or
-            their ``bits`` as they are; see also ``IN_TORCH_ORDER``.
+        kind: ``sums`` or ``maxima`` of float64 values, ``counts`` of masks, where ``keys`` lie,
+            those that are ``caught`` in brackets, or their ``bits`` as they are; see also
+            ``IN_TORCH_ORDER``.
         values: What is reduced.
     """
 

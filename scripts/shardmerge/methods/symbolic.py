@@ -234,15 +234,16 @@ class SymbolicElements:
         import numpy as np
 
         code = "F64" if wide else "F32"
-        if len(values) == 1 and not wide:
-            return self.full(float(values[0]))
-        if len(values) == 1:
-            return StepValue(self.writer, self.writer.full(float(values[0]), code))
         # of numbers that are found later the place is known already
         stored = np.ascontiguousarray(values, "<f8" if wide else "<f4")
         length = vectors(self.shape, axis)[1]
         if axis == "last" and length % LANES == 0:
+            # a tensor of one row is computed by the code of those that have many
             number = self._row(stored, code, length)
+        elif len(values) == 1:
+            if not wide:
+                return self.full(float(values[0]))
+            number = self.writer.full(float(values[0]), code)
         else:
             self.given.loads.append(partial(_along, stored, self.shape, axis))
             number = self.writer.load(code)

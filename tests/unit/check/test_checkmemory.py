@@ -34,18 +34,21 @@ paths = {}
 for key in spec.required_files():
     paths[key] = Path(key[0])
     with open(paths[key], "wb") as file:
-        file.write(write_header([("t", "F16", shape)], {}))
-        file.truncate(file.tell() + 2 * shape[0] * shape[1])
+        file.write(write_header([("t", "F64", shape)], {}))
+        file.truncate(file.tell() + 8 * shape[0] * shape[1])
 with open("out", "wb") as file:
-    file.write(write_header([("t", "F16", shape)], {"format": "pt"}))
-    file.truncate(file.tell() + 2 * shape[0] * shape[1])
+    file.write(write_header([("t", "F64", shape)], {"format": "pt"}))
+    file.truncate(file.tell() + 8 * shape[0] * shape[1])
 found = check_shard(spec, Path("out"), paths, [])
 print(peak_memory(), len(found["not_sampled"]))
 """
 
 
-def spec_of(shape: Any, method: str = "arcee_fusion", numerics: Numerics = MERGEKIT) -> Any:
-    sources = tuple(Source(f"m{i}", "f", "t", "F16", shape) for i in range(2))
+def spec_of(
+    shape: Any, method: str = "arcee_fusion", numerics: Numerics = MERGEKIT, code: str = "F64"
+) -> Any:
+    """Return the specification of a merge of two models; of float64 it needs whole tensors."""
+    sources = tuple(Source(f"m{i}", "f", "t", code, shape) for i in range(2))
     call = Call(
         method,
         sources,
@@ -55,7 +58,7 @@ def spec_of(shape: Any, method: str = "arcee_fusion", numerics: Numerics = MERGE
         models=tuple(s.model for s in sources),
         output_shape=shape,
     )
-    tensor = OutputTensor("t", "F16", shape, call)
+    tensor = OutputTensor("t", code, shape, call)
     files = {(s.model, s.file): "sha256:0" for s in sources}
     return ShardSpec((tensor,), files, numerics, False)
 
@@ -68,7 +71,9 @@ class TestCheckBytes:
         assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
 
     def test_passes_take_nothing_more(self) -> None:
-        assert check_bytes(make_tasks(spec_of((1000, 1024), "slerp", FLOAT32))) == STREAMING_BYTES
+        for numerics in (FLOAT32, MERGEKIT):
+            spec = spec_of((1000, 1024), "arcee_fusion", numerics, "F16")
+            assert check_bytes(make_tasks(spec)) == STREAMING_BYTES
 
     def test_a_tensor_that_is_too_large_is_not_recomputed(self) -> None:
         assert check_bytes(make_tasks(spec_of((WHOLE // 1024 + 1, 1024)))) == STREAMING_BYTES

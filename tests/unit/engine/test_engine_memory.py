@@ -141,6 +141,7 @@ class TestStreaming:
             ("nuslerp", {"nuslerp_flatten": False}),
             ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
             ("model_stock", {"filter_wise": True}),
+            ("arcee_fusion", {}),
         ],
     )
     def test_vectors_that_are_rows_in_mergekit_numerics(
@@ -225,15 +226,12 @@ def _one_of_many(folder: Path, name: str, rows: int) -> ShardSpec:
 class TestWhole:
     """A method that must see whole tensors gets what its largest tensor needs."""
 
-    @pytest.mark.parametrize(
-        ("name", "models", "numerics"),
-        [("arcee_fusion", "ab", MERGEKIT), ("karcher", "ab", MERGEKIT)],
-    )
-    def test_is_foretold(self, tmp_path: Path, name: str, models: str, numerics: str) -> None:
-        s = sparse(tmp_path, models, "F32", (4_000, 2_000))  # 32 MB each
-        spec = spec_of("F32", call_of(name, list(s.values()), numerics), numerics)
+    @pytest.mark.parametrize(("name", "code"), [("arcee_fusion", "F64"), ("karcher", "F32")])
+    def test_is_foretold(self, tmp_path: Path, name: str, code: str) -> None:
+        s = sparse(tmp_path, "ab", code, (4_000, 2_000))  # 32 or 64 MB each
+        spec = spec_of(code, call_of(name, list(s.values()), MERGEKIT), MERGEKIT)
         foretold, peak = workspace_bytes(make_tasks(spec)), measured(tmp_path, spec, threads=2)
-        assert foretold > STREAMING_BYTES + 32e6 * len(models)
+        assert foretold > STREAMING_BYTES + 2 * 8e6 * (8 if code == "F64" else 4)
         assert peak <= foretold < 4 * peak  # how much of it pages take varies
 
     def test_a_choice_by_torchs_order_is_foretold(self, tmp_path: Path) -> None:
@@ -250,6 +248,22 @@ class TestWhole:
         assert STREAMING_BYTES + 4 * count < foretold < STREAMING_BYTES + 5 * count
         assert peak <= foretold
         assert check_bytes(make_tasks(spec)) == foretold
+
+    @pytest.mark.parametrize(("name", "values"), [("ties", {"density": 1.0}), ("sce", {})])
+    def test_what_chooses_nothing_streams(self, name: str, values: dict[str, float]) -> None:
+        call = call_of(name, [ex.Source(m, FILE, "w", "F16", (5, 100)) for m in "abc"], MERGEKIT)
+        shared = dict(call.parameters) | ({"select_topk": 1.0} if name == "sce" else {})
+        each = {k: tuple(values.get(k, v) for v in row) for k, row in call.per_input}
+        call = replace(
+            call, parameters=tuple(sorted(shared.items())), per_input=tuple(sorted(each.items()))
+        )
+        assert workspace_bytes(make_tasks(spec_of("F16", call, MERGEKIT))) == STREAMING_BYTES
+
+    def test_where_torch_chooses_it_takes_more(self) -> None:
+        shape = (1 << 20, 1 << 11)  # more elements than numbers of 32 bits can tell apart
+        call = call_of("ties", [ex.Source(m, FILE, "w", "F16", shape) for m in "abc"], MERGEKIT)
+        foretold = workspace_bytes(make_tasks(spec_of("F16", call, MERGEKIT)))
+        assert foretold > STREAMING_BYTES + 20 * math.prod(shape)
 
     def test_is_that_of_the_largest_tensor(self) -> None:
         tensors = []

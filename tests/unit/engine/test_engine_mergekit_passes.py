@@ -17,6 +17,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
 from shardmerge.engine import native, native_lane
 from shardmerge.engine.mersenne import native_fill
+from shardmerge.methods.blending import mergekit
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.mersenne import Fill, Mersenne, numpy_fill
 from shardmerge.methods.kernels.torch_order import torch_sums
@@ -58,7 +59,7 @@ class TestBits:
         self, tmp_path: Path, name: str, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> None:
         group = kernel_cases.ordinary(
-            name, shape, 3, dtype, density=0.6, weight=0.3, rescale=True, select_topk=1.0
+            name, shape, 3, dtype, density=0.6, weight=0.3, rescale=True, select_topk=0.5
         )
         expected = kernel_of(name, MERGEKIT)[0](group)
         assert kernel_cases.differing(built(tmp_path, name, group), expected) == 0
@@ -92,6 +93,7 @@ BY_ROWS = [
     ("nuslerp", {"nuslerp_flatten": False}),
     ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
     ("model_stock", {"filter_wise": True}),
+    ("arcee_fusion", {}),
 ]
 
 
@@ -121,6 +123,21 @@ class TestRows:
         group = kernel_cases.ordinary(name, (301, 521), 2, dtype, **values)
         expected = kernel_of(name, MERGEKIT)[0](group)
         assert kernel_cases.differing(built(tmp_path, name, group), expected) == 0
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("native_code", [True, False])
+def test_quantiles_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, native_code: bool
+) -> None:
+    """Of more elements than are looked at, random ones tell of quantiles, some of them twice."""
+    monkeypatch.setattr(mergekit, "SAMPLE", 10_000)
+    if not native_code:
+        monkeypatch.setattr(native, "is_usable", lambda: False)
+    group = kernel_cases.ordinary("arcee_fusion", (301, 1031), dtype=dtype)
+    expected = kernel_of("arcee_fusion", MERGEKIT)[0](group)
+    assert kernel_cases.differing(built(tmp_path, "arcee_fusion", group), expected) == 0
+    assert (expected != group.tensors[0]).any() and (expected != group.tensors[1]).any()
 
 
 def test_what_fills_the_last_vector_is_not_looked_at(

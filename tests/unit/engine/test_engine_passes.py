@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of
+from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.engine import native, reductions, tiles
+from shardmerge.engine import caught, native, reductions, tiles
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels import brackets
 from shardmerge.methods.kernels.blocks import tree_sum
 from shardmerge.methods.kernels.brackets import Bracket, Statistic, band_of, find_keys, guess
 from shardmerge.methods.passes import KeyBand, Ranks
@@ -146,6 +148,29 @@ class TestBands:
         cases.assert_same(models.load()["w"], expected)
 
 
+def reading_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets how many elements are read each time."""
+    read = InputFiles.read_elements
+    counts: list[int] = []
+
+    def counted(self: InputFiles, leaf: object, first: int, count: int, into: object) -> None:
+        counts.append(count)
+        read(self, leaf, first, count, into)
+
+    monkeypatch.setattr(InputFiles, "read_elements", counted)
+    return counts
+
+
+def fusion(folder: Path, shape: tuple[int, ...]) -> tuple[Models, ex.Call, torch.Tensor]:
+    """Return two models, the call that fuses them, and what that is in float32."""
+    group = kernel_cases.ordinary("arcee_fusion", shape, dtype=torch.float16)
+    models = Models(folder, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+    call = call_of("arcee_fusion", group, [models.source(model) for model in models.tensors])
+    wide = [tensor.float() for tensor in group.tensors]
+    expected = kernel_of("arcee_fusion", FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
+    return models, call, expected
+
+
 class TestNumbersOfRows:
     """Rows of whole vectors have their numbers in tables, and their steps follow each other."""
 
@@ -178,17 +203,8 @@ class TestNumbersOfRows:
     def test_rows_are_read_once_for_all_steps(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        read = InputFiles.read_elements
-        counts = []
-
-        def counted(self: InputFiles, leaf: object, first: int, count: int, into: object) -> None:
-            counts.append(count)
-            read(self, leaf, first, count, into)
-
-        monkeypatch.setattr(InputFiles, "read_elements", counted)
-        group = kernel_cases.ordinary("arcee_fusion", (64, 96), dtype=torch.float16)
-        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
-        call = call_of("arcee_fusion", group, [models.source(model) for model in models.tensors])
+        counts = reading_counted(monkeypatch)
+        models, call, _ = fusion(tmp_path, (64, 96))
         models.build(models.spec({"w": ("F16", call)}))
         # the rows, order statistics twice, and what is written
         assert sum(counts) == 4 * 2 * 64 * 96
@@ -235,7 +251,7 @@ class TestBrackets:
 
     def test_a_sample_makes_the_first_brackets_narrow(self) -> None:
         sample = self.VALUES[:8192].view(np.int32).reshape(32, -1)
-        one = guess(0, 5000, 20_000, 32, sample)
+        one = guess(0, 5000, 20_000, 32, sample, np.sort(sample, axis=None))
         key = int(np.sort(self.VALUES)[5000].view(np.int32))
         assert one.low <= key < one.low + (one.parts << one.shift)
         inside = (one.low <= self.VALUES.view(np.int32)) & (
@@ -245,10 +261,38 @@ class TestBrackets:
 
     def test_brackets_of_large_tensors_have_a_part_for_each_key(self) -> None:
         sample = np.sort(self.VALUES[:8192].view(np.int32)).reshape(32, -1)
-        wide, fine = (guess(0, count // 10, count, 32, sample) for count in (1 << 20, 1 << 25))
+        wide, fine = (
+            guess(0, count // 10, count, 32, sample, sample.reshape(-1))
+            for count in (1 << 20, 1 << 25)
+        )
         assert wide.shift > 0 and fine.shift < wide.shift
-        near = guess(0, 1 << 24, 1 << 25, 32, self.VALUES[:16384].view(np.int32).reshape(64, -1))
+        sample = self.VALUES[:16384].view(np.int32).reshape(64, -1)
+        near = guess(0, 1 << 24, 1 << 25, 32, sample, sample.reshape(-1))
         assert near.shift == 0 and near.parts > 1 << 18
+
+    def test_rows_and_thresholds_are_found_in_one_pass(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Few rows are read for the sample, all once for both, and once for what is written."""
+        monkeypatch.setattr(tiles.ReducedTiles, "brackets", None)
+        shape = (512, 1024)
+        counts = reading_counted(monkeypatch)
+        models, call, expected = fusion(tmp_path, shape)
+        models.build(models.spec({"w": ("F32", call)}))
+        cases.assert_same(models.load()["w"], expected)
+        assert sum(counts) < 2 * 2.3 * math.prod(shape)
+
+    @pytest.mark.parametrize("missed", ["a bracket is beside", "too many keys are in them"])
+    def test_thresholds_that_are_not_caught_are_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missed: str
+    ) -> None:
+        if missed == "a bracket is beside":
+            monkeypatch.setattr(brackets, "guess", lambda k, rank, *_: Bracket(k, 7, 0, rank + 1))
+        else:
+            monkeypatch.setattr(caught, "_MOST", 1000)
+        models, call, expected = fusion(tmp_path, (512, 1024))
+        models.build(models.spec({"w": ("F32", call)}))
+        cases.assert_same(models.load()["w"], expected)
 
     @pytest.mark.parametrize("name", ["ties", "arcee_fusion"])
     def test_sampled_tensors_have_the_bits_of_torch(self, tmp_path: Path, name: str) -> None:

@@ -86,6 +86,13 @@ def _mergekit_arcee_fusion(group: Group) -> torch.Tensor:
     return mergekit.arcee_fusion(group)
 
 
+@arcee_fusion.mergekit_passes(by_torch=True)
+def _mergekit_arcee_fusion_passes(group: Group) -> Passes:
+    from shardmerge.methods.blending import mergekit_passes
+
+    return mergekit_passes.arcee_fusion(group)
+
+
 @merge_method(
     "geometric_task_arithmetic",
     title="Geometric task arithmetic",

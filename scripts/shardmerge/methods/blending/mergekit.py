@@ -7,7 +7,8 @@ import torch
 from shardmerge.methods.contract import Group
 from shardmerge.methods.task_vectors.mergekit import generator
 
-_FUSION_SAMPLE = 1_000_000
+#: Elements that tell of a larger tensor's quantiles.
+SAMPLE = 1_000_000
 
 
 def nearswap(group: Group) -> torch.Tensor:
@@ -26,16 +27,33 @@ def arcee_fusion(group: Group) -> torch.Tensor:
     from the tensor's own generator.
     """
     base, other = group.tensors[group.base], group.tensors[group.others[0]]
-    p, q = (torch.nn.functional.softmax(x, dim=-1) + 1e-8 for x in (other, base))
-    divergence = torch.sum(p * torch.log(p / q), dim=-1, keepdim=True)
-    importance = (other - base).abs() * divergence
-    del p, q
+    importance = (other - base).abs() * divergences(other, base)
     sample = importance.reshape(-1)
-    if sample.numel() > _FUSION_SAMPLE:
-        sample = sample[
-            torch.randint(sample.numel(), (_FUSION_SAMPLE,), generator=generator(group))
-        ]
-    ranks = torch.tensor([0.25, 0.5, 0.75]) * (sample.numel() - 1)
-    lower, median, upper = torch.sort(sample).values[ranks.long()]
-    mask = (importance >= median + 1.5 * (upper - lower)).float()
+    if sample.numel() > SAMPLE:
+        sample = sample[sampled_places(group, sample.numel())]
+    found = torch.sort(sample).values[quartiles(sample.numel())]
+    mask = (importance >= threshold(*found)).float()
     return base + (other - base) * mask
+
+
+def divergences(other: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Return the divergences of the softmaxes of rows, which keep a dimension of 1."""
+    p, q = (torch.nn.functional.softmax(x, dim=-1) + 1e-8 for x in (other, base))
+    return torch.sum(p * torch.log(p / q), dim=-1, keepdim=True)
+
+
+def sampled_places(group: Group, count: int) -> torch.Tensor:
+    """Return the indices of the elements that tell of quantiles; of a large tensor they repeat."""
+    if count <= SAMPLE:
+        return torch.arange(count)
+    return torch.randint(count, (SAMPLE,), generator=generator(group))
+
+
+def quartiles(count: int) -> torch.Tensor:
+    """Return the ranks of quartiles among so many elements."""
+    return (torch.tensor([0.25, 0.5, 0.75]) * (count - 1)).long()
+
+
+def threshold(lower: torch.Tensor, median: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Return from which importance on an element is taken, in the type of the quartiles."""
+    return median + 1.5 * (upper - lower)

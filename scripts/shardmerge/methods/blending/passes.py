@@ -13,8 +13,8 @@ from shardmerge.methods.elementary import exp, log
 from shardmerge.methods.passes import (
     Elements,
     ElementValue,
-    OrderStatistics,
     Passes,
+    RowStatistics,
     RowSteps,
 )
 
@@ -59,16 +59,24 @@ def mergekit_nearswap(group: Group) -> Passes:
 def arcee_fusion(group: Group) -> Passes:
     """Take the elements of the other model that matter most, the rest from the base."""
     (index,), base = group.others, group.base
-    divergence = np.maximum((yield _divergence([index, base]))[0], 0)
 
-    def importance(x: Elements) -> ElementValue:
-        return (x[index] - x[base]).abs() * x.along(divergence, "last")
+    def importance(x: Elements, divergence: ElementValue) -> ElementValue:
+        return (x[index] - x[base]).abs() * divergence
 
     last = group.count - 1
     ranks = tuple(int(quantile * last) for quantile in (0.25, 0.5, 0.75))
-    lower, median, upper = yield OrderStatistics(importance, ranks)
+    wanted = RowStatistics(_divergence([index, base]), _not_negative, importance, ranks)
+    divergence, (lower, median, upper) = yield wanted
     threshold = median + 1.5 * (upper - lower)
-    return lambda x: x.where(importance(x) >= threshold, x[index], x[base])
+
+    def chosen(x: Elements) -> ElementValue:
+        return x.where(wanted.values(divergence, x) >= threshold, x[index], x[base])
+
+    return chosen
+
+
+def _not_negative(divergence: np.ndarray) -> np.ndarray:
+    return np.maximum(divergence[0], 0)
 
 
 def _divergence(pair: Sequence[int]) -> RowSteps:

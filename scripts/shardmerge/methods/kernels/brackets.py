@@ -8,7 +8,8 @@ which bracket a rank may be, one pass finds it, or finds that it is not there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +26,9 @@ _FINEST, _EACH = 21, 8
 _ERRORS, _MORE = 5, 64
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
 CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
+#: Finds keys of one value: brackets -> for each how many keys lie below, and those that lie in any
+#: of them; None if these are too many to be kept.
+CatchKeys = Callable[[Sequence["Bracket"]], "tuple[Sequence[int], np.ndarray] | None"]
 #: Returns the keys of some elements of a value, [runs, elements]: those of a run lie together.
 Sample = Callable[[int], "np.ndarray"]
 #: Finds the index of the element that is so manieth of a key: (value's number, key, number).
@@ -145,6 +149,7 @@ def find_keys(
     bits: int,
     counted: CountKeys,
     sample: Sample | None = None,
+    caught: CatchKeys | None = None,
 ) -> list[int]:
     """Return the keys of one value that have some ranks.
 
@@ -154,8 +159,9 @@ def find_keys(
         bits: Of a key.
         counted: Passes over the elements.
         sample: Tells where ranks may be.
+        caught: Passes over the elements once, if a sample tells of narrow brackets.
     """
-    found = _statistics([(0, rank) for rank in ranks], count, bits, counted, sample)
+    found = _statistics([(0, rank) for rank in ranks], count, bits, counted, sample, caught)
     return [one.key for one in found]
 
 
@@ -165,15 +171,23 @@ def _statistics(
     bits: int,
     counted: CountKeys,
     sample: Sample | None,
+    caught: CatchKeys | None = None,
 ) -> list[Statistic]:
     """Return the elements of some ranks: (value's number, rank from the least)."""
     whole = max(0, bits - 1 - _DIGIT)
-    known = {k: sample(k) for k in {k for k, _ in wanted}} if sample else {}
+    ranks = Counter(k for k, _ in wanted)
+    known = {k: _in_order(sample(k), ranks[k]) for k in ranks} if sample else {}
     open_ = {
-        one: guess(*one, count, bits, known[one[0]]) if known else Bracket(one[0], 0, whole)
+        one: guess(*one, count, bits, *known[one[0]]) if known else Bracket(one[0], 0, whole)
         for one in wanted
     }
     found: dict[tuple[int, int], Statistic] = {}
+    if known and caught:
+        brackets = sorted(set(open_.values()))
+        if some := caught(brackets):
+            below = dict(zip(brackets, some[0], strict=True))
+            found = _among(some[1], {one: (own, below[own]) for one, own in open_.items()})
+            open_ = {one: Bracket(one[0], 0, whole) for one in open_ if one not in found}
     while open_:
         brackets = sorted(set(open_.values()))
         answers = dict(zip(brackets, counted(brackets), strict=True))
@@ -185,6 +199,32 @@ def _statistics(
             else:
                 open_[one] = next_ or Bracket(one[0], 0, whole)
     return [found[one] for one in wanted]
+
+
+def _among(
+    keys: np.ndarray, wanted: Mapping[tuple[int, int], tuple[Bracket, int]]
+) -> dict[tuple[int, int], Statistic]:
+    """Return the elements of ranks that are among the keys in brackets.
+
+    Args:
+        keys: That lie in brackets, in any order.
+        wanted: For each rank its bracket, and how many keys lie below that.
+    """
+    places = {}
+    for one, (bracket, below) in wanted.items():
+        low, high = bracket.low, bracket.low + (bracket.parts << bracket.shift)
+        upto, end = (int(np.count_nonzero(keys < key)) for key in (low, high))
+        if 0 <= one[1] - below < end - upto:
+            places[one] = upto + one[1] - below, below - upto
+    if not places:
+        return {}
+    parted = np.partition(keys, sorted({place for place, _ in places.values()}))
+    found = {}
+    for one, (place, others) in places.items():
+        key = parted[place]
+        before, equal = (int(np.count_nonzero(mask)) for mask in (keys < key, keys == key))
+        found[one] = Statistic(int(key), others + before, equal)
+    return found
 
 
 def narrowed(
@@ -209,7 +249,15 @@ def narrowed(
     return Bracket(bracket.value, low, shift, 1 << (bracket.shift - shift))
 
 
-def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Bracket:
+def _in_order(sample: np.ndarray, ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sample, and its keys: in order where several ranks are looked for."""
+    keys = sample.reshape(-1)
+    return sample, np.sort(keys) if ranks > 1 else keys
+
+
+def guess(
+    k: int, rank: int, count: int, bits: int, sample: np.ndarray, keys: np.ndarray
+) -> Bracket:
     """Return the bracket in which a rank nearly always is, by a sample of keys.
 
     Args:
@@ -218,8 +266,9 @@ def guess(k: int, rank: int, count: int, bits: int, sample: np.ndarray) -> Brack
         count: Elements.
         bits: Of a key.
         sample: Keys of some elements, [runs, elements]; runs may differ from each other.
+        keys: The same in any order; in order it takes less time.
     """
-    keys, number = sample.reshape(-1), sample.size
+    number = sample.size
     place = rank * number // count
     keys = np.partition(keys, place)
     share = (sample < keys[place]).mean(axis=1)

@@ -16,6 +16,7 @@ from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.masks import Below, chance_masks, mask_of
 from shardmerge.methods.kernels.mersenne import Mersenne
+from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
@@ -30,28 +31,37 @@ from shardmerge.methods.passes import (
     Chances,
     Counts,
     KeyBand,
+    Map,
     Masks,
     Maxima,
+    Order,
     OrderStatistics,
     Ranks,
     RowChances,
+    RowStatistics,
     RowSteps,
     Sums,
     TorchChoice,
     TorchDraws,
+    TorchRows,
     TorchSums,
     Wanted,
     along_first,
     end_of,
     in_turn,
+    rows_first,
     vectors,
 )
 
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 #: Elements at most whose ranks are found together: they are remembered in host memory.
 _SORTED = 1 << 20
+#: Elements that an accelerator makes at a time: what counts there is the number of calls.
+_ON_CARD = 1 << 22
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
+#: Finds the mask of the elements of a tensor on the CPU that torch's order puts at some ranks.
+ChooseElements = Callable[[torch.Tensor, Ranks, Order], Masks]
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,26 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
     return out.view(group.tensors[0].shape)
 
 
-def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int = BLOCK) -> Any:
+def make_whole(function: Map, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Make each element of a tensor by a function, as ``MakeWhole`` says.
+
+    It works on blocks that stay in a processor's cache, as do what their operations allocate.
+    """
+    step = BLOCK // 4 if out.device.type == "cpu" else _ON_CARD
+    shape, flat = tuple(out.shape), [tensor.reshape(-1) for tensor in tensors]
+    target = out.view(-1)
+    for span in spans(out.numel(), step):
+        x = TorchElements([tensor[span] for tensor in flat], shape, span.start)
+        target[span] = function(x)
+
+
+def answered(
+    wanted: Wanted,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int = BLOCK,
+    choose: ChooseElements = torch_mask,
+) -> Any:
     """Return what a pass over some elements' tensors wants to know.
 
     Args:
@@ -168,6 +197,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         shape: Of the tensors, which have elements.
         read: Reads elements.
         step: Elements that are read at a time, a multiple of BLOCK; it changes no bit.
+        choose: Finds what ``torch_mask`` does.
     """
     match wanted:
         case Sums(function, axis):
@@ -180,6 +210,12 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
             return _maxima(function, axis, shape, read, step)
         case RowSteps():
             return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+        case RowStatistics():
+            return end_of(rows_first(wanted), partial(answered, shape=shape, read=read, step=step))
+        case OrderStatistics(places=places) if places:
+            return _at_places(wanted, shape, read, step)
+        case TorchRows(function):
+            return _torch_rows(function, shape, read)
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
@@ -188,7 +224,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         case RowChances():
             return _row_masks(wanted, shape, read, step)
         case TorchChoice():
-            return _torch_choice(wanted, shape, read, step)
+            return _torch_choice(wanted, shape, read, step, choose)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -307,8 +343,37 @@ def _bands(
     return find_bands(ranks, count, bits, counted, locate)
 
 
+def _at_places(
+    wanted: OrderStatistics, shape: Sequence[int], read: ReadInputs, step: int
+) -> list[float]:
+    picked = PickedValues(wanted.places(), step)
+    for span in spans(vectors(shape, "all")[1], step):
+        parts = read(span.start, span.stop - span.start)
+        values = wanted.function(TorchElements(parts, shape, span.start))
+        picked.add(values.float().cpu().numpy(), span.start)
+    return picked.ranked(wanted.ranks).tolist()
+
+
+def _torch_rows(
+    function: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    shape: Sequence[int],
+    read: ReadInputs,
+) -> np.ndarray:
+    rows, length = vectors(shape, "last")
+    found = []
+    for row in spans(rows, max(1, BLOCK // length)):
+        tensors = read(row.start * length, (row.stop - row.start) * length)
+        made = function([one.reshape(-1, length).cpu() for one in tensors])
+        found.append(made.double().reshape(-1).numpy())
+    return np.concatenate(found)[None]
+
+
 def _torch_choice(
-    wanted: TorchChoice, shape: Sequence[int], read: ReadInputs, step: int
+    wanted: TorchChoice,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int,
+    choose: ChooseElements,
 ) -> list[Masks]:
     """Return the masks of what torch puts at some ranks on a CPU, one value after the other."""
     _, count = vectors(shape, "all")
@@ -319,7 +384,7 @@ def _torch_choice(
         for span in spans(count, step):
             elements = TorchElements(read(span.start, span.stop - span.start), shape, span.start)
             values[span] = wanted.function(elements)[k].to(dtype).cpu()
-        masks.append(torch_mask(values, ranks, wanted.order))
+        masks.append(choose(values, ranks, wanted.order))
     return masks
 
 
