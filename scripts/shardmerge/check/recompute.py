@@ -57,7 +57,7 @@ from shardmerge.check.row_terms import sum_of_rows
 from shardmerge.check.rows import are_rows, chosen_parts, gathered, mean_of_rows
 from shardmerge.check.stated import Stated, to_stored
 from shardmerge.engine.native import is_usable
-from shardmerge.engine.tiles import ReadFiles
+from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.methods.kernels.plain import PlainElements
 from shardmerge.methods.registry import Recorded, bounds_of
 

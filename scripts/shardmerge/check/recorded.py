@@ -22,7 +22,8 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses, OfRows, to_text
-from shardmerge.engine.tiles import ReadFiles, ReducedTiles
+from shardmerge.engine.tile_buffers import ReadFiles
+from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import (
     NO_BAND,

@@ -13,7 +13,7 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.quick_choice import Boundaries, KeysOf
-from shardmerge.methods.kernels.masks import BitMask
+from shardmerge.methods.kernels.masks import BitMask, bits_of
 from shardmerge.methods.passes import KeyBand, Ranks
 
 _GREATEST, _NOWHERE = (1 << 31) - 1, (0, 0)
@@ -106,13 +106,13 @@ class ToldMask:
         return cls({first: sure for first, (sure, _) in told.items()}, whole)
 
     def __call__(self, first: int, count: int) -> np.ndarray:
-        """Return whether consecutive elements are chosen, bool [count]."""
+        """Return whether consecutive elements are chosen, as bits."""
         place = bisect.bisect_right(self._starts, first) - 1
         if place >= 0:
             begin = first - self._starts[place]
             part = self._known[self._starts[place]][begin : begin + count]
             if len(part) == count:
-                return part
+                return bits_of(part)
         self._found = self._found or self._whole()
         return self._found(first, count)
 

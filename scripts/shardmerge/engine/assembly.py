@@ -21,7 +21,7 @@ _OPERATIONS |= {"times": "fmul", "over": "fdiv"}
 _COMPARISONS = {name: f"fcmp o{name}" for name in ("gt", "ge", "lt", "eq")}
 _COMPARISONS |= {"ne": "fcmp une"}
 # the least key may be one more than all, which has the sign's bit
-_COMPARISONS |= {"at least": "icmp uge", "at most": "icmp sle", "below": "icmp ult"}
+_COMPARISONS |= {"at least": "icmp uge", "at most": "icmp sle"}
 #: How a constant, which lies in memory as float64, becomes one of another type.
 _CONSTANT = {
     "F32": ("  %c{k}.one = fptrunc double %c{k}.wide to float",),
@@ -35,13 +35,18 @@ _CONSTANT = {
 _RAISED = "double 0x4338000000000000"
 
 
+def vector_of(value: int, kind: str, count: int = LANES) -> str:
+    """Return a vector of one integer of a type."""
+    return "<" + ", ".join([f"{kind} {value}"] * count) + ">"
+
+
 def splat(value: int) -> str:
     """Return a vector of one integer."""
-    return "<" + ", ".join([f"i32 {value}"] * LANES) + ">"
+    return vector_of(value, "i32")
 
 
 def _splat_long(value: int) -> str:
-    return "<" + ", ".join([f"i64 {value}"] * LANES) + ">"
+    return vector_of(value, "i64")
 
 
 class StepLines:
@@ -121,6 +126,13 @@ class StepLines:
         return f"{self._types.get(name, FLOAT)} {name}"
 
     def _load(self, leaf: int, code: str, name: str) -> None:
+        if code == "BIT":
+            byte = self.new(f"lshr i64 {self._at}, 3")
+            place = self.new(f"getelementptr i8, ptr %leaf{leaf}, i64 {byte}")
+            bits = self.new(f"load i{LANES}, ptr {place}, align 1")
+            self._types[name] = MASK
+            self.new(f"bitcast i{LANES} {bits} to {MASK}", name)
+            return
         stored = self.new(
             f"load {STORED[code]}, ptr {self.place(f'%leaf{leaf}', code, self._at)}, align 1"
         )

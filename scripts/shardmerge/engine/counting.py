@@ -12,7 +12,6 @@ from shardmerge.engine.assembly import (
     loop_text,
     rows_text,
 )
-from shardmerge.methods.kernels.brackets import BINS
 from shardmerge.methods.program import Reduction
 
 
@@ -197,7 +196,9 @@ def _number(name: str, place: int) -> list[str]:
 def _bracket(k: int) -> list[str]:
     """Return what is found once for a value: its bracket, and where is counted."""
     lines = [
-        f"  %table{k} = getelementptr i32, ptr %output, i64 {k * (LANES + BINS)}",
+        f"  %offset{k}.at = getelementptr i32, ptr %extra, i64 {4 * k + 3}",
+        f"  %offset{k} = load i32, ptr %offset{k}.at",
+        f"  %table{k} = getelementptr i32, ptr %output, i32 %offset{k}",
         f"  %bins{k} = getelementptr i32, ptr %table{k}, i64 {LANES}",
         f"  %before{k} = load {INT}, ptr %table{k}, align 4",
         f"  %digits{k} = alloca {INT}, align 64",
@@ -205,7 +206,7 @@ def _bracket(k: int) -> list[str]:
     for place, name in enumerate(("low", "shift", "parts")):
         own = f"%{name}{k}"
         lines += [
-            f"  {own}.at = getelementptr i32, ptr %extra, i64 {3 * k + place}",
+            f"  {own}.at = getelementptr i32, ptr %extra, i64 {4 * k + place}",
             f"  {own}.one = load i32, ptr {own}.at",
             f"  {own}.first = insertelement {INT} poison, i32 {own}.one, i64 0",
             f"  {own} = shufflevector {INT} {own}.first, {INT} poison, {INT} zeroinitializer",

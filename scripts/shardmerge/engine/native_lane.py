@@ -11,9 +11,8 @@ from shardmerge.engine.chunks import EdgeBuffer
 from shardmerge.engine.device import Slot
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
-from shardmerge.engine.native import native
+from shardmerge.engine.native import native, place_of
 from shardmerge.engine.passes import StepsOf
-from shardmerge.engine.philox import native_stream
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 
@@ -65,17 +64,16 @@ class NativeLane:
         task = self._tasks[chunk.tensor]
         steps, name = self._steps(chunk.tensor), task.tensor.name
         code = native(steps.program)
-        loads = map(native_stream, steps.given.loads)
-        made = [load(chunk.first, chunk.count) for load in loads]
-        places = [(slot.arena.address + at, DTYPES[one].size) for at, one in chunk.leaves]
-        places += [(array.ctypes.data, array.itemsize) for array in made]
-        # of a row's number the place is the same for all elements
-        places += [(array.ctypes.data, 0) for array in steps.given.tables]
+        sizes = [DTYPES[one].size for _, one in chunk.leaves]
         output = ctypes.addressof(ctypes.c_char.from_buffer(target))
-        places.append((output, chunk.itemsize))
         all_finite = True
         for first, count, constants in steps.given.pieces(chunk.first, chunk.count):
-            *leaves, out = (place + (first - chunk.first) * size for place, size in places)
+            made = [load(first, count) for load in steps.given.loads]
+            done = first - chunk.first
+            pairs = zip(chunk.leaves, sizes, strict=True)
+            leaves = [slot.arena.address + at + done * size for (at, _), size in pairs]
+            leaves += map(place_of, (*made, *steps.given.tables))
+            out = output + done * chunk.itemsize
             finite, sums = code.run(out, leaves, count, constants)
             all_finite &= finite
             for number, own, base in steps.squares:

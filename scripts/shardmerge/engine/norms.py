@@ -19,8 +19,9 @@ from shardmerge.base.files import fill_from
 from shardmerge.base.safetensors import TensorEntry, read_header, write_header
 from shardmerge.base.unfinished import Keeping, Unfinished
 from shardmerge.engine import native
+from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.locations import Location
-from shardmerge.engine.tiles import ReducedTiles, halved_sum
+from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import Elements, ElementValue, Sums
 from shardmerge.methods.program import TYPES

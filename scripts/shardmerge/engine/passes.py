@@ -22,23 +22,19 @@ from shardmerge.algebra.samples import remembered_runs
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.caught import CaughtKeys
+from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import apart
 from shardmerge.engine.memory import BEHIND
 from shardmerge.engine.mersenne import native_fill
-from shardmerge.engine.philox import native_stream
+from shardmerge.engine.philox import chosen_by_chance, native_stream
 from shardmerge.engine.quick_choice import Boundaries, KeysOf, mask_like_torch, open_bits
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.tasks import TensorTask
-from shardmerge.engine.tiles import (
-    BracketCount,
-    ReadFiles,
-    ReducedTiles,
-    TileReader,
-    halved_sum,
-)
+from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
+from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
@@ -48,6 +44,7 @@ from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Bands,
+    Chances,
     Counts,
     Elements,
     ElementValue,
@@ -172,6 +169,8 @@ class NativePasses:
                 shape, axis
             ):
                 return self._rows(call, wanted)
+            case Chances():
+                return chosen_by_chance(wanted, count)
         note(None)
         match wanted:
             case Sums(function, axis):
@@ -194,7 +193,7 @@ class NativePasses:
         call: ex.Call,
         function: Callable[[Elements], Sequence[ElementValue]],
         kind: Reducing,
-        reader: TileReader | None = None,
+        reader: TileBuffers | None = None,
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
         found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
@@ -203,9 +202,9 @@ class NativePasses:
     def _places(self, leaves: Leaves) -> list[Any]:
         return [apart(self._files.locate(leaf)) for leaf in leaves.files]
 
-    def _reader(self, leaves: Leaves) -> TileReader:
+    def _reader(self, leaves: Leaves) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return TileReader(self._places(leaves), self._files, sizes)
+        return TileBuffers(self._places(leaves), self._files, sizes, BLOCK)
 
     def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
         """Return what is asked for of vectors whose elements follow each other."""
@@ -399,7 +398,7 @@ class NativePasses:
         return picked.ranked(wanted.ranks)
 
     def _torch_rows(
-        self, call: ex.Call, wanted: TorchRows, reader: TileReader | None = None
+        self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None
     ) -> FindRows:
         """Return what finds numbers of rows by torch, which gets a few rows at a time."""
         import torch
@@ -447,10 +446,14 @@ class NativePasses:
             seen.update(zip(brackets, found, strict=True))
             return [(one.below, one.parts) for one in found]
 
+        sampled: list[np.ndarray] = []
+
         def sample(k: int, length: int = 0) -> np.ndarray:
-            tiles = self._tiles(call, lambda x: [function(x)[k].double()], "sums")
-            runs = [tiles.values(*run)[0] for run in _runs(count, length)]
-            return np.abs(np.stack(runs).astype(np.float32)).view(np.int32)
+            if not sampled:
+                tiles = self._tiles(call, lambda x: [one.key() for one in function(x)], "bits")
+                runs = [tiles.bits(*run) for run in _runs(count, length)]
+                sampled[:] = np.stack(runs, axis=1).view(np.int32)
+            return sampled[k]
 
         return counted, sample if count >= _SAMPLED else None
 

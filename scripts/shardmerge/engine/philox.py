@@ -1,13 +1,23 @@
-"""Native code for Philox, the generator of random streams: four words of 64 bits for a counter."""
+"""Native code for Philox, the generator of random streams: four words of 64 bits for a counter.
+
+Most counters of a turn are computed in vectors, whose products are made of halves of words. A few
+are computed one by one meanwhile, by other parts of the processor.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 
+from shardmerge.engine.assembly import INT, LANES, MASK, vector_of
 from shardmerge.engine.native import array_code
+from shardmerge.engine.text import Text
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
+from shardmerge.methods.kernels.masks import KeptMasks
+from shardmerge.methods.passes import Chances, Masks, NumbersOf
 from shardmerge.methods.symbolic import Made
 
 #: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405: Philox4x64 with 10 rounds.
@@ -15,6 +25,10 @@ _ROUNDS = 10
 _FACTORS = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 _STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 _WORD = (1 << 64) - 1
+_HALF = (1 << 32) - 1
+#: Counters of a turn that are computed in vectors, and one by one. Other numbers took longer.
+_TOGETHER, _ALONE = 16, 4
+_VECTOR = f"<{_TOGETHER} x i64>"
 
 
 def native_stream(load: Made) -> Made:
@@ -22,65 +36,164 @@ def native_stream(load: Made) -> Made:
     return partial(_numbers, load.key) if isinstance(load, RandomStream) else load
 
 
+def chosen_by_chance(wanted: Chances, count: int) -> list[Masks]:
+    """Return the masks of a tensor's elements that are chosen by chance; they are kept.
+
+    Args:
+        wanted: What is chosen.
+        count: Elements.
+    """
+    pairs = zip(wanted.numbers, wanted.bounds, strict=True)
+    each = [partial(_below, native_stream(numbers), bound) for numbers, bound in pairs]
+    masks = KeptMasks(lambda *span: [one(*span) for one in each], BLOCK, count, each)
+    return masks.masks(len(each))
+
+
+def _below(numbers: NumbersOf, bound: int, first: int, count: int) -> np.ndarray:
+    """Return the bits of the mask of elements whose numbers are below a bound, uint8."""
+    whole = -(-count // LANES) * LANES
+    bits = np.zeros(whole // 8, np.uint8)
+    if bound > 0:
+        most = np.array([min(bound - 1, _HALF)], np.uint32)
+        array_code(below_text)(bits, [_whole(numbers(first, count)), most], whole)
+    return bits
+
+
+def _whole(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers with what lacks to whole vectors."""
+    lacks = -len(numbers) % LANES
+    numbers = np.ascontiguousarray(numbers, np.uint32)
+    return np.concatenate([numbers, np.zeros(lacks, np.uint32)]) if lacks else numbers
+
+
 def _numbers(key: Key, first: int, count: int) -> np.ndarray:
     """Return part of a stream as ``kernels.keys.draws`` does, uint32 [count]."""
     counter, skip = divmod(first, DRAWS)
-    counters = -(-(skip + count) // DRAWS)
-    made = np.empty((counters, DRAWS), np.uint32)
-    keys = [(part + turn * step) & _WORD for turn in range(_ROUNDS)
-            for part, step in zip(key, _STEPS, strict=True)]  # fmt: skip
-    given = np.array([counter, *keys], np.uint64)
+    each = _TOGETHER + _ALONE
+    counters = -(-(skip + count) // (DRAWS * each)) * each
+    # of the last numbers too whole vectors can be read
+    made = np.empty(counters * DRAWS + LANES, np.uint32)
+    given = np.array([counter, *_keys(key)], np.uint64)
     array_code(stream_text)(made, [given], counters)
-    return made.reshape(-1)[skip : skip + count]
+    return made[skip : skip + count]
+
+
+@lru_cache(16)
+def _keys(key: Key) -> list[int]:
+    """Return the keys of each round."""
+    return [(part + turn * step) & _WORD for turn in range(_ROUNDS)
+            for part, step in zip(key, _STEPS, strict=True)]  # fmt: skip
+
+
+def below_text() -> str:
+    """Return the function that compares numbers with the greatest that is chosen."""
+    text = Text()
+    numbers, most = (_array(text, k) for k in range(2))
+    most = text.spread(INT, text.new(f"load i32, ptr {most}"))
+    text.begin("loop", {})
+    chosen = text.new(f"icmp ule {INT} {text.load(INT, numbers, '%loop.i')}, {most}")
+    bits = text.new(f"bitcast {MASK} {chosen} to i{LANES}")
+    byte = text.new("lshr i64 %loop.i, 3")
+    text.lines.append(f"  store i{LANES} {bits}, ptr {text.at('i8', '%output', byte)}, align 1")
+    text.end("loop", {}, LANES, "%count")
+    return _function(text)
 
 
 def stream_text() -> str:
-    """Return the function in LLVM's assembly language."""
-    keys = range(2 * _ROUNDS)
+    """Return the function that makes the words of counters."""
+    text = Text()
+    given = _array(text, 0)
+    begin = text.load("i64", given, "0")
+    keys = [text.load("i64", given, str(k + 1)) for k in range(2 * _ROUNDS)]
+    wide = [_spread(text, key) for key in keys]
+    text.begin("loop", {})
+    at = text.new(f"add i64 {begin}, %loop.i")
+    lanes = ", ".join(f"i64 {lane}" for lane in range(_TOGETHER))
+    together = [text.new(f"add {_VECTOR} {_spread(text, at)}, <{lanes}>"), *_ZEROS]
+    alone = [[text.new(f"add i64 {at}, {_TOGETHER + k}"), "0", "0", "0"] for k in range(_ALONE)]
+    for turn in range(0, 2 * _ROUNDS, 2):
+        together = _round(text, _VECTOR, _products, together, wide[turn : turn + 2])
+        alone = [_round(text, "i64", _product, one, keys[turn : turn + 2]) for one in alone]
+    _store(text, together, alone)
+    text.end("loop", {}, _TOGETHER + _ALONE, "%count")
+    return _function(text)
+
+
+_ZEROS = ["zeroinitializer"] * 3
+#: Writes the low and the high word of products: (text, words, factor).
+_Multiply = Callable[[Text, str, int], tuple[str, str]]
+
+
+def _round(text: Text, kind: str, multiply: _Multiply, words: list[str], keys: list[str]) -> list:
+    """Write a round: of two words products, with whose high halves the others are mixed."""
+    (low, high), (other_low, other_high) = (
+        multiply(text, word, factor) for word, factor in zip(words[::2], _FACTORS, strict=True)
+    )
+    mixed = []
+    for product, word, key in zip((other_high, high), words[1::2], keys, strict=True):
+        value = text.new(f"xor {kind} {product}, {word}")
+        mixed.append(text.new(f"xor {kind} {value}, {key}"))
+    return [mixed[0], other_low, mixed[1], low]
+
+
+def _product(text: Text, word: str, factor: int) -> tuple[str, str]:
+    wide = text.new(f"zext i64 {word} to i128")
+    wide = text.new(f"mul i128 {wide}, {factor}")
+    high = text.new(f"lshr i128 {wide}, 64")
+    return text.new(f"trunc i128 {wide} to i64"), text.new(f"trunc i128 {high} to i64")
+
+
+def _products(text: Text, words: str, factor: int) -> tuple[str, str]:
+    """Write products of words by those of their halves, which processors have for vectors."""
+
+    def do(name: str, value: str, other: str | int) -> str:
+        other = other if isinstance(other, str) else vector_of(other, "i64", _TOGETHER)
+        return text.new(f"{name} {_VECTOR} {value}, {other}")
+
+    low, high = do("and", words, _HALF), do("lshr", words, 32)
+    least, middle = do("mul", low, factor & _HALF), do("mul", low, factor >> 32)
+    other, most = do("mul", high, factor & _HALF), do("mul", high, factor >> 32)
+    other = do("add", other, do("lshr", least, 32))
+    middle = do("add", middle, do("and", other, _HALF))
+    most = do("add", do("add", most, do("lshr", other, 32)), do("lshr", middle, 32))
+    return do("or", do("shl", middle, 32), do("and", least, _HALF)), most
+
+
+def _store(text: Text, together: list[str], alone: list[list[str]]) -> None:
+    """Write that the words of each counter are stored one after the other."""
+    count, wide = 2 * _TOGETHER, f"<{2 * _TOGETHER} x i64>"
+    places = ", ".join(f"i32 {k}" for k in range(count))
+    pairs = [
+        text.new(f"shufflevector {_VECTOR} {a}, {_VECTOR} {b}, <{count} x i32> <{places}>")
+        for a, b in (together[:2], together[2:])
+    ]
+    places = ", ".join(f"i32 {k + part * _TOGETHER}" for k in range(_TOGETHER) for part in range(4))
+    words = text.new(
+        f"shufflevector {wide} {pairs[0]}, {wide} {pairs[1]}, <{2 * count} x i32> <{places}>"
+    )
+    first = text.new("shl i64 %loop.i, 2")
+    text.store(f"<{2 * count} x i64>", words, "%output", first)
+    for number, one in enumerate(alone, _TOGETHER):
+        for k, word in enumerate(one, 4 * number):
+            text.store("i64", word, "%output", text.new(f"add i64 {first}, {k}"))
+
+
+def _spread(text: Text, value: str) -> str:
+    first = text.new(f"insertelement {_VECTOR} poison, i64 {value}, i64 0")
+    zeros = f"<{_TOGETHER} x i32> zeroinitializer"
+    return text.new(f"shufflevector {_VECTOR} {first}, {_VECTOR} poison, {zeros}")
+
+
+def _array(text: Text, number: int) -> str:
+    """Write the address of an array that the function is given."""
+    return text.load("ptr", "%leaves", str(number), align=8)
+
+
+def _function(text: Text) -> str:
     return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %more) {",
         "entry:",
-        "  %given = load ptr, ptr %leaves",
-        "  %begin = load i64, ptr %given",
-        *(f"  %key{k}.at = getelementptr i64, ptr %given, i64 {k + 1}\n"
-          f"  %key{k} = load i64, ptr %key{k}.at" for k in keys),
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
-        "  %w0.0 = add i64 %begin, %i",
-        *(f"  %w{k}.0 = add i64 0, 0" for k in (1, 2, 3)),
-        *(line for turn in range(_ROUNDS) for line in _round(turn)),
-        "  %first = shl i64 %i, 2",
-        *(line for k in range(4) for line in (
-            f"  %place{k} = add i64 %first, {k}",
-            f"  %at{k} = getelementptr i64, ptr %output, i64 %place{k}",
-            f"  store i64 %w{k}.{_ROUNDS}, ptr %at{k}, align 4",
-        )),
-        "  %after = add i64 %i, 1",
-        "  %more.left = icmp ult i64 %after, %count",
-        "  br i1 %more.left, label %loop, label %done",
-        "done:",
+        *text.lines,
         "  ret void",
         "}",
     ])  # fmt: skip
-
-
-def _round(turn: int) -> list[str]:
-    """Return the lines of a round: of two words products, of two the products' high halves."""
-    lines = []
-    for k, factor in enumerate(_FACTORS):
-        name = f"%p{k}.{turn}"
-        lines += [
-            f"  {name}.word = zext i64 %w{2 * k}.{turn} to i128",
-            f"  {name}.all = mul i128 {name}.word, {factor}",
-            f"  {name}.low = trunc i128 {name}.all to i64",
-            f"  {name}.up = lshr i128 {name}.all, 64",
-            f"  {name}.high = trunc i128 {name}.up to i64",
-        ]
-    for k in range(2):
-        lines += [
-            f"  %x{k}.{turn} = xor i64 %p{1 - k}.{turn}.high, %w{2 * k + 1}.{turn}",
-            f"  %w{2 * k}.{turn + 1} = xor i64 %x{k}.{turn}, %key{2 * turn + k}",
-            f"  %w{2 * k + 1}.{turn + 1} = add i64 %p{1 - k}.{turn}.low, 0",
-        ]
-    return lines

@@ -23,7 +23,7 @@ from shardmerge.engine.memory import CHOOSABLE
 from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, parts_text
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.masks import BitMask
+from shardmerge.methods.kernels.masks import BitMask, mask_of
 from shardmerge.methods.passes import KeyBand, Order, Ranks
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> st
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
-    parts = [mask(*run)[limits.told(keys(*run))[1]] for run in runs]
+    parts = [mask_of(mask(*run), run[1])[limits.told(keys(*run))[1]] for run in runs]
     return base64.b64encode(np.packbits(np.concatenate(parts))).decode()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from shardmerge.engine import torch_order
 from shardmerge.engine.assembly import DOUBLE, LANES, StepLines, loop_text, rows_text
 from shardmerge.engine.counting import caught_text, keys_text, masks_text, maxima_text
-from shardmerge.engine.native import compiled, last_elements
+from shardmerge.engine.native import compiled, last_elements, place_of
 from shardmerge.methods.program import IN_TORCH_ORDER, Reduction
 
 if TYPE_CHECKING:
@@ -139,9 +139,11 @@ class NativeReduction:
             constants: That the steps name.
         """
         whole = -(-count // LANES) * LANES
-        found = np.empty((len(self.reduction.values), whole), np.uint32)
+        kept = len(self.reduction.values)
+        # of the last values too whole vectors can be read
+        found = np.empty(kept * whole + LANES, np.uint32)
         self._call(1, found, leaves, whole, constants)
-        return found[:, :count]
+        return found[: kept * whole].reshape(kept, whole)[:, :count]
 
     def add_keys(
         self,
@@ -154,13 +156,13 @@ class NativeReduction:
         """Count keys by where they lie in brackets.
 
         Args:
-            tables: uint32 [values, LANES + BINS], counted up: how many lie below the bracket, and
-                in each part of it.
+            tables: uint32, counted up: of each value how many lie below the bracket (LANES numbers)
+                and in each part of it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
-            brackets: Of each value the least key, the bits of a part's length and the number of
-                parts, int32 [values, 3].
+            brackets: Of each value the least key, the bits of a part's length, the number of
+                parts, and where its table begins, int32 [values, 4].
         """
         self._call(1, tables, leaves, count, constants, brackets)
 
@@ -197,8 +199,8 @@ class NativeReduction:
         function = self._function(ways)
         addresses = (ctypes.c_void_p * len(leaves))(*leaves)
         numbers = (ctypes.c_double * len(constants))(*constants)
-        last = None if more is None else more.ctypes.data
-        function(output.ctypes.data, addresses, count, numbers, last)
+        last = None if more is None else place_of(more)
+        function(place_of(output), addresses, count, numbers, last)
 
     def _function(self, ways: int) -> Callable[..., None]:
         if ways not in self.functions:

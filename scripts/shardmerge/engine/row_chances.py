@@ -13,7 +13,7 @@ import numpy as np
 
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.choice_text import OPEN, choice_text
-from shardmerge.engine.native import array_code
+from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels.ranks import Choose, choice_by
 
@@ -87,5 +87,10 @@ def _told(
 
 
 def _longer(x: np.ndarray) -> np.ndarray:
-    """Return an array with room for whole vectors at its end."""
+    """Return an array after which whole vectors can be read, the same if they can."""
+    whole = x
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    if place_of(x) + x.nbytes + LANES * x.itemsize <= whole.ctypes.data + whole.nbytes:
+        return x
     return np.concatenate([x, np.zeros(LANES, x.dtype)])

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.native import compiled, element_sizes
+from shardmerge.engine.native import compiled
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
-from shardmerge.engine.tiles import TileReader
+from shardmerge.engine.tile_buffers import TileBuffers
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RowSteps, step_values
 from shardmerge.methods.program import Reducing, Reduction
@@ -162,7 +163,7 @@ class RowCode:
         length: Elements of a row, a multiple of LANES, at most BLOCK.
     """
 
-    def __init__(self, reader: TileReader, steps: Sequence[Step], length: int) -> None:
+    def __init__(self, reader: TileBuffers, steps: Sequence[Step], length: int) -> None:
         self.reader = reader
         self._steps, self._length = steps, length
         # what a step leaves for the next, and what it is halved to
@@ -187,11 +188,10 @@ class RowCode:
         """Return what finds a step's numbers: its values, which are added up, to one number."""
         reduction, given, length = step.reduction, step.given, self._length
         held = self._held[k - 1].ctypes.data
-        sizes = element_sizes(reduction)[: len(reduction.leaves)]
+        sizes = [DTYPES[code].size for code in reduction.leaves]
         before = [held + 8 * length * value for value in range(given.held)]
         tables = [one.ctypes.data for one in given.tables]
-        leaves = [buffer.ctypes.data for buffer in self.reader.buffers]
-        places = [*leaves, *before, *tables]
+        places = [*self.reader.starts, *before, *tables]
         moves = [*(length * size for size in sizes), *[0] * (len(places) - len(sizes))]
         first = len(given.constants) if given.first is None else given.first
         kept, left = len(reduction.values), self._left.ctypes.data

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import FileLeaf
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.native import element_sizes
-from shardmerge.engine.philox import native_stream
+from shardmerge.engine.halves import halved_sum, halved_together
+from shardmerge.engine.native import place_of
 from shardmerge.engine.reductions import native_reduction
+from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.brackets import BINS, Bracket
+from shardmerge.methods.kernels.brackets import Bracket
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.symbolic import Given
 
@@ -54,41 +54,6 @@ class BracketCount:
         return times * self.every, int(upto[times - 1]) if times else 0
 
 
-class ReadFiles(Protocol):
-    """Open files of which elements of leaves are read."""
-
-    stored: Collection[ex.Delta]
-
-    def locate(self, leaf: FileLeaf) -> Any:
-        """Return where a leaf lies."""
-
-    def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
-        """Fill the beginning of a buffer with elements of what was located."""
-
-
-class TileReader:
-    """Reads tiles of leaves of files into buffers of its own.
-
-    Args:
-        locations: Of the leaves.
-        files: That are read.
-        sizes: Bytes of an element of each leaf.
-    """
-
-    def __init__(self, locations: Sequence[Any], files: ReadFiles, sizes: Sequence[int]) -> None:
-        self._locations, self._files = locations, files
-        self.buffers = [np.zeros((BLOCK + LANES) * size, np.uint8) for size in sizes]
-        self._there = 0, 0
-
-    def read(self, first: int, count: int) -> None:
-        """Read a tile's elements, unless it was the last that was read."""
-        if self._there == (first, count):
-            return
-        for location, buffer in zip(self._locations, self.buffers, strict=True):
-            self._files.read_elements(location, first, count, memoryview(buffer))
-        self._there = first, count
-
-
 class ReducedTiles:
     """The elements of a reduction's leaves, read tile by tile.
 
@@ -105,14 +70,12 @@ class ReducedTiles:
         files: ReadFiles,
         reduction: Reduction,
         given: Given,
-        reader: TileReader | None = None,
+        reader: TileBuffers | None = None,
     ) -> None:
-        sizes = element_sizes(reduction)[: len(reduction.leaves)]
-        self._reader = reader or TileReader(locations, files, sizes)
         self._code, self._given = native_reduction(reduction), given
-        self._loads = [native_stream(load) for load in given.loads]
-        # of a row's number the place is the same for all elements
-        self._sizes = [*element_sizes(reduction), *[0] * len(given.tables)]
+        self._sizes = [DTYPES[code].size for code in reduction.leaves]
+        self._buffers = reader or TileBuffers(locations, files, self._sizes)
+        self._tables = [table.ctypes.data for table in given.tables]
 
     def sums(self, rows: int, columns: int, begin: int = 0) -> np.ndarray:
         """Return the sums over vectors whose elements follow each other, [sums, vectors].
@@ -138,6 +101,7 @@ class ReducedTiles:
     ) -> np.ndarray:
         """Return what is made of rows: of each tile, and of the tiles of long rows together."""
         done, parts = [], []
+        self.in_order((begin + rows) * columns)
         for first, count, last in _tiles(rows, columns, begin):
             parts.append(one(first, count, -(-count // columns)))
             if last:
@@ -169,13 +133,21 @@ class ReducedTiles:
             count: Elements of the whole tensor.
             chosen: Numbers of the tiles.
         """
-        counts = self._code.reduction.kind == "counts"
-        one = self._counts if counts else self._sums
         spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
-        return np.stack([one(*span).astype(np.float64) for span in spans], axis=-1)
+        self.in_order(count if len(spans) * BLOCK >= count else 0)
+        if self._code.reduction.kind == "counts":
+            return np.stack([self._counts(*span).astype(np.float64) for span in spans], axis=-1)
+        return halved_together([self._parts(*span) for span in spans])
 
-    def _sums(self, first: int, count: int) -> np.ndarray:
-        return self._row_sums(first, count, 1)[:, 0]
+    def in_order(self, until: int) -> None:
+        """Expect that all elements up to one are asked for in order."""
+        self._buffers.until = until
+
+    def _parts(self, first: int, count: int) -> np.ndarray:
+        """Return few values that add up to a tile's sums by halves, float64 [sums, some]."""
+        found = self._run(first, count, partial(self._code.sums, 1))
+        parts = self._whole(found, first, count, 1)[:, 0]
+        return parts if parts.shape[1] <= LANES else halved_sum(parts)[:, None]
 
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
@@ -192,6 +164,7 @@ class ReducedTiles:
             begin: The tile from which on it may be, and for how many elements before it is set.
         """
         number -= begin[1]
+        self.in_order(count)
         for first, size, _ in list(_tiles(1, count))[begin[0] :]:
             there = int(self._counts(first, size)[0])
             if number < there:
@@ -202,31 +175,31 @@ class ReducedTiles:
 
     def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
         """Return where the keys of each value lie as to its bracket."""
-        tables = np.zeros((len(brackets), LANES + BINS), np.uint32)
-        # pages of tables that nothing is counted in are never touched
-        used = [row[: LANES + one.parts] for row, one in zip(tables, brackets, strict=True)]
-        total = [np.zeros(row.shape, np.int64) for row in used]
-        of = np.array([(one.low, one.shift, one.parts) for one in brackets], np.int32)
+        ends = np.cumsum([LANES + one.parts for one in brackets])
+        rows = [slice(end - one.parts, end) for end, one in zip(ends, brackets, strict=True)]
+        tables, total = np.zeros(ends[-1], np.uint32), np.zeros(ends[-1], np.int64)
+        pairs = zip(brackets, rows, strict=True)
+        of = np.array([(x.low, x.shift, x.parts, own.start - LANES) for x, own in pairs], np.int32)
         tiles = list(_tiles(1, count))
+        self.in_order(count)
         every = [-(-one.parts * len(tiles) // _KEPT) for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
-            for k, row in enumerate(used):
+            for k, own in enumerate(rows):
                 if number % every[k] == 0:
-                    after[k].append(total[k][LANES:] + row[LANES:])
+                    after[k].append(total[own] + tables[own])
             if number % _COUNTED == 0 or number == len(tiles):
-                for row, sums in zip(used, total, strict=True):
-                    sums += row
-                    row[:] = 0
+                total += tables
+                tables[:] = 0
         return [
             BracketCount(
-                int(row[:LANES].sum()),
-                row[LANES:],
-                np.array(own).reshape(-1, one.parts),
+                int(total[own.start - LANES : own.start].sum()),
+                total[own],
+                np.array(seen).reshape(-1, one.parts),
                 step,
             )
-            for row, one, own, step in zip(total, brackets, after, every, strict=True)
+            for one, own, seen, step in zip(brackets, rows, after, every, strict=True)
         ]
 
     def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
@@ -245,14 +218,23 @@ class ReducedTiles:
             first, count: Which elements.
         """
         each = count // len(sums)
-
-        def add(leaves: Sequence[int], size: int, constants: Sequence[float]) -> None:
+        # what is given besides is looked for anew for each vector
+        if self._given.loads or self._given.tables:
             for number, own in enumerate(sums):
-                pairs = zip(leaves, self._sizes, strict=True)
-                places = [place + number * each * one for place, one in pairs]
+                add = partial(self._code.add_squares, own)
+                self._run(first + number * each, each, add)
+            return
+
+        def add_all(leaves: Sequence[int], size: int, constants: Sequence[float]) -> None:
+            for number, own in enumerate(sums):
+                places = [
+                    place + number * each * one
+                    for place, one in zip(leaves, self._sizes, strict=False)
+                ]
+                places += leaves[len(places) :]
                 self._code.add_squares(own, places, min(each, size), constants)
 
-        self._run(first, count, add)
+        self._run(first, count, add_all)
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""
@@ -265,12 +247,14 @@ class ReducedTiles:
     def values(self, begin: int, count: int) -> np.ndarray:
         """Return the values of consecutive elements, float64 [values, elements]."""
         spans = range(begin, begin + count, BLOCK)
+        self.in_order(begin + count)
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.values) for i in spans]
         return np.concatenate([piece for part in parts for piece in part], axis=1)
 
     def bits(self, begin: int, count: int) -> np.ndarray:
         """Return the keys of consecutive elements, uint32 [values, elements]."""
         spans = range(begin, begin + count, BLOCK)
+        self.in_order(begin + count)
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.bits) for i in spans]
         pieces = [piece for part in parts for piece in part]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
@@ -303,14 +287,12 @@ class ReducedTiles:
         self, first: int, count: int, function: Callable[..., _T], *more: np.ndarray
     ) -> list[_T]:
         """Return what a function makes of a tile, in pieces where constants change."""
-        self._reader.read(first, count)
-        made = [_longer(load(first, count)) for load in self._loads]
-        arrays = (*self._reader.buffers, *made, *self._given.tables)
-        places = [array.ctypes.data for array in arrays]
-        results = []
+        places, results = self._buffers.places(first, count), []
         for begin, size, constants in self._given.pieces(first, count):
+            made = [_longer(load(begin, size)) for load in self._given.loads]
             pairs = zip(places, self._sizes, strict=True)
             leaves = [place + (begin - first) * one for place, one in pairs]
+            leaves += [*map(place_of, made), *self._tables]
             results.append(function(leaves, size, constants, *more))
         return results
 
@@ -318,19 +300,6 @@ class ReducedTiles:
 def _longer(x: np.ndarray) -> np.ndarray:
     """Return an array with room for whole vectors at its end."""
     return np.concatenate([x, np.zeros(LANES, x.dtype)])
-
-
-def halved_sum(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the sum over a dimension as ``kernels.blocks.tree_sum`` makes it."""
-    x = np.moveaxis(x, axis, 0).copy(order="K")
-    count = len(x)
-    if count == 0:
-        return np.zeros(x.shape[1:])
-    while count > 1:
-        half = count // 2
-        x[:half] += x[count - half : count]
-        count -= half
-    return x[0].copy()
 
 
 def _tiles(rows: int, columns: int, begin: int = 0) -> Iterator[tuple[int, int, bool]]:

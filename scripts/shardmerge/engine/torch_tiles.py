@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shardmerge.engine.tiles import ReducedTiles, halved_sum
+from shardmerge.engine.halves import halved_sum
+from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.kernels.torch_order import TorchNorm, torch_sums
 from shardmerge.methods.passes import TorchSums
 
@@ -44,6 +45,7 @@ class TorchTiles:
         Of a sum this is the tile's own sum, of a norm the partial sums after the tile.
         """
         self._seen = []
+        self._tiles.in_order(self.count)
         return torch_sums(self._feed, self._shape, self.codes, self.wanted), np.stack(self._seen)
 
     def some(self, begin: int, count: int) -> np.ndarray:

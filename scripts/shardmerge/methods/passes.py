@@ -45,12 +45,6 @@ class Elements(Protocol):
     def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
         """Return the mask of elements whose values, none below 0, have ranks in a band."""
 
-    def chance(self, key: tuple[int, int], probability: float) -> ElementValue:
-        """Return a mask that is set with a probability below 1, by the random stream of a key."""
-
-    def below(self, numbers: NumbersOf, bound: int) -> ElementValue:
-        """Return the mask of elements whose number beside, of 32 bits, is below a bound."""
-
     def chosen(self, mask: Masks) -> ElementValue:
         """Return the mask that a function tells beside."""
 
@@ -73,7 +67,8 @@ class Elements(Protocol):
         """Return 2**k for integers k in float64; for -1023 it is 0, for 1024 infinite."""
 
 
-#: Returns for consecutive elements, (first, count), whether each is chosen: bool [count].
+#: Returns for consecutive elements, (first, count), whether each is chosen: as bits, uint8, the
+#: first of eight elements lowest. What follows the last element's bit does not matter.
 Masks = Callable[[int, int], "np.ndarray"]
 #: Returns for consecutive elements, (first, count), a number of each, uint32 [count].
 NumbersOf = Callable[[int, int], "np.ndarray"]
@@ -275,6 +270,19 @@ class TorchChoice:
 
 
 @dataclass(frozen=True)
+class Chances:
+    """Asks which elements are chosen by chance; the answer is a list of masks.
+
+    Args:
+        numbers: Of each mask's elements.
+        bounds: Of each mask, what the numbers of the chosen are below.
+    """
+
+    numbers: tuple[NumbersOf, ...]
+    bounds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TorchSums:
     """Asks for what torch makes of vectors on one thread; the answer is float64 [values, vectors].
 
@@ -333,6 +341,7 @@ Wanted = (
     Sums
     | Counts
     | Bands
+    | Chances
     | RowChances
     | RowSteps
     | Maxima

@@ -50,12 +50,12 @@ class Program:
             ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
             magnitude), ``exponent``, ``mantissa``, ``power`` (of float64, see
             ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
-            keys), ``below`` (two unsigned numbers), ``row`` (number of a table, constants: the
+            keys), ``row`` (number of a table, constants: the
             index of the first element, the elements of a row).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.
-        loads: Code of the type of each leaf that steps load, after the others.
+        loads: Code of the type of each leaf that steps load, after the others; ``BIT`` of masks.
         tables: Code of the type of each table, which has a number for each row, after the loads.
     """
 

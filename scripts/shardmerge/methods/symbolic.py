@@ -9,15 +9,14 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from shardmerge.methods.passes import Axis, KeyBand, Masks, NumbersOf, vectors
+from shardmerge.methods.passes import Axis, KeyBand, Masks, vectors
 from shardmerge.methods.program import LANES, Writer, nearest
 
 if TYPE_CHECKING:
     import numpy as np
 
-Key = tuple[int, int]
-_MOST = (1 << 32) - 1
-#: Returns the elements from one on of what is computed beside the steps: (first, count) -> array.
+#: Returns the elements from one on of what is computed beside the steps: (first, count) -> array;
+#: masks as bits.
 Made = Callable[[int, int], "np.ndarray"]
 
 
@@ -214,29 +213,14 @@ class SymbolicElements:
             masks.append(key._step(name, bound, dtype="BOOL"))
         return masks[0] & masks[1]
 
-    def chance(self, key: Key, probability: float) -> StepValue:
-        drawn = StepValue(self.writer, self.writer.load("U32"))
-        from shardmerge.methods.kernels.keys import RandomStream
-
-        self.given.loads.append(RandomStream(key))
-        # a draw is a number of 32 bits over 2**32
-        least = math.ceil(probability * 2.0**32)
-        if least > _MOST:
-            return self.full(0.0).eq(0.0)
-        return drawn._step("below", self._bits(max(least, 0)), dtype="BOOL")
-
     def single(self, value: StepValue) -> StepValue:
         return value if value.dtype == "F32" else value._step("round F32", dtype="F32")
 
-    def below(self, numbers: NumbersOf, bound: int) -> StepValue:
-        loaded = StepValue(self.writer, self.writer.load("U32"))
-        self.given.loads.append(numbers)
-        return loaded._step("below", self._bits(bound), dtype="BOOL")
-
     def chosen(self, mask: Masks) -> StepValue:
-        self.given.loads.append(partial(_numbers, mask))
-        loaded = StepValue(self.writer, self.writer.load("U32"))
-        return loaded._step("at least", self._bits(1), dtype="BOOL")
+        self.given.loads.append(mask)
+        value = self.writer.load("BIT")
+        self.writer.dtypes[value] = "BOOL"
+        return StepValue(self.writer, value)
 
     def held(self) -> StepValue:
         """Return a value that steps before left in memory."""
@@ -285,10 +269,6 @@ class SymbolicElements:
 
     def power_of_two(self, value: StepValue) -> StepValue:
         return value._step("power", dtype="F64")
-
-
-def _numbers(mask: Masks, first: int, count: int) -> np.ndarray:
-    return mask(first, count).astype("<u4")
 
 
 def _along(

@@ -18,8 +18,8 @@ from helpers.engine_cases import Models, call_of
 from shardmerge.algebra import expression as ex
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.engine import caught, native, reductions, tiles
+from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.input_files import InputFiles
-from shardmerge.engine.tiles import halved_sum
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels import brackets
 from shardmerge.methods.kernels.blocks import tree_sum
@@ -258,6 +258,17 @@ class TestBrackets:
             self.VALUES.view(np.int32) < one.low + (one.parts << one.shift)
         )
         assert inside.mean() < 0.06
+
+    def test_brackets_of_large_tensors_have_a_part_for_each_key(self) -> None:
+        sample = np.sort(self.VALUES[:8192].view(np.int32)).reshape(32, -1)
+        wide, fine = (
+            guess(0, count // 10, count, 32, sample, sample.reshape(-1))
+            for count in (1 << 20, 1 << 25)
+        )
+        assert wide.shift > 0 and fine.shift < wide.shift
+        sample = self.VALUES[:16384].view(np.int32).reshape(64, -1)
+        near = guess(0, 1 << 24, 1 << 25, 32, sample, sample.reshape(-1))
+        assert near.shift == 0 and near.parts > 1 << 18
 
     def test_rows_and_thresholds_are_found_in_one_pass(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

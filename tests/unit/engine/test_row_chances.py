@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from shardmerge.engine import native, quick_ranks
-from shardmerge.engine.philox import native_stream
+from shardmerge.engine.philox import chosen_by_chance, native_stream
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_ranks import native_ranks
-from shardmerge.methods.kernels import ranks
+from shardmerge.methods.kernels import masks
 from shardmerge.methods.kernels.execute import torch_ranks
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
-from shardmerge.methods.passes import RowChances
+from shardmerge.methods.passes import Chances, RowChances
 
 pytestmark = pytest.mark.skipif(not native.is_usable(), reason="no native code here")
 ODD = np.array([np.inf, np.nan, 0.0, 1e-45, 3e38, 1.0, 1e-3], "f4")
@@ -107,7 +107,7 @@ class TestMasks:
         self, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], room: int
     ) -> None:
         """Rows of the second dimension, whatever comes after it, kept or found each time."""
-        monkeypatch.setattr(ranks, "_KEPT", ranks._Kept(room))
+        monkeypatch.setattr(masks, "_KEPT", masks._Kept(room))
         values = changes("bfloat16", (1, int(np.prod(shape)))).reshape(-1)
         length = shape[1] if len(shape) > 1 else shape[0]
         stream, table = RandomStream((3, 4)), bounds_of(length)
@@ -124,13 +124,12 @@ class TestMasks:
         order = np.moveaxis(order, 2, 1) if len(shape) > 1 else order
         expected = stream(0, values.size) < table[order.reshape(-1)]
         for _ in range(2):
-            parts = [
-                mask(first, min(71, values.size - first)) for first in range(0, values.size, 71)
-            ]
+            spans = [(first, min(71, values.size - first)) for first in range(0, values.size, 71)]
+            parts = [masks.mask_of(mask(*span), span[1]) for span in spans]
             assert np.array_equal(np.concatenate(parts), expected)
 
     def test_room_is_for_the_last_tensor(self) -> None:
-        kept, bits = ranks._Kept(100), np.zeros(10, np.uint8)
+        kept, bits = masks._Kept(100), np.zeros(10, np.uint8)
         for begin in range(8):
             kept.put(1, begin, [bits])
         for begin in range(30):
@@ -138,6 +137,47 @@ class TestMasks:
         assert all(kept.get(1, begin) is None for begin in range(8))
         there = [begin for begin in range(30) if kept.get(2, begin)]
         assert there[:6] == list(range(6)) and len(there) == 10 and there[-1] == 29
+
+
+class TestChances:
+    """Of what is chosen by chance, whatever its rank."""
+
+    COUNT = 300_007
+
+    @pytest.mark.parametrize("bound", [0, 1, 1 << 31, (1 << 32) - 1, 1 << 32])
+    @pytest.mark.parametrize("length", [100, 50_003])
+    def test_of_any_stretch(self, bound: int, length: int) -> None:
+        stream = RandomStream((3, 4))
+        whole = stream(0, self.COUNT) < bound
+        _, mask = chosen_by_chance(Chances((RandomStream((1, 2)), stream), (7, bound)), self.COUNT)
+        for first in range(0, self.COUNT, 3 * length):
+            count = min(length, self.COUNT - first)
+            found = masks.mask_of(mask(first, count), count)
+            assert np.array_equal(found, whole[first : first + count])
+
+    def test_numbers_are_made_once(self) -> None:
+        stream, asked = RandomStream((3, 4)), []
+
+        def numbers(first: int, count: int) -> np.ndarray:
+            asked.append(count)
+            return stream(first, count)
+
+        (mask,) = chosen_by_chance(Chances((numbers,), (1 << 30,)), self.COUNT)
+        for length in (1 << 17, 90_001, 1 << 16):
+            for first in range(0, self.COUNT, length):
+                mask(first, min(length, self.COUNT - first))
+        assert sum(asked) == self.COUNT
+
+    def test_few_are_made_by_themselves(self) -> None:
+        asked = []
+
+        def numbers(first: int, count: int) -> np.ndarray:
+            asked.append(count)
+            return np.zeros(count, np.uint32)
+
+        (mask,) = chosen_by_chance(Chances((numbers,), (1,)), self.COUNT)
+        mask(200_000, 64)
+        assert asked == [64]
 
 
 @pytest.mark.parametrize("first", [0, 3, 8, 131072 - 5, 8 * (1 << 40) + 2])

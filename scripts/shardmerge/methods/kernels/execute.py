@@ -13,6 +13,8 @@ import torch
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
+from shardmerge.methods.kernels.keys import RandomStream
+from shardmerge.methods.kernels.masks import Below, chance_masks, mask_of
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
@@ -26,12 +28,12 @@ from shardmerge.methods.passes import (
     ROOT_OF_HALF,
     Axis,
     Bands,
+    Chances,
     Counts,
     KeyBand,
     Map,
     Masks,
     Maxima,
-    NumbersOf,
     Order,
     OrderStatistics,
     Ranks,
@@ -118,15 +120,14 @@ class TorchElements:
             mask |= (keys == key) & (places >= begin) & (places < end)
         return mask & (band.low <= band.high)
 
-    def chance(self, key: tuple[int, int], probability: float) -> torch.Tensor:
-        device = self.tensors[0].device
-        return self._of_runs(lambda *run: uniform(key, *run, device) < probability)
-
-    def below(self, numbers: NumbersOf, bound: int) -> torch.Tensor:
-        return self._of_runs(lambda *run: torch.from_numpy(numbers(*run) < bound))
-
     def chosen(self, mask: Masks) -> torch.Tensor:
-        return self._of_runs(lambda *run: torch.from_numpy(mask(*run)))
+        return self._of_runs(lambda *run: self._mask(mask, *run))
+
+    def _mask(self, mask: Masks, first: int, count: int) -> torch.Tensor:
+        if isinstance(mask, Below) and isinstance(mask.numbers, RandomStream):
+            drawn = uniform(mask.numbers.key, first, count, self.tensors[0].device)
+            return drawn < mask.bound * 2.0**-32
+        return torch.from_numpy(mask_of(mask(first, count), count))
 
     def exponent(self, value: torch.Tensor) -> torch.Tensor:
         return _exponents(value).double()
@@ -218,6 +219,8 @@ def answered(
         case OrderStatistics(function, ranks):
             keys = _order_statistics(function, ranks, shape, read, step)
             return key_values(keys, read(0, 1)[0].dtype)
+        case Chances():
+            return chance_masks(wanted)
         case RowChances():
             return _row_masks(wanted, shape, read, step)
         case TorchChoice():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from shardmerge.methods.kernels.keys import Key, draws
+from shardmerge.methods.kernels.masks import mask_of
 from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
@@ -17,7 +17,6 @@ from shardmerge.methods.passes import (
     Axis,
     KeyBand,
     Masks,
-    NumbersOf,
     along_first,
     vectors,
 )
@@ -131,14 +130,8 @@ class PlainElements:
             mask |= (keys == key) & (places >= begin) & (places < end)
         return Numbers(mask & (band.low <= band.high))
 
-    def chance(self, key: Key, probability: float) -> Numbers:
-        return Numbers(self._of_runs(partial(draws, key)) * 2.0**-32 < probability)
-
-    def below(self, numbers: NumbersOf, bound: int) -> Numbers:
-        return Numbers(self._of_runs(numbers) < bound)
-
     def chosen(self, mask: Masks) -> Numbers:
-        return Numbers(self._of_runs(mask))
+        return Numbers(self._of_runs(lambda *run: mask_of(mask(*run), run[1])))
 
     def exponent(self, value: Numbers) -> Numbers:
         return Numbers(_exponents(value.array).astype(np.float64))

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.masks import KeptMasks, bits_of
 from shardmerge.methods.passes import Masks, RowChances
 
-#: Groups of rows whose masks are always kept: threads work on few at a time.
-_REMEMBERED = 4
 #: Returns which elements of rows are chosen, bool: (values, numbers), each [rows, length].
 Choose = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _HALF = 16
-
-
-class _Kept:
-    """Masks of groups of rows: of earlier tensors, then of the last, as many as there is room for.
-
-    Of a tensor that is too large the first stay: they are asked for first again.
-    """
-
-    def __init__(self, room: int) -> None:
-        self._room, self._size = room, 0
-        self._lock = threading.Lock()
-        self._found: OrderedDict[tuple[int, int], list[np.ndarray]] = OrderedDict()
-
-    def get(self, tensor: int, begin: int) -> list[np.ndarray] | None:
-        """Return the masks of a group, None if they are not kept."""
-        with self._lock:
-            return self._found.get((tensor, begin))
-
-    def put(self, tensor: int, begin: int, masks: list[np.ndarray]) -> None:
-        """Keep the masks of a group."""
-        with self._lock:
-            if (tensor, begin) in self._found:
-                return
-            self._found[tensor, begin] = masks
-            self._size += sum(mask.nbytes for mask in masks)
-            while self._size > self._room and len(self._found) > _REMEMBERED:
-                group = next(iter(self._found))
-                if group[0] == tensor:
-                    group = list(self._found)[-_REMEMBERED]
-                self._size -= sum(mask.nbytes for mask in self._found.pop(group))
-
-
-#: 64 MiB.
-_KEPT = _Kept(1 << 26)
-_NUMBERS = itertools.count()
 
 
 class RowMasks:
@@ -78,37 +38,21 @@ class RowMasks:
         self._values, self._numbers, self._choose = values, wanted.numbers, choose
         self._length = shape[1] if len(shape) > 1 else math.prod(shape)
         self._inner = math.prod(shape[2:])
-        self._count = math.prod(shape)
         row = self._length * self._inner
-        self._step = row * max(1, together // max(row, 1))
-        self._number = next(_NUMBERS)
+        step = row * max(1, together // max(row, 1))
+        self._kept = KeptMasks(self._rows, step, math.prod(shape))
 
     def masks(self) -> list[Masks]:
         """Return the mask of each kind of values."""
-        return [partial(self._mask, kind) for kind in range(len(self._choose))]
+        return self._kept.masks(len(self._choose))
 
-    def _mask(self, kind: int, first: int, count: int) -> np.ndarray:
-        spans = range(first // self._step * self._step, first + count, self._step)
-        parts = []
-        for begin in spans:
-            start, stop = max(begin, first), min(begin + self._step, first + count)
-            bits = self._rows(begin)[kind][(start - begin) // 8 : -(-(stop - begin) // 8)]
-            skip = (start - begin) % 8
-            parts.append(np.unpackbits(bits)[skip : skip + stop - start].view(bool))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _rows(self, begin: int) -> list[np.ndarray]:
-        """Return the masks of some whole rows, 8 elements a byte."""
-        if (known := _KEPT.get(self._number, begin)) is not None:
-            return known
-        size = min(self._step, self._count - begin)
+    def _rows(self, begin: int, size: int) -> list[np.ndarray]:
+        """Return the masks of some whole rows."""
         values = self._values(begin, size)
-        found = [
-            np.packbits(self._flat(choose(self._lines(value), self._lines(number(begin, size)))))
+        return [
+            bits_of(self._flat(choose(self._lines(value), self._lines(number(begin, size)))))
             for value, number, choose in zip(values, self._numbers, self._choose, strict=True)
         ]
-        _KEPT.put(self._number, begin, found)
-        return found
 
     def _lines(self, x: np.ndarray) -> np.ndarray:
         """Return elements as rows that follow each other, [rows, length]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.keys import Key, RandomStream, stream_key
 from shardmerge.methods.passes import (
     Bands,
+    Chances,
     Elements,
     ElementValue,
     KeyBand,
@@ -77,13 +79,26 @@ def middle_ranks(group: Group) -> dict[int, Ranks]:
 
 def chance(group: Group) -> Passes:
     """Keep each element with probability ``density``."""
+    thinned, density = _thinned(group), group.per_input["density"]
+    if not thinned:
+        return {}
+    # a draw is a number of 32 bits over 2**32
+    found = yield Chances(
+        tuple(RandomStream(stream(group, i)) for i in thinned),
+        tuple(math.ceil(density[i] * 2.0**32) for i in thinned),
+    )
+    return _chosen(thinned, found)
 
-    def of(index: int) -> Callable[[Elements, ElementValue], ElementValue]:
-        key, density = stream(group, index), group.per_input["density"][index]
-        return lambda x, part: x.chance(key, density)
 
-    return {i: of(i) for i in _thinned(group)}
-    yield
+def _chosen(
+    indices: Sequence[int], masks: Sequence[Masks]
+) -> dict[int, Callable[[Elements, ElementValue], ElementValue]]:
+    """Return which elements of task vectors masks tell of."""
+
+    def of(mask: Masks) -> Callable[[Elements, ElementValue], ElementValue]:
+        return lambda x, part: x.chosen(mask)
+
+    return {i: of(mask) for i, mask in zip(indices, masks, strict=True)}
 
 
 def _thinned(group: Group) -> Sequence[int]:
@@ -121,11 +136,7 @@ def ranked_chance(group: Group) -> Passes:
         tuple(RandomStream(stream(group, i)) for i in ranked),
         tuple(_bounds(density[i], group.per_input["epsilon"][i], length) for i in ranked),
     )
-
-    def of(mask: Masks) -> Callable[[Elements, ElementValue], ElementValue]:
-        return lambda x, part: x.chosen(mask)
-
-    return none | {i: of(mask) for i, mask in zip(ranked, found, strict=True)}
+    return none | _chosen(ranked, found)
 
 
 def _bounds(density: float, epsilon: float, length: int) -> np.ndarray:

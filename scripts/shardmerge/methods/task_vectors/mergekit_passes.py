@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
+    Chances,
     Counts,
     Elements,
     ElementValue,
@@ -102,14 +103,20 @@ def chance(group: Group) -> Passes:
     density = group.per_input["density"]
     thinned = [i for i in group.others if density[i] < 1]
     numbers = yield TorchDraws(generator_seed(group))
+    code = _random_code(group)
+    bounds = (_bound(nearest(density[i], code)) for i in thinned)
+    found = yield Chances(_turns(group, numbers, len(thinned)), tuple(bounds))
+    return Kept({i: _chosen(mask) for i, mask in zip(thinned, found, strict=True)}, code)
 
-    def of(index: int, turn: int) -> _Mask:
-        bound = _bound(nearest(density[index], _random_code(group)))
+
+def _turns(group: Group, numbers: NumbersOf, count: int) -> tuple[NumbersOf, ...]:
+    """Return the numbers of each of so many tensors that are drawn for one after the other."""
+
+    def of(turn: int) -> NumbersOf:
         begin = turn * group.count
-        return lambda x: x.below(lambda first, count: numbers(begin + first, count), bound)
+        return lambda first, count: numbers(begin + first, count)
 
-    masks = {index: of(index, turn) for turn, index in enumerate(thinned)}
-    return Kept(masks, _random_code(group))
+    return tuple(map(of, range(count)))
 
 
 def ranked_chance(group: Group) -> Passes:
@@ -122,14 +129,9 @@ def ranked_chance(group: Group) -> Passes:
     if not ranked:
         return Kept(masks, _random_code(group))
     numbers = yield TorchDraws(generator_seed(group))
-
-    def of_turn(turn: int) -> NumbersOf:
-        begin = turn * group.count
-        return lambda first, count: numbers(begin + first, count)
-
     found = yield RowChances(
         lambda x: [_difference(x, i, base).abs() for i in ranked],
-        tuple(of_turn(turn) for turn in range(len(ranked))),
+        _turns(group, numbers, len(ranked)),
         tuple(np.array([_bound(p) for p in _chances(group, i)], np.uint32) for i in ranked),
         by_torch=True,
     )
