@@ -99,6 +99,41 @@ def reduction_of(
     return _reduction(tuple(codes), function, kind, x)
 
 
+def program_of(
+    codes: Sequence[str],
+    shape: tuple[int, ...],
+    function: Map,
+    output: str | None = None,
+    *,
+    narrow: bool = True,
+) -> tuple[Program, Given] | None:
+    """Return what makes a tensor's elements of others', as steps.
+
+    Args:
+        codes: Of the types of the other tensors.
+        shape: Of each.
+        function: Returns an element.
+        output: Code of the type that it is written in; None for the one that it has.
+        narrow: What is made of values is rounded to their type, as torch does.
+
+    Returns:
+        The steps and what they need besides; None if torch must make them.
+    """
+    if not set(codes) <= set(TYPES):
+        return None
+    writer = Writer(list(codes), narrow=narrow)
+    x = SymbolicElements(writer, range(len(codes)), shape, Given(writer.constants))
+    try:
+        result = function(x)
+    except Unsupported:
+        return None
+    if (output := output or result.dtype) not in TYPES:
+        return None
+    own = tuple(writer.loads), tuple(writer.tables)
+    program = Program(tuple(codes), tuple(writer.steps), result.number, output, (), *own)
+    return program, x.given
+
+
 def _reduction(
     codes: tuple[str, ...],
     function: Callable[[Elements], Sequence[ElementValue]],

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.engine.quick_choice import Boundaries, Keys
+from shardmerge.engine.quick_choice import Boundaries, KeysOf
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import KeyBand, Ranks
 
@@ -79,7 +79,7 @@ class ToldMask:
 
     @classmethod
     def of(
-        cls, row: ToldRow, keys: Keys, runs: Runs, count: int, whole: Callable[[], BitMask]
+        cls, row: ToldRow, keys: KeysOf, runs: Runs, count: int, whole: Callable[[], BitMask]
     ) -> ToldMask | None:
         """Return the mask that a row tells, None if it tells of more or fewer elements.
 

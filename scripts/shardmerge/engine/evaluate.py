@@ -20,6 +20,7 @@ from shardmerge.algebra.leaves import Leaves, in_passes, leaf_rows, stated_dtype
 from shardmerge.algebra.rows import choice_ranges, row_ranges, take
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.buffers import BlockBuffers, torch_dtype
+from shardmerge.engine.made_natively import MadeBlocks
 from shardmerge.methods.kernels.execute import TorchElements
 from shardmerge.methods.passes import Map
 from shardmerge.methods.registry import kernel_of
@@ -332,6 +333,9 @@ class Evaluator:
         """Return what makes a block of a call's result from its inputs'."""
         if in_passes(node, self._numerics):
             make, shape = self._maps(node), node.inputs[0].shape
+            if self._buffers.device.type == "cpu":
+                made = MadeBlocks(make, shape, narrow=self._mergekit)
+                return lambda tensors, block: made(tensors, block.first, block.runs)
             return lambda tensors, block: make(
                 TorchElements(tensors, shape, block.first, block.runs)
             )

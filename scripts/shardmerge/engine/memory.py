@@ -31,6 +31,8 @@ STREAMING_BYTES = 400_000_000
 CUDA_BYTES = 3 << 30
 #: Bytes of an element while it is chosen by torch's order, and where torch itself does it.
 _CHOOSING, _BY_TORCH = 4, 24
+#: Elements at most that native code chooses from: their numbers have 32 bits.
+CHOOSABLE = (1 << 30) - 32
 #: Elements of tensors that are still being written while the next one is begun.
 BEHIND = 1 << 25
 
@@ -120,7 +122,8 @@ def choosing_bytes(call: ex.Call, numerics: Numerics) -> int:
     if not chooses(call, numerics):
         return 0
     count, masks = ex.elements(call.inputs[0]), len(call.inputs) - (call.base is not None)
-    each = _CHOOSING if is_native(call, (), numerics) else _BY_TORCH
+    own = count <= CHOOSABLE and is_native(call, (), numerics)
+    each = _CHOOSING if own else _BY_TORCH
     return each * count + masks * (2 * count + BEHIND) // 8
 
 

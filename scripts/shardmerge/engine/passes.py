@@ -27,7 +27,7 @@ from shardmerge.engine.locations import apart
 from shardmerge.engine.memory import BEHIND
 from shardmerge.engine.mersenne import native_fill
 from shardmerge.engine.philox import native_stream
-from shardmerge.engine.quick_choice import Boundaries, Keys, mask_like_torch, open_bits
+from shardmerge.engine.quick_choice import Boundaries, KeysOf, mask_like_torch, open_bits
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
@@ -308,13 +308,13 @@ class NativePasses:
         self.answers[call].append(rows)
         return masks
 
-    def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> Keys:
+    def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""
         tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
         return lambda first, size: tiles.bits(first, size)[0]
 
     def _choose(
-        self, keys: Keys, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
+        self, keys: KeysOf, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
     ) -> BitMask:
         """Return which elements torch puts at some ranks, whose keys lie in a band."""
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])

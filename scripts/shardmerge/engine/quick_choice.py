@@ -12,43 +12,47 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
+from shardmerge.engine.heap_text import heap_text
+from shardmerge.engine.memory import CHOOSABLE
 from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, parts_text
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import KeyBand, Order, Ranks
 
+if TYPE_CHECKING:
+    import torch
+
 #: Above all keys.
 _NONE = (1 << 31) - 1
-#: Elements at most, for their numbers to have 32 bits.
-MOST = (1 << 30) - LANES
 #: What is left of so few elements is sorted by insertion.
 _FEW = {"sort": 16, "topk": 3}
-#: ``torch.topk`` selects so if more than this share is wanted.
+#: ``torch.topk`` selects by a heap where no more than one of so many elements is wanted.
 _LEAST_SHARE = 64
 #: Elements of what is tried, and how many different values they have.
 _TRIED = ((17, 5), (60, 7), (1000, 3), (3000, 200), (20_000, 40), (70_000, 3000))
 #: One tensor at a time is chosen from, so that the numbers of one are held.
 _TURN = threading.Lock()
 #: Returns the keys of consecutive elements, uint32: (first, count).
-Keys = Callable[[int, int], np.ndarray]
+KeysOf = Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Boundaries:
     """Which elements are chosen for sure, and between which the sort alone decides.
 
-    Keys are as they are sorted: a descending order has its own.
+    KeysOf are as they are sorted: a descending order has its own.
 
     Args:
         descending: The greatest magnitude has the least key.
         least, most: Elements of keys between them are chosen, those included.
-        open: Keys of which some elements are chosen, ascending.
+        open: KeysOf of which some elements are chosen, ascending.
         begin, end: The ranks between which those lie.
     """
 
@@ -96,7 +100,7 @@ class Boundaries:
         return sure, np.isin(sorted_by, self.open)
 
 
-def open_bits(mask: BitMask, keys: Keys, limits: Boundaries, runs: Runs) -> str:
+def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> str:
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
@@ -105,7 +109,7 @@ def open_bits(mask: BitMask, keys: Keys, limits: Boundaries, runs: Runs) -> str:
 
 
 def mask_like_torch(
-    keys: Keys, count: int, ranks: Ranks, band: KeyBand, order: Order, code: str
+    keys: KeysOf, count: int, ranks: Ranks, band: KeyBand, order: Order, code: str
 ) -> BitMask:
     """Return the mask of what torch puts at some ranks.
 
@@ -119,13 +123,13 @@ def mask_like_torch(
     """
     if ranks.start >= ranks.stop:
         return BitMask(np.zeros(-(-count // 8), np.uint8))
-    limits, found = Boundaries.of(ranks, count, band.low, band.high), None
-    if not limits.open or (is_quick(ranks, count, order) and is_torchs(order)):
-        found = quick_mask(keys, count, limits, order)
-    return found or _torchs_own(keys, count, ranks, order, code)
+    limits = Boundaries.of(ranks, count, band.low, band.high)
+    if not limits.open or (count <= CHOOSABLE and is_torchs(order)):
+        return quick_mask(keys, count, limits, order)
+    return _torchs_own(keys, count, ranks, order, code)
 
 
-def _torchs_own(keys: Keys, count: int, ranks: Ranks, order: Order, code: str) -> BitMask:
+def _torchs_own(keys: KeysOf, count: int, ranks: Ranks, order: Order, code: str) -> BitMask:
     import torch
 
     from shardmerge.engine.buffers import torch_dtype
@@ -139,12 +143,35 @@ def _torchs_own(keys: Keys, count: int, ranks: Ranks, order: Order, code: str) -
     return torch_mask(tensor if order == "sort" else tensor.to(torch_dtype(code)), ranks, order)
 
 
-def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitMask | None:
-    """Return the mask of what is chosen, None where the sort goes on in another way.
+def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
+    """Return what ``torch_mask`` does, by native code where there is some.
+
+    Args:
+        values: On the CPU, one-dimensional, not negative.
+        ranks: Each less than the number of values.
+        order: Which of torch's functions has them.
+    """
+    from shardmerge.engine.native import is_usable
+    from shardmerge.methods.kernels.torch_choice import torch_mask
+
+    count = len(values)
+    narrow = is_usable() and values.itemsize <= 4 and count <= CHOOSABLE
+    if ranks.start >= ranks.stop or not (narrow and is_torchs(order)):
+        return torch_mask(values, ranks, order)
+    keys = values.float().numpy().view(np.uint32) & np.uint32(_NONE)
+    ends = ranks.start, ranks.stop - 1
+    places = sorted(count - 1 - end if ranks.descending else end for end in ends)
+    low, high = np.partition(keys, places)[places].tolist()
+    limits = Boundaries.of(ranks, count, low, high)
+    return quick_mask(lambda first, size: keys[first : first + size], count, limits, order)
+
+
+def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> BitMask:
+    """Return the mask of what is chosen.
 
     Args:
         keys: Bits of the magnitudes of elements.
-        count: Elements, at most MOST.
+        count: Elements, at most CHOOSABLE.
         limits: Of the choice.
         order: Whose it is.
     """
@@ -158,16 +185,40 @@ def quick_mask(keys: Keys, count: int, limits: Boundaries, order: Order) -> BitM
         room[0] = 0
         _number(keys, count, limits, bits, room)
         one, two = _two(limits)
-        two += count
-        depth, done = 2 * (count.bit_length() - 1), np.zeros(1, np.uint8)
-        stack = np.empty(3 * (depth + 2), np.int64)
-        more = [count, one, two, limits.begin, limits.end, depth, _FEW[order]]
-        array_code(parts_text)(done, [room, stack], count, more)
-        if not done[0]:
-            return None
+        numbers = count, one, two + count
+        _sort(room, numbers, limits, order)
         stretch = room[1 + limits.begin : 1 + limits.end]
-        array_code(chosen_text)(bits, [stretch], len(stretch), [count, one, two])
+        array_code(chosen_text)(bits, [stretch], len(stretch), numbers)
     return BitMask(bits)
+
+
+def _sort(
+    room: np.ndarray, numbers: tuple[int, int, int], limits: Boundaries, order: Order
+) -> None:
+    """Sort numbers as far as it is needed.
+
+    Args:
+        room: They follow its first.
+        numbers: How many there are, and the first numbers of elements of the open keys.
+        limits: Of the choice.
+        order: Whose it is.
+    """
+    count, own = numbers[0], room[1:]
+    if order == "topk" and limits.end * _LEAST_SHARE <= count:
+        array_code(heap_text)(own, [], count, [*numbers, limits.end, 0])
+        return
+    depth = 2 * (count.bit_length() - 1)
+    stack = np.zeros(3 * (depth + 2), np.int64)
+    stack[:3] = 0, count, depth
+    state = np.array([0, 0, 3], np.int64)
+    while state[0] >= 0:
+        more = [*numbers, limits.begin, limits.end, int(state[2]), _FEW[order]]
+        array_code(parts_text)(state, [room, stack], count, more)
+        if state[0] >= 0:
+            first, last = int(state[0]), int(state[1])
+            middle, sorts = (limits.end, 0) if order == "topk" else (last, 1)
+            part = [*numbers, middle - first, sorts]
+            array_code(heap_text)(own[first:], [], last - first, part)
 
 
 def _two(limits: Boundaries) -> tuple[int, int]:
@@ -175,7 +226,7 @@ def _two(limits: Boundaries) -> tuple[int, int]:
 
 
 def _number(
-    keys: Keys, count: int, limits: Boundaries, bits: np.ndarray, room: np.ndarray | None
+    keys: KeysOf, count: int, limits: Boundaries, bits: np.ndarray, room: np.ndarray | None
 ) -> None:
     """Fill the room with the elements' numbers, and a mask with those that are chosen for sure."""
     code = array_code(numbers_text, limits.descending)
@@ -188,13 +239,6 @@ def _number(
         numbers = rest if room is None else room[1 + first :]
         more = [first, count, one, two, limits.least, limits.most]
         code(numbers, [own, bits[first // 8 :]], size, more)
-
-
-def is_quick(ranks: Ranks, count: int, order: Order) -> bool:
-    """Whether the choice of some ranks is this one's, where torch's sort is."""
-    if count > MOST:
-        return False
-    return order == "sort" or ranks.stop * _LEAST_SHARE > count
 
 
 @cache
@@ -214,11 +258,11 @@ def is_torchs(order: Order) -> bool:
             limits = Boundaries.of(ranks, count, low, high)
             found = quick_mask(lambda i, n, k=keys: k[i : i + n], count, limits, order)
             known = torch_mask(tensor, ranks, order)
-            if found is None or not np.array_equal(found(0, count), known(0, count)):
+            if not np.array_equal(found(0, count), known(0, count)):
                 return False
     return True
 
 
 def _tried_ranks(count: int, order: Order) -> Sequence[Ranks]:
-    largest = Ranks(0, max(1, count // 3), descending=True)
-    return (largest, Ranks(count // 5, count // 2)) if order == "sort" else (largest,)
+    largest, few = (Ranks(0, max(1, count // part), descending=True) for part in (3, 100))
+    return (largest, Ranks(count // 5, count // 2)) if order == "sort" else (largest, few)

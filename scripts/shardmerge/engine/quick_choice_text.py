@@ -6,8 +6,6 @@ their own, which tell their indices; of all others only the key counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from shardmerge.engine.assembly import INT, LANES, MASK, splat
 from shardmerge.engine.partition_text import partition_text
 
@@ -96,26 +94,35 @@ def chosen_text() -> str:
     """Return the function that sets bits of a mask for the elements of a stretch of numbers."""
     vector = [line for name in ("n", "one", "two") for line in _alike(f"%{name}", f"%{name}.all")]
     return _CHOSEN.format(
-        lanes=LANES, int=INT, mask=MASK, vector="\n".join(vector), numbers="\n".join(_numbers())
+        lanes=LANES,
+        int=INT,
+        mask=MASK,
+        vector="\n".join(vector),
+        numbers="\n".join(numbers_lines()),
     )
 
 
 def parts_text() -> str:
-    """Return the function that sorts numbers as far as two boundaries need it."""
-    pivots = [line for name in "abc" for line in _ends(name, f"%{name}.number")]
+    """Return the function that sorts numbers as far as two boundaries need it.
+
+    It takes parts from a stack: (first, last, how often they may be parted). It ends when there are
+    none, or where a part was parted too often: it tells this part, and what is left of the stack.
+    """
+    pivots = [line for name in "abc" for line in key_ends(name, f"%{name}.number")]
     return _PARTS.format(
-        numbers="\n".join(_numbers()),
+        numbers="\n".join(numbers_lines()),
         pivots="\n".join(pivots),
-        middle="\n".join(_ends("m", "%m.number")),
-        taken="\n".join(_ends("k", "%k.number")),
+        middle="\n".join(key_ends("m", "%m.number")),
+        taken="\n".join(key_ends("k", "%k.number")),
         partition=partition_text("i32"),
     )
 
 
-def _numbers(names: Sequence[str] = ("n", "one", "two")) -> list[str]:
+def numbers_lines() -> list[str]:
+    """Return the lines that load %n, the number of elements, and the first numbers %one, %two."""
     return [
         line
-        for k, name in enumerate(names)
+        for k, name in enumerate(("n", "one", "two"))
         for line in (
             f"  %{name}.at = getelementptr i64, ptr %more, i64 {k}",
             f"  %{name}.long = load i64, ptr %{name}.at",
@@ -124,7 +131,7 @@ def _numbers(names: Sequence[str] = ("n", "one", "two")) -> list[str]:
     ]
 
 
-def _ends(name: str, number: str) -> list[str]:
+def key_ends(name: str, number: str) -> list[str]:
     """Return the lines that make the least and the greatest number of an element's key."""
     return [
         f"  %{name}.one = sub i32 {number}, %one",
@@ -211,19 +218,19 @@ entry:
   %begin = load i64, ptr %begin.at
   %end.at = getelementptr i64, ptr %more, i64 4
   %end = load i64, ptr %end.at
-  %depth.at = getelementptr i64, ptr %more, i64 5
-  %depth.all = load i64, ptr %depth.at
+  %top.at = getelementptr i64, ptr %more, i64 5
+  %top.first = load i64, ptr %top.at
   %few.at = getelementptr i64, ptr %more, i64 6
   %few = load i64, ptr %few.at
   %pairs = getelementptr i32, ptr %room, i64 1
   %l.list = alloca [128 x i8], align 64
   %r.list = alloca [128 x i8], align 64
-  br label %part
+  br label %finished
 part:
-  %first = phi i64 [0, %entry], [%first.popped, %pop], [%first, %cut]
-  %last = phi i64 [%count, %entry], [%last.popped, %pop], [%i, %cut]
-  %depth = phi i64 [%depth.all, %entry], [%depth.popped, %pop], [%depth.less, %cut]
-  %top = phi i64 [0, %entry], [%top.less, %pop], [%top.more, %cut]
+  %first = phi i64 [%first.popped, %pop], [%first, %cut]
+  %last = phi i64 [%last.popped, %pop], [%i, %cut]
+  %depth = phi i64 [%depth.popped, %pop], [%depth.less, %cut]
+  %top = phi i64 [%top.less, %pop], [%top.more, %cut]
   %begin.above = icmp ugt i64 %begin, %first
   %begin.below = icmp ult i64 %begin, %last
   %begin.in = and i1 %begin.above, %begin.below
@@ -237,10 +244,11 @@ sized:
   %is.small = icmp ule i64 %size, %few
   br i1 %is.small, label %take, label %large
 finished:
-  %is.empty = icmp eq i64 %top, 0
+  %top.now = phi i64 [%top.first, %entry], [%top, %part], [%top, %put]
+  %is.empty = icmp eq i64 %top.now, 0
   br i1 %is.empty, label %done, label %pop
 pop:
-  %top.less = sub i64 %top, 3
+  %top.less = sub i64 %top.now, 3
   %pop.at = getelementptr i64, ptr %stack, i64 %top.less
   %pop.at1 = getelementptr i64, ptr %pop.at, i64 1
   %pop.at2 = getelementptr i64, ptr %pop.at, i64 2
@@ -250,7 +258,7 @@ pop:
   br label %part
 large:
   %falls = icmp eq i64 %depth, 0
-  br i1 %falls, label %stop, label %pivot
+  br i1 %falls, label %fallen, label %pivot
 pivot:
   %depth.less = sub i64 %depth, 1
   %half = lshr i64 %size, 1
@@ -314,8 +322,15 @@ put:
   %k.next = add i64 %k, 1
   %k.more = icmp ult i64 %k.next, %last
   br i1 %k.more, label %take, label %finished
+fallen:
+  %fallen.at1 = getelementptr i64, ptr %output, i64 1
+  %fallen.at2 = getelementptr i64, ptr %output, i64 2
+  store i64 %first, ptr %output
+  store i64 %last, ptr %fallen.at1
+  store i64 %top, ptr %fallen.at2
+  br label %stop
 done:
-  store i8 1, ptr %output
+  store i64 -1, ptr %output
   br label %stop
 stop:
   ret void

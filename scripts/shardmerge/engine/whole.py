@@ -8,6 +8,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,7 +34,9 @@ from shardmerge.engine.evaluate import Block, Evaluator
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.locations import AnyLocation, apart
 from shardmerge.engine.lowrank import Products
+from shardmerge.engine.made_natively import make_natively
 from shardmerge.engine.pipeline import Stopped
+from shardmerge.engine.quick_choice import tensor_mask
 from shardmerge.engine.record import Tally
 from shardmerge.engine.row_sums import RowSummer
 from shardmerge.engine.tasks import TensorTask
@@ -146,7 +149,8 @@ class Maker:
                     return made
 
             step = max(1, self._buffers.length // BLOCK) * BLOCK
-            answer = partial(answered, shape=call.inputs[0].shape, read=read, step=step)
+            rest = {"read": read, "step": step, "choose": tensor_mask}
+            answer = partial(answered, shape=call.inputs[0].shape, **rest)
             begin = passes_of(call.method, self._numerics)
             self.maps[call] = end_of(begin_passes(call, begin, code), answer)
         return self.maps[call]
@@ -229,7 +233,8 @@ class Maker:
             if is_probed(call):
                 result = self._probed(call, tensors)
             else:
-                result = kernel(group_of(call, tensors))
+                make = make_natively if self._place.device == "cpu" else None
+                result = kernel(replace(group_of(call, tensors), make_whole=make))
         if result.numel() != ex.elements(call):
             raise UserError(
                 f"merge_method {call.method!r} made shape {list(result.shape)} instead of "
@@ -377,12 +382,12 @@ def held_views(
         if not isinstance(leaf, ex.Rows):
             views.append(whole[first : first + count])
             continue
-        view = torch.zeros(count, dtype=whole.dtype, device=whole.device)
+        view = torch.empty(count, dtype=whole.dtype, device=whole.device)
         for place, length, source in row_ranges(
             leaf.table, math.prod(leaf.shape[1:]), first, count
         ):
-            if source is not None:
-                view[place : place + length] = whole[source : source + length]
+            part = view[place : place + length]
+            part.fill_(0.0) if source is None else part.copy_(whole[source : source + length])
         views.append(view)
     return views
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from shardmerge.methods.passes import Passes
+    from shardmerge.methods.passes import Map, Passes
     from shardmerge.methods.program import Writer
 
 REQUIRED = object()
@@ -165,6 +165,7 @@ class Group:
         total: Elements of the whole tensor; 0 if this is all of it.
         shape: Of the whole tensor; empty if the tensors say it.
         dtype: In mergekit numerics, code of the type that passes compute in.
+        make_whole: Makes the elements of whole tensors, if not torch does.
     """
 
     tensors: Sequence[torch.Tensor]
@@ -177,6 +178,7 @@ class Group:
     total: int = 0
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    make_whole: MakeWhole | None = None
 
     @property
     def count(self) -> int:
@@ -190,6 +192,9 @@ class Group:
 
 
 Kernel = Callable[[Group], "torch.Tensor"]
+#: Makes each element of a tensor by a function, rounded as torch rounds: (function of elements,
+#: tensors that are contiguous and of one shape, where the elements go: also one of them).
+MakeWhole = Callable[["Map", "Sequence[torch.Tensor]", "torch.Tensor"], None]
 #: Begins a method's passes; the group's tensors are not looked at, only their number.
 BeginPasses = Callable[[Group], "Passes"]
 #: Whether a method's passes are known for a group, of which only the parameters are looked at.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     rows, tensors = {}, []
     groups = {
         name: kernel_cases.ordinary(
-            name, SHAPE, 3, request.param, density=0.6, rescale=True, select_topk=1.0
+            name, SHAPE, 3, request.param, density=0.6, rescale=True, select_topk=0.5
         )
         for name in NAMES
     }
@@ -99,7 +100,7 @@ def test_a_fault_is_found_in_each(built: Built, tmp_path: Path) -> None:
 def test_other_sums_are_refused(built: Built, name: str, part: int) -> None:
     """An answer that is another, and a tile's sum; text that is none."""
     (call,) = built[2][name]
-    place = next(i for i, one in enumerate(call) if one is not None)
+    place = next(i for i, one in enumerate(call) if isinstance(one, str) and " " in one)
     texts = call[place].split(" ")
     numbers = _numbers(texts[part])
     numbers *= 1.05  # of one tile only: that is seen if the tile is looked at
@@ -121,3 +122,59 @@ def test_other_quantiles_are_refused(built: Built, part: int) -> None:
         changed = " ".join(text if i == part else other for i, other in enumerate(texts))
         with pytest.raises(UserError, match="recorded that are not those of the sources"):
             check(built, arcee_fusion=[[rows, changed]])
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "breadcrumbs_ties", "sce"])
+class TestChoices:
+    """What is recorded of choices by torch's order."""
+
+    @staticmethod
+    def place(call: list) -> int:
+        return next(i for i, one in enumerate(call) if isinstance(one, list))
+
+    def refused(self, built: Built, name: str, row: Any, match: str) -> None:
+        (call,) = built[2][name]
+        place = self.place(call)
+        rows = [row, *call[place][1:]]
+        changed = [rows if i == place else one for i, one in enumerate(call)]
+        with pytest.raises(UserError, match=f"{match} of whole tensors are recorded"):
+            check(built, **{name: [changed]})
+
+    @pytest.fixture(autouse=True)
+    def not_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(recorded, "is_looked_at_whole", lambda name: False)
+
+    def test_other_thresholds_are_refused(self, built: Built, name: str) -> None:
+        low, high, text = built[2][name][0][self.place(built[2][name][0])][0]
+        for row in ([low + 1, high, text], [low, "x", text], [low, high], [-1, high, text], 3):
+            self.refused(built, name, row, "thresholds")
+
+    def test_other_bits_are_refused(self, built: Built, name: str) -> None:
+        """Too few and none; of the right number, what is computed of them is another."""
+        low, high, text = built[2][name][0][self.place(built[2][name][0])][0]
+        for other in ("", text[:-4], "no bits", text + "AAAA"):
+            self.refused(built, name, [low, high, other], "choices")
+        data = bytes(255 - one for one in base64.b64decode(text))
+        (call,) = built[2][name]
+        row = [low, high, base64.b64encode(data).decode()]
+        place = self.place(call)
+        rows = [row, *call[place][1:]]
+        changed = [rows if i == place else one for i, one in enumerate(call)]
+        with pytest.raises(UserError):
+            check(built, **{name: [changed]})
+
+    def test_of_some_tensors_they_are_made_again(
+        self, built: Built, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(recorded, "is_looked_at_whole", lambda name: True)
+        check(built)
+        low, high, text = built[2][name][0][self.place(built[2][name][0])][0]
+        data = bytearray(base64.b64decode(text))
+        data[0] ^= 64
+        self.refused(built, name, [low, high, base64.b64encode(data).decode()], "choices")
+
+    def test_only_few_are_made_again(
+        self, built: Built, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setattr(recorded.RecordedPasses, "_choose", lambda *_: pytest.fail("chosen"))
+        check(built)

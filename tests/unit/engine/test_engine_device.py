@@ -10,7 +10,7 @@ import torch
 
 from helpers import method_bytes
 from helpers.method_bytes import GOLDEN
-from shardmerge.engine import stream
+from shardmerge.engine import native, stream
 from shardmerge.engine.device import Host, HostBuffer, host_buffer
 
 
@@ -44,6 +44,7 @@ def test_every_lane_computes_on_the_card_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     made: list[str] = []
+    monkeypatch.setattr(native, "is_usable", lambda: False)
     monkeypatch.setattr(stream, "check_device", lambda device: None)
     monkeypatch.setattr(stream, "_current", contextlib.nullcontext)
     monkeypatch.setattr(stream, "Cuda", lambda device: Card(device, made, held))

@@ -249,6 +249,22 @@ class TestWhole:
         assert peak <= foretold
         assert check_bytes(make_tasks(spec)) == foretold
 
+    @pytest.mark.parametrize(("name", "values"), [("ties", {"density": 1.0}), ("sce", {})])
+    def test_what_chooses_nothing_streams(self, name: str, values: dict[str, float]) -> None:
+        call = call_of(name, [ex.Source(m, FILE, "w", "F16", (5, 100)) for m in "abc"], MERGEKIT)
+        shared = dict(call.parameters) | ({"select_topk": 1.0} if name == "sce" else {})
+        each = {k: tuple(values.get(k, v) for v in row) for k, row in call.per_input}
+        call = replace(
+            call, parameters=tuple(sorted(shared.items())), per_input=tuple(sorted(each.items()))
+        )
+        assert workspace_bytes(make_tasks(spec_of("F16", call, MERGEKIT))) == STREAMING_BYTES
+
+    def test_where_torch_chooses_it_takes_more(self) -> None:
+        shape = (1 << 20, 1 << 11)  # more elements than numbers of 32 bits can tell apart
+        call = call_of("ties", [ex.Source(m, FILE, "w", "F16", shape) for m in "abc"], MERGEKIT)
+        foretold = workspace_bytes(make_tasks(spec_of("F16", call, MERGEKIT)))
+        assert foretold > STREAMING_BYTES + 20 * math.prod(shape)
+
     def test_is_that_of_the_largest_tensor(self) -> None:
         tensors = []
         for rows in (1_000, 5_000, 3_000):

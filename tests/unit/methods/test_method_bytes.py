@@ -152,6 +152,12 @@ class TestFunctions:
         alone = torch.cat([self.value(name, x[i : i + 1]) for i in range(0, self.COUNT, 7)])
         assert cases.differing(alone, self.value(name, x)[::7].clone()) == 0
 
+    def test_numbers_inside_the_range_need_not_be_brought_to_it(self) -> None:
+        x = torch.linspace(-709.0, 709.0, self.COUNT, dtype=torch.float64)
+        x[7] = float("nan")
+        inside = elementary.exp(TorchElements([x], x.shape, 0), x, inside=True)
+        assert cases.differing(inside, self.value("exp", x)) == 0
+
     def test_limits(self) -> None:
         nan, inf = float("nan"), float("inf")
         x = torch.tensor([0.0, -0.0, -800.0, 800.0, inf, -inf, nan], dtype=torch.float64)

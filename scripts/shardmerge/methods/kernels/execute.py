@@ -28,9 +28,11 @@ from shardmerge.methods.passes import (
     Bands,
     Counts,
     KeyBand,
+    Map,
     Masks,
     Maxima,
     NumbersOf,
+    Order,
     OrderStatistics,
     Ranks,
     RowChances,
@@ -52,8 +54,12 @@ from shardmerge.methods.passes import (
 _CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 #: Elements at most whose ranks are found together: they are remembered in host memory.
 _SORTED = 1 << 20
+#: Elements that an accelerator makes at a time: what counts there is the number of calls.
+_ON_CARD = 1 << 22
 #: Returns consecutive elements of each input, in the type that is computed in: (first, count).
 ReadInputs = Callable[[int, int], Sequence[torch.Tensor]]
+#: Finds the mask of the elements of a tensor on the CPU that torch's order puts at some ranks.
+ChooseElements = Callable[[torch.Tensor, Ranks, Order], Masks]
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,26 @@ def execute(begin: BeginPasses, group: Group) -> torch.Tensor:
     return out.view(group.tensors[0].shape)
 
 
-def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int = BLOCK) -> Any:
+def make_whole(function: Map, tensors: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    """Make each element of a tensor by a function, as ``MakeWhole`` says.
+
+    It works on blocks that stay in a processor's cache, as do what their operations allocate.
+    """
+    step = BLOCK // 4 if out.device.type == "cpu" else _ON_CARD
+    shape, flat = tuple(out.shape), [tensor.reshape(-1) for tensor in tensors]
+    target = out.view(-1)
+    for span in spans(out.numel(), step):
+        x = TorchElements([tensor[span] for tensor in flat], shape, span.start)
+        target[span] = function(x)
+
+
+def answered(
+    wanted: Wanted,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int = BLOCK,
+    choose: ChooseElements = torch_mask,
+) -> Any:
     """Return what a pass over some elements' tensors wants to know.
 
     Args:
@@ -171,6 +196,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         shape: Of the tensors, which have elements.
         read: Reads elements.
         step: Elements that are read at a time, a multiple of BLOCK; it changes no bit.
+        choose: Finds what ``torch_mask`` does.
     """
     match wanted:
         case Sums(function, axis):
@@ -195,7 +221,7 @@ def answered(wanted: Wanted, shape: Sequence[int], read: ReadInputs, step: int =
         case RowChances():
             return _row_masks(wanted, shape, read, step)
         case TorchChoice():
-            return _torch_choice(wanted, shape, read, step)
+            return _torch_choice(wanted, shape, read, step, choose)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
         case TorchDraws(seed):
@@ -339,7 +365,11 @@ def _torch_rows(
 
 
 def _torch_choice(
-    wanted: TorchChoice, shape: Sequence[int], read: ReadInputs, step: int
+    wanted: TorchChoice,
+    shape: Sequence[int],
+    read: ReadInputs,
+    step: int,
+    choose: ChooseElements,
 ) -> list[Masks]:
     """Return the masks of what torch puts at some ranks on a CPU, one value after the other."""
     _, count = vectors(shape, "all")
@@ -350,7 +380,7 @@ def _torch_choice(
         for span in spans(count, step):
             elements = TorchElements(read(span.start, span.stop - span.start), shape, span.start)
             values[span] = wanted.function(elements)[k].to(dtype).cpu()
-        masks.append(torch_mask(values, ranks, wanted.order))
+        masks.append(choose(values, ranks, wanted.order))
     return masks
 
 

@@ -11,6 +11,8 @@ from shardmerge.methods.passes import Bands, Elements, ElementValue, KeyBand, Ma
 from shardmerge.methods.task_vectors.keep import largest_ranks
 from shardmerge.methods.task_vectors.passes import sum_of
 
+#: Inputs up to which the exponents of softmaxes, at most as many, are not too large.
+_MANY = 700
 #: Returns the scores of some elements, by input.
 _Scores = Callable[[Elements], dict[int, ElementValue]]
 
@@ -65,9 +67,8 @@ def _competition(group: Group) -> Passes:
         made = products(x)
         norms = [(one - low) / width for one, (low, width) in zip(made, sizes, strict=True)]
         within = [norm for norm, (i, j) in zip(norms, pairs, strict=True) if i == j]
-        return [exp(x, norm * float(len(indices))) for norm in within] + [
-            exp(x, norm * 1.0) for norm in norms
-        ]
+        bent = [norm * float(len(indices)) for norm in within]
+        return [exp(x, norm, inside=len(indices) <= _MANY) for norm in [*bent, *norms]]
 
     factors = [group.count / total for total in (yield Sums(powers))[:, 0].tolist()]
 

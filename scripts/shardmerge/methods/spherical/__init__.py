@@ -201,7 +201,7 @@ def karcher(group: Group) -> Passes:
     return passes.karcher(group)
 
 
-@karcher.mergekit_kernel(workspace=Workspace(tensors=5.0, per_input=1.0))
+@karcher.mergekit_kernel(workspace=Workspace(tensors=2.0, per_input=1.0))
 def _mergekit_karcher(group: Group) -> torch.Tensor:
     from shardmerge.methods.spherical import mergekit
 

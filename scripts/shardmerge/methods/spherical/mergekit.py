@@ -12,6 +12,8 @@ import torch
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.kernels.blocks import spans
+from shardmerge.methods.kernels.execute import make_whole
+from shardmerge.methods.passes import Elements, ElementValue, Map
 from shardmerge.methods.spherical.passes import without_mean
 
 #: Elements whose norms and dot products slerp adds up at a time.
@@ -119,37 +121,79 @@ def karcher(group: Group) -> torch.Tensor:
     tensors, tolerance = group.tensors, group.parameters["tol"]
     if len(tensors) == 1:
         return tensors[0].clone()
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
+    make = group.make_whole or make_whole
+    # what torch adds up is float32, in which the numbers of 16 bits are held that are added up
+    wide = torch.empty_like(tensors[0], dtype=torch.promote_types(tensors[0].dtype, torch.float32))
 
-    def length(x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.vector_norm(x.to(wide))
+    def length(function: Map, given: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Make elements; return the norm of all."""
+        make(function, given, wide)
+        return torch.linalg.vector_norm(wide)
 
-    share, norms = 1.0 / len(tensors), [length(x) for x in tensors]
+    share = 1.0 / len(tensors)
+    norms = [length(_same, [tensor]) for tensor in tensors]
     valid = [i for i, norm in enumerate(norms) if norm.item() > tolerance]
     if not valid:
         return sum(tensor * 0 for tensor in tensors)
-    units = [(tensors[i] / norms[i]).to(tensors[i].dtype) for i in valid]
+    units = [torch.empty_like(tensors[i]) for i in valid]
+    for unit, i in zip(units, valid, strict=True):
+        make(_divided(norms[i]), [tensors[i]], unit)
     weight = share / sum([share] * len(valid))
-    mean = torch.zeros_like(units[0])
-    for unit in units:
-        mean += weight * unit
-    norm = length(mean)
-    mean = units[0].clone() if norm.item() < tolerance else (mean / norm).to(mean.dtype)
+    mean = torch.empty_like(units[0])
+    each = range(len(units))
+    norm = length(lambda x: _total(x, [x[i] * weight for i in each]), units)
+    if norm.item() < tolerance:
+        mean.copy_(units[0])
+    else:
+        make(_divided(norm), [wide], mean)
     for _ in range(group.parameters["max_iter"]):
-        tangent = torch.zeros_like(mean)
-        for unit in units:
-            cosine = torch.clamp(torch.dot(mean.flatten(), unit.flatten()), -1.0, 1.0)
-            angle = torch.arccos(cosine)
-            if not angle.item() < tolerance:
-                tangent += weight * (angle / torch.sin(angle)) * (unit - cosine * mean)
-        step = length(tangent)
+        step = length(_tangent(mean, units, weight, tolerance), [mean, *units])
         if step.item() < tolerance:
             break
-        mean = (torch.cos(step) * mean + torch.sin(step) * (tangent / step)).to(mean.dtype)
-        norm = length(mean)
-        if norm.item() > tolerance:
-            mean = (mean / norm).to(mean.dtype)
-    return sum(share * norm for norm in norms) * mean
+        norm = length(_moved(step, mean.dtype), [mean, wide])
+        make(_divided(norm) if norm.item() > tolerance else _same, [wide], mean)
+    return torch.mul(sum(share * norm for norm in norms), mean, out=mean if mean.dim() else None)
+
+
+def _tangent(
+    mean: torch.Tensor, units: Sequence[torch.Tensor], weight: float, tolerance: float
+) -> Map:
+    """Return what makes the mean of the directions from one to others: of it and of these."""
+    parts = []
+    for number, unit in enumerate(units, 1):
+        cosine = torch.clamp(torch.dot(mean.flatten(), unit.flatten()), -1.0, 1.0)
+        angle = torch.arccos(cosine)
+        if not angle.item() < tolerance:
+            parts.append((number, cosine.item(), (weight * (angle / torch.sin(angle))).item()))
+
+    def tangent(x: Elements) -> ElementValue:
+        return _total(x, [(x[i] - x[0] * cosine) * scale for i, cosine, scale in parts])
+
+    return tangent
+
+
+def _moved(step: torch.Tensor, dtype: torch.dtype) -> Map:
+    """Return what moves a mean along a tangent, which may be wider than its type."""
+    length = step.item()
+    # torch rounds a number that stands before a tensor to its type, but not one behind it
+    cosine, sine = (one.to(dtype).item() for one in (torch.cos(step), torch.sin(step)))
+    return lambda x: x[0] * cosine + x.rounded(x[1]) / length * sine
+
+
+def _divided(norm: torch.Tensor) -> Map:
+    length = norm.item()
+    return lambda x: x[0] / length
+
+
+def _same(x: Elements) -> ElementValue:
+    return x[0]
+
+
+def _total(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
+    total = x.full(0.0)
+    for part in parts:
+        total = total + part
+    return total
 
 
 def model_stock(group: Group) -> torch.Tensor:

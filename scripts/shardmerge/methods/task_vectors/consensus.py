@@ -76,7 +76,7 @@ def _mergekit_sce(group: Group) -> torch.Tensor:
     return mergekit.sce(group)
 
 
-@sce.mergekit_passes(lambda group: group.parameters["select_topk"] >= 1)
+@sce.mergekit_passes(chooses=lambda group: 0 < group.parameters["select_topk"] < 1)
 def _mergekit_sce_passes(group: Group) -> Passes:
     from shardmerge.methods.task_vectors import mergekit_passes
 

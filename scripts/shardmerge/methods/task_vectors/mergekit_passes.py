@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.passes import (
+    Counts,
     Elements,
     ElementValue,
     Masks,
@@ -178,14 +179,22 @@ def _chances(group: Group, index: int) -> list[float]:
 
 
 def sce(group: Group) -> Passes:
-    """Weigh by energy, erase minority signs."""
+    """Select by variance, weigh by energy, erase minority signs."""
     base, indices = group.base, group.others
     if not indices:
         return lambda x: x[base]
+    selects = group.parameters["select_topk"] < 1
+    selected = (yield from _most_varied(group)) if selects else None
+
+    def parts(x: Elements) -> list[ElementValue]:
+        vectors = [_difference(x, i, base) for i in indices]
+        if not selects:
+            return vectors
+        number = x.number(selected(x)) if selected else x.full(0.0)
+        return [vector * number for vector in vectors]
 
     def energies(x: Elements) -> list[ElementValue]:
-        vectors = [_difference(x, i, base) for i in indices]
-        return [x.single(vector * vector) for vector in vectors]
+        return [x.single(vector * vector) for vector in parts(x)]
 
     sums = (yield TorchSums(energies))[:, 0].tolist()
     code, single = group.dtype, "F32"
@@ -195,7 +204,7 @@ def sce(group: Group) -> Passes:
     weights = [nearest(1 / len(means) if alike else one / total, code) for one in means]
 
     def merged(x: Elements) -> ElementValue:
-        vectors = [_difference(x, i, base) for i in indices]
+        vectors = parts(x)
         masks = _agreeing(x, vectors)
         shares = [x.full(w) * x.number(m) for w, m in zip(weights, masks, strict=True)]
         mixed = _sum(x, [v * s for v, s in zip(vectors, shares, strict=True)])
@@ -203,6 +212,32 @@ def sce(group: Group) -> Passes:
         return x[base] + mixed / x.where(divisor < least, least, divisor)
 
     return merged
+
+
+def _most_varied(group: Group) -> Passes:
+    """Return the mask of the elements of largest variance, by ``torch.topk``; None if of none."""
+
+    def variance(x: Elements) -> ElementValue:
+        return _variance(x, [_difference(x, i, group.base) for i in group.others])
+
+    if not (share := group.parameters["select_topk"]) > 0:
+        return None
+    (number,) = yield Counts(lambda x: [variance(x).ne(0.0)])
+    if not (kept := int(number * share)):
+        return None
+    ranks = Ranks(0, kept, descending=True)
+    (mask,) = yield TorchChoice(lambda x: [variance(x)], (ranks,), "topk")
+    return _chosen(mask)
+
+
+def _variance(x: Elements, parts: Sequence[ElementValue]) -> ElementValue:
+    """Return the variance between models: in float64, each mean from the one before it."""
+    mean = squares = x.full(0.0).double()
+    for count, part in enumerate(parts, 1):
+        apart = part.double() - mean
+        mean = mean + apart / count
+        squares = squares + apart * (part.double() - mean)
+    return x.rounded(squares / len(parts))
 
 
 def reinforced(group: Group, rescale_unique: bool) -> Passes:
