@@ -36,7 +36,7 @@ _FEW = {"sort": 16, "topk": 3}
 #: ``torch.topk`` selects by a heap where no more than one of so many elements is wanted.
 _LEAST_SHARE = 64
 #: Elements of what is tried, and how many different values they have.
-_TRIED = ((17, 5), (60, 7), (1000, 3), (3000, 200), (20_000, 40), (70_000, 3000))
+_TRIED = ((17, 5), (60, 7), (1000, 3), (3000, 200), (20_000, 40))
 #: One tensor at a time is chosen from, so that the numbers of one are held.
 _TURN = threading.Lock()
 #: Returns the keys of consecutive elements, uint32: (first, count).
