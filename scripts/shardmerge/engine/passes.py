@@ -146,9 +146,7 @@ class NativePasses:
                 note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
                 return bands
             case OrderStatistics(places=places) if places:
-                values = self._at_places(call, wanted, count)
-                note(to_text(values))
-                return values.tolist()
+                return self._at_places(call, wanted)
             case TorchRows():
                 return self._rows(call, wanted)
             case OrderStatistics():
@@ -377,25 +375,38 @@ class NativePasses:
         value = partial(wanted.values, numbers)
         tiles = self._tiles(call, lambda x: [value(x)], "bits", reader)
         groups = row_groups(0, rows, length)
-        picked = PickedValues(wanted.places(), groups[0][1] * length)
+        picked = PickedValues(wanted.places(), groups[0][1] * length, rows * length)
         for first, some in groups:
             found = find(first, some)
             raw[first : first + some] = found[0]
             numbers[first : first + some] = wanted.number(found)
             (bits,) = tiles.bits(first * length, some * length)
             picked.add(bits.view(np.float32), first * length)
-        values = picked.ranked(wanted.ranks)
-        self.answers[call] += [to_text(raw), to_text(values)]
-        return numbers, values.tolist()
+        self.answers[call].append(to_text(raw))
+        return numbers, self._ranked(call, picked, wanted.ranks)
 
-    def _at_places(self, call: ex.Call, wanted: OrderStatistics, count: int) -> np.ndarray:
+    def _at_places(self, call: ex.Call, wanted: OrderStatistics) -> list[float]:
         """Return the values that have some ranks among those at some places."""
+        return self._ranked(call, self._picked(call, wanted), wanted.ranks)
+
+    def _picked(
+        self, call: ex.Call, wanted: OrderStatistics, chosen: Sequence[int] | None = None
+    ) -> PickedValues:
+        """Return the values at some places, of all tiles or of some."""
+        rows, length = vectors(call.inputs[0].shape, "last")
+        step = row_groups(0, rows, length)[0][1] * length
         tiles = self._tiles(call, lambda x: [wanted.function(x)], "bits")
-        picked = PickedValues(wanted.places(), BLOCK)
-        for first in range(0, count, BLOCK):
-            (bits,) = tiles.bits(first, min(BLOCK, count - first))
+        picked = PickedValues(wanted.places(), step, rows * length, chosen)
+        for first, count in picked.spans():
+            (bits,) = tiles.bits(first, count)
             picked.add(bits.view(np.float32), first)
-        return picked.ranked(wanted.ranks)
+        return picked
+
+    def _ranked(self, call: ex.Call, picked: PickedValues, ranks: Sequence[int]) -> list[float]:
+        """Return the values that have some ranks; note them, and where others lie to them."""
+        values = picked.ranked(ranks)
+        self.answers[call].append(f"{to_text(values)} {to_text(picked.counts(values))}")
+        return values.tolist()
 
     def _torch_rows(
         self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None

@@ -10,6 +10,7 @@ Manual for the Elementary Functions"); the polynomials are Chebyshev interpolant
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from shardmerge.methods.passes import Elements, ElementValue
@@ -46,15 +47,19 @@ def log(x: Elements, value: ElementValue) -> ElementValue:
     return exponent * _LN_2[1] + series + twice + exponent * _LN_2[0]
 
 
-def exp(x: Elements, value: ElementValue, *, inside: bool = False) -> ElementValue:
+def exp(
+    x: Elements, value: ElementValue, *, inside: bool = False, not_above: bool = False
+) -> ElementValue:
     """Return the exponentials of float64 numbers; those below 2**-1023 are 0.
 
     Args:
         x: Elements.
         value: The numbers.
         inside: They are known to be between -709 and 709, or NaN: the same bits in less time.
+        not_above: They are known to be no more than 709, or NaN.
     """
-    value = value if inside else value.clamp(*_EXP_RANGE)
+    least, most = _EXP_RANGE
+    value = value if inside else value.clamp(least, math.inf if not_above else most)
     scale = value * _LOG2_E + _INTEGER - _INTEGER
     rest = value - scale * _LN_2[0] - scale * _LN_2[1]
     series = polynomial(rest, _EXP) * rest * rest + rest + 1.0

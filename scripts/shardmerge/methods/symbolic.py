@@ -96,7 +96,7 @@ class StepValue:
     def clamp(self, least: float, most: float) -> StepValue:
         """Return the value brought to a range; NaN stays."""
         raised = self._chosen(self < least, least)
-        return raised._chosen(raised > most, most)
+        return raised if most == math.inf else raised._chosen(raised > most, most)
 
     def _chosen(self, mask: StepValue, other: float) -> StepValue:
         """Return a constant where a mask is set, the value elsewhere."""

@@ -111,6 +111,19 @@ def test_other_sums_are_refused(built: Built, name: str, part: int) -> None:
             check(built, **{name: [changed]})
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_other_quantiles_are_refused(built: Built, part: int) -> None:
+    """Values that are near, and numbers of what lies below them; text that is none."""
+    ((rows, found),) = built[2]["arcee_fusion"]
+    texts = found.split(" ")
+    numbers = _numbers(texts[part])
+    near = numbers * (1 + 1e-7) if part == 0 else numbers + 1
+    for text in (to_text(near), to_text(numbers[::-1]), "", "no numbers", to_text(numbers[1:])):
+        changed = " ".join(text if i == part else other for i, other in enumerate(texts))
+        with pytest.raises(UserError, match="recorded that are not those of the sources"):
+            check(built, arcee_fusion=[[rows, changed]])
+
+
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs", "breadcrumbs_ties", "sce"])
 class TestChoices:
     """What is recorded of choices by torch's order."""

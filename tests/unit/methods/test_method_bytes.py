@@ -157,6 +157,8 @@ class TestFunctions:
         x[7] = float("nan")
         inside = elementary.exp(TorchElements([x], x.shape, 0), x, inside=True)
         assert cases.differing(inside, self.value("exp", x)) == 0
+        below = elementary.exp(TorchElements([x], x.shape, 0), x * 9 - 5672, not_above=True)
+        assert cases.differing(below, self.value("exp", x * 9 - 5672)) == 0
 
     def test_limits(self) -> None:
         nan, inf = float("nan"), float("inf")

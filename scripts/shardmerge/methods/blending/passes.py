@@ -87,7 +87,8 @@ def _divergence(pair: Sequence[int]) -> RowSteps:
         return [x[i].double() for i in pair]
 
     def exponentials(x: Elements, greatest: Values, values: Values) -> Values:
-        return [exp(x, value - peak) for value, peak in zip(values, greatest, strict=True)]
+        pairs = zip(values, greatest, strict=True)
+        return [exp(x, value - peak, not_above=True) for value, peak in pairs]
 
     def terms(x: Elements, totals: Values, values: Values) -> Values:
         pairs = zip(values, totals, strict=True)

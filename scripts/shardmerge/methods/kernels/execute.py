@@ -346,11 +346,10 @@ def _bands(
 def _at_places(
     wanted: OrderStatistics, shape: Sequence[int], read: ReadInputs, step: int
 ) -> list[float]:
-    picked = PickedValues(wanted.places(), step)
-    for span in spans(vectors(shape, "all")[1], step):
-        parts = read(span.start, span.stop - span.start)
-        values = wanted.function(TorchElements(parts, shape, span.start))
-        picked.add(values.float().cpu().numpy(), span.start)
+    picked = PickedValues(wanted.places(), step, vectors(shape, "all")[1])
+    for first, count in picked.spans():
+        values = wanted.function(TorchElements(read(first, count), shape, first))
+        picked.add(values.float().cpu().numpy(), first)
     return picked.ranked(wanted.ranks).tolist()
 
 
