@@ -21,7 +21,8 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
 from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
-from shardmerge.engine.passes import NativePasses, OfRows
+from shardmerge.engine.passes import NativePasses
+from shardmerge.engine.row_passes import OfRows
 from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.engine.tiles import ReducedTiles

@@ -12,7 +12,7 @@ from shardmerge.engine.device import Slot
 from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.native import native, place_of
-from shardmerge.engine.passes import StepsOf
+from shardmerge.engine.native_steps import StepsOf
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 

@@ -111,7 +111,7 @@ class Stream:
     def _make_lanes(self) -> tuple[list[Callable[[Slot], None]], Callable[[], None]]:
         """Return a compute function for each thread, and what wakes them after a failure."""
         from shardmerge.engine.native_lane import NativeLane
-        from shardmerge.engine.passes import StepsOf
+        from shardmerge.engine.native_steps import StepsOf
 
         others, stop = [None] * self._lanes, _nothing
         if self._torch:

@@ -43,7 +43,7 @@ class TensorTask:
         numbers: Of its task vectors, in order of first use.
         calls: Those that are computed in passes block by block, inner ones first.
         steps: For native code; None for every other kind. Where there are such calls, only what
-            they do once their reductions are known (``passes.StepsOf``) is computed.
+            they do once their reductions are known (``native_steps.StepsOf``) is computed.
         numerics: How values are rounded, and by which kernels methods are computed.
     """
 

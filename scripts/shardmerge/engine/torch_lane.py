@@ -20,8 +20,8 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.engine.layout import Chunk
 from shardmerge.engine.lowrank import Products, factor_loader
 from shardmerge.engine.memory import TUNING
+from shardmerge.engine.native_steps import native_maps
 from shardmerge.engine.nonfinite import canonicalize_nan
-from shardmerge.engine.passes import native_maps
 from shardmerge.engine.record import Tally
 from shardmerge.engine.tasks import TensorTask
 from shardmerge.engine.whole import Maker, WholeTensors, has_nonfinite_source, held_views

@@ -19,7 +19,7 @@ from shardmerge.check import kernels, recorded
 from shardmerge.check.recorded import _numbers
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import native
-from shardmerge.engine.passes import to_text
+from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.program import torch_order_is_known
 from shardmerge.methods.registry import methods

@@ -1,0 +1,167 @@
+"""Passes that find numbers of vectors, or of elements within them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import block_leaves, stated_dtype
+from shardmerge.algebra.lowering import reduction_for
+from shardmerge.base.numerics import Numerics
+from shardmerge.engine.call_tiles import CallTiles, to_text
+from shardmerge.engine.philox import native_stream
+from shardmerge.engine.row_chances import native_choice
+from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
+from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
+from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.ranks import RowMasks
+from shardmerge.methods.passes import (
+    Elements,
+    ElementValue,
+    Masks,
+    Maxima,
+    RowChances,
+    RowSteps,
+    Sums,
+    TorchRows,
+    TorchSums,
+    vectors,
+)
+from shardmerge.methods.program import LANES, Reducing, Reduction
+from shardmerge.methods.symbolic import Given
+
+#: Of each thread, how it read keys last.
+_LAST = threading.local()
+
+#: What is asked for of rows.
+OfRows = Sums | Maxima | RowSteps | TorchRows | TorchSums
+#: Returns a number of each vector from a first one on, for each value: (first, count).
+FindRows = Callable[[int, int], np.ndarray]
+
+
+class RowPasses(CallTiles):
+    """Finds numbers of rows, sums in torch's order, and what chance chooses within rows."""
+
+    #: Elements of rows that are looked at together.
+    _together = BLOCK
+
+    def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
+        super().__init__(files, numerics)
+        self._codes: dict[tuple[ex.Call, RowSteps], RowCode | None] = {}
+
+    def _rows(self, call: ex.Call, wanted: OfRows) -> np.ndarray:
+        """Return what is asked for of vectors whose elements follow each other."""
+        found = self._row_finder(call, wanted)(0, vectors(call.inputs[0].shape, wanted.axis)[0])
+        # one number for each is worth to be kept
+        self.answers[call].append(to_text(found) if len(found) == 1 else None)
+        return found
+
+    def _row_finder(self, call: ex.Call, wanted: OfRows) -> FindRows:
+        """Return what finds numbers of some rows: (first row, number) -> [values, rows]."""
+        if isinstance(wanted, RowSteps):
+            return self._row_code(call, wanted).find
+        if isinstance(wanted, TorchSums):
+            return self._torch_tiles(call, wanted).some
+        if isinstance(wanted, TorchRows):
+            return self._torch_rows(call, wanted)
+        length, greatest = vectors(call.inputs[0].shape, wanted.axis)[1], isinstance(wanted, Maxima)
+        kind: Reducing = "maxima" if greatest and length % LANES == 0 else "sums"
+        tiles = self._tiles(call, wanted.function, kind)
+        reduce = tiles.maxima if greatest else tiles.sums
+        return lambda begin, count: reduce(count, length, begin)
+
+    def _row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
+        """Return the code that finds numbers of rows in steps, None if that takes passes."""
+        if (call, wanted) not in self._codes:
+            self._codes[call, wanted] = self._make_row_code(call, wanted)
+        return self._codes[call, wanted]
+
+    def _make_row_code(self, call: ex.Call, wanted: RowSteps) -> RowCode | None:
+        rows, length = vectors(call.inputs[0].shape, wanted.axis)
+        if length % LANES or length > BLOCK:
+            return None
+        leaves = block_leaves(call, self._files.stored, self._numerics)
+
+        def lowered(kind: Reducing, function: Callable) -> tuple[Reduction, Given]:
+            return reduction_for(call, function, kind, leaves, self._numerics, self.map)
+
+        steps = lowered_steps(wanted, rows, lowered)
+        if not all(step.is_whole for step in steps):
+            return None
+        return RowCode(self._reader(leaves), steps, length)
+
+    def _torch_rows(
+        self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None
+    ) -> FindRows:
+        """Return what finds numbers of rows by torch, which gets a few rows at a time."""
+        import torch
+
+        from shardmerge.engine.buffers import torch_dtype
+
+        number, length = len(call.inputs), vectors(call.inputs[0].shape, wanted.axis)[1]
+        dtype = torch_dtype(stated_dtype(call.inputs[0]))
+        tiles = self._tiles(call, lambda x: [x[i] for i in range(number)], "bits", reader)
+
+        def some(first: int, rows: int) -> np.ndarray:
+            bits = tiles.bits(first * length, rows * length)
+            values = (torch.from_numpy(one.view(np.float32)).to(dtype) for one in bits)
+            made = wanted.function([one.view(rows, length) for one in values])
+            return made.double().reshape(-1).numpy()
+
+        def find(begin: int, count: int) -> np.ndarray:
+            parts = [some(*group) for group in row_groups(begin, count, length)]
+            return np.concatenate(parts)[None]
+
+        return find
+
+    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
+        answer, seen = self._torch_tiles(call, wanted).answer()
+        self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
+        return answer
+
+    def _torch_tiles(self, call: ex.Call, wanted: TorchSums) -> TorchTiles:
+        codes: list[str] = []
+
+        def narrow(x: Elements) -> list[ElementValue]:
+            made = wanted.function(x)
+            codes[:] = [value.dtype for value in made]
+            return made
+
+        def wide(x: Elements) -> list[ElementValue]:
+            return [value.double() for value in wanted.function(x)]
+
+        self._tiles(call, narrow, "counts")
+        (code,) = set(codes)
+        kind: Reducing = "rows" if code == "F32" else "pairs"
+        if wanted.kind == "norm":
+            kind = "numbers" if code == "F16" else "lanes"
+        tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
+        return TorchTiles(wanted, call.inputs[0].shape, codes, tiles, rest)
+
+    def _row_masks(self, call: ex.Call, wanted: RowChances) -> list[Masks]:
+        ranks = None
+        if wanted.by_torch:
+            from shardmerge.engine.buffers import torch_dtype
+            from shardmerge.engine.quick_ranks import ranks_like_torch
+
+            ranks = partial(ranks_like_torch, dtype=torch_dtype(stated_dtype(call.inputs[0])))
+
+        def keys(x: Elements) -> list[ElementValue]:
+            return [value.key() for value in wanted.function(x)]
+
+        def values(first: int, count: int) -> np.ndarray:
+            # a thread asks for many groups of a tensor's rows in turn, and its buffers are its own
+            if getattr(_LAST, "keys", None) is not keys:
+                _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "bits")
+            return _LAST.tiles.bits(first, count).view(np.float32)
+
+        wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
+        choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
+        shape = call.inputs[0].shape
+        return RowMasks(values, wanted, shape, choose, self._together).masks()
