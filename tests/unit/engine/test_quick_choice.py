@@ -11,6 +11,7 @@ import torch
 from shardmerge.engine import native, quick_choice
 from shardmerge.engine.quick_choice import Boundaries, mask_like_torch, quick_mask, tensor_mask
 from shardmerge.engine.quick_choice_text import NAN
+from shardmerge.methods.kernels.masks import mask_of
 from shardmerge.methods.kernels.torch_choice import torch_mask
 from shardmerge.methods.passes import KeyBand, Order, Ranks
 from shardmerge.methods.program import torch_order_is_known
@@ -53,7 +54,12 @@ def ends_of(values: np.ndarray, ranks: Ranks) -> KeyBand:
 def chosen(values: np.ndarray, ranks: Ranks, order: Order) -> np.ndarray:
     band, keys = ends_of(values, ranks), values.view("u4") & 0x7FFFFFFF
     limits = Boundaries.of(ranks, len(values), band.low, band.high)
-    return quick_mask(lambda i, n: keys[i : i + n], len(values), limits, order)(0, len(values))
+    mask = quick_mask(lambda i, n: keys[i : i + n], len(values), limits, order)
+    return mask_of(mask(0, len(values)), len(values))
+
+
+def torchs(values: np.ndarray, ranks: Ranks, order: Order) -> np.ndarray:
+    return mask_of(torch_mask(torch.from_numpy(values), ranks, order)(0, len(values)), len(values))
 
 
 def ranks_of(count: int) -> Iterator[tuple[Ranks, Order]]:
@@ -72,10 +78,10 @@ def ranks_of(count: int) -> Iterator[tuple[Ranks, Order]]:
 def test_are_those_of_torch(kind: str, count: int) -> None:
     values = numbers(kind, count)
     for ranks, order in ranks_of(count):
-        known = torch_mask(torch.from_numpy(values), ranks, order)(0, count)
+        known = torchs(values, ranks, order)
         assert np.array_equal(chosen(values, ranks, order), known), (ranks, order)
         own = tensor_mask(torch.from_numpy(values).abs(), ranks, order)(0, count)
-        assert np.array_equal(own, known), (ranks, order)
+        assert np.array_equal(mask_of(own, count), known), (ranks, order)
 
 
 def _bad_order(count: int) -> np.ndarray:
@@ -107,8 +113,7 @@ def test_parts_that_fall_apart_are_put_in_a_heap(
     for stop in (2900, 3001, 3500):
         ranks = Ranks(0, stop, descending=order == "topk")
         for one in (ranks, Ranks(0, 4000 - stop, descending=ranks.descending)):
-            known = torch_mask(torch.from_numpy(values), one, order)(0, 4000)
-            assert np.array_equal(chosen(values, one, order), known)
+            assert np.array_equal(chosen(values, one, order), torchs(values, one, order))
     assert any(heaps)
 
 
@@ -119,8 +124,7 @@ def test_zeros_are_not_chosen_between() -> None:
         band = ends_of(values, ranks)
         limits = Boundaries.of(ranks, 1000, band.low, band.high)
         assert limits.begin == 0 and (limits.open == () or 0 not in limits.open)
-        known = torch_mask(torch.from_numpy(values), ranks, "sort")(0, 1000)
-        found = chosen(values, ranks, "sort")
+        known, found = torchs(values, ranks, "sort"), chosen(values, ranks, "sort")
         assert np.array_equal(found[values > 0], known[values > 0])
 
 
@@ -141,8 +145,7 @@ def test_another_order_is_torchs(monkeypatch: pytest.MonkeyPatch, order: Order, 
     found = mask_like_torch(
         lambda i, n: keys[i : i + n], 3000, ranks, ends_of(values, ranks), order, code
     )
-    known = torch_mask(torch.from_numpy(values), ranks, order)
-    assert np.array_equal(found(0, 3000), known(0, 3000))
+    assert np.array_equal(mask_of(found(0, 3000), 3000), torchs(values, ranks, order))
     quick_choice.is_torchs.cache_clear()
 
 
@@ -163,6 +166,6 @@ def test_masks_begin_anywhere() -> None:
     band = ends_of(values, ranks)
     limits = Boundaries.of(ranks, 5000, band.low, band.high)
     mask = quick_mask(lambda i, n: keys[i : i + n], 5000, limits, "sort")
-    whole = mask(0, 5000)
+    whole = mask_of(mask(0, 5000), 5000)
     for first, count in ((0, 1), (3, 70), (129, 3000), (4999, 1)):
-        assert np.array_equal(mask(first, count), whole[first : first + count])
+        assert np.array_equal(mask_of(mask(first, count), count), whole[first : first + count])
