@@ -47,12 +47,12 @@ KeysOf = Callable[[int, int], np.ndarray]
 class Boundaries:
     """Which elements are chosen for sure, and between which the sort alone decides.
 
-    KeysOf are as they are sorted: a descending order has its own.
+    Keys are as they are sorted: a descending order has its own.
 
     Args:
         descending: The greatest magnitude has the least key.
         least, most: Elements of keys between them are chosen, those included.
-        open: KeysOf of which some elements are chosen, ascending.
+        open: Keys of which some elements are chosen, ascending.
         begin, end: The ranks between which those lie.
     """
 
@@ -258,7 +258,7 @@ def is_torchs(order: Order) -> bool:
             limits = Boundaries.of(ranks, count, low, high)
             found = quick_mask(lambda i, n, k=keys: k[i : i + n], count, limits, order)
             known = torch_mask(tensor, ranks, order)
-            if not np.array_equal(found(0, count), known(0, count)):
+            if not np.array_equal(*(mask_of(mask(0, count), count) for mask in (found, known))):
                 return False
     return True
 
