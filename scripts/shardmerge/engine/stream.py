@@ -18,7 +18,7 @@ from shardmerge.engine.memory import TUNING, block_length
 from shardmerge.engine.output import OutputFile
 from shardmerge.engine.pipeline import Pipeline
 from shardmerge.engine.record import Tally
-from shardmerge.engine.tasks import TensorTask
+from shardmerge.engine.tasks import TensorTask, needs_torch
 from shardmerge.engine.witness import Witness
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ class Stream:
                 length, arena = choose_window(self.layout, tuning)
                 self._windows = list(self.layout.windows(length))
                 compute, stop = [_nothing], _nothing
-                if self._torch:
+                if self._torch or needs_torch(self.tasks, self._device):
                     stack.enter_context(_one_torch_thread())
+                if self._torch:
                     stack.enter_context(_current(self._device))
                 slots = self._make_slots(length, arena)
                 if self.layout.computed:

@@ -21,6 +21,7 @@ from shardmerge.check.shard import check_shard
 from shardmerge.engine import native
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.methods.blending import mergekit
 from shardmerge.methods.program import torch_order_is_known
 from shardmerge.methods.registry import methods
 
@@ -67,6 +68,22 @@ def test_they_pass_whatever_their_size(built: Built, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernels, "WHOLE", 100)
     found = check(built)
     assert found["not_sampled"] == [] and found["undecided"] == 0
+
+
+def test_torch_has_no_threads_of_its_own(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, divergences = [], mergekit.divergences
+
+    def noted(*tensors: torch.Tensor) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return divergences(*tensors)
+
+    monkeypatch.setattr(mergekit, "divergences", noted)
+    kernels.load_torch.cache_clear()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    check(built)
+    torch.set_num_threads(before)
+    assert set(threads) == {1}
 
 
 def test_few_tiles_are_added_up(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

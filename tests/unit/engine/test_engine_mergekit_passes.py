@@ -140,6 +140,21 @@ def test_quantiles_of_a_sample(
     assert (expected != group.tensors[0]).any() and (expected != group.tensors[1]).any()
 
 
+def test_torch_has_no_threads_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where native code makes the elements too: they would be in each other's way."""
+    threads, divergences = [], mergekit.divergences
+
+    def noted(*tensors: torch.Tensor) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return divergences(*tensors)
+
+    monkeypatch.setattr(mergekit, "divergences", noted)
+    torch.set_num_threads(2)
+    built(tmp_path, "arcee_fusion", kernel_cases.ordinary("arcee_fusion", (301, 1031)))
+    of_the_kernel, *of_the_engine = threads
+    assert of_the_kernel == 2 and set(of_the_engine) == {1}
+
+
 def test_what_fills_the_last_vector_is_not_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
