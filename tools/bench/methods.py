@@ -178,14 +178,16 @@ def gigabytes(size: str) -> float:
 
 
 def methods_table(rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> str:
-    """Return a table of medians, in seconds and megabytes."""
+    """Return a table of medians, in seconds and megabytes, without columns that are empty."""
     head = ["Method", "Sources", "Whole build, s", "Merge jobs, s", "Peak of a job, MB"]
     head += ["In mergekit's numerics: build, s", "merge jobs, s"]
     head += [f"{MERGEKIT}, s", "its peak, MB", "Runs"]
     head += ["Build: times as fast", "in mergekit's numerics"]
     head += ["Merge jobs: times as fast as it less its start", "in mergekit's numerics"]
     head += ["Build: of linear's, as many sources"]
-    return table(head, [_row(name, rows) for name in rows])
+    found = [_row(name, rows) for name in rows]
+    kept = [k for k in range(len(head)) if not found or any(row[k] for row in found)]
+    return table([head[k] for k in kept], [[row[k] for k in kept] for row in found])
 
 
 def _row(name: str, rows: Mapping[str, Mapping[str, Sequence[Figures]]]) -> list[str]:

@@ -38,8 +38,11 @@ def with_figures(text: str, results: Mapping[str, Any]) -> str:
     parts = [
         part for size, runs in results.get("builds", {}).items() for part in _build(size, runs)
     ]
-    for size, found in results.get("methods", {}).items():
-        parts += [f"### Methods at {size}, medians", methods.methods_table(found)]
+    measured = results.get("methods", {})
+    for size in sorted(measured, key=methods.gigabytes):
+        parts += [f"### Methods at {size}, medians", methods.methods_table(measured[size])]
+    if measured:
+        parts.append("![What merge jobs take against what is read and written](methods.svg)")
     parts += _plans(results.get("plans", {}))
     return f"{before}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{after}"
 
