@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,13 +222,16 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 
 def draw(rows: Mapping[str, Measured], output: str | os.PathLike[str]) -> None:
-    """Draw what merge jobs take against size: a line for each method from the origin.
+    """Draw what merge jobs take against size: a line from the origin for each method.
+
+    Where several sizes were measured, methods of one alone are left out.
 
     The dashed line is what reading the sources and writing the result alone would take, at the
     speed of the fastest method measured.
     """
     sizes = sorted(rows, key=gigabytes)
-    names = list(dict.fromkeys(name for size in sizes for name in rows[size]))
+    counts = Counter(name for size in sizes for name, own in rows[size].items() if own.get(OURS))
+    names = [name for name, count in counts.items() if count >= min(2, len(sizes))]
     fastest = 0.0
     with figure(output, 4.2) as drawing:
         axes = drawing.subplots()
