@@ -49,6 +49,39 @@ def _splat_long(value: int) -> str:
     return vector_of(value, "i64")
 
 
+def element(kind: str) -> str:
+    """Return the type of a vector's elements."""
+    return kind.rpartition(" ")[2].rstrip(">") if kind.startswith("<") else kind
+
+
+def inserted(one: str, kind: str = INT) -> str:
+    """Return the instruction that makes a vector whose first element is a number."""
+    return f"insertelement {kind} poison, {element(kind)} {one}, i64 0"
+
+
+def repeated(vector: str, kind: str = INT) -> str:
+    """Return the instruction that makes a vector of a vector's first element."""
+    places = kind.replace(f" x {element(kind)}", " x i32")
+    return f"shufflevector {kind} {vector}, {kind} poison, {places} zeroinitializer"
+
+
+def spread_lines(name: str, one: str, kind: str = INT) -> list[str]:
+    """Return the lines that make a vector of one number."""
+    return [
+        f"  {name}.first = {inserted(one, kind)}",
+        f"  {name} = {repeated(f'{name}.first', kind)}",
+    ]
+
+
+def short_lines(name: str, array: str, place: int) -> list[str]:
+    """Return the lines that load a number of 32 bits of an array of 64 bits each."""
+    return [
+        f"  {name}.at = getelementptr i64, ptr {array}, i64 {place}",
+        f"  {name}.long = load i64, ptr {name}.at",
+        f"  {name} = trunc i64 {name}.long to i32",
+    ]
+
+
 class StepLines:
     """Lines of a function. Values are ``%v0``, ``%v1`` and so on, with a prefix.
 
@@ -82,13 +115,11 @@ class StepLines:
                 f"  %c{k} = fptosi double %c{k}.wide to i64",
             ]
         for k, code in sorted(used.items()):
-            kind, one = STORED[code], _ELEMENT[code]
             lines += [
                 f"  %c{k}.at = getelementptr double, ptr %constants, i64 {k}",
                 f"  %c{k}.wide = load double, ptr %c{k}.at",
                 *(line.format(k=k) for line in _CONSTANT[code]),
-                f"  %c{k}.first = insertelement {kind} poison, {one} %c{k}.one, i64 0",
-                f"  %c{k} = shufflevector {kind} %c{k}.first, {kind} poison, {INT} zeroinitializer",
+                *spread_lines(f"%c{k}", f"%c{k}.one", STORED[code]),
             ]
         return lines
 
@@ -238,12 +269,9 @@ class StepLines:
             self._rows[length] = self.new(f"udiv i64 {place}, %c{length}")
         place = self.place(f"%leaf{leaf}", code, self._rows[length])
         one = self.new(f"load {_ELEMENT[code]}, ptr {place}")
-        vector = self.new(f"insertelement {STORED[code]} poison, {_ELEMENT[code]} {one}, i64 0")
+        vector = self.new(inserted(one, STORED[code]))
         self._types[value] = STORED[code]
-        self.new(
-            f"shufflevector {STORED[code]} {vector}, {STORED[code]} poison, {INT} zeroinitializer",
-            value,
-        )
+        self.new(repeated(vector, STORED[code]), value)
 
     def _exponent(self, of: str, value: str) -> None:
         # converted from 32 bits, which every processor can do with vectors
@@ -275,6 +303,7 @@ DECLARATIONS = [
     f"declare {FLOAT} @llvm.fma.v{LANES}f32({FLOAT}, {FLOAT}, {FLOAT})",
     f"declare {FLOAT} @llvm.fabs.v{LANES}f32({FLOAT})",
     f"declare {DOUBLE} @llvm.fabs.v{LANES}f64({DOUBLE})",
+    f"declare i{LANES} @llvm.cttz.i{LANES}(i{LANES}, i1)",
 ]
 
 
@@ -284,6 +313,7 @@ def loop_text(
     carried: Sequence[str],
     lines: Sequence[str],
     done: Sequence[str],
+    end: str = "loop",
 ) -> str:
     """Return a function that goes through all elements, a vector at a time.
 
@@ -293,6 +323,7 @@ def loop_text(
         carried: Values that go from one turn to the next.
         lines: What is done for a vector.
         done: What is done at the end.
+        end: The block in which these lines end.
     """
     return "\n".join([
         head,
@@ -300,7 +331,7 @@ def loop_text(
         *entry,
         "  br label %loop",
         "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %loop]",
+        f"  %i = phi i64 [0, %entry], [%after, %{end}]",
         *carried,
         *lines,
         f"  %after = add i64 %i, {LANES}",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from shardmerge.engine.assembly import (
-    DECLARATIONS,
     DOUBLE,
     INT,
     LANES,
     MASK,
     StepLines,
+    inserted,
     loop_text,
+    repeated,
     rows_text,
+    short_lines,
+    spread_lines,
 )
 from shardmerge.methods.program import Reduction
 
@@ -78,32 +83,11 @@ def keys_text(reduction: Reduction, head: str) -> str:
     entry = [*writer.entry(), *(line for k in kept for line in _bracket(k))]
     writer.values()
     there = _there(writer)
-    carried = [f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %next]" for k in kept]
     for k, key in enumerate(map(writer.value, reduction.values)):
         _sort_out(writer, k, key, there)
+    end = f"any{len(kept)}"
     lines = [*writer.lines, "  br label %any0", *(line for k in kept for line in _counted(k))]
-    return "\n".join([
-        head,
-        "entry:",
-        *entry,
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %next]",
-        *carried,
-        *lines,
-        f"any{len(kept)}:",
-        "  br label %next",
-        "next:",
-        f"  %after = add i64 %i, {LANES}",
-        "  %again = icmp ult i64 %after, %count",
-        "  br i1 %again, label %loop, label %done",
-        "done:",
-        *(f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept),
-        "  ret void",
-        "}",
-        "declare i32 @llvm.cttz.i32(i32, i1)",
-        *DECLARATIONS,
-    ])  # fmt: skip
+    return loop_text(head, entry, _summed(kept, end), [*lines, f"{end}:"], _stored(kept), end)
 
 
 def caught_text(reduction: Reduction, head: str) -> str:
@@ -121,75 +105,79 @@ def caught_text(reduction: Reduction, head: str) -> str:
     entry += [f"  %list = getelementptr i32, ptr %output, i64 {len(kept) * LANES}"]
     entry += ["  %held = load i64, ptr %extra"]
     for k in kept:
-        entry += [line for place, name in enumerate(("low", "size"), 2 * k + 1)
-                  for line in _number(f"%{name}{k}", place)]  # fmt: skip
+        for place, name in enumerate((f"%low{k}", f"%size{k}"), 2 * k + 1):
+            entry += [
+                *short_lines(f"{name}.one", "%extra", place),
+                *spread_lines(name, f"{name}.one"),
+            ]
         entry += [f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}"]
         entry += [f"  %before{k} = load {INT}, ptr %table{k}, align 4"]
     writer.values()
     there, inside = _there(writer), f"{MASK} zeroinitializer"
     for k, key in enumerate(map(writer.value, reduction.values)):
-        below = writer.new(f"icmp slt {INT} {key}, %low{k}")
-        below = writer.new(f"and {MASK} {below}, {there}")
-        ones = writer.new(f"zext {MASK} {below} to {INT}")
-        writer.new(f"add {INT} %sum{k}, {ones}", f"%added{k}")
-        offset = writer.new(f"sub {INT} {key}, %low{k}")
+        offset, _ = _below(writer, k, key, there)
         own = writer.new(f"icmp ult {INT} {offset}, %size{k}")
         inside = f"{MASK} " + writer.new(f"or {inside}, {own}")
     inside = writer.new(f"and {inside}, {there}")
     whole = f"i{LANES}"
     writer.new(f"bitcast {MASK} {inside} to {whole}", "%bits")
     keys = writer.value(reduction.values[0])
-    return "\n".join([
-        head,
-        "entry:",
-        *entry,
-        "  br label %loop",
-        "loop:",
-        "  %i = phi i64 [0, %entry], [%after, %next]",
-        "  %number = phi i64 [%held, %entry], [%upto, %next]",
-        *(f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %next]" for k in kept),
+    carried = ["  %number = phi i64 [%held, %entry], [%upto, %next]", *_summed(kept, "next")]
+    place = ["  %place = phi i64 [%number, %put], [%place.next, %one]"]
+    put = [
+        f"  %key.at = getelementptr i32, ptr %some, {whole} %one.lane",
+        "  %key = load i32, ptr %key.at",
+        "  %place.at = getelementptr i32, ptr %list, i64 %place",
+        "  store i32 %key, ptr %place.at",
+        "  %place.next = add i64 %place, 1",
+    ]
+    lines = [
         *writer.lines,
         f"  %any = icmp ne {whole} %bits, 0",
         "  br i1 %any, label %put, label %next",
         "put:",
         f"  store {INT} {keys}, ptr %some, align 64",
         "  br label %one",
-        "one:",
-        f"  %left = phi {whole} [%bits, %put], [%rest, %one]",
-        "  %place = phi i64 [%number, %put], [%more, %one]",
-        f"  %lane = call {whole} @llvm.cttz.{whole}({whole} %left, i1 true)",
-        f"  %key.at = getelementptr i32, ptr %some, {whole} %lane",
-        "  %key = load i32, ptr %key.at",
-        "  %place.at = getelementptr i32, ptr %list, i64 %place",
-        "  store i32 %key, ptr %place.at",
-        "  %more = add i64 %place, 1",
-        f"  %less = sub {whole} %left, 1",
-        f"  %rest = and {whole} %left, %less",
-        f"  %again = icmp ne {whole} %rest, 0",
-        "  br i1 %again, label %one, label %next",
+        *_each_bit("one", "%bits", "put", put, "next", place),
         "next:",
-        "  %upto = phi i64 [%number, %loop], [%more, %one]",
-        f"  %after = add i64 %i, {LANES}",
-        "  %on = icmp ult i64 %after, %count",
-        "  br i1 %on, label %loop, label %done",
-        "done:",
-        *(f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept),
-        "  store i64 %upto, ptr %extra",
-        "  ret void",
-        "}",
-        "declare i32 @llvm.cttz.i32(i32, i1)",
-        *DECLARATIONS,
-    ])  # fmt: skip
+        "  %upto = phi i64 [%number, %loop], [%place.next, %one]",
+    ]
+    done = [*_stored(kept), "  store i64 %upto, ptr %extra"]
+    return loop_text(head, entry, carried, lines, done, "next")
 
 
-def _number(name: str, place: int) -> list[str]:
-    """Return what loads a vector of a number that fits in 32 bits."""
+def _summed(kept: range, end: str) -> list[str]:
+    """Return what goes on from turn to turn: for each value how many keys lie below its bracket."""
+    return [f"  %sum{k} = phi {INT} [%before{k}, %entry], [%added{k}, %{end}]" for k in kept]
+
+
+def _stored(kept: range) -> list[str]:
+    return [f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept]
+
+
+def _each_bit(
+    name: str, bits: str, before: str, body: Sequence[str], after: str, carried: Sequence[str] = ()
+) -> list[str]:
+    """Return a block that goes through the places of set bits, of which there is one at least.
+
+    Args:
+        name: Of the block; a bit's place is %NAME.lane.
+        bits: Of the places.
+        before, after: The blocks before and behind it.
+        body: What is done for each place.
+        carried: Values that go from one place to the next.
+    """
+    whole, own = f"i{LANES}", f"%{name}"
     return [
-        f"  {name}.at = getelementptr i64, ptr %extra, i64 {place}",
-        f"  {name}.long = load i64, ptr {name}.at",
-        f"  {name}.one = trunc i64 {name}.long to i32",
-        f"  {name}.first = insertelement {INT} poison, i32 {name}.one, i64 0",
-        f"  {name} = shufflevector {INT} {name}.first, {INT} poison, {INT} zeroinitializer",
+        f"{name}:",
+        f"  {own}.left = phi {whole} [{bits}, %{before}], [{own}.rest, {own}]",
+        *carried,
+        f"  {own}.lane = call {whole} @llvm.cttz.{whole}({whole} {own}.left, i1 true)",
+        *body,
+        f"  {own}.less = sub {whole} {own}.left, 1",
+        f"  {own}.rest = and {whole} {own}.left, {own}.less",
+        f"  {own}.again = icmp ne {whole} {own}.rest, 0",
+        f"  br i1 {own}.again, label {own}, label %{after}",
     ]
 
 
@@ -208,8 +196,7 @@ def _bracket(k: int) -> list[str]:
         lines += [
             f"  {own}.at = getelementptr i32, ptr %extra, i64 {4 * k + place}",
             f"  {own}.one = load i32, ptr {own}.at",
-            f"  {own}.first = insertelement {INT} poison, i32 {own}.one, i64 0",
-            f"  {own} = shufflevector {INT} {own}.first, {INT} poison, {INT} zeroinitializer",
+            *spread_lines(own, f"{own}.one"),
         ]
     return lines
 
@@ -218,19 +205,23 @@ def _there(writer: StepLines) -> str:
     """Write which places of a vector have elements; return the mask's name."""
     left = writer.new("sub i64 %count, %i")
     left = writer.new(f"trunc i64 {left} to i32")
-    left = writer.new(f"insertelement {INT} poison, i32 {left}, i64 0")
-    left = writer.new(f"shufflevector {INT} {left}, {INT} poison, {INT} zeroinitializer")
+    left = writer.new(repeated(writer.new(inserted(left))))
     lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
     return writer.new(f"icmp slt {INT} <{lanes}>, {left}")
 
 
-def _sort_out(writer: StepLines, k: int, key: str, there: str) -> None:
-    """Write where keys lie: how many below the bracket, and of the others the parts."""
+def _below(writer: StepLines, k: int, key: str, there: str) -> tuple[str, str]:
+    """Write how many keys lie below a bracket; return how far others are in it, and which do."""
     below = writer.new(f"icmp slt {INT} {key}, %low{k}")
     counted = writer.new(f"and {MASK} {below}, {there}")
     ones = writer.new(f"zext {MASK} {counted} to {INT}")
     writer.new(f"add {INT} %sum{k}, {ones}", f"%added{k}")
-    offset = writer.new(f"sub {INT} {key}, %low{k}")
+    return writer.new(f"sub {INT} {key}, %low{k}"), below
+
+
+def _sort_out(writer: StepLines, k: int, key: str, there: str) -> None:
+    """Write where keys lie: how many below the bracket, and of the others the parts."""
+    offset, below = _below(writer, k, key, there)
     writer.new(f"lshr {INT} {offset}, %shift{k}", f"%digit{k}")
     inside = writer.new(f"icmp ult {INT} %digit{k}, %parts{k}")
     inside = writer.new(f"select {MASK} {below}, {MASK} zeroinitializer, {MASK} {inside}")
@@ -240,25 +231,21 @@ def _sort_out(writer: StepLines, k: int, key: str, there: str) -> None:
 
 def _counted(k: int) -> list[str]:
     """Return the blocks that count the parts in which some keys of a vector lie."""
-    whole = f"i{LANES}"
+    whole, name = f"i{LANES}", f"count{k}"
+    body = [
+        f"  %one{k}.at = getelementptr i32, ptr %digits{k}, {whole} %{name}.lane",
+        f"  %one{k} = load i32, ptr %one{k}.at",
+        f"  %bin{k} = getelementptr i32, ptr %bins{k}, i32 %one{k}",
+        f"  %seen{k} = load i32, ptr %bin{k}",
+        f"  %more{k} = add i32 %seen{k}, 1",
+        f"  store i32 %more{k}, ptr %bin{k}",
+    ]
     return [
         f"any{k}:",
         f"  %some{k} = icmp ne {whole} %bits{k}, 0",
         f"  br i1 %some{k}, label %put{k}, label %any{k + 1}",
         f"put{k}:",
         f"  store {INT} %digit{k}, ptr %digits{k}, align 64",
-        f"  br label %count{k}",
-        f"count{k}:",
-        f"  %left{k} = phi {whole} [%bits{k}, %put{k}], [%rest{k}, %count{k}]",
-        f"  %lane{k} = call {whole} @llvm.cttz.{whole}({whole} %left{k}, i1 true)",
-        f"  %one{k}.at = getelementptr i32, ptr %digits{k}, {whole} %lane{k}",
-        f"  %one{k} = load i32, ptr %one{k}.at",
-        f"  %bin{k} = getelementptr i32, ptr %bins{k}, i32 %one{k}",
-        f"  %seen{k} = load i32, ptr %bin{k}",
-        f"  %more{k} = add i32 %seen{k}, 1",
-        f"  store i32 %more{k}, ptr %bin{k}",
-        f"  %less{k} = sub {whole} %left{k}, 1",
-        f"  %rest{k} = and {whole} %left{k}, %less{k}",
-        f"  %again{k} = icmp ne {whole} %rest{k}, 0",
-        f"  br i1 %again{k}, label %count{k}, label %any{k + 1}",
+        f"  br label %{name}",
+        *_each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}"),
     ]

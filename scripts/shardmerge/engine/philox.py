@@ -105,11 +105,11 @@ def stream_text() -> str:
     given = _array(text, 0)
     begin = text.load("i64", given, "0")
     keys = [text.load("i64", given, str(k + 1)) for k in range(2 * _ROUNDS)]
-    wide = [_spread(text, key) for key in keys]
+    wide = [text.spread(_VECTOR, key) for key in keys]
     text.begin("loop", {})
     at = text.new(f"add i64 {begin}, %loop.i")
     lanes = ", ".join(f"i64 {lane}" for lane in range(_TOGETHER))
-    together = [text.new(f"add {_VECTOR} {_spread(text, at)}, <{lanes}>"), *_ZEROS]
+    together = [text.new(f"add {_VECTOR} {text.spread(_VECTOR, at)}, <{lanes}>"), *_ZEROS]
     alone = [[text.new(f"add i64 {at}, {_TOGETHER + k}"), "0", "0", "0"] for k in range(_ALONE)]
     for turn in range(0, 2 * _ROUNDS, 2):
         together = _round(text, _VECTOR, _products, together, wide[turn : turn + 2])
@@ -176,12 +176,6 @@ def _store(text: Text, together: list[str], alone: list[list[str]]) -> None:
     for number, one in enumerate(alone, _TOGETHER):
         for k, word in enumerate(one, 4 * number):
             text.store("i64", word, "%output", text.new(f"add i64 {first}, {k}"))
-
-
-def _spread(text: Text, value: str) -> str:
-    first = text.new(f"insertelement {_VECTOR} poison, i64 {value}, i64 0")
-    zeros = f"<{_TOGETHER} x i32> zeroinitializer"
-    return text.new(f"shufflevector {_VECTOR} {first}, {_VECTOR} poison, {zeros}")
 
 
 def _array(text: Text, number: int) -> str:

@@ -6,8 +6,8 @@ their own, which tell their indices; of all others only the key counts.
 
 from __future__ import annotations
 
-from shardmerge.engine.assembly import INT, LANES, MASK, splat
-from shardmerge.engine.partition_text import partition_text
+from shardmerge.engine.assembly import INT, LANES, MASK, short_lines, splat, spread_lines
+from shardmerge.engine.sort_text import inserted_text, parted_text
 
 #: The key of NaN: all are equal. It is the greatest.
 NAN = 0x7F800001
@@ -19,7 +19,7 @@ def numbers_text(descending: bool) -> str:
     Args:
         descending: The greatest magnitude has the lowest rank.
     """
-    names = ("index", "n", "one", "two", "least", "most")
+    names = ("%index", "%n", "%one", "%two", "%least", "%most")
     key = f"sub {INT} {splat(NAN)}, %bits" if descending else f"add {INT} %bits, {splat(0)}"
     return "\n".join([
         "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %more) {",
@@ -27,13 +27,14 @@ def numbers_text(descending: bool) -> str:
         "  %keys = load ptr, ptr %leaves",
         "  %mask.at = getelementptr ptr, ptr %leaves, i64 1",
         "  %mask = load ptr, ptr %mask.at",
-        *(line for k, name in enumerate(names) for line in _spread(k, name)),
+        *(line for k, name in enumerate(names) for line in short_lines(f"{name}.one", "%more", k)),
+        *(line for name in names for line in spread_lines(name, f"{name}.one")),
         f"  %steps = add {INT} %index, <{', '.join(f'i32 {k}' for k in range(LANES))}>",
         "  br label %loop",
         "loop:",
         "  %i = phi i64 [0, %entry], [%after, %loop]",
         "  %i.short = trunc i64 %i to i32",
-        *_alike("%i.short", "%i.all"),
+        *spread_lines("%i.all", "%i.short"),
         f"  %own = add {INT} %steps, %i.all",
         "  %key.at = getelementptr i32, ptr %keys, i64 %i",
         f"  %any = load {INT}, ptr %key.at, align 4",
@@ -60,24 +61,6 @@ def numbers_text(descending: bool) -> str:
     ])  # fmt: skip
 
 
-def _spread(place: int, name: str) -> list[str]:
-    """Return the lines that make a vector of one of the function's numbers."""
-    return [
-        f"  %{name}.at = getelementptr i64, ptr %more, i64 {place}",
-        f"  %{name}.long = load i64, ptr %{name}.at",
-        f"  %{name}.short = trunc i64 %{name}.long to i32",
-        *_alike(f"%{name}.short", f"%{name}"),
-    ]
-
-
-def _alike(number: str, name: str) -> list[str]:
-    """Return the lines that make a vector of one number."""
-    return [
-        f"  {name}.first = insertelement {INT} poison, i32 {number}, i64 0",
-        f"  {name} = shufflevector {INT} {name}.first, {INT} poison, {INT} zeroinitializer",
-    ]
-
-
 def _raised(name: str, number: str) -> list[str]:
     """Return the lines that make room for as many numbers as there are elements above a key's."""
     zeros = f"{INT} zeroinitializer"
@@ -92,7 +75,9 @@ def _raised(name: str, number: str) -> list[str]:
 
 def chosen_text() -> str:
     """Return the function that sets bits of a mask for the elements of a stretch of numbers."""
-    vector = [line for name in ("n", "one", "two") for line in _alike(f"%{name}", f"%{name}.all")]
+    vector = [
+        line for name in ("n", "one", "two") for line in spread_lines(f"%{name}.all", f"%{name}")
+    ]
     return _CHOSEN.format(
         lanes=LANES,
         int=INT,
@@ -108,27 +93,21 @@ def parts_text() -> str:
     It takes parts from a stack: (first, last, how often they may be parted). It ends when there are
     none, or where a part was parted too often: it tells this part, and what is left of the stack.
     """
-    pivots = [line for name in "abc" for line in key_ends(name, f"%{name}.number")]
     return _PARTS.format(
         numbers="\n".join(numbers_lines()),
-        pivots="\n".join(pivots),
-        middle="\n".join(key_ends("m", "%m.number")),
-        taken="\n".join(key_ends("k", "%k.number")),
-        partition=partition_text("i32"),
+        parted=parted_text("i32", _ends),
+        inserted=inserted_text("i32", _ends, "finished"),
     )
+
+
+def _ends(name: str) -> list[str]:
+    return key_ends(name, f"%{name}.pair")
 
 
 def numbers_lines() -> list[str]:
     """Return the lines that load %n, the number of elements, and the first numbers %one, %two."""
-    return [
-        line
-        for k, name in enumerate(("n", "one", "two"))
-        for line in (
-            f"  %{name}.at = getelementptr i64, ptr %more, i64 {k}",
-            f"  %{name}.long = load i64, ptr %{name}.at",
-            f"  %{name} = trunc i64 %{name}.long to i32",
-        )
-    ]
+    names = enumerate(("%n", "%one", "%two"))
+    return [line for k, name in names for line in short_lines(name, "%more", k)]
 
 
 def key_ends(name: str, number: str) -> list[str]:
@@ -259,38 +238,7 @@ pop:
 large:
   %falls = icmp eq i64 %depth, 0
   br i1 %falls, label %fallen, label %pivot
-pivot:
-  %depth.less = sub i64 %depth, 1
-  %half = lshr i64 %size, 1
-  %a.i = add i64 %first, 1
-  %b.i = add i64 %first, %half
-  %c.i = sub i64 %last, 1
-  %first.at = getelementptr i32, ptr %pairs, i64 %first
-  %a.at = getelementptr i32, ptr %pairs, i64 %a.i
-  %b.at = getelementptr i32, ptr %pairs, i64 %b.i
-  %c.at = getelementptr i32, ptr %pairs, i64 %c.i
-  %a.number = load i32, ptr %a.at
-  %b.number = load i32, ptr %b.at
-  %c.number = load i32, ptr %c.at
-{pivots}
-  %ab = icmp ult i32 %a.low, %b.low
-  %bc = icmp ult i32 %b.low, %c.low
-  %ac = icmp ult i32 %a.low, %c.low
-  %m.up.rest = select i1 %ac, i64 %c.i, i64 %a.i
-  %m.up = select i1 %bc, i64 %b.i, i64 %m.up.rest
-  %m.down.rest = select i1 %bc, i64 %c.i, i64 %b.i
-  %m.down = select i1 %ac, i64 %a.i, i64 %m.down.rest
-  %m = select i1 %ab, i64 %m.up, i64 %m.down
-  %m.at = getelementptr i32, ptr %pairs, i64 %m
-  %m.number = load i32, ptr %m.at
-  %first.number = load i32, ptr %first.at
-  store i32 %first.number, ptr %m.at
-  store i32 %m.number, ptr %first.at
-{middle}
-  %low = add i32 %m.low, 0
-  %high = add i32 %m.high, 0
-  br label %blocks
-{partition}
+{parted}
 cut:
   %push.at = getelementptr i64, ptr %stack, i64 %top
   %push.at1 = getelementptr i64, ptr %push.at, i64 1
@@ -300,28 +248,7 @@ cut:
   store i64 %depth.less, ptr %push.at2
   %top.more = add i64 %top, 3
   br label %part
-take:
-  %k = phi i64 [%first, %sized], [%k.next, %put]
-  %k.at = getelementptr i32, ptr %pairs, i64 %k
-  %k.number = load i32, ptr %k.at
-{taken}
-  br label %move
-move:
-  %h = phi i64 [%k, %take], [%h.less, %shift]
-  %h.less = sub i64 %h, 1
-  %before.at = getelementptr i32, ptr %pairs, i64 %h.less
-  %before = load i32, ptr %before.at
-  %h.at = getelementptr i32, ptr %pairs, i64 %h
-  %is.more = icmp ugt i32 %before, %k.high
-  br i1 %is.more, label %shift, label %put
-shift:
-  store i32 %before, ptr %h.at
-  br label %move
-put:
-  store i32 %k.number, ptr %h.at
-  %k.next = add i64 %k, 1
-  %k.more = icmp ult i64 %k.next, %last
-  br i1 %k.more, label %take, label %finished
+{inserted}
 fallen:
   %fallen.at1 = getelementptr i64, ptr %output, i64 1
   %fallen.at2 = getelementptr i64, ptr %output, i64 2

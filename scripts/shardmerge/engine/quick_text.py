@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shardmerge.engine.assembly import INT, LANES, MASK
-from shardmerge.engine.partition_text import partition_text
+from shardmerge.engine.assembly import INT, LANES, MASK, spread_lines
+from shardmerge.engine.sort_text import inserted_text, parted_text
 
 #: More keys than are looked for; if there are so many, all parts are sorted.
 _WANTED = 64
@@ -11,12 +11,26 @@ _WANTED = 64
 
 def quick_text() -> str:
     """Return the function in LLVM's assembly language."""
-    return _TEXT.format(wanted="\n".join(_any_wanted()), partition=partition_text())
+    return _TEXT.format(
+        wanted="\n".join(_any_wanted()),
+        parted=parted_text("i64", _ends),
+        inserted=inserted_text("i64", _ends, "tell"),
+    )
+
+
+def _ends(name: str) -> list[str]:
+    """Return the lines that make the least and the greatest pair of a pair's key."""
+    return [
+        f"  %{name}.low = and i64 %{name}.pair, -4294967296",
+        f"  %{name}.high = or i64 %{name}.pair, 4294967295",
+    ]
 
 
 def _any_wanted() -> list[str]:
     """Return the lines that look whether any wanted key lies between those of a part."""
-    lines = []
+    lines = [
+        line for name in ("least", "most") for line in spread_lines(f"%{name}.all", f"%{name}")
+    ]
     for k in range(_WANTED // LANES):
         lines += [
             f"  %w{k}.at = getelementptr i32, ptr %wanted, i64 {k * LANES}",
@@ -96,10 +110,6 @@ part:
   %top = phi i64 [0, %first.part], [%top.less, %pop], [%top.more, %cut]
   %least = phi i32 [0, %first.part], [%least.popped, %pop], [%least, %cut]
   %most = phi i32 [-1, %first.part], [%most.popped, %pop], [%middle, %cut]
-  %least.first = insertelement <32 x i32> poison, i32 %least, i64 0
-  %least.all = shufflevector <32 x i32> %least.first, <32 x i32> poison, <32 x i32> zeroinitializer
-  %most.first = insertelement <32 x i32> poison, i32 %most, i64 0
-  %most.all = shufflevector <32 x i32> %most.first, <32 x i32> poison, <32 x i32> zeroinitializer
 {wanted}
   %w.any = icmp ne i32 %w.bits, 0
   %w.some = or i1 %w.any, %all
@@ -107,7 +117,7 @@ part:
 sized:
   %size = sub i64 %last, %first
   %is.small = icmp ule i64 %size, 16
-  br i1 %is.small, label %insert, label %large
+  br i1 %is.small, label %take, label %large
 finished:
   %is.empty = icmp eq i64 %top, 0
   br i1 %is.empty, label %sorted, label %pop
@@ -127,42 +137,10 @@ pop:
 large:
   %falls = icmp eq i64 %depth, 0
   br i1 %falls, label %next, label %pivot
-pivot:
-  %depth.less = sub i64 %depth, 1
-  %half = lshr i64 %size, 1
-  %a.i = add i64 %first, 1
-  %b.i = add i64 %first, %half
-  %c.i = sub i64 %last, 1
-  %first.at = getelementptr i64, ptr %pairs, i64 %first
-  %a.at = getelementptr i64, ptr %pairs, i64 %a.i
-  %b.at = getelementptr i64, ptr %pairs, i64 %b.i
-  %c.at = getelementptr i64, ptr %pairs, i64 %c.i
-  %a.pair = load i64, ptr %a.at
-  %b.pair = load i64, ptr %b.at
-  %c.pair = load i64, ptr %c.at
-  %a = lshr i64 %a.pair, 32
-  %b = lshr i64 %b.pair, 32
-  %c = lshr i64 %c.pair, 32
-  %ab = icmp ult i64 %a, %b
-  %bc = icmp ult i64 %b, %c
-  %ac = icmp ult i64 %a, %c
-  %m.up.rest = select i1 %ac, i64 %c.i, i64 %a.i
-  %m.up = select i1 %bc, i64 %b.i, i64 %m.up.rest
-  %m.down.rest = select i1 %bc, i64 %c.i, i64 %b.i
-  %m.down = select i1 %ac, i64 %a.i, i64 %m.down.rest
-  %m = select i1 %ab, i64 %m.up, i64 %m.down
-  %m.at = getelementptr i64, ptr %pairs, i64 %m
-  %m.pair = load i64, ptr %m.at
-  %first.pair = load i64, ptr %first.at
-  store i64 %first.pair, ptr %m.at
-  store i64 %m.pair, ptr %first.at
-  %low = and i64 %m.pair, -4294967296
-  %high = or i64 %m.pair, 4294967295
+{parted}
+cut:
   %middle.long = lshr i64 %m.pair, 32
   %middle = trunc i64 %middle.long to i32
-  br label %blocks
-{partition}
-cut:
   %push.at = getelementptr i64, ptr %stack, i64 %top
   %push.at1 = getelementptr i64, ptr %push.at, i64 1
   %push.at2 = getelementptr i64, ptr %push.at, i64 2
@@ -175,30 +153,7 @@ cut:
   store i64 %depth.less, ptr %push.at2
   %top.more = add i64 %top, 5
   br label %part
-insert:
-  br label %take
-take:
-  %k = phi i64 [%first, %insert], [%k.next, %put]
-  %k.at = getelementptr i64, ptr %pairs, i64 %k
-  %k.pair = load i64, ptr %k.at
-  %k.high = or i64 %k.pair, 4294967295
-  br label %move
-move:
-  %h = phi i64 [%k, %take], [%h.less, %shift]
-  %h.less = sub i64 %h, 1
-  %before.at = getelementptr i64, ptr %pairs, i64 %h.less
-  %before = load i64, ptr %before.at
-  %h.at = getelementptr i64, ptr %pairs, i64 %h
-  %is.more = icmp ugt i64 %before, %k.high
-  br i1 %is.more, label %shift, label %put
-shift:
-  store i64 %before, ptr %h.at
-  br label %move
-put:
-  store i64 %k.pair, ptr %h.at
-  %k.next = add i64 %k, 1
-  %k.more = icmp ult i64 %k.next, %last
-  br i1 %k.more, label %take, label %tell
+{inserted}
 tell:
   br label %rank
 rank:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardmerge.engine.assembly import INT
+from shardmerge.engine.assembly import element, inserted, repeated
 
 
 class Text:
@@ -58,10 +58,4 @@ class Text:
 
     def spread(self, kind: str, value: str) -> str:
         """Write a vector of one value; return its name."""
-        first = self.new(f"insertelement {kind} poison, {element(kind)} {value}, i64 0")
-        return self.new(f"shufflevector {kind} {first}, {kind} poison, {INT} zeroinitializer")
-
-
-def element(kind: str) -> str:
-    """Return the type of a vector's elements."""
-    return kind.rpartition(" ")[2].rstrip(">") if kind.startswith("<") else kind
+        return self.new(repeated(self.new(inserted(value, kind)), kind))

@@ -1,30 +1,55 @@
-"""The text of native code that parts pairs at a pivot, as C++'s unguarded partition pairs them.
+"""The texts of native code for the steps of C++'s unstable sort: parts at a pivot, and insertion.
 
-The first element that must not stay on the left changes place with the last that must not stay on
-the right, and so on. What must not stay is listed block by block, without branches that depend on
-it, and only then moved.
+A pair is a key and which element it is of, in one number. What is sorted lies at %pairs.
+
+A part is parted as the unguarded partition pairs elements: the first that must not stay on the
+left changes place with the last that must not stay on the right, and so on. What must not stay is
+listed block by block, without branches that depend on it, and only then moved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+#: Returns the lines that make %NAME.low and %NAME.high, between which lie all pairs of the key of
+#: %NAME.pair.
+Ends = Callable[[str], list[str]]
 #: Elements of a block.
 _BLOCK = 64
 
 
-def partition_text(pair: str = "i64") -> str:
-    """Return the blocks of a function from ``blocks`` to before ``cut``, where %i parts them.
+def parted_text(pair: str, ends: Ends) -> str:
+    """Return the blocks of a function from ``pivot`` to before ``cut``, where %i parts pairs.
 
-    It goes from ``pivot`` on, of %pairs from %a.i to before %last; keys of pairs below %low are
-    less than the pivot's, those above %high greater.
+    The pivot, %m.pair, is the median of the second, the middle and the last of the %size pairs from
+    %first to before %last. %depth.less is how often what is left may be parted.
 
     Args:
-        pair: The type of what has a key and tells which element it is of.
+        pair: The type of pairs.
+        ends: Of a pair's key.
     """
-    return _TEXT.format(
-        left="\n".join(_stops(pair, "l", "add i64 %bi, {}", f"icmp uge {pair} {{}}, %low")),
-        right="\n".join(_stops(pair, "r", "sub i64 %bj.last, {}", f"icmp ule {pair} {{}}, %high")),
+    return _PARTED.format(
+        keys="\n".join(line for name in "abc" for line in ends(name)),
+        middle="\n".join(ends("m")),
+        left="\n".join(_stops(pair, "l", "add i64 %bi, {}", f"icmp uge {pair} {{}}, %m.low")),
+        right="\n".join(
+            _stops(pair, "r", "sub i64 %bj.last, {}", f"icmp ule {pair} {{}}, %m.high")
+        ),
         pair=pair,
     )
+
+
+def inserted_text(pair: str, ends: Ends, after: str) -> str:
+    """Return the blocks from ``take`` on that sort pairs from %first to before %last by insertion.
+
+    Before them lies a pair that is no greater than any.
+
+    Args:
+        pair: The type of pairs.
+        ends: Of a pair's key.
+        after: The block behind them; before them is ``sized``.
+    """
+    return _INSERTED.format(taken="\n".join(ends("k")), pair=pair, after=after)
 
 
 def _stops(pair: str, side: str, place: str, test: str) -> list[str]:
@@ -47,7 +72,36 @@ def _stops(pair: str, side: str, place: str, test: str) -> list[str]:
     return lines
 
 
-_TEXT = """
+_PARTED = """
+pivot:
+  %depth.less = sub i64 %depth, 1
+  %half = lshr i64 %size, 1
+  %a.i = add i64 %first, 1
+  %b.i = add i64 %first, %half
+  %c.i = sub i64 %last, 1
+  %first.at = getelementptr {pair}, ptr %pairs, i64 %first
+  %a.at = getelementptr {pair}, ptr %pairs, i64 %a.i
+  %b.at = getelementptr {pair}, ptr %pairs, i64 %b.i
+  %c.at = getelementptr {pair}, ptr %pairs, i64 %c.i
+  %a.pair = load {pair}, ptr %a.at
+  %b.pair = load {pair}, ptr %b.at
+  %c.pair = load {pair}, ptr %c.at
+{keys}
+  %ab = icmp ult {pair} %a.low, %b.low
+  %bc = icmp ult {pair} %b.low, %c.low
+  %ac = icmp ult {pair} %a.low, %c.low
+  %m.up.rest = select i1 %ac, i64 %c.i, i64 %a.i
+  %m.up = select i1 %bc, i64 %b.i, i64 %m.up.rest
+  %m.down.rest = select i1 %bc, i64 %c.i, i64 %b.i
+  %m.down = select i1 %ac, i64 %a.i, i64 %m.down.rest
+  %m = select i1 %ab, i64 %m.up, i64 %m.down
+  %m.at = getelementptr {pair}, ptr %pairs, i64 %m
+  %m.pair = load {pair}, ptr %m.at
+  %first.pair = load {pair}, ptr %first.at
+  store {pair} %first.pair, ptr %m.at
+  store {pair} %m.pair, ptr %first.at
+{middle}
+  br label %blocks
 blocks:
   %bi = phi i64 [%a.i, %pivot], [%bi.next, %swapped]
   %bj = phi i64 [%last, %pivot], [%bj.next, %swapped]
@@ -135,7 +189,7 @@ left:
   %i.at = getelementptr {pair}, ptr %pairs, i64 %i
   %i.pair = load {pair}, ptr %i.at
   %i.next = add i64 %i, 1
-  %i.less = icmp ult {pair} %i.pair, %low
+  %i.less = icmp ult {pair} %i.pair, %m.low
   br i1 %i.less, label %left, label %right.first
 right.first:
   br label %right
@@ -144,7 +198,7 @@ right:
   %jj = sub i64 %j.before, 1
   %j.at = getelementptr {pair}, ptr %pairs, i64 %jj
   %j.pair = load {pair}, ptr %j.at
-  %j.more = icmp ugt {pair} %j.pair, %high
+  %j.more = icmp ugt {pair} %j.pair, %m.high
   br i1 %j.more, label %right, label %meet
 meet:
   %apart = icmp slt i64 %i, %jj
@@ -154,4 +208,29 @@ swap:
   store {pair} %i.pair, ptr %j.at
   %i.after = add i64 %i, 1
   br label %left
+"""
+
+_INSERTED = """
+take:
+  %k = phi i64 [%first, %sized], [%k.next, %put]
+  %k.at = getelementptr {pair}, ptr %pairs, i64 %k
+  %k.pair = load {pair}, ptr %k.at
+{taken}
+  br label %move
+move:
+  %h = phi i64 [%k, %take], [%h.less, %shift]
+  %h.less = sub i64 %h, 1
+  %before.at = getelementptr {pair}, ptr %pairs, i64 %h.less
+  %before = load {pair}, ptr %before.at
+  %h.at = getelementptr {pair}, ptr %pairs, i64 %h
+  %is.more = icmp ugt {pair} %before, %k.high
+  br i1 %is.more, label %shift, label %put
+shift:
+  store {pair} %before, ptr %h.at
+  br label %move
+put:
+  store {pair} %k.pair, ptr %h.at
+  %k.next = add i64 %k, 1
+  %k.more = icmp ult i64 %k.next, %last
+  br i1 %k.more, label %take, label %{after}
 """
