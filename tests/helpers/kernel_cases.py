@@ -6,9 +6,11 @@ import itertools
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
+from shardmerge.methods.blending import mergekit
 from shardmerge.methods.registry import Group, MergeMethod, method
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -145,3 +147,15 @@ def differing(a: torch.Tensor, b: torch.Tensor) -> int:
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     same = (a.contiguous().view(bits) == b.contiguous().view(bits)) | (a.isnan() & b.isnan())
     return math.prod(a.shape) - int(same.sum())
+
+
+def divergence_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that is told how many threads torch has whenever it makes divergences."""
+    threads, divergences = [], mergekit.divergences
+
+    def noted(*tensors: torch.Tensor) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return divergences(*tensors)
+
+    monkeypatch.setattr(mergekit, "divergences", noted)
+    return threads

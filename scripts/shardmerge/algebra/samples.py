@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
@@ -37,22 +38,21 @@ def sample_runs(name: str, count: int) -> Runs:
     blocks = -(-count // RUN)
     if blocks <= RUNS:
         return ((0, count),) if count else ()
-    chosen = []
-    for i in range(RUNS):
-        low, high = i * blocks // RUNS, (i + 1) * blocks // RUNS
-        chosen.append(low + _chance(f"{i} {name}") % (high - low))
+    chosen = _spread(name, blocks, RUNS)
     chosen[0], chosen[-1] = 0, blocks - 1
     return tuple((block * RUN, min(RUN, count - block * RUN)) for block in chosen)
 
 
 def spread_tiles(name: str, number: int) -> list[int]:
     """Return which of a tensor's tiles are looked at again, at places that its name decides."""
-    parts = min(number, max(2, number // _EVERY))
-    chosen = set()
-    for i in range(parts):
-        low, high = i * number // parts, (i + 1) * number // parts
-        chosen.add(low + _chance(f"{i} {name}") % (high - low))
-    return sorted(chosen)
+    return _spread(name, number, min(number, max(2, number // _EVERY)))
+
+
+def _spread(name: str, number: int, parts: int) -> list[int]:
+    """Return a number of each of equal stretches, ascending; there are no more than numbers."""
+    ends = [i * number // parts for i in range(parts + 1)] if parts else []
+    pairs = enumerate(itertools.pairwise(ends))
+    return [low + _chance(f"{i} {name}") % (high - low) for i, (low, high) in pairs]
 
 
 def remembered_runs(name: str, count: int, tile: int) -> Runs:

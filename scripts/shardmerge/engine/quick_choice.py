@@ -158,10 +158,14 @@ def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
     narrow = is_usable() and values.itemsize <= 4 and count <= CHOOSABLE
     if ranks.start >= ranks.stop or not (narrow and is_torchs(order)):
         return torch_mask(values, ranks, order)
-    keys = values.float().numpy().view(np.uint32) & np.uint32(_NONE)
-    ends = ranks.start, ranks.stop - 1
-    places = sorted(count - 1 - end if ranks.descending else end for end in ends)
-    low, high = np.partition(keys, places)[places].tolist()
+    return _array_mask(values.float().numpy().view(np.uint32) & np.uint32(_NONE), ranks, order)
+
+
+def _array_mask(keys: np.ndarray, ranks: Ranks, order: Order) -> BitMask:
+    """Return the mask of what is chosen, at least one, by keys in memory, uint32 [elements]."""
+    count, ends = len(keys), (ranks.start, ranks.stop - 1)
+    places = [count - 1 - end if ranks.descending else end for end in ends]
+    low, high = sorted(np.partition(keys, places)[places].tolist())
     limits = Boundaries.of(ranks, count, low, high)
     return quick_mask(lambda first, size: keys[first : first + size], count, limits, order)
 
@@ -251,12 +255,9 @@ def is_torchs(order: Order) -> bool:
     random = np.random.default_rng(0)
     for count, different in _TRIED:
         values = random.integers(1, different + 1, count).astype(np.float32) / 64
-        keys, tensor = values.view(np.uint32), torch.from_numpy(values)
+        tensor = torch.from_numpy(values)
         for ranks in _tried_ranks(count, order):
-            ends = np.sort(values)[:: -1 if ranks.descending else 1][[ranks.start, ranks.stop - 1]]
-            low, high = sorted(ends.view(np.uint32).tolist())
-            limits = Boundaries.of(ranks, count, low, high)
-            found = quick_mask(lambda i, n, k=keys: k[i : i + n], count, limits, order)
+            found = _array_mask(values.view(np.uint32), ranks, order)
             known = torch_mask(tensor, ranks, order)
             if not np.array_equal(*(mask_of(mask(0, count), count) for mask in (found, known))):
                 return False

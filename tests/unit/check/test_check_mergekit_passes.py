@@ -21,7 +21,6 @@ from shardmerge.check.shard import check_shard
 from shardmerge.engine import native
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.torch_tiles import TorchTiles
-from shardmerge.methods.blending import mergekit
 from shardmerge.methods.program import torch_order_is_known
 from shardmerge.methods.registry import methods
 
@@ -71,13 +70,7 @@ def test_they_pass_whatever_their_size(built: Built, monkeypatch: pytest.MonkeyP
 
 
 def test_torch_has_no_threads_of_its_own(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, divergences = [], mergekit.divergences
-
-    def noted(*tensors: torch.Tensor) -> torch.Tensor:
-        threads.append(torch.get_num_threads())
-        return divergences(*tensors)
-
-    monkeypatch.setattr(mergekit, "divergences", noted)
+    threads = kernel_cases.divergence_threads(monkeypatch)
     kernels.load_torch.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -142,13 +142,7 @@ def test_quantiles_of_a_sample(
 
 def test_torch_has_no_threads_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where native code makes the elements too: they would be in each other's way."""
-    threads, divergences = [], mergekit.divergences
-
-    def noted(*tensors: torch.Tensor) -> torch.Tensor:
-        threads.append(torch.get_num_threads())
-        return divergences(*tensors)
-
-    monkeypatch.setattr(mergekit, "divergences", noted)
+    threads = kernel_cases.divergence_threads(monkeypatch)
     torch.set_num_threads(2)
     built(tmp_path, "arcee_fusion", kernel_cases.ordinary("arcee_fusion", (301, 1031)))
     of_the_kernel, *of_the_engine = threads

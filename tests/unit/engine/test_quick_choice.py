@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.sort_orders import bad_order
 from shardmerge.engine import native, quick_choice
 from shardmerge.engine.quick_choice import Boundaries, mask_like_torch, quick_mask, tensor_mask
 from shardmerge.engine.quick_choice_text import NAN
@@ -84,16 +85,6 @@ def test_are_those_of_torch(kind: str, count: int) -> None:
         assert np.array_equal(mask_of(own, count), known), (ranks, order)
 
 
-def _bad_order(count: int) -> np.ndarray:
-    """Return an order for which quicksort by a median of three goes wrong (Musser 1997)."""
-    half = count // 2
-    made = np.empty(count, "f4")
-    made[:half:2] = np.arange(1, half + 1, 2)
-    made[1:half:2] = np.arange(half + 1, 2 * half + 1, 2)
-    made[half:] = 2 * np.arange(1, count - half + 1)
-    return made
-
-
 @pytest.mark.parametrize("order", ["sort", "topk"])
 def test_parts_that_fall_apart_are_put_in_a_heap(
     monkeypatch: pytest.MonkeyPatch, order: Order
@@ -107,7 +98,7 @@ def test_parts_that_fall_apart_are_put_in_a_heap(
         return made(write, *how)
 
     monkeypatch.setattr(quick_choice, "array_code", counted)
-    values = np.ceil(_bad_order(4000) / 4)
+    values = np.ceil(bad_order(4000) / 4)
     if order == "topk":
         values = values.max() + 1 - values  # the largest are the first then
     for stop in (2900, 3001, 3500):

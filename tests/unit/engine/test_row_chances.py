@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.sort_orders import bad_order
 from shardmerge.engine import native, quick_ranks
 from shardmerge.engine.philox import chosen_by_chance, native_stream
 from shardmerge.engine.row_chances import native_choice
@@ -222,18 +223,8 @@ class TestQuickRanks:
     def test_rows_that_fall_apart_are_torchs(self) -> None:
         """An order in which every median is one of the least, made by the sort itself."""
         length = 3000
-        values = _bad_order(length)
+        values = bad_order(length)
         _, done = quick_ranks._quick_ranks(values[None], np.ones((1, length), bool))
         assert not done[0]
         found = quick_ranks.ranks_like_torch(values[None], values[None] >= 0, torch.float32)
         assert np.array_equal(found, torch_ranks(values[None], torch.float32))
-
-
-def _bad_order(length: int) -> np.ndarray:
-    """Return an order for which quicksort by a median of three goes wrong (Musser 1997)."""
-    half = length // 2
-    made = np.empty(length, "f4")
-    made[:half:2] = np.arange(1, half + 1, 2)
-    made[1:half:2] = np.arange(half + 1, 2 * half + 1, 2)
-    made[half:] = 2 * np.arange(1, length - half + 1)
-    return made
