@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "parts": (quick_choice_text.parts_text, 24),
     "chosen": (quick_choice_text.chosen_text, COUNT // 8),
     "heap": (heap_text.heap_text, 4 * COUNT),
-    "stream": (philox.stream_text, 32 * 60),
+    "stream": (philox.stream_text, 32 * 56),
     "below": (philox.below_text, COUNT // 8),
     "masked": (lambda: native.assembly(MASKED), 2 * COUNT),
     "states": (mersenne.states_text, 624 * 4 * COUNT),
@@ -234,7 +234,7 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     more = np.zeros(4096, "u1")
     own = MORE.get(name, np.array([1], "<i8")).view("u1")
     more[: len(own)] = own
-    count = {"states": 64, "stream": 60, "last sums": 999, "last maxima": 999}
+    count = {"states": 64, "stream": 56, "last sums": 999, "last maxima": 999}
     count = COUNT // 4 if name in IN_ROWS else count.get(name, COUNT)
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))
     (tmp_path / "main.c").write_text(DRIVER)

@@ -129,6 +129,24 @@ class TestMasks:
             parts = [masks.mask_of(mask(*span), span[1]) for span in spans]
             assert np.array_equal(np.concatenate(parts), expected)
 
+    @pytest.mark.parametrize("step", [13, 16])
+    def test_groups_in_a_row_are_found_together(self, step: int) -> None:
+        """Where groups are single rows, as in checks: each call takes longer than a row."""
+        count, asked = 1000, []
+        whole = np.random.default_rng(1).random(count) < 0.5
+
+        def find(first: int, size: int) -> list[np.ndarray]:
+            asked.append((first // step, -(-size // step)))
+            return [masks.bits_of(whole[first : first + size])]
+
+        (mask,) = masks.KeptMasks(find, step, count).masks(1)
+        for first, size in ((5 * step + 3, 20), (3, count - 3), (0, count)):
+            found = masks.mask_of(mask(first, size), size)
+            assert np.array_equal(found, whole[first : first + size])
+        last = -(-count // step)
+        (begin, some), *others = asked
+        assert begin == 5 and others == [(0, 5), (5 + some, last - 5 - some)]
+
     def test_room_is_for_the_last_tensor(self) -> None:
         kept, bits = masks._Kept(100), np.zeros(10, np.uint8)
         for begin in range(8):

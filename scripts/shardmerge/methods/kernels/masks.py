@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import Chances, Masks, NumbersOf
 
 #: Groups whose masks are always kept: threads work on few at a time.
@@ -136,26 +137,45 @@ class KeptMasks:
             return self._few[kind](first, count)
         step, end = self._step, first + count
         groups = range(first // step * step, end, step)
+        found = [masks[kind] for masks in self._groups(groups)]
         if step % _BYTE:
             spans = [(max(at, first) - at, min(at + step, end) - at) for at in groups]
-            pairs = zip(groups, spans, strict=True)
-            parts = [mask_of(self._group(at)[kind], stop)[start:] for at, (start, stop) in pairs]
+            pairs = zip(found, spans, strict=True)
+            parts = [mask_of(bits, stop)[start:] for bits, (start, stop) in pairs]
             return bits_of(np.concatenate(parts))
         begin = first // _BYTE
         parts = [
-            self._group(at)[kind][
-                max(begin - at // _BYTE, 0) : -(-(min(at + step, end) - at) // _BYTE)
-            ]
-            for at in groups
+            bits[max(begin - at // _BYTE, 0) : -(-(min(at + step, end) - at) // _BYTE)]
+            for at, bits in zip(groups, found, strict=True)
         ]
         bits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return _moved(bits, first % _BYTE)
 
-    def _group(self, begin: int) -> list[np.ndarray]:
-        if (known := _KEPT.get(self._number, begin)) is None:
-            known = self._find(begin, min(self._step, self._count - begin))
-            _KEPT.put(self._number, begin, known)
-        return known
+    def _groups(self, groups: range) -> list[list[np.ndarray]]:
+        """Return the masks of groups that follow each other; those that lack are found together."""
+        found = {at: _KEPT.get(self._number, at) for at in groups}
+        most = max(1, BLOCK // self._step)
+        stretches: list[list[int]] = []
+        for at in (at for at in groups if found[at] is None):
+            last = stretches[-1] if stretches else []
+            if last and last[-1] + self._step == at and len(last) < most:
+                last.append(at)
+            else:
+                stretches.append([at])
+        for some in stretches:
+            found |= self._find_groups(some)
+        return list(found.values())
+
+    def _find_groups(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
+        """Find the masks of groups that follow each other, and keep them."""
+        first, end = groups[0], min(groups[-1] + self._step, self._count)
+        masks = [BitMask(bits) for bits in self._find(first, end - first)]
+        found = {}
+        for at in groups:
+            size = min(self._step, end - at)
+            found[at] = [mask(at - first, size) for mask in masks]
+            _KEPT.put(self._number, at, found[at])
+        return found
 
 
 def _moved(bits: np.ndarray, places: int) -> np.ndarray:
