@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from shardmerge.engine.assembly import (
     DOUBLE,
     INT,
     LANES,
     MASK,
     StepLines,
+    each_bit,
     inserted,
     loop_text,
     repeated,
@@ -138,7 +137,7 @@ def caught_text(reduction: Reduction, head: str) -> str:
         "put:",
         f"  store {INT} {keys}, ptr %some, align 64",
         "  br label %one",
-        *_each_bit("one", "%bits", "put", put, "next", place),
+        *each_bit("one", "%bits", "put", put, "next", place),
         "next:",
         "  %upto = phi i64 [%number, %loop], [%place.next, %one]",
     ]
@@ -153,32 +152,6 @@ def _summed(kept: range, end: str) -> list[str]:
 
 def _stored(kept: range) -> list[str]:
     return [f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept]
-
-
-def _each_bit(
-    name: str, bits: str, before: str, body: Sequence[str], after: str, carried: Sequence[str] = ()
-) -> list[str]:
-    """Return a block that goes through the places of set bits, of which there is one at least.
-
-    Args:
-        name: Of the block; a bit's place is %NAME.lane.
-        bits: Of the places.
-        before, after: The blocks before and behind it.
-        body: What is done for each place.
-        carried: Values that go from one place to the next.
-    """
-    whole, own = f"i{LANES}", f"%{name}"
-    return [
-        f"{name}:",
-        f"  {own}.left = phi {whole} [{bits}, %{before}], [{own}.rest, {own}]",
-        *carried,
-        f"  {own}.lane = call {whole} @llvm.cttz.{whole}({whole} {own}.left, i1 true)",
-        *body,
-        f"  {own}.less = sub {whole} {own}.left, 1",
-        f"  {own}.rest = and {whole} {own}.left, {own}.less",
-        f"  {own}.again = icmp ne {whole} {own}.rest, 0",
-        f"  br i1 {own}.again, label {own}, label %{after}",
-    ]
 
 
 def _bracket(k: int) -> list[str]:
@@ -247,5 +220,5 @@ def _counted(k: int) -> list[str]:
         f"put{k}:",
         f"  store {INT} %digit{k}, ptr %digits{k}, align 64",
         f"  br label %{name}",
-        *_each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}"),
+        *each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}"),
     ]
