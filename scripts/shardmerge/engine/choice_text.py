@@ -26,15 +26,23 @@ _UNROLLED = 8
 #: Vectors of numbers that are looked at in one turn, a bit of a word for each number.
 _VECTORS = 64 // LANES
 _SHORT, _BYTES = STORED["BF16"], f"<{LANES} x i8>"
-#: What lies at the addresses that the function is given: inputs, then room.
-_NAMES = (
-    *("keys", "numbers", "most", "copy", "buckets", "table", "list", "left"),
-    *("starts", "seen", "mixed", "ranks"),
-)
+#: What lies at the addresses that the function is given.
+_GIVEN = "keys", "numbers", "most", "left", "room"
+#: What lies in the room, 32 bits for each element of a row, then for each bucket.
+_OF_ELEMENTS = "copy", "list", "ranks", "buckets"
+_OF_BUCKETS = "table", "starts", "seen", "mixed"
+#: Numbers beyond a row's last in each of these.
+_MORE = 2 * LANES
 #: The bits of 2**127 as a number, and 2**127.
 _LARGE, _LARGEST = "0x41DFC00000000000", "0x47E0000000000000"
 _GREATEST = (1 << 31) - 1
 _FIRST = "<" + ", ".join(f"i32 {lane}" for lane in range(LANES)) + ">"
+
+
+def room_of(length: int, buckets: int) -> int:
+    """Return how many numbers of 32 bits the function needs to work in."""
+    parts = (_OF_ELEMENTS, length), (_OF_BUCKETS, buckets)
+    return sum(len(names) * (number + _MORE) for names, number in parts)
 
 
 def choice_text(first_is_lowest: bool) -> str:
@@ -89,10 +97,16 @@ class _Choice:
     def _entry(self) -> str:
         """Load addresses; return the number of rows."""
         t = self._text
-        for k, name in enumerate(_NAMES):
+        for k, name in enumerate(_GIVEN):
             place = t.at("ptr", "%leaves", str(k))
             t.lines.append(f"  %{name}.all = load ptr, ptr {place}")
         rows, self._buckets = (t.load("i64", "%more", str(k), 8) for k in range(2))
+        place = "%room.all"
+        for names, number in ((_OF_ELEMENTS, "%n"), (_OF_BUCKETS, self._buckets)):
+            size = t.new(f"add i64 {number}, {_MORE}")
+            for name in names:
+                t.lines.append(f"  %{name}.all = getelementptr i32, ptr {place}, i64 0")
+                place = t.at("i32", place, size)
         self._width = t.new(f"uitofp i64 {self._buckets} to float")
         self._reach = t.new(f"fdiv float {self._width}, {_REACH}")
         last = t.new(f"trunc i64 {self._buckets} to i32")
