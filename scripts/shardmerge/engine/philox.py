@@ -16,7 +16,7 @@ from shardmerge.engine.native import array_code
 from shardmerge.engine.text import Text
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
-from shardmerge.methods.kernels.masks import KeptMasks
+from shardmerge.methods.kernels.masks import KeptMasks, Span, joined
 from shardmerge.methods.passes import Chances, Masks, NumbersOf
 from shardmerge.methods.symbolic import Made
 
@@ -47,7 +47,11 @@ def chosen_by_chance(wanted: Chances, count: int) -> list[Masks]:
     """
     pairs = zip(wanted.numbers, wanted.bounds, strict=True)
     each = [partial(_below, native_stream(numbers), bound) for numbers, bound in pairs]
-    masks = KeptMasks(lambda *span: [one(*span) for one in each], BLOCK, count, each)
+
+    def find(spans: Sequence[Span]) -> list[np.ndarray]:
+        return [joined([one(*span) for span in spans]) for one in each]
+
+    masks = KeptMasks(find, BLOCK, count, each)
     return masks.masks(len(each))
 
 
