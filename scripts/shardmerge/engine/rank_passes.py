@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -11,13 +12,13 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.samples import remembered_runs
 from shardmerge.engine.call_tiles import to_text
-from shardmerge.engine.caught import CaughtKeys
+from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
 from shardmerge.engine.quick_choice import Boundaries, KeysOf, mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import row_groups
-from shardmerge.engine.tiles import BracketCount
+from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
+from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.passes import (
@@ -35,43 +36,48 @@ from shardmerge.methods.passes import (
     rows_first,
     vectors,
 )
-from shardmerge.methods.program import LANES
+from shardmerge.methods.program import LANES, Reducing
 
 #: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
 #: most, and at most one of so many; elements of a tensor from which on that pays.
 _RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
+#: Keys are kept if at most one of so many likely lies in brackets; more are counted.
+_FEW = 8
 #: Elements of a run at most where numbers of their rows are found first.
 _RUN_OF_ROWS = 1024
+#: Returns values of elements.
+Values = Callable[[Elements], Sequence[ElementValue]]
 
 
 class RankPasses(RowPasses):
     """Finds thresholds, the elements that lie between them, and values of some ranks."""
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
-        seen: dict[Bracket, BracketCount] = {}
+        seen = _Seen()
 
         def locate(k: int, key: int, number: int) -> int:
-            every = 0, count
-            equal = KeyBand(key, key, every, every)
+            tiles = self._key_bits(call, wanted.function)
+            tile, before = seen.tile_of(k, key, number)
+            for first in range(tile * BLOCK, count, BLOCK):
+                keys = tiles.bits(first, min(BLOCK, count - first))[k]
+                places = np.flatnonzero(keys == key)
+                if number - before < len(places):
+                    return first + int(places[number - before])
+                before += len(places)
+            raise ValueError("there are not so many")
 
-            def mask(x: Elements) -> ElementValue:
-                return x.inside(wanted.function(x)[k], equal)
-
-            counted = self._tiles(call, lambda x: [mask(x)], "counts")
-            shown = self._tiles(call, lambda x: [x.number(mask(x)).double()], "sums")
-            begin = 0, 0
-            for one, own in seen.items():
-                if one.value == k and one.shift == 0 and 0 <= key - one.low < one.parts:
-                    begin = own.tile_of(key - one.low, number)
-            return counted.locate(shown, count, number, begin)
-
-        counted, sample = self._keys(call, wanted.function, count, seen)
-        return find_bands(wanted.ranks, count, 32, counted, locate, sample)
+        passes = self._key_passes(call, wanted.function, count, seen)
+        bands, nonzero = find_bands(wanted.ranks, passes, locate)
+        rows = [[one.low, one.high, *one.at_low, *one.at_high] for one in bands]
+        for k, number in nonzero.items():
+            rows[k].append(number)
+        self.answers[call].append(rows)
+        return bands
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
-        counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
-        return find_keys(wanted.ranks, count, 32, counted, sample)
+        passes = self._key_passes(call, lambda x: [wanted.function(x)], count)
+        return find_keys(wanted.ranks, passes)
 
     def _row_statistics(
         self, call: ex.Call, wanted: RowStatistics
@@ -95,11 +101,11 @@ class RankPasses(RowPasses):
             numbers[first : first + some] = wanted.number(found)
 
         def sample(k: int) -> np.ndarray:
-            for first, some in _runs(count, length):
+            for first, some in runs:
                 find(first // length, -(-(first % length + some) // length))
-            return told(k, length)
+            return passes.sample(k)
 
-        def caught(brackets: Sequence[Bracket]) -> tuple[list[int], np.ndarray] | None:
+        def caught(brackets: Sequence[Bracket], _: int) -> list[tuple[int, np.ndarray]] | None:
             tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
             keys = CaughtKeys(brackets)
             for first, some in row_groups(0, rows, length):
@@ -108,8 +114,9 @@ class RankPasses(RowPasses):
             return keys.found()
 
         reader = code.reader
-        counted, told = self._keys(call, lambda x: [value(x)], count, {})
-        keys = find_keys(wanted.ranks, count, 32, counted, sample, caught)
+        runs = _runs(count, length)
+        passes = self._key_passes(call, lambda x: [value(x)], count, runs=runs)
+        keys = find_keys(wanted.ranks, replace(passes, sample=sample, caught=caught))
         self.answers[call] += [to_text(raw), keys]
         return numbers, np.array(keys, np.int32).view(np.float32).tolist()
 
@@ -159,9 +166,9 @@ class RankPasses(RowPasses):
 
     def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
         """Return the masks of what torch puts at some ranks, one value after the other."""
-        counted, sample = self._keys(call, wanted.function, count, {})
+        passes = self._key_passes(call, wanted.function, count)
         # where equal elements lie is not asked for
-        bands = find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
+        bands, _ = find_bands(wanted.ranks, passes, lambda *_: 0)
         rows, masks = [], []
         for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True)):
             keys = self._choice_keys(call, wanted, k)
@@ -185,41 +192,86 @@ class RankPasses(RowPasses):
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
         return mask_like_torch(keys, count, ranks, band, wanted.order, code)
 
-    def _keys(
+    def _key_bits(self, call: ex.Call, function: Values) -> ReducedTiles:
+        return self._tiles(call, lambda x: [value.key() for value in function(x)], "bits")
+
+    def _key_passes(
         self,
         call: ex.Call,
-        function: Callable[[Elements], Sequence[ElementValue]],
+        function: Values,
         count: int,
-        seen: dict[Bracket, BracketCount],
-    ) -> tuple[CountKeys, Sample | None]:
-        """Return what counts the keys of a call's values, and what tells where they may be.
+        seen: _Seen | None = None,
+        runs: Sequence[tuple[int, int]] = (),
+    ) -> KeyPasses:
+        """Return passes over the keys of a call's values.
 
         Args:
             call: The call.
             function: Returns the values.
             count: Elements.
-            seen: Filled with what was counted tile by tile.
+            seen: Told what was seen tile by tile.
+            runs: Runs of elements that are the sample, by default some of all.
         """
 
-        def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
+        def tiles(brackets: Sequence[Bracket], kind: Reducing) -> ReducedTiles:
             def keys(x: Elements) -> list[ElementValue]:
                 values = [value.key() for value in function(x)]
                 return [values[one.value] for one in brackets]
 
-            found = self._tiles(call, keys, "keys").brackets(count, brackets)
-            seen.update(zip(brackets, found, strict=True))
+            return self._tiles(call, keys, kind)
+
+        def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
+            found = tiles(brackets, "keys").brackets(count, brackets)
+            if seen:
+                seen.counted.update(zip(brackets, found, strict=True))
             return [(one.below, one.parts) for one in found]
+
+        def caught(
+            brackets: Sequence[Bracket], expected: int
+        ) -> list[tuple[int, np.ndarray]] | None:
+            if expected > min(MOST_CAUGHT, count // _FEW):
+                return None
+            keys, looked = CaughtKeys(brackets), tiles(brackets, "caught")
+            looked.in_order(count)
+            for first in range(0, count, BLOCK):
+                keys.add(looked, first, min(BLOCK, count - first))
+            found = keys.found()
+            if seen and found:
+                seen.caught = keys
+            return found
 
         sampled: list[np.ndarray] = []
 
-        def sample(k: int, length: int = 0) -> np.ndarray:
+        def sample(k: int) -> np.ndarray:
             if not sampled:
-                tiles = self._tiles(call, lambda x: [one.key() for one in function(x)], "bits")
-                runs = [tiles.bits(*run) for run in _runs(count, length)]
-                sampled[:] = np.stack(runs, axis=1).view(np.int32)
+                bits = self._key_bits(call, function)
+                found = [bits.bits(*run) for run in runs or _runs(count)]
+                sampled[:] = np.stack(found, axis=1).view(np.int32)
             return sampled[k]
 
-        return counted, sample if count >= _SAMPLED else None
+        if count < _SAMPLED:
+            return KeyPasses(count, 32, counted)
+        return KeyPasses(count, 32, counted, sample, caught)
+
+
+@dataclass
+class _Seen:
+    """What was seen of keys tile by tile.
+
+    Args:
+        counted: How many lie in brackets.
+        caught: Those that lie in brackets.
+    """
+
+    counted: dict[Bracket, BracketCount] = field(default_factory=dict)
+    caught: CaughtKeys | None = None
+
+    def tile_of(self, k: int, key: int, number: int) -> tuple[int, int]:
+        """Return a tile near before the so manieth of a value's equal keys, and how many before."""
+        for one, own in self.counted.items():
+            if one.value == k and one.shift == 0 and one.low <= key < one.end:
+                return own.tile_of(key - one.low, number)
+        return self.caught.tile_of(k, key, number) if self.caught else (0, 0)
 
 
 def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:

@@ -118,17 +118,21 @@ class Ranks:
     descending: bool = False
 
 
+#: Returns ranks by how many of a tensor's values are not 0.
+RanksOf = Callable[[int], Ranks]
+
+
 @dataclass(frozen=True)
 class Bands:
     """Asks where values that are not negative have some ranks; the answer is a list of bands.
 
     Args:
         function: Returns the values; NaN counts as the greatest.
-        ranks: Of each value.
+        ranks: Of each value, or what returns them.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
-    ranks: tuple[Ranks, ...]
+    ranks: tuple[Ranks | RanksOf, ...]
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,18 @@ class RowChances:
     by_torch: bool = False
 
 
+def ranks_of(ranks: Ranks | RanksOf, count: int, nonzero: int | None) -> Ranks:
+    """Return the ranks that so many elements have.
+
+    Args:
+        ranks: That are asked for.
+        count: Elements.
+        nonzero: How many values are not 0, where ranks depend on that.
+    """
+    one = ranks if isinstance(ranks, Ranks) else ranks(nonzero)
+    return Ranks(one.start, min(one.stop, count), one.descending)
+
+
 #: What puts elements in order: ``torch.argsort``, or ``torch.topk``.
 Order = Literal["sort", "topk"]
 
@@ -266,7 +282,7 @@ class TorchChoice:
 
     def clipped(self, count: int) -> list[Ranks]:
         """Return the ranks of each value that so many elements have."""
-        return [Ranks(one.start, min(one.stop, count), one.descending) for one in self.ranks]
+        return [ranks_of(one, count, None) for one in self.ranks]
 
 
 @dataclass(frozen=True)
