@@ -99,7 +99,8 @@ def caught_text(reduction: Reduction, head: str) -> str:
     Args:
         reduction: Whose values are keys, one for each bracket.
         head: The first line of the function. %output has how many lie below each bracket, then of
-            each bracket the keys that are kept, with room for BLOCK; %extra of each, 64 bits each,
+            each bracket the keys that are kept and where they are, with room for BLOCK each, then
+            of each a bit for every element whose key lies beyond it; %extra of each, 64 bits each,
             how many are kept, the least key and how many there may be.
     """
     writer = StepLines(reduction)
@@ -108,8 +109,14 @@ def caught_text(reduction: Reduction, head: str) -> str:
     writer.values()
     there, keys = _there(writer), [*map(writer.value, reduction.values)]
     for k, key in enumerate(keys):
-        offset, _ = _below(writer, k, key, there)
+        offset, below = _below(writer, k, key, there)
         inside = writer.new(f"icmp ult {INT} {offset}, %size{k}")
+        upto = writer.new(f"or {MASK} {below}, {inside}")
+        upto = writer.new(f"bitcast {MASK} {upto} to i{LANES}")
+        beyond = writer.new(f"xor i{LANES} {upto}, -1")
+        place = writer.new(f"lshr i64 %i, {LANES.bit_length() - 1}")
+        place = writer.new(f"getelementptr i{LANES}, ptr %marks{k}, i64 {place}")
+        writer.lines.append(f"  store i{LANES} {beyond}, ptr {place}, align 4")
         writer.new(f"and {MASK} {inside}, {there}", f"%inside{k}")
         writer.new(f"bitcast {MASK} %inside{k} to i{LANES}", f"%bits{k}")
     end = f"any{len(kept)}"
@@ -132,10 +139,13 @@ def _stored(kept: range) -> list[str]:
 
 def _list(k: int, kept: int) -> list[str]:
     """Return what is found once for a bracket of which keys are kept."""
+    marks = kept * (LANES + 2 * BLOCK) + k * BLOCK // LANES
     lines = [
         f"  %held{k}.at = getelementptr i64, ptr %extra, i64 {3 * k}",
         f"  %held{k} = load i64, ptr %held{k}.at",
-        f"  %list{k} = getelementptr i32, ptr %output, i64 {kept * LANES + k * BLOCK}",
+        f"  %list{k} = getelementptr i32, ptr %output, i64 {kept * LANES + 2 * k * BLOCK}",
+        f"  %places{k} = getelementptr i32, ptr %list{k}, i64 {BLOCK}",
+        f"  %marks{k} = getelementptr i32, ptr %output, i64 {marks}",
         f"  %keys{k} = alloca {INT}, align 64",
         f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}",
         f"  %before{k} = load {INT}, ptr %table{k}, align 4",
@@ -153,6 +163,11 @@ def _caught(k: int, keys: str) -> list[str]:
         f"  %key{k} = load i32, ptr %key{k}.at",
         f"  %place{k}.at = getelementptr i32, ptr %list{k}, i64 %place{k}",
         f"  store i32 %key{k}, ptr %place{k}.at",
+        f"  %lane{k} = zext i{LANES} %{name}.lane to i64",
+        f"  %index{k} = add i64 %i, %lane{k}",
+        f"  %index{k}.one = trunc i64 %index{k} to i32",
+        f"  %index{k}.at = getelementptr i32, ptr %places{k}, i64 %place{k}",
+        f"  store i32 %index{k}.one, ptr %index{k}.at",
         f"  %place{k}.next = add i64 %place{k}, 1",
     ]
     place = [f"  %place{k} = phi i64 [%number{k}, %put{k}], [%place{k}.next, %{name}]"]

@@ -41,6 +41,8 @@ from shardmerge.methods.program import LANES, Reducing
 #: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
 #: most, and at most one of so many; elements of a tensor from which on that pays.
 _RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
+#: Elements of tensors of which a bit for each is held, at most: 64 MiB.
+_MARKED = 1 << 29
 #: Keys are kept if at most one of so many likely lies in brackets; more are counted.
 _FEW = 8
 #: Elements of a run at most where numbers of their rows are found first.
@@ -66,13 +68,16 @@ class RankPasses(RowPasses):
                 before += len(places)
             raise ValueError("there are not so many")
 
+        seen.marking = count if wanted.marked and count <= _MARKED else 0
         passes = self._key_passes(call, wanted.function, count, seen)
         bands, nonzero = find_bands(wanted.ranks, passes, locate)
         rows = [[one.low, one.high, *one.at_low, *one.at_high] for one in bands]
         for k, number in nonzero.items():
             rows[k].append(number)
         self.answers[call].append(rows)
-        return bands
+        if not (seen.marking and seen.caught):
+            return bands
+        return [replace(one, marks=seen.caught.marks(k, one)) for k, one in enumerate(bands)]
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
@@ -231,7 +236,8 @@ class RankPasses(RowPasses):
         ) -> list[tuple[int, np.ndarray]] | None:
             if expected > min(MOST_CAUGHT, count // _FEW):
                 return None
-            keys, looked = CaughtKeys(brackets), tiles(brackets, "caught")
+            keys = CaughtKeys(brackets, seen.marking if seen else 0)
+            looked = tiles(brackets, "caught")
             looked.in_order(count)
             for first in range(0, count, BLOCK):
                 keys.add(looked, first, min(BLOCK, count - first))
@@ -261,10 +267,12 @@ class _Seen:
     Args:
         counted: How many lie in brackets.
         caught: Those that lie in brackets.
+        marking: Elements, where marks of bands are wanted.
     """
 
     counted: dict[Bracket, BracketCount] = field(default_factory=dict)
     caught: CaughtKeys | None = None
+    marking: int = 0
 
     def tile_of(self, k: int, key: int, number: int) -> tuple[int, int]:
         """Return a tile near before the so manieth of a value's equal keys, and how many before."""

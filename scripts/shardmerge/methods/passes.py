@@ -9,7 +9,7 @@ values of ``symbolic``, of which native code is made: both execute one declarati
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -43,7 +43,10 @@ class Elements(Protocol):
         """Return a narrower value as float32."""
 
     def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
-        """Return the mask of elements whose values, none below 0, have ranks in a band."""
+        """Return the mask of elements whose values, none below 0, have ranks in a band.
+
+        They are the values that the band was asked for.
+        """
 
     def chosen(self, mask: Masks) -> ElementValue:
         """Return the mask that a function tells beside."""
@@ -129,10 +132,13 @@ class Bands:
     Args:
         function: Returns the values; NaN counts as the greatest.
         ranks: Of each value, or what returns them.
+        marked: The values take longer to make than a mask takes to be kept and read: bands may have
+            marks.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
     ranks: tuple[Ranks | RanksOf, ...]
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -335,12 +341,14 @@ class KeyBand:
     Args:
         low, high: Keys; all elements between them are in the band.
         at_low, at_high: From which to which element (not included) it has those of either key.
+        marks: The mask of the elements of its values that lie in it, where it is held.
     """
 
     low: int
     high: int
     at_low: tuple[int, int]
     at_high: tuple[int, int]
+    marks: Masks | None = field(default=None, compare=False)
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Return the least and the greatest key that an element of an index may have."""

@@ -155,7 +155,7 @@ def _most_varied(base: int, indices: Sequence[int], share: float) -> Passes:
     def largest(varied: int) -> Ranks:
         return Ranks(0, int(varied * share) if share > 0 else 0, descending=True)
 
-    (band,) = yield Bands(lambda x: [variance(x)], (largest,))
+    (band,) = yield Bands(lambda x: [variance(x)], (largest,), marked=True)
     return band
 
 
