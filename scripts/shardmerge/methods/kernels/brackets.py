@@ -24,7 +24,7 @@ BINS = 1 << _DIGIT
 #: Where a sample tells of the bracket: parts at most, as bits, and elements for a part at least.
 _FINEST, _EACH = 21, 8
 #: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
-_ERRORS, _MORE = 5, 64
+_ERRORS, _MORE = 4, 64
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
 CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
 #: Finds keys: (brackets, how many are likely in them) -> for each bracket how many keys lie below
