@@ -40,13 +40,13 @@ from shardmerge.methods.program import LANES, Reducing
 
 #: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
 #: most, and at most one of so many; elements of a tensor from which on that pays.
-_RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
+_RUNS, _RUN, _EVERY, _SAMPLED = 128, 1024, 16, 1 << 19
 #: Elements of tensors of which a bit for each is held, at most: 64 MiB.
 _MARKED = 1 << 29
 #: Keys are kept if at most one of so many likely lies in brackets; more are counted.
-_FEW = 8
-#: Elements of a run at most where numbers of their rows are found first.
-_RUN_OF_ROWS = 1024
+_FEW = 4
+#: Runs where numbers of their rows are found first, which takes longer.
+_RUNS_OF_ROWS = 64
 #: Returns values of elements.
 Values = Callable[[Elements], Sequence[ElementValue]]
 
@@ -289,6 +289,7 @@ def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:
         count: Elements of the tensor.
         length: Elements of a row, of which few are looked at; 0 where rows do not matter.
     """
-    step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
-    most = min(_RUN_OF_ROWS, length) if length else _RUN
-    return [(first * step, min(run, most)) for first in range(_RUNS)]
+    runs = _RUNS_OF_ROWS if length else _RUNS
+    step, run = (count // some // LANES * LANES for some in (runs, runs * _EVERY))
+    most = min(_RUN, length or _RUN)
+    return [(first * step, min(run, most)) for first in range(runs)]

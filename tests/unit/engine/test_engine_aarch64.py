@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
     "caught": (
         lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1),
-        4 * (64 + BLOCK + COUNT),
+        4 * (64 + 4 * BLOCK + 2 * BLOCK // 32),
     ),
     "last sums": (lambda: row_calls.last_text("sums"), 16),
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),

@@ -33,6 +33,7 @@ from shardmerge.methods.kernels.brackets import (
     find_keys,
     guess,
 )
+from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
@@ -323,6 +324,31 @@ class TestBrackets:
         models.build(models.spec({"w": ("F32", call)}))
         cases.assert_same(models.load()["w"], expected)
         assert sum(counts) < len(models.tensors) * (passes + 0.4) * math.prod(shape)
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [("sce", {"select_topk": 0.3}), ("ties", {"density": 0.3, "rescale": True})],
+    )
+    def test_what_is_chosen_is_read_by_the_bit(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        values: dict[str, object],
+    ) -> None:
+        """Of values that take long to make, or are made twice, no key is made again."""
+        marks, found = caught.CaughtKeys.marks, []
+
+        def marked(self: caught.CaughtKeys, k: int, band: KeyBand) -> BitMask | None:
+            found.append(marks(self, k, band))
+            return found[-1]
+
+        monkeypatch.setattr(caught.CaughtKeys, "marks", marked)
+        models, call, expected = sampled(tmp_path, name, (640, 1024), **values)
+        models.build(models.spec({"w": ("F32", call)}))
+        cases.assert_same(models.load()["w"], expected)
+        kept = [np.unpackbits(mask.bits).sum() / expected.numel() for mask in found]
+        assert kept == [pytest.approx(0.3, abs=1e-2)] * (1 if name == "sce" else 2)
 
     @pytest.mark.parametrize("name", ["arcee_fusion", *CHOOSING])
     @pytest.mark.parametrize("missed", ["a bracket is beside", "too many keys are in them"])

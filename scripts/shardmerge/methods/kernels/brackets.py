@@ -23,7 +23,7 @@ BINS = 1 << _DIGIT
 #: Where a sample tells of the bracket: parts at most, as bits, and elements for a part at least.
 _FINEST, _EACH = 21, 8
 #: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
-_ERRORS, _MORE = 5, 64
+_ERRORS, _MORE = 4, 64
 #: Where a sample is counted: parts of all keys, as bits.
 _COARSE = 16
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
