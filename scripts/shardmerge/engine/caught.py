@@ -15,7 +15,8 @@ from shardmerge.methods.passes import KeyBand
 
 #: Keys that are kept at most, of 4 bytes: a twentieth of a tensor of 160 M elements.
 MOST_CAUGHT = 1 << 23
-GREATEST = (1 << 31) - 1
+#: Of keys.
+_GREATEST = (1 << 31) - 1
 
 
 class CaughtKeys:
@@ -71,7 +72,7 @@ class CaughtKeys:
 
         It is known of bands to the greatest key from one that lies in a bracket.
         """
-        if band.high < GREATEST or band.at_high[0] > 0 or band.at_high[1] < self._marking:
+        if band.high < _GREATEST or band.at_high[0] > 0 or band.at_high[1] < self._marking:
             return None
         for number, one in enumerate(self._brackets):
             if self._marking and one.value == k and one.low <= band.low < one.end:
