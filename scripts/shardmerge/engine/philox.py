@@ -16,7 +16,7 @@ from shardmerge.engine.native import array_code
 from shardmerge.engine.text import Text
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
-from shardmerge.methods.kernels.masks import KeptMasks, Span, joined
+from shardmerge.methods.kernels.masks import ElementSpan, KeptMasks, in_one_array
 from shardmerge.methods.passes import Chances, Masks, NumbersOf
 from shardmerge.methods.symbolic import Made
 
@@ -48,8 +48,8 @@ def chosen_by_chance(wanted: Chances, count: int) -> list[Masks]:
     pairs = zip(wanted.numbers, wanted.bounds, strict=True)
     each = [partial(_below, native_stream(numbers), bound) for numbers, bound in pairs]
 
-    def find(spans: Sequence[Span]) -> list[np.ndarray]:
-        return [joined([one(*span) for span in spans]) for one in each]
+    def find(spans: Sequence[ElementSpan]) -> list[np.ndarray]:
+        return [in_one_array([one(*span) for span in spans]) for one in each]
 
     masks = KeptMasks(find, BLOCK, count, each)
     return masks.masks(len(each))

@@ -48,7 +48,7 @@ _FEW = 4
 #: Runs where numbers of their rows are found first, which takes longer.
 _RUNS_OF_ROWS = 64
 #: Returns values of elements.
-Values = Callable[[Elements], Sequence[ElementValue]]
+_Values = Callable[[Elements], Sequence[ElementValue]]
 
 
 class RankPasses(RowPasses):
@@ -197,13 +197,13 @@ class RankPasses(RowPasses):
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
         return mask_like_torch(keys, count, ranks, band, wanted.order, code)
 
-    def _key_bits(self, call: ex.Call, function: Values) -> ReducedTiles:
+    def _key_bits(self, call: ex.Call, function: _Values) -> ReducedTiles:
         return self._tiles(call, lambda x: [value.key() for value in function(x)], "bits")
 
     def _key_passes(
         self,
         call: ex.Call,
-        function: Values,
+        function: _Values,
         count: int,
         seen: _Seen | None = None,
         runs: Sequence[tuple[int, int]] = (),

@@ -135,7 +135,7 @@ class TestMasks:
         count, asked = 1000, []
         whole = np.random.default_rng(1).random(count) < 0.5
 
-        def find(spans: list[masks.Span]) -> list[np.ndarray]:
+        def find(spans: list[masks.ElementSpan]) -> list[np.ndarray]:
             asked.append(spans)
             parts = [whole[first : first + size] for first, size in spans]
             return [masks.bits_of(np.concatenate(parts))]

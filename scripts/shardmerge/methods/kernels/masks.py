@@ -22,9 +22,9 @@ _REMEMBERED = 4
 _FEW = 1 << 13
 _BYTE = 8
 #: The first of some elements that follow each other, and their number.
-Span = tuple[int, int]
+ElementSpan = tuple[int, int]
 #: Finds the masks of spans of elements, one span after the other, as bits.
-FindMasks = Callable[[Sequence[Span]], list[np.ndarray]]
+FindMasks = Callable[[Sequence[ElementSpan]], list[np.ndarray]]
 
 
 def bits_of(mask: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def mask_of(bits: np.ndarray, count: int) -> np.ndarray:
     return np.unpackbits(bits, count=count, bitorder="little").view(bool)
 
 
-def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+def in_one_array(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Return arrays one after the other; one alone is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -138,7 +138,7 @@ class KeptMasks:
         """Return each mask of so many."""
         return [KeptMask(self, kind) for kind in range(kinds)]
 
-    def of_runs(self, kind: int, runs: Sequence[Span]) -> list[np.ndarray]:
+    def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
         """Return the bits of a mask for each of some runs of elements."""
         if self._few and all(count < _FEW for _, count in runs):
             return [self._few[kind](*run) for run in runs]
@@ -162,7 +162,7 @@ class KeptMasks:
             bits[max(begin - at // _BYTE, 0) : -(-(min(at + step, end) - at) // _BYTE)]
             for at, bits in found.items()
         ]
-        return _moved(joined(parts), first % _BYTE)
+        return _moved(in_one_array(parts), first % _BYTE)
 
     def _found(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
         """Return the masks of groups; of those that lack many are found at once."""
@@ -174,7 +174,7 @@ class KeptMasks:
 
     def _find_groups(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
         """Find the masks of groups, ascending, and keep them."""
-        spans: list[Span] = []
+        spans: list[ElementSpan] = []
         for at in groups:
             first = spans.pop()[0] if spans and sum(spans[-1]) == at else at
             spans.append((first, min(at + self._step, self._count) - first))
@@ -205,7 +205,7 @@ class KeptMask:
         return bits
 
 
-def mask_of_runs(mask: Masks, runs: Sequence[Span]) -> np.ndarray:
+def mask_of_runs(mask: Masks, runs: Sequence[ElementSpan]) -> np.ndarray:
     """Return a mask, bool, of the elements of some runs, one run after the other."""
     if isinstance(mask, KeptMask):
         parts = mask.of.of_runs(mask.kind, runs)
