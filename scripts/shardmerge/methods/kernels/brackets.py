@@ -24,6 +24,8 @@ BINS = 1 << _DIGIT
 _FINEST, _EACH = 21, 8
 #: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
 _ERRORS, _MORE = 5, 64
+#: Keys that are parted rather than compared again.
+_FEW = 1 << 12
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
 CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
 #: Finds keys of one value: brackets -> for each how many keys lie below, and those that lie in any
@@ -210,20 +212,26 @@ def _among(
         keys: That lie in brackets, in any order.
         wanted: For each rank its bracket, and how many keys lie below that.
     """
-    places = {}
+    found = {}
     for one, (bracket, below) in wanted.items():
         low, high = bracket.low, bracket.low + (bracket.parts << bracket.shift)
-        upto, end = (int(np.count_nonzero(keys < key)) for key in (low, high))
-        if 0 <= one[1] - below < end - upto:
-            places[one] = upto + one[1] - below, below - upto
-    if not places:
-        return {}
-    parted = np.partition(keys, sorted({place for place, _ in places.values()}))
-    found = {}
-    for one, (place, others) in places.items():
-        key = parted[place]
-        before, equal = (int(np.count_nonzero(mask)) for mask in (keys < key, keys == key))
-        found[one] = Statistic(int(key), others + before, equal)
+        begin, end = (int(np.count_nonzero(keys < key)) for key in (low, high))
+        others = below - begin
+        place = one[1] - others
+        if not begin <= place < end:
+            continue
+        # to compare all a few times is less work than to part them
+        while end - begin > _FEW and high - low > 1:
+            middle = (low + high) // 2
+            number = int(np.count_nonzero(keys < middle))
+            if number <= place:
+                low, begin = middle, number
+            else:
+                high, end = middle, number
+        own = keys[(keys >= low) & (keys < high)]
+        key = np.partition(own, place - begin)[place - begin]
+        before, equal = (int(np.count_nonzero(mask)) for mask in (own < key, own == key))
+        found[one] = Statistic(int(key), others + begin + before, equal)
     return found
 
 
@@ -249,14 +257,20 @@ def narrowed(
     return Bracket(bracket.value, low, shift, 1 << (bracket.shift - shift))
 
 
-def _in_order(sample: np.ndarray, ranks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a sample, and its keys: in order where several ranks are looked for."""
+def _in_order(sample: np.ndarray, ranks: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Return a sample, its keys, and whether they are in order: where several ranks are wanted."""
     keys = sample.reshape(-1)
-    return sample, np.sort(keys) if ranks > 1 else keys
+    return sample, np.sort(keys) if ranks > 1 else keys, ranks > 1
 
 
 def guess(
-    k: int, rank: int, count: int, bits: int, sample: np.ndarray, keys: np.ndarray
+    k: int,
+    rank: int,
+    count: int,
+    bits: int,
+    sample: np.ndarray,
+    keys: np.ndarray,
+    ordered: bool = False,
 ) -> Bracket:
     """Return the bracket in which a rank nearly always is, by a sample of keys.
 
@@ -266,18 +280,23 @@ def guess(
         count: Elements.
         bits: Of a key.
         sample: Keys of some elements, [runs, elements]; runs may differ from each other.
-        keys: The same in any order; in order it takes less time.
+        keys: The same in any order.
+        ordered: They are in order, so that they need not be parted.
     """
+
+    def parted(keys: np.ndarray, place: int) -> np.ndarray:
+        return keys if ordered else np.partition(keys, place)
+
     number = sample.size
     place = rank * number // count
-    keys = np.partition(keys, place)
+    keys = parted(keys, place)
     share = (sample < keys[place]).mean(axis=1)
     apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * number) + _MORE
     low, high = 0, (1 << (bits - 1)) - 1
     if place >= apart:
-        low = int(np.partition(keys[: place + 1], place - apart)[place - apart])
+        low = int(parted(keys[: place + 1], place - apart)[place - apart])
     if place + apart < number:
-        high = int(np.partition(keys[place:], apart)[apart])
+        high = int(parted(keys[place:], apart)[apart])
     finest = min(max(_DIGIT, (count // _EACH).bit_length() - 1), _FINEST)
     shift = max(0, (high - low).bit_length() - finest)
     return Bracket(k, low, shift, ((high - low) >> shift) + 1)
