@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "half": (lambda: native.assembly(Program(LEAVES, VALUES[:6], 7, "F16", ())), 2 * COUNT),
     "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 11), 1), 16 * COUNT),
     "halved": (lambda: reductions._text(reduction("sums", WIDE, 11), 8), COUNT),
+    "kept": (lambda: reductions._text(reduction("kept", WIDE, 11), 4), 10 * COUNT),
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
     "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
@@ -137,7 +138,7 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
 
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
-FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8"}
+FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "kept": "<f8"}
 FLOATS |= {"last sums": "<f8", "last maxima": "<f8"}
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
 ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
@@ -146,6 +147,7 @@ ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
+MORE["kept"] = np.array([1, COUNT // 4], "<i8")
 MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0x3D000000, 1 << 23], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
