@@ -31,8 +31,6 @@ _CONSTANT = {
         "  %c{k}.one = trunc i64 %c{k}.long to i32",
     ),
 }
-#: 1.5 * 2**52
-_RAISED = "double 0x4338000000000000"
 
 
 def vector_of(value: int, kind: str, count: int = LANES) -> str:
@@ -290,9 +288,8 @@ class StepLines:
         self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
 
     def _power(self, of: str, value: str) -> None:
-        # 1.5 * 2**52 more has the integer in its last bits; fptosi is not defined for NaN
-        raised = self.new(f"fadd {DOUBLE} {of}, <{', '.join([_RAISED] * LANES)}>")
-        bits = self.new(f"bitcast {DOUBLE} {raised} to {_LONG}")
+        # the integer is in the last bits; fptosi is not defined for NaN
+        bits = self.new(f"bitcast {DOUBLE} {of} to {_LONG}")
         bits = self.new(f"add {_LONG} {bits}, {_splat_long(BIAS)}")
         bits = self.new(f"shl {_LONG} {bits}, {_splat_long(MANTISSA)}")
         self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
