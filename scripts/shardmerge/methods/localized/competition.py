@@ -24,7 +24,12 @@ def pcb(group: Group) -> Passes:
     ranks = largest_ranks(group)
     bands: dict[int, KeyBand] = {}
     if ranks:
-        found = yield Bands(lambda x: [scores(x)[i] for i in ranks], tuple(ranks.values()))
+
+        def ranked(x: Elements) -> list[ElementValue]:
+            found = scores(x)
+            return [found[i] for i in ranks]
+
+        found = yield Bands(ranked, tuple(ranks.values()))
         bands = dict(zip(ranks, found, strict=True))
 
     def merged(x: Elements) -> ElementValue:
@@ -51,7 +56,7 @@ def _competition(group: Group) -> Passes:
         return [wide[i] * wide[j] for i, j in pairs]
 
     def both_signs(x: Elements) -> list[ElementValue]:
-        return [product * sign for product in products(x) for sign in (1.0, -1.0)]
+        return [signed for product in products(x) for signed in (product, product * -1.0)]
 
     ends = iter((yield Maxima(both_signs))[:, 0].tolist())
     # high - low, where low is the greatest of the other sign
