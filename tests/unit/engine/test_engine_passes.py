@@ -259,6 +259,23 @@ class TestBrackets:
         )
         assert inside.mean() < 0.06
 
+    @pytest.mark.parametrize("values", [VALUES, np.round(VALUES, 1)])
+    def test_ranks_are_found_among_caught_keys(self, values: np.ndarray) -> None:
+        """Of keys that are all apart, and of a few dozen that many elements have."""
+        keys, passes = values.view(np.int32), []
+        ranks, ordered = [5_000, 10_000, 15_000], np.sort(keys)
+
+        def caught(brackets: list[Bracket]) -> tuple[list[int], np.ndarray]:
+            ends = [(one.low, one.low + (one.parts << one.shift)) for one in brackets]
+            inside = np.any([(low <= keys) & (keys < high) for low, high in ends], axis=0)
+            return [int((keys < low).sum()) for low, _ in ends], keys[inside]
+
+        sample = keys[:8192].reshape(32, -1)
+        counted = partial(self.counted, passes)
+        found = find_keys(ranks, 20_000, 32, counted, lambda k: sample, caught)
+        assert found == ordered[ranks].tolist()
+        assert not passes
+
     def test_brackets_of_large_tensors_have_a_part_for_each_key(self) -> None:
         sample = np.sort(self.VALUES[:8192].view(np.int32)).reshape(32, -1)
         wide, fine = (
