@@ -95,9 +95,11 @@ class RankPasses(RowPasses):
             numbers[first : first + some] = wanted.number(found)
 
         def sample(k: int) -> np.ndarray:
+            tiles, keys = self._tiles(call, lambda x: [value(x).key()], "bits", reader), []
             for first, some in _runs(count, length):
                 find(first // length, -(-(first % length + some) // length))
-            return told(k, length)
+                keys.append(tiles.bits(first, some)[0])  # of what was read for their rows
+            return np.stack(keys).view(np.int32)
 
         def caught(brackets: Sequence[Bracket]) -> tuple[list[int], np.ndarray] | None:
             tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
@@ -108,7 +110,7 @@ class RankPasses(RowPasses):
             return keys.found()
 
         reader = code.reader
-        counted, told = self._keys(call, lambda x: [value(x)], count, {})
+        counted, _ = self._keys(call, lambda x: [value(x)], count, {})
         keys = find_keys(wanted.ranks, count, 32, counted, sample, caught)
         self.answers[call] += [to_text(raw), keys]
         return numbers, np.array(keys, np.int32).view(np.float32).tolist()
@@ -212,10 +214,10 @@ class RankPasses(RowPasses):
 
         sampled: list[np.ndarray] = []
 
-        def sample(k: int, length: int = 0) -> np.ndarray:
+        def sample(k: int) -> np.ndarray:
             if not sampled:
                 tiles = self._tiles(call, lambda x: [one.key() for one in function(x)], "bits")
-                runs = [tiles.bits(*run) for run in _runs(count, length)]
+                runs = [tiles.bits(*run) for run in _runs(count)]
                 sampled[:] = np.stack(runs, axis=1).view(np.int32)
             return sampled[k]
 
