@@ -31,8 +31,6 @@ _CONSTANT = {
         "  %c{k}.one = trunc i64 %c{k}.long to i32",
     ),
 }
-#: 1.5 * 2**52
-_RAISED = "double 0x4338000000000000"
 
 
 def vector_of(value: int, kind: str, count: int = LANES) -> str:
@@ -274,29 +272,33 @@ class StepLines:
         self.new(repeated(vector, STORED[code]), value)
 
     def _exponent(self, of: str, value: str) -> None:
-        # converted from 32 bits, which every processor can do with vectors
-        short = self.new(f"trunc {_LONG} {self._near_one(of)[1]} to {INT}")
-        self.new(f"sitofp {INT} {short} to {DOUBLE}", value)
+        # without a sign, as the last bits of a number between 2**52 and 2**53: processors that
+        # have no shift of signed 64 bits, nor make float64 of them, do both as fast as others
+        above = self.new(f"add {_LONG} {self._near_one(of)[1]}, {_splat_long(BIAS << MANTISSA)}")
+        biased = self.new(f"lshr {_LONG} {above}, {_splat_long(MANTISSA)}")
+        bits = self.new(f"or {_LONG} {biased}, {_splat_long(BIAS + MANTISSA << MANTISSA)}")
+        raised = self.new(f"bitcast {_LONG} {bits} to {DOUBLE}")
+        one = f"double {float(2**MANTISSA + BIAS)}"
+        self.new(f"fsub {DOUBLE} {raised}, <{', '.join([one] * LANES)}>", value)
 
     def _mantissa(self, of: str, value: str) -> None:
-        bits, exponent = self._near_one(of)
-        moved = self.new(f"shl {_LONG} {exponent}, {_splat_long(MANTISSA)}")
-        bits = self.new(f"sub {_LONG} {bits}, {moved}")
+        bits, above = self._near_one(of)
+        exponent = self.new(f"and {_LONG} {above}, {_splat_long(-1 << MANTISSA)}")
+        bits = self.new(f"sub {_LONG} {bits}, {exponent}")
         self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
 
     def _power(self, of: str, value: str) -> None:
-        # 1.5 * 2**52 more has the integer in its last bits; fptosi is not defined for NaN
-        raised = self.new(f"fadd {DOUBLE} {of}, <{', '.join([_RAISED] * LANES)}>")
-        bits = self.new(f"bitcast {DOUBLE} {raised} to {_LONG}")
+        # the integer is in the last bits; fptosi is not defined for NaN
+        bits = self.new(f"bitcast {DOUBLE} {of} to {_LONG}")
         bits = self.new(f"add {_LONG} {bits}, {_splat_long(BIAS)}")
         bits = self.new(f"shl {_LONG} {bits}, {_splat_long(MANTISSA)}")
         self.new(f"bitcast {_LONG} {bits} to {DOUBLE}", value)
 
     def _near_one(self, of: str) -> tuple[str, str]:
-        """Write a float64's bits, and the power of 2 that brings it near 1."""
+        """Write a float64's bits, and those above the square root of 1/2: in units of 2**52 the
+        power of 2 that brings it near 1, rounded down."""
         bits = self.new(f"bitcast {DOUBLE} {of} to {_LONG}")
-        above = self.new(f"sub {_LONG} {bits}, {_splat_long(ROOT_OF_HALF)}")
-        return bits, self.new(f"ashr {_LONG} {above}, {_splat_long(MANTISSA)}")
+        return bits, self.new(f"sub {_LONG} {bits}, {_splat_long(ROOT_OF_HALF)}")
 
 
 DECLARATIONS = [

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from shardmerge.engine.assembly import (
     DOUBLE,
+    FLOAT,
     INT,
     LANES,
     MASK,
     StepLines,
     each_bit,
+    element,
     inserted,
     loop_text,
     repeated,
@@ -51,21 +53,27 @@ def maxima_text(reduction: Reduction, head: str) -> str:
     """
     writer = StepLines(reduction)
     writer.values("%at")
-    kept = range(len(reduction.values))
-    for k, value in enumerate(map(writer.value, reduction.values)):
+    kinds, carried = [], []
+    for k, number in enumerate(reduction.values):
+        name, (narrow, *_) = reduction.steps[number - len(reduction.leaves)]
+        # float32 are compared as such
+        value = writer.value(narrow if name == "wide" else number)
+        kind = FLOAT if name == "wide" else DOUBLE
         # NaN stays
-        above = writer.new(f"fcmp ogt {DOUBLE} {value}, %best{k}")
-        nan = writer.new(f"fcmp uno {DOUBLE} {value}, {value}")
+        above = writer.new(f"fcmp ogt {kind} {value}, %best{k}")
+        nan = writer.new(f"fcmp uno {kind} {value}, {value}")
         taken = writer.new(f"or {MASK} {above}, {nan}")
-        writer.new(f"select {MASK} {taken}, {DOUBLE} {value}, {DOUBLE} %best{k}", f"%better{k}")
-    least = ", ".join(["double 0xFFF0000000000000"] * LANES)
+        writer.new(f"select {MASK} {taken}, {kind} {value}, {kind} %best{k}", f"%better{k}")
+        least = ", ".join([f"{element(kind)} 0xFFF0000000000000"] * LANES)
+        carried.append(f"  %best{k} = phi {kind} [<{least}>, %row], [%better{k}, %loop]")
+        kinds.append(kind)
     entry = [*writer.entry(), "  %rows = load i64, ptr %extra"]
-    entry += [f"  %all{k} = mul i64 %rows, {k}" for k in kept]
-    carried = [f"  %best{k} = phi {DOUBLE} [<{least}>, %row], [%better{k}, %loop]" for k in kept]
-    stored = [line for k in kept for line in (
+    entry += [f"  %all{k} = mul i64 %rows, {k}" for k in range(len(kinds))]
+    stored = [line for k, kind in enumerate(kinds) for line in (
         f"  %row{k} = add i64 %all{k}, %r",
         f"  %place{k} = getelementptr {DOUBLE}, ptr %output, i64 %row{k}",
-        f"  store {DOUBLE} %better{k}, ptr %place{k}, align 8",
+        f"  %wide{k} = {'fpext' if kind == FLOAT else 'bitcast'} {kind} %better{k} to {DOUBLE}",
+        f"  store {DOUBLE} %wide{k}, ptr %place{k}, align 8",
     )]  # fmt: skip
     after = ["fold0:", *stored, "  br label %end"]
     return rows_text(head, entry, (), carried, writer.lines, "%count", after)

@@ -106,9 +106,11 @@ class RankPasses(RowPasses):
             numbers[first : first + some] = wanted.number(found)
 
         def sample(k: int) -> np.ndarray:
-            for first, some in runs:
+            tiles, keys = self._tiles(call, lambda x: [value(x).key()], "bits", reader), []
+            for first, some in _runs(count, length):
                 find(first // length, -(-(first % length + some) // length))
-            return passes.sample(k)
+                keys.append(tiles.bits(first, some)[0])  # of what was read for their rows
+            return np.stack(keys).view(np.int32)
 
         def caught(brackets: Sequence[Bracket], _: int) -> list[tuple[int, np.ndarray]] | None:
             tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
@@ -119,8 +121,7 @@ class RankPasses(RowPasses):
             return keys.found()
 
         reader = code.reader
-        runs = _runs(count, length)
-        passes = self._key_passes(call, lambda x: [value(x)], count, runs=runs)
+        passes = self._key_passes(call, lambda x: [value(x)], count)
         keys = find_keys(wanted.ranks, replace(passes, sample=sample, caught=caught))
         self.answers[call] += [to_text(raw), keys]
         return numbers, np.array(keys, np.int32).view(np.float32).tolist()
@@ -206,7 +207,6 @@ class RankPasses(RowPasses):
         function: _Values,
         count: int,
         seen: _Seen | None = None,
-        runs: Sequence[tuple[int, int]] = (),
     ) -> KeyPasses:
         """Return passes over the keys of a call's values.
 
@@ -215,7 +215,6 @@ class RankPasses(RowPasses):
             function: Returns the values.
             count: Elements.
             seen: Told what was seen tile by tile.
-            runs: Runs of elements that are the sample, by default some of all.
         """
 
         def tiles(brackets: Sequence[Bracket], kind: Reducing) -> ReducedTiles:
@@ -251,8 +250,8 @@ class RankPasses(RowPasses):
         def sample(k: int) -> np.ndarray:
             if not sampled:
                 bits = self._key_bits(call, function)
-                found = [bits.bits(*run) for run in runs or _runs(count)]
-                sampled[:] = np.stack(found, axis=1).view(np.int32)
+                runs = [bits.bits(*run) for run in _runs(count)]
+                sampled[:] = np.stack(runs, axis=1).view(np.int32)
             return sampled[k]
 
         if count < _SAMPLED:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Parts of a tile that are added up at once, by the most sums for which registers are enough.
 _WAYS = ((4, 8), (12, 4), (1 << 30, 2))
+#: Steps from which on adding up is little of the work: parts at most, less text to compile.
+_LONG, _FEWER = 32, 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class NativeReduction:
             constants: That the steps name.
         """
         kept, length = len(self.reduction.values), count // rows
-        ways, left = halving(kept, length)
+        ways, left = halving(self.reduction, length)
         if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
         buffer = np.empty((kept, rows, length // ways))
@@ -209,14 +211,15 @@ class NativeReduction:
         return self.functions[ways]
 
 
-def halving(kept: int, length: int) -> tuple[int, int]:
+def halving(reduction: Reduction, length: int) -> tuple[int, int]:
     """Return how many parts of a row are added up at once, and how many values are left of it.
 
     Args:
-        kept: Sums.
+        reduction: Which adds up.
         length: Elements of a row.
     """
-    most = next(ways for kinds, ways in _WAYS if kept <= kinds)
+    most = next(ways for kinds, ways in _WAYS if len(reduction.values) <= kinds)
+    most = min(most, _FEWER) if len(reduction.steps) >= _LONG else most
     vectors, rest = divmod(length, LANES)
     halves = 1 if rest else vectors & -vectors
     return (1, length) if halves == 1 else (min(most, halves), length // halves)
@@ -234,7 +237,7 @@ _HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants
 def _text(reduction: Reduction, ways: int) -> str:
     if reduction.kind in IN_TORCH_ORDER:
         return torch_order.parts_text(reduction, ways, _HEAD)
-    if reduction.kind == "sums":
+    if reduction.kind in ("sums", "kept"):
         return _sums(reduction, ways)
     if reduction.kind == "bits":
         return _bits(reduction)
@@ -245,7 +248,8 @@ def _text(reduction: Reduction, ways: int) -> str:
 def _sums(reduction: Reduction, ways: int) -> str:
     """Return a function that adds up parts of rows, then halves what is left as far as it can.
 
-    It writes the values [sums, rows, count / ways]; with one part only the values themselves.
+    It writes the values [sums, rows, count / ways]; with one part only the values themselves. Those
+    that are kept, of one row, are written besides, each so far from the output as %extra says.
     """
     writer = StepLines(reduction)
     kept = range(len(reduction.values))
@@ -255,6 +259,10 @@ def _sums(reduction: Reduction, ways: int) -> str:
         at = "%at" if way == 0 else writer.new(f"add i64 %at, %part{way}")
         writer.values(at, f"w{way}v")
         parts.append([writer.value(value) for value in reduction.values])
+        if reduction.kind == "kept":
+            for k, value in enumerate(parts[-1]):
+                place = writer.place(f"%kept{k}", "F64", at)
+                writer.lines.append(f"  store {DOUBLE} {value}, ptr {place}, align 8")
     for k in kept:
         total = _halved(writer, [part[k] for part in parts])
         place = writer.place(f"%row{k}", "F64")
@@ -264,6 +272,12 @@ def _sums(reduction: Reduction, ways: int) -> str:
     entry += ["  %rows = load i64, ptr %extra", f"  %stride = lshr i64 %count, {shift}"]
     entry += [f"  %part{way} = mul i64 %stride, {way}" for way in range(1, ways)]
     entry += [f"  %all{k} = mul i64 %rows, {k}" for k in kept]
+    if reduction.kind == "kept":
+        entry += [line for k in kept for line in (
+            f"  %kept{k}.at = getelementptr i64, ptr %extra, i64 {k + 1}",
+            f"  %kept{k}.offset = load i64, ptr %kept{k}.at",
+            f"  %kept{k} = getelementptr double, ptr %output, i64 %kept{k}.offset",
+        )]  # fmt: skip
     begin = [line for k in kept for line in (
         f"  %row{k}.number = add i64 %all{k}, %r",
         f"  %row{k}.offset = mul i64 %row{k}.number, %stride",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 
 import numpy as np
@@ -199,17 +199,13 @@ class RowCode:
         if reduction.kind == "maxima":
             calls = [_Call(code.address(1), left, length, *own)]
             return [*calls, self._last(step, "maxima", LANES, LANES)]
-        ways, rest = halving(kept, length)
-        if k == len(self._steps) - 1:
-            calls = [_Call(code.address(ways), left, length, *own)]
-            return [*calls, self._last(step, "sums", length // ways, rest)]
-        held = self._held[k].ctypes.data
-        again = native_reduction(_held_values(kept))
-        parts = [held + 8 * length * value for value in range(kept)]
-        calls = [
-            _Call(code.address(1), held, length, *own),
-            _Call(again.address(ways), left, length, parts, [0] * kept, (), 0, self._one),
-        ]
+        ways, rest = halving(reduction, length)
+        if k < len(self._steps) - 1:
+            code = native_reduction(replace(reduction, kind="kept"))
+            apart = (self._held[k].ctypes.data - left) // 8
+            more = np.array([1, *(apart + length * value for value in range(kept))], np.int64)
+            own = *own[:-1], more
+        calls = [_Call(code.address(ways), left, length, *own)]
         return [*calls, self._last(step, "sums", length // ways, rest)]
 
     def _last(self, step: Step, kind: str, stride: int, count: int) -> _Call:
@@ -226,12 +222,6 @@ def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
     together = max(1, BLOCK // length)
     firsts = range(begin, begin + count, together)
     return [(row, min(together, begin + count - row)) for row in firsts]
-
-
-def _held_values(kept: int) -> Reduction:
-    """Return the reduction that adds up values that lie in memory."""
-    loads = tuple(("load", (k,)) for k in range(kept))
-    return Reduction((), loads, ("F64",) * kept, "sums", tuple(range(kept)))
 
 
 @cache

@@ -13,13 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shardmerge.methods.passes import Elements, ElementValue
+from shardmerge.methods.passes import RAISED, Elements, ElementValue
 
 _LOG2_E = 1.4426950408889634
 #: ln 2 in two parts; the first times any exponent is exact.
 _LN_2 = (0.6931471805592082, 7.371002565167799e-13)
-#: Added to a number below 2**51 and taken off again, it leaves the nearest integer.
-_INTEGER = 1.5 * 2.0**52
 #: From here on exp is 0, and infinite.
 _EXP_RANGE = (-709.09, 710.0)
 
@@ -60,10 +58,11 @@ def exp(
     """
     least, most = _EXP_RANGE
     value = value if inside else value.clamp(least, math.inf if not_above else most)
-    scale = value * _LOG2_E + _INTEGER - _INTEGER
+    raised = value * _LOG2_E + RAISED
+    scale = raised - RAISED
     rest = value - scale * _LN_2[0] - scale * _LN_2[1]
     series = polynomial(rest, _EXP) * rest * rest + rest + 1.0
-    return series * x.power_of_two(scale)
+    return series * x.power_of_two(raised)
 
 
 def polynomial(x: ElementValue, coefficients: Sequence[float]) -> ElementValue:

@@ -67,7 +67,7 @@ class Elements(Protocol):
         """Return positive, finite, normal float64 numbers scaled to [sqrt(1/2), sqrt(2))."""
 
     def power_of_two(self, value: ElementValue) -> ElementValue:
-        """Return 2**k for integers k in float64; for -1023 it is 0, for 1024 infinite."""
+        """Return 2**k for float64 of k + ``RAISED``; for -1023 it is 0, for 1024 infinite."""
 
 
 #: Returns for consecutive elements, (first, count), whether each is chosen: as bits, uint8, the
@@ -79,6 +79,8 @@ NumbersOf = Callable[[int, int], "np.ndarray"]
 Places = Callable[[], "np.ndarray"]
 #: The bits of the square root of 1/2, of a number's mantissa, and what exponents are stored with.
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
+#: Added to a number below 2**51 it leaves the nearest integer: in the last bits, and without it.
+RAISED = 1.5 * 2.0**MANTISSA
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
 Axis = Literal["all", "last", "first"]
 

@@ -70,7 +70,17 @@ class Program:
 
 #: How values are reduced.
 Reducing = Literal[
-    "sums", "maxima", "counts", "keys", "caught", "bits", "rows", "pairs", "lanes", "numbers"
+    "sums",
+    "kept",
+    "maxima",
+    "counts",
+    "keys",
+    "caught",
+    "bits",
+    "rows",
+    "pairs",
+    "lanes",
+    "numbers",
 ]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
 #: lanes of a vector or number by number.
@@ -83,7 +93,8 @@ class Reduction:
 
     Args:
         leaves, steps, loads, tables: As of a ``Program``.
-        kind: ``sums`` or ``maxima`` of float64 values, ``counts`` of masks, where ``keys`` lie,
+        kind: ``sums`` or ``maxima`` of float64 values, sums of values that are ``kept`` as well,
+            ``counts`` of masks, where ``keys`` lie,
             those that are ``caught`` in brackets, or their ``bits`` as they are; see also
             ``IN_TORCH_ORDER``.
         values: What is reduced.

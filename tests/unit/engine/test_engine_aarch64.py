@@ -28,6 +28,7 @@ from shardmerge.engine import (
     row_steps,
 )
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.passes import RAISED
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -44,9 +45,10 @@ VALUES = (  # numbered from 3, after the leaves
 )
 WIDE = (
     *(("wide", (2,)), ("times", (3, 3)), ("full F64", (0,)), ("add", (4, 5)), ("exponent", (6,))),
-    *(("mantissa", (6,)), ("times", (7, 8)), ("power", (7,)), ("over", (9, 10))),
+    *(("mantissa", (6,)), ("times", (7, 8)), ("full F64", (5,)), ("add", (7, 10))),
+    *(("power", (11,)), ("over", (9, 12))),
 )
-CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0)
+CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0, RAISED)
 MASKS = (("gt", (0, 1)), ("lt", (2, 1)))
 KEYS = (("sub", (0, 1)), ("key", (3,)))
 MASKED = Program(LEAVES[:2], (("load", (0,)), ("select", (2, 0, 1))), 3, "F16", (), loads=("BIT",))
@@ -60,10 +62,11 @@ def reduction(kind: str, steps: tuple, *values: int) -> Reduction:
 CASES: dict[str, tuple[Callable[[], str], int]] = {
     "map": (lambda: native.assembly(Program(LEAVES, VALUES, 24, "BF16", (6, 4))), 2 * COUNT),
     "half": (lambda: native.assembly(Program(LEAVES, VALUES[:6], 7, "F16", ())), 2 * COUNT),
-    "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 11), 1), 16 * COUNT),
-    "halved": (lambda: reductions._text(reduction("sums", WIDE, 11), 8), COUNT),
+    "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 13), 1), 16 * COUNT),
+    "halved": (lambda: reductions._text(reduction("sums", WIDE, 13), 8), COUNT),
+    "kept": (lambda: reductions._text(reduction("kept", WIDE, 13), 4), 10 * COUNT),
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
-    "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
+    "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 13), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
     "caught": (
         lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1),
@@ -141,7 +144,7 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
 
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
-FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8"}
+FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "kept": "<f8"}
 FLOATS |= {"last sums": "<f8", "last maxima": "<f8"}
 #: Those whose elements do not all go into few sums get infinities and NaNs too.
 ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
@@ -150,6 +153,7 @@ ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
+MORE["kept"] = np.array([1, COUNT // 4], "<i8")
 MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0, 0x3D000000, 1 << 23], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))

@@ -289,6 +289,25 @@ class TestBrackets:
             one = guess(0, int(place), less.size, 32, sample, upto)
             assert one.low <= sample.min() and sample.max() < one.end
 
+    @pytest.mark.parametrize("values", [VALUES, np.round(VALUES, 1)])
+    def test_ranks_are_found_among_caught_keys(self, values: np.ndarray) -> None:
+        """Of keys that are all apart, and of a few dozen that many elements have."""
+        keys, passes = values.view(np.int32), []
+        ranks, ordered = [5_000, 10_000, 15_000], np.sort(keys)
+
+        def caught(brackets: list[Bracket], _: int) -> list[tuple[int, np.ndarray]]:
+            return [
+                (int((keys < one.low).sum()), keys[(one.low <= keys) & (keys < one.end)])
+                for one in brackets
+            ]
+
+        sample = keys[:8192].reshape(32, -1)
+        counted = partial(self.counted, passes)
+        looked = KeyPasses(20_000, 32, counted, lambda k: sample, caught)
+        found = find_keys(ranks, looked)
+        assert found == ordered[ranks].tolist()
+        assert not passes
+
     def test_brackets_of_large_tensors_have_a_part_for_each_key(self) -> None:
         sample = np.sort(self.VALUES[:8192].view(np.int32)).reshape(32, -1)
         wide, fine = (

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from helpers import kernel_cases as cases
 from shardmerge.base.numerics import FLOAT32
-from shardmerge.methods.registry import Group, kernel_of
+from shardmerge.methods.passes import NO_BAND, Bands, Elements, Maxima, Wanted, end_of
+from shardmerge.methods.program import Writer
+from shardmerge.methods.registry import Group, kernel_of, passes_of
+from shardmerge.methods.symbolic import Given, SymbolicElements
 
 
 def merged(name: str, vectors: list[list[float]], **values: object) -> list[float]:
@@ -109,6 +114,24 @@ class TestCompetition:
         high, low = own * (cross + half), (1 - own) * (1 - cross + half)
         found = merged("pcb", [[1.0, 0.0], [0.0, 1.0]], density=1.0)
         assert found == pytest.approx([high / (high + low)] * 2, rel=1e-6)
+
+    @pytest.mark.parametrize(("models", "pairs"), [(2, 3), (3, 6)])
+    def test_each_pass_makes_an_exponential_for_each_pair(self, models: int, pairs: int) -> None:
+        group, made = cases.ordinary("pcb", (64,), models=models), []
+
+        def note(function: Callable[[Elements], object]) -> None:
+            writer = Writer(["F32"] * (models + 1))
+            function(SymbolicElements(writer, range(models + 1), (64,), Given(writer.constants)))
+            made.append([step for step, _ in writer.steps].count("power"))
+
+        def answer(wanted: Wanted) -> object:
+            note(wanted.function)
+            if isinstance(wanted, Bands):
+                return [NO_BAND] * models
+            return np.ones((2 * pairs if isinstance(wanted, Maxima) else models + pairs, 1))
+
+        note(end_of(passes_of("pcb", FLOAT32)(group), answer))
+        assert made == [0, pairs, pairs, pairs]
 
     @pytest.mark.parametrize("density", [1.0, 0.5])
     def test_by_the_papers_formula(self, density: float) -> None:

@@ -107,12 +107,16 @@ def geometric_task_arithmetic(group: Group) -> Passes:
         factor /= total if abs(total) >= 1e-8 else 1.0
     exponents = {i: weights[i] * factor for i in indices if weights[i] * factor != 0}
 
+    def shifted(value: ElementValue, by: float) -> ElementValue:
+        return value + by if by else value
+
     def merged(x: Elements) -> ElementValue:
-        base = x[group.base].double() + offset
-        product, additive, sensible = base, base, base.ne(0.0)
+        base = shifted(x[group.base].double(), offset)
+        # a zero of the base has no sign
+        product, additive, sensible = base, base + 0.0, base.ne(0.0)
         logarithm = None
         for i, exponent in exponents.items():
-            model = x[i].double() + offset
+            model = shifted(x[i].double(), offset)
             ratio = model / base
             sensible = sensible & (ratio >= _SMALLEST_RATIO) & (ratio < math.inf)
             additive = additive + (model - base) * exponent
@@ -123,7 +127,7 @@ def geometric_task_arithmetic(group: Group) -> Passes:
             logarithm = term if logarithm is None else logarithm + term
         if logarithm is not None:
             product = product * exp(x, logarithm)
-        return x.rounded(x.where(sensible, product, additive) - offset)
+        return x.rounded(shifted(x.where(sensible, product, additive), -offset))
 
     return merged
     yield

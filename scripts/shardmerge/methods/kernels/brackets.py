@@ -26,6 +26,8 @@ _FINEST, _EACH = 21, 8
 _ERRORS, _MORE = 4, 64
 #: Where a sample is counted: parts of all keys, as bits.
 _COARSE = 16
+#: Keys that are parted rather than compared again.
+_FEW = 1 << 12
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
 CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
 #: Finds keys: (brackets, how many are likely in them) -> for each bracket how many keys lie below
@@ -260,9 +262,19 @@ def _among(bracket: Bracket, rank: int, below: int, keys: np.ndarray) -> Statist
     place = rank - below
     if not 0 <= place < len(keys):
         return None
-    key = int(np.partition(keys, place)[place])
-    before, equal = (int(np.count_nonzero(mask)) for mask in (keys < key, keys == key))
-    return Statistic(key, below + before, equal)
+    low, high, begin, end = bracket.low, bracket.end, 0, len(keys)
+    # to compare all a few times is less work than to part them
+    while end - begin > _FEW and high - low > 1:
+        middle = (low + high) // 2
+        number = int(np.count_nonzero(keys < middle))
+        if number <= place:
+            low, begin = middle, number
+        else:
+            high, end = middle, number
+    own = keys[(keys >= low) & (keys < high)]
+    key = int(np.partition(own, place - begin)[place - begin])
+    before, equal = (int(np.count_nonzero(mask)) for mask in (own < key, own == key))
+    return Statistic(key, below + begin + before, equal)
 
 
 def narrowed(

@@ -137,7 +137,7 @@ class TorchElements:
         return bits.view(torch.float64)
 
     def power_of_two(self, value: torch.Tensor) -> torch.Tensor:
-        return ((value.long() + BIAS) << MANTISSA).view(torch.float64)
+        return ((value.view(torch.int64) + BIAS) << MANTISSA).view(torch.float64)
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> torch.Tensor:
         like = self.tensors[0]

@@ -138,7 +138,7 @@ class PlainElements:
         return Numbers((bits - (_exponents(value.array) << MANTISSA)).view(np.float64))
 
     def power_of_two(self, value: Numbers) -> Numbers:
-        bits = (value.array.astype(np.int64) + BIAS) << MANTISSA
+        bits = (value.array.view(np.int64) + BIAS) << MANTISSA
         return Numbers(bits.view(np.float64))
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> Numbers:

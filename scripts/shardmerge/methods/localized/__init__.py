@@ -133,6 +133,7 @@ def consensus_ties(group: Group) -> Passes:
     ],
     inputs=_BASE,
     passes=True,
+    version=2,
     workspace=Workspace(per_input=1.25, blocks=64.0),
 )
 def pcb(group: Group) -> Passes:

@@ -11,8 +11,6 @@ from shardmerge.methods.passes import Bands, Elements, ElementValue, KeyBand, Ma
 from shardmerge.methods.task_vectors.keep import largest_ranks
 from shardmerge.methods.task_vectors.passes import sum_of
 
-#: Inputs up to which the exponents of softmaxes, at most as many, are not too large.
-_MANY = 700
 #: Returns the scores of some elements, by input.
 _Scores = Callable[[Elements], dict[int, ElementValue]]
 
@@ -26,7 +24,12 @@ def pcb(group: Group) -> Passes:
     ranks = largest_ranks(group)
     bands: dict[int, KeyBand] = {}
     if ranks:
-        found = yield Bands(lambda x: [scores(x)[i] for i in ranks], tuple(ranks.values()))
+
+        def ranked(x: Elements) -> list[ElementValue]:
+            found = scores(x)
+            return [found[i] for i in ranks]
+
+        found = yield Bands(ranked, tuple(ranks.values()))
         bands = dict(zip(ranks, found, strict=True))
 
     def merged(x: Elements) -> ElementValue:
@@ -53,7 +56,7 @@ def _competition(group: Group) -> Passes:
         return [wide[i] * wide[j] for i, j in pairs]
 
     def both_signs(x: Elements) -> list[ElementValue]:
-        return [product * sign for product in products(x) for sign in (1.0, -1.0)]
+        return [signed for product in products(x) for signed in (product, product * -1.0)]
 
     ends = iter((yield Maxima(both_signs))[:, 0].tolist())
     # high - low, where low is the greatest of the other sign
@@ -64,11 +67,11 @@ def _competition(group: Group) -> Passes:
 
     def powers(x: Elements) -> list[ElementValue]:
         """Return the numerators of the softmaxes within each input, then between each pair."""
-        made = products(x)
-        norms = [(one - low) / width for one, (low, width) in zip(made, sizes, strict=True)]
-        within = [norm for norm, (i, j) in zip(norms, pairs, strict=True) if i == j]
-        bent = [norm * float(len(indices)) for norm in within]
-        return [exp(x, norm, inside=len(indices) <= _MANY) for norm in [*bent, *norms]]
+        scaled = zip(products(x), sizes, strict=True)
+        between = [exp(x, (one - low) / width, inside=True) for one, (low, width) in scaled]
+        own = [value for value, (i, j) in zip(between, pairs, strict=True) if i == j]
+        # exp(n x) is exp(x)**n: one exponential less for each input
+        return [*(_power(value, len(indices)) for value in own), *between]
 
     factors = [group.count / total for total in (yield Sums(powers))[:, 0].tolist()]
 
@@ -84,3 +87,11 @@ def _competition(group: Group) -> Passes:
         return found
 
     return scores
+
+
+def _power(value: ElementValue, exponent: int) -> ElementValue:
+    """Return a power of values, by squares."""
+    if exponent == 1:
+        return value
+    square = _power(value * value, exponent // 2)
+    return square * value if exponent % 2 else square
