@@ -31,8 +31,12 @@ STREAMING_BYTES = 400_000_000
 CUDA_BYTES = 3 << 30
 #: Bytes of an element while it is chosen by torch's order, and where torch itself does it.
 _CHOOSING, _BY_TORCH = 4, 24
-#: Elements at most that native code chooses from: their numbers have 32 bits.
-CHOOSABLE = (1 << 30) - 32
+#: Elements at most that native code chooses from, for each key of which only some are chosen: their
+#: numbers have 32 bits, of which keys take half.
+CHOOSABLE = (1 << 31) - (1 << 24)
+#: Elements whose numbers are held while they are chosen: of tensors with no more than that; and of
+#: larger ones, whose masks take more. These are gone through more than once.
+CHOSEN_AT_ONCE, CHOSEN_OF_MORE = 60 << 20, 44 << 20
 #: Elements of tensors that are still being written while the next one is begun.
 BEHIND = 1 << 25
 

@@ -12,7 +12,8 @@ from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.samples import remembered_runs
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.caught import CaughtKeys
-from shardmerge.engine.quick_choice import Boundaries, KeysOf, mask_like_torch, open_bits
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.tiles import BracketCount
