@@ -15,7 +15,7 @@ import numpy as np
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.heap_text import heap_text
-from shardmerge.engine.memory import CHOSEN_AT_ONCE, CHOSEN_OF_MORE
+from shardmerge.engine.memory import chosen_at_once
 from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import chosen_text, numbers_text, parts_text
 from shardmerge.engine.streamed_parts import (
@@ -25,7 +25,6 @@ from shardmerge.engine.streamed_parts import (
     Part,
     Parted,
     Room,
-    Stops,
 )
 from shardmerge.methods.passes import Order
 
@@ -132,7 +131,6 @@ class _Choice:
         self._limits, self._order, self._bits = limits, order, bits
         self._open = _open_numbers(count, limits)
         self._source = _Source(keys, count, limits, bits)
-        self._stops = Stops()
 
     def make(self) -> None:
         """Set the bits of what is chosen."""
@@ -140,7 +138,7 @@ class _Choice:
         if self._order == "topk" and self._limits.end * _LEAST_SHARE <= count:
             self._select()
             return
-        self._room = Room(count if count <= CHOSEN_AT_ONCE else CHOSEN_OF_MORE, LANES)
+        self._room = Room(chosen_at_once(count), LANES)
         tasks = [_Task(source, 0, 2 * (count.bit_length() - 1), 0, 0, (1 << 32) - 1)]
         while tasks:
             task = tasks.pop()
@@ -190,7 +188,7 @@ class _Choice:
         if task.part.count <= self._room.size or last:
             self._sort_held(task, self._hold(task.part))
             return []
-        parted = Parted(task.part, self._open, self._stops)
+        parted = Parted(task.part, self._open)
         # the side that is wanted is known before, if the pivot has no open key
         firsts = self._inside(task)
         wanted = {"right" if parted.low < one else "left" for one in firsts}

@@ -160,10 +160,8 @@ class RankPasses(RowPasses):
 
     def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
         """Return the masks of what torch puts at some ranks, one value after the other."""
-        counted, sample = self._keys(call, wanted.function, count, {})
-        # where equal elements lie is not asked for
-        bands = find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
         rows, masks = [], []
+        bands = self._choice_bands(call, wanted, count)
         for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True)):
             keys = self._choice_keys(call, wanted, k)
             mask = self._choose(keys, call, wanted, ranks, band)
@@ -173,6 +171,12 @@ class RankPasses(RowPasses):
             masks.append(mask)
         self.answers[call].append(rows)
         return masks
+
+    def _choice_bands(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[KeyBand]:
+        """Return the keys of what has some ranks; what was counted for that is not kept."""
+        counted, sample = self._keys(call, wanted.function, count, {})
+        # where equal elements lie is not asked for
+        return find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
 
     def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from shardmerge.engine.native import array_code
-from shardmerge.engine.stops_text import UNROLLED, stops_text
+from shardmerge.engine.parted_text import UNROLLED, counts_text, listed_text, replaced_text
 from shardmerge.methods.contract import BLOCK
 
 #: Places whose stops are counted together.
@@ -102,47 +102,51 @@ class HeldPart:
         return self.numbers[1 + first : 1 + first + size].copy()
 
 
-class Stops:
-    """Lists the places of numbers that must not stay on a side."""
+@dataclass(frozen=True)
+class _Test:
+    """Which numbers must not stay on a side: those between two."""
 
-    def __init__(self) -> None:
-        self._found = np.zeros(1, np.int64)
-        self._make(READ + _GRID)
+    least: int
+    most: int
 
-    def _make(self, most: int) -> None:
-        self._numbers = np.zeros(most + UNROLLED, np.uint32)
-        self._places = np.empty(len(self._numbers) + 1, np.int64)
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """Return a mask."""
+        return (numbers >= self.least) & (numbers <= self.most)
 
-    def __call__(self, numbers: np.ndarray, least: int, most: int) -> np.ndarray:
-        """Return the places of numbers between two, ascending, until it is called again."""
-        count = len(numbers)
-        if not count or least > _GREATEST:
-            return self._places[:0]
-        if count + UNROLLED > len(self._numbers):
-            self._make(count)
-        self._numbers[:count] = numbers
-        whole = -(-count // UNROLLED) * UNROLLED
-        more = (least, min(most, _GREATEST) - least)
-        array_code(stops_text)(self._places, [self._numbers, self._found], whole, more)
-        found = self._places[: self._found[0]]
-        return found[: np.searchsorted(found, count)]
+    def counts(self, numbers: np.ndarray) -> np.ndarray:
+        """Return how many there are in each few consecutive numbers, int64."""
+        whole, rest = divmod(len(numbers), _GRID)
+        found = np.empty(whole + bool(rest), np.int64)
+        if whole:
+            array_code(counts_text, _GRID)(found, [numbers], whole, self.width)
+        if rest:
+            found[whole] = np.count_nonzero(self(numbers[whole * _GRID :]))
+        return found
+
+    def count(self, numbers: np.ndarray) -> int:
+        """Return how many there are."""
+        return int(self.counts(numbers).sum())
+
+    @property
+    def width(self) -> tuple[int, int]:
+        """What native code is given."""
+        return self.least, self.most - self.least
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Zone:
     """Places on one side of where a part is cut.
 
     Args:
         begin, end: Of the part's places.
-        least, most: Numbers between them change place.
+        test: Which numbers change place.
         before: How many do before each few places.
     """
 
     begin: int
     end: int
-    least: int
-    most: int
-    before: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    test: _Test
+    before: np.ndarray
 
 
 class Parted:
@@ -157,13 +161,14 @@ class Parted:
         low, high: Between them lie all numbers of the pivot's key.
     """
 
-    def __init__(self, part: Part, open_: OpenNumbers, stops: Stops) -> None:
-        self._part, self._stops = part, stops
+    def __init__(self, part: Part, open_: OpenNumbers) -> None:
+        self._part = part
         count = part.count
         first, *three = (int(part.read(i, 1)[0]) for i in (0, 1, count // 2, count - 1))
         which = _median([open_.ends(number)[0] for number in three])
         self._moved = {0: three[which], (1, count // 2, count - 1)[which]: first}
         self.low, self.high = open_.ends(three[which])
+        self._tests = _Test(self.low, _GREATEST), _Test(0, self.high)
         self.cut = 0
 
     def go(self, room: Room, side: str | None) -> HeldPart | None:
@@ -174,73 +179,64 @@ class Parted:
             side: Which, if any.
         """
         count = self._part.count
-        kept = _Kept(room, count, side)
-        blocks = -(-count // _GRID)
-        counts = np.zeros((2, blocks), np.int64)
+        counts = np.zeros((2, -(-count // _GRID) + 1), np.int64)
+        kept = _Kept(room, count, side, self._tests)
         i, j = 0, count
-        left = right = _Queue.empty()
         while i < j:
-            if not len(left.places):
-                size = min(READ, j - i)
-                left = self._left(i, size, counts[0], kept)
+            if kept.wants == "left":
+                first, size = i, min(READ, j - i)
                 i += size
-            if not len(right.places) and i < j:
-                begin = max(i, (j - 1) // READ * READ)
-                right = self._right(begin, j - begin, counts[1], kept)
-                j = begin
-            left, right = kept.swap(left, right)
-        begin = int(left.places[0]) if len(left.places) else i
-        end = int(right.places[0]) + 1 if len(right.places) else j
-        self._meet(begin, end, counts, kept)
+            else:
+                first = max(i, (j - 1) // READ * READ)
+                size = j - first
+                j = first
+            numbers = self.own(first, size)
+            begin, end = first // _GRID, -(-(first + size) // _GRID)
+            for own, test in zip(counts, self._tests, strict=True):
+                own[begin:end] = test.counts(numbers)
+            kept.add(first, numbers)
+        # the first place, where the pivot lies, has no part in it
+        counts[0, 0] -= self._tests[0](np.array([self._moved[0]]))[0]
+        self._find_cut(counts)
+        if not kept.fits:
+            return None
+        first, last = kept.unsettled(i)
+        kept.settle(first, self.own(first, last - first), self.cut)
         return kept.part(self.cut)
 
-    def _left(self, first: int, size: int, counts: np.ndarray, kept: _Kept) -> _Queue:
-        numbers = self.own(first, size)
-        kept.put("left", first, numbers)
-        places = self._stops(numbers, self.low, _GREATEST)
-        places = places[np.searchsorted(places, 1 - first) :]
-        _tally(counts, places, first, size)
-        return _Queue(places + first, numbers[places])
+    def _find_cut(self, counts: np.ndarray) -> None:
+        """Find where the sides meet.
 
-    def _right(self, first: int, size: int, counts: np.ndarray, kept: _Kept) -> _Queue:
-        numbers = self.own(first, size)
-        kept.put("right", first, numbers)
-        places = self._stops(numbers, 0, self.high)
-        _tally(counts, places, first, size)
-        places = places[::-1]
-        return _Queue(places + first, numbers[places])
-
-    def _meet(self, begin: int, end: int, counts: np.ndarray, kept: _Kept) -> None:
-        """Part what lies between the sides' last stops, and count it."""
-        first, last = begin // _GRID * _GRID, min(-(-end // _GRID) * _GRID, self._part.count)
+        Args:
+            counts: Of each few places how many must not stay on the left, and on the right.
+        """
+        total = self._part.count
+        lefts = np.concatenate([[0], counts[0, :-1].cumsum()])
+        rights = counts[1, ::-1].cumsum()[::-1]
+        here = int(np.searchsorted(lefts > rights, True)) - 1
+        first = here * _GRID
+        last = min(first + _GRID, total)
         numbers = self.own(first, last - first)
-        lefts = self._stops(numbers, self.low, _GREATEST) + first
-        rights = self._stops(numbers, 0, self.high) + first
-        lefts = lefts[lefts >= 1]
-        a = lefts[(lefts >= begin) & (lefts < end)]
-        b = rights[(rights >= begin) & (rights < end)][::-1]
-        few = min(len(a), len(b))
-        swapped = int((a[:few] < b[:few]).sum())
-        self.cut = int(a[swapped]) if swapped < len(a) else end
-        if swapped:
-            self.cut = min(self.cut, int(b[swapped - 1]))
+        a, b = (np.flatnonzero(test(numbers)) + first for test in self._tests)
+        a, b = a[a > 0], b[::-1]
+        before, behind = int(lefts[here]), int(rights[here + 1])
+        done = max(before, behind)
+        x, y = a[done - before :], b[done - behind :]
+        few = min(len(x), len(y))
+        swapped = done + int((x[:few] < y[:few]).sum())
+        ends = [last, *a[swapped - before :][:1]]
+        if swapped > behind:
+            ends.append(b[swapped - behind - 1])
+        self.cut = int(min(ends))
         # what would change place with itself stays
-        stays = swapped < few and a[swapped] == b[swapped] == self.cut
-        zone = self.cut + bool(stays)
-        grid = slice(first // _GRID, -(-last // _GRID))
-        counts[0, grid.stop :] = counts[1, : grid.start] = 0
-        _tally(counts[0], lefts[lefts < self.cut] - first, first, last - first)
-        _tally(counts[1], rights[rights >= zone] - first, first, last - first)
-        before = np.concatenate([np.zeros((2, 1), np.int64), counts.cumsum(axis=1)], axis=1)
-        before = before.astype(np.uint32)
+        same = [*a[swapped - before :][:1], *b[swapped - behind :][:1]]
+        begin = self.cut + (same == [self.cut, self.cut])
         self._zones = (
-            _Zone(1, self.cut, self.low, _GREATEST, before[0]),
-            _Zone(zone, self._part.count, 0, self.high, before[1]),
+            _Zone(1, self.cut, self._tests[0], np.minimum(lefts, swapped).astype(np.uint32)),
+            _Zone(
+                begin, total, self._tests[1], (swapped - np.minimum(rights, swapped)).astype("u4")
+            ),
         )
-        x, y = a[:swapped] - first, b[:swapped] - first
-        numbers[x], numbers[y] = numbers[y], numbers[x]
-        kept.put("left", begin, numbers[begin - first : self.cut - first])
-        kept.put("right", self.cut, numbers[self.cut - first : end - first])
 
     def sides(self) -> tuple[Part, Part]:
         """Return what lies on the left, and on the right."""
@@ -259,30 +255,27 @@ class Parted:
                 numbers[place - first] = number
         return numbers
 
-    def stops(self, zone: _Zone, first: int, numbers: np.ndarray) -> np.ndarray:
-        """Return the places of a zone's stops among numbers from one on, less the first's."""
-        places = self._stops(numbers, zone.least, zone.most)
-        begin, end = np.searchsorted(places, (zone.begin - first, zone.end - first))
-        return places[begin:end]
+    def listed(self, zone: _Zone, start: int, stop: int) -> np.ndarray:
+        """Return some of the numbers of a zone that change place, in their order.
 
-    def from_end(self, zone: _Zone, skipped: int, count: int) -> np.ndarray:
-        """Return a zone's stops from its end on, so many after so many."""
+        Args:
+            zone: Where they lie.
+            start, stop: The first, and the first that is not returned.
+        """
         before = zone.before
-        stop = int(before[-1]) - skipped
-        start = stop - count
-        found = np.empty(count, np.uint32)
-        if not count:
-            return found
-        first, last = np.searchsorted(before, (start, stop - 1), side="right") - 1
-        begin, end = int(first) * _GRID, min(int(last + 1) * _GRID, zone.end)
-        for place in range(begin, end, READ):
-            numbers = self.own(place, min(READ, end - place))
-            some = numbers[self.stops(zone, place, numbers)]
-            at = int(before[place // _GRID]) - start
-            skip, room = max(0, -at), count - max(at, 0)
-            some = some[skip : skip + room]
-            found[max(at, 0) : max(at, 0) + len(some)] = some
-        return found[::-1]
+        first, last = (int(k) for k in np.searchsorted(before, (start, stop - 1), "right") - 1)
+        begin, end = max(first * _GRID, zone.begin), min((last + 1) * _GRID, zone.end)
+        skipped, total = int(before[first]), int(before[last + 1])
+        # behind and before there is room for what native code looks at besides
+        found = np.empty(total - skipped + 2 * UNROLLED, np.uint32)
+        at = UNROLLED
+        for place in range(first * _GRID, end, READ):
+            some = max(place, begin)
+            stop_ = min(place + READ, end)
+            numbers = self.own(some, stop_ - some)
+            array_code(listed_text)(found[at:], [numbers], stop_ - some, zone.test.width)
+            at = UNROLLED - skipped + int(before[-(-stop_ // _GRID)])
+        return found[UNROLLED + start - skipped :]
 
 
 @dataclass
@@ -302,21 +295,114 @@ class _Side:
     other: _Zone
 
     def read(self, first: int, size: int) -> np.ndarray:
-        """Return consecutive numbers."""
+        """Return consecutive numbers; there is room for a few more behind them."""
+        zone = self.zone
         place = first + self.begin
-        start = place // _GRID * _GRID
+        start = max(place // _GRID * _GRID, min(zone.begin, place))
         numbers = self.parted.own(start, size + place - start)
-        places = self.parted.stops(self.zone, start, numbers)
-        skipped = int(np.searchsorted(places, place - start))
-        places = places[skipped:].copy()
-        done = int(self.zone.before[start // _GRID]) + skipped
-        numbers[places] = self.parted.from_end(self.other, done, len(places))
-        return numbers[place - start :]
+        own = numbers[place - start :]
+        done = int(zone.before[start // _GRID]) + zone.test.count(numbers[: place - start])
+        skipped = max(zone.begin - place, 0)
+        count = zone.test.count(own[skipped:])
+        if count:
+            stop = int(zone.before[-1]) - done
+            others = self.parted.listed(self.other, stop - count, stop)
+            more = (*zone.test.width, count)
+            array_code(replaced_text)(own[skipped:], [others], size - skipped, more)
+        return own
+
+
+class _Kept:
+    """The numbers of one side, as long as they fit into the room, while a part is gone through.
+
+    Args:
+        room: Where the left side lies at the beginning, and the right side at the end.
+        count: Numbers of both sides.
+        side: Which is kept, if any.
+        tests: Which numbers must not stay on the left, and on the right.
+    """
+
+    def __init__(
+        self, room: Room, count: int, side: str | None, tests: tuple[_Test, _Test]
+    ) -> None:
+        self._room, self._count, self._side, self._tests = room, count, side, tests
+        self._least = 0 if side == "left" else count - room.size
+        self._all = room.numbers[1 : 1 + room.size]
+        self._queues = [_Queue.empty(), _Queue.empty()]
+        self._turn = 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether all is kept up to now."""
+        return self._side is not None
+
+    @property
+    def wants(self) -> str:
+        """From which end the next numbers are to be taken."""
+        return ("left", "right")[self._turn]
+
+    def add(self, first: int, numbers: np.ndarray) -> None:
+        """Take what comes next from the end that is wanted: (place of the first, numbers)."""
+        if not self.fits:
+            return
+        self._put(self.wants, first, numbers)
+        places = np.flatnonzero(self._tests[self._turn](numbers))
+        if self._turn:
+            places = places[::-1]
+        elif first == 0:
+            places = places[places > 0]
+        self._queues[self._turn] = _Queue(places + first, numbers[places])
+        self._pair()
+        self._turn = int(bool(len(self._queues[0].places)))
+
+    def _put(self, side: str, first: int, numbers: np.ndarray) -> None:
+        """Keep consecutive numbers if they lie on the side that is kept."""
+        if side != self._side:
+            return
+        at = first - self._least
+        if at < 0 or at + len(numbers) > self._room.size:
+            self._side = None
+        else:
+            self._all[at : at + len(numbers)] = numbers
+
+    def _pair(self) -> None:
+        """Let numbers change place as long as there are some at both ends."""
+        left, right = self._queues
+        count = min(len(left.places), len(right.places))
+        if self.fits:
+            here, there = (left, right) if self._side == "left" else (right, left)
+            self._all[here.places[:count] - self._least] = there.numbers[:count]
+        self._queues = [left.after(count), right.after(count)]
+
+    def unsettled(self, met: int) -> tuple[int, int]:
+        """Return between which places numbers have no partner yet, given where the ends met."""
+        left, right = self._queues
+        first = int(left.places[0]) if len(left.places) else met
+        return first, int(right.places[0]) + 1 if len(right.places) else met
+
+    def settle(self, first: int, numbers: np.ndarray, cut: int) -> None:
+        """Let what is left change place: (place of the first, numbers, where they are cut)."""
+        a, b = (np.flatnonzero(test(numbers)) for test in self._tests)
+        a, b = a[a + first > 0], b[::-1]
+        few = min(len(a), len(b))
+        swapped = int((a[:few] < b[:few]).sum())
+        x, y = a[:swapped], b[:swapped]
+        numbers[x], numbers[y] = numbers[y], numbers[x]
+        self._put("left", first, numbers[: cut - first])
+        self._put("right", cut, numbers[cut - first :])
+
+    def part(self, cut: int) -> HeldPart | None:
+        """Return the side that was kept, None if it did not fit."""
+        if self._side == "left":
+            return HeldPart(self._room.stretch(0, cut))
+        if self._side == "right":
+            return HeldPart(self._room.stretch(cut - self._least, self._count - cut))
+        return None
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """Stops that have no partner yet, in the order in which they get one."""
+    """Numbers that have no partner yet, in the order in which they get one."""
 
     places: np.ndarray
     numbers: np.ndarray
@@ -329,54 +415,6 @@ class _Queue:
     def after(self, count: int) -> _Queue:
         """Return what is left when so many have got one."""
         return _Queue(self.places[count:], self.numbers[count:])
-
-
-class _Kept:
-    """The numbers of one side, as long as they fit into the room.
-
-    Args:
-        room: It lies at the beginning there, or at the end.
-        count: Numbers of both sides.
-        side: Which is kept, if any.
-    """
-
-    def __init__(self, room: Room, count: int, side: str | None) -> None:
-        self._room, self._count, self._side = room, count, side
-        self._least = 0 if side == "left" else count - room.size
-        self._all = room.numbers[1 : 1 + room.size]
-
-    def put(self, side: str, first: int, numbers: np.ndarray) -> None:
-        """Keep consecutive numbers if they lie on this side."""
-        if side != self._side:
-            return
-        at = first - self._least
-        if at < 0 or at + len(numbers) > self._room.size:
-            self._side = None
-        else:
-            self._all[at : at + len(numbers)] = numbers
-
-    def swap(self, left: _Queue, right: _Queue) -> tuple[_Queue, _Queue]:
-        """Let stops change place; return those that have no partner yet."""
-        count = min(len(left.places), len(right.places))
-        if self._side:
-            here, there = (left, right) if self._side == "left" else (right, left)
-            self._all[here.places[:count] - self._least] = there.numbers[:count]
-        return left.after(count), right.after(count)
-
-    def part(self, cut: int) -> HeldPart | None:
-        """Return the side that was kept, None if it did not fit."""
-        if self._side == "left":
-            return HeldPart(self._room.stretch(0, cut))
-        if self._side == "right":
-            return HeldPart(self._room.stretch(cut - self._least, self._count - cut))
-        return None
-
-
-def _tally(counts: np.ndarray, places: np.ndarray, first: int, size: int) -> None:
-    """Count places for each few of those from the first on."""
-    begin, end = first // _GRID, -(-(first + size) // _GRID)
-    edges = np.arange(begin, end + 1) * _GRID - first
-    counts[begin:end] = np.diff(np.searchsorted(places, edges))
 
 
 def _median(keys: list[int]) -> int:
