@@ -112,11 +112,14 @@ def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> Bi
         limits: Of the choice.
         order: Whose it is.
     """
-    bits = np.zeros(-(-count // LANES) * (LANES // 8), np.uint8)
-    single = len(limits.open) * count > CHOOSABLE
-    for own in limits.singles(count) if single else (limits,):
-        choose(keys, count, own, order, bits)
-    return BitMask(bits)
+    many = len(limits.open) * count > CHOOSABLE
+    masks = []
+    for own in limits.singles(count) if many else (limits,):
+        masks.append(np.zeros(-(-count // LANES) * (LANES // 8), np.uint8))
+        choose(keys, count, own, order, masks[-1])
+    for mask in masks[1:]:
+        masks[0] |= mask
+    return BitMask(masks[0])
 
 
 @cache

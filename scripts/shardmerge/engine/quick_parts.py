@@ -36,6 +36,8 @@ _FEW = {"sort": 16, "topk": 3}
 _LEAST_SHARE = 64
 #: How often a part may be parted, a pass each, before all of it is held whatever its size.
 _MOST_PARTED = 24
+#: Of a part that is so many times as large as the room it is not tried whether a side fits.
+_LARGEST_KEPT = 2
 #: One tensor at a time is chosen from, so that the numbers of one are held.
 _TURN = threading.Lock()
 
@@ -193,6 +195,8 @@ class _Choice:
         firsts = self._inside(task)
         wanted = {"right" if parted.low < one else "left" for one in firsts}
         known = wanted.pop() if len(wanted) == 1 and parted.low not in firsts else None
+        if task.part.count > _LARGEST_KEPT * self._room.size:
+            known = None
         kept = parted.go(self._room, known)
         self._source.told()
         left, right = parted.sides()

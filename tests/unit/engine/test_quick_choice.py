@@ -123,6 +123,21 @@ def test_parts_need_not_be_held(small_room: list[str], kind: str, count: int) ->
     assert {"parted", "kept"} & set(small_room) and "more" not in small_room
 
 
+@pytest.mark.parametrize("kind", ["few", "half"])
+def test_numbers_of_32_bits_are_enough_for_one_key_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Where elements of two keys would need more, each key has a turn of its own."""
+    monkeypatch.setattr(quick_choice, "CHOOSABLE", 1000)
+    made = []
+    choose = quick_parts.choose
+    monkeypatch.setattr(quick_choice, "choose", lambda *a: made.append(a[2].open) or choose(*a))
+    values = numbers(kind, 1000)
+    for ranks in (Ranks(100, 300), Ranks(640, 700), Ranks(10, 990)):
+        assert np.array_equal(chosen(values, ranks, "sort"), torchs(values, ranks, "sort"))
+    assert len(made) > 3 and max(map(len, made)) == 1
+
+
 @pytest.mark.parametrize("order", ["sort", "topk"])
 def test_parts_that_fall_apart_are_put_in_a_heap(
     monkeypatch: pytest.MonkeyPatch, order: Order
