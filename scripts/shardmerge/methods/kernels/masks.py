@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import Chances, Masks, NumbersOf
 
 #: Groups whose masks are always kept: threads work on few at a time.
@@ -136,6 +137,7 @@ class KeptMasks:
             return self._few[kind](first, count)
         step, end = self._step, first + count
         groups = range(first // step * step, end, step)
+        self._find_together(groups)
         if step % _BYTE:
             spans = [(max(at, first) - at, min(at + step, end) - at) for at in groups]
             pairs = zip(groups, spans, strict=True)
@@ -150,6 +152,27 @@ class KeptMasks:
         ]
         bits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return _moved(bits, first % _BYTE)
+
+    def _find_together(self, groups: range) -> None:
+        """Find the masks of small groups that follow each other at once, as far as they lack."""
+        most = max(1, BLOCK // self._step)
+        for first in groups[::most] if most > 1 else ():
+            some = range(first, min(first + most * self._step, groups.stop), self._step)
+            lack = [at for at in some if _KEPT.get(self._number, at) is None]
+            if len(lack) < 2:
+                continue
+            begin, end = lack[0], min(lack[-1] + self._step, self._count)
+            for at, masks in self._split(begin, self._find(begin, end - begin), end):
+                _KEPT.put(self._number, at, masks)
+
+    def _split(
+        self, begin: int, masks: Sequence[np.ndarray], end: int
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield the masks of each of some groups: (first element, masks)."""
+        for at in range(begin, end, self._step):
+            size = min(self._step, end - at)
+            own = [_moved(one[(at - begin) // _BYTE :], (at - begin) % _BYTE) for one in masks]
+            yield at, [one[: -(-size // _BYTE)].copy() for one in own]
 
     def _group(self, begin: int) -> list[np.ndarray]:
         if (known := _KEPT.get(self._number, begin)) is None:
