@@ -41,7 +41,7 @@ def main() -> None:
             f"Delete {str(args.shard)!r} and run the workflow again, which makes both anew.",
         )
     watch = Watch(Identities(IDENTITIES))
-    known = recorded.sha256, watch, recorded.passes, recorded.probes
+    known = recorded.sha256, recorded.xxh3, watch, recorded.passes, recorded.probes
     found = check_shard(job.spec, args.shard, job.sources, job.deltas, *known)
     write_json(args.output, found)
     print(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
-from shardmerge.base.digest import canonical_json, is_digest
+from shardmerge.base.digest import canonical_json, is_digest, is_hex
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import load_json
 
@@ -137,6 +137,9 @@ integer = holds(lambda value: type(value) is int)
 real = holds(lambda value: type(value) in (int, float))
 number = holds(lambda value: type(value) in (int, float) and math.isfinite(value))
 sha256 = holds(is_digest)
+xxh3 = holds(lambda value: is_hex(value, 32))
+#: What earlier versions noted as SHA-256.
+quick_or_sha256 = holds(lambda value: is_hex(value, 32) or is_digest(value))
 table = holds(lambda value: isinstance(value, dict))
 
 

@@ -1,4 +1,4 @@
-"""A whole file's SHA-256, found while something else is done."""
+"""Hashes of bytes that are read or written anyway, and of whole files beside something else."""
 
 from __future__ import annotations
 
@@ -9,26 +9,68 @@ import threading
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 from shardmerge.base.errors import UserError
 
-_CHUNK = 8 << 20
+#: What stays in a core's own cache, between the copy from the page cache and the hash.
+_CHUNK = 1 << 20
+
+
+class Hasher(Protocol):
+    """What ``hashlib`` gives."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the digest so far."""
+
+
+def quick_hasher() -> Hasher:
+    """Return an empty XXH3 of 128 bits, which takes bytes as fast as memory gives them.
+
+    No accident goes by it. It is none against forgery: what is published has its SHA-256 besides.
+    https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+    """
+    import xxhash  # environments of jobs that neither make nor check shards have none
+
+    return xxhash.xxh3_128()
+
+
+def hasher_like(digest: str) -> Hasher:
+    """Return an empty hash of the kind that a digest is of: 32 digits of XXH3, 64 of SHA-256."""
+    return quick_hasher() if len(digest) == 32 else hashlib.sha256()
+
+
+def bound_hash(hasher: Hasher, sha256: str) -> str:
+    """Return the hash of a file and, as its last bytes, of the file's SHA-256.
+
+    Where the two are noted side by side, a change of either is found.
+
+    Args:
+        hasher: Has taken all bytes of the file; takes more here.
+        sha256: Of the same bytes, 64 hexadecimal digits.
+    """
+    hasher.update(sha256.encode())
+    return hasher.hexdigest()
 
 
 class FileHash(contextlib.AbstractContextManager):
-    """The SHA-256 of a file, from a thread of its own; takes one buffer, whatever the file's size.
+    """A hash of a file, from a thread of its own; takes one buffer, whatever the file's size.
 
     Args:
         path: The file.
+        hasher: Takes all its bytes; by default SHA-256.
         keep: Whether what is read may stay in the page cache. Without, a file that was written
             past it does not push out what others read.
     """
 
-    def __init__(self, path: Path, *, keep: bool = False) -> None:
+    def __init__(self, path: Path, hasher: Hasher | None = None, *, keep: bool = False) -> None:
         self._path, self._keep = path, keep
         self._error: OSError | None = None
         self._stopped = False
-        self._hash = hashlib.sha256()
+        self._hash = hasher or hashlib.sha256()
         self._thread = threading.Thread(target=self._run, name="file-hash", daemon=True)
         self._thread.start()
 
@@ -36,8 +78,8 @@ class FileHash(contextlib.AbstractContextManager):
         self._stopped = True
         self._thread.join()
 
-    def result(self) -> str:
-        """Return the SHA-256, 64 hexadecimal digits, once all is read.
+    def result(self) -> Hasher:
+        """Return the hash, once all is read.
 
         Raises:
             UserError: If the file cannot be read.
@@ -45,7 +87,7 @@ class FileHash(contextlib.AbstractContextManager):
         self._thread.join()
         if self._error:
             raise UserError(f"cannot be read ({self._error.strerror})", str(self._path)) from None
-        return self._hash.hexdigest()
+        return self._hash
 
     def _run(self) -> None:
         try:
@@ -71,7 +113,7 @@ def sha256_streamed(path: Path) -> str:
         UserError: If it cannot be read.
     """
     with FileHash(path, keep=True) as found:
-        return found.result()
+        return found.result().hexdigest()
 
 
 def _advise(fd: int, offset: int, length: int, advice: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from shardmerge.algebra.samples import Runs, positions, sample_runs
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
-from shardmerge.base.hashing import FileHash
+from shardmerge.base.hashing import FileHash, Hasher, bound_hash, hasher_like
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.error_bounds import Estimate
 from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
@@ -54,6 +54,7 @@ def check_shard(
     sources: Mapping[tuple[str, str], Path],
     deltas: Iterable[Path],
     sha256: str | None = None,
+    xxh3: str | None = None,
     watch: Watch | None = None,
     passes: Mapping[str, Sequence[Sequence[Any]]] | None = None,
     probes: Mapping[str, Sequence[Recorded]] | None = None,
@@ -69,6 +70,7 @@ def check_shard(
         sources: Local path of each (model, file) that ``spec.required_files`` names.
         deltas: Files of stored task vectors.
         sha256: Of the shard, as the job that wrote it recorded it; None to hash nothing.
+        xxh3: Of the shard and that SHA-256, as recorded; without one the SHA-256 is compared.
         watch: Compares the sources with what the workflow's first process found; without one they
             are only kept from changing while they are read.
         passes: Of each tensor what the job that wrote it found of whole tensors, call by call: it
@@ -84,7 +86,9 @@ def check_shard(
     for key, path in sources.items():
         watch.begin(path, spec.files.get(key))
     with contextlib.ExitStack() as stack:
-        whole = stack.enter_context(FileHash(shard)) if sha256 else None
+        whole = (
+            stack.enter_context(FileHash(shard, hasher_like(xxh3 or sha256))) if sha256 else None
+        )
         output = stack.enter_context(TensorFile(shard))
         _check_header(spec, output)
         leaves = OpenLeaves(spec, sources, deltas, stack)
@@ -100,7 +104,7 @@ def check_shard(
                 task, output, leaves, recomputer, told, spec.allow_nonfinite, findings, statistics
             )
         if whole:
-            check_hash(shard, whole.result(), sha256)
+            _check_bytes(shard, whole.result(), sha256, xxh3)
         watch.confirm()
     return {
         "shard": Path(shard).name,
@@ -124,17 +128,22 @@ def check_shard(
 
 
 def check_hash(path: Path, found: str, recorded: str) -> None:
-    """Refuse a shard whose SHA-256 is not the one in its record.
+    """Refuse a shard whose hash is not the one in its record.
 
     Raises:
         UserError: If it is another.
     """
     if found != recorded:
         raise UserError(
-            f"is damaged: its SHA-256 is {found}, but {recorded} was recorded when it was written",
+            f"is damaged: its hash is {found}, but {recorded} was recorded when it was written",
             str(path),
             f"Delete {str(path)!r} and run the workflow again, which makes it anew.",
         )
+
+
+def _check_bytes(path: Path, found: Hasher, sha256: str, xxh3: str | None) -> None:
+    told = found.hexdigest() if xxh3 is None else bound_hash(found, sha256)
+    check_hash(path, told, xxh3 or sha256)
 
 
 def _check_header(spec: ShardSpec, output: TensorFile) -> None:

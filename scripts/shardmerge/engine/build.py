@@ -52,7 +52,7 @@ def build_shard(
         progress: Called with bytes done and bytes in all, from this thread.
         began: When the job began (``time.perf_counter``), if earlier than now: what its process
             took to start is then part of the record.
-        sums: For files of stored task vectors, the SHA-256 of each tensor as its record has it.
+        sums: For files of stored task vectors, the XXH3 of each tensor as its record has it.
         watch: Compares the sources with what the workflow's first process found; without one they
             are only kept from changing while they are read.
 
@@ -78,6 +78,7 @@ def build_shard(
         sha256, hashed = _make(stream, output, link, spec.allow_nonfinite)
         return ShardRecord(
             sha256=sha256,
+            xxh3=stream.xxh3(),
             size=layout.size,
             bytes_read=tally.read,
             bytes_written=tally.written,

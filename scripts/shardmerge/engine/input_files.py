@@ -13,6 +13,7 @@ from shardmerge.algebra.leaves import FileLeaf, leaf_sources
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError, did_you_mean
 from shardmerge.base.files import fill_from, will_need
+from shardmerge.base.hashing import hasher_like
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.engine.locations import AnyLocation, Location, locate
 from shardmerge.engine.record import Tally
@@ -31,7 +32,7 @@ class InputFiles(contextlib.AbstractContextManager):
         inputs: Local path of each (model, file) of the specification that must be read.
         stored: Where task vectors lie that are read and not computed.
         tally: Where bytes read are counted.
-        sums: For files of stored task vectors, the SHA-256 of each tensor as the job that wrote it
+        sums: For files of stored task vectors, the XXH3 of each tensor as the job that wrote it
             recorded it: what is read is compared with that.
         watch: Knows what the files must be.
 
@@ -183,7 +184,8 @@ class InputFiles(contextlib.AbstractContextManager):
                 read = [one for one in self.stored if one in self._locations]
                 names = [self.stored[one].name for one in read if self.stored[one].path == path]
                 parts = {name: (entries[name].begin, entries[name].end) for name in names}
-                self._witnesses[number] = Witness(parts)
+                told = next(iter(self._sums[path].values()), "")
+                self._witnesses[number] = Witness(parts, partial(hasher_like, told))
 
 
 def _compare(entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], where: str) -> None:
@@ -197,10 +199,10 @@ def _compare(entry: TensorEntry, name: str, dtype: str, shape: tuple[int, ...], 
 
 
 def _compare_sums(found: Mapping[str, str], wanted: Mapping[str, str], path: Path) -> None:
-    for name, sha256 in found.items():
-        if wanted.get(name) != sha256:
+    for name, digest in found.items():
+        if wanted.get(name) != digest:
             raise UserError(
-                "is damaged: its SHA-256 is not the one that was recorded when it was written",
+                "is damaged: its hash is not the one that was recorded when it was written",
                 f"stored task vectors in {path}, tensor {name!r}",
                 f"Delete {str(path)!r} and run the workflow again, which makes it anew.",
             )

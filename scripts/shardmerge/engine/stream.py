@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmerge.algebra import expression as ex
+from shardmerge.base.hashing import bound_hash, quick_hasher
 from shardmerge.base.safetensors import parse_header
 from shardmerge.engine.device import Cuda, Host, Slot, check_device, host_buffer
 from shardmerge.engine.input_files import InputFiles
@@ -60,7 +61,7 @@ class Stream:
         self._cuda = device != "cpu"
         # a device needs two lanes to copy and compute at once
         self._lanes = min(max(threads, 2 if self._cuda else 1), TUNING.lanes)
-        self._hash = hashlib.sha256()
+        self._hash, self._quick = hashlib.sha256(), quick_hasher()
         self._tensors = Witness(_task_vectors(tasks, layout))
         self._done = 0
         self._file: OutputFile | None = None
@@ -98,8 +99,12 @@ class Stream:
             ).run(self._windows)
         return self._hash.hexdigest()
 
+    def xxh3(self) -> str:
+        """Return the XXH3 of all bytes and their SHA-256, once all windows are through."""
+        return bound_hash(self._quick, self._hash.hexdigest())
+
     def tensor_hashes(self) -> dict[str, str]:
-        """Return the SHA-256 of each tensor of a shard of task vectors; of no other shard's."""
+        """Return the XXH3 of each tensor of a shard of task vectors; of no other shard's."""
         return self._tensors.finish(_nothing)
 
     def _make_slots(self, length: int, arena: int) -> list[Slot]:
@@ -166,8 +171,10 @@ class Stream:
     def _finish(self, slot: Slot) -> None:
         length = slot.window.length
         with self.tally.timed("hash"):
-            self._hash.update(slot.output.memory[:length])
-            self._tensors.saw(slot.window.offset, slot.output.memory[:length])
+            data = slot.output.memory[:length]
+            self._hash.update(data)
+            self._quick.update(data)
+            self._tensors.saw(slot.window.offset, data)
         self._done += length
         if self._progress:
             self._progress(self._done, self.layout.size)

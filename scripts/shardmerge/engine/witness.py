@@ -1,11 +1,12 @@
-"""The SHA-256 of parts of a file, from bytes that are read or written anyway."""
+"""Checksums of parts of a file, from bytes that are read or written anyway."""
 
 from __future__ import annotations
 
 import bisect
-import hashlib
 import threading
 from collections.abc import Callable, Mapping
+
+from shardmerge.base.hashing import Hasher, quick_hasher
 
 _CHUNK = 4 << 20
 
@@ -18,14 +19,17 @@ class Witness:
 
     Args:
         parts: Half-open range of each part, in bytes; they do not overlap.
+        new: Returns an empty hash.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self, parts: Mapping[str, tuple[int, int]], new: Callable[[], Hasher] = quick_hasher
+    ) -> None:
         rows = sorted((begin, end, name) for name, (begin, end) in parts.items())
         self._names = [name for _, _, name in rows]
         self._ends = [end for _, end, _ in rows]
         self._places = [begin for begin, _, _ in rows]
-        self._hashes = [hashlib.sha256() for _ in rows]
+        self._hashes = [new() for _ in rows]
         self._lock = threading.Lock()
 
     def saw(self, offset: int, data: memoryview) -> None:
@@ -41,7 +45,7 @@ class Witness:
                     self._places[i] = end
 
     def finish(self, read: Callable[[int, memoryview], None]) -> dict[str, str]:
-        """Return each part's SHA-256, once what did not come in order is read.
+        """Return each part's hash, once what did not come in order is read.
 
         Args:
             read: Fills a buffer with the file's bytes from an offset on.

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -229,14 +230,16 @@ def _keep(planned: Planned, key: str) -> None:
     """Write a plan and all that it names, the plan last; what is there and whole stays."""
     specs, builds = {}, {}
     try:
-        for name, spec in planned.specs.items():
-            text = spec.text
-            specs[name] = sha256 = _sha256(text)
-            _write_anew(spec_path(sha256), text)
-        for name, description in planned.descriptions.items():
-            text = json.dumps(description.to_json())
-            builds[name] = _sha256(text)
-            _write_anew(description_path(name), text)
+        # the disk makes hundreds of files safe while the texts of the next ones are made
+        with _writer() as write:
+            for name, spec in planned.specs.items():
+                text = spec.text
+                specs[name] = sha256 = _sha256(text)
+                write(spec_path(sha256), text)
+            for name, description in planned.descriptions.items():
+                text = json.dumps(description.to_json())
+                builds[name] = _sha256(text)
+                write(description_path(name), text)
         files = {"specs": specs, "builds": builds}
         _write_anew(plan_list_path(key), seal(files, key))
         # in its own order, so that a plan that is read lists sources and models as a new one does
@@ -248,6 +251,26 @@ def _keep(planned: Planned, key: str) -> None:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _writer() -> Iterator[Callable[[Path, str], None]]:
+    """Give a function that has files written by a thread; all are there when the block ends.
+
+    It is one thread, and no other writes meanwhile: what a file may do for others is decided by
+    a setting of the whole process.
+
+    Raises:
+        UserError, OSError: If a file cannot be written.
+    """
+    written: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda path, text: written.append(pool.submit(_write_anew, path, text))
+        try:
+            for one in written:
+                one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _write_anew(path: Path, text: str) -> None:

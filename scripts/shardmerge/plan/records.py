@@ -36,6 +36,7 @@ class MergeRecord:
 
     Args:
         sha256: Of the shard.
+        xxh3: Of the shard and that SHA-256; None if the record does not tell.
         size: Bytes of the shard.
         spec: The job's digest; None if the record does not tell.
         bytes_read, bytes_written: That passed through the job.
@@ -44,7 +45,7 @@ class MergeRecord:
         seconds: Busy time of each phase, and the wall time (total).
         nonfinite: Tensors with infinite or NaN elements where no source has one: how many.
         hashed: SHA-256 of source files that are known by a sample, by that.
-        tensors: For a shard of task vectors, the SHA-256 of each tensor.
+        tensors: For a shard of task vectors, the XXH3 of each tensor.
         deltas: Of each tensor, rows of task vectors: models, sum of squares, the base's or None.
         passes: Of each tensor with methods in passes, what they found, call by call.
         probes: Of each tensor with calls that are too large to be recomputed, what was recorded of
@@ -53,6 +54,7 @@ class MergeRecord:
 
     sha256: str = entry(forms.sha256)
     size: int = entry(forms.count)
+    xxh3: str | None = entry(forms.xxh3, None)
     spec: str | None = entry(forms.sha256, None)
     bytes_read: int = entry(forms.count, 0)
     bytes_written: int = entry(forms.count, 0)
@@ -61,7 +63,7 @@ class MergeRecord:
     seconds: Mapping[str, float] = entry(forms.mapped(forms.number), default_factory=dict)
     nonfinite: Mapping[str, int] = entry(forms.mapped(forms.count), default_factory=dict)
     hashed: Mapping[str, str] = entry(forms.mapped(forms.sha256, _known), default_factory=dict)
-    tensors: Mapping[str, str] = entry(forms.mapped(forms.sha256), default_factory=dict)
+    tensors: Mapping[str, str] = entry(forms.mapped(forms.quick_or_sha256), default_factory=dict)
     deltas: Mapping[str, tuple[tuple[tuple[str, ...], float, float | None], ...]] = entry(
         forms.mapped(
             forms.listed(forms.row(forms.listed(forms.text), forms.real, forms.maybe(forms.real)))
@@ -208,7 +210,7 @@ def is_as_recorded(path: Path, record: Path) -> bool:
 
 
 def recorded_tensors(shard: Path) -> Mapping[str, str]:
-    """Return the SHA-256 of each tensor of a shard of task vectors, as its record has it.
+    """Return the XXH3 of each tensor of a shard of task vectors, as its record has it.
 
     Raises:
         UserError: If the record cannot be read, or is of another kind of shard.
@@ -216,7 +218,7 @@ def recorded_tensors(shard: Path) -> Mapping[str, str]:
     record = load_record(record_path(shard))
     if not record.tensors:
         raise UserError(
-            "does not tell the SHA-256 of its task vectors",
+            "does not tell the hashes of its task vectors",
             record_path(shard),
             f"Delete {str(shard)!r} and run the workflow again, which makes both anew.",
         )

@@ -121,7 +121,7 @@ def _restored(job: ShardJob, places: _Places, say: Say) -> dict:
             else:
                 write_json(record, {"spec": job.digest, **made.to_json()})
         told = load_record(record)
-        known = told.sha256, watch, told.passes, told.probes
+        known = told.sha256, told.xxh3, watch, told.passes, told.probes
         return check_shard(spec, path, inputs, (), *known)
 
 

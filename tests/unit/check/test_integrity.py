@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from helpers import kernel_cases
 from helpers.built_model import LARGE, MERGED, build_model, check, flip, inputs_of, verify
@@ -90,7 +91,7 @@ class TestWitness:
             into[:] = data[offset : offset + len(into)]
 
         found = witness.finish(read)
-        assert found == {n: hashlib.sha256(data[a:b]).hexdigest() for n, (a, b) in parts.items()}
+        assert found == {n: xxhash.xxh3_128(data[a:b]).hexdigest() for n, (a, b) in parts.items()}
         assert bool(again) == bool(seed), "in order nothing is read twice"
 
 
@@ -99,9 +100,29 @@ class TestShards:
         job, _ = built.shard_with(MERGED)
         assert check(job)["sha256"] == load_record(record_path(job.output)).sha256
         flip(Path(job.output), outside_the_sample(Path(job.output)))
-        with pytest.raises(UserError, match="is damaged: its SHA-256") as error:
+        with pytest.raises(UserError, match="is damaged: its hash") as error:
             check(job)
         assert job.output in str(error.value) and "run the workflow again" in str(error.value)
+
+    def test_changed_hash_in_its_record(self, built: Built) -> None:
+        """What goes into SHA256SUMS is not hashed a second time."""
+        job, _ = built.shard_with(MERGED)
+        record = Path(record_path(job.output))
+        told = json.loads(record.read_text())
+        record.write_text(json.dumps(told | {"sha256": f"{int(told['sha256'], 16) ^ 1:064x}"}))
+        with pytest.raises(UserError, match="is damaged: its hash"):
+            check(job)
+
+    def test_record_of_an_earlier_version(self, built: Built) -> None:
+        job, _ = built.shard_with(MERGED)
+        record = Path(record_path(job.output))
+        told = json.loads(record.read_text())
+        del told["xxh3"]
+        record.write_text(json.dumps(told))
+        assert check(job)["sha256"] == told["sha256"]
+        flip(Path(job.output), outside_the_sample(Path(job.output)))
+        with pytest.raises(UserError, match=f"but {told['sha256']} was recorded"):
+            check(job)
 
     def test_touched_after_its_check(self, built: Built) -> None:
         job, _ = built.shard_with(MERGED)
@@ -130,7 +151,7 @@ class TestTaskVectors:
         job = delta_jobs()[0]
         check(job)
         flip(Path(job.output), outside_the_sample(Path(job.output)))
-        with pytest.raises(UserError, match="is damaged: its SHA-256"):
+        with pytest.raises(UserError, match="is damaged: its hash"):
             check(job)
 
     def test_merge_finds_it_too(self, built: Built) -> None:
@@ -149,12 +170,28 @@ class TestTaskVectors:
         assert f"Delete '{path}'" in str(error.value)
         assert not output.exists()
 
+    def test_record_of_an_earlier_version(self, built: Built) -> None:
+        job, spec = built.shard_with(MERGED)
+        sources, deltas = inputs_of(job, spec)
+        sums = {path: _hashes(path) for path in deltas}
+        build_shard(spec, sources, Path("again.safetensors"), deltas=deltas, sums=sums)
+        (path,) = [d for d in deltas if _holds(d, spec)][:1]
+        flip(path, outside_the_sample(path))
+        with pytest.raises(UserError, match=r"stored task vectors in .* is damaged"):
+            build_shard(spec, sources, Path("more.safetensors"), deltas=deltas, sums=sums)
+
     def test_record_without_hashes(self, built: Built) -> None:
         path = Path(delta_jobs()[0].output)
         record = json.loads(Path(record_path(path)).read_text())
         Path(record_path(path)).write_text(json.dumps(record | {"tensors": {}}))
-        with pytest.raises(UserError, match="does not tell the SHA-256 of its task vectors"):
+        with pytest.raises(UserError, match="does not tell the hashes of its task vectors"):
             recorded_tensors(path)
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """Return what earlier versions recorded of a shard of task vectors."""
+    tensors, data = read_header(path).tensors, path.read_bytes()
+    return {n: hashlib.sha256(data[e.begin : e.end]).hexdigest() for n, e in tensors.items()}
 
 
 def _holds(path: Path, spec: Any) -> bool:
@@ -171,6 +208,7 @@ class TestRecords:
         [
             {"sha256": 3},
             {"sha256": "0" * 63 + "\n"},
+            {"xxh3": "0" * 64},
             {"size": True},
             {"size": -1},
             {"size": 1e99},

@@ -157,6 +157,7 @@ class TestDamage:
         (planfiles.CACHE / "specs").write_text("in the way")
         with pytest.raises(UserError, match="specs"):
             plan()
+        assert not (planfiles.CACHE / "plans").exists()
 
 
 class TestIdentities:

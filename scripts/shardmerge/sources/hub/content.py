@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Protocol
 
 from shardmerge.base.errors import UserError
+from shardmerge.base.hashing import Hasher
 from shardmerge.base.identities import LockedFile
 
 CHUNK = 1 << 20
-
-
-class Hasher(Protocol):
-    """What ``hashlib`` gives."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take in more bytes."""
-
-    def hexdigest(self) -> str:
-        """Return the digest so far."""
 
 
 def wanted_digest(locked: LockedFile, where: str) -> str:
