@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Elements after which sums of squares go from float32 to float64.
 _CHUNK = 1 << 14
+#: What was made of texts for a processor, and what keeps that alive. It is never freed, since a
+#: thread may have an address of it.
+_MADE: dict[tuple[str, ...], tuple[Callable[..., None], object]] = {}
+_MAKING = threading.Lock()
 
 
 @cache
@@ -41,12 +46,10 @@ class Native:
         program: What it computes.
         function: Takes the address of the output, an array of the leaves' addresses, the number of
             elements (a multiple of LANES), the constants and where sums go.
-        engine: Keeps the code alive.
     """
 
     program: Program
     function: Callable[..., None]
-    engine: object
 
     def run(
         self, output: int, leaves: Sequence[int], count: int, constants: Sequence[float]
@@ -95,15 +98,22 @@ class Native:
 @cache
 def native(program: Program) -> Native:
     """Return a program's native code."""
-    return Native(program, *compiled(assembly(program)))
+    return Native(program, compiled(assembly(program)))
 
 
-def compiled(text: str) -> tuple[Callable[..., None], object]:
-    """Return the function ``merge`` of a text in assembly language, and what keeps it alive."""
+def compiled(text: str) -> Callable[..., None]:
+    """Return the function ``merge`` of a text in assembly language, made once in a process."""
     _initialise()
+    key = (text, *_processor())
+    with _MAKING:
+        if key not in _MADE:
+            _MADE[key] = _compile(*key)
+        return _MADE[key][0]
+
+
+def _compile(text: str, cpu: str, features: str) -> tuple[Callable[..., None], object]:
     module = binding.parse_assembly(text)
     module.verify()
-    cpu, features = _processor()
     target = binding.Target.from_default_triple()
     machine = target.create_target_machine(cpu=cpu, features=features, opt=2)
     engine = binding.create_mcjit_compiler(module, machine)
@@ -129,7 +139,7 @@ class ArrayCode:
     """
 
     def __init__(self, text: str) -> None:
-        self._function, self._keeps = compiled(text)
+        self._function = compiled(text)
 
     def __call__(
         self, output: np.ndarray, arrays: Sequence[np.ndarray], count: int, more: Sequence[int] = ()

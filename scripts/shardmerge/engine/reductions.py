@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,11 +34,11 @@ class NativeReduction:
 
     Args:
         reduction: What it computes.
-        functions: By the number of parts of a tile that are added up, with what keeps them alive.
+        functions: By the number of parts of a tile that are added up.
     """
 
     reduction: Reduction
-    functions: dict[int, tuple[Callable[..., None], Any]] = field(default_factory=dict)
+    functions: dict[int, Callable[..., None]] = field(default_factory=dict)
 
     def sums(
         self, rows: int, leaves: Sequence[int], count: int, constants: Sequence[float]
@@ -205,7 +205,7 @@ class NativeReduction:
     def _function(self, ways: int) -> Callable[..., None]:
         if ways not in self.functions:
             self.functions[ways] = compiled(_text(self.reduction, ways))
-        return self.functions[ways][0]
+        return self.functions[ways]
 
 
 def halving(kept: int, length: int) -> tuple[int, int]:

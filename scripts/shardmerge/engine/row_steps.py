@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any
 
 import numpy as np
 
@@ -96,7 +95,7 @@ class _Calls:
         self._numbers[self._firsts] = row * self._size[1]
         table = self._table.copy()
         table[:, 1] += row * table[:, 2]
-        _driver()[0](table.ctypes.data, self._size.ctypes.data, rows, None, None)
+        _driver()(table.ctypes.data, self._size.ctypes.data, rows, None, None)
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:
@@ -217,7 +216,7 @@ class RowCode:
         """Return what brings that which is left of rows to one number."""
         numbers = step.numbers
         more = np.array([len(numbers), stride, numbers.strides[0] // 8], np.int64)
-        function = ctypes.cast(_last_code(kind)[0], ctypes.c_void_p).value
+        function = ctypes.cast(_last_code(kind), ctypes.c_void_p).value
         left, place = [self._left.ctypes.data], numbers.ctypes.data
         return _Call(function, place, count, left, [0], (), 0, more, 8)
 
@@ -236,10 +235,10 @@ def _held_values(kept: int) -> Reduction:
 
 
 @cache
-def _driver() -> tuple[Callable[..., None], Any]:
+def _driver() -> Callable[..., None]:
     return compiled(driver_text())
 
 
 @cache
-def _last_code(kind: str) -> tuple[Callable[..., None], Any]:
+def _last_code(kind: str) -> Callable[..., None]:
     return compiled(last_text(kind))

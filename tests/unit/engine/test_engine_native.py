@@ -7,9 +7,13 @@ import math
 import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +32,10 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import FLOAT32, MERGEKIT, Numerics
 from shardmerge.check.float_formats import multiplied_and_added
 from shardmerge.check.recompute import Recomputer
-from shardmerge.engine import native
+from shardmerge.engine import native, row_calls
+from shardmerge.engine.reductions import NativeReduction
 from shardmerge.engine.tasks import make_task, make_tasks, needs_torch
+from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of, methods
 
 SIXTEEN = (torch.float16, torch.bfloat16)
@@ -246,6 +252,33 @@ class TestProcessors:
         record = models.build(TestGoldenBytes.specs(models)["flagship F16"])
         native.is_usable.cache_clear()
         assert record.sha256 == TestGoldenBytes.GOLDEN["flagship F16"]
+
+
+class TestThreads:
+    """Several compute threads of a job come to the same code for the first time at once."""
+
+    REDUCTION = Reduction(("F32",), (("wide", (0,)),), (), "sums", (1,))
+
+    def together(self, call: Callable[[], Any], number: int = 4) -> list[Any]:
+        ready = threading.Barrier(number)
+
+        def one(_: int) -> Any:
+            ready.wait()
+            return call()
+
+        with ThreadPoolExecutor(number) as pool:
+            return list(pool.map(one, range(number)))
+
+    def test_code_is_made_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(native, "_MADE", {})
+        text = row_calls.last_text("sums")
+        assert len({id(found) for found in self.together(lambda: native.compiled(text))}) == 1
+
+    def test_address_stays_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever took it before another thread had made the code a second time."""
+        monkeypatch.setattr(native, "_MADE", {})
+        code = NativeReduction(self.REDUCTION)
+        assert len(set(self.together(lambda: code.address(1)))) == 1
 
 
 class TestWhatNeedsTorch:
