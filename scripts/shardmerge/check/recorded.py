@@ -44,6 +44,7 @@ from shardmerge.methods.passes import (
     TorchChoice,
     TorchSums,
     end_of,
+    ranks_of,
     rows_first,
     vectors,
 )
@@ -130,30 +131,37 @@ class RecordedPasses(NativePasses):
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         if (known := self._known(call)) is None:
             return super()._bands(call, wanted, count)
-        bands = [_band(row) for row in known]
-        if None in bands or len(bands) != len(wanted.ranks):
+        self.answers[call].append(None)
+        asking = [k for k, one in enumerate(wanted.ranks) if not isinstance(one, Ranks)]
+        told = _told_bands(known, len(wanted.ranks), asking)
+        if told is None:
             raise _wrong(call, "thresholds")
-        ranks = [Ranks(one.start, min(one.stop, count), one.descending) for one in wanted.ranks]
+        bands, nonzero = told
+        ranks = [ranks_of(one, count, nonzero.get(k)) for k, one in enumerate(wanted.ranks)]
         pairs = list(zip(bands, ranks, strict=True))
 
         def masks(x: Elements) -> list[ElementValue]:
             values = wanted.function(x)
             return [
-                x.inside(value, part)
-                for value, (band, one) in zip(values, pairs, strict=True)
-                for part in (_before(band, one), band)
+                *(values[k].ne(0.0) for k in asking),
+                *(
+                    x.inside(value, part)
+                    for value, (band, one) in zip(values, pairs, strict=True)
+                    for part in (_before(band, one), band)
+                ),
             ]
 
         tiles = self._tiles(call, masks, "counts")
         counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
+        right = [next(counts) for _ in asking] == [nonzero[k] for k in asking]
         for (band, one), before, inside in zip(pairs, counts, counts, strict=True):
             if one.start >= one.stop:
-                right = band == NO_BAND
+                right &= band == NO_BAND
             else:
-                right = before == one.start and inside == one.stop - one.start
+                right &= before == one.start and inside == one.stop - one.start
                 right &= _is_stretch(band, one, count)
-            if not right:
-                raise _wrong(call, "thresholds")
+        if not right:
+            raise _wrong(call, "thresholds")
         return bands
 
     def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
@@ -324,6 +332,28 @@ def _is_stretch(band: KeyBand, ranks: Ranks, count: int) -> bool:
     return first[1] >= count and last[0] == 0
 
 
+def _told_bands(
+    known: Any, number: int, asking: Sequence[int]
+) -> tuple[list[KeyBand], dict[int, int]] | None:
+    """Return what is recorded of bands, None where that has another form.
+
+    Args:
+        known: The record.
+        number: Of bands.
+        asking: Those of which it is recorded too how many values are not 0.
+    """
+    if not isinstance(known, list) or len(known) != number:
+        return None
+    rows = [row if isinstance(row, list) else [] for row in known]
+    sizes = [6 + (k in asking) for k in range(number)]
+    bands = [_band(row[:6]) for row in rows]
+    if [len(row) for row in rows] != sizes or None in bands:
+        return None
+    if any(type(rows[k][6]) is not int for k in asking):
+        return None
+    return bands, {k: rows[k][6] for k in asking}
+
+
 def _band(row: Any) -> KeyBand | None:
     if len(row) != 6 or any(type(one) is not int or not 0 <= one <= 1 << 62 for one in row):
         return None
@@ -344,6 +374,6 @@ def _wrong(call: ex.Call, what: str) -> UserError:
     return UserError(
         f"{what} of whole tensors are recorded that are not those of the sources",
         f"tensor {call.tensor!r}",
-        "The record is damaged or was not made from these sources: delete it and its shard, and "
-        "build them again.",
+        "The record is damaged, of an earlier version, or was not made from these sources: delete "
+        "it and its shard, and build them again.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,44 +10,89 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket
+from shardmerge.methods.kernels.masks import BitMask
+from shardmerge.methods.passes import KeyBand
 
 #: Keys that are kept at most, of 4 bytes: a twentieth of a tensor of 160 M elements.
-_MOST = 1 << 23
+MOST_CAUGHT = 1 << 23
+#: Of keys.
+_GREATEST = (1 << 31) - 1
 
 
 class CaughtKeys:
-    """The keys of tiles of one value that lie in brackets.
+    """The keys of tiles that lie in brackets.
 
     Args:
-        brackets: Of that value.
+        brackets: Of some values.
+        marking: Elements of all tiles, if ``marks`` will be asked for.
     """
 
-    def __init__(self, brackets: Sequence[Bracket]) -> None:
-        self._shape = len(brackets), LANES
-        self._found = np.zeros(len(brackets) * LANES + BLOCK, np.int32)
-        sizes = [number for one in brackets for number in (one.low, one.parts << one.shift)]
-        self._more = np.array([0, *sizes], np.int64)
-        self._kept: list[np.ndarray] = []
-        self._number = 0
+    def __init__(self, brackets: Sequence[Bracket], marking: int = 0) -> None:
+        self._brackets = list(brackets)
+        number = len(brackets)
+        ends = np.cumsum([number * LANES, number * 2 * BLOCK, number * BLOCK // LANES])
+        self._found = np.zeros(ends[-1], np.int32)
+        self._below, self._lists, self._beyond = (
+            part.reshape(number, -1) for part in np.split(self._found, ends[:-1])
+        )
+        self._more = np.array([(0, one.low, one.end - one.low) for one in brackets], np.int64)
+        self._kept: list[list[np.ndarray]] = [[] for _ in brackets]
+        self._places: list[list[np.ndarray]] = [[] for _ in brackets]
+        self._marks = [np.zeros(-(-marking // LANES), np.int32) for _ in brackets]
+        self._marking, self._number = marking, 0
 
     def add(self, tiles: ReducedTiles, first: int, count: int) -> None:
         """Look at a tile.
 
         Args:
-            tiles: Make the key of each element, for each bracket once.
+            tiles: Make the key of each element, for each bracket that of its value.
             first, count: Which elements, at most BLOCK.
         """
-        if self._number > _MOST:
+        if self._number > MOST_CAUGHT:
             return
         tiles.catch(self._found, first, count, self._more)
-        begin, number = math.prod(self._shape), int(self._more[0])
-        self._kept.append(self._found[begin : begin + number].copy())
-        self._number += number
-        self._more[0] = 0
+        for k, number in enumerate(self._more[:, 0].tolist()):
+            self._kept[k].append(self._lists[k, :number].copy())
+            self._number += number
+            if self._marking:
+                self._places[k].append(self._lists[k, BLOCK : BLOCK + number] + np.int32(first))
+                begin, words = first // LANES, -(-count // LANES)
+                self._marks[k][begin : begin + words] = self._beyond[k, :words]
+        self._more[:, 0] = 0
 
-    def found(self) -> tuple[list[int], np.ndarray] | None:
-        """Return how many keys lie below each bracket, and all kept keys; None of too many."""
-        if self._number > _MOST:
+    def found(self) -> list[tuple[int, np.ndarray]] | None:
+        """Return how many keys lie below each bracket, and those in it; None of too many."""
+        if self._number > MOST_CAUGHT:
             return None
-        below = self._found[: math.prod(self._shape)].reshape(self._shape).view(np.uint32)
-        return below.sum(axis=1, dtype=np.int64).tolist(), np.concatenate(self._kept)
+        numbers = self._below.view(np.uint32).sum(axis=1, dtype=np.int64).tolist()
+        return list(zip(numbers, map(np.concatenate, self._kept), strict=True))
+
+    def marks(self, k: int, band: KeyBand) -> BitMask | None:
+        """Return the mask of the elements of a value that lie in a band, None if it is not known.
+
+        It is known of bands to the greatest key from one that lies in a bracket.
+        """
+        if band.high < _GREATEST or band.at_high[0] > 0 or band.at_high[1] < self._marking:
+            return None
+        for number, one in enumerate(self._brackets):
+            if self._marking and one.value == k and one.low <= band.low < one.end:
+                keys, places = map(np.concatenate, (self._kept[number], self._places[number]))
+                equal = (band.at_low[0] <= places) & (places < band.at_low[1])
+                chosen = places[(keys > band.low) | ((keys == band.low) & equal)]
+                bits = self._marks[number].view(np.uint8)
+                # each is there once, so that its bit is not set
+                np.add.at(bits, chosen >> 3, np.uint8(1) << (chosen & 7).astype(np.uint8))
+                return BitMask(bits)
+        return None
+
+    def tile_of(self, k: int, key: int, number: int) -> tuple[int, int]:
+        """Return the tile that has the so manieth of a value's equal keys, and how many are before.
+
+        It is the first one, and none, if no bracket tells.
+        """
+        for one, own in zip(self._brackets, self._kept, strict=True):
+            if one.value == k and one.low <= key < one.end:
+                upto = np.cumsum([np.count_nonzero(keys == key) for keys in own])
+                tile = int(np.searchsorted(upto, number, side="right"))
+                return tile, int(upto[tile - 1]) if tile else 0
+        return 0, 0

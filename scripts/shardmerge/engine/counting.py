@@ -17,6 +17,7 @@ from shardmerge.engine.assembly import (
     short_lines,
     spread_lines,
 )
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
 
 
@@ -86,64 +87,44 @@ def keys_text(reduction: Reduction, head: str) -> str:
     for k, key in enumerate(map(writer.value, reduction.values)):
         _sort_out(writer, k, key, there)
     end = f"any{len(kept)}"
-    lines = [*writer.lines, "  br label %any0", *(line for k in kept for line in _counted(k))]
-    return loop_text(head, entry, _summed(kept, end), [*lines, f"{end}:"], _stored(kept), end)
+    lines = [*writer.lines, "  br label %any0", "any0:"]
+    lines += [line for k in kept for line in _counted(k)]
+    return loop_text(head, entry, _summed(kept, end), lines, _stored(kept), end)
 
 
 def caught_text(reduction: Reduction, head: str) -> str:
     """Return a function that counts how many keys lie below brackets, and keeps those in them.
 
     Args:
-        reduction: Whose values are keys, for each bracket once.
-        head: The first line of the function. %output has how many lie below each bracket, then the
-            keys that are kept; %extra 64 bits each of how many are, and of each bracket the least
-            key and how many there may be.
+        reduction: Whose values are keys, one for each bracket.
+        head: The first line of the function. %output has how many lie below each bracket, then of
+            each bracket the keys that are kept and where they are, with room for BLOCK each, then
+            of each a bit for every element whose key lies beyond it; %extra of each, 64 bits each,
+            how many are kept, the least key and how many there may be.
     """
     writer = StepLines(reduction)
     kept = range(len(reduction.values))
-    entry = [*writer.entry(), f"  %some = alloca {INT}, align 64"]
-    entry += [f"  %list = getelementptr i32, ptr %output, i64 {len(kept) * LANES}"]
-    entry += ["  %held = load i64, ptr %extra"]
-    for k in kept:
-        for place, name in enumerate((f"%low{k}", f"%size{k}"), 2 * k + 1):
-            entry += [
-                *short_lines(f"{name}.one", "%extra", place),
-                *spread_lines(name, f"{name}.one"),
-            ]
-        entry += [f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}"]
-        entry += [f"  %before{k} = load {INT}, ptr %table{k}, align 4"]
+    entry = [*writer.entry(), *(line for k in kept for line in _list(k, len(kept)))]
     writer.values()
-    there, inside = _there(writer), f"{MASK} zeroinitializer"
-    for k, key in enumerate(map(writer.value, reduction.values)):
-        offset, _ = _below(writer, k, key, there)
-        own = writer.new(f"icmp ult {INT} {offset}, %size{k}")
-        inside = f"{MASK} " + writer.new(f"or {inside}, {own}")
-    inside = writer.new(f"and {inside}, {there}")
-    whole = f"i{LANES}"
-    writer.new(f"bitcast {MASK} {inside} to {whole}", "%bits")
-    keys = writer.value(reduction.values[0])
-    carried = ["  %number = phi i64 [%held, %entry], [%upto, %next]", *_summed(kept, "next")]
-    place = ["  %place = phi i64 [%number, %put], [%place.next, %one]"]
-    put = [
-        f"  %key.at = getelementptr i32, ptr %some, {whole} %one.lane",
-        "  %key = load i32, ptr %key.at",
-        "  %place.at = getelementptr i32, ptr %list, i64 %place",
-        "  store i32 %key, ptr %place.at",
-        "  %place.next = add i64 %place, 1",
-    ]
-    lines = [
-        *writer.lines,
-        f"  %any = icmp ne {whole} %bits, 0",
-        "  br i1 %any, label %put, label %next",
-        "put:",
-        f"  store {INT} {keys}, ptr %some, align 64",
-        "  br label %one",
-        *_each_bit("one", "%bits", "put", put, "next", place),
-        "next:",
-        "  %upto = phi i64 [%number, %loop], [%place.next, %one]",
-    ]
-    done = [*_stored(kept), "  store i64 %upto, ptr %extra"]
-    return loop_text(head, entry, carried, lines, done, "next")
+    there, keys = _there(writer), [*map(writer.value, reduction.values)]
+    for k, key in enumerate(keys):
+        offset, below = _below(writer, k, key, there)
+        inside = writer.new(f"icmp ult {INT} {offset}, %size{k}")
+        upto = writer.new(f"or {MASK} {below}, {inside}")
+        upto = writer.new(f"bitcast {MASK} {upto} to i{LANES}")
+        beyond = writer.new(f"xor i{LANES} {upto}, -1")
+        place = writer.new(f"lshr i64 %i, {LANES.bit_length() - 1}")
+        place = writer.new(f"getelementptr i{LANES}, ptr %marks{k}, i64 {place}")
+        writer.lines.append(f"  store i{LANES} {beyond}, ptr {place}, align 4")
+        writer.new(f"and {MASK} {inside}, {there}", f"%inside{k}")
+        writer.new(f"bitcast {MASK} %inside{k} to i{LANES}", f"%bits{k}")
+    end = f"any{len(kept)}"
+    carried = [f"  %number{k} = phi i64 [%held{k}, %entry], [%upto{k}, %{end}]" for k in kept]
+    lines = [*writer.lines, "  br label %any0", "any0:"]
+    for k, key in enumerate(keys):
+        lines += _caught(k, key)
+    done = [*_stored(kept), *(f"  store i64 %upto{k}, ptr %held{k}.at" for k in kept)]
+    return loop_text(head, entry, [*carried, *_summed(kept, end)], lines, done, end)
 
 
 def _summed(kept: range, end: str) -> list[str]:
@@ -178,6 +159,46 @@ def _each_bit(
         f"  {own}.rest = and {whole} {own}.left, {own}.less",
         f"  {own}.again = icmp ne {whole} {own}.rest, 0",
         f"  br i1 {own}.again, label {own}, label %{after}",
+    ]
+
+
+def _list(k: int, kept: int) -> list[str]:
+    """Return what is found once for a bracket of which keys are kept."""
+    marks = kept * (LANES + 2 * BLOCK) + k * BLOCK // LANES
+    lines = [
+        f"  %held{k}.at = getelementptr i64, ptr %extra, i64 {3 * k}",
+        f"  %held{k} = load i64, ptr %held{k}.at",
+        f"  %list{k} = getelementptr i32, ptr %output, i64 {kept * LANES + 2 * k * BLOCK}",
+        f"  %places{k} = getelementptr i32, ptr %list{k}, i64 {BLOCK}",
+        f"  %marks{k} = getelementptr i32, ptr %output, i64 {marks}",
+        f"  %keys{k} = alloca {INT}, align 64",
+        f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}",
+        f"  %before{k} = load {INT}, ptr %table{k}, align 4",
+    ]
+    for place, name in enumerate((f"%low{k}", f"%size{k}"), 3 * k + 1):
+        lines += [*short_lines(f"{name}.one", "%extra", place), *spread_lines(name, f"{name}.one")]
+    return lines
+
+
+def _caught(k: int, keys: str) -> list[str]:
+    """Return the blocks that keep those of a vector's keys that lie in a bracket."""
+    name = f"one{k}"
+    body = [
+        f"  %key{k}.at = getelementptr i32, ptr %keys{k}, i{LANES} %{name}.lane",
+        f"  %key{k} = load i32, ptr %key{k}.at",
+        f"  %place{k}.at = getelementptr i32, ptr %list{k}, i64 %place{k}",
+        f"  store i32 %key{k}, ptr %place{k}.at",
+        f"  %lane{k} = zext i{LANES} %{name}.lane to i64",
+        f"  %index{k} = add i64 %i, %lane{k}",
+        f"  %index{k}.one = trunc i64 %index{k} to i32",
+        f"  %index{k}.at = getelementptr i32, ptr %places{k}, i64 %place{k}",
+        f"  store i32 %index{k}.one, ptr %index{k}.at",
+        f"  %place{k}.next = add i64 %place{k}, 1",
+    ]
+    place = [f"  %place{k} = phi i64 [%number{k}, %put{k}], [%place{k}.next, %{name}]"]
+    return [
+        *_if_any(k, f"  store {INT} {keys}, ptr %keys{k}, align 64", name, body, place),
+        f"  %upto{k} = phi i64 [%number{k}, %any{k}], [%place{k}.next, %{name}]",
     ]
 
 
@@ -240,12 +261,28 @@ def _counted(k: int) -> list[str]:
         f"  %more{k} = add i32 %seen{k}, 1",
         f"  store i32 %more{k}, ptr %bin{k}",
     ]
+    stored = f"  store {INT} %digit{k}, ptr %digits{k}, align 64"
+    return _if_any(k, stored, name, body)
+
+
+def _if_any(
+    k: int, put: str, name: str, body: Sequence[str], carried: Sequence[str] = ()
+) -> list[str]:
+    """Return the blocks that go through the places of a value's bits, if any is set.
+
+    They begin in block any0, any1 and so on, and the last one is the next of these.
+
+    Args:
+        k: Number of the value.
+        put: What is done before.
+        name, body, carried: As of ``_each_bit``.
+    """
     return [
-        f"any{k}:",
-        f"  %some{k} = icmp ne {whole} %bits{k}, 0",
+        f"  %some{k} = icmp ne i{LANES} %bits{k}, 0",
         f"  br i1 %some{k}, label %put{k}, label %any{k + 1}",
         f"put{k}:",
-        f"  store {INT} %digit{k}, ptr %digits{k}, align 64",
+        put,
         f"  br label %{name}",
-        *_each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}"),
+        *_each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}", carried),
+        f"any{k + 1}:",
     ]

@@ -54,9 +54,7 @@ class NativePasses(RankPasses):
                 note(to_text(table))
                 return [int(total) for total in table.sum(axis=1)]
             case Bands():
-                bands = self._bands(call, wanted, count)
-                note([[one.low, one.high, *one.at_low, *one.at_high] for one in bands])
-                return bands
+                return self._bands(call, wanted, count)
             case OrderStatistics(places=places) if places:
                 return self._at_places(call, wanted)
             case TorchRows():

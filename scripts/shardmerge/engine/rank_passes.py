@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -11,14 +12,14 @@ from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.samples import remembered_runs
 from shardmerge.engine.call_tiles import to_text
-from shardmerge.engine.caught import CaughtKeys
+from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import row_groups
-from shardmerge.engine.tiles import BracketCount
+from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.brackets import Bracket, CountKeys, Sample, find_bands, find_keys
+from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.passes import (
@@ -36,43 +37,53 @@ from shardmerge.methods.passes import (
     rows_first,
     vectors,
 )
-from shardmerge.methods.program import LANES
+from shardmerge.methods.program import LANES, Reducing
 
 #: Runs of elements that tell of thresholds before a tensor is gone through; their elements, at
 #: most, and at most one of so many; elements of a tensor from which on that pays.
-_RUNS, _RUN, _EVERY, _SAMPLED = 64, 4096, 16, 1 << 19
-#: Elements of a run at most where numbers of their rows are found first.
-_RUN_OF_ROWS = 1024
+_RUNS, _RUN, _EVERY, _SAMPLED = 128, 1024, 16, 1 << 19
+#: Elements of tensors of which a bit for each is held, at most: 64 MiB.
+_MARKED = 1 << 29
+#: Keys are kept if at most one of so many likely lies in brackets; more are counted.
+_FEW = 4
+#: Runs where numbers of their rows are found first, which takes longer.
+_RUNS_OF_ROWS = 64
+#: Returns values of elements.
+_Values = Callable[[Elements], Sequence[ElementValue]]
 
 
 class RankPasses(RowPasses):
     """Finds thresholds, the elements that lie between them, and values of some ranks."""
 
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
-        seen: dict[Bracket, BracketCount] = {}
+        seen = _Seen()
 
         def locate(k: int, key: int, number: int) -> int:
-            every = 0, count
-            equal = KeyBand(key, key, every, every)
+            tiles = self._key_bits(call, wanted.function)
+            tile, before = seen.tile_of(k, key, number)
+            for first in range(tile * BLOCK, count, BLOCK):
+                keys = tiles.bits(first, min(BLOCK, count - first))[k]
+                places = np.flatnonzero(keys == key)
+                if number - before < len(places):
+                    return first + int(places[number - before])
+                before += len(places)
+            raise ValueError("there are not so many")
 
-            def mask(x: Elements) -> ElementValue:
-                return x.inside(wanted.function(x)[k], equal)
-
-            counted = self._tiles(call, lambda x: [mask(x)], "counts")
-            shown = self._tiles(call, lambda x: [x.number(mask(x)).double()], "sums")
-            begin = 0, 0
-            for one, own in seen.items():
-                if one.value == k and one.shift == 0 and 0 <= key - one.low < one.parts:
-                    begin = own.tile_of(key - one.low, number)
-            return counted.locate(shown, count, number, begin)
-
-        counted, sample = self._keys(call, wanted.function, count, seen)
-        return find_bands(wanted.ranks, count, 32, counted, locate, sample)
+        seen.marking = count if wanted.marked and count <= _MARKED else 0
+        passes = self._key_passes(call, wanted.function, count, seen)
+        bands, nonzero = find_bands(wanted.ranks, passes, locate)
+        rows = [[one.low, one.high, *one.at_low, *one.at_high] for one in bands]
+        for k, number in nonzero.items():
+            rows[k].append(number)
+        self.answers[call].append(rows)
+        if not (seen.marking and seen.caught):
+            return bands
+        return [replace(one, marks=seen.caught.marks(k, one)) for k, one in enumerate(bands)]
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
         """Return the keys of the values that have some ranks."""
-        counted, sample = self._keys(call, lambda x: [wanted.function(x)], count, {})
-        return find_keys(wanted.ranks, count, 32, counted, sample)
+        passes = self._key_passes(call, lambda x: [wanted.function(x)], count)
+        return find_keys(wanted.ranks, passes)
 
     def _row_statistics(
         self, call: ex.Call, wanted: RowStatistics
@@ -96,11 +107,11 @@ class RankPasses(RowPasses):
             numbers[first : first + some] = wanted.number(found)
 
         def sample(k: int) -> np.ndarray:
-            for first, some in _runs(count, length):
+            for first, some in runs:
                 find(first // length, -(-(first % length + some) // length))
-            return told(k, length)
+            return passes.sample(k)
 
-        def caught(brackets: Sequence[Bracket]) -> tuple[list[int], np.ndarray] | None:
+        def caught(brackets: Sequence[Bracket], _: int) -> list[tuple[int, np.ndarray]] | None:
             tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
             keys = CaughtKeys(brackets)
             for first, some in row_groups(0, rows, length):
@@ -109,8 +120,9 @@ class RankPasses(RowPasses):
             return keys.found()
 
         reader = code.reader
-        counted, told = self._keys(call, lambda x: [value(x)], count, {})
-        keys = find_keys(wanted.ranks, count, 32, counted, sample, caught)
+        runs = _runs(count, length)
+        passes = self._key_passes(call, lambda x: [value(x)], count, runs=runs)
+        keys = find_keys(wanted.ranks, replace(passes, sample=sample, caught=caught))
         self.answers[call] += [to_text(raw), keys]
         return numbers, np.array(keys, np.int32).view(np.float32).tolist()
 
@@ -174,9 +186,9 @@ class RankPasses(RowPasses):
 
     def _choice_bands(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[KeyBand]:
         """Return the keys of what has some ranks; what was counted for that is not kept."""
-        counted, sample = self._keys(call, wanted.function, count, {})
+        passes = self._key_passes(call, wanted.function, count)
         # where equal elements lie is not asked for
-        return find_bands(wanted.ranks, count, 32, counted, lambda *_: 0, sample)
+        return find_bands(wanted.ranks, passes, lambda *_: 0)[0]
 
     def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""
@@ -190,41 +202,89 @@ class RankPasses(RowPasses):
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
         return mask_like_torch(keys, count, ranks, band, wanted.order, code)
 
-    def _keys(
+    def _key_bits(self, call: ex.Call, function: _Values) -> ReducedTiles:
+        return self._tiles(call, lambda x: [value.key() for value in function(x)], "bits")
+
+    def _key_passes(
         self,
         call: ex.Call,
-        function: Callable[[Elements], Sequence[ElementValue]],
+        function: _Values,
         count: int,
-        seen: dict[Bracket, BracketCount],
-    ) -> tuple[CountKeys, Sample | None]:
-        """Return what counts the keys of a call's values, and what tells where they may be.
+        seen: _Seen | None = None,
+        runs: Sequence[tuple[int, int]] = (),
+    ) -> KeyPasses:
+        """Return passes over the keys of a call's values.
 
         Args:
             call: The call.
             function: Returns the values.
             count: Elements.
-            seen: Filled with what was counted tile by tile.
+            seen: Told what was seen tile by tile.
+            runs: Runs of elements that are the sample, by default some of all.
         """
 
-        def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
+        def tiles(brackets: Sequence[Bracket], kind: Reducing) -> ReducedTiles:
             def keys(x: Elements) -> list[ElementValue]:
                 values = [value.key() for value in function(x)]
                 return [values[one.value] for one in brackets]
 
-            found = self._tiles(call, keys, "keys").brackets(count, brackets)
-            seen.update(zip(brackets, found, strict=True))
+            return self._tiles(call, keys, kind)
+
+        def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
+            found = tiles(brackets, "keys").brackets(count, brackets)
+            if seen:
+                seen.counted.update(zip(brackets, found, strict=True))
             return [(one.below, one.parts) for one in found]
+
+        def caught(
+            brackets: Sequence[Bracket], expected: int
+        ) -> list[tuple[int, np.ndarray]] | None:
+            if expected > min(MOST_CAUGHT, count // _FEW):
+                return None
+            keys = CaughtKeys(brackets, seen.marking if seen else 0)
+            looked = tiles(brackets, "caught")
+            looked.in_order(count)
+            for first in range(0, count, BLOCK):
+                keys.add(looked, first, min(BLOCK, count - first))
+            found = keys.found()
+            if seen and found:
+                seen.caught = keys
+            return found
 
         sampled: list[np.ndarray] = []
 
-        def sample(k: int, length: int = 0) -> np.ndarray:
+        def sample(k: int) -> np.ndarray:
             if not sampled:
-                tiles = self._tiles(call, lambda x: [one.key() for one in function(x)], "bits")
-                runs = [tiles.bits(*run) for run in _runs(count, length)]
-                sampled[:] = np.stack(runs, axis=1).view(np.int32)
+                bits = self._key_bits(call, function)
+                found = [bits.bits(*run) for run in runs or _runs(count)]
+                sampled[:] = np.stack(found, axis=1).view(np.int32)
             return sampled[k]
 
-        return counted, sample if count >= _SAMPLED else None
+        if count < _SAMPLED:
+            return KeyPasses(count, 32, counted)
+        return KeyPasses(count, 32, counted, sample, caught)
+
+
+@dataclass
+class _Seen:
+    """What was seen of keys tile by tile.
+
+    Args:
+        counted: How many lie in brackets.
+        caught: Those that lie in brackets.
+        marking: Elements, where marks of bands are wanted.
+    """
+
+    counted: dict[Bracket, BracketCount] = field(default_factory=dict)
+    caught: CaughtKeys | None = None
+    marking: int = 0
+
+    def tile_of(self, k: int, key: int, number: int) -> tuple[int, int]:
+        """Return a tile near before the so manieth of a value's equal keys, and how many before."""
+        for one, own in self.counted.items():
+            if one.value == k and one.shift == 0 and one.low <= key < one.end:
+                return own.tile_of(key - one.low, number)
+        return self.caught.tile_of(k, key, number) if self.caught else (0, 0)
 
 
 def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:
@@ -234,6 +294,7 @@ def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:
         count: Elements of the tensor.
         length: Elements of a row, of which few are looked at; 0 where rows do not matter.
     """
-    step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
-    most = min(_RUN_OF_ROWS, length) if length else _RUN
-    return [(first * step, min(run, most)) for first in range(_RUNS)]
+    runs = _RUNS_OF_ROWS if length else _RUNS
+    step, run = (count // some // LANES * LANES for some in (runs, runs * _EVERY))
+    most = min(_RUN, length or _RUN)
+    return [(first * step, min(run, most)) for first in range(runs)]

@@ -42,7 +42,8 @@ class ShardRecord:
         tensors: For a shard of task vectors, the XXH3 of each tensor's bytes, so that who reads
             one knows that it is as it was written.
         passes: For each tensor with methods in passes, what was found for each call: the base64 of
-            float64 [sums, tiles] for sums and counts, six numbers for each band of ranks.
+            float64 [sums, tiles] for sums and counts, six numbers for each band of ranks, and a
+            seventh where ranks depend on it: how many values are not 0.
         probes: For each tensor with calls that are too large to be recomputed by a check, for each
             of them sampled elements and products with random vectors (``methods.kernels.probes``).
         peak_memory: Largest resident set of the process so far, in bytes.

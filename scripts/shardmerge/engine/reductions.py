@@ -178,12 +178,13 @@ class NativeReduction:
 
         Args:
             found: int32: of each bracket LANES numbers, counted up, of keys below it; then what is
-                kept, of which there may be as many as elements.
+                kept of each, and where it is, with room for BLOCK; then bits of each, of the
+                elements whose keys lie beyond it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
             constants: That the steps name.
-            more: int64: how many are kept, which is counted up, and of each bracket the least key
-                and how many there may be.
+            more: int64 [brackets, 3]: of each how many keys are kept, which is counted up, the
+                least key and how many there may be.
         """
         self._call(1, found, leaves, count, constants, more)
 

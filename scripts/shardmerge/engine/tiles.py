@@ -153,27 +153,6 @@ class ReducedTiles:
     def _counts(self, first: int, count: int) -> np.ndarray:
         return np.sum(self._run(first, count, self._code.counts), axis=0)
 
-    def locate(
-        self, shown: ReducedTiles, count: int, number: int, begin: tuple[int, int] = (0, 0)
-    ) -> int:
-        """Return the index of the element that is so manieth for which the mask is set.
-
-        Args:
-            shown: Adds up the mask as numbers.
-            count: Elements.
-            number: Which of them, from 0.
-            begin: The tile from which on it may be, and for how many elements before it is set.
-        """
-        number -= begin[1]
-        self.in_order(count)
-        for first, size, _ in list(_tiles(1, count))[begin[0] :]:
-            there = int(self._counts(first, size)[0])
-            if number < there:
-                values = np.concatenate(shown._run(first, size, shown._code.values), axis=1)
-                return first + int(np.flatnonzero(values[0])[number])
-            number -= there
-        raise ValueError("there are not so many")
-
     def brackets(self, count: int, brackets: Sequence[Bracket]) -> list[BracketCount]:
         """Return where the keys of each value lie as to its bracket."""
         ends = np.cumsum([LANES + one.parts for one in brackets])
@@ -183,7 +162,7 @@ class ReducedTiles:
         of = np.array([(x.low, x.shift, x.parts, own.start - LANES) for x, own in pairs], np.int32)
         tiles = list(_tiles(1, count))
         self.in_order(count)
-        every = [-(-one.parts * len(tiles) // _KEPT) for one in brackets]
+        every = [max(1, -(-one.parts * len(tiles) // _KEPT)) for one in brackets]
         after: list[list[np.ndarray]] = [[] for _ in brackets]
         for number, (first, size, _) in enumerate(tiles, 1):
             self._run(first, size, partial(self._code.add_keys, tables), of)
@@ -197,7 +176,7 @@ class ReducedTiles:
             BracketCount(
                 int(total[own.start - LANES : own.start].sum()),
                 total[own],
-                np.array(seen).reshape(-1, one.parts),
+                np.array(seen).reshape(len(seen), one.parts),
                 step,
             )
             for one, own, seen, step in zip(brackets, rows, after, every, strict=True)

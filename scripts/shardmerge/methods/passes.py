@@ -9,7 +9,7 @@ values of ``symbolic``, of which native code is made: both execute one declarati
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -43,7 +43,10 @@ class Elements(Protocol):
         """Return a narrower value as float32."""
 
     def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
-        """Return the mask of elements whose values, none below 0, have ranks in a band."""
+        """Return the mask of elements whose values, none below 0, have ranks in a band.
+
+        They are the values that the band was asked for.
+        """
 
     def chosen(self, mask: Masks) -> ElementValue:
         """Return the mask that a function tells beside."""
@@ -118,17 +121,24 @@ class Ranks:
     descending: bool = False
 
 
+#: Returns ranks by how many of a tensor's values are not 0.
+RanksOf = Callable[[int], Ranks]
+
+
 @dataclass(frozen=True)
 class Bands:
     """Asks where values that are not negative have some ranks; the answer is a list of bands.
 
     Args:
         function: Returns the values; NaN counts as the greatest.
-        ranks: Of each value.
+        ranks: Of each value, or what returns them.
+        marked: The values take longer to make than a mask takes to be kept and read: bands may have
+            marks.
     """
 
     function: Callable[[Elements], Sequence[ElementValue]]
-    ranks: tuple[Ranks, ...]
+    ranks: tuple[Ranks | RanksOf, ...]
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,6 +253,18 @@ class RowChances:
     by_torch: bool = False
 
 
+def ranks_of(ranks: Ranks | RanksOf, count: int, nonzero: int | None) -> Ranks:
+    """Return the ranks that so many elements have.
+
+    Args:
+        ranks: That are asked for.
+        count: Elements.
+        nonzero: How many values are not 0, where ranks depend on that.
+    """
+    one = ranks if isinstance(ranks, Ranks) else ranks(nonzero)
+    return Ranks(one.start, min(one.stop, count), one.descending)
+
+
 #: What puts elements in order: ``torch.argsort``, or ``torch.topk``.
 Order = Literal["sort", "topk"]
 
@@ -266,7 +288,7 @@ class TorchChoice:
 
     def clipped(self, count: int) -> list[Ranks]:
         """Return the ranks of each value that so many elements have."""
-        return [Ranks(one.start, min(one.stop, count), one.descending) for one in self.ranks]
+        return [ranks_of(one, count, None) for one in self.ranks]
 
 
 @dataclass(frozen=True)
@@ -319,12 +341,14 @@ class KeyBand:
     Args:
         low, high: Keys; all elements between them are in the band.
         at_low, at_high: From which to which element (not included) it has those of either key.
+        marks: The mask of the elements of its values that lie in it, where it is held.
     """
 
     low: int
     high: int
     at_low: tuple[int, int]
     at_high: tuple[int, int]
+    marks: Masks | None = field(default=None, compare=False)
 
     def bounds(self, index: int) -> tuple[int, int]:
         """Return the least and the greatest key that an element of an index may have."""

@@ -206,6 +206,8 @@ class SymbolicElements:
         return StepValue(self.writer, self.writer.round(value.number, self._dtype))
 
     def inside(self, value: StepValue, band: KeyBand) -> StepValue:
+        if band.marks:
+            return self.chosen(band.marks)
         key, masks = value.key(), []
         for side, name in enumerate(("at least", "at most")):
             bound = self._bits(band.bounds(0)[side])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from shardmerge.base.safetensors import read_header
 from shardmerge.check import kernels, recorded
 from shardmerge.check.shard import check_shard
 from shardmerge.engine import native, passes
+from shardmerge.engine.call_tiles import to_text
 from shardmerge.methods.registry import method
 
 #: More elements than are sampled, in rows and tiles that do not end together.
@@ -132,6 +134,8 @@ class TestRecorded:
             ("breadcrumbs", 1, lambda band: band[1] - 1),
             ("sce", 0, lambda band: band[0] + 1),
             ("sce", 1, lambda band: band[0]),
+            ("sce", 6, lambda band: band[6] + 1),
+            ("sce", 6, lambda band: str(band[6])),
             ("ties", 1, lambda band: "7"),
         ],
     )
@@ -147,6 +151,16 @@ class TestRecorded:
         band[place] = value(band)
         with pytest.raises(UserError, match="thresholds"):
             self.check(built, **{name: rows})
+
+    def test_a_record_of_an_earlier_version_is_refused(
+        self, built: tuple[cases.Models, ShardSpec, Passes]
+    ) -> None:
+        """It had the number of those that vary tile by tile, before the threshold."""
+        (bands, *others), *_ = built[2]["sce"]
+        old = [[to_text(np.array([9.0])), [row[:6] for row in bands], *others]]
+        with pytest.raises(UserError, match="thresholds") as raised:
+            self.check(built, sce=old)
+        assert "an earlier version" in str(raised.value)
 
     @pytest.mark.parametrize("wrong", [0, -1, 1, "7", None])
     def test_an_order_statistic_beside_is_refused(

@@ -28,6 +28,7 @@ from shardmerge.engine import (
     row_ranks,
     row_steps,
 )
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -65,7 +66,10 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "counts": (lambda: reductions._text(reduction("counts", MASKS, 3, 4), 1), 8 * 32),
     "maxima": (lambda: reductions._text(reduction("maxima", WIDE, 4, 11), 1), 16 * 32),
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
-    "caught": (lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1), 4 * (64 + COUNT)),
+    "caught": (
+        lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1),
+        4 * (64 + 4 * BLOCK + 2 * BLOCK // 32),
+    ),
     "last sums": (lambda: row_calls.last_text("sums"), 16),
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
@@ -150,7 +154,7 @@ ANY = ("map", "half", "sums", "counts", "maxima", "keys", "caught")
 IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
-MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0x3D000000, 1 << 23], "<i8")
+MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0, 0x3D000000, 1 << 23], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))
 

@@ -23,7 +23,16 @@ from shardmerge.engine.input_files import InputFiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels import brackets
 from shardmerge.methods.kernels.blocks import tree_sum
-from shardmerge.methods.kernels.brackets import Bracket, Statistic, band_of, find_keys, guess
+from shardmerge.methods.kernels.brackets import (
+    Bracket,
+    KeyPasses,
+    Statistic,
+    band_of,
+    find_bands,
+    find_keys,
+    guess,
+)
+from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import KeyBand, Ranks
 from shardmerge.methods.program import Reduction
 from shardmerge.methods.registry import kernel_of
@@ -161,14 +170,24 @@ def reading_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def fusion(folder: Path, shape: tuple[int, ...]) -> tuple[Models, ex.Call, torch.Tensor]:
-    """Return two models, the call that fuses them, and what that is in float32."""
-    group = kernel_cases.ordinary("arcee_fusion", shape, dtype=torch.float16)
+def sampled(
+    folder: Path, name: str, shape: tuple[int, ...], **values: object
+) -> tuple[Models, ex.Call, torch.Tensor]:
+    """Return models, the call that merges them by a method, and what that is in float32."""
+    group = kernel_cases.ordinary(name, shape, dtype=torch.float16, **values)
     models = Models(folder, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
-    call = call_of("arcee_fusion", group, [models.source(model) for model in models.tensors])
+    call = call_of(name, group, [models.source(model) for model in models.tensors])
     wide = [tensor.float() for tensor in group.tensors]
-    expected = kernel_of("arcee_fusion", FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
+    expected = kernel_of(name, FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
     return models, call, expected
+
+
+#: A method that keeps what has some ranks, and one whose ranks depend on how many values are not 0.
+CHOOSING = {
+    "ties": {"density": 0.3, "rescale": False},
+    "breadcrumbs": {"density": 0.3, "gamma": 0.1, "rescale": False},
+    "sce": {"select_topk": 0.3},
+}
 
 
 class TestNumbersOfRows:
@@ -204,7 +223,7 @@ class TestNumbersOfRows:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         counts = reading_counted(monkeypatch)
-        models, call, _ = fusion(tmp_path, (64, 96))
+        models, call, _ = sampled(tmp_path, "arcee_fusion", (64, 96))
         models.build(models.spec({"w": ("F16", call)}))
         # the rows, order statistics twice, and what is written
         assert sum(counts) == 4 * 2 * 64 * 96
@@ -245,7 +264,8 @@ class TestBrackets:
         sample = np.sort(self.VALUES)[rows].view(np.int32).reshape(4, -1)
         expected = int(np.sort(self.VALUES)[rank].view(np.int32))
         passes: list[int] = []
-        found = find_keys([rank], 20_000, 32, partial(self.counted, passes), lambda k: sample)
+        keys = KeyPasses(20_000, 32, partial(self.counted, passes), lambda k: sample)
+        found = find_keys([rank], keys)
         assert found == [expected]
         assert len(passes) <= 4
 
@@ -277,33 +297,112 @@ class TestBrackets:
         monkeypatch.setattr(tiles.ReducedTiles, "brackets", None)
         shape = (512, 1024)
         counts = reading_counted(monkeypatch)
-        models, call, expected = fusion(tmp_path, shape)
+        models, call, expected = sampled(tmp_path, "arcee_fusion", shape)
         models.build(models.spec({"w": ("F32", call)}))
         cases.assert_same(models.load()["w"], expected)
         assert sum(counts) < 2 * 2.3 * math.prod(shape)
 
+    @pytest.mark.parametrize(("name", "passes"), [("ties", 2), ("breadcrumbs", 2), ("sce", 3)])
+    def test_thresholds_are_found_in_one_pass(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, passes: int
+    ) -> None:
+        """And how many values are not 0; of places of equal keys few elements are read again."""
+        monkeypatch.setattr(tiles.ReducedTiles, "brackets", None)
+        shape = (16 * 128, 1024)
+        counts = reading_counted(monkeypatch)
+        models, call, expected = sampled(tmp_path, name, shape, **CHOOSING[name])
+        models.build(models.spec({"w": ("F32", call)}))
+        cases.assert_same(models.load()["w"], expected)
+        assert sum(counts) < len(models.tensors) * (passes + 0.4) * math.prod(shape)
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [("sce", {"select_topk": 0.3}), ("ties", {"density": 0.3, "rescale": True})],
+    )
+    def test_what_is_chosen_is_read_by_the_bit(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        values: dict[str, object],
+    ) -> None:
+        """Of values that take long to make, or are made twice, no key is made again."""
+        marks, found = caught.CaughtKeys.marks, []
+
+        def marked(self: caught.CaughtKeys, k: int, band: KeyBand) -> BitMask | None:
+            found.append(marks(self, k, band))
+            return found[-1]
+
+        monkeypatch.setattr(caught.CaughtKeys, "marks", marked)
+        models, call, expected = sampled(tmp_path, name, (640, 1024), **values)
+        models.build(models.spec({"w": ("F32", call)}))
+        cases.assert_same(models.load()["w"], expected)
+        kept = [np.unpackbits(mask.bits).sum() / expected.numel() for mask in found]
+        assert kept == [pytest.approx(0.3, abs=1e-2)] * (1 if name == "sce" else 2)
+
+    @pytest.mark.parametrize("name", ["arcee_fusion", *CHOOSING])
     @pytest.mark.parametrize("missed", ["a bracket is beside", "too many keys are in them"])
     def test_thresholds_that_are_not_caught_are_found(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missed: str
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missed: str, name: str
     ) -> None:
         if missed == "a bracket is beside":
             monkeypatch.setattr(brackets, "guess", lambda k, rank, *_: Bracket(k, 7, 0, rank + 1))
         else:
-            monkeypatch.setattr(caught, "_MOST", 1000)
-        models, call, expected = fusion(tmp_path, (512, 1024))
+            monkeypatch.setattr(caught, "MOST_CAUGHT", 1000)
+        values = CHOOSING.get(name, {})
+        models, call, expected = sampled(tmp_path, name, (512, 1024), **values)
         models.build(models.spec({"w": ("F32", call)}))
         cases.assert_same(models.load()["w"], expected)
 
-    @pytest.mark.parametrize("name", ["ties", "arcee_fusion"])
+    @pytest.mark.parametrize("name", ["arcee_fusion", *CHOOSING])
     def test_sampled_tensors_have_the_bits_of_torch(self, tmp_path: Path, name: str) -> None:
-        shape = (520, 1024)
-        group = kernel_cases.ordinary(name, shape, dtype=torch.float16, density=0.3, gamma=0.1)
-        models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
-        call = call_of(name, group, [models.source(model) for model in models.tensors])
+        models, call, expected = sampled(tmp_path, name, (520, 1024), **CHOOSING.get(name, {}))
         models.build(models.spec({"w": ("F32", call)}))
-        wide = [tensor.float() for tensor in group.tensors]
-        expected = kernel_of(name, FLOAT32)[0](kernel_cases.replace(group, tensors=wide))
         cases.assert_same(models.load()["w"], expected)
+
+
+class TestRanksOfWhatIsNotZero:
+    """Ranks may depend on how many values are not 0: the same pass counts them."""
+
+    COUNT, SHARE = 1 << 15, 0.4
+
+    @pytest.mark.parametrize("zeros", [0.0, 0.3, 0.999, 1.0])
+    @pytest.mark.parametrize("sample", [None, "any", "ends"])
+    def test_are_those_of_a_sort(self, zeros: float, sample: str | None) -> None:
+        values = np.abs(np.random.default_rng(0).standard_normal(self.COUNT)).astype("<f4")
+        # more and more of them are 0, so that runs differ
+        values[
+            np.random.default_rng(1).random(self.COUNT) < np.linspace(0, 2 * zeros, self.COUNT)
+        ] = 0
+        keys, passes = values.view(np.int32).astype(np.int64), []
+
+        def counted(brackets: list[Bracket]) -> list[tuple[int, np.ndarray]]:
+            passes.append(brackets)
+            found = []
+            for one in brackets:
+                parts = (keys - one.low) >> one.shift
+                there = parts[(parts >= 0) & (parts < one.parts)]
+                found.append((int((keys < one.low).sum()), np.bincount(there, minlength=one.parts)))
+            return found
+
+        def ranks(nonzero: int) -> Ranks:
+            return Ranks(0, int(nonzero * self.SHARE), descending=True)
+
+        runs = values.view(np.int32).reshape(64, -1)[:, :256]
+        told = {"any": lambda k: runs, "ends": lambda k: runs[:4], None: None}[sample]
+        search = KeyPasses(self.COUNT, 32, counted, told)
+        (band,), nonzero = find_bands(
+            [ranks], search, lambda k, key, n: int(np.flatnonzero(keys == key)[n])
+        )
+        kept = int(np.count_nonzero(values) * self.SHARE)
+        assert nonzero == {0: np.count_nonzero(values)}
+        ends = map(band.bounds, range(self.COUNT))
+        chosen = [low <= key <= high for key, (low, high) in zip(keys, ends, strict=True)]
+        expected = np.zeros(self.COUNT, bool)
+        expected[np.argsort(-values, kind="stable")[:kept]] = True
+        assert np.array_equal(chosen, expected)
+        # one that a sample misleads goes through all keys as without it
+        assert len(passes) <= (3 if sample == "ends" else 2)
 
 
 class TestProcessors:

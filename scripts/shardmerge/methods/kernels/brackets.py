@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks
+from shardmerge.methods.passes import NO_BAND, KeyBand, Ranks, RanksOf, ranks_of
 
 _DIGIT = 18
 #: Parts of a bracket that are counted where nothing is known.
@@ -23,16 +24,19 @@ BINS = 1 << _DIGIT
 #: Where a sample tells of the bracket: parts at most, as bits, and elements for a part at least.
 _FINEST, _EACH = 21, 8
 #: Standard errors of a sample's quantile that a bracket has on either side, and keys besides.
-_ERRORS, _MORE = 5, 64
+_ERRORS, _MORE = 4, 64
 #: Counts keys: brackets -> for each how many keys lie below, and int64 [parts] in its parts.
 CountKeys = Callable[[Sequence["Bracket"]], Sequence[tuple[int, np.ndarray]]]
-#: Finds keys of one value: brackets -> for each how many keys lie below, and those that lie in any
-#: of them; None if these are too many to be kept.
-CatchKeys = Callable[[Sequence["Bracket"]], "tuple[Sequence[int], np.ndarray] | None"]
+#: Finds keys: (brackets, how many are likely in them) -> for each bracket how many keys lie below
+#: and those that lie in it, in any order; None if these are too many to be kept.
+CatchKeys = Callable[[Sequence["Bracket"], int], "Sequence[tuple[int, np.ndarray]] | None"]
 #: Returns the keys of some elements of a value, [runs, elements]: those of a run lie together.
 Sample = Callable[[int], "np.ndarray"]
 #: Finds the index of the element that is so manieth of a key: (value's number, key, number).
 Locate = Callable[[int, int, int], int]
+#: Returns the ranks that are looked for, each under a name: how many keys of some values are not 0
+#: -> (value's number, rank from the least).
+_Wanted = Callable[[Mapping[int, int]], "Mapping[Hashable, tuple[int, int]]"]
 
 
 @dataclass(frozen=True)
@@ -90,141 +94,178 @@ class Bracket:
     shift: int
     parts: int = BINS
 
+    @property
+    def end(self) -> int:
+        """The least key beyond it."""
+        return self.low + (self.parts << self.shift)
+
+    def share(self, keys: np.ndarray) -> float:
+        """Return the share of keys that lie in it."""
+        return float(((keys >= self.low) & (keys < self.end)).mean())
+
+
+@dataclass(frozen=True)
+class KeyPasses:
+    """Passes over the keys of some values.
+
+    Args:
+        count: Elements.
+        bits: Of a key.
+        counted: Counts keys.
+        sample: Tells where ranks may be, if that is known.
+        caught: Finds keys in one pass, if a sample tells of narrow brackets.
+    """
+
+    count: int
+    bits: int
+    counted: CountKeys
+    sample: Sample | None = None
+    caught: CatchKeys | None = None
+
+    @property
+    def greatest(self) -> int:
+        """The greatest key."""
+        return (1 << (self.bits - 1)) - 1
+
+    def all_of(self, k: int) -> Bracket:
+        """Return the bracket of all keys of a value."""
+        return Bracket(k, 0, max(0, self.bits - 1 - _DIGIT))
+
 
 def find_bands(
-    ranks: Sequence[Ranks],
-    count: int,
-    bits: int,
-    counted: CountKeys,
-    locate: Locate,
-    sample: Sample | None = None,
-) -> list[KeyBand]:
-    """Return the band of each value's ranks.
+    ranks: Sequence[Ranks | RanksOf], passes: KeyPasses, locate: Locate
+) -> tuple[list[KeyBand], dict[int, int]]:
+    """Return the band of each value's ranks, and how many of a value are not 0 where ranks ask.
 
     Args:
         ranks: Of each value.
-        count: Elements.
-        bits: Of a key.
-        counted, locate: Pass over the elements.
-        sample: Tells where ranks may be.
+        passes: Over the keys.
+        locate: Passes over the elements.
     """
-    ranks = [Ranks(one.start, min(one.stop, count), one.descending) for one in ranks]
-    # of the first rank of all and of the last the keys need not be looked for: none lies beyond
-    ends = {
-        (k, last): rank
-        for k, one in enumerate(ranks)
-        if one.start < one.stop
-        for last, rank in ((False, one.start), (True, one.stop - 1))
-    }
-    wanted = {
-        end: (end[0], count - 1 - rank if ranks[end[0]].descending else rank)
-        for end, rank in ends.items()
-        if rank != (count - 1 if end[1] else 0)
-    }
-    found = _statistics(list(wanted.values()), count, bits, counted, sample)
-    known = dict(zip(wanted, found, strict=True))
+    count = passes.count
+
+    def ends(nonzero: Mapping[int, int]) -> dict[tuple[int, bool], tuple[int, int]]:
+        exact = [ranks_of(one, count, nonzero.get(k)) for k, one in enumerate(ranks)]
+        return {
+            (k, last): (k, count - 1 - rank if one.descending else rank)
+            for k, one in enumerate(exact)
+            if one.start < one.stop
+            for last, rank in ((False, one.start), (True, one.stop - 1))
+            # of the first rank of all and of the last the keys need not be looked for: none lies
+            # beyond
+            if rank != (count - 1 if last else 0)
+        }
+
+    asking = [k for k, one in enumerate(ranks) if not isinstance(one, Ranks)]
+    known, nonzero = _statistics(ends, asking, passes)
+    exact = [ranks_of(one, count, nonzero.get(k)) for k, one in enumerate(ranks)]
 
     def statistic(k: int, last: bool) -> Statistic:
-        descending = ranks[k].descending
+        descending = exact[k].descending
         if (k, last) in known:
             one = known[k, last]
             return replace(one, before=count - one.before - one.equal) if descending else one
-        key = (1 << (bits - 1)) - 1 if descending != last else 0
+        key = passes.greatest if descending != last else 0
         other = known.get((k, not last))
         if other and other.key == key:
             return statistic(k, not last)
         return Statistic(key, count if last else 0, 0)
 
-    return [
+    bands = [
         band_of(one, statistic(k, False), statistic(k, True), partial(locate, k))
         if one.start < one.stop
         else NO_BAND
-        for k, one in enumerate(ranks)
+        for k, one in enumerate(exact)
     ]
+    return bands, nonzero
 
 
-def find_keys(
-    ranks: Sequence[int],
-    count: int,
-    bits: int,
-    counted: CountKeys,
-    sample: Sample | None = None,
-    caught: CatchKeys | None = None,
-) -> list[int]:
+def find_keys(ranks: Sequence[int], passes: KeyPasses) -> list[int]:
     """Return the keys of one value that have some ranks.
 
     Args:
         ranks: From 0.
-        count: Elements.
-        bits: Of a key.
-        counted: Passes over the elements.
-        sample: Tells where ranks may be.
-        caught: Passes over the elements once, if a sample tells of narrow brackets.
+        passes: Over the keys.
     """
-    found = _statistics([(0, rank) for rank in ranks], count, bits, counted, sample, caught)
-    return [one.key for one in found]
+    found, _ = _statistics(lambda _: {rank: (0, rank) for rank in ranks}, (), passes)
+    return [found[rank].key for rank in ranks]
 
 
 def _statistics(
-    wanted: Sequence[tuple[int, int]],
-    count: int,
-    bits: int,
-    counted: CountKeys,
-    sample: Sample | None,
-    caught: CatchKeys | None = None,
-) -> list[Statistic]:
-    """Return the elements of some ranks: (value's number, rank from the least)."""
-    whole = max(0, bits - 1 - _DIGIT)
-    ranks = Counter(k for k, _ in wanted)
-    known = {k: _in_order(sample(k), ranks[k]) for k in ranks} if sample else {}
-    open_ = {
-        one: guess(*one, count, bits, *known[one[0]]) if known else Bracket(one[0], 0, whole)
-        for one in wanted
-    }
-    found: dict[tuple[int, int], Statistic] = {}
-    if known and caught:
-        brackets = sorted(set(open_.values()))
-        if some := caught(brackets):
-            below = dict(zip(brackets, some[0], strict=True))
-            found = _among(some[1], {one: (own, below[own]) for one, own in open_.items()})
-            open_ = {one: Bracket(one[0], 0, whole) for one in open_ if one not in found}
-    while open_:
-        brackets = sorted(set(open_.values()))
-        answers = dict(zip(brackets, counted(brackets), strict=True))
-        for one, bracket in list(open_.items()):
-            next_ = narrowed(bracket, one[1], *answers[bracket])
-            if isinstance(next_, Statistic):
-                found[one] = next_
-                del open_[one]
-            else:
-                open_[one] = next_ or Bracket(one[0], 0, whole)
-    return [found[one] for one in wanted]
-
-
-def _among(
-    keys: np.ndarray, wanted: Mapping[tuple[int, int], tuple[Bracket, int]]
-) -> dict[tuple[int, int], Statistic]:
-    """Return the elements of ranks that are among the keys in brackets.
+    wanted_of: _Wanted, asking: Sequence[int], passes: KeyPasses
+) -> tuple[dict[Any, Statistic], dict[int, int]]:
+    """Return the elements of some ranks, and how many of some values are not 0.
 
     Args:
-        keys: That lie in brackets, in any order.
-        wanted: For each rank its bracket, and how many keys lie below that.
+        wanted_of: Returns the ranks.
+        asking: Numbers of the values of which it asks how many are not 0.
+        passes: Over the keys.
     """
-    places = {}
-    for one, (bracket, below) in wanted.items():
-        low, high = bracket.low, bracket.low + (bracket.parts << bracket.shift)
-        upto, end = (int(np.count_nonzero(keys < key)) for key in (low, high))
-        if 0 <= one[1] - below < end - upto:
-            places[one] = upto + one[1] - below, below - upto
-    if not places:
-        return {}
-    parted = np.partition(keys, sorted({place for place, _ in places.values()}))
-    found = {}
-    for one, (place, others) in places.items():
-        key = parted[place]
-        before, equal = (int(np.count_nonzero(mask)) for mask in (keys < key, keys == key))
-        found[one] = Statistic(int(key), others + before, equal)
-    return found
+    likely, expected = _likely(wanted_of, asking, passes)
+    # a bracket of no key: below it lie zeros
+    zeros = {k: Bracket(k, 1, 0, 0) for k in asking}
+    brackets = sorted({*likely.values(), *zeros.values()})
+    kept = passes.caught(brackets, expected) if passes.caught and brackets else None
+    seen = dict(zip(brackets, kept or passes.counted(brackets), strict=True)) if brackets else {}
+    nonzero = {k: passes.count - seen[one][0] for k, one in zeros.items()}
+    wanted = wanted_of(nonzero)
+    open_ = {name: likely.get(name, passes.all_of(k)) for name, (k, _) in wanted.items()}
+    found: dict[Any, Statistic] = {}
+    look = _among if kept else narrowed
+    while open_:
+        for name in [name for name, one in open_.items() if one in seen]:
+            k, rank = wanted[name]
+            next_ = look(open_[name], rank, *seen[open_[name]])
+            if isinstance(next_, Statistic):
+                found[name] = next_
+                del open_[name]
+            else:
+                open_[name] = next_ or passes.all_of(k)
+        look, brackets = narrowed, sorted(set(open_.values()))
+        seen = dict(zip(brackets, passes.counted(brackets), strict=True)) if brackets else {}
+    return found, nonzero
+
+
+def _likely(
+    wanted_of: _Wanted, asking: Sequence[int], passes: KeyPasses
+) -> tuple[dict[Any, Bracket], int]:
+    """Return the brackets in which ranks likely are, and how many keys likely lie in them."""
+    count = passes.count
+    if not passes.sample:
+        some = wanted_of(dict.fromkeys(asking, count))
+        return {name: passes.all_of(k) for name, (k, _) in some.items()}, count
+    shares = {k: (passes.sample(k) != 0).mean(axis=1) for k in asking}
+    wanted = wanted_of({k: round(one.mean() * count) for k, one in shares.items()})
+    number = Counter(k for k, _ in wanted.values())
+    known = {k: _in_order(passes.sample(k), number[k]) for k in number}
+    # each run tells of other numbers that are not 0, and so of other ranks
+    told = zip(*((share * count).round() for share in shares.values()), strict=True)
+    runs = [wanted_of(dict(zip(asking, map(int, one), strict=True))) for one in told]
+
+    def likely_one(name: Hashable, k: int, rank: int) -> Bracket:
+        ranks = [one.get(name, (k, rank))[1] / count for one in runs if k in shares]
+        return guess(k, rank, count, passes.bits, *known[k], ranks)
+
+    likely = {name: likely_one(name, *one) for name, one in wanted.items()}
+    inside = sum(one.share(known[one.value][0]) for one in {*likely.values()})
+    return likely, round(inside * count)
+
+
+def _among(bracket: Bracket, rank: int, below: int, keys: np.ndarray) -> Statistic | None:
+    """Return the element of a rank that is among the keys in a bracket, None if it is not.
+
+    Args:
+        bracket: Where it is looked for.
+        rank: From the least.
+        below: How many keys lie below the bracket.
+        keys: That lie in it, in any order.
+    """
+    place = rank - below
+    if not 0 <= place < len(keys):
+        return None
+    key = int(np.partition(keys, place)[place])
+    before, equal = (int(np.count_nonzero(mask)) for mask in (keys < key, keys == key))
+    return Statistic(key, below + before, equal)
 
 
 def narrowed(
@@ -256,7 +297,13 @@ def _in_order(sample: np.ndarray, ranks: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def guess(
-    k: int, rank: int, count: int, bits: int, sample: np.ndarray, keys: np.ndarray
+    k: int,
+    rank: int,
+    count: int,
+    bits: int,
+    sample: np.ndarray,
+    keys: np.ndarray,
+    ranks: Sequence[float] = (),
 ) -> Bracket:
     """Return the bracket in which a rank nearly always is, by a sample of keys.
 
@@ -267,11 +314,12 @@ def guess(
         bits: Of a key.
         sample: Keys of some elements, [runs, elements]; runs may differ from each other.
         keys: The same in any order; in order it takes less time.
+        ranks: What each run tells of the rank, as a share of the elements, if runs differ in that.
     """
     number = sample.size
     place = rank * number // count
     keys = np.partition(keys, place)
-    share = (sample < keys[place]).mean(axis=1)
+    share = (sample < keys[place]).mean(axis=1) - (np.array(ranks) if ranks else 0.0)
     apart = math.ceil(_ERRORS * share.std() / math.sqrt(len(share)) * number) + _MORE
     low, high = 0, (1 << (bits - 1)) - 1
     if place >= apart:

@@ -12,7 +12,7 @@ import torch
 
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
-from shardmerge.methods.kernels.brackets import Bracket, find_bands, find_keys
+from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.masks import Below, chance_masks, mask_of
 from shardmerge.methods.kernels.mersenne import Mersenne
@@ -340,7 +340,7 @@ def _bands(
         raise ValueError("there are not so many")
 
     counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
-    return find_bands(ranks, count, bits, counted, locate)
+    return find_bands(ranks, KeyPasses(count, bits, counted), locate)[0]
 
 
 def _at_places(
@@ -398,7 +398,7 @@ def _order_statistics(
             yield [sort_keys(function(TorchElements(parts, shape, span.start)))]
 
     bits = torch.finfo(read(0, 1)[0].dtype).bits
-    return find_keys(ranks, count, bits, partial(_count_keys, keys))
+    return find_keys(ranks, KeyPasses(count, bits, partial(_count_keys, keys)))
 
 
 def _count_keys(

@@ -53,7 +53,9 @@ def kept_between(count: int, density: float, gamma: float) -> tuple[int, int]:
 
 def magnitude(group: Group) -> Passes:
     """Keep the ``density`` largest magnitudes."""
-    return (yield from _banded(group.base, largest_ranks(group)))
+    # who rescales looks at what is kept twice
+    twice = bool(group.parameters.get("rescale"))
+    return (yield from _banded(group.base, largest_ranks(group), marked=twice))
 
 
 def largest_ranks(group: Group) -> dict[int, Ranks]:
@@ -106,7 +108,7 @@ def _thinned(group: Group) -> Sequence[int]:
     return [i for i in group.others if group.per_input["density"][i] < 1]
 
 
-def _banded(base: int, ranks: dict[int, Ranks]) -> Passes:
+def _banded(base: int, ranks: dict[int, Ranks], *, marked: bool = False) -> Passes:
     if not ranks:
         return {}
 
@@ -116,7 +118,7 @@ def _banded(base: int, ranks: dict[int, Ranks]) -> Passes:
     def of(band: KeyBand) -> Callable[[Elements, ElementValue], ElementValue]:
         return lambda x, part: x.inside(part.abs(), band)
 
-    bands = yield Bands(magnitudes, tuple(ranks.values()))
+    bands = yield Bands(magnitudes, tuple(ranks.values()), marked=marked)
     return {i: of(band) for i, band in zip(ranks, bands, strict=True)}
 
 

@@ -152,9 +152,10 @@ def _most_varied(base: int, indices: Sequence[int], share: float) -> Passes:
     def variance(x: Elements) -> ElementValue:
         return _variance(x, [x[i] - x[base] for i in indices])
 
-    (varied,) = yield Counts(lambda x: [variance(x).ne(0.0)])
-    kept = int(varied * share) if share > 0 else 0
-    (band,) = yield Bands(lambda x: [variance(x)], (Ranks(0, kept, descending=True),))
+    def largest(varied: int) -> Ranks:
+        return Ranks(0, int(varied * share) if share > 0 else 0, descending=True)
+
+    (band,) = yield Bands(lambda x: [variance(x)], (largest,), marked=True)
     return band
 
 
