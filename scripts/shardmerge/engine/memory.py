@@ -36,7 +36,7 @@ _CHOOSING, _BY_TORCH = 4, 24
 CHOOSABLE = (1 << 31) - (1 << 24)
 #: Elements whose numbers are held at once while they are chosen: of tensors that have no more; of
 #: larger ones the fewer the more their masks take, but no less than the second.
-_CHOSEN_AT_ONCE, _LEAST_CHOSEN = 28 << 20, 12 << 20
+_CHOSEN_AT_ONCE, _LEAST_CHOSEN = 24 << 20, 12 << 20
 #: Elements of tensors that are still being written while the next one is begun.
 BEHIND = 1 << 25
 

@@ -20,9 +20,9 @@ from shardmerge.engine.native import array_code
 from shardmerge.engine.quick_choice_text import chosen_text, numbers_text, parts_text
 from shardmerge.engine.streamed_parts import (
     READ,
+    AnyPart,
     HeldPart,
     OpenNumbers,
-    Part,
     Parted,
     Room,
 )
@@ -116,7 +116,7 @@ class _Task:
         least, most: Its numbers lie between them.
     """
 
-    part: Part
+    part: AnyPart
     begin: int
     depth: int
     parted: int
@@ -209,10 +209,10 @@ class _Choice:
         # what lies in the room comes first
         return made[::-1] if known == "left" else made
 
-    def _side(self, task: _Task, part: Part, first: int, least: int, most: int) -> _Task:
+    def _side(self, task: _Task, part: AnyPart, first: int, least: int, most: int) -> _Task:
         return _Task(part, task.begin + first, task.depth - 1, task.parted + 1, least, most)
 
-    def _hold(self, part: Part) -> HeldPart:
+    def _hold(self, part: AnyPart) -> HeldPart:
         """Return a part in memory."""
         room = self._room if part.count <= self._room.size else Room(part.count, LANES)
         numbers = room.stretch(0, part.count)

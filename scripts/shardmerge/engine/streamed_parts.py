@@ -26,7 +26,7 @@ READ = 2 * BLOCK
 _GREATEST = (1 << 32) - 1
 
 
-class Part(Protocol):
+class AnyPart(Protocol):
     """Numbers in their order at some time of a sort."""
 
     count: int
@@ -161,7 +161,7 @@ class Parted:
         low, high: Between them lie all numbers of the pivot's key.
     """
 
-    def __init__(self, part: Part, open_: OpenNumbers) -> None:
+    def __init__(self, part: AnyPart, open_: OpenNumbers) -> None:
         self._part = part
         count = part.count
         first, *three = (int(part.read(i, 1)[0]) for i in (0, 1, count // 2, count - 1))
@@ -238,7 +238,7 @@ class Parted:
             ),
         )
 
-    def sides(self) -> tuple[Part, Part]:
+    def sides(self) -> tuple[AnyPart, AnyPart]:
         """Return what lies on the left, and on the right."""
         left, right = self._zones
         count = self._part.count

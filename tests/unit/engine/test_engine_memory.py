@@ -245,7 +245,7 @@ class TestWhole:
                 file.write(some * (2 * count // len(some)))
         spec = spec_of("F16", call_of("ties", list(s.values()), MERGEKIT), MERGEKIT)
         foretold, peak = workspace_bytes(make_tasks(spec)), measured(tmp_path, spec, threads=2)
-        assert STREAMING_BYTES + count < foretold < STREAMING_BYTES + 3 * count
+        assert STREAMING_BYTES + count < foretold < STREAMING_BYTES + 3.5 * count
         assert peak <= min(foretold, 500_000_000)
         assert check_bytes(make_tasks(spec)) == foretold
 
