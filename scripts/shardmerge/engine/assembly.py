@@ -307,6 +307,39 @@ DECLARATIONS = [
 ]
 
 
+def each_bit(
+    name: str,
+    bits: str,
+    before: str,
+    body: Sequence[str],
+    after: str,
+    carried: Sequence[str] = (),
+    whole: str = f"i{LANES}",
+) -> list[str]:
+    """Return a block that goes through the places of set bits, of which there is one at least.
+
+    Args:
+        name: Of the block; a bit's place is %NAME.lane.
+        bits: Of the places.
+        before, after: The blocks before and behind it.
+        body: What is done for each place.
+        carried: Values that go from one place to the next.
+        whole: The type of the bits.
+    """
+    own = f"%{name}"
+    return [
+        f"{name}:",
+        f"  {own}.left = phi {whole} [{bits}, %{before}], [{own}.rest, {own}]",
+        *carried,
+        f"  {own}.lane = call {whole} @llvm.cttz.{whole}({whole} {own}.left, i1 true)",
+        *body,
+        f"  {own}.less = sub {whole} {own}.left, 1",
+        f"  {own}.rest = and {whole} {own}.left, {own}.less",
+        f"  {own}.again = icmp ne {whole} {own}.rest, 0",
+        f"  br i1 {own}.again, label {own}, label %{after}",
+    ]
+
+
 def loop_text(
     head: str,
     entry: Sequence[str],

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from shardmerge.engine.assembly import DECLARATIONS, FLOAT, INT, LANES, MASK, STORED, splat
+from shardmerge.engine.assembly import (
+    DECLARATIONS,
+    FLOAT,
+    INT,
+    LANES,
+    MASK,
+    STORED,
+    each_bit,
+    splat,
+)
 from shardmerge.engine.text import Text
 
 #: Says of an element that it is not told whether it is chosen.
@@ -14,16 +23,26 @@ _REACH = 12.0
 _FEW = 96
 #: Elements that are looked at in one turn of a loop.
 _UNROLLED = 8
-_SHORT = STORED["BF16"]
-#: What lies at the addresses that the function is given: inputs, then room.
-_NAMES = (
-    *("keys", "numbers", "most", "copy", "buckets", "table", "list", "left"),
-    *("starts", "seen", "mixed", "ranks"),
-)
+#: Vectors of numbers that are looked at in one turn, a bit of a word for each number.
+_VECTORS = 64 // LANES
+_SHORT, _BYTES = STORED["BF16"], f"<{LANES} x i8>"
+#: What lies at the addresses that the function is given.
+_GIVEN = "keys", "numbers", "most", "left", "room"
+#: What lies in the room, 32 bits for each element of a row, then for each bucket.
+_OF_ELEMENTS = "copy", "list", "ranks", "buckets"
+_OF_BUCKETS = "table", "starts", "seen", "mixed"
+#: Numbers beyond a row's last in each of these.
+_MORE = 2 * LANES
 #: The bits of 2**127 as a number, and 2**127.
 _LARGE, _LARGEST = "0x41DFC00000000000", "0x47E0000000000000"
 _GREATEST = (1 << 31) - 1
 _FIRST = "<" + ", ".join(f"i32 {lane}" for lane in range(LANES)) + ">"
+
+
+def room_of(length: int, buckets: int) -> int:
+    """Return how many numbers of 32 bits the function needs to work in."""
+    parts = (_OF_ELEMENTS, length), (_OF_BUCKETS, buckets)
+    return sum(len(names) * (number + _MORE) for names, number in parts)
 
 
 def choice_text(first_is_lowest: bool) -> str:
@@ -72,15 +91,22 @@ class _Choice:
             "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)",
             f"declare float @llvm.vector.reduce.fadd.v{LANES}f32(float, {FLOAT})",
             f"declare i32 @llvm.vector.reduce.add.v{LANES}i32({INT})",
+            "declare i64 @llvm.cttz.i64(i64, i1)",
         ])  # fmt: skip
 
     def _entry(self) -> str:
         """Load addresses; return the number of rows."""
         t = self._text
-        for k, name in enumerate(_NAMES):
+        for k, name in enumerate(_GIVEN):
             place = t.at("ptr", "%leaves", str(k))
             t.lines.append(f"  %{name}.all = load ptr, ptr {place}")
         rows, self._buckets = (t.load("i64", "%more", str(k), 8) for k in range(2))
+        place = "%room.all"
+        for names, number in ((_OF_ELEMENTS, "%n"), (_OF_BUCKETS, self._buckets)):
+            size = t.new(f"add i64 {number}, {_MORE}")
+            for name in names:
+                t.lines.append(f"  %{name}.all = getelementptr i32, ptr {place}, i64 0")
+                place = t.at("i32", place, size)
         self._width = t.new(f"uitofp i64 {self._buckets} to float")
         self._reach = t.new(f"fdiv float {self._width}, {_REACH}")
         last = t.new(f"trunc i64 {self._buckets} to i32")
@@ -166,29 +192,60 @@ class _Choice:
         t.store("<2 x i32>", "<i32 -1, i32 -1>", "%table.all", end)
 
     def _tell(self) -> tuple[str, str]:
-        """Choose by the buckets; return of how many that does not tell, and the last block."""
+        """Choose by the buckets; return of how many that does not tell, and the last block.
+
+        Numbers that every rank allows, or none, need no bucket.
+        """
         t = self._text
+        least = t.spread(INT, t.new("load i32, ptr %most.all"))
+        most = t.spread(INT, t.load("i32", "%most.all", "%n"))
+        last = t.new(f"and i64 {t.new('sub i64 %n, 1')}, {-LANES}")
         t.begin("tell", {"found": ("i64", "0")})
-        found = "%found"
-        for index in self._turns("%tell.i"):
-            bucket = self._bucket(index)
-            place = t.at("i32", "%table.all", bucket)
-            low = t.new(f"load i32, ptr {place}")
-            high = t.load("i32", place, "1")
-            number = t.load("i32", self._numbers, index)
-            sure = t.new(f"icmp ule i32 {number}, {low}")
-            told = t.new(f"zext i1 {sure} to i8")
-            maybe = t.new(f"icmp ule i32 {number}, {high}")
-            open_ = t.new(f"xor i1 {maybe}, {sure}")
-            if not self._first_is_lowest:  # what is chosen of zeros changes nothing
-                some = t.new(f"icmp ne i32 {t.load('i32', '%copy.all', index)}, 0")
-                open_ = t.new(f"and i1 {open_}, {some}")
-                told = t.new(f"select i1 {open_}, i8 {OPEN}, i8 {told}")
-            t.store("i8", told, self._chosen, index, 1)
-            t.store("i32", t.new(f"trunc i64 {index} to i32"), "%list.all", found)
-            found = t.new(f"add i64 {found}, {t.new(f'zext i1 {open_} to i64')}")
-        t.end("tell", {"found": ("i64", found)}, _UNROLLED, "%n")
-        return found, t.block
+        bits = "0"
+        for k in range(_VECTORS):
+            # of vectors beyond the row the last one is looked at again
+            place = t.new(f"add i64 %tell.i, {k * LANES}")
+            inside = t.new(f"icmp ult i64 {place}, %n")
+            place = t.new(f"select i1 {inside}, i64 {place}, i64 {last}")
+            numbers = t.load(INT, self._numbers, place)
+            sure = t.new(f"icmp ule {INT} {numbers}, {least}")
+            t.store(_BYTES, t.new(f"zext {MASK} {sure} to {_BYTES}"), self._chosen, place, 1)
+            open_ = t.new(f"icmp ule {INT} {numbers}, {most}")
+            open_ = t.new(f"xor {MASK} {open_}, {sure}")
+            own = t.new(f"bitcast {MASK} {open_} to i{LANES}")
+            own = t.new(f"shl i64 {t.new(f'zext i{LANES} {own} to i64')}, {k * LANES}")
+            bits = t.new(f"or i64 {bits}, {own}")
+        left = t.new("sub i64 %n, %tell.i")
+        some = t.new(f"icmp ult i64 {left}, {_VECTORS * LANES}")
+        there = t.new(f"sub i64 {t.new(f'shl i64 1, {left}')}, 1")
+        there = t.new(f"select i1 {some}, i64 {there}, i64 -1")
+        bits = t.new(f"and i64 {bits}, {there}")
+        t.lines += [f"  br i1 {t.new(f'icmp ne i64 {bits}, 0')}, label %one, label %told"]
+        outer, t.lines = t.lines, []
+        found = self._tell_one(t.new("add i64 %tell.i, %one.lane"), "%one.found")
+        body, t.lines = t.lines, outer
+        carried = [f"  %one.found = phi i64 [%found, %tell], [{found}, %one]"]
+        t.lines += each_bit("one", bits, "tell", body, "told", carried, "i64")
+        t.lines += ["told:", f"  %found.told = phi i64 [%found, %tell], [{found}, %one]"]
+        t.end("tell", {"found": ("i64", "%found.told")}, _VECTORS * LANES, "%n")
+        return "%found.told", t.block
+
+    def _tell_one(self, index: str, found: str) -> str:
+        """Write how an element is told by its bucket; return how many are not told up to it."""
+        t = self._text
+        place = t.at("i32", "%table.all", self._bucket(index))
+        low, high = t.new(f"load i32, ptr {place}"), t.load("i32", place, "1")
+        number = t.load("i32", self._numbers, index)
+        sure = t.new(f"icmp ule i32 {number}, {low}")
+        told = t.new(f"zext i1 {sure} to i8")
+        open_ = t.new(f"xor i1 {t.new(f'icmp ule i32 {number}, {high}')}, {sure}")
+        if not self._first_is_lowest:  # what is chosen of zeros changes nothing
+            some = t.new(f"icmp ne i32 {t.load('i32', '%copy.all', index)}, 0")
+            open_ = t.new(f"and i1 {open_}, {some}")
+            told = t.new(f"select i1 {open_}, i8 {OPEN}, i8 {told}")
+        t.store("i8", told, self._chosen, index, 1)
+        t.store("i32", t.new(f"trunc i64 {index} to i32"), "%list.all", found)
+        return t.new(f"add i64 {found}, {t.new(f'zext i1 {open_} to i64')}")
 
     def _each(self, found: str, before: str) -> None:
         """Tell of the rest by their ranks: how many are less, or equal and before."""

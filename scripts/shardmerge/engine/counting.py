@@ -10,6 +10,7 @@ from shardmerge.engine.assembly import (
     LANES,
     MASK,
     StepLines,
+    each_bit,
     inserted,
     loop_text,
     repeated,
@@ -136,32 +137,6 @@ def _stored(kept: range) -> list[str]:
     return [f"  store {INT} %added{k}, ptr %table{k}, align 4" for k in kept]
 
 
-def _each_bit(
-    name: str, bits: str, before: str, body: Sequence[str], after: str, carried: Sequence[str] = ()
-) -> list[str]:
-    """Return a block that goes through the places of set bits, of which there is one at least.
-
-    Args:
-        name: Of the block; a bit's place is %NAME.lane.
-        bits: Of the places.
-        before, after: The blocks before and behind it.
-        body: What is done for each place.
-        carried: Values that go from one place to the next.
-    """
-    whole, own = f"i{LANES}", f"%{name}"
-    return [
-        f"{name}:",
-        f"  {own}.left = phi {whole} [{bits}, %{before}], [{own}.rest, {own}]",
-        *carried,
-        f"  {own}.lane = call {whole} @llvm.cttz.{whole}({whole} {own}.left, i1 true)",
-        *body,
-        f"  {own}.less = sub {whole} {own}.left, 1",
-        f"  {own}.rest = and {whole} {own}.left, {own}.less",
-        f"  {own}.again = icmp ne {whole} {own}.rest, 0",
-        f"  br i1 {own}.again, label {own}, label %{after}",
-    ]
-
-
 def _list(k: int, kept: int) -> list[str]:
     """Return what is found once for a bracket of which keys are kept."""
     marks = kept * (LANES + 2 * BLOCK) + k * BLOCK // LANES
@@ -275,7 +250,7 @@ def _if_any(
     Args:
         k: Number of the value.
         put: What is done before.
-        name, body, carried: As of ``_each_bit``.
+        name, body, carried: As of ``assembly.each_bit``.
     """
     return [
         f"  %some{k} = icmp ne i{LANES} %bits{k}, 0",
@@ -283,6 +258,6 @@ def _if_any(
         f"put{k}:",
         put,
         f"  br label %{name}",
-        *_each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}", carried),
+        *each_bit(name, f"%bits{k}", f"put{k}", body, f"any{k + 1}", carried),
         f"any{k + 1}:",
     ]

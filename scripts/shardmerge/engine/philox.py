@@ -6,7 +6,7 @@ are computed one by one meanwhile, by other parts of the processor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -16,7 +16,7 @@ from shardmerge.engine.native import array_code
 from shardmerge.engine.text import Text
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
-from shardmerge.methods.kernels.masks import KeptMasks
+from shardmerge.methods.kernels.masks import ElementSpan, KeptMasks, in_one_array
 from shardmerge.methods.passes import Chances, Masks, NumbersOf
 from shardmerge.methods.symbolic import Made
 
@@ -27,7 +27,9 @@ _STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 _WORD = (1 << 64) - 1
 _HALF = (1 << 32) - 1
 #: Counters of a turn that are computed in vectors, and one by one. Other numbers took longer.
-_TOGETHER, _ALONE = 16, 4
+_TOGETHER, _ALONE = 8, 6
+#: Rounds that are written out: with all of them it takes four times as long to make the code.
+_WRITTEN = 2
 _VECTOR = f"<{_TOGETHER} x i64>"
 
 
@@ -45,7 +47,11 @@ def chosen_by_chance(wanted: Chances, count: int) -> list[Masks]:
     """
     pairs = zip(wanted.numbers, wanted.bounds, strict=True)
     each = [partial(_below, native_stream(numbers), bound) for numbers, bound in pairs]
-    masks = KeptMasks(lambda *span: [one(*span) for one in each], BLOCK, count, each)
+
+    def find(spans: Sequence[ElementSpan]) -> list[np.ndarray]:
+        return [in_one_array([one(*span) for span in spans]) for one in each]
+
+    masks = KeptMasks(find, BLOCK, count, each)
     return masks.masks(len(each))
 
 
@@ -104,22 +110,49 @@ def stream_text() -> str:
     text = Text()
     given = _array(text, 0)
     begin = text.load("i64", given, "0")
-    keys = [text.load("i64", given, str(k + 1)) for k in range(2 * _ROUNDS)]
-    wide = [text.spread(_VECTOR, key) for key in keys]
     text.begin("loop", {})
     at = text.new(f"add i64 {begin}, %loop.i")
     lanes = ", ".join(f"i64 {lane}" for lane in range(_TOGETHER))
-    together = [text.new(f"add {_VECTOR} {text.spread(_VECTOR, at)}, <{lanes}>"), *_ZEROS]
-    alone = [[text.new(f"add i64 {at}, {_TOGETHER + k}"), "0", "0", "0"] for k in range(_ALONE)]
-    for turn in range(0, 2 * _ROUNDS, 2):
-        together = _round(text, _VECTOR, _products, together, wide[turn : turn + 2])
-        alone = [_round(text, "i64", _product, one, keys[turn : turn + 2]) for one in alone]
+    counters = [(_VECTOR, text.new(f"add {_VECTOR} {text.spread(_VECTOR, at)}, <{lanes}>"))]
+    counters += [("i64", text.new(f"add i64 {at}, {_TOGETHER + k}")) for k in range(_ALONE)]
+    together, *alone = _mixed(text, given, counters)
     _store(text, together, alone)
     text.end("loop", {}, _TOGETHER + _ALONE, "%count")
     return _function(text)
 
 
-_ZEROS = ["zeroinitializer"] * 3
+def _mixed(text: Text, given: str, counters: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """Write all rounds; return the four words of each counter, or vector of them.
+
+    Args:
+        text: Gets the lines.
+        given: Address of the first counter, and of the keys after it.
+        counters: Their types and values.
+    """
+    carried, words = {}, []
+    for number, (kind, counter) in enumerate(counters):
+        words.append([f"%word{number}.{k}" for k in range(4)])
+        zero = "0" if kind == "i64" else "zeroinitializer"
+        carried |= {f"word{number}.{k}": (kind, zero if k else counter) for k in range(4)}
+    text.begin("turn", carried)
+    for turn in range(_WRITTEN):
+        round_ = text.new(f"add i64 %turn.i, {turn}")
+        pair = text.new(f"getelementptr [2 x i64], ptr {given}, i64 {round_}")
+        keys = [text.load("i64", pair, str(k)) for k in (1, 2)]
+        wide = [text.spread(_VECTOR, key) for key in keys]
+        words = [
+            _round(text, kind, _product, one, keys)
+            if kind == "i64"
+            else _round(text, kind, _products, one, wide)
+            for one, (kind, _) in zip(words, counters, strict=True)
+        ]
+    made = [word for one in words for word in one]
+    after = zip(carried.items(), made, strict=True)
+    text.end("turn", {name: (kind, word) for (name, (kind, _)), word in after}, _WRITTEN,
+             str(_ROUNDS))  # fmt: skip
+    return words
+
+
 #: Writes the low and the high word of products: (text, words, factor).
 _Multiply = Callable[[Text, str, int], tuple[str, str]]
 

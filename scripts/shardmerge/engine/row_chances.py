@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.choice_text import OPEN, choice_text
+from shardmerge.engine.choice_text import OPEN, choice_text, room_of
 from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.row_ranks import native_ranks
 from shardmerge.methods.kernels.ranks import Choose, choice_by
@@ -41,7 +41,7 @@ def native_choice(
 
     def choose(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         chosen, left = _told(values, numbers, most, ranks is None)
-        rest = np.flatnonzero(left)
+        (rest,) = left.nonzero()
         if len(rest) and ranks is None:
             chosen[rest] = by_ranks(values[rest], numbers[rest])
         elif len(rest):
@@ -69,19 +69,11 @@ def _told(
     """
     rows, length = values.shape
     buckets = min(1 << max(length.bit_length() - 2, 5), _MOST_BUCKETS)
-    room, left = length + 2 * LANES, np.zeros(rows, np.uint8)
+    left = np.zeros(rows, np.uint8)
     chosen = np.empty(rows * length + LANES, np.uint8)
-    arrays = (
-        *(_longer(one.reshape(-1)) for one in (values, numbers)),
-        most,
-        np.empty(room, np.uint32),
-        np.empty(room, np.uint16),
-        np.empty(buckets + LANES, np.uint32),
-        np.empty(room, np.uint32),
-        left,
-        *(np.empty(buckets + LANES, np.uint32) for _ in range(3)),
-        np.empty(room, np.uint32),
-    )
+    room = np.empty(room_of(length, buckets), np.uint32)
+    given = (_longer(one.reshape(-1)) for one in (values, numbers))
+    arrays = (*given, most, left, room)
     array_code(choice_text, first_is_lowest)(chosen, arrays, length, [rows, buckets])
     return chosen[: rows * length].reshape(rows, length), left
 
@@ -91,6 +83,6 @@ def _longer(x: np.ndarray) -> np.ndarray:
     whole = x
     while isinstance(whole.base, np.ndarray):
         whole = whole.base
-    if place_of(x) + x.nbytes + LANES * x.itemsize <= whole.ctypes.data + whole.nbytes:
+    if place_of(x) + x.nbytes + LANES * x.itemsize <= place_of(whole) + whole.nbytes:
         return x
     return np.concatenate([x, np.zeros(LANES, x.dtype)])

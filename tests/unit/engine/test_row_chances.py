@@ -129,6 +129,27 @@ class TestMasks:
             parts = [masks.mask_of(mask(*span), span[1]) for span in spans]
             assert np.array_equal(np.concatenate(parts), expected)
 
+    @pytest.mark.parametrize("step", [13, 16])
+    def test_groups_are_found_together(self, step: int) -> None:
+        """Where groups are single rows, as in checks: each call takes longer than a row."""
+        count, asked = 1000, []
+        whole = np.random.default_rng(1).random(count) < 0.5
+
+        def find(spans: list[masks.ElementSpan]) -> list[np.ndarray]:
+            asked.append(spans)
+            parts = [whole[first : first + size] for first, size in spans]
+            return [masks.bits_of(np.concatenate(parts))]
+
+        (mask,) = masks.KeptMasks(find, step, count).masks(1)
+        for runs in ([(2 * step, 5), (3 * step + 1, 7), (count - 3, 3)], [(3, 90)], [(0, count)]):
+            wanted = np.concatenate([whole[first : first + size] for first, size in runs])
+            assert np.array_equal(masks.mask_of_runs(mask, runs), wanted)
+        first, second, third = asked
+        last = count // step * step
+        assert first == [(2 * step, 2 * step), (last, count - last)]
+        assert second[0] == (0, 2 * step) and len(second) == 2
+        assert len(third) == 1 and sum(third[0]) == last
+
     def test_room_is_for_the_last_tensor(self) -> None:
         kept, bits = masks._Kept(100), np.zeros(10, np.uint8)
         for begin in range(8):

@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -22,8 +21,10 @@ _REMEMBERED = 4
 #: Of so few elements masks are not made in groups.
 _FEW = 1 << 13
 _BYTE = 8
-#: Finds the masks of some elements, as bits: (first, count).
-FindMasks = Callable[[int, int], list[np.ndarray]]
+#: The first of some elements that follow each other, and their number.
+ElementSpan = tuple[int, int]
+#: Finds the masks of spans of elements, one span after the other, as bits.
+FindMasks = Callable[[Sequence[ElementSpan]], list[np.ndarray]]
 
 
 def bits_of(mask: np.ndarray) -> np.ndarray:
@@ -34,6 +35,11 @@ def bits_of(mask: np.ndarray) -> np.ndarray:
 def mask_of(bits: np.ndarray, count: int) -> np.ndarray:
     """Return the mask of bits, bool [count]."""
     return np.unpackbits(bits, count=count, bitorder="little").view(bool)
+
+
+def in_one_array(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays one after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class KeptMasks:
     """Masks of a tensor, found group by group.
 
     Args:
-        find: Finds those of a group.
+        find: Finds those of some groups.
         step: Elements of a group.
         count: Of the tensor.
         few: What finds each mask of few elements, where that takes no group.
@@ -130,55 +136,82 @@ class KeptMasks:
 
     def masks(self, kinds: int) -> list[Masks]:
         """Return each mask of so many."""
-        return [partial(self._mask, kind) for kind in range(kinds)]
+        return [KeptMask(self, kind) for kind in range(kinds)]
 
-    def _mask(self, kind: int, first: int, count: int) -> np.ndarray:
-        if self._few and count < _FEW:
-            return self._few[kind](first, count)
+    def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
+        """Return the bits of a mask for each of some runs of elements."""
+        if self._few and all(count < _FEW for _, count in runs):
+            return [self._few[kind](*run) for run in runs]
+        groups = {at for run in runs for at in self._groups(*run)}
+        found = self._found(sorted(groups))
+        return [self._cut(*run, {at: found[at][kind] for at in self._groups(*run)}) for run in runs]
+
+    def _groups(self, first: int, count: int) -> range:
+        return range(first // self._step * self._step, first + count, self._step)
+
+    def _cut(self, first: int, count: int, found: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Return the bits of elements by those of their groups."""
         step, end = self._step, first + count
-        groups = range(first // step * step, end, step)
-        self._find_together(groups)
         if step % _BYTE:
-            spans = [(max(at, first) - at, min(at + step, end) - at) for at in groups]
-            pairs = zip(groups, spans, strict=True)
-            parts = [mask_of(self._group(at)[kind], stop)[start:] for at, (start, stop) in pairs]
+            spans = [(max(at, first) - at, min(at + step, end) - at) for at in found]
+            pairs = zip(found.values(), spans, strict=True)
+            parts = [mask_of(bits, stop)[start:] for bits, (start, stop) in pairs]
             return bits_of(np.concatenate(parts))
         begin = first // _BYTE
         parts = [
-            self._group(at)[kind][
-                max(begin - at // _BYTE, 0) : -(-(min(at + step, end) - at) // _BYTE)
-            ]
-            for at in groups
+            bits[max(begin - at // _BYTE, 0) : -(-(min(at + step, end) - at) // _BYTE)]
+            for at, bits in found.items()
         ]
-        bits = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return _moved(bits, first % _BYTE)
+        return _moved(in_one_array(parts), first % _BYTE)
 
-    def _find_together(self, groups: range) -> None:
-        """Find the masks of small groups that follow each other at once, as far as they lack."""
-        most = max(1, BLOCK // self._step)
-        for first in groups[::most] if most > 1 else ():
-            some = range(first, min(first + most * self._step, groups.stop), self._step)
-            lack = [at for at in some if _KEPT.get(self._number, at) is None]
-            if len(lack) < 2:
-                continue
-            begin, end = lack[0], min(lack[-1] + self._step, self._count)
-            for at, masks in self._split(begin, self._find(begin, end - begin), end):
-                _KEPT.put(self._number, at, masks)
+    def _found(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
+        """Return the masks of groups; of those that lack many are found at once."""
+        found = {at: _KEPT.get(self._number, at) for at in groups}
+        lack, most = [at for at in groups if found[at] is None], max(1, BLOCK // self._step)
+        for k in range(0, len(lack), most):
+            found |= self._find_groups(lack[k : k + most])
+        return found
 
-    def _split(
-        self, begin: int, masks: Sequence[np.ndarray], end: int
-    ) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Yield the masks of each of some groups: (first element, masks)."""
-        for at in range(begin, end, self._step):
-            size = min(self._step, end - at)
-            own = [_moved(one[(at - begin) // _BYTE :], (at - begin) % _BYTE) for one in masks]
-            yield at, [one[: -(-size // _BYTE)].copy() for one in own]
+    def _find_groups(self, groups: Sequence[int]) -> dict[int, list[np.ndarray]]:
+        """Find the masks of groups, ascending, and keep them."""
+        spans: list[ElementSpan] = []
+        for at in groups:
+            first = spans.pop()[0] if spans and sum(spans[-1]) == at else at
+            spans.append((first, min(at + self._step, self._count) - first))
+        masks = [BitMask(bits) for bits in self._find(spans)]
+        found = {}
+        for k, at in enumerate(groups):
+            size = min(self._step, self._count - at)
+            found[at] = [mask(k * self._step, size) for mask in masks]
+            _KEPT.put(self._number, at, found[at])
+        return found
 
-    def _group(self, begin: int) -> list[np.ndarray]:
-        if (known := _KEPT.get(self._number, begin)) is None:
-            known = self._find(begin, min(self._step, self._count - begin))
-            _KEPT.put(self._number, begin, known)
-        return known
+
+@dataclass(frozen=True)
+class KeptMask:
+    """One of the masks that are found together.
+
+    Args:
+        of: Finds them.
+        kind: Which of them.
+    """
+
+    of: KeptMasks
+    kind: int
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return the bits of consecutive elements, uint8."""
+        (bits,) = self.of.of_runs(self.kind, [(first, count)])
+        return bits
+
+
+def mask_of_runs(mask: Masks, runs: Sequence[ElementSpan]) -> np.ndarray:
+    """Return a mask, bool, of the elements of some runs, one run after the other."""
+    if isinstance(mask, KeptMask):
+        parts = mask.of.of_runs(mask.kind, runs)
+    else:
+        parts = [mask(*run) for run in runs]
+    return np.concatenate([mask_of(bits, run[1]) for bits, run in zip(parts, runs, strict=True)])
 
 
 def _moved(bits: np.ndarray, places: int) -> np.ndarray:

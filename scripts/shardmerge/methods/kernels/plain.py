@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from shardmerge.methods.kernels.masks import mask_of
+from shardmerge.methods.kernels.masks import mask_of_runs
 from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
@@ -98,10 +98,7 @@ class PlainElements:
 
     @cached_property
     def _places(self) -> np.ndarray:
-        return self._of_runs(lambda first, count: np.arange(first, first + count))
-
-    def _of_runs(self, function: Callable[[int, int], np.ndarray]) -> np.ndarray:
-        return np.concatenate([function(*run) for run in self.runs])
+        return np.concatenate([np.arange(first, first + count) for first, count in self.runs])
 
     def __getitem__(self, index: int) -> Numbers:
         return Numbers(self.arrays[index])
@@ -131,7 +128,7 @@ class PlainElements:
         return Numbers(mask & (band.low <= band.high))
 
     def chosen(self, mask: Masks) -> Numbers:
-        return Numbers(self._of_runs(lambda *run: mask_of(mask(*run), run[1])))
+        return Numbers(mask_of_runs(mask, self.runs))
 
     def exponent(self, value: Numbers) -> Numbers:
         return Numbers(_exponents(value.array).astype(np.float64))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.masks import KeptMasks, bits_of
+from shardmerge.methods.kernels.masks import ElementSpan, KeptMasks, bits_of, in_one_array
 from shardmerge.methods.passes import Masks, RowChances
 
 #: Returns which elements of rows are chosen, bool: (values, numbers), each [rows, length].
@@ -46,12 +46,15 @@ class RowMasks:
         """Return the mask of each kind of values."""
         return self._kept.masks(len(self._choose))
 
-    def _rows(self, begin: int, size: int) -> list[np.ndarray]:
+    def _rows(self, spans: Sequence[ElementSpan]) -> list[np.ndarray]:
         """Return the masks of some whole rows."""
-        values = self._values(begin, size)
+        values = [
+            in_one_array(one) for one in zip(*(self._values(*span) for span in spans), strict=True)
+        ]
+        numbers = [in_one_array([one(*span) for span in spans]) for one in self._numbers]
         return [
-            bits_of(self._flat(choose(self._lines(value), self._lines(number(begin, size)))))
-            for value, number, choose in zip(values, self._numbers, self._choose, strict=True)
+            bits_of(self._flat(choose(self._lines(value), self._lines(number))))
+            for value, number, choose in zip(values, numbers, self._choose, strict=True)
         ]
 
     def _lines(self, x: np.ndarray) -> np.ndarray:
