@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra import expression as ex
+from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.samples import Runs, is_looked_at_whole, remembered_runs, spread_tiles
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
@@ -24,6 +26,7 @@ from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.row_passes import OfRows
 from shardmerge.engine.row_steps import row_groups
+from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
@@ -69,6 +72,7 @@ class RecordedPasses(NativePasses):
         self._recorded = recorded
         self._runs: dict[ex.Call, Runs] = {}
         self._sampled: dict[tuple[ex.Call, Runs], Map] = {}
+        self._columns: dict[ex.Call, Stripes | None] = {}
 
     def sampled(self, call: ex.Call, runs: Runs) -> Map:
         """Return what a call does to some elements: of rows only theirs are looked at again."""
@@ -180,6 +184,31 @@ class RecordedPasses(NativePasses):
         if not right:
             raise _wrong(call, "sums")
         return rows
+
+    def _torch_columns(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
+        """Return recorded sums of columns, of which a spread is made again."""
+        if (known := self._known(call)) is None:
+            return super()._torch_columns(call, wanted)
+        self.answers[call].append(None)
+        shape = call.inputs[0].shape
+        stripes = self._stripes(call)
+        tiles = self._torch_tiles(call, wanted, stripes)
+        sums = _numbers(known, "<f4")
+        right = len(sums) == len(tiles.codes) * math.prod(shape[1:])
+        if right:
+            sums = sums.reshape(len(tiles.codes), -1)
+            right = same(sums[:, stripes.columns] if stripes else sums, tiles.columns())
+        if not right:
+            raise _wrong(call, "sums")
+        return sums
+
+    def _stripes(self, call: ex.Call) -> Stripes | None:
+        """Return the columns that are looked at again, None for all."""
+        if call not in self._columns:
+            code = stated_dtype(call.inputs[0])
+            made = Stripes.spread(call.tensor, call.inputs[0].shape, {code, "F32"})
+            self._columns = {call: made}
+        return self._columns[call]
 
     def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
         """Return masks by recorded thresholds, and by which of the elements at them are recorded.
@@ -334,9 +363,9 @@ def _band(row: Any) -> KeyBand | None:
     return KeyBand(low, high, (ends[0], ends[1]), (ends[2], ends[3]))
 
 
-def _numbers(text: Any) -> np.ndarray:
+def _numbers(text: Any, kind: str = "<f8") -> np.ndarray:
     try:
-        return np.frombuffer(base64.b64decode(text, validate=True), "<f8").astype(np.float64)
+        return np.frombuffer(base64.b64decode(text, validate=True), kind).astype(np.float64)
     except (ValueError, TypeError, binascii.Error):
         return np.zeros(0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.engine.quick_choice import Boundaries, KeysOf
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.methods.kernels.masks import BitMask, bits_of
 from shardmerge.methods.passes import KeyBand, Ranks
 

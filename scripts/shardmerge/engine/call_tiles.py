@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 import base64
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.locations import apart
+from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
@@ -77,11 +80,16 @@ class CallTiles(abc.ABC):
         call: ex.Call,
         function: Callable[[Elements], Sequence[ElementValue]],
         kind: Reducing,
-        reader: TileBuffers | None = None,
+        reader: TileBuffers | Stripes | None = None,
+        stripes: Stripes | None = None,
     ) -> ReducedTiles:
         leaves = block_leaves(call, self._files.stored, self._numerics)
-        found = reduction_for(call, function, kind, leaves, self._numerics, self.map)
-        return ReducedTiles(self._places(leaves), self._files, *found, reader)
+        code, given = reduction_for(call, function, kind, leaves, self._numerics, self.map)
+        places = self._places(leaves)
+        if stripes:
+            reader = stripes.read(places, self._files, [DTYPES[one].size for one in code.leaves])
+            given = replace(given, loads=[partial(stripes.numbers, one) for one in given.loads])
+        return ReducedTiles(places, self._files, code, given, reader)
 
     def _places(self, leaves: Leaves) -> list[Any]:
         return [apart(self._files.locate(leaf)) for leaf in leaves.files]
@@ -91,6 +99,6 @@ class CallTiles(abc.ABC):
         return TileBuffers(self._places(leaves), self._files, sizes, BLOCK)
 
 
-def to_text(table: np.ndarray) -> str:
-    """Return float64 numbers as text, for a record."""
-    return base64.b64encode(table.astype("<f8").tobytes()).decode()
+def to_text(table: np.ndarray, kind: str = "<f8") -> str:
+    """Return float64 numbers as text, for a record, or those of a smaller kind that has them."""
+    return base64.b64encode(table.astype(kind).tobytes()).decode()

@@ -11,8 +11,8 @@ from shardmerge.engine.quick_choice_text import key_ends, numbers_lines
 def heap_text() -> str:
     """Return the function that brings the least numbers of a part to its beginning.
 
-    It makes a heap of the first and puts in what is less than its greatest. Then it sorts the heap
-    if that is asked for.
+    It makes a heap of the first, if they are none yet, and puts in what is less than its greatest.
+    Then it sorts the heap if that is asked for.
     """
     ends = {name: "\n".join(key_ends(name, f"%{name}")) for name in ("most", "b", "value")}
     return _TEXT.format(numbers="\n".join(numbers_lines()), **ends)
@@ -28,7 +28,11 @@ entry:
   %sorts.at = getelementptr i64, ptr %more, i64 4
   %sorts.long = load i64, ptr %sorts.at
   %sorts = icmp ne i64 %sorts.long, 0
-  %is.one = icmp ult i64 %middle, 2
+  %is.made.at = getelementptr i64, ptr %more, i64 5
+  %is.made.long = load i64, ptr %is.made.at
+  %is.made = icmp ne i64 %is.made.long, 0
+  %is.few = icmp ult i64 %middle, 2
+  %is.one = or i1 %is.few, %is.made
   %last.two = sub i64 %middle, 2
   %parent.first = lshr i64 %last.two, 1
   br i1 %is.one, label %select, label %make

@@ -31,8 +31,12 @@ STREAMING_BYTES = 400_000_000
 CUDA_BYTES = 3 << 30
 #: Bytes of an element while it is chosen by torch's order, and where torch itself does it.
 _CHOOSING, _BY_TORCH = 4, 24
-#: Elements at most that native code chooses from: their numbers have 32 bits.
-CHOOSABLE = (1 << 30) - 32
+#: Elements at most that native code chooses from, for each key of which only some are chosen: their
+#: numbers have 32 bits, of which keys take half.
+CHOOSABLE = (1 << 31) - (1 << 24)
+#: Elements whose numbers are held at once while they are chosen: of tensors that have no more; of
+#: larger ones the fewer the more their masks take, but no less than the second.
+_CHOSEN_AT_ONCE, _LEAST_CHOSEN = 24 << 20, 12 << 20
 #: Elements of tensors that are still being written while the next one is begun.
 BEHIND = 1 << 25
 
@@ -113,18 +117,30 @@ def block_length(tasks: Sequence[TensorTask], tuning: Tuning = TUNING) -> int:
     return length
 
 
+def chosen_at_once(count: int) -> int:
+    """Return of how many elements of a tensor the numbers are held while they are chosen.
+
+    Args:
+        count: The tensor's elements.
+    """
+    if count <= _CHOSEN_AT_ONCE:
+        return count
+    return max(_LEAST_CHOSEN, _CHOSEN_AT_ONCE - count // 16)
+
+
 def choosing_bytes(call: ex.Call, numerics: Numerics) -> int:
     """Return the bytes that a call's choices by torch's order take, 0 if there are none.
 
-    The numbers of one input's elements are held at a time. The masks of all inputs are held while
-    the tensor's windows are made, beside those of the tensors before it.
+    The numbers of one input's elements are held at a time, of large tensors those of some. The
+    masks of all inputs are held while the tensor's windows are made, beside those of the tensors
+    before it.
     """
     if not chooses(call, numerics):
         return 0
     count, masks = ex.elements(call.inputs[0]), len(call.inputs) - (call.base is not None)
     own = count <= CHOOSABLE and is_native(call, (), numerics)
-    each = _CHOOSING if own else _BY_TORCH
-    return each * count + masks * (2 * count + BEHIND) // 8
+    chosen = _CHOOSING * chosen_at_once(count) if own else _BY_TORCH * count
+    return chosen + masks * (2 * count + BEHIND) // 8
 
 
 def _decoding(task: TensorTask) -> int:

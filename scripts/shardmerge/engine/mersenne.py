@@ -23,10 +23,10 @@ _STRETCHES = (
 )
 
 
-def native_fill(state: np.ndarray, numbers: np.ndarray) -> None:
-    """Fill an array with the numbers that follow a state, as ``kernels.mersenne`` does."""
+def native_fill(state: np.ndarray, numbers: np.ndarray, skipped: int = 0) -> None:
+    """Fill an array with numbers after a state, as ``kernels.mersenne`` does."""
     room = np.append(state, np.uint32(0))
-    array_code(states_text)(numbers, [room], len(numbers) // WORDS)
+    array_code(states_text)(numbers, [room], skipped + len(numbers) // WORDS, [skipped])
     state[:] = room[:WORDS]
 
 
@@ -42,17 +42,25 @@ def states_text() -> str:
         "entry:",
         "  %words = load ptr, ptr %leaves",
         f"  %last = getelementptr i32, ptr %words, i64 {WORDS}",
+        "  %skipped = load i64, ptr %more",
         "  br label %state",
         "state:",
-        "  %n = phi i64 [0, %entry], [%n.next, %out.end]",
-        f"  %offset = mul i64 %n, {WORDS}",
+        "  %n = phi i64 [0, %entry], [%n.next, %next]",
+        "  %skips = icmp ult i64 %n, %skipped",
+        "  %made = sub i64 %n, %skipped",
+        f"  %offset = mul i64 %made, {WORDS}",
         "  %numbers = getelementptr i32, ptr %output, i64 %offset",
         *body,
         # the last word is made of the first, which is new
         "  %first = load i32, ptr %words",
         "  store i32 %first, ptr %last",
         *_loop("s4", WORDS - 1, WORDS, 1, before, _twisted("s4", 1, _MIDDLE - WORDS)),
-        *_loop("out", 0, WORDS, _LANES, "s4.end", _scrambled()),
+        # what is skipped is not scrambled
+        "  br i1 %skips, label %next, label %told",
+        "told:",
+        *_loop("out", 0, WORDS, _LANES, "told", _scrambled()),
+        "  br label %next",
+        "next:",
         "  %n.next = add i64 %n, 1",
         "  %n.more = icmp ult i64 %n.next, %states",
         "  br i1 %n.more, label %state, label %done",

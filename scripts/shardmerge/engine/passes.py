@@ -77,6 +77,8 @@ class NativePasses(RankPasses):
                 shape, axis
             ):
                 return self._rows(call, wanted)
+            case TorchSums():
+                return self._torch_columns(call, wanted)
             case Chances():
                 return chosen_by_chance(wanted, count)
         note(None)
@@ -84,8 +86,6 @@ class NativePasses(RankPasses):
             case Sums(function, axis):
                 tiles = self._tiles(call, function, "sums")
                 return tiles.sums_along_first(*vectors(shape, axis))
-            case TorchSums():
-                return self._torch_tiles(call, wanted).columns()
             case RowChances():
                 return self._row_masks(call, wanted)
             case TorchDraws(seed):

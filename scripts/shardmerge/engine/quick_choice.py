@@ -8,9 +8,7 @@ of other keys than those two have it does not matter which they are. So 32 bits 
 from __future__ import annotations
 
 import base64
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,10 +16,9 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.heap_text import heap_text
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.memory import CHOOSABLE
-from shardmerge.engine.native import array_code
-from shardmerge.engine.quick_choice_text import NAN, chosen_text, numbers_text, parts_text
+from shardmerge.engine.quick_parts import choose
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import BitMask, mask_of
 from shardmerge.methods.passes import KeyBand, Order, Ranks
@@ -29,75 +26,10 @@ from shardmerge.methods.passes import KeyBand, Order, Ranks
 if TYPE_CHECKING:
     import torch
 
-#: Above all keys.
-_NONE = (1 << 31) - 1
-#: What is left of so few elements is sorted by insertion.
-_FEW = {"sort": 16, "topk": 3}
-#: ``torch.topk`` selects by a heap where no more than one of so many elements is wanted.
-_LEAST_SHARE = 64
+#: All bits but the sign's.
+_MAGNITUDE = (1 << 31) - 1
 #: Elements of what is tried, and how many different values they have.
 _TRIED = ((17, 5), (60, 7), (1000, 3), (3000, 200), (20_000, 40))
-#: One tensor at a time is chosen from, so that the numbers of one are held.
-_TURN = threading.Lock()
-#: Returns the keys of consecutive elements, uint32: (first, count).
-KeysOf = Callable[[int, int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Boundaries:
-    """Which elements are chosen for sure, and between which the sort alone decides.
-
-    Keys are as they are sorted: a descending order has its own.
-
-    Args:
-        descending: The greatest magnitude has the least key.
-        least, most: Elements of keys between them are chosen, those included.
-        open: Keys of which some elements are chosen, ascending.
-        begin, end: The ranks between which those lie.
-    """
-
-    descending: bool
-    least: int
-    most: int
-    open: tuple[int, ...]
-    begin: int
-    end: int
-
-    @classmethod
-    def of(cls, ranks: Ranks, count: int, low: int, high: int) -> Boundaries:
-        """Return those of some ranks, at least one.
-
-        Args:
-            ranks: The last of them less than the number of elements.
-            count: Elements.
-            low, high: The least and the greatest bits of a magnitude with such a rank.
-        """
-        low, high = min(low, NAN), min(high, NAN)
-        first, last = (NAN - high, NAN - low) if ranks.descending else (low, high)
-        zero = NAN if ranks.descending else 0
-        begins, ends = ranks.start > 0, ranks.stop < count
-        # which zeros are chosen does not matter
-        keys = {key for key, is_open in ((first, begins), (last, ends)) if is_open} - {zero}
-        return cls(
-            ranks.descending,
-            first + 1 if begins else 0,
-            last - 1 if ends else NAN,
-            tuple(sorted(keys)),
-            ranks.start if begins and first != zero else 0,
-            ranks.stop if ends and last != zero else count,
-        )
-
-    def told(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return by the bits of magnitudes which elements are chosen for sure, and which perhaps.
-
-        Args:
-            keys: uint32 [elements].
-        """
-        sorted_by = np.minimum(keys, NAN).astype(np.int64)
-        if self.descending:
-            sorted_by = NAN - sorted_by
-        sure = (sorted_by >= self.least) & (sorted_by <= self.most)
-        return sure, np.isin(sorted_by, self.open)
 
 
 def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> str:
@@ -158,7 +90,8 @@ def tensor_mask(values: torch.Tensor, ranks: Ranks, order: Order) -> BitMask:
     narrow = is_usable() and values.itemsize <= 4 and count <= CHOOSABLE
     if ranks.start >= ranks.stop or not (narrow and is_torchs(order)):
         return torch_mask(values, ranks, order)
-    return _array_mask(values.float().numpy().view(np.uint32) & np.uint32(_NONE), ranks, order)
+    keys = values.float().numpy().view(np.uint32) & np.uint32(_MAGNITUDE)
+    return _array_mask(keys, ranks, order)
 
 
 def _array_mask(keys: np.ndarray, ranks: Ranks, order: Order) -> BitMask:
@@ -179,70 +112,14 @@ def quick_mask(keys: KeysOf, count: int, limits: Boundaries, order: Order) -> Bi
         limits: Of the choice.
         order: Whose it is.
     """
-    bits = np.zeros(-(-count // LANES) * (LANES // 8), np.uint8)
-    if not limits.open:
-        _number(keys, count, limits, bits, None)
-        return BitMask(bits)
-    with _TURN:
-        # before the first element lies one that is never greater
-        room = np.empty(count + 1 + LANES, np.uint32)
-        room[0] = 0
-        _number(keys, count, limits, bits, room)
-        one, two = _two(limits)
-        numbers = count, one, two + count
-        _sort(room, numbers, limits, order)
-        stretch = room[1 + limits.begin : 1 + limits.end]
-        array_code(chosen_text)(bits, [stretch], len(stretch), numbers)
-    return BitMask(bits)
-
-
-def _sort(
-    room: np.ndarray, numbers: tuple[int, int, int], limits: Boundaries, order: Order
-) -> None:
-    """Sort numbers as far as it is needed.
-
-    Args:
-        room: They follow its first.
-        numbers: How many there are, and the first numbers of elements of the open keys.
-        limits: Of the choice.
-        order: Whose it is.
-    """
-    count, own = numbers[0], room[1:]
-    if order == "topk" and limits.end * _LEAST_SHARE <= count:
-        array_code(heap_text)(own, [], count, [*numbers, limits.end, 0])
-        return
-    depth = 2 * (count.bit_length() - 1)
-    stack = np.zeros(3 * (depth + 2), np.int64)
-    stack[:3] = 0, count, depth
-    state = np.array([0, 0, 3], np.int64)
-    while state[0] >= 0:
-        more = [*numbers, limits.begin, limits.end, int(state[2]), _FEW[order]]
-        array_code(parts_text)(state, [room, stack], count, more)
-        if state[0] >= 0:
-            first, last = int(state[0]), int(state[1])
-            middle, sorts = (limits.end, 0) if order == "topk" else (last, 1)
-            part = [*numbers, middle - first, sorts]
-            array_code(heap_text)(own[first:], [], last - first, part)
-
-
-def _two(limits: Boundaries) -> tuple[int, int]:
-    return (*limits.open, _NONE, _NONE)[:2]
-
-
-def _number(
-    keys: KeysOf, count: int, limits: Boundaries, bits: np.ndarray, room: np.ndarray | None
-) -> None:
-    """Fill the room with the elements' numbers, and a mask with those that are chosen for sure."""
-    code = array_code(numbers_text, limits.descending)
-    one, two = _two(limits)
-    own = np.zeros(BLOCK + LANES, np.uint32)
-    rest = np.empty(BLOCK + LANES, np.uint32)
-    for first in range(0, count, BLOCK):
-        size = min(BLOCK, count - first)
-        own[:size] = keys(first, size)
-        numbers = rest if room is None else room[1 + first :]
-        more = [first, count, one, two, limits.least, limits.most]
-        code(numbers, [own, bits[first // 8 :]], size, more)
+    many = len(limits.open) * count > CHOOSABLE
+    masks = []
+    for own in limits.singles(count) if many else (limits,):
+        masks.append(np.zeros(-(-count // LANES) * (LANES // 8), np.uint8))
+        choose(keys, count, own, order, masks[-1])
+    for mask in masks[1:]:
+        masks[0] |= mask
+    return BitMask(masks[0])
 
 
 @cache

@@ -13,7 +13,8 @@ from shardmerge.algebra.leaves import block_leaves, stated_dtype
 from shardmerge.algebra.samples import remembered_runs
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
-from shardmerge.engine.quick_choice import Boundaries, KeysOf, mask_like_torch, open_bits
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
@@ -172,10 +173,8 @@ class RankPasses(RowPasses):
 
     def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
         """Return the masks of what torch puts at some ranks, one value after the other."""
-        passes = self._key_passes(call, wanted.function, count)
-        # where equal elements lie is not asked for
-        bands, _ = find_bands(wanted.ranks, passes, lambda *_: 0)
         rows, masks = [], []
+        bands = self._choice_bands(call, wanted, count)
         for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True)):
             keys = self._choice_keys(call, wanted, k)
             mask = self._choose(keys, call, wanted, ranks, band)
@@ -185,6 +184,12 @@ class RankPasses(RowPasses):
             masks.append(mask)
         self.answers[call].append(rows)
         return masks
+
+    def _choice_bands(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[KeyBand]:
+        """Return the keys of what has some ranks; what was counted for that is not kept."""
+        passes = self._key_passes(call, wanted.function, count)
+        # where equal elements lie is not asked for
+        return find_bands(wanted.ranks, passes, lambda *_: 0)[0]
 
     def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""

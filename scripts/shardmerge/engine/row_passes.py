@@ -17,6 +17,7 @@ from shardmerge.engine.call_tiles import CallTiles, to_text
 from shardmerge.engine.philox import native_stream
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
+from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.torch_tiles import TorchTiles
 from shardmerge.methods.contract import BLOCK
@@ -125,7 +126,14 @@ class RowPasses(CallTiles):
         self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
         return answer
 
-    def _torch_tiles(self, call: ex.Call, wanted: TorchSums) -> TorchTiles:
+    def _torch_columns(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
+        answer = self._torch_tiles(call, wanted).columns()
+        self.answers[call].append(to_text(answer, "<f4"))
+        return answer
+
+    def _torch_tiles(
+        self, call: ex.Call, wanted: TorchSums, stripes: Stripes | None = None
+    ) -> TorchTiles:
         codes: list[str] = []
 
         def narrow(x: Elements) -> list[ElementValue]:
@@ -141,8 +149,10 @@ class RowPasses(CallTiles):
         kind: Reducing = "rows" if code == "F32" else "pairs"
         if wanted.kind == "norm":
             kind = "numbers" if code == "F16" else "lanes"
-        tiles, rest = self._tiles(call, narrow, kind), self._tiles(call, wide, "sums")
-        return TorchTiles(wanted, call.inputs[0].shape, codes, tiles, rest)
+        tiles = self._tiles(call, narrow, kind, stripes=stripes)
+        rest = self._tiles(call, wide, "sums", stripes=stripes)
+        shape = stripes.shape if stripes else call.inputs[0].shape
+        return TorchTiles(wanted, shape, codes, tiles, rest)
 
     def _row_masks(self, call: ex.Call, wanted: RowChances) -> list[Masks]:
         ranks = None

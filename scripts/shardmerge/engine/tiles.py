@@ -14,6 +14,7 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.halves import halved_sum, halved_together
 from shardmerge.engine.native import place_of
 from shardmerge.engine.reductions import native_reduction
+from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket
@@ -70,7 +71,7 @@ class ReducedTiles:
         files: ReadFiles,
         reduction: Reduction,
         given: Given,
-        reader: TileBuffers | None = None,
+        reader: TileBuffers | Stripes | None = None,
     ) -> None:
         self._code, self._given = native_reduction(reduction), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]

@@ -188,3 +188,40 @@ class TestChoices:
     ) -> None:
         monkeypatch.setattr(recorded.RecordedPasses, "_choose", lambda *_: pytest.fail("chosen"))
         check(built)
+
+
+@pytest.fixture(scope="module")
+def by_columns(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Return models and a built shard of a tensor whose columns are added up."""
+    group = kernel_cases.ordinary(
+        "nuslerp", (300, 640), 2, torch.float16, nuslerp_flatten=False, nuslerp_row_wise=True
+    )
+    made = {f"m{i}": {"w": tensor} for i, tensor in enumerate(group.tensors)}
+    models = Models(tmp_path_factory.mktemp("columns"), made)
+    call = call_of("nuslerp", group, [models.source(f"m{i}") for i in range(len(made))])
+    spec = models.spec({"w": ("F16", replace(call, tensor="w"))}, numerics=MERGEKIT)
+    return models, spec, dict(models.recorded(spec).passes)
+
+
+def test_few_columns_are_added_up(by_columns: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = []
+    add = TorchTiles._add
+
+    def counted(self: TorchTiles, sums: Any, first: int, count: int) -> list:
+        added.append(count)
+        return add(self, sums, first, count)
+
+    monkeypatch.setattr(TorchTiles, "_add", counted)
+    assert check(by_columns)["undecided"] == 0
+    assert 0 < sum(added) < 300 * 640
+
+
+def test_other_sums_of_columns_are_refused(by_columns: Built) -> None:
+    (call,) = by_columns[2]["w"]
+    for place, text in enumerate(call):
+        numbers = _numbers(text, "<f4")
+        assert len(numbers) == (2, 1)[place] * 640
+        for other in (to_text(numbers * 1.01, "<f4"), "", "none", to_text(numbers[1:], "<f4")):
+            changed = [other if i == place else one for i, one in enumerate(call)]
+            with pytest.raises(UserError, match="recorded that are not those of the sources"):
+                check(by_columns, w=[changed])

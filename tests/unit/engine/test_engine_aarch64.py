@@ -19,6 +19,7 @@ from shardmerge.engine import (
     heap_text,
     mersenne,
     native,
+    parted_text,
     philox,
     quick_choice_text,
     quick_text,
@@ -87,6 +88,9 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "parts": (quick_choice_text.parts_text, 24),
     "chosen": (quick_choice_text.chosen_text, COUNT // 8),
     "heap": (heap_text.heap_text, 4 * COUNT),
+    "counted stops": (lambda: parted_text.counts_text(64), 8 * COUNT // 64),
+    "listed stops": (parted_text.listed_text, 4 * COUNT),
+    "replaced stops": (parted_text.replaced_text, 4 * COUNT),
     "stream": (philox.stream_text, 32 * 56),
     "below": (philox.below_text, COUNT // 8),
     "masked": (lambda: native.assembly(MASKED), 2 * COUNT),
@@ -160,6 +164,8 @@ MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"
 
 #: Those that work on numbers of elements that are chosen, and the key of those at a boundary.
 CHOOSING, KEY = ("told numbers", "parts", "chosen"), 0x3C000000
+PARTING = ("counted stops", "listed stops", "replaced stops")
+MORE |= dict.fromkeys(PARTING, np.array([0, KEY, COUNT], "<i8"))
 MORE |= {
     "told numbers": np.array([0, COUNT, KEY, (1 << 31) - 1, 0, KEY - 1], "<i8"),
     "parts": np.array([COUNT, KEY, (1 << 31) - 1 + COUNT, COUNT // 2, COUNT, 3, 16], "<i8"),
@@ -199,7 +205,7 @@ def leaves_of(name: str) -> list[np.ndarray]:
         keys = np.abs(random.standard_normal(COUNT)).astype("<f2").astype("<f4")
         return [keys.view("u1"), *(np.zeros(4 * COUNT, "u1") for _ in range(2)),
                 np.zeros(4 * COUNT * 2, "u1"), np.ones(4 * COUNT, "u1")]  # fmt: skip
-    if name in CHOOSING:
+    if name in CHOOSING + PARTING:
         keys = random.integers(KEY - 20, KEY + 20, COUNT, np.uint32)
         equal = keys == KEY
         keys[keys > KEY] += COUNT
@@ -243,6 +249,7 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
     own = MORE.get(name, np.array([1], "<i8")).view("u1")
     more[: len(own)] = own
     count = {"states": 64, "stream": 56, "last sums": 999, "last maxima": 999}
+    count["counted stops"] = COUNT // 64
     count = COUNT // 4 if name in IN_ROWS else count.get(name, COUNT)
     (tmp_path / "code.o").write_bytes(machine(processor).emit_object(parsed(make())))
     (tmp_path / "main.c").write_text(DRIVER)

@@ -235,7 +235,7 @@ class TestWhole:
         assert peak <= foretold < 4 * peak  # how much of it pages take varies
 
     def test_a_choice_by_torchs_order_is_foretold(self, tmp_path: Path) -> None:
-        """Four bytes of each element, of one model at a time, and masks."""
+        """Four bytes of some of the elements, of one model at a time, and masks: it stays small."""
         count, models = 40_000_000, "abc"  # 80 MB each
         s = sparse(tmp_path, models, "F16", (count // 2_000, 2_000))
         for seed, model in enumerate(models):
@@ -245,8 +245,8 @@ class TestWhole:
                 file.write(some * (2 * count // len(some)))
         spec = spec_of("F16", call_of("ties", list(s.values()), MERGEKIT), MERGEKIT)
         foretold, peak = workspace_bytes(make_tasks(spec)), measured(tmp_path, spec, threads=2)
-        assert STREAMING_BYTES + 4 * count < foretold < STREAMING_BYTES + 5 * count
-        assert peak <= foretold
+        assert STREAMING_BYTES + count < foretold < STREAMING_BYTES + 3.5 * count
+        assert peak <= min(foretold, 500_000_000)
         assert check_bytes(make_tasks(spec)) == foretold
 
     @pytest.mark.parametrize(("name", "values"), [("ties", {"density": 1.0}), ("sce", {})])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from helpers.sort_orders import bad_order
-from shardmerge.engine import native, quick_choice
-from shardmerge.engine.quick_choice import Boundaries, mask_like_torch, quick_mask, tensor_mask
+from shardmerge.engine import native, quick_choice, quick_parts, streamed_parts
+from shardmerge.engine.choice_bounds import Boundaries
+from shardmerge.engine.quick_choice import mask_like_torch, quick_mask, tensor_mask
 from shardmerge.engine.quick_choice_text import NAN
 from shardmerge.methods.kernels.masks import mask_of
 from shardmerge.methods.kernels.torch_choice import torch_mask
@@ -85,19 +86,71 @@ def test_are_those_of_torch(kind: str, count: int) -> None:
         assert np.array_equal(mask_of(own, count), known), (ranks, order)
 
 
+@pytest.fixture(params=[(32, 64, 40), (64, 128, 200)])
+def small_room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let few numbers be held; return which parts were made that are not."""
+    grid, read, most = request.param
+    monkeypatch.setattr(streamed_parts, "_GRID", grid)
+    monkeypatch.setattr(streamed_parts, "READ", read)
+    monkeypatch.setattr(quick_parts, "READ", read)
+    monkeypatch.setattr(quick_parts, "chosen_at_once", lambda count: min(count, most))
+    seen = []
+    go, hold = streamed_parts.Parted.go, quick_parts._Choice._hold
+
+    def went(parted, room, side):  # noqa: ANN001, ANN202
+        kept = go(parted, room, side)
+        assert kept is None or kept.count <= room.size
+        seen.append("kept" if kept else "parted")
+        return kept
+
+    def held(choice, part):  # noqa: ANN001, ANN202
+        seen.append("held" if part.count <= most else "more")
+        return hold(choice, part)
+
+    monkeypatch.setattr(streamed_parts.Parted, "go", went)
+    monkeypatch.setattr(quick_parts._Choice, "_hold", held)
+    return seen
+
+
+@pytest.mark.parametrize("count", [301, 1000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_need_not_be_held(small_room: list[str], kind: str, count: int) -> None:
+    """The same is chosen where the first parts of a sort are found again when they are read."""
+    values = numbers(kind, count)
+    for ranks, order in ranks_of(count):
+        known = torchs(values, ranks, order)
+        assert np.array_equal(chosen(values, ranks, order), known), (ranks, order)
+    assert {"parted", "kept"} & set(small_room) and "more" not in small_room
+
+
+@pytest.mark.parametrize("kind", ["few", "half"])
+def test_numbers_of_32_bits_are_enough_for_one_key_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Where elements of two keys would need more, each key has a turn of its own."""
+    monkeypatch.setattr(quick_choice, "CHOOSABLE", 1000)
+    made = []
+    choose = quick_parts.choose
+    monkeypatch.setattr(quick_choice, "choose", lambda *a: made.append(a[2].open) or choose(*a))
+    values = numbers(kind, 1000)
+    for ranks in (Ranks(100, 300), Ranks(640, 700), Ranks(10, 990)):
+        assert np.array_equal(chosen(values, ranks, "sort"), torchs(values, ranks, "sort"))
+    assert len(made) > 3 and max(map(len, made)) == 1
+
+
 @pytest.mark.parametrize("order", ["sort", "topk"])
 def test_parts_that_fall_apart_are_put_in_a_heap(
     monkeypatch: pytest.MonkeyPatch, order: Order
 ) -> None:
     """Equal ones among them too: each value occurs four times."""
     heaps = []
-    made = quick_choice.array_code
+    made = quick_parts.array_code
 
     def counted(write, *how):  # noqa: ANN001, ANN002, ANN202
         heaps.append(write.__name__ == "heap_text")
         return made(write, *how)
 
-    monkeypatch.setattr(quick_choice, "array_code", counted)
+    monkeypatch.setattr(quick_parts, "array_code", counted)
     values = np.ceil(bad_order(4000) / 4)
     if order == "topk":
         values = values.max() + 1 - values  # the largest are the first then
@@ -127,7 +180,7 @@ def test_this_torch_is_known() -> None:
 @pytest.mark.parametrize("code", ["F16", "BF16", "F32"])
 def test_another_order_is_torchs(monkeypatch: pytest.MonkeyPatch, order: Order, code: str) -> None:
     """What is tried tells of another order, and torch is asked then."""
-    monkeypatch.setitem(quick_choice._FEW, order, 40)
+    monkeypatch.setitem(quick_parts._FEW, order, 40)
     quick_choice.is_torchs.cache_clear()
     assert not quick_choice.is_torchs(order)
     values, ranks = numbers("brain", 3000).astype("f2").astype("f4"), Ranks(0, 700, True)

@@ -19,8 +19,9 @@ WORDS = 624
 _EVERY, _RECENT = 1 << 10, 32
 #: Bits of a number that a float32 is made of.
 _BITS = (1 << 24) - 1
-#: Makes numbers of a state, uint32 [WORDS], which goes on: (state, numbers to fill).
-Fill = Callable[[np.ndarray, np.ndarray], None]
+#: Makes numbers of a state, uint32 [WORDS], which goes on: (state, numbers to fill, states that are
+#: skipped before).
+Fill = Callable[[np.ndarray, np.ndarray, int], None]
 
 
 class Mersenne:
@@ -55,10 +56,10 @@ class Mersenne:
         while at < end:
             # to where a state is remembered: the asked numbers' beginning, their last, a multiple
             until = min(k for k in (begin, end - 1, end, (at // _EVERY + 1) * _EVERY) if k > at)
-            part = numbers[(at - begin) * WORDS : (until - begin) * WORDS]
             if at < begin:
-                part = np.empty((until - at) * WORDS, np.uint32)
-            self._fill(state, part)
+                self._fill(state, numbers[:0], until - at)
+            else:
+                self._fill(state, numbers[(at - begin) * WORDS : (until - begin) * WORDS], 0)
             at = until
             if at % _EVERY == 0:
                 self._kept.setdefault(at, state.copy())
@@ -69,11 +70,18 @@ class Mersenne:
         return numbers
 
 
-def numpy_fill(state: np.ndarray, numbers: np.ndarray) -> None:
-    """Fill an array with the numbers that follow a state, whole states of them; move it on."""
+def numpy_fill(state: np.ndarray, numbers: np.ndarray, skipped: int = 0) -> None:
+    """Fill an array with numbers after a state, whole states of them; move it on.
+
+    Args:
+        state: uint32 [WORDS].
+        numbers: That are filled.
+        skipped: States whose numbers are not wanted.
+    """
     generator = np.random.MT19937()
     given = generator.state
     given["state"] = {"key": state, "pos": WORDS}
     generator.state = given
+    generator.random_raw(skipped * WORDS, output=False)
     numbers[:] = generator.random_raw(len(numbers))
     state[:] = generator.state["state"]["key"]

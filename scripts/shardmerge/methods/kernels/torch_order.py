@@ -31,6 +31,7 @@ from shardmerge.methods.kernels.torch_rows import (
 from shardmerge.methods.passes import TorchSums, along_first, vectors
 from shardmerge.methods.program import torch_fuses
 
+_FEW_COLUMNS = 1024
 #: Adds consecutive elements to sums, or norms, one for each value: (sums, first, count).
 Feed = Callable[[Sequence[Any], int, int], None]
 
@@ -94,7 +95,9 @@ def _down(feed: Feed, shape: Sequence[int], codes: Sequence[str], wanted: TorchS
             mains = [min(max(in_groups(shape, code) - first, 0), width) for code in codes]
             pairs = zip(codes, mains, strict=True)
             sums = [ColumnSums(rows, width, main, code) for code, main in pairs]
-        step = max(1, BLOCK // columns) if width == columns else 1
+        # of few columns fewer elements: what is made of them stays in a processor's cache
+        few = BLOCK // 4 if columns < _FEW_COLUMNS else BLOCK
+        step = max(1, few // columns) if width == columns else 1
         for row in range(0, rows, step):
             feed(sums, row * columns + first, min(step, rows - row) * width)
         found.append([one.result() for one in sums])
