@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
+from shardmerge.base.direct import go_buffered, is_refusal, open_direct
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import read_into
 
 #: What stays in a core's own cache, between the copy from the page cache and the hash.
 _CHUNK = 1 << 20
@@ -62,8 +64,9 @@ class FileHash(contextlib.AbstractContextManager):
     Args:
         path: The file.
         hasher: Takes all its bytes; by default SHA-256.
-        keep: Whether what is read may stay in the page cache. Without, a file that was written
-            past it does not push out what others read.
+        keep: Whether it is read through the page cache, where others find it. Without, a file
+            that was written past it is read past it too: this takes a tenth of the processor's time
+            where the cache would need new pages, and pushes nothing out.
     """
 
     def __init__(self, path: Path, hasher: Hasher | None = None, *, keep: bool = False) -> None:
@@ -90,18 +93,36 @@ class FileHash(contextlib.AbstractContextManager):
         return self._hash
 
     def _run(self) -> None:
+        flags = os.O_RDONLY | os.O_CLOEXEC
         try:
-            with open(self._path, "rb", buffering=0) as file:
-                self._read(file)
+            if self._keep:
+                fd, direct = os.open(self._path, flags), False
+            else:
+                fd, direct = open_direct(self._path, flags)
+            try:
+                self._read(fd, direct)
+            finally:
+                os.close(fd)
         except OSError as error:
             self._error = error
 
-    def _read(self, file: FileIO) -> None:
-        fd, buffer, place = file.fileno(), memoryview(bytearray(_CHUNK)), 0
+    def _read(self, fd: int, direct: bool) -> None:
+        # its address is a page's
+        buffer, place = memoryview(mmap.mmap(-1, _CHUNK)), 0
         _advise(fd, place, 0, "POSIX_FADV_SEQUENTIAL")
-        while not self._stopped and (count := file.readinto(buffer)):
+        while not self._stopped:
+            try:
+                count = read_into(fd, buffer, place)
+            except OSError as error:
+                if not (direct and is_refusal(error)):
+                    raise
+                go_buffered(fd)
+                direct = False
+                continue
+            if not count:
+                break
             self._hash.update(buffer[:count])
-            if not self._keep:
+            if not (self._keep or direct):
                 _advise(fd, place, count, "POSIX_FADV_DONTNEED")
             place += count
 

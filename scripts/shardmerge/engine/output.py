@@ -11,13 +11,10 @@ from pathlib import Path
 
 from shardmerge.base import diskerrors
 from shardmerge.base.claims import confirm, part_path
+from shardmerge.base.direct import PAGE, go_buffered, is_refusal, open_direct
 from shardmerge.base.errors import UserError
 
-#: Offset, length and address of direct writes are multiples of this.
-PAGE = 4096
 _FICLONE = 0x40049409
-_DIRECT = getattr(os, "O_DIRECT", 0)
-_REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class OutputFile(contextlib.AbstractContextManager):
@@ -34,9 +31,9 @@ class OutputFile(contextlib.AbstractContextManager):
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
         self._size = size
-        self.direct = bool(_DIRECT)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            self._fd = self._create()
+            self._fd, self.direct = open_direct(path, flags, 0o600)
         except OSError as error:
             raise self._error(error) from None
         try:
@@ -63,24 +60,14 @@ class OutputFile(contextlib.AbstractContextManager):
             try:
                 done += os.pwrite(self._fd, buffer[done:end], offset + done)
             except OSError as error:
-                if not (self.direct and error.errno in _REFUSED):
+                if not (self.direct and is_refusal(error)):
                     raise self._error(error) from None
-                self._go_buffered()
-                end = length
+                go_buffered(self._fd)
+                self.direct, end = False, length
 
     def finish(self) -> None:
         """Cut the last page's padding."""
         os.ftruncate(self._fd, self._size)
-
-    def _create(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            return os.open(self._path, flags | _DIRECT, 0o600)
-        except OSError as error:
-            if not self.direct or error.errno not in _REFUSED:
-                raise
-            self.direct = False
-            return os.open(self._path, flags, 0o600)
 
     def _allocate(self) -> None:
         """Reserve the space: a full disk is told at once, and direct writes need not extend.
@@ -96,11 +83,6 @@ class OutputFile(contextlib.AbstractContextManager):
             code = ctypes.get_errno()
             if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise self._error(OSError(code, os.strerror(code)))
-
-    def _go_buffered(self) -> None:
-        self.direct = False
-        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~_DIRECT)
 
     def _error(self, error: OSError) -> UserError:
         hint = diskerrors.disk_error(error).hint

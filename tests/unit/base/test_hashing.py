@@ -1,0 +1,68 @@
+"""A file's hash is the same however it is read: past the page cache, through it, on any system."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from shardmerge.base import direct, hashing
+from shardmerge.base.hashing import FileHash, bound_hash, hasher_like, quick_hasher
+
+#: Sizes about those of a page and of what is read at once.
+SIZES = (0, 1, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (2 << 20) + 17)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+def test_all_bytes_count(tmp_path: Path, size: int, keep: bool) -> None:
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    for hasher, digest in (
+        (None, hashlib.sha256(data).hexdigest()),
+        (quick_hasher(), xxhash.xxh3_128(data).hexdigest()),
+    ):
+        with FileHash(tmp_path / "a", hasher, keep=keep) as found:
+            assert found.result().hexdigest() == digest
+        assert hasher_like(digest).name == (hasher or hashlib.sha256()).name
+
+
+@pytest.mark.skipif(not direct._DIRECT, reason="this system reads nothing directly")
+@pytest.mark.parametrize("at", ["open", "read"])
+def test_file_system_that_reads_nothing_directly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """It refuses when the file is opened, or not before it is read."""
+    (tmp_path / "a").write_bytes(bytes(3_000_000))
+    real_open, real_read, refused = os.open, hashing.read_into, []
+
+    def open_(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
+        if at == "open" and flags & direct._DIRECT:
+            refused.append(path)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_open(path, flags, mode)
+
+    def read(fd: int, into: memoryview, offset: int) -> int:
+        if at == "read" and offset and not refused:
+            refused.append(fd)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real_read(fd, into, offset)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(hashing, "read_into", read)
+    with FileHash(tmp_path / "a") as found:
+        assert found.result().hexdigest() == hashlib.sha256(bytes(3_000_000)).hexdigest()
+    assert len(refused) == 1
+
+
+def test_hash_tells_a_change_of_either() -> None:
+    def bound(data: bytes, sha256: str) -> str:
+        hasher = quick_hasher()
+        hasher.update(data)
+        return bound_hash(hasher, sha256)
+
+    assert len({bound(b"a", "0" * 64), bound(b"b", "0" * 64), bound(b"a", "1" * 64)}) == 3
