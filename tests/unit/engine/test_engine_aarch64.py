@@ -146,6 +146,8 @@ def test_code_is_made_of_every_method(tmp_path: Path, monkeypatch: pytest.Monkey
         assert_compiled(text)
 
 
+#: Bytes behind what a function may write, by one vector more.
+BEHIND = 1 << 16
 #: What outputs hold, if not integers: any two NaNs are the same.
 FLOATS = {"half": "<f2", "sums": "<f8", "halved": "<f8", "rows": "<f4", "pairs": "<f4"}
 FLOATS |= {"lanes": "<f4", "numbers": "<f4", "maxima": "<f8", "kept": "<f8"}
@@ -218,7 +220,9 @@ def leaves_of(name: str) -> list[np.ndarray]:
         keys[::3] = 0
         numbers = random.integers(0, 1 << 32, COUNT, np.uint32)
         most = np.linspace(1 << 30, 3 << 30, COUNT // 4 + 1).astype("<u4")
-        return [one.view("u1") for one in (keys, numbers, most)] + [np.zeros(4 * COUNT, "u1")] * 9
+        room = 4 * choice_text.room_of(COUNT // 4, 256)
+        given = [one.view("u1") for one in (keys, numbers, most)]
+        return [*given, *(np.zeros(size, "u1") for size in (COUNT, room))]
     if name in ("states", "stream"):
         return [random.integers(0, 256, 2500, np.uint8)]
     odd = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 6e-8, -6e-8, 1e-5, 65504.0, 1.0], "<f4")
@@ -264,11 +268,14 @@ def test_same_bits_by_an_emulator(tmp_path: Path, name: str, processor: str) -> 
         stdout=subprocess.PIPE,
         check=True,
     )
-    output = np.zeros(size + 64, "u1")
-    own = [np.append(one, np.zeros(64, "u1")) for one in leaves]
+    output, *own = (
+        np.append(one, np.zeros(BEHIND, "u1")) for one in (np.zeros(size, "u1"), *leaves)
+    )
     addresses = (ctypes.c_void_p * len(own))(*(one.ctypes.data for one in own))
     function = native.compiled(make())
     function(output.ctypes.data, addresses, count, constants.ctypes.data, more.ctypes.data)
+    for written, end in zip((output, *own), (size, *map(len, leaves)), strict=True):
+        assert not written[end + 64 :].any(), "what lies behind it is another's"
     assert len(done.stdout) == size + len(more)
     found = np.frombuffer(done.stdout, "u1")
     np.testing.assert_array_equal(
