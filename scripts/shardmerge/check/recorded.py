@@ -21,7 +21,7 @@ from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.samples import Runs, is_looked_at_whole, remembered_runs, spread_tiles
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import Numerics
-from shardmerge.check.told_choices import GREATEST, ToldMask, ToldRow, told_rows
+from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.row_passes import OfRows
@@ -31,6 +31,7 @@ from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import (
+    GREATEST_KEY,
     NO_BAND,
     Bands,
     Elements,
@@ -296,7 +297,7 @@ class RecordedPasses(NativePasses):
         if (keys := self._known(call)) is None:
             return super()._order_statistics(call, wanted, count)
         right = isinstance(keys, list) and len(keys) == len(wanted.ranks)
-        if not right or not all(type(key) is int and 0 <= key <= GREATEST for key in keys):
+        if not right or not all(type(key) is int and 0 <= key <= GREATEST_KEY for key in keys):
             raise _wrong(call, "order statistics")
         sides = [list(zip(wanted.ranks, keys, strict=True))]
         if not self._are_there(call, lambda x: [wanted.function(x)], sides):
@@ -318,7 +319,7 @@ def _rows_of(runs: Runs, length: int) -> list[tuple[int, int]]:
 def _before(band: KeyBand, ranks: Ranks) -> KeyBand:
     """Return the band of the elements of lower ranks."""
     if ranks.descending:
-        return KeyBand(band.high, GREATEST, (0, band.at_high[0]), _ALL)
+        return KeyBand(band.high, GREATEST_KEY, (0, band.at_high[0]), _ALL)
     return KeyBand(-1, band.low, (0, 0), (0, band.at_low[0]))
 
 
@@ -358,7 +359,7 @@ def _band(row: Any) -> KeyBand | None:
     if len(row) != 6 or any(type(one) is not int or not 0 <= one <= 1 << 62 for one in row):
         return None
     low, high, *ends = row
-    if max(low, high) > GREATEST:
+    if max(low, high) > GREATEST_KEY:
         return None
     return KeyBand(low, high, (ends[0], ends[1]), (ends[2], ends[3]))
 

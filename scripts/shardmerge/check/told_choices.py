@@ -14,10 +14,8 @@ import numpy as np
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.methods.kernels.masks import BitMask, bits_of
-from shardmerge.methods.passes import KeyBand, Ranks
+from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
 
-#: Of keys.
-GREATEST = (1 << 31) - 1
 _NOWHERE = (0, 0)
 
 
@@ -60,7 +58,7 @@ def told_rows(known: Any, ranks: Sequence[Ranks]) -> list[ToldRow] | None:
     for row, own in zip(known, ranks, strict=True):
         if not isinstance(row, list) or [type(one) for one in row] != [int, int, str]:
             return None
-        if not all(0 <= key <= GREATEST for key in row[:2]):
+        if not all(0 <= key <= GREATEST_KEY for key in row[:2]):
             return None
         rows.append(ToldRow(own, *row))
     return rows

@@ -11,12 +11,10 @@ from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket
 from shardmerge.methods.kernels.masks import BitMask
-from shardmerge.methods.passes import KeyBand
+from shardmerge.methods.passes import GREATEST_KEY, KeyBand
 
 #: Keys that are kept at most, of 4 bytes: a twentieth of a tensor of 160 M elements.
 MOST_CAUGHT = 1 << 23
-#: Of keys.
-_GREATEST = (1 << 31) - 1
 
 
 class CaughtKeys:
@@ -72,7 +70,7 @@ class CaughtKeys:
 
         It is known of bands to the greatest key from one that lies in a bracket.
         """
-        if band.high < _GREATEST or band.at_high[0] > 0 or band.at_high[1] < self._marking:
+        if band.high < GREATEST_KEY or band.at_high[0] > 0 or band.at_high[1] < self._marking:
             return None
         for number, one in enumerate(self._brackets):
             if self._marking and one.value == k and one.low <= band.low < one.end:

@@ -81,18 +81,14 @@ class _Choice:
         t.lines += ["  br label %ranked", "ranked:"]
         t.block = "ranked"
         t.end("row", {}, 1, rows)
-        return "\n".join([
-            "define void @merge(ptr %output, ptr %leaves, i64 %n, ptr %constants, ptr %more) {",
-            "entry:",
-            *t.lines,
-            "  ret void",
-            "}",
+        return t.function(
             *DECLARATIONS,
             "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)",
             f"declare float @llvm.vector.reduce.fadd.v{LANES}f32(float, {FLOAT})",
             f"declare i32 @llvm.vector.reduce.add.v{LANES}i32({INT})",
             "declare i64 @llvm.cttz.i64(i64, i1)",
-        ])  # fmt: skip
+            count="%n",
+        )
 
     def _entry(self) -> str:
         """Load addresses; return the number of rows."""

@@ -33,7 +33,7 @@ def counts_text(grid: int) -> str:
     total = t.new(f"call i32 @llvm.vector.reduce.add.v{LANES}i32({INT} {added})")
     t.store("i64", t.new(f"zext i32 {total} to i64"), "%output", "%row.i", 8)
     t.end("row", {}, 1, "%count")
-    return _function(t, f"declare i32 @llvm.vector.reduce.add.v{LANES}i32({INT})")
+    return t.function(f"declare i32 @llvm.vector.reduce.add.v{LANES}i32({INT})")
 
 
 def listed_text() -> str:
@@ -48,7 +48,7 @@ def listed_text() -> str:
         stops = _stops(t, "i32", number, "%least", "%width")
         found = t.new(f"add i64 {found}, {t.new(f'zext i1 {stops} to i64')}")
     t.end("each", {"found": ("i64", found)}, UNROLLED, "%count")
-    return _function(t)
+    return t.function()
 
 
 def replaced_text() -> str:
@@ -70,20 +70,9 @@ def replaced_text() -> str:
         t.store("i32", t.new(f"xor i32 {number}, {change}"), "%output", index)
         left = t.new(f"add i64 {left}, {mask}")
     t.end("each", {"left": ("i64", left)}, UNROLLED, "%count")
-    return _function(t)
+    return t.function()
 
 
 def _stops(t: Text, kind: str, number: str, least: str, width: str) -> str:
     apart = t.new(f"sub {kind} {number}, {least}")
     return t.new(f"icmp ule {kind} {apart}, {width}")
-
-
-def _function(t: Text, *declared: str) -> str:
-    return "\n".join([
-        "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %more) {",
-        "entry:",
-        *t.lines,
-        "  ret void",
-        "}",
-        *declared,
-    ])  # fmt: skip

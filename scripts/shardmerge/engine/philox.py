@@ -102,7 +102,7 @@ def below_text() -> str:
     byte = text.new("lshr i64 %loop.i, 3")
     text.lines.append(f"  store i{LANES} {bits}, ptr {text.at('i8', '%output', byte)}, align 1")
     text.end("loop", {}, LANES, "%count")
-    return _function(text)
+    return text.function()
 
 
 def stream_text() -> str:
@@ -118,7 +118,7 @@ def stream_text() -> str:
     together, *alone = _mixed(text, given, counters)
     _store(text, together, alone)
     text.end("loop", {}, _TOGETHER + _ALONE, "%count")
-    return _function(text)
+    return text.function()
 
 
 def _mixed(text: Text, given: str, counters: Sequence[tuple[str, str]]) -> list[list[str]]:
@@ -214,13 +214,3 @@ def _store(text: Text, together: list[str], alone: list[list[str]]) -> None:
 def _array(text: Text, number: int) -> str:
     """Write the address of an array that the function is given."""
     return text.load("ptr", "%leaves", str(number), align=8)
-
-
-def _function(text: Text) -> str:
-    return "\n".join([
-        "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %more) {",
-        "entry:",
-        *text.lines,
-        "  ret void",
-        "}",
-    ])  # fmt: skip

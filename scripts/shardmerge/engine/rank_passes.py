@@ -17,6 +17,7 @@ from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import row_groups
+from shardmerge.engine.tile_buffers import TileBuffers
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
@@ -107,7 +108,7 @@ class RankPasses(RowPasses):
             numbers[first : first + some] = wanted.number(found)
 
         def sample(k: int) -> np.ndarray:
-            tiles, keys = self._tiles(call, lambda x: [value(x).key()], "bits", reader), []
+            tiles, keys = self._key_bits(call, lambda x: [value(x)], reader), []
             for first, some in _runs(count, length):
                 find(first // length, -(-(first % length + some) // length))
                 keys.append(tiles.bits(first, some)[0])  # of what was read for their rows
@@ -193,7 +194,7 @@ class RankPasses(RowPasses):
 
     def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""
-        tiles = self._tiles(call, lambda x: [wanted.function(x)[k].key()], "bits")
+        tiles = self._key_bits(call, lambda x: [wanted.function(x)[k]])
         return lambda first, size: tiles.bits(first, size)[0]
 
     def _choose(
@@ -203,8 +204,10 @@ class RankPasses(RowPasses):
         count, code = ex.elements(call.inputs[0]), stated_dtype(call.inputs[0])
         return mask_like_torch(keys, count, ranks, band, wanted.order, code)
 
-    def _key_bits(self, call: ex.Call, function: _Values) -> ReducedTiles:
-        return self._tiles(call, lambda x: [value.key() for value in function(x)], "bits")
+    def _key_bits(
+        self, call: ex.Call, function: _Values, reader: TileBuffers | None = None
+    ) -> ReducedTiles:
+        return self._tiles(call, lambda x: [value.key() for value in function(x)], "bits", reader)
 
     def _key_passes(
         self,

@@ -13,6 +13,23 @@ class Text:
         self._names = 0
         self.block = "entry"
 
+    def function(self, *declared: str, count: str = "%count") -> str:
+        """Return the function.
+
+        Args:
+            declared: What it calls.
+            count: Its name for the number of elements.
+        """
+        given = f"ptr %output, ptr %leaves, i64 {count}, ptr %constants, ptr %more"
+        return "\n".join([
+            f"define void @merge({given}) {{",
+            "entry:",
+            *self.lines,
+            "  ret void",
+            "}",
+            *declared,
+        ])  # fmt: skip
+
     def new(self, text: str) -> str:
         """Write a line that makes a value; return its name."""
         self._names += 1

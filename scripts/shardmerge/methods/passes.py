@@ -81,6 +81,8 @@ Places = Callable[[], "np.ndarray"]
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: Added to a number below 2**51 it leaves the nearest integer: in the last bits, and without it.
 RAISED = 1.5 * 2.0**MANTISSA
+#: The greatest key of a float32.
+GREATEST_KEY = (1 << 31) - 1
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
 Axis = Literal["all", "last", "first"]
 

@@ -7,7 +7,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -263,14 +263,13 @@ def _writer() -> Iterator[Callable[[Path, str], None]]:
     Raises:
         UserError, OSError: If a file cannot be written.
     """
-    written: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as pool:
+    pool, written = ThreadPoolExecutor(1), []
+    try:
         yield lambda path, text: written.append(pool.submit(_write_anew, path, text))
-        try:
-            for one in written:
-                one.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for one in written:
+            one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_anew(path: Path, text: str) -> None:

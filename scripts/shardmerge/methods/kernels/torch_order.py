@@ -31,6 +31,7 @@ from shardmerge.methods.kernels.torch_rows import (
 from shardmerge.methods.passes import TorchSums, along_first, vectors
 from shardmerge.methods.program import torch_fuses
 
+#: Columns below which fewer elements are added up at a time.
 _FEW_COLUMNS = 1024
 #: Adds consecutive elements to sums, or norms, one for each value: (sums, first, count).
 Feed = Callable[[Sequence[Any], int, int], None]

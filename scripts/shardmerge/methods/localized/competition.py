@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 from shardmerge.methods.contract import Group
 from shardmerge.methods.elementary import exp
 from shardmerge.methods.passes import Bands, Elements, ElementValue, KeyBand, Maxima, Passes, Sums
 from shardmerge.methods.task_vectors.keep import largest_ranks
 from shardmerge.methods.task_vectors.passes import sum_of
-
-#: Returns the scores of some elements, by input.
-_Scores = Callable[[Elements], dict[int, ElementValue]]
 
 
 def pcb(group: Group) -> Passes:
