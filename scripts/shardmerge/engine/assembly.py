@@ -306,6 +306,7 @@ DECLARATIONS = [
     f"declare {FLOAT} @llvm.fabs.v{LANES}f32({FLOAT})",
     f"declare {DOUBLE} @llvm.fabs.v{LANES}f64({DOUBLE})",
     f"declare i{LANES} @llvm.cttz.i{LANES}(i{LANES}, i1)",
+    f"declare i{LANES} @llvm.ctpop.i{LANES}(i{LANES})",
 ]
 
 
