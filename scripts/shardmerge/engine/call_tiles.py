@@ -21,7 +21,6 @@ from shardmerge.engine.locations import apart
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.tiles import ReducedTiles
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import (
     Elements,
     ElementValue,
@@ -96,7 +95,7 @@ class CallTiles(abc.ABC):
 
     def _reader(self, leaves: Leaves) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return TileBuffers(self._places(leaves), self._files, sizes, BLOCK)
+        return TileBuffers(self._places(leaves), self._files, sizes)
 
 
 def to_text(table: np.ndarray, kind: str = "<f8") -> str:
