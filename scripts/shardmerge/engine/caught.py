@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardmerge.engine.assembly import LANES
+from shardmerge.engine.counting import ROOM
 from shardmerge.engine.tiles import ReducedTiles
-from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket
 from shardmerge.methods.kernels.masks import BitMask
 from shardmerge.methods.passes import GREATEST_KEY, KeyBand
@@ -28,7 +28,7 @@ class CaughtKeys:
     def __init__(self, brackets: Sequence[Bracket], marking: int = 0) -> None:
         self._brackets = list(brackets)
         number = len(brackets)
-        ends = np.cumsum([number * LANES, number * 2 * BLOCK, number * BLOCK // LANES])
+        ends = np.cumsum([number * LANES, number * 2 * ROOM, number * ROOM // LANES])
         self._found = np.zeros(ends[-1], np.int32)
         self._below, self._lists, self._beyond = (
             part.reshape(number, -1) for part in np.split(self._found, ends[:-1])
@@ -40,11 +40,11 @@ class CaughtKeys:
         self._marking, self._number = marking, 0
 
     def add(self, tiles: ReducedTiles, first: int, count: int) -> None:
-        """Look at a tile.
+        """Look at tiles.
 
         Args:
             tiles: Make the key of each element, for each bracket that of its value.
-            first, count: Which elements, at most BLOCK.
+            first, count: Which elements, at most ROOM.
         """
         if self._number > MOST_CAUGHT:
             return
@@ -53,7 +53,7 @@ class CaughtKeys:
             self._kept[k].append(self._lists[k, :number].copy())
             self._number += number
             if self._marking:
-                self._places[k].append(self._lists[k, BLOCK : BLOCK + number] + np.int32(first))
+                self._places[k].append(self._lists[k, ROOM : ROOM + number] + np.int32(first))
                 begin, words = first // LANES, -(-count // LANES)
                 self._marks[k][begin : begin + words] = self._beyond[k, :words]
         self._more[:, 0] = 0
@@ -83,10 +83,10 @@ class CaughtKeys:
                 return BitMask(bits)
         return None
 
-    def tile_of(self, k: int, key: int, number: int) -> tuple[int, int]:
-        """Return the tile that has the so manieth of a value's equal keys, and how many are before.
+    def part_of(self, k: int, key: int, number: int) -> tuple[int, int]:
+        """Return which of what was looked at has the so manieth of a value's equal keys.
 
-        It is the first one, and none, if no bracket tells.
+        And how many are before. It is the first, and none, if no bracket tells.
         """
         for one, own in zip(self._brackets, self._kept, strict=True):
             if one.value == k and one.low <= key < one.end:

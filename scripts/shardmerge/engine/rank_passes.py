@@ -14,6 +14,7 @@ from shardmerge.algebra.samples import remembered_runs
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.counting import ROOM
 from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import RowCode, row_groups
@@ -125,7 +126,7 @@ class RankPasses(RowPasses):
             tiles = self._tiles(call, keys_of, "caught", code.reader)
             keys = CaughtKeys(brackets)
             tiles.in_order(count)
-            for first, some in row_groups(0, rows, length):
+            for first, some in row_groups(0, rows, length, ROOM):
                 find(code, first, some)
                 keys.add(tiles, first * length, some * length)
             return keys.found()
@@ -253,8 +254,8 @@ class RankPasses(RowPasses):
             keys = CaughtKeys(brackets, seen.marking if seen else 0)
             looked = tiles(brackets, "caught")
             looked.in_order(count)
-            for first in range(0, count, BLOCK):
-                keys.add(looked, first, min(BLOCK, count - first))
+            for first in range(0, count, ROOM):
+                keys.add(looked, first, min(ROOM, count - first))
             found = keys.found()
             if seen and found:
                 seen.caught = keys
@@ -293,7 +294,10 @@ class _Seen:
         for one, own in self.counted.items():
             if one.value == k and one.shift == 0 and one.low <= key < one.end:
                 return own.tile_of(key - one.low, number)
-        return self.caught.tile_of(k, key, number) if self.caught else (0, 0)
+        if not self.caught:
+            return 0, 0
+        part, before = self.caught.part_of(k, key, number)
+        return part * (ROOM // BLOCK), before
 
 
 def _runs(count: int) -> list[tuple[int, int]]:
