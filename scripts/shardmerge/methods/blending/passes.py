@@ -91,8 +91,9 @@ def _divergence(pair: Sequence[int]) -> RowSteps:
         return [exp(x, value - peak, not_above=True) for value, peak in pairs]
 
     def terms(x: Elements, totals: Values, values: Values) -> Values:
-        pairs = zip(values, totals, strict=True)
-        p, q = (value / total + _SMALLEST_PROBABILITY for value, total in pairs)
+        inverses = [x.full(1.0).double() / total for total in totals]
+        pairs = zip(values, inverses, strict=True)
+        p, q = (value * inverse + _SMALLEST_PROBABILITY for value, inverse in pairs)
         return [log(x, p / q) * p]
 
     return RowSteps((("maxima", wide), ("sums", exponentials), ("sums", terms)))
