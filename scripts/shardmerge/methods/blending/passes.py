@@ -9,7 +9,7 @@ import numpy as np
 
 from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
-from shardmerge.methods.elementary import exp, log
+from shardmerge.methods.elementary import exp, log, near_exp
 from shardmerge.methods.passes import (
     Elements,
     ElementValue,
@@ -88,7 +88,7 @@ def _divergence(pair: Sequence[int]) -> RowSteps:
 
     def exponentials(x: Elements, greatest: Values, values: Values) -> Values:
         pairs = zip(values, greatest, strict=True)
-        return [exp(x, value - peak, not_above=True) for value, peak in pairs]
+        return [near_exp(x, value - peak) for value, peak in pairs]
 
     def terms(x: Elements, totals: Values, values: Values) -> Values:
         inverses = [x.full(1.0).double() / total for total in totals]
