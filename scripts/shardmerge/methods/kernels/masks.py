@@ -144,10 +144,6 @@ class KeptMasks:
             return [self._few[kind](*run) for run in runs]
         groups = {at for run in runs for at in self._groups(*run)}
         found = self._found(sorted(groups))
-        if len(groups) == 1 and self._step % _BYTE == 0:
-            ((at, masks),) = found.items()
-            mask = BitMask(masks[kind])
-            return [mask(first - at, count) for first, count in runs]
         return [self._cut(*run, {at: found[at][kind] for at in self._groups(*run)}) for run in runs]
 
     def _groups(self, first: int, count: int) -> range:
