@@ -122,7 +122,9 @@ class RankPasses(RowPasses):
             return np.concatenate(keys).reshape(len(chosen) * pieces, -1).view(np.int32)
 
         def caught(brackets: Sequence[Bracket], _: int) -> list[tuple[int, np.ndarray]] | None:
-            keys_of = lambda x: [value(x).key()] * len(brackets)  # noqa: E731
+            def keys_of(x: Elements) -> list[ElementValue]:
+                return [value(x).key()] * len(brackets)
+
             tiles = self._tiles(call, keys_of, "caught", code.reader)
             keys = CaughtKeys(brackets)
             tiles.in_order(count)

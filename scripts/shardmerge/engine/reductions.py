@@ -180,7 +180,7 @@ class NativeReduction:
 
         Args:
             found: int32: of each bracket LANES numbers, counted up, of keys below it; then what is
-                kept of each, and where it is, with room for BLOCK; then bits of each, of the
+                kept of each, and where it is, with room for ROOM; then bits of each, of the
                 elements whose keys lie beyond it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
