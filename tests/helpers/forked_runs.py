@@ -17,18 +17,9 @@ from functools import cache
 from pathlib import Path
 
 #: Other people's modules that nearly every run loads. Each run loads the project's own by itself.
-LOADED = (
-    "snakemake.cli",
-    *(
-        "difflib",
-        "docutils.parsers.rst",
-        "jinja2",
-        "jsonschema",
-        "PIL.Image",
-        "pygments.lexers",
-        "requests",
-    ),
-    *("numpy", "smart_open", "yaml", "yte"),
+LOADED = tuple(
+    "snakemake.cli difflib docutils.parsers.rst jinja2 jsonschema numpy PIL.Image pygments.lexers "
+    "requests smart_open yaml yte".split()
 )
 #: Hashes of texts differ from one run to the next, as those of any two processes do.
 SEEDS = ("1", "2")
