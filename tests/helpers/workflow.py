@@ -119,22 +119,7 @@ class Project:
         self, *arguments: str, cores: int = 2, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake to its end; stdout and stderr come back as one text."""
-        command, variables = self.command(*arguments, cores=cores), environment(env)
-        if any(k.startswith("PYTHON") and v != os.environ.get(k) for k, v in variables.items()):
-            # Python reads them when it starts.
-            return subprocess.run(
-                command,
-                cwd=self.folder,
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=PATIENCE,
-            )
-        with tempfile.NamedTemporaryFile("r", prefix="said-") as said:
-            words = command[command.index("snakemake") + 1 :]
-            status = forked_runs.run(words, self.folder, variables, Path(said.name), PATIENCE)
-            return subprocess.CompletedProcess(command, status, said.read())
+        return run(self.command(*arguments, cores=cores), self.folder, environment(env))
 
     def build(self, *arguments: str, **options: Any) -> None:
         """Build the shards (or these targets) and fail with the output if that does not work."""
@@ -211,6 +196,27 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a run: one thread for every library, no colours."""
     quiet = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"} | quiet | (extra or {})
+
+
+def run(
+    command: list[str], folder: Path, variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m snakemake` in a folder to its end; stdout and stderr come back as one text."""
+    if any(k.startswith("PYTHON") and v != os.environ.get(k) for k, v in variables.items()):
+        # Python reads them when it starts.
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+        )
+    with tempfile.NamedTemporaryFile("r", prefix="said-") as said:
+        words = command[command.index("snakemake") + 1 :]
+        status = forked_runs.run(words, folder, variables, Path(said.name), PATIENCE)
+        return subprocess.CompletedProcess(command, status, said.read())
 
 
 def sha256(path: Path) -> str:
