@@ -29,7 +29,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 READER = "hf_readerREADERreaderREADER"
 WRITER = "hf_writerWRITERwriterWRITER"
 #: What a test may wait for a process to get somewhere.
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 WEIGHTS = "model.safetensors"
 Tensors = Sequence[tuple[str, str, tuple[int, ...]]]

@@ -49,7 +49,7 @@ models:
     parameters: {weight: 0.5}
 dtype: float16
 """
-#: Seconds that a run may take.
+#: Seconds that a run may take: so many that only one that hangs takes longer.
 PATIENCE = 600
 #: Gives a folder by name, made by a function if no worker has made it yet (`conftest.once`).
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -161,7 +161,7 @@ class Project:
             if p.is_file() and p.relative_to(self.folder).parts[0] not in _NOTES
         }
 
-    def kill_when(self, ready: Callable[[], bool], *arguments: str, timeout: float = 120) -> bool:
+    def kill_when(self, ready: Callable[[], bool], *arguments: str) -> bool:
         """Start a run, kill its whole process group with SIGKILL as soon as ``ready`` holds.
 
         Returns:
@@ -175,7 +175,7 @@ class Project:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         try:
             while process.poll() is None and time.monotonic() < end:
                 if ready():

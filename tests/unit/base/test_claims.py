@@ -65,11 +65,11 @@ class Other:
         assert self.process.stdout.readline() == "held\n"
 
     def end(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=300)
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=300)
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ class TestOneMachine:
             )
             for _ in range(4)
         ]
-        assert [process.wait(timeout=60) for process in many] == [0] * 4
+        assert [process.wait(timeout=300) for process in many] == [0] * 4
         assert target.read_text() == "x" * 80
         assert [p.name for p in target.parent.iterdir()] == [target.name]
 
@@ -493,6 +493,6 @@ class TestCommandLines:
         assert process.stdout.readline() == "writing\n"
         assert len(list(target.parent.iterdir())) == 2
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=300)
         assert process.returncode == -signal.SIGTERM
         assert list(target.parent.iterdir()) == []
