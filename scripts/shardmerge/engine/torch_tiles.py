@@ -10,8 +10,12 @@ import numpy as np
 
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.tiles import ReducedTiles
-from shardmerge.methods.kernels.torch_order import TorchNorm, torch_sums
+from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, torch_sums
 from shardmerge.methods.passes import TorchSums
+
+#: Elements that are added up by one call.
+_TOGETHER = 4 * BLOCK
 
 
 class TorchTiles:
@@ -46,7 +50,8 @@ class TorchTiles:
         """
         self._seen = []
         self._tiles.in_order(self.count)
-        return torch_sums(self._feed, self._shape, self.codes, self.wanted), np.stack(self._seen)
+        found = torch_sums(self._feed, self._shape, self.codes, self.wanted, step=_TOGETHER)
+        return found, np.stack(self._seen)
 
     def some(self, begin: int, count: int) -> np.ndarray:
         """Return the answer for some vectors whose elements follow each other."""
@@ -63,14 +68,37 @@ class TorchTiles:
         return self._seen[0]
 
     def _feed(self, sums: Sequence[Any], first: int, count: int) -> None:
-        """Add consecutive elements of one vector, and note what is seen of them."""
-        parts = self._add(sums, first, count)
+        """Add consecutive elements of one vector, and note what is seen of each tile of them."""
+        whole = count // BLOCK * BLOCK
+        if whole:
+            add = self._feed_squares if self.wanted.kind == "norm" else self._feed_parts
+            self._seen.extend(add(sums, first, whole).astype(np.float64))
+        if count == whole:
+            return
+        parts = self._add(sums, first + whole, count - whole)
         if self.wanted.kind == "norm":
             seen = np.concatenate([one.sums for one in sums]).astype(np.float64)
         else:
             flat = (part.reshape(len(sums), -1).astype(np.float64) for part in parts)
             seen = sum(map(halved_sum, flat))[:, None]
         self._seen.append(seen)
+
+    def _feed_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> np.ndarray:
+        """Add whole tiles; return the partial sums after each, [tiles, values, lanes]."""
+        rows = np.empty((count // BLOCK + 1, len(sums), sums[0].lanes), np.float32)
+        rows[0] = np.concatenate([one.sums for one in sums])
+        self._tiles.add_squares(rows, first, count, BLOCK, carried=True)
+        for k, one in enumerate(sums):
+            one.sums = rows[-1, k : k + 1]
+        return rows[1:]
+
+    def _feed_parts(self, sums: Sequence[TorchSum], first: int, count: int) -> np.ndarray:
+        """Add whole tiles; return the sum of each, [tiles, values, 1]."""
+        parts = self._tiles.parts(first, count, sums[0].rows)
+        for one, own in zip(sums, parts, strict=True):
+            one.add_parts(own)
+        tiles = parts.reshape(len(sums), count // BLOCK, -1).astype(np.float64)
+        return halved_sum(tiles).T[:, :, None]
 
     def _add(self, sums: Sequence[Any], first: int, count: int) -> list[np.ndarray]:
         """Add consecutive elements; return for each value what was added, in parts."""
@@ -90,7 +118,7 @@ class TorchTiles:
 
     def _add_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> None:
         rows = np.stack([one.sums for one in sums], axis=1)
-        self._tiles.add_squares(rows, first, count)
+        self._tiles.add_squares(rows, first, count, count // len(rows), carried=False)
         for k, one in enumerate(sums):
             one.sums = rows[:, k]
 

@@ -43,6 +43,7 @@ def torch_sums(
     codes: Sequence[str],
     wanted: TorchSums,
     rows: tuple[int, int] | None = None,
+    step: int = BLOCK,
 ) -> np.ndarray:
     """Return what a pass asks for, float64 [values, vectors].
 
@@ -52,6 +53,7 @@ def torch_sums(
         codes: Of the values' types.
         wanted: The request.
         rows: Which vectors, (first, number), if not all; their elements follow each other.
+        step: Elements of one vector that are fed at a time, of whole tiles.
     """
     number, length = vectors(shape, wanted.axis)
     if number > 1 and along_first(shape, wanted.axis):
@@ -59,9 +61,9 @@ def torch_sums(
     found = []
     for first, size, together in _vectors(number, length, wanted.chunk, rows):
         sums = [new_sum(wanted, size, code, together) for code in codes]
-        step = max(BLOCK, size * together) if together > 1 else BLOCK
-        for at in range(first, first + size * together, step):
-            feed(sums, at, min(step, first + size * together - at))
+        most = max(BLOCK, size * together) if together > 1 else step
+        for at in range(first, first + size * together, most):
+            feed(sums, at, min(most, first + size * together - at))
         found.append([one.result() for one in sums])
     return np.concatenate(found, axis=1)
 
