@@ -130,6 +130,11 @@ class Writer:
         self.dtypes.append("F32")
         return len(self.dtypes) - 1
 
+    def made(self, value: int) -> tuple[str, tuple[int, ...]]:
+        """Return the step that makes a value; without a name if it is a leaf."""
+        step = value - (len(self.dtypes) - len(self.steps))
+        return self.steps[step] if step >= 0 else ("", ())
+
     def constant(self, value: float, dtype: str = "F32") -> int:
         """Return the number of a constant, rounded to a type."""
         self.constants.append(rounded(value, dtype))

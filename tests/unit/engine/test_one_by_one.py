@@ -24,7 +24,7 @@ VALUES: dict[str, Draw] = {
     "few": lambda random: random.normal(0, 1, COUNT) * (random.random(COUNT) < 0.01),
     "large": lambda random: random.normal(0, 3000, COUNT),
     "subnormal": lambda random: random.normal(0, 1e-7, COUNT),
-    "of all sizes": lambda random: random.normal(0, 1, COUNT) * 10.0 ** random.integers(-7, 4, COUNT),
+    "of all sizes": lambda random: random.normal(0, 10.0 ** random.integers(-7, 4, COUNT)),
     "an infinity": lambda _: np.where(np.arange(COUNT) == 20_000, np.inf, 1.0),
     "not a number": lambda _: np.where(np.arange(COUNT) == 20_000, np.nan, 1.0),
 }  # fmt: skip
