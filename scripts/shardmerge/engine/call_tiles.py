@@ -94,9 +94,9 @@ class CallTiles(abc.ABC):
     def _places(self, leaves: Leaves) -> list[Any]:
         return [apart(self._files.locate(leaf)) for leaf in leaves.files]
 
-    def _reader(self, leaves: Leaves) -> TileBuffers:
+    def _reader(self, leaves: Leaves, most: int = BLOCK) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return TileBuffers(self._places(leaves), self._files, sizes, BLOCK)
+        return TileBuffers(self._places(leaves), self._files, sizes, most)
 
 
 def to_text(table: np.ndarray, kind: str = "<f8") -> str:

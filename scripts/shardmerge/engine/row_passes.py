@@ -19,7 +19,7 @@ from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
-from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.engine.torch_tiles import TOGETHER, TorchTiles, in_one_pass
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
@@ -121,10 +121,14 @@ class RowPasses(CallTiles):
 
         return find
 
-    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
-        answer, seen = self._torch_tiles(call, wanted).answer()
-        self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
-        return answer
+    def _torch_sums(self, call: ex.Call, *wanted: TorchSums) -> list[np.ndarray]:
+        """Return sums of whole tensors, which are read once for all."""
+        leaves = block_leaves(call, self._files.stored, self._numerics)
+        reader = self._reader(leaves, TOGETHER)
+        found = in_one_pass([self._torch_tiles(call, one, reader=reader) for one in wanted])
+        for answer, seen in found:
+            self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
+        return [answer for answer, _ in found]
 
     def _torch_columns(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         answer = self._torch_tiles(call, wanted).columns()
@@ -132,7 +136,11 @@ class RowPasses(CallTiles):
         return answer
 
     def _torch_tiles(
-        self, call: ex.Call, wanted: TorchSums, stripes: Stripes | None = None
+        self,
+        call: ex.Call,
+        wanted: TorchSums,
+        stripes: Stripes | None = None,
+        reader: TileBuffers | None = None,
     ) -> TorchTiles:
         codes: list[str] = []
 
@@ -144,13 +152,13 @@ class RowPasses(CallTiles):
         def wide(x: Elements) -> list[ElementValue]:
             return [value.double() for value in wanted.function(x)]
 
-        self._tiles(call, narrow, "counts")
+        self._tiles(call, narrow, "counts", reader)
         (code,) = set(codes)
         kind: Reducing = "rows" if code == "F32" else "pairs"
         if wanted.kind == "norm":
             kind = "numbers" if code == "F16" else "lanes"
-        tiles = self._tiles(call, narrow, kind, stripes=stripes)
-        rest = self._tiles(call, wide, "sums", stripes=stripes)
+        tiles = self._tiles(call, narrow, kind, reader, stripes)
+        rest = self._tiles(call, wide, "sums", reader, stripes)
         shape = stripes.shape if stripes else call.inputs[0].shape
         return TorchTiles(wanted, shape, codes, tiles, rest)
 

@@ -11,11 +11,11 @@ import numpy as np
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, torch_sums
+from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, fed, torch_sums
 from shardmerge.methods.passes import TorchSums
 
 #: Elements that are added up by one call.
-_TOGETHER = 4 * BLOCK
+TOGETHER = 4 * BLOCK
 
 
 class TorchTiles:
@@ -39,35 +39,37 @@ class TorchTiles:
     ) -> None:
         self.wanted, self.codes = wanted, codes
         self.count = math.prod(shape)
-        self._shape = shape
+        self.shape = shape
         self._tiles, self._rest = tiles, rest
         self._seen: list[np.ndarray] = []
 
-    def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the answer, and what was seen of each tile, float64 [tiles, values, numbers].
+    def begin(self) -> None:
+        """Expect that all elements are added up in order."""
+        self._seen = []
+        self._tiles.in_order(self.count)
+
+    def seen(self) -> np.ndarray:
+        """Return what was seen of each tile, float64 [tiles, values, numbers].
 
         Of a sum this is the tile's own sum, of a norm the partial sums after the tile.
         """
-        self._seen = []
-        self._tiles.in_order(self.count)
-        found = torch_sums(self._feed, self._shape, self.codes, self.wanted, step=_TOGETHER)
-        return found, np.stack(self._seen)
+        return np.stack(self._seen)
 
     def some(self, begin: int, count: int) -> np.ndarray:
         """Return the answer for some vectors whose elements follow each other."""
-        return torch_sums(self._add, self._shape, self.codes, self.wanted, (begin, count))
+        return torch_sums(self._add, self.shape, self.codes, self.wanted, (begin, count))
 
     def columns(self) -> np.ndarray:
         """Return the answer for columns."""
-        return torch_sums(self._add, self._shape, self.codes, self.wanted)
+        return torch_sums(self._add, self.shape, self.codes, self.wanted)
 
     def tile(self, sums: Sequence[Any], first: int, count: int) -> np.ndarray:
         """Add a tile to sums; return what is seen of it."""
         self._seen = []
-        self._feed(sums, first, count)
+        self.feed(sums, first, count)
         return self._seen[0]
 
-    def _feed(self, sums: Sequence[Any], first: int, count: int) -> None:
+    def feed(self, sums: Sequence[Any], first: int, count: int) -> None:
         """Add consecutive elements of one vector, and note what is seen of each tile of them."""
         whole = count // BLOCK * BLOCK
         if whole:
@@ -121,6 +123,21 @@ class TorchTiles:
         self._tiles.add_squares(rows, first, count, count // len(rows), carried=False)
         for k, one in enumerate(sums):
             one.sums = rows[:, k]
+
+
+def in_one_pass(several: Sequence[TorchTiles]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each request of one tensor the answer, and what was seen of its tiles."""
+    for one in several:
+        one.begin()
+    running = [fed(one.shape, one.codes, one.wanted, step=TOGETHER) for one in several]
+    found: dict[int, np.ndarray] = {}
+    while len(found) < len(several):
+        for k, (one, steps) in enumerate(zip(several, running, strict=True)):
+            try:
+                one.feed(*next(steps))
+            except StopIteration as end:
+                found[k] = end.value
+    return [(found[k], one.seen()) for k, one in enumerate(several)]
 
 
 def _whole(one: Any, count: int) -> int:
