@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class TorchTiles:
         shape: Of the tensor.
         codes: Of the values' types, which are one.
         tiles: Adds up the values' parts, or squares.
-        rest: Makes the values themselves, which are fewer than such a part.
+        rest: Returns what makes the values themselves, where they are fewer than such a part.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class TorchTiles:
         shape: Sequence[int],
         codes: Sequence[str],
         tiles: ReducedTiles,
-        rest: ReducedTiles,
+        rest: Callable[[], ReducedTiles],
     ) -> None:
         self.wanted, self.codes = wanted, codes
         self.count = math.prod(shape)
         self.shape = shape
-        self._tiles, self._rest = tiles, rest
+        self._tiles, self._rest = tiles, cache(rest)
         self._seen: list[np.ndarray] = []
 
     def begin(self) -> None:
@@ -112,7 +113,7 @@ class TorchTiles:
             for one, own in zip(sums, parts[0], strict=True):
                 one.add_parts(own)
         if count > whole:
-            values = self._rest.values(first + whole, count - whole).astype(np.float32)
+            values = self._rest().values(first + whole, count - whole).astype(np.float32)
             for one, own in zip(sums, values, strict=True):
                 one.add(own)
             parts.append(values)

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -82,6 +82,8 @@ Reducing = Literal[
     "lanes",
     "numbers",
 ]
+#: Returns it by the codes of the values' types.
+ReducingOf = Callable[[Sequence[str]], Reducing]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
 #: lanes of a vector or number by number.
 IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
