@@ -102,13 +102,13 @@ def test_few_tiles_are_added_up(built: Built, monkeypatch: pytest.MonkeyPatch) -
     """Which sums cancel, so that all of their tiles must be, depends on the numbers."""
     monkeypatch.setattr(recorded, "spread_tiles", lambda name, number: [1])
     tiles = []
-    feed = TorchTiles._feed
+    feed = TorchTiles.feed
 
     def counted(self: TorchTiles, sums: Any, first: int, count: int) -> None:
         tiles.append(first)
         feed(self, sums, first, count)
 
-    monkeypatch.setattr(TorchTiles, "_feed", counted)
+    monkeypatch.setattr(TorchTiles, "feed", counted)
     check(built)
     assert len(tiles) < 4 * sum(len(call) for calls in built[2].values() for call in calls)
 
