@@ -13,6 +13,7 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.telling import Side, sides_of
 from shardmerge.methods.kernels.masks import BitMask, bits_of
 from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
 
@@ -39,15 +40,9 @@ class ToldRow:
         """The keys, without the elements at either end."""
         return KeyBand(self.low, self.high, _NOWHERE, _NOWHERE)
 
-    def sides(self, count: int) -> list[tuple[int, int]]:
-        """Return (rank from the least, key) of what must be so among so many elements."""
-        first, last = self.ranks.start, self.ranks.stop - 1
-        if first > last:
-            return []
-        if self.ranks.descending:
-            first, last = count - 1 - last, count - 1 - first
-        pairs = ((first, self.low, first > 0), (last, self.high, last < count - 1))
-        return [(rank, key) for rank, key, matters in pairs if matters]
+    def sides(self, count: int) -> list[Side]:
+        """Return what must be so of the keys among so many elements."""
+        return sides_of(self.ranks, self.low, self.high, count)
 
 
 def told_rows(known: Any, ranks: Sequence[Ranks]) -> list[ToldRow] | None:

@@ -127,15 +127,16 @@ class ReducedTiles:
         values = self.values(first, count)
         return values.reshape(len(values), rows, -1)
 
-    def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
+    def table(self, count: int, chosen: Sequence[int], step: int = BLOCK) -> np.ndarray:
         """Return what some tiles add to sums or counts, float64 [sums, tiles].
 
         Args:
             count: Elements of the whole tensor.
             chosen: Numbers of the tiles.
+            step: Elements of a tile, at most BLOCK.
         """
-        spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
-        self.in_order(count if len(spans) * BLOCK >= count else 0)
+        spans = [(i * step, min(step, count - i * step)) for i in chosen]
+        self.in_order(count if len(spans) * step >= count else 0)
         if self._code.reduction.kind == "counts":
             return np.stack([self._counts(*span).astype(np.float64) for span in spans], axis=-1)
         return halved_together([self._parts(*span) for span in spans])
