@@ -6,8 +6,10 @@ And its header against the plan, and a sample of every tensor against the source
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash, Hasher, bound_hash, hasher_like
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.error_bounds import Estimate
-from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to, stored_dtype
 from shardmerge.check.kernels import TooLargeError, UndecidedError
 from shardmerge.check.leaves import OpenLeaves, described
 from shardmerge.check.recompute import Recomputer
-from shardmerge.check.samples import TensorFile
+from shardmerge.check.samples import TensorFile, ranges_of
 from shardmerge.check.statistics import Statistics
 from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
@@ -86,11 +88,13 @@ def check_shard(
     for key, path in sources.items():
         watch.begin(path, spec.files.get(key))
     with contextlib.ExitStack() as stack:
-        whole = (
-            stack.enter_context(FileHash(shard, hasher_like(xxh3 or sha256))) if sha256 else None
-        )
         output = stack.enter_context(TensorFile(shard))
         _check_header(spec, output)
+        written = _Written(spec, output)
+        whole = None
+        if sha256:
+            whole = FileHash(shard, hasher_like(xxh3 or sha256), excerpts=written.ranges())
+            written.hashed = stack.enter_context(whole)
         leaves = OpenLeaves(spec, sources, deltas, stack)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read, leaves)
         findings = _Findings()
@@ -101,7 +105,7 @@ def check_shard(
             recomputer.forget(dict(zip(task.calls, found, strict=False)))
             told = (probes or {}).get(tensor.name, ())
             _check_tensor(
-                task, output, leaves, recomputer, told, spec.allow_nonfinite, findings, statistics
+                task, written, leaves, recomputer, told, spec.allow_nonfinite, findings, statistics
             )
         if whole:
             _check_bytes(shard, whole.result(), sha256, xxh3)
@@ -125,6 +129,43 @@ def check_shard(
         "not_sampled": findings.not_sampled,
         "statistics": statistics.to_json(),
     }
+
+
+class _Written:
+    """The tensors of a shard.
+
+    Args:
+        spec: What it holds.
+        file: The shard, whose header is as the specification says.
+
+    Attributes:
+        runs: Of each tensor the elements that are looked at.
+        hashed: Reads the whole file, and keeps these elements; without it they are read.
+    """
+
+    def __init__(self, spec: ShardSpec, file: TensorFile) -> None:
+        self.file, self._entries = file, file.header.tensors
+        self.runs = {one.name: sample_runs(one.name, math.prod(one.shape)) for one in spec.tensors}
+        self.hashed: FileHash | None = None
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Return where the elements lie, as (offset, bytes), ascending."""
+        return sorted(one for name in self.runs for one in self._ranges(name))
+
+    def _ranges(self, name: str) -> list[tuple[int, int]]:
+        return ranges_of(self._entries[name], self.runs[name])
+
+    def sample(self, name: str) -> np.ndarray:
+        """Return a tensor's elements that are looked at, as they are stored."""
+        if not self.hashed:
+            return self.file.read(self._entries[name], self.runs[name])
+        dtype = stored_dtype(self._entries[name].dtype)
+        return np.frombuffer(self.hashed.excerpt(self._ranges(name)), dtype)
+
+    def read(self, name: str, runs: Runs) -> np.ndarray:
+        """Return elements of a tensor, float64."""
+        entry = self._entries[name]
+        return decoded(self.file.read(entry, runs), entry.dtype)
 
 
 def check_hash(path: Path, found: str, recorded: str) -> None:
@@ -174,7 +215,7 @@ def _check_header(spec: ShardSpec, output: TensorFile) -> None:
 
 def _check_tensor(
     task: TensorTask,
-    output: TensorFile,
+    written: _Written,
     leaves: OpenLeaves,
     recomputer: Recomputer,
     recorded: Sequence[Recorded],
@@ -183,11 +224,10 @@ def _check_tensor(
     statistics: Statistics,
 ) -> None:
     tensor = task.tensor
-    where = f"{output.path}, tensor {tensor.name!r}"
-    runs = sample_runs(tensor.name, int(np.prod(tensor.shape, dtype=np.int64)))
-    if not runs:
+    where = f"{written.file.path}, tensor {tensor.name!r}"
+    if not (runs := written.runs[tensor.name]):
         return
-    stored = output.read(output.header.tensors[tensor.name], runs)
+    stored = written.sample(tensor.name)
     floating = tensor.dtype in FLOAT_FORMATS
     found = decoded(stored, tensor.dtype) if floating else stored
     if floating:
@@ -202,13 +242,9 @@ def _check_tensor(
         findings.verbatim += 1
         findings.elements += len(stored)
         return
-    entry = output.header.tensors[tensor.name]
-
-    def written(some: Runs) -> np.ndarray:
-        return decoded(output.read(entry, some), tensor.dtype)
-
     try:
-        probed = recomputer.probe(tensor, recorded, written, finite=not allow_nonfinite)
+        read = partial(written.read, tensor.name)
+        probed = recomputer.probe(tensor, recorded, read, finite=not allow_nonfinite)
         estimate = recomputer.estimate(tensor.expression, runs, tensor.dtype)
     except (TooLargeError, UndecidedError):
         findings.not_sampled.append(tensor.name)
