@@ -28,6 +28,11 @@ class FloatFormat:
         return 2.0**-self.precision
 
     @property
+    def least(self) -> float:
+        """The largest rounding error of numbers next to 0."""
+        return max(2.0 ** (self.smallest - self.precision), 5e-324)
+
+    @property
     def maximum(self) -> float:
         """The largest finite number."""
         return (2 - 2.0 ** (1 - self.precision)) * 2.0**self.largest

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shardmerge.algebra.leaves import calls_in_passes, is_copied, simplify
 from shardmerge.algebra.samples import Runs, positions, sample_runs
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
@@ -27,7 +28,6 @@ from shardmerge.check.leaves import OpenLeaves, described
 from shardmerge.check.recompute import Recomputer
 from shardmerge.check.samples import TensorFile, ranges_of
 from shardmerge.check.statistics import Statistics
-from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
 from shardmerge.methods.registry import Recorded
 
@@ -100,13 +100,12 @@ def check_shard(
         findings = _Findings()
         statistics = Statistics(recomputer)
         for tensor in spec.tensors:
-            task = make_task(tensor, leaves.stored, spec.numerics)
+            calls = calls_in_passes(simplify(tensor.expression), spec.numerics)
             found = (passes or {}).get(tensor.name, ())
-            recomputer.forget(dict(zip(task.calls, found, strict=False)))
+            recomputer.forget(dict(zip(calls, found, strict=False)))
             told = (probes or {}).get(tensor.name, ())
-            _check_tensor(
-                task, written, leaves, recomputer, told, spec.allow_nonfinite, findings, statistics
-            )
+            allowed = spec.allow_nonfinite
+            _check_tensor(tensor, written, leaves, recomputer, told, allowed, findings, statistics)
         if whole:
             _check_bytes(shard, whole.result(), sha256, xxh3)
         watch.confirm()
@@ -214,7 +213,7 @@ def _check_header(spec: ShardSpec, output: TensorFile) -> None:
 
 
 def _check_tensor(
-    task: TensorTask,
+    tensor: OutputTensor,
     written: _Written,
     leaves: OpenLeaves,
     recomputer: Recomputer,
@@ -223,18 +222,18 @@ def _check_tensor(
     findings: _Findings,
     statistics: Statistics,
 ) -> None:
-    tensor = task.tensor
     where = f"{written.file.path}, tensor {tensor.name!r}"
     if not (runs := written.runs[tensor.name]):
         return
     stored = written.sample(tensor.name)
-    floating = tensor.dtype in FLOAT_FORMATS
+    floating, expression = tensor.dtype in FLOAT_FORMATS, simplify(tensor.expression)
+    copied = is_copied(expression, tensor.dtype, leaves.stored)
     found = decoded(stored, tensor.dtype) if floating else stored
     if floating:
         findings.nonfinite += int((~np.isfinite(found)).sum())
-        statistics.add(tensor, runs, found, copied=task.kind == "copy")
-    if task.kind == "copy":
-        wanted = leaves.read(task.expression, runs)
+        statistics.add(tensor, runs, found, copied=copied)
+    if copied:
+        wanted = leaves.read(expression, runs)
         bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")
         if bad.any():
             shown = decoded(wanted, tensor.dtype) if floating else wanted
