@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 #: Parts of a tile that are added up at once, by the most sums for which registers are enough.
 _WAYS = ((4, 8), (12, 4), (1 << 30, 2))
+#: These parts at most, and those of what is added up of few tiles, where it takes longer to make
+#: the code than to run it.
+MOST_PARTS, FEW_PARTS = 8, 2
 #: Steps from which on adding up is little of the work: parts at most, less text to compile.
 _LONG, _FEWER = 32, 4
 
@@ -36,10 +39,12 @@ class NativeReduction:
 
     Args:
         reduction: What it computes.
+        most: Parts of a tile that are added up at once, at most: the sums are the same.
         functions: By the number of parts of a tile that are added up.
     """
 
     reduction: Reduction
+    most: int = MOST_PARTS
     functions: dict[int, Callable[..., None]] = field(default_factory=dict)
 
     def sums(
@@ -54,7 +59,7 @@ class NativeReduction:
             constants: That the steps name.
         """
         kept, length = len(self.reduction.values), count // rows
-        ways, left = halving(self.reduction, length)
+        ways, left = halving(self.reduction, length, self.most)
         if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
         buffer = np.empty((kept, rows, length // ways))
@@ -211,24 +216,30 @@ class NativeReduction:
         return self.functions[ways]
 
 
-def halving(reduction: Reduction, length: int) -> tuple[int, int]:
+def halving(reduction: Reduction, length: int, limit: int = MOST_PARTS) -> tuple[int, int]:
     """Return how many parts of a row are added up at once, and how many values are left of it.
 
     Args:
         reduction: Which adds up.
         length: Elements of a row.
+        limit: Of the parts.
     """
     most = next(ways for kinds, ways in _WAYS if len(reduction.values) <= kinds)
     most = min(most, _FEWER) if len(reduction.steps) >= _LONG else most
     vectors, rest = divmod(length, LANES)
     halves = 1 if rest else vectors & -vectors
-    return (1, length) if halves == 1 else (min(most, halves), length // halves)
+    return (1, length) if halves == 1 else (min(most, halves, limit), length // halves)
 
 
 @cache
-def native_reduction(reduction: Reduction) -> NativeReduction:
-    """Return a reduction's native code, made when it is first used."""
-    return NativeReduction(reduction)
+def native_reduction(reduction: Reduction, most: int = MOST_PARTS) -> NativeReduction:
+    """Return a reduction's native code, made when it is first used.
+
+    Args:
+        reduction: What it computes.
+        most: Parts of a tile that are added up at once, at most.
+    """
+    return NativeReduction(reduction, most)
 
 
 _HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %extra) {"

@@ -13,7 +13,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.halves import halved_sum, halved_together
 from shardmerge.engine.native import place_of
-from shardmerge.engine.reductions import native_reduction
+from shardmerge.engine.reductions import MOST_PARTS, native_reduction
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
@@ -63,6 +63,7 @@ class ReducedTiles:
         reduction: What is made of them.
         given: What that needs besides.
         reader: Reads these leaves for others too.
+        parts: Of a tile that are added up at once, at most.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class ReducedTiles:
         reduction: Reduction,
         given: Given,
         reader: TileBuffers | Stripes | None = None,
+        parts: int = MOST_PARTS,
     ) -> None:
-        self._code, self._given = native_reduction(reduction), given
+        self._code, self._given = native_reduction(reduction, parts), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]
         self._buffers = reader or TileBuffers(locations, files, self._sizes)
         self._tables = [table.ctypes.data for table in given.tables]
