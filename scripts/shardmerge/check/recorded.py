@@ -26,7 +26,6 @@ from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
 from shardmerge.engine.rank_passes import step_of
-from shardmerge.engine.reductions import FEW_PARTS
 from shardmerge.engine.row_passes import OfRows
 from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.stripes import Stripes
@@ -66,7 +65,7 @@ class RecordedPasses(NativePasses):
         recorded: Of each call what the merge job found.
     """
 
-    _together, _parts = 1, FEW_PARTS
+    _little = True
 
     def __init__(
         self, files: ReadFiles, numerics: Numerics, recorded: Mapping[ex.Call, Sequence[Any]]

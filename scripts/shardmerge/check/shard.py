@@ -279,10 +279,10 @@ def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndar
     overflowed = np.isinf(found) & (largest >= FLOAT_FORMATS[dtype].overflow)
     overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
     good = same | (distance <= tolerance * (1 + 2.0**-40)) | overflowed | np.isinf(error)
-    exact = error == 0
-    rounded = round_to(dtype, value)
-    equal = (found == rounded) & (np.signbit(found) == np.signbit(rounded))
-    good = np.where(exact, equal | (np.isnan(found) & np.isnan(rounded)), good)
+    exact = np.nonzero(error == 0)
+    rounded, own = round_to(dtype, value[exact]), found[exact]
+    equal = (own == rounded) & (np.signbit(own) == np.signbit(rounded))
+    good[exact] = equal | (np.isnan(own) & np.isnan(rounded))
     ratio = np.where(np.isfinite(distance) & np.isfinite(tolerance), distance / tolerance, 0.0)
     return ~good, ratio
 

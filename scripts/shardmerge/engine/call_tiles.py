@@ -18,7 +18,6 @@ from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.locations import apart
-from shardmerge.engine.reductions import MOST_PARTS
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.tiles import ReducedTiles
@@ -44,8 +43,8 @@ class CallTiles(abc.ABC):
         numerics: In which it computes.
     """
 
-    #: Of a tile that are added up at once, at most.
-    _parts = MOST_PARTS
+    #: Whether few tiles of all are looked at.
+    _little = False
 
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         self._files, self._numerics = files, numerics
@@ -93,7 +92,7 @@ class CallTiles(abc.ABC):
         if stripes:
             reader = stripes.read(places, self._files, [DTYPES[one].size for one in code.leaves])
             given = replace(given, loads=[partial(stripes.numbers, one) for one in given.loads])
-        return ReducedTiles(places, self._files, code, given, reader, self._parts)
+        return ReducedTiles(places, self._files, code, given, reader, little=self._little)
 
     def _places(self, leaves: Leaves) -> list[Any]:
         return [apart(self._files.locate(leaf)) for leaf in leaves.files]

@@ -13,7 +13,7 @@ from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.engine.halves import halved_sum, halved_together
 from shardmerge.engine.native import place_of
-from shardmerge.engine.reductions import MOST_PARTS, native_reduction
+from shardmerge.engine.reductions import native_reduction
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
@@ -63,7 +63,7 @@ class ReducedTiles:
         reduction: What is made of them.
         given: What that needs besides.
         reader: Reads these leaves for others too.
-        parts: Of a tile that are added up at once, at most.
+        little: Whether few of them are reduced.
     """
 
     def __init__(
@@ -73,9 +73,10 @@ class ReducedTiles:
         reduction: Reduction,
         given: Given,
         reader: TileBuffers | Stripes | None = None,
-        parts: int = MOST_PARTS,
+        *,
+        little: bool = False,
     ) -> None:
-        self._code, self._given = native_reduction(reduction, parts), given
+        self._code, self._given = native_reduction(reduction, little=little), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]
         self._buffers = reader or TileBuffers(locations, files, self._sizes)
         self._tables = [table.ctypes.data for table in given.tables]
@@ -241,6 +242,17 @@ class ReducedTiles:
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.bits) for i in spans]
         pieces = [piece for part in parts for piece in part]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+    def bits_of(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the keys of spans of elements, one after the other, uint32 [values, elements].
+
+        Where nothing depends on where elements lie, spans are looked at together.
+        """
+        count, given = sum(size for _, size in spans), self._given
+        if len(spans) == 1 or count > BLOCK or given.moving or given.loads or given.tables:
+            found = [self.bits(*span) for span in spans]
+            return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+        return self._code.bits(self._buffers.gathered(spans), count, given.constants)
 
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns].

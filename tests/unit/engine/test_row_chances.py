@@ -103,9 +103,9 @@ class TestChoice:
 
 class TestMasks:
     @pytest.mark.parametrize("shape", [(40, 33), (9, 20, 3), (600,), (2, 1, 5)])
-    @pytest.mark.parametrize("room", [0, 1 << 20])
+    @pytest.mark.parametrize(("room", "little"), [(0, False), (1 << 20, False), (0, True)])
     def test_of_any_stretch(
-        self, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], room: int
+        self, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], room: int, little: bool
     ) -> None:
         """Rows of the second dimension, whatever comes after it, kept or found each time."""
         monkeypatch.setattr(masks, "_KEPT", masks._Kept(room))
@@ -114,8 +114,8 @@ class TestMasks:
         stream, table = RandomStream((3, 4)), bounds_of(length)
         wanted = RowChances(lambda x: [], (stream,), (table,))
         made = RowMasks(
-            lambda first, count: [values[first : first + count]],
-            wanted, shape, [native_choice(table)], together=130,
+            lambda spans: [np.concatenate([values[first : first + size] for first, size in spans])],
+            wanted, shape, [native_choice(table)], together=130, little=little,
         )  # fmt: skip
         (mask,) = made.masks()
         rows = (
