@@ -79,7 +79,7 @@ class NativePasses(RankPasses):
             case TorchSums():
                 return self._torch_columns(call, wanted)
             case Chances():
-                return chosen_by_chance(wanted, count)
+                return chosen_by_chance(wanted, count, little=self._little)
         note(None)
         match wanted:
             case Sums(function, axis):

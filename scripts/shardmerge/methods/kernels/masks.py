@@ -20,13 +20,17 @@ from shardmerge.methods.passes import Chances, Masks, NumbersOf
 
 #: Groups whose masks are always kept: threads work on few at a time.
 _REMEMBERED = 4
-#: Of so few elements masks are not made in groups.
-_FEW = 1 << 13
 _BYTE = 8
 #: The first of some elements that follow each other, and their number.
 ElementSpan = tuple[int, int]
 #: Finds the masks of spans of elements, one span after the other, as bits.
 FindMasks = Callable[[Sequence[ElementSpan]], list[np.ndarray]]
+
+
+def numbers_of(numbers: NumbersOf, spans: Sequence[ElementSpan]) -> np.ndarray:
+    """Return the numbers of spans of elements, one after the other; together if that is known."""
+    together = getattr(numbers, "of_spans", None)
+    return together(spans) if together else in_one_array([numbers(*span) for span in spans])
 
 
 def bits_of(mask: np.ndarray) -> np.ndarray:
@@ -129,25 +133,23 @@ class FoundMasks(abc.ABC):
         find: Finds those of some groups.
         step: Elements of a group.
         count: Of the tensor.
-        few: What finds each mask of few elements, where that takes no group.
     """
 
-    def __init__(self, find: FindMasks, step: int, count: int, few: Sequence[Masks] = ()) -> None:
-        self._find, self._step, self._count, self._few = find, step, count, few
+    def __init__(self, find: FindMasks, step: int, count: int) -> None:
+        self._find, self._step, self._count = find, step, count
 
     def masks(self, kinds: int) -> list[Masks]:
         """Return each mask of so many."""
         return [FoundMask(self, kind) for kind in range(kinds)]
 
+    @abc.abstractmethod
     def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
         """Return the bits of a mask for each of some runs of elements."""
-        if self._few and all(count < _FEW for _, count in runs):
-            return [self._few[kind](*run) for run in runs]
-        return self._of_runs(kind, runs)
 
-    @abc.abstractmethod
-    def _of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
-        """Return the bits of a mask, by those of groups."""
+    def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
+        """Return a mask, bool, of the elements of some runs, one run after the other."""
+        parts = zip(self.of_runs(kind, runs), runs, strict=True)
+        return np.concatenate([mask_of(bits, run[1]) for bits, run in parts])
 
 
 class SpanMasks(FoundMasks):
@@ -155,13 +157,23 @@ class SpanMasks(FoundMasks):
 
     _runs: Sequence[ElementSpan] = ()
 
-    def _of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
+    def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
+        self._find_all(runs)
+        return [self._masks[kind](self._place(run), run[1]) for run in runs]
+
+    def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
+        self._find_all(runs)
+        whole, places = mask_of(self._masks[kind].bits, self._places[-1]), map(self._place, runs)
+        pairs = zip(places, runs, strict=True)
+        return np.concatenate([whole[place : place + count] for place, (_, count) in pairs])
+
+    def _find_all(self, runs: Sequence[ElementSpan]) -> None:
+        """Find the masks of the groups that runs touch, if they are not those that are kept."""
         if self._runs != runs:
             spans = self._spans(runs)
             self._begins = [first for first, _ in spans]
             self._places = [0, *itertools.accumulate(size for _, size in spans)]
             self._masks, self._runs = self._found(spans), runs
-        return [self._masks[kind](self._place(first), count) for first, count in runs]
 
     def _spans(self, runs: Sequence[ElementSpan]) -> list[ElementSpan]:
         """Return the groups that runs touch, those that follow each other as one."""
@@ -177,20 +189,22 @@ class SpanMasks(FoundMasks):
     def _found(self, spans: Sequence[ElementSpan]) -> list[BitMask]:
         """Return the masks of spans, one after the other: so many are found at once."""
         most = max(1, BLOCK // self._step) * self._step
-        chunks: list[list[ElementSpan]] = [[]]
+        chunks: list[list[ElementSpan]] = []
+        sizes: list[int] = []
         for first, count in spans:
             for at in range(first, first + count, most):
-                part = at, min(most, first + count - at)
-                if sum(size for _, size in chunks[-1]) + part[1] > most:
+                size = min(most, first + count - at)
+                if not sizes or sizes[-1] + size > most:
                     chunks.append([])
-                chunks[-1].append(part)
-        chunks = [chunk for chunk in chunks if chunk]
-        sizes = [sum(size for _, size in chunk) for chunk in chunks]
+                    sizes.append(0)
+                chunks[-1].append((at, size))
+                sizes[-1] += size
         made = zip(*map(self._find, chunks), strict=True)
         return [BitMask(_joined(parts, sizes)) for parts in made]
 
-    def _place(self, first: int) -> int:
-        """Return where an element's bit lies among those that are kept."""
+    def _place(self, run: ElementSpan) -> int:
+        """Return where the first bit of a run lies among those that are kept."""
+        first, _ = run
         number = bisect.bisect_right(self._begins, first) - 1
         return self._places[number] + first - self._begins[number]
 
@@ -198,11 +212,11 @@ class SpanMasks(FoundMasks):
 class KeptMasks(FoundMasks):
     """Masks that are found group by group, and kept, as all of a tensor will be asked for."""
 
-    def __init__(self, find: FindMasks, step: int, count: int, few: Sequence[Masks] = ()) -> None:
-        super().__init__(find, step, count, few)
+    def __init__(self, find: FindMasks, step: int, count: int) -> None:
+        super().__init__(find, step, count)
         self._number = next(_NUMBERS)
 
-    def _of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
+    def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
         groups = {at for run in runs for at in self._groups(*run)}
         found = self._found(sorted(groups))
         return [self._cut(*run, {at: found[at][kind] for at in self._groups(*run)}) for run in runs]
@@ -269,10 +283,8 @@ class FoundMask:
 def mask_of_runs(mask: Masks, runs: Sequence[ElementSpan]) -> np.ndarray:
     """Return a mask, bool, of the elements of some runs, one run after the other."""
     if isinstance(mask, FoundMask):
-        parts = mask.of.of_runs(mask.kind, runs)
-    else:
-        parts = [mask(*run) for run in runs]
-    return np.concatenate([mask_of(bits, run[1]) for bits, run in zip(parts, runs, strict=True)])
+        return mask.of.joined(mask.kind, runs)
+    return np.concatenate([mask_of(mask(*run), run[1]) for run in runs])
 
 
 def _joined(parts: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from shardmerge.methods.kernels.masks import (
     KeptMasks,
     SpanMasks,
     bits_of,
-    in_one_array,
+    numbers_of,
 )
 from shardmerge.methods.passes import Masks, RowChances
 
@@ -59,7 +59,7 @@ class RowMasks:
     def _rows(self, spans: Sequence[ElementSpan]) -> list[np.ndarray]:
         """Return the masks of some whole rows."""
         values = self._values(spans)
-        numbers = [in_one_array([one(*span) for span in spans]) for one in self._numbers]
+        numbers = [numbers_of(one, spans) for one in self._numbers]
         return [
             bits_of(self._flat(choose(self._lines(value), self._lines(number))))
             for value, number, choose in zip(values, numbers, self._choose, strict=True)
