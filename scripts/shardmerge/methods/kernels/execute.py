@@ -17,9 +17,11 @@ from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.masks import (
     Below,
     ElementSpan,
+    FoundMask,
     chance_masks,
     in_one_array,
     mask_of,
+    mask_of_runs,
 )
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.places import PickedValues
@@ -127,6 +129,9 @@ class TorchElements:
         return mask & (band.low <= band.high)
 
     def chosen(self, mask: Masks) -> torch.Tensor:
+        if isinstance(mask, FoundMask) and self.runs:
+            found = torch.from_numpy(mask_of_runs(mask, self.runs))
+            return found.to(self.tensors[0].device)
         return self._of_runs(lambda *run: self._mask(mask, *run))
 
     def _mask(self, mask: Masks, first: int, count: int) -> torch.Tensor:
