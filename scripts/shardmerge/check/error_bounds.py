@@ -85,8 +85,11 @@ def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray
     grown = error + unit * size + form.least
     if code != "F64":
         known = np.nonzero(error == 0)  # of most there are few
-        grown[known] = np.where(round_to(code, value[known]) == value[known], 0.0, grown[known])
-    grown[size >= form.overflow] = np.inf
+        if len(known[0]):
+            grown[known] = np.where(round_to(code, value[known]) == value[known], 0.0, grown[known])
+    over = size >= form.overflow
+    if over.any():
+        grown[over] = np.inf
     return grown
 
 
