@@ -40,6 +40,8 @@ from shardmerge.sweep.configured import read_sweeps, with_tasks
 
 snakemake_internals.rerun_by_identity(workflow)
 snakemake_internals.ask_every_job(workflow)
+snakemake_internals.take_ancient_inputs_of_any_time(workflow)
+snakemake_internals.leave_in_place(workflow, MODELS)
 snakemake_internals.look_for_tables_without_loading_pandas(workflow)
 snakemake_internals.end_at_once()
 SETTINGS = exit_on_user_error(load_settings)(

@@ -139,22 +139,26 @@ class TestTwoWorkflows:
             (one.folder / "resources" / "models").symlink_to(shared)
         hub.log.clear()
         hub.fault("/_cdn/.*-of-00005.safetensors", "pause", after=100)
-        running = []
-        for one, cores in ((other, 1), (project, 4)):
-            running.append(
-                subprocess.Popen(
+        running, logs = [], [tmp_path / "other.log", tmp_path / "project.log"]
+        for one, cores, log in zip((other, project), (1, 4), logs, strict=True):
+            with open(log, "w") as file:
+                process = subprocess.Popen(
                     one.command("--until", "merge_shard", cores=cores),
                     cwd=one.folder,
                     env=run_environment(env),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
                 )
-            )
-            wait_until(lambda: len(hub.requests("/_cdn/")) > 0, running[-1])
+            running.append(process)
+            wait_until(lambda: len(hub.requests("/_cdn/")) > 0, process)
         # The first waits for the file that is held; the second brings what it can meanwhile.
         wait_until(lambda: len(list(shared.rglob("model-*.safetensors"))) >= 3)
+        brought = {path: path.stat() for path in shared.rglob("model-*.safetensors")}
         hub.release()
-        assert [process.wait() for process in running] == [0, 0]
+        codes = [process.wait() for process in running]
+        assert codes == [0, 0], "\n".join(log.read_text() for log in logs)
+        for path, before in brought.items():  # the other, which may be reading it, sees no change
+            assert path.stat().st_mtime_ns == before.st_mtime_ns, path
         assert project.shards() == other.shards() != {}
         sent = Counter(r.path for r in hub.requests(r"/_cdn/.*safetensors$"))
         assert set(sent.values()) == {1}, sent

@@ -40,6 +40,11 @@ class Stamp(NamedTuple):
     device: int
 
     @property
+    def file(self) -> tuple[int, ...]:
+        """What no change of times moves."""
+        return self.size, self.inode, self.device
+
+    @property
     def content(self) -> tuple[int, ...]:
         """All but what a change of mode or another hard link changes."""
         return self.size, self.mtime, self.inode, self.device

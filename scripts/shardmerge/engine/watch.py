@@ -46,8 +46,8 @@ class Watch:
     def confirm(self, hashed: Mapping[Path, str] | None = None) -> None:
         """Make sure that no file changed since the job began to read it.
 
-        A change of mode, or another hard link, moves the time of change as well; then the content
-        decides.
+        A change of mode, another hard link or a touch moves times alone; then the content decides,
+        where it is known.
 
         Args:
             hashed: The SHA-256 of files that the job has read whole.
@@ -58,14 +58,16 @@ class Watch:
         hashed = hashed or {}
         for path, (stamp, identity) in self._files.items():
             now = stamp_of(path)
-            if now.content != stamp.content:
+            kind, _, value = (identity or "").partition(":")
+            sha256 = value if kind == "sha256" and _IDENTITY.fullmatch(identity) else None
+            if now.file != stamp.file:
                 raise UserError("changed while it was read", str(path), _AGAIN)
-            if path in hashed and (identity or "").startswith("sha256:"):
-                if _IDENTITY.fullmatch(identity) and identity != f"sha256:{hashed[path]}":
+            if path in hashed and sha256:
+                if hashed[path] != sha256:
                     raise UserError(
                         "has another content than the plan was made for", str(path), _OTHER
                     )
-            elif now != stamp and not self._is_still(path, now, identity):
+            elif now != stamp and not self._is_still(path, stamp, now, identity, sha256):
                 raise UserError("changed while it was read", str(path), _AGAIN)
 
     def _is(self, path: Path, stamp: Stamp, identity: str | None) -> bool:
@@ -77,9 +79,15 @@ class Watch:
         found = self._identities.of(path)
         return value == (found.sha256 if kind == "sha256" else found.sample)
 
-    def _is_still(self, path: Path, stamp: Stamp, identity: str | None) -> bool:
-        """Whether a file whose time of change alone moved has the content of its identity."""
-        kind, _, value = (identity or "").partition(":")
-        if self._identities and kind == "sha256" and stamp.size > FULL_HASH_BYTES:
-            return sha256_of(path) == value
-        return not self._identities or self._is(path, stamp, identity)
+    def _is_still(
+        self, path: Path, stamp: Stamp, now: Stamp, identity: str | None, sha256: str | None
+    ) -> bool:
+        """Whether a file of which only times moved has the content of its identity.
+
+        Its time of content moves by a touch too; a sample cannot tell that from a change.
+        """
+        if self._identities and sha256:
+            return sha256_of(path) == sha256
+        if now.content != stamp.content:
+            return False
+        return not self._identities or self._is(path, now, identity)

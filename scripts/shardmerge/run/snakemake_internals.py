@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from snakemake.target_jobs import parse_target_jobs_cli_args
@@ -138,6 +140,50 @@ def ask_every_job(workflow: Any) -> None:
     _once_there_is_a_graph(workflow, ask)
 
 
+def take_ancient_inputs_of_any_time(workflow: Any) -> None:
+    """Let a job with an ``ancient`` input end well that is newer than its output.
+
+    Snakemake fails it and removes its output, for it takes that for a wrong clock. Another workflow
+    that shares the folder of models may have touched the input meanwhile: Snakemake touches each
+    output of a job that found it there.
+
+    Args:
+        workflow: Snakemake's, before it has a graph.
+    """
+
+    def take(own: Any) -> None:
+        kind = type(own.dag)
+
+        async def check_output_mtime(self: Any, job: Any, outputs: Any) -> None:
+            inputs = [file for file in job.input if not file.is_ancient]
+            judged = SimpleNamespace(input=inputs, rule=job.rule)
+            await kind.check_output_mtime(self, judged, outputs)
+
+        own.dag.__class__ = type(kind.__name__, (kind,), {"check_output_mtime": check_output_mtime})
+
+    _once_there_is_a_graph(workflow, take)
+
+
+def leave_in_place(workflow: Any, folder: Path) -> None:
+    """Let Snakemake change nothing of files that jobs make below a folder, or find there.
+
+    The folder may be that of other workflows too, which read those files. Of an output that is
+    marked as updated Snakemake makes a copy when it is there before its job, writes that over it
+    when the job fails, and makes it look newer when the job ends well. Jobs below this folder write
+    whole files or none.
+
+    Args:
+        workflow: Snakemake's, before it has a graph.
+        folder: As outputs name it.
+    """
+
+    def leave(own: Any) -> None:
+        own.dag.__class__ = _touching_nothing(type(own.dag), folder)
+        own.persistence.__class__ = _copying_nothing(type(own.persistence), folder)
+
+    _once_there_is_a_graph(workflow, leave)
+
+
 def look_for_tables_without_loading_pandas(workflow: Any) -> None:
     """Let Snakemake take no param for a table of pandas while nothing has loaded pandas.
 
@@ -189,6 +235,33 @@ def _asking(kind: type[Any]) -> type[Any]:
         return kind.bfs(self, direction, *jobs, **options)
 
     own = {"update_needrun": update_needrun, "bfs": bfs, "is_asking": False}
+    return type(kind.__name__, (kind,), own)
+
+
+def _touching_nothing(kind: type[Any], folder: Path) -> type[Any]:
+    """Return a kind of graph that makes no output below a folder look newer."""
+
+    async def check_and_touch_output(self: Any, job: Any, *args: Any, **options: Any) -> None:
+        if any(Path(output).is_relative_to(folder) for output in job.output):
+            options["no_touch"] = True
+        await kind.check_and_touch_output(self, job, *args, **options)
+
+    return type(kind.__name__, (kind,), {"check_and_touch_output": check_and_touch_output})
+
+
+def _copying_nothing(kind: type[Any], folder: Path) -> type[Any]:
+    """Return a kind of persistence that neither copies nor writes files below a folder."""
+
+    def backup_output(self: Any, path: Path) -> None:
+        if not path.is_relative_to(folder):
+            kind.backup_output(self, path)
+
+    def restore_output(self: Any, path: Path) -> bool:
+        if path.is_relative_to(folder):
+            return path.exists()  # what is there is whole
+        return kind.restore_output(self, path)
+
+    own = {"backup_output": backup_output, "restore_output": restore_output}
     return type(kind.__name__, (kind,), own)
 
 

@@ -13,7 +13,9 @@ import pytest
 
 from shardmerge.base import identities as module
 from shardmerge.base.errors import UserError
+from shardmerge.base.files import sha256_of
 from shardmerge.base.identities import Identities, stamp_of
+from shardmerge.engine import watch as watch_module
 from shardmerge.engine.watch import Watch
 from shardmerge.package.known import hash_source, known_hashes, source_states, with_states
 from shardmerge.plan.description import DescribedSource
@@ -31,7 +33,8 @@ def small(tmp_path: Path) -> Any:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file of which half is no part of its sample."""
-    monkeypatch.setattr(module, "FULL_HASH_BYTES", 1 << 20)
+    for user in (module, watch_module):
+        monkeypatch.setattr(user, "FULL_HASH_BYTES", 1 << 20)
     path = tmp_path / "large.bin"
     path.write_bytes(random.Random(2).randbytes(LARGE))
     return path
@@ -194,6 +197,26 @@ class TestWatch:
             watch.begin(path, cached(tmp_path).of(path).identity)
             path.chmod(0o600)
             os.link(path, tmp_path / f"{path.stem}.second")
+            watch.confirm()
+
+    def test_a_touch_is_no_change_where_the_content_is_known(
+        self, small: Path, large: Path, tmp_path: Path
+    ) -> None:
+        """Snakemake touches what a job was to make and found there, in another workflow too."""
+        for path in (small, large):
+            watch = Watch(cached(tmp_path))
+            watch.begin(path, f"sha256:{sha256_of(path)}")
+            os.utime(path)
+            watch.confirm()
+            watch.confirm({path: sha256_of(path)})
+
+    def test_a_touch_is_told_where_a_sample_alone_is_known(
+        self, large: Path, tmp_path: Path
+    ) -> None:
+        watch = Watch(cached(tmp_path))
+        watch.begin(large, cached(tmp_path).of(large).identity)
+        os.utime(large)
+        with pytest.raises(UserError, match="changed while it was read"):
             watch.confirm()
 
     def test_replaced_file(self, small: Path, tmp_path: Path) -> None:

@@ -147,6 +147,18 @@ assert sum(isinstance(one, threading.Timer) for one in threading.enumerate()) ==
     assert (done.returncode, done.stdout) == (0, "waited for\n"), done.stderr
 
 
+def snakemake(folder: Path, snakefile: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the rule `all` of a Snakefile that may import the package."""
+    (folder / "Snakefile").write_text(snakefile)
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", *arguments, "all"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+
+
 SNAKEFILE = """\
 import os
 from pathlib import Path
@@ -184,13 +196,49 @@ rule other:
     ],
 )
 def test_runs_that_end_early_have_not_tried_all(early: str, tried_all: str, tmp_path: Path) -> None:
-    (tmp_path / "Snakefile").write_text(SNAKEFILE % early)
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-going", "all"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
+    done = snakemake(tmp_path, SNAKEFILE % early, "--keep-going")
     assert done.returncode == 1, done.stderr
     assert (tmp_path / "ended").read_text() == tried_all, done.stderr
+
+
+SHARED = """\
+from pathlib import Path
+from shardmerge.run import snakemake_internals as internals
+
+internals.take_ancient_inputs_of_any_time(workflow)
+internals.leave_in_place(workflow, Path("models"))
+
+rule all:
+    input: "merged"
+
+rule merge:
+    input: ancient("models/source")
+    output: "merged"
+    shell: "cp {input} {output}; touch -d '1 hour' {input}"
+
+rule fetch:
+    output: update("models/source")
+    shell: "%s"
+"""
+
+
+def test_sources_may_be_newer_than_what_was_made_of_them(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "source").write_text("1")
+    done = snakemake(tmp_path, SHARED % "exit 1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "merged").read_text() == "1"
+
+
+@pytest.mark.parametrize(("fetch", "code"), [("true", 0), ("exit 1", 1)])
+def test_sources_that_are_there_stay_as_they_are(fetch: str, code: int, tmp_path: Path) -> None:
+    """Another workflow may be reading them: neither touched, nor copied, nor written over."""
+    (tmp_path / "models").mkdir()
+    source = tmp_path / "models" / "source"
+    source.write_text("1")
+    before = source.stat()
+    done = snakemake(tmp_path, SHARED % fetch, "--until", "fetch", "--forcerun", "fetch")
+    assert done.returncode == code, done.stderr
+    after = source.stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+    assert not (tmp_path / ".snakemake" / "backups").exists()
