@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf, keys_of_runs
 from shardmerge.engine.telling import Side, sides_of
 from shardmerge.methods.kernels.masks import BitMask, bits_of
 from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
@@ -88,7 +88,8 @@ class ToldMask:
         if row.ranks.start >= row.ranks.stop:
             return cls({}, whole)
         limits = Boundaries.of(row.ranks, count, row.low, row.high)
-        told = {run[0]: limits.told(keys(*run)) for run in runs}
+        found = zip(runs, keys_of_runs(keys, runs), strict=True)
+        told = {run[0]: limits.told(own) for run, own in found}
         number = sum(int(perhaps.sum()) for _, perhaps in told.values())
         bits = _bits(row.text, number)
         if bits is None:

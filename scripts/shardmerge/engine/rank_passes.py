@@ -11,7 +11,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import block_leaves, stated_dtype
-from shardmerge.algebra.samples import remembered_runs
+from shardmerge.algebra.samples import RUN, remembered_runs
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
@@ -219,8 +219,7 @@ class RankPasses(RowPasses):
 
     def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""
-        tiles = self._key_bits(call, lambda x: [wanted.function(x)[k]])
-        return lambda first, size: tiles.bits(first, size)[0]
+        return _KeysOf(self._key_bits(call, lambda x: [wanted.function(x)[k]]))
 
     def _choose(
         self, keys: KeysOf, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
@@ -289,6 +288,24 @@ class RankPasses(RowPasses):
         if count < _SAMPLED:
             return KeyPasses(count, 32, counted)
         return KeyPasses(count, 32, counted, sample, caught)
+
+
+@dataclass(frozen=True)
+class _KeysOf:
+    """Tells the keys of elements, of tiles that are reduced to their keys."""
+
+    tiles: ReducedTiles
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return those of consecutive elements, uint32."""
+        return self.tiles.bits(first, count)[0]
+
+    def of_runs(self, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Return those of runs, the short ones of which are read together."""
+        short = [run for run in runs if run[1] <= RUN]
+        ends = np.cumsum([count for _, count in short])
+        parts = iter(np.split(self.tiles.bits_of(short)[0], ends[:-1]) if short else ())
+        return [next(parts) if run[1] <= RUN else self(*run) for run in runs]
 
 
 @dataclass
