@@ -27,7 +27,6 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CORES ?= all
 FUZZ_SECONDS ?= 600
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help env env-merge env-torch env-gguf env-compressed env-sign env-slurm env-test demo demo-sweep demo-search test test-all fuzz lint format demo-models bench docs site clean
 

@@ -29,7 +29,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 READER = "hf_readerREADERreaderREADER"
 WRITER = "hf_writerWRITERwriterWRITER"
 #: What a test may wait for a process to get somewhere.
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 WEIGHTS = "model.safetensors"
 Tensors = Sequence[tuple[str, str, tuple[int, ...]]]
@@ -101,7 +101,7 @@ def environment(hub: LoopbackHub, home: Path, token: str | None = None) -> dict[
     """Return the environment of a command that talks to the loopback Hub and to nothing else."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    kept |= {"no_proxy": "127.0.0.1,localhost", "PYTHONDONTWRITEBYTECODE": "1"}
+    kept |= {"no_proxy": "127.0.0.1,localhost"}
     return kept | ({"HF_TOKEN": token} if token else {})
 
 

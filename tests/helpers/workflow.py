@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from helpers import forked_runs
 from helpers.models import llama
 from shardmerge.plan.made_jobs import MadeJob
 from shardmerge.plan.plan import read_plan
@@ -47,6 +49,8 @@ models:
     parameters: {weight: 0.5}
 dtype: float16
 """
+#: Seconds that a run may take: so many that only one that hangs takes longer.
+PATIENCE = 600
 #: Gives a folder by name, made by a function if no worker has made it yet (`conftest.once`).
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -115,15 +119,7 @@ class Project:
         self, *arguments: str, cores: int = 2, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake to its end; stdout and stderr come back as one text."""
-        return subprocess.run(
-            self.command(*arguments, cores=cores),
-            cwd=self.folder,
-            env=environment(env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=600,
-        )
+        return run(self.command(*arguments, cores=cores), self.folder, environment(env))
 
     def build(self, *arguments: str, **options: Any) -> None:
         """Build the shards (or these targets) and fail with the output if that does not work."""
@@ -165,7 +161,7 @@ class Project:
             if p.is_file() and p.relative_to(self.folder).parts[0] not in _NOTES
         }
 
-    def kill_when(self, ready: Callable[[], bool], *arguments: str, timeout: float = 120) -> bool:
+    def kill_when(self, ready: Callable[[], bool], *arguments: str) -> bool:
         """Start a run, kill its whole process group with SIGKILL as soon as ``ready`` holds.
 
         Returns:
@@ -179,7 +175,7 @@ class Project:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         try:
             while process.poll() is None and time.monotonic() < end:
                 if ready():
@@ -198,8 +194,29 @@ _NOTES = (".snakemake", ".shardmerge")
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a run: one thread for every library, no colours."""
-    quiet = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    quiet = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return {k: v for k, v in os.environ.items() if k != "PYTHONHASHSEED"} | quiet | (extra or {})
+
+
+def run(
+    command: list[str], folder: Path, variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m snakemake` in a folder to its end; stdout and stderr come back as one text."""
+    if any(k.startswith("PYTHON") and v != os.environ.get(k) for k, v in variables.items()):
+        # Python reads them when it starts.
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE,
+        )
+    with tempfile.NamedTemporaryFile("r", prefix="said-") as said:
+        words = command[command.index("snakemake") + 1 :]
+        status = forked_runs.run(words, folder, variables, Path(said.name), PATIENCE)
+        return subprocess.CompletedProcess(command, status, said.read())
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Ours and mergekit's bits of every method: run by a test in processes of their own.
+"""Ours and mergekit's bits of every method: run by tests, of plain code in a process of its own.
 
 python kernel_levels.py    prints {"level": ..., "differing": {"method DTYPE": count, ...}}
 """
@@ -18,9 +18,9 @@ from shardmerge.methods.registry import in_mergekit, methods
 SHAPES = ((61, 523), (1013,), (300, 520))
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    differing = {}
+def differing() -> dict[str, int]:
+    """Return how many elements differ, by method and dtype; torch has one thread."""
+    found = {}
     for name in (m.name for m in methods() if in_mergekit(m.name)):
         for dtype in cases.DTYPES:
             key = f"{name} {engine_cases.CODES[dtype]}"
@@ -28,9 +28,14 @@ def main() -> None:
             for shape in SHAPES:
                 group = cases.ordinary(name, shape, models=3, dtype=dtype, weight=0.3, rescale=True)
                 count += cases.differing(*both(name, group))
-            differing[key] = count
+            found[key] = count
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
     level = torch.backends.cpu.get_cpu_capability().lower()
-    json.dump({"level": level, "differing": differing}, sys.stdout)
+    json.dump({"level": level, "differing": differing()}, sys.stdout)
 
 
 if __name__ == "__main__":

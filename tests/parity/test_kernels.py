@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import kernel_levels
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,20 +103,27 @@ class TestBits:
         assert cases.differing(ours, mergekit_result(name, mixed, torch.bfloat16)) == 0
 
 
-@pytest.mark.parametrize("level", ["default", "best"])
-def test_no_bit_differs_with_plain_or_vector_code(level: str) -> None:
+class TestLevels:
     """mergekit's bits of some methods are torch's and so the processor's, and ours go along."""
-    environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
-    environment |= {"ATEN_CPU_CAPABILITY": "default"} if level == "default" else {}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    script = Path(__file__).with_name("kernel_levels.py")
-    done = subprocess.run(
-        [sys.executable, script], env=environment, stdout=subprocess.PIPE, check=True
-    )
-    found = json.loads(done.stdout)
-    assert (found["level"] == "default") or level == "best"
-    assert {name: count for name, count in found["differing"].items() if count} == {}
-    assert {name.split()[0] for name in found["differing"]} == set(NAMES)
+
+    def check(self, differing: dict[str, int]) -> None:
+        assert {name: count for name, count in differing.items() if count} == {}
+        assert {name.split()[0] for name in differing} == set(NAMES)
+
+    def test_no_bit_differs_with_vector_code(self, threads: None) -> None:
+        torch.set_num_threads(1)
+        self.check(kernel_levels.differing())
+
+    def test_no_bit_differs_with_plain_code(self) -> None:
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        script = Path(kernel_levels.__file__)
+        done = subprocess.run(
+            [sys.executable, script], env=environment, stdout=subprocess.PIPE, check=True
+        )
+        found = json.loads(done.stdout)
+        assert found["level"] == "default"
+        self.check(found["differing"])
 
 
 class TestBeyondAMillion:

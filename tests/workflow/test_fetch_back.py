@@ -155,7 +155,6 @@ class TestLoopbackHub:
             [sys.executable, "-m", "helpers.loopback_hub", str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
             cwd=Path(__file__).parents[1],
         )
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import workflow
 from helpers.workflow import DEMO_NAME, REPOSITORY, environment
 
 IMPORT = """
@@ -55,15 +56,8 @@ HOSTED = 'github("o/shardmerge", path="workflow/Snakefile", tag="v0.1.0")'
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-        cwd=folder,
-        env=environment(variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+    done = workflow.run(command, folder, environment(variables))
     assert done.returncode == 0, done.stdout
     return done.stdout
 

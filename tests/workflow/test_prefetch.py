@@ -54,7 +54,7 @@ def environment(url: str, home: Path) -> dict[str, str]:
 
 def script(name: str, *words: Any, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "scripts" / name), *map(str, words)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
 
 
 def measure(folder: Path, tasks: Path, env: Mapping[str, str]) -> Any:

@@ -41,7 +41,7 @@ class TestTwoRuns:
             assert line.startswith(f"error: {first.folder / 'results'}: {who}")
             assert "Traceback" not in done.stdout
             assert held.reached()
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
         assert len(first.shards()) == 5
         assert list(first.folder.rglob(".*.claim*")) == []

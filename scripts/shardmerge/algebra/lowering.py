@@ -10,7 +10,15 @@ from shardmerge.algebra.calls import group_of
 from shardmerge.algebra.leaves import Leaves, block_leaves, in_passes
 from shardmerge.base.numerics import Numerics
 from shardmerge.methods.passes import Elements, ElementValue, Map
-from shardmerge.methods.program import TYPES, Program, Reducing, Reduction, Unsupported, Writer
+from shardmerge.methods.program import (
+    TYPES,
+    Program,
+    Reducing,
+    ReducingOf,
+    Reduction,
+    Unsupported,
+    Writer,
+)
 from shardmerge.methods.registry import steps_of
 from shardmerge.methods.symbolic import Given, SymbolicElements
 
@@ -61,7 +69,7 @@ def is_native(call: ex.Call, stored: Collection[ex.Delta], numerics: Numerics) -
 def reduction_for(
     call: ex.Call,
     function: Callable[[Elements], Sequence[ElementValue]],
-    kind: Reducing,
+    kind: Reducing | ReducingOf,
     leaves: Leaves,
     numerics: Numerics,
     maps: Maps,
@@ -71,7 +79,7 @@ def reduction_for(
     Args:
         call: The call.
         function: Returns what is reduced.
-        kind: How.
+        kind: How, perhaps by the codes of their types.
         leaves: What its inputs start from.
         numerics: In which it is computed.
         maps: Of calls among its inputs.
@@ -137,10 +145,12 @@ def program_of(
 def _reduction(
     codes: tuple[str, ...],
     function: Callable[[Elements], Sequence[ElementValue]],
-    kind: Reducing,
+    kind: Reducing | ReducingOf,
     x: SymbolicElements,
 ) -> tuple[Reduction, Given]:
-    values, writer = tuple(value.number for value in function(x)), x.writer
+    made, writer = function(x), x.writer
+    values = tuple(value.number for value in made)
+    kind = kind([value.dtype for value in made]) if callable(kind) else kind
     loads, tables = tuple(writer.loads), tuple(writer.tables)
     return Reduction(codes, tuple(writer.steps), loads, kind, values, tables), x.given
 

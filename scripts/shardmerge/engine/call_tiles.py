@@ -29,7 +29,7 @@ from shardmerge.methods.passes import (
     Wanted,
     end_of,
 )
-from shardmerge.methods.program import Reducing
+from shardmerge.methods.program import Reducing, ReducingOf
 from shardmerge.methods.registry import passes_of
 
 
@@ -49,6 +49,7 @@ class CallTiles(abc.ABC):
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         self._files, self._numerics = files, numerics
         self._made: dict[ex.Call, Map] = {}
+        self._found: dict[ex.Call, Leaves] = {}
         #: Of each call what its passes found, as JSON-able data; None for what is not kept.
         self.answers: dict[ex.Call, list[Any]] = {}
 
@@ -82,11 +83,11 @@ class CallTiles(abc.ABC):
         self,
         call: ex.Call,
         function: Callable[[Elements], Sequence[ElementValue]],
-        kind: Reducing,
+        kind: Reducing | ReducingOf,
         reader: TileBuffers | Stripes | None = None,
         stripes: Stripes | None = None,
     ) -> ReducedTiles:
-        leaves = block_leaves(call, self._files.stored, self._numerics)
+        leaves = self._leaves(call)
         code, given = reduction_for(call, function, kind, leaves, self._numerics, self.map)
         places = self._places(leaves)
         if stripes:
@@ -94,12 +95,17 @@ class CallTiles(abc.ABC):
             given = replace(given, loads=[partial(stripes.numbers, one) for one in given.loads])
         return ReducedTiles(places, self._files, code, given, reader, little=self._little)
 
+    def _leaves(self, call: ex.Call) -> Leaves:
+        if call not in self._found:
+            self._found[call] = block_leaves(call, self._files.stored, self._numerics)
+        return self._found[call]
+
     def _places(self, leaves: Leaves) -> list[Any]:
         return [apart(self._files.locate(leaf)) for leaf in leaves.files]
 
-    def _reader(self, leaves: Leaves) -> TileBuffers:
+    def _reader(self, leaves: Leaves, most: int = BLOCK) -> TileBuffers:
         sizes = [DTYPES[leaf.dtype].size for leaf in leaves.files]
-        return TileBuffers(self._places(leaves), self._files, sizes, BLOCK)
+        return TileBuffers(self._places(leaves), self._files, sizes, most)
 
 
 def to_text(table: np.ndarray, kind: str = "<f8") -> str:

@@ -26,6 +26,7 @@ from shardmerge.methods.passes import (
     RowStatistics,
     RowSteps,
     Sums,
+    Together,
     TorchChoice,
     TorchDraws,
     TorchRows,
@@ -63,7 +64,9 @@ class NativePasses(RankPasses):
                 keys = self._order_statistics(call, wanted, count)
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
-                return self._torch_sums(call, wanted)
+                return self._torch_sums(call, wanted)[0]
+            case Together():
+                return self._several(call, wanted)
             case RowStatistics():
                 return self._row_statistics(call, wanted)
             case TorchChoice():
@@ -90,6 +93,12 @@ class NativePasses(RankPasses):
             case TorchDraws(seed):
                 return Mersenne(seed, native_fill)
         raise TypeError(f"not known to native code: {wanted!r}")
+
+    def _several(self, call: ex.Call, wanted: Together) -> list[np.ndarray]:
+        shape = call.inputs[0].shape
+        if all(vectors(shape, one.axis)[0] == 1 for one in wanted.wanted):
+            return self._torch_sums(call, *wanted.wanted)
+        return [self._answer(call, one) for one in wanted.wanted]
 
     def _table(self, call: ex.Call, tiles: ReducedTiles, count: int) -> np.ndarray:
         """Return what each tile adds to a call's sums or counts, float64 [sums, tiles]."""

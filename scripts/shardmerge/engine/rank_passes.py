@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import block_leaves, stated_dtype
+from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.samples import RUN, remembered_runs
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
@@ -153,7 +153,7 @@ class RankPasses(RowPasses):
         """Return numbers of rows that torch makes, and the values of ranks, found in one pass."""
         rows, length = vectors(call.inputs[0].shape, "last")
         raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
-        reader = self._reader(block_leaves(call, self._files.stored, self._numerics))
+        reader = self._reader(self._leaves(call))
         find = self._torch_rows(call, wanted.rows, reader)
         value = partial(wanted.values, numbers)
         tiles = self._tiles(call, lambda x: [value(x)], "bits", reader)

@@ -109,17 +109,24 @@ class NativeReduction:
         return made
 
     def add_squares(
-        self, sums: np.ndarray, leaves: Sequence[int], count: int, constants: Sequence[float]
+        self,
+        sums: np.ndarray,
+        rows: np.ndarray,
+        leaves: Sequence[int],
+        count: int,
+        constants: Sequence[float],
     ) -> None:
         """Add squares to sums as torch does for a norm.
 
         Args:
-            sums: float32 [values, lanes], which grow.
+            sums: float32 [rows, values, lanes], which grow.
+            rows: The elements of a row, of whole vectors, and how many rows behind its own a row's
+                sums are written, int64 [2].
             leaves: Address of the first element of each leaf.
-            count: Elements, of whole vectors.
+            count: Elements of all rows; the last may be shorter.
             constants: That the steps name.
         """
-        self._call(1, sums, leaves, count, constants)
+        self._call(1, sums, leaves, count, constants, rows)
 
     def counts(self, leaves: Sequence[int], count: int, constants: Sequence[float]) -> np.ndarray:
         """Return in how many elements each mask is set, int64 [masks]."""

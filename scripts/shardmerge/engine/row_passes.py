@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from shardmerge.algebra import expression as ex
-from shardmerge.algebra.leaves import block_leaves, stated_dtype
+from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.call_tiles import CallTiles, to_text
@@ -19,7 +19,7 @@ from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
 from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
-from shardmerge.engine.torch_tiles import TorchTiles
+from shardmerge.engine.torch_tiles import TOGETHER, TorchTiles, in_one_pass
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.masks import ElementSpan
 from shardmerge.methods.kernels.ranks import RowMasks
@@ -85,7 +85,7 @@ class RowPasses(CallTiles):
         rows, length = vectors(call.inputs[0].shape, wanted.axis)
         if length % LANES or length > BLOCK:
             return None
-        leaves = block_leaves(call, self._files.stored, self._numerics)
+        leaves = self._leaves(call)
 
         def lowered(kind: Reducing, function: Callable) -> tuple[Reduction, Given]:
             return reduction_for(call, function, kind, leaves, self._numerics, self.map)
@@ -119,10 +119,13 @@ class RowPasses(CallTiles):
 
         return find
 
-    def _torch_sums(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
-        answer, seen = self._torch_tiles(call, wanted).answer()
-        self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
-        return answer
+    def _torch_sums(self, call: ex.Call, *wanted: TorchSums) -> list[np.ndarray]:
+        """Return sums of whole tensors, which are read once for all."""
+        reader = self._reader(self._leaves(call), TOGETHER)
+        found = in_one_pass([self._torch_tiles(call, one, reader=reader) for one in wanted])
+        for answer, seen in found:
+            self.answers[call].append(f"{to_text(answer)} {to_text(seen)}")
+        return [answer for answer, _ in found]
 
     def _torch_columns(self, call: ex.Call, wanted: TorchSums) -> np.ndarray:
         answer = self._torch_tiles(call, wanted).columns()
@@ -130,25 +133,26 @@ class RowPasses(CallTiles):
         return answer
 
     def _torch_tiles(
-        self, call: ex.Call, wanted: TorchSums, stripes: Stripes | None = None
+        self,
+        call: ex.Call,
+        wanted: TorchSums,
+        stripes: Stripes | None = None,
+        reader: TileBuffers | None = None,
     ) -> TorchTiles:
         codes: list[str] = []
 
-        def narrow(x: Elements) -> list[ElementValue]:
-            made = wanted.function(x)
-            codes[:] = [value.dtype for value in made]
-            return made
+        def kind(found: Sequence[str]) -> Reducing:
+            codes[:] = found
+            (code,) = set(codes)
+            if wanted.kind == "norm":
+                return "numbers" if code == "F16" else "lanes"
+            return "rows" if code == "F32" else "pairs"
 
         def wide(x: Elements) -> list[ElementValue]:
             return [value.double() for value in wanted.function(x)]
 
-        self._tiles(call, narrow, "counts")
-        (code,) = set(codes)
-        kind: Reducing = "rows" if code == "F32" else "pairs"
-        if wanted.kind == "norm":
-            kind = "numbers" if code == "F16" else "lanes"
-        tiles = self._tiles(call, narrow, kind, stripes=stripes)
-        rest = self._tiles(call, wide, "sums", stripes=stripes)
+        tiles = self._tiles(call, wanted.function, kind, reader, stripes)
+        rest = partial(self._tiles, call, wide, "sums", reader, stripes)
         shape = stripes.shape if stripes else call.inputs[0].shape
         return TorchTiles(wanted, shape, codes, tiles, rest)
 

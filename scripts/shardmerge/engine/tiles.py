@@ -192,33 +192,23 @@ class ReducedTiles:
 
     def parts(self, first: int, count: int, rows: int) -> np.ndarray:
         """Return what torch adds up first of consecutive elements, float32 [sums, parts, LANES]."""
-        return self._run(first, count, partial(self._code.parts, rows))[0]
+        (found,) = self._run(first, count, partial(self._code.parts, rows))
+        return found
 
-    def add_squares(self, sums: np.ndarray, first: int, count: int) -> None:
+    def add_squares(
+        self, sums: np.ndarray, first: int, count: int, each: int, *, carried: bool
+    ) -> None:
         """Add squares of consecutive elements to sums as torch does.
 
         Args:
-            sums: float32 [vectors, values, lanes], of vectors that follow each other.
+            sums: float32 [rows, values, lanes], of rows that follow each other.
             first, count: Which elements.
+            each: Elements of a row.
+            carried: The sums of a row are those that the next begins with, and there is a row more
+                for the last. Otherwise each has its own.
         """
-        each = count // len(sums)
-        # what is given besides is looked for anew for each vector
-        if self._given.loads or self._given.tables:
-            for number, own in enumerate(sums):
-                add = partial(self._code.add_squares, own)
-                self._run(first + number * each, each, add)
-            return
-
-        def add_all(leaves: Sequence[int], size: int, constants: Sequence[float]) -> None:
-            for number, own in enumerate(sums):
-                places = [
-                    place + number * each * one
-                    for place, one in zip(leaves, self._sizes, strict=False)
-                ]
-                places += leaves[len(places) :]
-                self._code.add_squares(own, places, min(each, size), constants)
-
-        self._run(first, count, add_all)
+        rows = np.array([each, int(carried)], np.int64)
+        (_,) = self._run(first, count, partial(self._code.add_squares, sums, rows))
 
     def sums_along_first(self, columns: int, rows: int) -> np.ndarray:
         """Return the sums over a matrix's rows, [sums, columns], each row read once."""

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from shardmerge.engine.assembly import DECLARATIONS, FLOAT, LANES, StepLines, loop_text
+from shardmerge.engine.assembly import DECLARATIONS, FLOAT, LANES, StepLines
+from shardmerge.engine.one_by_one import SQUARE_DECLARATIONS, number_blocks
 from shardmerge.methods.kernels.torch_order import VECTOR
 from shardmerge.methods.program import Reduction
 
 _PART = f"<{VECTOR} x float>"
-#: Adds the elements of a vector to a number, one after the other.
-_ONE_BY_ONE = f"@llvm.vector.reduce.fadd.v{LANES}f32"
 
 
 def parts_text(reduction: Reduction, rows: int, head: str) -> str:
@@ -90,15 +89,64 @@ def _paired(writer: StepLines, first: str, second: str) -> str:
 
 
 def _norms(reduction: Reduction, writer: StepLines, entry: list[str], head: str) -> str:
-    """Return a function that adds squares to the output, float32 [sums, lanes]."""
+    """Return a function that adds squares to sums, float32 [rows, sums, lanes].
+
+    %extra has the elements of a row, and how many rows behind its own sums those are written: none,
+    or one where the next row goes on.
+    """
     kept, lanes = range(len(reduction.values)), reduction.kind == "lanes"
     kind = _PART if lanes else "float"
+    blocks = _lane_blocks(reduction, writer) if lanes else number_blocks(reduction, writer)
+    first = "lane" if lanes else "piece"
+
+    def rows(name: str, number: str) -> list[str]:
+        lines = [f"  %{name}.at = mul i64 {number}, {len(kept)}"]
+        for k in kept:
+            lines += [
+                f"  %{name}{k}.number = add i64 %{name}.at, {k}",
+                f"  %{name}{k}.at = getelementptr {kind}, ptr %output, i64 %{name}{k}.number",
+            ]
+        return lines
+
+    return "\n".join([
+        head,
+        "entry:",
+        *entry,
+        "  %each = load i64, ptr %extra",
+        "  %behind.at = getelementptr i64, ptr %extra, i64 1",
+        "  %behind = load i64, ptr %behind.at",
+        "  br label %row",
+        "row:",
+        "  %r = phi i64 [0, %entry], [%r.next, %rowed]",
+        "  %begin = mul i64 %r, %each",
+        "  %far = add i64 %begin, %each",
+        "  %inside = icmp ult i64 %far, %count",
+        "  %stop = select i1 %inside, i64 %far, i64 %count",
+        *rows("from", "%r"),
+        *(f"  %before{k} = load {kind}, ptr %from{k}.at, align 4" for k in kept),
+        f"  br label %{first}",
+        *blocks,
+        "rowed:",
+        "  %to = add i64 %r, %behind",
+        *rows("to", "%to"),
+        *(f"  store {kind} %kept{k}, ptr %to{k}.at, align 4" for k in kept),
+        "  %r.next = add i64 %r, 1",
+        "  %r.more = icmp ult i64 %stop, %count",
+        "  br i1 %r.more, label %row, label %done",
+        "done:",
+        "  ret void",
+        "}",
+        *DECLARATIONS,
+        *SQUARE_DECLARATIONS,
+    ])  # fmt: skip
+
+
+def _lane_blocks(reduction: Reduction, writer: StepLines) -> list[str]:
+    """Return the block that adds the squares of the elements from %begin to %stop to lanes."""
+    kept = range(len(reduction.values))
     writer.values()
     for k, value in enumerate(map(writer.value, reduction.values)):
         squares = writer.new(f"fmul {FLOAT} {value}, {value}")
-        if not lanes:
-            writer.new(f"call float {_ONE_BY_ONE}(float %sum{k}, {FLOAT} {squares})", f"%added{k}")
-            continue
         total = f"%sum{k}"
         for begin in range(0, LANES, VECTOR):
             places = ", ".join(f"i32 {begin + lane}" for lane in range(VECTOR))
@@ -106,13 +154,13 @@ def _norms(reduction: Reduction, writer: StepLines, entry: list[str], head: str)
                 f"shufflevector {FLOAT} {squares}, {FLOAT} poison, <{VECTOR} x i32> <{places}>"
             )
             last = begin + VECTOR == LANES
-            total = writer.new(f"fadd {_PART} {total}, {part}", f"%added{k}" if last else None)
-    before = [
-        f"  %at{k} = getelementptr {kind}, ptr %output, i64 {k}\n"
-        f"  %before{k} = load {kind}, ptr %at{k}, align 4"
-        for k in kept
+            total = writer.new(f"fadd {_PART} {total}, {part}", f"%kept{k}" if last else None)
+    return [
+        "lane:",
+        "  %i = phi i64 [%begin, %row], [%after, %lane]",
+        *(f"  %sum{k} = phi {_PART} [%before{k}, %row], [%kept{k}, %lane]" for k in kept),
+        *writer.lines,
+        f"  %after = add i64 %i, {LANES}",
+        "  %more = icmp ult i64 %after, %stop",
+        "  br i1 %more, label %lane, label %rowed",
     ]
-    carried = [f"  %sum{k} = phi {kind} [%before{k}, %entry], [%added{k}, %loop]" for k in kept]
-    done = [f"  store {kind} %added{k}, ptr %at{k}, align 4" for k in kept]
-    loop = loop_text(head, [*entry, *before], carried, writer.lines, done)
-    return f"{loop}\ndeclare float {_ONE_BY_ONE}(float, {FLOAT})"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from shardmerge.engine.halves import halved_sum
 from shardmerge.engine.tiles import ReducedTiles
-from shardmerge.methods.kernels.torch_order import TorchNorm, torch_sums
+from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.torch_order import TorchNorm, TorchSum, fed, torch_sums
 from shardmerge.methods.passes import TorchSums
+
+#: Elements that are added up by one call.
+TOGETHER = 4 * BLOCK
 
 
 class TorchTiles:
@@ -22,7 +27,7 @@ class TorchTiles:
         shape: Of the tensor.
         codes: Of the values' types, which are one.
         tiles: Adds up the values' parts, or squares.
-        rest: Makes the values themselves, which are fewer than such a part.
+        rest: Returns what makes the values themselves, where they are fewer than such a part.
     """
 
     def __init__(
@@ -31,46 +36,72 @@ class TorchTiles:
         shape: Sequence[int],
         codes: Sequence[str],
         tiles: ReducedTiles,
-        rest: ReducedTiles,
+        rest: Callable[[], ReducedTiles],
     ) -> None:
         self.wanted, self.codes = wanted, codes
         self.count = math.prod(shape)
-        self._shape = shape
-        self._tiles, self._rest = tiles, rest
+        self.shape = shape
+        self._tiles, self._rest = tiles, cache(rest)
         self._seen: list[np.ndarray] = []
 
-    def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the answer, and what was seen of each tile, float64 [tiles, values, numbers].
+    def begin(self) -> None:
+        """Expect that all elements are added up in order."""
+        self._seen = []
+        self._tiles.in_order(self.count)
+
+    def seen(self) -> np.ndarray:
+        """Return what was seen of each tile, float64 [tiles, values, numbers].
 
         Of a sum this is the tile's own sum, of a norm the partial sums after the tile.
         """
-        self._seen = []
-        self._tiles.in_order(self.count)
-        return torch_sums(self._feed, self._shape, self.codes, self.wanted), np.stack(self._seen)
+        return np.stack(self._seen)
 
     def some(self, begin: int, count: int) -> np.ndarray:
         """Return the answer for some vectors whose elements follow each other."""
-        return torch_sums(self._add, self._shape, self.codes, self.wanted, (begin, count))
+        return torch_sums(self._add, self.shape, self.codes, self.wanted, (begin, count))
 
     def columns(self) -> np.ndarray:
         """Return the answer for columns."""
-        return torch_sums(self._add, self._shape, self.codes, self.wanted)
+        return torch_sums(self._add, self.shape, self.codes, self.wanted)
 
     def tile(self, sums: Sequence[Any], first: int, count: int) -> np.ndarray:
         """Add a tile to sums; return what is seen of it."""
         self._seen = []
-        self._feed(sums, first, count)
+        self.feed(sums, first, count)
         return self._seen[0]
 
-    def _feed(self, sums: Sequence[Any], first: int, count: int) -> None:
-        """Add consecutive elements of one vector, and note what is seen of them."""
-        parts = self._add(sums, first, count)
+    def feed(self, sums: Sequence[Any], first: int, count: int) -> None:
+        """Add consecutive elements of one vector, and note what is seen of each tile of them."""
+        whole = count // BLOCK * BLOCK
+        if whole:
+            add = self._feed_squares if self.wanted.kind == "norm" else self._feed_parts
+            self._seen.extend(add(sums, first, whole).astype(np.float64))
+        if count == whole:
+            return
+        parts = self._add(sums, first + whole, count - whole)
         if self.wanted.kind == "norm":
             seen = np.concatenate([one.sums for one in sums]).astype(np.float64)
         else:
             flat = (part.reshape(len(sums), -1).astype(np.float64) for part in parts)
             seen = sum(map(halved_sum, flat))[:, None]
         self._seen.append(seen)
+
+    def _feed_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> np.ndarray:
+        """Add whole tiles; return the partial sums after each, [tiles, values, lanes]."""
+        rows = np.empty((count // BLOCK + 1, len(sums), sums[0].lanes), np.float32)
+        rows[0] = np.concatenate([one.sums for one in sums])
+        self._tiles.add_squares(rows, first, count, BLOCK, carried=True)
+        for k, one in enumerate(sums):
+            one.sums = rows[-1, k : k + 1]
+        return rows[1:]
+
+    def _feed_parts(self, sums: Sequence[TorchSum], first: int, count: int) -> np.ndarray:
+        """Add whole tiles; return the sum of each, [tiles, values, 1]."""
+        parts = self._tiles.parts(first, count, sums[0].rows)
+        for one, own in zip(sums, parts, strict=True):
+            one.add_parts(own)
+        tiles = parts.reshape(len(sums), count // BLOCK, -1).astype(np.float64)
+        return halved_sum(tiles).T[:, :, None]
 
     def _add(self, sums: Sequence[Any], first: int, count: int) -> list[np.ndarray]:
         """Add consecutive elements; return for each value what was added, in parts."""
@@ -82,7 +113,7 @@ class TorchTiles:
             for one, own in zip(sums, parts[0], strict=True):
                 one.add_parts(own)
         if count > whole:
-            values = self._rest.values(first + whole, count - whole).astype(np.float32)
+            values = self._rest().values(first + whole, count - whole).astype(np.float32)
             for one, own in zip(sums, values, strict=True):
                 one.add(own)
             parts.append(values)
@@ -90,9 +121,24 @@ class TorchTiles:
 
     def _add_squares(self, sums: Sequence[TorchNorm], first: int, count: int) -> None:
         rows = np.stack([one.sums for one in sums], axis=1)
-        self._tiles.add_squares(rows, first, count)
+        self._tiles.add_squares(rows, first, count, count // len(rows), carried=False)
         for k, one in enumerate(sums):
             one.sums = rows[:, k]
+
+
+def in_one_pass(several: Sequence[TorchTiles]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each request of one tensor the answer, and what was seen of its tiles."""
+    for one in several:
+        one.begin()
+    running = [fed(one.shape, one.codes, one.wanted, step=TOGETHER) for one in several]
+    found: dict[int, np.ndarray] = {}
+    while len(found) < len(several):
+        for k, (one, steps) in enumerate(zip(several, running, strict=True)):
+            try:
+                one.feed(*next(steps))
+            except StopIteration as end:
+                found[k] = end.value
+    return [(found[k], one.seen()) for k, one in enumerate(several)]
 
 
 def _whole(one: Any, count: int) -> int:

@@ -326,6 +326,17 @@ class TorchSums:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Asks for several at once, which take one pass over whole tensors; the answer is a list.
+
+    Args:
+        wanted: What is asked for; none needs another's answer.
+    """
+
+    wanted: tuple[TorchSums, ...]
+
+
+@dataclass(frozen=True)
 class TorchDraws:
     """Asks for the numbers of torch's generator for CPUs; the answer is a ``NumbersOf``.
 
@@ -378,6 +389,7 @@ Wanted = (
     | TorchChoice
     | TorchRows
     | TorchSums
+    | Together
     | TorchDraws
 )
 #: Makes an element of the result.

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -82,6 +82,8 @@ Reducing = Literal[
     "lanes",
     "numbers",
 ]
+#: Returns it by the codes of the values' types.
+ReducingOf = Callable[[Sequence[str]], Reducing]
 #: Those that are added up in torch's order: sums, by vectors or pairs of them, and norms, by the
 #: lanes of a vector or number by number.
 IN_TORCH_ORDER = ("rows", "pairs", "lanes", "numbers")
@@ -129,6 +131,11 @@ class Writer:
         self.steps.append((name, operands))
         self.dtypes.append("F32")
         return len(self.dtypes) - 1
+
+    def made(self, value: int) -> tuple[str, tuple[int, ...]]:
+        """Return the step that makes a value; without a name if it is a leaf."""
+        step = value - (len(self.dtypes) - len(self.steps))
+        return self.steps[step] if step >= 0 else ("", ())
 
     def constant(self, value: float, dtype: str = "F32") -> int:
         """Return the number of a constant, rounded to a type."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 #: Returns the elements from one on of what is computed beside the steps: (first, count) -> array;
 #: masks as bits.
 Made = Callable[[int, int], "np.ndarray"]
+
+#: Of numbers that float16 are divided by: nothing overflows, and no bit is lost below.
+_LEAST = 2.0**-24
 
 
 class StepValue:
@@ -60,10 +64,35 @@ class StepValue:
         return self._step("times", other)
 
     def __truediv__(self, other: StepValue | float) -> StepValue:
-        # a product is made in less time, and is the same where the reciprocal is exact
-        if not isinstance(other, StepValue) and abs(math.frexp(other)[0]) == 0.5:
-            return self * (1 / other)
+        number = other.constant() if isinstance(other, StepValue) else other
+        if number is not None and self.dtype != "F64":
+            # a product is made in less time, and is the same where the reciprocal is exact
+            if abs(math.frexp(number)[0]) == 0.5:
+                return self * (1 / number)
+            if self.writer.narrow and self.dtype == "F16" and _divides_halves(number):
+                return self._quotient(number, other)
         return self._step("over", other)
+
+    def constant(self) -> float | None:
+        """Return the number that a value is, None if it is none of float32 that is known."""
+        name, operands = self.writer.made(self.number)
+        return self.writer.constants[operands[0]] if name == "full F32" else None
+
+    def _quotient(self, number: float, other: StepValue | float) -> StepValue:
+        """Return the value divided by a number, as division rounds it, in less time.
+
+        Two factors add up to the reciprocal, whose error is then far less than any quotient of
+        numbers of 11 bits that float32 has not is away from the middle between two that it has.
+        Both have the reciprocal's sign, so that 0 keeps its own.
+        """
+        w, whole = self.writer, 1 / number
+        high = nearest(whole, "F32")
+        if abs(high) > abs(whole):
+            (bits,) = struct.unpack("<i", struct.pack("<f", high))
+            (high,) = struct.unpack("<f", struct.pack("<i", bits - 1))
+        low = w.step("mul", self.number, w.constant(whole - high))
+        found = w.step("fma", self.number, w.constant(high), low)
+        return StepValue(w, w.round(found, _common(self, other)))
 
     def __gt__(self, other: StepValue | float) -> StepValue:
         return self._step("gt", other, dtype="BOOL")
@@ -108,6 +137,11 @@ class StepValue:
     def double(self) -> StepValue:
         """Return the value as float64."""
         return self if self.dtype == "F64" else self._step("wide", dtype="F64")
+
+
+def _divides_halves(number: float) -> bool:
+    """Whether a number of float16 has a reciprocal that tells quotients of such numbers."""
+    return _LEAST <= abs(number) <= 1 / _LEAST and nearest(number, "F16") == number
 
 
 def _common(*values: StepValue | float) -> str:

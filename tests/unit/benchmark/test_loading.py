@@ -107,11 +107,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     return found
 
 
-def measured(tmp_path: Path, tasks: Path, model: Path, task: str, **options: Any) -> Any:
-    """Return the result of a task on the stand-in."""
+def measured(
+    tmp_path: Path, tasks: Path, model: Path, task: str, manager: Any = None, **options: Any
+) -> Any:
+    """Return the result of a task on the stand-in; finding tasks may take seconds."""
     chosen = EvalOptions(backend="stand-in", **options)
     job = BenchmarkJob(model, "m", {task: chosen}, {task: tmp_path / "r.json"}, {}, (tasks,))
-    manager = harness.find_tasks([task], job.folders)
+    manager = manager or harness.find_tasks([task], job.folders)
     failures = run_job(job, manager, lambda line: None)
     assert failures == {}
     return json.loads((tmp_path / "r.json").read_text())
@@ -178,7 +180,7 @@ class TestStandIn:
         manager = harness.find_tasks(["both"], [tasks])
         with pytest.raises(UserError, match="'runs' runs code that the model writes"):
             harness.load_task(manager, "both", EvalOptions())
-        result = measured(tmp_path, tasks, MODEL, "both", allow_code_execution=True)
+        result = measured(tmp_path, tasks, MODEL, "both", manager, allow_code_execution=True)
         assert set(result["results"]) >= {"asks", "runs"}
 
 

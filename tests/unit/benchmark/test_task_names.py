@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,14 @@ def folder(tmp_path: Path) -> Any:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return tmp_path / "tasks"
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps lm-eval's names: reading its thousands of files takes a second."""
+    cache = tmp_path_factory.mktemp("known")
+    check_tasks(["hellaswag"], [], cache)
+    return cache
 
 
 class TestNames:
@@ -85,13 +94,18 @@ class TestCheck:
         monkeypatch.setattr(task_names, "_lm_eval_names", lambda *_: pytest.fail("was looked for"))
         check_tasks(["plain"], [str(folder)], tmp_path)
 
-    def test_a_cache_that_lacks_a_name_is_made_anew(self, tmp_path: Path) -> None:
-        check_tasks(["hellaswag"], [], tmp_path)
-        (kept,) = tmp_path.iterdir()
+    def test_a_cache_that_lacks_a_name_is_made_anew(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = SimpleNamespace(submodule_search_locations=[str(folder.parent)])
+        monkeypatch.setattr(task_names.importlib.util, "find_spec", lambda name: package)
+        cache = tmp_path / "cache"
+        check_tasks(["plain"], [], cache)
+        (kept,) = cache.iterdir()
         for damaged in ('{"names": []}', '{"names": 1}', "x"):
             kept.write_text(damaged)
-            check_tasks(["hellaswag"], [], tmp_path)
-            assert "hellaswag" in json.loads(kept.read_text())["names"]
+            check_tasks(["plain"], [], cache)
+            assert "plain" in json.loads(kept.read_text())["names"]
 
     def test_nothing_is_said_without_lm_eval(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -129,16 +143,16 @@ class TestCode:
         "name", ["runs", "through", "coding", "inner", "outer", "lends", "mbpp", "humaneval_plus"]
     )
     def test_is_refused_in_a_sentence_unless_it_may(
-        self, tasks: str, tmp_path: Path, name: str
+        self, tasks: str, known: Path, name: str
     ) -> None:
         with pytest.raises(UserError, match=f"'{name}' runs code that the model writes") as caught:
-            check_tasks(["plain", name], [tasks], tmp_path / "cache")
+            check_tasks(["plain", name], [tasks], known)
         assert "allow_code_execution: true" in str(caught.value)
-        check_tasks(["plain", name], [tasks], tmp_path / "cache", allow_code=True)
+        check_tasks(["plain", name], [tasks], known, allow_code=True)
 
     @pytest.mark.parametrize("name", ["plain", "several", "tamed", "says", "hellaswag"])
-    def test_others_pass(self, tasks: str, tmp_path: Path, name: str) -> None:
-        check_tasks([name], [tasks], tmp_path / "cache")
+    def test_others_pass(self, tasks: str, known: Path, name: str) -> None:
+        check_tasks([name], [tasks], known)
 
 
 class TestHub:

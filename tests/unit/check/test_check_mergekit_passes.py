@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ NAMES = [
 pytestmark = pytest.mark.skipif(
     not (native.is_usable() and torch_order_is_known()), reason="no such passes here"
 )
-Built = tuple[Models, ShardSpec, dict[str, list[list[Any]]]]
+Built = tuple[Models, ShardSpec, dict[str, list[list[Any]]], Path]
 
 
 @pytest.fixture(scope="module", params=[torch.float16, torch.bfloat16])
@@ -52,14 +53,32 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         call = call_of(name, group, [models.source(f"m{i}") for i in range(len(group.tensors))])
         code = engine_cases.CODES[request.param]
         rows[name] = (code, replace(call, tensor=name))
-    spec = models.spec(rows, numerics=MERGEKIT)
-    return models, spec, dict(models.recorded(spec).passes)
+    return recorded_of(models, models.spec(rows, numerics=MERGEKIT))
 
 
-def check(built: Built, path: Path | None = None, **changes: list) -> dict[str, Any]:
+def recorded_of(models: Models, spec: ShardSpec) -> Built:
+    """Build a shard."""
+    return models, spec, dict(models.recorded(spec).passes), models.folder / "out.safetensors"
+
+
+@pytest.fixture
+def alone(built: Built, tmp_path: Path) -> Callable[..., Built]:
+    """Return what makes the shard of one of these tensors, or of other values of it."""
+    models, spec, passes, shard = built
+    data = engine_cases.load(shard)
+
+    def made(name: str, values: torch.Tensor | None = None) -> Built:
+        path = tmp_path / f"{name}.safetensors"
+        engine_cases.write_file(path, {name: data[name] if values is None else values})
+        (tensor,) = (one for one in spec.tensors if one.name == name)
+        return models, replace(spec, tensors=(tensor,)), {name: passes[name]}, path
+
+    return made
+
+
+def check(built: Built, **changes: list) -> dict[str, Any]:
     """Check the shard, with other records of some tensors."""
-    models, spec, passes = built
-    shard = path or models.folder / "out.safetensors"
+    models, spec, passes, shard = built
     return check_shard(spec, shard, models.paths, [], passes=passes | changes)
 
 
@@ -83,32 +102,30 @@ def test_few_tiles_are_added_up(built: Built, monkeypatch: pytest.MonkeyPatch) -
     """Which sums cancel, so that all of their tiles must be, depends on the numbers."""
     monkeypatch.setattr(recorded, "spread_tiles", lambda name, number: [1])
     tiles = []
-    feed = TorchTiles._feed
+    feed = TorchTiles.feed
 
     def counted(self: TorchTiles, sums: Any, first: int, count: int) -> None:
         tiles.append(first)
         feed(self, sums, first, count)
 
-    monkeypatch.setattr(TorchTiles, "_feed", counted)
+    monkeypatch.setattr(TorchTiles, "feed", counted)
     check(built)
     assert len(tiles) < 4 * sum(len(call) for calls in built[2].values() for call in calls)
 
 
-def test_a_fault_is_found_in_each(built: Built, tmp_path: Path) -> None:
-    models, spec, _ = built
-    data = engine_cases.load(models.folder / "out.safetensors")
-    for tensor in spec.tensors:
-        wrong = {name: value.clone() for name, value in data.items()}
-        wrong[tensor.name].reshape(-1)[:200] *= 1.02
-        path = engine_cases.write_file(tmp_path / "wrong.safetensors", wrong)
+def test_a_fault_is_found_in_each(built: Built, alone: Callable[..., Built]) -> None:
+    for name, value in engine_cases.load(built[3]).items():
+        check(alone(name))
+        value.reshape(-1)[:200] *= 1.02
         with pytest.raises(UserError, match="must be"):
-            check(built, path)
+            check(alone(name, value))
 
 
 @pytest.mark.parametrize("name", ["model_stock", "sce", "slerp", "nuslerp", "dare_linear"])
 @pytest.mark.parametrize("part", [0, 1])
-def test_other_sums_are_refused(built: Built, name: str, part: int) -> None:
+def test_other_sums_are_refused(alone: Callable[..., Built], name: str, part: int) -> None:
     """An answer that is another, and a tile's sum; text that is none."""
+    built = alone(name)
     (call,) = built[2][name]
     place = next(i for i, one in enumerate(call) if isinstance(one, str) and " " in one)
     texts = call[place].split(" ")
@@ -122,8 +139,9 @@ def test_other_sums_are_refused(built: Built, name: str, part: int) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_other_quantiles_are_refused(built: Built, part: int) -> None:
+def test_other_quantiles_are_refused(alone: Callable[..., Built], part: int) -> None:
     """Values that are near, and numbers of what lies below them; text that is none."""
+    built = alone("arcee_fusion")
     ((rows, found),) = built[2]["arcee_fusion"]
     texts = found.split(" ")
     numbers = _numbers(texts[part])
@@ -142,6 +160,10 @@ class TestChoices:
     def place(call: list) -> int:
         return next(i for i, one in enumerate(call) if isinstance(one, list))
 
+    @pytest.fixture
+    def one(self, alone: Callable[..., Built], name: str) -> Built:
+        return alone(name)
+
     def refused(self, built: Built, name: str, row: Any, match: str) -> None:
         (call,) = built[2][name]
         place = self.place(call)
@@ -154,40 +176,40 @@ class TestChoices:
     def not_whole(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(recorded, "is_looked_at_whole", lambda name: False)
 
-    def test_other_thresholds_are_refused(self, built: Built, name: str) -> None:
-        low, high, text = built[2][name][0][self.place(built[2][name][0])][0]
+    def test_other_thresholds_are_refused(self, one: Built, name: str) -> None:
+        low, high, text = one[2][name][0][self.place(one[2][name][0])][0]
         for row in ([low + 1, high, text], [low, "x", text], [low, high], [-1, high, text], 3):
-            self.refused(built, name, row, "thresholds")
+            self.refused(one, name, row, "thresholds")
 
-    def test_other_bits_are_refused(self, built: Built, name: str) -> None:
+    def test_other_bits_are_refused(self, one: Built, name: str) -> None:
         """Too few and none; of the right number, what is computed of them is another."""
-        low, high, text = built[2][name][0][self.place(built[2][name][0])][0]
+        low, high, text = one[2][name][0][self.place(one[2][name][0])][0]
         for other in ("", text[:-4], "no bits", text + "AAAA"):
-            self.refused(built, name, [low, high, other], "choices")
+            self.refused(one, name, [low, high, other], "choices")
         data = bytes(255 - one for one in base64.b64decode(text))
-        (call,) = built[2][name]
+        (call,) = one[2][name]
         row = [low, high, base64.b64encode(data).decode()]
         place = self.place(call)
         rows = [row, *call[place][1:]]
         changed = [rows if i == place else one for i, one in enumerate(call)]
         with pytest.raises(UserError):
-            check(built, **{name: [changed]})
+            check(one, **{name: [changed]})
 
     def test_of_some_tensors_they_are_made_again(
-        self, built: Built, monkeypatch: pytest.MonkeyPatch, name: str
+        self, one: Built, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         monkeypatch.setattr(recorded, "is_looked_at_whole", lambda name: True)
-        check(built)
-        low, high, text = built[2][name][0][self.place(built[2][name][0])][0]
+        check(one)
+        low, high, text = one[2][name][0][self.place(one[2][name][0])][0]
         data = bytearray(base64.b64decode(text))
         data[0] ^= 64
-        self.refused(built, name, [low, high, base64.b64encode(data).decode()], "choices")
+        self.refused(one, name, [low, high, base64.b64encode(data).decode()], "choices")
 
     def test_only_few_are_made_again(
-        self, built: Built, monkeypatch: pytest.MonkeyPatch, name: str
+        self, one: Built, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
         monkeypatch.setattr(recorded.RecordedPasses, "_choose", lambda *_: pytest.fail("chosen"))
-        check(built)
+        check(one)
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +221,9 @@ def by_columns(tmp_path_factory: pytest.TempPathFactory) -> Built:
     made = {f"m{i}": {"w": tensor} for i, tensor in enumerate(group.tensors)}
     models = Models(tmp_path_factory.mktemp("columns"), made)
     call = call_of("nuslerp", group, [models.source(f"m{i}") for i in range(len(made))])
-    spec = models.spec({"w": ("F16", replace(call, tensor="w"))}, numerics=MERGEKIT)
-    return models, spec, dict(models.recorded(spec).passes)
+    return recorded_of(
+        models, models.spec({"w": ("F16", replace(call, tensor="w"))}, numerics=MERGEKIT)
+    )
 
 
 def test_few_columns_are_added_up(by_columns: Built, monkeypatch: pytest.MonkeyPatch) -> None:

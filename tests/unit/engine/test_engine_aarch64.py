@@ -77,8 +77,8 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),
     "rows": (lambda: reductions._text(reduction("rows", VALUES[:4], 6, 3), 16), COUNT // 2),
     "pairs": (lambda: reductions._text(reduction("pairs", VALUES[:2], 4), 16), COUNT // 8),
-    "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 64),
-    "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 4),
+    "lanes": (lambda: reductions._text(reduction("lanes", VALUES[:4], 6, 3), 1), 5 * 64),
+    "numbers": (lambda: reductions._text(reduction("numbers", VALUES[:2], 4), 1), 5 * 4),
     "ranks": (row_ranks.ranks_text, 4 * COUNT),
     "bits": (lambda: reductions._text(reduction("bits", KEYS, 4), 1), 4 * COUNT),
     "choice": (lambda: choice_text.choice_text(True), COUNT),
@@ -160,6 +160,7 @@ IN_ROWS = ("ranks", "quick", "choice", "told")
 #: Rows, and buckets or how often parts fall apart.
 MORE: dict[str, np.ndarray] = {"keys": np.array([0x3B000000, 10, 1 << 14, 0], "<i4")}
 MORE["kept"] = np.array([1, COUNT // 4], "<i8")
+MORE |= dict.fromkeys(("lanes", "numbers"), np.array([COUNT // 4, 1], "<i8"))
 MORE["caught"] = np.array([0, 0x3C000000, 1 << 22, 0, 0x3D000000, 1 << 23], "<i8")
 MORE |= dict.fromkeys(IN_ROWS, np.array([4, 256], "<i8"))
 MORE |= dict.fromkeys(("last sums", "last maxima"), np.array([2, 1000, 1], "<i8"))

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,26 +75,34 @@ def call_of(name: str, sources: list[ex.Source], numerics: Numerics = FLOAT32) -
 
 def measured(folder: Path, spec: ShardSpec, threads: int) -> int:
     """Return the peak memory of a process that builds a shard and does nothing else."""
+    return measured_together(folder, {"shard": spec}, threads)["shard"]
+
+
+def measured_together(folder: Path, specs: Mapping[str, ShardSpec], threads: int) -> dict[str, int]:
+    """Return the peak memory of a process that builds some shards, after each of them."""
     script = (
         "import json, pathlib, sys\n"
         "from shardmerge.engine import build_shard\n"
         "from shardmerge.algebra.spec import ShardSpec\n"
-        "folder, spec, threads = pathlib.Path(sys.argv[1]), sys.stdin.read(), int(sys.argv[2])\n"
-        "spec = ShardSpec.from_json(json.loads(spec))\n"
-        "paths = {key: folder / f'{key[0]}.safetensors' for key in spec.files}\n"
-        "record = build_shard(spec, paths, folder / 'out.safetensors', threads=threads)\n"
-        "print(record.peak_memory)\n"
+        "folder, specs, threads = pathlib.Path(sys.argv[1]), sys.stdin.read(), int(sys.argv[2])\n"
+        "peaks = {}\n"
+        "for name, spec in json.loads(specs).items():\n"
+        "    spec = ShardSpec.from_json(spec)\n"
+        "    paths = {key: folder / f'{key[0]}.safetensors' for key in spec.files}\n"
+        "    record = build_shard(spec, paths, folder / 'out.safetensors', threads=threads)\n"
+        "    peaks[name] = record.peak_memory\n"
+        "json.dump(peaks, sys.stdout)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder), str(threads)],
-        input=json.dumps(spec.to_json()),
+        input=json.dumps({name: spec.to_json() for name, spec in specs.items()}),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,
     )
     (folder / "out.safetensors").unlink()
-    return int(done.stdout)
+    return json.loads(done.stdout)
 
 
 class TestStreaming:
@@ -135,25 +143,22 @@ class TestStreaming:
         assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
         assert measured(tmp_path, spec, threads=2) <= LIMIT
 
-    @pytest.mark.parametrize(
-        ("name", "values"),
-        [
+    def test_vectors_that_are_rows_in_mergekit_numerics(self, tmp_path: Path) -> None:
+        s = sparse(tmp_path, "abc", "F16", (10_000, 2_000))  # 40 MB each
+        specs = {}
+        for name, values in (
             ("nuslerp", {"nuslerp_flatten": False}),
             ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": True}),
             ("model_stock", {"filter_wise": True}),
             ("arcee_fusion", {}),
-        ],
-    )
-    def test_vectors_that_are_rows_in_mergekit_numerics(
-        self, tmp_path: Path, name: str, values: dict[str, bool]
-    ) -> None:
-        s = sparse(tmp_path, "abc"[: 3 if name == "model_stock" else 2], "F16", (10_000, 2_000))
-        call = call_of(name, list(s.values()), MERGEKIT)
-        parameters = {**dict(call.parameters), **values}
-        call = replace(call, parameters=tuple(sorted(parameters.items())))
-        spec = spec_of("F16", call, MERGEKIT)  # 40 MB each
-        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
-        assert measured(tmp_path, spec, threads=2) <= LIMIT
+        ):
+            call = call_of(name, list(s.values())[: 3 if name == "model_stock" else 2], MERGEKIT)
+            parameters = {**dict(call.parameters), **values}
+            call = replace(call, parameters=tuple(sorted(parameters.items())))
+            spec = specs[f"{name} {values}"] = spec_of("F16", call, MERGEKIT)
+            assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES
+        peaks = measured_together(tmp_path, specs, threads=2)
+        assert {name: peak for name, peak in peaks.items() if peak > LIMIT} == {}
 
     def test_sums_of_rows(self, tmp_path: Path) -> None:
         """What is made is held, the matrix streams; here one row is a part of all sums."""
@@ -193,12 +198,16 @@ class TestStreaming:
         assert block_length(make_tasks(spec)) < TUNING.block
         assert measured(tmp_path, spec, threads=6) <= LIMIT
 
-    @pytest.mark.parametrize("name", [m.name for m in methods() if passes_of_float32(m)])
-    def test_a_method_in_passes(self, tmp_path: Path, name: str) -> None:
-        s = sparse(tmp_path, "abcd"[: 4 if name == "model_stock" else 2], "F16", (25_000, 2_000))
-        spec = spec_of("F16", call_of(name, list(s.values())))  # 100 MB each
-        assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
-        assert measured(tmp_path, spec, threads=2) <= LIMIT
+    def test_methods_in_passes(self, tmp_path: Path) -> None:
+        s = sparse(tmp_path, "abcd", "F16", (25_000, 2_000))  # 100 MB each
+        specs = {}
+        for name in (m.name for m in methods() if passes_of_float32(m)):
+            sources = list(s.values())[: 4 if name == "model_stock" else 2]
+            spec = specs[name] = spec_of("F16", call_of(name, sources))
+            assert workspace_bytes(make_tasks(spec)) == STREAMING_BYTES <= LIMIT
+        peaks = measured_together(tmp_path, specs, threads=2)
+        assert len(peaks) > 10
+        assert {name: peak for name, peak in peaks.items() if peak > LIMIT} == {}
 
     @pytest.mark.slow
     def test_is_flat(self, tmp_path: Path) -> None:

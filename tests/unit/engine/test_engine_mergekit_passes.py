@@ -140,6 +140,14 @@ def test_quantiles_of_a_sample(
     assert (expected != group.tensors[0]).any() and (expected != group.tensors[1]).any()
 
 
+def test_norms_and_products_take_one_pass(tmp_path: Path) -> None:
+    group = kernel_cases.ordinary("model_stock", (301, 1031), 2, torch.float16)
+    models = Models(tmp_path, {f"m{i}": {"w": t} for i, t in enumerate(group.tensors)})
+    call = call_of("model_stock", group, [models.source(model) for model in models.tensors])
+    record = models.build(models.spec({"w": ("F16", call)}, numerics=MERGEKIT))
+    assert record.bytes_read == 2 * sum(one.nbytes for one in group.tensors)
+
+
 def test_torch_has_no_threads_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where native code makes the elements too: they would be in each other's way."""
     threads = kernel_cases.divergence_threads(monkeypatch)

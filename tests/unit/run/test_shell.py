@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
 import string
 import subprocess
@@ -66,12 +68,16 @@ with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
     }
     out.write_text(json.dumps({"prefix": shell._process_prefix, "rules": rules}))
 """
-STUB = "import json, os, sys; open(os.environ['SEEN'], 'w').write(json.dumps(sys.argv))"
+#: Stands for Python: it starts at once, and only tells its words.
+STUB = """\
+#!/bin/sh
+printf '%s\\0' "$@" > "$SEEN"
+"""
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """The workflow as Snakemake has read it; its scripts only tell how they are called."""
+    """The workflow as Snakemake has read it, and what tells how its scripts are called."""
 
     checkout: Path
     prefix: str
@@ -86,8 +92,9 @@ class Parsed:
             folder: To run in.
         """
         values, given = _filled(command, value)
-        text = f"{self.prefix} {snakemake_format(command, **values)}"
-        seen = folder / "seen.json"
+        stub = f"PATH={shlex.quote(str(self.checkout / 'bin'))}:$PATH; "
+        text = f"{self.prefix} {stub}{snakemake_format(command, **values)}"
+        seen = folder / "seen"
         done = subprocess.run(
             ["/bin/bash", "-c", text],
             cwd=folder,
@@ -96,7 +103,9 @@ class Parsed:
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(seen.read_text()), given
+        words = [os.fsdecode(word) for word in seen.read_bytes().split(b"\0")[:-1]]
+        assert Path(words[0]).is_file()
+        return words, given
 
 
 class Values(list):
@@ -156,8 +165,9 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> Parsed:
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((top / "rules.json").read_text())
-    for script in (home / "scripts").glob("*.py"):
-        script.write_text(STUB)
+    (home / "bin").mkdir()
+    (home / "bin" / "python").write_text(STUB)
+    (home / "bin" / "python").chmod(0o755)
     shutil.rmtree(home / "scripts" / "shardmerge")
     return Parsed(home, told["prefix"], told["rules"])
 
@@ -250,7 +260,7 @@ class TestTheTestItself:
         assert faults(command)
 
     def test_an_attack_is_seen(self, parsed: Any, tmp_path: Path) -> None:
-        (parsed.checkout / "scripts" / "x.py").write_text(STUB)
+        (parsed.checkout / "scripts" / "x.py").touch()
         bad = 'python "$SCRIPTS"/x.py --output={output} > {log:q} 2>&1'
         parsed.called(bad, "$(touch PWNED)", tmp_path)
         assert attacked(tmp_path)

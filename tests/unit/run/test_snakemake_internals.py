@@ -142,7 +142,7 @@ assert sum(isinstance(one, threading.Timer) for one in threading.enumerate()) ==
         env=os.environ | {"PYTHONPATH": str(Path(internals.__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stdout) == (0, "waited for\n"), done.stderr
 

@@ -53,7 +53,7 @@ if __name__ == "__main__":
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
-def until(condition: Any, seconds: Any = 60) -> None:
+def until(condition: Any, seconds: Any = 300) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -316,13 +316,13 @@ class TestServe:
             assert server.poll() is None  # its last job is not done
             job.terminate()
             job.communicate()
-            assert server.wait(60) == 0
+            assert server.wait(300) == 0
 
     def test_of_a_run_that_is_over(self) -> None:
         with subprocess.Popen(["true"]) as run:
             run.wait()
-        assert serve(run_name(run.pid)).wait(60) == 0
+        assert serve(run_name(run.pid)).wait(300) == 0
 
     def test_one_for_a_run(self, served: tuple[Any, ...]) -> None:
         until_reachable(served[0])
-        assert serve(served[0]).wait(60) == 0
+        assert serve(served[0]).wait(300) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import logging
-import time
 from typing import Any, Never
 
 import httpx2
@@ -73,9 +72,11 @@ class TestDelay:
     def test_seconds_that_the_server_asks_for(self) -> None:
         assert client.delay(failure(503, **{"Retry-After": "7"}), 0) == 7
 
-    def test_a_date_that_the_server_asks_for(self) -> None:
-        date = email.utils.formatdate(time.time() + 30, usegmt=True)
-        assert 25 < client.delay(failure(429, **{"Retry-After": date}), 0) <= 30
+    def test_a_date_that_the_server_asks_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 1.8e9
+        monkeypatch.setattr("shardmerge.sources.hub.client.time.time", lambda: now)
+        date = email.utils.formatdate(now + 30, usegmt=True)
+        assert client.delay(failure(429, **{"Retry-After": date}), 0) == 30
 
     def test_the_rate_limit_of_the_hub(self) -> None:
         assert client.delay(failure(429, RateLimit='"api";r=0;t=55'), 0) == 55

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.hub_cases import WEIGHTS, FetchCase, fetch_case
 from shardmerge.base.identities import LockedFile
+from shardmerge.sources.hub import client
 
 
 @pytest.fixture
@@ -56,17 +57,24 @@ class TestFaults:
         assert len(case.server.requests("/resolve/")) == 2
         assert len(case.waits) == 1
 
-    def test_a_server_that_hangs(self, case: FetchCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.fixture
+    def hurried(self, case: FetchCase, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Wait for a second, once; after that what is slow is this machine."""
+
+        def pause(seconds: float) -> None:
+            case.waits.append(seconds)
+            monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "60")
+
         monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+        monkeypatch.setattr(client, "pause", pause)
+
+    def test_a_server_that_hangs(self, case: FetchCase, hurried: None) -> None:
         case.server.fault("/_cdn/", "hang", seconds=2)
         case.fetch()
         assert case.arrived()
         assert any("ReadTimeout" in line for line in case.lines)
 
-    def test_a_server_that_stops_in_the_middle(
-        self, case: FetchCase, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    def test_a_server_that_stops_in_the_middle(self, case: FetchCase, hurried: None) -> None:
         case.server.fault("/_cdn/", "pause", after=200_000)
         case.fetch()
         assert case.arrived()

@@ -92,7 +92,7 @@ class TestPlans:
             env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'scripts'}:{REPOSITORY / 'tests'}"},
             capture_output=True,
             check=True,
-            timeout=120,
+            timeout=600,
         )
         (tmp_path / "flagship.json").write_bytes(plan.stdout)
         done = subprocess.run(
@@ -101,7 +101,7 @@ class TestPlans:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout in page

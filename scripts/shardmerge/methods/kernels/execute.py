@@ -49,6 +49,7 @@ from shardmerge.methods.passes import (
     RowStatistics,
     RowSteps,
     Sums,
+    Together,
     TorchChoice,
     TorchDraws,
     TorchRows,
@@ -238,6 +239,8 @@ def answered(
             return _torch_choice(wanted, shape, read, step, choose)
         case TorchSums():
             return _torch_sums(wanted, shape, read)
+        case Together(several):
+            return [answered(one, shape, read, step) for one in several]
         case TorchDraws(seed):
             return Mersenne(seed)
     raise TypeError(f"not known to passes: {wanted!r}")

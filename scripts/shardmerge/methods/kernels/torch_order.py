@@ -10,7 +10,7 @@ rows are added in such levels. The order is held by golden tests against torch i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,15 +53,36 @@ def torch_sums(
         wanted: The request.
         rows: Which vectors, (first, number), if not all; their elements follow each other.
     """
+    steps = fed(shape, codes, wanted, rows)
+    try:
+        while True:
+            feed(*next(steps))
+    except StopIteration as end:
+        return end.value
+
+
+def fed(
+    shape: Sequence[int],
+    codes: Sequence[str],
+    wanted: TorchSums,
+    rows: tuple[int, int] | None = None,
+    step: int = BLOCK,
+) -> Generator[tuple[Sequence[Any], int, int], None, np.ndarray]:
+    """Yield what is to be fed, as ``Feed`` takes it, and return as ``torch_sums`` does.
+
+    Args:
+        shape, codes, wanted, rows: As of ``torch_sums``.
+        step: Elements of one vector that are fed at a time, of whole tiles.
+    """
     number, length = vectors(shape, wanted.axis)
     if number > 1 and along_first(shape, wanted.axis):
-        return _down(feed, shape, codes, wanted)
+        return (yield from _down(shape, codes, wanted))
     found = []
     for first, size, together in _vectors(number, length, wanted.chunk, rows):
         sums = [new_sum(wanted, size, code, together) for code in codes]
-        step = max(BLOCK, size * together) if together > 1 else BLOCK
-        for at in range(first, first + size * together, step):
-            feed(sums, at, min(step, first + size * together - at))
+        most = max(BLOCK, size * together) if together > 1 else step
+        for at in range(first, first + size * together, most):
+            yield sums, at, min(most, first + size * together - at)
         found.append([one.result() for one in sums])
     return np.concatenate(found, axis=1)
 
@@ -85,8 +106,10 @@ def _vectors(
         yield row * length, length, min(step, begin + count - row)
 
 
-def _down(feed: Feed, shape: Sequence[int], codes: Sequence[str], wanted: TorchSums) -> np.ndarray:
-    """Return sums or norms of columns, a stripe of them at a time."""
+def _down(
+    shape: Sequence[int], codes: Sequence[str], wanted: TorchSums
+) -> Generator[tuple[Sequence[Any], int, int], None, np.ndarray]:
+    """Yield what is to be fed to sums or norms of columns, a stripe of them at a time."""
     found = []
     rows, columns = shape[0], math.prod(shape[1:])
     for first in range(0, columns, BLOCK):
@@ -100,7 +123,7 @@ def _down(feed: Feed, shape: Sequence[int], codes: Sequence[str], wanted: TorchS
         few = BLOCK // 4 if columns < _FEW_COLUMNS else BLOCK
         step = max(1, few // columns) if width == columns else 1
         for row in range(0, rows, step):
-            feed(sums, row * columns + first, min(step, rows - row) * width)
+            yield sums, row * columns + first, min(step, rows - row) * width
         found.append([one.result() for one in sums])
     return np.concatenate(found, axis=1)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shardmerge.methods.contract import Group
-from shardmerge.methods.passes import Elements, ElementValue, Passes, TorchSums
+from shardmerge.methods.passes import Elements, ElementValue, Passes, Together, TorchSums
 from shardmerge.methods.spherical.mergekit import SLERP_CHUNK, stock_share
 from shardmerge.methods.spherical.passes import nuslerp_axis, stock_axis, without_mean
 
@@ -149,12 +149,12 @@ def model_stock(group: Group) -> Passes:
     """Interpolate between base and mean by the mean cosine of the task vectors, in their dtype."""
     models, axis = group.others, stock_axis(group)
     parts = _vectors(models, group.base)
-    norms = _numbers(group, (yield TorchSums(parts, "norm", axis=axis)))
 
     def products(x: Elements) -> list[ElementValue]:
         return [a * b for a, b in itertools.combinations(parts(x), 2)]
 
-    dots = _numbers(group, (yield TorchSums(products, axis=axis)))
+    sums = TorchSums(parts, "norm", axis=axis), TorchSums(products, axis=axis)
+    norms, dots = (_numbers(group, found) for found in (yield Together(sums)))
     lengths = [a * b for a, b in itertools.combinations(norms, 2)]
     cosines = [
         (dot / length.clamp(min=1e-6)).clamp(-1, 1)
