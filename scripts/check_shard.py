@@ -13,6 +13,7 @@ def main() -> None:
     from shardmerge.base.errors import UserError
     from shardmerge.base.files import write_json
     from shardmerge.base.identities import Identities
+    from shardmerge.base.malloc import keep_freed_memory
     from shardmerge.check.memory import check_needs_torch
     from shardmerge.check.shard import check_shard
     from shardmerge.engine.watch import Watch
@@ -32,6 +33,7 @@ def main() -> None:
     args = parse_args(parser)
     job = shard_inputs(args.spec, args.sources, args.deltas, uses_torch=check_needs_torch)
     claim(args.output)
+    keep_freed_memory()
 
     recorded = load_record(args.record)
     if recorded.spec not in (None, args.spec):

@@ -80,7 +80,7 @@ def _chance(text: str) -> int:
 
 def count_of(runs: Runs) -> int:
     """Return how many elements runs have."""
-    return sum(count for _, count in runs)
+    return sum([count for _, count in runs])
 
 
 def positions(runs: Runs) -> np.ndarray:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,44 @@ def fill_from(fd: int, path: str | os.PathLike[str], offset: int, into: memoryvi
         if not count:
             raise UserError(f"ends before byte {end}: it was cut while it was read", str(path))
         offset, into = offset + count, into[count:]
+
+
+def fill_ranges(
+    fd: int, path: str | os.PathLike[str], ranges: Sequence[tuple[int, int]], into: memoryview
+) -> None:
+    """Fill a buffer with ranges of a file, one after the other.
+
+    Args:
+        fd: The file, open.
+        path: Of it, for errors.
+        ranges: (offset, bytes) each.
+        into: The buffer, of bytes, filled whole.
+
+    Raises:
+        UserError: If the file cannot be read, or ends too early.
+    """
+    number, place = _fill_known(fd, ranges, into)
+    for offset, length in ranges[number:]:  # a disk brings many at once faster than one by one
+        will_need(fd, offset, length)
+    for offset, length in ranges[number:]:
+        fill_from(fd, path, offset, into[place : place + length])
+        place += length
+
+
+def _fill_known(fd: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> tuple[int, int]:
+    """Read ranges as long as they are in memory; return how many are, and how many bytes."""
+    place = 0
+    if not hasattr(os, "RWF_NOWAIT"):
+        return 0, 0
+    try:
+        for number, (offset, length) in enumerate(ranges):
+            part = into[place : place + length]
+            if os.preadv(fd, (part,), offset, os.RWF_NOWAIT) < length:
+                return number, place
+            place += length
+    except OSError:  # not there, or a file system that does not tell
+        return number, place
+    return len(ranges), place
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
-import mmap
+import itertools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from shardmerge.base.direct import go_buffered, is_refusal, open_direct
+from shardmerge.base.direct import go_buffered, huge_buffer, is_refusal, open_direct
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_into
 
-#: What stays in a core's own cache, between the copy from the page cache and the hash.
-_CHUNK = 1 << 20
+#: Bytes that are read at once: from the page cache what stays in a core's own cache until it is
+#: hashed; past it what takes the kernel least.
+_CHUNK, _DIRECT_CHUNK = 1 << 20, 1 << 22
 
 
 class Hasher(Protocol):
@@ -58,6 +60,37 @@ def bound_hash(hasher: Hasher, sha256: str) -> str:
     return hasher.hexdigest()
 
 
+class Excerpts:
+    """Ranges of a file's bytes, copied as all of them pass by.
+
+    Args:
+        ranges: (offset, bytes) each, ascending; none reaches into the next.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._begins = [begin for begin, _ in ranges]
+        self._ends = [begin + length for begin, length in ranges]
+        self._places = [0, *itertools.accumulate(length for _, length in ranges)]
+        self._made = bytearray(self._places[-1])
+
+    def add(self, data: memoryview, place: int) -> None:
+        """Take the bytes that follow each other from a place of the file on."""
+        number = bisect.bisect_right(self._ends, place)
+        end = place + len(data)
+        while number < len(self._begins) and self._begins[number] < end:
+            begin, own = max(self._begins[number], place), self._places[number]
+            part = data[begin - place : self._ends[number] - place]
+            own += begin - self._begins[number]
+            self._made[own : own + len(part)] = part
+            number += 1
+
+    def part(self, ranges: Sequence[tuple[int, int]]) -> memoryview:
+        """Return the bytes of ranges that follow each other among those that are copied."""
+        first = bisect.bisect_left(self._begins, ranges[0][0])
+        own = slice(self._places[first], self._places[first + len(ranges)])
+        return memoryview(self._made)[own]
+
+
 class FileHash(contextlib.AbstractContextManager):
     """A hash of a file, from a thread of its own; takes one buffer, whatever the file's size.
 
@@ -67,12 +100,22 @@ class FileHash(contextlib.AbstractContextManager):
         keep: Whether it is read through the page cache, where others find it. Without, a file
             that was written past it is read past it too: this takes a tenth of the processor's time
             where the cache would need new pages, and pushes nothing out.
+        excerpts: Ranges of its bytes that are kept.
     """
 
-    def __init__(self, path: Path, hasher: Hasher | None = None, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        hasher: Hasher | None = None,
+        *,
+        keep: bool = False,
+        excerpts: Sequence[tuple[int, int]] = (),
+    ) -> None:
         self._path, self._keep = path, keep
         self._error: OSError | None = None
         self._stopped = False
+        self._excerpts = Excerpts(excerpts)
+        self._passed, self._ended, self._moved = 0, False, threading.Condition()
         self._hash = hasher or hashlib.sha256()
         self._thread = threading.Thread(target=self._run, name="file-hash", daemon=True)
         self._thread.start()
@@ -92,6 +135,22 @@ class FileHash(contextlib.AbstractContextManager):
             raise UserError(f"cannot be read ({self._error.strerror})", str(self._path)) from None
         return self._hash
 
+    def excerpt(self, ranges: Sequence[tuple[int, int]]) -> memoryview:
+        """Return the bytes of excerpts that follow each other, once they are read.
+
+        Raises:
+            UserError: If the file cannot be read, or ends too early.
+        """
+        end = sum(ranges[-1])
+        with self._moved:
+            self._moved.wait_for(lambda: self._passed >= end or self._ended)
+        if self._passed < end:
+            self.result()
+            raise UserError(
+                f"ends before byte {end}: it was cut while it was read", str(self._path)
+            )
+        return self._excerpts.part(ranges)
+
     def _run(self) -> None:
         flags = os.O_RDONLY | os.O_CLOEXEC
         try:
@@ -105,10 +164,13 @@ class FileHash(contextlib.AbstractContextManager):
                 os.close(fd)
         except OSError as error:
             self._error = error
+        finally:
+            with self._moved:
+                self._ended = True
+                self._moved.notify_all()
 
     def _read(self, fd: int, direct: bool) -> None:
-        # its address is a page's
-        buffer, place = memoryview(mmap.mmap(-1, _CHUNK)), 0
+        buffer, place = huge_buffer(_DIRECT_CHUNK if direct else _CHUNK), 0
         _advise(fd, place, 0, "POSIX_FADV_SEQUENTIAL")
         while not self._stopped:
             try:
@@ -117,14 +179,18 @@ class FileHash(contextlib.AbstractContextManager):
                 if not (direct and is_refusal(error)):
                     raise
                 go_buffered(fd)
-                direct = False
+                direct, buffer = False, buffer[:_CHUNK]
                 continue
             if not count:
                 break
             self._hash.update(buffer[:count])
+            self._excerpts.add(buffer[:count], place)
             if not (self._keep or direct):
                 _advise(fd, place, count, "POSIX_FADV_DONTNEED")
             place += count
+            with self._moved:
+                self._passed = place
+                self._moved.notify_all()
 
 
 def sha256_streamed(path: Path) -> str:

@@ -67,8 +67,11 @@ def total(terms: list[tuple[float, Estimate]], code: str) -> Estimate:
             value = value + product
             error = rounded_error(value, error + carried, code)
     # What comes from an infinite source must be infinite or NaN itself.
-    given = np.any([~np.isfinite(part.value) for _, part in terms], axis=0)
-    return joined(value, np.where(given, 0.0, error), [part for _, part in terms])
+    for _, part in terms:
+        finite = np.isfinite(part.value)
+        if not finite.all():
+            error = np.where(finite, error, 0.0)
+    return joined(value, error, [part for _, part in terms])
 
 
 def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray:
@@ -79,9 +82,15 @@ def rounded_error(value: np.ndarray, error: np.ndarray, code: str) -> np.ndarray
     form = FLOAT_FORMATS[code]
     size = np.abs(value) + error
     unit = form.unit + FLOAT_FORMATS["F64"].unit  # the engine's rounding, and the one made here
-    grown = error + unit * size + half_ulp(code, np.float64(0))
-    exact = (error == 0) & (round_to(code, value) == value) & (code != "F64")
-    return np.where(size >= form.overflow, np.inf, np.where(exact, 0.0, grown))
+    grown = error + unit * size + form.least
+    if code != "F64":
+        known = np.nonzero(error == 0)  # of most there are few
+        if len(known[0]):
+            grown[known] = np.where(round_to(code, value[known]) == value[known], 0.0, grown[known])
+    over = size >= form.overflow
+    if over.any():
+        grown[over] = np.inf
+    return grown
 
 
 def round_estimate(part: Estimate, dtype: str) -> Estimate:
@@ -134,6 +143,6 @@ def _with_bound(node: ex.LowRank, value: np.ndarray, error: np.ndarray) -> Estim
     """Return products with their bounds, from the sums of the sizes of what they are sums of."""
     form = FLOAT_FORMATS[node.dtype]
     bound = (node.rank + 3) * (form.unit + FLOAT_FORMATS["F64"].unit) * error
-    bound += (node.rank + 1) * (1 + abs(node.scale)) * half_ulp(node.dtype, np.float64(0))
+    bound += (node.rank + 1) * (1 + abs(node.scale)) * FLOAT_FORMATS[node.dtype].least
     bound = np.where(error >= form.overflow, np.inf, bound)
     return Estimate(value, np.where(np.isfinite(value), bound, 0.0))

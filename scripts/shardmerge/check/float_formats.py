@@ -28,6 +28,11 @@ class FloatFormat:
         return 2.0**-self.precision
 
     @property
+    def least(self) -> float:
+        """The largest rounding error of numbers next to 0."""
+        return max(2.0 ** (self.smallest - self.precision), 5e-324)
+
+    @property
     def maximum(self) -> float:
         """The largest finite number."""
         return (2 - 2.0 ** (1 - self.precision)) * 2.0**self.largest
@@ -44,6 +49,8 @@ FLOAT_FORMATS = {
     "F32": FloatFormat(24, -126, 127),
     "F64": FloatFormat(53, -1022, 1023),
 }
+#: Of float64: bits before the exponent, those of the exponent, and what it is stored with.
+_MANTISSA, _EXPONENTS, _BIAS = 52, 0x7FF, 1023
 #: How elements lie in files; a type that numpy lacks is read as its bits.
 _STORED = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
@@ -74,10 +81,12 @@ def half_ulp(code: str, magnitude: np.ndarray) -> np.ndarray:
         magnitude: Not negative; where it is infinite or NaN, the largest number's is returned.
     """
     form = FLOAT_FORMATS[code]
-    exponent = np.frexp(np.where(np.isfinite(magnitude), magnitude, form.maximum))[1] - 1
-    exponent = np.where(magnitude == 0, form.smallest, exponent)
-    exponent = np.clip(exponent, form.smallest, form.largest)
-    return np.maximum(np.ldexp(1.0, exponent - form.precision), 5e-324)
+    # the exponent lies in a number's bits: that of 0 is less than any, of infinity and NaN greater
+    bits = np.asarray(magnitude, np.float64).view(np.int64)
+    exponent = ((bits >> _MANTISSA) & _EXPONENTS).clip(form.smallest + _BIAS, form.largest + _BIAS)
+    if code == "F64":
+        return np.maximum(np.ldexp(1.0, exponent - (_BIAS + form.precision)), 5e-324)
+    return ((exponent - form.precision) << _MANTISSA).view(np.float64)
 
 
 def round_to(code: str, values: np.ndarray) -> np.ndarray:
@@ -86,10 +95,9 @@ def round_to(code: str, values: np.ndarray) -> np.ndarray:
         return values
     form = FLOAT_FORMATS[code]
     quantum = 2 * half_ulp(code, np.abs(values))
-    finite = np.isfinite(values)
-    rounded = np.rint(np.where(finite, values, 0.0) / quantum) * quantum
-    rounded = np.where(np.abs(rounded) > form.maximum, np.copysign(np.inf, rounded), rounded)
-    return np.where(finite, rounded, values)
+    rounded = np.rint(values / quantum) * quantum
+    over = np.abs(rounded) > form.maximum
+    return np.where(over, np.copysign(np.inf, rounded), rounded) if over.any() else rounded
 
 
 def multiplied_and_added(x: np.ndarray, y: np.float32, z: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def verify_probes(
 
 def _rounded(sampled: Sampled, code: str) -> Estimate:
     value, error = sampled.value, sampled.error
-    error = half_ulp(code, np.abs(value) + error) + half_ulp(code, np.float64(0)) + error
+    error = half_ulp(code, np.abs(value) + error) + FLOAT_FORMATS[code].least + error
     return Estimate(value, error, independent=sampled.plain)
 
 
@@ -124,7 +124,7 @@ class _Reader:
         if self._written is None:
             return None
         codes = self._rounding
-        least = math.fsum(float(half_ulp(code, np.float64(0))) for code in codes)
+        least = math.fsum(FLOAT_FORMATS[code].least for code in codes)
         return 1.01 * math.fsum(FLOAT_FORMATS[code].unit for code in codes), 2 * least
 
     def rows(

@@ -41,7 +41,7 @@ from shardmerge.check.error_bounds import (
     rounded_error,
     total,
 )
-from shardmerge.check.float_formats import decoded, half_ulp
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp
 from shardmerge.check.kernels import (
     Read,
     UndecidedError,
@@ -270,7 +270,7 @@ class Recomputer:
         if not apart <= _UNDECIDED * float(result.abs().max()):
             raise UndecidedError
         value, code = result.reshape(-1).numpy()[positions(runs)], sum_dtype(call)
-        error = half_ulp(code, np.abs(value) + apart) + half_ulp(code, np.float64(0)) + apart
+        error = half_ulp(code, np.abs(value) + apart) + FLOAT_FORMATS[code].least + apart
         return Estimate(value, error, any(one.decides for one in inputs), independent=False)
 
     def _call(self, call: ex.Call, runs: Runs) -> Estimate:
@@ -288,7 +288,7 @@ class Recomputer:
         if (code := sum_dtype(call)) != "F64":
             error = np.abs(kernel(call, values, runs, whole, code) - exact)
             error = np.where(np.isnan(error), np.where(np.isfinite(exact), np.inf, 0.0), error)
-        error += half_ulp(code, np.float64(0))  # so that zeros may differ in sign
+        error += FLOAT_FORMATS[code].least  # so that zeros may differ in sign
         nested = any(one.error.any() for one in inputs)
         if nested:
             error += _NESTED * max(np.abs(value).max(initial=0.0) for value in values)

@@ -2,7 +2,8 @@
 
 Sums and counts are recorded tile by tile. A spread of tiles is added up again, and must have the
 recorded bits; the rest is added up from the record. The bands of thresholds are exact if so many
-elements lie before and in them as their ranks say, which one pass counts.
+elements lie before and in them as their ranks say: that is recorded and counted again likewise.
+Where it is not recorded, one pass counts all.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from shardmerge.base.numerics import Numerics
 from shardmerge.check.told_choices import ToldMask, ToldRow, told_rows
 from shardmerge.check.torch_sums import add_up, are_seen, same
 from shardmerge.engine.passes import NativePasses
+from shardmerge.engine.rank_passes import step_of
 from shardmerge.engine.row_passes import OfRows
 from shardmerge.engine.row_steps import row_groups
 from shardmerge.engine.stripes import Stripes
+from shardmerge.engine.telling import Side, Telling, telling_bands, telling_sides
 from shardmerge.engine.tile_buffers import ReadFiles
 from shardmerge.engine.tiles import ReducedTiles
 from shardmerge.engine.torch_tiles import in_one_pass
@@ -51,8 +54,6 @@ from shardmerge.methods.passes import (
     vectors,
 )
 
-_ALL = 0, 1 << 62
-
 
 class RecordedPasses(NativePasses):
     """Finds what calls do to elements from what a record says, once that is verified.
@@ -65,7 +66,7 @@ class RecordedPasses(NativePasses):
         recorded: Of each call what the merge job found.
     """
 
-    _together = 1
+    _little = True
 
     def __init__(
         self, files: ReadFiles, numerics: Numerics, recorded: Mapping[ex.Call, Sequence[Any]]
@@ -135,36 +136,64 @@ class RecordedPasses(NativePasses):
             return super()._bands(call, wanted, count)
         self.answers[call].append(None)
         asking = [k for k, one in enumerate(wanted.ranks) if not isinstance(one, Ranks)]
-        told = _told_bands(known, len(wanted.ranks), asking)
+        rows, text = _with_counts(known)
+        told = _told_bands(rows, len(wanted.ranks), asking)
         if told is None:
             raise _wrong(call, "thresholds")
         bands, nonzero = told
         ranks = [ranks_of(one, count, nonzero.get(k)) for k, one in enumerate(wanted.ranks)]
-        pairs = list(zip(bands, ranks, strict=True))
-
-        def masks(x: Elements) -> list[ElementValue]:
-            values = wanted.function(x)
-            return [
-                *(values[k].ne(0.0) for k in asking),
-                *(
-                    x.inside(value, part)
-                    for value, (band, one) in zip(values, pairs, strict=True)
-                    for part in (_before(band, one), band)
-                ),
-            ]
-
-        tiles = self._tiles(call, masks, "counts")
-        counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
-        right = [next(counts) for _ in asking] == [nonzero[k] for k in asking]
-        for (band, one), before, inside in zip(pairs, counts, counts, strict=True):
-            if one.start >= one.stop:
-                right &= band == NO_BAND
-            else:
-                right &= before == one.start and inside == one.stop - one.start
+        expected, right = [nonzero[k] for k in asking], True
+        for band, one in zip(bands, ranks, strict=True):
+            if one.start < one.stop:
+                expected += [one.start, one.stop - one.start]
                 right &= _is_stretch(band, one, count)
-        if not right:
+            else:
+                right &= band == NO_BAND
+        telling = telling_bands(bands, ranks, asking)
+        if not right or self._counted(call, wanted.function, telling, text) != expected:
             raise _wrong(call, "thresholds")
         return bands
+
+    def _counted(
+        self,
+        call: ex.Call,
+        function: Callable[[Elements], Sequence[ElementValue]],
+        telling: Sequence[Telling],
+        text: str | None,
+        step: int = BLOCK,
+    ) -> list[int] | None:
+        """Return how many elements lie in bands of keys.
+
+        Args:
+            call: The call.
+            function: Returns the values.
+            telling: The bands.
+            text: How many of each tile do, as it is recorded. Of a spread of tiles they are counted
+                again; without it of all.
+            step: Elements of a tile.
+
+        Returns:
+            The numbers, None if others are recorded.
+        """
+        if not telling:
+            return []
+
+        def masks(x: Elements) -> list[ElementValue]:
+            values = function(x)
+            return [x.inside(values[k], band) for k, band in telling]
+
+        count = ex.elements(call.inputs[0])
+        tiles, number = self._tiles(call, masks, "counts"), -(-count // step)
+        if text is None:
+            table = tiles.table(count, range(number), step)
+        else:
+            table = _numbers(text, "<i4")
+            if len(table) != len(telling) * number or table.min() < 0:
+                return None
+            table, chosen = table.reshape(-1, number), spread_tiles(call.tensor, number)
+            if not same(table[:, chosen], tiles.table(count, chosen, step)):
+                return None
+        return [int(total) for total in table.sum(axis=1)]
 
     def _torch_sums(self, call: ex.Call, *wanted: TorchSums) -> list[np.ndarray]:
         return [self._torch_sum(call, one) for one in wanted]
@@ -229,9 +258,10 @@ class RecordedPasses(NativePasses):
                 raise _wrong(call, "choices")
             return masks
         self.answers[call].append(None)
+        known, text = _with_counts(known)
         rows = told_rows(known, wanted.clipped(count))
         if rows is None or not self._are_there(
-            call, wanted.function, [one.sides(count) for one in rows]
+            call, wanted.function, [one.sides(count) for one in rows], text
         ):
             raise _wrong(call, "thresholds")
         masks = [self._told(call, wanted, k, row) for k, row in enumerate(rows)]
@@ -270,41 +300,33 @@ class RecordedPasses(NativePasses):
         self,
         call: ex.Call,
         function: Callable[[Elements], Sequence[ElementValue]],
-        sides: Sequence[Sequence[tuple[int, int]]],
+        sides: Sequence[Sequence[Side]],
+        text: str | None,
+        step: int = BLOCK,
     ) -> bool:
         """Whether elements of some ranks have some keys.
 
         Args:
-            call: The call.
-            function: Returns the values.
-            sides: Of each value (rank from the least, key).
+            call, function, text, step: As of ``_counted``.
+            sides: Of each value.
         """
-        ends = [(k, key) for k, pairs in enumerate(sides) for _, key in pairs]
-        if not ends:
-            return True
-
-        def masks(x: Elements) -> list[ElementValue]:
-            values = function(x)
-            return [
-                x.inside(values[k], KeyBand(0, most, _ALL, _ALL))
-                for k, key in ends
-                for most in (key - 1, key)
-            ]
-
-        count = ex.elements(call.inputs[0])
-        tiles = self._tiles(call, masks, "counts")
-        counts = iter(tiles.table(count, range(-(-count // BLOCK))).sum(axis=1))
+        counts = self._counted(call, function, telling_sides(sides), text, step)
+        if counts is None:
+            return False
         ranks = [rank for pairs in sides for rank, _ in pairs]
-        return all(a <= rank < b for rank, a, b in zip(ranks, counts, counts, strict=True))
+        pairs = zip(ranks, counts[::2], counts[1::2], strict=True)
+        return all(less <= rank < upto for rank, less, upto in pairs)
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
-        if (keys := self._known(call)) is None:
+        if (known := self._known(call)) is None:
             return super()._order_statistics(call, wanted, count)
+        self.answers[call].append(None)
+        keys, text = _with_counts(known)
         right = isinstance(keys, list) and len(keys) == len(wanted.ranks)
         if not right or not all(type(key) is int and 0 <= key <= GREATEST_KEY for key in keys):
             raise _wrong(call, "order statistics")
         sides = [list(zip(wanted.ranks, keys, strict=True))]
-        if not self._are_there(call, lambda x: [wanted.function(x)], sides):
+        if not self._are_there(call, lambda x: [wanted.function(x)], sides, text, step_of(call)):
             raise _wrong(call, "order statistics")
         return keys
 
@@ -320,13 +342,6 @@ def _rows_of(runs: Runs, length: int) -> list[tuple[int, int]]:
     return found
 
 
-def _before(band: KeyBand, ranks: Ranks) -> KeyBand:
-    """Return the band of the elements of lower ranks."""
-    if ranks.descending:
-        return KeyBand(band.high, GREATEST_KEY, (0, band.at_high[0]), _ALL)
-    return KeyBand(-1, band.low, (0, 0), (0, band.at_low[0]))
-
-
 def _is_stretch(band: KeyBand, ranks: Ranks, count: int) -> bool:
     """Whether the elements of a band have ranks one after the other."""
     if band.low == band.high:
@@ -335,6 +350,13 @@ def _is_stretch(band: KeyBand, ranks: Ranks, count: int) -> bool:
     if ranks.descending:
         first, last = last, first
     return first[1] >= count and last[0] == 0
+
+
+def _with_counts(known: Any) -> tuple[Any, str | None]:
+    """Return what is recorded of thresholds, and what of the number of elements beside them."""
+    if isinstance(known, list) and known and isinstance(known[-1], str):
+        return known[:-1], known[-1]
+    return known, None
 
 
 def _told_bands(

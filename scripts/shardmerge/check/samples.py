@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.base.files import fill_from, will_need
+from shardmerge.base.files import fill_from, fill_ranges
 from shardmerge.base.safetensors import Header, TensorEntry, read_header
 from shardmerge.check.float_formats import stored_dtype
 
@@ -43,17 +43,10 @@ class TensorFile(contextlib.AbstractContextManager):
         Raises:
             UserError: If the file cannot be read, or ends too early.
         """
-        dtype = stored_dtype(entry.dtype)
-        size = dtype.itemsize
-        ranges = [(entry.begin + first * size, count * size) for first, count in runs]
-        for offset, length in ranges:  # a disk brings many at once faster than one by one
-            will_need(self._fd, offset, length)
+        ranges = ranges_of(entry, runs)
         made = np.empty(sum(length for _, length in ranges), np.uint8)
-        place = 0
-        for offset, length in ranges:
-            self.fill(offset, memoryview(made[place : place + length]))
-            place += length
-        return made.view(dtype)
+        fill_ranges(self._fd, self.path, ranges, memoryview(made))
+        return made.view(stored_dtype(entry.dtype))
 
     def fill(self, offset: int, into: memoryview) -> None:
         """Fill a buffer with the file's bytes from an offset on.
@@ -62,3 +55,9 @@ class TensorFile(contextlib.AbstractContextManager):
             UserError: If the file cannot be read, or ends too early.
         """
         fill_from(self._fd, self.path, offset, into)
+
+
+def ranges_of(entry: TensorEntry, runs: Runs) -> list[tuple[int, int]]:
+    """Return where elements of a tensor lie in its file, as (offset, bytes)."""
+    size = stored_dtype(entry.dtype).itemsize
+    return [(entry.begin + first * size, count * size) for first, count in runs]

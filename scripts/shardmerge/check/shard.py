@@ -6,26 +6,28 @@ And its header against the plan, and a sample of every tensor against the source
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shardmerge.algebra.leaves import calls_in_passes, is_copied, simplify
 from shardmerge.algebra.samples import Runs, positions, sample_runs
 from shardmerge.algebra.spec import OutputTensor, ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash, Hasher, bound_hash, hasher_like
 from shardmerge.base.identities import stamp_of
 from shardmerge.check.error_bounds import Estimate
-from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to
+from shardmerge.check.float_formats import FLOAT_FORMATS, decoded, half_ulp, round_to, stored_dtype
 from shardmerge.check.kernels import TooLargeError, UndecidedError
 from shardmerge.check.leaves import OpenLeaves, described
 from shardmerge.check.recompute import Recomputer
-from shardmerge.check.samples import TensorFile
+from shardmerge.check.samples import TensorFile, ranges_of
 from shardmerge.check.statistics import Statistics
-from shardmerge.engine.tasks import TensorTask, make_task
 from shardmerge.engine.watch import Watch
 from shardmerge.methods.registry import Recorded
 
@@ -86,23 +88,24 @@ def check_shard(
     for key, path in sources.items():
         watch.begin(path, spec.files.get(key))
     with contextlib.ExitStack() as stack:
-        whole = (
-            stack.enter_context(FileHash(shard, hasher_like(xxh3 or sha256))) if sha256 else None
-        )
         output = stack.enter_context(TensorFile(shard))
         _check_header(spec, output)
+        written = _Written(spec, output)
+        whole = None
+        if sha256:
+            whole = FileHash(shard, hasher_like(xxh3 or sha256), excerpts=written.ranges())
+            written.hashed = stack.enter_context(whole)
         leaves = OpenLeaves(spec, sources, deltas, stack)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read, leaves)
         findings = _Findings()
         statistics = Statistics(recomputer)
         for tensor in spec.tensors:
-            task = make_task(tensor, leaves.stored, spec.numerics)
+            calls = calls_in_passes(simplify(tensor.expression), spec.numerics)
             found = (passes or {}).get(tensor.name, ())
-            recomputer.forget(dict(zip(task.calls, found, strict=False)))
+            recomputer.forget(dict(zip(calls, found, strict=False)))
             told = (probes or {}).get(tensor.name, ())
-            _check_tensor(
-                task, output, leaves, recomputer, told, spec.allow_nonfinite, findings, statistics
-            )
+            allowed = spec.allow_nonfinite
+            _check_tensor(tensor, written, leaves, recomputer, told, allowed, findings, statistics)
         if whole:
             _check_bytes(shard, whole.result(), sha256, xxh3)
         watch.confirm()
@@ -125,6 +128,43 @@ def check_shard(
         "not_sampled": findings.not_sampled,
         "statistics": statistics.to_json(),
     }
+
+
+class _Written:
+    """The tensors of a shard.
+
+    Args:
+        spec: What it holds.
+        file: The shard, whose header is as the specification says.
+
+    Attributes:
+        runs: Of each tensor the elements that are looked at.
+        hashed: Reads the whole file, and keeps these elements; without it they are read.
+    """
+
+    def __init__(self, spec: ShardSpec, file: TensorFile) -> None:
+        self.file, self._entries = file, file.header.tensors
+        self.runs = {one.name: sample_runs(one.name, math.prod(one.shape)) for one in spec.tensors}
+        self.hashed: FileHash | None = None
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Return where the elements lie, as (offset, bytes), ascending."""
+        return sorted(one for name in self.runs for one in self._ranges(name))
+
+    def _ranges(self, name: str) -> list[tuple[int, int]]:
+        return ranges_of(self._entries[name], self.runs[name])
+
+    def sample(self, name: str) -> np.ndarray:
+        """Return a tensor's elements that are looked at, as they are stored."""
+        if not self.hashed:
+            return self.file.read(self._entries[name], self.runs[name])
+        dtype = stored_dtype(self._entries[name].dtype)
+        return np.frombuffer(self.hashed.excerpt(self._ranges(name)), dtype)
+
+    def read(self, name: str, runs: Runs) -> np.ndarray:
+        """Return elements of a tensor, float64."""
+        entry = self._entries[name]
+        return decoded(self.file.read(entry, runs), entry.dtype)
 
 
 def check_hash(path: Path, found: str, recorded: str) -> None:
@@ -173,8 +213,8 @@ def _check_header(spec: ShardSpec, output: TensorFile) -> None:
 
 
 def _check_tensor(
-    task: TensorTask,
-    output: TensorFile,
+    tensor: OutputTensor,
+    written: _Written,
     leaves: OpenLeaves,
     recomputer: Recomputer,
     recorded: Sequence[Recorded],
@@ -182,19 +222,18 @@ def _check_tensor(
     findings: _Findings,
     statistics: Statistics,
 ) -> None:
-    tensor = task.tensor
-    where = f"{output.path}, tensor {tensor.name!r}"
-    runs = sample_runs(tensor.name, int(np.prod(tensor.shape, dtype=np.int64)))
-    if not runs:
+    where = f"{written.file.path}, tensor {tensor.name!r}"
+    if not (runs := written.runs[tensor.name]):
         return
-    stored = output.read(output.header.tensors[tensor.name], runs)
-    floating = tensor.dtype in FLOAT_FORMATS
+    stored = written.sample(tensor.name)
+    floating, expression = tensor.dtype in FLOAT_FORMATS, simplify(tensor.expression)
+    copied = is_copied(expression, tensor.dtype, leaves.stored)
     found = decoded(stored, tensor.dtype) if floating else stored
     if floating:
         findings.nonfinite += int((~np.isfinite(found)).sum())
-        statistics.add(tensor, runs, found, copied=task.kind == "copy")
-    if task.kind == "copy":
-        wanted = leaves.read(task.expression, runs)
+        statistics.add(tensor, runs, found, copied=copied)
+    if copied:
+        wanted = leaves.read(expression, runs)
         bad = stored.view(f"u{stored.itemsize}") != wanted.view(f"u{wanted.itemsize}")
         if bad.any():
             shown = decoded(wanted, tensor.dtype) if floating else wanted
@@ -202,13 +241,9 @@ def _check_tensor(
         findings.verbatim += 1
         findings.elements += len(stored)
         return
-    entry = output.header.tensors[tensor.name]
-
-    def written(some: Runs) -> np.ndarray:
-        return decoded(output.read(entry, some), tensor.dtype)
-
     try:
-        probed = recomputer.probe(tensor, recorded, written, finite=not allow_nonfinite)
+        read = partial(written.read, tensor.name)
+        probed = recomputer.probe(tensor, recorded, read, finite=not allow_nonfinite)
         estimate = recomputer.estimate(tensor.expression, runs, tensor.dtype)
     except (TooLargeError, UndecidedError):
         findings.not_sampled.append(tensor.name)
@@ -244,10 +279,10 @@ def _compare(found: np.ndarray, estimate: Estimate, dtype: str) -> tuple[np.ndar
     overflowed = np.isinf(found) & (largest >= FLOAT_FORMATS[dtype].overflow)
     overflowed &= (np.sign(found) == np.sign(value)) | np.isinf(error)
     good = same | (distance <= tolerance * (1 + 2.0**-40)) | overflowed | np.isinf(error)
-    exact = error == 0
-    rounded = round_to(dtype, value)
-    equal = (found == rounded) & (np.signbit(found) == np.signbit(rounded))
-    good = np.where(exact, equal | (np.isnan(found) & np.isnan(rounded)), good)
+    exact = np.nonzero(error == 0)
+    rounded, own = round_to(dtype, value[exact]), found[exact]
+    equal = (own == rounded) & (np.signbit(own) == np.signbit(rounded))
+    good[exact] = equal | (np.isnan(own) & np.isnan(rounded))
     ratio = np.where(np.isfinite(distance) & np.isfinite(tolerance), distance / tolerance, 0.0)
     return ~good, ratio
 

@@ -95,10 +95,12 @@ class Statistics:
         rows: list[list[Any]] = []
         if len(vectors) < 2:
             return rows
-        squares = {label: run_sums(v * v) for label, v in vectors.items()}
+        both = list(itertools.combinations(vectors, 2))
+        products = [*(v * v for v in vectors.values()), *(vectors[a] * vectors[b] for a, b in both)]
+        sums_of = run_sums(np.stack(products))
+        squares, dots_of = dict(zip(vectors, sums_of, strict=False)), sums_of[len(vectors) :]
         above, below = ({k: f(v) for k, v in vectors.items()} for f in (_positive, _negative))
-        for a, b in itertools.combinations(vectors, 2):
-            dots = run_sums(vectors[a] * vectors[b])
+        for (a, b), dots in zip(both, dots_of, strict=True):
             agree = np.count_nonzero(above[a] & above[b]) + np.count_nonzero(below[a] & below[b])
             other = np.count_nonzero(above[a] & below[b]) + np.count_nonzero(below[a] & above[b])
             sums = [math.fsum(part) for part in (dots, squares[a], squares[b])]
@@ -118,7 +120,7 @@ class Statistics:
             for term in terms[1:]:
                 parent = parent + value(term)
             apart = result - parent
-            distances, squares = run_sums(apart * apart), run_sums(parent * parent)
+            distances, squares = run_sums(np.stack([apart * apart, parent * parent]))
             sums = [math.fsum(distances), math.fsum(squares)]
             error = sample.error(_distance_parts(distances, squares, sums))
             rows.append([self._label(label), *map(_short, sums), _short(error)])
@@ -162,16 +164,20 @@ def run_sums(values: np.ndarray) -> np.ndarray:
     """Return the sum of every run of a sample, added by halves: the same bits on every processor.
 
     Args:
-        values: float64 [elements], all runs of RUN but the last.
+        values: float64 [..., elements], all runs of RUN but the last.
+
+    Returns:
+        float64 [..., runs].
     """
-    runs = -(-len(values) // RUN)
-    if len(values) < runs * RUN:
-        values = np.concatenate([values, np.zeros(runs * RUN - len(values))])
-    values = values.reshape(runs, RUN)
-    while values.shape[1] > 1:
-        half = values.shape[1] // 2
-        values = values[:, :half] + values[:, half:]
-    return values[:, 0]
+    *before, count = values.shape
+    runs = -(-count // RUN)
+    if lacks := runs * RUN - count:
+        values = np.concatenate([values, np.zeros((*before, lacks))], axis=-1)
+    values = values.reshape(*before, runs, RUN)
+    while values.shape[-1] > 1:
+        half = values.shape[-1] // 2
+        values = values[..., :half] + values[..., half:]
+    return values[..., 0]
 
 
 def _cosine_parts(dots: np.ndarray, a: np.ndarray, b: np.ndarray, sums: list[float]) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from shardmerge.algebra.samples import Runs
-from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf, keys_of_runs
+from shardmerge.engine.telling import Side, sides_of
 from shardmerge.methods.kernels.masks import BitMask, bits_of
 from shardmerge.methods.passes import GREATEST_KEY, KeyBand, Ranks
 
@@ -39,15 +40,9 @@ class ToldRow:
         """The keys, without the elements at either end."""
         return KeyBand(self.low, self.high, _NOWHERE, _NOWHERE)
 
-    def sides(self, count: int) -> list[tuple[int, int]]:
-        """Return (rank from the least, key) of what must be so among so many elements."""
-        first, last = self.ranks.start, self.ranks.stop - 1
-        if first > last:
-            return []
-        if self.ranks.descending:
-            first, last = count - 1 - last, count - 1 - first
-        pairs = ((first, self.low, first > 0), (last, self.high, last < count - 1))
-        return [(rank, key) for rank, key, matters in pairs if matters]
+    def sides(self, count: int) -> list[Side]:
+        """Return what must be so of the keys among so many elements."""
+        return sides_of(self.ranks, self.low, self.high, count)
 
 
 def told_rows(known: Any, ranks: Sequence[Ranks]) -> list[ToldRow] | None:
@@ -93,7 +88,8 @@ class ToldMask:
         if row.ranks.start >= row.ranks.stop:
             return cls({}, whole)
         limits = Boundaries.of(row.ranks, count, row.low, row.high)
-        told = {run[0]: limits.told(keys(*run)) for run in runs}
+        found = zip(runs, keys_of_runs(keys, runs), strict=True)
+        told = {run[0]: limits.told(own) for run, own in found}
         number = sum(int(perhaps.sum()) for _, perhaps in told.values())
         bits = _bits(row.text, number)
         if bits is None:

@@ -43,6 +43,9 @@ class CallTiles(abc.ABC):
         numerics: In which it computes.
     """
 
+    #: Whether few tiles of all are looked at.
+    _little = False
+
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         self._files, self._numerics = files, numerics
         self._made: dict[ex.Call, Map] = {}
@@ -90,7 +93,7 @@ class CallTiles(abc.ABC):
         if stripes:
             reader = stripes.read(places, self._files, [DTYPES[one].size for one in code.leaves])
             given = replace(given, loads=[partial(stripes.numbers, one) for one in given.loads])
-        return ReducedTiles(places, self._files, code, given, reader)
+        return ReducedTiles(places, self._files, code, given, reader, little=self._little)
 
     def _leaves(self, call: ex.Call) -> Leaves:
         if call not in self._found:

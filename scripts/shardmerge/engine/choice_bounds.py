@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,12 @@ from shardmerge.methods.passes import Ranks
 
 #: Returns the keys of consecutive elements, uint32: (first, count).
 KeysOf = Callable[[int, int], np.ndarray]
+
+
+def keys_of_runs(keys: KeysOf, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the keys of runs of elements; together if that is known to take less."""
+    together = getattr(keys, "of_runs", None)
+    return together(runs) if together else [keys(*run) for run in runs]
 
 
 @dataclass(frozen=True)

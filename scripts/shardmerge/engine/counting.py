@@ -23,8 +23,6 @@ from shardmerge.engine.assembly import (
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
 
-#: Elements of which keys are kept at once, at most: Python takes less for each then.
-ROOM = 4 * BLOCK
 #: Keys of a vector that are kept without asking how many there are.
 _TURNS = 2
 
@@ -112,7 +110,7 @@ def caught_text(reduction: Reduction, head: str) -> str:
     Args:
         reduction: Whose values are keys, one for each bracket.
         head: The first line of the function. %output has how many lie below each bracket, then of
-            each bracket the keys that are kept and where they are, with room for ROOM each, then
+            each bracket the keys that are kept and where they are, with room for BLOCK each, then
             of each a bit for every element whose key lies beyond it; %extra of each, 64 bits each,
             how many are kept, the least key and how many there may be.
     """
@@ -152,12 +150,12 @@ def _stored(kept: range) -> list[str]:
 
 def _list(k: int, kept: int) -> list[str]:
     """Return what is found once for a bracket of which keys are kept."""
-    marks = kept * (LANES + 2 * ROOM) + k * ROOM // LANES
+    marks = kept * (LANES + 2 * BLOCK) + k * BLOCK // LANES
     lines = [
         f"  %held{k}.at = getelementptr i64, ptr %extra, i64 {3 * k}",
         f"  %held{k} = load i64, ptr %held{k}.at",
-        f"  %list{k} = getelementptr i32, ptr %output, i64 {kept * LANES + 2 * k * ROOM}",
-        f"  %places{k} = getelementptr i32, ptr %list{k}, i64 {ROOM}",
+        f"  %list{k} = getelementptr i32, ptr %output, i64 {kept * LANES + 2 * k * BLOCK}",
+        f"  %places{k} = getelementptr i32, ptr %list{k}, i64 {BLOCK}",
         f"  %marks{k} = getelementptr i32, ptr %output, i64 {marks}",
         f"  %keys{k} = alloca {INT}, align 64",
         f"  %table{k} = getelementptr i32, ptr %output, i64 {k * LANES}",

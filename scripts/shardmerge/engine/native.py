@@ -152,9 +152,13 @@ class ArrayCode:
             count: Its number of elements.
             more: Other numbers that it takes.
         """
-        addresses = (ctypes.c_void_p * len(arrays))(*map(place_of, arrays))
+        self.run(place_of(output), [*map(place_of, arrays)], count, more)
+
+    def run(self, output: int, arrays: Sequence[int], count: int, more: Sequence[int] = ()) -> None:
+        """Run it with the addresses of arrays."""
+        addresses = (ctypes.c_void_p * len(arrays))(*arrays)
         numbers = (ctypes.c_int64 * len(more))(*more)
-        self._function(place_of(output), addresses, count, None, ctypes.addressof(numbers))
+        self._function(output, addresses, count, None, ctypes.addressof(numbers))
 
 
 @cache

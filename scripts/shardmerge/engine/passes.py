@@ -62,7 +62,6 @@ class NativePasses(RankPasses):
                 return self._rows(call, wanted)
             case OrderStatistics():
                 keys = self._order_statistics(call, wanted, count)
-                note(keys)
                 return np.array(keys, np.int32).view(np.float32).tolist()
             case TorchSums(axis=axis) if vectors(shape, axis)[0] == 1:
                 return self._torch_sums(call, wanted)[0]
@@ -83,7 +82,7 @@ class NativePasses(RankPasses):
             case TorchSums():
                 return self._torch_columns(call, wanted)
             case Chances():
-                return chosen_by_chance(wanted, count)
+                return chosen_by_chance(wanted, count, little=self._little)
         note(None)
         match wanted:
             case Sums(function, axis):

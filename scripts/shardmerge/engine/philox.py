@@ -6,18 +6,26 @@ are computed one by one meanwhile, by other parts of the processor.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from shardmerge.engine.assembly import INT, LANES, MASK, vector_of
-from shardmerge.engine.native import array_code
+from shardmerge.engine.native import array_code, place_of
 from shardmerge.engine.text import Text
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.keys import DRAWS, Key, RandomStream
-from shardmerge.methods.kernels.masks import ElementSpan, KeptMasks, in_one_array
-from shardmerge.methods.passes import Chances, Masks, NumbersOf
+from shardmerge.methods.kernels.masks import (
+    ElementSpan,
+    KeptMasks,
+    SpanMasks,
+    in_one_array,
+    numbers_of,
+)
+from shardmerge.methods.passes import Chances, Masks
 from shardmerge.methods.symbolic import Made
 
 #: Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405: Philox4x64 with 10 rounds.
@@ -33,36 +41,72 @@ _WRITTEN = 2
 _VECTOR = f"<{_TOGETHER} x i64>"
 
 
+@dataclass(frozen=True)
+class NativeStream:
+    """What makes the numbers of a random stream by native code.
+
+    Args:
+        key: Of the stream.
+    """
+
+    key: Key
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return the numbers of consecutive elements, uint32 [count]."""
+        return self.of_spans([(first, count)])
+
+    def of_spans(self, spans: Sequence[ElementSpan]) -> np.ndarray:
+        """Return the numbers of spans of elements, one after the other, as ``keys.draws``."""
+        each = _TOGETHER + _ALONE
+        firsts, skips = zip(*(divmod(first, DRAWS) for first, _ in spans), strict=True)
+        counters = [
+            -(-(skip + count) // (DRAWS * each)) * each
+            for skip, (_, count) in zip(skips, spans, strict=True)
+        ]
+        begins = [DRAWS * before for before in itertools.accumulate(counters, initial=0)]
+        # of the last numbers too whole vectors can be read
+        made = np.empty(begins[-1] + LANES, np.uint32)
+        given = np.array([[first, *_keys(self.key)] for first in firsts], np.uint64)
+        run, output, place = array_code(stream_text).run, place_of(made), place_of(given)
+        for number, count in enumerate(counters):
+            run(output + begins[number] * made.itemsize, [place + number * given.strides[0]], count)
+        parts = [
+            made[begin + skip : begin + skip + count]
+            for begin, skip, (_, count) in zip(begins, skips, spans, strict=False)
+        ]
+        return in_one_array(parts)
+
+
 def native_stream(load: Made) -> Made:
     """Return what makes the same numbers, by native code if it is a random stream."""
-    return partial(_numbers, load.key) if isinstance(load, RandomStream) else load
+    return NativeStream(load.key) if isinstance(load, RandomStream) else load
 
 
-def chosen_by_chance(wanted: Chances, count: int) -> list[Masks]:
+def chosen_by_chance(wanted: Chances, count: int, *, little: bool = False) -> list[Masks]:
     """Return the masks of a tensor's elements that are chosen by chance; they are kept.
 
     Args:
         wanted: What is chosen.
         count: Elements.
+        little: Whether few are asked for.
     """
-    pairs = zip(wanted.numbers, wanted.bounds, strict=True)
-    each = [partial(_below, native_stream(numbers), bound) for numbers, bound in pairs]
+    pairs = [(native_stream(one), k) for one, k in zip(wanted.numbers, wanted.bounds, strict=True)]
 
     def find(spans: Sequence[ElementSpan]) -> list[np.ndarray]:
-        return [in_one_array([one(*span) for span in spans]) for one in each]
+        return [_below(numbers_of(numbers, spans), bound) for numbers, bound in pairs]
 
-    masks = KeptMasks(find, BLOCK, count, each)
-    return masks.masks(len(each))
+    masks = SpanMasks(find, LANES, count) if little else KeptMasks(find, BLOCK, count)
+    return masks.masks(len(pairs))
 
 
-def _below(numbers: NumbersOf, bound: int, first: int, count: int) -> np.ndarray:
+def _below(numbers: np.ndarray, bound: int) -> np.ndarray:
     """Return the bits of the mask of elements whose numbers are below a bound, uint8."""
-    whole = -(-count // LANES) * LANES
+    whole = -(-len(numbers) // LANES) * LANES
     bits = np.zeros(whole // 8, np.uint8)
     if bound > 0:
         most = np.array([min(bound - 1, _HALF)], np.uint32)
-        array_code(below_text)(bits, [_whole(numbers(first, count)), most], whole)
-    return bits
+        array_code(below_text)(bits, [_whole(numbers), most], whole)
+    return bits[: -(-len(numbers) // 8)]
 
 
 def _whole(numbers: np.ndarray) -> np.ndarray:
@@ -70,18 +114,6 @@ def _whole(numbers: np.ndarray) -> np.ndarray:
     lacks = -len(numbers) % LANES
     numbers = np.ascontiguousarray(numbers, np.uint32)
     return np.concatenate([numbers, np.zeros(lacks, np.uint32)]) if lacks else numbers
-
-
-def _numbers(key: Key, first: int, count: int) -> np.ndarray:
-    """Return part of a stream as ``kernels.keys.draws`` does, uint32 [count]."""
-    counter, skip = divmod(first, DRAWS)
-    each = _TOGETHER + _ALONE
-    counters = -(-(skip + count) // (DRAWS * each)) * each
-    # of the last numbers too whole vectors can be read
-    made = np.empty(counters * DRAWS + LANES, np.uint32)
-    given = np.array([counter, *_keys(key)], np.uint64)
-    array_code(stream_text)(made, [given], counters)
-    return made[skip : skip + count]
 
 
 @lru_cache(16)

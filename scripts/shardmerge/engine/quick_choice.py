@@ -16,7 +16,7 @@ import numpy as np
 
 from shardmerge.algebra.samples import Runs
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.choice_bounds import Boundaries, KeysOf
+from shardmerge.engine.choice_bounds import Boundaries, KeysOf, keys_of_runs
 from shardmerge.engine.memory import CHOOSABLE
 from shardmerge.engine.quick_parts import choose
 from shardmerge.methods.contract import BLOCK
@@ -36,7 +36,8 @@ def open_bits(mask: BitMask, keys: KeysOf, limits: Boundaries, runs: Runs) -> st
     """Return as text which elements of the boundaries' keys are chosen, of some runs."""
     if not limits.open:
         return ""
-    parts = [mask_of(mask(*run), run[1])[limits.told(keys(*run))[1]] for run in runs]
+    found = zip(runs, keys_of_runs(keys, runs), strict=True)
+    parts = [mask_of(mask(*run), run[1])[limits.told(own)[1]] for run, own in found]
     return base64.b64encode(np.packbits(np.concatenate(parts))).decode()
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import stated_dtype
-from shardmerge.algebra.samples import remembered_runs
+from shardmerge.algebra.samples import RUN, remembered_runs
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
-from shardmerge.engine.counting import ROOM
 from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
 from shardmerge.engine.row_steps import RowCode, row_groups
+from shardmerge.engine.telling import Telling, sides_of, telling_bands, telling_sides
 from shardmerge.engine.tile_buffers import ChosenRows, TileBuffers
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
@@ -36,6 +37,7 @@ from shardmerge.methods.passes import (
     TorchChoice,
     TorchRows,
     end_of,
+    ranks_of,
     rows_first,
     vectors,
 )
@@ -51,6 +53,8 @@ _FEW = 4
 #: Runs where numbers of their rows are found first, which takes longer; their elements, at most,
 #: and the fewest rows.
 _RUNS_OF_ROWS, _RUN_OF_ROW, _FEWEST_ROWS = 64, 1 << 12, 4
+#: Tiles of which is kept where some keys lie.
+_KEPT_PLACES = 8
 #: Returns values of elements.
 _Values = Callable[[Elements], Sequence[ElementValue]]
 
@@ -61,32 +65,44 @@ class RankPasses(RowPasses):
     def _bands(self, call: ex.Call, wanted: Bands, count: int) -> list[KeyBand]:
         seen = _Seen()
 
+        @cache
+        def tiles() -> ReducedTiles:
+            return self._key_bits(call, wanted.function)
+
+        @lru_cache(_KEPT_PLACES)
+        def places(k: int, key: int, tile: int) -> np.ndarray:
+            first = tile * BLOCK
+            keys = tiles().bits(first, min(BLOCK, count - first))[k]
+            return first + np.flatnonzero(keys == key)
+
         def locate(k: int, key: int, number: int) -> int:
-            tiles = self._key_bits(call, wanted.function)
-            tile, before = seen.tile_of(k, key, number)
-            for first in range(tile * BLOCK, count, BLOCK):
-                keys = tiles.bits(first, min(BLOCK, count - first))[k]
-                places = np.flatnonzero(keys == key)
-                if number - before < len(places):
-                    return first + int(places[number - before])
-                before += len(places)
+            near, before = seen.tile_of(k, key, number)
+            for tile in range(near, -(-count // BLOCK)):
+                own = places(k, key, tile)
+                if number - before < len(own):
+                    return int(own[number - before])
+                before += len(own)
             raise ValueError("there are not so many")
 
         seen.marking = count if wanted.marked and count <= _MARKED else 0
         passes = self._key_passes(call, wanted.function, count, seen)
         bands, nonzero = find_bands(wanted.ranks, passes, locate)
-        rows = [[one.low, one.high, *one.at_low, *one.at_high] for one in bands]
+        rows: list[Any] = [[one.low, one.high, *one.at_low, *one.at_high] for one in bands]
         for k, number in nonzero.items():
             rows[k].append(number)
-        self.answers[call].append(rows)
+        ranks = [ranks_of(one, count, nonzero.get(k)) for k, one in enumerate(wanted.ranks)]
+        self.answers[call].append(rows + seen.told(telling_bands(bands, ranks, nonzero), places))
         if not (seen.marking and seen.caught):
             return bands
         return [replace(one, marks=seen.caught.marks(k, one)) for k, one in enumerate(bands)]
 
     def _order_statistics(self, call: ex.Call, wanted: OrderStatistics, count: int) -> list[int]:
-        """Return the keys of the values that have some ranks."""
-        passes = self._key_passes(call, lambda x: [wanted.function(x)], count)
-        return find_keys(wanted.ranks, passes)
+        """Return the keys of the values that have some ranks; note them."""
+        seen = _Seen(step=step_of(call))
+        passes = self._key_passes(call, lambda x: [wanted.function(x)], count, seen)
+        keys = find_keys(wanted.ranks, passes)
+        self.answers[call].append(keys + seen.told_of(wanted.ranks, keys))
+        return keys
 
     def _row_statistics(
         self, call: ex.Call, wanted: RowStatistics
@@ -128,14 +144,17 @@ class RankPasses(RowPasses):
             tiles = self._tiles(call, keys_of, "caught", code.reader)
             keys = CaughtKeys(brackets)
             tiles.in_order(count)
-            for first, some in row_groups(0, rows, length, ROOM):
+            for first, some in row_groups(0, rows, length):
                 find(code, first, some)
                 keys.add(tiles, first * length, some * length)
-            return keys.found()
+            found = keys.found()
+            seen.caught = keys if found else None
+            return found
 
-        passes = self._key_passes(call, lambda x: [value(x)], count)
+        seen = _Seen()
+        passes = self._key_passes(call, lambda x: [value(x)], count, seen)
         keys = find_keys(wanted.ranks, replace(passes, sample=sample, caught=caught))
-        self.answers[call] += [to_text(raw), keys]
+        self.answers[call] += [to_text(raw), keys + seen.told_of(wanted.ranks, keys)]
         return numbers, np.array(keys, np.int32).view(np.float32).tolist()
 
     def _torch_statistics(
@@ -185,7 +204,7 @@ class RankPasses(RowPasses):
     def _torch_choice(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[Masks]:
         """Return the masks of what torch puts at some ranks, one value after the other."""
         rows, masks = [], []
-        bands = self._choice_bands(call, wanted, count)
+        bands, told = self._choice_bands(call, wanted, count)
         for k, (ranks, band) in enumerate(zip(wanted.clipped(count), bands, strict=True)):
             keys = self._choice_keys(call, wanted, k)
             mask = self._choose(keys, call, wanted, ranks, band)
@@ -193,19 +212,24 @@ class RankPasses(RowPasses):
             runs = remembered_runs(call.tensor, count, BLOCK)
             rows.append([band.low, band.high, open_bits(mask, keys, limits, runs)])
             masks.append(mask)
-        self.answers[call].append(rows)
+        self.answers[call].append(rows + told)
         return masks
 
-    def _choice_bands(self, call: ex.Call, wanted: TorchChoice, count: int) -> list[KeyBand]:
-        """Return the keys of what has some ranks; what was counted for that is not kept."""
-        passes = self._key_passes(call, wanted.function, count)
+    def _choice_bands(
+        self, call: ex.Call, wanted: TorchChoice, count: int
+    ) -> tuple[list[KeyBand], list[str]]:
+        """Return the keys of what has some ranks, and what tells of them; no more is kept."""
+        seen = _Seen()
+        passes = self._key_passes(call, wanted.function, count, seen)
         # where equal elements lie is not asked for
-        return find_bands(wanted.ranks, passes, lambda *_: 0)[0]
+        bands, _ = find_bands(wanted.ranks, passes, lambda *_: 0)
+        pairs = zip(wanted.clipped(count), bands, strict=True)
+        sides = [sides_of(ranks, band.low, band.high, count) for ranks, band in pairs]
+        return bands, seen.told(telling_sides(sides))
 
     def _choice_keys(self, call: ex.Call, wanted: TorchChoice, k: int) -> KeysOf:
         """Return what tells the keys of one of the values that are chosen by."""
-        tiles = self._key_bits(call, lambda x: [wanted.function(x)[k]])
-        return lambda first, size: tiles.bits(first, size)[0]
+        return _KeysOf(self._key_bits(call, lambda x: [wanted.function(x)[k]]))
 
     def _choose(
         self, keys: KeysOf, call: ex.Call, wanted: TorchChoice, ranks: Ranks, band: KeyBand
@@ -224,7 +248,7 @@ class RankPasses(RowPasses):
         call: ex.Call,
         function: _Values,
         count: int,
-        seen: _Seen | None = None,
+        seen: _Seen,
     ) -> KeyPasses:
         """Return passes over the keys of a call's values.
 
@@ -244,8 +268,7 @@ class RankPasses(RowPasses):
 
         def counted(brackets: Sequence[Bracket]) -> list[tuple[int, np.ndarray]]:
             found = tiles(brackets, "keys").brackets(count, brackets)
-            if seen:
-                seen.counted.update(zip(brackets, found, strict=True))
+            seen.counted.update(zip(brackets, found, strict=True))
             return [(one.below, one.parts) for one in found]
 
         def caught(
@@ -253,13 +276,13 @@ class RankPasses(RowPasses):
         ) -> list[tuple[int, np.ndarray]] | None:
             if expected > min(MOST_CAUGHT, count // _FEW):
                 return None
-            keys = CaughtKeys(brackets, seen.marking if seen else 0)
+            keys = CaughtKeys(brackets, seen.marking)
             looked = tiles(brackets, "caught")
             looked.in_order(count)
-            for first in range(0, count, ROOM):
-                keys.add(looked, first, min(ROOM, count - first))
+            for first in range(0, count, seen.step):
+                keys.add(looked, first, min(seen.step, count - first))
             found = keys.found()
-            if seen and found:
+            if found:
                 seen.caught = keys
             return found
 
@@ -277,6 +300,24 @@ class RankPasses(RowPasses):
         return KeyPasses(count, 32, counted, sample, caught)
 
 
+@dataclass(frozen=True)
+class _KeysOf:
+    """Tells the keys of elements, of tiles that are reduced to their keys."""
+
+    tiles: ReducedTiles
+
+    def __call__(self, first: int, count: int) -> np.ndarray:
+        """Return those of consecutive elements, uint32."""
+        return self.tiles.bits(first, count)[0]
+
+    def of_runs(self, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """Return those of runs, the short ones of which are read together."""
+        short = [run for run in runs if run[1] <= RUN]
+        ends = np.cumsum([count for _, count in short])
+        parts = iter(np.split(self.tiles.bits_of(short)[0], ends[:-1]) if short else ())
+        return [next(parts) if run[1] <= RUN else self(*run) for run in runs]
+
+
 @dataclass
 class _Seen:
     """What was seen of keys tile by tile.
@@ -285,21 +326,46 @@ class _Seen:
         counted: How many lie in brackets.
         caught: Those that lie in brackets.
         marking: Elements, where marks of bands are wanted.
+        step: Elements of a tile.
     """
 
     counted: dict[Bracket, BracketCount] = field(default_factory=dict)
     caught: CaughtKeys | None = None
     marking: int = 0
+    step: int = BLOCK
+
+    def told(
+        self, bands: Sequence[Telling], places: Callable[..., np.ndarray] | None = None
+    ) -> list[str]:
+        """Return how many elements of each tile lie in some bands, as text; none if not known.
+
+        Args:
+            bands: Of some values.
+            places: Returns the indices of elements of some key: (value's number, key, tile). It is
+                needed where bands begin or end at some element of a key.
+        """
+        if not (self.caught and bands):
+            return []
+        rows = [self.caught.counts(k, band, places and partial(places, k)) for k, band in bands]
+        known = [row for row in rows if row is not None]
+        return [to_text(np.stack(known), "<i4")] if len(known) == len(rows) else []
+
+    def told_of(self, ranks: Sequence[int], keys: Sequence[int]) -> list[str]:
+        """Return what tells of the keys of one value that have some ranks, as ``told``."""
+        return self.told(telling_sides([list(zip(ranks, keys, strict=True))]))
 
     def tile_of(self, k: int, key: int, number: int) -> tuple[int, int]:
         """Return a tile near before the so manieth of a value's equal keys, and how many before."""
         for one, own in self.counted.items():
             if one.value == k and one.shift == 0 and one.low <= key < one.end:
                 return own.tile_of(key - one.low, number)
-        if not self.caught:
-            return 0, 0
-        part, before = self.caught.part_of(k, key, number)
-        return part * (ROOM // BLOCK), before
+        return self.caught.tile_of(k, key, number) if self.caught else (0, 0)
+
+
+def step_of(call: ex.Call) -> int:
+    """Return how many elements are looked at together where numbers of rows may be needed."""
+    length = vectors(call.inputs[0].shape, "last")[1]
+    return BLOCK if length % LANES or length > BLOCK else BLOCK // length * length
 
 
 def _runs(count: int) -> list[tuple[int, int]]:

@@ -43,7 +43,9 @@ class ShardRecord:
             one knows that it is as it was written.
         passes: For each tensor with methods in passes, what was found for each call: the base64 of
             float64 [sums, tiles] for sums and counts, six numbers for each band of ranks, and a
-            seventh where ranks depend on it: how many values are not 0.
+            seventh where ranks depend on it: how many values are not 0. Behind bands, and keys of
+            some ranks, the base64 of int32 [bands, tiles]: how many elements of each tile lie in
+            ``engine.telling``'s bands, where one pass found that.
         probes: For each tensor with calls that are too large to be recomputed by a check, for each
             of them sampled elements and products with random vectors (``methods.kernels.probes``).
         peak_memory: Largest resident set of the process so far, in bytes.

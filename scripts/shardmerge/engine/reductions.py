@@ -36,10 +36,13 @@ class NativeReduction:
 
     Args:
         reduction: What it computes.
+        little: Whether it is done to few tiles, so that its code takes longer to be made than to
+            run: it adds up half as many parts at once. The sums are the same.
         functions: By the number of parts of a tile that are added up.
     """
 
     reduction: Reduction
+    little: bool = False
     functions: dict[int, Callable[..., None]] = field(default_factory=dict)
 
     def sums(
@@ -54,7 +57,7 @@ class NativeReduction:
             constants: That the steps name.
         """
         kept, length = len(self.reduction.values), count // rows
-        ways, left = halving(self.reduction, length)
+        ways, left = halving(self.reduction, length, little=self.little)
         if ways == 1:
             return self.values(leaves, count, constants).reshape(kept, rows, length)
         buffer = np.empty((kept, rows, length // ways))
@@ -187,7 +190,7 @@ class NativeReduction:
 
         Args:
             found: int32: of each bracket LANES numbers, counted up, of keys below it; then what is
-                kept of each, and where it is, with room for ROOM; then bits of each, of the
+                kept of each, and where it is, with room for BLOCK; then bits of each, of the
                 elements whose keys lie beyond it.
             leaves: Address of the first element of each leaf, of which whole vectors can be read.
             count: Elements.
@@ -218,24 +221,31 @@ class NativeReduction:
         return self.functions[ways]
 
 
-def halving(reduction: Reduction, length: int) -> tuple[int, int]:
+def halving(reduction: Reduction, length: int, *, little: bool = False) -> tuple[int, int]:
     """Return how many parts of a row are added up at once, and how many values are left of it.
 
     Args:
         reduction: Which adds up.
         length: Elements of a row.
+        little: Whether half as many parts are enough.
     """
     most = next(ways for kinds, ways in _WAYS if len(reduction.values) <= kinds)
     most = min(most, _FEWER) if len(reduction.steps) >= _LONG else most
+    most = most // 2 if little else most
     vectors, rest = divmod(length, LANES)
     halves = 1 if rest else vectors & -vectors
     return (1, length) if halves == 1 else (min(most, halves), length // halves)
 
 
 @cache
-def native_reduction(reduction: Reduction) -> NativeReduction:
-    """Return a reduction's native code, made when it is first used."""
-    return NativeReduction(reduction)
+def native_reduction(reduction: Reduction, *, little: bool = False) -> NativeReduction:
+    """Return a reduction's native code, made when it is first used.
+
+    Args:
+        reduction: What it computes.
+        little: Whether it is done to few tiles.
+    """
+    return NativeReduction(reduction, little)
 
 
 _HEAD = "define void @merge(ptr %output, ptr %leaves, i64 %count, ptr %constants, ptr %extra) {"

@@ -14,7 +14,6 @@ from shardmerge.algebra.leaves import stated_dtype
 from shardmerge.algebra.lowering import reduction_for
 from shardmerge.base.numerics import Numerics
 from shardmerge.engine.call_tiles import CallTiles, to_text
-from shardmerge.engine.counting import ROOM
 from shardmerge.engine.philox import native_stream
 from shardmerge.engine.row_chances import native_choice
 from shardmerge.engine.row_steps import RowCode, lowered_steps, row_groups
@@ -22,6 +21,7 @@ from shardmerge.engine.stripes import Stripes
 from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.engine.torch_tiles import TOGETHER, TorchTiles, in_one_pass
 from shardmerge.methods.contract import BLOCK
+from shardmerge.methods.kernels.masks import ElementSpan
 from shardmerge.methods.kernels.ranks import RowMasks
 from shardmerge.methods.passes import (
     Elements,
@@ -49,9 +49,6 @@ FindRows = Callable[[int, int], np.ndarray]
 
 class RowPasses(CallTiles):
     """Finds numbers of rows, sums in torch's order, and what chance chooses within rows."""
-
-    #: Elements of rows that are looked at together.
-    _together = BLOCK
 
     def __init__(self, files: ReadFiles, numerics: Numerics) -> None:
         super().__init__(files, numerics)
@@ -96,7 +93,7 @@ class RowPasses(CallTiles):
         steps = lowered_steps(wanted, rows, lowered)
         if not all(step.is_whole for step in steps):
             return None
-        return RowCode(self._reader(leaves, ROOM), steps, length)
+        return RowCode(self._reader(leaves, TOGETHER), steps, length)
 
     def _torch_rows(
         self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None
@@ -170,13 +167,13 @@ class RowPasses(CallTiles):
         def keys(x: Elements) -> list[ElementValue]:
             return [value.key() for value in wanted.function(x)]
 
-        def values(first: int, count: int) -> np.ndarray:
+        def values(spans: Sequence[ElementSpan]) -> np.ndarray:
             # a thread asks for many groups of a tensor's rows in turn, and its buffers are its own
             if getattr(_LAST, "keys", None) is not keys:
                 _LAST.keys, _LAST.tiles = keys, self._tiles(call, keys, "bits")
-            return _LAST.tiles.bits(first, count).view(np.float32)
+            return _LAST.tiles.bits_of(spans).view(np.float32)
 
         wanted = replace(wanted, numbers=tuple(map(native_stream, wanted.numbers)))
         choose = [native_choice(bounds, ranks) for bounds in wanted.bounds]
         shape = call.inputs[0].shape
-        return RowMasks(values, wanted, shape, choose, self._together).masks()
+        return RowMasks(values, wanted, shape, choose, little=self._little).masks()

@@ -16,7 +16,6 @@ import numpy as np
 
 from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
-from shardmerge.engine.counting import ROOM
 from shardmerge.engine.native import compiled
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
@@ -180,7 +179,7 @@ class RowCode:
 
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
-        for row, rows in row_groups(begin, count, self._length, ROOM):
+        for row, rows in row_groups(begin, count, self._length):
             offset = self.reader.offset(row * self._length, rows * self._length)
             self._calls.run(row, rows, offset)
         return self._steps[-1].numbers[:, begin : begin + count].copy()
@@ -228,15 +227,9 @@ class RowCode:
         return _Call(function, place, count, left, [0], (), 0, more, 8)
 
 
-def row_groups(begin: int, count: int, length: int, most: int = BLOCK) -> list[tuple[int, int]]:
-    """Return (first, number) of rows that are looked at together.
-
-    Args:
-        begin, count: Of which rows.
-        length: Elements of a row.
-        most: Elements of what is looked at together, if one row has no more.
-    """
-    together = max(1, most // length)
+def row_groups(begin: int, count: int, length: int) -> list[tuple[int, int]]:
+    """Return (first, number) of rows that are looked at together, of some rows of a length."""
+    together = max(1, BLOCK // length)
     firsts = range(begin, begin + count, together)
     return [(row, min(together, begin + count - row)) for row in firsts]
 

@@ -75,6 +75,16 @@ class TileBuffers:
         pairs = zip(self.starts, self._sizes, strict=True)
         return [place + offset * size for place, size in pairs]
 
+    def gathered(self, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the addresses of spans of elements, which are read one after the other."""
+        self._begin = self._end = 0
+        for location, buffer, size in zip(self._locations, self._buffers, self._sizes, strict=True):
+            place, view = 0, memoryview(buffer)
+            for first, count in spans:
+                self._files.read_elements(location, first, count, view[place:])
+                place += count * size
+        return self.starts
+
     def _read(self, first: int, count: int) -> None:
         self._begin = self._end = first
         for location, buffer in zip(self._locations, self._buffers, strict=True):

@@ -63,6 +63,7 @@ class ReducedTiles:
         reduction: What is made of them.
         given: What that needs besides.
         reader: Reads these leaves for others too.
+        little: Whether few of them are reduced.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class ReducedTiles:
         reduction: Reduction,
         given: Given,
         reader: TileBuffers | Stripes | None = None,
+        *,
+        little: bool = False,
     ) -> None:
-        self._code, self._given = native_reduction(reduction), given
+        self._code, self._given = native_reduction(reduction, little=little), given
         self._sizes = [DTYPES[code].size for code in reduction.leaves]
         self._buffers = reader or TileBuffers(locations, files, self._sizes)
         self._tables = [table.ctypes.data for table in given.tables]
@@ -127,15 +130,16 @@ class ReducedTiles:
         values = self.values(first, count)
         return values.reshape(len(values), rows, -1)
 
-    def table(self, count: int, chosen: Sequence[int]) -> np.ndarray:
+    def table(self, count: int, chosen: Sequence[int], step: int = BLOCK) -> np.ndarray:
         """Return what some tiles add to sums or counts, float64 [sums, tiles].
 
         Args:
             count: Elements of the whole tensor.
             chosen: Numbers of the tiles.
+            step: Elements of a tile, at most BLOCK.
         """
-        spans = [(i * BLOCK, min(BLOCK, count - i * BLOCK)) for i in chosen]
-        self.in_order(count if len(spans) * BLOCK >= count else 0)
+        spans = [(i * step, min(step, count - i * step)) for i in chosen]
+        self.in_order(count if len(spans) * step >= count else 0)
         if self._code.reduction.kind == "counts":
             return np.stack([self._counts(*span).astype(np.float64) for span in spans], axis=-1)
         return halved_together([self._parts(*span) for span in spans])
@@ -228,6 +232,17 @@ class ReducedTiles:
         parts = [self._run(i, min(BLOCK, begin + count - i), self._code.bits) for i in spans]
         pieces = [piece for part in parts for piece in part]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+    def bits_of(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Return the keys of spans of elements, one after the other, uint32 [values, elements].
+
+        Where nothing depends on where elements lie, spans are looked at together.
+        """
+        count, given = sum(size for _, size in spans), self._given
+        if len(spans) == 1 or count > BLOCK or given.moving or given.loads or given.tables:
+            found = [self.bits(*span) for span in spans]
+            return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+        return self._code.bits(self._buffers.gathered(spans), count, given.constants)
 
     def _halves(self, first: int, count: int, columns: int) -> np.ndarray:
         """Return the sum of consecutive rows by halves, [sums, columns].

@@ -17,16 +17,21 @@ from shardmerge.plan.paths import record_path
 
 #: What a large file is known by: its sample, or its hash once a job has found that.
 _IDENTITY = re.compile("(sample|sha256):[0-9a-f]{64}")
-#: What a pass found: nothing that is kept, numbers as text, order statistics, or bands as six
-#: numbers each.
-_answer = forms.maybe(
-    forms.holds(
-        lambda value: (
-            type(value) is str
-            or (type(value) is list and {type(one) for one in value} in (set(), {int}, {list}))
-        )
-    )
-)
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether a value is numbers as text, order statistics, or bands as six numbers each.
+
+    Statistics and bands may be followed by text.
+    """
+    if type(value) is not list:
+        return type(value) is str
+    last = [one for one in value[-1:] if type(one) is str]
+    return {type(one) for one in value[: len(value) - len(last)]} in (set(), {int}, {list})
+
+
+#: What a pass found, None if nothing of it is kept.
+_answer = forms.maybe(forms.holds(_is_answer))
 _known = forms.holds(_IDENTITY.fullmatch)
 
 

@@ -15,6 +15,7 @@ import pytest
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import (
     atomic_path,
+    fill_ranges,
     load_json,
     near_path,
     read_text,
@@ -146,3 +147,28 @@ class TestRead:
     def test_a_hash(self, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"abc")
         assert sha256_of(tmp_path / "a")[:8] == "ba7816bf"
+
+
+@pytest.mark.parametrize("known", ["all", "some", "nothing", "not told"])
+def test_ranges_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
+    """Whatever of it is in memory, and where the system does not tell."""
+    data, real, asked = os.urandom(5000), os.preadv, []
+    (tmp_path / "a").write_bytes(data)
+    ranges = [(4000, 7), (0, 1), (10, 2000), (4990, 10)]
+
+    def read(fd: int, into: list[memoryview], offset: int, flags: int = 0) -> int:
+        asked.append(flags)
+        if flags and known == "not told":
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        if flags and (known == "nothing" or (known == "some" and len(asked) > 2)):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(fd, into, offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    made = bytearray(sum(size for _, size in ranges))
+    with (tmp_path / "a").open("rb") as file:
+        fill_ranges(file.fileno(), tmp_path / "a", ranges, memoryview(made))
+        assert made == b"".join(data[first : first + size] for first, size in ranges)
+        assert known != "all" or len(asked) == len(ranges)
+        with pytest.raises(UserError, match="ends before byte 5001"):
+            fill_ranges(file.fileno(), tmp_path / "a", [(4999, 2)], memoryview(bytearray(2)))

@@ -11,10 +11,11 @@ import pytest
 import xxhash
 
 from shardmerge.base import direct, hashing
+from shardmerge.base.errors import UserError
 from shardmerge.base.hashing import FileHash, bound_hash, hasher_like, quick_hasher
 
 #: Sizes about those of a page and of what is read at once.
-SIZES = (0, 1, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (2 << 20) + 17)
+SIZES = (0, 1, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (4 << 20) - 1, 4 << 20, (8 << 20) + 17)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -37,7 +38,7 @@ def test_file_system_that_reads_nothing_directly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """It refuses when the file is opened, or not before it is read."""
-    (tmp_path / "a").write_bytes(bytes(3_000_000))
+    (tmp_path / "a").write_bytes(bytes(9_000_000))
     real_open, real_read, refused = os.open, hashing.read_into, []
 
     def open_(path: os.PathLike[str], flags: int, mode: int = 0o777) -> int:
@@ -55,8 +56,30 @@ def test_file_system_that_reads_nothing_directly(
     monkeypatch.setattr(os, "open", open_)
     monkeypatch.setattr(hashing, "read_into", read)
     with FileHash(tmp_path / "a") as found:
-        assert found.result().hexdigest() == hashlib.sha256(bytes(3_000_000)).hexdigest()
+        assert found.result().hexdigest() == hashlib.sha256(bytes(9_000_000)).hexdigest()
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_excerpts_are_kept(tmp_path: Path, keep: bool) -> None:
+    """Wherever they lie as to what is read at once; several can be asked for."""
+    data = os.urandom((9 << 20) + 17)
+    (tmp_path / "a").write_bytes(data)
+    some = [(0, 10), (11, 1), ((1 << 20) - 5, 10), ((4 << 20) - 3, 5), ((4 << 20) + 2, 5 << 20)]
+    with FileHash(tmp_path / "a", keep=keep, excerpts=some) as found:
+        for ranges in (some[2:4], some[:1], some[4:], some):
+            expected = b"".join(data[first : first + size] for first, size in ranges)
+            assert found.excerpt(ranges) == expected
+        assert found.result().hexdigest() == hashlib.sha256(data).hexdigest()
+
+
+def test_excerpts_of_a_file_that_was_cut(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(100))
+    beyond = [(90, 20)]
+    for name, told in (("a", "ends before byte 110"), ("b", "cannot be read")):
+        found = FileHash(tmp_path / name, excerpts=beyond)
+        with found, pytest.raises(UserError, match=told):
+            found.excerpt(beyond)
 
 
 def test_hash_tells_a_change_of_either() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ import pytest
 import torch
 
 from helpers import engine_cases as cases
-from helpers import method_bytes
+from helpers import kernel_cases, method_bytes
+from shardmerge.algebra.samples import spread_tiles
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import FLOAT32
 from shardmerge.base.safetensors import read_header
 from shardmerge.check import kernels, recorded
 from shardmerge.check.shard import check_shard
-from shardmerge.engine import native, passes
+from shardmerge.engine import native, passes, tiles
 from shardmerge.engine.call_tiles import to_text
 from shardmerge.methods.registry import method
 
@@ -178,3 +181,135 @@ class TestRecorded:
     ) -> None:
         with pytest.raises(UserError, match="sums"):
             self.check(built, slerp=[[wrong]])
+
+
+#: More elements than are counted without a sample, of which some tiles are not looked at again.
+#: Rows of whole vectors, whose numbers are found beside, and of others.
+LARGE = ((190, 2816), (175, 3001))
+#: Tiles of each.
+TILES = 5
+
+
+@pytest.fixture(scope="module", params=LARGE)
+def large(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[cases.Models, ShardSpec, Passes]:
+    """Return models and a built shard of a large tensor of each method with thresholds."""
+    names = {"ties": {}, "breadcrumbs": {}, "sce": {"select_topk": 0.5}, "arcee_fusion": {}}
+    made = {
+        name: kernel_cases.ordinary(name, request.param, 3, torch.float16, **values)
+        for name, values in names.items()
+    }
+    most = max((group.tensors for group in made.values()), key=len)
+    folder = tmp_path_factory.mktemp("large")
+    models = cases.Models(folder, {f"m{i}": {"w": t} for i, t in enumerate(most)})
+    rows = {
+        name: ("F16", replace(method_bytes.call_of(name, group, models), tensor=name))
+        for name, group in made.items()
+    }
+    spec = models.spec(rows)
+    return models, spec, dict(models.recorded(spec).passes)
+
+
+class TestCountsOfTiles:
+    """How many elements of each tile lie beside thresholds is recorded."""
+
+    check = TestRecorded.check
+    names = pytest.mark.parametrize("name", ["ties", "breadcrumbs", "sce", "arcee_fusion"])
+
+    @staticmethod
+    def found(passes: Passes, name: str) -> tuple[list[Any], int]:
+        """Return a copy of what is recorded of a call, and the place of its thresholds."""
+        (call,) = json.loads(json.dumps(passes[name]))
+        place = next(i for i, one in enumerate(call) if isinstance(one, list))
+        assert isinstance(call[place][-1], str), "no counts are recorded"
+        return call, place
+
+    def test_few_elements_are_counted_again(
+        self,
+        large: tuple[cases.Models, ShardSpec, Passes],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        counted = []
+        counts = tiles.ReducedTiles._counts
+
+        def noted(self: tiles.ReducedTiles, first: int, count: int) -> np.ndarray:
+            counted.append(count)
+            return counts(self, first, count)
+
+        monkeypatch.setattr(tiles.ReducedTiles, "_counts", noted)
+        self.check(large)
+        assert 0 < sum(counted) < 0.5 * math.prod(large[1].tensors[0].shape) * len(large[2])
+
+    def test_those_of_all_tiles_are_right(
+        self,
+        large: tuple[cases.Models, ShardSpec, Passes],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(recorded, "spread_tiles", lambda name, number: range(number))
+        self.check(large)
+
+    @names
+    def test_without_them_all_are_counted(
+        self, large: tuple[cases.Models, ShardSpec, Passes], name: str
+    ) -> None:
+        """As in records of an earlier version; a wrong threshold is refused there too."""
+        call, place = self.found(large[2], name)
+        call[place].pop()
+        self.check(large, **{name: [call]})
+        self.refused(large, name, call, place)
+
+    @names
+    def test_another_threshold_is_refused(
+        self, large: tuple[cases.Models, ShardSpec, Passes], name: str
+    ) -> None:
+        self.refused(large, name, *self.found(large[2], name))
+
+    def refused(
+        self,
+        large: tuple[cases.Models, ShardSpec, Passes],
+        name: str,
+        call: list[Any],
+        place: int,
+    ) -> None:
+        row = call[place] if name == "arcee_fusion" else call[place][0]
+        row[0] += 1 << 13  # the next number of float16
+        with pytest.raises(UserError, match="recorded that are not those of the sources"):
+            self.check(large, **{name: [call]})
+
+    @names
+    def test_other_counts_are_refused(
+        self, large: tuple[cases.Models, ShardSpec, Passes], name: str
+    ) -> None:
+        """Of a tile that is looked at or is not; moved to another; too few, and no numbers."""
+        call, place = self.found(large[2], name)
+        text = call[place][-1]
+        numbers = recorded._numbers(text, "<i4")
+        chosen = spread_tiles(name, TILES)
+        assert len(numbers) % TILES == 0 and 0 < len(chosen) < TILES
+        (seen, *_), unseen = chosen, next(i for i in range(TILES) if i not in chosen)
+        large_one = 1 << 20  # the rank may be any of many that are equal
+        for changes in (
+            {seen: 1},
+            {seen: 1, unseen: -1},
+            {unseen: large_one},
+            {unseen: -large_one},
+        ):
+            other = numbers.copy()
+            for tile, change in changes.items():
+                other[tile] += change
+            self.are_refused(large, name, call, place, to_text(other, "<i4"))
+        for other in ("", "no numbers", to_text(numbers[:-1], "<i4"), to_text(numbers)):
+            self.are_refused(large, name, call, place, other)
+
+    def are_refused(
+        self,
+        large: tuple[cases.Models, ShardSpec, Passes],
+        name: str,
+        call: list[Any],
+        place: int,
+        text: str,
+    ) -> None:
+        call[place][-1] = text
+        with pytest.raises(UserError, match="recorded that are not those of the sources"):
+            self.check(large, **{name: [call]})

@@ -16,7 +16,6 @@ from llvmlite import binding
 from helpers import method_bytes
 from shardmerge.engine import (
     choice_text,
-    counting,
     heap_text,
     mersenne,
     native,
@@ -29,6 +28,7 @@ from shardmerge.engine import (
     row_ranks,
     row_steps,
 )
+from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RAISED
 from shardmerge.methods.program import Program, Reduction
 
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[Callable[[], str], int]] = {
     "keys": (lambda: reductions._text(reduction("keys", KEYS, 4), 1), 4 * ((1 << 18) + 32)),
     "caught": (
         lambda: reductions._text(reduction("caught", KEYS, 4, 4), 1),
-        4 * (64 + 4 * counting.ROOM + 2 * counting.ROOM // 32),
+        4 * (64 + 4 * BLOCK + 2 * BLOCK // 32),
     ),
     "last sums": (lambda: row_calls.last_text("sums"), 16),
     "last maxima": (lambda: row_calls.last_text("maxima"), 16),

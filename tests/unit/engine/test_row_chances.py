@@ -103,9 +103,9 @@ class TestChoice:
 
 class TestMasks:
     @pytest.mark.parametrize("shape", [(40, 33), (9, 20, 3), (600,), (2, 1, 5)])
-    @pytest.mark.parametrize("room", [0, 1 << 20])
+    @pytest.mark.parametrize(("room", "little"), [(0, False), (1 << 20, False), (0, True)])
     def test_of_any_stretch(
-        self, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], room: int
+        self, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], room: int, little: bool
     ) -> None:
         """Rows of the second dimension, whatever comes after it, kept or found each time."""
         monkeypatch.setattr(masks, "_KEPT", masks._Kept(room))
@@ -114,8 +114,8 @@ class TestMasks:
         stream, table = RandomStream((3, 4)), bounds_of(length)
         wanted = RowChances(lambda x: [], (stream,), (table,))
         made = RowMasks(
-            lambda first, count: [values[first : first + count]],
-            wanted, shape, [native_choice(table)], together=130,
+            lambda spans: [np.concatenate([values[first : first + size] for first, size in spans])],
+            wanted, shape, [native_choice(table)], together=130, little=little,
         )  # fmt: skip
         (mask,) = made.masks()
         rows = (
@@ -197,9 +197,24 @@ class TestChances:
             asked.append(count)
             return np.zeros(count, np.uint32)
 
-        (mask,) = chosen_by_chance(Chances((numbers,), (1,)), self.COUNT)
+        (mask,) = chosen_by_chance(Chances((numbers,), (1,)), self.COUNT, little=True)
         mask(200_000, 64)
         assert asked == [64]
+
+    def test_few_are_the_same(self) -> None:
+        stream = RandomStream((3, 4))
+        whole = stream(0, self.COUNT) < 1 << 31
+        wanted = Chances((RandomStream((1, 2)), stream), (7, 1 << 31))
+        _, mask = chosen_by_chance(wanted, self.COUNT, little=True)
+        for runs in (
+            [(0, 128), (256, 128), (384, 100), (self.COUNT - 7, 7)],
+            [(3, 1000), (150_001, 140_000)],
+            [(0, self.COUNT)],
+        ):
+            expected = np.concatenate([whole[first : first + count] for first, count in runs])
+            assert np.array_equal(masks.mask_of_runs(mask, runs), expected)
+            parts = [masks.mask_of(mask(*run), run[1]) for run in runs]
+            assert np.array_equal(np.concatenate(parts), expected)
 
 
 @pytest.mark.parametrize("first", [0, 3, 8, 131072 - 5, 8 * (1 << 40) + 2])

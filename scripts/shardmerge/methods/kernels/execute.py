@@ -14,7 +14,15 @@ from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
 from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
 from shardmerge.methods.kernels.keys import RandomStream
-from shardmerge.methods.kernels.masks import Below, chance_masks, mask_of
+from shardmerge.methods.kernels.masks import (
+    Below,
+    ElementSpan,
+    FoundMask,
+    chance_masks,
+    in_one_array,
+    mask_of,
+    mask_of_runs,
+)
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
@@ -122,6 +130,9 @@ class TorchElements:
         return mask & (band.low <= band.high)
 
     def chosen(self, mask: Masks) -> torch.Tensor:
+        if isinstance(mask, FoundMask) and self.runs:
+            found = torch.from_numpy(mask_of_runs(mask, self.runs))
+            return found.to(self.tensors[0].device)
         return self._of_runs(lambda *run: self._mask(mask, *run))
 
     def _mask(self, mask: Masks, first: int, count: int) -> torch.Tensor:
@@ -271,10 +282,13 @@ def _torch_sums(wanted: TorchSums, shape: Sequence[int], read: ReadInputs) -> np
 def _row_masks(
     wanted: RowChances, shape: Sequence[int], read: ReadInputs, step: int
 ) -> list[Masks]:
-    def values(first: int, count: int) -> list[np.ndarray]:
+    def some(first: int, count: int) -> list[np.ndarray]:
         found = wanted.function(TorchElements(read(first, count), shape, first))
         # numpy has no bfloat16
         return [(one.float() if one.itemsize == 2 else one).cpu().numpy() for one in found]
+
+    def values(spans: Sequence[ElementSpan]) -> list[np.ndarray]:
+        return [in_one_array(one) for one in zip(*(some(*span) for span in spans), strict=True)]
 
     made = wanted.function(TorchElements(read(0, 1), shape, 0))
     ranks = ranks_along

@@ -5,6 +5,8 @@ The first of eight elements is the lowest bit of a byte.
 
 from __future__ import annotations
 
+import abc
+import bisect
 import itertools
 import threading
 from collections import OrderedDict
@@ -18,13 +20,17 @@ from shardmerge.methods.passes import Chances, Masks, NumbersOf
 
 #: Groups whose masks are always kept: threads work on few at a time.
 _REMEMBERED = 4
-#: Of so few elements masks are not made in groups.
-_FEW = 1 << 13
 _BYTE = 8
 #: The first of some elements that follow each other, and their number.
 ElementSpan = tuple[int, int]
 #: Finds the masks of spans of elements, one span after the other, as bits.
 FindMasks = Callable[[Sequence[ElementSpan]], list[np.ndarray]]
+
+
+def numbers_of(numbers: NumbersOf, spans: Sequence[ElementSpan]) -> np.ndarray:
+    """Return the numbers of spans of elements, one after the other; together if that is known."""
+    together = getattr(numbers, "of_spans", None)
+    return together(spans) if together else in_one_array([numbers(*span) for span in spans])
 
 
 def bits_of(mask: np.ndarray) -> np.ndarray:
@@ -120,28 +126,97 @@ _KEPT = _Kept(1 << 26)
 _NUMBERS = itertools.count()
 
 
-class KeptMasks:
-    """Masks of a tensor, found group by group.
+class FoundMasks(abc.ABC):
+    """Masks of a tensor, found for whole groups of elements.
 
     Args:
         find: Finds those of some groups.
         step: Elements of a group.
         count: Of the tensor.
-        few: What finds each mask of few elements, where that takes no group.
     """
 
-    def __init__(self, find: FindMasks, step: int, count: int, few: Sequence[Masks] = ()) -> None:
-        self._find, self._step, self._count, self._few = find, step, count, few
-        self._number = next(_NUMBERS)
+    def __init__(self, find: FindMasks, step: int, count: int) -> None:
+        self._find, self._step, self._count = find, step, count
 
     def masks(self, kinds: int) -> list[Masks]:
         """Return each mask of so many."""
-        return [KeptMask(self, kind) for kind in range(kinds)]
+        return [FoundMask(self, kind) for kind in range(kinds)]
 
+    @abc.abstractmethod
     def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
         """Return the bits of a mask for each of some runs of elements."""
-        if self._few and all(count < _FEW for _, count in runs):
-            return [self._few[kind](*run) for run in runs]
+
+    def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
+        """Return a mask, bool, of the elements of some runs, one run after the other."""
+        parts = zip(self.of_runs(kind, runs), runs, strict=True)
+        return np.concatenate([mask_of(bits, run[1]) for bits, run in parts])
+
+
+class SpanMasks(FoundMasks):
+    """Masks of which few groups are asked for: those of the last runs are kept."""
+
+    _runs: Sequence[ElementSpan] = ()
+
+    def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
+        self._find_all(runs)
+        return [self._masks[kind](self._place(run), run[1]) for run in runs]
+
+    def joined(self, kind: int, runs: Sequence[ElementSpan]) -> np.ndarray:
+        self._find_all(runs)
+        whole, places = mask_of(self._masks[kind].bits, self._places[-1]), map(self._place, runs)
+        pairs = zip(places, runs, strict=True)
+        return np.concatenate([whole[place : place + count] for place, (_, count) in pairs])
+
+    def _find_all(self, runs: Sequence[ElementSpan]) -> None:
+        """Find the masks of the groups that runs touch, if they are not those that are kept."""
+        if self._runs != runs:
+            spans = self._spans(runs)
+            self._begins = [first for first, _ in spans]
+            self._places = [0, *itertools.accumulate(size for _, size in spans)]
+            self._masks, self._runs = self._found(spans), runs
+
+    def _spans(self, runs: Sequence[ElementSpan]) -> list[ElementSpan]:
+        """Return the groups that runs touch, those that follow each other as one."""
+        spans: list[ElementSpan] = []
+        for first, count in sorted(runs):
+            begin = first // self._step * self._step
+            end = min(-(-(first + count) // self._step) * self._step, self._count)
+            if spans and sum(spans[-1]) >= begin:
+                end, begin = max(end, sum(spans[-1])), spans.pop()[0]
+            spans.append((begin, end - begin))
+        return spans
+
+    def _found(self, spans: Sequence[ElementSpan]) -> list[BitMask]:
+        """Return the masks of spans, one after the other: so many are found at once."""
+        most = max(1, BLOCK // self._step) * self._step
+        chunks: list[list[ElementSpan]] = []
+        sizes: list[int] = []
+        for first, count in spans:
+            for at in range(first, first + count, most):
+                size = min(most, first + count - at)
+                if not sizes or sizes[-1] + size > most:
+                    chunks.append([])
+                    sizes.append(0)
+                chunks[-1].append((at, size))
+                sizes[-1] += size
+        made = zip(*map(self._find, chunks), strict=True)
+        return [BitMask(_joined(parts, sizes)) for parts in made]
+
+    def _place(self, run: ElementSpan) -> int:
+        """Return where the first bit of a run lies among those that are kept."""
+        first, _ = run
+        number = bisect.bisect_right(self._begins, first) - 1
+        return self._places[number] + first - self._begins[number]
+
+
+class KeptMasks(FoundMasks):
+    """Masks that are found group by group, and kept, as all of a tensor will be asked for."""
+
+    def __init__(self, find: FindMasks, step: int, count: int) -> None:
+        super().__init__(find, step, count)
+        self._number = next(_NUMBERS)
+
+    def of_runs(self, kind: int, runs: Sequence[ElementSpan]) -> list[np.ndarray]:
         groups = {at for run in runs for at in self._groups(*run)}
         found = self._found(sorted(groups))
         return [self._cut(*run, {at: found[at][kind] for at in self._groups(*run)}) for run in runs]
@@ -188,7 +263,7 @@ class KeptMasks:
 
 
 @dataclass(frozen=True)
-class KeptMask:
+class FoundMask:
     """One of the masks that are found together.
 
     Args:
@@ -196,7 +271,7 @@ class KeptMask:
         kind: Which of them.
     """
 
-    of: KeptMasks
+    of: FoundMasks
     kind: int
 
     def __call__(self, first: int, count: int) -> np.ndarray:
@@ -207,11 +282,16 @@ class KeptMask:
 
 def mask_of_runs(mask: Masks, runs: Sequence[ElementSpan]) -> np.ndarray:
     """Return a mask, bool, of the elements of some runs, one run after the other."""
-    if isinstance(mask, KeptMask):
-        parts = mask.of.of_runs(mask.kind, runs)
-    else:
-        parts = [mask(*run) for run in runs]
-    return np.concatenate([mask_of(bits, run[1]) for bits, run in zip(parts, runs, strict=True)])
+    if isinstance(mask, FoundMask):
+        return mask.of.joined(mask.kind, runs)
+    return np.concatenate([mask_of(mask(*run), run[1]) for run in runs])
+
+
+def _joined(parts: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """Return bits one after the other, of so many elements each."""
+    if all(size % _BYTE == 0 for size in sizes[:-1]):
+        return in_one_array(parts)
+    return bits_of(np.concatenate([mask_of(*one) for one in zip(parts, sizes, strict=True)]))
 
 
 def _moved(bits: np.ndarray, places: int) -> np.ndarray:

@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.masks import ElementSpan, KeptMasks, bits_of, in_one_array
+from shardmerge.methods.kernels.masks import (
+    ElementSpan,
+    KeptMasks,
+    SpanMasks,
+    bits_of,
+    numbers_of,
+)
 from shardmerge.methods.passes import Masks, RowChances
 
 #: Returns which elements of rows are chosen, bool: (values, numbers), each [rows, length].
@@ -20,38 +26,40 @@ class RowMasks:
     """The masks of what is chosen by ranks in rows, found where they are asked for, and kept.
 
     Args:
-        values: Returns consecutive values of each kind: (first, count).
+        values: Returns values of each kind, of some spans of elements one after the other.
         wanted: What is chosen.
         shape: Of the tensor.
         choose: Finds for each kind the masks of rows, by their values and numbers.
         together: Elements of rows that are looked at together, if rows are shorter.
+        little: Whether few rows are asked for: no others are looked at.
     """
 
     def __init__(
         self,
-        values: Callable[[int, int], Sequence[np.ndarray]],
+        values: Callable[[Sequence[ElementSpan]], Sequence[np.ndarray]],
         wanted: RowChances,
         shape: Sequence[int],
         choose: Sequence[Choose],
         together: int = BLOCK,
+        *,
+        little: bool = False,
     ) -> None:
         self._values, self._numbers, self._choose = values, wanted.numbers, choose
         self._length = shape[1] if len(shape) > 1 else math.prod(shape)
         self._inner = math.prod(shape[2:])
         row = self._length * self._inner
-        step = row * max(1, together // max(row, 1))
-        self._kept = KeptMasks(self._rows, step, math.prod(shape))
+        step = row if little else row * max(1, together // max(row, 1))
+        kind = SpanMasks if little else KeptMasks
+        self._found = kind(self._rows, step, math.prod(shape))
 
     def masks(self) -> list[Masks]:
         """Return the mask of each kind of values."""
-        return self._kept.masks(len(self._choose))
+        return self._found.masks(len(self._choose))
 
     def _rows(self, spans: Sequence[ElementSpan]) -> list[np.ndarray]:
         """Return the masks of some whole rows."""
-        values = [
-            in_one_array(one) for one in zip(*(self._values(*span) for span in spans), strict=True)
-        ]
-        numbers = [in_one_array([one(*span) for span in spans]) for one in self._numbers]
+        values = self._values(spans)
+        numbers = [numbers_of(one, spans) for one in self._numbers]
         return [
             bits_of(self._flat(choose(self._lines(value), self._lines(number))))
             for value, number, choose in zip(values, numbers, self._choose, strict=True)

@@ -66,7 +66,9 @@ def ranked_chance(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
         return np.zeros(vector.shape, bool)
     length = vector.shape[1] if vector.ndim > 1 else vector.size
     magnitudes = np.abs(vector).reshape(-1, length, math.prod(vector.shape[2:]))
-    ranks = np.argsort(np.argsort(magnitudes, axis=1, kind="stable"), axis=1, kind="stable")
+    order = np.argsort(magnitudes, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(length)[None, :, None], axis=1)
     relative = ranks.reshape(vector.shape) / (length - 1) if length > 1 else 0.5
     return _draws(group, index, vector) < (density - epsilon) + relative * (2 * epsilon)
 
@@ -100,9 +102,19 @@ def _all(vector: np.ndarray) -> np.ndarray:
 
 def _ranked(keys: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Return which elements have ascending ranks from start to stop; equal ones in order."""
-    mask = np.zeros(keys.size, bool)
-    mask[np.argsort(keys, axis=None, kind="stable")[start:stop]] = True
-    return mask.reshape(keys.shape)
+    return _lowest(keys, stop) & ~_lowest(keys, start)
+
+
+def _lowest(keys: np.ndarray, count: int) -> np.ndarray:
+    """Return which elements are the lowest, so many; of equal ones the first."""
+    if not 0 < count < keys.size:
+        return np.full(keys.shape, count > 0)
+    # to part them takes a fifth of what sorting takes
+    edge = np.partition(keys, count - 1, axis=None)[count - 1]
+    mask = keys < edge
+    equal = np.flatnonzero(keys == edge)
+    mask.reshape(-1)[equal[: count - np.count_nonzero(mask)]] = True
+    return mask
 
 
 def _draws(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
@@ -114,9 +126,18 @@ def _draws(group: Group, index: int, vector: np.ndarray) -> np.ndarray:
 
 
 def _rescaling(vector: np.ndarray, mask: np.ndarray) -> float:
-    before = math.fsum(np.abs(vector).ravel())
-    after = math.fsum(np.abs(vector[mask]))
+    before, after = _size(vector), _size(np.where(mask, vector, 0.0))
     return before / after if min(before, after) >= _SMALLEST_NORM else 1.0
+
+
+def _size(vector: np.ndarray) -> float:
+    """Return the sum of magnitudes, added by halves: the same bits on every processor."""
+    sums, count = np.abs(vector).reshape(-1), vector.size
+    while count > 1:
+        half = count // 2
+        sums[:half] += sums[count - half : count]
+        count -= half
+    return float(sums[0]) if count else 0.0
 
 
 def _agreeing(parts: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
