@@ -93,6 +93,8 @@ class StepLines:
         self._prefix, self._at = "v", "%i"
         self._rows: dict[int, str] = {}
         self._types: dict[str, str] = {}
+        # of values that are one number in a whole vector, that number
+        self._same: dict[str, str] = {}
         self.lines: list[str] = []
 
     def entry(self) -> list[str]:
@@ -212,6 +214,7 @@ class StepLines:
             self.new(f"bitcast {FLOAT} zeroinitializer to {FLOAT}", value)
         elif kind == "full":
             self._types[value] = STORED[code]
+            self._same[value] = f"%c{operands[0]}.one"
             self.new(f"bitcast {STORED[code]} %c{operands[0]} to {STORED[code]}", value)
         elif kind == "load":
             leaf = len(self._program.leaves) + operands[0]
@@ -231,6 +234,8 @@ class StepLines:
             self.new(f"call {of} @llvm.fabs.v{LANES}{bits}({of} {first})", value)
         elif kind == "wide":
             self._types[value] = DOUBLE
+            if first in self._same:
+                self._same[value] = self.new(f"fpext float {self._same[first]} to double")
             self.new(f"fpext {FLOAT} {first} to {DOUBLE}", value)
         elif kind == "single":
             self.new(f"fptrunc {DOUBLE} {first} to {FLOAT}", value)
@@ -252,6 +257,10 @@ class StepLines:
         elif kind == "and":
             self._types[value] = MASK
             self.new(f"and {MASK} {first}, {self.value(operands[1])}", value)
+        elif kind == "over" and {first, self.value(operands[1])} <= self._same.keys():
+            # a division takes as long as many other steps
+            both = ", ".join(self._same[self.value(one)] for one in operands)
+            self._spread(self.new(f"fdiv {element(of)} {both}"), of, value)
         else:
             self._types[value] = of
             second = f"%c{operands[1]}" if kind in WITH_CONSTANT else self.value(operands[1])
@@ -266,10 +275,12 @@ class StepLines:
             place = self.new(f"add i64 {self._at}, %c{first}")
             self._rows[length] = self.new(f"udiv i64 {place}, %c{length}")
         place = self.place(f"%leaf{leaf}", code, self._rows[length])
-        one = self.new(f"load {_ELEMENT[code]}, ptr {place}")
-        vector = self.new(inserted(one, STORED[code]))
-        self._types[value] = STORED[code]
-        self.new(repeated(vector, STORED[code]), value)
+        self._spread(self.new(f"load {_ELEMENT[code]}, ptr {place}"), STORED[code], value)
+
+    def _spread(self, one: str, kind: str, value: str) -> None:
+        """Write a vector of one number."""
+        self._types[value], self._same[value] = kind, one
+        self.new(repeated(self.new(inserted(one, kind)), kind), value)
 
     def _exponent(self, of: str, value: str) -> None:
         # without a sign, as the last bits of a number between 2**52 and 2**53: processors that
@@ -306,6 +317,7 @@ DECLARATIONS = [
     f"declare {FLOAT} @llvm.fabs.v{LANES}f32({FLOAT})",
     f"declare {DOUBLE} @llvm.fabs.v{LANES}f64({DOUBLE})",
     f"declare i{LANES} @llvm.cttz.i{LANES}(i{LANES}, i1)",
+    f"declare i{LANES} @llvm.ctpop.i{LANES}(i{LANES})",
 ]
 
 

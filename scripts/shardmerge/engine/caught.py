@@ -31,10 +31,12 @@ class CaughtKeys:
         self._brackets = list(brackets)
         number = len(brackets)
         ends = np.cumsum([number * LANES, number * 2 * BLOCK, number * BLOCK // LANES])
-        self._found = np.zeros(ends[-1], np.int32)
+        # most of it is never touched
+        self._found = np.empty(ends[-1], np.int32)
         self._below, self._lists, self._beyond = (
             part.reshape(number, -1) for part in np.split(self._found, ends[:-1])
         )
+        self._below[:] = 0
         self._more = np.array([(0, one.low, one.end - one.low) for one in brackets], np.int64)
         self._kept: list[list[np.ndarray]] = [[] for _ in brackets]
         self._places: list[list[np.ndarray]] = [[] for _ in brackets]

@@ -23,6 +23,9 @@ from shardmerge.engine.assembly import (
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.program import Reduction
 
+#: Keys of a vector that are kept without asking how many there are.
+_TURNS = 2
+
 
 def masks_text(reduction: Reduction, head: str) -> str:
     """Return a function that counts, for each place of a vector, where masks are set.
@@ -129,7 +132,7 @@ def caught_text(reduction: Reduction, head: str) -> str:
         writer.new(f"bitcast {MASK} %inside{k} to i{LANES}", f"%bits{k}")
     end = f"any{len(kept)}"
     carried = [f"  %number{k} = phi i64 [%held{k}, %entry], [%upto{k}, %{end}]" for k in kept]
-    lines = [*writer.lines, "  br label %any0", "any0:"]
+    lines = [*writer.lines, "  %index = trunc i64 %i to i32", "  br label %any0", "any0:"]
     for k, key in enumerate(keys):
         lines += _caught(k, key)
     done = [*_stored(kept), *(f"  store i64 %upto{k}, ptr %held{k}.at" for k in kept)]
@@ -164,24 +167,50 @@ def _list(k: int, kept: int) -> list[str]:
 
 
 def _caught(k: int, keys: str) -> list[str]:
-    """Return the blocks that keep those of a vector's keys that lie in a bracket."""
+    """Return the blocks that keep those of a vector's keys that lie in a bracket.
+
+    The first few are written without asking whether there are so many: what is not one is
+    overwritten, and a processor foretells few branches wrongly.
+    """
+    lines = [f"  store {INT} {keys}, ptr %keys{k}, align 64"]
+    bits = f"%bits{k}"
+    for turn in range(_TURNS):
+        own = f"%turn{k}.{turn}"
+        lines += [
+            f"  {own}.place = add i64 %number{k}, {turn}",
+            f"  {own}.any = call i{LANES} @llvm.cttz.i{LANES}(i{LANES} {bits}, i1 false)",
+            f"  {own}.lane = and i{LANES} {own}.any, {LANES - 1}",
+            *_keep_one(k, own, f"{own}.place"),
+            f"  {own}.less = sub i{LANES} {bits}, 1",
+            f"  {own}.rest = and i{LANES} {bits}, {own}.less",
+        ]
+        bits = f"{own}.rest"
     name = f"one{k}"
-    body = [
-        f"  %key{k}.at = getelementptr i32, ptr %keys{k}, i{LANES} %{name}.lane",
-        f"  %key{k} = load i32, ptr %key{k}.at",
-        f"  %place{k}.at = getelementptr i32, ptr %list{k}, i64 %place{k}",
-        f"  store i32 %key{k}, ptr %place{k}.at",
-        f"  %lane{k} = zext i{LANES} %{name}.lane to i64",
-        f"  %index{k} = add i64 %i, %lane{k}",
-        f"  %index{k}.one = trunc i64 %index{k} to i32",
-        f"  %index{k}.at = getelementptr i32, ptr %places{k}, i64 %place{k}",
-        f"  store i32 %index{k}.one, ptr %index{k}.at",
-        f"  %place{k}.next = add i64 %place{k}, 1",
-    ]
-    place = [f"  %place{k} = phi i64 [%number{k}, %put{k}], [%place{k}.next, %{name}]"]
+    body = [*_keep_one(k, f"%{name}", f"%place{k}"), f"  %place{k}.next = add i64 %place{k}, 1"]
+    place = [f"  %place{k} = phi i64 [%beyond{k}, %any{k}], [%place{k}.next, %{name}]"]
     return [
-        *_if_any(k, f"  store {INT} {keys}, ptr %keys{k}, align 64", name, body, place),
-        f"  %upto{k} = phi i64 [%number{k}, %any{k}], [%place{k}.next, %{name}]",
+        *lines,
+        f"  %many{k} = call i{LANES} @llvm.ctpop.i{LANES}(i{LANES} %bits{k})",
+        f"  %many{k}.long = zext i{LANES} %many{k} to i64",
+        f"  %upto{k} = add i64 %number{k}, %many{k}.long",
+        f"  %beyond{k} = add i64 %number{k}, {_TURNS}",
+        f"  %some{k} = icmp ne i{LANES} {bits}, 0",
+        f"  br i1 %some{k}, label %{name}, label %any{k + 1}",
+        *each_bit(name, bits, f"any{k}", body, f"any{k + 1}", place),
+        f"any{k + 1}:",
+    ]
+
+
+def _keep_one(k: int, own: str, place: str) -> list[str]:
+    """Return what keeps the key of a vector's lane, OWN.lane, and where it is, at a place."""
+    return [
+        f"  {own}.key.at = getelementptr i32, ptr %keys{k}, i{LANES} {own}.lane",
+        f"  {own}.key = load i32, ptr {own}.key.at",
+        f"  {own}.kept.at = getelementptr i32, ptr %list{k}, i64 {place}",
+        f"  store i32 {own}.key, ptr {own}.kept.at",
+        f"  {own}.index = add i{LANES} %index, {own}.lane",
+        f"  {own}.index.at = getelementptr i32, ptr %places{k}, i64 {place}",
+        f"  store i32 {own}.index, ptr {own}.index.at",
     ]
 
 

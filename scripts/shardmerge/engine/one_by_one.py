@@ -18,10 +18,7 @@ _BITS = f"i{LANES}"
 #: Adds up a vector: from a number one after the other, or where any order does.
 _SUM = f"@llvm.vector.reduce.fadd.v{LANES}f32"
 _EXPONENT, _HALF_A_UNIT, _NAN = 0x7F800000, "0x3E70000000000000", "0x7FF8000000000000"
-SQUARE_DECLARATIONS = (
-    f"declare float {_SUM}(float, {FLOAT})",
-    f"declare {_BITS} @llvm.ctpop.{_BITS}({_BITS})",
-)
+SQUARE_DECLARATIONS = (f"declare float {_SUM}(float, {FLOAT})",)
 
 
 def number_blocks(reduction: Reduction, writer: StepLines) -> list[str]:

@@ -17,9 +17,9 @@ from shardmerge.engine.caught import MOST_CAUGHT, CaughtKeys
 from shardmerge.engine.choice_bounds import Boundaries, KeysOf
 from shardmerge.engine.quick_choice import mask_like_torch, open_bits
 from shardmerge.engine.row_passes import RowPasses
-from shardmerge.engine.row_steps import row_groups
+from shardmerge.engine.row_steps import RowCode, row_groups
 from shardmerge.engine.telling import Telling, sides_of, telling_bands, telling_sides
-from shardmerge.engine.tile_buffers import TileBuffers
+from shardmerge.engine.tile_buffers import ChosenRows, TileBuffers
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
@@ -50,8 +50,9 @@ _RUNS, _RUN, _EVERY, _SAMPLED = 128, 1024, 16, 1 << 19
 _MARKED = 1 << 29
 #: Keys are kept if at most one of so many likely lies in brackets; more are counted.
 _FEW = 4
-#: Runs where numbers of their rows are found first, which takes longer.
-_RUNS_OF_ROWS = 64
+#: Runs where numbers of their rows are found first, which takes longer; their elements, at most,
+#: and the fewest rows.
+_RUNS_OF_ROWS, _RUN_OF_ROW, _FEWEST_ROWS = 64, 1 << 12, 4
 #: Tiles of which is kept where some keys lie.
 _KEPT_PLACES = 8
 #: Returns values of elements.
@@ -119,29 +120,38 @@ class RankPasses(RowPasses):
         raw, numbers = np.empty(rows), np.zeros(rows, "<f4")
         value = partial(wanted.values, numbers)
 
-        def find(first: int, some: int) -> None:
+        def find(code: RowCode, first: int, some: int) -> None:
             found = code.find(first, some)
             raw[first : first + some] = found[0]
             numbers[first : first + some] = wanted.number(found)
 
-        def sample(k: int) -> np.ndarray:
-            tiles, keys = self._key_bits(call, lambda x: [value(x)], reader), []
-            for first, some in _runs(count, length):
-                find(first // length, -(-(first % length + some) // length))
-                keys.append(tiles.bits(first, some)[0])  # of what was read for their rows
-            return np.stack(keys).view(np.int32)
+        def sample(_: int) -> np.ndarray:
+            """Return keys of rows whose numbers stand for others' until those are found."""
+            chosen, pieces = _spread_rows(rows)
+            few = code.of(ChosenRows(self._files, chosen, length))
+            tiles, keys = self._key_bits(call, lambda x: [value(x)], few.reader), []
+            most = min(length, pieces * _RUN_OF_ROW) // pieces * pieces
+            for first, some in row_groups(0, len(chosen), length):
+                find(few, first, some)
+                (own,) = tiles.bits(first * length, some * length)
+                keys.append(own.reshape(some, length)[:, :most])
+            return np.concatenate(keys).reshape(len(chosen) * pieces, -1).view(np.int32)
 
         def caught(brackets: Sequence[Bracket], _: int) -> list[tuple[int, np.ndarray]] | None:
-            tiles = self._tiles(call, lambda x: [value(x).key()] * len(brackets), "caught", reader)
+            def keys_of(x: Elements) -> list[ElementValue]:
+                return [value(x).key()] * len(brackets)
+
+            tiles = self._tiles(call, keys_of, "caught", code.reader)
             keys = CaughtKeys(brackets)
+            tiles.in_order(count)
             for first, some in row_groups(0, rows, length):
-                find(first, some)
+                find(code, first, some)
                 keys.add(tiles, first * length, some * length)
             found = keys.found()
             seen.caught = keys if found else None
             return found
 
-        reader, seen = code.reader, _Seen()
+        seen = _Seen()
         passes = self._key_passes(call, lambda x: [value(x)], count, seen)
         keys = find_keys(wanted.ranks, replace(passes, sample=sample, caught=caught))
         self.answers[call] += [to_text(raw), keys + seen.told_of(wanted.ranks, keys)]
@@ -358,14 +368,13 @@ def step_of(call: ex.Call) -> int:
     return BLOCK if length % LANES or length > BLOCK else BLOCK // length * length
 
 
-def _runs(count: int, length: int = 0) -> list[tuple[int, int]]:
-    """Return the runs of elements that are a sample: (first, number), all of one length.
+def _runs(count: int) -> list[tuple[int, int]]:
+    """Return the runs of elements that are a sample: (first, number), all of one length."""
+    step, run = (count // some // LANES * LANES for some in (_RUNS, _RUNS * _EVERY))
+    return [(first * step, min(run, _RUN)) for first in range(_RUNS)]
 
-    Args:
-        count: Elements of the tensor.
-        length: Elements of a row, of which few are looked at; 0 where rows do not matter.
-    """
-    runs = _RUNS_OF_ROWS if length else _RUNS
-    step, run = (count // some // LANES * LANES for some in (runs, runs * _EVERY))
-    most = min(_RUN, length or _RUN)
-    return [(first * step, min(run, most)) for first in range(runs)]
+
+def _spread_rows(rows: int) -> tuple[list[int], int]:
+    """Return the rows whose elements are a sample, and into how many runs each is cut."""
+    number = min(max(rows // _EVERY, _FEWEST_ROWS), _RUNS_OF_ROWS, rows)
+    return [k * rows // number for k in range(number)], _RUNS_OF_ROWS // number

@@ -93,7 +93,7 @@ class RowPasses(CallTiles):
         steps = lowered_steps(wanted, rows, lowered)
         if not all(step.is_whole for step in steps):
             return None
-        return RowCode(self._reader(leaves), steps, length)
+        return RowCode(self._reader(leaves, TOGETHER), steps, length)
 
     def _torch_rows(
         self, call: ex.Call, wanted: TorchRows, reader: TileBuffers | None = None

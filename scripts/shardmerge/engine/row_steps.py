@@ -19,7 +19,7 @@ from shardmerge.engine.assembly import LANES
 from shardmerge.engine.native import compiled
 from shardmerge.engine.reductions import halving, native_reduction
 from shardmerge.engine.row_calls import driver_text, last_text
-from shardmerge.engine.tile_buffers import TileBuffers
+from shardmerge.engine.tile_buffers import ReadFiles, TileBuffers
 from shardmerge.methods.contract import BLOCK
 from shardmerge.methods.passes import RowSteps, step_values
 from shardmerge.methods.program import Reducing, Reduction
@@ -88,10 +88,16 @@ class _Calls:
         )
         self._table = np.array(fields, np.int64).T.copy()
 
-    def run(self, row: int, rows: int) -> None:
-        """Make the calls for some rows, the first of which has that number."""
-        for now, begun in zip((self._leaves, self._numbers), self._begun, strict=True):
-            now[:] = begun
+    def run(self, row: int, rows: int, offset: int) -> None:
+        """Make the calls for some rows.
+
+        Args:
+            row, rows: Number of the first, and how many there are.
+            offset: How many elements the first of them lies behind where the calls read.
+        """
+        leaves, numbers = self._begun
+        np.add(leaves, self._moves * offset // self._size[1], out=self._leaves)
+        self._numbers[:] = numbers
         self._numbers[self._firsts] = row * self._size[1]
         table = self._table.copy()
         table[:, 1] += row * table[:, 2]
@@ -174,9 +180,13 @@ class RowCode:
     def find(self, begin: int, count: int) -> np.ndarray:
         """Return what the last step finds of some rows, float64 [values, rows]."""
         for row, rows in row_groups(begin, count, self._length):
-            self.reader.read(row * self._length, rows * self._length)
-            self._calls.run(row, rows)
+            offset = self.reader.offset(row * self._length, rows * self._length)
+            self._calls.run(row, rows, offset)
         return self._steps[-1].numbers[:, begin : begin + count].copy()
+
+    def of(self, files: ReadFiles) -> RowCode:
+        """Return the code for rows that another view of the files tells."""
+        return RowCode(self.reader.of(files), self._steps, self._length)
 
     @cached_property
     def _calls(self) -> _Calls:

@@ -9,6 +9,7 @@ import numpy as np
 
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra.leaves import FileLeaf
+from shardmerge.base.dtypes import DTYPES
 from shardmerge.engine.assembly import LANES
 from shardmerge.methods.contract import BLOCK
 
@@ -55,17 +56,24 @@ class TileBuffers:
         self.starts = [buffer.ctypes.data for buffer in self._buffers]
         self._begin = self._end = self.until = 0
 
-    def read(self, first: int, count: int) -> None:
-        """Have elements that follow each other at the buffers' beginning."""
-        if first != self._begin or first + count > self._end:
-            self._read(first, count)
+    def of(self, files: ReadFiles) -> TileBuffers:
+        """Return buffers of the same leaves, whose elements another view of the files tells."""
+        return TileBuffers(self._locations, files, self._sizes, self._most)
+
+    def offset(self, first: int, count: int) -> int:
+        """Return how far in the buffers elements that follow each other begin.
+
+        They are read if need be.
+        """
+        if not self._begin <= first <= first + count <= self._end:
+            self._read(first, max(count, min(self.until - first, self._most)))
+        return first - self._begin
 
     def places(self, first: int, count: int) -> list[int]:
         """Return the addresses of elements that follow each other; they are read if need be."""
-        if not self._begin <= first <= first + count <= self._end:
-            self._read(first, max(count, min(self.until - first, self._most)))
+        offset = self.offset(first, count)
         pairs = zip(self.starts, self._sizes, strict=True)
-        return [place + (first - self._begin) * size for place, size in pairs]
+        return [place + offset * size for place, size in pairs]
 
     def gathered(self, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Return the addresses of spans of elements, which are read one after the other."""
@@ -82,3 +90,28 @@ class TileBuffers:
         for location, buffer in zip(self._locations, self._buffers, strict=True):
             self._files.read_elements(location, first, count, memoryview(buffer))
         self._end = first + count
+
+
+class ChosenRows:
+    """Some rows of files' tensors, as if they followed each other.
+
+    Args:
+        files: That have all rows.
+        rows: Their numbers.
+        length: Elements of each.
+    """
+
+    def __init__(self, files: ReadFiles, rows: Sequence[int], length: int) -> None:
+        self._files, self._rows, self._length = files, rows, length
+        self.stored = files.stored
+
+    def locate(self, leaf: FileLeaf) -> Any:
+        """Return where a leaf lies."""
+        return self._files.locate(leaf)
+
+    def read_elements(self, leaf: Any, first: int, count: int, into: memoryview) -> None:
+        """Fill the beginning of a buffer with elements of whole rows."""
+        step = self._length * DTYPES[leaf.dtype].size
+        for k, row in enumerate(self._rows[first // self._length :][: count // self._length]):
+            part = into[k * step : (k + 1) * step]
+            self._files.read_elements(leaf, row * self._length, self._length, part)

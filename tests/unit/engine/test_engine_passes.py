@@ -62,6 +62,36 @@ class TestSums:
             results.append(halved_sum(code.sums(1, [values.data_ptr()], BLOCK, ()))[0, 0])
         assert len(set(results)) == 1
 
+    def test_one_number_of_all_elements_is_divided_once(self) -> None:
+        steps = (
+            *(("full F32", (0,)), ("wide", (1,)), ("full F64", (1,)), ("over", (2, 3))),
+            *(("wide", (0,)), ("times", (5, 4))),
+        )
+        reduction, x = Reduction(("F32",), steps, (), "sums", (6,)), np.arange(64, dtype="<f4")
+        assert "fdiv <" not in reductions._text(reduction, 1)
+        values = reductions.native_reduction(reduction).values([x.ctypes.data], 64, (1.0, 3.0))
+        assert np.array_equal(values[0], x.astype(float) * (1 / 3.0))
+
+
+class TestCaught:
+    @pytest.mark.parametrize("inside", [0, 1, 2, 3, 32])
+    def test_any_number_of_a_vectors_keys_is_kept(self, inside: int) -> None:
+        x = np.full(96, 4.0, "<f4")
+        x[40 : 40 + inside] = 2.0
+        reduction = Reduction(("F32",), (("key", (0,)),), (), "caught", (1, 1))
+        code, key = reductions.native_reduction(reduction), int(np.float32(2).view(np.int32))
+        kept = caught.CaughtKeys([Bracket(0, key, 0, 1), Bracket(0, key + 1, 0, 9)])
+
+        class Tiles:
+            def catch(self, found: np.ndarray, first: int, count: int, more: np.ndarray) -> None:
+                code.catch(found, [x.ctypes.data], count, (), more)
+
+        kept.add(Tiles(), 0, 96)
+        kept.add(Tiles(), 96, 80)
+        (below, keys), (rest, none) = kept.found()
+        assert keys.tolist() == [key] * 2 * inside
+        assert (below, rest, len(none)) == (0, 2 * inside, 0)
+
 
 class TestSumsOfColumns:
     @pytest.mark.parametrize("shape", [(1001, 211), (BLOCK + 37, 3), (6, BLOCK + 5), (7, 5, 6)])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import numpy as np
 
 from shardmerge.engine.halves import halved_sum, halved_together
-from shardmerge.engine.tile_buffers import TileBuffers
+from shardmerge.engine.tile_buffers import ChosenRows, TileBuffers
 from shardmerge.methods.contract import BLOCK
 
 COUNT = 6 * BLOCK + 1000
@@ -50,6 +51,16 @@ def test_no_more_is_read_of_single_tiles() -> None:
     for first in (3 * BLOCK, 0, 5 * BLOCK):
         assert found(buffers, first, 100) == [first, first + 99]
     assert sum(count for _, count in files.reads) == 300
+
+
+def test_chosen_rows_follow_each_other() -> None:
+    length = 1024
+    chosen = ChosenRows(Files(), [1, 5, 600, 3], length)
+    buffers = TileBuffers([SimpleNamespace(dtype="U32")], Files(), [4]).of(chosen)
+    assert buffers.offset(length, 3 * length) == 0
+    assert found(buffers, 2 * length, length) == [600 * length, 601 * length - 1]
+    assert found(buffers, 3 * length, 32) == [3 * length, 3 * length + 31]
+    assert found(buffers, 0, length) == [length, 2 * length - 1]
 
 
 def test_parts_of_several_lengths_are_halved_as_each_is() -> None:

@@ -157,8 +157,16 @@ class TestFunctions:
         x[7] = float("nan")
         inside = elementary.exp(TorchElements([x], x.shape, 0), x, inside=True)
         assert cases.differing(inside, self.value("exp", x)) == 0
-        below = elementary.exp(TorchElements([x], x.shape, 0), x * 9 - 5672, not_above=True)
-        assert cases.differing(below, self.value("exp", x * 9 - 5672)) == 0
+
+    def test_near_exponentials(self) -> None:
+        x = torch.linspace(-708.0, 708.0, self.COUNT, dtype=torch.float64)
+        near = elementary.near_exp(TorchElements([x], x.shape, 0), x)
+        assert ((near / x.exp() - 1).abs() < 2**-34).all()
+        ends = torch.tensor([-1e300, -torch.inf, torch.nan, 0.0], dtype=torch.float64)
+        low, lowest, nan, one = elementary.near_exp(TorchElements([ends], (4,), 0), ends).tolist()
+        assert (low, lowest) == (0.0, 0.0)
+        assert nan != nan
+        assert abs(one - 1) < 2**-34
 
     def test_limits(self) -> None:
         nan, inf = float("nan"), float("inf")

@@ -63,7 +63,7 @@ def _mergekit_nearswap_passes(group: Group) -> Passes:
     title="Arcee Fusion",
     reference="https://arcee.ai",
     inputs=Inputs(base="required", minimum=2, maximum=2, if_single="copied"),
-    version=2,
+    version=3,
     passes=True,
     workspace=Workspace(blocks=40.0),
 )

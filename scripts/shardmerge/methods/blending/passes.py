@@ -9,7 +9,7 @@ import numpy as np
 
 from shardmerge.base.numerics import sum_in_order
 from shardmerge.methods.contract import Group
-from shardmerge.methods.elementary import exp, log
+from shardmerge.methods.elementary import exp, log, near_exp
 from shardmerge.methods.passes import (
     Elements,
     ElementValue,
@@ -88,11 +88,12 @@ def _divergence(pair: Sequence[int]) -> RowSteps:
 
     def exponentials(x: Elements, greatest: Values, values: Values) -> Values:
         pairs = zip(values, greatest, strict=True)
-        return [exp(x, value - peak, not_above=True) for value, peak in pairs]
+        return [near_exp(x, value - peak) for value, peak in pairs]
 
     def terms(x: Elements, totals: Values, values: Values) -> Values:
-        pairs = zip(values, totals, strict=True)
-        p, q = (value / total + _SMALLEST_PROBABILITY for value, total in pairs)
+        inverses = [x.full(1.0).double() / total for total in totals]
+        pairs = zip(values, inverses, strict=True)
+        p, q = (value * inverse + _SMALLEST_PROBABILITY for value, inverse in pairs)
         return [log(x, p / q) * p]
 
     return RowSteps((("maxima", wide), ("sums", exponentials), ("sums", terms)))
