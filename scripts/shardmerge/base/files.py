@@ -215,7 +215,7 @@ def fill_ranges(
 def _fill_known(fd: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> tuple[int, int]:
     """Read ranges as long as they are in memory; return how many are, and how many bytes."""
     place = 0
-    if not hasattr(os, "RWF_NOWAIT"):
+    if not (hasattr(os, "preadv") and hasattr(os, "RWF_NOWAIT")):
         return 0, 0
     try:
         for number, (offset, length) in enumerate(ranges):

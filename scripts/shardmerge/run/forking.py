@@ -28,6 +28,7 @@ from shardmerge.run.worker import (
 #: Imported before the first job: all that merging, checking and packaging a model needs.
 _PLAIN = (
     "argparse",
+    "shardmerge.base.malloc",
     "shardmerge.engine.native_lane",
     "shardmerge.methods",
     "shardmerge.plan.files",

@@ -63,15 +63,18 @@ def _no_clone() -> None:
     fcntl.ioctl = refuse
 
 
-def _no_fallocate() -> None:
-    look = ctypes.CDLL.__getattr__
+def _no_function_of_c(missing: str) -> Callable[[], None]:
+    def mask() -> None:
+        look = ctypes.CDLL.__getattr__
 
-    def other(library: ctypes.CDLL, name: str) -> Any:
-        if name == "fallocate":
-            raise AttributeError(name)
-        return look(library, name)
+        def other(library: ctypes.CDLL, name: str) -> Any:
+            if name == missing:
+                raise AttributeError(name)
+            return look(library, name)
 
-    ctypes.CDLL.__getattr__ = other
+        ctypes.CDLL.__getattr__ = other
+
+    return mask
 
 
 class _Merging:
@@ -96,9 +99,11 @@ MASKS = {
     "direct": _without(os, "O_DIRECT"),
     "proc": _no_proc,
     "clone": _no_clone,
-    "fallocate": _no_fallocate,
+    "fallocate": _no_function_of_c("fallocate"),
+    "mallopt": _no_function_of_c("mallopt"),
     "advice": _without(os, "posix_fadvise", *(n for n in dir(os) if n.startswith("POSIX_FADV"))),
     "preadv": _without(os, "preadv", "readv", "preadv2"),
+    "nowait": _without(os, "RWF_NOWAIT"),
     "affinity": _without(os, "sched_getaffinity"),
     "boottime": _without(time, "CLOCK_BOOTTIME"),
     "hugepages": _without(mmap, "MADV_HUGEPAGE"),

@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 def test_all_features_are_masked() -> None:
-    assert len(MASKS) == 14
+    assert len(MASKS) == 16
 
 
 #: What only Linux has, as code names it, and the mask that takes it away: else it is not used.
@@ -70,6 +70,8 @@ LINUX_ALONE = {
     "fallocate": "fallocate",
     "posix_fadvise": "advice",
     "preadv": "preadv",
+    "RWF_NOWAIT": "nowait",
+    "mallopt": "mallopt",
     "sched_getaffinity": "affinity",
     "CLOCK_BOOTTIME": "boottime",
     "MADV_HUGEPAGE": "hugepages",
