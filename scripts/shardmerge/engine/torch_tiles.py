@@ -134,6 +134,8 @@ def in_one_pass(several: Sequence[TorchTiles]) -> list[tuple[np.ndarray, np.ndar
     found: dict[int, np.ndarray] = {}
     while len(found) < len(several):
         for k, (one, steps) in enumerate(zip(several, running, strict=True)):
+            if k in found:
+                continue
             try:
                 one.feed(*next(steps))
             except StopIteration as end:
