@@ -45,17 +45,23 @@ def go_buffered(fd: int) -> None:
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~_DIRECT)
 
 
-def huge_buffer(length: int) -> memoryview:
-    """Return private memory in huge pages, where there are such.
+def huge_pages(length: int) -> mmap.mmap:
+    """Return private memory of so many bytes, in huge pages where there are such."""
+    pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
-    To read 4 MiB past the page cache into them takes the kernel a fifth of what small pages take.
+
+def huge_buffer(length: int) -> memoryview:
+    """Return memory that begins with a huge page, where there are such.
+
+    To read 4 MiB past the page cache into it takes the kernel a fifth of what small pages take.
 
     Args:
         length: Bytes, a multiple of PAGE.
     """
-    pages = mmap.mmap(-1, length + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
+    pages = huge_pages(length + _HUGE_PAGE)
     first = -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % _HUGE_PAGE
     return memoryview(pages)[first : first + length]

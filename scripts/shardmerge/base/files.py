@@ -186,8 +186,13 @@ def fill_from(fd: int, path: str | os.PathLike[str], offset: int, into: memoryvi
         except OSError as error:
             raise UserError(f"cannot be read ({error.strerror})", str(path)) from None
         if not count:
-            raise UserError(f"ends before byte {end}: it was cut while it was read", str(path))
+            raise cut_short(path, end)
         offset, into = offset + count, into[count:]
+
+
+def cut_short(path: str | os.PathLike[str], end: int) -> UserError:
+    """Return the error of a file that ends before a byte that it had."""
+    return UserError(f"ends before byte {end}: it was cut while it was read", str(path))
 
 
 def fill_ranges(

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from shardmerge.base.direct import go_buffered, huge_buffer, is_refusal, open_direct
 from shardmerge.base.errors import UserError
-from shardmerge.base.files import read_into
+from shardmerge.base.files import cut_short, read_into
 
 #: Bytes that are read at once: from the page cache what stays in a core's own cache until it is
 #: hashed; past it what takes the kernel least.
@@ -146,9 +146,7 @@ class FileHash(contextlib.AbstractContextManager):
             self._moved.wait_for(lambda: self._passed >= end or self._ended)
         if self._passed < end:
             self.result()
-            raise UserError(
-                f"ends before byte {end}: it was cut while it was read", str(self._path)
-            )
+            raise cut_short(self._path, end)
         return self._excerpts.part(ranges)
 
     def _run(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shardmerge.base.direct import huge_pages
 from shardmerge.base.errors import UserError
 from shardmerge.engine.layout import Window
 
@@ -53,10 +53,7 @@ def host_buffer(length: int, *, tensor: bool, pinned: bool = False) -> HostBuffe
 
         pages = torch.empty(length, dtype=torch.uint8, pin_memory=True)
         return HostBuffer(memoryview(pages.numpy()), pages.data_ptr(), pages)
-    pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
+    pages = huge_pages(length)
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     if not tensor:
         return HostBuffer(memoryview(pages), address)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -41,18 +40,10 @@ _WRITTEN = 2
 _VECTOR = f"<{_TOGETHER} x i64>"
 
 
-@dataclass(frozen=True)
-class NativeStream:
-    """What makes the numbers of a random stream by native code.
-
-    Args:
-        key: Of the stream.
-    """
-
-    key: Key
+class NativeStream(RandomStream):
+    """A random stream whose numbers native code makes."""
 
     def __call__(self, first: int, count: int) -> np.ndarray:
-        """Return the numbers of consecutive elements, uint32 [count]."""
         return self.of_spans([(first, count)])
 
     def of_spans(self, spans: Sequence[ElementSpan]) -> np.ndarray:
