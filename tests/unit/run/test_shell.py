@@ -160,8 +160,10 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> Parsed:
     (project / "cfg.yaml").write_text(json.dumps({"recipes": ["r.yaml"]} | SETTINGS))
     (top / "dump.py").write_text(DUMP)
     words = [top / "dump.py", home / "Snakefile", project / "cfg.yaml", top / "rules.json"]
+    # What the run started for its jobs outlives it a little: it must write nothing among the code.
+    variables = environment({"PYTHONDONTWRITEBYTECODE": "1"})
     done = subprocess.run(
-        [sys.executable, *words], cwd=project, env=environment(), capture_output=True, text=True
+        [sys.executable, *words], cwd=project, env=variables, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((top / "rules.json").read_text())
