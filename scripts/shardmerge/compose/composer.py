@@ -74,7 +74,9 @@ class Composer(Context):
             return {t.name: t.expression for t in outputs}
         algebra = Composer(self.recipe, self.lock, FLOAT32, self.delta_dtype)
         model = algebra._built(stage)
-        return {t.name: model.expression(t.name) for t in outputs}
+        found = {t.name: model.expression(t.name) for t in outputs}
+        algebra.forget()
+        return found
 
     def _built(self, stage: str) -> Model:
         """Return a stage's model, all that go into it made before: none waits for another."""
@@ -116,9 +118,11 @@ class Composer(Context):
         return found
 
     def forget(self) -> None:
-        """Let go of the models, which know this composer: a collector takes long to find that."""
-        self._models.clear()
-        self._texts.clear()
+        """Let go of all that knows this composer, which is of no use then.
+
+        A collector takes long to find that nothing else knows them, and the lock with them.
+        """
+        vars(self).clear()
 
     def is_untied(self, stage: str) -> bool:
         """Whether a stage's model has an output embedding that its source's config denies it."""

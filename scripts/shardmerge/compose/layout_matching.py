@@ -82,7 +82,7 @@ class Pattern:
     @cached_property
     def _names(self) -> Mapping[str, str]:
         """The model's own tensors by their own names."""
-        return {name: name for name in self._table}
+        return dict(zip(self._table, self._table, strict=True))
 
     def _fit_text(self, model: Model) -> Fit:
         """Return a text model in a layout that has other parts too, or the other way round."""
@@ -165,9 +165,10 @@ class _Meaning:
         return name in self.same or name in self.made
 
 
-def _main(model: Model) -> dict[str, Entry]:
+def _main(model: Model) -> Mapping[str, Entry]:
     """Return a model's tensors that are of none of its folders."""
-    return {name: model.table[name] for name in main_tensors(model)}
+    table, names = model.table, main_tensors(model)
+    return table if len(names) == len(table) else {name: table[name] for name in names}
 
 
 def _matched(model: _Meaning, like: _Meaning) -> tuple[dict[str, str], dict[str, Arrangement]]:

@@ -15,7 +15,7 @@ from shardmerge.base.weightfolders import folder_of, own_name
 from shardmerge.compose.architecture.names import layer_counts
 from shardmerge.compose.architecture.predictors import real_layers
 from shardmerge.formats.interface import LogicalTensor
-from shardmerge.sources.lock import Lock, LockedSource
+from shardmerge.sources.lock import Lock, LockedSource, LockedTensor
 from shardmerge.sources.quantised import weights_of
 
 #: Files of a model, each behind the number of what comes before or after it.
@@ -51,9 +51,10 @@ class Model:
         """Return what a tensor is."""
         raise NotImplementedError
 
-    def kind(self, tensor: str) -> TensorKind | None:
-        """Return the kind of a tensor that is one of files, None of any other."""
-        return kind_of(self.expression(tensor))
+    def with_kind(self, tensor: str) -> tuple[ex.Expression, TensorKind | None]:
+        """Return what a tensor is, and its kind if it is one of files."""
+        found = self.expression(tensor)
+        return found, kind_of(found)
 
     def row(self, tensor: str) -> fold.Row:
         """Return what a tensor is as a row of coefficients."""
@@ -90,31 +91,34 @@ class SourceModel(Model):
         self.is_stale = weights.stale
         files = {tensor.file for tensor in source.tensors.values()}
         self._folders = {file: source.folder_of(file) for file in files}
-        stored = self._stored(source)
-        leaves: dict[str, ex.Source | ex.Decoded] = {
-            name: _decoded(one, stored) for name, one in weights.decoded.items()
-        }
-        leaves |= {name: stored[name] for name in weights.plain}
+        leaves: dict[str, ex.Source | ex.Decoded] = self._stored(source)
         # of each tensor, of a decoded one those of its codes
-        leads = {name: source.tensors[one.lead.tensor] for name, one in weights.decoded.items()}
-        leads |= weights.plain
-        places = sorted([(lead.file, lead.begin, name) for name, lead in leads.items()])
-        self._leads = {name: leads[name] for _, _, name in places}
+        self._leads: Mapping[str, LockedTensor] = weights.plain
+        if weights.decoded:
+            stored, decoded = leaves, weights.decoded.items()
+            leaves = {name: _decoded(one, stored) for name, one in decoded}
+            leaves |= {name: stored[name] for name in weights.plain}
+            leads = {name: source.tensors[one.lead.tensor] for name, one in decoded}
+            self._leads = leads | weights.plain
+        places = sorted([(lead.file, lead.begin, name) for name, lead in self._leads.items()])
         self._files: dict[str, FilePlaces] = {file: ((0, file),) for file in files}
-        self._leaves = {name: leaves[name] for name in self._leads}
-        self.table: dict[str, Entry] = {}
-        self._kinds: dict[str, TensorKind | None] = {}
+        self._leaves = {name: leaves[name] for _, _, name in places}
         known: dict[Any, tuple[Entry, TensorKind | None]] = {}
+        found = []
         for name, leaf in self._leaves.items():
             if type(leaf) is ex.Source:
-                key: Any = (leaf.dtype, leaf.shape, leaf.tensor.endswith(ADDED_BIAS))
+                _, _, tensor, dtype, shape = leaf
+                key: Any = (dtype, shape, tensor.endswith(ADDED_BIAS))
             else:  # the one that it differs from in names alone, if that is known
                 one = weights.decoded[name]
                 key = (one.first or one).name
-            if key not in known:
+            kind = known.get(key)
+            if kind is None:
                 dtype = _DECODED if type(leaf) is ex.Decoded else leaf.dtype
-                known[key] = Entry(dtype, leaf.shape), kind_of(leaf)
-            self.table[name], self._kinds[name] = known[key]
+                kind = known[key] = Entry(dtype, leaf.shape), kind_of(leaf)
+            found.append(kind)
+        self.table: dict[str, Entry] = dict(zip(self._leaves, [e for e, _ in found], strict=True))
+        self._kinds = dict(zip(self._leaves, [kind for _, kind in found], strict=True))
         self._rounds = not numerics.rounds_once
         self.config = source.config
 
@@ -128,10 +132,11 @@ class SourceModel(Model):
             return ex.Cast(leaf, _DECODED)  # as mergekit reads a copy that was saved so
         return leaf
 
-    def kind(self, tensor: str) -> TensorKind | None:
-        if self._rounds and type(self._leaves[tensor]) is ex.Decoded:
-            return None
-        return self._kinds[tensor]
+    def with_kind(self, tensor: str) -> tuple[ex.Expression, TensorKind | None]:
+        leaf = self._leaves[tensor]
+        if self._rounds and type(leaf) is ex.Decoded:
+            return self.expression(tensor), None
+        return leaf, self._kinds[tensor]
 
     def row(self, tensor: str) -> fold.Row:
         return fold.leaf(self._leaves[tensor])

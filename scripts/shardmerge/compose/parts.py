@@ -31,7 +31,7 @@ class Piece:
     levels: tuple[Mapping[str, Setting], ...]
     where: str
 
-    @property
+    @once
     def lead(self) -> int:
         """Index of the input whose layout the output follows."""
         return self.base or 0
@@ -77,7 +77,9 @@ class Part:
     @once
     def lead(self) -> tuple[Model, str]:
         """The model that the tensor's place and shape come from, and its tensor there."""
-        i = self.piece.lead if self.names[self.piece.lead] is not None else self.used[0]
+        i = self.piece.lead
+        if self.names[i] is None:
+            i = self.used[0]
         return self.piece.models[i], self.names[i]
 
 

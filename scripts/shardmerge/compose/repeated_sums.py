@@ -18,12 +18,14 @@ class _First(NamedTuple):
     Args:
         expression: The sum.
         terms: Coefficient and number of the input, term by term.
+        stored: Whether inputs are tensors as they are stored.
         ascends: Whether all inputs are terms, in their order.
         distinct: Whether inputs are of different models, so that none can be another one too.
     """
 
     expression: ex.Linear
     terms: tuple[tuple[float, int], ...]
+    stored: bool
     ascends: bool
     distinct: bool
 
@@ -34,11 +36,7 @@ class RepeatedSums:
     def __init__(self) -> None:
         self._firsts: dict[Any, _First] = {}
 
-    def knows(self, key: Any) -> bool:
-        """Return whether there is a sum of a key (``like``)."""
-        return key in self._firsts
-
-    def like(self, key: Any, inputs: Sequence[ex.Source | ex.Decoded]) -> ex.Linear | None:
+    def like(self, key: Any, inputs: tuple[ex.Source | ex.Decoded, ...]) -> ex.Linear | None:
         """Return a sum of tensors of files that is made as one that is known.
 
         Args:
@@ -46,10 +44,13 @@ class RepeatedSums:
             inputs: The tensors, in the order of the coefficients' numbers.
 
         Returns:
-            None if a stored tensor is named twice, so that coefficients may cancel.
+            None if none is known, or a stored tensor is named twice, so that coefficients may
+            cancel.
         """
-        first = self._firsts[key]
-        sources = _sources(inputs)
+        first = self._firsts.get(key)
+        if first is None:
+            return None
+        sources = inputs if first.stored else _sources(inputs)
         if not first.distinct and len(set(sources)) < len(sources):
             return None
         found = ex.Linear(tuple([(c, inputs[number]) for c, number in first.terms]))
@@ -58,7 +59,7 @@ class RepeatedSums:
         return found
 
     def note(
-        self, key: Any, found: ex.Expression, inputs: Sequence[ex.Source | ex.Decoded]
+        self, key: Any, inputs: Sequence[ex.Source | ex.Decoded], found: ex.Expression
     ) -> None:
         """Note a sum that was folded, unless one like it is known; arguments as of ``like``."""
         if key in self._firsts or not all(type(one) in _OF_FILES for one in inputs):
@@ -67,9 +68,10 @@ class RepeatedSums:
         if len(set(sources)) < len(sources):
             return
         if isinstance(found, ex.Linear) and (terms := _terms(found, inputs)):
+            stored = all(type(one) is ex.Source for one in inputs)
             ascends = [number for _, number in terms] == list(range(len(inputs)))
             distinct = len({tensor.model for tensor in inputs}) == len(inputs)
-            self._firsts[key] = _First(found, terms, ascends, distinct)
+            self._firsts[key] = _First(found, terms, stored, ascends, distinct)
 
 
 def coefficients_of(form: LinearForm) -> str:

@@ -71,7 +71,7 @@ class StageModel(Model):
         self._files: dict[FilePlaces, FilePlaces] = {}  # one object for all tensors of a file
         self._entries: dict[tuple[Entry, bool], Entry] = {}
         for tensor, part in list(self.parts.items()):
-            if len(part.used) < len(part.names):
+            if None in part.names:
                 self._check_used(tensor, part)
 
     def _assemble(self) -> Assembly:
@@ -124,17 +124,21 @@ class StageModel(Model):
 
     def _folded(self, tensor: str, part: Part) -> ex.Expression:
         found = fold.to_expression(self.row(tensor), self.table[tensor].shape)
-        if key := self._key(tensor, part):
-            self._sums.note(key, found, self._inputs(part))
+        if known := self._repeated(tensor, part):
+            self._sums.note(*known, found)
         return found
 
     def _like_another(self, tensor: str, part: Part) -> ex.Expression | None:
         """Return a sum that differs from one that is known in names alone, None if none does."""
-        key = self._key(tensor, part)
-        return self._sums.like(key, self._inputs(part)) if self._sums.knows(key) else None
+        known = self._repeated(tensor, part)
+        return self._sums.like(*known) if known else None
 
-    def _key(self, tensor: str, part: Part) -> Any:
-        """Return what decides a sum of tensors of files but their names, None of all else."""
+    def _repeated(self, tensor: str, part: Part) -> tuple[Any, tuple[ex.Expression, ...]] | None:
+        """Return what decides a sum of tensors of files but their names, and these tensors.
+
+        Returns:
+            None for all else.
+        """
         if not self._repeats or part.copied or None in part.names:
             return None
         # without rules for some tensors alone, this is all that a request depends on
@@ -144,11 +148,11 @@ class StageModel(Model):
             if not self._floats(part):
                 return None
             form = self._plain_forms[alike] = coefficients_of(self._linear_form(tensor))
-        return form and (form, *[model.kind(name) for model, name in part.inputs])
-
-    @staticmethod
-    def _inputs(part: Part) -> list[ex.Expression]:
-        return [model.expression(name) for model, name in part.inputs]
+        if not form:
+            return None
+        found = [m.with_kind(n) for m, n in zip(part.piece.models, part.names, strict=True)]
+        inputs, kinds = zip(*found, strict=True)
+        return (form, kinds), inputs
 
     @cached_property
     def _repeats(self) -> bool:
@@ -300,9 +304,10 @@ class StageModel(Model):
         if not self.stage.dtype or None in part.names:
             return self._made(part, entry)
         key = entry, part.copied
-        if key not in self._entries:
-            self._entries[key] = self._made(part, entry)
-        return self._entries[key]
+        found = self._entries.get(key)
+        if found is None:
+            found = self._entries[key] = self._made(part, entry)
+        return found
 
     def _made(self, part: Part, entry: Entry) -> Entry:
         if entry.dtype not in MERGEABLE_CODES:

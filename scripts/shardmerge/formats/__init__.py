@@ -189,7 +189,7 @@ def detect(
         UserError: If they are in a format that cannot be read.
     """
     said = announcement(config, side_files, where)
-    if not any(entry.dtype in CODE_TYPES for entry in table.values()):
+    if CODE_TYPES.isdisjoint({entry.dtype for entry in table.values()}):
         return "stale" if said.method else None
     if not said.method:
         formats = tuple(form for form in _PLAIN_SPOKEN if _speaks(form, table))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from shardmerge.base.errors import UserError
 from shardmerge.base.files import read_text, sha256_of, write_text
 from shardmerge.base.findings import unsilenced
 from shardmerge.base.sealed import seal
+from shardmerge.base.sharedjson import shared_json
 from shardmerge.plan.files import (
     CACHE,
     check_whole,
@@ -237,7 +237,7 @@ def _keep(planned: Planned, key: str) -> None:
                 specs[name] = sha256 = _sha256(text)
                 write(spec_path(sha256), text)
             for name, description in planned.descriptions.items():
-                text = json.dumps(description.to_json())
+                text = shared_json(description.to_json())
                 builds[name] = _sha256(text)
                 write(description_path(name), text)
         files = {"specs": specs, "builds": builds}

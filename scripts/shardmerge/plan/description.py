@@ -19,6 +19,7 @@ from shardmerge.base.forms import FormError, entry
 from shardmerge.base.numerics import Numerics
 from shardmerge.base.once import once
 from shardmerge.base.sealed import AGAIN
+from shardmerge.base.sharedjson import shared_digest
 from shardmerge.base.weightfolders import indexes_of
 from shardmerge.plan.files import description_path
 from shardmerge.sources.store import Origin, Store
@@ -208,7 +209,7 @@ class BuildDescription:
     @property
     def digest(self) -> str:
         """Of all that the package is made from; names the description's file."""
-        return digest(self._data)
+        return shared_digest(self._data)
 
     @once
     def _data(self) -> dict[str, Any]:

@@ -119,6 +119,7 @@ class _Planner:
         stored = self._stored({name: outputs for name, (_, _, outputs) in targets.items()})
         delta_jobs, delta_path = self._delta_jobs(stored)
         builds = {name: self._build(name, *target, delta_path) for name, target in targets.items()}
+        extracting = self._adapters()
         adapters = {
             name: plan_adapter(
                 composer,
@@ -129,7 +130,7 @@ class _Planner:
                 made_for=self._made_for,
                 max_shard_size=self.settings.max_shard_size,
             )
-            for name, composer in self._adapters().items()
+            for name, composer in extracting.items()
         }
         made = self._made_jobs()
         weights = {t.file for s in self.locked.values() for t in s.tensors.values()}
@@ -150,7 +151,7 @@ class _Planner:
             warnings=unsilenced(self.findings, self.settings["silence"]),
             adapters=adapters,
         )
-        for composer, _, _ in targets.values():
+        for composer in [*(composer for composer, _, _ in targets.values()), *extracting.values()]:
             composer.forget()
         self.planned.plan = plan
         return self.planned

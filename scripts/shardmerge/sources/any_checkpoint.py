@@ -26,7 +26,7 @@ from shardmerge.sources.checkpoint_files import (
     locked_tensor,
     parse_weight_map,
 )
-from shardmerge.sources.lock import LockedTensor
+from shardmerge.sources.lock import LockedTensor, as_in_files
 
 #: What tells that a folder is a diffusers pipeline, whose own files are other forms of the parts.
 PIPELINE_INDEX = "model_index.json"
@@ -160,7 +160,9 @@ def _is_text(name: str) -> bool:
 def checkpoint_table(
     headers: Mapping[str, Header], where: str, *, alone: bool
 ) -> dict[str, LockedTensor]:
-    """Return all tensors of a checkpoint by name, sorted: those of components as ``FOLDER/TENSOR``.
+    """Return all tensors of a checkpoint by name, as they lie in files.
+
+    Those of components are called ``FOLDER/TENSOR``.
 
     Args:
         headers: By file.
@@ -183,4 +185,4 @@ def checkpoint_table(
                     "Name the one file that you mean, with its folder in front.",
                 )
             table[full] = locked_tensor(file, entry)
-    return dict(sorted(table.items()))
+    return as_in_files(table)

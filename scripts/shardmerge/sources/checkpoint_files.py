@@ -12,7 +12,7 @@ from shardmerge.base.files import line_of
 from shardmerge.base.safetensors import Header, TensorEntry
 from shardmerge.base.weightfolders import FOLDER_PICKLE, folder_of, in_folder, weights_of_folders
 from shardmerge.sources import adapter_config
-from shardmerge.sources.lock import LockedTensor
+from shardmerge.sources.lock import LockedTensor, as_in_files
 from shardmerge.sources.store import TEMPLATES
 
 INDEX = "model.safetensors.index.json"
@@ -265,9 +265,9 @@ def _named(row: tuple[str, Any], where: str, text: str) -> tuple[str, str]:
 def tensor_table(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None, where: str
 ) -> dict[str, LockedTensor]:
-    """Return all tensors by name, sorted; the index decides where there is one.
+    """Return all tensors by name, as they lie in files; the index decides where there is one.
 
-    Those of folders with weights of their own stand behind, as ``FOLDER/TENSOR``.
+    Those of folders with weights of their own are called ``FOLDER/TENSOR``.
 
     Args:
         headers: By file.
@@ -302,7 +302,7 @@ def tensor_table(
         for tensor, entry in sorted(header.tensors.items()):
             safe_tensor(tensor, f"{where}/{file}")
             table[in_folder(folder_of(file), tensor)] = locked_tensor(file, entry)
-    return table
+    return as_in_files(table)
 
 
 def locked_tensor(file: str, entry: TensorEntry) -> LockedTensor:

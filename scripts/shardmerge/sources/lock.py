@@ -44,7 +44,7 @@ class LockedSource:
         commit: The 40-hex commit that it was at, or None for a folder.
         config: The model's config.json, parsed.
         files: By name: weights, config, tokenizer and all else of the model but pickles.
-        tensors: By name, sorted.
+        tensors: By name, as they lie in files (``as_in_files``).
         role: ``model``, ``adapter`` (then config is its adapter_config.json), or ``checkpoint``,
             of which only tensors are known (config is empty).
         vocabulary: Its tokenizer's tokens, where a recipe needs them (without tokens if it has no
@@ -167,11 +167,15 @@ class Lock:
             name: Vocabulary(text, name, f"{where}: vocabulary {name}")
             for name, text in data.get("vocabularies", {}).items()
         }
-        order: list[str] = []
         return cls(
-            {n: _source_from_json(s, texts, order) for n, s in data["sources"].items()},
+            {n: _source_from_json(s, texts) for n, s in data["sources"].items()},
             {n: LockedFile(**row) for n, row in data.get("texts", {}).items()},
         )
+
+
+def as_in_files(tensors: Mapping[str, LockedTensor]) -> dict[str, LockedTensor]:
+    """Return tensors in the order of their files and of their places there, as locks have them."""
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].file, item[1].begin, item[0])))
 
 
 def read_lock(path: str | os.PathLike[str]) -> Lock:
@@ -188,7 +192,7 @@ def _source_to_json(source: LockedSource) -> dict[str, Any]:
     files: dict[str, Any] = {}
     for name, file in sorted(source.files.items()):
         files[name] = _file_row(file)
-    for name, t in sorted(source.tensors.items(), key=lambda item: (item[1].begin, item[0])):
+    for name, t in as_in_files(source.tensors).items():
         table = files[t.file].setdefault("tensors", {})
         table[own_name(name, source.folder_of(t.file))] = [t.dtype, list(t.shape), t.begin, t.end]
     row = {"kind": source.kind, "repo": source.repo, "revision": source.revision}
@@ -219,7 +223,7 @@ def _file_row(file: LockedFile) -> dict[str, Any]:
 
 
 def _source_from_json(
-    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary], order: list[str]
+    data: Mapping[str, Any], vocabularies: Mapping[str, Vocabulary]
 ) -> LockedSource:
     files: dict[str, LockedFile] = {}
     tensors: dict[str, LockedTensor] = {}
@@ -240,7 +244,7 @@ def _source_from_json(
         commit=data.get("commit"),
         config=data["config"],
         files=files,
-        tensors=_in_order(tensors, order),
+        tensors=tensors,
         role=data.get("role", "model"),
         vocabulary=vocabularies[data["vocabulary"]] if "vocabulary" in data else None,
         chat_template=data.get("chat_template"),
@@ -252,18 +256,6 @@ def _source_from_json(
         left_out=tuple(data.get("left_out", ())),
         one_file=data.get("one_file", False),
     )
-
-
-def _in_order(tensors: Mapping[str, LockedTensor], order: list[str]) -> dict[str, LockedTensor]:
-    """Return tensors sorted by name; many sources have the same names as the one before.
-
-    Args:
-        tensors: By name.
-        order: The names of the source before, sorted; becomes those of this one.
-    """
-    if tensors.keys() != dict.fromkeys(order).keys():
-        order[:] = sorted(tensors)
-    return {name: tensors[name] for name in order}
 
 
 def _tensors_from_json(

@@ -113,10 +113,10 @@ class TestWeightMap:
 
 
 class TestTensorTable:
-    def test_tensors_are_sorted_and_carry_their_range(self) -> None:
+    def test_tensors_are_in_the_order_of_their_file_and_carry_their_range(self) -> None:
         header = header_of("b", "a")
         table = tensor_table({"f": header}, None, "o/m")
-        assert list(table) == ["a", "b"]
+        assert list(table) == ["b", "a"]
         assert (table["b"].begin, table["b"].end) == (header.size, header.size + 12)
         assert table["a"].shape == (2, 3)
 
