@@ -14,13 +14,13 @@ TABLE = {
 }
 
 
-def test_texts_are_those_of_json():
+def test_texts_are_those_of_json() -> None:
     assert shared_json(TABLE) == json.dumps(TABLE)
     assert shared_digest(TABLE) == digest(TABLE)
     assert shared_json(TERMS) == json.dumps(TERMS)
 
 
-def test_equal_values_of_other_types_are_not_taken_for_each_other():
+def test_equal_values_of_other_types_are_not_taken_for_each_other() -> None:
     values = {"a": 1, "b": 1.0, "c": True}
     assert shared_json(values) == '{"a": 1, "b": 1.0, "c": true}'
     assert shared_digest(values) == digest(values)
