@@ -29,7 +29,6 @@ from shardmerge.run.idle import MAY_BE_IDLE, idle
 from shardmerge.run.inputlists import keep_lists, list_path
 from shardmerge.run.needed import check_torch
 from shardmerge.run.resources import megabytes, minutes
-from shardmerge.run.searching import step
 from shardmerge.run.shellwords import shell_prefix
 from shardmerge.run.sweeping import SWEEP_FILES, SweepTargets
 from shardmerge.run.targets import HASHES, TASKS, Targets, fetch_options
@@ -70,7 +69,11 @@ REPORT_ALONE = "report" in ASKED and "all" not in ASKED
 WORKER = worker.Worker(os.getpid() if SHARED else None, expects=LOCAL and not (DRY or REPORTS))
 # A trial is a recipe that is written for all to see, and planned as any other.
 # A search tells what was measured and asks for more, once in a run.
-SEARCHED = exit_on_user_error(step)(SETTINGS, dry=DRY) if HEAD and "search" in ASKED else {}
+SEARCHED = {}
+if HEAD and "search" in ASKED:
+    from shardmerge.run.searching import step  # slow to load
+
+    SEARCHED = exit_on_user_error(step)(SETTINGS, dry=DRY)
 # A sweep leaves out what failed in the run before, if it is told that jobs failed.
 FAILURES = exit_on_user_error(failures)(SETTINGS, sweeping=HEAD and "sweep" in ASKED, dry=DRY)
 TRIED = exit_on_user_error(read_sweeps)(SETTINGS, SEARCHED, FAILURES)
