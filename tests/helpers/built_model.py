@@ -135,7 +135,7 @@ def check(job: ShardJob, shard: Path | None = None) -> dict[str, Any]:
     sources, deltas = inputs_of(job, spec)
     told = load_record(record_path(job.output))
     found = shard or Path(job.output)
-    return check_shard(spec, found, sources, deltas, told.sha256, told.xxh3, probes=told.probes)
+    return check_shard(spec, found, sources, deltas, told)
 
 
 def build_model(recipe: str = RECIPE, models: dict[str, Any] | None = None, **config: Any) -> Built:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from shardmerge.base.direct import go_buffered, huge_buffer, is_refusal, open_direct
+from shardmerge.base.direct import goes_buffered, huge_buffer, open_direct
 from shardmerge.base.errors import UserError
 from shardmerge.base.files import cut_short, read_into
 
@@ -174,9 +174,8 @@ class FileHash(contextlib.AbstractContextManager):
             try:
                 count = read_into(fd, buffer, place)
             except OSError as error:
-                if not (direct and is_refusal(error)):
+                if not (direct and goes_buffered(fd, error)):
                     raise
-                go_buffered(fd)
                 direct, buffer = False, buffer[:_CHUNK]
                 continue
             if not count:

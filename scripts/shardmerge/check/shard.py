@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,16 +50,37 @@ class _Findings:
     not_sampled: list[str] = field(default_factory=list)
 
 
+class ToldShard(Protocol):
+    """What a job recorded of the shard that it wrote: ``plan.records.MergeRecord`` has it.
+
+    Attributes:
+        sha256: Of the shard; None to hash nothing.
+        xxh3: Of the shard and that SHA-256; without one the SHA-256 is compared.
+        passes: Of each tensor what was found of whole tensors, call by call: it is verified
+            instead of found once more.
+        probes: Of each tensor what was recorded of calls that are too large to be recomputed.
+    """
+
+    @property
+    def sha256(self) -> str | None: ...
+
+    @property
+    def xxh3(self) -> str | None: ...
+
+    @property
+    def passes(self) -> Mapping[str, Sequence[Sequence[Any]]]: ...
+
+    @property
+    def probes(self) -> Mapping[str, Sequence[Recorded]]: ...
+
+
 def check_shard(
     spec: ShardSpec,
     shard: Path,
     sources: Mapping[tuple[str, str], Path],
     deltas: Iterable[Path],
-    sha256: str | None = None,
-    xxh3: str | None = None,
+    told: ToldShard | None = None,
     watch: Watch | None = None,
-    passes: Mapping[str, Sequence[Sequence[Any]]] | None = None,
-    probes: Mapping[str, Sequence[Recorded]] | None = None,
 ) -> dict[str, Any]:
     """Check a shard that was written; return what was found, as JSON-able data.
 
@@ -71,13 +92,10 @@ def check_shard(
         shard: The file.
         sources: Local path of each (model, file) that ``spec.required_files`` names.
         deltas: Files of stored task vectors.
-        sha256: Of the shard, as the job that wrote it recorded it; None to hash nothing.
-        xxh3: Of the shard and that SHA-256, as recorded; without one the SHA-256 is compared.
+        told: What the job that wrote it recorded; without it nothing is hashed, and all that was
+            found of whole tensors is found once more.
         watch: Compares the sources with what the workflow's first process found; without one they
             are only kept from changing while they are read.
-        passes: Of each tensor what the job that wrote it found of whole tensors, call by call: it
-            is verified instead of found once more.
-        probes: Of each tensor what it recorded of calls that are too large to be recomputed.
 
     Raises:
         UserError: If anything is not as it must be; names tensor, position, expected and found.
@@ -92,8 +110,9 @@ def check_shard(
         _check_header(spec, output)
         written = _Written(spec, output)
         whole = None
-        if sha256:
-            whole = FileHash(shard, hasher_like(xxh3 or sha256), excerpts=written.ranges())
+        if told and told.sha256:
+            kind = hasher_like(told.xxh3 or told.sha256)
+            whole = FileHash(shard, kind, excerpts=written.ranges())
             written.hashed = stack.enter_context(whole)
         leaves = OpenLeaves(spec, sources, deltas, stack)
         recomputer = Recomputer(spec.numerics, leaves.stored, leaves.read, leaves)
@@ -101,13 +120,15 @@ def check_shard(
         statistics = Statistics(recomputer)
         for tensor in spec.tensors:
             calls = calls_in_passes(simplify(tensor.expression), spec.numerics)
-            found = (passes or {}).get(tensor.name, ())
+            found = told.passes.get(tensor.name, ()) if told else ()
             recomputer.forget(dict(zip(calls, found, strict=False)))
-            told = (probes or {}).get(tensor.name, ())
+            probes = told.probes.get(tensor.name, ()) if told else ()
             allowed = spec.allow_nonfinite
-            _check_tensor(tensor, written, leaves, recomputer, told, allowed, findings, statistics)
+            _check_tensor(
+                tensor, written, leaves, recomputer, probes, allowed, findings, statistics
+            )
         if whole:
-            _check_bytes(shard, whole.result(), sha256, xxh3)
+            _check_bytes(shard, whole.result(), told.sha256, told.xxh3)
         watch.confirm()
     return {
         "shard": Path(shard).name,
@@ -115,7 +136,7 @@ def check_shard(
         "passed": True,
         "tensors": len(spec.tensors),
         "elements": findings.elements,
-        "sha256": sha256,
+        "sha256": told.sha256 if told else None,
         "stamp": list(stamp),
         "copies": findings.verbatim,
         "recomputed_independently": findings.independent,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shardmerge.engine.quick_choice_text import NAN
+from shardmerge.methods.kernels.masks import numbers_of
 from shardmerge.methods.passes import Ranks
 
 #: Returns the keys of consecutive elements, uint32: (first, count).
@@ -15,9 +16,9 @@ KeysOf = Callable[[int, int], np.ndarray]
 
 
 def keys_of_runs(keys: KeysOf, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-    """Return the keys of runs of elements; together if that is known to take less."""
-    together = getattr(keys, "of_runs", None)
-    return together(runs) if together else [keys(*run) for run in runs]
+    """Return the keys of each run of elements."""
+    ends = np.cumsum([count for _, count in runs])
+    return np.split(numbers_of(keys, runs), ends[:-1])
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,14 @@ from shardmerge.engine.telling import Telling, sides_of, telling_bands, telling_
 from shardmerge.engine.tile_buffers import ChosenRows, TileBuffers
 from shardmerge.engine.tiles import BracketCount, ReducedTiles
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
-from shardmerge.methods.kernels.masks import BitMask
+from shardmerge.methods.kernels.brackets import (
+    Bracket,
+    KeyPasses,
+    find_bands,
+    find_keys,
+    in_parts,
+)
+from shardmerge.methods.kernels.masks import BitMask, ElementSpan, in_one_array
 from shardmerge.methods.kernels.places import PickedValues
 from shardmerge.methods.passes import (
     Bands,
@@ -77,12 +83,8 @@ class RankPasses(RowPasses):
 
         def locate(k: int, key: int, number: int) -> int:
             near, before = seen.tile_of(k, key, number)
-            for tile in range(near, -(-count // BLOCK)):
-                own = places(k, key, tile)
-                if number - before < len(own):
-                    return int(own[number - before])
-                before += len(own)
-            raise ValueError("there are not so many")
+            tiles = range(near, -(-count // BLOCK))
+            return in_parts((places(k, key, tile) for tile in tiles), number - before)
 
         seen.marking = count if wanted.marked and count <= _MARKED else 0
         passes = self._key_passes(call, wanted.function, count, seen)
@@ -310,12 +312,12 @@ class _KeysOf:
         """Return those of consecutive elements, uint32."""
         return self.tiles.bits(first, count)[0]
 
-    def of_runs(self, runs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """Return those of runs, the short ones of which are read together."""
-        short = [run for run in runs if run[1] <= RUN]
+    def of_spans(self, spans: Sequence[ElementSpan]) -> np.ndarray:
+        """Return those of spans, one after the other; short spans are read together."""
+        short = [span for span in spans if span[1] <= RUN]
         ends = np.cumsum([count for _, count in short])
         parts = iter(np.split(self.tiles.bits_of(short)[0], ends[:-1]) if short else ())
-        return [next(parts) if run[1] <= RUN else self(*run) for run in runs]
+        return in_one_array([next(parts) if span[1] <= RUN else self(*span) for span in spans])
 
 
 @dataclass

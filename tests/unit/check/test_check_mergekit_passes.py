@@ -13,6 +13,7 @@ import torch
 
 from helpers import engine_cases, kernel_cases
 from helpers.engine_cases import Models, call_of
+from helpers.told_shard import Told
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
 from shardmerge.base.numerics import MERGEKIT
@@ -79,7 +80,7 @@ def alone(built: Built, tmp_path: Path) -> Callable[..., Built]:
 def check(built: Built, **changes: list) -> dict[str, Any]:
     """Check the shard, with other records of some tensors."""
     models, spec, passes, shard = built
-    return check_shard(spec, shard, models.paths, [], passes=passes | changes)
+    return check_shard(spec, shard, models.paths, [], Told(passes=passes | changes))
 
 
 def test_they_pass_whatever_their_size(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

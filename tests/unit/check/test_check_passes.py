@@ -18,6 +18,7 @@ import torch
 
 from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
+from helpers.told_shard import Told
 from shardmerge.algebra.samples import spread_tiles
 from shardmerge.algebra.spec import ShardSpec
 from shardmerge.base.errors import UserError
@@ -109,7 +110,7 @@ class TestRecorded:
         assert changes.keys() <= passes.keys()
         changed = passes | changes
         shard = models.folder / "out.safetensors"
-        return check_shard(spec, shard, models.paths, [], passes=changed)
+        return check_shard(spec, shard, models.paths, [], Told(passes=changed))
 
     def test_is_believed_if_it_is_right(
         self,

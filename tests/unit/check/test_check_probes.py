@@ -20,6 +20,7 @@ import check_shard as command
 from helpers import engine_cases as cases
 from helpers.built_model import build_model, verify
 from helpers.library_cases import decomposed, measured, random
+from helpers.told_shard import Told
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import samples
 from shardmerge.algebra.spec import ShardSpec
@@ -72,7 +73,7 @@ def made(
 
 def check(models: cases.Models, spec: ShardSpec, probes: Any) -> dict[str, Any]:
     return check_shard(
-        spec, models.folder / "out.safetensors", models.paths, (), probes=probes
+        spec, models.folder / "out.safetensors", models.paths, (), Told(probes=probes or {})
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from helpers import engine_cases as cases
 from helpers import kernel_cases, method_bytes
 from helpers.engine_cases import Models, call_of, normal
 from helpers.library_cases import decomposed, measured
+from helpers.told_shard import Told
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import samples
 from shardmerge.check import kernels
@@ -65,7 +66,7 @@ class TestCuda:
             models, spec = make(name, tmp_path / name)
             told = models.build(spec, device="cuda").probes
             found = check_shard(
-                spec, tmp_path / name / "out.safetensors", models.paths, (), probes=told
+                spec, tmp_path / name / "out.safetensors", models.paths, (), Told(probes=told or {})
             )
             assert found["verified_by_probes"] == 1
 

@@ -11,6 +11,7 @@ import torch
 from helpers import engine_cases as cases
 from helpers import format_cases, method_bytes
 from helpers.engine_cases import Models, call_of, normal, tuned
+from helpers.told_shard import Told
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import pieces
 from shardmerge.algebra.arrange import arrange
@@ -110,7 +111,7 @@ def test_bits_of_every_method(
         spec = models.spec(rows)
         record = models.build(spec)
     checked = check_shard(
-        spec, tmp_path / "out.safetensors", models.paths, [], passes=record.passes
+        spec, tmp_path / "out.safetensors", models.paths, [], Told(passes=record.passes)
     )
     assert checked["not_sampled"] == []
     found, expected = models.load(), plain.load("plain.safetensors")

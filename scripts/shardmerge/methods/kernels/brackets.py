@@ -8,7 +8,7 @@ which bracket a rank may be, one pass finds it, or finds that it is not there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -129,6 +129,23 @@ class KeyPasses:
     def all_of(self, k: int) -> Bracket:
         """Return the bracket of all keys of a value."""
         return Bracket(k, 0, max(0, self.bits - 1 - _DIGIT))
+
+
+def in_parts(parts: Iterable[Sequence[int]], number: int) -> int:
+    """Return the one of some indices that has a number.
+
+    Args:
+        parts: The indices in ascending order, some at a time: arrays or tensors.
+        number: From 0 on.
+
+    Raises:
+        ValueError: If there are not so many.
+    """
+    for own in parts:
+        if number < len(own):
+            return int(own[number])
+        number -= len(own)
+    raise ValueError("there are not so many")
 
 
 def find_bands(

@@ -12,7 +12,13 @@ import torch
 
 from shardmerge.methods.contract import BLOCK, BeginPasses, Group
 from shardmerge.methods.kernels.blocks import row_sums, spans
-from shardmerge.methods.kernels.brackets import Bracket, KeyPasses, find_bands, find_keys
+from shardmerge.methods.kernels.brackets import (
+    Bracket,
+    KeyPasses,
+    find_bands,
+    find_keys,
+    in_parts,
+)
 from shardmerge.methods.kernels.keys import RandomStream
 from shardmerge.methods.kernels.masks import (
     Below,
@@ -349,12 +355,9 @@ def _bands(
             )
 
     def locate(k: int, key: int, number: int) -> int:
-        for first, keys in blocks():
-            equal = (keys[k] == key).nonzero()[:, 0]
-            if number < len(equal):
-                return first + int(equal[number])
-            number -= len(equal)
-        raise ValueError("there are not so many")
+        return in_parts(
+            (first + (keys[k] == key).nonzero()[:, 0] for first, keys in blocks()), number
+        )
 
     counted = partial(_count_keys, lambda: (keys for _, keys in blocks()))
     return find_bands(ranks, KeyPasses(count, bits, counted), locate)[0]
