@@ -181,7 +181,7 @@ class Cluster:
     def lose_node(self, node: str) -> None:
         """Kill a node with all that runs on it, and have the controller notice at once."""
         running = {j.id for j in self.jobs("RUNNING", "COMPLETING").values() if j.node == node}
-        steps = [p for p in psutil.process_iter() if _job_of(p) in running]
+        steps = [p for p in self._left() if _job_of(p) in running]
         self.stop_node(node, signal.SIGKILL)
         for process in [p for step in steps for p in (step, *step.children(recursive=True))]:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -287,8 +287,11 @@ def _run(*command: str, env: Mapping[str, str] | None = None) -> str:
 
 
 def _free_ports(count: int) -> int:
-    """Return the first of so many ports in a row that nobody listens on."""
-    for first in range(21000 + os.getpid() % 5000, 40000, count):
+    """Return the first of so many ports in a row that nobody listens on.
+
+    Clusters that start at the same time look at rows that share no port.
+    """
+    for first in range(21000 + os.getpid() % (5000 // count) * count, 40000, count):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))

@@ -10,24 +10,20 @@ Lin et al. 2023, "AWQ", https://arxiv.org/abs/2306.00978; https://github.com/cas
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardmerge.base.errors import UserError
 from shardmerge.formats.interface import (
-    FLOATS,
     Announcement,
     Blocks,
     Box,
     LogicalTensor,
     Table,
-    filled,
     misfit,
-    part,
     short,
 )
-from shardmerge.formats.shaped import Shaped, before
+from shardmerge.formats.shaped import Packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +33,7 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 @dataclass(frozen=True)
-class Awq(Shaped):
+class Awq(Packed):
     """Modules with a ``qweight``.
 
     Args:
@@ -47,19 +43,12 @@ class Awq(Shaped):
     group_size: int = 128
     name = "awq"
 
-    def stems(self, table: Table) -> Iterable[str]:
-        """As ``Shaped.stems``."""
-        return [stem + "." for stem in before(table, ".qweight")]
-
     def one(self, table: Table, module: str) -> LogicalTensor:
         """As ``Shaped.one``."""
         name = module + "weight"
-        codes = part(table, module + "qweight", name, ("I32",), (2,))
-        scales = part(table, module + "scales", name, FLOATS, (2,))
-        zeros = part(table, module + "qzeros", name, ("I32",), (2,))
-        filled(name, codes, scales, zeros)
+        codes, scales, zeros = self._packed(table, module, name)
         inputs, words = codes.shape
-        group = self.group_size if self.group_size > 0 else inputs
+        group = self._group(inputs)
         groups = -(-inputs // group)
         if scales.shape != (groups, words * 8):
             raise misfit(name, scales, (groups, words * 8), f"{codes.tensor!r}")

@@ -13,7 +13,6 @@ https://github.com/ModelCloud/GPTQModel, ``nn_modules/qlinear`` (``dequantize_we
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,19 +20,17 @@ from shardmerge.base.errors import UserError
 from shardmerge.formats.boxes import whole
 from shardmerge.formats.groups import group_numbers
 from shardmerge.formats.interface import (
-    FLOATS,
     Announcement,
     Blocks,
     Box,
     LogicalTensor,
     PartRef,
     Table,
-    filled,
     misfit,
     part,
     short,
 )
-from shardmerge.formats.shaped import Shaped, before
+from shardmerge.formats.shaped import Packed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +40,7 @@ _CONVENTIONS = {"": 1, "gptq": 1, "gptq_v2": 0}
 
 
 @dataclass(frozen=True)
-class Gptq(Shaped):
+class Gptq(Packed):
     """Modules with a ``qweight``.
 
     Args:
@@ -59,17 +56,10 @@ class Gptq(Shaped):
     varied: bool = False
     name = "gptq"
 
-    def stems(self, table: Table) -> Iterable[str]:
-        """As ``Shaped.stems``."""
-        return [stem + "." for stem in before(table, ".qweight")]
-
     def one(self, table: Table, module: str) -> LogicalTensor:
         """As ``Shaped.one``."""
         name = module + "weight"
-        codes = part(table, module + "qweight", name, ("I32",), (2,))
-        scales = part(table, module + "scales", name, FLOATS, (2,))
-        zeros = part(table, module + "qzeros", name, ("I32",), (2,))
-        filled(name, codes, scales, zeros)
+        codes, scales, zeros = self._packed(table, module, name)
         groups, outputs = scales.shape
         if codes.shape[1] != outputs:
             raise misfit(name, codes, (codes.shape[0], outputs), f"{scales.tensor!r}")
@@ -84,9 +74,6 @@ class Gptq(Shaped):
             raise misfit(name, scales, (usual, outputs), f"{codes.tensor!r}")
         settings = (("bits", bits), ("group", self._group(inputs)), ("offset", self.offset))
         return LogicalTensor(name, (outputs, inputs), self.name, parts, settings, step=32)
-
-    def _group(self, inputs: int) -> int:
-        return self.group_size if self.group_size > 0 else inputs
 
     def _bits(self, name: str, codes: PartRef, zeros: PartRef, groups: int, outputs: int) -> int:
         """Return the bits of a code: the config's, or others that the shapes ask for."""

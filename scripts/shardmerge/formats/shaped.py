@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from shardmerge.formats.interface import LogicalTensor, PartRef, Table
+from shardmerge.formats.interface import FLOATS, LogicalTensor, PartRef, Table, filled, part
 
 #: Role of a part, what its name has behind the stem, dtype code and shape.
 _Part = tuple[str, str, str, tuple[int, ...]]
@@ -58,6 +58,33 @@ class Shaped(ABC):
     def needed(self, table: Table) -> list[str]:
         """Return no tensors: shapes tell all."""
         return []
+
+
+class Packed(Shaped):
+    """A format whose modules have a ``qweight``: codes in words of 32 bits, scales and zeros."""
+
+    group_size: int
+
+    def stems(self, table: Table) -> Iterable[str]:
+        """As ``Shaped.stems``."""
+        return [stem + "." for stem in before(table, ".qweight")]
+
+    @staticmethod
+    def _packed(table: Table, module: str, name: str) -> tuple[PartRef, PartRef, PartRef]:
+        """Return codes, scales and zeros of a module, for the tensor of that name.
+
+        Raises:
+            UserError: If one is missing, of another type or rank, or empty.
+        """
+        codes = part(table, module + "qweight", name, ("I32",), (2,))
+        scales = part(table, module + "scales", name, FLOATS, (2,))
+        zeros = part(table, module + "qzeros", name, ("I32",), (2,))
+        filled(name, codes, scales, zeros)
+        return codes, scales, zeros
+
+    def _group(self, inputs: int) -> int:
+        """Return how many inputs share a scale."""
+        return self.group_size if self.group_size > 0 else inputs
 
 
 def _renamed(one: LogicalTensor, parts: Iterable[_Part], stem: str) -> LogicalTensor:

@@ -266,11 +266,11 @@ class TestSentences:
         assert "is not the name of a repository" in told("o/m/x")
 
     def test_no_network(self, served: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        with socket.socket() as closed:
+        with socket.socket() as closed:  # bound, so that nobody else listens there
             closed.bind(("127.0.0.1", 0))
             address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        text = told("o/m")
+            monkeypatch.setenv("HF_ENDPOINT", address)
+            text = told("o/m")
         assert text.startswith(f"o/m: cannot be asked for: the Hub at {address} does not answer")
         assert "Is there a network on this machine" in text
         assert sum(served.waits) < 15
