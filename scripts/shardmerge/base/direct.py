@@ -35,17 +35,14 @@ def open_direct(path: Path, flags: int, mode: int = 0o666) -> tuple[int, bool]:
         return os.open(path, flags, mode), False
 
 
-def goes_buffered(fd: int, error: OSError) -> bool:
-    """Return whether a file is to be read or written once more, now through the page cache.
+def is_refusal(error: OSError) -> bool:
+    """Whether an error may be that a file system reads or writes nothing directly."""
+    return error.errno in _REFUSED
 
-    Args:
-        fd: The file, which is open past the page cache.
-        error: Why it was not read or written: perhaps its file system does nothing directly.
-    """
-    if error.errno not in _REFUSED:
-        return False
+
+def go_buffered(fd: int) -> None:
+    """Read and write an open file through the page cache from now on."""
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~_DIRECT)
-    return True
 
 
 def huge_pages(length: int) -> mmap.mmap:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardmerge.base import diskerrors
 from shardmerge.base.claims import confirm, part_path
-from shardmerge.base.direct import PAGE, goes_buffered, open_direct
+from shardmerge.base.direct import PAGE, go_buffered, is_refusal, open_direct
 from shardmerge.base.errors import UserError
 
 _FICLONE = 0x40049409
@@ -60,8 +60,9 @@ class OutputFile(contextlib.AbstractContextManager):
             try:
                 done += os.pwrite(self._fd, buffer[done:end], offset + done)
             except OSError as error:
-                if not (self.direct and goes_buffered(self._fd, error)):
+                if not (self.direct and is_refusal(error)):
                     raise self._error(error) from None
+                go_buffered(self._fd)
                 self.direct, end = False, length
 
     def finish(self) -> None:
