@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from helpers import flagship_70b
 from shardmerge.algebra import expression as ex
 from shardmerge.algebra import fold, patterns
 from shardmerge.base.dtypes import tensor_bytes
@@ -15,7 +18,8 @@ from shardmerge.base.files import write_json
 from shardmerge.plan.decide import load_plan
 from shardmerge.plan.description import load_description
 from shardmerge.plan.files import load_spec
-from shardmerge.recipe.recipe import load_recipe
+from shardmerge.plan.planner import make_plan
+from shardmerge.recipe.recipe import load_recipe, parse_recipe
 from shardmerge.recipe.settings import load_settings
 from shardmerge.sources.sources import lock_path
 from tools.bench import plans
@@ -105,6 +109,23 @@ class TestLargeModels:
         (build,) = plan.builds.values()
         specs = [load_spec(job.digest) for job in build.shards]
         assert [spec.digest for spec in specs] == [job.digest for job in build.shards]
+
+
+@pytest.mark.parametrize("numerics", ["float32", "mergekit-0.1.5"])
+def test_no_collector_is_needed_to_let_go_of_a_lock(numerics: str) -> None:
+    recipe = parse_recipe(flagship_70b.RECIPE.read_text(), "recipe.yaml")
+    lock = flagship_70b.lock_of(flagship_70b.MODELS, flagship_70b.llama_7b())
+    settings = load_settings({"recipes": ["recipe.yaml"], "numerics": numerics})
+    known, before = weakref.ref(lock), gc.isenabled()
+    gc.disable()
+    try:
+        plan = make_plan([(recipe, lock)], settings, lambda key, _, file: f"{key}/{file}").plan
+        del lock
+        assert plan.builds
+        assert known() is None
+    finally:
+        if before:
+            gc.enable()
 
 
 class TestQuantised:
