@@ -117,11 +117,13 @@ class Step:
         reduction: Its values as steps; loads are the values of the step before.
         given: What the steps need besides.
         numbers: Where the numbers that it finds go, float64 [values, all rows].
+        is_last: Whether it makes them of numbers alone, which are the same for all elements.
     """
 
     reduction: Reduction
     given: Given
     numbers: np.ndarray
+    is_last: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -152,6 +154,13 @@ def lowered_steps(
         steps.append(Step(reduction, given, found))
         # what is added up is kept, what is compared is little work
         before = values if kind == "maxima" else partial(_held, len(found))
+    if wanted.result:
+
+        def result(x: SymbolicElements, numbers: Sequence[StepValue], _: object) -> list[StepValue]:
+            return [wanted.result(x, numbers)]
+
+        values = partial(step_values, result, found, partial(_held, 0))
+        steps.append(Step(*lowered("maxima", values), np.zeros((1, rows)), is_last=True))
     return steps
 
 
@@ -207,10 +216,11 @@ class RowCode:
         own = places, moves, given.constants, first, self._one
         code = native_reduction(reduction)
         if reduction.kind == "maxima":
-            calls = [_Call(code.address(1), left, length, *own)]
+            # one vector tells of numbers that are the same in all
+            calls = [_Call(code.address(1), left, LANES if step.is_last else length, *own)]
             return [*calls, self._last(step, "maxima", LANES, LANES)]
         ways, rest = halving(reduction, length)
-        if k < len(self._steps) - 1:
+        if k < len(self._steps) - 1 and not self._steps[k + 1].is_last:
             code = native_reduction(replace(reduction, kind="kept"))
             apart = (self._held[k].ctypes.data - left) // 8
             more = np.array([1, *(apart + length * value for value in range(kept))], np.int64)

@@ -40,7 +40,7 @@ class Elements(Protocol):
         """Return a wider value rounded to the inputs' type."""
 
     def single(self, value: ElementValue) -> ElementValue:
-        """Return a narrower value as float32."""
+        """Return a value as float32, rounded if it is wider."""
 
     def inside(self, value: ElementValue, band: KeyBand) -> ElementValue:
         """Return the mask of elements whose values, none below 0, have ranks in a band.
@@ -67,7 +67,10 @@ class Elements(Protocol):
         """Return positive, finite, normal float64 numbers scaled to [sqrt(1/2), sqrt(2))."""
 
     def power_of_two(self, value: ElementValue) -> ElementValue:
-        """Return 2**k for float64 of k + ``RAISED``; for -1023 it is 0, for 1024 infinite."""
+        """Return 2**k for float64 of k + ``RAISED``; for -1023 it is 0, for 1024 infinite.
+
+        Of float32 it is k + ``RAISED_SINGLE``, from -127 to 128.
+        """
 
 
 #: Returns for consecutive elements, (first, count), whether each is chosen: as bits, uint8, the
@@ -81,6 +84,9 @@ Places = Callable[[], "np.ndarray"]
 ROOT_OF_HALF, MANTISSA, BIAS = 0x3FE6A09E667F3BCD, 52, 1023
 #: Added to a number below 2**51 it leaves the nearest integer: in the last bits, and without it.
 RAISED = 1.5 * 2.0**MANTISSA
+#: The same of float32.
+SINGLE_MANTISSA, SINGLE_BIAS = 23, 127
+RAISED_SINGLE = 1.5 * 2.0**SINGLE_MANTISSA
 #: The greatest key of a float32.
 GREATEST_KEY = (1 << 31) - 1
 #: The vectors that a tensor is made of: itself, those along its last dimension, or its first.
@@ -163,22 +169,26 @@ class Maxima:
 RowStep = Callable[
     [Elements, Sequence[ElementValue], Sequence[ElementValue]], Sequence[ElementValue]
 ]
+#: Returns a number of rows: (what has the functions of elements, numbers of the same rows).
+RowResult = Callable[[Elements, Sequence[ElementValue]], ElementValue]
 
 
 @dataclass(frozen=True)
 class RowSteps:
     """Asks for numbers of rows that need other numbers of the same rows, found in steps.
 
-    The answer is what the last step finds, float64 [values, vectors]. The steps of a row may
-    follow each other before the next row is looked at.
+    The answer is what the last step finds, float64 [values, vectors], or what is made of that. The
+    steps of a row may follow each other before the next row is looked at.
 
     Args:
         steps: What each finds of a row's values, and the function of elements that returns them.
         axis: Of the rows.
+        result: Makes one number of those that the last step finds of a row, all float64.
     """
 
     steps: tuple[tuple[Literal["sums", "maxima"], RowStep], ...]
     axis: Axis = "last"
+    result: RowResult | None = None
 
 
 @dataclass(frozen=True)
@@ -413,7 +423,10 @@ def end_of(passes: Passes, answer: Callable[[Wanted], Any]) -> Map:
 
 
 def in_turn(wanted: RowSteps) -> Generator[Wanted, Any, np.ndarray]:
-    """Ask for the numbers of each step in a pass of its own; return those of the last."""
+    """Ask for the numbers of each step in a pass of its own; return those of the last.
+
+    What the request makes of them is not made.
+    """
     found: Sequence[np.ndarray] = ()
 
     def values(x: Elements) -> Sequence[ElementValue]:

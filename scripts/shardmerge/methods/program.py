@@ -48,10 +48,10 @@ class Program:
             ``full F32``, ``full F64``, ``full U32`` (constant), ``load`` (number of a load),
             ``times``, ``over``, ``gt``, ``ge``, ``lt``, ``eq``, ``ne``, ``and`` (two values),
             ``abs``, ``wide`` (to float64), ``single`` (to float32), ``key`` (the bits of a
-            magnitude), ``exponent``, ``mantissa``, ``power`` (of float64, see
-            ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
-            keys), ``row`` (number of a table, constants: the
-            index of the first element, the elements of a row).
+            magnitude), ``exponent``, ``mantissa`` (of float64), ``power`` (of float64 or float32,
+            see ``passes.Elements``), ``select`` (mask, two values), ``at least``, ``at most`` (two
+            keys), ``row`` (number of a table, constants: the index of the first element, the
+            elements of a row).
         result: The value that is written.
         output: Code of the type that it is written in, rounded once.
         measured: Values of which the sum of squares is wanted.

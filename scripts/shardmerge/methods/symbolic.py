@@ -234,7 +234,7 @@ class SymbolicElements:
         return self.where(mask, 1.0, 0.0)
 
     def rounded(self, value: StepValue) -> StepValue:
-        value = value._step("single", dtype="F32") if value.dtype == "F64" else value
+        value = self.single(value) if value.dtype == "F64" else value
         if not self.writer.narrow:
             return value
         return StepValue(self.writer, self.writer.round(value.number, self._dtype))
@@ -250,6 +250,8 @@ class SymbolicElements:
         return masks[0] & masks[1]
 
     def single(self, value: StepValue) -> StepValue:
+        if value.dtype == "F64":
+            return value._step("single", dtype="F32")
         return value if value.dtype == "F32" else value._step("round F32", dtype="F32")
 
     def chosen(self, mask: Masks) -> StepValue:
@@ -304,7 +306,7 @@ class SymbolicElements:
         return value._step("mantissa", dtype="F64")
 
     def power_of_two(self, value: StepValue) -> StepValue:
-        return value._step("power", dtype="F64")
+        return value._step("power", dtype="F64" if value.dtype == "F64" else "F32")
 
 
 def _along(

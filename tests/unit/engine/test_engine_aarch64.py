@@ -29,7 +29,7 @@ from shardmerge.engine import (
     row_steps,
 )
 from shardmerge.methods.contract import BLOCK
-from shardmerge.methods.passes import RAISED
+from shardmerge.methods.passes import RAISED, RAISED_SINGLE
 from shardmerge.methods.program import Program, Reduction
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -49,7 +49,8 @@ WIDE = (
     *(("mantissa", (6,)), ("times", (7, 8)), ("full F64", (5,)), ("add", (7, 10))),
     *(("power", (11,)), ("over", (9, 12))),
 )
-CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0, RAISED)
+CONSTANTS = (0.3, 1.7, 0x3C000000, 0.0, 1.0, RAISED, RAISED_SINGLE)
+POWERS = (("full F32", (6,)), ("add", (2, 3)), ("power", (4,)), ("times", (5, 0)))
 MASKS = (("gt", (0, 1)), ("lt", (2, 1)))
 KEYS = (("sub", (0, 1)), ("key", (3,)))
 MASKED = Program(LEAVES[:2], (("load", (0,)), ("select", (2, 0, 1))), 3, "F16", (), loads=("BIT",))
@@ -63,6 +64,7 @@ def reduction(kind: str, steps: tuple, *values: int) -> Reduction:
 CASES: dict[str, tuple[Callable[[], str], int]] = {
     "map": (lambda: native.assembly(Program(LEAVES, VALUES, 24, "BF16", (6, 4))), 2 * COUNT),
     "half": (lambda: native.assembly(Program(LEAVES, VALUES[:6], 7, "F16", ())), 2 * COUNT),
+    "powers": (lambda: native.assembly(Program(LEAVES, POWERS, 6, "F32", ())), 4 * COUNT),
     "sums": (lambda: reductions._text(reduction("sums", WIDE, 4, 13), 1), 16 * COUNT),
     "halved": (lambda: reductions._text(reduction("sums", WIDE, 13), 8), COUNT),
     "kept": (lambda: reductions._text(reduction("kept", WIDE, 13), 4), 10 * COUNT),

@@ -25,6 +25,7 @@ from shardmerge.methods.kernels.masks import (
 )
 from shardmerge.methods.kernels.mersenne import Mersenne
 from shardmerge.methods.kernels.places import PickedValues
+from shardmerge.methods.kernels.plain import result_of
 from shardmerge.methods.kernels.ranks import RowMasks, choice_by, ranks_along
 from shardmerge.methods.kernels.rng import uniform
 from shardmerge.methods.kernels.selection import key_values, sort_keys
@@ -34,6 +35,8 @@ from shardmerge.methods.passes import (
     BIAS,
     MANTISSA,
     ROOT_OF_HALF,
+    SINGLE_BIAS,
+    SINGLE_MANTISSA,
     Axis,
     Bands,
     Chances,
@@ -149,6 +152,8 @@ class TorchElements:
         return bits.view(torch.float64)
 
     def power_of_two(self, value: torch.Tensor) -> torch.Tensor:
+        if value.dtype == torch.float32:
+            return ((value.view(torch.int32) + SINGLE_BIAS) << SINGLE_MANTISSA).view(torch.float32)
         return ((value.view(torch.int64) + BIAS) << MANTISSA).view(torch.float64)
 
     def along(self, values: np.ndarray, axis: Axis, *, wide: bool = False) -> torch.Tensor:
@@ -221,7 +226,8 @@ def answered(
         case Maxima(function, axis):
             return _maxima(function, axis, shape, read, step)
         case RowSteps():
-            return end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+            found = end_of(in_turn(wanted), partial(answered, shape=shape, read=read, step=step))
+            return result_of(wanted, found)
         case RowStatistics():
             return end_of(rows_first(wanted), partial(answered, shape=shape, read=read, step=step))
         case OrderStatistics(places=places) if places:
